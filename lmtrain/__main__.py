@@ -1,0 +1,56 @@
+"""`python -m lmtrain [VERB] …`: picks the verb; without one, trains."""
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+VERBS = ("prepare", "evaluate", "sample", "benchmark")
+
+
+def main() -> None:
+    """The entry point; its exit codes are 0, 2 (a mistake in config or input), 3, 130, 143 and 1, as in the README."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
+    from lmtrain.config import ConfigError
+
+    try:
+        code = dispatch(sys.argv[1:])
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            print(f"config error: {line}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def dispatch(arguments: Sequence[str]) -> int:
+    from lmtrain.config import ConfigError
+
+    first = arguments[0] if arguments else ""
+    if first in VERBS:
+        command = importlib.import_module(f"lmtrain.commands.{first}")
+        return int(command.main(arguments[1:]))
+    if first and not first.startswith(("-", "+", "~")) and "=" not in first:
+        nearest = difflib.get_close_matches(first, VERBS, n=1)
+        raise ConfigError(
+            f"{first}: neither a verb ({', '.join(VERBS)}) nor an override (key=value)"
+            + (f"; did you mean {nearest[0]}?" if nearest else "")
+        )
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
+    from lmtrain.commands import train
+
+    resumed = [text for text in arguments if text.startswith("resume=") and text not in ("resume=null", "resume=")]
+    if resumed:
+        others = [text for text in arguments if not text.startswith("resume=")]
+        return train.resume(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)
+    return train.main(arguments)
+
+
+if __name__ == "__main__":
+    main()

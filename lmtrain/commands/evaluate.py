@@ -1,0 +1,46 @@
+"""`python -m lmtrain evaluate RUN_DIR…`: loss, perplexity and bits per byte of checkpoints on a whole split."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from lmtrain.console import console, significant
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain evaluate", description="Loss of trained models over a whole split, every token once."
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run directories")
+    parser.add_argument("--split", default="val", help="train, val or any other .bin of the data folder (default: val)")
+    parser.add_argument("--data", type=Path, help="another folder of token files (default: the run's own)")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    options = parser.parse_args(list(arguments))
+
+    # After the arguments are understood: these import torch.
+    from lmtrain.config import ConfigError, build
+    from lmtrain.load import load_run
+    from lmtrain.trainer import evaluate, perplexity
+
+    table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
+    for run in options.runs:
+        loaded = load_run(run, options.checkpoint, options.device)
+        node = {**loaded.cfg.data, **({"path": str(options.data)} if options.data else {})}
+        try:
+            loader = build(node, split=options.split, seed=loaded.cfg.seed)
+        except Exception as error:
+            if isinstance(error.__cause__, ValueError):
+                raise ConfigError(str(error.__cause__)) from error
+            raise
+        loss = evaluate(loaded.model, loaded.model, loader.whole_split(), loaded.system)
+        per_byte = f"{loss / math.log(2) / loader.bytes_per_token:.4f}" if loader.bytes_per_token else "–"
+        tokens = f"{len(loader.tokens):,}"
+        table.add_row(
+            str(run), str(loaded.step), options.split, tokens, f"{loss:.4f}", significant(perplexity(loss)), per_byte
+        )
+    console.print(table)
+    return 0

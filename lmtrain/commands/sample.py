@@ -1,0 +1,52 @@
+"""`python -m lmtrain sample RUN_DIR --prompt …`: text from a checkpoint."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from lmtrain.config import ConfigError
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lmtrain sample", description="Writes text with a trained model.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--prompt", default="", help="the text to continue (default: the start of a document)")
+    parser.add_argument("--tokens", type=int, default=200, help="how many to add (default: 200)")
+    parser.add_argument("--count", type=int, default=1, help="how many texts (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=50, help="choose among so many; 0 = all (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    options = parser.parse_args(list(arguments))
+
+    # After the arguments are understood: these import torch.
+    import torch
+
+    from lmtrain.data.tokenizer import END_OF_TEXT
+    from lmtrain.generate import generate
+    from lmtrain.load import load_run, seeded
+
+    loaded = load_run(options.run, options.checkpoint, options.device)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{options.run}: has no tokenizer.json, since its data had none")
+    ids = loaded.tokenizer.encode(options.prompt).ids
+    if not ids:
+        ids = [loaded.tokenizer.token_to_id(END_OF_TEXT) or 0]
+    prompt = torch.tensor(ids, device=loaded.system.device)
+    generator = seeded(options.seed)
+    for _ in range(options.count):
+        tokens = generate(
+            loaded.model,
+            prompt,
+            options.tokens,
+            block_size=loaded.cfg.data.block_size,
+            vocab_size=loaded.tokenizer.get_vocab_size(),
+            temperature=options.temperature,
+            top_k=options.top_k or None,
+            generator=generator,
+        )
+        print(loaded.tokenizer.decode(tokens.tolist()))
+        if options.count > 1:
+            print("-" * 60)
+    return 0

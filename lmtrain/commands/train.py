@@ -1,0 +1,111 @@
+"""Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep, `resume=RUN_DIR` to go on."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, apply_overrides, compose, set_up_hydra, shipped
+from lmtrain.launcher import SweepFailedError
+from lmtrain.preflight import preflight
+from lmtrain.run_directory import write_atomically
+
+# What may change on a resume: nothing of it changes a bit of the training.
+RESUMABLE = (
+    "trainer.max_steps",
+    "trainer.eval_",
+    "trainer.log_interval",
+    "trainer.checkpoint_interval",
+    "trainer.keep_checkpoints",
+    "scheduler.max_steps",
+    "logger",
+    "sample_tokens",
+    "resume",
+)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Hands the command line to Hydra; the exit code of the run, or of the worst job of a sweep."""
+    set_up_hydra()
+    # Hydra prints errors its own way and leaves with 1; like this they come to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    flags = get_args_parser().parse_args(list(arguments))
+    asks = flags.help or flags.hydra_help or flags.cfg or flags.info
+    if not asks and not flags.multirun:
+        # Before Hydra makes a run directory: a mistake leaves nothing behind.
+        path = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
+        preflight(compose([*path, *flags.overrides]))
+    exit_codes: list[int] = []
+
+    def task(composed: DictConfig) -> float | None:
+        cfg = preflight(composed)
+        from lmtrain.train import run
+
+        single = HydraConfig.get().mode is RunMode.RUN
+        try:
+            outcome = run(cfg, Path(HydraConfig.get().runtime.output_dir), resume=False)
+        except ConfigError as error:
+            if not single:
+                raise
+            mistakes.append(error)
+            return None
+        exit_codes.append(outcome.exit_code)
+        if outcome.exit_code and not single:
+            raise RuntimeError(f"exit code {outcome.exit_code}")  # tells launchers that run jobs in this process
+        return outcome.objective
+
+    mistakes: list[ConfigError] = []
+    decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
+    try:
+        decorate(task)()
+    except SweepFailedError:
+        return 1
+    if mistakes:
+        raise mistakes[0]
+    return max(exit_codes, default=0)
+
+
+def resume(run_dir: Path, overrides: Sequence[str]) -> int:
+    """Continues a run in its own directory, with the config it was started with.
+
+    Raises:
+        ConfigError: no run there, or a change that would make it another run.
+    """
+    composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
+    if not composed_path.is_file() or not resolved_path.is_file():
+        raise ConfigError(f"resume={run_dir}: no run there (no config.yaml and .hydra/config.yaml)")
+    if flags := [text for text in overrides if text.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
+    set_up_hydra()
+    composed = OmegaConf.load(composed_path)
+    assert isinstance(composed, DictConfig)
+    changed = apply_overrides(composed, overrides)
+    cfg = preflight(changed)
+    differences = [
+        line
+        for line in _differences(OmegaConf.to_container(OmegaConf.load(resolved_path)), OmegaConf.to_container(cfg))
+        if not line.startswith(RESUMABLE)
+    ]
+    if differences:
+        raise ConfigError(
+            f"resume={run_dir}: would change the run ({'; '.join(differences)}); start a new one for that. "
+            "A resume may change trainer.max_steps, the intervals, evaluation and loggers"
+        )
+    from lmtrain.train import run
+
+    write_atomically(composed_path, OmegaConf.to_yaml(changed))  # the next resume goes on with the same changes
+    return run(cfg, run_dir, resume=True).exit_code
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """`key: old → new` for every value in which two configs differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    return [] if old == new else [f"{path}: {old} → {new}"]

@@ -1,0 +1,136 @@
+"""Runs the jobs of a sweep, each in a fresh interpreter: no thread count, flag or memory of one reaches the next."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from rich.table import Table
+
+from lmtrain.console import console, duration, si
+from lmtrain.run_directory import read_json
+
+NOT_STARTED = -1
+
+
+class SweepFailedError(RuntimeError):
+    """At least one job did not complete; the closing table has told which."""
+
+
+class ProcessLauncher(Launcher):
+    """`hydra/launcher=process`: `python -m lmtrain` for every job, one after the other.
+
+    A job that fails does not stop the others. Every job's config is checked before the first one starts. An
+    interrupt reaches the running job, which saves and stops, and no further one starts.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        from lmtrain.config import compose
+        from lmtrain.preflight import preflight
+
+        for overrides in job_overrides:
+            preflight(compose([*self._search_path(), *overrides]))
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, sweep_dir / "multirun.yaml")
+        console.print(f"sweep of {len(job_overrides)} jobs in {sweep_dir}")
+        jobs = [
+            self._run(initial_job_idx + number, list(overrides), f"{number + 1}/{len(job_overrides)}", sweep_dir)
+            for number, overrides in enumerate(job_overrides)
+        ]
+        print_table(jobs, [swept(job.overrides or [], job_overrides) for job in jobs])
+        if self.stopped:
+            raise KeyboardInterrupt
+        if any(job.status is JobStatus.FAILED for job in jobs):
+            raise SweepFailedError
+        return jobs
+
+    def _search_path(self) -> list[str]:
+        """What `--config-dir` of this command would add, in the form that composing by hand takes."""
+        folder = get_args_parser().parse_args().config_dir
+        return [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
+
+    def _run(self, number: int, overrides: list[str], position: str, sweep_dir: Path) -> JobReturn:
+        job = JobReturn(overrides=overrides, task_name="lmtrain")
+        job.working_dir = str(sweep_dir / str(number))
+        code = NOT_STARTED
+        if not self.stopped:
+            console.rule(f"job {position}: {' '.join(overrides)}", align="left")
+            arguments = [*overrides, f"hydra.run.dir={job.working_dir}", *self._search_path()]
+            code = self._wait(subprocess.Popen([sys.executable, "-m", "lmtrain", *arguments]))
+        if code == 0:
+            job.status = JobStatus.COMPLETED
+            job.return_value = read_json(Path(job.working_dir) / "result.json").get("objective")
+        else:
+            job.status = JobStatus.FAILED
+            job.return_value = RuntimeError("not started" if code == NOT_STARTED else f"exit code {code}")
+        return job
+
+    def _wait(self, process: "subprocess.Popen[bytes]") -> int:
+        """Waits for a job; hands it a SIGTERM that comes meanwhile (SIGINT reaches the whole terminal by itself)."""
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self.stopped = True
+            if number == signal.SIGTERM:
+                process.terminate()
+
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return process.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+
+def swept(overrides: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
+    """The overrides that not all jobs share."""
+    return " ".join(override for override in overrides if not all(override in job for job in jobs)) or "(none)"
+
+
+def print_table(jobs: Sequence[JobReturn], names: Sequence[str]) -> None:
+    """All jobs with how they ended, best validation loss first."""
+    rows = []
+    for job, name in zip(jobs, names, strict=True):
+        result = read_json(Path(str(job.working_dir)) / "result.json")
+        best = result.get("best_val_loss")
+        status = result.get("status") or ("not started" if str(job._return_value) == "not started" else "failed")
+        rows.append((best if best is not None else float("inf"), name, status, result, str(job.working_dir)))
+    table = Table(title=None, title_justify="left")
+    for heading in ("job", "status", "best val loss", "at step", "train loss", "tokens", "time", "directory"):
+        table.add_column(
+            heading, overflow="fold", justify="left" if heading in ("job", "status", "directory") else "right"
+        )
+    for _, name, status, result, directory in sorted(rows, key=lambda row: row[0]):
+        table.add_row(
+            name,
+            status,
+            _number(result.get("best_val_loss")),
+            str(result.get("best_step") or "–"),
+            _number(result.get("final_train_loss")),
+            si(result.get("tokens", 0)),
+            duration(result.get("seconds", 0.0)),
+            directory,
+        )
+    console.print(table)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+# Hydra instantiates plugins from the package `hydra_plugins` alone. A folder of that name beside lmtrain would do nothing
+# but hold this class.
+ProcessLauncher.__module__ = "hydra_plugins.lmtrain"

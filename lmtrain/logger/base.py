@@ -1,0 +1,59 @@
+"""What a logger is, and several as one."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a logger may want to know of the run; `config` is resolved, in plain containers."""
+
+    directory: Path
+    id: str
+    name: str
+    group: str
+    config: Mapping[str, Any]
+
+
+class Logger(Protocol):
+    """Takes the metrics of a step, once a step and in ascending order; a new logger is a class with these two."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keeps one step's metrics; must not wait for a network."""
+
+    def close(self, status: str) -> None:
+        """Called once at the end, with the run's status as in `result.json`."""
+
+
+class CompositeLogger:
+    """Several loggers as one: the `truth`, whose errors stop the run, and optional `members`, whose errors do not.
+
+    A member that fails is dropped with a warning.
+    """
+
+    def __init__(self, truth: Logger, members: Sequence[Logger]) -> None:
+        self.truth, self.members = truth, list(members)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self.truth.log(step, metrics)
+        self._each("log", step, metrics)
+
+    def close(self, status: str) -> None:
+        self.truth.close(status)
+        self._each("close", status)
+
+    def _each(self, method: str, *arguments: Any) -> None:
+        for member in self.members[:]:
+            try:
+                getattr(member, method)(*arguments)
+            except Exception as error:
+                self.members.remove(member)
+                log.warning(
+                    "%s failed and is left out from here: %s: %s", type(member).__name__, type(error).__name__, error
+                )
+                log.debug("its traceback", exc_info=True)

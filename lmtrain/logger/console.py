@@ -1,0 +1,62 @@
+"""Metrics for the person in front of the screen: a progress bar in a terminal, and a line a logged step."""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from rich.console import RenderableType
+from rich.progress import BarColumn, Progress, TextColumn
+
+from lmtrain.console import console, duration, si, step_line
+
+log = logging.getLogger(__name__)
+
+REFRESHES_PER_SECOND = 2  # drawing takes time from the training on a small CPU
+
+
+class ConsoleLogger:
+    """Shows a bar that follows `steps_done()` by itself, so the training loop has nothing to call for it."""
+
+    def __init__(self, steps_done: Callable[[], int], max_steps: int) -> None:
+        self.max_steps = max_steps
+        self.progress = _TrainProgress(steps_done, max_steps)
+        self.progress.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        # In a terminal the bar shows the training loss; a line is for evaluations and the file.
+        level = logging.INFO if "val/loss" in metrics else logging.DEBUG
+        log.log(level, step_line(step, self.max_steps, metrics))
+        self.progress.show(step, metrics)
+
+    def close(self, status: str) -> None:
+        self.progress.stop()
+
+
+class _TrainProgress(Progress):
+    def __init__(self, steps_done: Callable[[], int], max_steps: int) -> None:
+        self._steps_done = steps_done
+        super().__init__(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.description}"),
+            console=console,
+            refresh_per_second=REFRESHES_PER_SECOND,
+            transient=True,
+            disable=not console.is_terminal,
+            expand=True,
+        )
+        self._bar = self.add_task("first step …", total=max_steps, completed=steps_done())
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            task.completed = self._steps_done()
+        yield self.make_tasks_table(self.tasks)
+
+    def show(self, step: int, metrics: Mapping[str, float]) -> None:
+        if "train/loss" not in metrics:
+            return
+        left = (int(self.tasks[0].total or 0) - step) * metrics["step_time_ms"] / 1000
+        self.update(
+            self._bar,
+            description=f"loss {metrics['train/loss']:.3f}  lr {metrics['lr']:.1e}  "
+            f"{si(metrics['tokens_per_second'])} tok/s  {duration(left)} left",
+        )

@@ -1,0 +1,40 @@
+"""`metrics.jsonl`, the truth of a run: one JSON object a line, no step twice."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from lmtrain.run_directory import write_atomically
+
+
+class JsonlLogger:
+    """Appends to the file; on a resume from `step`, the lines after it go first: they are about to be run again.
+
+    Raises:
+        OSError: the disk refuses. This one logger is not optional, so the run stops.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        if path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        # A line in one write: a kill cuts the file between lines, or within the last at worst.
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self, status: str) -> None:
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a `metrics.jsonl`; a last one cut short by a kill is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,1 @@
+"""Architectures, one file each: `model(tokens, targets=None) -> (logits, loss)`."""

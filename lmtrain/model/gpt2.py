@@ -1,0 +1,131 @@
+"""The GPT-2 architecture (Radford et al. 2019): pre-norm, LayerNorm, GELU, learned positions, tied embeddings.
+
+Shapes: B batch, T time, C d_model, H heads, D head width, V vocabulary.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Interval
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+
+class GPT2(nn.Module):
+    """Token ids to next-token logits.
+
+    `block_size` positions are learned; `bias` is for linear layers and LayerNorm; `gelu` is GPT-2's tanh form or the
+    exact one (nanoGPT's); `tie_embeddings` makes the output layer the transposed embedding.
+
+    Raises:
+        ValueError: n_head does not divide d_model.
+    """
+
+    def __init__(
+        self,
+        vocab_size: PositiveInt,
+        block_size: PositiveInt,
+        n_layer: PositiveInt,
+        n_head: PositiveInt,
+        d_model: PositiveInt,
+        d_ff: PositiveInt | None = None,
+        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        bias: bool = True,
+        gelu: Literal["tanh", "exact"] = "tanh",
+        tie_embeddings: bool = True,
+        init_std: PositiveFloat = 0.02,
+    ) -> None:
+        super().__init__()
+        d_ff = d_ff or 4 * d_model
+        if d_model % n_head:
+            raise ValueError(f"model.d_model={d_model}: must be a multiple of model.n_head={n_head}")
+        self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.positions = nn.Embedding(block_size, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Layer(d_model, d_ff, n_head, dropout, bias, gelu) for _ in range(n_layer))
+        self.norm = nn.LayerNorm(d_model, bias=bias)
+        self.output = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
+        self._initialise(init_std)
+
+    def _initialise(self, std: float) -> None:
+        for name, param in self.named_parameters():
+            if param.ndim >= 2:
+                # 2 · n_layer branches add up on the residual stream (GPT-2, section 2.3).
+                residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+                nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(param)
+        # The logits' variance is d_model · std²: keep a wide, fresh model at the loss of a uniform guess, ln(vocab_size).
+        head = self.embedding if self.output is None else self.output
+        nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Token ids (B, T) → logits (B, T, V) and, given targets (B, T), the mean loss in nats over those not -100."""
+        T = tokens.shape[1]
+        if T > self.block_size:
+            raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
+        positions = torch.arange(T, device=tokens.device)
+        x = self.dropout(self.embedding(tokens) + self.positions(positions))  # (B, T, C)
+        for layer in self.layers:
+            x = layer(x)
+        logits = F.linear(self.norm(x), self.embedding.weight if self.output is None else self.output.weight)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def flops_per_token(self, block_size: int) -> int:
+        """Forward and backward, matrix products alone; Chowdhery et al., "PaLM" (2022), appendix B, causal half not taken off."""
+        matrices = sum(param.numel() for param in self.parameters() if param.ndim >= 2)
+        lookups = self.positions.weight.numel() + (0 if self.output is None else self.embedding.weight.numel())
+        return 6 * (matrices - lookups) + 12 * self.n_layer * self.d_model * block_size
+
+
+class Layer(nn.Module):
+    """One block: attention and MLP, each on the normalised residual stream."""
+
+    def __init__(self, d_model: int, d_ff: int, n_head: int, dropout: float, bias: bool, gelu: str) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(d_model, bias=bias)
+        self.attention = Attention(d_model, n_head, dropout, bias)
+        self.mlp_norm = nn.LayerNorm(d_model, bias=bias)
+        self.mlp = MLP(d_model, d_ff, bias, gelu)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x)))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; queries, keys and values come from one matrix."""
+
+    def __init__(self, d_model: int, n_head: int, dropout: float, bias: bool) -> None:
+        super().__init__()
+        self.n_head, self.dropout = n_head, dropout
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.o = nn.Linear(d_model, d_model, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
+        q, k, v = heads  # (B, H, T, D)
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        out: Tensor = self.o(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, d_model: int, d_ff: int, bias: bool, gelu: str) -> None:
+        super().__init__()
+        self.up = nn.Linear(d_model, d_ff, bias=bias)
+        self.down = nn.Linear(d_ff, d_model, bias=bias)
+        self.approximate = "tanh" if gelu == "tanh" else "none"
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.gelu(self.up(x), approximate=self.approximate))
+        return out

@@ -1,0 +1,158 @@
+"""The Llama architecture (Touvron et al. 2023): pre-norm, RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases.
+
+Shapes: B batch, T time, C d_model, H heads, K key-value heads, D head width, V vocabulary.
+"""
+
+import math
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Interval
+from pydantic import PositiveFloat, PositiveInt
+from torch import Tensor, nn
+
+
+class Llama(nn.Module):
+    """Token ids to next-token logits.
+
+    `n_kv_head` key-value heads are shared by `n_head` query heads (null: one each); `block_size` is the longest
+    sequence; `tie_embeddings` makes the output layer the transposed embedding.
+
+    Raises:
+        ValueError: head counts that do not divide, a head width that RoPE can't rotate.
+    """
+
+    def __init__(
+        self,
+        vocab_size: PositiveInt,
+        block_size: PositiveInt,
+        n_layer: PositiveInt,
+        n_head: PositiveInt,
+        n_kv_head: PositiveInt | None,
+        d_model: PositiveInt,
+        d_ff: PositiveInt,
+        dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0,
+        rope_base: PositiveFloat = 10000.0,
+        norm_eps: PositiveFloat = 1e-5,
+        tie_embeddings: bool = True,
+        init_std: PositiveFloat = 0.02,
+    ) -> None:
+        super().__init__()
+        n_kv_head = n_kv_head or n_head
+        if d_model % n_head or (d_model // n_head) % 2:
+            raise ValueError(f"model.d_model={d_model}: must be an even multiple of model.n_head={n_head}, for RoPE")
+        if n_head % n_kv_head:
+            raise ValueError(f"model.n_kv_head={n_kv_head}: must divide model.n_head={n_head}")
+        self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList(Layer(d_model, d_ff, n_head, n_kv_head, dropout, norm_eps) for _ in range(n_layer))
+        self.norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.output = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
+        cos, sin = rope_table(block_size, d_model // n_head, rope_base)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._initialise(init_std)
+
+    def _initialise(self, std: float) -> None:
+        for name, param in self.named_parameters():
+            if param.ndim < 2:
+                continue
+            # 2 · n_layer branches add up on the residual stream (GPT-2, section 2.3).
+            residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+            nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
+        # The logits' variance is d_model · std²: keep a wide, fresh model at the loss of a uniform guess, ln(vocab_size).
+        head = self.embedding if self.output is None else self.output
+        nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Token ids (B, T) → logits (B, T, V) and, given targets (B, T), the mean loss in nats over those not -100."""
+        T = tokens.shape[1]
+        if T > self.block_size:
+            raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
+        cos, sin = self.cos[:T], self.sin[:T]  # (T, D)
+        x = self.dropout(self.embedding(tokens))  # (B, T, C)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        logits = F.linear(self.norm(x), self.embedding.weight if self.output is None else self.output.weight)
+        if targets is None:
+            return logits, None
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def flops_per_token(self, block_size: int) -> int:
+        """Forward and backward, matrix products alone; Chowdhery et al., "PaLM" (2022), appendix B, causal half not taken off."""
+        matrices = sum(param.numel() for param in self.parameters() if param.ndim >= 2)
+        lookup = 0 if self.output is None else self.embedding.weight.numel()
+        return 6 * (matrices - lookup) + 12 * self.n_layer * self.d_model * block_size
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Layer(nn.Module):
+    """One block: attention and MLP, each on the normalised residual stream."""
+
+    def __init__(self, d_model: int, d_ff: int, n_head: int, n_kv_head: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.attention = Attention(d_model, n_head, n_kv_head, dropout)
+        self.mlp_norm = nn.RMSNorm(d_model, eps=norm_eps)
+        self.mlp = SwiGLU(d_model, d_ff)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin))
+        out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions."""
+
+    def __init__(self, d_model: int, n_head: int, n_kv_head: int, dropout: float) -> None:
+        super().__init__()
+        self.d_head, self.grouped, self.dropout = d_model // n_head, n_kv_head != n_head, dropout
+        self.q = nn.Linear(d_model, n_head * self.d_head, bias=False)
+        self.k = nn.Linear(d_model, n_kv_head * self.d_head, bias=False)
+        self.v = nn.Linear(d_model, n_kv_head * self.d_head, bias=False)
+        self.o = nn.Linear(n_head * self.d_head, d_model, bias=False)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        q = self.q(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, K, T, D)
+        v = self.v(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, K, T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=self.grouped)
+        out: Tensor = self.o(y.transpose(1, 2).flatten(2))
+        return out
+
+
+class SwiGLU(nn.Module):
+    """Shazeer, "GLU Variants Improve Transformer" (2020)."""
+
+    def __init__(self, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return out
+
+
+def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (T, D) in float32, the halves of D alike; Su et al., "RoFormer" (2021), eq. 34."""
+    frequency = 1.0 / base ** (torch.arange(0, d_head, 2, dtype=torch.int64).float() / d_head)  # (D / 2,)
+    angle = torch.outer(torch.arange(block_size).float(), frequency)  # (T, D / 2)
+    angle = torch.cat((angle, angle), dim=-1)  # (T, D)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates (B, H, T, D) by position; dimension i pairs with i + D / 2, as in Llama's released weights for transformers."""
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return (x * cos + rotated * sin).to(x.dtype)

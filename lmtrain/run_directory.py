@@ -1,0 +1,152 @@
+"""The files of one run beside its checkpoints: who owns it, what it ran with, and how it ended."""
+
+import fcntl
+import json
+import os
+import platform
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
+MAX_DIFF_CHARS = 1_000_000
+GIT_TIMEOUT_S = 5
+
+
+class RunDirectory:
+    """One run's folder, owned by one process while it is open (a context manager).
+
+    Raises:
+        ValueError: on entering, if another process owns it; the message names the process.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.lock = self.path / ".lock"
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The kernel frees the lock when its process dies, however it dies: a stale one can't be.
+        self._file = self.lock.open("a+")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ValueError(f"{self.path}: in use by {owner}") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a whole file or none: no reader ever sees half of it."""
+        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+
+    def run_id(self) -> str:
+        """The identity of this run for W&B: drawn once, kept in `environment.json`, the same after a resume."""
+        recorded = read_json(self.path / "environment.json").get("run_id")
+        return str(recorded) if recorded else secrets.token_hex(4)
+
+
+@dataclass
+class Result:
+    """`result.json`, written last; `objective` is the best validation loss."""
+
+    status: str
+    objective: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    final_train_loss: float | None = None
+    final_val_loss: float | None = None
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+    config_hash: str = ""
+    error: str | None = None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    partial = path.with_name(f".tmp-{path.name}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The file's object; empty if it is not there or not JSON."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def environment(run_id: str, device: str) -> dict[str, Any]:
+    """What else than the config a result may depend on. No environment variables: they hold secrets."""
+    return {
+        "run_id": run_id,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git": _git(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and uncommitted changes of the repository the run was started in; None outside of one."""
+    if shutil.which("git") is None:
+        return None
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", *words], capture_output=True, text=True, errors="replace", timeout=GIT_TIMEOUT_S
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    if (commit := git("rev-parse", "HEAD")) is None:
+        return None
+    diff = git("diff", "HEAD") or ""
+    return {"commit": commit.strip(), "diff": diff[:MAX_DIFF_CHARS], "diff_truncated": len(diff) > MAX_DIFF_CHARS}

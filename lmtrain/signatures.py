@@ -1,0 +1,209 @@
+"""Reads what a `_target_` takes, without importing it where its source alone tells.
+
+Importing a model imports torch, which takes seconds; a misspelt key should be told at once. So plain
+functions and classes are read from their syntax tree, and whatever is less plain (a decorator, an inherited
+`__init__`, a needed annotation from a heavy module) is imported and inspected. Both ways give the same signature.
+"""
+
+import ast
+import builtins
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import typing
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Modules that an annotation may name and that cost next to nothing to import.
+LIGHT_MODULES = sys.stdlib_module_names | {"annotated_types", "pydantic"}
+
+_UNKNOWN = object()  # an annotation that the source alone does not tell
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a target; `annotation` is `Any` where the source tells nothing."""
+
+    annotation: Any
+    required: bool
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Parameters in order; `open` if the target takes `**kwargs`."""
+
+    parameters: Mapping[str, Parameter]
+    open: bool
+
+
+class TargetError(ValueError):
+    """A `_target_` that can't be found; the message says what is missing and what comes nearest."""
+
+
+class _NotPlainError(Exception):
+    """The source alone doesn't tell the signature."""
+
+
+def signature_of(target: str, typed: Collection[str]) -> Signature:
+    """The signature of the callable that a `_target_` names, with the annotations of at least the `typed` parameters.
+
+    Raises:
+        TargetError: no such module or attribute, or it can't be imported or called.
+    """
+    try:
+        signature = _read(target)
+    except _NotPlainError:
+        return _inspect(locate(target))
+    if any(parameter.annotation is _UNKNOWN and name in typed for name, parameter in signature.parameters.items()):
+        return _inspect(locate(target))
+    return signature
+
+
+def locate(target: str) -> Any:
+    """Imports the object behind a dotted path."""
+    parts = target.split(".")
+    for size in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:size])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            # `a.b.C` with a module `a` that has no `b`: go on with the shorter path. Another missing module is the user's.
+            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+                continue
+            raise TargetError(f"importing {module_name} needs the missing module {error.name!r}") from error
+        except Exception as error:
+            raise TargetError(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
+        for name in parts[size:]:
+            if not hasattr(found, name):
+                raise _no_attribute(getattr(found, "__name__", str(found)), name, dir(found))
+            found = getattr(found, name)
+        if not callable(found):
+            raise TargetError(f"{target} is not a class or a function")
+        return found
+    raise TargetError(f"no module {'.'.join(parts[:-1]) or target!r} in {Path.cwd()} nor among the installed packages")
+
+
+def _no_attribute(owner: str, name: str, there: list[str]) -> TargetError:
+    nearest = difflib.get_close_matches(name, there, n=1)
+    return TargetError(f"{owner} has no {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+
+
+def _inspect(found: Any) -> Signature:
+    try:
+        parameters = inspect.signature(found).parameters
+    except (TypeError, ValueError):  # a callable written in C: nothing to check against
+        return Signature({}, open=True)
+    try:
+        hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
+    except Exception:  # an annotation that only a type checker understands
+        hints = {}
+    return Signature(
+        {
+            name: Parameter(
+                hints.get(name, _from_default(parameter.default)),
+                required=parameter.default is inspect.Parameter.empty,
+            )
+            for name, parameter in parameters.items()
+            if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        },
+        open=any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()),
+    )
+
+
+def _from_default(default: Any) -> Any:
+    """Without an annotation, the type of a plain default speaks."""
+    return type(default) if isinstance(default, bool | int | float | str) else Any
+
+
+def _read(target: str) -> Signature:
+    module_name, _, name = target.rpartition(".")
+    module = sys.modules.get(module_name)
+    if module is not None and hasattr(module, name):
+        return _inspect(locate(target))
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise _NotPlainError
+    try:
+        tree = ast.parse(Path(spec.origin).read_bytes())
+    except SyntaxError as error:
+        raise TargetError(f"{spec.origin}, line {error.lineno}: {error.msg}") from error
+    definitions = [node for node in tree.body if getattr(node, "name", None) == name]
+    if len(definitions) != 1:
+        plain = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+        if name not in ast.unparse(tree) and not any(node.name == "__getattr__" for node in plain):
+            raise _no_attribute(module_name, name, [node.name for node in plain])
+        raise _NotPlainError  # bound twice, or not by a plain def: not ours to judge
+    definition = definitions[0]
+    if isinstance(definition, ast.ClassDef):
+        if definition.decorator_list or definition.keywords:
+            raise _NotPlainError
+        methods = {node.name: node for node in definition.body if isinstance(node, ast.FunctionDef)}
+        if "__init__" not in methods or "__new__" in methods:
+            raise _NotPlainError
+        function, skip = methods["__init__"], 1  # self
+    elif isinstance(definition, ast.FunctionDef):
+        function, skip = definition, 0
+    else:
+        raise _NotPlainError
+    if function.decorator_list:
+        raise _NotPlainError
+    return _read_function(function, skip, _Names(tree))
+
+
+def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Signature:
+    arguments = function.args
+    positional = [*arguments.posonlyargs, *arguments.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
+    pairs = [*zip(positional, defaults, strict=True)][skip:]
+    pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    return Signature(
+        {argument.arg: Parameter(names.annotation(argument, default), default is None) for argument, default in pairs},
+        open=arguments.kwarg is not None,
+    )
+
+
+class _Names(dict[str, Any]):
+    """The names an annotation can use: builtins, imports from light modules, and the module's own plain aliases."""
+
+    def __init__(self, tree: ast.Module) -> None:
+        super().__init__(vars(builtins))
+        self.origins: dict[str, tuple[str, str | None]] = {}
+        self.aliases: dict[str, ast.expr] = {}
+        for node in tree.body:
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    self.origins[alias.asname or alias.name.split(".")[0]] = (alias.name, None)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    self.origins[alias.asname or alias.name] = (node.module, alias.name)
+            elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+                self.aliases[node.targets[0].id] = node.value
+
+    def __missing__(self, name: str) -> Any:
+        if name in self.aliases:
+            return self._evaluate(ast.unparse(self.aliases[name]))
+        module, attribute = self.origins.get(name, ("", None))
+        if module.split(".")[0] not in LIGHT_MODULES:
+            raise _NotPlainError
+        found = importlib.import_module(module)
+        return getattr(found, attribute) if attribute else found
+
+    def annotation(self, argument: ast.arg, default: ast.expr | None) -> Any:
+        try:
+            if argument.annotation is None:
+                return _from_default(ast.literal_eval(default)) if default is not None else Any
+            node = argument.annotation
+            quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
+            return self._evaluate(node.value if quoted else ast.unparse(node))  # type: ignore[attr-defined]
+        except Exception:  # a heavy module, a name that exists for type checkers alone, a computed default
+            return _UNKNOWN
+
+    def _evaluate(self, source: str) -> Any:
+        return eval(source, {"__builtins__": {}}, self)

@@ -1,0 +1,201 @@
+"""The machine as the run uses it: device, number format, compilation, threads, memory."""
+
+import contextlib
+import ctypes
+import logging
+import os
+import platform
+import random
+import resource
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import PositiveInt
+
+log = logging.getLogger(__name__)
+
+# Dense bfloat16 (float16) matrix-product peaks in FLOP/s, from the vendors' data sheets; the first name that fits counts.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+# mallopt's parameters in glibc's malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def keep_freed() -> bool:
+    """Makes glibc keep freed memory for the next allocation, rather than hand it back to the kernel.
+
+    A training step frees and asks again for the same gigabytes; each time the kernel would map and clear every page
+    anew (140,000 page faults a step for a 50M-parameter model, a tenth of its time on a CPU). False where the C
+    library is another one, and nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 64 << 20}
+    return all([mallopt(parameter, value) for parameter, value in settings.items()])
+
+
+class System:
+    """Device, dtype and compilation of a run, and everything that differs between CPU and CUDA.
+
+    `auto` picks cuda where there is one; bfloat16 on a GPU that has it, else float32; compilation on cuda. `threads`
+    limits the CPU threads of a step (null: one a core). `keep_freed_memory` is glibc's, for training on the CPU.
+    `tf32` lets a GPU multiply float32 in TensorFloat-32; `deterministic` takes the algorithms that give the same bits every time.
+
+    Raises:
+        ValueError: a device that is not there, a dtype that it cannot compute in.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: Dtype = "auto",
+        compile: bool | Literal["auto"] = "auto",
+        threads: PositiveInt | None = None,
+        keep_freed_memory: bool = True,
+        tf32: bool = True,
+        deterministic: bool = True,
+    ) -> None:
+        if keep_freed_memory:
+            keep_freed()
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+        except RuntimeError:
+            raise ValueError(f"system.device={device}: not a device; take auto, cpu, cuda or cuda:N") from None
+        if self.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"system.device={device}: lmtrain trains on cpu and cuda")
+        if self.device.type == "cuda":
+            count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            if (self.device.index or 0) >= count:
+                raise ValueError(
+                    f"system.device={device}: this machine has {count} CUDA devices; take system.device=auto"
+                )
+            torch.cuda.set_device(self.device)
+        self.dtype_name = self._resolve(dtype)
+        self.dtype: torch.dtype = getattr(torch, self.dtype_name)
+        self.compiles = self.device.type == "cuda" if compile == "auto" else compile
+        if threads:
+            torch.set_num_threads(threads)
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high" if tf32 else "highest")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            # The filling of memory that is written anyway costs a tenth of a step.
+            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.backends.cudnn.benchmark = False
+
+    def _resolve(self, dtype: Dtype) -> str:
+        if self.device.type == "cuda":
+            has_bfloat16 = torch.cuda.get_device_capability(self.device) >= (8, 0)
+            if dtype == "bfloat16" and not has_bfloat16:
+                raise ValueError("system.dtype=bfloat16: this GPU has no bfloat16; take float16 or auto")
+            return ("bfloat16" if has_bfloat16 else "float32") if dtype == "auto" else dtype
+        return "float32" if dtype == "auto" else dtype
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Mixed precision for one forward pass; nothing for float32."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """Scales the loss so that float16 gradients do not vanish; does nothing for the other dtypes."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def compile(self, model: torch.nn.Module) -> Callable[..., Any]:
+        """The callable to train with; the model itself stays what is saved, so no `_orig_mod.` enters a checkpoint."""
+        return torch.compile(model) if self.compiles else model
+
+    def seed(self, seed: int) -> None:
+        """Seeds every generator that a model or a user's part may draw from."""
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+
+    def synchronize(self) -> None:
+        """Waits for the device, for a clock that is right."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def memory_gb(self) -> float:
+        """Peak memory in GB (10^9 bytes): the tensors' on a GPU, the whole process's on a CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    def peak_flops(self) -> float | None:
+        """The vendor's FLOP/s of this device in 16 bits; None where it is unknown, or the run computes in 32."""
+        if self.device.type == "cpu" or self.dtype == torch.float32:
+            return None
+        name = torch.cuda.get_device_name(self.device)
+        return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+    def measure_flops(self) -> float:
+        """FLOP/s of one large matrix product in the run's dtype, best of three; takes under a second."""
+        n = 8192 if self.device.type == "cuda" else 1024
+        a = torch.ones(n, n, device=self.device, dtype=self.dtype)
+        seconds = []
+        for _ in range(3):
+            self.synchronize()
+            started = time.perf_counter()
+            a @ a
+            self.synchronize()
+            seconds.append(time.perf_counter() - started)
+        return 2 * n**3 / min(seconds)
+
+    def describe(self) -> str:
+        name = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else f"{torch.get_num_threads()} threads"
+        )
+        return f"{self.device} ({name}), {self.dtype_name}, {'compiled' if self.compiles else 'eager'}"
+
+    def generator_state(self) -> dict[str, torch.Tensor]:
+        """The state of all random generators, as tensors that a file without pickle can hold."""
+        version, words, gauss = random.getstate()
+        _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+        state = {
+            "python": torch.tensor([version, *words], dtype=torch.int64),
+            "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+            "numpy": torch.tensor([*key.tolist(), position, has_gauss], dtype=torch.int64),
+            "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+            "torch": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        return state
+
+    def load_generator_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Puts back what `generator_state` gave; a run that moved from CPU to CUDA seeds the latter anew."""
+        version, *words = state["python"].tolist()
+        gauss = state["python_gauss"].tolist()
+        random.setstate((version, tuple(words), gauss[0] if gauss else None))
+        *key, position, has_gauss = state["numpy"].tolist()
+        np.random.set_state(("MT19937", np.array(key, np.uint32), position, has_gauss, state["numpy_gauss"].item()))
+        torch.set_rng_state(state["torch"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)

@@ -1,0 +1,336 @@
+"""The training loop: micro-batches, backward, clip, step; evaluation, logging and checkpoints around it."""
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from types import FrameType, TracebackType
+from typing import Any, Protocol, Self
+
+import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from torch import Tensor, nn
+
+from lmtrain.checkpoint import Checkpoint, CheckpointFolder
+from lmtrain.data.loader import Prefetcher, TokenLoader, micro_batch, on_device
+from lmtrain.data.order import VERSION as ORDER_VERSION
+from lmtrain.logger.base import Logger
+from lmtrain.optimizer import load_optimizer_state, optimizer_state
+from lmtrain.system import System
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT_VERSION = 1
+
+Metrics = dict[str, float]
+
+
+class Schedule(Protocol):
+    def __call__(self, step: int, /) -> float:
+        """The learning rate of the step that follows `step` finished ones."""
+
+
+@dataclass
+class TrainState:
+    """Where a run is; all of it is in every checkpoint."""
+
+    step: int = 0  # optimizer steps done
+    tokens: int = 0  # target tokens trained on
+    train_loss: float | None = None  # the last ones measured
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0  # training, evaluating and saving, over all resumes
+
+
+class DivergedError(RuntimeError):
+    """The loss is no longer a number."""
+
+
+class InterruptedBySignal(Exception):  # noqa: N818 (no error: everything is saved)
+    """A signal asked the run to stop, and it did so after saving."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is saved")
+        self.number = number
+
+
+class Trainer:
+    """Trains `model` on `train_loader`, evaluates it on `val_loader`, logs and saves, until `max_steps`.
+
+    The gradient of a step is that of the mean loss over all target tokens of its `gradient_accumulation_steps`
+    micro-batches together, however they are cut and however many targets each of them has.
+
+    `grad_clip` is the largest global gradient norm (0: no limit); `eval_batches` limits an evaluation (null: the whole
+    split); `eval_train_batches` evaluates that many batches of the training split as well (0: none); the newest
+    `keep_checkpoints` stay, and the best.
+
+    Raises:
+        DivergedError: from `fit`, when a loss that is looked at is not finite.
+        InterruptedBySignal: from `fit`, after SIGINT or SIGTERM, when everything is saved.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        train_loader: TokenLoader,
+        val_loader: TokenLoader,
+        system: System,
+        logger: Logger,
+        checkpoints: CheckpointFolder,
+        state: TrainState,
+        *,
+        max_steps: PositiveInt,
+        gradient_accumulation_steps: PositiveInt,
+        grad_clip: NonNegativeFloat,
+        eval_interval: PositiveInt,
+        eval_batches: PositiveInt | None,
+        eval_train_batches: NonNegativeInt,
+        log_interval: PositiveInt,
+        checkpoint_interval: PositiveInt,
+        keep_checkpoints: PositiveInt,
+    ) -> None:
+        self.model, self.optimizer, self.schedule, self.system = model, optimizer, schedule, system
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.logger, self.checkpoints, self.state = logger, checkpoints, state
+        self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
+        self.grad_clip = grad_clip or math.inf
+        self.eval_interval, self.eval_batches, self.eval_train_batches = eval_interval, eval_batches, eval_train_batches
+        self.log_interval, self.checkpoint_interval = log_interval, checkpoint_interval
+        self.keep_checkpoints = keep_checkpoints
+        self.forward = system.compile(model)
+        self.scaler = system.scaler()
+        self.params = [param for param in model.parameters() if param.requires_grad]
+        self.clock = _StepClock(state.step)
+
+    def fit(self) -> None:
+        """Runs the steps that are left; the state afterwards is that of the last one."""
+        state, first_micro_batch = self.state, self.state.step * self.gradient_accumulation_steps
+        started = time.perf_counter() - state.seconds
+        self.model.train()
+        with (
+            Prefetcher(self.train_loader.batch, first_micro_batch, self.system.device) as self.micro_batches,
+            _SignalFlag() as stop,
+        ):
+            self.clock = _StepClock(state.step)
+            while state.step < self.max_steps:
+                loss, grad_norm = self.step()
+                last = state.step == self.max_steps
+                due = {name: state.step % every == 0 or last for name, every in self._intervals.items()}
+                metrics: Metrics = {}
+                if due["log"] or state.step == 1:
+                    metrics |= self._train_metrics(loss, grad_norm)
+                with self.clock.paused():
+                    if due["eval"]:
+                        metrics |= self._eval_metrics()
+                    if metrics:
+                        self.logger.log(state.step, metrics)
+                    if metrics or due["checkpoint"] or stop.signal:
+                        self._stop_if_diverged(loss)
+                    state.seconds = time.perf_counter() - started
+                    if due["checkpoint"] or stop.signal:
+                        self.checkpoints.save(
+                            state.step, self.checkpoint(), keep=self.keep_checkpoints, best_step=state.best_step
+                        )
+                if stop.signal and not last:
+                    raise InterruptedBySignal(stop.signal, state.step)
+
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step; its loss (nats a token) and gradient norm, as tensors that nobody has waited for."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(self.state.step)
+        micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
+        targets = sum(batch.targets for batch in micro_batches)
+        total = torch.zeros((), device=self.system.device)
+        for batch in micro_batches:
+            with self.system.autocast():
+                _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
+            loss = loss * (batch.targets / targets)
+            self.scaler.scale(loss).backward()
+            total += loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.state.step += 1
+        self.state.tokens += targets
+        return total, grad_norm
+
+    def evaluate(self, loader: TokenLoader, batches: int | None) -> float:
+        """Mean loss in nats a token over the whole split (`batches` null), or over that many batches of the loader."""
+        source = loader.whole_split() if batches is None else map(loader.batch, range(batches))
+        return evaluate(self.model, self.forward, source, self.system)
+
+    def checkpoint(self) -> Checkpoint:
+        """All that a bitwise resume needs."""
+        tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
+        return Checkpoint(
+            tensors={
+                "model": self.model.state_dict(),
+                "optimizer": tensors,
+                "rng-0": self.system.generator_state(),
+            },
+            state={
+                "format_version": CHECKPOINT_VERSION,
+                "train": asdict(self.state),
+                "optimizer": plain,
+                "scaler": self.scaler.state_dict(),
+                "data": self._data_identity(),
+            },
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Puts everything back except `state`, which train() has read already.
+
+        Raises:
+            ValueError: the data is not what the run was trained on, or the model is another one.
+        """
+        if checkpoint.state["data"] != self._data_identity():
+            raise ValueError(
+                f"data.path={self.train_loader.path}: not the data that this run was trained on "
+                f"({checkpoint.state['data']} then, {self._data_identity()} now); put it back, or start a new run"
+            )
+        try:
+            self.model.load_state_dict(dict(checkpoint.tensors["model"]))
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        load_optimizer_state(
+            self.optimizer,
+            self.model.named_parameters(),
+            checkpoint.tensors["optimizer"],
+            checkpoint.state["optimizer"],
+        )
+        if checkpoint.state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+        self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
+
+    @property
+    def _intervals(self) -> dict[str, int]:
+        return {"log": self.log_interval, "eval": self.eval_interval, "checkpoint": self.checkpoint_interval}
+
+    def _data_identity(self) -> dict[str, Any]:
+        return {"fingerprint": self.train_loader.fingerprint, "order_version": ORDER_VERSION}
+
+    def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
+        self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
+        seconds = self.clock.lap(self.state.step)
+        tokens = self.train_loader.batch_size * self.train_loader.block_size * self.gradient_accumulation_steps
+        metrics = {
+            "train/loss": self.state.train_loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "grad_norm": grad_norm.item(),
+            "tokens": self.state.tokens,
+            "tokens_per_second": tokens / seconds,
+            "step_time_ms": 1000 * seconds,
+            "memory_gb": self.system.memory_gb(),
+        }
+        if peak := self.system.peak_flops():
+            metrics["mfu"] = flops_per_token(self.model, self.train_loader.block_size) * tokens / seconds / peak
+        return metrics
+
+    def _eval_metrics(self) -> Metrics:
+        state = self.state
+        state.val_loss = self.evaluate(self.val_loader, self.eval_batches)
+        metrics = {"val/loss": state.val_loss, "val/perplexity": perplexity(state.val_loss)}
+        if bytes_per_token := self.val_loader.bytes_per_token:
+            metrics["val/bits_per_byte"] = state.val_loss / math.log(2) / bytes_per_token
+        if self.eval_train_batches:
+            metrics["train_eval/loss"] = self.evaluate(self.train_loader, self.eval_train_batches)
+        if math.isfinite(state.val_loss) and (state.best_val_loss is None or state.val_loss < state.best_val_loss):
+            state.best_val_loss, state.best_step = state.val_loss, state.step
+        return metrics
+
+    def _stop_if_diverged(self, loss: Tensor) -> None:
+        if not math.isfinite(loss.item()):
+            raise DivergedError(
+                f"the training loss of step {self.state.step} is {loss.item()}; try a smaller optimizer.lr"
+            )
+
+
+def evaluate(
+    model: nn.Module, forward: Callable[..., Any], batches: Iterable[tuple[Tensor, Tensor]], system: System
+) -> float:
+    """Mean loss in nats over all target tokens of the batches; changes neither the model nor any random generator."""
+    total = torch.zeros((), dtype=torch.float64, device=system.device)
+    targets = 0
+    training = model.training
+    model.eval()
+    devices = [system.device] if system.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        for x, y in batches:
+            batch = on_device(micro_batch(x, y, pin=system.device.type == "cuda"), system.device)
+            with system.autocast():
+                _, loss = forward(batch.x, batch.y)
+            total += loss.double() * batch.targets
+            targets += batch.targets
+    model.train(training)
+    return float(total / targets)
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where a float can't hold it."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def flops_per_token(model: nn.Module, block_size: int) -> int:
+    """What the model says of itself, else 6 FLOPs a parameter (Kaplan et al. 2020, section 2.1)."""
+    count: Callable[[int], int] | None = getattr(model, "flops_per_token", None)
+    return count(block_size) if count else 6 * sum(param.numel() for param in model.parameters())
+
+
+class _StepClock:
+    """Seconds a step, without the time that evaluating, logging and saving took."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._started = step, time.perf_counter()
+
+    def lap(self, step: int) -> float:
+        """Mean seconds of the steps since the last lap."""
+        now = time.perf_counter()
+        seconds = (now - self._started) / (step - self._step)
+        self._step, self._started = step, now
+        return seconds
+
+    def paused(self) -> "_StepClock":
+        return self
+
+    def __enter__(self) -> None:
+        self._paused = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._started += time.perf_counter() - self._paused
+
+
+class _SignalFlag:
+    """Notes the first SIGINT or SIGTERM for the loop to see; a second one acts at once, as ever."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
+            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        log.warning(
+            "%s: stopping after this step, with a checkpoint; once more stops at once", signal.Signals(number).name
+        )
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
