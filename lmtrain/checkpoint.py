@@ -175,7 +175,7 @@ def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[tuple[int, int]] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        key = (tensor.untyped_storage().data_ptr(), tensor.storage_offset())
+        key = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()))
         stored[name] = tensor.clone() if tensor.numel() and key in seen else tensor
         seen.add(key)
     return stored

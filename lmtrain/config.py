@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
@@ -92,11 +93,12 @@ class UserSearchPath(SearchPathPlugin):
 def set_up_hydra() -> None:
     """Registers, once a process, where configs are found and what they can compute."""
     # Imported here for the start-up of the verbs that compose nothing.
+    from lmtrain import launcher
     from lmtrain.experiments_source import ExperimentsSource
-    from lmtrain.launcher import ProcessLauncher
 
-    for plugin in (ExperimentsSource, UserSearchPath, ProcessLauncher):
-        Plugins.instance().register(plugin)
+    Plugins.instance().register(ExperimentsSource)
+    Plugins.instance().register(UserSearchPath)
+    launcher.register()
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
 
 
@@ -107,11 +109,15 @@ def compose(overrides: Sequence[str]) -> DictConfig:
         ConfigError: an override that can't be parsed, an unknown key, group or choice.
     """
     set_up_hydra()
+    outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running
+    GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
             return hydra.compose("config", list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

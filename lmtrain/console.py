@@ -7,7 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-console = Console(stderr=False, highlight=False, soft_wrap=True)
+LOG_WIDTH = 200  # columns of a table where there is no terminal to ask
+
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=LOG_WIDTH)
 
 
 class ConsoleHandler(logging.Handler):

@@ -1,13 +1,15 @@
 """Runs the jobs of a sweep, each in a fresh interpreter: no thread count, flag or memory of one reaches the next."""
 
+import importlib
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 
 from hydra._internal.utils import get_args_parser
+from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
@@ -109,7 +111,7 @@ def print_table(jobs: Sequence[JobReturn], names: Sequence[str]) -> None:
         status = result.get("status") or ("not started" if str(job._return_value) == "not started" else "failed")
         rows.append((best if best is not None else float("inf"), name, status, result, str(job.working_dir)))
     table = Table(title=None, title_justify="left")
-    for heading in ("job", "status", "best val loss", "at step", "train loss", "tokens", "time", "directory"):
+    for heading in ("job", "status", "best val", "at step", "train", "tokens", "time", "directory"):
         table.add_column(
             heading, overflow="fold", justify="left" if heading in ("job", "status", "directory") else "right"
         )
@@ -131,6 +133,18 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-# Hydra instantiates plugins from the package `hydra_plugins` alone. A folder of that name beside lmtrain would do nothing
-# but hold this class.
-ProcessLauncher.__module__ = "hydra_plugins.lmtrain"
+def register() -> None:
+    """Makes the launcher known to Hydra, which takes plugins from the package `hydra_plugins` alone.
+
+    Without another plugin installed there is no such package, and a folder of that name beside lmtrain would hold
+    just this class; so it gets its place in `hydra_plugins` here.
+    """
+    try:
+        importlib.import_module("hydra_plugins")
+    except ImportError:
+        package = ModuleType("hydra_plugins")
+        package.__path__ = []
+        sys.modules["hydra_plugins"] = package
+    ProcessLauncher.__module__ = "hydra_plugins.lmtrain"
+    sys.modules[ProcessLauncher.__module__] = sys.modules[__name__]
+    Plugins.instance().register(ProcessLauncher)

@@ -71,7 +71,7 @@ def locate(target: str) -> Any:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # `a.b.C` with a module `a` that has no `b`: go on with the shorter path. Another missing module is the user's.
+            # `a.b.C` where `b` is no module: go on with the shorter path. Any other missing module is a mistake.
             if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
                 continue
             raise TargetError(f"importing {module_name} needs the missing module {error.name!r}") from error

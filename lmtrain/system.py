@@ -9,7 +9,7 @@ import random
 import resource
 import time
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from pydantic import PositiveInt
 
 log = logging.getLogger(__name__)
 
-# Dense bfloat16 (float16) matrix-product peaks in FLOP/s, from the vendors' data sheets; the first name that fits counts.
+# Dense 16-bit matrix-product peaks in FLOP/s, from the vendors' data sheets; the first name that fits counts.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "GH200": 989e12,
@@ -52,7 +52,8 @@ def keep_freed() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     settings = {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 64 << 20}
-    return all([mallopt(parameter, value) for parameter, value in settings.items()])
+    accepted = [mallopt(parameter, value) for parameter, value in settings.items()]
+    return all(accepted)
 
 
 class System:
@@ -60,7 +61,8 @@ class System:
 
     `auto` picks cuda where there is one; bfloat16 on a GPU that has it, else float32; compilation on cuda. `threads`
     limits the CPU threads of a step (null: one a core). `keep_freed_memory` is glibc's, for training on the CPU.
-    `tf32` lets a GPU multiply float32 in TensorFloat-32; `deterministic` takes the algorithms that give the same bits every time.
+    `tf32` lets a GPU multiply float32 in TensorFloat-32; `deterministic` takes the algorithms that give the same
+    bits every time.
 
     Raises:
         ValueError: a device that is not there, a dtype that it cannot compute in.
@@ -104,7 +106,7 @@ class System:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
             # The filling of memory that is written anyway costs a tenth of a step.
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
 
     def _resolve(self, dtype: Dtype) -> str:
@@ -177,7 +179,7 @@ class System:
     def generator_state(self) -> dict[str, torch.Tensor]:
         """The state of all random generators, as tensors that a file without pickle can hold."""
         version, words, gauss = random.getstate()
-        _, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+        _, key, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
         state = {
             "python": torch.tensor([version, *words], dtype=torch.int64),
             "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),

@@ -223,9 +223,9 @@ def _announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> Non
     # A quick bound first, so that small runs measure nothing: no device is slower than this.
     if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
         log.warning(
-            "this run will take about %s on %s. To make it smaller: fewer steps (trainer.max_steps), a smaller batch "
-            "(trainer.gradient_accumulation_steps, data.batch_size, data.block_size), a smaller model (model=llama_1m)%s; "
-            "experiments=quickstart takes minutes on a CPU",
+            "this run will take about %s on %s. To make it smaller: fewer steps (trainer.max_steps), fewer tokens "
+            "a step (trainer.gradient_accumulation_steps, data.batch_size, data.block_size), a smaller model "
+            "(model=llama_1m)%s; experiments=quickstart takes minutes on a CPU",
             duration(seconds),
             system.device,
             " or system.dtype=float32" if system.device.type == "cpu" and system.dtype_name != "float32" else "",

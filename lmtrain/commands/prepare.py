@@ -17,8 +17,8 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m lmtrain prepare",
         description="Makes the token files that a data choice reads, from text, with a tokenizer trained on it. "
         "Training does the same by itself where they are missing.",
-        epilog="Your own text: python -m lmtrain prepare data=text prepare.source.files='books/*.txt' data.path=data/books "
-        "(then train with data=tokens data.path=data/books)",
+        epilog="Your own text: python -m lmtrain prepare data=text prepare.source.files='books/*.txt' "
+        "data.path=data/books; then train with data=tokens data.path=data/books.",
     )
     parser.add_argument("overrides", nargs="*", help=f"data={{{','.join(choices)}}}, data.path=…, prepare.…=…")
     options = parser.parse_args(list(arguments))

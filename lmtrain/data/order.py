@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -26,7 +27,7 @@ def keys(*parts: object, count: int) -> UInt64s:
 
 
 def _splitmix64(x: UInt64s) -> UInt64s:
-    """The finaliser of Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014); wraps on purpose."""
+    """The finaliser of Steele et al., "Fast splittable pseudorandom number generators" (2014); wraps on purpose."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -40,8 +41,8 @@ def permute(indices: Int64s, n: int, *, seed: int, stream: str, epoch: int) -> I
     output ≥ n walks on along its cycle until it is inside (Black and Rogaway, "Ciphers with arbitrary finite
     domains", 2002), which takes less than one extra pass on average.
     """
-    a = max(1, int(np.ceil(np.sqrt(n))))
-    a, b = np.uint64(a), np.uint64(-(-n // a))
+    side = math.isqrt(n - 1) + 1
+    a, b = np.uint64(side), np.uint64(-(-n // side))
     round_keys = keys("shuffle", n, seed, stream, epoch, count=ROUNDS)
     result = indices.astype(np.uint64)
     walking = np.arange(len(result))
@@ -78,12 +79,14 @@ def random(first: int, count: int, *, tokens: int, block_size: int, seed: int, s
     shift = np.uint64(32)
     middle = word_high * low + ((word_low * low) >> shift)
     carry = (middle & np.uint64(0xFFFFFFFF)) + word_low * high
-    return (word_high * high + (middle >> shift) + (carry >> shift)).astype(np.int64)
+    scaled: UInt64s = word_high * high + (middle >> shift) + (carry >> shift)
+    return scaled.astype(np.int64)
 
 
 def sequential(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
     """Blocks in file order, from the start again after the last."""
-    return np.arange(first, first + count) % blocks(tokens, block_size) * block_size
+    samples = np.arange(first, first + count, dtype=np.int64)
+    return np.asarray(samples % blocks(tokens, block_size) * block_size, dtype=np.int64)
 
 
 def blocks(tokens: int, block_size: int) -> int:

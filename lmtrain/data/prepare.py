@@ -12,7 +12,6 @@ from typing import Annotated, Any, BinaryIO
 import numpy as np
 from annotated_types import Interval
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from tokenizers import Tokenizer
 
 from lmtrain.data.source import Document
 from lmtrain.data.tokenizer import FILE, CorpusTokenizer
@@ -91,8 +90,8 @@ class Recipe:
         for split, counted in splits.items():
             if counted.tokens < 2:
                 raise ValueError(
-                    f"prepare.holdout: the {split} split got {counted.tokens} tokens; change prepare.holdout.val_share, "
-                    "or hold out the tail of each document (see conf/data/text.yaml)"
+                    f"prepare.holdout: the {split} split got {counted.tokens} tokens; change "
+                    "prepare.holdout.val_share, or hold out the tail of each document (see conf/data/text.yaml)"
                 )
         sha256 = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
         meta = Meta(

@@ -36,7 +36,8 @@ class TextFiles:
             raise ValueError(f"prepare.source.files={', '.join(self.patterns)}: no such file in {Path.cwd()}")
         for path in paths:
             try:
-                yield Document(path.as_posix(), path.read_text(encoding="utf-8"))
+                # Not read_text, which would turn \r\n into \n.
+                yield Document(path.as_posix(), path.read_bytes().decode("utf-8"))
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}: not UTF-8 text (byte {error.start:,}: {error.reason})") from error
 
@@ -54,6 +55,6 @@ class StandardLibrary:
         for path in sorted(root.rglob("*.py")):
             name = path.relative_to(root)
             if self.EXCLUDED.isdisjoint(name.parts):
-                text = path.read_text(encoding="utf-8", errors="ignore")
+                text = path.read_bytes().decode("utf-8", errors="ignore")
                 if text.strip():
                     yield Document(name.as_posix(), text)

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
-DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
-Tokens = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+Tokens = npt.NDArray[Any]  # of one of these types
 
 
 @dataclass(frozen=True)

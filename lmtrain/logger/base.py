@@ -33,7 +33,7 @@ class Logger(Protocol):
 class CompositeLogger:
     """Several loggers as one: the `truth`, whose errors stop the run, and optional `members`, whose errors do not.
 
-    A member that fails is dropped with a warning.
+    A member that fails is dropped with a warning; `close` closes all the members even if the truth's own fails.
     """
 
     def __init__(self, truth: Logger, members: Sequence[Logger]) -> None:
@@ -44,8 +44,10 @@ class CompositeLogger:
         self._each("log", step, metrics)
 
     def close(self, status: str) -> None:
-        self.truth.close(status)
-        self._each("close", status)
+        try:
+            self.truth.close(status)
+        finally:
+            self._each("close", status)
 
     def _each(self, method: str, *arguments: Any) -> None:
         for member in self.members[:]:

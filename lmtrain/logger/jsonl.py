@@ -1,6 +1,7 @@
-"""`metrics.jsonl`, the truth of a run: one JSON object a line, no step twice."""
+"""`metrics.jsonl`, the truth of a run: one strict JSON object a line, no step twice; null is a NaN or an infinity."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,12 +18,12 @@ class JsonlLogger:
     def __init__(self, path: Path, step: int) -> None:
         if path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step]
-            write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+            write_atomically(path, "".join(map(_line, kept)))
         self._file = path.open("a", encoding="utf-8")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         # A line in one write: a kill cuts the file between lines, or within the last at worst.
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(_line({"step": step, **metrics}))
         self._file.flush()
 
     def close(self, status: str) -> None:
@@ -30,11 +31,17 @@ class JsonlLogger:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`; a last one cut short by a kill is left out."""
+    """The lines of a `metrics.jsonl`, with NaN for null; a last one cut short by a kill is left out."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            lines.append(json.loads(line))
+            values = json.loads(line)
         except json.JSONDecodeError:
             break
+        lines.append({name: math.nan if value is None else value for name, value in values.items()})
     return lines
+
+
+def _line(metrics: Mapping[str, float]) -> str:
+    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"

@@ -1,26 +1,39 @@
-"""Weights & Biases, on a thread of its own: it can be slow, hang or fail without the run noticing."""
+"""Weights & Biases, in a process of its own: its client can be slow, hang, print or crash without the run noticing."""
 
 import logging
+import multiprocessing
+import os
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import PositiveFloat
 
+from lmtrain.logger import wandb_process
 from lmtrain.logger.base import RunInfo
 
 log = logging.getLogger(__name__)
 
-STEP = "step"
+OFFLINE_START_TIMEOUT_S = 60.0  # it takes a second or two, more on a busy machine
+GRACE_S = 5.0  # for W&B to say that a time-out of its own is over, before its process is killed
+
+
+class WandbError(RuntimeError):
+    """W&B failed or did not answer in time; the message says which."""
 
 
 class WandbLogger:
     """Logs to W&B; all its files lie under `<run directory>/wandb/`.
 
     Offline (the default) nothing leaves the machine; `wandb sync` uploads later. Online, a server that refuses or
-    can't be reached within `init_timeout_s` makes the run an offline one, with a warning. Whatever W&B does,
-    `log` returns at once and `close` within the time-outs.
+    does not answer within `init_timeout_s` makes the run an offline one, and W&B gives up after `finish_timeout_s` on
+    what is not uploaded at the end; both with a warning. Whatever W&B does, `log` returns at once and `close` within
+    these times and a few seconds, and nothing of W&B runs in this process. If this process is killed, W&B finishes
+    with the status "killed".
     """
 
     def __init__(
@@ -35,8 +48,9 @@ class WandbLogger:
         init_timeout_s: PositiveFloat = 30.0,
         finish_timeout_s: PositiveFloat = 60.0,
     ) -> None:
-        self.run, self.mode = run, mode
+        self.mode = mode
         self.init_timeout_s, self.finish_timeout_s = init_timeout_s, finish_timeout_s
+        self.run_dir = run.directory
         self.init = {
             "project": project,
             "entity": entity,
@@ -45,62 +59,129 @@ class WandbLogger:
             "id": run.id,
             "name": run.name,
             "group": run.group,
-            "config": run.config,
+            "config": dict(run.config),
             "dir": str(run.directory),
             "resume": "allow",
         }
-        self._queue: queue.SimpleQueue[dict[str, Any] | str] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[dict[str, float] | str] = queue.SimpleQueue()
+        self._client: _Client | None = None
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._queue.put({STEP: step, **metrics})
+        if self._thread.is_alive():  # else nobody empties the queue
+            self._queue.put({wandb_process.STEP: step, **metrics})
 
     def close(self, status: str) -> None:
         self._queue.put(status)
-        self._thread.join(timeout=self.init_timeout_s + self.finish_timeout_s)
-        if self._thread.is_alive():
-            log.warning(
-                "W&B did not finish in time; everything is in metrics.jsonl, and `wandb sync %s` uploads what W&B has",
-                self.run.directory / "wandb",
-            )
+        self._thread.join(self.init_timeout_s + self.finish_timeout_s + 2 * GRACE_S)
+        if self._thread.is_alive() and self._client:
+            self._client.kill()  # the thread sees that, and says so
+            self._thread.join(GRACE_S)
 
     def _work(self) -> None:
         try:
-            import wandb  # 0.6 s that the first step need not wait for
-
-            run = self._start(wandb)
-            # Our own axis: W&B's step goes on counting across resumes, and drops what comes again.
-            run.define_metric(STEP)
-            run.define_metric("*", step_metric=STEP)
+            client = self._start()
             while isinstance(item := self._queue.get(), dict):
-                run.log(item)
-            run.summary["status"] = item
-            run.finish(exit_code=0 if item == "completed" else 1)
+                client.send(item)
+            client.send(item)
+            client.receive(self.finish_timeout_s + GRACE_S)
         except Exception as error:
-            log.warning("W&B failed and is left out from here (metrics.jsonl has everything): %s", _first_line(error))
+            log.warning("W&B: %s; it is left out from here, metrics.jsonl has everything", error)
+            if self._client and self._client.directory and self.mode == "online":
+                log.warning("`wandb sync %s` uploads what W&B has", self._client.directory)
             log.debug("its traceback", exc_info=True)
+        finally:
+            if self._client:
+                self._client.end()
 
-    def _start(self, wandb: Any) -> Any:
-        def settings() -> Any:  # fresh each time: init keeps state in it
-            return wandb.Settings(
-                init_timeout=self.init_timeout_s,
-                finish_timeout=self.finish_timeout_s,
-                silent=True,
-                console="off",  # our train.log has it
-                x_disable_stats=False,
-                disable_git=True,  # environment.json has it
-                save_code=False,
+    def _start(self) -> "_Client":
+        if self.mode == "online":
+            try:
+                return self._start_client("online", self.init_timeout_s + GRACE_S)
+            except WandbError as error:
+                log.warning("W&B: %s; the run is logged offline, and `wandb sync` uploads it later", error)
+                log.debug("its traceback", exc_info=True)
+        return self._start_client("offline" if self.mode == "online" else self.mode, OFFLINE_START_TIMEOUT_S)
+
+    def _start_client(self, mode: str, timeout_s: float) -> "_Client":
+        if self._client:
+            self._client.end()
+        self._client = _Client(self.run_dir)
+        settings = {
+            "init_timeout": self.init_timeout_s,
+            "finish_timeout": self.finish_timeout_s,
+            "finish_timeout_raises": True,
+            "silent": True,
+            "console": "off",  # train.log has it
+            "disable_git": True,  # environment.json has it
+            "disable_code": True,
+            "save_code": False,
+            "x_stats_pid": os.getpid(),  # system metrics of the training, not of W&B's process
+        }
+        self._client.send({"init": {**self.init, "mode": mode}, "settings": settings})
+        self._client.directory = self._client.receive(timeout_s)
+        return self._client
+
+
+class _Client:
+    """The process of `wandb_process`, which knows nothing of this one's output, signals and hooks.
+
+    Raises:
+        WandbError: from `send` and `receive`, once the process has failed.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.directory = ""  # W&B's files of this run
+        self._connection, theirs = multiprocessing.Pipe()
+        # No service that another run has started: it would end with that one.
+        environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+        environment |= {
+            "WANDB_CACHE_DIR": str(run_dir),  # for W&B's own logs; it appends wandb/
+            "WANDB_ERROR_REPORTING": "false",  # to W&B the company, also offline
+            "WANDB_PROGRAM": sys.argv[0],
+        }
+        with theirs:
+            self._process = subprocess.Popen(
+                # -P: beside the script there is a wandb.py that is not W&B's.
+                [sys.executable, "-P", wandb_process.__file__, str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C is for the run
+                env=environment,
             )
+        self.send(sys.argv)
 
+    def send(self, item: Any) -> None:
         try:
-            return wandb.init(mode=self.mode, settings=settings(), **self.init)
-        except Exception as error:
-            if self.mode != "online":
-                raise
-            log.warning("W&B is not reachable (%s); logging offline, `wandb sync` uploads it later", _first_line(error))
-            return wandb.init(mode="offline", settings=settings(), **self.init)
+            self._connection.send(item)
+        except ConnectionError:
+            self.receive(0)  # why it ended
+            raise
 
+    def receive(self, timeout_s: float) -> str:
+        """The directory that it answers with; waits so long at most."""
+        if not self._connection.poll(timeout_s):
+            self.kill()
+            raise WandbError(f"no answer within {timeout_s:g} s")
+        try:
+            reply: wandb_process.Reply = self._connection.recv()
+        except (EOFError, ConnectionError):
+            raise WandbError("its process ended") from None
+        if reply["error"]:
+            raise WandbError(reply["error"]) from RuntimeError(reply["traceback"])
+        return reply["directory"]
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    def end(self) -> None:
+        """Waits for a moment, in case it is about to end by itself."""
+        try:
+            self._process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+        self._connection.close()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()

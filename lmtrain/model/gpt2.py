@@ -58,7 +58,7 @@ class GPT2(nn.Module):
                 nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
-        # The logits' variance is d_model · std²: keep a wide, fresh model at the loss of a uniform guess, ln(vocab_size).
+        # The logits' variance is d_model · std²: a wide model, too, starts at a uniform guess's loss, ln(vocab_size).
         head = self.embedding if self.output is None else self.output
         nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
 
@@ -77,7 +77,10 @@ class GPT2(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
-        """Forward and backward, matrix products alone; Chowdhery et al., "PaLM" (2022), appendix B, causal half not taken off."""
+        """Forward and backward, matrix products alone, attention as if not causal.
+
+        Source: Chowdhery et al., "PaLM" (2022), appendix B.
+        """
         matrices = sum(param.numel() for param in self.parameters() if param.ndim >= 2)
         lookups = self.positions.weight.numel() + (0 if self.output is None else self.embedding.weight.numel())
         return 6 * (matrices - lookups) + 12 * self.n_layer * self.d_model * block_size

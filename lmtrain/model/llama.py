@@ -62,7 +62,7 @@ class Llama(nn.Module):
             # 2 · n_layer branches add up on the residual stream (GPT-2, section 2.3).
             residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
-        # The logits' variance is d_model · std²: keep a wide, fresh model at the loss of a uniform guess, ln(vocab_size).
+        # The logits' variance is d_model · std²: a wide model, too, starts at a uniform guess's loss, ln(vocab_size).
         head = self.embedding if self.output is None else self.output
         nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
 
@@ -81,7 +81,10 @@ class Llama(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
-        """Forward and backward, matrix products alone; Chowdhery et al., "PaLM" (2022), appendix B, causal half not taken off."""
+        """Forward and backward, matrix products alone, attention as if not causal.
+
+        Source: Chowdhery et al., "PaLM" (2022), appendix B.
+        """
         matrices = sum(param.numel() for param in self.parameters() if param.ndim >= 2)
         lookup = 0 if self.output is None else self.embedding.weight.numel()
         return 6 * (matrices - lookup) + 12 * self.n_layer * self.d_model * block_size
@@ -152,7 +155,7 @@ def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates (B, H, T, D) by position; dimension i pairs with i + D / 2, as in Llama's released weights for transformers."""
+    """Rotates (B, H, T, D) by position; dimension i pairs with i + D / 2, as transformers has Llama's weights."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)
