@@ -21,7 +21,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
@@ -102,8 +102,10 @@ def set_up_hydra() -> None:
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
 
 
-def compose(overrides: Sequence[str]) -> DictConfig:
+def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
     """The config that Hydra composes from the menu and the overrides, unresolved and unchecked.
+
+    `with_hydra` keeps Hydra's own settings in it, as the key `hydra`.
 
     Raises:
         ConfigError: an override that can't be parsed, an unknown key, group or choice.
@@ -113,11 +115,18 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
-            return hydra.compose("config", list(overrides))
+            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_explain(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def without_hydra(composed: DictConfig) -> DictConfig:
+    """The config alone, of one composed with Hydra's settings."""
+    with open_dict(composed):
+        composed.pop("hydra")
+    return composed
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """Runs the jobs of a sweep, each in a fresh interpreter: no thread count, flag or memory of one reaches the next."""
 
 import importlib
+import os
 import signal
 import subprocess
 import sys
@@ -13,13 +14,14 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.table import Table
 
 from lmtrain.console import console, duration, si
 from lmtrain.run_directory import read_json
 
 NOT_STARTED = -1
+SWEEP_FILE = "multirun.yaml"  # what Hydra's sweeper leaves in a sweep directory
 
 
 class SweepFailedError(RuntimeError):
@@ -40,37 +42,53 @@ class ProcessLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        from lmtrain.config import compose
-        from lmtrain.preflight import preflight
-
-        for overrides in job_overrides:
-            preflight(compose([*self._search_path(), *overrides]))
         sweep_dir = Path(self.config.hydra.sweep.dir)
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, sweep_dir / "multirun.yaml")
+        self._check(job_overrides, sweep_dir)
         console.print(f"sweep of {len(job_overrides)} jobs in {sweep_dir}")
+        names = [swept(overrides, job_overrides) for overrides in job_overrides]
         jobs = [
-            self._run(initial_job_idx + number, list(overrides), f"{number + 1}/{len(job_overrides)}", sweep_dir)
-            for number, overrides in enumerate(job_overrides)
+            self._run(sweep_dir / str(initial_job_idx + number), list(overrides), f"{number + 1}/{len(names)}: {name}")
+            for number, (overrides, name) in enumerate(zip(job_overrides, names, strict=True))
         ]
-        print_table(jobs, [swept(job.overrides or [], job_overrides) for job in jobs])
+        print_table(jobs, names)
         if self.stopped:
             raise KeyboardInterrupt
         if any(job.status is JobStatus.FAILED for job in jobs):
             raise SweepFailedError
         return jobs
 
+    def _check(self, job_overrides: Sequence[Sequence[str]], sweep_dir: Path) -> None:
+        """Every job's config, and then the data: a typo in the last one should not wait for the others.
+
+        Raises:
+            ConfigError: the first job's mistakes; the sweep directory that Hydra has made is gone then.
+        """
+        from lmtrain.config import ConfigError, check, compose
+        from lmtrain.preflight import preflight
+
+        try:
+            configs = [compose([*self._search_path(), *overrides]) for overrides in job_overrides]
+            for config in configs:
+                check(config)
+            for config in configs:
+                preflight(config)
+        except ConfigError:
+            if [entry.name for entry in sweep_dir.iterdir()] == [SWEEP_FILE]:
+                (sweep_dir / SWEEP_FILE).unlink()
+                os.removedirs(sweep_dir)
+            raise
+
     def _search_path(self) -> list[str]:
         """What `--config-dir` of this command would add, in the form that composing by hand takes."""
         folder = get_args_parser().parse_args().config_dir
         return [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
 
-    def _run(self, number: int, overrides: list[str], position: str, sweep_dir: Path) -> JobReturn:
+    def _run(self, run_dir: Path, overrides: list[str], title: str) -> JobReturn:
         job = JobReturn(overrides=overrides, task_name="lmtrain")
-        job.working_dir = str(sweep_dir / str(number))
+        job.working_dir = str(run_dir)
         code = NOT_STARTED
         if not self.stopped:
-            console.rule(f"job {position}: {' '.join(overrides)}", align="left")
+            console.rule(f"job {title}", align="left")
             arguments = [*overrides, f"hydra.run.dir={job.working_dir}", *self._search_path()]
             code = self._wait(subprocess.Popen([sys.executable, "-m", "lmtrain", *arguments]))
         if code == 0:

@@ -29,6 +29,12 @@ def preflight(composed: DictConfig) -> DictConfig:
         raise ConfigError(str(error)) from error
 
 
+def refuse_existing_run(run_dir: Path) -> None:
+    """Raises ConfigError if a run is there already: a new one would mix with it."""
+    if (run_dir / "metrics.jsonl").exists():
+        raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
+
+
 def ensure_tokens(cfg: DictConfig) -> None:
     """Prepares `data.path` if it is missing and `prepare` says how.
 

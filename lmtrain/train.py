@@ -25,6 +25,7 @@ from lmtrain.generate import generate
 from lmtrain.logger.base import CompositeLogger, RunInfo
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.preflight import refuse_existing_run
 from lmtrain.run_directory import Result, RunDirectory, environment, write_atomically
 from lmtrain.system import System
 from lmtrain.trainer import DivergedError, InterruptedBySignal, Trainer, TrainState, flops_per_token, perplexity
@@ -44,18 +45,24 @@ class Outcome:
     objective: float | None
 
 
-def run(cfg: DictConfig, run_dir: Path, *, resume: bool) -> Outcome:
-    """Trains in a run directory, on `resume` from its newest checkpoint, and records how it ended.
+def run(cfg: DictConfig, run_dir: Path, *, resume: DictConfig | None = None) -> Outcome:
+    """Trains in a run directory and records how it ended.
+
+    `resume` is for a run that goes on from its newest checkpoint: its config as composed, which the next resume will
+    start from.
 
     Raises:
-        ConfigError: a mistake that could not be seen before the parts were built; `result.json` has it, too.
+        ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
+            directory is another run's.
     """
     state = TrainState()
-    with RunDirectory(run_dir) as directory:
-        if not resume and (directory.path / "metrics.jsonl").exists():
-            raise ConfigError(
-                f"{run_dir}: holds a run already; continue it with resume={run_dir}, or give another directory"
-            )
+    with contextlib.ExitStack() as stack:
+        with _mistakes_of_the_user():
+            directory = stack.enter_context(RunDirectory(run_dir))
+        if resume is None:
+            refuse_existing_run(directory.path)
+        else:
+            write_atomically(directory.path / ".hydra" / "config.yaml", OmegaConf.to_yaml(resume))
         configure_logging(directory.path)
         error: BaseException | None = None
         try:
@@ -265,14 +272,15 @@ def _summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> N
             state.best_step,
         )
     log.info("took %s; everything is in %s", duration(state.seconds), path)
-    more = 2 * cfg.trainer.max_steps
+    if (directory.path.parent / "multirun.yaml").exists():
+        return  # a job of a sweep, which closes with its own table
     log.info(
         "next: python -m lmtrain sample %s --prompt 'import '\n"
         "      python -m lmtrain resume=%s trainer.max_steps=%d\n"
-        "      python -m lmtrain --help",
+        "      python -m lmtrain -m experiments=quickstart optimizer.lr=1e-3,3e-3",
         path,
         path,
-        more,
+        2 * cfg.trainer.max_steps,
     )
 
 

@@ -19,7 +19,13 @@ def a_checkpoint(seed: int) -> Checkpoint:
     weight = torch.randn(5, 7, generator=generator)
     return Checkpoint(
         tensors={
-            "model": {"a": weight, "tied": weight, "half": weight.bfloat16(), "strided": weight.t(), "empty": torch.zeros(0)},
+            "model": {
+                "a": weight,
+                "tied": weight,
+                "half": weight.bfloat16(),
+                "strided": weight.t(),
+                "empty": torch.zeros(0),
+            },
             "optimizer": {"a/exp_avg": weight.double(), "a/step": torch.tensor(3.0)},
             "rng-0": {"torch": torch.get_rng_state()},
         },

@@ -189,13 +189,20 @@ def test_a_users_own_model_trains_and_is_protected_by_its_signature(
 def test_a_users_conf_shadows_the_shipped_one() -> None:
     folder = Path("conf", "optimizer")
     folder.mkdir(parents=True)
-    shadow = (shipped("conf") / "optimizer" / "adamw.yaml").read_text().replace("weight_decay: 0.1", "weight_decay: 0.3")
+    shadow = (
+        (shipped("conf") / "optimizer" / "adamw.yaml").read_text().replace("weight_decay: 0.1", "weight_decay: 0.3")
+    )
     (folder / "adamw.yaml").write_text(shadow)
     assert check(compose([])).optimizer.weight_decay == 0.3
 
 
 def test_command_line_errors_are_short_and_quick(cli: Cli, tmp_path: Path) -> None:
-    for overrides in (["trainer.max_stepz=3"], ["data=tokens", "data.path=nowhere"], ["trian"], ["-m", "optimizer.lr=1,abc"]):
+    for overrides in (
+        ["trainer.max_stepz=3"],
+        ["data=tokens", "data.path=nowhere"],
+        ["trian"],
+        ["-m", "optimizer.lr=1,abc"],
+    ):
         done = cli(*overrides)
         assert done.returncode == 2
         assert done.stderr.startswith("config error: ")

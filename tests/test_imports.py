@@ -30,7 +30,7 @@ ALLOWED = {
     "trainer": {"checkpoint", "data", "logger", "optimizer", "system"},
     "load": {"checkpoint", "config", "data", "system"},
     "train": {
-        "checkpoint", "config", "console", "data", "generate", "logger", "run_directory", "system", "trainer",
+        "checkpoint", "config", "console", "data", "generate", "logger", "preflight", "run_directory", "system", "trainer",
     },
     "commands": {
         "commands", "config", "console", "data", "generate", "launcher", "load", "logger", "preflight", "run_directory",
@@ -62,14 +62,17 @@ def unit(path: Path) -> str:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_import_directions(path: Path) -> None:
-    found = {name.split(".")[1] for name in imports(path) if name.startswith("lmtrain.") and name != "lmtrain.__version__"}
+    found = {
+        name.split(".")[1] for name in imports(path) if name.startswith("lmtrain.") and name != "lmtrain.__version__"
+    }
     assert found <= ALLOWED[unit(path)]
     if unit(path) not in KNOWS_HYDRA:
         assert not {name for name in imports(path) if name.split(".")[0] in ("hydra", "omegaconf")}
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["trainer.max_stepz=1"], ["prepare", "--help"], ["sample", "--help"], ["evaluate", "--help"]]
+    "arguments",
+    [["--help"], ["trainer.max_stepz=1"], ["prepare", "--help"], ["sample", "--help"], ["evaluate", "--help"]],
 )
 def test_help_and_config_errors_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     script = f"""

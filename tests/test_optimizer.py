@@ -13,7 +13,7 @@ from lmtrain.model.llama import Llama
 from lmtrain.optimizer import adamw, load_optimizer_state, optimizer_state
 
 SHAPES = {"embedding": (7, 4), "gain": (4,), "cube": (2, 3, 4), "scale": (), "bias": (5,), "matrix": (4, 5)}
-HYPER = dict(lr=3e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+HYPER = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
 
 
 def parameters(seed: int, dtype: torch.dtype = torch.float64) -> dict[str, nn.Parameter]:

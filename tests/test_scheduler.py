@@ -1,6 +1,7 @@
 """The schedules against their formulas, at every step, at the ends, and as properties over all settings."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -29,14 +30,14 @@ def reference(lr: float, min_lr: float, warmup_steps: int, max_steps: int, steps
     [(200, 5000), (0, 100), (1, 10), (10, 11), (10, 10), (50, 20), (0, 1)],
 )
 def test_cosine_is_its_formula_at_every_step(warmup_steps, max_steps):
-    settings = dict(lr=6e-4, min_lr=6e-5, warmup_steps=warmup_steps, max_steps=max_steps)
+    settings = {"lr": 6e-4, "min_lr": 6e-5, "warmup_steps": warmup_steps, "max_steps": max_steps}
     steps = max(warmup_steps, max_steps) + 20
     curve = np.array([cosine(step, **settings) for step in range(steps)])
     np.testing.assert_allclose(curve, reference(**settings, steps=steps), rtol=1e-12, atol=1e-18)
 
 
 def test_cosine_at_the_points_one_knows():
-    settings = dict(lr=1.0, min_lr=0.1, warmup_steps=9, max_steps=109)
+    settings = {"lr": 1.0, "min_lr": 0.1, "warmup_steps": 9, "max_steps": 109}
     assert [cosine(step, **settings) for step in (0, 4, 8)] == [0.1, 0.5, 0.9]
     assert cosine(9, **settings) == pytest.approx(1.0, rel=ROUNDING)
     assert cosine(59, **settings) == pytest.approx(0.55, rel=ROUNDING)  # half-way
@@ -54,13 +55,13 @@ def test_without_warmup_the_first_step_has_the_peak():
 @example(lr=6e-4, share=0.0, warmup_steps=0, max_steps=1)
 def test_cosine_stays_in_range_and_turns_once(lr, share, warmup_steps, max_steps):
     min_lr = lr * share
-    settings = dict(lr=lr, min_lr=min_lr, warmup_steps=warmup_steps, max_steps=max_steps)
+    settings = {"lr": lr, "min_lr": min_lr, "warmup_steps": warmup_steps, "max_steps": max_steps}
     curve = [cosine(step, **settings) for step in range(max(warmup_steps, max_steps) + 3)]
     assert all(rate > 0 for rate in curve[:max_steps])  # no step of a run is for nothing
     assert all(min(min_lr, curve[0]) <= rate <= lr * (1 + ROUNDING) for rate in curve)
-    assert all(before < after for before, after in zip(curve[:warmup_steps], curve[1:warmup_steps], strict=False))
+    assert all(before < after for before, after in pairwise(curve[:warmup_steps]))
     after_warmup = curve[warmup_steps:]
-    assert all(later <= earlier * (1 + ROUNDING) for earlier, later in zip(after_warmup, after_warmup[1:], strict=False))
+    assert all(later <= earlier * (1 + ROUNDING) for earlier, later in pairwise(after_warmup))
     assert after_warmup[-1] == min_lr
 
 
@@ -68,7 +69,9 @@ def test_cosine_stays_in_range_and_turns_once(lr, share, warmup_steps, max_steps
 def test_constant_climbs_in_equal_parts_and_stays(lr, warmup_steps, steps):
     curve = [constant(step, lr=lr, warmup_steps=warmup_steps) for step in range(steps)]
     assert all(0 < rate <= lr for rate in curve)
-    np.testing.assert_allclose(curve[:warmup_steps], [lr * k / (warmup_steps + 1) for k in range(1, len(curve[:warmup_steps]) + 1)])
+    np.testing.assert_allclose(
+        curve[:warmup_steps], [lr * k / (warmup_steps + 1) for k in range(1, len(curve[:warmup_steps]) + 1)]
+    )
     assert set(curve[warmup_steps:]) <= {lr}
 
 

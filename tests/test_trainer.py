@@ -166,8 +166,8 @@ def test_a_run_equals_a_loop_written_by_hand(token_folder: Path, tmp_path: Path)
     assert trained[-1] < trained[0] - 0.3
 
 
-# The losses of the first steps, as they were when the step was last changed on purpose. To renew: run with -k golden, look
-# at why they moved, and copy the numbers from the failure.
+# The losses of the first steps, as they were when the step was last changed on purpose. To renew: run with -k golden,
+# look at why they moved, and copy the numbers from the failure.
 GOLDEN = [4.147879, 4.088176, 3.990192, 3.860933]
 
 
@@ -236,7 +236,8 @@ def timeless_metrics(run: Path) -> list[dict[str, float]]:
     """What was logged, without what a clock or the machine says."""
     measured = ("step_time_ms", "tokens_per_second", "memory_gb")
     return [
-        {key: value for key, value in line.items() if key not in measured} for line in read_metrics(run / "metrics.jsonl")
+        {key: value for key, value in line.items() if key not in measured}
+        for line in read_metrics(run / "metrics.jsonl")
     ]
 
 
@@ -265,7 +266,9 @@ def test_evaluating_and_saving_more_often_changes_no_bit(token_folder: Path, tmp
 
 @pytest.mark.parametrize("order", ["shuffle", "random", "sequential"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_resumed_run_has_the_bits_of_one_never_stopped(token_folder: Path, tmp_path: Path, dtype: Any, order: Any) -> None:
+def test_a_resumed_run_has_the_bits_of_one_never_stopped(
+    token_folder: Path, tmp_path: Path, dtype: Any, order: Any
+) -> None:
     def trainer(name: str, max_steps: int) -> Trainer:
         made = make_trainer(
             token_folder,
@@ -364,7 +367,9 @@ def test_a_compiled_run_trains_alike_and_saves_plain_names(token_folder: Path, t
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_on_cuda_steps_do_not_synchronise_and_resume_bit_for_bit(token_folder: Path, tmp_path: Path, dtype: Any) -> None:
+def test_on_cuda_steps_do_not_synchronise_and_resume_bit_for_bit(
+    token_folder: Path, tmp_path: Path, dtype: Any
+) -> None:
     def trainer(name: str, max_steps: int) -> Trainer:
         system = System(device="cuda", dtype=dtype, compile=False)
         model = tiny_llama(dropout=0.2).cuda()

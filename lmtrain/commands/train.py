@@ -11,10 +11,17 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, apply_overrides, compose, set_up_hydra, shipped
+from lmtrain.config import (
+    HYDRA_VERSION_BASE,
+    ConfigError,
+    apply_overrides,
+    compose,
+    set_up_hydra,
+    shipped,
+    without_hydra,
+)
 from lmtrain.launcher import SweepFailedError
-from lmtrain.preflight import preflight
-from lmtrain.run_directory import write_atomically
+from lmtrain.preflight import preflight, refuse_existing_run
 
 # What may change on a resume: nothing of it changes a bit of the training.
 RESUMABLE = (
@@ -40,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     if not asks and not flags.multirun:
         # Before Hydra makes a run directory: a mistake leaves nothing behind.
         path = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
-        preflight(compose([*path, *flags.overrides]))
+        composed = compose([*path, *flags.overrides], with_hydra=True)
+        refuse_existing_run(Path(composed.hydra.run.dir))
+        preflight(without_hydra(composed))
     exit_codes: list[int] = []
 
     def task(composed: DictConfig) -> float | None:
@@ -49,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
         single = HydraConfig.get().mode is RunMode.RUN
         try:
-            outcome = run(cfg, Path(HydraConfig.get().runtime.output_dir), resume=False)
+            outcome = run(cfg, Path(HydraConfig.get().runtime.output_dir))
         except ConfigError as error:
             if not single:
                 raise
@@ -99,8 +108,7 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> int:
         )
     from lmtrain.train import run
 
-    write_atomically(composed_path, OmegaConf.to_yaml(changed))  # the next resume goes on with the same changes
-    return run(cfg, run_dir, resume=True).exit_code
+    return run(cfg, run_dir, resume=changed).exit_code
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -96,13 +96,14 @@ class WandbLogger:
                 self._client.end()
 
     def _start(self) -> "_Client":
-        if self.mode == "online":
-            try:
-                return self._start_client("online", self.init_timeout_s + GRACE_S)
-            except WandbError as error:
-                log.warning("W&B: %s; the run is logged offline, and `wandb sync` uploads it later", error)
-                log.debug("its traceback", exc_info=True)
-        return self._start_client("offline" if self.mode == "online" else self.mode, OFFLINE_START_TIMEOUT_S)
+        if self.mode != "online":
+            return self._start_client(self.mode, OFFLINE_START_TIMEOUT_S)
+        try:
+            return self._start_client("online", self.init_timeout_s + GRACE_S)
+        except WandbError as error:
+            log.warning("W&B: %s; the run is logged offline, and `wandb sync` uploads it later", error)
+            log.debug("its traceback", exc_info=True)
+        return self._start_client("offline", OFFLINE_START_TIMEOUT_S)
 
     def _start_client(self, mode: str, timeout_s: float) -> "_Client":
         if self._client:
@@ -156,7 +157,7 @@ class _Client:
 
     def send(self, item: Any) -> None:
         try:
-            self._connection.send(item)
+            wandb_process.send(self._connection, item)
         except ConnectionError:
             self.receive(0)  # why it ended
             raise
@@ -167,7 +168,7 @@ class _Client:
             self.kill()
             raise WandbError(f"no answer within {timeout_s:g} s")
         try:
-            reply: wandb_process.Reply = self._connection.recv()
+            reply: wandb_process.Reply = wandb_process.receive(self._connection)
         except (EOFError, ConnectionError):
             raise WandbError("its process ended") from None
         if reply["error"]:

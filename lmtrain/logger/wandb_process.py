@@ -5,6 +5,8 @@ last. A `Reply` follows when W&B has started, and another when it has finished o
 a status means that the run was killed: W&B finishes all the same.
 """
 
+import contextlib
+import json
 import signal
 import sys
 import traceback
@@ -24,17 +26,27 @@ class Reply(TypedDict):
     traceback: str
 
 
+def send(connection: Connection, item: Any) -> None:
+    """Raises ConnectionError if the other process has ended."""
+    connection.send_bytes(json.dumps(item, default=str).encode())
+
+
+def receive(connection: Connection) -> Any:
+    """Raises EOFError or OSError if the other process has ended."""
+    return json.loads(connection.recv_bytes())
+
+
 def main() -> None:
     # These are for the run, which then says how it ended.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
-    sys.argv[:] = connection.recv()  # W&B shows it
+    sys.argv[:] = receive(connection)  # W&B shows it
     try:
-        follow(connection, **connection.recv())
+        follow(connection, **receive(connection))
     except Exception as error:
         message = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        connection.send(Reply(directory="", error=message, traceback=traceback.format_exc()))
+        _answer(connection, Reply(directory="", error=message, traceback=traceback.format_exc()))
 
 
 def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -45,7 +57,7 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
     reply = Reply(directory=run.settings.sync_dir, error="", traceback="")
-    connection.send(reply)
+    _answer(connection, reply)
     status = KILLED
     for item in _items(connection):
         if isinstance(item, str):
@@ -54,8 +66,12 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
             run.log(item)
     run.summary["status"] = status
     run.finish(exit_code=0 if status == "completed" else 1)
-    if status != KILLED:
-        connection.send(reply)
+    _answer(connection, reply)
+
+
+def _answer(connection: Connection, reply: Reply) -> None:
+    with contextlib.suppress(ConnectionError):  # a run that was killed waits for none
+        send(connection, reply)
 
 
 def _items(connection: Connection) -> Iterator[dict[str, float] | str]:
@@ -63,8 +79,8 @@ def _items(connection: Connection) -> Iterator[dict[str, float] | str]:
     item: dict[str, float] | str = {}
     while not isinstance(item, str):
         try:
-            item = connection.recv()
-        except (EOFError, ConnectionError):
+            item = receive(connection)
+        except (EOFError, OSError):  # also in the middle of a message
             return
         yield item
 

@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.prepare import Recipe, by_document, differences, existing, prepare, progress_bar, tail_of_each_document
+from lmtrain.data.prepare import (
+    Recipe,
+    by_document,
+    differences,
+    existing,
+    prepare,
+    progress_bar,
+    tail_of_each_document,
+)
 from lmtrain.data.source import Document, StandardLibrary, TextFiles
 from lmtrain.data.tokenizer import BPE, Characters, CorpusTokenizer
 from lmtrain.data.tokens import open_tokens, read_meta
@@ -114,7 +122,9 @@ def test_the_standard_library_is_there_and_in_order() -> None:
 def test_mistakes_leave_nothing_behind(tmp_path: Path, content: bytes, files: str, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        made(tmp_path / "out", TextFiles(str(tmp_path / files)), BPE(300), partial(tail_of_each_document, val_share=0.1))
+        made(
+            tmp_path / "out", TextFiles(str(tmp_path / files)), BPE(300), partial(tail_of_each_document, val_share=0.1)
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
@@ -127,7 +137,7 @@ def test_other_settings_are_noticed(tmp_path: Path, corpus: Path) -> None:
     assert seconds > 0
     assert no_seconds == 0
     assert first == again
-    with pytest.raises(ValueError, match="prepare.tokenizer.vocab_size: 300 → 301"):
+    with pytest.raises(ValueError, match=r"prepare.tokenizer.vocab_size: 300 → 301"):
         existing(tmp_path / "out", {**recipe, "tokenizer": {"vocab_size": 301}})
     assert differences({"a": (1, 2)}, {"a": [1, 2]}) == []
 
@@ -135,7 +145,7 @@ def test_other_settings_are_noticed(tmp_path: Path, corpus: Path) -> None:
 def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")
-    with progress_bar() as progress, pytest.raises(ValueError, match="has files but no meta.json"):
+    with progress_bar() as progress, pytest.raises(ValueError, match=r"has files but no meta.json"):
         prepare(tmp_path / "out", {}, lambda _: pytest.fail("made"), progress)
     assert (tmp_path / "out" / "precious.txt").read_text() == "x"
 
@@ -149,8 +159,12 @@ def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
         ({"surprise": 1}, "not a meta.json of token files"),
     ],
 )
-def test_a_meta_that_is_not_ours_is_refused(tmp_path: Path, corpus: Path, change: dict[str, object], message: str) -> None:
-    folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(300), partial(tail_of_each_document, val_share=0.1))
+def test_a_meta_that_is_not_ours_is_refused(
+    tmp_path: Path, corpus: Path, change: dict[str, object], message: str
+) -> None:
+    folder = made(
+        tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(300), partial(tail_of_each_document, val_share=0.1)
+    )
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, **change}))
     with pytest.raises(ValueError, match=message):

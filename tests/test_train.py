@@ -1,0 +1,337 @@
+"""Whole runs as real processes: their files, their ends, and what happens after a kill."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Cli, clean_environment
+
+from lmtrain.checkpoint import load
+from lmtrain.logger.jsonl import read_metrics
+
+MEASURED = ("step_time_ms", "tokens_per_second", "memory_gb")
+
+
+@pytest.fixture
+def tiny(token_folder: Path) -> list[str]:
+    return [*TINY, f"data.path={token_folder}"]
+
+
+def timeless(run: Path) -> list[dict[str, float]]:
+    lines = read_metrics(run / "metrics.jsonl")
+    return [{key: value for key, value in line.items() if key not in MEASURED} for line in lines]
+
+
+def result(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
+def test_a_run_leaves_what_the_design_says(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    done = cli(
+        *tiny,
+        "name=first",
+        "logger=wandb",
+        "optimizer.lr=1e-2",
+        WANDB_API_KEY="0123456789secret0123456789secret01234567",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = (tmp_path / "outputs" / "first").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run.name)
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        ".hydra", ".lock", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "result.json", "train.log",
+        "wandb",
+    }  # fmt: skip
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 13))
+    ended = result(run)
+    assert ended["status"] == "completed"
+    assert (ended["steps"], ended["tokens"]) == (12, 12 * 2 * 4 * 16)
+    best = min(line["val/loss"] for line in read_metrics(run / "metrics.jsonl") if "val/loss" in line)
+    assert ended["objective"] == ended["best_val_loss"] == best
+    assert best < 4.0
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == [
+        "best",
+        "latest",
+        "step-00000008",
+        "step-00000012",
+    ]
+    assert load(run / "checkpoints" / "latest").state["train"]["step"] == 12
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["packages"]["torch"]
+    assert environment["command"][1:] == [*tiny, "name=first", "logger=wandb", "optimizer.lr=1e-2"]
+    log = (run / "train.log").read_text()
+    assert "step 12/12" in log
+    assert "15 tensors decayed" in log
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+    assert not (tmp_path / "wandb").exists()
+    for path in run.rglob("*"):
+        if path.is_file():
+            assert b"0123456789secret" not in path.read_bytes(), f"{path} has the API key"
+
+
+def test_the_command_of_the_design_works_as_written(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    small = [text for text in TINY if not text.startswith(("optimizer.lr", "system.dtype"))]
+    done = cli("optimizer.lr=6e-4", "system.dtype=bfloat16", *small, f"data.path={token_folder}", "hydra.run.dir=out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cpu (" in done.stdout
+    assert "bfloat16" in done.stdout
+    assert max(line["lr"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")) == 6e-4
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_losses(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    tiny = [
+        *tiny,
+        "trainer.max_steps=60",
+        "model.dropout=0.1",
+        "trainer.eval_interval=7",
+        "trainer.checkpoint_interval=5",
+    ]
+    assert cli(*tiny, "hydra.run.dir=never").returncode == 0
+    for number, at_step in enumerate((9, 23)):
+        command = [*tiny, "hydra.run.dir=killed"] if number == 0 else ["resume=killed"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lmtrain", *command],
+            cwd=tmp_path,
+            env=clean_environment(),
+            stdout=subprocess.DEVNULL,
+        )
+        wait_for_step(tmp_path / "killed", at_step)
+        process.kill()
+        process.wait()
+        assert not (tmp_path / "killed" / "result.json").exists()
+    done = cli("resume=killed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed after step" in done.stdout
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "never")
+    one, other = (load(tmp_path / name / "checkpoints" / "latest") for name in ("never", "killed"))
+    for group in ("model", "optimizer", "rng-0"):
+        for name, tensor in one.tensors[group].items():
+            assert tensor.equal(other.tensors[group][name]), name
+
+
+def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and any(
+            line["step"] >= step for line in read_metrics(run / "metrics.jsonl")
+        ):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} did not get to step {step}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_stops_and_resume_goes_on(
+    tiny: list[str], tmp_path: Path, cli: Cli, number: int, code: int
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(tmp_path / "out", 6)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "continue: python -m lmtrain resume=out" in output
+    ended = result(tmp_path / "out")
+    assert ended["status"] == "interrupted"
+    assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == ended["steps"]
+    more = ended["steps"] + 3
+    done = cli("resume=out", f"trainer.max_steps={more}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result(tmp_path / "out")["steps"] == more
+    steps = [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+
+
+def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
+    for arguments, message in (
+        (["optimizer.lr=1"], "would change the run (optimizer.lr: 0.0006 → 1"),
+        (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
+        (["model=gpt2"], "a resumed run keeps its config groups"),
+    ):
+        done = cli("resume=out", *arguments)
+        assert done.returncode == 2
+        assert message in done.stderr
+    assert "no run there" in cli("resume=nowhere").stderr
+    again = cli(*tiny, "hydra.run.dir=out")
+    assert again.returncode == 2
+    assert "holds a run already" in again.stderr
+    assert "nothing left to do" in cli("resume=out").stdout
+    done = cli("resume=out", "trainer.max_steps=1e1")
+    assert done.returncode == 0, done.stderr
+    assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == list(range(1, 11))
+
+
+def test_a_second_process_on_a_run_is_refused(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for_step(tmp_path / "out", 1)
+        done = cli("resume=out")
+        assert done.returncode == 2
+        assert f"in use by process {process.pid} on " in done.stderr
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_mistakes_found_while_building_are_told_shortly(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    for override, message in (
+        ("model.n_head=5", "model.d_model=32: must be an even multiple of model.n_head=5"),
+        ("data.block_size=100000", "data.block_size=100000: "),
+        ("system.device=cuda:7", "system.device=cuda:7: this machine has"),
+        ("system.device=tpu", "system.device=tpu: not a device"),
+    ):
+        done = cli(*tiny, override, "hydra.run.dir=out")
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert f"config error: {message}" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+    assert result(tmp_path / "out")["status"] == "failed"
+
+
+FAILS = """
+from lmtrain.model.llama import Llama
+
+class Fails(Llama):
+    def __init__(self, vocab_size: int, block_size: int):
+        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
+        self.calls = 0
+
+    def forward(self, tokens, targets=None):
+        self.calls += 1
+        if self.calls > 9:
+            raise RuntimeError("a bug in the model")
+        return super().forward(tokens, targets)
+"""
+
+
+def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "mine.py").write_text(FAILS)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    model = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
+    (tmp_path / "conf" / "model" / "fails.yaml").write_text(model)
+    kept = [text for text in tiny if not text.startswith("model")]
+    done = cli(*kept, "model=fails", "hydra.run.dir=out")
+    assert done.returncode == 1
+    assert "failed: RuntimeError: a bug in the model (traceback in out/train.log)" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Traceback" in (tmp_path / "out" / "train.log").read_text()
+    assert result(tmp_path / "out")["error"] == "RuntimeError: a bug in the model"
+
+
+@pytest.mark.slow
+def test_a_sweep_runs_each_job_in_its_directory_and_closes_with_a_table(
+    tiny: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    done = cli("-m", *tiny, "name=swept", "optimizer.lr=1e-4,1e-2,1e9", "logger=wandb")
+    assert done.returncode == 1  # the last one diverges
+    (sweep,) = (tmp_path / "outputs" / "swept").iterdir()
+    assert sweep.name.startswith("sweep-")
+    assert [result(sweep / str(job))["status"] for job in range(3)] == ["completed", "completed", "diverged"]
+    table = done.stdout[done.stdout.index("┏") :]
+    order = re.findall(r"optimizer\.lr=([\d.]+)", table)
+    assert [float(lr) for lr in order] == [1e-2, 1e-4, 1e9]
+    for job in range(3):
+        (log,) = (sweep / str(job)).glob("wandb/offline-run-*/*.wandb")
+        assert sweep.name.encode() in log.read_bytes()  # the W&B group
+
+
+@pytest.mark.slow
+def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
+    text = ["data=text", "prepare.source.files=book.txt", "prepare.tokenizer.vocab_size=300", "data.path=tokens"]
+    done = cli("prepare", *text)
+    assert done.returncode == 0, done.stderr
+    assert "prepared tokens in" in done.stdout
+    assert "is there already" in cli("prepare", *text).stdout
+    changed = cli("prepare", *text[:2], "prepare.tokenizer.vocab_size=301", "data.path=tokens")
+    assert changed.returncode == 2
+    assert "prepare.tokenizer.vocab_size: 300 → 301" in changed.stderr
+    # The token files alone are enough to train on.
+    tiny = [
+        *TINY,
+        "data.path=tokens",
+        "hydra.run.dir=out",
+        "trainer.max_steps=30",
+        "optimizer.lr=1e-2",
+        "sample_tokens=20",
+    ]
+    done = cli(*tiny)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "a sample of the model's text" in done.stdout
+
+    sampled = [cli("sample", "out", "--prompt", "It was", "--tokens", "10", "--seed", seed).stdout for seed in "112"]
+    assert sampled[0].startswith("It was")
+    assert sampled[0] == sampled[1] != sampled[2]
+    assert cli("sample", "nowhere").returncode == 2
+    assert "no checkpoint '7'; there are steps" in cli("sample", "out", "--checkpoint", "7").stderr
+
+    (tmp_path / "tokens" / "tokenizer.json").unlink()  # the run has its own
+    assert cli("sample", "out", "--prompt", "It was", "--tokens", "1").returncode == 0
+    done = cli("evaluate", "out", "--checkpoint", "latest")
+    assert done.returncode == 0, done.stderr
+    shown = float(re.findall(r"│ ([\d.]+) +│ [\d.]+ +│ [\d.]+ +│\n", done.stdout)[0])
+    assert 0.5 < shown < 6
+    assert "no such file" in cli("evaluate", "out", "--split", "tset").stderr
+
+
+def test_help_is_quick_and_names_everything(cli: Cli) -> None:
+    done = cli("--help")
+    assert done.returncode == 0
+    for word in ("prepare", "evaluate", "sample", "benchmark", "resume=", "llama_50m", "quickstart", "wandb"):
+        assert word in done.stdout
+    assert "llama_50m" in cli("--cfg", "job").stdout or "d_model: 384" in cli("--cfg", "job").stdout
+
+
+def test_a_long_run_says_so(token_folder: Path, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "lmtrain",
+            "data=tokens",
+            f"data.path={token_folder}",
+            "system.device=cpu",
+            "hydra.run.dir=out",
+        ],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            if "this run will take about" in line:
+                break
+        else:
+            pytest.fail("no warning")
+        assert "trainer.max_steps" in line
+        assert "model=llama_1m" in line
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_environment_of_a_distributed_launcher_is_refused(cli: Cli) -> None:
+    done = cli("experiments=smoke", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "torchrun" in done.stderr
+    assert os.environ.get("WORLD_SIZE") is None
