@@ -30,7 +30,8 @@ ALLOWED = {
     "trainer": {"checkpoint", "data", "logger", "optimizer", "system"},
     "load": {"checkpoint", "config", "data", "system"},
     "train": {
-        "checkpoint", "config", "console", "data", "generate", "logger", "preflight", "run_directory", "system", "trainer",
+        "checkpoint", "config", "console", "data", "generate", "logger", "preflight", "run_directory", "system",
+        "trainer",
     },
     "commands": {
         "commands", "config", "console", "data", "generate", "launcher", "load", "logger", "preflight", "run_directory",

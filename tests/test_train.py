@@ -46,8 +46,8 @@ def test_a_run_leaves_what_the_design_says(tiny: list[str], tmp_path: Path, cli:
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{4}", run.name)
     names = {path.name for path in run.iterdir()}
     assert names == {
-        ".hydra", ".lock", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "result.json", "train.log",
-        "wandb",
+        ".hydra", ".lock", "checkpoints", "config.yaml", "environment.json", "metrics.jsonl", "result.json",
+        "train.log", "wandb",
     }  # fmt: skip
     assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == list(range(1, 13))
     ended = result(run)

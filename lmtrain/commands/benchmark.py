@@ -135,7 +135,7 @@ def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
 
 
 class _Pacemaker:
-    """A logger that hands on the trainer's own step times, and lets it wait for its next turn while its clock stands."""
+    """A logger that hands on the trainer's own step times, and makes it wait for its turn while its clock stands."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if step > 1:
