@@ -77,5 +77,5 @@ def load_optimizer_state(
         if isinstance(value, torch.Tensor):
             # A step counter stays on the CPU unless the fused kernel keeps it on the device.
             fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-            value = value.to(param.device if value.ndim or fused else "cpu")
+            value = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # a step changes it in place
         optimizer.state[param][key] = value

@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import sys
 import typing
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,8 @@ def _read(target: str) -> Signature:
         return _inspect(locate(target))
     try:
         spec = importlib.util.find_spec(module_name)
-    except (ImportError, ValueError):
-        spec = None
+    except Exception as error:  # it imports the packages around the module; `locate` tells what is wrong with them
+        raise _NotPlainError from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise _NotPlainError
     try:
@@ -135,9 +136,10 @@ def _read(target: str) -> Signature:
     except SyntaxError as error:
         raise TargetError(f"{spec.origin}, line {error.lineno}: {error.msg}") from error
     definitions = [node for node in tree.body if getattr(node, "name", None) == name]
-    if len(definitions) != 1:
+    bound = _bound(tree)
+    if len(definitions) != 1 or bound[name] != 1:
         plain = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
-        if name not in ast.unparse(tree) and not any(node.name == "__getattr__" for node in plain):
+        if name not in ast.unparse(tree) and "*" not in bound and not any(node.name == "__getattr__" for node in plain):
             raise _no_attribute(module_name, name, [node.name for node in plain])
         raise _NotPlainError  # bound twice, or not by a plain def: not ours to judge
     definition = definitions[0]
@@ -169,11 +171,39 @@ def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Sig
     )
 
 
+def _bound(tree: ast.Module) -> Counter[str]:
+    """How often the module's own scope binds each name; "*" for a star import."""
+    names: Counter[str] = Counter()
+    nodes: list[ast.AST] = [*tree.body]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names[node.name] += 1
+            continue
+        if isinstance(node, ast.alias):
+            names[node.asname or node.name.split(".")[0]] += 1
+        elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+            names[node.id] += 1
+        nodes.extend(ast.iter_child_nodes(node))
+    return names
+
+
+def _has_quotes(annotation: Any) -> bool:
+    """Whether a forward reference is left in it, which only its module can resolve."""
+    if isinstance(annotation, str | typing.ForwardRef):
+        return True
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return False
+    return any(_has_quotes(argument) for argument in (arguments[:1] if origin is typing.Annotated else arguments))
+
+
 class _Names(dict[str, Any]):
     """The names an annotation can use: builtins, imports from light modules, and the module's own plain aliases."""
 
     def __init__(self, tree: ast.Module) -> None:
-        super().__init__(vars(builtins))
+        super().__init__()
+        self.bound = _bound(tree)
         self.origins: dict[str, tuple[str, str | None]] = {}
         self.aliases: dict[str, ast.expr] = {}
         for node in tree.body:
@@ -187,6 +217,10 @@ class _Names(dict[str, Any]):
                 self.aliases[node.targets[0].id] = node.value
 
     def __missing__(self, name: str) -> Any:
+        if self.bound[name] > 1:
+            raise _NotPlainError
+        if not self.bound[name] and "*" not in self.bound and hasattr(builtins, name):
+            return getattr(builtins, name)
         if name in self.aliases:
             return self._evaluate(ast.unparse(self.aliases[name]))
         module, attribute = self.origins.get(name, ("", None))
@@ -201,7 +235,8 @@ class _Names(dict[str, Any]):
                 return _from_default(ast.literal_eval(default)) if default is not None else Any
             node = argument.annotation
             quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
-            return self._evaluate(node.value if quoted else ast.unparse(node))  # type: ignore[attr-defined]
+            found = self._evaluate(node.value if quoted else ast.unparse(node))  # type: ignore[attr-defined]
+            return _UNKNOWN if _has_quotes(found) else found
         except Exception:  # a heavy module, a name that exists for type checkers alone, a computed default
             return _UNKNOWN
 

@@ -48,8 +48,9 @@ def main(arguments: Sequence[str]) -> int:
         # Before Hydra makes a run directory: a mistake leaves nothing behind.
         path = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
         composed = compose([*path, *flags.overrides], with_hydra=True)
-        refuse_existing_run(Path(composed.hydra.run.dir))
+        run_dir = Path(composed.hydra.run.dir)
         preflight(without_hydra(composed))
+        refuse_existing_run(run_dir)
     exit_codes: list[int] = []
 
     def task(composed: DictConfig) -> float | None:

@@ -73,7 +73,7 @@ def read_meta(folder: Path) -> Meta | None:
             raise ValueError(f"{path}: dtype {fields['dtype']!r} is none of {', '.join(DTYPES)}")
         splits = {name: Split(**split) for name, split in fields["splits"].items()}
         return Meta(**{**fields, "tokenizer": TokenizerFile(**fields["tokenizer"]), "splits": splits})
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a meta.json of token files ({type(error).__name__}: {error})") from error
 
 

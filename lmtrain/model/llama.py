@@ -64,7 +64,11 @@ class Llama(nn.Module):
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
         # The logits' variance is d_model · std²: a wide model, too, starts at a uniform guess's loss, ln(vocab_size).
         head = self.embedding if self.output is None else self.output
-        nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
+        std = min(std, 0.35 / math.sqrt(self.d_model))
+        if self.output is None:
+            # Tied, a token's logit for itself is up to d_model · std: it may not outweigh a small vocabulary.
+            std = min(std, math.log1p(0.1 * self.vocab_size) / self.d_model)
+        nn.init.normal_(head.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Token ids (B, T) → logits (B, T, V) and, given targets (B, T), the mean loss in nats over those not -100."""

@@ -1,0 +1,418 @@
+"""The loader on real files: the same samples however cut, terabytes, bounded memory, mistakes, the prefetcher."""
+
+import json
+import os
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmtrain.data.loader import IGNORE, ORDER_CHUNK, MicroBatch, Prefetcher, TokenLoader, micro_batch
+from lmtrain.data.order import ORDERS
+from lmtrain.data.tokens import DTYPES, Meta, Split, TokenizerFile, write_meta
+
+CPU = torch.device("cpu")
+
+
+def write(folder: Path, dtype: str | None = None, **splits: np.ndarray) -> Path:
+    """A folder of token files; without a dtype a bare one, in uint16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, tokens in splits.items():
+        tokens.astype(DTYPES[dtype or "uint16"]).tofile(folder / f"{split}.bin")
+    if dtype:
+        about = {
+            split: Split(len(tokens), int(tokens.max()), documents=1, bytes=4 * len(tokens), sha256=f"of {split}")
+            for split, tokens in splits.items()
+        }
+        vocab_size = 1 + max(split.max_id for split in about.values())
+        tokenizer = TokenizerFile("bpe", "tokenizer.json", "0")
+        write_meta(folder, Meta(dtype, vocab_size, tokenizer, end_of_text=None, splits=about, recipe={}))
+    return folder
+
+
+def loader(folder: Path, batch_size: int = 4, block_size: int = 8, **changes: object) -> TokenLoader:
+    rest = {"split": "train", "seed": 1337, "order": "shuffle", **changes}
+    return TokenLoader(str(folder), batch_size=batch_size, block_size=block_size, **rest)
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory) -> Path:
+    """1,003 tokens, each its own place: 125 blocks of 8, and two tokens over."""
+    return write(tmp_path_factory.mktemp("numbered"), train=np.arange(1_003), val=np.arange(500, 600))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory) -> Path:
+    """20,001 tokens: 10,000 blocks of 2, more than two chunks of the order."""
+    return write(tmp_path_factory.mktemp("long"), train=np.arange(20_001))
+
+
+# Batches
+
+
+@pytest.mark.parametrize("order", [*ORDERS])
+@pytest.mark.parametrize(("dtype", "offset"), [(None, 0), ("uint16", 64_000), ("uint32", 70_000)])
+def test_a_batch_is_inputs_and_the_tokens_after_them(tmp_path, order, dtype, offset):
+    tokens = np.arange(offset, offset + 1_003)
+    batches = loader(write(tmp_path, dtype, train=tokens), order=order)
+    for index in (0, 1, 40):
+        x, y = batches.batch(index)
+        assert x.dtype == y.dtype == torch.int64
+        assert x.shape == y.shape == (4, 8)
+        assert x.is_contiguous()
+        assert y.is_contiguous()
+        assert torch.equal(x, x[:, :1] + torch.arange(8))  # tokens count upwards
+        assert torch.equal(y, x + 1)
+        assert x.min() >= offset
+        assert y.max() < offset + 1_003
+
+
+@pytest.mark.parametrize("order", [*ORDERS])
+def test_rows_are_the_windows_that_the_order_names(long, order):
+    batches = loader(long, batch_size=3, block_size=2, order=order)
+    offsets = ORDERS[order](0, 9_999, tokens=20_001, block_size=2, seed=1337, stream="train")
+    firsts = torch.cat([batches.batch(index)[0][:, 0] for index in range(3_333)])  # across two edges of ORDER_CHUNK
+    assert ORDER_CHUNK % 3
+    assert ORDER_CHUNK * 2 < 9_999
+    assert firsts.tolist() == offsets.tolist()
+
+
+@pytest.mark.parametrize("order", [*ORDERS])
+@settings(deadline=None)
+@given(index=st.integers(0, 3_000) | st.integers(ORDER_CHUNK // 8 - 1, ORDER_CHUNK // 8 + 1) | st.integers(0, 10**12))
+def test_a_global_batch_holds_the_same_samples_however_it_is_cut(long, order, index):
+    x, y = loader(long, batch_size=8, block_size=2, order=order).batch(index)
+    for batch_size in (4, 2, 1):
+        cut = loader(long, batch_size=batch_size, block_size=2, order=order)
+        parts = 8 // batch_size
+        micro = [cut.batch(index * parts + part) for part in range(parts)]
+        assert torch.equal(torch.cat([part for part, _ in micro]), x)
+        assert torch.equal(torch.cat([part for _, part in micro]), y)
+
+
+def test_a_batch_may_be_larger_than_a_chunk_of_the_order(long):
+    size = 2 * ORDER_CHUNK + 5
+    large = loader(long, batch_size=size, block_size=2)
+    small = loader(long, batch_size=1, block_size=2)
+    x, _ = large.batch(1)
+    assert torch.equal(x, torch.cat([small.batch(sample)[0] for sample in range(size, 2 * size)]))
+
+
+def test_shuffle_shows_each_block_once_an_epoch(numbered):
+    samples = loader(numbered, batch_size=1)
+    assert samples.blocks == 125
+    epochs = [[samples.batch(epoch * 125 + i)[0][0, 0].item() for i in range(125)] for epoch in range(3)]
+    for epoch in epochs:
+        assert sorted(epoch) == [*range(0, 1_000, 8)]
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize("order", [*ORDERS])
+def test_a_batch_depends_on_its_index_alone(long, order):
+    forward = loader(long, batch_size=7, block_size=2, order=order)
+    expected = [forward.batch(index) for index in range(2_000)]
+    jumping = loader(long, batch_size=7, block_size=2, order=order)
+    for index in np.random.default_rng(0).integers(0, 2_000, 300).tolist() * 2:
+        x, y = jumping.batch(index)
+        assert torch.equal(x, expected[index][0])
+        assert torch.equal(y, expected[index][1])
+
+
+def test_threads_that_share_a_loader_get_the_right_batches(long):
+    expected = [loader(long, batch_size=8, block_size=2).batch(index)[0] for index in range(1_500)]
+    shared, wrong = loader(long, batch_size=8, block_size=2), []
+
+    def read(indices: list[int]) -> None:
+        wrong.extend(index for index in indices if not torch.equal(shared.batch(index)[0], expected[index]))
+
+    jumps = [np.random.default_rng(seed).integers(0, 1_500, 60).tolist() for seed in range(4)]
+    threads = [threading.Thread(target=read, args=(indices,)) for indices in jumps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_splits_and_seeds_have_orders_of_their_own(tmp_path):
+    folder = write(tmp_path, train=np.arange(1_003), val=np.arange(1_003))
+    first = loader(folder, batch_size=100).batch(0)[0]
+    assert not torch.equal(first, loader(folder, batch_size=100, split="val").batch(0)[0])
+    assert not torch.equal(first, loader(folder, batch_size=100, seed=1338).batch(0)[0])
+    assert torch.equal(first, loader(folder, batch_size=100).batch(0)[0])
+
+
+def test_a_batch_is_a_copy_that_may_be_written_to(numbered):
+    batches = loader(numbered)
+    x, y = batches.batch(0)
+    before = x.clone()
+    x.zero_()
+    y.zero_()
+    assert torch.equal(batches.batch(0)[0], before)
+
+
+# The whole split
+
+
+@settings(deadline=None)
+@given(tokens=st.integers(4, 300), batch_size=st.integers(1, 5), block_size=st.integers(1, 3))
+def test_whole_split_has_every_target_once_in_full_batches(tmp_path_factory, tokens, batch_size, block_size):
+    folder = write(tmp_path_factory.mktemp("split"), val=np.arange(7, 7 + tokens))
+    batches = [*loader(folder, batch_size, block_size, split="val").whole_split()]
+    assert {part.shape for batch in batches for part in batch} == {(batch_size, block_size)}
+    assert {part.dtype for batch in batches for part in batch} == {torch.int64}
+    x, y = (torch.cat([batch[side].flatten() for batch in batches]) for side in (0, 1))
+    assert y[: tokens - 1].tolist() == [*range(8, 7 + tokens)]
+    assert x[: tokens - 1].tolist() == [*range(7, 6 + tokens)]
+    assert (y[tokens - 1 :] == IGNORE).all()
+    assert ((x >= 0) & (x < 7 + tokens)).all()  # what fills the rest can be embedded
+    assert len(batches) == -(-(tokens - 1) // (batch_size * block_size))
+
+
+# Large files
+
+
+def anonymous_mb() -> float:
+    """Memory of this process that is no file's: pages of a mapped file come and go as the kernel likes."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon"))
+
+
+def resident_mb() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.parametrize("order", [*ORDERS])
+def test_a_terabyte_opens_at_once(tmp_path, order):
+    (tmp_path / "train.bin").touch()
+    os.truncate(tmp_path / "train.bin", 10**12)  # sparse: takes no room
+    before, start = resident_mb(), time.perf_counter()
+    batches = loader(tmp_path, batch_size=16, block_size=1024, order=order)
+    assert len(batches.fingerprint) == 64
+    assert time.perf_counter() - start < 1
+    for index in (0, 10**9 // 17, 10**15 // 19):
+        assert batches.batch(index)[0].shape == (16, 1024)
+    assert resident_mb() - before < 50
+
+
+def test_memory_stays_bounded_over_thousands_of_batches(tmp_path):
+    (tmp_path / "train.bin").touch()
+    os.truncate(tmp_path / "train.bin", 64 * 2**20)
+    batches = loader(tmp_path, batch_size=8, block_size=256)
+    for index in range(100):
+        batches.batch(index)
+    before = anonymous_mb()
+    for index in range(100, 4_100):  # 65 MB of tokens as int64, twice
+        batches.batch(index)
+    assert anonymous_mb() - before < 10
+
+
+# What the folder says
+
+
+def test_a_described_folder_tells_its_vocabulary_and_bytes(tmp_path):
+    described = loader(write(tmp_path, "uint16", train=np.arange(100), val=np.arange(50)), split="val")
+    assert described.vocab_size == 100
+    assert described.bytes_per_token == 4.0
+    assert described.fingerprint == "of val"
+
+
+def test_a_bare_folder_does_not_tell(numbered):
+    bare = loader(numbered)
+    assert bare.vocab_size is None
+    assert bare.bytes_per_token is None
+
+
+def test_a_bare_folder_has_a_fingerprint_of_its_contents(tmp_path):
+    tokens = np.arange(1_000)
+    one, same = (loader(write(tmp_path / name, train=tokens)).fingerprint for name in ("one", "same"))
+    assert one == same
+    for changed in (tokens + 1, tokens[:-1], np.append(tokens[:-1], 5)):
+        assert loader(write(tmp_path / "other", train=changed)).fingerprint != one
+
+
+# Mistakes
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere/train\.bin: no such file"):
+        loader(tmp_path / "nowhere")
+
+
+def test_a_missing_split_is_named_with_those_there(tmp_path):
+    write(tmp_path, train=np.arange(100), val=np.arange(100))
+    with pytest.raises(ValueError, match=r"test\.bin: no such file.*train, val"):
+        loader(tmp_path, split="test")
+
+
+@pytest.mark.parametrize(("content", "size"), [(b"", "0 bytes"), (b"abc", "3 bytes")])
+def test_an_empty_or_odd_file_is_named(tmp_path, content, size):
+    (tmp_path / "train.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"train\.bin: {size}.*uint16"):
+        loader(tmp_path)
+
+
+def test_a_length_of_half_a_uint32_is_named(tmp_path):
+    write(tmp_path, "uint32", train=np.arange(100))
+    os.truncate(tmp_path / "train.bin", 398)
+    with pytest.raises(ValueError, match=r"train\.bin: 398 bytes.*uint32"):
+        loader(tmp_path)
+
+
+def test_a_file_shorter_than_meta_json_says_is_named(tmp_path):
+    write(tmp_path, "uint16", train=np.arange(1_100))
+    os.truncate(tmp_path / "train.bin", 2 * 1_000)
+    with pytest.raises(ValueError, match=r"train\.bin: holds 1,000 tokens, but meta\.json says 1,100"):
+        loader(tmp_path)
+
+
+def test_a_split_that_meta_json_does_not_know_is_named(tmp_path):
+    write(tmp_path, "uint16", train=np.arange(100))
+    write(tmp_path, val=np.arange(100))
+    with pytest.raises(ValueError, match=r"val\.bin"):
+        loader(tmp_path, split="val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format version 2.*reads 1"),
+        ({"dtype": "int8"}, "'int8'.*uint16, uint32"),
+        ({"dtype": ["uint16"]}, "meta.json"),
+        ({"splits": {"train": {"tokens": 100}}}, "not a meta.json"),
+        ({"splits": []}, "not a meta.json"),
+        ({"unknown": 1}, "not a meta.json.*unknown"),
+    ],
+)
+def test_a_meta_json_of_another_kind_is_named(tmp_path, change, message):
+    path = write(tmp_path, "uint16", train=np.arange(100)) / "meta.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=rf"meta\.json: .*{message}|meta\.json:.*{message}"):
+        loader(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"7", b"null", b'{"format_version": 1}', b"\xff\xfe\x00"])
+def test_a_damaged_meta_json_is_named(tmp_path, content):
+    write(tmp_path, "uint16", train=np.arange(100))
+    (tmp_path / "meta.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"meta\.json"):
+        loader(tmp_path)
+
+
+def test_a_split_too_short_for_a_block_names_the_key_and_the_most(tmp_path):
+    write(tmp_path, train=np.arange(8))
+    with pytest.raises(ValueError, match=r"data\.block_size=8.*train\.bin.*8 tokens.*at most 7"):
+        loader(tmp_path, block_size=8)
+    assert loader(tmp_path, block_size=7, batch_size=1).batch(5)[1].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+
+
+# The prefetcher
+
+
+def prefetching() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+@pytest.fixture
+def ends_its_thread():
+    assert prefetching() == []
+    yield
+    assert prefetching() == []
+
+
+@pytest.mark.usefixtures("ends_its_thread")
+@pytest.mark.parametrize("depth", [1, 8])
+@pytest.mark.parametrize("start", [0, 500])
+def test_prefetched_batches_are_those_of_direct_calls_in_order(long, depth, start):
+    direct = loader(long, batch_size=8, block_size=2)
+    with Prefetcher(loader(long, batch_size=8, block_size=2).batch, start, CPU, depth) as batches:
+        assert iter(batches) is batches
+        for index in range(start, start + 50):
+            x, y = direct.batch(index)
+            item = next(batches)
+            assert torch.equal(item.x, x)
+            assert torch.equal(item.y, y)
+            assert item.targets == 16
+
+
+@pytest.mark.usefixtures("ends_its_thread")
+def test_leaving_ends_the_thread_though_the_queue_is_full(long):
+    made = threading.Semaphore(0)
+
+    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        made.release()
+        return torch.full((1, 1), index), torch.full((1, 1), index)
+
+    with Prefetcher(batch, 0, CPU, depth=2) as batches:
+        assert next(batches).x.item() == 0
+        for _ in range(4):  # the one taken, two in the queue, one that waits for a place
+            assert made.acquire(timeout=10)
+        assert len(prefetching()) == 1
+        assert not made.acquire(timeout=0.1)  # and no further one is made
+        start = time.perf_counter()
+    assert time.perf_counter() - start < 2
+
+
+@pytest.mark.usefixtures("ends_its_thread")
+def test_leaving_by_an_error_ends_the_thread(numbered):
+    with pytest.raises(KeyError, match="mine"), Prefetcher(loader(numbered).batch, 0, CPU):
+        raise KeyError("mine")
+
+
+@pytest.mark.usefixtures("ends_its_thread")
+@pytest.mark.parametrize("depth", [1, 2, 8])
+def test_an_error_is_raised_where_its_batch_would_have_come(depth):
+    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index == 5:
+            raise OSError("disk gone")
+        return torch.full((1, 1), index), torch.full((1, 1), index)
+
+    with Prefetcher(batch, 0, CPU, depth) as batches:
+        assert [next(batches).x.item() for _ in range(5)] == [0, 1, 2, 3, 4]
+        with pytest.raises(OSError, match="disk gone"):
+            next(batches)
+
+
+@pytest.mark.usefixtures("ends_its_thread")
+def test_leaving_before_an_error_is_read_ends_the_thread():
+    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        if index == 1:
+            raise OSError("disk gone")
+        return torch.zeros(1, 1), torch.zeros(1, 1)
+
+    with Prefetcher(batch, 0, CPU, depth=1) as batches:  # the error waits for a place
+        assert len(prefetching()) == 1
+    assert isinstance(batches, Prefetcher)
+
+
+def test_targets_that_count_are_counted():
+    y = torch.tensor([[1, IGNORE, 0], [IGNORE, IGNORE, -1]])
+    item = micro_batch(torch.zeros_like(y), y, pin=False)
+    assert item.targets == 3
+    assert isinstance(item.targets, int)
+
+
+def test_targets_of_a_ragged_split_add_up(numbered):
+    split = [micro_batch(x, y, pin=False) for x, y in loader(numbered, batch_size=4, block_size=8).whole_split()]
+    assert [item.targets for item in split] == [32] * 31 + [1_002 - 31 * 32]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_pinned_copies_arrive_right_on_the_gpu(long):
+    device = torch.device("cuda")
+    direct = loader(long, batch_size=64, block_size=2)
+    with Prefetcher(loader(long, batch_size=64, block_size=2).batch, 0, device) as batches:
+        items: list[MicroBatch] = [next(batches) for _ in range(200)]  # all before any is looked at
+    for index, item in enumerate(items):
+        x, y = direct.batch(index)
+        assert item.x.device.type == "cuda"
+        assert torch.equal(item.x.cpu(), x)
+        assert torch.equal(item.y.cpu(), y)
+        assert item.targets == 128
+    assert prefetching() == []

@@ -1,0 +1,269 @@
+"""Llama against transformers' in float64; the production model's sizes and fresh loss; causality; FLOPs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from omegaconf import OmegaConf
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from lmtrain.model.llama import Llama, rope_table
+
+TINY: dict[str, Any] = {
+    "vocab_size": 61,
+    "block_size": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_kv_head": None,
+    "d_model": 32,
+    "d_ff": 48,
+}
+VARIANTS = [
+    pytest.param({}, id="multi-head"),
+    pytest.param({"n_kv_head": 2}, id="grouped-query"),
+    pytest.param({"n_kv_head": 1}, id="multi-query"),
+    pytest.param({"tie_embeddings": False}, id="untied"),
+    pytest.param({"rope_base": 500_000.0, "norm_eps": 1e-3}, id="other-rope-and-eps"),
+    pytest.param({"n_kv_head": 2, "tie_embeddings": False, "n_layer": 3, "d_model": 24, "d_ff": 20}, id="all-at-once"),
+]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1337)
+        yield
+
+
+def production() -> dict[str, Any]:
+    config = OmegaConf.load(Path(__file__).parents[2] / "conf/model/llama_50m.yaml")
+    config.update(block_size=512)
+    return {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "_target_"}
+
+
+def randomised(dtype: torch.dtype, **changes: Any) -> Llama:
+    """Norm gains too: at their initial ones, swapped names would not show."""
+    model = Llama(**{**TINY, **changes}).to(dtype)
+    with torch.no_grad():
+        for param in model.parameters():
+            param.normal_(std=0.3)
+    return model
+
+
+def in_transformers(model: Llama, **changes: Any) -> LlamaForCausalLM:
+    config = {**TINY, "rope_base": 10000.0, "norm_eps": 1e-5, "tie_embeddings": True, **changes}
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config["vocab_size"],
+            max_position_embeddings=config["block_size"],
+            num_hidden_layers=config["n_layer"],
+            num_attention_heads=config["n_head"],
+            num_key_value_heads=config["n_kv_head"] or config["n_head"],
+            hidden_size=config["d_model"],
+            intermediate_size=config["d_ff"],
+            rms_norm_eps=config["norm_eps"],
+            rope_parameters={"rope_type": "default", "rope_theta": config["rope_base"]},
+            tie_word_embeddings=config["tie_embeddings"],
+            attn_implementation="sdpa",  # eager rounds its softmax to float32
+        )
+    ).to(model.embedding.weight.dtype)
+    names = {
+        "attention_norm": "input_layernorm",
+        "attention.q": "self_attn.q_proj",
+        "attention.k": "self_attn.k_proj",
+        "attention.v": "self_attn.v_proj",
+        "attention.o": "self_attn.o_proj",
+        "mlp_norm": "post_attention_layernorm",
+        "mlp.gate": "mlp.gate_proj",
+        "mlp.up": "mlp.up_proj",
+        "mlp.down": "mlp.down_proj",
+    }
+    ours = model.state_dict()
+    state = {"model.embed_tokens.weight": ours["embedding.weight"], "model.norm.weight": ours["norm.weight"]}
+    state["lm_head.weight"] = ours.get("output.weight", ours["embedding.weight"])
+    for layer in range(config["n_layer"]):
+        for name, their_name in names.items():
+            state[f"model.layers.{layer}.{their_name}.weight"] = ours[f"layers.{layer}.{name}.weight"]
+    theirs.load_state_dict(state, strict=True)
+    return theirs.eval()
+
+
+def batch(vocab_size: int, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = torch.randint(vocab_size, (rows, length + 1))
+    return tokens[:, :-1], tokens[:, 1:].clone()
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_logits_are_transformers_logits_in_float64(changes, monkeypatch):
+    def unrounded(norm, x):  # the same formula as theirs, which casts to float32 in between
+        return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
+
+    monkeypatch.setattr(LlamaRMSNorm, "forward", unrounded)
+    model = randomised(torch.float64, **changes)
+    x, _ = batch(model.vocab_size, 3, model.block_size)
+    with torch.no_grad():
+        ours, theirs = model(x)[0], in_transformers(model, **changes)(x).logits
+    assert ours.dtype == torch.float64
+    assert ours.std() > 0.1
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_logits_are_those_of_unchanged_transformers_in_float32(changes):
+    model = randomised(torch.float32, **changes)
+    x, _ = batch(model.vocab_size, 3, 11)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x)[0], in_transformers(model, **changes)(x).logits, rtol=1e-4, atol=2e-5)
+
+
+def test_loss_is_the_mean_over_targets_that_count():
+    model = randomised(torch.float64)
+    x, y = batch(model.vocab_size, 3, 16)
+    y[0, 3:9] = y[2, 0] = y[:, -1] = -100  # transformers has no target for the last position
+    logits, loss = model(x, y)
+    counted = y != -100
+    chosen = logits.log_softmax(-1)[counted].gather(-1, y[counted].unsqueeze(-1))
+    torch.testing.assert_close(loss, -chosen.mean(), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()), rtol=1e-12, atol=0)
+    labels = torch.cat((x[:, :1], y[:, :-1]), dim=1)  # transformers shifts them itself, and takes logits as float32
+    theirs = in_transformers(model)(x, labels=labels).loss
+    torch.testing.assert_close(loss.float(), theirs.float(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"vocab_size": 65, "n_layer": 4, "d_model": 128}, id="65x128"),
+        pytest.param({"vocab_size": 65, "n_layer": 2, "d_model": 256}, id="65x256"),
+        pytest.param({"vocab_size": 512, "n_layer": 2, "d_model": 256}, id="512x256"),
+        pytest.param({"vocab_size": 1000, "n_layer": 1, "d_model": 1024}, id="1000x1024"),
+        pytest.param({"vocab_size": 1000, "n_layer": 2, "d_model": 512, "tie_embeddings": False}, id="untied"),
+    ],
+)
+def test_fresh_loss_is_that_of_a_uniform_guess(changes):
+    model = Llama(**{**TINY, "block_size": 128, "d_ff": 4 * changes["d_model"], **changes})
+    x, y = batch(model.vocab_size, 16, 128)
+    with torch.no_grad():
+        loss = model(x, y)[1].item()
+    assert loss == pytest.approx(math.log(model.vocab_size), abs=0.1)
+
+
+def test_fresh_loss_of_the_production_model():
+    model = Llama(**production())
+    x, y = batch(32_000, 2, 256)
+    with torch.no_grad():
+        loss = model(x, y)[1].item()
+    assert loss == pytest.approx(math.log(32_000), abs=0.1)
+
+
+def test_production_model_has_its_sizes():
+    with torch.device("meta"):
+        model = Llama(**production())
+    matrices = [param.numel() for param in model.parameters() if param.ndim >= 2]
+    vectors = [param.numel() for param in model.parameters() if param.ndim < 2]
+    assert (len(matrices), sum(matrices)) == (113, 50_036_736)
+    assert (len(vectors), sum(vectors)) == (33, 12_672)
+
+
+def test_residual_branches_and_wide_heads_start_smaller():
+    model = Llama(**{**TINY, "n_layer": 8, "d_model": 512, "d_ff": 512, "tie_embeddings": False})
+    std = {name: param.std().item() for name, param in model.named_parameters() if param.ndim >= 2}
+    assert std["layers.3.attention.q.weight"] == pytest.approx(0.02, rel=0.05)
+    assert std["layers.3.attention.o.weight"] == pytest.approx(0.02 / 4, rel=0.05)
+    assert std["layers.3.mlp.down.weight"] == pytest.approx(0.02 / 4, rel=0.05)
+    assert std["embedding.weight"] == pytest.approx(0.02, rel=0.05)
+    assert std["output.weight"] == pytest.approx(0.35 / math.sqrt(512), rel=0.05)
+
+
+def test_state_dict_holds_parameters_alone():
+    model = Llama(**TINY)
+    assert model.state_dict().keys() == dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("changed", [0, 7, 15])
+def test_later_tokens_do_not_reach_earlier_logits(changed):
+    model = randomised(torch.float64, n_kv_head=2)
+    x, _ = batch(model.vocab_size, 2, 16)
+    other = x.clone()
+    other[:, changed:] = (other[:, changed:] + 1) % model.vocab_size
+    with torch.no_grad():
+        before, after = model(x)[0], model(other)[0]
+    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=1e-12)
+    assert ((before - after)[:, changed:].abs().amax(-1) > 1e-6).all()
+
+
+def test_the_first_token_reaches_every_logit():
+    model = randomised(torch.float64)
+    x, _ = batch(model.vocab_size, 1, 16)
+    other = x.clone()
+    other[:, 0] = (other[:, 0] + 1) % model.vocab_size
+    with torch.no_grad():
+        assert ((model(x)[0] - model(other)[0]).abs().amax(-1) > 1e-9).all()
+
+
+def test_rope_rotates_by_position():
+    cos, sin = rope_table(block_size=5, d_head=8, base=100.0)
+    assert cos.shape == sin.shape == (5, 8)
+    assert cos.dtype == torch.float32
+    for position in range(5):
+        for i in range(8):
+            angle = position / 100.0 ** (2 * (i % 4) / 8)
+            assert cos[position, i].item() == pytest.approx(math.cos(angle), abs=1e-6)
+            assert sin[position, i].item() == pytest.approx(math.sin(angle), abs=1e-6)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_gradient_flows_to_every_parameter(changes):
+    model = Llama(**{**TINY, **changes})
+    model(*batch(model.vocab_size, 4, 16))[1].backward()
+    without = [name for name, param in model.named_parameters() if param.grad is None or not param.grad.any()]
+    assert without == []
+
+
+def test_too_long_an_input_names_the_key():
+    model = Llama(**TINY)
+    assert model(torch.zeros(1, 16, dtype=torch.int64))[0].shape == (1, 16, 61)
+    with pytest.raises(ValueError, match=r"17 tokens.*model\.block_size=16"):
+        model(torch.zeros(1, 17, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 30}, r"model\.d_model=30.*model\.n_head=4"),
+        ({"d_model": 12}, r"model\.d_model=12.*model\.n_head=4.*RoPE"),  # a head width of 3
+        ({"n_kv_head": 3}, r"model\.n_kv_head=3.*model\.n_head=4"),
+        ({"n_kv_head": 8}, r"model\.n_kv_head=8.*model\.n_head=4"),
+    ],
+)
+def test_bad_head_counts_name_the_key(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Llama(**{**TINY, **changes})
+
+
+def test_dropout_is_for_training_alone():
+    model = randomised(torch.float64, dropout=0.5)
+    plain = randomised(torch.float64)
+    plain.load_state_dict(model.state_dict())
+    x, _ = batch(model.vocab_size, 2, 16)
+    with torch.no_grad():
+        expected = plain(x)[0]
+        assert not torch.equal(model.train()(x)[0], model(x)[0])
+        assert torch.equal(model.eval()(x)[0], expected)
+        assert torch.equal(plain.train()(x)[0], expected)
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_flops_are_those_torch_counts(changes):
+    model = Llama(**{**TINY, **changes})
+    x, y = batch(model.vocab_size, 2, 16)
+    # The fused CPU kernel's products are not counted; the math backend multiplies whole matrices, no causal half off.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x, y)[1].backward()
+    assert counter.get_total_flops() == model.flops_per_token(16) * x.numel()
