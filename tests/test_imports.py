@@ -34,6 +34,7 @@ ALLOWED = {
         "trainer",
     },
     "commands": {
+        "checkpoint",
         "commands", "config", "console", "data", "generate", "launcher", "load", "logger", "preflight", "run_directory",
         "system", "train", "trainer",
     },

@@ -1,0 +1,85 @@
+import logging
+from collections.abc import Mapping
+
+import pytest
+
+from lmtrain.logger.base import CompositeLogger
+
+
+class Recorder:
+    """Writes what it is told into a list that several share; raises in the methods named in `fails`."""
+
+    def __init__(self, name: str, calls: list[tuple[str, ...]], fails: tuple[str, ...] = ()) -> None:
+        self.name, self.calls, self.fails = name, calls, fails
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._record("log", str(step), str(metrics["train/loss"]))
+
+    def close(self, status: str) -> None:
+        self._record("close", status)
+
+    def _record(self, method: str, *arguments: str) -> None:
+        self.calls.append((self.name, method, *arguments))
+        if method in self.fails:
+            raise OSError(f"{self.name} is full")
+
+
+def test_the_truth_comes_first_and_the_members_in_their_order() -> None:
+    calls: list[tuple[str, ...]] = []
+    logger = CompositeLogger(Recorder("truth", calls), [Recorder("one", calls), Recorder("two", calls)])
+    logger.log(1, {"train/loss": 0.5})
+    logger.close("completed")
+    assert calls == [
+        ("truth", "log", "1", "0.5"),
+        ("one", "log", "1", "0.5"),
+        ("two", "log", "1", "0.5"),
+        ("truth", "close", "completed"),
+        ("one", "close", "completed"),
+        ("two", "close", "completed"),
+    ]
+
+
+def test_a_member_that_fails_is_dropped_with_a_warning_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[tuple[str, ...]] = []
+    members = [Recorder("bad", calls, fails=("log",)), Recorder("good", calls)]
+    logger = CompositeLogger(Recorder("truth", calls), members)
+    for step in (1, 2):
+        logger.log(step, {"train/loss": 0.5})
+    logger.close("completed")
+    assert [call[1:3] for call in calls if call[0] == "bad"] == [("log", "1")]
+    for name in ("truth", "good"):
+        assert [call[1:3] for call in calls if call[0] == name] == [("log", "1"), ("log", "2"), ("close", "completed")]
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ["Recorder failed and is left out from here: OSError: bad is full"]
+    assert len(members) == 2  # the caller's list is the caller's
+
+
+def test_a_member_that_fails_to_close_does_not_keep_the_others_open() -> None:
+    calls: list[tuple[str, ...]] = []
+    members = [Recorder("bad", calls, fails=("close",)), Recorder("good", calls)]
+    CompositeLogger(Recorder("truth", calls), members).close("failed")
+    assert ("good", "close", "failed") in calls
+
+
+def test_an_error_of_the_truth_stops_the_run() -> None:
+    calls: list[tuple[str, ...]] = []
+    logger = CompositeLogger(Recorder("truth", calls, fails=("log",)), [Recorder("one", calls)])
+    with pytest.raises(OSError, match="truth is full"):
+        logger.log(1, {"train/loss": 0.5})
+    assert calls == [("truth", "log", "1", "0.5")]
+
+
+def test_the_members_are_closed_even_if_the_truth_cannot_be() -> None:
+    calls: list[tuple[str, ...]] = []
+    logger = CompositeLogger(Recorder("truth", calls, fails=("close",)), [Recorder("one", calls)])
+    with pytest.raises(OSError, match="truth is full"):
+        logger.close("failed")
+    assert ("one", "close", "failed") in calls
+
+
+def test_no_members_is_a_logger() -> None:
+    calls: list[tuple[str, ...]] = []
+    logger = CompositeLogger(Recorder("truth", calls), [])
+    logger.log(1, {"train/loss": 0.5})
+    logger.close("completed")
+    assert calls == [("truth", "log", "1", "0.5"), ("truth", "close", "completed")]

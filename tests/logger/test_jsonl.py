@@ -1,0 +1,118 @@
+import json
+import math
+import resource
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmtrain.logger.jsonl import JsonlLogger, read_metrics
+
+
+def strict(line: str) -> dict[str, Any]:
+    """As a reader in another language sees it."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    content: dict[str, Any] = json.loads(line, parse_constant=refuse)
+    return content
+
+
+def log_steps(path: Path, start: int, stop: int, after: int) -> None:
+    logger = JsonlLogger(path, after)
+    for step in range(start, stop):
+        logger.log(step, {"train/loss": 1 / step})
+    logger.close("completed")
+
+
+def steps(path: Path) -> list[float]:
+    return [line["step"] for line in read_metrics(path)]
+
+
+def test_a_line_a_step_with_the_step_first(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonlLogger(path, 0)
+    logger.log(1, {"train/loss": 2.5, "lr": 1e-4})
+    logger.log(2, {"val/loss": 2.25})
+    logger.close("completed")
+    assert path.read_text() == '{"step": 1, "train/loss": 2.5, "lr": 0.0001}\n{"step": 2, "val/loss": 2.25}\n'
+
+
+def test_another_reader_sees_each_line_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonlLogger(path, 0)
+    for step in (1, 2, 3):
+        logger.log(step, {"train/loss": 1.0})
+        assert steps(path) == list(range(1, step + 1))
+    logger.close("completed")
+
+
+def test_a_resume_removes_the_steps_that_are_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 8, after=0)
+    log_steps(path, 5, 10, after=4)
+    assert steps(path) == list(range(1, 10))
+
+
+def test_a_resume_before_the_first_logged_step_starts_over(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 4, after=0)
+    JsonlLogger(path, 0).close("completed")
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("cut", [1, 2, 10, 35])
+def test_a_last_line_cut_by_a_kill_is_left_out_and_written_again(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 7, after=0)
+    content = path.read_bytes()
+    assert content.endswith(b'{"step": 6, "train/loss": 0.16666666666666666}\n')
+    path.write_bytes(content[: -cut - 1])  # the line's end and more
+    assert steps(path) == [1, 2, 3, 4, 5]
+    log_steps(path, 6, 9, after=6)
+    assert [strict(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_lost_line_end_loses_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 3, after=0)
+    path.write_bytes(path.read_bytes().removesuffix(b"\n"))
+    log_steps(path, 3, 4, after=2)
+    assert [strict(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_a_number_that_json_does_not_have_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonlLogger(path, 0)
+    logger.log(1, {"nan": math.nan, "inf": math.inf, "minus": -math.inf, "loss": 2.0})
+    logger.close("diverged")
+    JsonlLogger(path, 1).close("completed")  # a resume writes it again
+    assert strict(path.read_text()) == {"step": 1, "nan": None, "inf": None, "minus": None, "loss": 2.0}
+    (line,) = read_metrics(path)
+    assert [name for name, value in line.items() if math.isnan(value)] == ["nan", "inf", "minus"]
+
+
+@given(value=st.floats(allow_nan=False, allow_infinity=False))
+def test_a_finite_number_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    logger = JsonlLogger(path, 0)
+    logger.log(1, {"value": value})
+    logger.close("completed")
+    JsonlLogger(path, 1).close("completed")
+    assert struct.pack("d", read_metrics(path)[0]["value"]) == struct.pack("d", value)
+
+
+def test_a_disk_that_refuses_stops_the_run(tmp_path: Path) -> None:
+    logger = JsonlLogger(tmp_path / "metrics.jsonl", 0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            logger.log(1, {"train/loss": 1.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    logger.close("failed")

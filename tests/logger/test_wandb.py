@@ -1,0 +1,432 @@
+"""The real client: offline files are read back, and the online mode talks to a server on loopback."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wandb_file import OfflineRun, read_run
+from wandb_server import WandbServer
+
+from lmtrain.logger.base import RunInfo
+from lmtrain.logger.wandb import GRACE_S, WandbLogger
+
+CONFIG = {"seed": 1, "model": {"_target_": "lmtrain.model.Llama", "n_layer": 2, "betas": [0.9, 0.95], "bias": None}}
+WANDB = str(Path(sys.executable).with_name("wandb"))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No settings or keys of the person who runs the tests, and a working directory to find stray files in."""
+    for name in os.environ:
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home / ".config"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.chdir(home)
+    return home
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "runs" / "a"
+    path.mkdir(parents=True)
+    yield path
+    gone = wait_until(lambda: not processes(path))
+    kill(processes(path))
+    assert gone, "W&B left a process behind"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with WandbServer() as server:
+        use(server, monkeypatch)
+        yield server
+
+
+def use(server: WandbServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+
+
+def logger(run_dir: Path, **settings: Any) -> WandbLogger:
+    info = RunInfo(run_dir, id=f"id{run_dir.name}", name=f"tiny-{run_dir.name}", group="sweep-1", config=CONFIG)
+    return WandbLogger(info, project="a project", **{"tags": ["x", "y"], "notes": "a note", **settings})
+
+
+def log_steps(logger: WandbLogger, *steps: int) -> None:
+    for step in steps:
+        logger.log(step, {"train/loss": 1 / step})
+
+
+def offline_runs(run_dir: Path) -> list[OfflineRun]:
+    return [read_run(path) for path in sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))]
+
+
+def history(run: Any) -> list[tuple[int, float]]:
+    """Steps and losses, of an offline run or a server's."""
+    return [(line["step"], line["train/loss"]) for line in run.history]
+
+
+def expected(*steps: int) -> list[tuple[int, float]]:
+    return [(step, 1 / step) for step in steps]
+
+
+def processes(run_dir: Path, name: str = "") -> list[int]:
+    """Those that W&B runs in for this run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environment, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+        except OSError:  # ended, or another user's
+            continue
+        if f"WANDB_CACHE_DIR={run_dir}\0".encode() in environment and name.encode() in command and command:
+            found.append(int(process.name))
+    return found
+
+
+def kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(condition: Callable[[], Any], timeout_s: float = 30.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def has_started(logger: WandbLogger) -> bool:
+    return bool(logger._client and logger._client.directory)
+
+
+def closing_time(logger: WandbLogger, status: str = "completed") -> float:
+    start = time.monotonic()
+    logger.close(status)
+    return time.monotonic() - start
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.name == "lmtrain.logger.wandb" and record.levelno == logging.WARNING
+    ]
+
+
+def script(body: str, run_dir: Path, **environment: str) -> "subprocess.Popen[str]":
+    """A training process: `logger(…)` and `log_steps(…)` as here, without torch."""
+    source = f"""
+import os, sys, time
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+from test_wandb import log_steps, logger
+run_dir = Path({str(run_dir)!r})
+{body}
+"""
+    return subprocess.Popen(
+        [sys.executable, "-c", source],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def test_offline_all_is_in_the_run_directory_and_in_one_file(
+    run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb = logger(run_dir)
+    wandb.log(1, {"train/loss": 1.0, "lr": 3e-4})
+    wandb.log(3, {"train/loss": 1 / 3, "val/loss": float("nan")})
+    wandb.close("completed")
+
+    (run,) = offline_runs(run_dir)
+    assert (run.id, run.display_name, run.project, run.group) == ("ida", "tiny-a", "a project", "sweep-1")
+    assert (run.tags, run.notes) == (["x", "y"], "a note")
+    assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == CONFIG
+    assert history(run) == expected(1, 3)
+    assert run.history[0]["lr"] == 3e-4
+    assert run.history[1]["val/loss"] != run.history[1]["val/loss"]
+    assert run.step_metrics["*"] == "step"
+    assert (run.summary["status"], run.summary["step"], run.exit_code) == ("completed", 3, 0)
+
+    assert [path.name for path in run_dir.iterdir()] == ["wandb"]
+    assert list(home.iterdir()) == []
+    assert warnings(caplog) == []
+
+
+def test_disabled_leaves_no_run(run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wandb = logger(run_dir, mode="disabled")
+    log_steps(wandb, 1, 2)
+    wandb.close("completed")
+    assert list(run_dir.rglob("*.wandb")) == list(home.rglob("*.wandb")) == warnings(caplog) == []
+
+
+def test_online_all_arrives(run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture) -> None:
+    wandb = logger(run_dir, mode="online")
+    log_steps(wandb, *range(1, 101))
+    wandb.close("completed")
+
+    run = server.runs["ida"]
+    assert (run.display_name, run.project, run.group) == ("tiny-a", "a project", "sweep-1")
+    assert (run.tags, run.notes) == (["x", "y"], "a note")
+    assert run.plain_config == CONFIG
+    assert history(run) == expected(*range(1, 101))
+    assert (run.summary["status"], run.summary["step"], run.exit_code) == ("completed", 100, 0)
+    assert warnings(caplog) == []
+
+
+def test_online_a_resume_drops_no_step(run_dir: Path, server: WandbServer) -> None:
+    for status, steps in (("interrupted", (1, 2, 3, 4, 5)), ("completed", (4, 5, 6, 7, 8))):
+        wandb = logger(run_dir, mode="online")
+        log_steps(wandb, *steps)
+        wandb.close(status)
+    (run,) = server.runs.values()
+    assert history(run) == expected(1, 2, 3, 4, 5, 4, 5, 6, 7, 8)
+    # W&B drops a line whose own step isn't a new one.
+    assert [line["_step"] for line in run.history] == list(range(10))
+    assert (run.summary["status"], run.exit_code) == ("completed", 0)
+
+
+def test_offline_a_resume_drops_no_step_when_a_user_syncs_it(run_dir: Path, server: WandbServer) -> None:
+    for status, steps in (("interrupted", (1, 2, 3, 4, 5)), ("completed", (4, 5, 6, 7, 8))):
+        wandb = logger(run_dir)
+        log_steps(wandb, *steps)
+        wandb.close(status)
+    assert server.operations == []
+    done = subprocess.run(
+        [WANDB, "sync", *(str(path) for path in sorted(run_dir.glob("wandb/offline-run-*")))],
+        env=os.environ | {"WANDB_ERROR_REPORTING": "false"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = server.runs.values()
+    assert (run.id, run.display_name, run.group, run.tags) == ("ida", "tiny-a", "sweep-1", ["x", "y"])
+    assert run.plain_config == CONFIG
+    assert history(run) == expected(1, 2, 3, 4, 5, 4, 5, 6, 7, 8)
+    assert [line["_step"] for line in run.history] == list(range(10))
+
+
+@pytest.mark.parametrize("trouble", ["refuses", "is not there", "wants a key"])
+def test_a_server_that_is_no_help_makes_the_run_an_offline_one(
+    trouble: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with WandbServer(refuse_keys=trouble == "refuses") as server:
+        use(server, monkeypatch)
+        if trouble == "is not there":
+            server.stop()
+        if trouble == "wants a key":
+            monkeypatch.delenv("WANDB_API_KEY")
+        wandb = logger(run_dir, mode="online", init_timeout_s=1.0 if trouble == "is not there" else 30.0)
+        start = time.monotonic()
+        log_steps(wandb, *range(1, 1001))
+        logging_s = time.monotonic() - start
+        closing_s = closing_time(wandb)
+    assert logging_s < 0.5
+    assert closing_s < wandb.init_timeout_s + wandb.finish_timeout_s + 3 * GRACE_S
+    (run,) = offline_runs(run_dir)
+    assert history(run) == expected(*range(1, 1001))
+    assert run.summary["status"] == "completed"
+    (warning,) = warnings(caplog)
+    assert warning.endswith("the run is logged offline, and `wandb sync` uploads it later")
+    reasons = {"refuses": "401", "is not there": "deadline exceeded|no answer", "wants a key": "No API key"}
+    assert re.search(reasons[trouble], warning)
+
+
+def test_a_server_that_goes_away_loses_nothing(
+    run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    wandb = logger(run_dir, mode="online", finish_timeout_s=1.0)
+    log_steps(wandb, 1)
+    assert wait_until(lambda: "ida" in server.runs and list(run_dir.glob("wandb/run-*/*.wandb")))
+    server.stop()
+    start = time.monotonic()
+    log_steps(wandb, *range(2, 1001))
+    assert time.monotonic() - start < 0.5
+    assert closing_time(wandb) < wandb.finish_timeout_s + 3 * GRACE_S
+    (directory,) = run_dir.glob("wandb/run-*")
+    reason, advice = warnings(caplog)
+    assert reason == "W&B: Timed out finishing run; it is left out from here, metrics.jsonl has everything"
+    assert advice == f"`wandb sync {directory}` uploads what W&B has"
+    (file,) = directory.glob("*.wandb")
+    assert history(read_run(file)) == expected(*range(1, 1001))
+
+
+@pytest.mark.parametrize("name", ["wandb_process", "wandb-core"])
+def test_a_crash_of_wandb_is_a_warning(name: str, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wandb = logger(run_dir)
+    log_steps(wandb, 1)
+    assert wait_until(lambda: has_started(wandb))
+    kill(processes(run_dir, name))
+    log_steps(wandb, *range(2, 1001))
+    assert closing_time(wandb) < 3 * GRACE_S
+    (warning,) = warnings(caplog)
+    assert warning.endswith("it is left out from here, metrics.jsonl has everything")
+
+
+def test_a_hanging_wandb_is_killed_in_the_end(
+    run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmtrain.logger.wandb.GRACE_S", 0.5)
+    wandb = logger(run_dir, init_timeout_s=0.5, finish_timeout_s=0.5)
+    assert wait_until(lambda: has_started(wandb))
+    stopped = processes(run_dir)
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    log_steps(wandb, *range(1, 10_001))  # more than a pipe holds
+    assert closing_time(wandb) < 10
+    (warning,) = warnings(caplog)
+    assert warning.endswith("it is left out from here, metrics.jsonl has everything")
+    assert processes(run_dir, "wandb_process") == []
+    kill(processes(run_dir))  # wandb-core, which would end by itself if it weren't stopped
+
+
+@pytest.mark.parametrize("trouble", ["hangs", "goes away"])
+def test_the_process_exits_at_once_after_closing(trouble: str, run_dir: Path) -> None:
+    with WandbServer(hang=trouble == "hangs") as server:
+        process = script(
+            f"""
+wandb = logger(run_dir, mode="online", init_timeout_s={1.0 if trouble == "hangs" else 30.0}, finish_timeout_s=1.0)
+log_steps(wandb, 1)
+while not (run_dir / "go").exists():
+    time.sleep(0.02)
+log_steps(wandb, 2)
+wandb.close("completed")
+print(time.monotonic())
+""",
+            run_dir,
+            **server.environment,
+        )
+        if trouble == "goes away":
+            assert wait_until(lambda: "ida" in server.runs and list(run_dir.glob("wandb/run-*/*.wandb")))
+            server.stop()
+        (run_dir / "go").touch()
+        output, errors = process.communicate(timeout=60)
+        exited = time.monotonic()
+    assert process.returncode == 0
+    assert exited - float(output) < 2.0
+    assert re.search({"hangs": "deadline exceeded|no answer", "goes away": "Timed out finishing run"}[trouble], errors)
+    file = sorted(run_dir.glob("wandb/*run-*/*.wandb"))[0]
+    assert file.parent.name.startswith("offline-") == (trouble == "hangs")
+    assert history(read_run(file)) == expected(1, 2)
+
+
+def test_a_killed_run_keeps_what_was_logged(run_dir: Path) -> None:
+    process = script(
+        """
+wandb = logger(run_dir)
+log_steps(wandb, 1, 2, 3, 4)
+while not wandb._queue.empty():
+    time.sleep(0.02)
+print("all but the last one are W&B's", flush=True)
+time.sleep(60)
+""",
+        run_dir,
+    )
+    assert process.stdout
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert wait_until(lambda: not processes(run_dir))
+    (run,) = offline_runs(run_dir)
+    assert history(run)[:3] == expected(1, 2, 3)
+    assert (run.summary["status"], run.exit_code) == ("killed", 1)
+
+
+def test_signals_are_for_the_run(run_dir: Path) -> None:
+    wandb = logger(run_dir)
+    log_steps(wandb, 1)
+    assert wait_until(lambda: has_started(wandb))
+    (pid,) = processes(run_dir, "wandb_process")
+    assert os.getsid(pid) != os.getsid(0)  # out of a terminal's reach
+    os.kill(pid, signal.SIGINT)
+    os.kill(pid, signal.SIGTERM)
+    log_steps(wandb, 2)
+    wandb.close("interrupted")
+    (run,) = offline_runs(run_dir)
+    assert history(run) == expected(1, 2)
+    assert (run.summary["status"], run.exit_code) == ("interrupted", 1)
+
+
+def test_runs_of_one_process_are_apart_even_if_one_is_never_closed(tmp_path: Path, run_dir: Path) -> None:
+    other_dir = tmp_path / "runs" / "b"
+    other_dir.mkdir()
+    unfinished, wandb = logger(run_dir), logger(other_dir)
+    log_steps(unfinished, 1, 2)
+    log_steps(wandb, 3, 4)
+    wandb.close("completed")
+    (run,) = offline_runs(other_dir)
+    assert (run.id, run.display_name, history(run)) == ("idb", "tiny-b", expected(3, 4))
+    unfinished.close("failed")
+    (run,) = offline_runs(run_dir)
+    assert (run.id, run.display_name, history(run)) == ("ida", "tiny-a", expected(1, 2))
+
+
+def test_construction_and_logging_take_no_time(run_dir: Path) -> None:
+    loggers, constructing_s, logging_s = [], [], []
+    for _ in range(3):  # the best of them counts: something else may have the CPU
+        start = time.perf_counter()
+        loggers.append(logger(run_dir, mode="disabled"))
+        constructing_s.append(time.perf_counter() - start)
+    for wandb in loggers:
+        start = time.perf_counter()
+        log_steps(wandb, *range(1, 1001))
+        logging_s.append(time.perf_counter() - start)
+    for wandb in loggers:
+        wandb.close("completed")
+    assert min(constructing_s) < 0.05
+    assert min(logging_s) < 0.05
+
+
+def test_the_training_process_is_untouched(run_dir: Path) -> None:
+    process = script(
+        """
+import json, signal, threading
+
+def state():
+    return {
+        "signals": [str(signal.getsignal(number)) for number in signal.valid_signals()],
+        "streams": [id(sys.stdout), id(sys.stderr), str(sys.stdout.write), str(sys.stderr.write)],
+        "hooks": [str(sys.excepthook), str(sys.exit), str(threading.excepthook), str(sys.meta_path)],
+        "environment": dict(os.environ),
+        "client": "wandb" in sys.modules,
+    }
+
+before = state()
+wandb = logger(run_dir)
+log_steps(wandb, 1, 2)
+while not wandb._client or not wandb._client.directory:
+    time.sleep(0.02)
+during = state()
+wandb.close("completed")
+print(json.dumps([before, during, state(), time.monotonic()]))
+""",
+        run_dir,
+    )
+    output, errors = process.communicate(timeout=60)
+    before, during, after, closed = json.loads(output)
+    assert time.monotonic() - closed < 2.0
+    assert before == during == after
+    assert not after["client"]
+    assert errors == ""
+    assert history(offline_runs(run_dir)[0]) == expected(1, 2)
