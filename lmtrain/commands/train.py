@@ -20,6 +20,7 @@ from lmtrain.config import (
     shipped,
     without_hydra,
 )
+from lmtrain.differences import differences
 from lmtrain.launcher import SweepFailedError
 from lmtrain.preflight import preflight, refuse_existing_run
 
@@ -97,24 +98,13 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> int:
     assert isinstance(composed, DictConfig)
     changed = apply_overrides(composed, overrides)
     cfg = preflight(changed)
-    differences = [
-        line
-        for line in _differences(OmegaConf.to_container(OmegaConf.load(resolved_path)), OmegaConf.to_container(cfg))
-        if not line.startswith(RESUMABLE)
-    ]
-    if differences:
+    before = OmegaConf.to_container(OmegaConf.load(resolved_path))
+    refused = [line for line in differences(before, OmegaConf.to_container(cfg)) if not line.startswith(RESUMABLE)]
+    if refused:
         raise ConfigError(
-            f"resume={run_dir}: would change the run ({'; '.join(differences)}); start a new one for that. "
+            f"resume={run_dir}: would change the run ({'; '.join(refused)}); start a new one for that. "
             "A resume may change trainer.max_steps, the intervals, evaluation and loggers"
         )
     from lmtrain.train import run
 
     return run(cfg, run_dir, resume=changed).exit_code
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """`key: old → new` for every value in which two configs differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
-    return [] if old == new else [f"{path}: {old} → {new}"]

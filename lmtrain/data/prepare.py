@@ -1,7 +1,6 @@
 """Text → tokenizer → token files: `Recipe(source, tokenizer, holdout).prepare(path)`, described by `prepare.*`."""
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from lmtrain.data.source import Document
 from lmtrain.data.tokenizer import FILE, CorpusTokenizer
 from lmtrain.data.tokens import DTYPES, SPLITS, Meta, Split, TokenizerFile, read_meta, smallest_dtype, write_meta
+from lmtrain.differences import differences
 
 ENCODE_CHARS = 4_000_000  # text encoded at once: enough to keep all cores busy, little memory
 
@@ -154,18 +154,6 @@ def _counted(texts: Iterable[str], progress: Progress, task: Any) -> Iterator[st
         yield text
 
 
-def differences(old: Any, new: Any, prefix: str = "prepare") -> list[str]:
-    """`key: old → new` for every setting in which two recipes differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        return [
-            line
-            for key in dict.fromkeys([*old, *new])
-            for line in differences(old.get(key), new.get(key), f"{prefix}.{key}")
-        ]
-    # As JSON, since that is how the old one was kept: a tuple is a list there.
-    return [] if json.dumps(old) == json.dumps(new) else [f"{prefix}: {old} → {new}"]
-
-
 def existing(path: Path, recipe: Mapping[str, Any]) -> Meta | None:
     """The folder's meta if it was prepared by this recipe; None if there is no folder.
 
@@ -177,7 +165,7 @@ def existing(path: Path, recipe: Mapping[str, Any]) -> Meta | None:
     meta = read_meta(path)
     if meta is None:
         return None
-    if changed := differences(meta.recipe, recipe):
+    if changed := differences(meta.recipe, recipe, "prepare"):
         raise ValueError(
             f"data.path={path}: was prepared with other settings ({'; '.join(changed)}); give another data.path, "
             "or remove the folder to prepare it again"

@@ -1,0 +1,68 @@
+"""The built wheel, the constraints and what the README promises of them."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import TINY, clean_environment
+from test_config import write_my_model
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_a_users_own_model_trains_from_an_installed_wheel(token_folder: Path, tmp_path: Path) -> None:
+    wheels, site = tmp_path / "wheels", tmp_path / "site"
+    command = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(wheels), str(ROOT)]
+    subprocess.run([sys.executable, "-m", *command], check=True, timeout=120)
+    (wheel,) = wheels.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(site)
+    assert (site / "lmtrain" / "conf" / "config.yaml").is_file()
+    assert (site / "lmtrain" / "experiments" / "quickstart.yaml").is_file()
+    work = tmp_path / "work"
+    work.mkdir()
+    write_my_model(work)
+    # As the installed script does: without the current folder on the path.
+    script = "import sys; sys.path.remove(''); import lmtrain.__main__ as m; print(m.__file__); m.main()"
+    mine = [text for text in TINY if not text.startswith("model")]
+    for override, code in (("model.scale=2", 0), ("+model.scael=2", 2)):
+        done = subprocess.run(
+            [sys.executable, "-c", script, *mine, "model=mine", f"data.path={token_folder}", override],
+            cwd=work,
+            env=clean_environment() | {"PYTHONPATH": str(site)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        assert done.stdout.startswith(str(site))
+    assert "model.scael=2: unknown key; did you mean model.scale?" in done.stderr
+
+
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    install = "pip install -c constraints.txt -e '.[dev]'"
+    assert f"{install} && pytest" in readme
+    assert install.replace("install", "install --quiet", 1) in ci
+    assert re.search(r"^pytest$", ci, re.MULTILINE)
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_readme_tells_the_defaults_as_they_are() -> None:
+    from lmtrain.config import compose
+
+    cfg = compose([])
+    table = (ROOT / "README.md").read_text().split("## Config keys")[1].split("## ")[0]
+    rows = re.findall(r"^[|] `(trainer|optimizer|scheduler|system)[.](.+?) [|] (.+?) [|]", table, re.MULTILINE)
+    assert len(rows) > 8
+    for group, keys, defaults in rows:
+        names = [name.strip("`., ").rpartition(".")[2] for name in keys.split(", ")]
+        values = [str(value) for value in re.findall(r"[\[][^]]*[\]]|[^, ]+", defaults)]
+        for name, told in zip(names, values, strict=True):
+            value = cfg[group][name]
+            shown = "null" if value is None else str(value).lower()
+            assert told == shown or float(told) == float(shown), f"{group}.{name}"
