@@ -75,8 +75,8 @@ def si(number: float) -> str:
     if not math.isfinite(number):
         return str(number)
     for scale, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= scale:
-            return f"{number / scale:.3g}{unit}" if abs(number) < 999.5 * scale else f"{number / scale:.0f}{unit}"
+        if abs(number) >= 0.9995 * scale:  # what rounds to 1000 of a unit is 1 of the next
+            return f"{number / scale:.3g}{unit}"
     return f"{number:.3g}"
 
 

@@ -1,0 +1,57 @@
+"""Sampling, against a model whose next token is known."""
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lmtrain.generate import generate
+
+
+class Counts(nn.Module):
+    """The likeliest next token is the last one plus one; the second likeliest plus two; beyond id 9 lies nonsense."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: list[int] = []
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, None]:
+        assert not self.training
+        self.lengths.append(tokens.shape[1])
+        logits = torch.zeros(*tokens.shape, 12)
+        logits.scatter_(-1, ((tokens + 1) % 10)[..., None], 5.0)
+        logits.scatter_(-1, ((tokens + 2) % 10)[..., None], 4.0)
+        logits[..., 10:] = 100.0  # ids that the tokenizer does not have
+        return logits, None
+
+
+def run(count: int = 30, seed: int = 0, **options: object) -> list[int]:
+    generator = torch.Generator().manual_seed(seed)
+    defaults = {"block_size": 4, "vocab_size": 10, "generator": generator}
+    return generate(Counts(), torch.tensor([7]), count, **{**defaults, **options}).tolist()  # type: ignore[arg-type]
+
+
+def test_temperature_zero_takes_the_likeliest() -> None:
+    assert run(5, temperature=0) == [7, 8, 9, 0, 1, 2]
+
+
+def test_top_k_and_vocabulary_limit_the_choice() -> None:
+    tokens = run(200, top_k=2, temperature=1.0)
+    steps = [(after - before) % 10 for before, after in pairwise(tokens)]
+    assert set(steps) == {1, 2}
+    assert 0.6 < steps.count(1) / len(steps) < 0.85  # e⁵ / (e⁵ + e⁴) = 0.73
+    assert max(run(500, top_k=None, temperature=5.0)) == 9
+
+
+def test_one_seed_one_text() -> None:
+    assert run(seed=1) == run(seed=1) != run(seed=2)
+
+
+def test_context_is_cut_and_mode_and_global_generator_are_left_alone() -> None:
+    model = Counts().train()
+    state = torch.get_rng_state()
+    tokens = generate(model, torch.tensor([1, 2, 3]), 4, block_size=4, vocab_size=10, generator=torch.Generator())
+    assert len(tokens) == 7
+    assert model.lengths == [3, 4, 4, 4]
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)

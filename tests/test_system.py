@@ -1,0 +1,105 @@
+"""Device, dtype, memory and random generators."""
+
+import random
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lmtrain.system import System
+
+
+def test_auto_on_a_cpu() -> None:
+    system = System(device="cpu")
+    assert system.dtype is torch.float32
+    assert not system.compiles
+    assert not system.scaler().is_enabled()
+    assert system.peak_flops() is None
+    assert 0.01 < system.memory_gb() < 1000
+    assert "cpu (" in system.describe()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_computes_products_in_16_bits_and_the_loss_in_32(dtype: Any) -> None:
+    system = System(device="cpu", dtype=dtype)
+    x, w = torch.randn(3, 4), torch.randn(5, 4)
+    with system.autocast():
+        logits = torch.nn.functional.linear(x, w)
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([0, 1, 2]))
+    assert logits.dtype is getattr(torch, dtype)
+    assert loss.dtype is torch.float32
+    assert system.scaler().is_enabled() == (dtype == "float16")
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [("cuda:99", "this machine has"), ("meta", "trains on cpu and cuda"), ("tpu", "not a device")],
+)
+def test_a_device_that_is_not_there(device: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"system.device={device}: .*{message}"):
+        System(device=device)
+
+
+def draws() -> list[Any]:
+    return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(3).tolist()]
+
+
+def test_generators_go_on_where_they_were() -> None:
+    system = System(device="cpu")
+    system.seed(3)
+    draws()  # leaves a second Gaussian waiting in python's generator and in numpy's
+    state = {name: tensor.clone() for name, tensor in system.generator_state().items()}
+    expected = [draws() for _ in range(3)]
+    system.seed(4)
+    assert draws() != expected[0]
+    system.load_generator_state(state)
+    assert [draws() for _ in range(3)] == expected
+
+
+def test_seeding_repeats() -> None:
+    system = System(device="cpu")
+    runs = []
+    for _ in range(2):
+        system.seed(2**40 + 5)
+        runs.append(draws())
+    assert runs[0] == runs[1]
+
+
+PAGE_FAULTS = """
+import resource, sys, torch
+from lmtrain.system import System
+System(device="cpu", keep_freed_memory=sys.argv[1] == "True", threads=1)
+def step():
+    parts = [torch.ones(1 << 20) for _ in range(20)]
+step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_kept_memory_saves_page_faults() -> None:
+    faults = {
+        keep: int(subprocess.check_output([sys.executable, "-c", PAGE_FAULTS, str(keep)], text=True, timeout=60))
+        for keep in (True, False)
+    }
+    # 80 MB of 4 KB pages a step; glibc is the only C library whose settings these are.
+    assert faults[False] > 10_000
+    assert faults[True] < faults[False] / 10
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_generator_goes_on_where_it_was() -> None:
+    system = System(device="cuda")
+    system.seed(3)
+    state = system.generator_state()
+    expected = torch.randn(5, device="cuda")
+    torch.randn(5, device="cuda")
+    system.load_generator_state(state)
+    assert torch.equal(torch.randn(5, device="cuda"), expected)
+    assert system.measure_flops() > 1e12
