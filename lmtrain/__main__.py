@@ -32,6 +32,10 @@ def dispatch(arguments: Sequence[str]) -> int:
     from lmtrain.config import ConfigError
 
     first = arguments[0] if arguments else ""
+    if first in ("-h", "--help"):
+        from lmtrain.commands import help_text
+
+        return help_text.main()
     if first in VERBS:
         command = importlib.import_module(f"lmtrain.commands.{first}")
         return int(command.main(arguments[1:]))

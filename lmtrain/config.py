@@ -25,6 +25,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, create_model
 
+from lmtrain.paths import shipped
 from lmtrain.signatures import Parameter, Signature, TargetError, signature_of
 
 HYDRA_VERSION_BASE = "1.3"
@@ -68,13 +69,6 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 
 
 # Composition
-
-
-def shipped(folder: str) -> Path:
-    """The shipped `conf` or `experiments`: inside the package when installed from a wheel, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    inside = package / folder
-    return inside if inside.is_dir() else package.parent / folder
 
 
 class UserSearchPath(SearchPathPlugin):

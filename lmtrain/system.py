@@ -104,7 +104,11 @@ class System:
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True, warn_only=True)
+            if self.compiles:
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            else:
+                # The same, but for the compiler's own setting, and so without a second for importing the compiler.
+                torch.set_deterministic_debug_mode("warn")
             # The filling of memory that is written anyway costs a tenth of a step.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False

@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY, Cli
 from omegaconf import OmegaConf
 
-from lmtrain.config import GROUPS, ConfigError, build, check, compose, shipped
+from lmtrain.config import GROUPS, ConfigError, build, check, compose
+from lmtrain.paths import shipped
 from lmtrain.preflight import preflight
 
 

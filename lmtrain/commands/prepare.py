@@ -4,15 +4,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmtrain.config import ConfigError, check, compose, shipped
+from lmtrain.commands.help_text import shipped_and_own
+from lmtrain.config import ConfigError, check, compose
 from lmtrain.console import console
 from lmtrain.preflight import ensure_tokens
 
 
 def main(arguments: Sequence[str]) -> int:
-    choices = sorted(
-        {path.stem for folder in (shipped("conf"), Path("conf")) for path in (folder / "data").glob("*.yaml")}
-    )
+    choices = shipped_and_own("data")
     parser = argparse.ArgumentParser(
         prog="python -m lmtrain prepare",
         description="Makes the token files that a data choice reads, from text, with a tokenizer trained on it. "

@@ -17,11 +17,11 @@ from lmtrain.config import (
     apply_overrides,
     compose,
     set_up_hydra,
-    shipped,
     without_hydra,
 )
 from lmtrain.differences import differences
 from lmtrain.launcher import SweepFailedError
+from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
 
 # What may change on a resume: nothing of it changes a bit of the training.
