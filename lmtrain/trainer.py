@@ -121,22 +121,20 @@ class Trainer:
             while state.step < self.max_steps:
                 loss, grad_norm = self.step()
                 last = state.step == self.max_steps
-                due = {name: state.step % every == 0 or last for name, every in self._intervals.items()}
                 metrics: Metrics = {}
-                if due["log"] or state.step == 1:
+                if state.step % self.log_interval == 0 or last or state.step == 1:
                     metrics |= self._train_metrics(loss, grad_norm)
                 with self.clock.paused():
-                    if due["eval"]:
+                    if state.step % self.eval_interval == 0 or last:
                         metrics |= self._eval_metrics()
                     if metrics:
                         self.logger.log(state.step, metrics)
-                    if metrics or due["checkpoint"] or stop.signal:
+                    saves = state.step % self.checkpoint_interval == 0 or last or stop.signal
+                    if metrics or saves:
                         self._stop_if_diverged(loss)
                     state.seconds = time.perf_counter() - started
-                    if due["checkpoint"] or stop.signal:
-                        self.checkpoints.save(
-                            state.step, self.checkpoint(), keep=self.keep_checkpoints, best_step=state.best_step
-                        )
+                    if saves:
+                        self._save()
                 if stop.signal and not last:
                     raise InterruptedBySignal(stop.signal, state.step)
 
@@ -148,6 +146,8 @@ class Trainer:
         targets = sum(batch.targets for batch in micro_batches)
         total = torch.zeros((), device=self.system.device)
         for batch in micro_batches:
+            if batch.targets == 0:
+                continue  # its mean is 0 / 0
             with self.system.autocast():
                 _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
             loss = loss * (batch.targets / targets)
@@ -210,9 +210,9 @@ class Trainer:
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
 
-    @property
-    def _intervals(self) -> dict[str, int]:
-        return {"log": self.log_interval, "eval": self.eval_interval, "checkpoint": self.checkpoint_interval}
+    def _save(self) -> None:
+        state = self.state
+        self.checkpoints.save(state.step, self.checkpoint(), keep=self.keep_checkpoints, best_step=state.best_step)
 
     def _data_identity(self) -> dict[str, Any]:
         return {"fingerprint": self.train_loader.fingerprint, "order_version": ORDER_VERSION}

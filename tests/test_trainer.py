@@ -96,7 +96,8 @@ def gradients(folder: Path, out: Path, batch_size: int, accumulation: int, loade
         loader=loader,
     )
     with Prefetcher(trainer.train_loader.batch, 0, torch.device("cpu")) as trainer.micro_batches:
-        trainer.step()
+        loss, _ = trainer.step()
+    assert loss.isfinite()
     return optimizer.seen
 
 
