@@ -70,10 +70,8 @@ class CheckpointFolder:
             except BrokenCheckpointError as error:
                 self._quarantine(final, error)
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in [
-            *self.path.glob(f"{PARTIAL}*")
-        ]:  # of a killed save or prune; the run's lock says they are ours
-            shutil.rmtree(leftover)
+        for leftover in self.path.glob(f"{PARTIAL}*"):  # of a killed save or prune; the run's lock says they are ours
+            leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         self._check_space(checkpoint)
         partial = self.path / f"{PARTIAL}{final.name}"
         partial.mkdir()
@@ -105,6 +103,10 @@ class CheckpointFolder:
             except BrokenCheckpointError as error:
                 self._quarantine(self.at(step), error)
         return None
+
+    def broken(self) -> list[str]:
+        """Names of the checkpoints that were set aside."""
+        return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
 
     def _prune(self, keep: int, best_step: int | None) -> None:
         steps = self.steps()

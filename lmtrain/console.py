@@ -20,7 +20,10 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
         # A traceback is for the log file; here the message is enough.
-        console.print(record.getMessage(), style=style, markup=False)
+        try:
+            console.print(record.getMessage(), style=style, markup=False)
+        except (OSError, SystemExit):  # rich's way to say that nobody reads any more: no reason to stop a run
+            self.handleError(record)
 
 
 def configure_logging(run_dir: Path) -> None:
@@ -60,7 +63,7 @@ def step_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
         parts.append(f"{si(metrics['tokens_per_second'])} tok/s")
     if "mfu" in metrics:
         parts.append(f"MFU {metrics['mfu']:.1%}")
-    if "step_time_ms" in metrics and step < max_steps:
+    if "step_time_ms" in metrics and 1 < step < max_steps:  # the first step takes longer than any other
         parts.append(f"{duration((max_steps - step) * metrics['step_time_ms'] / 1000)} left")
     return "  ".join(parts)
 

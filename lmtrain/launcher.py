@@ -1,7 +1,6 @@
 """Runs the jobs of a sweep, each in a fresh interpreter: no thread count, flag or memory of one reaches the next."""
 
 import importlib
-import os
 import signal
 import subprocess
 import sys
@@ -28,6 +27,14 @@ class SweepFailedError(RuntimeError):
     """At least one job did not complete; the closing table has told which."""
 
 
+class SweepStoppedError(RuntimeError):
+    """A signal stopped the sweep; the running job has saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
 class ProcessLauncher(Launcher):
     """`hydra/launcher=process`: `python -m lmtrain` for every job, one after the other.
 
@@ -36,7 +43,7 @@ class ProcessLauncher(Launcher):
     """
 
     def __init__(self) -> None:
-        self.stopped = False
+        self.stopped: int | None = None  # the signal that did it
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -52,7 +59,7 @@ class ProcessLauncher(Launcher):
         ]
         print_table(jobs, names)
         if self.stopped:
-            raise KeyboardInterrupt
+            raise SweepStoppedError(self.stopped)
         if any(job.status is JobStatus.FAILED for job in jobs):
             raise SweepFailedError
         return jobs
@@ -73,15 +80,18 @@ class ProcessLauncher(Launcher):
             for config in configs:
                 preflight(config)
         except ConfigError:
-            if [entry.name for entry in sweep_dir.iterdir()] == [SWEEP_FILE]:
+            if sweep_dir.is_dir() and [entry.name for entry in sweep_dir.iterdir()] == [SWEEP_FILE]:
                 (sweep_dir / SWEEP_FILE).unlink()
-                os.removedirs(sweep_dir)
+                for made in (sweep_dir, sweep_dir.parent, sweep_dir.parent.parent):
+                    if made == Path.cwd() or any(made.iterdir()):
+                        break
+                    made.rmdir()
             raise
 
     def _search_path(self) -> list[str]:
         """What `--config-dir` of this command would add, in the form that composing by hand takes."""
         folder = get_args_parser().parse_args().config_dir
-        return [f"hydra.searchpath=[file://{Path(folder).absolute()}]"] if folder else []
+        return [f"hydra.searchpath=[{_quoted(f'file://{Path(folder).absolute()}')}]"] if folder else []
 
     def _run(self, run_dir: Path, overrides: list[str], title: str) -> JobReturn:
         job = JobReturn(overrides=overrides, task_name="lmtrain")
@@ -89,8 +99,8 @@ class ProcessLauncher(Launcher):
         code = NOT_STARTED
         if not self.stopped:
             console.rule(f"job {title}", align="left")
-            arguments = [*overrides, f"hydra.run.dir={job.working_dir}", *self._search_path()]
-            code = self._wait(subprocess.Popen([sys.executable, "-m", "lmtrain", *arguments]))
+            arguments = [*overrides, f"hydra.run.dir={_quoted(job.working_dir)}", *self._search_path()]
+            code = self._run_process([sys.executable, "-m", "lmtrain", *arguments])
         if code == 0:
             job.status = JobStatus.COMPLETED
             job.return_value = read_json(Path(job.working_dir) / "result.json").get("objective")
@@ -99,20 +109,29 @@ class ProcessLauncher(Launcher):
             job.return_value = RuntimeError("not started" if code == NOT_STARTED else f"exit code {code}")
         return job
 
-    def _wait(self, process: "subprocess.Popen[bytes]") -> int:
-        """Waits for a job; hands it a SIGTERM that comes meanwhile (SIGINT reaches the whole terminal by itself)."""
+    def _run_process(self, command: list[str]) -> int:
+        """A job's exit code; hands it a SIGTERM that comes meanwhile (SIGINT reaches the whole terminal by itself)."""
+        process: subprocess.Popen[bytes] | None = None
 
         def note(number: int, frame: FrameType | None) -> None:
-            self.stopped = True
-            if number == signal.SIGTERM:
+            self.stopped = number
+            if number == signal.SIGTERM and process is not None:
                 process.terminate()
 
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
+            process = subprocess.Popen(command)
+            if self.stopped == signal.SIGTERM:  # it came before there was a process to hand it to
+                process.terminate()
             return process.wait()
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _quoted(value: str) -> str:
+    """As Hydra's override grammar takes any text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def swept(overrides: Sequence[str], jobs: Sequence[Sequence[str]]) -> str:
@@ -128,7 +147,7 @@ def print_table(jobs: Sequence[JobReturn], names: Sequence[str]) -> None:
         best = result.get("best_val_loss")
         status = result.get("status") or ("not started" if str(job._return_value) == "not started" else "failed")
         rows.append((best if best is not None else float("inf"), name, status, result, str(job.working_dir)))
-    table = Table(title=None, title_justify="left")
+    table = Table()
     for heading in ("job", "status", "best val", "at step", "train", "tokens", "time", "directory"):
         table.add_column(
             heading, overflow="fold", justify="left" if heading in ("job", "status", "directory") else "right"

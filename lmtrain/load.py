@@ -3,14 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from torch import nn
 
 from lmtrain import checkpoint
-from lmtrain.config import ConfigError, build
+from lmtrain.config import ConfigError, build, mistakes_of_the_user
 from lmtrain.data import tokenizer as tokenizers
+from lmtrain.run_directory import read_json
 from lmtrain.system import System
 
 
@@ -35,16 +35,18 @@ def load_run(run_dir: Path, which: str, device: str) -> LoadedRun:
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
     checkpoints = checkpoint.CheckpointFolder(run_dir / "checkpoints")
     steps = checkpoints.steps()
-    path = run_dir / "checkpoints" / which if which in ("best", "latest") else checkpoints.at(_step(which))
+    if not steps:
+        raise ConfigError(f"{run_dir}: no checkpoint yet")
+    path = checkpoints.at(_step(which, checkpoints))
     if not path.is_dir():
-        there = f"steps {', '.join(map(str, steps))}" if steps else "none yet"
-        raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are {there}")
+        raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = OmegaConf.load(run_dir / "config.yaml")
     assert isinstance(cfg, DictConfig)
-    system: System = build(cfg.system, device=device, compile=False)
+    with mistakes_of_the_user():
+        system: System = build(cfg.system, device=device, compile=False)
+        model: nn.Module = build(cfg.model)
     try:
         loaded = checkpoint.load(path)
-        model: nn.Module = build(cfg.model)
         model.load_state_dict(dict(loaded.tensors["model"]))
     except (checkpoint.BrokenCheckpointError, RuntimeError) as error:
         raise ConfigError(f"{path}: {error}") from error
@@ -58,12 +60,14 @@ def load_run(run_dir: Path, which: str, device: str) -> LoadedRun:
     )
 
 
-def _step(which: str) -> int:
+def _step(which: str, checkpoints: checkpoint.CheckpointFolder) -> int:
+    """The step that is meant; the links of these names are for people, and a kill may leave them behind."""
+    latest = checkpoints.steps()[-1]
+    if which == "latest":
+        return latest
+    if which == "best":
+        state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
+        return int(state["best_step"]) if state.get("best_step") in checkpoints.steps() else latest
     if not which.isdecimal():
         raise ConfigError(f"--checkpoint {which}: best, latest or a step")
     return int(which)
-
-
-def seeded(seed: int) -> torch.Generator:
-    """A generator of its own for sampling."""
-    return torch.Generator().manual_seed(seed)

@@ -18,6 +18,8 @@ def preflight(composed: DictConfig) -> DictConfig:
     Raises:
         ConfigError: naming everything that is wrong with config or data.
     """
+    if composed.get("resume") is not None:
+        raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
     cfg = check(composed)
     path = cfg.data.get("path")
     if path is None:  # a loader of the user's own, which knows its data itself

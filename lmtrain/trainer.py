@@ -2,21 +2,20 @@
 
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from types import FrameType, TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from lmtrain.checkpoint import Checkpoint, CheckpointFolder
+from lmtrain.clock import StepClock
 from lmtrain.data.loader import Prefetcher, TokenLoader, micro_batch, on_device
 from lmtrain.data.order import VERSION as ORDER_VERSION
+from lmtrain.interrupt import InterruptedBySignal, SignalFlag
 from lmtrain.logger.base import Logger
 from lmtrain.optimizer import load_optimizer_state, optimizer_state
 from lmtrain.system import System
@@ -50,26 +49,19 @@ class DivergedError(RuntimeError):
     """The loss is no longer a number."""
 
 
-class InterruptedBySignal(Exception):  # noqa: N818 (no error: everything is saved)
-    """A signal asked the run to stop, and it did so after saving."""
-
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is saved")
-        self.number = number
-
-
 class Trainer:
     """Trains `model` on `train_loader`, evaluates it on `val_loader`, logs and saves, until `max_steps`.
 
     The gradient of a step is that of the mean loss over all target tokens of its `gradient_accumulation_steps`
-    micro-batches together, however they are cut and however many targets each of them has.
+    micro-batches together, however they are cut and however many targets each of them has. The learning rate of a
+    parameter group is the schedule's times the group's `lr_scale`, if it has one.
 
     `grad_clip` is the largest global gradient norm (0: no limit); `eval_batches` limits an evaluation (null: the whole
     split); `eval_train_batches` evaluates that many batches of the training split as well (0: none); the newest
-    `keep_checkpoints` stay, and the best.
+    `keep_checkpoints` stay, and the best, which an evaluation that improves makes at once.
 
     Raises:
-        DivergedError: from `fit`, when a loss that is looked at is not finite.
+        DivergedError: from `fit`, when a loss or gradient norm that is looked at is not finite.
         InterruptedBySignal: from `fit`, after SIGINT or SIGTERM, when everything is saved.
     """
 
@@ -106,7 +98,7 @@ class Trainer:
         self.forward = system.compile(model)
         self.scaler = system.scaler()
         self.params = [param for param in model.parameters() if param.requires_grad]
-        self.clock = _StepClock(state.step)
+        self.clock = StepClock(state.step)
 
     def fit(self) -> None:
         """Runs the steps that are left; the state afterwards is that of the last one."""
@@ -115,23 +107,27 @@ class Trainer:
         self.model.train()
         with (
             Prefetcher(self.train_loader.batch, first_micro_batch, self.system.device) as self.micro_batches,
-            _SignalFlag() as stop,
+            SignalFlag() as stop,
         ):
-            self.clock = _StepClock(state.step)
+            self.clock = StepClock(state.step)
             while state.step < self.max_steps:
                 loss, grad_norm = self.step()
                 last = state.step == self.max_steps
                 metrics: Metrics = {}
                 if state.step % self.log_interval == 0 or last or state.step == 1:
                     metrics |= self._train_metrics(loss, grad_norm)
+                evaluates = state.step % self.eval_interval == 0 or last
+                saves = state.step % self.checkpoint_interval == 0 or last or stop.signal
+                if evaluates or saves:
+                    self.system.synchronize()  # what the device still has to do belongs to the steps
                 with self.clock.paused():
-                    if state.step % self.eval_interval == 0 or last:
+                    if evaluates:
                         metrics |= self._eval_metrics()
                     if metrics:
                         self.logger.log(state.step, metrics)
-                    saves = state.step % self.checkpoint_interval == 0 or last or stop.signal
+                    saves = saves or state.best_step == state.step  # the best model is worth a checkpoint
                     if metrics or saves:
-                        self._stop_if_diverged(loss)
+                        self._stop_if_diverged(loss, grad_norm)
                     state.seconds = time.perf_counter() - started
                     if saves:
                         self._save()
@@ -141,7 +137,7 @@ class Trainer:
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; its loss (nats a token) and gradient norm, as tensors that nobody has waited for."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.state.step)
+            group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(batch.targets for batch in micro_batches)
         total = torch.zeros((), device=self.system.device)
@@ -191,6 +187,9 @@ class Trainer:
         Raises:
             ValueError: the data is not what the run was trained on, or the model is another one.
         """
+        version = checkpoint.state["format_version"]
+        if version != CHECKPOINT_VERSION:
+            raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {CHECKPOINT_VERSION}")
         if checkpoint.state["data"] != self._data_identity():
             raise ValueError(
                 f"data.path={self.train_loader.path}: not the data that this run was trained on "
@@ -215,7 +214,11 @@ class Trainer:
         self.checkpoints.save(state.step, self.checkpoint(), keep=self.keep_checkpoints, best_step=state.best_step)
 
     def _data_identity(self) -> dict[str, Any]:
-        return {"fingerprint": self.train_loader.fingerprint, "order_version": ORDER_VERSION}
+        loaders = {"train": self.train_loader, "val": self.val_loader}
+        return {
+            "fingerprints": {split: loader.fingerprint for split, loader in loaders.items()},
+            "order_version": ORDER_VERSION,
+        }
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
         self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
@@ -246,17 +249,23 @@ class Trainer:
             state.best_val_loss, state.best_step = state.val_loss, state.step
         return metrics
 
-    def _stop_if_diverged(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise DivergedError(
-                f"the training loss of step {self.state.step} is {loss.item()}; try a smaller optimizer.lr"
-            )
+    def _stop_if_diverged(self, loss: Tensor, grad_norm: Tensor) -> None:
+        """Before a state is saved: a gradient that is no number has made the weights none.
+
+        Under float16 the scaler leaves such a step out, and the weights as they were.
+        """
+        numbers = {"training loss": loss.item(), "validation loss": self.state.val_loss or 0.0}
+        if not self.scaler.is_enabled():
+            numbers["gradient norm"] = grad_norm.item()
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                raise DivergedError(f"the {name} of step {self.state.step} is {number}; try a smaller optimizer.lr")
 
 
 def evaluate(
     model: nn.Module, forward: Callable[..., Any], batches: Iterable[tuple[Tensor, Tensor]], system: System
 ) -> float:
-    """Mean loss in nats over all target tokens of the batches; changes neither the model nor any random generator."""
+    """Mean loss in nats over all target tokens of the batches; changes neither the model nor torch's generators."""
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
     training = model.training
@@ -282,55 +291,3 @@ def flops_per_token(model: nn.Module, block_size: int) -> int:
     """What the model says of itself, else 6 FLOPs a parameter (Kaplan et al. 2020, section 2.1)."""
     count: Callable[[int], int] | None = getattr(model, "flops_per_token", None)
     return count(block_size) if count else 6 * sum(param.numel() for param in model.parameters())
-
-
-class _StepClock:
-    """Seconds a step, without the time that evaluating, logging and saving took."""
-
-    def __init__(self, step: int) -> None:
-        self._step, self._started = step, time.perf_counter()
-
-    def lap(self, step: int) -> float:
-        """Mean seconds of the steps since the last lap."""
-        now = time.perf_counter()
-        seconds = (now - self._started) / (step - self._step)
-        self._step, self._started = step, now
-        return seconds
-
-    def paused(self) -> "_StepClock":
-        return self
-
-    def __enter__(self) -> None:
-        self._paused = time.perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._started += time.perf_counter() - self._paused
-
-
-class _SignalFlag:
-    """Notes the first SIGINT or SIGTERM for the loop to see; a second one acts at once, as ever."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        log.warning(
-            "%s: stopping after this step, with a checkpoint; once more stops at once", signal.Signals(number).name
-        )
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)

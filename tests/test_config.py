@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY, Cli
 from omegaconf import OmegaConf
 
-from lmtrain.config import GROUPS, ConfigError, build, check, compose
+from lmtrain.checks import GROUPS
+from lmtrain.config import ConfigError, build, check, compose
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight
 
@@ -65,7 +66,6 @@ def test_experiments_are_deltas(path: Path) -> None:
     ],
 )
 def test_every_choice_spells_out_every_tunable(choice: str) -> None:
-    from lmtrain.config import PART
     from lmtrain.signatures import signature_of
 
     cfg = check(compose([choice]))
@@ -74,7 +74,6 @@ def test_every_choice_spells_out_every_tunable(choice: str) -> None:
     signature = signature_of(node._target_, typed=())
     ours = {*list(signature.parameters)[: GROUPS[group].positional], *GROUPS[group].keywords}
     assert set(signature.parameters) - ours == set(node) - {"_target_", "_partial_"}
-    assert PART.keywords == frozenset()
 
 
 @pytest.mark.parametrize(
@@ -88,7 +87,7 @@ def test_every_choice_spells_out_every_tunable(choice: str) -> None:
         (["optimizer.lr='3'"], "optimizer.lr=3: input should be a valid number"),
         (["optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
         (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]: element 1: field required"),
-        (["optimizer.betas=[0.9,1.0]"], "optimizer.betas=[0.9, 1.0]: element 1: input should be less than 1"),
+        (["optimizer.betas=[0.9,1.0]"], "optimizer.betas=[0.9, 1]: element 1: input should be less than 1"),
         (["data.batch_size=0"], "data.batch_size=0: input should be greater than 0"),
         (["data.batch_size=true"], "data.batch_size=true: input should be a valid integer"),
         (["data.batch_size=null"], "data.batch_size=null: input should be a valid integer"),
@@ -107,6 +106,12 @@ def test_every_choice_spells_out_every_tunable(choice: str) -> None:
         (["prepare.tokenizer.vocab=3"], "unknown key; did you mean prepare.tokenizer.vocab_size?"),
         (["logger.wandb.mode=onlin"], "logger.wandb.mode=onlin: input should be 'offline', 'online' or 'disabled'"),
         (["seed=-1"], "seed=-1: input should be greater than or equal to 0"),
+        (["seed=18446744073709551616"], "seed=18446744073709551616: input should be less than 9223372036854775808"),
+        (["optimizer.lr=inf"], "optimizer.lr=inf: input should be a finite number"),
+        (["+model.foo=1"], "model.foo=1: unknown key; there are vocab_size"),
+        (["trainer=null"], "trainer=null: this group needs a choice"),
+        (["system.device=tpu"], "system.device=tpu: string should match pattern"),
+        (["~scheduler._partial_"], "scheduler.step: missing"),
         (["data=text"], "prepare.source.files: missing; give prepare.source.files=VALUE"),
         (["optimizer.lr=["], "optimizer.lr=[: not a valid override"),
         (["optimizer.lr=${trainer.nothing}"], "optimizer.lr"),

@@ -27,23 +27,27 @@ ALLOWED = {
     "model": {"model"},
     "logger": {"logger", "console", "run_directory"},
     "launcher": {"console", "run_directory", "config", "preflight"},
-    "config": {"paths", "signatures", "experiments_source", "launcher"},
+    "checks": {"signatures"},
+    "clock": set(),
+    "interrupt": set(),
+    "config": {"checks", "paths", "experiments_source", "launcher"},
     "preflight": {"config", "console", "data"},
-    "trainer": {"checkpoint", "data", "logger", "optimizer", "system"},
-    "load": {"checkpoint", "config", "data", "system"},
+    "trainer": {"checkpoint", "clock", "data", "interrupt", "logger", "optimizer", "system"},
+    "load": {"checkpoint", "config", "data", "run_directory", "system"},
+    "report": {
+        "config", "console", "data", "generate", "interrupt", "run_directory", "system", "trainer",
+    },
     "train": {
-        "checkpoint", "config", "console", "data", "generate", "logger", "preflight", "run_directory", "system",
-        "trainer",
+        "checkpoint", "config", "console", "data", "interrupt", "logger", "preflight", "report", "run_directory",
+        "system", "trainer",
     },
     "commands": {
-        "differences", "paths",
-        "checkpoint",
-        "commands", "config", "console", "data", "generate", "launcher", "load", "logger", "preflight", "run_directory",
-        "system", "train", "trainer",
+        "checkpoint", "commands", "config", "console", "data", "differences", "generate", "launcher", "load", "logger",
+        "paths", "preflight", "run_directory", "system", "train", "trainer",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
-KNOWS_HYDRA = {"config", "experiments_source", "launcher", "train", "commands", "preflight", "load"}
+KNOWS_HYDRA = {"checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load"}
 
 
 def modules() -> list[Path]:

@@ -29,6 +29,7 @@ CONTENDERS = {
     "bare": "a bare loop of the same model, optimizer and batches, under the same system settings",
     "plain": "the bare loop, eager, with the C library's own memory settings",
 }
+PLAIN = {"keep_freed_memory": False, "compile": False}
 WARMUP_ROUNDS = 2
 
 
@@ -103,7 +104,7 @@ class _Contender:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise ConfigError(f"the benchmark's process failed with exit code {self.process.wait()}")
+            raise RuntimeError(f"the benchmark's process failed with exit code {self.process.wait()}")
         return float(answer)
 
     def __enter__(self) -> "_Contender":
@@ -119,10 +120,7 @@ def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
     from lmtrain.system import System
 
     cfg = preflight(compose(overrides))
-    if name == "plain":
-        cfg.system.keep_freed_memory = False
-        cfg.system.compile = False
-    system: System = build(cfg.system)
+    system: System = build(cfg.system, **(PLAIN if name == "plain" else {}))
     system.seed(cfg.seed)
     train_loader = build(cfg.data, split="train", seed=cfg.seed)
     model = build(cfg.model).to(system.device)

@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
 
     # After the arguments are understood: these import torch.
-    from lmtrain.config import ConfigError, build
+    from lmtrain.config import build, mistakes_of_the_user
     from lmtrain.load import load_run
     from lmtrain.trainer import evaluate, perplexity
 
@@ -30,12 +30,8 @@ def main(arguments: Sequence[str]) -> int:
     for run in options.runs:
         loaded = load_run(run, options.checkpoint, options.device)
         node = {**loaded.cfg.data, **({"path": str(options.data)} if options.data else {})}
-        try:
+        with mistakes_of_the_user():
             loader = build(node, split=options.split, seed=loaded.cfg.seed)
-        except Exception as error:
-            if isinstance(error.__cause__, ValueError):
-                raise ConfigError(str(error.__cause__)) from error
-            raise
         loss = evaluate(loaded.model, loaded.model, loader.whole_split(), loaded.system)
         per_byte = f"{loss / math.log(2) / loader.bytes_per_token:.4f}" if loader.bytes_per_token else "–"
         tokens = f"{len(loader.tokens):,}"

@@ -19,22 +19,30 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     options = parser.parse_args(list(arguments))
+    for name in ("tokens", "count", "temperature", "top_k"):
+        if getattr(options, name) < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 0")
 
     # After the arguments are understood: these import torch.
     import torch
 
     from lmtrain.data.tokenizer import END_OF_TEXT
     from lmtrain.generate import generate
-    from lmtrain.load import load_run, seeded
+    from lmtrain.load import load_run
 
     loaded = load_run(options.run, options.checkpoint, options.device)
     if loaded.tokenizer is None:
         raise ConfigError(f"{options.run}: has no tokenizer.json, since its data had none")
-    ids = loaded.tokenizer.encode(options.prompt).ids
+    try:
+        ids = loaded.tokenizer.encode(options.prompt).ids
+    except Exception as error:  # a tokenizer of characters, and one that was not in its text
+        known = loaded.tokenizer.get_vocab()
+        unknown = sorted({character for character in options.prompt if character not in known})
+        raise ConfigError(f"--prompt: the run's tokenizer does not know {''.join(unknown)!r}") from error
     if not ids:
         ids = [loaded.tokenizer.token_to_id(END_OF_TEXT) or 0]
     prompt = torch.tensor(ids, device=loaded.system.device)
-    generator = seeded(options.seed)
+    generator = torch.Generator().manual_seed(options.seed)
     for _ in range(options.count):
         tokens = generate(
             loaded.model,

@@ -1,6 +1,7 @@
 """Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep, `resume=RUN_DIR` to go on."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,20 @@ from lmtrain.config import (
     HYDRA_VERSION_BASE,
     ConfigError,
     apply_overrides,
+    check,
     compose,
     set_up_hydra,
     without_hydra,
 )
 from lmtrain.differences import differences
-from lmtrain.launcher import SweepFailedError
+from lmtrain.launcher import SweepFailedError, SweepStoppedError
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
 
 # What may change on a resume: nothing of it changes a bit of the training.
 RESUMABLE = (
+    "data.path",  # the fingerprint tells whether it is the same data
+    "prepare",
     "trainer.max_steps",
     "trainer.eval_",
     "trainer.log_interval",
@@ -77,6 +81,8 @@ def main(arguments: Sequence[str]) -> int:
         decorate(task)()
     except SweepFailedError:
         return 1
+    except SweepStoppedError as stopped:
+        return 128 + stopped.number
     if mistakes:
         raise mistakes[0]
     return max(exit_codes, default=0)
@@ -94,17 +100,26 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> int:
     if flags := [text for text in overrides if text.startswith("-")]:
         raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
     set_up_hydra()
-    composed = OmegaConf.load(composed_path)
+    composed, before = OmegaConf.load(composed_path), OmegaConf.load(resolved_path)
     assert isinstance(composed, DictConfig)
     changed = apply_overrides(composed, overrides)
-    cfg = preflight(changed)
-    before = OmegaConf.to_container(OmegaConf.load(resolved_path))
-    refused = [line for line in differences(before, OmegaConf.to_container(cfg)) if not line.startswith(RESUMABLE)]
+    # Relative paths, and modules of the user's own, are those of the folder that the run was started in.
+    run_dir = run_dir.resolve()
+    started_in = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
+    if started_in and Path(started_in).is_dir():
+        os.chdir(started_in)
+        sys.path.insert(0, started_in)
+    checked = check(changed)
+    if checked.model.get("vocab_size", 0) is None:
+        checked.model.vocab_size = before.model.vocab_size  # the data's
+    after = OmegaConf.to_container(checked)
+    refused = [line for line in differences(OmegaConf.to_container(before), after) if not line.startswith(RESUMABLE)]
     if refused:
         raise ConfigError(
             f"resume={run_dir}: would change the run ({'; '.join(refused)}); start a new one for that. "
             "A resume may change trainer.max_steps, the intervals, evaluation and loggers"
         )
+    cfg = preflight(changed)
     from lmtrain.train import run
 
     return run(cfg, run_dir, resume=changed).exit_code

@@ -57,11 +57,6 @@ class TokenLoader:
         self._offsets: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
 
     @property
-    def vocab_size(self) -> int | None:
-        """The tokenizer's vocabulary; None where the folder has no `meta.json`."""
-        return self.meta.vocab_size if self.meta else None
-
-    @property
     def bytes_per_token(self) -> float | None:
         """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`."""
         split = self.meta.splits[self.split] if self.meta else None

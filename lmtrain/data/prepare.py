@@ -55,7 +55,12 @@ class Recipe:
         partial.mkdir(parents=True)
         try:
             meta = self._write(partial, recipe, progress)
-            os.rename(partial, path)
+            try:
+                os.rename(partial, path)
+            except OSError:  # another process was faster; the same recipe makes the same files
+                if (theirs := existing(path, recipe)) is None:
+                    raise
+                meta = theirs
         finally:
             shutil.rmtree(partial, ignore_errors=True)
         return meta
@@ -76,6 +81,7 @@ class Recipe:
         trained_on = (text for split, text in self._texts() if split == "train" or self.tokenizer.kind == "characters")
         tokenizer = self.tokenizer.train(_counted(trained_on, progress, task))
         tokenizer.save(str(folder / FILE))
+        tokenizer.encode_special_tokens = True  # the text's own "<|endoftext|>" is text
         progress.update(task, completed=0, description="encoding")
         vocab_size = tokenizer.get_vocab_size()
         end_of_text = tokenizer.token_to_id(self.tokenizer.end_of_text) if self.tokenizer.end_of_text else None

@@ -45,7 +45,7 @@ class TextFiles:
 class StandardLibrary:
     """The source of the running interpreter's standard library: real text that every machine has.
 
-    Tests and installed packages are left out; so are the few files that are not UTF-8.
+    Tests and installed packages are left out; so are the few bytes that are not UTF-8.
     """
 
     EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"})

@@ -11,7 +11,7 @@ FILE = "tokenizer.json"
 
 
 class BPE:
-    """Byte-level byte-pair encoding, as in GPT-2: any text round-trips. Its last word is `<|endoftext|>`."""
+    """Byte-level byte-pair encoding, as in GPT-2: any text round-trips. Id 0 is `<|endoftext|>`."""
 
     kind = "bpe"
     end_of_text: str | None = END_OF_TEXT

@@ -5,6 +5,7 @@ A bare folder of `.bin` files without `meta.json` is read as uint16, the way nan
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,11 @@ class Meta:
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
-    (folder / "meta.json").write_text(json.dumps(asdict(meta), indent=2) + "\n")
+    """Writes `meta.json`; on the disk when it returns."""
+    with (folder / "meta.json").open("w") as file:
+        file.write(json.dumps(asdict(meta), indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_meta(folder: Path) -> Meta | None:

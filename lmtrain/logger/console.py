@@ -54,9 +54,9 @@ class _TrainProgress(Progress):
     def show(self, step: int, metrics: Mapping[str, float]) -> None:
         if "train/loss" not in metrics:
             return
-        left = (int(self.tasks[0].total or 0) - step) * metrics["step_time_ms"] / 1000
+        left = duration((int(self.tasks[0].total or 0) - step) * metrics["step_time_ms"] / 1000) if step > 1 else "…"
         self.update(
             self._bar,
             description=f"loss {metrics['train/loss']:.3f}  lr {metrics['lr']:.1e}  "
-            f"{si(metrics['tokens_per_second'])} tok/s  {duration(left)} left",
+            f"{si(metrics['tokens_per_second'])} tok/s  {left} left",
         )

@@ -215,16 +215,14 @@ def test_memory_stays_bounded_over_thousands_of_batches(tmp_path):
 # What the folder says
 
 
-def test_a_described_folder_tells_its_vocabulary_and_bytes(tmp_path):
+def test_a_described_folder_tells_its_bytes(tmp_path):
     described = loader(write(tmp_path, "uint16", train=np.arange(100), val=np.arange(50)), split="val")
-    assert described.vocab_size == 100
     assert described.bytes_per_token == 4.0
     assert described.fingerprint == "of val"
 
 
 def test_a_bare_folder_does_not_tell(numbered):
     bare = loader(numbered)
-    assert bare.vocab_size is None
     assert bare.bytes_per_token is None
 
 

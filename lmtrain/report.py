@@ -1,0 +1,128 @@
+"""What a run tells the person in front of it: before it starts, and how it ended."""
+
+import logging
+import math
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from tokenizers import Tokenizer
+from torch import nn
+
+from lmtrain.config import ConfigError
+from lmtrain.console import duration, si, significant
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.generate import generate
+from lmtrain.interrupt import InterruptedBySignal
+from lmtrain.run_directory import RunDirectory
+from lmtrain.system import System
+from lmtrain.trainer import DivergedError, Trainer, TrainState, flops_per_token, perplexity
+
+log = logging.getLogger(__name__)
+
+LONG_RUN_S = 24 * 3600
+# Share of a matrix product's speed that a whole training step reaches; measured with llama_50m.
+STEP_EFFICIENCY = {"cpu": 0.7, "cuda": 0.4}
+
+
+def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None:
+    """The run in a few lines before it starts, with a warning if it will take long."""
+    loader, system, state = trainer.train_loader, trainer.system, trainer.state
+    params = sum(param.numel() for param in trainer.model.parameters())
+    step_tokens = loader.batch_size * loader.block_size * trainer.gradient_accumulation_steps
+    steps = trainer.max_steps - state.step
+    log.info("run %s", short_path(directory.path))
+    log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    log.info(
+        "%s steps of %s tokens = %s, %.3g epochs of %s",
+        f"{trainer.max_steps:,}",
+        f"{step_tokens:,}",
+        si(trainer.max_steps * step_tokens),
+        trainer.max_steps * step_tokens / len(loader.tokens),
+        loader.path,
+    )
+    if state.step:
+        log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
+    if state.step >= trainer.max_steps:
+        log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
+    flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
+    # A quick bound first, so that small runs measure nothing: no device is slower than this.
+    if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
+        log.warning(
+            "this run will take about %s on %s. To make it smaller: fewer steps (trainer.max_steps), fewer tokens "
+            "a step (trainer.gradient_accumulation_steps, data.batch_size, data.block_size), a smaller model "
+            "(model=llama_1m)%s; experiments=quickstart takes minutes on a CPU",
+            duration(seconds),
+            system.device,
+            " or system.dtype=float32" if system.device.type == "cpu" and system.dtype_name != "float32" else "",
+        )
+
+
+def estimate_seconds(flops: float, system: System) -> float:
+    """How long the device takes for so many FLOPs of training, from one matrix product measured now."""
+    return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])
+
+
+def show_sample(model: nn.Module, tokenizer: Tokenizer, system: System, block_size: int, cfg: DictConfig) -> None:
+    start = tokenizer.token_to_id(tokenizers.END_OF_TEXT)
+    prompt = torch.tensor([start if start is not None else 0], device=system.device)
+    ids = generate(
+        model,
+        prompt,
+        cfg.sample_tokens,
+        block_size=block_size,
+        vocab_size=tokenizer.get_vocab_size(),
+        generator=torch.Generator().manual_seed(cfg.seed),
+    )
+    log.info(
+        "a sample of the model's text:\n%s\n%s\n%s", "-" * 60, tokenizer.decode(ids[1:].tolist()).strip("\n"), "-" * 60
+    )
+
+
+def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
+    path = short_path(directory.path)
+    if state.val_loss is not None:
+        log.info(
+            "final loss: train %.4f, val %.4f (perplexity %s; best %.4f at step %s)",
+            state.train_loss or math.nan,
+            state.val_loss,
+            significant(perplexity(state.val_loss)),
+            state.best_val_loss or math.nan,
+            state.best_step,
+        )
+    log.info("took %s; everything is in %s", duration(state.seconds), path)
+    if (directory.path.parent / "multirun.yaml").exists():
+        return  # a job of a sweep, which closes with its own table
+    log.info(
+        "next: python -m lmtrain sample %s --prompt 'import '\n"
+        "      python -m lmtrain resume=%s trainer.max_steps=%d\n"
+        "      python -m lmtrain -m experiments=quickstart optimizer.lr=1e-3,3e-3",
+        path,
+        path,
+        2 * cfg.trainer.max_steps,
+    )
+
+
+def ending(error: BaseException | None, path: Path) -> None:
+    """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
+    match error:
+        case None:
+            pass
+        case ConfigError():
+            log.debug("config error", exc_info=error)
+        case DivergedError():
+            log.error("diverged: %s", error)
+        case InterruptedBySignal():
+            log.warning("%s; to continue: python -m lmtrain resume=%s", error, short_path(path))
+        case KeyboardInterrupt():
+            log.warning(
+                "stopped at once; to continue from the last checkpoint: python -m lmtrain resume=%s", short_path(path)
+            )
+        case _:
+            where = short_path(path / "train.log")
+            log.error("failed: %s: %s (traceback in %s)", type(error).__name__, error, where, exc_info=error)
+
+
+def short_path(path: Path) -> str:
+    """Relative to the current folder where it is below it."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
