@@ -158,6 +158,16 @@ except Exception as error:
     verify(folder.at(10))
 
 
+def test_what_a_kill_left_is_cleared_away(folder: CheckpointFolder) -> None:
+    save(folder, 10)
+    (folder.path / ".tmp-latest").symlink_to("step-00000010")
+    (folder.path / ".tmp-step-00000020").mkdir()
+    (folder.path / ".tmp-step-00000020" / "model.safetensors").write_bytes(b"half")
+    (folder.path / ".tmp-del-step-00000005").mkdir()
+    save(folder, 20)
+    assert sorted(entry.name for entry in folder.path.iterdir()) == ["latest", "step-00000010", "step-00000020"]
+
+
 def test_no_space_is_seen_before_writing(folder: CheckpointFolder) -> None:
     folder.path.mkdir()
     huge = torch.zeros(1).expand(2**50)  # takes no memory, but counts as what it would write

@@ -233,6 +233,54 @@ def test_the_vocabulary_is_the_datas_or_large_enough(token_folder: Path) -> None
         preflight(compose(["data=tokens", path, "model=llama_1m"]))
 
 
+MY_PARTS = """
+class Activation:
+    def __init__(self, slope: float = 0.1):
+        self.slope = slope
+
+
+class Holder:
+    def __init__(self, activations: list[Activation], steps: list[int]):
+        self.activations, self.steps = activations, steps
+
+
+class Rate:
+    def __init__(self, lr: float, warmup: int):
+        self.lr = lr
+
+    def __call__(self, step):
+        return self.lr
+"""
+
+
+def test_parts_in_lists_are_checked_and_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "myparts.py").write_text(MY_PARTS)
+    part = "{_target_: myparts.Activation, slope: 0.2}"
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    mine = tmp_path / "conf" / "model" / "mine.yaml"
+    mine.write_text(f"_target_: myparts.Holder\nactivations: [{part}]\nsteps: [1e3, 2]\n")
+    built = build(check(compose(["model=mine"])).model)
+    assert built.activations[0].slope == 0.2
+    assert built.steps == [1000, 2]
+    mine.write_text(mine.read_text().replace("slope", "slop"))
+    with pytest.raises(ConfigError, match=r"model.activations.0.slop=0.2: unknown key; did you mean model.*slope\?"):
+        check(compose(["model=mine"]))
+
+
+def test_a_scheduler_may_be_an_object_to_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "myrates.py").write_text(MY_PARTS)
+    (tmp_path / "conf" / "scheduler").mkdir(parents=True)
+    (tmp_path / "conf" / "scheduler" / "mine.yaml").write_text("_target_: myrates.Rate\nlr: 0.5\nwarmup: 3\n")
+    assert build(check(compose(["scheduler=mine"])).scheduler)(7) == 0.5
+
+
+def test_resume_is_for_the_command_line() -> None:
+    with pytest.raises(ConfigError, match="resume=old: give it on the command line"):
+        preflight(compose(["++resume=old"]))
+
+
 class Takes:
     """Shows what it is built with."""
 

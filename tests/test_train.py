@@ -175,6 +175,30 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == list(range(1, 11))
 
 
+def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
+    tiny: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relative = [*tiny, "data.path=data/tiny", "hydra.run.dir=out", "trainer.max_steps=4"]
+    assert cli(*relative).returncode == 0
+    (tmp_path / "elsewhere").mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", "resume=../out", "trainer.max_steps=100000"],
+        cwd=tmp_path / "elsewhere",
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    wait_for_step(tmp_path / "out", 6)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "out" / "result.json").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    for manifest in (tmp_path / "out" / "checkpoints").glob("step-*/MANIFEST.json"):
+        manifest.write_text("{")
+    done = cli("resume=out")
+    assert done.returncode == 2
+    assert "no intact checkpoint" in done.stderr
+
+
 def test_a_second_process_on_a_run_is_refused(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
@@ -239,9 +263,9 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
 def test_a_sweep_runs_each_job_in_its_directory_and_closes_with_a_table(
     tiny: list[str], tmp_path: Path, cli: Cli
 ) -> None:
-    done = cli("-m", *tiny, "name=swept", "optimizer.lr=1e-4,1e-2,1e9", "logger=wandb")
+    done = cli("-m", *tiny, "name='swept (1)'", "optimizer.lr=1e-4,1e-2,1e9", "logger=wandb")
     assert done.returncode == 1  # the last one diverges
-    (sweep,) = (tmp_path / "outputs" / "swept").iterdir()
+    (sweep,) = (tmp_path / "outputs" / "swept (1)").iterdir()
     assert sweep.name.startswith("sweep-")
     assert [result(sweep / str(job))["status"] for job in range(3)] == ["completed", "completed", "diverged"]
     table = done.stdout[done.stdout.index("┏") :]

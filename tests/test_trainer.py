@@ -343,6 +343,39 @@ def test_a_diverged_run_stops_and_saves_nothing_bad(token_folder: Path, tmp_path
     assert all(tensor.isfinite().all() for tensor in latest.tensors["model"].values())
 
 
+class TurnsGradientsNaN(Llama):
+    """A loss that is a number, with a gradient that is none, from the third step on."""
+
+    calls = 0
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits, loss = super().forward(tokens, targets)
+        self.calls += 1
+        if self.calls > 2 and loss is not None:
+            loss = loss + (self.norm.weight - self.norm.weight.detach()).abs().sum().sqrt()  # the root's slope at 0
+        return logits, loss
+
+
+def test_weights_that_a_bad_gradient_spoilt_are_not_saved(token_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = TurnsGradientsNaN(VOCAB_SIZE, 16, n_layer=1, n_head=2, n_kv_head=None, d_model=16, d_ff=32)
+    changes = {"eval_interval": 100, "checkpoint_interval": 1, "gradient_accumulation_steps": 1, "log_interval": 100}
+    with pytest.raises(DivergedError, match="the gradient norm of step 3 is nan"):
+        make_trainer(token_folder, tmp_path / "out", model=model, max_steps=20, **changes).fit()
+    assert CheckpointFolder(tmp_path / "out" / "checkpoints").steps() == [1, 2]
+
+
+def test_the_best_model_is_saved_whenever_it_is_found(token_folder: Path, tmp_path: Path) -> None:
+    # A rate that grows until it hurts: the best evaluation is none of the steps that are saved anyway.
+    schedule = partial(lambda step, rates: rates[step], rates=[1e-2] * 3 + [1.0] * 9)
+    changes = {"max_steps": 12, "eval_interval": 3, "checkpoint_interval": 4, "keep_checkpoints": 1}
+    trainer = make_trainer(token_folder, tmp_path / "out", schedule=schedule, **changes)
+    trainer.fit()
+    assert trainer.state.best_step == 3
+    assert trainer.checkpoints.steps() == [3, 12]
+    assert (trainer.checkpoints.path / "best").resolve() == trainer.checkpoints.at(3)
+
+
 @pytest.fixture
 def _fresh_compiler() -> Iterator[None]:
     torch._dynamo.reset()
