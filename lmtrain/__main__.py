@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import lmtrain
+
 VERBS = ("prepare", "evaluate", "sample", "benchmark")
 
 
@@ -32,6 +34,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     from lmtrain.config import ConfigError
 
     first = arguments[0] if arguments else ""
+    if first == "--version":
+        print(f"lmtrain {lmtrain.__version__}")
+        return 0
     if first in ("-h", "--help"):
         from lmtrain.commands import help_text
 
@@ -49,7 +54,9 @@ def dispatch(arguments: Sequence[str]) -> int:
         raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
     from lmtrain.commands import train
 
-    resumed = [text for text in arguments if text.startswith("resume=") and text not in ("resume=null", "resume=")]
+    resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
+    if "resume=" in resumed:
+        raise ConfigError("resume=: empty; give a run directory")
     if resumed:
         others = [text for text in arguments if not text.startswith("resume=")]
         return train.resume(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)

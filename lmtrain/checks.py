@@ -74,6 +74,9 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         node = root.get(key)
         if key == "logger":
             members = node if isinstance(node, dict) else {}
+            if "_target_" in members:
+                problems["logger"] = ": several can be chosen, so each is nested under its name: NAME: {_target_: …}"
+                members = {}
             for name, member in members.items():
                 problems |= _check_node(f"logger.{name}", member, LOGGER)
         elif key == "model" and isinstance(node, dict) and node.get("vocab_size", 0) is None:

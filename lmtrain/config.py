@@ -27,6 +27,7 @@ from hydra.errors import (
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lmtrain.checks import ConfigError, check, key_paths, nearest_of
 from lmtrain.paths import shipped
@@ -74,6 +75,8 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
             return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+    except YAMLError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
         raise ConfigError(_explain(error, overrides)) from error
     finally:
@@ -97,11 +100,14 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             group, _, choice = missing.rpartition("/")
             nearest = nearest_of(choice, options or [])
             return f"{group}={choice}: no such choice{nearest}" + (
-                f"; there are {', '.join(options)}" if options else ""
+                f" (there are {', '.join(options)})" if options else ""
             )
     message = str(error)
     if without := [text for text in overrides if re.fullmatch(r"\w+=(null)?", text)]:
         return f"{without[0]}: this group needs a choice"
+    if "Ambiguous value" in message:
+        several = next((text for text in overrides if "," in text), "")
+        return f"{several}: several values; add -m for a sweep over them"
     unknown = re.search(r"Could not override '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and unknown:
         key = unknown[1]
@@ -152,12 +158,12 @@ def build(node: Any, *arguments: Any, **objects: Any) -> Any:
 
 @contextlib.contextmanager
 def mistakes_of_the_user() -> Iterator[None]:
-    """While parts are built, a ValueError names a key, a value and the way out: it becomes a ConfigError."""
+    """While parts are built, a ValueError names a key, a value and the way out, and an OSError a file."""
     try:
         yield
     except InstantiationException as error:  # of a part of a part, which Hydra builds
         if isinstance(error.__cause__, ValueError):
             raise ConfigError(str(error.__cause__)) from error
         raise
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error

@@ -34,6 +34,7 @@ def configure_logging(run_dir: Path) -> None:
     # In a terminal the bar shows every step; the lines of steps that were only logged go to the file.
     shown = ConsoleHandler(logging.INFO if console.is_terminal else logging.DEBUG)
     shown.addFilter(lambda record: record.name.startswith("lmtrain") or record.levelno >= logging.WARNING)
+    shown.addFilter(lambda record: record.levelno > logging.DEBUG or not record.exc_info)  # a traceback for the file
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if isinstance(handler, logging.FileHandler | ConsoleHandler):

@@ -6,6 +6,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from tokenizers import Tokenizer
 from torch import nn
+from yaml import YAMLError
 
 from lmtrain import checkpoint
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
@@ -40,7 +41,10 @@ def load_run(run_dir: Path, which: str, device: str) -> LoadedRun:
     path = checkpoints.at(_step(which, checkpoints))
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
-    cfg = OmegaConf.load(run_dir / "config.yaml")
+    try:
+        cfg = OmegaConf.load(run_dir / "config.yaml")
+    except YAMLError as error:
+        raise ConfigError(f"{run_dir / 'config.yaml'}: not YAML") from error
     assert isinstance(cfg, DictConfig)
     with mistakes_of_the_user():
         system: System = build(cfg.system, device=device, compile=False)

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config import ConfigError, build, check
+from lmtrain.config import ConfigError, build, check, mistakes_of_the_user
 from lmtrain.console import console, duration
 
 log = logging.getLogger(__name__)
@@ -24,11 +24,9 @@ def preflight(composed: DictConfig) -> DictConfig:
     path = cfg.data.get("path")
     if path is None:  # a loader of the user's own, which knows its data itself
         return cfg
-    try:
+    with mistakes_of_the_user():
         ensure_tokens(cfg)
         return fit_vocabulary(cfg, Path(path))
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
 
 
 def refuse_existing_run(run_dir: Path) -> None:

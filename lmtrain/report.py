@@ -2,6 +2,7 @@
 
 import logging
 import math
+import traceback
 from pathlib import Path
 
 import torch
@@ -94,9 +95,10 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
     if (directory.path.parent / "multirun.yaml").exists():
         return  # a job of a sweep, which closes with its own table
     log.info(
-        "next: python -m lmtrain sample %s --prompt 'import '\n"
-        "      python -m lmtrain resume=%s trainer.max_steps=%d\n"
-        "      python -m lmtrain -m experiments=quickstart optimizer.lr=1e-3,3e-3",
+        "next: python -m lmtrain sample %s --count 3\n"
+        "      python -m lmtrain evaluate %s\n"
+        "      python -m lmtrain resume=%s trainer.max_steps=%d",
+        path,
         path,
         path,
         2 * cfg.trainer.max_steps,
@@ -120,7 +122,16 @@ def ending(error: BaseException | None, path: Path) -> None:
             )
         case _:
             where = short_path(path / "train.log")
-            log.error("failed: %s: %s (traceback in %s)", type(error).__name__, error, where, exc_info=error)
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "failed: %s: %s (%s:%s; traceback in %s)",
+                type(error).__name__,
+                error,
+                short_path(Path(last.filename)),
+                last.lineno,
+                where,
+                exc_info=error,
+            )
 
 
 def short_path(path: Path) -> str:

@@ -53,6 +53,7 @@ def run(cfg: DictConfig, run_dir: Path, *, resume: DictConfig | None = None) -> 
         if resume is None:
             refuse_existing_run(directory.path)
         else:
+            _refuse_fewer_steps(cfg, directory.path)
             write_atomically(directory.path / ".hydra" / "config.yaml", OmegaConf.to_yaml(resume))
             (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
         configure_logging(directory.path)
@@ -159,6 +160,12 @@ def config_hash(cfg: DictConfig) -> str:
     assert isinstance(container, dict)
     computed = {key: value for key, value in container.items() if key not in ("name", "logger", "resume")}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
+    done = max(CheckpointFolder(run_dir / "checkpoints").steps(), default=0)
+    if cfg.trainer.get("max_steps", done) < done:
+        raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
 
 
 def _check_block_size(model: nn.Module, cfg: DictConfig) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# Two threads only get in each other's way with models this small. Set before anything imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from lmtrain.data.tokens import Meta, Split, TokenizerFile, write_meta
 
 VOCAB_SIZE = 61

@@ -113,6 +113,8 @@ def test_every_choice_spells_out_every_tunable(choice: str) -> None:
         (["system.device=tpu"], "system.device=tpu: string should match pattern"),
         (["~scheduler._partial_"], "scheduler.step: missing"),
         (["data=text"], "prepare.source.files: missing; give prepare.source.files=VALUE"),
+        (["optimizer.lr=1,2"], "optimizer.lr=1,2: several values; add -m"),
+        (["+logger._target_=x.Y"], "logger: several can be chosen, so each is nested under its name"),
         (["optimizer.lr=["], "optimizer.lr=[: not a valid override"),
         (["optimizer.lr=${trainer.nothing}"], "optimizer.lr"),
     ],

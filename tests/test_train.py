@@ -161,11 +161,13 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
         (["optimizer.lr=1"], "would change the run (optimizer.lr: 0.0006 → 1"),
         (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
         (["model=gpt2"], "a resumed run keeps its config groups"),
+        (["trainer.max_steps=3"], "trainer.max_steps=3: the run has done 4 steps already"),
     ):
         done = cli("resume=out", *arguments)
         assert done.returncode == 2
         assert message in done.stderr
     assert "no run there" in cli("resume=nowhere").stderr
+    assert "resume=: empty" in cli("resume=").stderr
     again = cli(*tiny, "hydra.run.dir=out")
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
@@ -225,6 +227,7 @@ def test_mistakes_found_while_building_are_told_shortly(tiny: list[str], tmp_pat
         done = cli(*tiny, override, "hydra.run.dir=out")
         assert done.returncode == 2, done.stdout + done.stderr
         assert f"config error: {message}" in done.stderr
+        assert "config error" not in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
     assert result(tmp_path / "out")["status"] == "failed"
 
@@ -253,7 +256,7 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
     kept = [text for text in tiny if not text.startswith("model")]
     done = cli(*kept, "model=fails", "hydra.run.dir=out")
     assert done.returncode == 1
-    assert "failed: RuntimeError: a bug in the model (traceback in out/train.log)" in done.stdout
+    assert "failed: RuntimeError: a bug in the model (mine.py:12; traceback in out/train.log)" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "Traceback" in (tmp_path / "out" / "train.log").read_text()
     assert result(tmp_path / "out")["error"] == "RuntimeError: a bug in the model"

@@ -7,7 +7,18 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lmtrain.config import ConfigError
 from lmtrain.console import console, significant
+
+
+def finished_runs(path: Path) -> list[Path]:
+    """The run itself, or the runs of a sweep; says which are left out for want of a checkpoint."""
+    if (path / "config.yaml").is_file() and any(path.glob("checkpoints/step-*")):
+        return [path]
+    if (path / "multirun.yaml").is_file():
+        return [run for job in sorted(path.iterdir()) if job.is_dir() for run in finished_runs(job)]
+    console.print(f"{path}: left out, no run with a checkpoint")
+    return []
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,13 +32,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     options = parser.parse_args(list(arguments))
 
+    runs = [run for path in options.runs for run in finished_runs(path)]
+    if not runs:
+        raise ConfigError(f"{', '.join(map(str, options.runs))}: no run with a checkpoint there")
+
     # After the arguments are understood: these import torch.
     from lmtrain.config import build, mistakes_of_the_user
     from lmtrain.load import load_run
     from lmtrain.trainer import evaluate, perplexity
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
-    for run in options.runs:
+    for run in runs:
         loaded = load_run(run, options.checkpoint, options.device)
         node = {**loaded.cfg.data, **({"path": str(options.data)} if options.data else {})}
         with mistakes_of_the_user():

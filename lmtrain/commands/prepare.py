@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmtrain.commands.help_text import shipped_and_own
-from lmtrain.config import ConfigError, check, compose
+from lmtrain.config import ConfigError, check, compose, mistakes_of_the_user
 from lmtrain.console import console
 from lmtrain.preflight import ensure_tokens
 
@@ -27,10 +27,8 @@ def main(arguments: Sequence[str]) -> int:
             f"data={cfg.data.path}: this data choice has no recipe (prepare); its token files are made elsewhere"
         )
     there = Path(cfg.data.path).exists()
-    try:
+    with mistakes_of_the_user():
         ensure_tokens(cfg)
-    except (ValueError, OSError) as error:
-        raise ConfigError(str(error)) from error
     if there:
         console.print(f"{cfg.data.path} is there already, made with these settings")
     return 0

@@ -9,7 +9,7 @@ from lmtrain.config import ConfigError
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m lmtrain sample", description="Writes text with a trained model.")
-    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--prompt", default="", help="the text to continue (default: the start of a document)")
     parser.add_argument("--tokens", type=int, default=200, help="how many to add (default: 200)")
     parser.add_argument("--count", type=int, default=1, help="how many texts (default: 1)")
@@ -22,6 +22,9 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("tokens", "count", "temperature", "top_k"):
         if getattr(options, name) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 0")
+
+    if not (options.run / "config.yaml").is_file():
+        raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
 
     # After the arguments are understood: these import torch.
     import torch

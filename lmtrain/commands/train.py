@@ -79,6 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     try:
         decorate(task)()
+    except OSError as error:  # the run directory can't be made
+        raise ConfigError(str(error)) from error
     except SweepFailedError:
         return 1
     except SweepStoppedError as stopped:
