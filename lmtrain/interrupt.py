@@ -1,9 +1,13 @@
 """Signals that ask a run to stop, noted for the loop to see."""
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+STDERR = 2
 
 
 class InterruptedBySignal(Exception):  # noqa: N818 (no error: everything is saved)
@@ -33,7 +37,12 @@ class SignalFlag:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Nothing but the flag: a log line from here could come in the middle of another one.
         self.signal = number
+        # Straight to the terminal: a log line from here could come in the middle of another one.
+        words = (
+            f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint; once more stops at once\n"
+        )
+        with contextlib.suppress(OSError):
+            os.write(STDERR, words.encode())
         for each, handler in self._previous.items():
             signal.signal(each, handler)
