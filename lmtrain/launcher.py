@@ -74,7 +74,10 @@ class ProcessLauncher(Launcher):
         from lmtrain.preflight import preflight
 
         try:
-            configs = [compose([*self._search_path(), *overrides]) for overrides in job_overrides]
+            configs = [
+                compose([*search_path(get_args_parser().parse_args().config_dir), *overrides])
+                for overrides in job_overrides
+            ]
             for config in configs:
                 check(config)
             for config in configs:
@@ -88,18 +91,17 @@ class ProcessLauncher(Launcher):
                     made.rmdir()
             raise
 
-    def _search_path(self) -> list[str]:
-        """What `--config-dir` of this command would add, in the form that composing by hand takes."""
-        folder = get_args_parser().parse_args().config_dir
-        return [f"hydra.searchpath=[{_quoted(f'file://{Path(folder).absolute()}')}]"] if folder else []
-
     def _run(self, run_dir: Path, overrides: list[str], title: str) -> JobReturn:
         job = JobReturn(overrides=overrides, task_name="lmtrain")
         job.working_dir = str(run_dir)
         code = NOT_STARTED
         if not self.stopped:
             console.rule(f"job {title}", align="left")
-            arguments = [*overrides, f"hydra.run.dir={_quoted(job.working_dir)}", *self._search_path()]
+            arguments = [
+                *overrides,
+                f"hydra.run.dir={_quoted(job.working_dir)}",
+                *search_path(get_args_parser().parse_args().config_dir),
+            ]
             code = self._run_process([sys.executable, "-m", "lmtrain", *arguments])
         if code == 0:
             job.status = JobStatus.COMPLETED
@@ -127,6 +129,11 @@ class ProcessLauncher(Launcher):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def search_path(config_dir: str | None) -> list[str]:
+    """What `--config-dir` adds, in the form that composing by hand takes: an override, or none."""
+    return [f"hydra.searchpath=[{_quoted(f'file://{Path(config_dir).absolute()}')}]"] if config_dir else []
 
 
 def _quoted(value: str) -> str:

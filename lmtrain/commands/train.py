@@ -22,7 +22,7 @@ from lmtrain.config import (
     without_hydra,
 )
 from lmtrain.differences import differences
-from lmtrain.launcher import SweepFailedError, SweepStoppedError
+from lmtrain.launcher import SweepFailedError, SweepStoppedError, search_path
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
 
@@ -51,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info
     if not asks and not flags.multirun:
         # Before Hydra makes a run directory: a mistake leaves nothing behind.
-        path = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
-        composed = compose([*path, *flags.overrides], with_hydra=True)
+        composed = compose([*search_path(flags.config_dir), *flags.overrides], with_hydra=True)
         run_dir = Path(composed.hydra.run.dir)
         preflight(without_hydra(composed))
         refuse_existing_run(run_dir)
