@@ -9,18 +9,22 @@ from typing import Annotated, Literal
 import torch
 import torch.nn.functional as F
 from annotated_types import Interval
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+
+from lmtrain.model.documents import mask_and_positions, masked_by
 
 
 class GPT2(nn.Module):
     """Token ids to next-token logits.
 
     `block_size` positions are learned; `bias` is for linear layers and LayerNorm; `gelu` is GPT-2's tanh form or the
-    exact one (nanoGPT's); `tie_embeddings` makes the output layer the transposed embedding.
+    exact one (nanoGPT's); `tie_embeddings` makes the output layer the transposed embedding. With `mask_documents`,
+    attention stays inside a document, and positions restart where `end_of_text` opens the next
+    (`lmtrain.model.documents`).
 
     Raises:
-        ValueError: n_head does not divide d_model.
+        ValueError: n_head does not divide d_model, documents masked by no id.
     """
 
     def __init__(
@@ -36,12 +40,15 @@ class GPT2(nn.Module):
         gelu: Literal["tanh", "exact"] = "tanh",
         tie_embeddings: bool = True,
         init_std: PositiveFloat = 0.02,
+        mask_documents: bool = False,
+        end_of_text: NonNegativeInt | None = None,
     ) -> None:
         super().__init__()
         d_ff = d_ff or 4 * d_model
         if d_model % n_head:
             raise ValueError(f"model.d_model={d_model}: must be a multiple of model.n_head={n_head}")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
+        self.end_of_text = masked_by(mask_documents, end_of_text, vocab_size)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = nn.Embedding(block_size, d_model)
         self.dropout = nn.Dropout(dropout)
@@ -67,10 +74,13 @@ class GPT2(nn.Module):
         T = tokens.shape[1]
         if T > self.block_size:
             raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
-        positions = torch.arange(T, device=tokens.device)
+        if self.end_of_text is None:
+            mask, positions = None, torch.arange(T, device=tokens.device)  # (T,)
+        else:
+            mask, positions = mask_and_positions(tokens, self.end_of_text)  # (B, 1, T, T), (B, T)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # (B, T, C)
         for layer in self.layers:
-            x = layer(x)
+            x = layer(x, mask)
         logits = F.linear(self.norm(x), self.embedding.weight if self.output is None else self.output.weight)
         if targets is None:
             return logits, None
@@ -97,14 +107,14 @@ class Layer(nn.Module):
         self.mlp = MLP(d_model, d_ff, bias, gelu)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x)))
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; queries, keys and values come from one matrix."""
+    """Multi-head attention, causal or as a mask (B, 1, T, T) says; queries, keys and values come from one matrix."""
 
     def __init__(self, d_model: int, n_head: int, dropout: float, bias: bool) -> None:
         super().__init__()
@@ -112,10 +122,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.o = nn.Linear(d_model, d_model, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         heads = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         q, k, v = heads  # (B, H, T, D)
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0, is_causal=True)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
         out: Tensor = self.o(y.transpose(1, 2).flatten(2))
         return out
 

@@ -9,18 +9,21 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 from annotated_types import Interval
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
+
+from lmtrain.model.documents import mask_and_positions, masked_by
 
 
 class Llama(nn.Module):
     """Token ids to next-token logits.
 
     `n_kv_head` key-value heads are shared by `n_head` query heads (null: one each); `block_size` is the longest
-    sequence; `tie_embeddings` makes the output layer the transposed embedding.
+    sequence; `tie_embeddings` makes the output layer the transposed embedding. With `mask_documents`, attention stays
+    inside a document, and positions restart where `end_of_text` opens the next (`lmtrain.model.documents`).
 
     Raises:
-        ValueError: head counts that do not divide, a head width that RoPE can't rotate.
+        ValueError: head counts that do not divide, a head width that RoPE can't rotate, documents masked by no id.
     """
 
     def __init__(
@@ -37,6 +40,8 @@ class Llama(nn.Module):
         norm_eps: PositiveFloat = 1e-5,
         tie_embeddings: bool = True,
         init_std: PositiveFloat = 0.02,
+        mask_documents: bool = False,
+        end_of_text: NonNegativeInt | None = None,
     ) -> None:
         super().__init__()
         n_kv_head = n_kv_head or n_head
@@ -45,6 +50,7 @@ class Llama(nn.Module):
         if n_head % n_kv_head:
             raise ValueError(f"model.n_kv_head={n_kv_head}: must divide model.n_head={n_head}")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
+        self.end_of_text = masked_by(mask_documents, end_of_text, vocab_size)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(d_model, d_ff, n_head, n_kv_head, dropout, norm_eps) for _ in range(n_layer))
@@ -75,10 +81,14 @@ class Llama(nn.Module):
         T = tokens.shape[1]
         if T > self.block_size:
             raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
-        cos, sin = self.cos[:T], self.sin[:T]  # (T, D)
+        if self.end_of_text is None:
+            mask, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
+        else:
+            mask, positions = mask_and_positions(tokens, self.end_of_text)
+            cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
         for layer in self.layers:
-            x = layer(x, cos, sin)
+            x = layer(x, cos, sin, mask)
         logits = F.linear(self.norm(x), self.embedding.weight if self.output is None else self.output.weight)
         if targets is None:
             return logits, None
@@ -108,14 +118,14 @@ class Layer(nn.Module):
         self.mlp = SwiGLU(d_model, d_ff)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
         return out
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions."""
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; causal, or as a mask (B, 1, T, T) says."""
 
     def __init__(self, d_model: int, n_head: int, n_kv_head: int, dropout: float) -> None:
         super().__init__()
@@ -125,13 +135,15 @@ class Attention(nn.Module):
         self.v = nn.Linear(d_model, n_kv_head * self.d_head, bias=False)
         self.o = nn.Linear(n_head * self.d_head, d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, K, T, D)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=self.grouped)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=self.grouped
+        )
         out: Tensor = self.o(y.transpose(1, 2).flatten(2))
         return out
 
