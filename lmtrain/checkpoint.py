@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from lmtrain.durable import sync
+
 log = logging.getLogger(__name__)
 
 MANIFEST = "MANIFEST.json"
@@ -82,13 +84,13 @@ class CheckpointFolder:
             files = sorted(partial.iterdir())
             manifest = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-            _sync(partial / MANIFEST)
-            _sync(partial)
+            sync(partial / MANIFEST)
+            sync(partial)
             os.rename(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-        _sync(self.path)
+        sync(self.path)
         self._link("latest", step)
         if best_step is not None and self.at(best_step).is_dir():
             self._link("best", best_step)
@@ -188,14 +190,6 @@ def _hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sync_and_hash(path: Path) -> str:
-    _sync(path)
+    sync(path)
     return _hash(path)

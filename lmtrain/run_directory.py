@@ -17,6 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lmtrain.durable import write_atomically
+
 PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
 MAX_DIFF_CHARS = 1_000_000
 GIT_TIMEOUT_S = 5
@@ -80,15 +82,6 @@ class Result:
     tokens_per_second: float = 0.0
     config_hash: str = ""
     error: str | None = None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    partial = path.with_name(f".tmp-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

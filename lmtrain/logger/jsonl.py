@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from lmtrain.run_directory import write_atomically
+from lmtrain.durable import write_atomically
 
 
 class JsonlLogger:
