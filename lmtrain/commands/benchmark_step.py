@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark [overrides]`: what a training step costs, against loops that do nothing else.
+"""`python -m lmtrain benchmark step [overrides]`: what a training step costs, against loops that do nothing else.
 
 Each contender is a process of its own, and they take turns, a round each, so that a noisy machine is as noisy for
 one as for the other; what counts is the ratio within a round.
@@ -6,9 +6,6 @@ one as for the other; what counts is the ratio within a round.
 
 import argparse
 import contextlib
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,6 +17,7 @@ from typing import Any
 
 from rich.table import Table
 
+from lmtrain.commands.rounds import ratio, rotated, write_json
 from lmtrain.config import ConfigError, build, compose
 from lmtrain.console import console, si
 from lmtrain.preflight import preflight
@@ -35,9 +33,9 @@ WARMUP_ROUNDS = 2
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m lmtrain benchmark",
+        prog="python -m lmtrain benchmark step",
         description="Times optimizer steps of a config: the trainer against bare loops, in turns.",
-        epilog="Example: python -m lmtrain benchmark experiments=shakespeare_char --steps 50",
+        epilog="Example: python -m lmtrain benchmark step experiments=shakespeare_char --steps 50",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=int, default=11, help="rounds that count (default: 11)")
@@ -52,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
             name: stack.enter_context(_Contender(name, options.overrides, options.steps)) for name in CONTENDERS
         }
         rounds = [
-            {name: process.round() for name, process in _rotated(processes, number)}
+            {name: process.round() for name, process in rotated(processes, number)}
             for number in range(WARMUP_ROUNDS + options.rounds)
         ][WARMUP_ROUNDS:]
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
@@ -63,8 +61,8 @@ def main(arguments: Sequence[str]) -> int:
             name,
             f"{1000 * seconds:.1f}",
             si(step_tokens / seconds),
-            f"{_ratio(rounds, name, 'bare'):.3f}",
-            f"{_ratio(rounds, name, 'plain'):.3f}",
+            f"{ratio(rounds, name, 'bare'):.3f}",
+            f"{ratio(rounds, name, 'plain'):.3f}",
         )
     console.print(
         f"medians of {options.rounds} rounds of {options.steps} steps; ratios are medians of those within a round"
@@ -73,27 +71,15 @@ def main(arguments: Sequence[str]) -> int:
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
     if options.json:
-        machine = {"cpus": os.cpu_count(), "platform": platform.platform(), "python": platform.python_version()}
-        content = {"overrides": options.overrides, "steps": options.steps, "seconds": rounds, "machine": machine}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.json, overrides=options.overrides, steps=options.steps, seconds=rounds)
     return 0
-
-
-def _rotated(processes: Mapping[str, "_Contender"], number: int) -> list[tuple[str, "_Contender"]]:
-    """Another one begins each round: what runs after a pause may find the machine cooler or its caches colder."""
-    items = list(processes.items())
-    return items[number % len(items) :] + items[: number % len(items)]
-
-
-def _ratio(rounds: Sequence[Mapping[str, float]], name: str, base: str) -> float:
-    return statistics.median(each[name] / each[base] for each in rounds)
 
 
 class _Contender:
     """One loop in a process of its own, which runs a round whenever it is told to."""
 
     def __init__(self, name: str, overrides: Sequence[str], steps: int) -> None:
-        command = [sys.executable, "-m", "lmtrain.commands.benchmark", name, str(steps), *overrides]
+        command = [sys.executable, "-m", "lmtrain.commands.benchmark_step", name, str(steps), *overrides]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def round(self) -> float:
