@@ -10,7 +10,7 @@ from pathlib import Path
 
 import lmtrain
 
-VERBS = ("prepare", "evaluate", "sample", "benchmark")
+VERBS = ("prepare", "inspect", "evaluate", "sample", "benchmark")
 
 
 def main() -> None:

@@ -176,13 +176,16 @@ def _check_values(
     except ValidationError as error:
         reasons: dict[str, list[str]] = {}
         for detail in error.errors():
-            element = (
-                f"element {detail['loc'][1]}: " if len(detail["loc"]) > 1 and isinstance(detail["loc"][1], int) else ""
-            )
-            reason = f"{element}{detail['msg'][0].lower()}{detail['msg'][1:]}"
-            reasons.setdefault(str(detail["loc"][0]), []).append(reason)
-        for key, why in reasons.items():
-            problems[f"{prefix}{key}"] = f"={_shown(values[key])}: {', or '.join(dict.fromkeys(why))}"
+            key, *inside = map(str, detail["loc"])
+            where = detail["loc"][1] if inside else None
+            if isinstance(where, str) and isinstance(values[key], dict) and where in values[key]:
+                key = f"{key}.{where}"  # a dict's own key
+            element = f"element {where}: " if isinstance(where, int) else ""
+            reasons.setdefault(key, []).append(f"{element}{detail['msg'][0].lower()}{detail['msg'][1:]}")
+        for path, why in reasons.items():
+            key, _, inner = path.partition(".")
+            value = values[key][inner] if inner else values[key]
+            problems[f"{prefix}{path}"] = f"={_shown(value)}: {', or '.join(dict.fromkeys(why))}"
     else:
         for name, field in type(checked).model_fields.items():
             if isinstance(value := getattr(checked, name), int | float):

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from tokenizers import Tokenizer
 from torch import nn
 from yaml import YAMLError
 
 from lmtrain import checkpoint
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
 from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.run_directory import read_json
 from lmtrain.system import System
 
@@ -21,7 +21,7 @@ class LoadedRun:
 
     cfg: DictConfig
     model: nn.Module
-    tokenizer: Tokenizer | None
+    tokenizer: StoredTokenizer | None
     system: System
     step: int
 
@@ -49,19 +49,14 @@ def load_run(run_dir: Path, which: str, device: str) -> LoadedRun:
     with mistakes_of_the_user():
         system: System = build(cfg.system, device=device, compile=False)
         model: nn.Module = build(cfg.model)
+        has_tokenizer = (run_dir / tokenizers.FILE).is_file()
+        tokenizer = tokenizers.load(run_dir) if has_tokenizer else None
     try:
         loaded = checkpoint.load(path)
         model.load_state_dict(dict(loaded.tensors["model"]))
     except (checkpoint.BrokenCheckpointError, RuntimeError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    tokenizer = run_dir / tokenizers.FILE
-    return LoadedRun(
-        cfg,
-        model.to(system.device).eval(),
-        tokenizers.load(str(tokenizer)) if tokenizer.is_file() else None,
-        system,
-        loaded.state["train"]["step"],
-    )
+    return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, loaded.state["train"]["step"])
 
 
 def _step(which: str, checkpoints: checkpoint.CheckpointFolder) -> int:

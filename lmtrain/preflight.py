@@ -21,12 +21,16 @@ def preflight(composed: DictConfig) -> DictConfig:
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
     cfg = check(composed)
-    path = cfg.data.get("path")
-    if path is None:  # a loader of the user's own, which knows its data itself
-        return cfg
     with mistakes_of_the_user():
         ensure_tokens(cfg)
-        return fit_vocabulary(cfg, Path(path))
+        return fit_to_data(cfg)
+
+
+def token_folders(data: DictConfig) -> dict[str, Path]:
+    """The folders a data choice reads, by key; none for a loader of the user's own, which knows its data itself."""
+    if data.get("paths"):
+        return {f"data.paths.{name}": Path(path) for name, path in data.paths.items()}
+    return {"data.path": Path(data.path)} if data.get("path") is not None else {}
 
 
 def refuse_existing_run(run_dir: Path) -> None:
@@ -35,50 +39,67 @@ def refuse_existing_run(run_dir: Path) -> None:
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
 
 
-def ensure_tokens(cfg: DictConfig) -> None:
+def ensure_tokens(cfg: DictConfig, *, check_text: bool = False) -> None:
     """Prepares `data.path` if it is missing and `prepare` says how.
 
     Raises:
-        ValueError: it is missing and there is no recipe, or it was prepared by another one.
+        ValueError: it is missing and there is no recipe, it was prepared by another one, or (`check_text`) from text
+            that is another now.
     """
-    path = Path(cfg.data.path)
     if cfg.get("prepare") is None:
-        if not path.is_dir():
-            others = sorted(folder.name for folder in path.parent.glob("*") if (folder / "train.bin").exists())
-            there = f"; {path.parent} has {', '.join(others)}" if others else ""
-            raise ValueError(f"data.path={path}: no such folder{there}; see `python -m lmtrain prepare --help`")
+        for key, path in token_folders(cfg.data).items():
+            if not path.is_dir():
+                others = sorted(folder.name for folder in path.parent.glob("*") if any(folder.glob("*.bin")))
+                there = f"; {path.parent} has {', '.join(others)}" if others else ""
+                raise ValueError(f"{key}={path}: no such folder{there}; see `python -m lmtrain prepare --help`")
         return
-    from lmtrain.data.prepare import prepare, progress_bar
+    from lmtrain.data.prepare import changed_files, prepare
+    from lmtrain.data.progress import PrepareProgress
 
-    recipe: dict[str, Any] = OmegaConf.to_container(cfg.prepare)  # type: ignore[assignment]
-    with progress_bar() as progress:
-        if not path.exists():
-            progress.console.print(f"preparing {path} …")
-        meta, seconds = prepare(path, recipe, build, progress)
+    path = Path(cfg.data.path)
+    settings: dict[str, Any] = OmegaConf.to_container(cfg.prepare)  # type: ignore[assignment]
+    with PrepareProgress() as progress:
+        meta, seconds = prepare(path, settings, build, progress, check_text=check_text)
     if seconds:
         counts = ", ".join(
             f"{name} {split.tokens:,} tokens of {split.documents:,} documents" for name, split in meta.splits.items()
         )
         console.print(f"prepared {path} in {duration(seconds)}: {counts}; vocabulary {meta.vocab_size:,}")
+        asked = cfg.prepare.tokenizer.get("vocab_size", meta.vocab_size)
+        if meta.vocab_size < asked:
+            console.print(f"(the text has no more to give than that, of prepare.tokenizer.vocab_size={asked})")
+    elif changed := changed_files(path):
+        console.print(
+            f"{path} was prepared from files that have changed since: {changed}; remove it to prepare it again"
+        )
 
 
-def fit_vocabulary(cfg: DictConfig, path: Path) -> DictConfig:
-    """Fills in a `model.vocab_size` of null with the data's, and refuses one that is too small.
+def fit_to_data(cfg: DictConfig) -> DictConfig:
+    """Fills in what the data knows: a `model.vocab_size` of null, and `model.end_of_text` where it masks documents.
 
     Raises:
-        ValueError: too small, or null where the data does not say.
+        ValueError: a vocabulary too small, or null where the data does not say; a tokenizer that is not the one that
+            the data was made with.
     """
-    from lmtrain.data.tokens import read_meta
+    from lmtrain.data.tokens import check_tokenizer, read_meta
 
-    meta = read_meta(path)
-    if "vocab_size" not in cfg.model:
-        return cfg
-    if cfg.model.vocab_size is None:
-        if meta is None:
-            raise ValueError(f"model.vocab_size=null: {path} has no meta.json to take it from; give a number")
-        OmegaConf.update(cfg, "model.vocab_size", meta.vocab_size)
-    elif meta and cfg.model.vocab_size < meta.vocab_size:
-        raise ValueError(
-            f"model.vocab_size={cfg.model.vocab_size}: {path} needs at least {meta.vocab_size}; null takes the data's"
-        )
+    for path in token_folders(cfg.data).values():
+        meta = read_meta(path)
+        check_tokenizer(path, beside=path)
+        if cfg.model.get("vocab_size", 0) is None:
+            if meta is None:
+                raise ValueError(f"model.vocab_size=null: {path} has no meta.json to take it from; give a number")
+            OmegaConf.update(cfg, "model.vocab_size", meta.vocab_size)
+        elif meta and "vocab_size" in cfg.model and cfg.model.vocab_size < meta.vocab_size:
+            raise ValueError(
+                f"model.vocab_size={cfg.model.vocab_size}: {path} needs at least {meta.vocab_size}; null takes the "
+                "data's"
+            )
+        if cfg.model.get("mask_documents") and cfg.model.get("end_of_text", 0) is None:
+            if meta is None or meta.end_of_text is None:
+                missing = "no meta.json to take it from" if meta is None else "no end-of-text id between its documents"
+                raise ValueError(
+                    f"model.end_of_text=null: {path} has {missing}; give a number, or model.mask_documents=false"
+                )
+            OmegaConf.update(cfg, "model.end_of_text", meta.end_of_text)
     return cfg

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from tokenizers import Tokenizer
 from torch import nn
 
 from lmtrain.config import ConfigError
 from lmtrain.console import duration, si, significant
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.generate import generate
 from lmtrain.interrupt import InterruptedBySignal
 from lmtrain.run_directory import RunDirectory
@@ -34,13 +33,13 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     steps = trainer.max_steps - state.step
     log.info("run %s", short_path(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
     log.info(
-        "%s steps of %s tokens = %s, %.3g epochs of %s",
+        "%s steps of %s tokens = %s, %s",
         f"{trainer.max_steps:,}",
         f"{step_tokens:,}",
         si(trainer.max_steps * step_tokens),
-        trainer.max_steps * step_tokens / len(loader.tokens),
-        loader.path,
+        ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
     )
     if state.step:
         log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
@@ -64,15 +63,14 @@ def estimate_seconds(flops: float, system: System) -> float:
     return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])
 
 
-def show_sample(model: nn.Module, tokenizer: Tokenizer, system: System, block_size: int, cfg: DictConfig) -> None:
-    start = tokenizer.token_to_id(tokenizers.END_OF_TEXT)
-    prompt = torch.tensor([start if start is not None else 0], device=system.device)
+def show_sample(model: nn.Module, tokenizer: StoredTokenizer, system: System, block_size: int, cfg: DictConfig) -> None:
+    prompt = torch.tensor([tokenizer.end_of_text or 0], device=system.device)
     ids = generate(
         model,
         prompt,
         cfg.sample_tokens,
         block_size=block_size,
-        vocab_size=tokenizer.get_vocab_size(),
+        vocab_size=tokenizer.vocab_size,
         generator=torch.Generator().manual_seed(cfg.seed),
     )
     log.info(
@@ -115,11 +113,9 @@ def ending(error: BaseException | None, path: Path) -> None:
         case DivergedError():
             log.error("diverged: %s", error)
         case InterruptedBySignal():
-            log.warning("%s; to continue: python -m lmtrain resume=%s", error, short_path(path))
+            log.warning("%s; to continue: %s", error, resume_command(path))
         case KeyboardInterrupt():
-            log.warning(
-                "stopped at once; to continue from the last checkpoint: python -m lmtrain resume=%s", short_path(path)
-            )
+            log.warning("stopped at once; to continue from the last checkpoint: %s", resume_command(path))
         case _:
             where = short_path(path / "train.log")
             last = traceback.extract_tb(error.__traceback__)[-1]
@@ -132,6 +128,10 @@ def ending(error: BaseException | None, path: Path) -> None:
                 where,
                 exc_info=error,
             )
+
+
+def resume_command(run_dir: Path) -> str:
+    return f"python -m lmtrain resume={short_path(run_dir)}"
 
 
 def short_path(path: Path) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from tokenizers import Tokenizer
 from torch import nn
 
 from lmtrain import report
@@ -18,12 +17,15 @@ from lmtrain.checkpoint import CheckpointFolder
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
 from lmtrain.console import configure_logging
 from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.tokenizer import StoredTokenizer
+from lmtrain.data.tokens import DataError
+from lmtrain.durable import write_atomically
 from lmtrain.interrupt import InterruptedBySignal
 from lmtrain.logger.base import CompositeLogger, RunInfo
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
-from lmtrain.preflight import refuse_existing_run
-from lmtrain.run_directory import Result, RunDirectory, environment, write_atomically
+from lmtrain.preflight import refuse_existing_run, token_folders
+from lmtrain.run_directory import Result, RunDirectory, environment
 from lmtrain.system import System
 from lmtrain.trainer import DivergedError, Trainer, TrainState
 
@@ -128,7 +130,11 @@ def train(cfg: DictConfig, directory: RunDirectory, state: TrainState) -> None:
             if loaded is not None:
                 trainer.restore(loaded)
         report.announce(cfg, directory, trainer)
-        trainer.fit()
+        try:
+            trainer.fit()
+        except DataError as error:
+            again = report.resume_command(directory.path)
+            raise ConfigError(f"{error}; to continue when that is mended: {again}") from error
     except BaseException as error:
         logger.close(ending(error)[0])
         raise
@@ -174,13 +180,15 @@ def _check_block_size(model: nn.Module, cfg: DictConfig) -> None:
         raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
 
 
-def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> Tokenizer | None:
+def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
     """Copies the data's tokenizer into the run, so that sampling needs nothing else; None if there is none."""
-    source = Path(cfg.data.get("path") or "", tokenizers.FILE)
-    if not source.is_file():
+    source = next(iter(token_folders(cfg.data).values()), None)
+    if source is None or not (source / tokenizers.FILE).is_file():
         return None
-    shutil.copyfile(source, directory.path / tokenizers.FILE)
-    return tokenizers.load(str(source))
+    for name in (tokenizers.FILE, tokenizers.CONFIG_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory.path / name)
+    return tokenizers.load(directory.path)
 
 
 def _record(cfg: DictConfig, directory: RunDirectory, system: System) -> RunInfo:

@@ -15,6 +15,7 @@ from lmtrain.checkpoint import Checkpoint, CheckpointFolder
 from lmtrain.clock import StepClock
 from lmtrain.data.loader import Prefetcher, TokenLoader, micro_batch, on_device
 from lmtrain.data.order import VERSION as ORDER_VERSION
+from lmtrain.data.tokens import DataError
 from lmtrain.interrupt import InterruptedBySignal, SignalFlag
 from lmtrain.logger.base import Logger
 from lmtrain.optimizer import load_optimizer_state, optimizer_state
@@ -61,6 +62,7 @@ class Trainer:
     `keep_checkpoints` stay, and the best, which an evaluation that improves makes at once.
 
     Raises:
+        DataError: from `fit`, when token files turn out to be damaged; everything is saved.
         DivergedError: from `fit`, when a loss or gradient norm that is looked at is not finite.
         InterruptedBySignal: from `fit`, after SIGINT or SIGTERM, when everything is saved.
     """
@@ -110,8 +112,16 @@ class Trainer:
             SignalFlag() as stop,
         ):
             self.clock = StepClock(state.step)
+            loss = grad_norm = torch.zeros(())
             while state.step < self.max_steps:
-                loss, grad_norm = self.step()
+                try:
+                    loss, grad_norm = self.step()
+                except DataError:  # the next step's: the last one is whole, and shall not be lost
+                    self._stop_if_diverged(loss, grad_norm)
+                    state.seconds = time.perf_counter() - started
+                    if state.step:
+                        self._save()
+                    raise
                 last = state.step == self.max_steps
                 metrics: Metrics = {}
                 if state.step % self.log_interval == 0 or last or state.step == 1:

@@ -2,14 +2,17 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import TINY, Cli
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checks import GROUPS
 from lmtrain.config import ConfigError, build, check, compose
+from lmtrain.data.tokens import read_meta, write_meta
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight
 
@@ -57,23 +60,51 @@ def test_experiments_are_deltas(path: Path) -> None:
     check(compose([f"experiments={path.stem}"]))
 
 
+# What a choice leaves open for its user.
+OPEN = {
+    "text": ["prepare.source.files=x"],
+    "jsonl": ["prepare.source.files=x"],
+    "parquet": ["prepare.source.files=x"],
+    "huggingface": ["prepare.source.path=x/y"],
+    "tokens": ["data.path=x"],
+    "mixture": ["data.paths={a: x}", "data.weights={a: 1}"],
+}
+
+
 @pytest.mark.parametrize(
     "choice",
     [
         f"{path.parent.name}={path.stem}"
         for path in sorted(shipped("conf").glob("*/*.yaml"))
-        if path.parent.name in GROUPS and path.stem not in ("text", "tokens")
+        if path.parent.name in GROUPS
     ],
 )
 def test_every_choice_spells_out_every_tunable(choice: str) -> None:
+    group, _, name = choice.partition("=")
+    cfg = check(compose([choice, *OPEN.get(name, ())]))
+    nodes = {group: cfg[group]} if group != "data" or cfg.prepare is None else {group: cfg.data, "prepare": cfg.prepare}
+    for key, node in nodes.items():
+        assert tunables(node._target_, GROUPS[key].positional, GROUPS[key].keywords) == spelled_out(node)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(shipped("conf").glob("prepare/*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}"
+)
+def test_every_part_of_a_recipe_spells_out_every_tunable(path: Path) -> None:
+    node = OmegaConf.load(path)
+    positional = 1 if path.parent.name == "holdout" else 0  # the document
+    assert tunables(node._target_, positional) == spelled_out(node)
+
+
+def tunables(target: str, positional: int, ours: frozenset[str] = frozenset()) -> set[str]:
     from lmtrain.signatures import signature_of
 
-    cfg = check(compose([choice]))
-    group = choice.partition("=")[0]
-    node = cfg[group]
-    signature = signature_of(node._target_, typed=())
-    ours = {*list(signature.parameters)[: GROUPS[group].positional], *GROUPS[group].keywords}
-    assert set(signature.parameters) - ours == set(node) - {"_target_", "_partial_"}
+    names = list(signature_of(target, typed=()).parameters)
+    return set(names[positional:]) - ours
+
+
+def spelled_out(node: Any) -> set[str]:
+    return set(node) - {"_target_", "_partial_"}
 
 
 @pytest.mark.parametrize(
@@ -233,6 +264,33 @@ def test_the_vocabulary_is_the_datas_or_large_enough(token_folder: Path) -> None
     (token_folder / "meta.json").unlink()
     with pytest.raises(ConfigError, match=r"model.vocab_size=null: .* give a number"):
         preflight(compose(["data=tokens", path, "model=llama_1m"]))
+
+
+@pytest.mark.parametrize("model", ["llama_1m", "gpt2"])
+def test_documents_are_masked_by_the_datas_end_of_text(token_folder: Path, model: str) -> None:
+    def settled(*overrides: str) -> DictConfig:
+        return preflight(compose(["data=tokens", f"data.path={token_folder}", f"model={model}", *overrides])).model
+
+    assert settled().mask_documents is False
+    assert settled().end_of_text is None
+    masks = "model.mask_documents=true"
+    with pytest.raises(ConfigError, match=r"^model.end_of_text=null: .*tiny has no end-of-text id .*; give a number"):
+        settled(masks)
+    assert settled(masks, "model.end_of_text=10").end_of_text == 10  # a newline of characters, say
+
+    meta = read_meta(token_folder)
+    assert meta is not None
+    write_meta(token_folder, replace(meta, end_of_text=7))
+    assert settled().end_of_text is None
+    assert settled(masks).end_of_text == 7
+    small = ("model.n_layer=1", "model.n_head=2", "model.d_model=32", "model.d_ff=64")
+    assert build(settled(masks, *small)).end_of_text == 7
+    with pytest.raises(ConfigError, match=r"^model.end_of_text=-1: input should be greater than or equal to 0"):
+        settled(masks, "model.end_of_text=-1")
+
+    (token_folder / "meta.json").unlink()
+    with pytest.raises(ConfigError, match=r"^model.end_of_text=null: .* has no meta.json .*; give a number"):
+        settled(masks, "model.vocab_size=61")
 
 
 MY_PARTS = """

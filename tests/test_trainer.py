@@ -191,7 +191,7 @@ def test_clipping_limits_the_gradient_norm(token_folder: Path, tmp_path: Path) -
 def test_evaluation_is_the_mean_over_every_target_of_the_split(token_folder: Path, tmp_path: Path) -> None:
     model = tiny_llama(dropout=0.5).double()
     loader = TokenLoader(str(token_folder), "val", 3, 16, seed=0)
-    tokens = torch.from_numpy(loader.tokens.astype("int64"))
+    tokens = torch.from_numpy(loader.samples.tokens.span(0, loader.total_tokens).astype("int64"))
     model.eval()
     losses = []
     for start in range(0, len(tokens) - 1, 16):

@@ -4,7 +4,9 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from lmtrain.config import ConfigError
@@ -19,6 +21,17 @@ def finished_runs(path: Path) -> list[Path]:
         return [run for job in sorted(path.iterdir()) if job.is_dir() for run in finished_runs(job)]
     console.print(f"{path}: left out, no run with a checkpoint")
     return []
+
+
+def data_node(data: DictConfig, folder: Path | None) -> dict[str, Any]:
+    """The run's own loader, reading another folder if one is given."""
+    node = {str(key): value for key, value in data.items()}
+    if folder is None:
+        return node
+    if "path" not in node:  # a mixture
+        kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}
+        return {"_target_": "lmtrain.data.loader.TokenLoader", "path": str(folder), **kept}
+    return {**node, "path": str(folder)}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,18 +51,22 @@ def main(arguments: Sequence[str]) -> int:
 
     # After the arguments are understood: these import torch.
     from lmtrain.config import build, mistakes_of_the_user
+    from lmtrain.data.tokens import check_tokenizer
     from lmtrain.load import load_run
+    from lmtrain.preflight import token_folders
     from lmtrain.trainer import evaluate, perplexity
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
     for run in runs:
         loaded = load_run(run, options.checkpoint, options.device)
-        node = {**loaded.cfg.data, **({"path": str(options.data)} if options.data else {})}
+        node = OmegaConf.create(data_node(loaded.cfg.data, options.data))
         with mistakes_of_the_user():
+            for folder in token_folders(node).values():
+                check_tokenizer(folder, beside=run)
             loader = build(node, split=options.split, seed=loaded.cfg.seed)
         loss = evaluate(loaded.model, loaded.model, loader.whole_split(), loaded.system)
         per_byte = f"{loss / math.log(2) / loader.bytes_per_token:.4f}" if loader.bytes_per_token else "–"
-        tokens = f"{len(loader.tokens):,}"
+        tokens = f"{loader.total_tokens:,}"
         table.add_row(
             str(run), str(loaded.step), options.split, tokens, f"{loss:.4f}", significant(perplexity(loss)), per_byte
         )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from lmtrain.paths import shipped
 
-GROUPS = ("experiments", "data", "model", "optimizer", "scheduler", "system", "trainer", "logger")
+PREPARE_GROUPS = ("prepare/source", "prepare/tokenizer", "prepare/holdout")
+GROUPS = ("experiments", "data", *PREPARE_GROUPS, "model", "optimizer", "scheduler", "system", "trainer", "logger")
 
 VERBS = """\
 lmtrain: train language models from composed configs.
@@ -13,9 +14,10 @@ lmtrain: train language models from composed configs.
   python -m lmtrain [overrides]                  train; with -m, a sweep over comma-separated values
   python -m lmtrain resume=RUN_DIR [overrides]   continue a run in its own directory
   python -m lmtrain prepare data=NAME            text to token files
+  python -m lmtrain inspect FOLDER…              what token files hold: documents, vocabulary, repeats, damage
   python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint
   python -m lmtrain sample RUN_DIR --prompt …    text from a checkpoint
-  python -m lmtrain benchmark [overrides]        the trainer's speed against a bare loop's
+  python -m lmtrain benchmark [KIND] …           speed of step, loader, prepare against what the machine can do
 
 Each verb has its own --help. A first run, two minutes on a CPU: python -m lmtrain experiments=quickstart
 """
@@ -29,13 +31,16 @@ def main() -> int:
     print(VERBS)
     print("Config groups, as group=choice:")
     for group in GROUPS:
-        print(f"  {group}")
-        choices = shipped_and_own(group)
-        width = max(map(len, choices), default=0)
-        for name, meaning in choices.items():
-            print(f"    {name:<{width}}  {meaning}")
+        print(listing(group))
     print(FOOTER)
     return 0
+
+
+def listing(group: str) -> str:
+    """The group and its choices, a line each."""
+    choices = shipped_and_own(group)
+    width = max(map(len, choices), default=0)
+    return "\n".join([f"  {group}", *(f"    {name:<{width}}  {meaning}" for name, meaning in choices.items())])
 
 
 def shipped_and_own(group: str) -> Mapping[str, str]:

@@ -4,22 +4,30 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmtrain.commands.help_text import shipped_and_own
+from lmtrain.commands.help_text import PREPARE_GROUPS, listing
 from lmtrain.config import ConfigError, check, compose, mistakes_of_the_user
 from lmtrain.console import console
 from lmtrain.preflight import ensure_tokens
 
+EPILOG = """\
+your own text:  python -m lmtrain prepare data=text prepare.source.files='books/*.txt' data.path=data/books
+then train:     python -m lmtrain data=tokens data.path=data/books model=llama_1m
+look at it:     python -m lmtrain inspect data/books
+
+choices:
+"""
+
 
 def main(arguments: Sequence[str]) -> int:
-    choices = shipped_and_own("data")
     parser = argparse.ArgumentParser(
         prog="python -m lmtrain prepare",
-        description="Makes the token files that a data choice reads, from text, with a tokenizer trained on it. "
-        "Training does the same by itself where they are missing.",
-        epilog="Your own text: python -m lmtrain prepare data=text prepare.source.files='books/*.txt' "
-        "data.path=data/books; then train with data=tokens data.path=data/books.",
+        description="Makes the token files that a data choice reads: text, from a source, through a tokenizer, some of "
+        "it held out for validation.\nKilled, it goes on when started again. Training does the same by itself where "
+        "the files are missing.",
+        epilog=EPILOG + "\n".join(listing(group) for group in ("data", *PREPARE_GROUPS)),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", help=f"data={{{','.join(choices)}}}, data.path=…, prepare.…=…")
+    parser.add_argument("overrides", nargs="*", help="data=…, data.path=…, prepare/tokenizer=…, prepare.…=…")
     options = parser.parse_args(list(arguments))
     cfg = check(compose(options.overrides), groups=["prepare", "data"])
     if cfg.prepare is None:
@@ -28,7 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         )
     there = Path(cfg.data.path).exists()
     with mistakes_of_the_user():
-        ensure_tokens(cfg)
+        try:
+            ensure_tokens(cfg, check_text=True)
+        except KeyboardInterrupt:
+            console.print("stopped; the same command goes on from here")
+            raise
     if there:
-        console.print(f"{cfg.data.path} is there already, made with these settings")
+        console.print(f"{cfg.data.path} is there already, made from this text with these settings")
     return 0

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmtrain.config import ConfigError
+from lmtrain.config import ConfigError, mistakes_of_the_user
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,21 +29,14 @@ def main(arguments: Sequence[str]) -> int:
     # After the arguments are understood: these import torch.
     import torch
 
-    from lmtrain.data.tokenizer import END_OF_TEXT
     from lmtrain.generate import generate
     from lmtrain.load import load_run
 
     loaded = load_run(options.run, options.checkpoint, options.device)
     if loaded.tokenizer is None:
         raise ConfigError(f"{options.run}: has no tokenizer.json, since its data had none")
-    try:
-        ids = loaded.tokenizer.encode(options.prompt).ids
-    except Exception as error:  # a tokenizer of characters, and one that was not in its text
-        known = loaded.tokenizer.get_vocab()
-        unknown = sorted({character for character in options.prompt if character not in known})
-        raise ConfigError(f"--prompt: the run's tokenizer does not know {''.join(unknown)!r}") from error
-    if not ids:
-        ids = [loaded.tokenizer.token_to_id(END_OF_TEXT) or 0]
+    with mistakes_of_the_user():  # characters that the run's text did not have
+        ids = loaded.tokenizer.encode(options.prompt) or [loaded.tokenizer.end_of_text or 0]
     prompt = torch.tensor(ids, device=loaded.system.device)
     generator = torch.Generator().manual_seed(options.seed)
     for _ in range(options.count):
@@ -52,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
             prompt,
             options.tokens,
             block_size=loaded.cfg.data.block_size,
-            vocab_size=loaded.tokenizer.get_vocab_size(),
+            vocab_size=loaded.tokenizer.vocab_size,
             temperature=options.temperature,
             top_k=options.top_k or None,
             generator=generator,

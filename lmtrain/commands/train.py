@@ -111,8 +111,9 @@ def resume(run_dir: Path, overrides: Sequence[str]) -> int:
         os.chdir(started_in)
         sys.path.insert(0, started_in)
     checked = check(changed)
-    if checked.model.get("vocab_size", 0) is None:
-        checked.model.vocab_size = before.model.vocab_size  # the data's
+    for key in ("vocab_size", "end_of_text"):  # the data's
+        if checked.model.get(key, 0) is None:
+            checked.model[key] = before.model[key]
     after = OmegaConf.to_container(checked)
     refused = [line for line in differences(OmegaConf.to_container(before), after) if not line.startswith(RESUMABLE)]
     if refused:

@@ -3,10 +3,10 @@
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, NoReturn, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +14,125 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmtrain.data.order import ORDERS, blocks
-from lmtrain.data.tokens import fingerprint, open_tokens, read_meta
+from lmtrain.data.shards import TokenFiles
+from lmtrain.data.tokens import DataError, Tokens
 
 IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy
+READ_BYTES = 128 << 10
 ORDER_CHUNK = 4096  # samples at most whose order is computed at once: 0.3 µs each, against 90 µs for a call
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+Batches = Iterator[Batch]
+
+
+class Samples:
+    """Samples of one split of one folder, by number: windows of block_size + 1 tokens, in the order of `order`.
+
+    `stream` names the order beside the seed. An id of `vocab_size` or above is refused (None: what `meta.json` says).
+
+    Raises:
+        DataError: the split is missing, damaged, or has not one block of block_size + 1 tokens.
+    """
+
+    def __init__(
+        self, folder: Path, split: str, block_size: int, seed: int, order: str, stream: str, vocab_size: int | None
+    ) -> None:
+        self.block_size, self.seed, self.stream = block_size, seed, stream
+        self.tokens = TokenFiles(folder, split)
+        self.meta = self.tokens.meta
+        self.vocab_size = vocab_size or (self.meta.vocab_size if self.meta else None)
+        self.order = ORDERS[order]
+        self.blocks = blocks(len(self.tokens), block_size)
+        if self.blocks < 1:
+            raise DataError(
+                f"data.block_size={block_size}: {folder / split}.bin has {len(self.tokens):,} tokens, "
+                f"too few for one block and its targets; at most {len(self.tokens) - 1}"
+            )
+        self._offsets: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))
+        self._ready: tuple[int, Tokens] = (0, np.empty((0, block_size + 1), self.tokens.dtype))
+
+    def windows(self, first: int, count: int) -> Tokens:
+        """Samples first … first+count-1, not to be written to: (count, block_size + 1).
+
+        Raises:
+            DataError: an id that is too large, named with file and position; a file that became shorter.
+        """
+        start, ready = self._ready  # read once: another thread may put its own there
+        if not (start <= first and first + count <= start + len(ready)):
+            # Small batches are read several at once, as a call costs as much as a few rows.
+            calls = max(1, READ_BYTES // (count * (self.block_size + 1) * self.tokens.dtype.itemsize))
+            start, ready = first, self._checked_windows(first, count, calls * count)
+            self._ready = start, ready
+        return ready[first - start : first - start + count]
+
+    def _checked_windows(self, first: int, needed: int, count: int) -> Tokens:
+        """As many of `count` as are in order, at least `needed`."""
+        offsets = self._sample_offsets(first, count)
+        windows = self.tokens.windows(offsets, self.block_size + 1)
+        if self.vocab_size is not None and windows.max() >= self.vocab_size:
+            windows = windows[:needed]
+            if windows.max() >= self.vocab_size:
+                row, column = np.argwhere(windows >= self.vocab_size)[0]
+                self._refuse(windows[row, column], int(offsets[row] + column))
+        return windows
+
+    def whole_split(self, batch_size: int) -> Batches:
+        """Every target token of the split once, in file order.
+
+        All batches are (B, T), so that a compiled model is compiled once; where the last block is short or the last
+        batch not full, the targets left over are IGNORE.
+        """
+        batch_tokens = batch_size * self.block_size
+        for start in range(0, len(self.tokens) - 1, batch_tokens):
+            span = self.tokens.span(start, start + batch_tokens + 1)
+            if self.vocab_size is not None and span.max() >= self.vocab_size:
+                too_large = int(np.argmax(span >= self.vocab_size))
+                self._refuse(span[too_large], start + too_large)
+            x = np.zeros(batch_tokens, np.int64)
+            y = np.full_like(x, IGNORE)
+            x[: len(span) - 1], y[: len(span) - 1] = span[:-1], span[1:]
+            shape = (batch_size, self.block_size)
+            yield torch.from_numpy(x.reshape(shape)), torch.from_numpy(y.reshape(shape))
+
+    def _refuse(self, token: int, position: int) -> NoReturn:
+        path, number = self.tokens.locate(position)
+        raise DataError(f"{path}: token {number:,} is {token}, not below the vocabulary size of {self.vocab_size:,}")
+
+    def _sample_offsets(self, first: int, count: int) -> npt.NDArray[np.int64]:
+        """Token offsets of consecutive samples; the chunk of the order they lie in is kept for the next call."""
+        # Short epochs have orders of their own, each of which takes a call.
+        size = min(ORDER_CHUNK, max(self.blocks, count))
+        parts = []
+        while count:
+            start, offsets = self._offsets  # read once: another thread may put its own chunk there
+            if not start <= first < start + len(offsets):
+                start = first
+                offsets = self.order(
+                    start,
+                    size,
+                    tokens=len(self.tokens),
+                    block_size=self.block_size,
+                    seed=self.seed,
+                    stream=self.stream,
+                )
+                self._offsets = (start, offsets)
+                self.tokens.release()
+            part = offsets[first - start : first - start + count]
+            parts.append(part)
+            first, count = first + len(part), count - len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 class TokenLoader:
-    """Samples of `block_size` tokens and the same shifted by one, from `<path>/<split>.bin`.
+    """Samples of `block_size` tokens and the same shifted by one, from a split of the token files at `path`.
 
     Sample `s` is row `s % batch_size` of batch `s // batch_size`, whatever the batch size: the same global batch
-    cut into other micro-batches holds the same samples.
+    cut into other micro-batches, or dealt out to ranks, holds the same samples. An id of `vocab_size` or above is
+    refused when it is read (null: what `meta.json` says).
 
     Raises:
-        ValueError: the split is missing, damaged, or has not one block of block_size + 1 tokens.
+        DataError: the split is missing, damaged, or has not one block of block_size + 1 tokens; from reading, an id
+            that is too large or a file that became shorter.
     """
 
     def __init__(
@@ -38,75 +143,42 @@ class TokenLoader:
         block_size: PositiveInt,
         seed: NonNegativeInt,
         order: Literal["shuffle", "random", "sequential"] = "shuffle",
+        vocab_size: PositiveInt | None = None,
     ) -> None:
-        folder = Path(path)
-        self.path, self.split, self.batch_size, self.block_size, self.seed = folder, split, batch_size, block_size, seed
-        self.tokens = open_tokens(folder, split)
-        self.meta = read_meta(folder)
-        self.order = ORDERS[order]
-        self.blocks = blocks(len(self.tokens), block_size)
-        if self.blocks < 1:
-            raise ValueError(
-                f"data.block_size={block_size}: {folder / f'{split}.bin'} has {len(self.tokens):,} tokens, "
-                f"too few for one block and its targets; at most {len(self.tokens) - 1}"
-            )
-        # Short epochs have orders of their own, each of which takes a call.
-        self._chunk = min(ORDER_CHUNK, max(self.blocks, batch_size))
-        # Row i is the window that starts at token i: a view, so a batch is one gather.
-        self._windows = np.lib.stride_tricks.sliding_window_view(self.tokens, block_size + 1)
-        self._offsets: tuple[int, npt.NDArray[np.int64]] = (-1, np.empty(0, np.int64))
+        self.path, self.split, self.batch_size, self.block_size, self.seed = path, split, batch_size, block_size, seed
+        self.samples = Samples(Path(path), split, block_size, seed, order, stream=split, vocab_size=vocab_size)
+
+    @property
+    def total_tokens(self) -> int:
+        return len(self.samples.tokens)
 
     @property
     def bytes_per_token(self) -> float | None:
         """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`."""
-        split = self.meta.splits[self.split] if self.meta else None
+        split = self.samples.meta.splits[self.split] if self.samples.meta else None
         return split.bytes / split.tokens if split else None
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.path, self.split)
+        """Changes with the split's contents."""
+        return self.samples.tokens.fingerprint
 
-    def batch(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def epochs(self, samples: int) -> Mapping[str, float]:
+        """How often the data has been seen after so many samples."""
+        return {self.path: samples / self.samples.blocks}
+
+    def batch(self, index: int) -> Batch:
         """Micro-batch `index` ≥ 0: x and y, int64 (B, T) on the CPU."""
-        first = index * self.batch_size
-        windows = self._windows[self._sample_offsets(first, self.batch_size)]  # (B, T + 1)
-        return torch.from_numpy(windows[:, :-1].astype(np.int64)), torch.from_numpy(windows[:, 1:].astype(np.int64))
+        return inputs_and_targets(self.samples.windows(index * self.batch_size, self.batch_size))
 
-    def whole_split(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Every target token of the split once, in file order.
+    def whole_split(self) -> Batches:
+        """Every target token of the split once, in file order; see `Samples.whole_split`."""
+        return self.samples.whole_split(self.batch_size)
 
-        All batches are (B, T), so that a compiled model is compiled once; where the last block is short or the last
-        batch not full, the targets left over are IGNORE.
-        """
-        targets = len(self.tokens) - 1
-        for start in range(0, targets, self.batch_size * self.block_size):
-            span = np.asarray(self.tokens[start : start + self.batch_size * self.block_size + 1], dtype=np.int64)
-            x = np.zeros(self.batch_size * self.block_size, np.int64)
-            y = np.full_like(x, IGNORE)
-            x[: len(span) - 1], y[: len(span) - 1] = span[:-1], span[1:]
-            shape = (self.batch_size, self.block_size)
-            yield torch.from_numpy(x.reshape(shape)), torch.from_numpy(y.reshape(shape))
 
-    def _sample_offsets(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """Token offsets of consecutive samples; the chunk of the order they lie in is kept for the next call."""
-        parts = []
-        while count:
-            chunk, start = divmod(first, self._chunk)
-            number, offsets = self._offsets  # read once: another thread may put its own chunk there
-            if number != chunk:
-                offsets = self.order(
-                    chunk * self._chunk,
-                    self._chunk,
-                    tokens=len(self.tokens),
-                    block_size=self.block_size,
-                    seed=self.seed,
-                    stream=self.split,
-                )
-                self._offsets = (chunk, offsets)
-            part = offsets[start : start + count]
-            parts.append(part)
-            first, count = first + len(part), count - len(part)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+def inputs_and_targets(windows: Tokens) -> Batch:
+    """Windows (B, T + 1) as x and y, each (B, T)."""
+    return torch.from_numpy(windows[:, :-1].astype(np.int64)), torch.from_numpy(windows[:, 1:].astype(np.int64))
 
 
 class MicroBatch(NamedTuple):
@@ -117,9 +189,6 @@ class MicroBatch(NamedTuple):
     targets: int
 
 
-Batches = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
-
-
 class Prefetcher:
     """Yields `batch(start)`, `batch(start + 1)`, … made by a thread up to `depth` ahead and moved to the device.
 
@@ -127,7 +196,7 @@ class Prefetcher:
     that would have returned its result. Use it as a context manager: leaving it ends the thread.
     """
 
-    def __init__(self, batch: Batches, start: int, device: torch.device, depth: int = 8) -> None:
+    def __init__(self, batch: Callable[[int], Batch], start: int, device: torch.device, depth: int = 8) -> None:
         self._device = device
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
@@ -156,7 +225,7 @@ class Prefetcher:
                 self._queue.get_nowait()
             self._thread.join(timeout=0.05)
 
-    def _work(self, batch: Batches, start: int) -> None:
+    def _work(self, batch: Callable[[int], Batch], start: int) -> None:
         try:
             for index in itertools.count(start):
                 if self._stop.is_set():

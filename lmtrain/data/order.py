@@ -5,7 +5,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,26 @@ def sequential(first: int, count: int, *, tokens: int, block_size: int, seed: in
 def blocks(tokens: int, block_size: int) -> int:
     """Whole blocks of `block_size` inputs that each have a next token as target."""
     return (tokens - 1) // block_size
+
+
+def interleave(shares: Sequence[int]) -> Int64s:
+    """Which source each of sum(shares) samples comes from: source k `shares[k]` times, evenly spread.
+
+    Among the first n there are n · shares[k] / sum(shares) of source k, to within 1 - 1 / (2K - 2) for K sources; so
+    it is when the whole repeats. Source: Tijdeman, "The chairman assignment problem" (1980).
+    """
+    total, sources = sum(shares), range(len(shares))
+    slack = max(2 * len(shares) - 2, 1)
+    counts = [0] * len(shares)
+    chosen = np.empty(total, np.int64)
+    for n in range(total):
+        # How far each one lags behind its share, in 1 / total samples, if it is not taken now.
+        lags = [shares[k] * (n + 1) - counts[k] * total for k in sources]
+        due = [k for k in sources if lags[k] * slack >= total]
+        k = min(due, key=lambda k: ((total * (slack - 1) - lags[k] * slack) / shares[k], k))  # the first to be late
+        chosen[n] = k
+        counts[k] += 1
+    return chosen
 
 
 Order = Callable[..., Int64s]

@@ -1,207 +1,326 @@
 """Text → tokenizer → token files: `Recipe(source, tokenizer, holdout).prepare(path)`, described by `prepare.*`."""
 
+import fcntl
 import hashlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Any
 
-import numpy as np
-from annotated_types import Interval
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from pydantic import PositiveInt
 
-from lmtrain.data.source import Document
-from lmtrain.data.tokenizer import FILE, CorpusTokenizer
-from lmtrain.data.tokens import DTYPES, SPLITS, Meta, Split, TokenizerFile, read_meta, smallest_dtype, write_meta
+from lmtrain.console import si
+from lmtrain.data import journal as journals
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, available_cores, encode
+from lmtrain.data.holdout import Held, Holdout
+from lmtrain.data.journal import Journal, SplitWriter
+from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.source import Inputs, Source
+from lmtrain.data.tokenizer import CorpusTokenizer
+from lmtrain.data.tokens import SPLITS, DataError, Meta, TokenizerFile, read_meta, smallest_dtype, write_meta
 from lmtrain.differences import differences
+from lmtrain.durable import sync, write_atomically
 
-ENCODE_CHARS = 4_000_000  # text encoded at once: enough to keep all cores busy, little memory
-
-Share = Annotated[float, Interval(gt=0, lt=1)]
-Holdout = Callable[[Document], Iterable[tuple[str, str]]]
-
-
-def by_document(document: Document, *, val_share: Share) -> Iterator[tuple[str, str]]:
-    """Holds out whole documents: those whose hashed name falls into the share, the same ones everywhere."""
-    hashed = int.from_bytes(hashlib.blake2b(document.name.encode(), digest_size=8).digest()) / 2**64
-    yield ("val" if hashed < val_share else "train"), document.text
-
-
-def tail_of_each_document(document: Document, *, val_share: Share) -> Iterator[tuple[str, str]]:
-    """Holds out the last characters of every document; works for a single file as well."""
-    cut = int(len(document.text) * (1 - val_share))
-    yield "train", document.text[:cut]
-    yield "val", document.text[cut:]
+INPUTS = "inputs.json"  # what the text was made from, beside meta.json
+COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
+SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
 
 
 class Recipe:
-    """How a folder of token files is made from text."""
+    """How a folder of token files is made from text; `workers` processes encode (null: one a core)."""
 
-    def __init__(self, source: Iterable[Document], tokenizer: CorpusTokenizer, holdout: Holdout) -> None:
-        self.source, self.tokenizer, self.holdout = source, tokenizer, holdout
+    def __init__(
+        self, source: Source, tokenizer: CorpusTokenizer, holdout: Holdout, workers: PositiveInt | None = None
+    ) -> None:
+        self.source, self.tokenizer, self.holdout, self.workers = source, tokenizer, holdout, workers
 
-    def prepare(self, path: Path, recipe: Mapping[str, Any], progress: Progress) -> Meta:
-        """Makes the folder, or leaves none: it is written beside its place and moved there when complete.
+    def prepare(self, path: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> Meta:
+        """Makes the folder: in a hidden one beside it, which is moved to its place when complete.
 
-        `recipe` is the config this object was built from; it is kept in `meta.json` so that a change is noticed.
+        A process that was killed left that folder; this one goes on from its last commit if settings and text are the
+        same. `settings` is the config this object was built from; it is kept in `meta.json`.
 
         Raises:
-            ValueError: no text, or a split without any.
+            ValueError: no text, a split without any, text that the tokenizer can't encode.
+            OSError: no space left on the disk, say; the next call goes on.
         """
-        partial = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        try:
-            meta = self._write(partial, recipe, progress)
+        partial = path.with_name(f".partial-{path.name}")
+        with _owned(partial, progress):
+            if path.exists():  # another process made it meanwhile; the same recipe makes the same files
+                shutil.rmtree(partial)
+                return _existing(path, settings)
             try:
-                os.rename(partial, path)
-            except OSError:  # another process was faster; the same recipe makes the same files
-                if (theirs := existing(path, recipe)) is None:
-                    raise
-                meta = theirs
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+                meta = self._prepare(path, partial, settings, progress)
+            except ValueError:  # a mistake in settings or text: what there is would be thrown away anyway
+                shutil.rmtree(partial)
+                raise
+            os.rename(partial, path)
+            sync(path.parent)
         return meta
 
-    def _texts(self) -> Iterator[tuple[str, str]]:
-        for document in self.source:
-            yield from self.holdout(document)
-
-    def _write(self, folder: Path, recipe: Mapping[str, Any], progress: Progress) -> Meta:
-        task = progress.add_task("reading text", total=None)
-        size = sum(
-            len(text.encode()) for _, text in self._texts()
-        )  # also finds unreadable files before the work starts
-        if not size:
+    def _prepare(self, path: Path, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> Meta:
+        journal, inputs = self._earlier(folder, settings, progress) or self._begin(folder, settings, progress)
+        total = self.source.text_bytes(inputs)
+        if total == 0:
             raise ValueError("prepare.source: no text in it")
-        progress.update(task, total=size, description="training tokenizer")
-        # A vocabulary may see train text alone; characters that only the held-out text has need ids, too.
-        trained_on = (text for split, text in self._texts() if split == "train" or self.tokenizer.kind == "characters")
-        tokenizer = self.tokenizer.train(_counted(trained_on, progress, task))
-        tokenizer.save(str(folder / FILE))
-        tokenizer.encode_special_tokens = True  # the text's own "<|endoftext|>" is text
-        progress.update(task, completed=0, description="encoding")
-        vocab_size = tokenizer.get_vocab_size()
-        end_of_text = tokenizer.token_to_id(self.tokenizer.end_of_text) if self.tokenizer.end_of_text else None
-        dtype = smallest_dtype(vocab_size)
-        writers = {split: _SplitWriter(folder / f"{split}.bin", dtype, end_of_text) for split in SPLITS}
-        for batch in _batches(self._texts()):
-            encodings = tokenizer.encode_batch_fast([text for _, text in batch])
-            for (split, text), encoding in zip(batch, encodings, strict=True):
-                writers[split].write(text, encoding.ids)
-                progress.advance(task, len(text.encode()))
-        splits = {split: writer.close() for split, writer in writers.items()}
-        for split, counted in splits.items():
+        progress.console.print(f"preparing {path}" + (f" from {si(total)}B of text" if total else "") + " …")
+        if not journal.tokenizer:
+            tokenizers.save(folder, self.tokenizer.fit(_Corpus(self.source, self.holdout, total, progress)))
+            journal.tokenizer = True
+            journal.write(folder)
+        if not journal.complete:
+            self._encode(folder, journal, total, progress)
+        return self._finish(folder, journal)
+
+    def _earlier(
+        self, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress
+    ) -> tuple[Journal, Inputs] | None:
+        """Where another process stopped, if it is of use."""
+        journal, inputs = journals.read(folder), read_inputs(folder)
+        if journal is None or inputs is None:
+            return None
+        if changed := differences(journal.recipe, settings, "prepare") or self.source.changes(inputs):
+            progress.console.print(f"starting anew, since an earlier process stopped: {'; '.join(changed)}")
+            return None
+        tokens = sum(split.tokens for split in journal.splits.values())
+        progress.console.print(f"going on where an earlier process stopped, after {tokens:,} tokens")
+        return journal, inputs
+
+    def _begin(self, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> tuple[Journal, Inputs]:
+        for entry in folder.iterdir():
+            entry.unlink()
+        progress.stage("reading text", None)
+        inputs = self.source.scan(progress.advance)
+        write_atomically(folder / INPUTS, json.dumps(inputs, indent=1) + "\n")
+        journal = Journal(settings)
+        journal.write(folder)
+        return journal, inputs
+
+    def _encode(self, folder: Path, journal: Journal, total: int | None, progress: PrepareProgress) -> None:
+        encoder = Encoder(self.tokenizer, folder)
+        itemsize = encoder.dtype.itemsize
+        try:
+            writers = {
+                split: SplitWriter(_unfinished(folder, split), itemsize, journal.splits.get(split)) for split in SPLITS
+            }
+        except ValueError as error:
+            progress.console.print(f"starting anew: {error}")
+            journal.splits, journal.position = {}, None
+            writers = {split: SplitWriter(_unfinished(folder, split), itemsize, None) for split in SPLITS}
+        done = sum(split.bytes for split in journal.splits.values())
+        if total is not None:
+            self._check_space(folder, total - done, encoder)
+        workers = self.workers or (available_cores() if (total or PROCESSES_FROM_BYTES) >= PROCESSES_FROM_BYTES else 1)
+        progress.stage("encoding", total, done)
+        committed = time.monotonic()
+        for item, chunks in encode(
+            _items(self.source, self.holdout, journal.position), self.tokenizer, folder, workers
+        ):
+            for split, chunk in chunks.items():
+                writers[split].write(chunk)
+                progress.advance(chunk.bytes, chunk.tokens)
+            if time.monotonic() - committed > COMMIT_SECONDS:
+                journal.splits = {split: writer.flushed() for split, writer in writers.items()}
+                journal.position = item.position
+                journal.write(folder)
+                committed = time.monotonic()
+        journal.splits = {split: writer.close() for split, writer in writers.items()}
+        for split, counted in journal.splits.items():
             if counted.tokens < 2:
                 raise ValueError(
-                    f"prepare.holdout: the {split} split got {counted.tokens} tokens; change "
-                    "prepare.holdout.val_share, or hold out the tail of each document (see conf/data/text.yaml)"
+                    f"prepare.holdout: the {split} split got {counted.tokens} tokens; hold out another share "
+                    "(prepare.holdout.val_share), or the tail of each document (prepare/holdout=tail)"
                 )
-        sha256 = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()
+        journal.complete = True
+        journal.write(folder)
+
+    def _check_space(self, folder: Path, left_bytes: int, encoder: Encoder) -> None:
+        """Refuses to start what the disk can't hold, going by the first text's tokens a byte."""
+        first = next(_items(self.source, self.holdout, None), Item([], None))
+        chunks = encoder(first.texts).values()
+        tokens_per_byte = sum(chunk.tokens for chunk in chunks) / max(1, sum(chunk.bytes for chunk in chunks))
+        needed = int(1.1 * left_bytes * tokens_per_byte * encoder.dtype.itemsize) + SPARE_BYTES
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise OSError(
+                f"{folder.parent}: the tokens need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make "
+                "room, or give another place (data.path, LMTRAIN_DATA)"
+            )
+
+    def _finish(self, folder: Path, journal: Journal) -> Meta:
+        """Gives the files their names; done again, it does no harm."""
+        stored = tokenizers.load(folder)
+        for split in journal.splits:
+            if _unfinished(folder, split).exists():
+                os.rename(_unfinished(folder, split), folder / f"{split}.bin")
+        sha256 = hashlib.sha256((folder / tokenizers.FILE).read_bytes()).hexdigest()
         meta = Meta(
-            dtype=dtype,
-            vocab_size=vocab_size,
-            tokenizer=TokenizerFile(self.tokenizer.kind, FILE, sha256),
-            end_of_text=end_of_text,
-            splits=splits,
-            recipe=dict(recipe),
+            dtype=smallest_dtype(stored.vocab_size),
+            vocab_size=stored.vocab_size,
+            tokenizer=TokenizerFile(self.tokenizer.kind, tokenizers.FILE, sha256),
+            end_of_text=stored.end_of_text,
+            splits=journal.splits,
+            recipe=dict(journal.recipe),
         )
         write_meta(folder, meta)
+        (folder / journals.FILE).unlink(missing_ok=True)
+        sync(folder)
         return meta
 
 
-class _SplitWriter:
-    """Appends documents to one `.bin`, counting and hashing what it writes."""
+class _Corpus:
+    """The text that a tokenizer is trained on."""
 
-    def __init__(self, path: Path, dtype: str, end_of_text: int | None) -> None:
-        self.file: BinaryIO = path.open("wb")
-        self.dtype, self.end_of_text = DTYPES[dtype], end_of_text
-        self.tokens = self.max_id = self.documents = self.bytes = 0
-        self.sha256 = hashlib.sha256()
+    def __init__(self, source: Source, holdout: Holdout, total: int | None, progress: PrepareProgress) -> None:
+        self.source, self.holdout, self.total, self.progress = source, holdout, total, progress
 
-    def write(self, text: str, ids: list[int]) -> None:
-        if not text:
-            return
-        if self.end_of_text is not None:
-            ids = [*ids, self.end_of_text]
-        data = np.array(ids, dtype=self.dtype).tobytes()  # numpy refuses an id that does not fit
-        self.file.write(data)
-        self.sha256.update(data)
-        self.tokens += len(ids)
-        self.max_id = max(self.max_id, max(ids, default=0))
-        self.documents += 1
-        self.bytes += len(text.encode())
+    def texts(self) -> Iterator[str]:
+        self.progress.stage("reading the vocabulary", self.total)
+        for document in self.source.read():
+            for held in self.holdout(document):
+                self.progress.advance(len(held.text.encode()))
+                yield held.text
 
-    def close(self) -> Split:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        return Split(self.tokens, self.max_id, self.documents, self.bytes, self.sha256.hexdigest())
+    def train_sample(self, max_bytes: int) -> Iterator[str]:
+        """Texts of the training split, evenly from all of it; the first ones where its size is unknown."""
+        share = 1.0 if not self.total else min(1.0, max_bytes / self.total)
+        self.progress.stage("training tokenizer", self.total and int(share * self.total))
+        number, drawn = 0, 0
+        for document in self.source.read():
+            for held in self.holdout(document):
+                number += 1
+                if held.split != "train" or _uniform(number) >= share:
+                    continue
+                if self.total is None and drawn >= max_bytes:
+                    return
+                size = len(held.text.encode())
+                drawn += size
+                self.progress.advance(size)
+                yield held.text
 
 
-def _batches(texts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-    batch: list[tuple[str, str]] = []
+def _uniform(number: int) -> float:
+    """A hash of the number, uniform in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()) / 2**64
+
+
+def _items(source: Source, holdout: Holdout, position: Any) -> Iterator[Item]:
+    reader = source.read(position)
+    texts: list[Held] = []
     size = 0
-    for item in texts:
-        batch.append(item)
-        size += len(item[1])
-        if size >= ENCODE_CHARS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+    for document in reader:
+        for held in holdout(document):
+            texts.append(held)
+            size += len(held.text)
+        if size >= ITEM_BYTES:
+            yield Item(texts, reader.position())
+            texts, size = [], 0
+    if texts:
+        yield Item(texts, reader.position())
 
 
-def _counted(texts: Iterable[str], progress: Progress, task: Any) -> Iterator[str]:
-    for text in texts:
-        progress.advance(task, len(text.encode()))
-        yield text
+def _unfinished(folder: Path, split: str) -> Path:
+    """Not yet a `.bin`, as a folder of those can be read without `meta.json`."""
+    return folder / f"{split}.unfinished"
 
 
-def existing(path: Path, recipe: Mapping[str, Any]) -> Meta | None:
-    """The folder's meta if it was prepared by this recipe; None if there is no folder.
+@contextmanager
+def _owned(folder: Path, progress: PrepareProgress) -> Iterator[None]:
+    """Makes the folder and holds its lock, waiting for another process that has it."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.console.print("another process is preparing this; waiting for it …")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_at(descriptor, folder):
+                yield
+                return
+            # The other one has moved it to its place, or removed it.
+        finally:
+            os.close(descriptor)
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
+
+
+def read_inputs(folder: Path) -> Inputs | None:
+    """What the folder's text was made from; None if it does not say."""
+    try:
+        inputs = json.loads((folder / INPUTS).read_text())
+    except (OSError, ValueError):
+        return None
+    return inputs if isinstance(inputs, dict) else None
+
+
+def _existing(path: Path, settings: Mapping[str, Any]) -> Meta:
+    """The folder's meta.
 
     Raises:
-        ValueError: it was prepared with other settings; the message lists them.
+        DataError: it was prepared with other settings, or not at all; the message lists what differs.
     """
-    if not path.exists():
-        return None
     meta = read_meta(path)
     if meta is None:
-        return None
-    if changed := differences(meta.recipe, recipe, "prepare"):
-        raise ValueError(
+        raise DataError(
+            f"data.path={path}: has no meta.json, so it was made elsewhere; give a new folder to prepare into"
+        )
+    if changed := differences(meta.recipe, settings, "prepare"):
+        raise DataError(
             f"data.path={path}: was prepared with other settings ({'; '.join(changed)}); give another data.path, "
             "or remove the folder to prepare it again"
         )
     return meta
 
 
+def changed_files(path: Path) -> str:
+    """The files that a folder was prepared from and that look different now, in words; quick, and '' for none."""
+    changed = []
+    for name, then in (read_inputs(path) or {}).items():
+        try:
+            now = os.stat(name)
+        except OSError:  # moved away, as text may be once it is tokens
+            continue
+        if (now.st_size, now.st_mtime_ns) != (then.get("bytes"), then.get("mtime_ns")) and "mtime_ns" in then:
+            changed.append(name)
+    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
 def prepare(
-    path: Path, recipe: Mapping[str, Any], build: Callable[[Any], Recipe], progress: Progress
+    path: Path,
+    config: Mapping[str, Any],
+    build: Callable[[Any], Recipe],
+    progress: PrepareProgress,
+    *,
+    check_text: bool = False,
 ) -> tuple[Meta, float]:
-    """Makes the token folder unless it is there; its meta, and the seconds it took (0 if it was there)."""
-    if meta := existing(path, recipe):
-        return meta, 0.0
+    """Makes the token folder unless it is there; its meta, and the seconds it took (0 if it was there).
+
+    Raises:
+        ValueError: it is there and was made with other settings, or (`check_text`) from other text.
+    """
+    settings = {key: value for key, value in config.items() if key != "workers"}  # which changes nothing
     if path.exists() and any(path.iterdir()):
-        raise ValueError(f"data.path={path}: has files but no meta.json; give a new folder to prepare into")
-    started = time.perf_counter()
+        meta = _existing(path, settings)
+        inputs = read_inputs(path) if check_text else None
+        if inputs is not None and (changed := build(config).source.changes(inputs)):
+            raise DataError(
+                f"data.path={path}: was prepared from other text ({'; '.join(changed)}); give another data.path, or "
+                "remove the folder to prepare it again"
+            )
+        return meta, 0.0
     if path.exists():
         path.rmdir()
-    return build(recipe).prepare(path, recipe, progress), time.perf_counter() - started
-
-
-def progress_bar() -> Progress:
-    from lmtrain.console import console
-
-    return Progress(
-        TextColumn("[bold]{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    started = time.perf_counter()
+    return build(config).prepare(path, settings, progress), time.perf_counter() - started

@@ -1,48 +1,274 @@
-"""Where text comes from: each source yields documents, in an order that is the same everywhere."""
+"""Where text comes from: documents, streamed in an order that is the same everywhere and can be entered anywhere."""
 
-import glob
+import codecs
+import io
+import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+from lmtrain.data.files import (
+    READ_BYTES,
+    Buffered,
+    Content,
+    Scanned,
+    check_unchanged,
+    file_changes,
+    matching,
+    some,
+    stamp,
+)
+from lmtrain.data.tokenizer import cut_before
+
+PART_BYTES = 4 << 20  # of text held at once, up to four times as much as a str; a longer document comes in parts
+CUT_CHARS = 1 << 18  # of a part's end; in the last half of them is the place to cut
+
+Inputs = dict[str, Scanned]  # what the text was made from, by name; JSON
+Advance = Callable[[int], None]  # is told how many bytes were just done
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """One text, and the name that tells it apart (it also decides its split)."""
+    """A text, or one part of a text that is too long to be held in memory whole."""
 
-    name: str
+    name: str  # tells it apart: "books/a.txt", "books/a.txt:3", "train:12"
     text: str
+    start: int = 0  # UTF-8 bytes of the document before this part
+    size: int | None = None  # UTF-8 bytes of the whole document; None: `text` is all of it
+
+    @property
+    def whole(self) -> bool:
+        return self.size is None
+
+    @property
+    def last(self) -> bool:
+        """Whether the document ends with this part."""
+        return self.size is None or self.start + utf8_bytes(self.text) == self.size
 
 
-class TextFiles:
-    """Plain UTF-8 text files, one document each, sorted by path.
+class Reader(Protocol):
+    """Documents, one after the other, and where the next one begins."""
 
-    Raises:
-        ValueError: no file matches, or one is not UTF-8.
+    def __iter__(self) -> "Reader": ...
+
+    def __next__(self) -> Document: ...
+
+    def position(self) -> Any:
+        """JSON from which `read` goes on with the next document or part."""
+
+
+class Source(Protocol):
+    """Text that can be read several times, each time the same."""
+
+    def scan(self, advance: Advance) -> Inputs:
+        """Reads all of it once, so that mistakes show before hours of work.
+
+        Raises:
+            ValueError: text is missing, unreadable or invalid; one line that says where and what to do.
+        """
+
+    def text_bytes(self, inputs: Inputs) -> int | None:
+        """The UTF-8 bytes that `read` yields, going by a scan; None if it does not tell."""
+
+    def changes(self, inputs: Inputs) -> list[str]:
+        """What differs from an earlier scan, in words; quick where files keep their size and modification time."""
+
+    def read(self, position: Any = None) -> Reader:
+        """The documents, from a position of an earlier reader on.
+
+        Raises:
+            ValueError: the text is not what was scanned; raised while reading, too.
+        """
+
+
+def parts(
+    name: str, size: int, read: Callable[[int, int], bytes], start: int, part_bytes: int
+) -> Iterator[tuple[Document, int]]:
+    """A document of more than `part_bytes` from byte `start` on, with the byte after each part.
+
+    `read(start, end)` gives bytes of it. A part ends where the tokenizer would not look across. That depends on the
+    text alone, so whoever begins where a part ended gets the same parts.
+    """
+    while start < size:
+        end = min(start + part_bytes, size)
+        text, used = codecs.utf_8_decode(read(start, end), "strict", end == size)
+        if end < size:
+            last = len(text) - 1  # a cut needs the character after it
+            begin = max(0, last - CUT_CHARS)
+            cut = cut_before(text, last - begin, begin)
+            used -= utf8_bytes(text[cut:])
+            text = text[:cut]
+        yield Document(name, text, start, size), start + used
+        start += used
+
+
+def utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+class Files:
+    """Documents from files of UTF-8 text, in the order of `paths()`.
+
+    A byte order mark at the start of a file is no text; newlines stay as they are. Where there is a separator, it
+    belongs to no document, and what is empty is none.
     """
 
-    def __init__(self, files: str | list[str]) -> None:
-        self.patterns = [files] if isinstance(files, str) else files
+    separator: bytes | None = None  # None: each file is one document
 
-    def __iter__(self) -> Iterator[Document]:
-        found = {
-            Path(name)
-            for pattern in self.patterns
-            for name in glob.glob(str(Path(pattern).expanduser()), recursive=True)
-        }
-        paths = sorted(path for path in found if path.is_file())
-        if not paths:
-            raise ValueError(f"prepare.source.files={', '.join(self.patterns)}: no such file in {Path.cwd()}")
-        for path in paths:
+    def __init__(self) -> None:
+        self.stamps: dict[str, tuple[int, int]] = {}  # as scanned, or as found unchanged
+
+    def paths(self) -> dict[str, Path]:
+        """The files by name."""
+        raise NotImplementedError
+
+    def open(self, path: Path) -> BinaryIO:
+        return path.open("rb")
+
+    def scan(self, advance: Advance) -> Inputs:
+        inputs: Inputs = {}
+        separators = 0
+        for name, path in self.paths().items():
             try:
-                # Not read_text, which would turn \r\n into \n.
-                yield Document(path.as_posix(), path.read_bytes().decode("utf-8"))
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: not UTF-8 text (byte {error.start:,}: {error.reason})") from error
+                self.stamps[name] = size, mtime_ns = stamp(path)
+                with self.open(path) as file:
+                    content = Content(name, self.separator)
+                    while chunk := file.read(READ_BYTES):
+                        content.add(chunk)
+                        advance(len(chunk))
+            except OSError as error:
+                raise ValueError(f"{name}: {error.strerror}") from error
+            content.end()
+            check_unchanged(name, path, self.stamps)
+            hashed: Scanned = {"sha256": content.sha256.hexdigest(), "text_bytes": content.text_bytes}
+            inputs[name] = {"bytes": size, "mtime_ns": mtime_ns, **hashed}
+            separators += content.separators
+        if not self.text_bytes(inputs):
+            raise ValueError(f"prepare.source: no text in {some(list(inputs))}")
+        if self.separator is not None and not separators:
+            hint = r"""; a newline is "\n" in YAML, $'"\n"' in a shell""" if b"\\" in self.separator else ""
+            raise ValueError(
+                f"prepare.source.separator={self.separator.decode()!r}: is nowhere in {some(list(inputs))}; "
+                f"null makes each file one document{hint}"
+            )
+        return inputs
+
+    def text_bytes(self, inputs: Inputs) -> int | None:
+        return sum(int(scanned["text_bytes"]) for scanned in inputs.values())
+
+    def changes(self, inputs: Inputs) -> list[str]:
+        try:
+            paths = self.paths()
+        except ValueError:  # none left
+            paths = {}
+        return file_changes(inputs, paths, self.stamps, self.open)
+
+    def read(self, position: Any = None, *, part_bytes: int = PART_BYTES, read_bytes: int = READ_BYTES) -> "FileReader":
+        return FileReader(self, position, part_bytes, read_bytes)
 
 
-class StandardLibrary:
+class FileReader:
+    """Reads files by offset, so it begins anywhere at once; what it yields depends neither on that nor on `read_bytes`.
+
+    It is where document `number` of a file begins, with `start` of its bytes done (`size` in all, where it has parts).
+    """
+
+    def __init__(self, files: Files, position: Any, part_bytes: int, read_bytes: int) -> None:
+        self.files, self.part_bytes, self.read_bytes = files, part_bytes, read_bytes
+        at = position or {"file": None, "byte": 0, "number": 1, "start": 0, "size": None}
+        self._file: str | None = at["file"]
+        self._byte: int = at["byte"]
+        self._number: int = at["number"]
+        self._start: int = at["start"]
+        self._size: int | None = at["size"]
+        self._documents = self._read()
+
+    def __iter__(self) -> "FileReader":
+        return self
+
+    def __next__(self) -> Document:
+        return next(self._documents)
+
+    def position(self) -> Any:
+        if self._file is None:
+            return None
+        return {
+            "file": self._file,
+            "byte": self._byte,
+            "number": self._number,
+            "start": self._start,
+            "size": self._size,
+        }
+
+    def _read(self) -> Iterator[Document]:
+        paths = self.files.paths()
+        names = list(paths)
+        if self._file is not None:
+            if self._file not in paths:
+                raise ValueError(f"{self._file}: is gone since the preparation began; prepare anew")
+            names = names[names.index(self._file) :]
+        for name in names:
+            if name != self._file:
+                self._file, self._byte, self._number = name, 0, 1
+            check_unchanged(name, paths[name], self.files.stamps)
+            with self.files.open(paths[name]) as file:
+                try:
+                    yield from self._read_file(name, Buffered(file, self.read_bytes))
+                except UnicodeDecodeError as error:
+                    raise ValueError(f"{name}: not UTF-8 text ({error.reason})") from error
+            check_unchanged(name, paths[name], self.files.stamps)
+
+    def _read_file(self, name: str, file: Buffered) -> Iterator[Document]:
+        separator, named = self.files.separator, name
+        if not self._byte and file.read(0, 3) == codecs.BOM_UTF8:
+            self._byte = 3
+        while self._byte < file.size:
+            begin = self._byte
+            if self._size is not None:
+                end = begin + self._size
+            else:
+                end = file.size if separator is None else file.find(separator, begin)
+            if separator is not None:
+                named = f"{name}:{self._number}"
+            following = min(end + len(separator or b""), file.size)
+            if end - begin <= self.part_bytes:
+                self._byte, self._number = following, self._number + 1
+                if begin < end:
+                    yield Document(named, file.read(begin, end).decode())
+                continue
+            for document, after in parts(named, end - begin, file.from_byte(begin), self._start, self.part_bytes):
+                if after < end - begin:
+                    self._start, self._size = after, end - begin
+                else:
+                    self._byte, self._number, self._start, self._size = following, self._number + 1, 0, None
+                yield document
+
+
+class TextFiles(Files):
+    """Plain UTF-8 text files, sorted by path.
+
+    `separator=None`: each file is a document, named by its path. Else documents are what stands between separators
+    ("<|endoftext|>", a blank line), named "path:number"; numbers count from 1, empty ones included, so they are line
+    numbers for a newline.
+
+    Raises:
+        ValueError: the separator is empty.
+    """
+
+    def __init__(self, files: str | list[str], separator: str | None = None) -> None:
+        super().__init__()
+        if separator == "":
+            raise ValueError("prepare.source.separator='': is empty; null makes each file a document")
+        self.patterns = [files] if isinstance(files, str) else files
+        self.separator = None if separator is None else separator.encode()
+
+    def paths(self) -> dict[str, Path]:
+        return matching(self.patterns)
+
+
+class StandardLibrary(Files):
     """The source of the running interpreter's standard library: real text that every machine has.
 
     Tests and installed packages are left out; so are the few bytes that are not UTF-8.
@@ -50,11 +276,17 @@ class StandardLibrary:
 
     EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"})
 
-    def __iter__(self) -> Iterator[Document]:
+    def __init__(self) -> None:
+        super().__init__()
+
+    def paths(self) -> dict[str, Path]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        for path in sorted(root.rglob("*.py")):
-            name = path.relative_to(root)
-            if self.EXCLUDED.isdisjoint(name.parts):
-                text = path.read_bytes().decode("utf-8", errors="ignore")
-                if text.strip():
-                    yield Document(name.as_posix(), text)
+        found = []
+        for folder, below, files in os.walk(root):
+            below[:] = [name for name in below if name not in self.EXCLUDED]
+            found += [Path(folder, name).relative_to(root) for name in files if name.endswith(".py")]
+        return {name.as_posix(): root / name for name in sorted(found)}
+
+    def open(self, path: Path) -> BinaryIO:
+        text = path.read_bytes().decode("utf-8", errors="ignore")
+        return io.BytesIO(text.encode() if text.strip() else b"")

@@ -1,6 +1,6 @@
-"""The token-file format: `<split>.bin`, little-endian uint16 or uint32 and nothing else, described by `meta.json`.
+"""The token-file format: little-endian uint16 or uint32 and nothing else, described by `meta.json`.
 
-A bare folder of `.bin` files without `meta.json` is read as uint16, the way nanoGPT writes it.
+`shards.py` reads it, and what other programs write without a `meta.json`.
 """
 
 import hashlib
@@ -20,15 +20,32 @@ DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtyp
 Tokens = npt.NDArray[Any]  # of one of these types
 
 
+class DataError(ValueError):
+    """Token files that are missing, damaged, or not what they say they are; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One file of a split."""
+
+    file: str
+    tokens: int
+    sha256: str
+
+
 @dataclass(frozen=True)
 class Split:
-    """One `<split>.bin`: its tokens, and the UTF-8 bytes of the text they stand for."""
+    """A split's tokens, and the UTF-8 bytes of the text they stand for.
+
+    They lie in `<split>.bin`, or in `shards`, whose `sha256` is then that of theirs, one after the other.
+    """
 
     tokens: int
     max_id: int
     documents: int
     bytes: int
     sha256: str
+    shards: tuple[Shard, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,7 +82,7 @@ def read_meta(folder: Path) -> Meta | None:
     """The folder's `meta.json`; None for a bare folder.
 
     Raises:
-        ValueError: it is not one that this version reads.
+        DataError: it is not one that this version reads.
     """
     path = folder / "meta.json"
     if not path.exists():
@@ -73,56 +90,31 @@ def read_meta(folder: Path) -> Meta | None:
     try:
         fields = json.loads(path.read_text())
         if fields["format_version"] != FORMAT_VERSION:
-            raise ValueError(f"{path}: format version {fields['format_version']}, this lmtrain reads {FORMAT_VERSION}")
+            raise DataError(f"{path}: format version {fields['format_version']}, this lmtrain reads {FORMAT_VERSION}")
         if fields["dtype"] not in DTYPES:
-            raise ValueError(f"{path}: dtype {fields['dtype']!r} is none of {', '.join(DTYPES)}")
-        splits = {name: Split(**split) for name, split in fields["splits"].items()}
+            raise DataError(f"{path}: dtype {fields['dtype']!r} is none of {', '.join(DTYPES)}")
+        splits = {name: _split(split) for name, split in fields["splits"].items()}
         return Meta(**{**fields, "tokenizer": TokenizerFile(**fields["tokenizer"]), "splits": splits})
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a meta.json of token files ({type(error).__name__}: {error})") from error
+        raise DataError(f"{path}: not a meta.json of token files ({type(error).__name__}: {error})") from error
+
+
+def check_tokenizer(tokens: Path, beside: Path) -> None:
+    """Is the tokenizer stored in the folder `beside` the one that `tokens` was made with, as far as both say?
+
+    Raises:
+        DataError: it is another.
+    """
+    meta = read_meta(tokens)
+    path = beside / (meta.tokenizer.file if meta else "")
+    if meta and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != meta.tokenizer.sha256:
+        raise DataError(f"{path}: not the tokenizer that {tokens} was made with; its ids would mean other text")
+
+
+def _split(fields: dict[str, Any]) -> Split:
+    return Split(**{**fields, "shards": tuple(Shard(**shard) for shard in fields.get("shards", ()))})
 
 
 def smallest_dtype(vocab_size: int) -> str:
     """uint16 as long as every id fits."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
-
-
-def open_tokens(folder: Path, split: str) -> Tokens:
-    """Maps `<split>.bin` into memory, read-only; O(1) in its size.
-
-    Raises:
-        ValueError: the folder or file is missing, empty, or not of the size that its dtype and `meta.json` say.
-    """
-    path = folder / f"{split}.bin"
-    if not path.is_file():
-        there = sorted(file.stem for file in folder.glob("*.bin"))
-        raise ValueError(
-            f"{path}: no such file; {folder} has " + (f"the splits {', '.join(there)}" if there else "no .bin")
-        )
-    meta = read_meta(folder)
-    dtype = DTYPES[meta.dtype if meta else "uint16"]
-    size = path.stat().st_size
-    if size == 0 or size % dtype.itemsize:
-        raise ValueError(f"{path}: {size:,} bytes is not a whole, positive number of {dtype.name} tokens")
-    if meta and (split not in meta.splits or meta.splits[split].tokens * dtype.itemsize != size):
-        expected = meta.splits[split].tokens if split in meta.splits else 0
-        raise ValueError(
-            f"{path}: holds {size // dtype.itemsize:,} tokens, but meta.json says {expected:,}; prepare it again"
-        )
-    tokens: Tokens = np.memmap(path, dtype=dtype, mode="r")
-    return tokens
-
-
-def fingerprint(folder: Path, split: str) -> str:
-    """A hash that changes with the split's contents: its checksum, or its size and ends where there is none."""
-    meta = read_meta(folder)
-    if meta is not None:
-        return meta.splits[split].sha256
-    path = folder / f"{split}.bin"
-    size, end = path.stat().st_size, 1 << 20
-    digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
-        digest.update(file.read(end))
-        file.seek(max(0, size - end))
-        digest.update(file.read(end))
-    return digest.hexdigest()

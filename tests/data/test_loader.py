@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtrain.data import shards
 from lmtrain.data.loader import IGNORE, ORDER_CHUNK, MicroBatch, Prefetcher, TokenLoader, micro_batch
 from lmtrain.data.order import ORDERS
 from lmtrain.data.tokens import DTYPES, Meta, Split, TokenizerFile, write_meta
@@ -95,6 +98,17 @@ def test_a_global_batch_holds_the_same_samples_however_it_is_cut(long, order, in
         assert torch.equal(torch.cat([part for _, part in micro]), y)
 
 
+@pytest.mark.parametrize("order", [*ORDERS])
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_ranks_together_read_what_one_reads(long, order, ranks):
+    alone = loader(long, batch_size=24, block_size=2, order=order)
+    shared = [loader(long, batch_size=24 // ranks, block_size=2, order=order) for _ in range(ranks)]
+    for step in (0, 7, 10**9):
+        dealt = [rank_loader.batch(step * ranks + rank) for rank, rank_loader in enumerate(shared)]
+        for whole, parts in zip(alone.batch(step), zip(*dealt, strict=True), strict=True):
+            assert torch.equal(torch.cat(parts), whole)
+
+
 def test_a_batch_may_be_larger_than_a_chunk_of_the_order(long):
     size = 2 * ORDER_CHUNK + 5
     large = loader(long, batch_size=size, block_size=2)
@@ -105,7 +119,7 @@ def test_a_batch_may_be_larger_than_a_chunk_of_the_order(long):
 
 def test_shuffle_shows_each_block_once_an_epoch(numbered):
     samples = loader(numbered, batch_size=1)
-    assert samples.blocks == 125
+    assert samples.samples.blocks == 125
     epochs = [[samples.batch(epoch * 125 + i)[0][0, 0].item() for i in range(125)] for epoch in range(3)]
     for epoch in epochs:
         assert sorted(epoch) == [*range(0, 1_000, 8)]
@@ -200,16 +214,21 @@ def test_a_terabyte_opens_at_once(tmp_path, order):
     assert resident_mb() - before < 50
 
 
-def test_memory_stays_bounded_over_thousands_of_batches(tmp_path):
+@pytest.mark.parametrize("mapped", [None, 16 * 2**20])
+def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypatch, mapped):
+    if mapped:  # the file counts as a large one, whose pages are given back
+        monkeypatch.setattr(shards, "MAPPED_BYTES", mapped)
     (tmp_path / "train.bin").touch()
     os.truncate(tmp_path / "train.bin", 64 * 2**20)
-    batches = loader(tmp_path, batch_size=8, block_size=256)
-    for index in range(100):
+    batches = loader(tmp_path, batch_size=2, block_size=64)
+    for index in range(4_000):
         batches.batch(index)
-    before = anonymous_mb()
-    for index in range(100, 4_100):  # 65 MB of tokens as int64, twice
+    anonymous, resident = anonymous_mb(), resident_mb()
+    for index in range(4_000, 104_000):
         batches.batch(index)
-    assert anonymous_mb() - before < 10
+    assert anonymous_mb() - anonymous < 10
+    if mapped:
+        assert resident_mb() - resident < 40
 
 
 # What the folder says
@@ -307,6 +326,55 @@ def test_a_split_too_short_for_a_block_names_the_key_and_the_most(tmp_path):
     with pytest.raises(ValueError, match=r"data\.block_size=8.*train\.bin.*8 tokens.*at most 7"):
         loader(tmp_path, block_size=8)
     assert loader(tmp_path, block_size=7, batch_size=1).batch(5)[1].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("dtype", [None, "uint16"])
+def test_an_id_beyond_the_vocabulary_is_named_with_file_and_position(tmp_path, dtype):
+    tokens = np.arange(1_000) % 50
+    tokens[777] = 50
+    batches = loader(write(tmp_path, dtype, train=tokens), order="sequential", vocab_size=50)
+    for index in range(24):  # of 32 tokens and a target
+        batches.batch(index)
+    message = r"train\.bin: token 777 is 50, not below the vocabulary size of 50"
+    with pytest.raises(ValueError, match=message):
+        batches.batch(24)
+    with pytest.raises(ValueError, match=message):
+        list(batches.whole_split())
+    assert loader(tmp_path, order="sequential", vocab_size=51).batch(24)[0].max() == 50
+
+
+def test_the_vocabulary_of_meta_json_is_kept_to(tmp_path):
+    folder = write(tmp_path, "uint16", train=np.arange(100))
+    tokens = np.arange(100, dtype="<u2")
+    tokens[60] = 60_000
+    tokens.tofile(folder / "train.bin")
+    with pytest.raises(ValueError, match=r"token 60 is 60000, not below the vocabulary size of 100"):
+        list(loader(folder).whole_split())
+
+
+def test_a_file_that_becomes_shorter_is_an_error_and_no_bus_error(tmp_path):
+    # In a process of its own, which a bus error would kill.
+    write(tmp_path, train=np.arange(60_000))
+    script = f"""
+import os
+import numpy as np
+from lmtrain.data.loader import TokenLoader
+loader = TokenLoader({str(tmp_path)!r}, "train", 4, 64, seed=0)
+loader.batch(0)
+os.truncate({str(tmp_path / "train.bin")!r}, 10_000)
+for read in (
+    lambda: loader.batch(1),
+    lambda: list(loader.whole_split()),
+    lambda: loader.samples.tokens.windows(np.array([50_000]), 10),
+):
+    try:
+        read()
+    except ValueError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("became shorter while it was read, from 120,000 to 10,000 bytes") == 3
+    assert done.returncode == 0
 
 
 # The prefetcher

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import timeit
 from collections import Counter
 
 import numpy as np
@@ -36,10 +37,46 @@ def over_all_orders(n: int, samples: int) -> float:
 
 
 def test_permute_is_a_bijection_at_every_small_size():
-    for n in range(1, 301):
-        for seed, epoch in ((0, 0), (1337, 2)):
-            image = permute(np.arange(n), n, seed=seed, stream="train", epoch=epoch)
-            assert np.array_equal(np.sort(image), np.arange(n)), n
+    for n in range(1, 2_001):
+        image = permute(np.arange(n), n, seed=n % 7, stream="train", epoch=n % 3)
+        assert np.array_equal(np.sort(image), np.arange(n)), n
+
+
+def inverse(image: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
+    """Undoes `permute`, in Python's own integers: round by round backwards, and along the cycle while outside."""
+    side = math.isqrt(n - 1) + 1
+    a, b = side, -(-n // side)
+    round_keys = keys("shuffle", n, seed, "train", epoch, count=order.ROUNDS).tolist()
+
+    def mixed(x: int, key: int) -> int:
+        x = ((x ^ key) + 0x9E3779B97F4A7C15) % 2**64
+        x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+        return x ^ x >> 31
+
+    def back(index: int) -> int:
+        left, right = divmod(index, b)
+        for i in reversed(range(0, order.ROUNDS, 2)):
+            right = (right - mixed(left, round_keys[i + 1])) % b
+            left = (left - mixed(right, round_keys[i])) % a
+        return left * b + right
+
+    indices = []
+    for index in map(back, image.tolist()):
+        while index >= n:
+            index = back(index)
+        indices.append(index)
+    return np.array(indices)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(2_000, 10**12) | st.integers(11, 39).map(lambda power: 2**power + 1), seed=seeds, data=st.data())
+def test_every_block_is_reached_once_in_ranges_too_large_to_list(n, seed, data):
+    # Each index comes back from its image, and each block is the image of one index: so it is a bijection.
+    points = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=20, max_size=20)))
+    image = permute(points, n, seed=seed, stream="train", epoch=2)
+    assert np.array_equal(inverse(image, n, seed, 2), points)
+    assert np.array_equal(permute(inverse(points, n, seed, 2), n, seed=seed, stream="train", epoch=2), points)
 
 
 @settings(deadline=None)
@@ -88,6 +125,15 @@ def test_permuted_neighbours_differ_in_parity_half_of_the_time(n):
     changes = np.mean(image[1:] % 2 != image[:-1] % 2)
     assert 0.48 < changes < 0.52  # four standard deviations
     assert 0.48 < np.mean(image[1:] > image[:-1]) < 0.52
+
+
+@pytest.mark.parametrize("n", [9_973, 2**20, 10**9 + 7, 10**12])
+def test_permuted_neighbours_are_independent(n):
+    image = permute(np.arange(min(n, 40_000) // 2 * 2), n, seed=4, stream="train", epoch=0)
+    sixteenth = image * 16 // n
+    for distance in (1, 2):  # pairs that share no element, so that each is a draw of its own
+        pairs = sixteenth[:-distance] * 16 + sixteenth[distance:]
+        assert chi_squared(np.bincount(pairs[:: distance + 1], minlength=256)) < QUANTILE_999[255]
 
 
 @pytest.mark.parametrize("n", [2**20, 10**9 + 7, 10**12])
@@ -184,6 +230,16 @@ def test_a_slice_far_away_is_made_of_its_parts(name, far, cut):
     assert together.max() + 1024 < 10**11
 
 
+@pytest.mark.parametrize("name", [*ORDERS])
+def test_any_sample_is_reached_at_once(name):
+    where = {"tokens": 10**12, "block_size": 1024, "seed": 5, "stream": "train"}
+    near, far = (
+        min(timeit.repeat(lambda first=first: ORDERS[name](first, 16, **where), number=20, repeat=5))
+        for first in (0, 10**15)
+    )
+    assert far < 10 * near  # and not 10^14 times as long
+
+
 @pytest.mark.parametrize("name", ["shuffle", "random"])
 def test_seeds_and_splits_have_orders_of_their_own(name):
     where = {"tokens": 100_001, "block_size": 100}
@@ -201,6 +257,23 @@ def test_shuffle_and_random_do_not_share_a_stream():
     assert not np.array_equal(keys("shuffle", 0, "train", count=2), keys("random", 0, "train", count=2))
     assert np.array_equal(keys("random", 0, "train", count=12)[:8], keys("random", 0, "train", count=8))
     assert len(set(keys("random", 0, "train", count=1_000).tolist())) == 1_000
+
+
+# Sources of a mixture
+
+
+@settings(deadline=None)
+@given(weights=st.lists(st.integers(1, 40), min_size=1, max_size=6))
+def test_interleaved_sources_keep_their_shares_at_every_moment(weights):
+    total, sources = sum(weights), len(weights)
+    chosen = np.tile(order.interleave(weights), 2)  # and where it repeats
+    bound = 1 - 1 / (2 * sources - 2) if sources > 1 else 0.0  # Tijdeman's
+    for k, weight in enumerate(weights):
+        lead = np.append(0, np.cumsum(chosen == k)) - np.arange(2 * total + 1) * weight / total
+        assert abs(lead).max() <= bound + 1e-9
+        if sources == 2:
+            assert lead.max() - lead.min() <= 1 + 1e-9  # to within one block in any window
+    assert np.array_equal(np.bincount(chosen, minlength=sources), 2 * np.array(weights))
 
 
 # Golden vectors: they change only together with order.VERSION. To renew them, print the calls below.
@@ -257,5 +330,6 @@ def test_the_order_is_that_of_version_1(name):
 
 def test_permutation_and_keys_are_those_of_version_1():
     image = permute(np.arange(12), 12, seed=0, stream="x", epoch=3)
+    assert order.interleave([5, 3, 2]).tolist() == [0, 1, 0, 2, 0, 1, 0, 2, 1, 0]
     assert image.tolist() == [2, 0, 10, 9, 6, 1, 4, 7, 3, 11, 8, 5]
     assert keys("random", 0, "t", count=3).tolist() == [4376309301614291492, 16176895528255898925, 10685607710752147435]

@@ -1,33 +1,50 @@
-"""Text to token files: what comes out decodes to what went in, and a mistake leaves nothing behind."""
+"""Text to token files: what comes out decodes to what went in, however often it was killed and by however many made."""
 
 import hashlib
 import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from lmtrain.data import prepare as module
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.prepare import (
-    Recipe,
-    by_document,
-    existing,
-    prepare,
-    progress_bar,
-    tail_of_each_document,
-)
-from lmtrain.data.source import Document, StandardLibrary, TextFiles
-from lmtrain.data.tokenizer import BPE, Characters, CorpusTokenizer
-from lmtrain.data.tokens import open_tokens, read_meta
+from lmtrain.data.holdout import by_document, by_name, tail_of_each_document
+from lmtrain.data.prepare import Recipe, changed_files, prepare
+from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.shards import TokenFiles
+from lmtrain.data.source import Source, TextFiles
+from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer
+from lmtrain.data.tokens import Meta, read_meta
 
 TEXT = "the quick brown fox — jumps over the lazy dog; 狐狸 🦊\n\tdef f(x): return x\r\n" * 40
+DOCUMENTS = partial(by_document, val_share=0.3)
+TAIL = partial(tail_of_each_document, val_share=0.1)
 
 
-def made(path: Path, source: object, tokenizer: CorpusTokenizer, holdout: object) -> Path:
-    with progress_bar() as progress:
-        Recipe(source, tokenizer, holdout).prepare(path, {"a": 1}, progress)  # type: ignore[arg-type]
+def made(path: Path, source: Source, tokenizer: CorpusTokenizer, holdout: object = DOCUMENTS, workers: int = 1) -> Path:
+    with PrepareProgress() as progress:
+        Recipe(source, tokenizer, holdout, workers).prepare(path, {"a": 1}, progress)  # type: ignore[arg-type]
     return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def tokens_of(folder: Path, split: str) -> np.ndarray:
+    files = TokenFiles(folder, split)
+    return files.span(0, len(files))
 
 
 @pytest.fixture
@@ -39,52 +56,46 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("tokenizer", [BPE(400), Characters()], ids=["bpe", "characters"])
+# What comes out
+
+
+@pytest.mark.parametrize("tokenizer", [BPE(400), Bytes(), Characters()], ids=lambda tokenizer: tokenizer.kind)
 def test_tokens_decode_to_the_text(tmp_path: Path, corpus: Path, tokenizer: CorpusTokenizer) -> None:
-    folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), tokenizer, partial(by_document, val_share=0.3))
+    folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), tokenizer)
     meta = read_meta(folder)
     assert meta is not None
-    stored = tokenizers.load(str(folder / meta.tokenizer.file))
+    stored = tokenizers.load(folder)
     assert meta.tokenizer.sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
-    assert meta.vocab_size == stored.get_vocab_size()
-    total = 0
+    assert (meta.vocab_size, meta.end_of_text) == (stored.vocab_size, stored.end_of_text)
     texts = {path.read_bytes().decode() for path in corpus.iterdir()}
+    total = 0
     for split, counted in meta.splits.items():
-        tokens = open_tokens(folder, split)
+        tokens = tokens_of(folder, split)
         assert len(tokens) == counted.tokens
         assert tokens.max() == counted.max_id < meta.vocab_size
         assert hashlib.sha256(tokens.tobytes()).hexdigest() == counted.sha256
         if meta.end_of_text is None:
-            assert stored.decode(tokens.tolist()) == "".join(_of_split(corpus, split))
+            held = [item.text for document in TextFiles(f"{corpus}/*.txt").read() for item in DOCUMENTS(document)
+                    if item.split == split]  # fmt: skip
+            assert stored.decode(tokens.tolist()) == "".join(held)
         else:
             ends = np.flatnonzero(tokens == meta.end_of_text)
-            assert len(ends) == counted.documents
-            documents = [stored.decode(part.tolist()) for part in np.split(tokens, ends + 1)[:-1]]
+            documents = [stored.decode(part[:-1].tolist()) for part in np.split(tokens, ends + 1)[:-1]]
+            assert len(documents) == counted.documents
             assert set(documents) <= texts
             assert counted.bytes == sum(len(text.encode()) for text in documents)
         total += counted.documents
     assert total == 40
-
-
-def _of_split(corpus: Path, split: str) -> list[str]:
-    documents = list(TextFiles(f"{corpus}/*.txt"))
-    return [document.text for document in documents if next(by_document(document, val_share=0.3))[0] == split]
-
-
-def test_held_out_documents_do_not_depend_on_their_neighbours() -> None:
-    names = [f"file{number}" for number in range(3000)]
-    held_out = {name for name in names if next(by_document(Document(name, "x"), val_share=0.1))[0] == "val"}
-    assert 240 < len(held_out) < 360
-    again = {name for name in reversed(names[::2]) if next(by_document(Document(name, "y"), val_share=0.1))[0] == "val"}
-    assert again == held_out & set(names[::2])
+    assert sorted(contents(folder)) == [
+        "inputs.json", "meta.json", "tokenizer.json", "tokenizer_config.json", "train.bin", "val.bin"
+    ]  # fmt: skip
 
 
 def test_the_tail_of_one_file_is_held_out_by_the_character(tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text("abcde" * 200)
-    source = TextFiles(str(tmp_path / "input.txt"))
-    folder = made(tmp_path / "out", source, Characters(), partial(tail_of_each_document, val_share=0.1))
-    assert open_tokens(folder, "train").tolist() == [0, 1, 2, 3, 4] * 180
-    assert open_tokens(folder, "val").tolist() == [0, 1, 2, 3, 4] * 20
+    folder = made(tmp_path / "out", TextFiles(str(tmp_path / "input.txt")), Characters(), TAIL)
+    assert tokens_of(folder, "train").tolist() == [0, 1, 2, 3, 4] * 180
+    assert tokens_of(folder, "val").tolist() == [0, 1, 2, 3, 4] * 20
     assert (folder / "train.bin").stat().st_size == 2 * 900
 
 
@@ -92,59 +103,316 @@ def test_tinyshakespeare_has_the_65_characters_that_nanogpt_counts(tmp_path: Pat
     text = Path(__file__).parents[3] / "shared" / "data" / "tinyshakespeare" / "input.txt"
     if not text.exists():
         pytest.skip("tinyshakespeare is not here")
-    folder = made(tmp_path / "out", TextFiles(str(text)), Characters(), partial(tail_of_each_document, val_share=0.1))
-    meta = read_meta(folder)
+    meta = read_meta(made(tmp_path / "out", TextFiles(str(text)), Characters(), TAIL))
     assert meta is not None
     assert meta.vocab_size == 65
     assert (meta.splits["train"].tokens, meta.splits["val"].tokens) == (1_003_854, 111_540)
 
 
-def test_the_standard_library_is_there_and_in_order() -> None:
-    documents = list(StandardLibrary())
-    names = [document.name for document in documents]
-    assert len(names) > 300
-    assert {"argparse.py", "json/decoder.py", "asyncio/events.py"} <= set(names)
-    assert names == [document.name for document in StandardLibrary()]
-    assert not [name for name in names if "site-packages" in name or "/test/" in name]
-    assert sum(len(document.text) for document in documents) > 5_000_000
+def test_files_can_be_held_out_by_name(tmp_path: Path, corpus: Path) -> None:
+    folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), Bytes(), partial(by_name, val="*/3?.txt"))
+    meta = read_meta(folder)
+    assert meta is not None
+    assert (meta.splits["train"].documents, meta.splits["val"].documents) == (30, 10)
+
+
+def test_the_result_does_not_depend_on_the_number_of_processes(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ITEM_BYTES", 10_000)  # so that there is something to deal out
+    results = [
+        contents(made(tmp_path / str(workers), TextFiles(f"{corpus}/*.txt"), BPE(400), workers=workers))
+        for workers in (1, 2, 3)
+    ]
+    assert results[0] == results[1] == results[2]
+
+
+# Killed and continued
+
+SCRIPT = """
+import sys
+from functools import partial
+from pathlib import Path
+from lmtrain.data import prepare as module
+from lmtrain.data.holdout import by_document
+from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.source import TextFiles
+from lmtrain.data.tokenizer import BPE
+
+module.COMMIT_SECONDS = 0.05
+module.ITEM_BYTES = 20_000
+if __name__ == "__main__":
+    text, out, workers = sys.argv[1:]
+    recipe = module.Recipe(TextFiles(text, "<|end|>"), BPE(600), partial(by_document, val_share=0.1), int(workers))
+    with PrepareProgress() as progress:
+        recipe.prepare(Path(out), {"workers": "none of the settings"}, progress)
+"""
+
+
+@pytest.fixture
+def long_text(tmp_path: Path) -> Path:
+    """About four seconds of work: words of a fixed seed, no two documents alike."""
+    words = random.Random(0)
+    vocabulary = ["".join(words.choices("abcdefghij", k=words.randint(2, 9))) for _ in range(20_000)]
+    documents = (" ".join(words.choices(vocabulary, k=2_000)) + "\n" for _ in range(400))
+    (tmp_path / "long.txt").write_text("<|end|>".join(documents))
+    return tmp_path / "long.txt"
+
+
+@pytest.fixture
+def start(tmp_path: Path, long_text: Path) -> Callable[..., subprocess.Popen[str]]:
+    (tmp_path / "run.py").write_text(SCRIPT)
+
+    def start(out: Path, workers: int = 1, **options: object) -> subprocess.Popen[str]:
+        command = [sys.executable, str(tmp_path / "run.py"), str(long_text), str(out), str(workers)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)  # type: ignore[call-overload,no-any-return]
+
+    return start
+
+
+def journal(out: Path) -> dict[str, object]:
+    try:
+        content: dict[str, object] = json.loads((out.parent / f".partial-{out.name}" / "journal.json").read_text())
+    except OSError:
+        return {}
+    return content
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_goes_on_and_makes_the_same_bytes(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    assert start(tmp_path / "never").wait(60) == 0
+    expected = contents(tmp_path / "never")
+    out = tmp_path / "killed"
+    moments = random.Random(1)
+    kills, went_on = 0, 0
+    while not out.exists():
+        before = journal(out).get("splits")
+        process = start(out, workers=1 + kills % 2)
+        deadline = time.monotonic() + 60
+        # Killed at some moment after it got further, so that it ends one day.
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal(out).get("splits") != before and kills < 6:
+                time.sleep(moments.uniform(0, 0.2))
+                process.kill()
+            time.sleep(0.01)
+        kills += process.wait() == -signal.SIGKILL
+        assert process.stdout is not None
+        went_on += "going on where an earlier process stopped, after" in process.stdout.read()
+        assert not out.exists() or process.returncode == 0
+        assert not (out.parent / f".partial-{out.name}" / "train.bin").exists() or out.exists()
+    assert kills >= 3
+    assert went_on >= 2
+    assert contents(out) == expected
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_an_error_and_the_next_call_goes_on(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    assert start(tmp_path / "whole").wait(60) == 0
+    out = tmp_path / "out"
+    half = (tmp_path / "whole" / "train.bin").stat().st_size // 2
+    full = start(out, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (half, half)))
+    assert full.stdout is not None
+    assert "File too large" in full.stdout.read()
+    assert not out.exists()
+    assert journal(out)["splits"]
+    process = start(out)
+    assert process.stdout is not None
+    assert "going on where an earlier process stopped" in process.stdout.read()
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_at_once_make_one_folder(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    processes = [start(tmp_path / "out") for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert sum("another process is preparing this; waiting" in output for output in outputs) == 1
+    assert (tmp_path / "out" / "meta.json").exists()
+    assert not (tmp_path / ".partial-out").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_named_and_none_is_left_behind(
+    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
+    process = start(tmp_path / "out", workers=2)
+    while not journal(tmp_path / "out").get("splits"):
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = children(process.pid)
+    os.kill(workers[-1], signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert "a process that encodes text was killed, for want of memory perhaps" in output
+    assert process.returncode == 1
+    process = start(tmp_path / "out", workers=2)
+    while len(workers := children(process.pid)) < 3:  # multiprocessing's own tracker is one
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)
+
+
+def children(parent: int) -> list[int]:
+    listed = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    return [int(pid) for pid in listed]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+
+
+def partly_made(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]) -> Path:
+    """What is left of a preparation that was stopped between two commits."""
+    monkeypatch.setattr(module, "ITEM_BYTES", 10_000)
+    monkeypatch.setattr(module, "COMMIT_SECONDS", 0.0)
+    writes = iter([True] * 12)
+
+    class Stopped(BaseException):
+        pass
+
+    def stopping(self: object, chunk: object, write: Callable[..., None] = module.SplitWriter.write) -> None:
+        if not next(writes, False):
+            raise Stopped
+        write(self, chunk)
+
+    monkeypatch.setattr(module.SplitWriter, "write", stopping)
+    recipe = Recipe(TextFiles(f"{corpus}/*.txt"), BPE(400), DOCUMENTS, 1)
+    with pytest.raises(Stopped), PrepareProgress() as progress:
+        recipe.prepare(tmp_path / "out", settings, progress)
+    monkeypatch.undo()
+    return tmp_path / ".partial-out"
+
+
+def finished(tmp_path: Path, corpus: Path, settings: dict[str, int], capsys: pytest.CaptureFixture[str]) -> str:
+    with PrepareProgress() as progress:
+        Recipe(TextFiles(f"{corpus}/*.txt"), BPE(400), DOCUMENTS, 1).prepare(tmp_path / "out", settings, progress)
+    expected = made(tmp_path / "expected", TextFiles(f"{corpus}/*.txt"), BPE(400))
+    for name in ("train.bin", "val.bin", "tokenizer.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (expected / name).read_bytes()
+    return capsys.readouterr().out
+
+
+def test_what_is_left_is_gone_on_with(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partial_folder = partly_made(tmp_path, corpus, monkeypatch, {"a": 1})
+    with (partial_folder / "train.unfinished").open("ab") as file:
+        file.write(b"what a kill left beyond the last commit")
+    assert "going on where an earlier process stopped, after" in finished(tmp_path, corpus, {"a": 1}, capsys)
+
+
+def test_other_settings_start_anew(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partly_made(tmp_path, corpus, monkeypatch, {"a": 2})
+    output = finished(tmp_path, corpus, {"a": 1}, capsys)
+    assert "starting anew, since an earlier process stopped: prepare.a: 2 → 1" in output
+
+
+def test_changed_text_starts_anew(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    partly_made(tmp_path, corpus, monkeypatch, {"a": 1})
+    (corpus / "07.txt").write_text("something else")
+    assert "07.txt" in finished(tmp_path, corpus, {"a": 1}, capsys).partition("starting anew")[2].splitlines()[0]
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 50])
+def test_a_damaged_file_starts_anew(
+    tmp_path: Path,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    damage: bytes,
+) -> None:
+    left = partly_made(tmp_path, corpus, monkeypatch, {"a": 1}) / "train.unfinished"
+    left.write_bytes(damage + left.read_bytes()[len(damage or b"xx") :])
+    assert "train.unfinished: is not what was committed" in finished(tmp_path, corpus, {"a": 1}, capsys)
+
+
+def test_a_damaged_journal_starts_anew(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (partly_made(tmp_path, corpus, monkeypatch, {"a": 1}) / "journal.json").write_text('{"format_version": 1}')
+    assert "going on" not in finished(tmp_path, corpus, {"a": 1}, capsys)
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize(
     ("content", "files", "message"),
     [
         (b"", "nothing*.txt", r"prepare.source.files=.*nothing\*.txt: no such file"),
-        (b"ok \xff\xfe not", "*.txt", "not UTF-8 text .byte 3"),
-        (b"", "*.txt", "no text in it"),
+        (b"ok \xff\xfe not", "*.txt", "a.txt.*UTF-8.*byte 3"),
+        (b"", "*.txt", "a.txt"),
         (b"a", "*.txt", "the train split got 0 tokens"),
     ],
 )
 def test_mistakes_leave_nothing_behind(tmp_path: Path, content: bytes, files: str, message: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        made(
-            tmp_path / "out", TextFiles(str(tmp_path / files)), BPE(300), partial(tail_of_each_document, val_share=0.1)
-        )
+        made(tmp_path / "out", TextFiles(str(tmp_path / files)), BPE(300), TAIL)
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_other_settings_are_noticed(tmp_path: Path, corpus: Path) -> None:
-    recipe = {"tokenizer": {"vocab_size": 300}, "files": ["x"]}
-    built = Recipe(TextFiles(f"{corpus}/*.txt"), BPE(300), partial(tail_of_each_document, val_share=0.1))
-    with progress_bar() as progress:
-        first, seconds = prepare(tmp_path / "out", recipe, lambda _: built, progress)
-        again, no_seconds = prepare(tmp_path / "out", recipe, lambda _: pytest.fail("made again"), progress)
+def test_too_little_space_is_said_before_the_work(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    with pytest.raises(OSError, match=r"the tokens need about 0\.1 GB, and 0\.0 GB are free; make room"):
+        made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), Bytes())
+    assert not (tmp_path / ".partial-out" / "train.bin").exists()
+
+
+def prepared(path: Path, settings: dict[str, object], recipe: Recipe, **options: bool) -> tuple[Meta, float]:
+    with PrepareProgress() as progress:
+        return prepare(path, settings, lambda _: recipe, progress, **options)
+
+
+def test_a_second_call_does_nothing_and_other_settings_are_noticed(tmp_path: Path, corpus: Path) -> None:
+    recipe = Recipe(TextFiles(f"{corpus}/*.txt"), BPE(300), TAIL)
+    settings = {"tokenizer": {"vocab_size": 300}, "files": ["x"], "workers": None}
+    first, seconds = prepared(tmp_path / "out", settings, recipe)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    again, no_seconds = prepared(tmp_path / "out", {**settings, "workers": 7}, recipe, check_text=True)
     assert seconds > 0
     assert no_seconds == 0
     assert first == again
+    assert before == {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
     with pytest.raises(ValueError, match=r"prepare.tokenizer.vocab_size: 300 → 301"):
-        existing(tmp_path / "out", {**recipe, "tokenizer": {"vocab_size": 301}})
+        prepared(tmp_path / "out", {**settings, "tokenizer": {"vocab_size": 301}}, recipe)
 
 
-def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
+def test_changed_text_is_noticed(tmp_path: Path, corpus: Path) -> None:
+    recipe = Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS)
+    prepared(tmp_path / "out", {}, recipe)
+    assert changed_files(tmp_path / "out") == ""
+    (corpus / "03.txt").write_text("changed")
+    (corpus / "new.txt").write_text("new")
+    assert changed_files(tmp_path / "out") == str(corpus / "03.txt")
+    prepared(tmp_path / "out", {}, recipe)  # training goes on with the tokens there are
+    with pytest.raises(ValueError, match=r"was prepared from other text .*03\.txt.*new\.txt: new.*remove the folder"):
+        prepared(tmp_path / "out", {}, recipe, check_text=True)
+
+
+def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")
-    with progress_bar() as progress, pytest.raises(ValueError, match=r"has files but no meta.json"):
-        prepare(tmp_path / "out", {}, lambda _: pytest.fail("made"), progress)
+    with pytest.raises(ValueError, match=r"has no meta.json"):
+        prepared(tmp_path / "out", {}, Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS))
     assert (tmp_path / "out" / "precious.txt").read_text() == "x"
 
 
@@ -160,9 +428,7 @@ def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path) -> None:
 def test_a_meta_that_is_not_ours_is_refused(
     tmp_path: Path, corpus: Path, change: dict[str, object], message: str
 ) -> None:
-    folder = made(
-        tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(300), partial(tail_of_each_document, val_share=0.1)
-    )
+    folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), Bytes(), TAIL)
     meta = json.loads((folder / "meta.json").read_text())
     (folder / "meta.json").write_text(json.dumps({**meta, **change}))
     with pytest.raises(ValueError, match=message):

@@ -1,0 +1,232 @@
+"""`python -m lmtrain inspect FOLDER…`: what is in folders of token files, and whether they are sound."""
+
+import argparse
+import importlib.util
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.markup import escape
+from rich.table import Table
+
+from lmtrain.config import ConfigError, mistakes_of_the_user
+from lmtrain.console import console, si
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.inspection import Inspected, Sample, SplitReport, inspect
+from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.repeats import Repeats
+from lmtrain.data.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
+
+FREQUENT = 12  # tokens in the table
+TEXT_COLUMNS = 92
+SAMPLE_LINES = 6
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain inspect",
+        description="What folders of token files hold: documents, vocabulary, text that stands there twice, or in "
+        "validation and training. Reads every token and checks the files against meta.json.",
+        epilog="Exit code 2 if something is not what it should be.",
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="prepared, or bare .bin files")
+    parser.add_argument("--end-of-text", type=int, metavar="ID", help="the id between documents (default: meta.json's)")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="has tokenizer.json, for folders without one")
+    parser.add_argument("--samples", type=int, default=3, help="documents to show the beginning of (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses them (default: 0)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, histograms included")
+    parser.add_argument("--png", type=Path, metavar="FILE", help="draw a picture there; needs lmtrain[plot]")
+    options = parser.parse_args(list(arguments))
+    check(options)
+
+    found = []
+    with mistakes_of_the_user():
+        for folder in options.folders:
+            with PrepareProgress() as progress:
+                inspected = inspect(
+                    folder,
+                    tokenizer=options.tokenizer,
+                    end_of_text=options.end_of_text,
+                    samples=options.samples,
+                    seed=options.seed,
+                    progress=progress,
+                )
+            show(inspected)
+            found.append(inspected)
+        if options.json:
+            options.json.write_text(json.dumps({"folders": [each.as_json() for each in found]}, allow_nan=False) + "\n")
+            console.print(f"numbers: {options.json}", markup=False)
+        if options.png:
+            from lmtrain.data.picture import draw
+
+            draw(found, options.png)
+            console.print(f"picture: {options.png}", markup=False)
+    return 2 if any(inspected.problems for inspected in found) else 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """Finds the mistakes that would otherwise show after everything is read."""
+    for folder in options.folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{folder}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
+    if options.tokenizer and not (options.tokenizer / tokenizers.FILE).is_file():
+        raise ConfigError(f"--tokenizer {options.tokenizer}: no {tokenizers.FILE} there")
+    for name in ("samples", "seed", "end_of_text"):
+        if (getattr(options, name) or 0) < 0:
+            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 0")
+    for name in ("json", "png"):
+        file = getattr(options, name)
+        if file and file.is_dir():
+            raise ConfigError(f"--{name} {file}: is a folder; give a file")
+        if file and not file.parent.is_dir():
+            raise ConfigError(f"--{name} {file}: there is no folder {file.parent}")
+    if options.png and importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(f"--png {options.png}: needs matplotlib; install it with pip install 'lmtrain[plot]'")
+
+
+def show(inspected: Inspected) -> None:
+    console.print(f"\n{heading(inspected)}", markup=False, style="bold")
+    if inspected.splits:
+        console.print(numbers(inspected))
+        console.print(frequent(inspected))
+    begins = "a document begins at" if inspected.end_of_text is not None else "from"
+    for name, split in inspected.splits.items():
+        for sample in split.samples:
+            console.print(f"{name}: {begins} token {sample.position:,}", markup=False, style="dim")
+            console.print(textwrap.indent("\n".join(lines(sample)), "  │ "), markup=False)
+    for note in inspected.notes:
+        console.print(f"note: {note}", markup=False, style="yellow")
+    for problem in inspected.problems:
+        console.print(f"problem: {problem}", markup=False, style="bold red")
+    if inspected.meta and not inspected.problems:
+        console.print("checksums, ids and tokenizer are what meta.json says", style="green")
+
+
+def heading(inspected: Inspected) -> str:
+    """The folder and its totals in one line."""
+    facts = [f"{sum(split.statistics.tokens for split in inspected.splits.values()):,} tokens"]
+    if inspected.vocab_size:
+        facts.append(f"vocabulary of {inspected.vocab_size:,}")
+    if inspected.meta and inspected.meta.tokenizer.file:
+        facts.append(f"tokenizer {inspected.meta.tokenizer.kind}")
+    if inspected.end_of_text is not None:
+        facts.append(f"end of text {inspected.end_of_text}")
+    return f"{inspected.folder}: {', '.join(facts)}"
+
+
+def numbers(inspected: Inspected) -> Table:
+    """A column for each split, a section for each matter."""
+    table = Table("", *map(escape, inspected.splits))
+    for column in table.columns[1:]:
+        column.justify = "right"
+    of_splits = [
+        (_files(split), _documents(split), _vocabulary(split, inspected.vocab_size), _repeats(split))
+        for split in inspected.splits.values()
+    ]
+    for sections in zip(*of_splits, strict=True):
+        for title in dict.fromkeys(title for section in sections for title in section):
+            table.add_row(title, *(escape(section.get(title, "–")) for section in sections))
+        table.add_section()
+    return table
+
+
+def _files(split: SplitReport) -> dict[str, str]:
+    files = split.statistics.files
+    rows = {
+        "tokens": f"{split.statistics.tokens:,}",
+        "files": files[0].path.name if len(files) == 1 else f"{len(files)} shards",
+        "on disk": f"{si(split.statistics.bytes)}B as {split.statistics.dtype}",
+    }
+    if split.text_bytes and split.bytes_per_token:
+        rows["text"] = f"{si(split.text_bytes)}B, {split.bytes_per_token:.3f} a token"
+    return rows
+
+
+def _documents(split: SplitReport) -> dict[str, str]:
+    lengths = split.statistics.lengths
+    if not lengths or not lengths.total:
+        return {}
+    rows = {
+        "documents": f"{lengths.total:,}",
+        "tokens in one: median, mean": f"{lengths.quantile(0.5):,}, {lengths.mean:,.0f}",
+        "  shortest, 95%, longest": f"{lengths.lengths[0]:,}, {lengths.quantile(0.95):,}, {lengths.lengths[-1]:,}",
+    }
+    for tokens in LONGER_THAN:
+        if longer := lengths.longer_than(tokens):
+            rows[f"  longer than {tokens:,}"] = f"{longer:,} ({percent(longer / lengths.total)})"
+    return rows
+
+
+def _vocabulary(split: SplitReport, vocab_size: int | None) -> dict[str, str]:
+    statistics = split.statistics
+    of = f" of {vocab_size:,} ({percent(statistics.ids_in_use / vocab_size)})" if vocab_size else ""
+    nats = entropy(statistics.token_counts)
+    rows = {
+        "ids in use": f"{statistics.ids_in_use:,}{of}",
+        "largest id": f"{statistics.max_id:,}",
+        "entropy of a token by itself": f"{nats / math.log(2):.3f} bits",
+    }
+    if split.unigram_loss is not None:
+        rows["loss by train's token frequencies"] = f"{split.unigram_loss:.4f} nats"
+    if split.unigram_bits_per_byte:
+        rows["  bits per byte"] = f"{split.unigram_bits_per_byte:.4f}"
+    return rows
+
+
+def _repeats(split: SplitReport) -> dict[str, str]:
+    rows = {
+        "documents that repeat an earlier one": split.repeated_documents,
+        "documents that stand in train": split.documents_in_train,
+        f"{PASSAGE_TOKENS}-token passages that repeat": split.repeated_passages,
+        f"{PASSAGE_TOKENS}-token passages that stand in train": split.passages_in_train,
+    }
+    return {title: _share(repeats, "documents" in title) for title, repeats in rows.items() if repeats}
+
+
+def _share(repeats: Repeats, of_tokens: bool) -> str:
+    """How many repeat; an estimate is marked as one."""
+    if not repeats.repeated:
+        return "none" if repeats.looked_at == 1 else "none found"
+    share = percent(repeats.share) + (f"; {percent(repeats.share_of_tokens)} of tokens" if of_tokens else "")
+    return f"{repeats.repeated:,} ({share})" if repeats.looked_at == 1 else f"about {share}"
+
+
+def percent(number: float) -> str:
+    """At least two digits that count, so that what is rare is not 0%."""
+    return f"{number:.1%}" if number >= 0.01 else f"{100 * number:.2g}%"
+
+
+def frequent(inspected: Inspected) -> Table:
+    """The most frequent tokens of each split, with their share."""
+    table = Table("")
+    columns = []
+    for name, split in inspected.splits.items():
+        table.add_column(escape(f"most frequent in {name}"))
+        table.add_column("share", justify="right")
+        statistics = split.statistics
+        ids = statistics.most_frequent(FREQUENT)
+        shares = [f"{statistics.token_counts[i] / statistics.tokens:.2%}" for i in ids]
+        columns += [[token(inspected, i) for i in ids], shares]
+    for rank in range(max(map(len, columns))):
+        table.add_row(str(rank + 1), *(escape(column[rank]) if rank < len(column) else "" for column in columns))
+    return table
+
+
+def token(inspected: Inspected, number: int) -> str:
+    text = inspected.text_of(number)
+    return f"{number}" if text is None else f"{printable(text)!r} {number}"
+
+
+def lines(sample: Sample) -> list[str]:
+    """The first lines of the text, wrapped; ids where there is no text."""
+    text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
+    most = SAMPLE_LINES if sample.text is not None else 1
+    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(printable(line), TEXT_COLUMNS)]
+    return wrapped[:most] + ["…"] * (len(wrapped) > most)
+
+
+def printable(text: str) -> str:
+    """Without what moves a terminal's cursor or changes its colours."""
+    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)

@@ -1,0 +1,188 @@
+"""Text files as they lie on the disk: found, checked, hashed, and read by offset."""
+
+import codecs
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+READ_BYTES = 1 << 20
+
+Scanned = dict[str, int | str]  # what a scan notes of one file; JSON
+
+
+def matching(patterns: list[str], key: str = "prepare.source.files") -> dict[str, Path]:
+    """The files that match, sorted by path and named by it.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        expanded = str(Path(pattern).expanduser())
+        names = [expanded] if os.path.isfile(expanded) else glob.glob(expanded, recursive=True)
+        found.update(Path(name) for name in names if os.path.isfile(name))
+    if not found:
+        folders = [pattern for pattern in patterns if Path(pattern).expanduser().is_dir()]
+        hint = f"; for the files in the folder, write {folders[0]}/*, or {folders[0]}/**/*.txt" if folders else ""
+        raise ValueError(f"{key}={', '.join(patterns)}: no such file in {Path.cwd()}{hint}")
+    return {path.as_posix(): path for path in sorted(found)}
+
+
+def stamp(path: Path) -> tuple[int, int]:
+    """Size and modification time, by which a change of the file is noticed without reading it."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(name: str, path: Path, stamps: dict[str, tuple[int, int]]) -> None:
+    """Raises a ValueError if the file changed since `stamps` was told of it, or vanished; tells it of new ones."""
+    try:
+        now = stamp(path)
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    if stamps.setdefault(name, now) != now:
+        raise ValueError(f"{name}: has changed since the preparation began; prepare anew")
+
+
+def file_changes(
+    inputs: Mapping[str, Scanned],
+    paths: Mapping[str, Path],
+    stamps: dict[str, tuple[int, int]],
+    open_file: Callable[[Path], BinaryIO],
+) -> list[str]:
+    """What differs between files and an earlier scan of them, in words; unchanged ones are put down in `stamps`."""
+    changed = []
+    for name in sorted(inputs.keys() | paths.keys()):
+        if name not in inputs:
+            changed.append(f"{name}: new")
+            continue
+        then = inputs[name]
+        try:
+            now = stamp(paths[name])
+            if now[0] != then["bytes"]:
+                changed.append(f"{name}: {then['bytes']:,} → {now[0]:,} bytes")
+            elif now[1] != then["mtime_ns"] and file_sha256(paths[name], open_file) != then["sha256"]:
+                changed.append(f"{name}: contents changed")
+            else:
+                stamps[name] = now
+        except (KeyError, FileNotFoundError):
+            changed.append(f"{name}: gone")
+        except OSError as error:
+            changed.append(f"{name}: {error.strerror}")
+    return changed
+
+
+def file_sha256(path: Path, open_file: Callable[[Path], BinaryIO]) -> str:
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while chunk := file.read(READ_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Content:
+    """Hashes and checks a file as it goes by, and counts its text.
+
+    Raises:
+        ValueError: it is not UTF-8.
+    """
+
+    def __init__(self, name: str, separator: bytes | None) -> None:
+        self.name, self.separator = name, separator
+        self.sha256 = hashlib.sha256()
+        self.text_bytes = self.separators = 0
+        self._head = self._unfinished = self._tail = b""
+        self._bytes = 0
+
+    def add(self, chunk: bytes) -> None:
+        self.sha256.update(chunk)
+        if not self._bytes:
+            self._head = chunk[:1024]
+            if self._head.count(0) > len(self._head) // 4:  # UTF-16 of plain English is valid UTF-8
+                raise ValueError(f"{self.name}: not UTF-8 text{_hint(self._head)}")
+            self.text_bytes -= len(codecs.BOM_UTF8) * chunk.startswith(codecs.BOM_UTF8)
+        data = self._unfinished + chunk
+        try:
+            _, used = codecs.utf_8_decode(data, "strict", False)
+        except UnicodeDecodeError as error:
+            raise self._not_utf8(self._bytes - len(self._unfinished) + error.start, error.reason) from error
+        self._unfinished = data[used:]
+        self._bytes += len(chunk)
+        self.text_bytes += len(chunk)
+        if self.separator is not None:
+            pieces = (self._tail + chunk).split(self.separator)
+            self.separators += len(pieces) - 1
+            self.text_bytes -= len(self.separator) * (len(pieces) - 1)
+            self._tail = pieces[-1][max(0, len(pieces[-1]) - len(self.separator) + 1) :]
+
+    def end(self) -> None:
+        if self._unfinished:
+            raise self._not_utf8(self._bytes - len(self._unfinished), "it ends within a character")
+
+    def _not_utf8(self, position: int, reason: str) -> ValueError:
+        return ValueError(f"{self.name}: not UTF-8 text (byte {position:,}: {reason}){_hint(self._head)}")
+
+
+def _hint(head: bytes) -> str:
+    """What a file that is no text seems to be, and what to do."""
+    for magic, kind in (
+        (b"\x1f\x8b", "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstandard"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ\x00", "xz"),
+    ):
+        if head.startswith(magic):
+            return f"; it is compressed by {kind}, which the Hugging Face source reads (path=text or path=json)"
+    if head.startswith(b"PAR1"):
+        return "; it is Parquet, which the Hugging Face source reads (path=parquet)"
+    if head.startswith(b"PK\x03\x04"):
+        return "; it is a zip archive: unpack it"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+        return "; it looks like UTF-16: convert it (iconv -f utf-16 -t utf-8)"
+    return "; convert it (iconv -f latin1 -t utf-8, say), or leave it out"
+
+
+def some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+
+
+class Buffered:
+    """A file's bytes by offset, read in blocks."""
+
+    def __init__(self, file: BinaryIO, read_bytes: int) -> None:
+        self.file, self.read_bytes = file, read_bytes
+        self.size = file.seek(0, os.SEEK_END)
+        self._base, self._data = 0, b""
+
+    def read(self, start: int, end: int) -> bytes:
+        if start < self._base or end > self._base + len(self._data):
+            self._fill(start, max(end - start, self.read_bytes))
+        return self._data[start - self._base : end - self._base]
+
+    def from_byte(self, begin: int) -> Callable[[int, int], bytes]:
+        return lambda start, end: self.read(begin + start, begin + end)
+
+    def find(self, separator: bytes, start: int) -> int:
+        """Where the separator is next, or the file's end; no more is held than a block, however far that is."""
+        found = self._data.find(separator, start - self._base) if start >= self._base else -1
+        if found < 0:
+            self._fill(start, self.read_bytes)
+            found = self._data.find(separator)
+        if found >= 0:
+            return self._base + found
+        tail = self._data
+        end = start + len(tail)
+        while chunk := self.file.read(self.read_bytes):  # goes on after the block
+            tail = tail[max(0, len(tail) - len(separator) + 1) :]
+            if (found := (tail + chunk).find(separator)) >= 0:
+                return end - len(tail) + found
+            tail = tail + chunk
+            end += len(chunk)
+        return end
+
+    def _fill(self, start: int, size: int) -> None:
+        self.file.seek(start)
+        self._base, self._data = start, self.file.read(size)

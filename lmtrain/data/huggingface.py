@@ -1,0 +1,235 @@
+"""Text from JSON Lines, Parquet, CSV and hub datasets, through the `datasets` library (the extra `lmtrain[data]`)."""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from lmtrain.data.files import Scanned, check_unchanged, file_changes, file_sha256, matching, some, stamp
+from lmtrain.data.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
+from lmtrain.data.source import PART_BYTES, Advance, Document, Inputs, parts, utf8_bytes
+
+
+class HuggingFace:
+    """One document a row, named "split:row", from a format's `files`, a dataset folder, or a dataset of the hub.
+
+    `path` is a format (json, parquet, csv, arrow, or text for lines), a folder, or a hub id; `name` the configuration
+    of a dataset that has several. `files` may be compressed; those of several splits are given by split. `text` is the
+    field ("a.b" for one within another); a row where it is null or empty is no document. `revision` is a branch, tag
+    or commit of the hub; the commit it stands for at the first look is read to the end.
+
+    A row is held in memory whole; so are a Parquet row group's texts, and a JSON file that is one array.
+
+    Raises:
+        ValueError: the library is missing, or the arguments do not go together.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        splits: str | list[str] = "train",
+        files: str | list[str] | dict[str, str | list[str]] | None = None,
+        text: str = "text",
+        revision: str | None = None,
+    ) -> None:
+        if importlib.util.find_spec("datasets") is None:
+            raise ValueError("prepare.source: needs the datasets package; pip install 'lmtrain[data]'")
+        self.path, self.name, self.field, self.revision = path, name, text, revision
+        self.splits = [splits] if isinstance(splits, str) else splits
+        self.files = None if files is None else _by_split(files, self.splits)
+        self.is_local = path in FORMATS or Path(path).expanduser().is_dir()
+        self._check()
+        self.stamps: dict[str, tuple[int, int]] = {}
+        self._commit: str | None = None
+        self._dataset: Dataset | None = None
+
+    def _check(self) -> None:
+        key = f"prepare.source.path={self.path}"
+        if self.path in FORMATS and self.files is None:
+            raise ValueError(f"{key}: needs prepare.source.files, the files to read")
+        if self.path in FORMATS and self.name is not None:
+            raise ValueError(f"prepare.source.name={self.name}: files have no configurations")
+        if self.is_local and self.revision is not None:
+            raise ValueError(f"prepare.source.revision={self.revision}: files of this machine have none")
+        if self.is_local:
+            return
+        if Path(self.path).expanduser().is_file():
+            raise ValueError(f"{key}: is a file; give its format ({', '.join(FORMATS)}) as path, and it as files")
+        if self.path.startswith(("/", ".", "~")):
+            raise ValueError(f"{key}: no such folder in {Path.cwd()}")
+        if nearest := difflib.get_close_matches(self.path, FORMATS, 1):
+            raise ValueError(f"{key}: is no format; did you mean {nearest[0]!r}?")
+
+    def scan(self, advance: Advance) -> Inputs:
+        dataset = self.open()
+        if dataset.commit is not None:
+            for split, files in dataset.files.items():  # the first rows tell a wrong field at once
+                next(dataset.batches(split, next(iter(files))), None)
+            return {self.path: {"commit": dataset.commit}}
+        inputs: Inputs = {}
+        for split, files in dataset.files.items():
+            for name, path in files.items():
+                try:
+                    inputs[name] = self._scan_file(dataset, split, name, Path(path), advance)
+                except OSError as error:
+                    raise ValueError(f"{name}: {error.strerror or error}") from error
+        if not self.text_bytes(inputs):
+            raise ValueError(f"prepare.source.text={self.field}: no text in {some(list(inputs))}")
+        return inputs
+
+    def _scan_file(self, dataset: Dataset, split: str, name: str, path: Path, advance: Advance) -> Scanned:
+        self.stamps[name] = size, mtime_ns = stamp(path)
+        sha256 = file_sha256(path, _open_file)
+        check_zstandard(name, path)
+        rows = empty = text_bytes = 0
+        for _, count, texts in dataset.batches(split, name):
+            read = sum(utf8_bytes(text) for text in texts if text)
+            rows, empty, text_bytes = rows + count, empty + sum(not text for text in texts), text_bytes + read
+            advance(read)
+        check_unchanged(name, path, self.stamps)
+        counted = {"text_bytes": text_bytes, "rows": rows, "empty_rows": empty}
+        return {"bytes": size, "mtime_ns": mtime_ns, "sha256": sha256, **counted}
+
+    def text_bytes(self, inputs: Inputs) -> int | None:
+        # None for the hub: its own info counts the Arrow bytes of all columns, which is no measure of the text.
+        if any("text_bytes" not in scanned for scanned in inputs.values()):
+            return None
+        return sum(int(scanned["text_bytes"]) for scanned in inputs.values())
+
+    def changes(self, inputs: Inputs) -> list[str]:
+        then = inputs.get(self.path, {}).get("commit")
+        if then is None:
+            return file_changes(inputs, self._paths(), self.stamps, _open_file)
+        try:
+            self._commit = self._resolve()
+        except OSError:  # the hub is out of reach, so it has told of no change
+            self._commit = str(then)
+        return [] if self._commit == then else [f"{self.path}: commit {then} → {self._commit}"]
+
+    def _paths(self) -> dict[str, Path]:
+        """The files there are now; none are no error here."""
+        try:
+            # A format's are found without the library, whose import takes seconds.
+            files = self._matching() if self.path in FORMATS else self._opened(None).files
+        except (ValueError, OSError):
+            return {}
+        return {name: Path(file) for found in files.values() for name, file in found.items()}
+
+    def read(self, position: Any = None, *, part_bytes: int = PART_BYTES) -> "RowReader":
+        return RowReader(self, position, part_bytes)
+
+    def open(self, commit: str | None = None) -> Dataset:
+        """The dataset; one of the hub at that commit, or at the one that was seen first."""
+        if not self.is_local:
+            self._commit = commit or self._commit or self._resolve()
+        if self._dataset is None or self._dataset.commit != self._commit:
+            self._dataset = self._opened(self._commit)
+        return self._dataset
+
+    def _opened(self, commit: str | None) -> Dataset:
+        if self.path in FORMATS:
+            return open_files(self.path, self._matching(), self.field)
+        return open_dataset(self.path, self.name, self.splits, self.files, self.field, commit)
+
+    def _matching(self) -> dict[str, dict[str, str]]:
+        assert self.files is not None
+        return {
+            split: {name: str(path.absolute()) for name, path in matching(self.files[split]).items()}
+            for split in self.splits
+        }
+
+    def _resolve(self) -> str:
+        if self.revision is not None and re.fullmatch("[0-9a-f]{40}", self.revision):
+            return self.revision
+        return commit_of(self.path, self.revision)
+
+
+class RowReader:
+    """Reads rows: it is at a row of a file, `before` rows into the split, with `start` bytes of the row's text done."""
+
+    def __init__(self, source: HuggingFace, position: Any, part_bytes: int) -> None:
+        self.source, self.part_bytes = source, part_bytes
+        at = position or {"split": None, "file": None, "before": 0, "row": 0, "start": 0, "commit": None}
+        self._split: str | None = at["split"]
+        self._file: str | None = at["file"]
+        self._before: int = at["before"]  # rows of the split in earlier files
+        self._row: int = at["row"]
+        self._start: int = at["start"]
+        self._commit: str | None = at["commit"]
+        self._documents = self._read()
+
+    def __iter__(self) -> "RowReader":
+        return self
+
+    def __next__(self) -> Document:
+        return next(self._documents)
+
+    def position(self) -> Any:
+        if self._file is None:
+            return None
+        return {
+            "split": self._split,
+            "file": self._file,
+            "before": self._before,
+            "row": self._row,
+            "start": self._start,
+            "commit": self._commit,
+        }
+
+    def _read(self) -> Iterator[Document]:
+        dataset = self.source.open(self._commit)
+        self._commit = dataset.commit
+        splits = self.source.splits
+        for split in splits[0 if self._split is None else splits.index(self._split) :]:
+            if split != self._split:
+                self._split, self._file, self._before = split, None, 0
+            files = dataset.files[split]
+            names = list(files)
+            if self._file is not None and self._file not in files:
+                raise ValueError(f"{self._file}: is gone since the preparation began; prepare anew")
+            before = self._before
+            for name in names[0 if self._file is None else names.index(self._file) :]:
+                if name != self._file:
+                    self._file, self._before, self._row = name, before, 0
+                if self.source.is_local:
+                    check_unchanged(name, Path(files[name]), self.source.stamps)
+                for first, count, texts in dataset.batches(split, name, self._row):
+                    before += count
+                    for row, text in enumerate(texts, first):
+                        if text:
+                            yield from self._of_row(row, text)
+                if self.source.is_local:
+                    check_unchanged(name, Path(files[name]), self.source.stamps)
+
+    def _of_row(self, row: int, text: str) -> Iterator[Document]:
+        name = f"{self._split}:{self._before + row}"
+        data = text.encode() if 4 * len(text) > self.part_bytes else b""  # no character has more bytes
+        if len(data) <= self.part_bytes:
+            self._row = row + 1
+            yield Document(name, text)
+            return
+        for document, after in parts(name, len(data), partial(_slice, data), self._start, self.part_bytes):
+            self._row, self._start = (row, after) if after < len(data) else (row + 1, 0)
+            yield document
+
+
+def _by_split(files: str | list[str] | dict[str, str | list[str]], splits: list[str]) -> dict[str, list[str]]:
+    if not isinstance(files, dict):
+        if len(splits) != 1:
+            raise ValueError(f"prepare.source.splits={', '.join(splits)}: give files by split, {{{splits[0]}: …}}")
+        files = {splits[0]: files}
+    if missing := [split for split in splits if split not in files]:
+        raise ValueError(f"prepare.source.splits={missing[0]}: prepare.source.files has {', '.join(files)}")
+    return {split: [found] if isinstance(found, str) else found for split, found in files.items()}
+
+
+def _slice(data: bytes, start: int, end: int) -> bytes:
+    return data[start:end]
+
+
+def _open_file(path: Path) -> BinaryIO:
+    return path.open("rb")

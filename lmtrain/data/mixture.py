@@ -1,0 +1,198 @@
+"""Several datasets in given proportions, as one loader."""
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from fractions import Fraction
+from functools import reduce
+from itertools import chain
+from math import gcd
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
+
+from lmtrain.data.loader import Batch, Batches, Samples, inputs_and_targets
+from lmtrain.data.order import interleave
+from lmtrain.data.tokens import DataError
+
+LARGEST_PERIOD = 100_000  # samples after which the proportions repeat: five digits of a weight
+
+
+class Phase(NamedTuple):
+    """Samples from `start` on, until a source is used up: `members[slot]` says whose sample it is, again and again."""
+
+    start: int
+    period: npt.NDArray[np.int64]  # (D,) the source of each slot
+    before: npt.NDArray[np.int64]  # (D, K) samples of each source in the slots before
+    shares: npt.NDArray[np.int64]  # (K,) samples of each source in a whole period
+    used: npt.NDArray[np.int64]  # (K,) samples of each source before this phase
+
+
+class Mixture:
+    """Samples of several folders of token files, `weights[name]` of them from `paths[name]`, in any unit.
+
+    Which sample of which source a batch holds is a pure function of (weights, seed, index). In the first n samples
+    each source has its share to within one block, for every n; so in any window, too, if there are two sources, and
+    to within two blocks if there are more (within one is impossible then: Fraenkel's conjecture). A source that was
+    seen `max_epochs[name]` times drops out, and the others share its place in their proportions.
+
+    Raises:
+        DataError: a folder is damaged, or was made with another tokenizer than the first; from reading, when every
+            source is used up.
+        ValueError: names that differ between paths and weights; weights of too many digits.
+    """
+
+    def __init__(
+        self,
+        paths: dict[str, str],
+        weights: dict[str, PositiveFloat],
+        split: str,
+        batch_size: PositiveInt,
+        block_size: PositiveInt,
+        seed: NonNegativeInt,
+        max_epochs: dict[str, PositiveInt] = {},  # noqa: B006 – never changed
+        order: Literal["shuffle", "random", "sequential"] = "shuffle",
+        vocab_size: PositiveInt | None = None,
+    ) -> None:
+        if not paths or paths.keys() != weights.keys():
+            raise ValueError(f"data.weights: needs one for each of data.paths ({', '.join(paths) or 'none given'})")
+        if unknown := max_epochs.keys() - paths.keys():
+            raise ValueError(f"data.max_epochs.{min(unknown)}: no such source; there are {', '.join(paths)}")
+        self.split, self.batch_size, self.block_size, self.seed = split, batch_size, block_size, seed
+        self.path = " + ".join(paths.values())
+        self.sources = {
+            name: Samples(Path(path), split, block_size, seed, order, f"{split}/{name}", vocab_size)
+            for name, path in paths.items()
+        }
+        self._weights = weights
+        _check_tokenizers(self.sources)
+        limits = [
+            # Validation looks at the whole split, or at as much of it as it is told to.
+            samples.blocks * max_epochs[name] if split == "train" and name in max_epochs else None
+            for name, samples in self.sources.items()
+        ]
+        self._phases, self._end = plan(shares(weights), limits)
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(len(samples.tokens) for samples in self.sources.values())
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """UTF-8 bytes of source text a token of this split stands for; None where a folder does not say."""
+        splits = [samples.meta.splits[self.split] for samples in self.sources.values() if samples.meta]
+        if len(splits) < len(self.sources):
+            return None
+        return sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the contents of any source, with their names and their weights."""
+        parts = [(name, samples.tokens.fingerprint, self._weights[name]) for name, samples in self.sources.items()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def epochs(self, samples: int) -> Mapping[str, float]:
+        """How often each source has been seen after so many samples."""
+        _, numbers = self._assign(samples if self._end is None else min(samples, self._end), 0)
+        return {name: n / source.blocks for n, (name, source) in zip(numbers, self.sources.items(), strict=True)}
+
+    def batch(self, index: int) -> Batch:
+        """Micro-batch `index` ≥ 0: x and y, int64 (B, T) on the CPU.
+
+        Raises:
+            DataError: every source has been seen as often as `max_epochs` allows.
+        """
+        first = index * self.batch_size
+        if self._end is not None and first + self.batch_size > self._end:
+            raise DataError(
+                f"data.max_epochs: all sources are used up after {self._end:,} samples; allow more, or train for "
+                "fewer steps (trainer.max_steps)"
+            )
+        source_of, firsts = self._assign(first, self.batch_size)
+        dtype = np.result_type(*(samples.tokens.dtype for samples in self.sources.values()))
+        windows = np.empty((self.batch_size, self.block_size + 1), dtype)
+        for number, samples in enumerate(self.sources.values()):
+            rows = source_of == number
+            if count := int(rows.sum()):
+                windows[rows] = samples.windows(int(firsts[number]), count)
+        return inputs_and_targets(windows)
+
+    def whole_split(self) -> Batches:
+        """Every target token of every source's split once, one source after the other."""
+        return chain.from_iterable(samples.whole_split(self.batch_size) for samples in self.sources.values())
+
+    def _assign(self, first: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The source of each of `count` samples from `first` on, and how many samples of each source are before."""
+        source_of = np.empty(count, np.int64)
+        starts = [phase.start for phase in self._phases]
+        current = bisect_right(starts, first) - 1
+        phase = self._phases[current]
+        whole, slot = divmod(first - phase.start, len(phase.period))
+        before = phase.used + whole * phase.shares + phase.before[slot]
+        done = 0
+        while done < count:
+            phase = self._phases[current]
+            end = starts[current + 1] if current + 1 < len(starts) else first + count
+            here = np.arange(first + done, min(end, first + count)) - phase.start
+            source_of[done : done + len(here)] = phase.period[here % len(phase.period)]
+            done, current = done + len(here), current + 1
+        return source_of, before
+
+
+def shares(weights: Mapping[str, float]) -> list[int]:
+    """The smallest whole numbers in the proportions of the weights, taken as the decimals they are written as.
+
+    Raises:
+        ValueError: they add up to more than LARGEST_PERIOD.
+    """
+    exact = [Fraction(repr(weight)) for weight in weights.values()]
+    common = reduce(lambda a, b: a * b // gcd(a, b), (weight.denominator for weight in exact))
+    whole = [int(weight * common) for weight in exact]
+    whole = [weight // gcd(*whole) for weight in whole]
+    if sum(whole) > LARGEST_PERIOD:
+        written = ", ".join(f"{name}={weight}" for name, weight in weights.items())
+        raise ValueError(
+            f"data.weights: {written} repeat only after {sum(whole):,} samples, more than {LARGEST_PERIOD:,}; round "
+            "them to shares of three digits, say"
+        )
+    return whole
+
+
+def plan(weights: list[int], limits: list[int | None]) -> tuple[list[Phase], int | None]:
+    """The phases in which ever fewer sources are left, and the sample after the last (None: it goes on for ever)."""
+    phases: list[Phase] = []
+    used = np.zeros(len(weights), np.int64)
+    start = 0
+    left = list(range(len(weights)))
+    while left:
+        share = np.zeros(len(weights), np.int64)
+        share[left] = [weights[k] // gcd(*(weights[j] for j in left)) for k in left]
+        period = np.array(left)[interleave([int(share[k]) for k in left])]
+        each = period[:, None] == np.arange(len(weights))  # (D, K)
+        before = np.cumsum(each, axis=0) - each
+        phases.append(Phase(start, period, before, share, used))
+        ends = {}
+        for k in left:
+            limit = limits[k]
+            if limit is not None:
+                whole, last = divmod(limit - int(used[k]) - 1, int(share[k]))
+                ends[k] = whole * len(period) + int(np.flatnonzero(period == k)[last]) + 1
+        if not ends:
+            return phases, None
+        length = min(ends.values())
+        whole, slot = divmod(length, len(period))
+        used = used + whole * share + before[slot]
+        start += length
+        left = [k for k in left if limits[k] is None or used[k] < (limits[k] or 0)]
+    return phases, start
+
+
+def _check_tokenizers(sources: Mapping[str, Samples]) -> None:
+    made_with = {name: samples.meta.tokenizer.sha256 for name, samples in sources.items() if samples.meta}
+    first = next(iter(made_with), "")
+    for name, sha256 in made_with.items():
+        if sha256 != made_with[first]:
+            raise DataError(f"data.paths.{name}: made with another tokenizer than data.paths.{first}")

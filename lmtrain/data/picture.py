@@ -1,0 +1,212 @@
+"""Folders of token files as a picture: how frequent tokens are, how long documents, and how validation differs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, PercentFormatter
+
+from lmtrain.console import si
+from lmtrain.data.inspection import Inspected
+from lmtrain.data.statistics import Lengths
+
+ROW_INCHES = 4.6
+COLORS = ("#2f6db3", "#dd6b20", "#3a8f3a", "#7b5aa6")
+BLOCK_SIZES = (512, 1024, 2048, 4096, 8192)
+BINS_A_DECADE = (4, 16)  # for few and for many documents
+CURVE_POINTS = 2000
+CLOUD_POINTS = 100_000
+NAMED = 12  # tokens
+TITLE_PATH = 60  # characters
+STYLE: Any = {
+    "font.size": 9.5,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "legend.frameon": False,
+    "text.parse_math": False,
+}
+
+
+def draw(folders: Sequence[Inspected], path: Path) -> None:
+    """Writes a PNG with a row for each folder that could be read."""
+    shown = [folder for folder in folders if folder.splits]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14, ROW_INCHES * max(1, len(shown))), dpi=120, layout="constrained")
+        FigureCanvasAgg(figure)
+        for row, folder in enumerate(shown):
+            _draw_row(figure.add_subfigure(figure.add_gridspec(len(shown), 1)[row]), folder)
+        figure.savefig(path, format="png")
+
+
+def _draw_row(figure: SubFigure, folder: Inspected) -> None:
+    total = sum(split.statistics.tokens for split in folder.splits.values())
+    of = f"vocabulary of {folder.vocab_size:,}" if folder.vocab_size else "vocabulary unknown"
+    parts = [f"{name} {si(split.statistics.tokens)}" for name, split in folder.splits.items()]
+    name = str(folder.folder)
+    name = name if len(name) <= TITLE_PATH else f"…{name[-TITLE_PATH:]}"
+    figure.suptitle(f"{name}: {si(total)} tokens ({', '.join(parts)}), {of}", fontsize=13, fontweight="bold")
+    left, middle, right = axes = figure.subplots(1, 3)
+    _draw_frequencies(left, folder)
+    if any(lengths and lengths.total for lengths in _lengths(folder).values()):
+        _draw_lengths(middle, folder)
+    else:
+        _draw_coverage(middle, folder)
+    if {"train", "val"} <= folder.splits.keys():
+        _draw_comparison(right, folder)
+    else:
+        _draw_most_frequent(right, folder)
+    for each in axes:
+        each.minorticks_off()  # on logarithmic axes they take most of the drawing time
+
+
+def _draw_frequencies(axes: Axes, folder: Inspected) -> None:
+    """Zipf's curve."""
+    for (name, split), color in zip(folder.splits.items(), _colors(folder), strict=True):
+        shares = _sorted_shares(folder, name)
+        ranks = _ranks(len(shares))
+        axes.loglog(ranks, shares[ranks - 1], color=color, linewidth=2, label=_with(name, split.statistics.ids_in_use))
+    guide = np.array([1, len(shares)])
+    axes.loglog(
+        guide, shares[min(9, len(shares) - 1)] * 10 / guide, "--", color="#999999", linewidth=1, label="1 / rank"
+    )
+    axes.set(title="How frequent tokens are", xlabel="rank of the id", ylabel="share of tokens")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(_percent())
+    axes.legend(loc="lower left")
+
+
+def _with(name: str, ids: int) -> str:
+    return f"{name}: {ids:,} ids in use"
+
+
+def _draw_coverage(axes: Axes, folder: Inspected) -> None:
+    for name, color in zip(folder.splits, _colors(folder), strict=True):
+        shares = np.cumsum(_sorted_shares(folder, name))
+        ranks = _ranks(len(shares))
+        axes.semilogx(ranks, shares[ranks - 1], color=color, linewidth=2, label=name)
+    axes.set(
+        title="What the most frequent ids make up", xlabel="most frequent ids", ylabel="share of tokens", ylim=(0, 1)
+    )
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.legend(loc="upper left")
+
+
+def _draw_lengths(axes: Axes, folder: Inspected) -> None:
+    lengths = _lengths(folder)
+    counts = [counted for counted in lengths.values() if counted and counted.total]
+    shortest, longest = min(c.lengths[0] for c in counts), max(c.lengths[-1] for c in counts)
+    low, high = np.log10(shortest), np.log10(longest + 1)
+    a_decade = np.clip(1.3 * min(c.total for c in counts) ** (1 / 3), *BINS_A_DECADE)
+    edges = np.logspace(low, high, int(a_decade * (high - low)) + 2)
+    for (name, counted), color in zip(lengths.items(), _colors(folder), strict=True):
+        if counted and counted.total:
+            shares, _ = np.histogram(counted.lengths, edges, weights=counted.documents / counted.total)
+            label = f"{name}: {counted.total:,}, median {counted.quantile(0.5):,}"
+            axes.stairs(shares, edges, color=color, fill=True, alpha=0.18)
+            axes.stairs(shares, edges, color=color, linewidth=1.8, label=label)
+    for size in BLOCK_SIZES:
+        if shortest < size < longest:
+            axes.axvline(size, color="#999999", linewidth=0.8, linestyle=":")
+    axes.set(title="How long documents are", ylabel="share of documents", xscale="log")
+    axes.set_xlabel(f"tokens in the document (dotted: {BLOCK_SIZES[0]}, {BLOCK_SIZES[1]}, …)")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(loc="upper left")
+
+
+def _draw_comparison(axes: Axes, folder: Inspected) -> None:
+    """Every id's share in train and val; names those that add most to the divergence between the two."""
+    counts = [folder.splits[name].statistics.token_counts for name in ("train", "val")]
+    both = np.zeros((2, max(map(len, counts))))
+    for row, count in zip(both, counts, strict=True):
+        row[: len(count)] = count
+    seen = np.flatnonzero(both.any(axis=0))
+    seen = seen[np.argsort(-both[:, seen].sum(axis=0), kind="stable")[:CLOUD_POINTS]]
+    # What is in one of them only is drawn as half a token in the other.
+    train, val = np.maximum(both[:, seen], 0.5) / both.sum(axis=1, keepdims=True)
+    axes.loglog(train, val, "o", color=COLORS[0], markersize=3, alpha=0.3, markeredgewidth=0)
+    ends = [min(train.min(), val.min()), max(train.max(), val.max())]
+    axes.loglog(ends, ends, "--", color="#999999", linewidth=1)
+    divergence = (val - train) * np.log(val / train)
+    places = np.log([train, val]).T / np.log(max(2, ends[1] / ends[0]))  # (ids, 2), in widths of the axes
+    named: list[int] = []
+    for point in np.argsort(-divergence)[: 3 * NAMED].tolist():
+        above = bool(val[point] > train[point])
+        too_near = (np.abs(places[named] - places[point]) < (0.2, 0.045)).all(axis=1).any()
+        if too_near or len(named) == NAMED or not divergence[point]:
+            continue
+        named.append(point)
+        axes.plot(train[point], val[point], "o", color=COLORS[1], markersize=4)
+        axes.annotate(
+            _name(folder, int(seen[point])),
+            (float(train[point]), float(val[point])),
+            (-4, 3) if above else (4, -3),
+            textcoords="offset points",
+            ha="right" if above else "left",
+            va="bottom" if above else "top",
+            fontsize=8.5,
+        )
+    axes.margins(0.12)
+    axes.set(
+        title="Where train and val differ most",
+        xlabel="share of train's tokens (leftmost: none)",
+        ylabel="share of val's tokens (lowest: none)",
+    )
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(_percent())
+        axis.set_major_locator(LogLocator(numticks=6))
+
+
+def _draw_most_frequent(axes: Axes, folder: Inspected) -> None:
+    name, split = next(iter(folder.splits.items()))
+    ids = split.statistics.most_frequent(20)
+    shares = split.statistics.token_counts[ids] / split.statistics.tokens
+    axes.barh(np.arange(len(ids)), shares, color=COLORS[0])
+    axes.set_yticks(np.arange(len(ids)), [_name(folder, i) for i in ids])
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    axes.set(title=f"The most frequent tokens of {name}", xlabel="share of tokens")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _lengths(folder: Inspected) -> dict[str, Lengths | None]:
+    return {name: split.statistics.lengths for name, split in folder.splits.items()}
+
+
+def _colors(folder: Inspected) -> list[str]:
+    return [COLORS[i % len(COLORS)] for i in range(len(folder.splits))]
+
+
+def _sorted_shares(folder: Inspected, name: str) -> npt.NDArray[np.float64]:
+    """Of the ids that occur, the most frequent first."""
+    counts = folder.splits[name].statistics.token_counts
+    shares: npt.NDArray[np.float64] = -np.sort(-counts[counts > 0]) / max(1, counts.sum())
+    return shares
+
+
+def _ranks(ids: int) -> npt.NDArray[np.int64]:
+    """From 1 on, closer together where they are few."""
+    return np.unique(np.geomspace(1, ids, CURVE_POINTS).astype(np.int64))
+
+
+def _name(folder: Inspected, token: int) -> str:
+    text = folder.text_of(token)
+    if text is None:
+        return str(token)
+    return repr(text) if all(ord(character) < 0x500 for character in text) else ascii(text)  # what the font has
+
+
+def _percent() -> FuncFormatter:
+    return FuncFormatter(lambda share, _: np.format_float_positional(100 * share, precision=9, trim="-") + "%")

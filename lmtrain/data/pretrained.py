@@ -1,0 +1,74 @@
+"""Finds the `tokenizer.json` that a path or a name on the Hugging Face hub stands for."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lmtrain.data.stored_tokenizer import CONFIG_FILE, FILE
+
+# Whatever a tokenizer may consist of, and no weights.
+_HUB_FILES = [FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json"]
+_SLOW_FILES = ["*.model", "vocab*", "merges.txt", "*.tiktoken"]  # what can be made into a tokenizer.json
+
+# transformers imports torch, which stays out of this process.
+_CONVERT = """
+import sys
+from transformers import AutoTokenizer
+AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
+"""
+
+
+@contextmanager
+def tokenizer_file(path: str) -> Iterator[Path]:
+    """The file, with the settings of its folder beside it; it may go away afterwards.
+
+    Raises:
+        ValueError: there is none, and none can be fetched or made; begins with what is wrong.
+    """
+    here = Path(path).expanduser()
+    if here.is_file():
+        yield here
+        return
+    folder = here if here.is_dir() else _fetched(path)
+    if (folder / FILE).is_file():
+        yield folder / FILE
+        return
+    if not any(file for pattern in _SLOW_FILES for file in folder.glob(pattern)):
+        raise ValueError(f"no {FILE} in it, nor anything that one could be made from")
+    with tempfile.TemporaryDirectory() as made:
+        _convert(folder, Path(made))
+        yield Path(made) / FILE
+
+
+def _fetched(name: str) -> Path:
+    """The folder that the hub's files were put into, now or earlier."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*_HUB_FILES, *_SLOW_FILES]))
+    except Exception as error:  # of many kinds: no network, no such name, no access, a name that can't be one
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"no such file or folder in {Path.cwd()}, and not to be had from the Hugging Face hub ({reason[0]})"
+        ) from error
+
+
+def _convert(folder: Path, into: Path) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(
+            f"has no {FILE}, and making one needs the transformers package: pip install 'lmtrain[transformers]'"
+        )
+    done = subprocess.run(
+        [sys.executable, "-c", _CONVERT, folder.absolute(), into],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode or not (into / FILE).is_file():
+        reason = done.stderr.strip().splitlines() or ["it has no fast form of this kind"]
+        raise ValueError(f"has no {FILE}, and transformers could not make one ({reason[-1]})")

@@ -1,0 +1,269 @@
+"""Rows of datasets as the `datasets` library streams them, a file at a time, with the text of each."""
+
+import copy
+import importlib
+import importlib.util
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+FORMATS = ("json", "parquet", "csv", "text", "arrow")
+BATCH_ROWS = 64  # turned into Python strings at once
+BLOCK_BYTES = 1 << 20  # of lines that the library holds at once; its own 10 MB are three times slower
+MISTAKES = {  # among errors of the hub
+    "DataFilesNotFoundError",
+    "DatasetNotFoundError",
+    "EmptyDatasetError",
+    "GatedRepoError",
+    "RepositoryNotFoundError",
+    "RevisionNotFoundError",
+}
+
+Files = dict[str, dict[str, str]]  # by split and name: what the library opens
+
+
+class Dataset:
+    """Files, and the texts of one field of their rows.
+
+    A place in it is a row of a file. The library's own `state_dict` says the same (going on from it reads the file from
+    its start, too), but is kept row by row, which is three times slower than batches.
+
+    JSON Lines are read as lines and parsed here. The library's JSON reader takes the types of all fields from the first
+    10 MB; a later value of another type, in whatever field, is an error to it, or silently changes texts: a number
+    among them quotes and escapes its neighbours.
+    """
+
+    def __init__(self, builder: Any, lines: Any, files: Files, field: str, commit: str | None = None) -> None:
+        self.builder, self.lines, self.files, self.field, self.commit = builder, lines, files, field, commit
+        for by_line in (builder, lines) if builder.name == "text" else (lines,):
+            _set(by_line, encoding="utf-8-sig", chunksize=BLOCK_BYTES)
+        if builder.name == "json":  # for files that are one array
+            _set(builder, on_mixed_types=None, parse_agent_traces=False)
+        if builder.name == "csv":
+            _set(builder, keep_default_na=False, na_filter=False, chunksize=1000)  # "NA" is a text
+        if "." in field:  # a column of that name, or one within another: the columns will tell
+            return
+        if builder.name == "csv":
+            text = library("datasets").Value("string")  # also where all of them look like numbers
+            _set(builder, usecols=[field], features=library("datasets").Features({field: text}))
+        if builder.name == "parquet":
+            _set(builder, columns=[field])
+        if builder.name == "parquet" and commit is None:  # in blocks; over a network, whole columns are faster
+            options = {"pre_buffer": False, "use_buffered_stream": True, "buffer_size": BLOCK_BYTES}
+            _set(builder, fragment_scan_options=library("pyarrow.dataset").ParquetFragmentScanOptions(**options))
+
+    def batches(self, split: str, name: str, skip: int = 0) -> Iterator[tuple[int, int, list[str | None]]]:
+        """Rows of a file in batches: the first one's number, how many, their texts (those before row `skip` without).
+
+        Raises:
+            ValueError: a row that is no text, or a file that can't be read.
+            OSError: the hub or the disk does not answer.
+        """
+        tables, texts = self._tables_and_texts(split, name)
+        row = 0
+        for table in tables:
+            skipped = min(max(skip - row, 0), table.num_rows)
+            if skipped:
+                yield row, skipped, []
+            if skipped < table.num_rows:
+                yield row + skipped, table.num_rows - skipped, texts(name, row + skipped, table.slice(skipped))
+            row += table.num_rows
+
+    def _tables_and_texts(
+        self, split: str, name: str
+    ) -> tuple[Iterator[Any], Callable[[str, int, Any], list[str | None]]]:
+        if self.builder.name == "json":
+            tables = self._tables(self.lines, split, name)
+            first = next(tables, None)
+            lines = [] if first is None else first.column("text").to_pylist()
+            if not next((line for line in lines if line.strip()), "").lstrip().startswith("["):
+                return chain([] if first is None else [first], tables), self._of_lines
+        return self._tables(self.builder, split, name), self._of_columns
+
+    def _tables(self, builder: Any, split: str, name: str) -> Iterator[Any]:
+        try:
+            yield from self._stream(builder, split, name).with_format("arrow").iter(BATCH_ROWS)
+        except Exception as error:  # of whatever library opens, unpacks or parses the file
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            if self.commit is not None and not isinstance(error, ValueError):
+                raise OSError(f"{name}: {one_line(error)}") from error
+            self._check_column(split, name)
+            hint = "; rename it, as [ ] and :: in a name confuse the library" if re.search(r"\[|\]|::", name) else ""
+            raise ValueError(f"{name}: can't be read as {self.builder.name} ({one_line(error)}){hint}") from error
+
+    def _stream(self, builder: Any, split: str, name: str, **options: Any) -> Any:
+        data_files = library("datasets.data_files")
+        one = object.__new__(type(builder))  # copy.copy would share the attributes, which reading changes
+        one.__dict__ |= builder.__dict__ | {"config": copy.copy(builder.config), "info": copy.copy(builder.info)}
+        file = data_files.DataFilesList([self.files[split][name]], [()])
+        _set(one, data_files=data_files.DataFilesDict({split: file}), **options)
+        return one.as_streaming_dataset(split)
+
+    def _check_column(self, split: str, name: str) -> None:
+        """Raises a ValueError if a file can't be read since the column is not there."""
+        try:
+            stream = self._stream(self.builder, split, name, columns=None, usecols=None, features=None)
+            columns = next(stream.with_format("arrow").iter(1)).column_names
+        except Exception:  # it is for another reason
+            return
+        if self.field.split(".")[0] not in columns:
+            raise ValueError(f"{name} {_no_field(self.field, columns)}")
+
+    def _of_columns(self, name: str, first: int, table: Any) -> list[str | None]:
+        column = self.field if self.field in table.column_names else self.field.split(".")[0]
+        if column not in table.column_names:
+            raise ValueError(f"{name} {_no_field(column, table.column_names)}")
+        values = table.column(column).to_pylist()
+        return _each(values, lambda value: self._text({column: value}), f"{name}, row", first)
+
+    def _of_lines(self, name: str, first: int, table: Any) -> list[str | None]:
+        return _each(table.column("text").to_pylist(), self._of_line, f"{name}, line", first + 1)
+
+    def _of_line(self, line: str) -> str | None:
+        if not line.strip():
+            return None
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is not JSON ({error}); each line is to be an object") from error
+        text = self._text(row)
+        if text is not None and not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise ValueError(f"has half a character ({text[error.start]!a}) in {self.field}") from error
+        return text
+
+    def _text(self, row: Any) -> str | None:
+        value = row
+        for field in [self.field] if isinstance(row, dict) and self.field in row else self.field.split("."):
+            if value is None:
+                return None
+            if not isinstance(value, dict):
+                raise ValueError(f"is of the type {type(value).__name__}, without a field {field!r}")
+            if field not in value:
+                raise ValueError(_no_field(field, value))
+            value = value[field]
+        if value is None or isinstance(value, str):
+            return value
+        raise ValueError(f"has no text in {self.field}, but the type {type(value).__name__}")
+
+
+def _each(values: Iterable[Any], text: Callable[[Any], str | None], where: str, first: int) -> list[str | None]:
+    texts: list[str | None] = []
+    try:
+        for value in values:
+            texts.append(text(value))
+    except ValueError as error:
+        raise ValueError(f"{where} {first + len(texts)} {error}") from error
+    return texts
+
+
+def _no_field(field: str, there: Iterable[Any]) -> str:
+    return f"has no field {field!r} (prepare.source.text), but {', '.join(map(str, there))}"
+
+
+def open_files(kind: str, files: Files, field: str) -> Dataset:
+    """Files of this machine."""
+    with TemporaryDirectory() as cache:
+        return Dataset(_builder(kind, cache), _builder("text", cache), files, field)
+
+
+def open_dataset(
+    path: str,
+    name: str | None,
+    splits: list[str],
+    patterns: dict[str, list[str]] | None,
+    field: str,
+    commit: str | None,
+) -> Dataset:
+    """A dataset folder, or a dataset of the hub if there is a commit.
+
+    Raises:
+        ValueError: it has no such configuration, split or files, or others than rows.
+        OSError: the hub does not answer.
+    """
+    key = f"prepare.source.path={path}"
+    place = path if commit else Path(path).expanduser().absolute().as_posix()
+    with TemporaryDirectory() as cache:
+        try:
+            builder = library("datasets").load_dataset_builder(
+                place, name, data_files=patterns, revision=commit, cache_dir=cache
+            )
+        except Exception as error:
+            raise _failed(key, error, commit is not None) from error
+        if builder.name not in FORMATS:
+            raise ValueError(f"{key}: is of the kind {builder.name}; {', '.join(FORMATS)} can be read")
+        there = builder.config.data_files
+        if missing := [split for split in splits if split not in there]:
+            raise ValueError(f"prepare.source.splits={missing[0]}: {path} has {', '.join(map(str, there))}")
+        within = f"hf://datasets/{path}@{commit}/" if commit else f"{place}/"
+        shown = "" if commit else f"{Path(path).as_posix()}/"
+        files = {split: {shown + file.removeprefix(within): file for file in there[split]} for split in splits}
+        return Dataset(builder, _builder("text", cache), files, field, commit)
+
+
+def commit_of(path: str, revision: str | None) -> str:
+    """The commit that a revision of a hub dataset stands for.
+
+    Raises:
+        ValueError: there is none.
+        OSError: the hub does not answer.
+    """
+    try:
+        return str(library("huggingface_hub").HfApi().dataset_info(path, revision=revision).sha)
+    except Exception as error:
+        raise _failed(f"prepare.source.path={path}: is no folder here, and the hub", error, True) from error
+
+
+def library(module: str) -> Any:
+    """A module of `datasets` or below it, which are slow to import and talkative; what matters comes as an error."""
+    datasets = importlib.import_module("datasets")
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)
+    importlib.import_module("huggingface_hub.utils.logging").set_verbosity(logging.CRITICAL)
+    return importlib.import_module(module)
+
+
+def _builder(kind: str, cache: str) -> Any:
+    return getattr(library(f"datasets.packaged_modules.{kind}.{kind}"), kind.capitalize())(cache_dir=cache)
+
+
+def _set(builder: Any, **options: Any) -> None:
+    for key, value in options.items():
+        if hasattr(builder.config, key):  # not each format and version has each
+            setattr(builder.config, key, value)
+
+
+def _failed(what: str, error: Exception, on_hub: bool) -> ValueError | OSError:
+    """A mistake of the user's, or a hub that does not answer now but may later."""
+    mistake = not on_hub or isinstance(error, ValueError) or type(error).__name__ in MISTAKES
+    return (ValueError if mistake else OSError)(f"{what}: {one_line(error)}")
+
+
+def one_line(error: Exception) -> str:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line if len(line) <= 300 else f"{line[:300]} …"
+
+
+def check_zstandard(name: str, path: Path) -> None:
+    """Raises a ValueError if a zstandard file ends early, which the library takes for its end."""
+    with path.open("rb") as file:
+        if file.read(4) != b"\x28\xb5\x2f\xfd" or importlib.util.find_spec("zstandard") is None:
+            return
+        file.seek(0)
+        zstandard = importlib.import_module("zstandard")
+        frame = None
+        while chunk := file.read(1 << 16):  # which may unpack to much
+            while chunk:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame.decompress(chunk)
+                chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+        if frame is not None:
+            raise ValueError(f"{name}: ends early, as a copy does that was broken off")

@@ -1,0 +1,195 @@
+"""A split's tokens as one sequence, whatever files they lie in.
+
+Read are `<split>.bin`, numbered shards (`train_000000.bin`, `fineweb_train_000001.bin`), and shards with the header of
+256 int32 that llm.c and modded-nanogpt write. A folder without `meta.json` is uint16 unless a header says otherwise.
+"""
+
+import hashlib
+import mmap
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lmtrain.data.tokens import DTYPES, DataError, Meta, Tokens, read_meta
+
+HEADER_BYTES = 256 * 4
+# (magic, version) → dtype; the third number is the token count. Source: dev/data/data_common.py of llm.c.
+HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
+
+MAPPED_BYTES = 256 << 20  # larger splits give their pages back now and then: they would count as the process's memory
+
+
+class TokenFile(NamedTuple):
+    """One open file: where its tokens begin, and how many there are."""
+
+    path: Path
+    mapped: mmap.mmap
+    offset: int  # bytes
+    size: int  # bytes, when it was opened
+    tokens: Tokens
+
+
+class TokenFiles:
+    """The tokens of `<folder>/<split>`, mapped into memory, read-only; opening is O(1) in their number.
+
+    Raises:
+        DataError: no file, or one that is empty or not of the size that its dtype, its header or `meta.json` says;
+            from reading, one that became shorter meanwhile.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        self.folder, self.split = folder, split
+        self.meta: Meta | None = read_meta(folder)
+        self.files = [_open(path, self.meta) for path in find(folder, split, self.meta)]
+        dtypes = {file.tokens.dtype.name for file in self.files}
+        if len(dtypes) > 1:
+            raise DataError(f"{folder}: the shards of {split} are of different types ({', '.join(sorted(dtypes))})")
+        if self.meta:
+            self._check_against(self.meta)
+        self.dtype = self.files[0].tokens.dtype
+        self.ends = np.cumsum([len(file.tokens) for file in self.files])
+        self._large = sum(file.size for file in self.files) > MAPPED_BYTES
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the contents: the split's checksum, or the sizes and ends of files that have none."""
+        if self.meta is not None:
+            return self.meta.splits[self.split].sha256
+        digest = hashlib.sha256()
+        for file in self.files:
+            end = 1 << 20
+            digest.update(str(file.size).encode())
+            digest.update(file.mapped[:end])
+            digest.update(file.mapped[-end:])
+        return digest.hexdigest()
+
+    def windows(self, offsets: npt.NDArray[np.int64], length: int) -> Tokens:
+        """Copies of the `length` tokens from each offset on: (len(offsets), length)."""
+        if len(self.files) == 1:
+            file = self.files[0]
+            _check_size(file)
+            # Row i of this view is the window that starts at token i, so the copy is one gather.
+            step, count = file.tokens.itemsize, len(file.tokens) - length + 1
+            view: Tokens = np.ndarray((count, length), self.dtype, file.mapped, file.offset, (step, step))
+            windows: Tokens = view[offsets]
+            return windows
+        windows = np.empty((len(offsets), length), self.dtype)
+        for row, start in zip(windows, offsets.tolist(), strict=True):
+            self._read_into(row, start)
+        return windows
+
+    def span(self, start: int, stop: int) -> Tokens:
+        """A copy of tokens start … stop-1, fewer at the end."""
+        span = np.empty(max(0, min(stop, len(self)) - start), self.dtype)
+        self._read_into(span, start)
+        return span
+
+    def locate(self, position: int) -> tuple[Path, int]:
+        """The file that holds a token, and the token's number in it."""
+        index = int(np.searchsorted(self.ends, position, side="right"))
+        return self.files[index].path, position - int(self.ends[index] - len(self.files[index].tokens))
+
+    def release(self) -> None:
+        """Gives back the memory of pages read so far; the next reading finds them in the system's page cache."""
+        if self._large:
+            for file in self.files:
+                file.mapped.madvise(mmap.MADV_DONTNEED)
+
+    def _read_into(self, out: Tokens, start: int) -> None:
+        done = 0
+        index = int(np.searchsorted(self.ends, start, side="right"))
+        while done < len(out):
+            file = self.files[index]
+            _check_size(file)
+            begin = start + done - int(self.ends[index] - len(file.tokens))
+            part = file.tokens[begin : begin + len(out) - done]
+            out[done : done + len(part)] = part
+            done, index = done + len(part), index + 1
+
+    def _check_against(self, meta: Meta) -> None:
+        said = meta.splits.get(self.split)
+        expected = {file.path.name: len(file.tokens) for file in self.files}
+        listed = {shard.file: shard.tokens for shard in said.shards} if said else {}
+        for name, count in (listed or {f"{self.split}.bin": said.tokens if said else 0}).items():
+            if expected[name] != count:
+                raise DataError(
+                    f"{self.folder / name}: holds {expected[name]:,} tokens, but meta.json says {count:,}; "
+                    "prepare it again"
+                )
+
+
+def find(folder: Path, split: str, meta: Meta | None) -> list[Path]:
+    """The files of a split, in order: what `meta.json` lists, `<split>.bin`, or numbered shards."""
+    single = folder / f"{split}.bin"
+    if meta and split in meta.splits and meta.splits[split].shards:
+        paths = [folder / shard.file for shard in meta.splits[split].shards]
+    elif meta or single.is_file():
+        paths = [single]
+    else:
+        paths = shards(folder, split)
+    missing = next((path for path in paths or [single] if not path.is_file()), None)
+    if missing:
+        there = ", ".join(splits(folder))
+        raise DataError(f"{missing}: no such file; {folder} has " + (f"the splits {there}" if there else "no .bin"))
+    return paths
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """Numbered shards `<split>_<number>.bin`, or `<name>_<split>_<number>.bin`, by their numbers."""
+    numbered = {path: _numbered(path) for path in folder.glob("*.bin")}
+    own = [path for path, found in numbered.items() if found and found[0] == split]
+    named = [path for path, found in numbered.items() if found and found[0].endswith(f"_{split}")]
+    return sorted(own or named, key=lambda path: (numbered[path] or ("", 0), path.name))
+
+
+def splits(folder: Path) -> list[str]:
+    """The splits that a folder has files of."""
+    names = {found[0] if (found := _numbered(path)) else path.stem for path in folder.glob("*.bin")}
+    return sorted(names)
+
+
+def _numbered(path: Path) -> tuple[str, int] | None:
+    match = re.fullmatch(r"(.+)_(\d+)", path.stem)
+    return (match[1], int(match[2])) if match else None
+
+
+def _open(path: Path, meta: Meta | None) -> TokenFile:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        offset, dtype = 0, DTYPES[meta.dtype if meta else "uint16"]
+        head = file.read(HEADER_BYTES)
+        if not meta and len(head) == HEADER_BYTES:
+            magic, version, count = np.frombuffer(head, "<i4")[:3].tolist()
+            if written_as := HEADERS.get((magic, version)):
+                offset, dtype = HEADER_BYTES, DTYPES[written_as]
+                if size != offset + count * dtype.itemsize:
+                    raise DataError(f"{path}: its header says {count:,} tokens, but {size - offset:,} bytes follow")
+        if size <= offset or (size - offset) % dtype.itemsize:
+            raise DataError(f"{path}: {size - offset:,} bytes is not a whole, positive number of {dtype.name} tokens")
+        mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    return TokenFile(path, mapped, offset, size, np.frombuffer(mapped, dtype, offset=offset))
+
+
+def _check_size(file: TokenFile) -> None:
+    """Before mapped memory is read: beyond the end of a file that became shorter, reading it ends the process."""
+    size = file.mapped.size()
+    if size < file.size:
+        raise DataError(f"{file.path}: became shorter while it was read, from {file.size:,} to {size:,} bytes")
+
+
+def checksum(files: Sequence[Path]) -> str:
+    """The SHA-256 of files one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,153 @@
+"""A tokenizer as it is stored: `tokenizer.json`, and `tokenizer_config.json` so that transformers loads the folder."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer, models
+
+from lmtrain.data.tokens import DataError
+from lmtrain.durable import write_atomically
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+
+END_OF_TEXT = "<|endoftext|>"
+# Of GPT-2 and most after it, Llama 3, SentencePiece, Gemma, DeepSeek.
+WELL_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
+
+Ids = npt.NDArray[np.uint32]
+Encode = Callable[[Sequence[str]], list[Ids]]
+
+
+@dataclass(frozen=True)
+class StoredTokenizer:
+    """What lies beside token files and travels with runs; `end_of_text` ends every document (None: nothing does).
+
+    Text is encoded as it is: nothing is added or left out, and "<|endoftext|>" in it is text as well. The tokenizer
+    given is set up for that.
+    """
+
+    tokenizer: Tokenizer
+    end_of_text: int | None
+
+    def __post_init__(self) -> None:
+        self.tokenizer.encode_special_tokens = True  # tokenizer.json does not keep this one
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        if self.tokenizer.num_special_tokens_to_add(is_pair=False):  # a BOS template, say
+            self.tokenizer.post_processor = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoredTokenizer, (self.tokenizer, self.end_of_text)  # so that it is set up again
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """The largest id + 1; ids may have gaps."""
+        return max(self.tokenizer.get_vocab().values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The text's ids.
+
+        Raises:
+            ValueError: it has characters that the tokenizer does not know, or that are no Unicode.
+        """
+        ids: list[int] = self.encode_batch([text])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """As `encode`, on all cores unless TOKENIZERS_PARALLELISM=false."""
+        try:
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises nothing more precise
+            characters = set().union(*texts)
+            surrogates = [character for character in characters if "\ud800" <= character <= "\udfff"]
+            unknown = surrogates or [one for one in characters if self.tokenizer.token_to_id(one) is None]
+            if surrogates or isinstance(self.tokenizer.model, models.WordLevel):  # by the character
+                raise ValueError(unknown_characters(unknown)) from error
+            raise ValueError(f"the tokenizer can't encode the text ({error})") from error
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, without special tokens; exactly what was encoded if the tokenizer loses nothing."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def unknown_characters(characters: Iterable[str]) -> str:
+    named = "".join(sorted(characters)[:20])
+    return f"the tokenizer does not know {named!r}"
+
+
+def save(folder: Path, stored: StoredTokenizer) -> None:
+    """Writes both files, always with the same bytes; on the disk when it returns."""
+    end = None if stored.end_of_text is None else stored.tokenizer.id_to_token(stored.end_of_text)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "clean_up_tokenization_spaces": False,  # transformers < 5 would take spaces out of decoded text
+    }
+    write_atomically(folder / FILE, stored.tokenizer.to_str())
+    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def load(folder: Path) -> StoredTokenizer:
+    """The tokenizer that was saved in a folder, or came there from elsewhere.
+
+    Without a word on `eos_token` in the folder, a well-known special token is the end of text, if there is one.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    tokenizer = read(folder / FILE)
+    ends = eos_tokens(folder) or well_known_ends(tokenizer)
+    token = ends[0] if ends else None
+    end_of_text = None if token is None else tokenizer.token_to_id(token)
+    if token is not None and end_of_text is None:
+        raise DataError(f"{folder / CONFIG_FILE}: eos_token {token!r} is not in {FILE}")
+    return StoredTokenizer(tokenizer, end_of_text)
+
+
+def read(path: Path) -> Tokenizer:
+    """A `tokenizer.json`.
+
+    Raises:
+        DataError: it is none.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more precise
+        raise DataError(f"{path}: not a file that the tokenizers library reads ({error})") from error
+
+
+def eos_tokens(folder: Path) -> list[str | None]:
+    """The `eos_token` of the folder's settings, which may be null; empty if they don't speak of it.
+
+    Raises:
+        DataError: a file is damaged.
+    """
+    for path in (folder / CONFIG_FILE, folder / "special_tokens_map.json"):
+        if not path.is_file():
+            continue
+        try:
+            settings = dict(json.loads(path.read_bytes()))
+            if "eos_token" not in settings:
+                continue
+            token = settings["eos_token"]
+            token = token["content"] if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise TypeError(f"eos_token {token!r}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: not the settings of a tokenizer ({type(error).__name__}: {error})") from error
+        return [token]
+    return []
+
+
+def well_known_ends(tokenizer: Tokenizer) -> list[str | None]:
+    """Those among its special tokens; the spelling alone may be a word of the text, as </s> is in HTML."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    return [token for token in WELL_KNOWN_ENDS if token in special]
