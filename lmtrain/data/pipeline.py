@@ -79,11 +79,12 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
 
     def _begin(self) -> None:
         begun = unfinished(self.folder)
-        settings = {
+        settings: dict[str, Any] = {
             "tokenizer": {"kind": self.tokenizer.kind, **vars(self.tokenizer)},
             "holdout": _described(self.holdout),
             "shard_tokens": self.shard_tokens,
         }
+        settings = json.loads(json.dumps(settings, default=str))  # a tokenizer of one's own may hold anything
         if (begun / SETTINGS).exists():
             earlier = json.loads((begun / SETTINGS).read_text())
         elif _has_entries(self.folder):
@@ -92,7 +93,7 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         else:
             begun.mkdir(parents=True, exist_ok=True)
             tokenizers.save(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
-            write_atomically(begun / SETTINGS, json.dumps(settings, indent=1) + "\n")
+            write_atomically(begun / SETTINGS, json.dumps(settings, indent=1) + "\n")  # last
             earlier = settings
         if changed := differences(earlier, settings):
             raise DataError(
@@ -103,7 +104,9 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         begun = unfinished(self.folder)
         if not begun.exists() or (begun / TOKENS).exists():
-            raise DataError(f"{self.folder}: is finished, or {begun} is gone; to make it anew, remove it and datatrove's logging_dir")
+            raise DataError(
+                f"{self.folder}: is finished, or {begun} is gone; remove it and datatrove's logging_dir to start anew"
+            )
         own, writing = begun / f"{rank:05}", begun / f".{rank:05}"
         if writing.exists():
             shutil.rmtree(writing)

@@ -30,8 +30,8 @@ Files = dict[str, dict[str, str]]  # by split and name: what the library opens
 class Dataset:
     """Files, and the texts of one field of their rows.
 
-    A place in it is a row of a file. The library's own `state_dict` says the same (going on from it reads the file from
-    its start, too), but is kept row by row, which is three times slower than batches.
+    A place in it is a row of a file, which any version of the library finds again. Its own `state_dict` is no quicker:
+    going on from that reads the file from its start, too.
 
     JSON Lines are read as lines and parsed here. The library's JSON reader takes the types of all fields from the first
     10 MB; a later value of another type, in whatever field, is an error to it, or silently changes texts: a number
@@ -89,10 +89,10 @@ class Dataset:
         try:
             yield from self._stream(builder, split, name).with_format("arrow").iter(BATCH_ROWS)
         except Exception as error:  # of whatever library opens, unpacks or parses the file
-            if isinstance(error, OSError) and error.errno is not None:
+            if self.commit is None and isinstance(error, OSError) and error.errno is not None:
                 raise
             if self.commit is not None and not isinstance(error, ValueError):
-                raise OSError(f"{name}: {one_line(error)}") from error
+                raise OSError(f"{name}: the hub broke off ({one_line(error)})") from error
             self._check_column(split, name)
             hint = "; rename it, as [ ] and :: in a name confuse the library" if re.search(r"\[|\]|::", name) else ""
             raise ValueError(f"{name}: can't be read as {self.builder.name} ({one_line(error)}){hint}") from error

@@ -67,8 +67,10 @@ class StoredTokenizer:
         except Exception as error:  # the library raises nothing more precise
             characters = set().union(*texts)
             surrogates = [character for character in characters if "\ud800" <= character <= "\udfff"]
-            unknown = surrogates or [one for one in characters if self.tokenizer.token_to_id(one) is None]
-            if surrogates or isinstance(self.tokenizer.model, models.WordLevel):  # by the character
+            by_character = isinstance(self.tokenizer.model, models.WordLevel)
+            if unknown := surrogates or [
+                one for one in characters if by_character and self.tokenizer.token_to_id(one) is None
+            ]:
                 raise ValueError(unknown_characters(unknown)) from error
             raise ValueError(f"the tokenizer can't encode the text ({error})") from error
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]

@@ -124,9 +124,9 @@ class Characters:
 
         def encode(texts: Sequence[str]) -> list[Ids]:
             encoded = [id_of[_code_points(text)] for text in texts]
-            for text, ids in zip(texts, encoded, strict=True):
-                if (ids == unknown).any():
-                    raise ValueError(unknown_characters({text[at] for at in np.flatnonzero(ids == unknown)}))
+            if any((ids == unknown).any() for ids in encoded):
+                known = stored.tokenizer.get_vocab()
+                raise ValueError(unknown_characters(set().union(*texts) - known.keys()))
             return encoded
 
         return encode
@@ -174,9 +174,8 @@ class BPE:
                 yield from pieces(text, PIECE_CHARS)
             return
         texts = corpus.train_sample(AUTO_TRAIN_BYTES)
-        sample = [
-            piece.encode() for text in texts for piece in pieces(text, PIECE_CHARS)
-        ]  # a str can be four times as big
+        # As UTF-8, since a str can take four times as much.
+        sample = [piece.encode() for text in texts for piece in pieces(text, PIECE_CHARS)]
         share = _share_to_train_on(sample)
         for number, data in enumerate(sample):
             if int((number + 1) * share) > int(number * share):  # evenly

@@ -1,0 +1,50 @@
+"""JSON lines to a token folder by datatrove, on one machine, a Slurm cluster or Ray."""
+
+import argparse
+from functools import partial
+from pathlib import Path
+
+from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
+from datatrove.pipeline.filters import LambdaFilter
+from datatrove.pipeline.readers import JsonlReader
+
+from lmtrain.data.holdout import by_document
+from lmtrain.data.pipeline import Finish, TokenShards
+from lmtrain.data.tokenizer import Pretrained
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("texts", help="folder of .jsonl files, compressed (.gz, .zst) or not")
+    parser.add_argument("folder", type=Path, help="token folder to make")
+    parser.add_argument("--tokenizer", default="gpt2", help="a folder with a tokenizer.json, or a name on the hub")
+    parser.add_argument("--text-key", default="text", help="the field that holds the text")
+    parser.add_argument("--min-characters", type=int, default=1, help="leave out shorter documents")
+    parser.add_argument("--val-share", type=float, default=0.01, help="of the documents, held out for validation")
+    parser.add_argument("--shard-tokens", type=int, default=1 << 30, help="at most, in a file")
+    parser.add_argument("--tasks", type=int, default=8, help="the files are dealt out to so many ranks")
+    parser.add_argument("--workers", type=int, default=-1, help="ranks that run at once; -1 = all")
+    parser.add_argument("--executor", choices=["local", "slurm", "ray"], default="local")
+    parser.add_argument("--partition", default="cpu", help="of the Slurm cluster")
+    parser.add_argument("--time", default="04:00:00", help="Slurm's limit for a job")
+    options = parser.parse_args()
+
+    tokenizer = Path(options.tokenizer) if Path(options.tokenizer).is_dir() else Pretrained(options.tokenizer)
+    min_characters = options.min_characters
+    tokenize = [
+        JsonlReader(options.texts, glob_pattern="**/*.jsonl*", text_key=options.text_key),
+        LambdaFilter(lambda document: len(document.text) >= min_characters),  # put filters of your own here
+        TokenShards(options.folder, tokenizer, partial(by_document, val_share=options.val_share), options.shard_tokens),
+    ]
+    executor = {
+        "local": LocalPipelineExecutor,
+        "slurm": partial(SlurmPipelineExecutor, partition=options.partition, time=options.time, qos=None),
+        "ray": RayPipelineExecutor,  # of the cluster that RAY_ADDRESS names, or one started here
+    }[options.executor]
+    logs = options.folder.absolute().with_name(f"{options.folder.name}-logs")  # says what is done; shared by all nodes
+    ranks = executor(tokenize, tasks=options.tasks, workers=options.workers, logging_dir=f"{logs}/tokenize")
+    executor([Finish(options.folder)], tasks=1, depends=ranks, logging_dir=f"{logs}/finish").run()
+
+
+if __name__ == "__main__":
+    main()
