@@ -123,11 +123,12 @@ class Trainer:
                         self._save()
                     raise
                 last = state.step == self.max_steps
+                stopped = stop.signal  # once, as it may come at any moment: what stops the run saves it, too
                 metrics: Metrics = {}
                 if state.step % self.log_interval == 0 or last or state.step == 1:
                     metrics |= self._train_metrics(loss, grad_norm)
                 evaluates = state.step % self.eval_interval == 0 or last
-                saves = state.step % self.checkpoint_interval == 0 or last or stop.signal
+                saves = state.step % self.checkpoint_interval == 0 or last or stopped
                 if evaluates or saves:
                     self.system.synchronize()  # what the device still has to do belongs to the steps
                 with self.clock.paused():
@@ -141,8 +142,8 @@ class Trainer:
                     state.seconds = time.perf_counter() - started
                     if saves:
                         self._save()
-                if stop.signal and not last:
-                    raise InterruptedBySignal(stop.signal, state.step)
+                if stopped and not last:
+                    raise InterruptedBySignal(stopped, state.step)
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; its loss (nats a token) and gradient norm, as tensors that nobody has waited for."""

@@ -8,6 +8,7 @@ import hashlib
 import mmap
 import os
 import re
+import resource
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class TokenFiles:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
         self.meta: Meta | None = read_meta(folder)
+        _allow_many_files()
         self.files = [_open(path, self.meta) for path in find(folder, split, self.meta)]
         dtypes = {file.tokens.dtype.name for file in self.files}
         if len(dtypes) > 1:
@@ -176,6 +178,12 @@ def _open(path: Path, meta: Meta | None) -> TokenFile:
             raise DataError(f"{path}: {size - offset:,} bytes is not a whole, positive number of {dtype.name} tokens")
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     return TokenFile(path, mapped, offset, size, np.frombuffer(mapped, dtype, offset=offset))
+
+
+def _allow_many_files() -> None:
+    """Each mapped shard keeps a descriptor; the usual soft limit of 1,024 is for programs that use select()."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check_size(file: TokenFile) -> None:

@@ -1,6 +1,7 @@
 """Tokens in one file or many: the same sequence, whoever wrote them."""
 
 import hashlib
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,17 @@ def test_shards_go_by_their_numbers_and_other_splits_are_left_alone(tmp_path):
     write_shard(tmp_path / "fineweb_val_000000.bin", np.full(5, 9), header=True)
     assert TokenFiles(tmp_path, "train").span(0, 9).tolist() == [2, 2, 2, 0, 0, 0, 1, 1, 1]
     assert TokenFiles(tmp_path, "val").span(0, 9).tolist() == [9] * 5
+
+
+def test_more_shards_than_files_may_be_open_by_default(tmp_path):
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, most))
+    try:
+        files = TokenFiles(cut(tmp_path, np.arange(1_000), [*range(4, 1_000, 4)]), "train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, most))
+    assert len(files.files) == 250
+    assert files.span(0, 1_000).tolist() == [*range(1_000)]
 
 
 def test_a_described_folder_of_shards(tmp_path):
