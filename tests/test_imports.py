@@ -82,7 +82,14 @@ def test_import_directions(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["trainer.max_stepz=1"], ["prepare", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["inspect", "--help"]],
+    [
+        ["--help"],
+        ["trainer.max_stepz=1"],
+        ["prepare", "--help"],
+        ["sample", "--help"],
+        ["evaluate", "--help"],
+        ["inspect", "--help"],
+    ],
 )
 def test_help_and_config_errors_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
     script = f"""

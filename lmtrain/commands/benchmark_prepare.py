@@ -62,10 +62,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, Callable[[int], float]], int]:
     from lmtrain.data import tokenizer as tokenizers
-    from lmtrain.data.holdout import by_document
     from lmtrain.data.prepare import Recipe
     from lmtrain.data.progress import PrepareProgress
-    from lmtrain.data.source import TextFiles
+    from lmtrain.data.text.holdout import by_document
+    from lmtrain.data.text.source import TextFiles
     from lmtrain.data.tokenizer import CorpusTokenizer
 
     texts: list[str] = []

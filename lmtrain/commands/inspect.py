@@ -14,10 +14,10 @@ from rich.table import Table
 from lmtrain.config import ConfigError, mistakes_of_the_user
 from lmtrain.console import console, si
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.inspection import Inspected, Sample, SplitReport, inspect
+from lmtrain.data.inspection.folder import Inspected, Sample, SplitReport, inspect
+from lmtrain.data.inspection.repeats import Repeats
+from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.repeats import Repeats
-from lmtrain.data.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 
 FREQUENT = 12  # tokens in the table
 TEXT_COLUMNS = 92
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             options.json.write_text(json.dumps({"folders": [each.as_json() for each in found]}, allow_nan=False) + "\n")
             console.print(f"numbers: {options.json}", markup=False)
         if options.png:
-            from lmtrain.data.picture import draw
+            from lmtrain.data.inspection.picture import draw
 
             draw(found, options.png)
             console.print(f"picture: {options.png}", markup=False)

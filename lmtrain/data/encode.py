@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.holdout import Held
+from lmtrain.data.text.holdout import Held
 from lmtrain.data.tokenizer import CorpusTokenizer, Encode
 from lmtrain.data.tokens import DTYPES, DataError, smallest_dtype
 

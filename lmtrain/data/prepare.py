@@ -1,13 +1,11 @@
 """Text → tokenizer → token files: `Recipe(source, tokenizer, holdout).prepare(path)`, described by `prepare.*`."""
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ from lmtrain.console import si
 from lmtrain.data import journal as journals
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, available_cores, encode
-from lmtrain.data.holdout import Held, Holdout
 from lmtrain.data.journal import Journal, SplitWriter
+from lmtrain.data.lock import owned
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.source import Inputs, Source
+from lmtrain.data.text.holdout import Held, Holdout
+from lmtrain.data.text.source import Inputs, Source
 from lmtrain.data.tokenizer import CorpusTokenizer
 from lmtrain.data.tokens import SPLITS, DataError, Meta, TokenizerFile, read_meta, smallest_dtype, write_meta
 from lmtrain.differences import differences
@@ -50,7 +49,7 @@ class Recipe:
             OSError: no space left on the disk, say; the next call goes on.
         """
         partial = path.with_name(f".partial-{path.name}")
-        with _owned(partial, progress):
+        with owned(partial, lambda: progress.console.print("another process is preparing this; waiting for it …")):
             if path.exists():  # another process made it meanwhile; the same recipe makes the same files
                 shutil.rmtree(partial)
                 return _existing(path, settings)
@@ -227,33 +226,6 @@ def _items(source: Source, holdout: Holdout, position: Any) -> Iterator[Item]:
 def _unfinished(folder: Path, split: str) -> Path:
     """Not yet a `.bin`, as a folder of those can be read without `meta.json`."""
     return folder / f"{split}.unfinished"
-
-
-@contextmanager
-def _owned(folder: Path, progress: PrepareProgress) -> Iterator[None]:
-    """Makes the folder and holds its lock, waiting for another process that has it."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                progress.console.print("another process is preparing this; waiting for it …")
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if _is_at(descriptor, folder):
-                yield
-                return
-            # The other one has moved it to its place, or removed it.
-        finally:
-            os.close(descriptor)
-
-
-def _is_at(descriptor: int, folder: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), folder.stat())
-    except FileNotFoundError:
-        return False
 
 
 def read_inputs(folder: Path) -> Inputs | None:

@@ -11,7 +11,6 @@ from pydantic import PositiveInt
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from lmtrain.data import byte_level, pretrained
-from lmtrain.data.cut import cut_before, pieces
 from lmtrain.data.stored_tokenizer import (
     CONFIG_FILE,
     END_OF_TEXT,
@@ -26,6 +25,7 @@ from lmtrain.data.stored_tokenizer import (
     unknown_characters,
     well_known_ends,
 )
+from lmtrain.data.text.cut import cut_before, pieces
 
 if TYPE_CHECKING:
     import tiktoken

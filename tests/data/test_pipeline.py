@@ -21,13 +21,14 @@ if importlib.util.find_spec("datatrove") is None or importlib.util.find_spec("or
 
 from datatrove.data import Document as TroveDocument
 
-from lmtrain.data import pipeline
+from lmtrain.data import pipeline, ranks
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.holdout import by_document, tail_of_each_document
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.pipeline import Finish, TokenShards, finish, unfinished
+from lmtrain.data.pipeline import Finish, TokenShards
+from lmtrain.data.ranks import finish, unfinished
 from lmtrain.data.shards import TokenFiles
-from lmtrain.data.source import Document
+from lmtrain.data.text.holdout import by_document, tail_of_each_document
+from lmtrain.data.text.source import Document
 from lmtrain.data.tokenizer import BPE, Bytes
 from lmtrain.data.tokens import DataError, read_meta
 
@@ -138,9 +139,9 @@ def test_the_folder_is_one_that_training_reads(reference: Path) -> None:
 
 def test_one_task_makes_the_tokens_that_prepare_makes(tmp_path: Path, corpus: Path) -> None:
     pytest.importorskip("datasets", reason="needs lmtrain[data]")
-    from lmtrain.data.huggingface import HuggingFace
     from lmtrain.data.prepare import Recipe
     from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.text.huggingface import HuggingFace
 
     source = HuggingFace("json", files=f"{corpus}/*.jsonl*")
     with PrepareProgress() as progress:
@@ -172,8 +173,8 @@ import os, signal, sys
 from functools import partial
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
-from lmtrain.data import pipeline
-from lmtrain.data.holdout import by_document
+from lmtrain.data import pipeline, ranks
+from lmtrain.data.text.holdout import by_document
 from lmtrain.data.tokenizer import Bytes
 
 texts, folder, logs, killed = sys.argv[1:]
@@ -262,7 +263,7 @@ class Killed(BaseException):
 def test_finish_can_be_killed_anywhere(tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "web"
     step = run_all(shards_step(folder))
-    rename, rmtree = os.rename, pipeline.shutil.rmtree
+    rename, rmtree = os.rename, ranks.shutil.rmtree
     left = 0
 
     def or_killed(call: Callable[..., None]) -> Callable[..., None]:
@@ -279,7 +280,7 @@ def test_finish_can_be_killed_anywhere(tmp_path: Path, reference: Path, monkeypa
         left = done
         with monkeypatch.context() as patched:
             patched.setattr(os, "rename", or_killed(rename))
-            patched.setattr(pipeline.shutil, "rmtree", or_killed(rmtree))
+            patched.setattr(ranks.shutil, "rmtree", or_killed(rmtree))
             try:
                 finish(folder)
                 break

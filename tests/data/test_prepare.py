@@ -19,11 +19,11 @@ import pytest
 
 from lmtrain.data import prepare as module
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.holdout import by_document, by_name, tail_of_each_document
 from lmtrain.data.prepare import Recipe, changed_files, prepare
 from lmtrain.data.progress import PrepareProgress
 from lmtrain.data.shards import TokenFiles
-from lmtrain.data.source import Source, TextFiles
+from lmtrain.data.text.holdout import by_document, by_name, tail_of_each_document
+from lmtrain.data.text.source import Source, TextFiles
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer
 from lmtrain.data.tokens import Meta, read_meta
 
@@ -134,9 +134,9 @@ import sys
 from functools import partial
 from pathlib import Path
 from lmtrain.data import prepare as module
-from lmtrain.data.holdout import by_document
+from lmtrain.data.text.holdout import by_document
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.source import TextFiles
+from lmtrain.data.text.source import TextFiles
 from lmtrain.data.tokenizer import BPE
 
 module.COMMIT_SECONDS = 0.05

@@ -21,7 +21,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from lmtrain.data import byte_level, pretrained
 from lmtrain.data import tokenizer as module
-from lmtrain.data.cut import pieces
+from lmtrain.data.text.cut import pieces
 from lmtrain.data.tokenizer import (
     BPE,
     CONFIG_FILE,

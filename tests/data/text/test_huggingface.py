@@ -23,8 +23,8 @@ import pyarrow.parquet
 import zstandard
 from hub_server import Hub
 
-from lmtrain.data.huggingface import HuggingFace
-from lmtrain.data.source import Document
+from lmtrain.data.text.huggingface import HuggingFace
+from lmtrain.data.text.source import Document
 
 Rows = Iterable[dict[str, Any]]
 
@@ -394,7 +394,7 @@ def process(script: str, folder: Path, **environment: str) -> subprocess.Popen[s
 
 HUB = """
 import json
-from lmtrain.data.huggingface import HuggingFace
+from lmtrain.data.text.huggingface import HuggingFace
 
 def step(*values):  # tells, and waits for what the hub does next
     print(json.dumps(values))
@@ -487,7 +487,7 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(folder: Path) -> None:
 
 
 OFFLINE = """
-from lmtrain.data.huggingface import HuggingFace
+from lmtrain.data.text.huggingface import HuggingFace
 for document in HuggingFace("json", files="a.jsonl").read():
     print(document.text)
 try:

@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.data import integrity, shards
+from lmtrain.data import shards
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.repeats import Pieces, Repeats
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.statistics import (
+from lmtrain.data.inspection import integrity
+from lmtrain.data.inspection.repeats import Pieces, Repeats
+from lmtrain.data.inspection.statistics import (
     LONGER_THAN,
     PASSAGE_TOKENS,
     Lengths,
@@ -22,6 +21,8 @@ from lmtrain.data.statistics import (
     read_split,
     unigram_loss,
 )
+from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.shards import TokenFiles
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.data.tokens import SPLITS, DataError, Meta, read_meta
 

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.files import Content
-from lmtrain.data.source import Document, Files, StandardLibrary, TextFiles
+from lmtrain.data.text.files import Content
+from lmtrain.data.text.source import Document, Files, StandardLibrary, TextFiles
 
 # Few characters, so that separators and their beginnings are met often; of one to four bytes.
 TEXTS = st.text(st.sampled_from("ab \n|é狐🦊"), max_size=80)
@@ -130,7 +130,7 @@ def test_text_cut_where_the_tokenizer_does_not_look_across(tmp_path: Path) -> No
 
 MEMORY = """
 import resource, sys
-from lmtrain.data.source import TextFiles
+from lmtrain.data.text.source import TextFiles
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = peak()
 source = TextFiles(sys.argv[1])

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from lmtrain.data.files import (
+from lmtrain.data.text.files import (
     READ_BYTES,
     Buffered,
     Content,

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lmtrain.data import shards
+from lmtrain.data.inspection.statistics import SplitStatistics
 from lmtrain.data.shards import TokenFiles
-from lmtrain.data.statistics import SplitStatistics
 from lmtrain.data.tokens import Meta
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lmtrain.data.files import Scanned, check_unchanged, file_changes, file_sha256, matching, some, stamp
-from lmtrain.data.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
-from lmtrain.data.source import PART_BYTES, Advance, Document, Inputs, parts, utf8_bytes
+from lmtrain.data.text.files import Scanned, check_unchanged, file_changes, file_sha256, matching, some, stamp
+from lmtrain.data.text.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
+from lmtrain.data.text.source import PART_BYTES, Advance, Document, Inputs, parts, utf8_bytes
 
 
 class HuggingFace:

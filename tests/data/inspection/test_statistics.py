@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.repeats import SpanHash, Subset, joined
+from lmtrain.data.inspection.repeats import SpanHash, Subset, joined
+from lmtrain.data.inspection.statistics import (
+    MOST_IDS,
+    MOST_LENGTHS,
+    SplitStatistics,
+    entropy,
+    read_split,
+    unigram_loss,
+)
 from lmtrain.data.shards import TokenFiles, checksum, find
-from lmtrain.data.statistics import MOST_IDS, MOST_LENGTHS, SplitStatistics, entropy, read_split, unigram_loss
 from lmtrain.data.tokens import DTYPES
 
 END = 0

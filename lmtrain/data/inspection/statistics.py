@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmtrain.data.repeats import Counts, Documents, Pieces
+from lmtrain.data.inspection.repeats import Counts, Documents, Pieces
 from lmtrain.data.shards import TokenFiles
 from lmtrain.data.tokens import Tokens
 

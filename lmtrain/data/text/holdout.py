@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 from annotated_types import Interval
 
-from lmtrain.data.source import Document, utf8_bytes
+from lmtrain.data.text.source import Document, utf8_bytes
 
 Share = Annotated[float, Interval(gt=0, lt=1)]
 
