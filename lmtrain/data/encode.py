@@ -19,9 +19,9 @@ from lmtrain.data.text.holdout import Held
 from lmtrain.data.tokenizer import CorpusTokenizer, Encode
 from lmtrain.data.tokens import DTYPES, DataError, smallest_dtype
 
-ITEM_BYTES = 1 << 20  # text a process is given at once
+ITEM_BYTES = 2 << 20  # text a process is given at once
 AHEAD = 3  # items in flight for each process
-PROCESSES_FROM_BYTES = 32 << 20  # smaller corpora are done before processes have started; threads serve them
+PROCESSES_FROM_BYTES = 16 << 20  # smaller corpora are done before processes have started; threads serve them
 
 
 class Item(NamedTuple):

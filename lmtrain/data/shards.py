@@ -177,7 +177,18 @@ def _open(path: Path, meta: Meta | None) -> TokenFile:
         if size <= offset or (size - offset) % dtype.itemsize:
             raise DataError(f"{path}: {size - offset:,} bytes is not a whole, positive number of {dtype.name} tokens")
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
-    return TokenFile(path, mapped, offset, size, np.frombuffer(mapped, dtype, offset=offset))
+    tokens: Tokens = np.frombuffer(mapped, dtype, offset=offset)
+    if not meta and not offset and _looks_like_uint32(tokens[:4096]):
+        raise DataError(
+            f"{path}: every second uint16 of it is 0, 1 or 2, so these seem to be uint32 tokens; only a meta.json or "
+            "llm.c's header can say so, or write them as uint16"
+        )
+    return TokenFile(path, mapped, offset, size, tokens)
+
+
+def _looks_like_uint32(tokens: Tokens) -> bool:
+    """Are the upper halves where they would be, of a vocabulary below 196,608?"""
+    return len(tokens) >= 64 and bool((tokens[1::2] <= 2).all()) and float((tokens[::2] > 2).mean()) > 0.5
 
 
 def _allow_many_files() -> None:

@@ -146,13 +146,6 @@ def test_shards_with_a_header(tmp_path):
     assert found["splits"]["val"]["documents"]["in_train"]["repeated"] == 2
 
 
-def test_uint32_without_a_header_is_noticed(tmp_path):
-    folder = tmp_path / "wide"
-    folder.mkdir()
-    (folder / "train.bin").write_bytes(np.arange(500, 600, dtype="<u4").tobytes())
-    assert any("is this uint32" in note for note in inspected(folder)["notes"])
-
-
 def overwrite(path: Path, at: int, data: bytes) -> None:
     with path.open("r+b") as file:
         file.seek(at)

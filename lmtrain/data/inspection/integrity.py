@@ -76,15 +76,4 @@ def split_notes(files: TokenFiles, found: SplitStatistics, end_of_text: int | No
             )
         if found.empty_documents:
             notes.append(f"{files.split}: {found.empty_documents:,} documents are empty; they are not counted")
-    if not files.meta and found.dtype == "uint16" and _looks_like_uint32(files):
-        notes.append(
-            f"{files.split}: nearly every second number is 0, 1 or 2: is this uint32, which only a meta.json or a "
-            "header can say?"
-        )
     return notes
-
-
-def _looks_like_uint32(files: TokenFiles) -> bool:
-    head = files.span(0, 1 << 16)
-    small = head <= 2
-    return len(head) > 1 and float(small[1::2].mean()) > 0.99 and float(small[::2].mean()) < 0.5
