@@ -2,7 +2,8 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -138,6 +139,11 @@ def _parts(path: str, value: Any) -> list[tuple[str, Any]]:
     return []
 
 
+def _is_part(annotation: Any) -> bool:
+    """Whether only an object made by lmtrain can be meant: a protocol's, or a function."""
+    return bool(getattr(annotation, "_is_protocol", False)) or typing.get_origin(annotation) is Callable
+
+
 def _integral(value: Any) -> Any:
     """1e4 is a whole number; a float parameter turns it back."""
     if isinstance(value, list):
@@ -163,6 +169,12 @@ def _check_values(
             continue
         if _parts(prefix, values[key]):
             continue  # checked against signatures of their own
+        if _is_part(parameter.annotation):
+            problems[f"{prefix}{key}"] = (
+                f"={_shown(values[key])}: needs a _target_; a choice of a config group is written with a slash, "
+                f"{f'{prefix}{key}'.replace('.', '/')}={_shown(values[key])}"
+            )
+            continue
         if parameter.annotation is not Any:
             values[key] = _integral(values[key])
         # An alias, as a parameter may have a name that pydantic keeps for itself.

@@ -1,6 +1,7 @@
 """What is settled before a run starts, without torch: the config is right, the token files are there and fit it."""
 
 import logging
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,8 @@ def refuse_existing_run(run_dir: Path) -> None:
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
 
 
-def ensure_tokens(cfg: DictConfig, *, check_text: bool = False) -> None:
-    """Prepares `data.path` if it is missing and `prepare` says how.
+def ensure_tokens(cfg: DictConfig, *, check_text: bool = False) -> bool:
+    """Prepares `data.path` if it is missing and `prepare` says how; whether it did.
 
     Raises:
         ValueError: it is missing and there is no recipe, it was prepared by another one, or (`check_text`) from text
@@ -52,8 +53,10 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False) -> None:
                 others = sorted(folder.name for folder in path.parent.glob("*") if any(folder.glob("*.bin")))
                 there = f"; {path.parent} has {', '.join(others)}" if others else ""
                 raise ValueError(f"{key}={path}: no such folder{there}; see `python -m lmtrain prepare --help`")
-        return
-    from lmtrain.data.prepare import changed_files, prepare
+            if not any(path.glob("*.bin")):
+                raise ValueError(f"{key}={path}: no token files (*.bin) in it; see `python -m lmtrain prepare --help`")
+        return False
+    from lmtrain.data.prepare import prepare
     from lmtrain.data.progress import PrepareProgress
 
     path = Path(cfg.data.path)
@@ -68,10 +71,17 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False) -> None:
         asked = cfg.prepare.tokenizer.get("vocab_size", meta.vocab_size)
         if meta.vocab_size < asked:
             console.print(f"(the text has no more to give than that, of prepare.tokenizer.vocab_size={asked})")
-    elif changed := changed_files(path):
-        console.print(
-            f"{path} was prepared from files that have changed since: {changed}; remove it to prepare it again"
-        )
+    elif not check_text and OmegaConf.select(cfg, "prepare.source.files") is not None:
+        _remark_on_changes(path)
+    return bool(seconds)
+
+
+@cache  # once a process, which may look at its data several times
+def _remark_on_changes(path: Path) -> None:
+    from lmtrain.data.prepare import changed_files
+
+    if changed := changed_files(path):
+        console.print(f"{path} was prepared from files that have changed since: {changed}; remove it to prepare anew")
 
 
 def fit_to_data(cfg: DictConfig) -> DictConfig:

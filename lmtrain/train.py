@@ -17,6 +17,7 @@ from lmtrain.checkpoint import CheckpointFolder
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
 from lmtrain.console import configure_logging
 from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.loader import TokenLoader
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.data.tokens import DataError
 from lmtrain.durable import write_atomically
@@ -96,6 +97,7 @@ def train(cfg: DictConfig, directory: RunDirectory, state: TrainState) -> None:
         # On the CPU first, so that one seed makes one model, whatever it is trained on.
         model: nn.Module = build(cfg.model).to(system.device)
         _check_block_size(model, cfg)
+        _check_samples(train_loader, cfg)
         optimizer = build(cfg.optimizer, list(model.named_parameters()))
         schedule = build(cfg.scheduler)
         checkpoints = CheckpointFolder(directory.path / "checkpoints")
@@ -178,6 +180,17 @@ def _check_block_size(model: nn.Module, cfg: DictConfig) -> None:
     longest = getattr(model, "block_size", None)
     if longest is not None and cfg.data.get("block_size", 0) > longest:
         raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
+
+
+def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
+    enough = getattr(train_loader, "max_samples", None)
+    if enough is not None and "gradient_accumulation_steps" in cfg.trainer:
+        step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps
+        if cfg.trainer.max_steps * step_samples > enough:
+            raise ValueError(
+                f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {enough:,} samples, which are "
+                f"{enough // step_samples:,} steps"
+            )
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:

@@ -104,6 +104,14 @@ class Trainer:
 
     def fit(self) -> None:
         """Runs the steps that are left; the state afterwards is that of the last one."""
+        try:
+            self._fit()
+        except DataError:  # between two steps: the last one is whole, and shall not be lost
+            if self.state.step and all(bool(param.isfinite().all()) for param in self.params):
+                self._save()
+            raise
+
+    def _fit(self) -> None:
         state, first_micro_batch = self.state, self.state.step * self.gradient_accumulation_steps
         started = time.perf_counter() - state.seconds
         self.model.train()
@@ -112,16 +120,8 @@ class Trainer:
             SignalFlag() as stop,
         ):
             self.clock = StepClock(state.step)
-            loss = grad_norm = torch.zeros(())
             while state.step < self.max_steps:
-                try:
-                    loss, grad_norm = self.step()
-                except DataError:  # the next step's: the last one is whole, and shall not be lost
-                    self._stop_if_diverged(loss, grad_norm)
-                    state.seconds = time.perf_counter() - started
-                    if state.step:
-                        self._save()
-                    raise
+                loss, grad_norm = self.step()
                 last = state.step == self.max_steps
                 stopped = stop.signal  # once, as it may come at any moment: what stops the run saves it, too
                 metrics: Metrics = {}
@@ -133,7 +133,11 @@ class Trainer:
                     self.system.synchronize()  # what the device still has to do belongs to the steps
                 with self.clock.paused():
                     if evaluates:
-                        metrics |= self._eval_metrics()
+                        try:
+                            metrics |= self._eval_metrics()
+                        except DataError:
+                            self.logger.log(state.step, metrics)  # what is known of the step
+                            raise
                     if metrics:
                         self.logger.log(state.step, metrics)
                     saves = saves or state.best_step == state.step  # the best model is worth a checkpoint
@@ -201,10 +205,15 @@ class Trainer:
         version = checkpoint.state["format_version"]
         if version != CHECKPOINT_VERSION:
             raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {CHECKPOINT_VERSION}")
-        if checkpoint.state["data"] != self._data_identity():
+        then, now = checkpoint.state["data"], self._data_identity()
+        if then != now:
+            other = [
+                split for split, print_ in now["fingerprints"].items() if then["fingerprints"].get(split) != print_
+            ]
+            what = f"the {' and '.join(other)} split" if other else f"the order of version {then['order_version']}"
             raise ValueError(
-                f"data.path={self.train_loader.path}: not the data that this run was trained on "
-                f"({checkpoint.state['data']} then, {self._data_identity()} now); put it back, or start a new run"
+                f"data.path={self.train_loader.path}: not the data that this run was trained on ({what} is another); "
+                "put it back, give the folder it was moved to, or start a new run"
             )
         try:
             self.model.load_state_dict(dict(checkpoint.tensors["model"]))
@@ -252,7 +261,8 @@ class Trainer:
         state = self.state
         state.val_loss = self.evaluate(self.val_loader, self.eval_batches)
         metrics = {"val/loss": state.val_loss, "val/perplexity": perplexity(state.val_loss)}
-        if bytes_per_token := self.val_loader.bytes_per_token:
+        loader, whole = self.val_loader, self.eval_batches is None
+        if bytes_per_token := loader.bytes_per_token if whole else loader.sampled_bytes_per_token:
             metrics["val/bits_per_byte"] = state.val_loss / math.log(2) / bytes_per_token
         if self.eval_train_batches:
             metrics["train_eval/loss"] = self.evaluate(self.train_loader, self.eval_train_batches)

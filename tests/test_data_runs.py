@@ -45,7 +45,7 @@ def test_a_mixture_trains_and_its_killed_run_resumes_to_the_same_losses(tmp_path
         "data=mixture",
         "data.paths={books: books, code: code}",
         "data.weights={books: 0.7, code: 0.3}",
-        "+data.max_epochs.code=1",
+        "data.max_epochs={code: 1}",
         "trainer.max_steps=60",
         "trainer.log_interval=1",
         *(text for text in SMALL if not text.startswith(("trainer.max_steps", "trainer.log_interval"))),
@@ -171,6 +171,29 @@ def test_ids_beyond_the_vocabulary_are_one_line(tmp_path: Path, cli: Cli) -> Non
     assert "not below the vocabulary size of 40" in line
 
 
+def test_damaged_validation_tokens_lose_no_step(tmp_path: Path, cli: Cli) -> None:
+    folder = write_tokens(tmp_path / "tokens")
+    tokens = np.fromfile(folder / "val.bin", "<u2")
+    tokens[300] = 60_000
+    tokens.tofile(folder / "val.bin")
+    done = cli("data=tokens", f"data.path={folder}", *SMALL, "trainer.eval_batches=null", "hydra.run.dir=out")
+    assert done.returncode == 2
+    assert "val.bin: token 300 is 60000" in done.stderr
+    assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == 4  # the first evaluation
+    assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3, 4]
+    evaluated = cli("evaluate", "out")
+    assert evaluated.returncode == 2
+    assert len(evaluated.stderr.splitlines()) == 1
+
+
+def test_more_steps_than_max_epochs_allows_are_refused_before_the_first(tmp_path: Path, cli: Cli) -> None:
+    folder = write_tokens(tmp_path / "tokens")  # 249 blocks
+    mixture = ["data=mixture", f"data.paths={{a: {folder}}}", "data.weights={a: 1}", "data.max_epochs={a: 1}"]
+    done = cli(*mixture, *SMALL, "trainer.max_steps=32")
+    assert done.returncode == 2
+    assert "trainer.max_steps=32: data.max_epochs allows 249 samples, which are 31 steps" in done.stderr
+
+
 def test_a_mixture_names_the_source_that_is_missing(tmp_path: Path) -> None:
     folder = write_tokens(tmp_path / "here")
     paths = f"data.paths={{a: {folder}, b: {tmp_path}/gone}}"
@@ -183,7 +206,7 @@ def test_a_mixture_names_the_source_that_is_missing(tmp_path: Path) -> None:
     [
         ("data.weights={a: abc, b: 1}", "data.weights.a=abc: input should be a valid number"),
         ("data.weights={a: 0, b: 1}", "data.weights.a=0: input should be greater than 0"),
-        ("+data.max_epochs.a=0.5", "data.max_epochs.a=0.5: input should be a valid integer"),
+        ("data.max_epochs={a: 0.5}", "data.max_epochs.a=0.5: input should be a valid integer"),
     ],
 )
 def test_wrong_values_inside_a_mixture_are_named_by_their_key(override: str, message: str) -> None:

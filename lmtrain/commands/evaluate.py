@@ -28,7 +28,9 @@ def data_node(data: DictConfig, folder: Path | None) -> dict[str, Any]:
     node = {str(key): value for key, value in data.items()}
     if folder is None:
         return node
-    if "path" not in node:  # a mixture
+    if "path" not in node and "paths" not in node:
+        raise ConfigError(f"--data {folder}: the run's own loader ({node['_target_']}) takes no path")
+    if "paths" in node:  # a mixture
         kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}
         return {"_target_": "lmtrain.data.loader.TokenLoader", "path": str(folder), **kept}
     return {**node, "path": str(folder)}
@@ -64,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
             for folder in token_folders(node).values():
                 check_tokenizer(folder, beside=run)
             loader = build(node, split=options.split, seed=loaded.cfg.seed)
-        loss = evaluate(loaded.model, loaded.model, loader.whole_split(), loaded.system)
+            loss = evaluate(loaded.model, loaded.model, loader.whole_split(), loaded.system)
         per_byte = f"{loss / math.log(2) / loader.bytes_per_token:.4f}" if loader.bytes_per_token else "–"
         tokens = f"{loader.total_tokens:,}"
         table.add_row(

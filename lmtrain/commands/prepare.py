@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from lmtrain.commands.help_text import PREPARE_GROUPS, listing
 from lmtrain.config import ConfigError, check, compose, mistakes_of_the_user
@@ -34,13 +33,12 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"data={cfg.data.path}: this data choice has no recipe (prepare); its token files are made elsewhere"
         )
-    there = Path(cfg.data.path).exists()
     with mistakes_of_the_user():
         try:
-            ensure_tokens(cfg, check_text=True)
+            made = ensure_tokens(cfg, check_text=True)
         except KeyboardInterrupt:
             console.print("stopped; the same command goes on from here")
             raise
-    if there:
+    if not made:
         console.print(f"{cfg.data.path} is there already, made from this text with these settings")
     return 0

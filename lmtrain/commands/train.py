@@ -28,7 +28,7 @@ from lmtrain.preflight import preflight, refuse_existing_run
 
 # What may change on a resume: nothing of it changes a bit of the training.
 RESUMABLE = (
-    "data.path",  # the fingerprint tells whether it is the same data
+    "data.path",  # and data.paths; the fingerprint tells whether it is the same data
     "prepare",
     "trainer.max_steps",
     "trainer.eval_",

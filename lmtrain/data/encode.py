@@ -75,7 +75,7 @@ def encode(
     """The items, in order, with their texts encoded by so many processes (1: by threads of this one).
 
     Raises:
-        RuntimeError: a process died, killed for want of memory, say.
+        OSError: a process died, killed for want of memory, say.
     """
     if workers == 1:
         encoder = Encoder(tokenizer, folder)
@@ -95,7 +95,7 @@ def encode(
         for done, result in flying:
             yield done, result.result()
     except BrokenProcessPool as error:
-        raise RuntimeError(
+        raise OSError(
             "a process that encodes text was killed, for want of memory perhaps: the same command goes on from "
             "where it was; prepare.workers=1 needs the least memory"
         ) from error

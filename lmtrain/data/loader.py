@@ -146,6 +146,7 @@ class TokenLoader:
         vocab_size: PositiveInt | None = None,
     ) -> None:
         self.path, self.split, self.batch_size, self.block_size, self.seed = path, split, batch_size, block_size, seed
+        self.max_samples: int | None = None  # it begins again and again
         self.samples = Samples(Path(path), split, block_size, seed, order, stream=split, vocab_size=vocab_size)
 
     @property
@@ -157,6 +158,11 @@ class TokenLoader:
         """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`."""
         split = self.samples.meta.splits[self.split] if self.samples.meta else None
         return split.bytes / split.tokens if split else None
+
+    @property
+    def sampled_bytes_per_token(self) -> float | None:
+        """As `bytes_per_token`, of what `batch` gives."""
+        return self.bytes_per_token
 
     @property
     def fingerprint(self) -> str:

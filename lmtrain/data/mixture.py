@@ -53,14 +53,15 @@ class Mixture:
         batch_size: PositiveInt,
         block_size: PositiveInt,
         seed: NonNegativeInt,
-        max_epochs: dict[str, PositiveInt] = {},  # noqa: B006 – never changed
+        max_epochs: dict[str, PositiveInt] | None = None,
         order: Literal["shuffle", "random", "sequential"] = "shuffle",
         vocab_size: PositiveInt | None = None,
     ) -> None:
         if not paths or paths.keys() != weights.keys():
             raise ValueError(f"data.weights: needs one for each of data.paths ({', '.join(paths) or 'none given'})")
-        if unknown := max_epochs.keys() - paths.keys():
+        if unknown := (max_epochs or {}).keys() - paths.keys():
             raise ValueError(f"data.max_epochs.{min(unknown)}: no such source; there are {', '.join(paths)}")
+        weights = {name: weights[name] for name in paths}  # in one order
         self.split, self.batch_size, self.block_size, self.seed = split, batch_size, block_size, seed
         self.path = " + ".join(paths.values())
         self.sources = {
@@ -71,10 +72,10 @@ class Mixture:
         _check_tokenizers(self.sources)
         limits = [
             # Validation looks at the whole split, or at as much of it as it is told to.
-            samples.blocks * max_epochs[name] if split == "train" and name in max_epochs else None
+            samples.blocks * max_epochs[name] if split == "train" and max_epochs and name in max_epochs else None
             for name, samples in self.sources.items()
         ]
-        self._phases, self._end = plan(shares(weights), limits)
+        self._phases, self.max_samples = plan(shares(weights), limits)
 
     @property
     def total_tokens(self) -> int:
@@ -89,6 +90,18 @@ class Mixture:
         return sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
 
     @property
+    def sampled_bytes_per_token(self) -> float | None:
+        """As `bytes_per_token`, of what `batch` gives: by weight."""
+        per_token = {
+            name: split.bytes / split.tokens
+            for name, samples in self.sources.items()
+            if samples.meta and (split := samples.meta.splits[self.split])
+        }
+        if len(per_token) < len(self.sources):
+            return None
+        return sum(self._weights[name] * each for name, each in per_token.items()) / sum(self._weights.values())
+
+    @property
     def fingerprint(self) -> str:
         """Changes with the contents of any source, with their names and their weights."""
         parts = [(name, samples.tokens.fingerprint, self._weights[name]) for name, samples in self.sources.items()]
@@ -96,7 +109,7 @@ class Mixture:
 
     def epochs(self, samples: int) -> Mapping[str, float]:
         """How often each source has been seen after so many samples."""
-        _, numbers = self._assign(samples if self._end is None else min(samples, self._end), 0)
+        _, numbers = self._assign(samples if self.max_samples is None else min(samples, self.max_samples), 0)
         return {name: n / source.blocks for n, (name, source) in zip(numbers, self.sources.items(), strict=True)}
 
     def batch(self, index: int) -> Batch:
@@ -106,11 +119,8 @@ class Mixture:
             DataError: every source has been seen as often as `max_epochs` allows.
         """
         first = index * self.batch_size
-        if self._end is not None and first + self.batch_size > self._end:
-            raise DataError(
-                f"data.max_epochs: all sources are used up after {self._end:,} samples; allow more, or train for "
-                "fewer steps (trainer.max_steps)"
-            )
+        if self.max_samples is not None and first + self.batch_size > self.max_samples:
+            raise DataError(f"data.max_epochs: all sources are used up after {self.max_samples:,} samples")
         source_of, firsts = self._assign(first, self.batch_size)
         dtype = np.result_type(*(samples.tokens.dtype for samples in self.sources.values()))
         windows = np.empty((self.batch_size, self.block_size + 1), dtype)

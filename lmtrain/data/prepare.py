@@ -18,6 +18,8 @@ from lmtrain.data.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item,
 from lmtrain.data.journal import Journal, SplitWriter
 from lmtrain.data.lock import owned
 from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.text.cut import pieces
+from lmtrain.data.text.files import file_changes
 from lmtrain.data.text.holdout import Held, Holdout
 from lmtrain.data.text.source import Inputs, Source
 from lmtrain.data.tokenizer import CorpusTokenizer
@@ -27,6 +29,7 @@ from lmtrain.durable import sync, write_atomically
 
 INPUTS = "inputs.json"  # what the text was made from, beside meta.json
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
+SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is trained on some of it
 SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
 
 
@@ -55,11 +58,13 @@ class Recipe:
                 return _existing(path, settings)
             try:
                 meta = self._prepare(path, partial, settings, progress)
-            except ValueError:  # a mistake in settings or text: what there is would be thrown away anyway
-                shutil.rmtree(partial)
+            except ValueError:  # a mistake in settings or text
+                if (left := journals.read(partial)) is None or not left.splits:
+                    shutil.rmtree(partial)
                 raise
             os.rename(partial, path)
             sync(path.parent)
+            (path / journals.FILE).unlink()  # not before: a kill in between would find the work of nobody
         return meta
 
     def _prepare(self, path: Path, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> Meta:
@@ -83,18 +88,22 @@ class Recipe:
         journal, inputs = journals.read(folder), read_inputs(folder)
         if journal is None or inputs is None:
             return None
-        if changed := differences(journal.recipe, settings, "prepare") or self.source.changes(inputs):
-            progress.console.print(f"starting anew, since an earlier process stopped: {'; '.join(changed)}")
-            return None
         tokens = sum(split.tokens for split in journal.splits.values())
+        if changed := differences(journal.recipe, settings, "prepare") or self.source.changes(inputs):
+            if tokens:
+                raise DataError(
+                    f"{folder}: is an unfinished preparation of {tokens:,} tokens so far, and since then changed: "
+                    f"{'; '.join(changed)}; go on as it was begun, or remove it to begin anew"
+                )
+            return None
         progress.console.print(f"going on where an earlier process stopped, after {tokens:,} tokens")
         return journal, inputs
 
     def _begin(self, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> tuple[Journal, Inputs]:
-        for entry in folder.iterdir():
-            entry.unlink()
         progress.stage("reading text", None)
         inputs = self.source.scan(progress.advance)
+        for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
+            entry.unlink()
         write_atomically(folder / INPUTS, json.dumps(inputs, indent=1) + "\n")
         journal = Journal(settings)
         journal.write(folder)
@@ -133,7 +142,8 @@ class Recipe:
             if counted.tokens < 2:
                 raise ValueError(
                     f"prepare.holdout: the {split} split got {counted.tokens} tokens; hold out another share "
-                    "(prepare.holdout.val_share), or the tail of each document (prepare/holdout=tail)"
+                    "(prepare.holdout.val_share), other names (prepare.holdout.val) or the tail of each document "
+                    "(prepare/holdout=tail)"
                 )
         journal.complete = True
         journal.write(folder)
@@ -167,7 +177,6 @@ class Recipe:
             recipe=dict(journal.recipe),
         )
         write_meta(folder, meta)
-        (folder / journals.FILE).unlink(missing_ok=True)
         sync(folder)
         return meta
 
@@ -191,16 +200,17 @@ class _Corpus:
         self.progress.stage("training tokenizer", self.total and int(share * self.total))
         number, drawn = 0, 0
         for document in self.source.read():
-            for held in self.holdout(document):
+            train = (held.text for held in self.holdout(document) if held.split == "train")
+            for piece in (piece for text in train for piece in pieces(text, SAMPLE_CHARS)):
                 number += 1
-                if held.split != "train" or _uniform(number) >= share:
+                if share < 1 and _uniform(number) >= share:
                     continue
                 if self.total is None and drawn >= max_bytes:
                     return
-                size = len(held.text.encode())
+                size = len(piece.encode())
                 drawn += size
                 self.progress.advance(size)
-                yield held.text
+                yield piece
 
 
 def _uniform(number: int) -> float:
@@ -257,15 +267,12 @@ def _existing(path: Path, settings: Mapping[str, Any]) -> Meta:
 
 
 def changed_files(path: Path) -> str:
-    """The files that a folder was prepared from and that look different now, in words; quick, and '' for none."""
-    changed = []
-    for name, then in (read_inputs(path) or {}).items():
-        try:
-            now = os.stat(name)
-        except OSError:  # moved away, as text may be once it is tokens
-            continue
-        if (now.st_size, now.st_mtime_ns) != (then.get("bytes"), then.get("mtime_ns")) and "mtime_ns" in then:
-            changed.append(name)
+    """What differs in the files that a folder was prepared from, in words; '' for nothing.
+
+    Text that was moved away is no change: once it is tokens, it may be.
+    """
+    inputs = {name: then for name, then in (read_inputs(path) or {}).items() if Path(name).is_file()}
+    changed = file_changes(inputs, {name: Path(name) for name in inputs}, {}, lambda file: file.open("rb"))
     return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
@@ -282,6 +289,8 @@ def prepare(
     Raises:
         ValueError: it is there and was made with other settings, or (`check_text`) from other text.
     """
+    if not path.name or path.is_file():
+        raise DataError(f"data.path={path}: give a folder of its own")
     settings = {key: value for key, value in config.items() if key != "workers"}  # which changes nothing
     if path.exists() and any(path.iterdir()):
         meta = _existing(path, settings)

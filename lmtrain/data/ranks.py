@@ -179,7 +179,10 @@ def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
         raise DataError(f"{named}: missing, or not what {_ranks(sorted(damaged))} wrote; {AGAIN}")
     for split, counted in splits.items():
         if counted.tokens < 2:
-            raise DataError(f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share")
+            raise DataError(
+                f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share, or see what the "
+                f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
+            )
     stored = tokenizers.load(begun)
     settings = json.loads((begun / SETTINGS).read_text())
     sha256 = hashlib.sha256((begun / tokenizers.FILE).read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ import os
 import re
 import resource
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ HEADER_BYTES = 256 * 4
 # (magic, version) → dtype; the third number is the token count. Source: dev/data/data_common.py of llm.c.
 HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 
+FEW_FILES = 64  # which may be open without a word
 MAPPED_BYTES = 256 << 20  # larger splits give their pages back now and then: they would count as the process's memory
 
 
@@ -36,7 +38,7 @@ class TokenFile(NamedTuple):
 
 
 class TokenFiles:
-    """The tokens of `<folder>/<split>`, mapped into memory, read-only; opening is O(1) in their number.
+    """The tokens of `<folder>/<split>`, mapped into memory, read-only; opening reads none of them.
 
     Raises:
         DataError: no file, or one that is empty or not of the size that its dtype, its header or `meta.json` says;
@@ -46,8 +48,9 @@ class TokenFiles:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
         self.meta: Meta | None = read_meta(folder)
-        _allow_many_files()
-        self.files = [_open(path, self.meta) for path in find(folder, split, self.meta)]
+        paths = find(folder, split, self.meta)
+        _allow_files(len(paths))
+        self.files = [_open(path, self.meta) for path in paths]
         dtypes = {file.tokens.dtype.name for file in self.files}
         if len(dtypes) > 1:
             raise DataError(f"{folder}: the shards of {split} are of different types ({', '.join(sorted(dtypes))})")
@@ -118,9 +121,13 @@ class TokenFiles:
 
     def _check_against(self, meta: Meta) -> None:
         said = meta.splits.get(self.split)
+        if said is None:
+            raise DataError(
+                f"{self.files[0].path}: meta.json, which lists {', '.join(meta.splits)}, knows nothing of it"
+            )
         expected = {file.path.name: len(file.tokens) for file in self.files}
-        listed = {shard.file: shard.tokens for shard in said.shards} if said else {}
-        for name, count in (listed or {f"{self.split}.bin": said.tokens if said else 0}).items():
+        listed = {shard.file: shard.tokens for shard in said.shards}
+        for name, count in (listed or {f"{self.split}.bin": said.tokens}).items():
             if expected[name] != count:
                 raise DataError(
                     f"{self.folder / name}: holds {expected[name]:,} tokens, but meta.json says {count:,}; "
@@ -134,6 +141,8 @@ def find(folder: Path, split: str, meta: Meta | None) -> list[Path]:
     if meta and split in meta.splits and meta.splits[split].shards:
         paths = [folder / shard.file for shard in meta.splits[split].shards]
     elif meta or single.is_file():
+        if not meta and (more := shards(folder, split)):
+            raise DataError(f"{folder}: has both {single.name} and shards of {split} ({more[0].name}, …); part them")
         paths = [single]
     else:
         paths = shards(folder, split)
@@ -145,11 +154,24 @@ def find(folder: Path, split: str, meta: Meta | None) -> list[Path]:
 
 
 def shards(folder: Path, split: str) -> list[Path]:
-    """Numbered shards `<split>_<number>.bin`, or `<name>_<split>_<number>.bin`, by their numbers."""
+    """Numbered shards `<split>_<number>.bin`, or `<name>_<split>_<number>.bin`, by their numbers.
+
+    Raises:
+        DataError: one is missing in between, or there are several names.
+    """
     numbered = {path: _numbered(path) for path in folder.glob("*.bin")}
     own = [path for path, found in numbered.items() if found and found[0] == split]
     named = [path for path, found in numbered.items() if found and found[0].endswith(f"_{split}")]
-    return sorted(own or named, key=lambda path: (numbered[path] or ("", 0), path.name))
+    found = {path: numbered[path] or ("", 0) for path in own or named}
+    if len(names := {name for name, _ in found.values()}) > 1:
+        raise DataError(f"{folder}: has shards of several names for {split} ({', '.join(sorted(names))}); part them")
+    numbers = sorted(number for _, number in found.values())
+    gaps = [str(number + 1) for number, following in pairwise(numbers) if following > number + 1]
+    if gaps:
+        raise DataError(
+            f"{folder}: the shards of {split} end at {numbers[-1]}, but there is no number {', '.join(gaps)}"
+        )
+    return sorted(found, key=lambda path: found[path][1])
 
 
 def splits(folder: Path) -> list[str]:
@@ -170,6 +192,8 @@ def _open(path: Path, meta: Meta | None) -> TokenFile:
         head = file.read(HEADER_BYTES)
         if not meta and len(head) == HEADER_BYTES:
             magic, version, count = np.frombuffer(head, "<i4")[:3].tolist()
+            if magic in {known for known, _ in HEADERS} and (magic, version) not in HEADERS:
+                raise DataError(f"{path}: has llm.c's header in version {version}, which is not known here")
             if written_as := HEADERS.get((magic, version)):
                 offset, dtype = HEADER_BYTES, DTYPES[written_as]
                 if size != offset + count * dtype.itemsize:
@@ -191,10 +215,12 @@ def _looks_like_uint32(tokens: Tokens) -> bool:
     return len(tokens) >= 64 and bool((tokens[1::2] <= 2).all()) and float((tokens[::2] > 2).mean()) > 0.5
 
 
-def _allow_many_files() -> None:
+def _allow_files(count: int) -> None:
     """Each mapped shard keeps a descriptor; the usual soft limit of 1,024 is for programs that use select()."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = soft + 2 * count if most == resource.RLIM_INFINITY else min(most, soft + 2 * count)
+    if count > FEW_FILES and soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _check_size(file: TokenFile) -> None:

@@ -1,5 +1,6 @@
 """Mixtures: exact proportions at every moment, each source in its own order, and what happens when one is used up."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,14 @@ def test_proportions_are_exact_in_any_window(folders, weights, start):
         assert lead.max() - lead.min() <= within + 1e-9
 
 
+def test_weights_go_by_name_whatever_their_order(folders):
+    paths = {name: folders[name] for name in ("a", "b")}
+    one, other = (Mixture(paths, weights, "train", 1, 4, 0) for weights in ({"a": 9, "b": 1}, {"b": 1, "a": 9}))
+    assert np.mean(first_tokens(other, 1_000) < 10_000) == 0.9
+    assert np.array_equal(first_tokens(one, 1_000), first_tokens(other, 1_000))
+    assert one.fingerprint == other.fingerprint
+
+
 def test_each_source_shows_each_of_its_blocks_once_an_epoch(folders):
     tokens = first_tokens(mixture(folders, {"a": 0.5, "b": 0.3, "c": 0.2}), 1_000)
     for number, blocks in enumerate(SIZES.values()):
@@ -86,7 +95,7 @@ def test_when_all_are_used_up_it_says_so(folders):
     loader = mixture(folders, {"b": 1, "c": 1}, max_epochs={"b": 2, "c": 1}, batch_size=100)
     seen = torch.cat([loader.batch(index)[0][:, 0] for index in range(6)])
     assert len(seen) == 2 * 250 + 100
-    with pytest.raises(ValueError, match=r"data\.max_epochs: all sources are used up after 600 samples.*max_steps"):
+    with pytest.raises(ValueError, match=r"data\.max_epochs: all sources are used up after 600 samples"):
         loader.batch(6)
 
 
@@ -131,6 +140,12 @@ def described(folder: Path, tokens: np.ndarray, tokenizer: str, dtype: str = "ui
     )
 
 
+def replace_bytes(folder: Path, count: int) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["splits"]["train"]["bytes"] = count
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
 def test_sources_of_different_tokenizers_are_refused(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
@@ -147,6 +162,9 @@ def test_bytes_per_token_is_that_of_all_together(tmp_path, folders):
     paths = {name: str(tmp_path / name) for name in ("one", "two")}
     assert mixture(paths, {"one": 1, "two": 1}).bytes_per_token == 3.0
     assert mixture(paths | folders, {"one": 1, "a": 1}).bytes_per_token is None
+    replace_bytes(tmp_path / "two", 6 * 300)
+    assert mixture(paths, {"one": 1, "two": 1}).bytes_per_token == (3 * 100 + 6 * 300) / 400
+    assert mixture(paths, {"one": 1, "two": 1}).sampled_bytes_per_token == 4.5
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_batches_do_not_depend_on_how_tokens_lie_in_files(tmp_path, order):
 
 
 def test_shards_go_by_their_numbers_and_other_splits_are_left_alone(tmp_path):
-    for number, name in enumerate(["fineweb_train_000002", "fineweb_train_000010", "fineweb_train_1"]):
+    for number, name in enumerate(["fineweb_train_000009", "fineweb_train_000010", "fineweb_train_8"]):
         write_shard(tmp_path / f"{name}.bin", np.full(3, number), header=True)
     write_shard(tmp_path / "fineweb_val_000000.bin", np.full(5, 9), header=True)
     assert TokenFiles(tmp_path, "train").span(0, 9).tolist() == [2, 2, 2, 0, 0, 0, 1, 1, 1]
@@ -112,6 +112,25 @@ def test_the_fingerprint_of_bare_shards_is_of_all_of_them(tmp_path):
     assert TokenFiles(tmp_path, "train").fingerprint == before
     write_shard(tmp_path / "train_000001.bin", np.arange(1, 51))
     assert TokenFiles(tmp_path, "train").fingerprint != before
+
+
+def test_a_gap_between_shards_and_shards_of_two_names_are_refused(tmp_path):
+    for number in (1, 2, 4, 6):
+        write_shard(tmp_path / f"web_train_{number:06}.bin", np.arange(10))
+    with pytest.raises(ValueError, match=r"the shards of train end at 6, but there is no number 3, 5"):
+        TokenFiles(tmp_path, "train")
+    write_shard(tmp_path / "code_train_000001.bin", np.arange(10))
+    with pytest.raises(ValueError, match=r"several names for train \(code_train, web_train\)"):
+        TokenFiles(tmp_path, "train")
+
+
+def test_a_header_of_another_version_is_no_tokens(tmp_path):
+    write_shard(tmp_path / "train.bin", np.arange(300), header=True)
+    content = bytearray((tmp_path / "train.bin").read_bytes())
+    content[4] = 2
+    (tmp_path / "train.bin").write_bytes(content)
+    with pytest.raises(ValueError, match=r"has llm\.c's header in version 2"):
+        TokenFiles(tmp_path, "train")
 
 
 @pytest.mark.parametrize("missing", [1, 3])

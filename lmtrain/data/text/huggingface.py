@@ -61,7 +61,7 @@ class HuggingFace:
             raise ValueError(f"{key}: is a file; give its format ({', '.join(FORMATS)}) as path, and it as files")
         if self.path.startswith(("/", ".", "~")):
             raise ValueError(f"{key}: no such folder in {Path.cwd()}")
-        if nearest := difflib.get_close_matches(self.path, FORMATS, 1):
+        if nearest := difflib.get_close_matches(self.path, FORMATS, 1, cutoff=0.8):
             raise ValueError(f"{key}: is no format; did you mean {nearest[0]!r}?")
 
     def scan(self, advance: Advance) -> Inputs:
