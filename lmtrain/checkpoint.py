@@ -4,7 +4,6 @@ A checkpoint is written into a hidden folder, flushed to disk, hashed into `MANI
 a kill at any moment leaves the ones before it untouched. Nothing is ever overwritten, and no pickle is read.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmtrain.durable import sync
+from lmtrain.durable import sha256_of, sync
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +153,7 @@ def verify(path: Path) -> None:
             raise BrokenCheckpointError(f"{name} is missing")
         if file.stat().st_size != size:
             raise BrokenCheckpointError(f"{name} has {file.stat().st_size:,} bytes, {size:,} were written")
-        if _hash(file) != sha256:
+        if sha256_of(file) != sha256:
             raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
 
 
@@ -185,11 +184,6 @@ def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _sync_and_hash(path: Path) -> str:
     sync(path)
-    return _hash(path)
+    return sha256_of(path)

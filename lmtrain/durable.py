@@ -1,5 +1,6 @@
-"""Writing that a crash can't leave half done."""
+"""Writing that a crash can't leave half done, and checking that it did not."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -21,3 +22,9 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Of the file's contents, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
+from lmtrain.data.cores import available_cores
 from lmtrain.data.stored_tokenizer import Encode, Ids, StoredTokenizer
 
 if TYPE_CHECKING:
@@ -123,4 +124,4 @@ def tiktoken_encoder(encoding: "tiktoken.Encoding", stored: StoredTokenizer) -> 
 def _threads() -> int:
     if os.environ.get("TOKENIZERS_PARALLELISM", "").lower() in ("0", "f", "false", "n", "no", "off"):
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()

@@ -72,16 +72,11 @@ class Encoder:
 def encode(
     items: Iterable[Item], tokenizer: CorpusTokenizer, folder: Path, workers: int
 ) -> Iterator[tuple[Item, dict[str, Chunk]]]:
-    """The items, in order, with their texts encoded by so many processes (1: by threads of this one).
+    """The items, in order, with their texts encoded by so many processes.
 
     Raises:
         OSError: a process died, killed for want of memory, say.
     """
-    if workers == 1:
-        encoder = Encoder(tokenizer, folder)
-        for item in items:
-            yield item, encoder(item.texts)
-        return
     flying: deque[tuple[Item, Future[dict[str, Chunk]]]] = deque()
     # Started afresh, as forking a process that has threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -101,10 +96,6 @@ def encode(
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def available_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _encoder: Encoder

@@ -22,7 +22,7 @@ LARGEST_PERIOD = 100_000  # samples after which the proportions repeat: five dig
 
 
 class Phase(NamedTuple):
-    """Samples from `start` on, until a source is used up: `members[slot]` says whose sample it is, again and again."""
+    """Samples from `start` on, until a source is used up: `period[slot]` says whose sample it is, again and again."""
 
     start: int
     period: npt.NDArray[np.int64]  # (D,) the source of each slot

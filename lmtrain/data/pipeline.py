@@ -25,7 +25,7 @@ from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.encode import ITEM_BYTES, Encoder
 from lmtrain.data.ranks import RECORD, SETTINGS, TOKENS, Record, ShardWriter, finish, has_entries, unfinished
 from lmtrain.data.text.holdout import Held, Holdout
-from lmtrain.data.text.source import PART_BYTES, Document, parts, utf8_bytes
+from lmtrain.data.text.source import PART_BYTES, text_parts
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Encode, Pretrained, StoredTokenizer
 from lmtrain.data.tokens import (
     SPLITS,
@@ -174,7 +174,8 @@ def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[Held]]:
     texts: list[Held] = []
     size = 0
     for document in data:
-        for part in _parts(str(document.id), document.text):
+        # As the sources of `prepare` give it: a long text in parts, an empty one not at all.
+        for part, _ in text_parts(str(document.id), document.text, 0, PART_BYTES) if document.text else ():
             for held in holdout(part):
                 texts.append(held)
                 size += len(held.text)
@@ -183,17 +184,6 @@ def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[Held]]:
                 texts, size = [], 0
     if texts:
         yield texts
-
-
-def _parts(name: str, text: str) -> Iterator[Document]:
-    """As the sources of `prepare` give it: a long text in parts, an empty one not at all."""
-    if 4 * len(text) <= PART_BYTES or utf8_bytes(text) <= PART_BYTES:  # no character has more than four
-        if text:
-            yield Document(name, text)
-        return
-    data = text.encode()
-    for document, _ in parts(name, len(data), lambda start, end: data[start:end], 0, PART_BYTES):
-        yield document
 
 
 def _described(holdout: Any) -> dict[str, Any]:

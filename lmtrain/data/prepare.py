@@ -14,16 +14,18 @@ from pydantic import PositiveInt
 from lmtrain.console import si
 from lmtrain.data import journal as journals
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, available_cores, encode
+from lmtrain.data.cores import available_cores
+from lmtrain.data.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, encode
 from lmtrain.data.journal import Journal, SplitWriter
 from lmtrain.data.lock import owned
 from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.stored_tokenizer import meta_of
 from lmtrain.data.text.cut import pieces
 from lmtrain.data.text.files import file_changes
 from lmtrain.data.text.holdout import Held, Holdout
 from lmtrain.data.text.source import Inputs, Source
 from lmtrain.data.tokenizer import CorpusTokenizer
-from lmtrain.data.tokens import SPLITS, DataError, Meta, TokenizerFile, read_meta, smallest_dtype, write_meta
+from lmtrain.data.tokens import SPLITS, DataError, Meta, read_meta, write_meta
 from lmtrain.differences import differences
 from lmtrain.durable import sync, write_atomically
 
@@ -126,9 +128,9 @@ class Recipe:
         workers = self.workers or (available_cores() if (total or PROCESSES_FROM_BYTES) >= PROCESSES_FROM_BYTES else 1)
         progress.stage("encoding", total, done)
         committed = time.monotonic()
-        for item, chunks in encode(
-            _items(self.source, self.holdout, journal.position), self.tokenizer, folder, workers
-        ):
+        items = _items(self.source, self.holdout, journal.position)
+        here = ((item, encoder(item.texts)) for item in items)
+        for item, chunks in here if workers == 1 else encode(items, self.tokenizer, folder, workers):
             for split, chunk in chunks.items():
                 writers[split].write(chunk)
                 progress.advance(chunk.bytes, chunk.tokens)
@@ -163,19 +165,10 @@ class Recipe:
 
     def _finish(self, folder: Path, journal: Journal) -> Meta:
         """Gives the files their names; done again, it does no harm."""
-        stored = tokenizers.load(folder)
         for split in journal.splits:
             if _unfinished(folder, split).exists():
                 os.rename(_unfinished(folder, split), folder / f"{split}.bin")
-        sha256 = hashlib.sha256((folder / tokenizers.FILE).read_bytes()).hexdigest()
-        meta = Meta(
-            dtype=smallest_dtype(stored.vocab_size),
-            vocab_size=stored.vocab_size,
-            tokenizer=TokenizerFile(self.tokenizer.kind, tokenizers.FILE, sha256),
-            end_of_text=stored.end_of_text,
-            splits=journal.splits,
-            recipe=dict(journal.recipe),
-        )
+        meta = meta_of(folder, self.tokenizer.kind, journal.splits, dict(journal.recipe))
         write_meta(folder, meta)
         sync(folder)
         return meta

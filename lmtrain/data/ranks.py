@@ -12,15 +12,14 @@ from typing import Any
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.encode import Chunk
 from lmtrain.data.journal import SplitWriter
+from lmtrain.data.stored_tokenizer import meta_of
 from lmtrain.data.tokens import (
     SPLITS,
     DataError,
     Meta,
     Shard,
     Split,
-    TokenizerFile,
     read_meta,
-    smallest_dtype,
     write_meta,
 )
 from lmtrain.durable import sync
@@ -183,17 +182,8 @@ def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
                 f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share, or see what the "
                 f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
             )
-    stored = tokenizers.load(begun)
     settings = json.loads((begun / SETTINGS).read_text())
-    sha256 = hashlib.sha256((begun / tokenizers.FILE).read_bytes()).hexdigest()
-    return Meta(
-        dtype=smallest_dtype(stored.vocab_size),
-        vocab_size=stored.vocab_size,
-        tokenizer=TokenizerFile(settings["tokenizer"]["kind"], tokenizers.FILE, sha256),
-        end_of_text=stored.end_of_text,
-        splits=splits,
-        recipe={**settings, "tasks": len(records)},
-    )
+    return meta_of(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 
 def _sha256(path: Path, whole: Any) -> str:

@@ -9,7 +9,6 @@ import mmap
 import os
 import re
 import resource
-from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -228,13 +227,3 @@ def _check_size(file: TokenFile) -> None:
     size = file.mapped.size()
     if size < file.size:
         raise DataError(f"{file.path}: became shorter while it was read, from {file.size:,} to {size:,} bytes")
-
-
-def checksum(files: Sequence[Path]) -> str:
-    """The SHA-256 of files one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()

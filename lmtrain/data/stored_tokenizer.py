@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
-from lmtrain.data.tokens import DataError
-from lmtrain.durable import write_atomically
+from lmtrain.data.tokens import DataError, Meta, Split, TokenizerFile, smallest_dtype
+from lmtrain.durable import sha256_of, write_atomically
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -112,6 +112,19 @@ def load(folder: Path) -> StoredTokenizer:
     if token is not None and end_of_text is None:
         raise DataError(f"{folder / CONFIG_FILE}: eos_token {token!r} is not in {FILE}")
     return StoredTokenizer(tokenizer, end_of_text)
+
+
+def meta_of(folder: Path, kind: str, splits: dict[str, Split], recipe: dict[str, Any]) -> Meta:
+    """What `meta.json` says of splits that were made with the tokenizer stored in a folder."""
+    stored = load(folder)
+    return Meta(
+        dtype=smallest_dtype(stored.vocab_size),
+        vocab_size=stored.vocab_size,
+        tokenizer=TokenizerFile(kind, FILE, sha256_of(folder / FILE)),
+        end_of_text=stored.end_of_text,
+        splits=splits,
+        recipe=recipe,
+    )
 
 
 def read(path: Path) -> Tokenizer:

@@ -3,7 +3,6 @@
 `shards.py` reads it, and what other programs write without a `meta.json`.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from lmtrain.durable import sha256_of
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "val")
@@ -107,7 +108,7 @@ def check_tokenizer(tokens: Path, beside: Path) -> None:
     """
     meta = read_meta(tokens)
     path = beside / (meta.tokenizer.file if meta else "")
-    if meta and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() != meta.tokenizer.sha256:
+    if meta and path.is_file() and sha256_of(path) != meta.tokenizer.sha256:
         raise DataError(f"{path}: not the tokenizer that {tokens} was made with; its ids would mean other text")
 
 

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from lmtrain.data import shards
 from lmtrain.data.inspection.statistics import SplitStatistics
 from lmtrain.data.shards import TokenFiles
 from lmtrain.data.tokens import Meta
+from lmtrain.durable import sha256_of
 
 
 def folder_problems(folder: Path, meta: Meta | None) -> list[str]:
@@ -15,7 +15,7 @@ def folder_problems(folder: Path, meta: Meta | None) -> list[str]:
     stored = folder / meta.tokenizer.file
     if not stored.is_file():
         return [f"{stored}: no such file, but meta.json names it as the tokenizer of these tokens"]
-    if shards.checksum([stored]) != meta.tokenizer.sha256:
+    if sha256_of(stored) != meta.tokenizer.sha256:
         return [f"{stored}: not the tokenizer that meta.json names (another SHA-256); its ids may mean other text"]
     return []
 

@@ -76,11 +76,8 @@ def file_changes(
 
 
 def file_sha256(path: Path, open_file: Callable[[Path], BinaryIO]) -> str:
-    digest = hashlib.sha256()
     with open_file(path) as file:
-        while chunk := file.read(READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO hides readinto
 
 
 class Content:

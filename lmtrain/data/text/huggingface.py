@@ -4,13 +4,13 @@ import difflib
 import importlib.util
 import re
 from collections.abc import Iterator
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmtrain.data.text.files import Scanned, check_unchanged, file_changes, file_sha256, matching, some, stamp
 from lmtrain.data.text.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
-from lmtrain.data.text.source import PART_BYTES, Advance, Document, Inputs, parts, utf8_bytes
+from lmtrain.data.text.source import PART_BYTES, Advance, Document, Inputs, PositionedReader, text_parts, utf8_bytes
 
 
 class HuggingFace:
@@ -148,56 +148,43 @@ class HuggingFace:
         return commit_of(self.path, self.revision)
 
 
-class RowReader:
-    """Reads rows: it is at a row of a file, `before` rows into the split, with `start` bytes of the row's text done."""
+@dataclass
+class RowPosition:
+    """A row of a file, `before` rows into the split, with `start` bytes of the row's text done."""
+
+    split: str | None = None
+    file: str | None = None
+    before: int = 0  # rows of the split in earlier files
+    row: int = 0
+    start: int = 0
+    commit: str | None = None
+
+
+class RowReader(PositionedReader[RowPosition]):
+    """Reads the rows of the source's splits, a document each."""
 
     def __init__(self, source: HuggingFace, position: Any, part_bytes: int) -> None:
         self.source, self.part_bytes = source, part_bytes
-        at = position or {"split": None, "file": None, "before": 0, "row": 0, "start": 0, "commit": None}
-        self._split: str | None = at["split"]
-        self._file: str | None = at["file"]
-        self._before: int = at["before"]  # rows of the split in earlier files
-        self._row: int = at["row"]
-        self._start: int = at["start"]
-        self._commit: str | None = at["commit"]
-        self._documents = self._read()
-
-    def __iter__(self) -> "RowReader":
-        return self
-
-    def __next__(self) -> Document:
-        return next(self._documents)
-
-    def position(self) -> Any:
-        if self._file is None:
-            return None
-        return {
-            "split": self._split,
-            "file": self._file,
-            "before": self._before,
-            "row": self._row,
-            "start": self._start,
-            "commit": self._commit,
-        }
+        super().__init__(RowPosition(**(position or {})))
 
     def _read(self) -> Iterator[Document]:
-        dataset = self.source.open(self._commit)
-        self._commit = dataset.commit
+        dataset = self.source.open(self._at.commit)
+        self._at.commit = dataset.commit
         splits = self.source.splits
-        for split in splits[0 if self._split is None else splits.index(self._split) :]:
-            if split != self._split:
-                self._split, self._file, self._before = split, None, 0
+        for split in splits[0 if self._at.split is None else splits.index(self._at.split) :]:
+            if split != self._at.split:
+                self._at.split, self._at.file, self._at.before = split, None, 0
             files = dataset.files[split]
             names = list(files)
-            if self._file is not None and self._file not in files:
-                raise ValueError(f"{self._file}: is gone since the preparation began; prepare anew")
-            before = self._before
-            for name in names[0 if self._file is None else names.index(self._file) :]:
-                if name != self._file:
-                    self._file, self._before, self._row = name, before, 0
+            if self._at.file is not None and self._at.file not in files:
+                raise ValueError(f"{self._at.file}: is gone since the preparation began; prepare anew")
+            before = self._at.before
+            for name in names[0 if self._at.file is None else names.index(self._at.file) :]:
+                if name != self._at.file:
+                    self._at.file, self._at.before, self._at.row = name, before, 0
                 if self.source.is_local:
                     check_unchanged(name, Path(files[name]), self.source.stamps)
-                for first, count, texts in dataset.batches(split, name, self._row):
+                for first, count, texts in dataset.batches(split, name, self._at.row):
                     before += count
                     for row, text in enumerate(texts, first):
                         if text:
@@ -206,14 +193,9 @@ class RowReader:
                     check_unchanged(name, Path(files[name]), self.source.stamps)
 
     def _of_row(self, row: int, text: str) -> Iterator[Document]:
-        name = f"{self._split}:{self._before + row}"
-        data = text.encode() if 4 * len(text) > self.part_bytes else b""  # no character has more bytes
-        if len(data) <= self.part_bytes:
-            self._row = row + 1
-            yield Document(name, text)
-            return
-        for document, after in parts(name, len(data), partial(_slice, data), self._start, self.part_bytes):
-            self._row, self._start = (row, after) if after < len(data) else (row + 1, 0)
+        name = f"{self._at.split}:{self._at.before + row}"
+        for document, after in text_parts(name, text, self._at.start, self.part_bytes):
+            self._at.row, self._at.start = (row + 1, 0) if document.last else (row, after)
             yield document
 
 
@@ -225,10 +207,6 @@ def _by_split(files: str | list[str] | dict[str, str | list[str]], splits: list[
     if missing := [split for split in splits if split not in files]:
         raise ValueError(f"prepare.source.splits={missing[0]}: prepare.source.files has {', '.join(files)}")
     return {split: [found] if isinstance(found, str) else found for split, found in files.items()}
-
-
-def _slice(data: bytes, start: int, end: int) -> bytes:
-    return data[start:end]
 
 
 def _open_file(path: Path) -> BinaryIO:

@@ -5,9 +5,9 @@ import io
 import os
 import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, ClassVar, Generic, Protocol, Self, TypeVar
 
 from lmtrain.data.text.files import (
     READ_BYTES,
@@ -59,6 +59,36 @@ class Reader(Protocol):
         """JSON from which `read` goes on with the next document or part."""
 
 
+class Placed(Protocol):
+    """A reader's position, a dataclass; `file` is None before the first document."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    file: str | None
+
+
+At = TypeVar("At", bound=Placed)
+
+
+class PositionedReader(Generic[At]):
+    """A Reader that keeps its position in `_at` while `_read` goes on."""
+
+    def __init__(self, at: At) -> None:
+        self._at = at
+        self._documents = self._read()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Document:
+        return next(self._documents)
+
+    def position(self) -> Any:
+        return None if self._at.file is None else asdict(self._at)
+
+    def _read(self) -> Iterator[Document]:
+        raise NotImplementedError
+
+
 class Source(Protocol):
     """Text that can be read several times, each time the same."""
 
@@ -102,6 +132,15 @@ def parts(
             text = text[:cut]
         yield Document(name, text, start, size), start + used
         start += used
+
+
+def text_parts(name: str, text: str, start: int, part_bytes: int) -> Iterator[tuple[Document, int]]:
+    """A text that is in memory, as `parts`: whole if it is no longer than a part."""
+    data = text.encode() if 4 * len(text) > part_bytes else b""  # no character has more bytes
+    if len(data) > part_bytes:
+        yield from parts(name, len(data), lambda first, end: data[first:end], start, part_bytes)
+    else:
+        yield Document(name, text), utf8_bytes(text)
 
 
 def utf8_bytes(text: str) -> int:
@@ -169,49 +208,37 @@ class Files:
         return FileReader(self, position, part_bytes, read_bytes)
 
 
-class FileReader:
-    """Reads files by offset, so it begins anywhere at once; what it yields depends neither on that nor on `read_bytes`.
+@dataclass
+class FilePosition:
+    """Where document `number` of a file begins, with `start` of its bytes done (`size` in all, where it has parts)."""
 
-    It is where document `number` of a file begins, with `start` of its bytes done (`size` in all, where it has parts).
+    file: str | None = None
+    byte: int = 0
+    number: int = 1
+    start: int = 0
+    size: int | None = None
+
+
+class FileReader(PositionedReader[FilePosition]):
+    """Reads files by offset, so it begins anywhere at once.
+
+    What it yields depends neither on where it began nor on `read_bytes`.
     """
 
     def __init__(self, files: Files, position: Any, part_bytes: int, read_bytes: int) -> None:
         self.files, self.part_bytes, self.read_bytes = files, part_bytes, read_bytes
-        at = position or {"file": None, "byte": 0, "number": 1, "start": 0, "size": None}
-        self._file: str | None = at["file"]
-        self._byte: int = at["byte"]
-        self._number: int = at["number"]
-        self._start: int = at["start"]
-        self._size: int | None = at["size"]
-        self._documents = self._read()
-
-    def __iter__(self) -> "FileReader":
-        return self
-
-    def __next__(self) -> Document:
-        return next(self._documents)
-
-    def position(self) -> Any:
-        if self._file is None:
-            return None
-        return {
-            "file": self._file,
-            "byte": self._byte,
-            "number": self._number,
-            "start": self._start,
-            "size": self._size,
-        }
+        super().__init__(FilePosition(**(position or {})))
 
     def _read(self) -> Iterator[Document]:
         paths = self.files.paths()
         names = list(paths)
-        if self._file is not None:
-            if self._file not in paths:
-                raise ValueError(f"{self._file}: is gone since the preparation began; prepare anew")
-            names = names[names.index(self._file) :]
+        if self._at.file is not None:
+            if self._at.file not in paths:
+                raise ValueError(f"{self._at.file}: is gone since the preparation began; prepare anew")
+            names = names[names.index(self._at.file) :]
         for name in names:
-            if name != self._file:
-                self._file, self._byte, self._number = name, 0, 1
+            if name != self._at.file:
+                self._at.file, self._at.byte, self._at.number = name, 0, 1
             check_unchanged(name, paths[name], self.files.stamps)
             with self.files.open(paths[name]) as file:
                 try:
@@ -222,27 +249,32 @@ class FileReader:
 
     def _read_file(self, name: str, file: Buffered) -> Iterator[Document]:
         separator, named = self.files.separator, name
-        if not self._byte and file.read(0, 3) == codecs.BOM_UTF8:
-            self._byte = 3
-        while self._byte < file.size:
-            begin = self._byte
-            if self._size is not None:
-                end = begin + self._size
+        if not self._at.byte and file.read(0, 3) == codecs.BOM_UTF8:
+            self._at.byte = 3
+        while self._at.byte < file.size:
+            begin = self._at.byte
+            if self._at.size is not None:
+                end = begin + self._at.size
             else:
                 end = file.size if separator is None else file.find(separator, begin)
             if separator is not None:
-                named = f"{name}:{self._number}"
+                named = f"{name}:{self._at.number}"
             following = min(end + len(separator or b""), file.size)
             if end - begin <= self.part_bytes:
-                self._byte, self._number = following, self._number + 1
+                self._at.byte, self._at.number = following, self._at.number + 1
                 if begin < end:
                     yield Document(named, file.read(begin, end).decode())
                 continue
-            for document, after in parts(named, end - begin, file.from_byte(begin), self._start, self.part_bytes):
+            for document, after in parts(named, end - begin, file.from_byte(begin), self._at.start, self.part_bytes):
                 if after < end - begin:
-                    self._start, self._size = after, end - begin
+                    self._at.start, self._at.size = after, end - begin
                 else:
-                    self._byte, self._number, self._start, self._size = following, self._number + 1, 0, None
+                    self._at.byte, self._at.number, self._at.start, self._at.size = (
+                        following,
+                        self._at.number + 1,
+                        0,
+                        None,
+                    )
                 yield document
 
 
