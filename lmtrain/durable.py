@@ -1,4 +1,4 @@
-"""Writing that a crash can't leave half done, and checking that it did not."""
+"""Writing that a crash can't leave half done, and reading what may be damaged."""
 
 import hashlib
 import os
@@ -28,3 +28,16 @@ def sha256_of(path: Path) -> str:
     """Of the file's contents, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The whole of a file that has a size to be expected, so that a damaged or hostile one can't fill the memory.
+
+    Raises:
+        ValueError: it has more than `limit` bytes.
+    """
+    with path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"{path}: larger than {limit:,} bytes, which such a file never is")
+    return content
