@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,36 +17,62 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmtrain.durable import sha256_of, sync
+from lmtrain.durable import read_limited, sha256_of, sync
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "MANIFEST.json"
+MANIFEST, STATE = "MANIFEST.json", "state.json"
+MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # more than either ever has
 PARTIAL, DELETED, BROKEN = ".tmp-", ".tmp-del-", "broken-"
 FREE_SPACE_FACTOR = 1.1  # beyond the tensors' own bytes
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One state: named tensors by file (`model`, `optimizer`, `rng-0`), and plain values as JSON."""
+    """One state: named tensors by file (`model`, `optimizer`, `rng-0`), and plain values as JSON.
+
+    `state["run_id"]` says whose it is. `unchecked` are the tensors, as `<file>/<name>`, that may hold numbers which
+    are not finite: a mask in a buffer, say.
+    """
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
     state: Mapping[str, Any] = field(default_factory=dict)
+    unchecked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the `newest` ones, those of every `every` steps, the best, and the `protected`."""
+
+    newest: int
+    every: int | None = None
+    best_step: int | None = None
+    protected: frozenset[int] = frozenset()
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Of ascending steps."""
+        regular = {step for step in steps if self.every and step % self.every == 0}
+        return {*steps[-self.newest :], *regular, *self.protected, self.best_step} & set(steps)
 
 
 class BrokenCheckpointError(RuntimeError):
     """A checkpoint whose files are not those that were written."""
 
 
+class NonFiniteStateError(RuntimeError):
+    """A state with a NaN or an infinity in it; it is not saved."""
+
+
 class CheckpointFolder:
-    """The checkpoints of one run, `step-00000100/` and so on.
+    """The checkpoints of one run, `step-00000100/` and so on; `run_id` tells them from another run's.
 
     Raises:
         OSError: from any method, if the disk refuses; the checkpoints already there are untouched then.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, run_id: str | None = None) -> None:
+        self.path, self.run_id = path, run_id
+        self._resumed_from: set[int] = set()
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -58,18 +84,57 @@ class CheckpointFolder:
     def at(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
 
-    def save(self, step: int, checkpoint: Checkpoint, *, keep: int, best_step: int | None) -> Path:
-        """Commits the state of a step, then removes all but the newest `keep` and the best.
+    def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> Path:
+        """Commits the state of a step, then removes the checkpoints of this run that `retention` does not keep.
 
-        A valid checkpoint of this step stays as it is.
+        A valid checkpoint of this step stays as it is; the one that the run resumed from is always kept.
+
+        Raises:
+            NonFiniteStateError: a tensor that has to be finite is not; nothing is written or removed.
         """
         final = self.at(step)
-        if final.exists():
+        if not self._is_there(final):
+            _check_finite(checkpoint)
+            self._commit(final, checkpoint)
+        self._link("latest", step)
+        if retention.best_step is not None and self.at(retention.best_step).is_dir():
+            self._link("best", retention.best_step)
+        kept = retention.kept(self.steps()) | self._resumed_from
+        self._remove(step for step in self.steps() if step not in kept)
+        return final
+
+    def load_latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, on the CPU; broken ones are set aside, loudly. None if there is none."""
+        for step in reversed(self.steps()):
             try:
-                verify(final)
-                return final
+                loaded = load(self.at(step))
             except BrokenCheckpointError as error:
-                self._quarantine(final, error)
+                self._quarantine(self.at(step), error)
+            else:
+                self._resumed_from.add(step)
+                return loaded
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Removes this run's checkpoints of later steps, before a run that went back gets to those steps again."""
+        self._remove(later for later in self.steps() if later > step)
+        self._link("latest", step)
+
+    def broken(self) -> list[str]:
+        """Names of the checkpoints that were set aside."""
+        return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether an intact checkpoint is; a broken one is set aside."""
+        if path.exists():
+            try:
+                verify(path)
+                return True
+            except BrokenCheckpointError as error:
+                self._quarantine(path, error)
+        return False
+
+    def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         for leftover in self.path.glob(f"{PARTIAL}*"):  # of a killed save or prune; the run's lock says they are ours
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
@@ -79,7 +144,7 @@ class CheckpointFolder:
         try:
             for name, tensors in checkpoint.tensors.items():
                 save_file(_storable(tensors), partial / f"{name}.safetensors")
-            (partial / "state.json").write_text(json.dumps(checkpoint.state, indent=2) + "\n")
+            (partial / STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n")
             files = sorted(partial.iterdir())
             manifest = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
@@ -90,33 +155,16 @@ class CheckpointFolder:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(self.path)
-        self._link("latest", step)
-        if best_step is not None and self.at(best_step).is_dir():
-            self._link("best", best_step)
-        self._prune(keep, best_step)
-        return final
 
-    def load_latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, on the CPU; broken ones are set aside, loudly. None if there is none."""
-        for step in reversed(self.steps()):
-            try:
-                return load(self.at(step))
-            except BrokenCheckpointError as error:
-                self._quarantine(self.at(step), error)
-        return None
-
-    def broken(self) -> list[str]:
-        """Names of the checkpoints that were set aside."""
-        return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
-
-    def _prune(self, keep: int, best_step: int | None) -> None:
-        steps = self.steps()
-        kept = {*steps[-keep:], best_step}
-        for step in steps:
-            if step not in kept:
-                doomed = self.path / f"{DELETED}{self.at(step).name}"
-                os.rename(self.at(step), doomed)  # at once, so that no half-deleted folder looks complete
-                shutil.rmtree(doomed)
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in list(steps):
+            path = self.at(step)
+            if path.is_symlink() or _owner(path) != self.run_id:
+                log.warning("checkpoint %s is another run's: it stays", path.name)
+                continue
+            doomed = self.path / f"{DELETED}{path.name}"
+            os.rename(path, doomed)  # at once, so that no half-deleted folder looks complete
+            shutil.rmtree(doomed)
 
     def _link(self, name: str, step: int) -> None:
         link = self.path / f"{PARTIAL}{name}"
@@ -139,11 +187,17 @@ class CheckpointFolder:
 
 
 def verify(path: Path) -> None:
-    """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash."""
+    """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
+
+    Raises:
+        PermissionError: that can't be told; nothing is wrong with the checkpoint then.
+    """
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(read_limited(path / MANIFEST, MANIFEST_BYTES))
         files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except PermissionError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BrokenCheckpointError(f"{MANIFEST}: {type(error).__name__}") from error
     for name, (size, sha256) in files.items():
         if Path(name).name != name:
@@ -165,11 +219,34 @@ def load(path: Path) -> Checkpoint:
     """
     verify(path)
     try:
-        names = [name for name in json.loads((path / MANIFEST).read_bytes()) if name.endswith(".safetensors")]
+        manifest = json.loads(read_limited(path / MANIFEST, MANIFEST_BYTES))
+        names = [name for name in manifest if name.endswith(".safetensors")]
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
-        return Checkpoint(tensors, json.loads((path / "state.json").read_bytes()))
+        return Checkpoint(tensors, json.loads(read_limited(path / STATE, STATE_BYTES)))
+    except PermissionError:
+        raise
     except Exception as error:  # verified, so written wrong: by a bug or another program
         raise BrokenCheckpointError(f"{type(error).__name__}: {error}") from error
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    for file, tensors in checkpoint.tensors.items():
+        for name, tensor in tensors.items():
+            if f"{file}/{name}" in checkpoint.unchecked or not tensor.is_floating_point() or not tensor.numel():
+                continue
+            # Least and greatest in one pass without a copy; a NaN is both.
+            least, greatest = tensor.aminmax()
+            if not (least.isfinite() and greatest.isfinite()):
+                raise NonFiniteStateError(f"{file}/{name} has numbers that are not finite; it is not saved")
+
+
+def _owner(path: Path) -> str | None:
+    """The id of the run that a checkpoint says it is of."""
+    try:
+        run_id = json.loads(read_limited(path / STATE, STATE_BYTES)).get("run_id")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return None if run_id is None else str(run_id)
 
 
 def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
