@@ -52,14 +52,16 @@ def dispatch(arguments: Sequence[str]) -> int:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
-    from lmtrain.commands import train
-
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
     if "resume=" in resumed:
         raise ConfigError("resume=: empty; give a run directory")
     if resumed:
         others = [text for text in arguments if not text.startswith("resume=")]
-        return train.resume(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)
+        from lmtrain.commands import resume
+
+        return resume.main(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)
+    from lmtrain.commands import train
+
     return train.main(arguments)
 
 

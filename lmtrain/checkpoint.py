@@ -52,7 +52,8 @@ class Retention:
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Of ascending steps."""
         regular = {step for step in steps if self.every and step % self.every == 0}
-        return {*steps[-self.newest :], *regular, *self.protected, self.best_step} & set(steps)
+        newest = set(steps[-self.newest :])
+        return newest | regular | {step for step in steps if step in self.protected or step == self.best_step}
 
 
 class BrokenCheckpointError(RuntimeError):
@@ -105,7 +106,14 @@ class CheckpointFolder:
 
     def load_latest(self) -> Checkpoint | None:
         """The newest checkpoint that verifies, on the CPU; broken ones are set aside, loudly. None if there is none."""
-        for step in reversed(self.steps()):
+        return self._newest(self.steps())
+
+    def load_before(self, step: int, *, every: int) -> Checkpoint | None:
+        """As `load_latest`, of the steps before `step` that are a multiple of `every`."""
+        return self._newest([earlier for earlier in self.steps() if earlier < step and earlier % every == 0])
+
+    def _newest(self, steps: Sequence[int]) -> Checkpoint | None:
+        for step in reversed(steps):
             try:
                 loaded = load(self.at(step))
             except BrokenCheckpointError as error:

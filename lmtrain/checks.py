@@ -37,7 +37,20 @@ GROUPS: Mapping[str, Group] = {
     "system": Group(),
     "trainer": Group(
         keywords=frozenset(
-            {"model", "optimizer", "schedule", "train_loader", "val_loader", "system", "logger", "checkpoints", "state"}
+            {
+                "model",
+                "optimizer",
+                "schedule",
+                "train_loader",
+                "val_loader",
+                "system",
+                "logger",
+                "saver",
+                "bad_batches",
+                "stop",
+                "state",
+                "record",
+            }
         )
     ),
 }

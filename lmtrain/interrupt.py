@@ -1,33 +1,51 @@
-"""Signals that ask a run to stop, noted for the loop to see."""
+"""Signals that ask a run to stop."""
 
 import contextlib
 import os
 import signal
+import sys
 import threading
+import time
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 STDERR = 2
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is Slurm's warning that time runs out
+REPEAT_S = 0.5  # one signal, sent to a process group and forwarded by a launcher as well, arrives twice
 
 
-class InterruptedBySignal(Exception):  # noqa: N818 (no error: everything is saved)
-    """A signal asked the run to stop, and it did so after saving."""
+class InterruptedBySignal(BaseException):
+    """A signal asked the run to stop. As KeyboardInterrupt, it is no Exception that a library may swallow."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}; everything is saved")
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
 
 
-class SignalFlag:
-    """Notes the first SIGINT or SIGTERM for the loop to see; a second one acts at once, as ever."""
+def exit_code(number: int) -> int:
+    """130 for SIGINT, 143 for SIGTERM and for a scheduler's warning, which asks for the same."""
+    return 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+
+
+class StopRequest:
+    """Notes the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process at once, whatever it does.
+
+    The first one raises InterruptedBySignal where it comes, unless the training loop `defers` it: there, between two
+    steps is the place to stop, and the loop looks at `signal` once a step. In `at_once`, inside of that, it raises
+    again: in what may be cut short and done anew.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.defers = False
+        self._came = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
-            self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -36,13 +54,31 @@ class SignalFlag:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raises InterruptedBySignal if a signal has come, or as soon as one does."""
+        deferred, self.defers = self.defers, False
+        try:
+            if self.signal is not None:
+                raise InterruptedBySignal(self.signal)
+            yield
+        finally:
+            self.defers = deferred
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        # Straight to the terminal: a log line from here could come in the middle of another one.
-        words = (
-            f"\n{signal.Signals(number).name}: stopping after this step, with a checkpoint; once more stops at once\n"
-        )
-        with contextlib.suppress(OSError):
-            os.write(STDERR, words.encode())
-        for each, handler in self._previous.items():
-            signal.signal(each, handler)
+        name = signal.Signals(number).name
+        if self.signal is not None:
+            if time.monotonic() - self._came < REPEAT_S:
+                return
+            _write(f"\n{name} again: leaving at once\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
+            os._exit(exit_code(number))  # no clean-up to wait for; a checkpoint half written is none
+        self.signal, self._came = number, time.monotonic()
+        _write(f"\n{name}: stopping, with everything saved; once more leaves at once\n")
+        if not self.defers:
+            raise InterruptedBySignal(number)
+
+
+def _write(words: str) -> None:
+    # Straight to the terminal: a log line from here could come in the middle of another one.
+    with contextlib.suppress(OSError):
+        os.write(STDERR, words.encode())

@@ -12,6 +12,8 @@ log = logging.getLogger(__name__)
 
 FUSED_DEVICES = ("cuda", "cpu")  # where one kernel updates all parameters
 
+Groups = list[dict[str, Any]]
+
 Beta = Annotated[float, Interval(ge=0, lt=1)]
 
 
@@ -41,6 +43,24 @@ def adamw(
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     fused = all(param.device.type in FUSED_DEVICES for param in params)
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor) -> None:
+    """One optimizer step, left out if `bad` (a scalar on the device, bool) is true.
+
+    A fused optimizer decides that on the device. Any other has to be told by the host, which waits for the device. An
+    enabled scaler leaves out what is not finite by itself.
+    """
+    if scaler.is_enabled():
+        scaler.step(optimizer)
+        scaler.update()
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+        # What torch.amp.GradScaler itself sets: the kernel looks at it and changes nothing where it is 1.
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+    elif not bad:
+        optimizer.step()
 
 
 def optimizer_state(
@@ -79,3 +99,44 @@ def load_optimizer_state(
             fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
             value = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # a step changes it in place
         optimizer.state[param][key] = value
+
+
+def group_values(optimizer: torch.optim.Optimizer) -> Groups:
+    """The numbers of each parameter group, without its parameters, and without the rate, which the schedule sets."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
+    ]
+
+
+def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
+    """What the steps have changed of `group_values`; AdamW's never change, Prodigy's and schedule-free ones' do.
+
+    The others are the config's, which a resume may have been allowed to change.
+    """
+    return [
+        {key: _plain(value) for key, value in now.items() if key not in then or _plain(then[key]) != _plain(value)}
+        for now, then in zip(group_values(optimizer), initial, strict=True)
+    ]
+
+
+def load_groups(optimizer: torch.optim.Optimizer, changed: Groups) -> None:
+    """Puts back what `changed_groups` gave.
+
+    Raises:
+        ValueError: the optimizer has other groups.
+    """
+    if len(changed) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the checkpoint's optimizer has {len(changed)} parameter groups, this one {len(optimizer.param_groups)}"
+        )
+    for group, values in zip(optimizer.param_groups, changed, strict=True):
+        for key, value in values.items():
+            old = group.get(key)
+            group[key] = old.new_tensor(value) if isinstance(old, torch.Tensor) else value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value

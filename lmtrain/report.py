@@ -2,6 +2,7 @@
 
 import logging
 import math
+import shlex
 import traceback
 from pathlib import Path
 
@@ -9,14 +10,20 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from lmtrain.bad_steps import DivergedError
+from lmtrain.checkpoint import CheckpointFolder, NonFiniteStateError
 from lmtrain.config import ConfigError
 from lmtrain.console import duration, si, significant
 from lmtrain.data.tokenizer import StoredTokenizer
+from lmtrain.evaluation import perplexity
+from lmtrain.flops import flops_per_token
 from lmtrain.generate import generate
 from lmtrain.interrupt import InterruptedBySignal
+from lmtrain.paths import short
 from lmtrain.run_directory import RunDirectory
+from lmtrain.snapshot import TrainState
 from lmtrain.system import System
-from lmtrain.trainer import DivergedError, Trainer, TrainState, flops_per_token, perplexity
+from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +38,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = loader.batch_size * loader.block_size * trainer.gradient_accumulation_steps
     steps = trainer.max_steps - state.step
-    log.info("run %s", short_path(directory.path))
+    log.info("run %s", short(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
     log.info(
@@ -79,7 +86,7 @@ def show_sample(model: nn.Module, tokenizer: StoredTokenizer, system: System, bl
 
 
 def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
-    path = short_path(directory.path)
+    path = short(directory.path)
     if state.val_loss is not None:
         log.info(
             "final loss: train %.4f, val %.4f (perplexity %s; best %.4f at step %s)",
@@ -105,35 +112,31 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
 
 def ending(error: BaseException | None, path: Path) -> None:
     """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
+    saved = CheckpointFolder(path / "checkpoints").steps()
     match error:
         case None:
             pass
         case ConfigError():
             log.debug("config error", exc_info=error)
-        case DivergedError():
+        case DivergedError() | NonFiniteStateError():
             log.error("diverged: %s", error)
         case InterruptedBySignal():
-            log.warning("%s; to continue: %s", error, resume_command(path))
-        case KeyboardInterrupt():
-            log.warning("stopped at once; to continue from the last checkpoint: %s", resume_command(path))
+            where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
+            log.warning("%s %s; to continue: %s", error, where, resume_command(path))
         case _:
-            where = short_path(path / "train.log")
             last = traceback.extract_tb(error.__traceback__)[-1]
             log.error(
                 "failed: %s: %s (%s:%s; traceback in %s)",
                 type(error).__name__,
                 error,
-                short_path(Path(last.filename)),
+                short(Path(last.filename)),
                 last.lineno,
-                where,
+                short(path / "train.log"),
                 exc_info=error,
             )
+            if saved:
+                log.error("to continue from step %d when that is mended: %s", saved[-1], resume_command(path))
 
 
 def resume_command(run_dir: Path) -> str:
-    return f"python -m lmtrain resume={short_path(run_dir)}"
-
-
-def short_path(path: Path) -> str:
-    """Relative to the current folder where it is below it."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return f"python -m lmtrain {shlex.quote(f'resume={short(run_dir)}')}"

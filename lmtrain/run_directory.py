@@ -78,6 +78,7 @@ class Result:
     final_val_loss: float | None = None
     steps: int = 0
     tokens: int = 0
+    bad_steps: int = 0
     seconds: float = 0.0
     tokens_per_second: float = 0.0
     config_hash: str = ""
@@ -108,6 +109,11 @@ def environment(run_id: str, device: str) -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "git": _git(),
     }
+
+
+def lasting(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of `environment` that the bits of a run depend on."""
+    return {key: environment[key] for key in ("platform", "cpu", "device", "python", "packages")}
 
 
 def _version(package: str) -> str | None:

@@ -83,13 +83,12 @@ class Saver:
                 cuda |= tensor.is_cuda
         ready = None
         if cuda:
-            ready = torch.cuda.Event()  # steps that come later wait their turn behind these copies
+            # Steps that come later wait their turn behind these copies.
+            ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         return Checkpoint(copies, copy.deepcopy(checkpoint.state), checkpoint.unchecked), ready
 
-    def _work(
-        self, step: int, checkpoint: Checkpoint, ready: torch.cuda.Event | None, retention: Retention
-    ) -> None:
+    def _work(self, step: int, checkpoint: Checkpoint, ready: torch.cuda.Event | None, retention: Retention) -> None:
         try:
             if ready is not None:
                 ready.synchronize()

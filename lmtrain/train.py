@@ -3,8 +3,10 @@
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,22 +15,30 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lmtrain import report
-from lmtrain.checkpoint import CheckpointFolder
+from lmtrain.bad_batches import BadBatches
+from lmtrain.bad_steps import DivergedError
+from lmtrain.checkpoint import Checkpoint, CheckpointFolder, NonFiniteStateError
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
 from lmtrain.console import configure_logging
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.data.tokens import DataError
+from lmtrain.differences import differences
 from lmtrain.durable import write_atomically
-from lmtrain.interrupt import InterruptedBySignal
+from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.interrupt import exit_code as interrupt_exit_code
 from lmtrain.logger.base import CompositeLogger, RunInfo
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.preflight import refuse_existing_run, token_folders
-from lmtrain.run_directory import Result, RunDirectory, environment
+from lmtrain.run_directory import Result, RunDirectory, environment, lasting, read_json
+from lmtrain.saver import Saver
+from lmtrain.snapshot import TrainState
 from lmtrain.system import System
-from lmtrain.trainer import DivergedError, Trainer, TrainState
+from lmtrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,11 +49,17 @@ class Outcome:
     objective: float | None
 
 
-def run(cfg: DictConfig, run_dir: Path, *, resume: DictConfig | None = None) -> Outcome:
-    """Trains in a run directory and records how it ended.
+@dataclass(frozen=True)
+class Resumed:
+    """A run that goes on from its newest checkpoint: its config as composed, which the next resume will start from, and
+    what that changes, a line each."""
 
-    `resume` is for a run that goes on from its newest checkpoint: its config as composed, which the next resume will
-    start from.
+    composed: DictConfig
+    changes: Sequence[str]
+
+
+def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Outcome:
+    """Trains in a run directory and records how it ended; `resumed` is for a run that goes on.
 
     Raises:
         ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
@@ -53,18 +69,19 @@ def run(cfg: DictConfig, run_dir: Path, *, resume: DictConfig | None = None) -> 
     with contextlib.ExitStack() as stack:
         with mistakes_of_the_user():
             directory = stack.enter_context(RunDirectory(run_dir))
-        if resume is None:
+        if resumed is None:
             refuse_existing_run(directory.path)
+            write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
         else:
             _refuse_fewer_steps(cfg, directory.path)
-            write_atomically(directory.path / ".hydra" / "config.yaml", OmegaConf.to_yaml(resume))
-            (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
         configure_logging(directory.path)
         error: BaseException | None = None
+        stop = stack.enter_context(StopRequest())
         try:
-            train(cfg, directory, state)
+            train(cfg, directory, state, stop, resumed)
         except BaseException as caught:
             error = caught
+        stop.defers = True  # the rest takes no time, and says how the run ended
         status, exit_code = ending(error)
         report.ending(error, directory.path)
         result = Result(
@@ -76,18 +93,24 @@ def run(cfg: DictConfig, run_dir: Path, *, resume: DictConfig | None = None) -> 
             final_val_loss=_finite(state.val_loss),
             steps=state.step,
             tokens=state.tokens,
+            bad_steps=state.bad_steps,
             seconds=round(state.seconds, 3),
             tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
             config_hash=config_hash(cfg),
             error=f"{type(error).__name__}: {error}" if error else None,
         )
-        directory.write_json("result.json", asdict(result))
+        try:
+            directory.write_json("result.json", asdict(result))
+        except OSError as refused:
+            log.error("result.json could not be written: %s", refused)
     if isinstance(error, ConfigError):
         raise error
     return Outcome(exit_code, state.best_val_loss)
 
 
-def train(cfg: DictConfig, directory: RunDirectory, state: TrainState) -> None:
+def train(
+    cfg: DictConfig, directory: RunDirectory, state: TrainState, stop: StopRequest, resumed: Resumed | None = None
+) -> None:
     """Builds the parts in the order that data flows, and runs them; `state` is where the run is afterwards."""
     with mistakes_of_the_user():
         system: System = build(cfg.system)  # first: it sets how memory is allocated
@@ -100,16 +123,20 @@ def train(cfg: DictConfig, directory: RunDirectory, state: TrainState) -> None:
         _check_samples(train_loader, cfg)
         optimizer = build(cfg.optimizer, list(model.named_parameters()))
         schedule = build(cfg.scheduler)
-        checkpoints = CheckpointFolder(directory.path / "checkpoints")
+        run_id = directory.run_id()
+        checkpoints = CheckpointFolder(directory.path / "checkpoints", run_id)
         loaded = checkpoints.load_latest()
         if loaded is not None:
             vars(state).update(loaded.state["train"])
         elif broken := checkpoints.broken():
             raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
         tokenizer = _keep_tokenizer(cfg, directory)
-        info = _record(cfg, directory, system)
+        decode = tokenizer.decode if tokenizer else None
+        now = environment(run_id, system.describe())
+        info = _run_info(cfg, directory, run_id)
+        metrics = JsonlLogger(directory.path / "metrics.jsonl")
         logger = CompositeLogger(
-            JsonlLogger(directory.path / "metrics.jsonl", state.step),
+            metrics,
             [
                 ConsoleLogger(lambda: state.step, cfg.trainer.max_steps),
                 *(build(node, info) for node in cfg.logger.values()),
@@ -126,11 +153,17 @@ def train(cfg: DictConfig, directory: RunDirectory, state: TrainState) -> None:
                 val_loader=val_loader,
                 system=system,
                 logger=logger,
-                checkpoints=checkpoints,
+                # A checkpoint counts on the metrics up to its step.
+                saver=Saver(checkpoints, before_commit=metrics.sync),
+                bad_batches=BadBatches(directory.path / "bad-batches", train_loader, decode),
+                stop=stop,
                 state=state,
+                record={"run_id": run_id, "config": info.config, "environment": lasting(now)},
             )
             if loaded is not None:
                 trainer.restore(loaded)
+            metrics.rewind(state.step if state.pending is None else state.step - 1)
+            _record(cfg, directory, now, resumed, loaded)
         report.announce(cfg, directory, trainer)
         try:
             trainer.fit()
@@ -153,12 +186,10 @@ def ending(error: BaseException | None) -> tuple[str, int]:
             return "completed", 0
         case ConfigError():
             return "failed", 2
-        case DivergedError():
+        case DivergedError() | NonFiniteStateError():
             return "diverged", 3
         case InterruptedBySignal(number=number):
-            return "interrupted", 128 + number
-        case KeyboardInterrupt():
-            return "interrupted", 130
+            return "interrupted", interrupt_exit_code(number)
     return "failed", 1
 
 
@@ -204,15 +235,35 @@ def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer
     return tokenizers.load(directory.path)
 
 
-def _record(cfg: DictConfig, directory: RunDirectory, system: System) -> RunInfo:
-    """Writes what the run is made of: `config.yaml` and `environment.json`."""
-    run_id = directory.run_id()
-    directory.write_json("environment.json", environment(run_id, system.describe()))
-    write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
+def _run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
     config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     # The folder above: the runs of one name, or the jobs of one sweep.
     group = directory.path.parent.name
     return RunInfo(directory.path, run_id, name=f"{cfg.name}-{directory.path.name}", group=group, config=config)
+
+
+def _record(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    now: Mapping[str, Any],
+    resumed: Resumed | None,
+    loaded: Checkpoint | None,
+) -> None:
+    """Writes what the run is made of; a resume is added to that, with what has changed since."""
+    if resumed is None:
+        directory.write_json("environment.json", now)
+        return
+    (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
+    first = read_json(directory.path / "environment.json") or dict(now)
+    again = {key: value for key, value in now.items() if key != "run_id"} | {"changes": list(resumed.changes)}
+    directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
+    write_atomically(directory.path / ".hydra" / "config.yaml", OmegaConf.to_yaml(resumed.composed))
+    write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
+    for line in resumed.changes:
+        log.info("changed: %s", line)
+    since = differences(loaded.state.get("environment"), lasting(now)) if loaded else []
+    if since:
+        log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))
 
 
 def _finite(number: float | None) -> float | None:

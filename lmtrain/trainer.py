@@ -1,29 +1,34 @@
 """The training loop: micro-batches, backward, clip, step; evaluation, logging and checkpoints around it."""
 
+import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.checkpoint import Checkpoint, CheckpointFolder
+from lmtrain.bad_batches import BadBatches
+from lmtrain.bad_steps import BadStep, DivergedError, RewindError, SpikeDetector, Watch
+from lmtrain.checkpoint import Checkpoint, Retention
 from lmtrain.clock import StepClock
-from lmtrain.data.loader import Prefetcher, TokenLoader, micro_batch, on_device
-from lmtrain.data.order import VERSION as ORDER_VERSION
+from lmtrain.data.loader import Prefetcher, TokenLoader
 from lmtrain.data.tokens import DataError
-from lmtrain.interrupt import InterruptedBySignal, SignalFlag
-from lmtrain.logger.base import Logger
-from lmtrain.optimizer import load_optimizer_state, optimizer_state
+from lmtrain.evaluation import evaluate, perplexity
+from lmtrain.flops import flops_per_token
+from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.logger.base import RunLogger
+from lmtrain.optimizer import group_values, update
+from lmtrain.saver import Saver
+from lmtrain.snapshot import Snapshot, TrainState
 from lmtrain.system import System
 
 log = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 1
+MAX_REWINDS = 3  # to one checkpoint, before the model is at fault and not the data
 
 Metrics = dict[str, float]
 
@@ -31,23 +36,6 @@ Metrics = dict[str, float]
 class Schedule(Protocol):
     def __call__(self, step: int, /) -> float:
         """The learning rate of the step that follows `step` finished ones."""
-
-
-@dataclass
-class TrainState:
-    """Where a run is; all of it is in every checkpoint."""
-
-    step: int = 0  # optimizer steps done
-    tokens: int = 0  # target tokens trained on
-    train_loss: float | None = None  # the last ones measured
-    val_loss: float | None = None
-    best_val_loss: float | None = None
-    best_step: int | None = None
-    seconds: float = 0.0  # training, evaluating and saving, over all resumes
-
-
-class DivergedError(RuntimeError):
-    """The loss is no longer a number."""
 
 
 class Trainer:
@@ -58,13 +46,20 @@ class Trainer:
     parameter group is the schedule's times the group's `lr_scale`, if it has one.
 
     `grad_clip` is the largest global gradient norm (0: no limit); `eval_batches` limits an evaluation (null: the whole
-    split); `eval_train_batches` evaluates that many batches of the training split as well (0: none); the newest
-    `keep_checkpoints` stay, and the best, which an evaluation that improves makes at once.
+    split); `eval_train_batches` evaluates that many batches of the training split as well (0: none). The newest
+    `keep_checkpoints` stay, those of every `keep_every` steps (null: none), and the best, which an evaluation that
+    improves makes at once.
+
+    A step whose loss or gradient norm is not finite, or a spike (more than `spike_zscore` robust standard deviations
+    above the last `spike_window` good steps; null: no such check), is bad. That is decided on the device, and the
+    update left out there; its batch is kept for a look. Then `on_bad_step` says: `stop`; `skip`: go on; or `rewind`: go
+    back to the last regular checkpoint, and on from there with the data after the bad step.
 
     Raises:
         DataError: from `fit`, when token files turn out to be damaged; everything is saved.
-        DivergedError: from `fit`, when a loss or gradient norm that is looked at is not finite.
-        InterruptedBySignal: from `fit`, after SIGINT or SIGTERM, when everything is saved.
+        DivergedError: from `fit`, after a bad step.
+        NonFiniteStateError: from `fit`, when the state to be saved has numbers that are not finite.
+        InterruptedBySignal: from `fit`, when everything is saved.
     """
 
     def __init__(
@@ -75,79 +70,89 @@ class Trainer:
         train_loader: TokenLoader,
         val_loader: TokenLoader,
         system: System,
-        logger: Logger,
-        checkpoints: CheckpointFolder,
+        logger: RunLogger,
+        saver: Saver,
+        bad_batches: BadBatches,
+        stop: StopRequest,
         state: TrainState,
+        record: Mapping[str, Any],
         *,
         max_steps: PositiveInt,
         gradient_accumulation_steps: PositiveInt,
         grad_clip: NonNegativeFloat,
+        on_bad_step: Literal["stop", "skip", "rewind"],
+        spike_zscore: PositiveFloat | None,
+        spike_window: PositiveInt,
         eval_interval: PositiveInt,
         eval_batches: PositiveInt | None,
         eval_train_batches: NonNegativeInt,
         log_interval: PositiveInt,
         checkpoint_interval: PositiveInt,
         keep_checkpoints: PositiveInt,
+        keep_every: PositiveInt | None,
     ) -> None:
         self.model, self.optimizer, self.schedule, self.system = model, optimizer, schedule, system
         self.train_loader, self.val_loader = train_loader, val_loader
-        self.logger, self.checkpoints, self.state = logger, checkpoints, state
+        self.logger, self.saver, self.bad_batches, self.stop, self.state = logger, saver, bad_batches, stop, state
         self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
-        self.grad_clip = grad_clip or math.inf
+        self.grad_clip, self.on_bad_step = grad_clip or math.inf, on_bad_step
         self.eval_interval, self.eval_batches, self.eval_train_batches = eval_interval, eval_batches, eval_train_batches
         self.log_interval, self.checkpoint_interval = log_interval, checkpoint_interval
-        self.keep_checkpoints = keep_checkpoints
+        self.keep_checkpoints, self.keep_every = keep_checkpoints, keep_every
         self.forward = system.compile(model)
         self.scaler = system.scaler()
         self.params = [param for param in model.parameters() if param.requires_grad]
-        self.clock = StepClock(state.step)
+        scaled = self.scaler.is_enabled()
+        self.detector = SpikeDetector(spike_zscore, spike_window, system.device, ignore_norm=scaled)
+        loaders = {"train": train_loader, "val": val_loader}
+        groups = copy.deepcopy(group_values(optimizer))
+        self.snapshot = Snapshot(model, optimizer, groups, self.scaler, system, self.detector, loaders, record)
+        self.watch, self.clock = Watch(), StepClock(state.step)
 
     def fit(self) -> None:
         """Runs the steps that are left; the state afterwards is that of the last one."""
+        rewinds: list[int] = []
         try:
-            self._fit()
-        except DataError:  # between two steps: the last one is whole, and shall not be lost
-            if self.state.step and all(bool(param.isfinite().all()) for param in self.params):
-                self._save()
-            raise
+            with self.saver:
+                while True:
+                    try:
+                        return self._fit()
+                    except RewindError as error:
+                        rewinds.append(self._rewind(error.bad))
+                        if rewinds.count(rewinds[-1]) > MAX_REWINDS:
+                            raise DivergedError(f"{error}, and {MAX_REWINDS} rewinds did not help") from error
+                    except DataError:  # between two steps: the last one is whole, and shall not be lost
+                        if self.state.step:
+                            self._save()
+                        raise
+        finally:
+            self.stop.defers = False
 
     def _fit(self) -> None:
-        state, first_micro_batch = self.state, self.state.step * self.gradient_accumulation_steps
-        started = time.perf_counter() - state.seconds
+        state, samples = self.state, self.train_loader.batch_size
+        self._started = time.perf_counter() - state.seconds
+        self.watch = Watch()
         self.model.train()
-        with (
-            Prefetcher(self.train_loader.batch, first_micro_batch, self.system.device) as self.micro_batches,
-            SignalFlag() as stop,
-        ):
+        with Prefetcher(self.train_loader.batch, state.samples // samples, self.system.device) as self.micro_batches:
             self.clock = StepClock(state.step)
+            if state.pending is not None:
+                self._finish_step(state.pending, evaluates=True, saves=True)
             while state.step < self.max_steps:
                 loss, grad_norm = self.step()
+                self.stop.defers = True  # before, there was nothing new to save
                 last = state.step == self.max_steps
-                stopped = stop.signal  # once, as it may come at any moment: what stops the run saves it, too
-                metrics: Metrics = {}
-                if state.step % self.log_interval == 0 or last or state.step == 1:
-                    metrics |= self._train_metrics(loss, grad_norm)
+                stopped = self.stop.signal  # once, as it may come at any moment: what stops the run saves it, too
+                logs = state.step % self.log_interval == 0 or last or state.step == 1
                 evaluates = state.step % self.eval_interval == 0 or last
-                saves = state.step % self.checkpoint_interval == 0 or last or stopped
+                saves = state.step % self.checkpoint_interval == 0 or last or stopped is not None
+                self.saver.check()
+                self._answer_bad_steps(newest=logs or evaluates or saves)
+                metrics = self._train_metrics(loss, grad_norm) if logs else {}
                 if evaluates or saves:
                     self.system.synchronize()  # what the device still has to do belongs to the steps
-                with self.clock.paused():
-                    if evaluates:
-                        try:
-                            metrics |= self._eval_metrics()
-                        except DataError:
-                            self.logger.log(state.step, metrics)  # what is known of the step
-                            raise
-                    if metrics:
-                        self.logger.log(state.step, metrics)
-                    saves = saves or state.best_step == state.step  # the best model is worth a checkpoint
-                    if metrics or saves:
-                        self._stop_if_diverged(loss, grad_norm)
-                    state.seconds = time.perf_counter() - started
-                    if saves:
-                        self._save()
-                if stopped and not last:
-                    raise InterruptedBySignal(stopped, state.step)
+                self._finish_step(metrics, evaluates=evaluates, saves=saves)
+                if stopped is not None and not last:
+                    raise InterruptedBySignal(stopped)
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; its loss (nats a token) and gradient norm, as tensors that nobody has waited for."""
@@ -155,21 +160,25 @@ class Trainer:
             group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(batch.targets for batch in micro_batches)
-        total = torch.zeros((), device=self.system.device)
+        total, losses = torch.zeros((), device=self.system.device), []
         for batch in micro_batches:
             if batch.targets == 0:
+                losses.append(torch.zeros_like(total))
                 continue  # its mean is 0 / 0
             with self.system.autocast():
                 _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
+            losses.append(loss.detach())
             loss = loss * (batch.targets / targets)
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        verdict = self.detector.judge(total, grad_norm)
+        update(self.optimizer, self.scaler, verdict.bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
+        self.watch.note(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
+        self.state.samples += self.gradient_accumulation_steps * self.train_loader.batch_size
         self.state.tokens += targets
         return total, grad_norm
 
@@ -180,65 +189,89 @@ class Trainer:
 
     def checkpoint(self) -> Checkpoint:
         """All that a bitwise resume needs."""
-        tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
-        return Checkpoint(
-            tensors={
-                "model": self.model.state_dict(),
-                "optimizer": tensors,
-                "rng-0": self.system.generator_state(),
-            },
-            state={
-                "format_version": CHECKPOINT_VERSION,
-                "train": asdict(self.state),
-                "optimizer": plain,
-                "scaler": self.scaler.state_dict(),
-                "data": self._data_identity(),
-            },
-        )
+        return self.snapshot.take(self.state)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Puts everything back except `state`, which train() has read already.
 
         Raises:
-            ValueError: the data is not what the run was trained on, or the model is another one.
+            ValueError: the data is not what the run was trained on, the model is another one, or a batch would begin
+                in the middle of one that the run has seen.
         """
-        version = checkpoint.state["format_version"]
-        if version != CHECKPOINT_VERSION:
-            raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {CHECKPOINT_VERSION}")
-        then, now = checkpoint.state["data"], self._data_identity()
-        if then != now:
-            other = [
-                split for split, print_ in now["fingerprints"].items() if then["fingerprints"].get(split) != print_
-            ]
-            what = f"the {' and '.join(other)} split" if other else f"the order of version {then['order_version']}"
+        self.snapshot.put_back(checkpoint)
+        if self.state.samples % self.train_loader.batch_size:
             raise ValueError(
-                f"data.path={self.train_loader.path}: not the data that this run was trained on ({what} is another); "
-                "put it back, give the folder it was moved to, or start a new run"
+                f"data.batch_size={self.train_loader.batch_size}: the run has seen {self.state.samples:,} samples, "
+                "which is no whole number of such batches"
             )
+
+    def _finish_step(self, metrics: Metrics, *, evaluates: bool, saves: bool) -> None:
+        """What comes after the update: evaluation, the line in the log, a checkpoint."""
+        state = self.state
+        with self.clock.paused():
+            if evaluates:
+                metrics = self._evaluated(metrics)
+            if metrics:
+                self.logger.log(state.step, metrics)
+            if evaluates and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step == "stop":
+                raise DivergedError(f"the validation loss of step {state.step} is {state.val_loss}")
+            if saves or state.best_step == state.step:  # the best model is worth a checkpoint
+                self._save()
+
+    def _evaluated(self, metrics: Metrics) -> Metrics:
+        """The metrics with those of an evaluation; if that is cut short, the step is saved without, and evaluated when
+        the run goes on."""
+        generators = self.system.generator_state()
         try:
-            self.model.load_state_dict(dict(checkpoint.tensors["model"]))
-        except RuntimeError as error:
-            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
-        load_optimizer_state(
-            self.optimizer,
-            self.model.named_parameters(),
-            checkpoint.tensors["optimizer"],
-            checkpoint.state["optimizer"],
-        )
-        if checkpoint.state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
-        self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
+            with self.stop.at_once():
+                metrics = metrics | self._eval_metrics()
+        except BaseException:  # a signal, no memory, damaged data: the step itself is whole
+            self.system.load_generator_state(generators)
+            self.state.pending = metrics
+            self._save()
+            raise
+        self.state.pending = None
+        return metrics
 
     def _save(self) -> None:
         state = self.state
-        self.checkpoints.save(state.step, self.checkpoint(), keep=self.keep_checkpoints, best_step=state.best_step)
+        state.seconds = time.perf_counter() - self._started
+        # What a rewind goes back to does not depend on when the run was stopped or evaluated.
+        regular = {state.step - state.step % self.checkpoint_interval} if self.on_bad_step == "rewind" else set()
+        retention = Retention(self.keep_checkpoints, self.keep_every, state.best_step, frozenset(regular))
+        self.saver.save(state.step, self.checkpoint(), retention)
 
-    def _data_identity(self) -> dict[str, Any]:
-        loaders = {"train": self.train_loader, "val": self.val_loader}
-        return {
-            "fingerprints": {split: loader.fingerprint for split, loader in loaders.items()},
-            "order_version": ORDER_VERSION,
-        }
+    def _answer_bad_steps(self, *, newest: bool) -> None:
+        for bad in self.watch.bad_steps(newest=newest):
+            path = self.bad_batches.keep(bad)
+            self.state.bad_steps += 1
+            match self.on_bad_step:
+                case "stop":
+                    raise DivergedError(
+                        f"{bad}; its update was left out, its batch is in {path}; try a smaller optimizer.lr, or "
+                        "trainer.on_bad_step=skip or rewind"
+                    )
+                case "rewind":
+                    log.warning("%s; its batch is in %s", bad, path)
+                    raise RewindError(bad)
+            log.warning("%s; its update is left out, its batch is in %s", bad, path)
+
+    def _rewind(self, bad: BadStep) -> int:
+        """Back to the last regular checkpoint before the bad step, with the data after it; the checkpoint's step."""
+        self.saver.wait()
+        folder, counted = self.saver.folder, self.state.bad_steps
+        loaded = folder.load_before(bad.step, every=self.checkpoint_interval)
+        if loaded is None:
+            raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
+        step: int = loaded.state["train"]["step"]
+        folder.discard_after(step)
+        vars(self.state).update(loaded.state["train"], seconds=self.state.seconds)
+        self.snapshot.put_back(loaded)
+        self.state.samples = bad.first_sample + self.gradient_accumulation_steps * self.train_loader.batch_size
+        self.state.bad_steps = counted
+        self.logger.rewind(step if self.state.pending is None else step - 1)
+        log.warning("back to step %d; the data up to sample %d is left out", step, self.state.samples)
+        return step
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
         self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
@@ -253,6 +286,8 @@ class Trainer:
             "step_time_ms": 1000 * seconds,
             "memory_gb": self.system.memory_gb(),
         }
+        if self.state.bad_steps:
+            metrics["bad_steps"] = self.state.bad_steps
         if peak := self.system.peak_flops():
             metrics["mfu"] = flops_per_token(self.model, self.train_loader.block_size) * tokens / seconds / peak
         return metrics
@@ -269,46 +304,3 @@ class Trainer:
         if math.isfinite(state.val_loss) and (state.best_val_loss is None or state.val_loss < state.best_val_loss):
             state.best_val_loss, state.best_step = state.val_loss, state.step
         return metrics
-
-    def _stop_if_diverged(self, loss: Tensor, grad_norm: Tensor) -> None:
-        """Before a state is saved: a gradient that is no number has made the weights none.
-
-        Under float16 the scaler leaves such a step out, and the weights as they were.
-        """
-        numbers = {"training loss": loss.item(), "validation loss": self.state.val_loss or 0.0}
-        if not self.scaler.is_enabled():
-            numbers["gradient norm"] = grad_norm.item()
-        for name, number in numbers.items():
-            if not math.isfinite(number):
-                raise DivergedError(f"the {name} of step {self.state.step} is {number}; try a smaller optimizer.lr")
-
-
-def evaluate(
-    model: nn.Module, forward: Callable[..., Any], batches: Iterable[tuple[Tensor, Tensor]], system: System
-) -> float:
-    """Mean loss in nats over all target tokens of the batches; changes neither the model nor torch's generators."""
-    total = torch.zeros((), dtype=torch.float64, device=system.device)
-    targets = 0
-    training = model.training
-    model.eval()
-    devices = [system.device] if system.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
-        for x, y in batches:
-            batch = on_device(micro_batch(x, y, pin=system.device.type == "cuda"), system.device)
-            with system.autocast():
-                _, loss = forward(batch.x, batch.y)
-            total += loss.double() * batch.targets
-            targets += batch.targets
-    model.train(training)
-    return float(total / targets)
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), infinite where a float can't hold it."""
-    return math.exp(loss) if loss < 700 else math.inf
-
-
-def flops_per_token(model: nn.Module, block_size: int) -> int:
-    """What the model says of itself, else 6 FLOPs a parameter (Kaplan et al. 2020, section 2.1)."""
-    count: Callable[[int], int] | None = getattr(model, "flops_per_token", None)
-    return count(block_size) if count else 6 * sum(param.numel() for param in model.parameters())

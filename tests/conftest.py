@@ -13,6 +13,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lmtrain.data.tokens import Meta, Split, TokenizerFile, write_meta
+from lmtrain.durable import sha256_of
 
 VOCAB_SIZE = 61
 
@@ -49,7 +50,13 @@ def write_tokens(folder: Path, train: int = 4000, val: int = 700, dtype: str = "
     for split, count in (("train", train), ("val", val)):
         tokens = np.cumsum(generator.integers(1, 5, count)) % VOCAB_SIZE
         tokens.astype(np.dtype(dtype).newbyteorder("<")).tofile(folder / f"{split}.bin")
-        splits[split] = Split(tokens=count, max_id=int(tokens.max()), documents=1, bytes=3 * count, sha256=split)
+        splits[split] = Split(
+            tokens=count,
+            max_id=int(tokens.max()),
+            documents=1,
+            bytes=3 * count,
+            sha256=sha256_of(folder / f"{split}.bin"),
+        )
     write_meta(folder, Meta(dtype, VOCAB_SIZE, TokenizerFile("none", "", ""), None, splits, recipe={}))
     return folder
 

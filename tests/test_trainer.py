@@ -12,25 +12,35 @@ from conftest import VOCAB_SIZE, write_tokens
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lmtrain.bad_batches import BadBatches
+from lmtrain.bad_steps import DivergedError
 from lmtrain.checkpoint import CheckpointFolder
 from lmtrain.data.loader import IGNORE, Prefetcher, TokenLoader
+from lmtrain.evaluation import evaluate, perplexity
+from lmtrain.interrupt import StopRequest
 from lmtrain.logger.jsonl import JsonlLogger, read_metrics
 from lmtrain.model.llama import Llama
 from lmtrain.optimizer import adamw
+from lmtrain.saver import Saver
 from lmtrain.scheduler import cosine
+from lmtrain.snapshot import TrainState
 from lmtrain.system import System
-from lmtrain.trainer import DivergedError, Trainer, TrainState, evaluate, perplexity
+from lmtrain.trainer import Trainer
 
 DEFAULTS: dict[str, Any] = {
     "max_steps": 8,
     "gradient_accumulation_steps": 2,
     "grad_clip": 1.0,
+    "on_bad_step": "stop",
+    "spike_zscore": None,
+    "spike_window": 128,
     "eval_interval": 4,
     "eval_batches": None,
     "eval_train_batches": 0,
     "log_interval": 1,
     "checkpoint_interval": 4,
     "keep_checkpoints": 2,
+    "keep_every": None,
 }
 
 
@@ -58,20 +68,26 @@ def make_trainer(
     checkpoints = CheckpointFolder(out / "checkpoints")
     loaded = checkpoints.load_latest()
     state = TrainState(**loaded.state["train"]) if loaded else TrainState()
+    loader = loader or TokenLoader(str(folder), "train", batch_size, 16, seed=5, order=order)
+    metrics = JsonlLogger(out / "metrics.jsonl")
     trainer = Trainer(
         model,
         optimizer or adamw(model.named_parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8),
         schedule or partial(cosine, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8),
-        loader or TokenLoader(str(folder), "train", batch_size, 16, seed=5, order=order),
+        loader,
         TokenLoader(str(folder), "val", batch_size, 16, seed=5),
         system,
-        JsonlLogger(out / "metrics.jsonl", state.step),
-        checkpoints,
+        metrics,
+        Saver(checkpoints, before_commit=metrics.sync),
+        BadBatches(out / "bad-batches", loader, decode=None),
+        StopRequest(),
         state,
+        {"config": {}},
         **{**DEFAULTS, **changes},
     )
     if loaded:
         trainer.restore(loaded)
+    metrics.rewind(state.step if state.pending is None else state.step - 1)
     return trainer
 
 
@@ -372,8 +388,8 @@ def test_the_best_model_is_saved_whenever_it_is_found(token_folder: Path, tmp_pa
     trainer = make_trainer(token_folder, tmp_path / "out", schedule=schedule, **changes)
     trainer.fit()
     assert trainer.state.best_step == 3
-    assert trainer.checkpoints.steps() == [3, 12]
-    assert (trainer.checkpoints.path / "best").resolve() == trainer.checkpoints.at(3)
+    assert trainer.saver.folder.steps() == [3, 12]
+    assert (trainer.saver.folder.path / "best").resolve() == trainer.saver.folder.at(3)
 
 
 @pytest.fixture

@@ -126,8 +126,11 @@ class _Pacemaker:
             print(metrics["step_time_ms"] / 1000, flush=True)
         _wait_for_turn()
 
+    def rewind(self, step: int) -> None:
+        """Never reached, as `close` is not: the parent ends this process."""
+
     def close(self, status: str) -> None:
-        """Never reached: the parent ends this process."""
+        """See above."""
 
 
 def _wait_for_turn() -> None:
@@ -138,10 +141,14 @@ def _wait_for_turn() -> None:
 def _run_trainer(
     cfg: Any, steps: int, system: Any, train_loader: Any, model: Any, optimizer: Any, schedule: Any
 ) -> None:
+    from lmtrain.bad_batches import BadBatches
     from lmtrain.checkpoint import CheckpointFolder
-    from lmtrain.trainer import TrainState
+    from lmtrain.interrupt import StopRequest
+    from lmtrain.saver import Saver
+    from lmtrain.snapshot import TrainState
 
     forever = 10**9
+    nowhere = Path(tempfile.gettempdir())
     node = {
         **cfg.trainer,
         "max_steps": forever,
@@ -158,8 +165,11 @@ def _run_trainer(
         val_loader=build(cfg.data, split="val", seed=cfg.seed),
         system=system,
         logger=_Pacemaker(),
-        checkpoints=CheckpointFolder(Path(tempfile.gettempdir())),
+        saver=Saver(CheckpointFolder(nowhere)),
+        bad_batches=BadBatches(nowhere, train_loader, decode=None),
+        stop=StopRequest(),
         state=TrainState(),
+        record={},
     )
     trainer.fit()
 

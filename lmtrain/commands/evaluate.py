@@ -54,9 +54,9 @@ def main(arguments: Sequence[str]) -> int:
     # After the arguments are understood: these import torch.
     from lmtrain.config import build, mistakes_of_the_user
     from lmtrain.data.tokens import check_tokenizer
+    from lmtrain.evaluation import evaluate, perplexity
     from lmtrain.load import load_run
     from lmtrain.preflight import token_folders
-    from lmtrain.trainer import evaluate, perplexity
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
     for run in runs:

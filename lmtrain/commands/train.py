@@ -1,7 +1,6 @@
-"""Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep, `resume=RUN_DIR` to go on."""
+"""Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,36 +9,12 @@ import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from lmtrain.config import (
-    HYDRA_VERSION_BASE,
-    ConfigError,
-    apply_overrides,
-    check,
-    compose,
-    set_up_hydra,
-    without_hydra,
-)
-from lmtrain.differences import differences
+from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, without_hydra
 from lmtrain.launcher import SweepFailedError, SweepStoppedError, search_path
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
-
-# What may change on a resume: nothing of it changes a bit of the training.
-RESUMABLE = (
-    "data.path",  # and data.paths; the fingerprint tells whether it is the same data
-    "prepare",
-    "trainer.max_steps",
-    "trainer.eval_",
-    "trainer.log_interval",
-    "trainer.checkpoint_interval",
-    "trainer.keep_checkpoints",
-    "scheduler.max_steps",
-    "logger",
-    "sample_tokens",
-    "resume",
-)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -87,41 +62,3 @@ def main(arguments: Sequence[str]) -> int:
     if mistakes:
         raise mistakes[0]
     return max(exit_codes, default=0)
-
-
-def resume(run_dir: Path, overrides: Sequence[str]) -> int:
-    """Continues a run in its own directory, with the config it was started with.
-
-    Raises:
-        ConfigError: no run there, or a change that would make it another run.
-    """
-    composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
-    if not composed_path.is_file() or not resolved_path.is_file():
-        raise ConfigError(f"resume={run_dir}: no run there (no config.yaml and .hydra/config.yaml)")
-    if flags := [text for text in overrides if text.startswith("-")]:
-        raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
-    set_up_hydra()
-    composed, before = OmegaConf.load(composed_path), OmegaConf.load(resolved_path)
-    assert isinstance(composed, DictConfig)
-    changed = apply_overrides(composed, overrides)
-    # Relative paths, and modules of the user's own, are those of the folder that the run was started in.
-    run_dir = run_dir.resolve()
-    started_in = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
-    if started_in and Path(started_in).is_dir():
-        os.chdir(started_in)
-        sys.path.insert(0, started_in)
-    checked = check(changed)
-    for key in ("vocab_size", "end_of_text"):  # the data's
-        if checked.model.get(key, 0) is None:
-            checked.model[key] = before.model[key]
-    after = OmegaConf.to_container(checked)
-    refused = [line for line in differences(OmegaConf.to_container(before), after) if not line.startswith(RESUMABLE)]
-    if refused:
-        raise ConfigError(
-            f"resume={run_dir}: would change the run ({'; '.join(refused)}); start a new one for that. "
-            "A resume may change trainer.max_steps, the intervals, evaluation and loggers"
-        )
-    cfg = preflight(changed)
-    from lmtrain.train import run
-
-    return run(cfg, run_dir, resume=changed).exit_code

@@ -76,6 +76,10 @@ class Samples:
                 self._refuse(windows[row, column], int(offsets[row] + column))
         return windows
 
+    def locate(self, first: int, count: int) -> list[tuple[Path, int]]:
+        """For each of samples first … first+count-1 the file it begins in, and the number of its first token there."""
+        return [self.tokens.locate(int(offset)) for offset in self._sample_offsets(first, count)]
+
     def whole_split(self, batch_size: int) -> Batches:
         """Every target token of the split once, in file order.
 
@@ -169,6 +173,15 @@ class TokenLoader:
         """Changes with the split's contents."""
         return self.samples.tokens.fingerprint
 
+    @property
+    def stamps(self) -> dict[str, list[int]]:
+        """What tells quickly that no file was touched; see `TokenFiles.stamps`."""
+        return self.samples.tokens.stamps
+
+    def check_contents(self) -> bool:
+        """Compares the files with their checksums; False where there are none. Raises DataError."""
+        return self.samples.tokens.check_contents()
+
     def epochs(self, samples: int) -> Mapping[str, float]:
         """How often the data has been seen after so many samples."""
         return {self.path: samples / self.samples.blocks}
@@ -176,6 +189,10 @@ class TokenLoader:
     def batch(self, index: int) -> Batch:
         """Micro-batch `index` ≥ 0: x and y, int64 (B, T) on the CPU."""
         return inputs_and_targets(self.samples.windows(index * self.batch_size, self.batch_size))
+
+    def locate(self, index: int) -> list[tuple[Path, int]]:
+        """Where each sample of micro-batch `index` comes from: the file, and the number of its first token there."""
+        return self.samples.locate(index * self.batch_size, self.batch_size)
 
     def whole_split(self) -> Batches:
         """Every target token of the split once, in file order; see `Samples.whole_split`."""

@@ -107,6 +107,20 @@ class Mixture:
         parts = [(name, samples.tokens.fingerprint, self._weights[name]) for name, samples in self.sources.items()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
+    @property
+    def stamps(self) -> dict[str, list[int]]:
+        """What tells quickly that no file was touched; see `TokenFiles.stamps`."""
+        return {
+            f"{name}/{file}": stamp
+            for name, samples in self.sources.items()
+            for file, stamp in samples.tokens.stamps.items()
+        }
+
+    def check_contents(self) -> bool:
+        """Compares the files with their checksums; False where one has none. Raises DataError."""
+        checked = [samples.tokens.check_contents() for samples in self.sources.values()]
+        return all(checked)
+
     def epochs(self, samples: int) -> Mapping[str, float]:
         """How often each source has been seen after so many samples."""
         _, numbers = self._assign(samples if self.max_samples is None else min(samples, self.max_samples), 0)
@@ -129,6 +143,15 @@ class Mixture:
             if count := int(rows.sum()):
                 windows[rows] = samples.windows(int(firsts[number]), count)
         return inputs_and_targets(windows)
+
+    def locate(self, index: int) -> list[tuple[Path, int]]:
+        """Where each sample of micro-batch `index` comes from: the file, and the number of its first token there."""
+        source_of, firsts = self._assign(index * self.batch_size, self.batch_size)
+        places = [
+            iter(samples.locate(int(first), int((source_of == number).sum())))
+            for number, (samples, first) in enumerate(zip(self.sources.values(), firsts, strict=True))
+        ]
+        return [next(places[number]) for number in source_of]
 
     def whole_split(self) -> Batches:
         """Every target token of every source's split once, one source after the other."""

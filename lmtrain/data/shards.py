@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmtrain.data.tokens import DTYPES, DataError, Meta, Tokens, read_meta
+from lmtrain.durable import sha256_of
 
 HEADER_BYTES = 256 * 4
 # (magic, version) → dtype; the third number is the token count. Source: dev/data/data_common.py of llm.c.
@@ -74,6 +75,27 @@ class TokenFiles:
             digest.update(file.mapped[:end])
             digest.update(file.mapped[-end:])
         return digest.hexdigest()
+
+    @property
+    def stamps(self) -> dict[str, list[int]]:
+        """Size and time of the last change (ns) of each file: while these stay, so do the contents."""
+        stats = {file.path.name: file.path.stat() for file in self.files}
+        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+    def check_contents(self) -> bool:
+        """Reads all files again; whether there are checksums to compare them with.
+
+        Raises:
+            DataError: a file is not the one that was prepared.
+        """
+        if self.meta is None:
+            return False
+        said = self.meta.splits[self.split]
+        checksums = {shard.file: shard.sha256 for shard in said.shards} or {f"{self.split}.bin": said.sha256}
+        for name, sha256 in checksums.items():
+            if sha256_of(self.folder / name) != sha256:
+                raise DataError(f"{self.folder / name}: not the file that meta.json describes (another SHA-256)")
+        return True
 
     def windows(self, offsets: npt.NDArray[np.int64], length: int) -> Tokens:
         """Copies of the `length` tokens from each offset on: (len(offsets), length)."""

@@ -30,18 +30,29 @@ class Logger(Protocol):
         """Called once at the end, with the run's status as in `result.json`."""
 
 
+class RunLogger(Logger, Protocol):
+    """What the training loop logs to: it can go back."""
+
+    def rewind(self, step: int) -> None:
+        """The steps after this one count no longer: they are about to be run again."""
+
+
 class CompositeLogger:
     """Several loggers as one: the `truth`, whose errors stop the run, and optional `members`, whose errors do not.
 
     A member that fails is dropped with a warning; `close` closes all the members even if the truth's own fails.
     """
 
-    def __init__(self, truth: Logger, members: Sequence[Logger]) -> None:
+    def __init__(self, truth: RunLogger, members: Sequence[Logger]) -> None:
         self.truth, self.members = truth, list(members)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self.truth.log(step, metrics)
         self._each("log", step, metrics)
+
+    def rewind(self, step: int) -> None:
+        """Of the truth; the others may show a step twice."""
+        self.truth.rewind(step)
 
     def close(self, status: str) -> None:
         try:

@@ -1,7 +1,9 @@
 """`metrics.jsonl`, the truth of a run: one strict JSON object a line, no step twice; null is a NaN or an infinity."""
 
+import errno
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,22 +11,37 @@ from lmtrain.durable import write_atomically
 
 
 class JsonlLogger:
-    """Appends to the file; on a resume from `step`, the lines after it go first: they are about to be run again.
+    """Appends to the file; `rewind` removes the lines of steps that are about to be run again.
 
     Raises:
         OSError: the disk refuses. This one logger is not optional, so the run stops.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
-        if path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= step]
-            write_atomically(path, "".join(map(_line, kept)))
-        self._file = path.open("a", encoding="utf-8")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         # A line in one write: a kill cuts the file between lines, or within the last at worst.
-        self._file.write(_line({"step": step, **metrics}))
-        self._file.flush()
+        line = _line({"step": step, **metrics}).encode()
+        end = self._file.tell()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "no space for a whole line", str(self.path))
+        except OSError:
+            self._file.truncate(end)  # no half line, whatever comes next
+            raise
+
+    def rewind(self, step: int) -> None:
+        """Removes the lines after a step."""
+        self._file.close()
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        write_atomically(self.path, "".join(map(_line, kept)))
+        self._file = self.path.open("ab", buffering=0)
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self, status: str) -> None:
         self._file.close()

@@ -22,8 +22,14 @@ def strict(line: str) -> dict[str, Any]:
     return content
 
 
+def resumed(path: Path, step: int) -> JsonlLogger:
+    logger = JsonlLogger(path)
+    logger.rewind(step)
+    return logger
+
+
 def log_steps(path: Path, start: int, stop: int, after: int) -> None:
-    logger = JsonlLogger(path, after)
+    logger = resumed(path, after)
     for step in range(start, stop):
         logger.log(step, {"train/loss": 1 / step})
     logger.close("completed")
@@ -35,7 +41,7 @@ def steps(path: Path) -> list[float]:
 
 def test_a_line_a_step_with_the_step_first(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    logger = JsonlLogger(path, 0)
+    logger = JsonlLogger(path)
     logger.log(1, {"train/loss": 2.5, "lr": 1e-4})
     logger.log(2, {"val/loss": 2.25})
     logger.close("completed")
@@ -44,7 +50,7 @@ def test_a_line_a_step_with_the_step_first(tmp_path: Path) -> None:
 
 def test_another_reader_sees_each_line_at_once(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    logger = JsonlLogger(path, 0)
+    logger = JsonlLogger(path)
     for step in (1, 2, 3):
         logger.log(step, {"train/loss": 1.0})
         assert steps(path) == list(range(1, step + 1))
@@ -61,7 +67,7 @@ def test_a_resume_removes_the_steps_that_are_run_again(tmp_path: Path) -> None:
 def test_a_resume_before_the_first_logged_step_starts_over(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log_steps(path, 1, 4, after=0)
-    JsonlLogger(path, 0).close("completed")
+    resumed(path, 0).close("completed")
     assert path.read_bytes() == b""
 
 
@@ -87,10 +93,10 @@ def test_a_lost_line_end_loses_no_line(tmp_path: Path) -> None:
 
 def test_a_number_that_json_does_not_have_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    logger = JsonlLogger(path, 0)
+    logger = JsonlLogger(path)
     logger.log(1, {"nan": math.nan, "inf": math.inf, "minus": -math.inf, "loss": 2.0})
     logger.close("diverged")
-    JsonlLogger(path, 1).close("completed")  # a resume writes it again
+    resumed(path, 1).close("completed")  # a resume writes it again
     assert strict(path.read_text()) == {"step": 1, "nan": None, "inf": None, "minus": None, "loss": 2.0}
     (line,) = read_metrics(path)
     assert [name for name, value in line.items() if math.isnan(value)] == ["nan", "inf", "minus"]
@@ -99,15 +105,15 @@ def test_a_number_that_json_does_not_have_is_null_in_the_file_and_nan_when_read(
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
 def test_a_finite_number_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
-    logger = JsonlLogger(path, 0)
+    logger = JsonlLogger(path)
     logger.log(1, {"value": value})
     logger.close("completed")
-    JsonlLogger(path, 1).close("completed")
+    resumed(path, 1).close("completed")
     assert struct.pack("d", read_metrics(path)[0]["value"]) == struct.pack("d", value)
 
 
 def test_a_disk_that_refuses_stops_the_run(tmp_path: Path) -> None:
-    logger = JsonlLogger(tmp_path / "metrics.jsonl", 0)
+    logger = JsonlLogger(tmp_path / "metrics.jsonl")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:
@@ -116,3 +122,33 @@ def test_a_disk_that_refuses_stops_the_run(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     logger.close("failed")
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_half_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonlLogger(path)
+    logger.log(1, {"train/loss": 1.0})
+    whole = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 5, hard))
+    try:
+        with pytest.raises(OSError, match="no space"):
+            logger.log(2, {"train/loss": 1.0})
+        assert path.read_bytes() == whole
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    logger.log(2, {"train/loss": 0.5})
+    logger.close("completed")
+    assert steps(path) == [1, 2]
+
+
+def test_a_run_that_goes_back_goes_on_after_the_lines_that_count(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    logger = JsonlLogger(path)
+    for step in (1, 2, 3, 4):
+        logger.log(step, {"train/loss": 1.0})
+    logger.rewind(2)
+    logger.log(3, {"train/loss": 2.0})
+    logger.sync()
+    logger.close("completed")
+    assert [(line["step"], line["train/loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]

@@ -1,0 +1,107 @@
+"""`python -m lmtrain resume=RUN_DIR [key=value …]`: goes on with a run in its own directory."""
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config import ConfigError, apply_overrides, check, set_up_hydra
+from lmtrain.differences import differences
+from lmtrain.preflight import preflight
+
+# What may change without a word: it changes no bit of the training.
+HARMLESS = (
+    "data.path",  # and data.paths; the fingerprint tells whether it is the same data
+    "prepare",
+    "trainer.max_steps",
+    "trainer.eval_",
+    "trainer.log_interval",
+    "trainer.checkpoint_interval",
+    "trainer.keep_",
+    "scheduler.max_steps",
+    "logger",
+    "sample_tokens",
+)
+# The cut of a step's samples into micro-batches: the state and the data order stay exact, only roundings differ.
+CUT = ("data.batch_size", "trainer.gradient_accumulation_steps")
+
+
+def main(run_dir: Path, arguments: Sequence[str]) -> int:
+    """Continues a run with the config it was started with, and the changes that are given.
+
+    Raises:
+        ConfigError: no run there, or a change that was not allowed by `allow_changes`.
+    """
+    composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
+    if not composed_path.is_file() or not resolved_path.is_file():
+        raise ConfigError(f"resume={run_dir}: no run there (no config.yaml and .hydra/config.yaml)")
+    if flags := [text for text in arguments if text.startswith("-")]:
+        raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
+    set_up_hydra()
+    permissions = {key: _names(arguments, key) for key in ("allow_changes", "trust")}
+    overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
+    composed, before = OmegaConf.load(composed_path), OmegaConf.load(resolved_path)
+    assert isinstance(composed, DictConfig)
+    changed = apply_overrides(composed, overrides)
+    # Relative paths, and modules of the user's own, are those of the folder that the run was started in.
+    given, run_dir = run_dir, run_dir.resolve()
+    started_in = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
+    if started_in and Path(started_in).is_dir():
+        os.chdir(started_in)
+        sys.path.insert(0, started_in)
+    checked = check(changed)
+    for key in ("vocab_size", "end_of_text"):  # the data's
+        if checked.model.get(key, 0) is None:
+            checked.model[key] = before.model[key]
+    changes = differences(OmegaConf.to_container(before), OmegaConf.to_container(checked))
+    refused = _refused(changes, permissions["allow_changes"], before, checked)
+    if refused:
+        keys = ",".join(line.partition(":")[0] for line in refused)
+        allowing = [*(text for text in arguments if not text.startswith("allow_changes=")), f"allow_changes=[{keys}]"]
+        raise ConfigError(
+            f"resume={given}: would change the run ({'; '.join(refused)}); start a new one for that, or allow it: "
+            f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
+        )
+    cfg = preflight(changed)
+    from lmtrain.train import Resumed, run
+
+    return run(cfg, run_dir, resumed=Resumed(changed, changes)).exit_code
+
+
+def _names(arguments: Sequence[str], key: str) -> list[str]:
+    """The names that `key=a` or `key=[a,b]` lists on the command line; nothing saved with a run can give them."""
+    given = [text for text in arguments if text.partition("=")[0] == key]
+    if not given:
+        return []
+    try:
+        value = OverridesParser.create().parse_override(given[-1]).value()
+    except Exception as error:
+        raise ConfigError(f"{given[-1]}: write {key}=NAME or {key}=[NAME,NAME]") from error
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
+def _refused(changes: Sequence[str], allowed: Sequence[str], before: Any, after: Any) -> list[str]:
+    """The changes that neither are harmless nor were allowed, by their key or a key above it."""
+    harmless = list(HARMLESS)
+    if after.trainer.get("on_bad_step") == "rewind":
+        harmless.remove("trainer.checkpoint_interval")  # it says what a rewind goes back to
+    if _step_samples(before) == _step_samples(after):
+        harmless.extend(CUT)
+    refused = []
+    for line in changes:
+        key = line.partition(":")[0]
+        if not key.startswith(tuple(harmless)) and not any(
+            key == name or key.startswith(f"{name}.") for name in allowed
+        ):
+            refused.append(line)
+    return refused
+
+
+def _step_samples(cfg: Any) -> int | None:
+    sizes = [OmegaConf.select(cfg, key) for key in CUT]
+    return None if None in sizes else int(sizes[0] * sizes[1])
