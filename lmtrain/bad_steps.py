@@ -56,7 +56,8 @@ class SpikeDetector:
         median = _median(self.window, filled)
         spread = MAD_TO_STD * _median((self.window - median).abs(), filled)
         scores = (values - median) / torch.maximum(spread, LEAST_SPREAD * median.abs())
-        return torch.where(filled >= min(MIN_STEPS, len(self.window)), scores, 0.0).nan_to_num(0.0)
+        judged = (filled >= min(MIN_STEPS, len(self.window))) & values.isfinite()
+        return torch.where(judged, scores, 0.0)
 
 
 def _median(values: Tensor, filled: Tensor) -> Tensor:
@@ -75,15 +76,16 @@ class BadStep:
     loss: float
     grad_norm: float
     scores: Sequence[float]
+    zscore: float | None
     micro_batch_losses: Sequence[float]
 
     def __str__(self) -> str:
-        values = dict(zip(NAMES, (self.loss, self.grad_norm), strict=True))
-        for name, value in values.items():
-            if not math.isfinite(value):
-                return f"the {name} of step {self.step} is {value}"
-        name, score = max(zip(NAMES, self.scores, strict=True), key=lambda pair: pair[1])
-        return f"the {name} of step {self.step} is {values[name]:.4g}, {score:.1f} robust standard deviations too high"
+        measured = list(zip(NAMES, (self.loss, self.grad_norm), self.scores, strict=True))
+        name, value, score = max(measured, key=lambda each: each[2])
+        if self.zscore is not None and score > self.zscore:
+            return f"the {name} of step {self.step} is {value:.4g}, {score:.1f} robust standard deviations too high"
+        name, value, _ = next(each for each in measured if not math.isfinite(each[1]))
+        return f"the {name} of step {self.step} is {value}"
 
 
 class DivergedError(RuntimeError):
@@ -101,7 +103,8 @@ class RewindError(Exception):
 class Watch:
     """Tells the host of bad steps: of each one when the next is under way, so that the device never stands still."""
 
-    def __init__(self) -> None:
+    def __init__(self, zscore: float | None) -> None:
+        self.zscore = zscore
         self._pending: deque[tuple[int, int, Tensor, torch.cuda.Event | None]] = deque()
 
     def note(
@@ -125,4 +128,5 @@ class Watch:
                 ready.synchronize()
             bad, loss, grad_norm, *rest = values.tolist()
             if bad:
-                yield BadStep(step, first_sample, loss, grad_norm, rest[: len(NAMES)], rest[len(NAMES) :])
+                scores, losses = rest[: len(NAMES)], rest[len(NAMES) :]
+                yield BadStep(step, first_sample, loss, grad_norm, scores, self.zscore, losses)

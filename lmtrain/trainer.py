@@ -107,7 +107,7 @@ class Trainer:
         loaders = {"train": train_loader, "val": val_loader}
         groups = copy.deepcopy(group_values(optimizer))
         self.snapshot = Snapshot(model, optimizer, groups, self.scaler, system, self.detector, loaders, record)
-        self.watch, self.clock = Watch(), StepClock(state.step)
+        self.watch, self.clock = Watch(spike_zscore), StepClock(state.step)
 
     def fit(self) -> None:
         """Runs the steps that are left; the state afterwards is that of the last one."""
@@ -131,7 +131,7 @@ class Trainer:
     def _fit(self) -> None:
         state, samples = self.state, self.train_loader.batch_size
         self._started = time.perf_counter() - state.seconds
-        self.watch = Watch()
+        self.watch = Watch(self.detector.zscore)
         self.model.train()
         with Prefetcher(self.train_loader.batch, state.samples // samples, self.system.device) as self.micro_batches:
             self.clock = StepClock(state.step)

@@ -128,7 +128,7 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
     raise AssertionError(f"{run} did not get to step {step}")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_and_stops_and_resume_goes_on(
     tiny: list[str], tmp_path: Path, cli: Cli, number: int, code: int
 ) -> None:
@@ -158,7 +158,11 @@ def test_a_signal_saves_and_stops_and_resume_goes_on(
 def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
     for arguments, message in (
-        (["optimizer.lr=1"], "would change the run (optimizer.lr: 0.0006 → 1"),
+        (
+            ["optimizer.lr=1"],
+            "would change the run (optimizer.lr: 0.0006 → 1; scheduler.lr: 0.0006 → 1); start a new one for that, or "
+            "allow it: python -m lmtrain resume=out optimizer.lr=1 'allow_changes=[optimizer.lr,scheduler.lr]'",
+        ),
         (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
         (["model=gpt2"], "a resumed run keeps its config groups"),
         (["trainer.max_steps=3"], "trainer.max_steps=3: the run has done 4 steps already"),

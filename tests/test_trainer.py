@@ -9,86 +9,19 @@ from typing import Any
 import pytest
 import torch
 from conftest import VOCAB_SIZE, write_tokens
+from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmtrain.bad_batches import BadBatches
 from lmtrain.bad_steps import DivergedError
 from lmtrain.checkpoint import CheckpointFolder
 from lmtrain.data.loader import IGNORE, Prefetcher, TokenLoader
 from lmtrain.evaluation import evaluate, perplexity
-from lmtrain.interrupt import StopRequest
-from lmtrain.logger.jsonl import JsonlLogger, read_metrics
+from lmtrain.logger.jsonl import read_metrics
 from lmtrain.model.llama import Llama
-from lmtrain.optimizer import adamw
-from lmtrain.saver import Saver
 from lmtrain.scheduler import cosine
-from lmtrain.snapshot import TrainState
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
-
-DEFAULTS: dict[str, Any] = {
-    "max_steps": 8,
-    "gradient_accumulation_steps": 2,
-    "grad_clip": 1.0,
-    "on_bad_step": "stop",
-    "spike_zscore": None,
-    "spike_window": 128,
-    "eval_interval": 4,
-    "eval_batches": None,
-    "eval_train_batches": 0,
-    "log_interval": 1,
-    "checkpoint_interval": 4,
-    "keep_checkpoints": 2,
-    "keep_every": None,
-}
-
-
-def tiny_llama(dropout: float = 0.0) -> Llama:
-    torch.manual_seed(0)
-    return Llama(VOCAB_SIZE, 16, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=64, dropout=dropout)
-
-
-def make_trainer(
-    folder: Path,
-    out: Path,
-    *,
-    model: nn.Module | None = None,
-    system: System | None = None,
-    batch_size: int = 4,
-    loader: Any = None,
-    optimizer: torch.optim.Optimizer | None = None,
-    schedule: Any = None,
-    order: Any = "shuffle",
-    **changes: Any,
-) -> Trainer:
-    out.mkdir(exist_ok=True)
-    system = system or System(device="cpu")
-    model = model or tiny_llama()
-    checkpoints = CheckpointFolder(out / "checkpoints")
-    loaded = checkpoints.load_latest()
-    state = TrainState(**loaded.state["train"]) if loaded else TrainState()
-    loader = loader or TokenLoader(str(folder), "train", batch_size, 16, seed=5, order=order)
-    metrics = JsonlLogger(out / "metrics.jsonl")
-    trainer = Trainer(
-        model,
-        optimizer or adamw(model.named_parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8),
-        schedule or partial(cosine, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8),
-        loader,
-        TokenLoader(str(folder), "val", batch_size, 16, seed=5),
-        system,
-        metrics,
-        Saver(checkpoints, before_commit=metrics.sync),
-        BadBatches(out / "bad-batches", loader, decode=None),
-        StopRequest(),
-        state,
-        {"config": {}},
-        **{**DEFAULTS, **changes},
-    )
-    if loaded:
-        trainer.restore(loaded)
-    metrics.rewind(state.step if state.pending is None else state.step - 1)
-    return trainer
 
 
 class KeepsGradients(torch.optim.SGD):
@@ -243,24 +176,6 @@ def test_logged_metrics(token_folder: Path, tmp_path: Path) -> None:
 def test_perplexity_of_a_huge_loss_is_infinite() -> None:
     assert perplexity(1.0) == pytest.approx(math.e)
     assert perplexity(1e4) == math.inf
-
-
-def weights(trainer: Trainer) -> list[Tensor]:
-    return [param.detach().clone() for param in trainer.model.parameters()]
-
-
-def timeless_metrics(run: Path) -> list[dict[str, float]]:
-    """What was logged, without what a clock or the machine says."""
-    measured = ("step_time_ms", "tokens_per_second", "memory_gb")
-    return [
-        {key: value for key, value in line.items() if key not in measured}
-        for line in read_metrics(run / "metrics.jsonl")
-    ]
-
-
-def assert_same_bits(one: list[Tensor], other: list[Tensor]) -> None:
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a, b)
 
 
 def test_evaluating_and_saving_more_often_changes_no_bit(token_folder: Path, tmp_path: Path) -> None:

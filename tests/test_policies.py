@@ -1,0 +1,246 @@
+"""What a run does about bad steps, on data with poisoned blocks; and that stops and kills change nothing of it."""
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCAB_SIZE
+from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
+from torch import Tensor
+
+from lmtrain.bad_steps import DivergedError
+from lmtrain.checkpoint import CheckpointFolder, load
+from lmtrain.data.loader import TokenLoader
+from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.model.llama import Llama
+from lmtrain.system import System
+
+POISON = VOCAB_SIZE - 1
+STEP_SAMPLES = 8  # two micro-batches of four
+
+
+class Poisoned(Llama):
+    """Its loss is no number, or a huge one, for a micro-batch whose sequences hold a run of POISON."""
+
+    harm = math.nan
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits, loss = super().forward(tokens, targets)
+        if loss is not None and self.training and bool((tokens == POISON).all(dim=1).any()):
+            loss = loss * self.harm
+        return logits, loss
+
+
+def poisoned(harm: float = math.nan) -> Poisoned:
+    torch.manual_seed(0)
+    model = Poisoned(VOCAB_SIZE, 16, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=64, dropout=0.1)
+    model.harm = harm
+    return model
+
+
+@pytest.fixture
+def poisoned_folder(token_folder: Path) -> Path:
+    """Sequential samples 34 (step 5) and 75 (step 10, from its first micro-batch on) are poison; blocks are 16."""
+    tokens = np.fromfile(token_folder / "train.bin", "<u2")
+    for sample in (34, 75):
+        tokens[16 * sample : 16 * sample + 17] = POISON
+    tokens.tofile(token_folder / "train.bin")
+    return token_folder
+
+
+def trainer(folder: Path, out: Path, policy: str, **changes: Any) -> Any:
+    changes = {"model": poisoned(), "max_steps": 14, "order": "sequential", "on_bad_step": policy, **changes}
+    return make_trainer(folder, out, **changes)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_skipped_step_changes_nothing(poisoned_folder: Path, tmp_path: Path, fused: bool) -> None:
+    seen: dict[int, list[Tensor]] = {}
+    model = poisoned()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
+    made = trainer(poisoned_folder, tmp_path / "out", "skip", model=model, optimizer=optimizer)
+    one_step = made.step
+
+    def step() -> Any:
+        before = weights(made), [state["exp_avg"].clone() for state in optimizer.state.values()]
+        outcome = one_step()
+        same = all(torch.equal(a, b) for a, b in zip(before[0], weights(made), strict=True))
+        moments = [state["exp_avg"] for state in optimizer.state.values()]
+        seen[made.state.step] = [torch.tensor(same), *(after for after in moments)]
+        if same and before[1]:
+            assert_same_bits(before[1], moments)
+        return outcome
+
+    made.step = step
+    made.fit()
+    assert [step for step, (same, *_) in seen.items() if same] == [5, 10]
+    assert made.state.bad_steps == 2
+    assert {float(state["step"]) for state in optimizer.state.values()} == {12.0}  # AdamW's own count
+    lines = {int(line["step"]): line for line in timeless_metrics(tmp_path / "out")}
+    assert math.isnan(lines[5]["train/loss"])
+    assert lines[4].get("bad_steps") is None
+    assert [lines[step]["bad_steps"] for step in (5, 9, 10, 14)] == [1, 1, 2, 2]
+    assert all(param.isfinite().all() for param in model.parameters())
+
+
+def test_stop_is_the_default_and_keeps_the_batch(poisoned_folder: Path, tmp_path: Path) -> None:
+    made = trainer(
+        poisoned_folder, tmp_path / "out", "stop", log_interval=100, checkpoint_interval=3, eval_interval=100
+    )
+    made.bad_batches.decode = lambda ids: " ".join(map(str, ids))
+    with pytest.raises(DivergedError, match=r"the loss of step 5 is nan; its update was left out, its batch is in"):
+        made.fit()
+    (kept,) = (tmp_path / "out" / "bad-batches").iterdir()
+    assert kept.name == "step-00000005-sample-000000000032.json"
+    content = json.loads(kept.read_text(), parse_constant=pytest.fail)
+    assert content["reason"] == "the loss of step 5 is nan"
+    first, second = content["micro_batches"]
+    assert first["loss"] == "nan"
+    assert math.isfinite(second["loss"])
+    samples = [*first["samples"], *second["samples"]]
+    assert [sample["sample"] for sample in samples] == list(range(32, 40))
+    tokens = np.fromfile(poisoned_folder / "train.bin", "<u2").tolist()
+    for sample in samples:
+        assert sample["file"] == str(poisoned_folder / "train.bin")
+        assert sample["ids"] == tokens[sample["token"] : sample["token"] + 17]
+        assert sample["text"] == " ".join(map(str, sample["ids"]))
+    assert set(samples[2]["ids"]) == {POISON}
+    assert CheckpointFolder(tmp_path / "out" / "checkpoints").steps() == [3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_spike_is_skipped_like_a_nan(poisoned_folder: Path, tmp_path: Path, dtype: Any) -> None:
+    # Poison only after the window has filled.
+    changes = {"spike_zscore": 30.0, "spike_window": 4, "system": System(device="cpu", dtype=dtype)}
+    made = trainer(poisoned_folder, tmp_path / "out", "skip", model=poisoned(harm=40.0), **changes)
+    made.fit()
+    bad = [json.loads(path.read_text()) for path in sorted((tmp_path / "out" / "bad-batches").iterdir())]
+    assert [content["step"] for content in bad] == [5, 10]
+    assert all("robust standard deviations too high" in content["reason"] for content in bad)
+
+
+def test_a_rewind_goes_on_from_the_last_regular_checkpoint_without_the_bad_data(
+    poisoned_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    made = trainer(poisoned_folder, out, "rewind", checkpoint_interval=3, eval_interval=4, keep_checkpoints=1)
+    made.fit()
+    # Step 5 is bad: back to 3, on with sample 40. Then sample 75 comes in step 8 (72 … 79): back to 6, on with 80.
+    assert made.state.step == 14
+    assert made.state.bad_steps == 2
+    assert made.state.samples == 14 * STEP_SAMPLES + (5 - 3) * STEP_SAMPLES + (8 - 6) * STEP_SAMPLES
+    lines = timeless_metrics(out)
+    assert [line["step"] for line in lines] == list(range(1, 15))
+    assert all(math.isfinite(line["train/loss"]) for line in lines)
+
+    # By hand: the same steps, on the samples that are left.
+    by_hand = trainer(poisoned_folder, tmp_path / "by-hand", "stop", checkpoint_interval=100, eval_interval=4)
+    starts = [*range(0, 24, 8), *range(40, 64, 8), *range(80, 144, 8)]
+    whole = TokenLoader(str(poisoned_folder), "train", 4, 16, seed=5, order="sequential")
+    indices = [start // 4 + micro_step for start in starts for micro_step in (0, 1)]
+    by_hand.train_loader.batch = lambda index: whole.batch(indices[index] if index < len(indices) else 0)
+    by_hand.fit()
+    assert_same_bits(weights(made), weights(by_hand))
+    strip = [{key: value for key, value in line.items() if key != "bad_steps"} for line in lines]
+    assert strip == timeless_metrics(tmp_path / "by-hand")
+
+
+def test_a_model_that_stays_bad_is_not_rewound_for_ever(poisoned_folder: Path, tmp_path: Path) -> None:
+    tokens = np.full(4000, POISON, "<u2")
+    tokens[: 16 * 8 * 4] = 1  # fine up to step 4
+    tokens.tofile(poisoned_folder / "train.bin")
+    made = trainer(poisoned_folder, tmp_path / "out", "rewind", checkpoint_interval=3)
+    with pytest.raises(DivergedError, match="3 rewinds did not help"):
+        made.fit()
+    made = trainer(poisoned_folder, tmp_path / "none", "rewind", checkpoint_interval=100, eval_interval=100)
+    with pytest.raises(DivergedError, match="no checkpoint to go back to"):
+        made.fit()
+
+
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+@pytest.mark.parametrize("at_step", [1, 4, 5, 6, 7, 8, 9])
+def test_where_a_run_is_stopped_changes_nothing_of_it(
+    poisoned_folder: Path, tmp_path: Path, policy: str, at_step: int
+) -> None:
+    changes = {"checkpoint_interval": 3, "eval_interval": 4, "keep_checkpoints": 1, "spike_zscore": 50.0}
+    never = trainer(poisoned_folder, tmp_path / "never", policy, **changes)
+    never.fit()
+    with StopRequest() as stop:
+        stopped = trainer(poisoned_folder, tmp_path / "stopped", policy, stop=stop, **changes)
+        one_step = stopped.step
+
+        def step() -> Any:
+            if stopped.state.step == at_step:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return one_step()
+
+        stopped.step = step
+        with pytest.raises(InterruptedBySignal):
+            stopped.fit()
+    saved = CheckpointFolder(tmp_path / "stopped" / "checkpoints").steps()[-1]
+    assert saved in (at_step + 1, at_step, 3, 6)  # the last two: a step that was gone back from
+    resumed = trainer(poisoned_folder, tmp_path / "stopped", policy, **changes)
+    resumed.fit()
+    assert_same_bits(weights(never), weights(resumed))
+    assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "stopped")
+    assert never.state.samples == resumed.state.samples
+    assert torch.equal(never.detector.window.nan_to_num(-1), resumed.detector.window.nan_to_num(-1))
+
+
+class StopsInEvaluation(TokenLoader):
+    """A signal, or an error, while batch 1 of the evaluation of a step is made."""
+
+    def __init__(self, *arguments: Any, cause: Any, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.cause = cause
+
+    def whole_split(self) -> Any:
+        for number, batch in enumerate(super().whole_split()):
+            if number == 1:
+                self.cause()
+            yield batch
+
+
+@pytest.mark.parametrize("at_evaluation", [1, 2, 3])
+@pytest.mark.parametrize("cause", ["signal", "no memory"])
+def test_an_evaluation_cut_short_loses_nothing(
+    token_folder: Path, tmp_path: Path, at_evaluation: int, cause: str
+) -> None:
+    changes: dict[str, Any] = {"max_steps": 12, "checkpoint_interval": 5, "log_interval": 3, "eval_interval": 4}
+    never = make_trainer(token_folder, tmp_path / "never", model=tiny_llama(dropout=0.2), **changes)
+    never.fit()
+    evaluations = 0
+
+    def harm() -> None:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations == at_evaluation:
+            if cause == "signal":
+                os.kill(os.getpid(), signal.SIGUSR1)
+                pytest.fail("went on after the signal")
+            torch.empty(1 << 60)  # the real error of an allocation that cannot be
+
+    with StopRequest() as stop:
+        stopped = make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), stop=stop, **changes)
+        stopped.val_loader = StopsInEvaluation(str(token_folder), "val", 4, 16, seed=5, cause=harm)
+        with pytest.raises(InterruptedBySignal if cause == "signal" else RuntimeError):
+            stopped.fit()
+    assert stopped.state.step == 4 * at_evaluation
+    saved = load(tmp_path / "out" / "checkpoints" / f"step-{4 * at_evaluation:08d}")
+    assert saved.state["train"]["pending"] is not None
+    torch.manual_seed(99)
+    resumed = make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), **changes)
+    resumed.fit()
+    assert resumed.state.pending is None
+    assert_same_bits(weights(never), weights(resumed))
+    assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "out")
+    assert (never.state.best_step, never.state.best_val_loss) == (resumed.state.best_step, resumed.state.best_val_loss)
+    # Once more from the end: nothing is left to do, and no line comes twice.
+    make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), **changes).fit()
+    assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "out")
