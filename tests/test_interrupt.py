@@ -37,10 +37,15 @@ def test_what_may_be_cut_short_is_cut_short_where_the_signal_comes() -> None:
     with StopRequest() as stop:
         stop.defers = True
         done = []
-        with pytest.raises(InterruptedBySignal), stop.at_once():
-            done.append(1)
-            os.kill(os.getpid(), signal.SIGTERM)
-            done.append(2)
+
+        def evaluate() -> None:
+            with stop.at_once():
+                done.append(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append(2)
+
+        with pytest.raises(InterruptedBySignal):
+            evaluate()
         assert done == [1]
         assert stop.defers
 
