@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from lmtrain.console import console, duration, si
+from lmtrain.interrupt import SIGNALS
 from lmtrain.run_directory import read_json
 
 NOT_STARTED = -1
@@ -112,19 +113,19 @@ class ProcessLauncher(Launcher):
         return job
 
     def _run_process(self, command: list[str]) -> int:
-        """A job's exit code; hands it a SIGTERM that comes meanwhile (SIGINT reaches the whole terminal by itself)."""
+        """A job's exit code; hands it what comes meanwhile (SIGINT reaches the whole terminal by itself)."""
         process: subprocess.Popen[bytes] | None = None
 
         def note(number: int, frame: FrameType | None) -> None:
             self.stopped = number
-            if number == signal.SIGTERM and process is not None:
-                process.terminate()
+            if number != signal.SIGINT and process is not None:
+                process.send_signal(number)
 
-        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, note) for number in SIGNALS}
         try:
             process = subprocess.Popen(command)
-            if self.stopped == signal.SIGTERM:  # it came before there was a process to hand it to
-                process.terminate()
+            if self.stopped is not None and self.stopped != signal.SIGINT:  # it came before there was a process
+                process.send_signal(self.stopped)
             return process.wait()
         finally:
             for number, handler in previous.items():

@@ -33,7 +33,7 @@ ALLOWED = {
     "data": {"data", "console", "differences", "durable"},
     "model": {"model"},
     "logger": {"logger", "console", "durable", "run_directory"},
-    "launcher": {"console", "run_directory", "config", "preflight"},
+    "launcher": {"console", "interrupt", "run_directory", "config", "preflight"},
     "checks": {"signatures"},
     "clock": set(),
     "interrupt": set(),

@@ -12,6 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, without_hydra
+from lmtrain.interrupt import exit_code
 from lmtrain.launcher import SweepFailedError, SweepStoppedError, search_path
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     except SweepFailedError:
         return 1
     except SweepStoppedError as stopped:
-        return 128 + stopped.number
+        return exit_code(stopped.number)
     if mistakes:
         raise mistakes[0]
     return max(exit_codes, default=0)

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from lmtrain.data.tokens import DTYPES, DataError, smallest_dtype
 
 ITEM_BYTES = 2 << 20  # text a process is given at once
 AHEAD = 3  # items in flight for each process
+PATIENCE_S = 5.0  # with a task, before asking whether the pool is still there
 PROCESSES_FROM_BYTES = 16 << 20  # smaller corpora are done before processes have started; threads serve them
 
 
@@ -86,9 +87,9 @@ def encode(
             flying.append((item, pool.submit(_work, item.texts)))
             if len(flying) >= AHEAD * workers:
                 done, result = flying.popleft()
-                yield done, result.result()
+                yield done, _wait_for(result, pool)
         for done, result in flying:
-            yield done, result.result()
+            yield done, _wait_for(result, pool)
     except BrokenProcessPool as error:
         raise OSError(
             "a process that encodes text was killed, for want of memory perhaps: the same command goes on from "
@@ -96,6 +97,19 @@ def encode(
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _wait_for(result: Future[dict[str, Chunk]], pool: ProcessPoolExecutor) -> dict[str, Chunk]:
+    """Of a task. A pool that breaks in the very moment of being handed one may forget it, and nobody would answer."""
+    while True:
+        done, _ = wait([result], timeout=PATIENCE_S)
+        if done:
+            return result.result()
+        pool.submit(_do_nothing)  # raises BrokenProcessPool if it is
+
+
+def _do_nothing() -> None:
+    pass
 
 
 _encoder: Encoder
