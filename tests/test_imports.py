@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "lmtrain"
 # What a module, or a folder of them, may import of lmtrain. The parts know nothing of each other, nor of Hydra.
 ALLOWED = {
     "__init__": set(),
-    "console": set(),
+    "console": {"redact"},
     "signatures": set(),
     "scheduler": set(),
     "optimizer": set(),
@@ -22,11 +22,13 @@ ALLOWED = {
     "differences": set(),
     "durable": set(),
     "checkpoint": {"durable"},
-    "run_directory": {"durable"},
+    "run_directory": {"durable", "redact"},
+    "redact": set(),
+    "trust": {"checks", "durable", "paths"},
     "experiments_source": set(),
     "data": {"data", "console", "differences", "durable"},
     "model": {"model"},
-    "logger": {"logger", "console", "durable", "run_directory"},
+    "logger": {"logger", "console", "durable", "redact", "run_directory"},
     "launcher": {"console", "run_directory", "config", "preflight"},
     "checks": {"signatures"},
     "clock": set(),
@@ -34,7 +36,7 @@ ALLOWED = {
     "config": {"checks", "paths", "experiments_source", "launcher"},
     "preflight": {"config", "console", "data"},
     "trainer": {"checkpoint", "clock", "data", "interrupt", "logger", "optimizer", "system"},
-    "load": {"checkpoint", "config", "data", "run_directory", "system"},
+    "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
     "report": {
         "config", "console", "data", "generate", "interrupt", "run_directory", "system", "trainer",
     },
@@ -44,11 +46,13 @@ ALLOWED = {
     },
     "commands": {
         "checkpoint", "commands", "config", "console", "data", "differences", "generate", "launcher", "load", "logger",
-        "paths", "preflight", "run_directory", "system", "train", "trainer",
+        "paths", "preflight", "run_directory", "system", "train", "trainer", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
-KNOWS_HYDRA = {"checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load"}
+KNOWS_HYDRA = {
+    "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
+}  # fmt: skip
 
 
 def modules() -> list[Path]:
