@@ -25,6 +25,7 @@ MAX_BYTES = 1_000_000  # a config has a few thousand
 MAX_DEPTH = 50
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 SHOWN_CHARS = 200
+MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
 
 
 def check_trust(
@@ -76,7 +77,7 @@ def read_saved(path: Path) -> DictConfig:
         raise ConfigError(str(error)) from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
-    if not isinstance(cfg, DictConfig):
+    if not isinstance(cfg, DictConfig) or not cfg:
         raise ConfigError(f"{path}: not the YAML of a config")
     return cfg
 
@@ -110,6 +111,8 @@ def _calls(text: str, path: str) -> list[str]:
     OmegaConf's own parser finds them: what it takes for a call, and nothing else, is one.
     """
     try:
+        if text.count("${") > MAX_INTERPOLATIONS:
+            raise RecursionError
         nodes = [parse(text)]
     except (GrammarParseError, RecursionError) as error:
         raise ConfigError(f"{_shown(path)}={_shown(text)}: not an interpolation that can be read") from error
