@@ -108,9 +108,3 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stderr.splitlines()[-1] == "False", done.stderr
     assert done.returncode == (2 if "=" in arguments[0] else 0)
-
-
-def test_no_pickle_is_loaded() -> None:
-    for path in modules():
-        assert not imports(path) & {"pickle", "torch.load", "cloudpickle", "dill"}, path
-        assert "torch.load(" not in path.read_text(), path

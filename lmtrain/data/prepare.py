@@ -30,7 +30,7 @@ from lmtrain.differences import differences
 from lmtrain.durable import read_json_limited, sync, write_atomically
 
 INPUTS = "inputs.json"  # what the text was made from, beside meta.json
-MAX_INPUTS_BYTES = 512 << 20  # of some million files
+MAX_INPUTS_BYTES = 256 << 20  # of a million files
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
 SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is trained on some of it
 SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
