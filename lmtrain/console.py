@@ -7,11 +7,20 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lmtrain.redact import redact
+
 LOG_WIDTH = 200  # columns of a table where there is no terminal to ask
 
 console = Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
     console = Console(highlight=False, soft_wrap=True, width=LOG_WIDTH)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Takes secrets out of the whole of a log line, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class ConsoleHandler(logging.Handler):
@@ -21,15 +30,15 @@ class ConsoleHandler(logging.Handler):
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
         # A traceback is for the log file; here the message is enough.
         try:
-            console.print(record.getMessage(), style=style, markup=False)
+            console.print(redact(record.getMessage()), style=style, markup=False)
         except (OSError, SystemExit):  # rich's way to say that nobody reads any more: no reason to stop a run
             self.handleError(record)
 
 
 def configure_logging(run_dir: Path) -> None:
-    """Sends all log lines to `train.log`, and lmtrain's to the console; also warnings. Replaces an earlier call's."""
+    """Sends all log lines and warnings to `train.log`, and lmtrain's to the console; replaces an earlier call's."""
     file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))
     # In a terminal the bar shows every step; the lines of steps that were only logged go to the file.
     shown = ConsoleHandler(logging.INFO if console.is_terminal else logging.DEBUG)

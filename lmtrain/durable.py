@@ -1,8 +1,10 @@
 """Writing that a crash can't leave half done, and reading what may be damaged."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -41,3 +43,19 @@ def read_limited(path: Path, limit: int) -> bytes:
     if len(content) > limit:
         raise ValueError(f"{path}: larger than {limit:,} bytes, which such a file never is")
     return content
+
+
+def read_json_limited(path: Path, limit: int) -> Any:
+    """What a JSON file holds, also one that is damaged or hostile.
+
+    Raises:
+        ValueError: it has more than `limit` bytes, or is not JSON, or nested too deeply; names the file.
+        OSError: it can't be read.
+    """
+    content = read_limited(path, limit)
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error

@@ -1,11 +1,11 @@
 """Reads a finished (or running) run back: its config, model and tokenizer."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
-from yaml import YAMLError
 
 from lmtrain import checkpoint
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
@@ -13,6 +13,7 @@ from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.run_directory import read_json
 from lmtrain.system import System
+from lmtrain.trust import check_trust, read_saved
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class LoadedRun:
     step: int
 
 
-def load_run(run_dir: Path, which: str, device: str) -> LoadedRun:
+def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = ()) -> LoadedRun:
     """The run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
 
+    Of the parts that its config names, only those are built that `check_trust` allows, or that are `trusted`.
+
     Raises:
-        ConfigError: there is no such run or checkpoint, or it is broken.
+        ConfigError: there is no such run or checkpoint, it is broken, or names what is not trusted.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
@@ -41,11 +44,8 @@ def load_run(run_dir: Path, which: str, device: str) -> LoadedRun:
     path = checkpoints.at(_step(which, checkpoints))
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
-    try:
-        cfg = OmegaConf.load(run_dir / "config.yaml")
-    except YAMLError as error:
-        raise ConfigError(f"{run_dir / 'config.yaml'}: not YAML") from error
-    assert isinstance(cfg, DictConfig)
+    cfg = read_saved(run_dir / "config.yaml")
+    check_trust(OmegaConf.to_container(cfg), trusted, run_dir, option="--trust ")
     with mistakes_of_the_user():
         system: System = build(cfg.system, device=device, compile=False)
         model: nn.Module = build(cfg.model)

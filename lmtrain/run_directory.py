@@ -10,17 +10,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lmtrain.durable import write_atomically
+from lmtrain.durable import read_json_limited, write_atomically
+from lmtrain.redact import redact, redacted
 
 PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
 MAX_DIFF_CHARS = 1_000_000
+MAX_JSON_BYTES = 16_000_000  # such a diff, where each character is escaped
 GIT_TIMEOUT_S = 5
 
 
@@ -57,8 +59,8 @@ class RunDirectory:
         self._file.close()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a whole file or none: no reader ever sees half of it."""
-        write_atomically(self.path / name, json.dumps(content, indent=2, default=str) + "\n")
+        """Writes a whole file or none, without secrets: no reader ever sees half of it."""
+        write_atomically(self.path / name, json.dumps(redacted(content), indent=2, default=_redacted_str) + "\n")
 
     def run_id(self) -> str:
         """The identity of this run for W&B: drawn once, kept in `environment.json`, the same after a resume."""
@@ -86,9 +88,9 @@ class Result:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's object; empty if it is not there or not JSON."""
+    """The file's object; empty if it is not there, not JSON, or larger than such a file is."""
     try:
-        content = json.loads(path.read_text())
+        content = read_json_limited(path, MAX_JSON_BYTES)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
@@ -99,7 +101,7 @@ def environment(run_id: str, device: str) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
@@ -131,21 +133,47 @@ def _cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def _redacted_str(value: object) -> str:
+    return redact(str(value))
+
+
 def _git() -> dict[str, Any] | None:
     """Commit and uncommitted changes of the repository the run was started in; None outside of one."""
     if shutil.which("git") is None:
         return None
-
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *words], capture_output=True, text=True, errors="replace", timeout=GIT_TIMEOUT_S
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    if (commit := git("rev-parse", "HEAD")) is None:
+    filters = (_run_git("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.") or "").split(
+        "\0"
+    )
+    # Of the repository's own: the user's and the machine's, of git-lfs say, are theirs.
+    own = [key for scope, key in zip(filters[::2], filters[1::2], strict=False) if scope in ("local", "worktree")]
+    if (commit := _run_git("rev-parse", "HEAD")) is None:
         return None
-    diff = git("diff", "HEAD") or ""
+    diff = _run_git("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD", without=own) or ""
+    diff = redact(diff)  # before it is cut, perhaps in the middle of a secret
     return {"commit": commit.strip(), "diff": diff[:MAX_DIFF_CHARS], "diff_truncated": len(diff) > MAX_DIFF_CHARS}
+
+
+def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
+    """What git prints, without the settings named, and running no command that the repository's config names."""
+    settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
+    settings |= {key: "false" if key.endswith(".required") else "" for key in without}
+    environment = {
+        **os.environ,
+        "GIT_ALLOW_PROTOCOL": "",  # nothing is fetched for a diff
+        "GIT_OPTIONAL_LOCKS": "0",  # nor is the index written
+        "GIT_CONFIG_COUNT": str(len(settings)),
+    }
+    for number, (key, value) in enumerate(settings.items()):
+        environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    try:
+        done = subprocess.run(
+            ["git", *words],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=GIT_TIMEOUT_S,
+            env=environment,
+        )
+    except (OSError, subprocess.TimeoutExpired, ValueError):  # the last: a NUL in a hostile key
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -12,6 +12,8 @@ from rich.table import Table
 from lmtrain.config import ConfigError
 from lmtrain.console import console, significant
 
+TRUST_HELP = "a class or function of a run's config that may be imported, as mymodels.Bigram; repeatable"
+
 
 def finished_runs(path: Path) -> list[Path]:
     """The run itself, or the runs of a sweep; says which are left out for want of a checkpoint."""
@@ -45,6 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", type=Path, help="another folder of token files (default: the run's own)")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.parse_args(list(arguments))
 
     runs = [run for path in options.runs for run in finished_runs(path)]
@@ -60,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
     for run in runs:
-        loaded = load_run(run, options.checkpoint, options.device)
+        loaded = load_run(run, options.checkpoint, options.device, options.trust)
         node = OmegaConf.create(data_node(loaded.cfg.data, options.data))
         with mistakes_of_the_user():
             for folder in token_folders(node).values():

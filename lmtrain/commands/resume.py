@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from lmtrain.config import ConfigError, apply_overrides, check, set_up_hydra
 from lmtrain.differences import differences
 from lmtrain.preflight import preflight
+from lmtrain.trust import check_trust, read_saved
 
 # What may change without a word: it changes no bit of the training.
 HARMLESS = (
@@ -35,7 +36,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     """Continues a run with the config it was started with, and the changes that are given.
 
     Raises:
-        ConfigError: no run there, or a change that was not allowed by `allow_changes`.
+        ConfigError: no run there, a change that `allow_changes` does not list, or code that nothing but the run's own
+            config names and `trust` does not list.
     """
     composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
     if not composed_path.is_file() or not resolved_path.is_file():
@@ -45,15 +47,13 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     set_up_hydra()
     permissions = {key: _names(arguments, key) for key in ("allow_changes", "trust")}
     overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
-    composed, before = OmegaConf.load(composed_path), OmegaConf.load(resolved_path)
-    assert isinstance(composed, DictConfig)
+    composed, before = read_saved(composed_path), read_saved(resolved_path)
+    # Before anything is resolved, looked up or built.
+    for saved in (composed, before):
+        check_trust(OmegaConf.to_container(saved), permissions["trust"], run_dir)
     changed = apply_overrides(composed, overrides)
-    # Relative paths, and modules of the user's own, are those of the folder that the run was started in.
     given, run_dir = run_dir, run_dir.resolve()
-    started_in = OmegaConf.select(OmegaConf.load(run_dir / ".hydra" / "hydra.yaml"), "hydra.runtime.cwd")
-    if started_in and Path(started_in).is_dir():
-        os.chdir(started_in)
-        sys.path.insert(0, started_in)
+    _go_where_it_was_started(run_dir, with_modules=bool(permissions["trust"]))
     checked = check(changed)
     for key in ("vocab_size", "end_of_text"):  # the data's
         if checked.model.get(key, 0) is None:
@@ -71,6 +71,19 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     from lmtrain.train import Resumed, run
 
     return run(cfg, run_dir, resumed=Resumed(changed, changes)).exit_code
+
+
+def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:
+    """Relative paths are those of that folder, and modules too, if the user trusts the run with some."""
+    saved = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
+    try:
+        started_in = saved["hydra"]["runtime"]["cwd"]  # type: ignore[index, call-overload]
+    except (KeyError, TypeError):
+        return
+    if isinstance(started_in, str) and Path(started_in).is_absolute() and Path(started_in).is_dir():
+        os.chdir(started_in)
+        if with_modules:
+            sys.path.insert(0, started_in)
 
 
 def _names(arguments: Sequence[str], key: str) -> list[str]:

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config import ConfigError, mistakes_of_the_user
 
 
@@ -18,6 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.parse_args(list(arguments))
     for name in ("tokens", "count", "temperature", "top_k"):
         if getattr(options, name) < 0:
@@ -32,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.generate import generate
     from lmtrain.load import load_run
 
-    loaded = load_run(options.run, options.checkpoint, options.device)
+    loaded = load_run(options.run, options.checkpoint, options.device, options.trust)
     if loaded.tokenizer is None:
         raise ConfigError(f"{options.run}: has no tokenizer.json, since its data had none")
     with mistakes_of_the_user():  # characters that the run's text did not have

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmtrain.data.encode import Chunk
-from lmtrain.data.tokens import Split
-from lmtrain.durable import write_atomically
+from lmtrain.data.tokens import MAX_JSON_BYTES, Split
+from lmtrain.durable import read_json_limited, write_atomically
 
 FILE = "journal.json"
 FORMAT_VERSION = 1
@@ -38,7 +38,7 @@ class Journal:
 def read(folder: Path) -> Journal | None:
     """The journal of an earlier process; None if there is none that can be used."""
     try:
-        fields = json.loads((folder / FILE).read_text())
+        fields = read_json_limited(folder / FILE, MAX_JSON_BYTES)
         if fields["format_version"] != FORMAT_VERSION:
             return None
         splits = {name: Split(**{**split, "shards": ()}) for name, split in fields["splits"].items()}

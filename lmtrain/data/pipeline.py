@@ -28,12 +28,13 @@ from lmtrain.data.text.holdout import Held, Holdout
 from lmtrain.data.text.source import PART_BYTES, text_parts
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Encode, Pretrained, StoredTokenizer
 from lmtrain.data.tokens import (
+    MAX_JSON_BYTES,
     SPLITS,
     DataError,
     read_meta,
 )
 from lmtrain.differences import differences
-from lmtrain.durable import sync, write_atomically
+from lmtrain.durable import read_json_limited, sync, write_atomically
 
 
 class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
@@ -73,7 +74,7 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         }
         settings = json.loads(json.dumps(settings, default=str))  # a tokenizer of one's own may hold anything
         if (begun / SETTINGS).exists():
-            earlier = json.loads((begun / SETTINGS).read_text())
+            earlier = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
         elif has_entries(self.folder):
             meta = read_meta(self.folder)
             earlier = {key: meta.recipe.get(key) for key in settings} if meta else {}

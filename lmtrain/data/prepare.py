@@ -27,9 +27,10 @@ from lmtrain.data.text.source import Inputs, Source
 from lmtrain.data.tokenizer import CorpusTokenizer
 from lmtrain.data.tokens import SPLITS, DataError, Meta, read_meta, write_meta
 from lmtrain.differences import differences
-from lmtrain.durable import sync, write_atomically
+from lmtrain.durable import read_json_limited, sync, write_atomically
 
 INPUTS = "inputs.json"  # what the text was made from, beside meta.json
+MAX_INPUTS_BYTES = 256 << 20  # of a million files
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
 SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is trained on some of it
 SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
@@ -234,10 +235,11 @@ def _unfinished(folder: Path, split: str) -> Path:
 def read_inputs(folder: Path) -> Inputs | None:
     """What the folder's text was made from; None if it does not say."""
     try:
-        inputs = json.loads((folder / INPUTS).read_text())
+        inputs = read_json_limited(folder / INPUTS, MAX_INPUTS_BYTES)
     except (OSError, ValueError):
         return None
-    return inputs if isinstance(inputs, dict) else None
+    sound = isinstance(inputs, dict) and all(isinstance(then, dict) for then in inputs.values())
+    return inputs if sound else None
 
 
 def _existing(path: Path, settings: Mapping[str, Any]) -> Meta:

@@ -1,7 +1,6 @@
 """What the ranks of a pipeline wrote, each its own shards and a record of them, and the token folder made of it."""
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from lmtrain.data.encode import Chunk
 from lmtrain.data.journal import SplitWriter
 from lmtrain.data.stored_tokenizer import meta_of
 from lmtrain.data.tokens import (
+    MAX_JSON_BYTES,
     SPLITS,
     DataError,
     Meta,
@@ -22,7 +22,7 @@ from lmtrain.data.tokens import (
     read_meta,
     write_meta,
 )
-from lmtrain.durable import sync
+from lmtrain.durable import read_json_limited, sync
 
 SETTINGS, RECORD, TOKENS = "settings.json", "record.json", "tokens"  # in the hidden folder
 
@@ -71,7 +71,7 @@ def finish(folder: str | Path) -> Meta:
 def _finished(folder: Path, begun: Path) -> Meta:
     """The meta of a folder that is there; removes what an earlier process had no time to."""
     meta = read_meta(folder)
-    settings = json.loads((begun / SETTINGS).read_text()) if (begun / SETTINGS).exists() else {}
+    settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES) if (begun / SETTINGS).exists() else {}
     if meta is None or (begun / TOKENS).exists() or not settings.items() <= meta.recipe.items():
         raise DataError(f"{folder}: is not empty, and not of this pipeline; move it away, and finish again")
     if begun.exists():
@@ -133,7 +133,7 @@ def _records(begun: Path) -> list[Record]:
     """
     records: dict[int, Record] = {}
     for path in begun.glob(f"[0-9]*/{RECORD}"):
-        fields = json.loads(path.read_text())
+        fields = read_json_limited(path, MAX_JSON_BYTES)
         splits = {name: [Split(**{**split, "shards": ()}) for split in of] for name, of in fields["splits"].items()}
         records[int(path.parent.name)] = Record(fields["rank"], fields["world_size"], splits)
     sizes = sorted({record.world_size for record in records.values()})
@@ -182,7 +182,7 @@ def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
                 f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share, or see what the "
                 f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
             )
-    settings = json.loads((begun / SETTINGS).read_text())
+    settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
     return meta_of(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
-from lmtrain.data.tokens import DataError, Meta, Split, TokenizerFile, smallest_dtype
-from lmtrain.durable import sha256_of, write_atomically
+from lmtrain.data.tokens import MAX_JSON_BYTES, DataError, Meta, Split, TokenizerFile, smallest_dtype
+from lmtrain.durable import read_json_limited, sha256_of, write_atomically
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
@@ -149,7 +149,7 @@ def eos_tokens(folder: Path) -> list[str | None]:
         if not path.is_file():
             continue
         try:
-            settings = dict(json.loads(path.read_bytes()))
+            settings = dict(read_json_limited(path, MAX_JSON_BYTES))
             if "eos_token" not in settings:
                 continue
             token = settings["eos_token"]

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmtrain.durable import sha256_of
+from lmtrain.durable import read_json_limited, sha256_of
 
 FORMAT_VERSION = 1
+MAX_JSON_BYTES = 64 << 20  # of a file beside tokens; a list of 100,000 shards has 12 MB
 SPLITS = ("train", "val")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -86,18 +87,48 @@ def read_meta(folder: Path) -> Meta | None:
         DataError: it is not one that this version reads.
     """
     path = folder / "meta.json"
-    if not path.exists():
+    if not path.is_file():
         return None
     try:
-        fields = json.loads(path.read_text())
+        fields = read_json_limited(path, MAX_JSON_BYTES)
         if fields["format_version"] != FORMAT_VERSION:
             raise DataError(f"{path}: format version {fields['format_version']}, this lmtrain reads {FORMAT_VERSION}")
         if fields["dtype"] not in DTYPES:
             raise DataError(f"{path}: dtype {fields['dtype']!r} is none of {', '.join(DTYPES)}")
         splits = {name: _split(split) for name, split in fields["splits"].items()}
-        return Meta(**{**fields, "tokenizer": TokenizerFile(**fields["tokenizer"]), "splits": splits})
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        meta = Meta(**{**fields, "tokenizer": TokenizerFile(**fields["tokenizer"]), "splits": splits})
+        _check_names(meta)
+        _check_types(meta)
+    except DataError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: not a meta.json of token files ({type(error).__name__}: {error})") from error
+    return meta
+
+
+def _check_names(meta: Meta) -> None:
+    """Raises ValueError if a file it names is not one of the folder's own: it is read, hashed and shown."""
+    shards = [shard.file for split in meta.splits.values() for shard in split.shards]
+    for name in [*meta.splits, *shards, *([meta.tokenizer.file] if meta.tokenizer.file else [])]:
+        if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise ValueError(f"names {name!r}, which is no file inside the folder")
+
+
+def _check_types(meta: Meta) -> None:
+    """Raises TypeError if a number or checksum is none: it would fail where it is used."""
+    shards = [shard for split in meta.splits.values() for shard in split.shards]
+    counts: list[Any] = [meta.vocab_size, 0 if meta.end_of_text is None else meta.end_of_text]
+    counts += [shard.tokens for shard in shards]
+    sums: list[Any] = [meta.tokenizer.sha256, *(shard.sha256 for shard in shards)]
+    for split in meta.splits.values():
+        counts += [split.tokens, split.max_id, split.documents, split.bytes]
+        sums.append(split.sha256)
+    if wrong := [count for count in counts if type(count) is not int]:
+        raise TypeError(f"{wrong[0]!r} is no whole number")
+    if wrong := [checksum for checksum in sums if not isinstance(checksum, str)]:
+        raise TypeError(f"{wrong[0]!r} is no checksum")
+    if not isinstance(meta.recipe, dict):
+        raise TypeError(f"recipe {meta.recipe!r}")
 
 
 def check_tokenizer(tokens: Path, beside: Path) -> None:

@@ -53,7 +53,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             values = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
+            break
+        if not isinstance(values, dict):
             break
         lines.append({name: math.nan if value is None else value for name, value in values.items()})
     return lines

@@ -15,6 +15,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
 from lmtrain.logger.base import RunInfo
+from lmtrain.redact import redacted
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +154,7 @@ class _Client:
                 start_new_session=True,  # a Ctrl-C is for the run
                 env=environment,
             )
-        self.send(sys.argv)
+        self.send(redacted(sys.argv))
 
     def send(self, item: Any) -> None:
         try:
