@@ -1,0 +1,286 @@
+"""Faults, each made for real: what a run loses, which is nothing, and what it says."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Cli, clean_environment, write_tokens
+from test_checkpoint import flip_a_bit, garbage, truncate, zero_the_end
+from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
+
+from lmtrain.checkpoint import MANIFEST, BrokenCheckpointError, CheckpointFolder, verify
+from lmtrain.trainer import Trainer
+
+EVERY = {"max_steps": 9, "checkpoint_interval": 2, "eval_interval": 3}
+
+
+def trainer(folder: Path, out: Path, **changes: Any) -> Trainer:
+    return make_trainer(folder, out, model=tiny_llama(dropout=0.2), **{**EVERY, **changes})
+
+
+def assert_same_run(never: Trainer, run: Trainer, out: Path, other: Path) -> None:
+    assert run.state.step == never.state.step
+    assert_same_bits(weights(never), weights(run))
+    assert timeless_metrics(out) == timeless_metrics(other)
+
+
+@pytest.fixture
+def never(token_folder: Path, tmp_path: Path) -> Trainer:
+    """A run that nothing happened to, in the folder `never`."""
+    made = trainer(token_folder, tmp_path / "never")
+    made.fit()
+    return made
+
+
+@contextmanager
+def mounted(path: Path, options: str) -> Iterator[Path]:
+    path.mkdir(exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"may not mount a tmpfs here: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def bytes_below(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def test_a_disk_that_gets_full_at_any_moment_loses_nothing(token_folder: Path, tmp_path: Path, never: Trainer) -> None:
+    one = bytes_below(never.saver.folder.at(9))
+    stopped_at = set()
+    with mounted(tmp_path / "disk", "size=16m") as disk:
+        for number in range(12):
+            out = disk / str(number)
+            out.mkdir()
+            # Room for nothing, for a part of the first checkpoint, …, for all but a part of the second.
+            room = int(one * 2 * number / 12)
+            filler = disk / "filler"
+            with filler.open("wb") as file:
+                file.truncate(0)
+                os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - room)
+            made = trainer(token_folder, out, keep_checkpoints=1)
+            # Not seen beforehand, as when another process writes at the same time.
+            made.saver.folder._check_space = lambda checkpoint: None  # type: ignore[method-assign]
+            with pytest.raises(Exception, match=r"No space left|no space|os error 28"):
+                made.fit()
+            made.logger.close("failed")
+            stopped_at.add(made.state.step)
+            for step in made.saver.folder.steps():
+                verify(made.saver.folder.at(step))
+            filler.unlink()
+            resumed = trainer(token_folder, out, keep_checkpoints=1)
+            resumed.fit()
+            assert_same_run(never, resumed, out, tmp_path / "never")
+            shutil.rmtree(out)
+    assert len(stopped_at) >= 2
+
+
+@pytest.mark.parametrize("limit", [0, 300, 5_000, 60_000])
+def test_a_file_that_may_not_grow_loses_nothing(token_folder: Path, tmp_path: Path, never: Trainer, limit: int) -> None:
+    out = tmp_path / "out"
+    made = trainer(token_folder, out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(Exception, match=r"File too large|no space for a whole line|os error 27"):
+            made.fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert made.state.step < 9
+    assert not list((out / "checkpoints").glob(".tmp-*"))
+    resumed = trainer(token_folder, out)
+    resumed.fit()
+    assert_same_run(never, resumed, out, tmp_path / "never")
+
+
+def test_a_full_disk_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    command = [*TINY, f"data.path={token_folder}", "hydra.run.dir=disk/out", "trainer.checkpoint_interval=1"]
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        full = cli(*command, "trainer.keep_checkpoints=20")
+        assert full.returncode == 1
+        assert "failed: " in full.stdout
+        assert "a checkpoint needs" in full.stdout
+        assert "to continue from step" in full.stdout
+        assert "Traceback" not in full.stdout + full.stderr
+        done = subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=False)
+        assert done.returncode == 0
+        assert cli("resume=disk/out").returncode == 0
+        assert json.loads((disk / "out" / "result.json").read_text())["steps"] == 12
+
+
+def test_a_place_that_cannot_be_written_is_a_config_error(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    with mounted(tmp_path / "disk", "ro"):
+        done = cli(*TINY, f"data.path={token_folder}", "hydra.run.dir=disk/out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("config error: ")
+    assert "Read-only file system" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_checkpoints_that_can_no_longer_be_written_stop_the_run(
+    token_folder: Path, tmp_path: Path, never: Trainer
+) -> None:
+    out = tmp_path / "out"
+    made = trainer(token_folder, out)
+    one_step = made.step
+    with mounted(tmp_path / "elsewhere", "size=1m,ro") as read_only:
+
+        def step() -> Any:
+            if made.state.step == 5:
+                made.saver.wait()
+                bound = subprocess.run(["mount", "--bind", str(read_only), str(out / "checkpoints")], check=False)
+                assert bound.returncode == 0
+            return one_step()
+
+        made.step = step  # type: ignore[method-assign]
+        try:
+            with pytest.raises(OSError, match="Read-only file system"):
+                made.fit()
+        finally:
+            subprocess.run(["umount", "-l", str(out / "checkpoints")], check=True)
+    assert made.state.step in (6, 7, 8)  # it stops at the step after the save that failed
+    resumed = trainer(token_folder, out)
+    assert resumed.state.step == 4
+    resumed.fit()
+    assert_same_run(never, resumed, out, tmp_path / "never")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model.safetensors", truncate),
+        ("optimizer.safetensors", zero_the_end),
+        ("rng-0.safetensors", flip_a_bit),
+        ("detector.safetensors", Path.unlink),
+        ("state.json", flip_a_bit),
+        (MANIFEST, garbage),
+        (MANIFEST, Path.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+    token_folder: Path,
+    tmp_path: Path,
+    never: Trainer,
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    damage: Callable[[Path], None],
+) -> None:
+    out = tmp_path / "out"
+    trainer(token_folder, out, max_steps=7).fit()
+    newest = CheckpointFolder(out / "checkpoints").at(7)
+    damage(newest / file)
+    with pytest.raises(BrokenCheckpointError):
+        verify(newest)
+    resumed = trainer(token_folder, out)
+    assert resumed.state.step == 6
+    assert "step-00000007 is broken" in caplog.text
+    resumed.fit()
+    assert (out / "checkpoints" / "broken-step-00000007-0").is_dir()
+    assert_same_run(never, resumed, out, tmp_path / "never")
+
+
+def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    tiny = [*TINY, f"data.path={token_folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out" / "checkpoints").glob("step-*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    # Stopped as a debugger would stop it, it owns the folder all the same.
+    process.send_signal(signal.SIGSTOP)
+    refused = cli("resume=out")
+    assert refused.returncode == 2
+    assert f"in use by process {process.pid} on " in refused.stderr
+    process.kill()
+    process.wait()
+    assert f"process {process.pid}" in (tmp_path / "out" / ".lock").read_text()
+    done = cli(
+        "resume=out", "trainer.max_steps=20" if newest(tmp_path) < 20 else f"trainer.max_steps={newest(tmp_path)}"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def newest(tmp_path: Path) -> int:
+    return CheckpointFolder(tmp_path / "out" / "checkpoints").steps()[-1]
+
+
+BACKWARDS = """
+import time
+real, calls = time.time, 0
+
+def time_that_goes_back():
+    global calls
+    calls += 1
+    return real() - 3600 * calls
+
+time.time = time_that_goes_back
+"""
+
+
+def test_a_clock_that_goes_backwards_harms_nothing(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(BACKWARDS)
+    odd = {"PYTHONPATH": str(tmp_path / "site")}
+    tiny = [*TINY, f"data.path={token_folder}", "hydra.run.dir=out"]
+    assert cli(*tiny, "trainer.max_steps=6", **odd).returncode == 0
+    # As if written in the future, by this clock.
+    for path in (tmp_path / "out").rglob("*"):
+        os.utime(path, (2**32, 2**32), follow_symlinks=False)
+    done = cli("resume=out", "trainer.max_steps=12", **odd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed after step 6" in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all(line["step_time_ms"] > 0 for line in lines)
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (result["status"], result["steps"]) == ("completed", 12)
+    assert 0 < result["seconds"] < 60
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_data_file_that_was_replaced_is_named(
+    token_folder: Path, tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer(token_folder, tmp_path / "out", max_steps=4).fit()
+    file = token_folder / f"{split}.bin"
+    content = file.read_bytes()
+    os.utime(file)  # touched, not changed
+    trainer(token_folder, tmp_path / "out", max_steps=5).fit()
+    file.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    with pytest.raises(ValueError, match=rf"not the data that this run was trained on: .*{split}\.bin"):
+        trainer(token_folder, tmp_path / "out")
+    file.write_bytes(content)
+    trainer(token_folder, tmp_path / "out", max_steps=6).fit()
+    # Without a meta.json only a part can be compared, and that is said.
+    for name in ("meta.json", "train.bin", "val.bin"):
+        (token_folder / name).rename(tmp_path / name)
+    bare = write_tokens(tmp_path / "bare")
+    (bare / "meta.json").unlink()
+    trainer(bare, tmp_path / "other", max_steps=4).fit()
+    os.utime(bare / f"{split}.bin")
+    trainer(bare, tmp_path / "other", max_steps=4)
+    assert f"the files of {split} were written or moved since the checkpoint" in caplog.text
+    torch.manual_seed(0)
