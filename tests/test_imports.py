@@ -45,6 +45,11 @@ ALLOWED = {
         "bad_batches", "bad_steps", "checkpoint", "clock", "data", "evaluation", "flops", "interrupt", "logger",
         "optimizer", "saver", "snapshot", "system",
     },
+    "nanogpt": {"model"},
+    "first_checkpoint": {
+        "bad_batches", "checkpoint", "config", "data", "durable", "interrupt", "logger", "model", "nanogpt", "optimizer",
+        "preflight", "run_directory", "saver", "snapshot", "system", "trainer",
+    },
     "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
     "report": {
         "bad_steps", "checkpoint", "config", "console", "data", "evaluation", "flops", "generate", "interrupt", "paths",
@@ -55,14 +60,15 @@ ALLOWED = {
         "logger", "preflight", "report", "run_directory", "saver", "snapshot", "system", "trainer",
     },
     "commands": {
-        "bad_batches", "checkpoint", "commands", "config", "console", "data", "differences", "evaluation", "generate",
-        "interrupt", "launcher", "load", "logger", "paths", "preflight", "run_directory", "saver", "snapshot", "system",
-        "train", "trust",
+        "bad_batches", "checkpoint", "commands", "config", "console", "data", "differences", "durable", "evaluation",
+        "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "paths", "preflight",
+        "report", "run_directory", "saver", "snapshot", "system", "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
+    "first_checkpoint",
 }  # fmt: skip
 
 
@@ -104,6 +110,7 @@ def test_import_directions(path: Path) -> None:
         ["sample", "--help"],
         ["evaluate", "--help"],
         ["inspect", "--help"],
+        ["import", "--help"],
     ],
 )
 def test_help_and_config_errors_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
@@ -119,3 +126,11 @@ finally:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stderr.splitlines()[-1] == "False", done.stderr
     assert done.returncode == (2 if "=" in arguments[0] else 0)
+
+
+def test_another_programs_checkpoint_is_read_as_tensors_and_plain_values_alone() -> None:
+    tree = ast.parse((PACKAGE / "nanogpt.py").read_text())
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
+    loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]
+    assert len(calls) == len(loads) == 1
+    assert {word.arg: ast.unparse(word.value) for word in calls[0].keywords}["weights_only"] == "True"
