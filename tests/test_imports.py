@@ -47,8 +47,8 @@ ALLOWED = {
     },
     "nanogpt": {"model"},
     "first_checkpoint": {
-        "bad_batches", "checkpoint", "config", "data", "durable", "interrupt", "logger", "model", "nanogpt", "optimizer",
-        "preflight", "run_directory", "saver", "snapshot", "system", "trainer",
+        "bad_batches", "checkpoint", "config", "data", "durable", "interrupt", "logger", "model", "nanogpt",
+        "optimizer", "preflight", "run_directory", "saver", "snapshot", "system", "trainer",
     },
     "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
     "report": {
