@@ -156,7 +156,7 @@ def _git() -> dict[str, Any] | None:
 def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
     """What git prints, without the settings named, and running no command that the repository's config names."""
     settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
-    settings |= {key: "false" if key.endswith(".required") else "" for key in without}
+    settings |= dict.fromkeys(without, "")  # no command; and for `required`, no
     environment = {
         **os.environ,
         "GIT_ALLOW_PROTOCOL": "",  # nothing is fetched for a diff

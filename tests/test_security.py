@@ -501,11 +501,14 @@ def test_a_repository_s_own_config_runs_no_command(tmp_path: Path, monkeypatch: 
         inner.mkdir()
         git(inner, "init", "-q")
         (inner / "b.py").write_text("one\n")
+        (inner / ".gitattributes").write_text("*.py filter=evil\n")
         git(inner, "add", ".")
         git(inner, "commit", "-qm", "x")
     git(repository, "-c", "advice.addEmbeddedRepo=false", "add", ".")
     git(repository, "commit", "-qm", "x")
     (repository / "a.py").write_text("two\n")
+    if way == "submodule":
+        (inner / "b.py").write_text("two\n")
     script = tmp_path / "evil.sh"
     script.write_text(f"#!/bin/sh\nmkdir -p {marker}\ncat\n")
     script.chmod(0o755)
@@ -517,7 +520,7 @@ def test_a_repository_s_own_config_runs_no_command(tmp_path: Path, monkeypatch: 
         "textconv": ["diff.evil.textconv", "diff.evil.command"],
         "clean": ["filter.a=b.clean"],
         "process": ["filter.a=b.process"],
-        "submodule": ["core.fsmonitor"],
+        "submodule": ["filter.evil.clean"],
     }
     for key in settings[way]:
         git(repository / "inner" if way == "submodule" else repository, "config", key, str(script))

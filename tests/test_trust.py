@@ -126,7 +126,7 @@ def test_what_omegaconf_writes_is_read_back(tmp_path: Path) -> None:
 
 def bomb() -> str:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    return "\n".join([*lines, *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+    return "\n".join([*lines, *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 4))])
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def bomb() -> str:
     [
         (bomb(), "has an alias"),
         ("a: &x {b: 1}\nc: {<<: *x}", "has an alias"),
-        ("[" * 100_000, "nested more than 50 deep"),
+        ("[" * 2000, "nested more than 50 deep"),
         ("a: {" * 60 + "}" * 60, "nested more than 50 deep"),
         ("a: " + "x" * MAX_BYTES, "larger than 1,000,000 bytes"),
         ("a: 1" + "0" * 5000, "not the YAML of a config"),
