@@ -5,12 +5,19 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lmtrain
 
-VERBS = ("prepare", "inspect", "evaluate", "sample", "benchmark")
+VERBS: Mapping[str, str] = {  # to their modules in lmtrain.commands
+    "prepare": "prepare",
+    "inspect": "inspect",
+    "evaluate": "evaluate",
+    "sample": "sample",
+    "verify-resume": "verify_resume",
+    "benchmark": "benchmark",
+}
 
 
 def main() -> None:
@@ -42,7 +49,7 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return help_text.main()
     if first in VERBS:
-        command = importlib.import_module(f"lmtrain.commands.{first}")
+        command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
         nearest = difflib.get_close_matches(first, VERBS, n=1)

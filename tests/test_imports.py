@@ -33,6 +33,7 @@ ALLOWED = {
     "interrupt": set(),
     "config": {"checks", "paths", "experiments_source", "launcher"},
     "preflight": {"config", "console", "data"},
+    "same_bits": {"checkpoint", "differences", "logger", "run_directory"},
     "trainer": {"checkpoint", "clock", "data", "interrupt", "logger", "optimizer", "system"},
     "load": {"checkpoint", "config", "data", "run_directory", "system"},
     "report": {
@@ -44,7 +45,7 @@ ALLOWED = {
     },
     "commands": {
         "checkpoint", "commands", "config", "console", "data", "differences", "generate", "launcher", "load", "logger",
-        "paths", "preflight", "run_directory", "system", "train", "trainer",
+        "paths", "preflight", "run_directory", "same_bits", "system", "train", "trainer",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
@@ -89,6 +90,7 @@ def test_import_directions(path: Path) -> None:
         ["sample", "--help"],
         ["evaluate", "--help"],
         ["inspect", "--help"],
+        ["verify-resume", "--help"],
     ],
 )
 def test_help_and_config_errors_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
