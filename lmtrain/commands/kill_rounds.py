@@ -69,6 +69,7 @@ class Verification:
         self.rounds = 0
         self.undisturbed: UndisturbedRun | None = None
         self._server: VictimServer | None = None
+        self._killed_here = 0
 
     def run_undisturbed(self) -> None:
         """The run that the others are compared with.

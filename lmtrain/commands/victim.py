@@ -6,8 +6,10 @@ says `ready` first, and then each attempt's return code, negative for a signal. 
 the attempt with it.
 """
 
+import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import mmap
@@ -19,10 +21,11 @@ import struct
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, NoReturn
 
 # What an attempt is doing, by the functions that are being called in any thread; the first phase that fits counts.
 PHASES: Mapping[str, tuple[str, ...]] = {
@@ -112,6 +115,7 @@ def serve() -> dict[str, Any] | None:
     """Starts attempts as told. Returns an attempt's request in its own, new process; else None, when all are done."""
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
+    gc.freeze()  # what is collected never touches the memory shared with the forks
     os.write(1, b"ready\n")
     reader, child = _Lines(0), 0
     while True:
@@ -124,6 +128,7 @@ def serve() -> dict[str, Any] | None:
         if line == "":  # the end
             if child:
                 _kill(child)
+                os.waitpid(child, 0)
             return None
         if line is None or (line == "kill" and not child):  # it had come to its end by itself
             continue
@@ -163,8 +168,8 @@ def _kill(child: int) -> None:
             os.kill(child, signal.SIGKILL)
 
 
-def attempt(request: Mapping[str, Any]) -> None:
-    """Becomes `python -m lmtrain` with these arguments, watched by a PhaseMonitor; ends by SystemExit."""
+def attempt(request: Mapping[str, Any]) -> NoReturn:
+    """Becomes `python -m lmtrain` with these arguments, watched by a PhaseMonitor, and ends."""
     os.setsid()
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     silence = os.open(os.devnull, os.O_RDONLY)
@@ -173,7 +178,21 @@ def attempt(request: Mapping[str, Any]) -> None:
     sys.setswitchinterval(SWITCH_S)
     PhaseMonitor(Path(request["phase"])).start()
     sys.argv = ["lmtrain", *request["arguments"]]
-    runpy.run_module("lmtrain", run_name="__main__", alter_sys=True)
+    code = 1
+    try:
+        runpy.run_module("lmtrain", run_name="__main__", alter_sys=True)
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    # All that Python does at the end, but for freeing its memory, which takes seconds when it is that of a fork.
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.main_thread():
+            thread.join()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
