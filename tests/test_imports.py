@@ -45,6 +45,7 @@ ALLOWED = {
         "bad_batches", "bad_steps", "checkpoint", "clock", "data", "evaluation", "flops", "interrupt", "logger",
         "optimizer", "saver", "snapshot", "system",
     },
+    "same_bits": {"checkpoint", "differences", "logger", "run_directory"},
     "nanogpt": {"model"},
     "first_checkpoint": {
         "bad_batches", "checkpoint", "config", "data", "durable", "interrupt", "logger", "model", "nanogpt",
@@ -57,12 +58,12 @@ ALLOWED = {
     },
     "train": {
         "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "interrupt",
-        "logger", "preflight", "report", "run_directory", "saver", "snapshot", "system", "trainer",
+        "logger", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "trainer",
     },
     "commands": {
         "bad_batches", "checkpoint", "commands", "config", "console", "data", "differences", "durable", "evaluation",
         "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "paths", "preflight",
-        "report", "run_directory", "saver", "snapshot", "system", "train", "trust",
+        "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
@@ -111,6 +112,7 @@ def test_import_directions(path: Path) -> None:
         ["evaluate", "--help"],
         ["inspect", "--help"],
         ["import", "--help"],
+        ["verify-resume", "--help"],
     ],
 )
 def test_help_and_config_errors_import_no_torch(arguments: list[str], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint
   python -m lmtrain sample RUN_DIR --prompt …    text from a checkpoint
   python -m lmtrain import CKPT.pt data.path=…   a run directory that goes on where a nanoGPT checkpoint stands
+  python -m lmtrain verify-resume [overrides]    kills runs of this config: do they resume bit for bit?
   python -m lmtrain benchmark [KIND] …           speed of step, loader, prepare against what the machine can do
 
 Each verb has its own --help. A first run, two minutes on a CPU: python -m lmtrain experiments=quickstart

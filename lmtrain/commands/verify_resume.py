@@ -1,0 +1,240 @@
+"""`python -m lmtrain verify-resume [overrides]`: proves that a killed run resumes to the bits of one never stopped."""
+
+import argparse
+import contextlib
+import random
+import re
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+from rich.table import Table
+
+from lmtrain.commands.rounds import write_json
+from lmtrain.commands.victim import NAMES
+from lmtrain.config import ConfigError, compose, without_hydra
+from lmtrain.console import console, duration
+from lmtrain.preflight import preflight
+
+if TYPE_CHECKING:
+    from lmtrain.commands.kill_rounds import NotTheSameError, Verification
+
+INTERVALS = {"log_interval": 1, "checkpoint_interval": 3, "eval_interval": 4}
+EVAL_BATCHES = 2
+MIN_STEPS = 6  # fewer make too few checkpoints to prune one
+OTHER_DIFFERENCES = 4  # shown beside the first
+
+DESCRIPTION = """\
+Proves on this machine that a run of this config that is killed resumes bit for bit.
+
+The config is run once undisturbed, and then again and again: killed with SIGKILL at random moments (starting,
+training, evaluating, saving, pruning, ending) and continued with resume=RUN_DIR until it completes. After every
+kill, and at the end, all checkpoints and all lines of metrics.jsonl must be those of the undisturbed run.
+"""
+EPILOG = f"""\
+Device, dtype, compilation, dropout, accumulation, data order and schedule are the config's own. So that much happens in
+few steps, these are not: trainer.max_steps (--steps; the schedule keeps its own), trainer.log_interval=1,
+.checkpoint_interval={INTERVALS["checkpoint_interval"]}, .eval_interval={INTERVALS["eval_interval"]}, at most \
+{EVAL_BATCHES} batches an evaluation, logger=[] and sample_tokens=0. None of
+them changes a bit of the training. The undisturbed run keeps all of its checkpoints, which needs disk space.
+
+Exit codes: 0 bit for bit; 1 a difference, or a run that failed by itself; 2 a mistake in the config.
+
+Example: python -m lmtrain verify-resume experiments=quickstart model.dropout=0.1 --kills 30
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    composed = compose(options.overrides, with_hydra=True)
+    runs = Path(composed.hydra.run.dir).absolute().parent
+    cfg = preflight(without_hydra(composed))
+    overrides = [*_without_loggers(options.overrides), *changes(cfg, options.steps)]
+    from lmtrain.commands.kill_rounds import FailedAttemptError, NotTheSameError, Verification  # with torch
+
+    seed = secrets.randbits(32) if options.seed is None else options.seed
+    error: FailedAttemptError | NotTheSameError | None = None
+    with _ended_by_sigterm(), contextlib.ExitStack() as removal:
+        folder = _make_folder(options.keep, runs, removal)
+        console.print(f"{options.steps} steps, {options.kills} kills; moments by --seed {seed}; runs in {folder}")
+        verification = Verification(
+            folder, overrides, random.Random(seed), cfg.trainer.keep_checkpoints, keep=options.keep is not None
+        )
+        try:
+            with contextlib.closing(verification):
+                _verify(verification, options.kills)
+        except (FailedAttemptError, NotTheSameError) as caught:
+            error = caught
+            removal.pop_all()
+    _show_kills(verification)
+    if options.json:
+        write_json(options.json, **numbers(verification, error), overrides=options.overrides, seed=seed)
+    if error is None:
+        console.print(sentence(verification), style="bold green")
+        return 0
+    if isinstance(error, NotTheSameError):
+        _show_difference(error)
+    else:
+        console.print(f"{error}\n{error.output}", markup=False)
+    console.print(f"kept: {folder}", markup=False)
+    return 1
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options; raises ConfigError for what is no override."""
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain verify-resume",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
+    parser.add_argument("--kills", type=int, default=10, help="kills in all (default: 10)")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a run (default: 12)")
+    parser.add_argument("--seed", type=int, help="draws the moments of the kills (default: another one each time)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write kills and result to this file")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="put the runs into this new folder, and leave them")
+    options, unknown = parser.parse_known_intermixed_args(list(arguments))
+    if unknown:
+        raise ConfigError(f"{unknown[0]}: verify-resume takes key=value overrides of one run, and the flags of --help")
+    for text in options.overrides:
+        if text.lstrip("+~").startswith("resume=") and text != "resume=null":
+            raise ConfigError(f"{text}: verify-resume starts runs of its own; give what your run was started with")
+    if options.kills < 1:
+        raise ConfigError(f"--kills {options.kills}: at least 1")
+    if options.steps < MIN_STEPS:
+        raise ConfigError(f"--steps {options.steps}: at least {MIN_STEPS}, for several checkpoints")
+    if options.keep and options.keep.exists() and (not options.keep.is_dir() or any(options.keep.iterdir())):
+        raise ConfigError(f"--keep {options.keep}: is there already; give a new folder")
+    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
+        raise ConfigError(f"--json {options.json}: can't be written; give a file in a folder that exists")
+    return options
+
+
+def changes(cfg: DictConfig, steps: int) -> list[str]:
+    """The overrides that make much happen in few steps, without another bit in the training.
+
+    Raises:
+        ConfigError: a trainer of the user's own that can't be told.
+    """
+    trainer = {"max_steps": steps, **INTERVALS}
+    if missing := [key for key in (*trainer, "keep_checkpoints") if key not in cfg.trainer]:
+        raise ConfigError(f"trainer: has no {', '.join(missing)}; verify-resume needs to set it")
+    for key in ("eval_batches", "eval_train_batches"):
+        if key in cfg.trainer and (cfg.trainer[key] is None or cfg.trainer[key] > EVAL_BATCHES):
+            trainer[key] = EVAL_BATCHES
+    overrides = [f"trainer.{key}={value}" for key, value in trainer.items()]
+    if "max_steps" in cfg.scheduler:  # the trainer's, by default
+        overrides.append(f"scheduler.max_steps={cfg.scheduler.max_steps}")
+    return [*overrides, "logger=[]", "sample_tokens=0"]
+
+
+def sentence(verification: "Verification") -> str:
+    kills, undisturbed = verification.kills, verification.undisturbed
+    assert undisturbed is not None
+    return (
+        f"bit for bit: {len(kills)} kills, {sum(kill.resumed for kill in kills)} resumes, "
+        f"{undisturbed.compared_checkpoints:,} checkpoints and {undisturbed.compared_lines:,} metric lines compared"
+    )
+
+
+def numbers(verification: "Verification", error: Exception | None) -> dict[str, Any]:
+    """What `--json` has."""
+    undisturbed = verification.undisturbed
+    return {
+        "bit_for_bit": error is None,
+        "error": str(error) if error else None,
+        "kills": [asdict(kill) for kill in verification.kills],
+        "rounds": verification.rounds,
+        "resumes": sum(kill.resumed for kill in verification.kills),
+        "checkpoints": undisturbed.compared_checkpoints if undisturbed else 0,
+        "metric_lines": undisturbed.compared_lines if undisturbed else 0,
+    }
+
+
+def _verify(verification: "Verification", kills: int) -> None:
+    with console.status("a run that is not disturbed") as status:
+        verification.run_undisturbed()
+        assert verification.undisturbed is not None
+        steps = sorted(verification.undisturbed.steps)
+        console.print(
+            f"undisturbed: {duration(verification.seconds)}, checkpoints of steps {', '.join(map(str, steps))}"
+        )
+        while (done := len(verification.kills)) < kills:
+            status.update(f"{done} of {kills} kills")
+            hits = verification.run_round(kills - done, lambda kill: status.update(f"{kill} of {kills} kills"))
+            where = ", ".join(f"{phase} {hits[phase]}" for phase in NAMES if hits[phase]) or "completed before one"
+            console.print(f"round {verification.rounds}: {hits.total()} kills ({where}); the same bits")
+
+
+def _show_kills(verification: "Verification") -> None:
+    table = Table("killed while", "kills", "resumed from steps")
+    for phase in NAMES:
+        kills = [kill for kill in verification.kills if kill.phase == phase]
+        left = sorted({kill.checkpoint for kill in kills})
+        table.add_row(phase, str(len(kills)), ", ".join(str(step) if step else "none" for step in left) or "–")
+    console.print(table)
+
+
+def _show_difference(error: "NotTheSameError") -> None:
+    console.print(f"not bit for bit: {error}", style="bold red", markup=False)
+    others = error.differences[1:]
+    for other in others[:OTHER_DIFFERENCES]:
+        console.print(f"  also {other}", markup=False)
+    if len(others) > OTHER_DIFFERENCES:
+        console.print(f"  and {len(others) - OTHER_DIFFERENCES} more")
+    if error.unrepeatable:
+        console.print(
+            f"The resume may not be at fault: two runs that nobody disturbed are not the same either "
+            f"({error.unrepeatable}).\nThe config draws from something that system.seed does not set, or computes with "
+            "operations that are not deterministic",
+            markup=False,
+        )
+    else:
+        console.print(
+            "Two runs that nobody disturbed are the same bits, so it is the resume: training depends on something that "
+            "no checkpoint holds, such as a generator of the model's own"
+        )
+    console.print(f"undisturbed: {error.undisturbed}\nkilled:      {error.killed}", markup=False)
+
+
+def _without_loggers(overrides: Sequence[str]) -> list[str]:
+    """Settings of loggers would have nothing to apply to."""
+    return [text for text in overrides if re.split("[=.@/]", text.lstrip("+~"))[0] != "logger"]
+
+
+def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -> Path:
+    """A folder on the disk that runs are on, as that is what is tested; without `keep`, it is removed in the end."""
+    if keep:
+        keep.mkdir(parents=True, exist_ok=True)
+        return keep.absolute()
+    created = [folder for folder in (runs, *runs.parents) if not folder.exists()]
+    runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="verify-resume-", dir=runs))
+
+    def remove() -> None:
+        shutil.rmtree(folder)
+        with contextlib.suppress(OSError):  # a run has come there meanwhile
+            for each in created:
+                each.rmdir()
+
+    removal.callback(remove)
+    return folder
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM as an exception, so that what was started ends and what was written goes."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

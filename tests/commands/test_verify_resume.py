@@ -1,0 +1,244 @@
+"""Runs that are really killed: each resume must be bit for bit, and what is not must be found."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Cli, clean_environment
+
+from lmtrain.commands.kills import MAX_DELAY_S, choose_moment
+from lmtrain.commands.verify_resume import changes
+from lmtrain.commands.victim import NAMES, PHASES, code_of
+from lmtrain.config import compose
+from lmtrain.preflight import preflight
+
+KILLS = 16  # of each dtype
+
+
+@pytest.fixture
+def tiny(token_folder: Path) -> list[str]:
+    return [*TINY, f"data.path={token_folder}", "model.dropout=0.1"]
+
+
+def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", "verify-resume", *arguments],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def folders(tmp_path: Path) -> set[str]:
+    return {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.slow
+def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path: Path) -> None:
+    verifications = {
+        dtype: start(tmp_path, *tiny, f"system.dtype={dtype}", "--kills", str(KILLS), "--json", f"{dtype}.json")
+        for dtype in ("float32", "bfloat16")
+    }
+    hits: Counter[str] = Counter()
+    for dtype, process in verifications.items():
+        output, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, output + errors
+        written: Any = json.loads((tmp_path / f"{dtype}.json").read_text())
+        kills = written["kills"]
+        assert len(kills) == KILLS
+        assert written["bit_for_bit"] is True
+        assert written["resumes"] == sum(kill["resumed"] for kill in kills) > 0
+        counts = f"{written['checkpoints']} checkpoints and {written['metric_lines']} metric lines compared"
+        assert f"bit for bit: {KILLS} kills, {written['resumes']} resumes, {counts}" in output
+        # Of each round: 12 lines at the least, and one checkpoint.
+        assert written["metric_lines"] >= 12 * written["rounds"]
+        assert written["checkpoints"] >= written["rounds"]
+        assert {kill["aimed_at"] for kill in kills} >= {None, "saving"}
+        hits.update(kill["phase"] for kill in kills)
+    assert set(hits) == set(NAMES), hits
+    assert folders(tmp_path) == {"data", "float32.json", "bfloat16.json"}
+
+
+UNSAVED = """
+import random
+
+import torch
+
+from lmtrain.model.llama import Llama
+
+
+class OwnGenerator(Llama):
+    def __init__(self, vocab_size: int, block_size: int):
+        super().__init__(vocab_size, block_size, 2, 2, None, 32, 64)
+        self.generator = torch.Generator().manual_seed(1)
+
+    def noise(self):
+        return torch.rand((), generator=self.generator)
+
+    def forward(self, tokens, targets=None):
+        logits, loss = super().forward(tokens, targets)
+        return logits, loss * (1 + self.noise()) if self.training else loss
+
+
+class NoSeed(OwnGenerator):
+    def noise(self):
+        return random.SystemRandom().random()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "diagnosis"),
+    [
+        ("OwnGenerator", "Two runs that nobody disturbed are the same bits, so it is the resume"),
+        ("NoSeed", "two runs that nobody disturbed are not the same either (step 1, metrics.jsonl: train/loss"),
+    ],
+)
+def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
+    tiny: list[str], tmp_path: Path, cli: Cli, model: str, diagnosis: str
+) -> None:
+    (tmp_path / "mine.py").write_text(UNSAVED)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    yaml = f"_target_: mine.{model}\nvocab_size: null\nblock_size: ${{data.block_size}}\n"
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(yaml)
+    kept = [text for text in tiny if not text.startswith("model")]
+    done = cli("verify-resume", *kept, "model=mine", "--kills", "30", "--json", "out.json", timeout=300)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "not bit for bit: step " in done.stdout
+    assert diagnosis in done.stdout
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["bit_for_bit"] is False
+    assert ", metrics.jsonl: train/loss: " in written["error"]
+    (folder,) = (tmp_path / "outputs" / "lmtrain").iterdir()
+    assert f"kept: {folder}" in done.stdout
+    for name in ("undisturbed", f"killed-{written['rounds']}"):
+        assert (folder / name / "metrics.jsonl").is_file()
+        assert str(folder / name) in done.stdout
+
+
+FAILS = """
+from lmtrain.model.llama import Llama
+
+
+class Fails(Llama):
+    def __init__(self, vocab_size: int, block_size: int):
+        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
+
+    def forward(self, tokens, targets=None):
+        raise RuntimeError("a bug in the model")
+"""
+
+
+def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "mine.py").write_text(FAILS)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    yaml = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text(yaml)
+    kept = [text for text in tiny if not text.startswith("model")]
+    done = cli("verify-resume", *kept, "model=mine", "--keep", "kept")
+    assert done.returncode == 1
+    assert "a run failed by itself (exit code 1): python -m lmtrain data=tokens" in done.stdout
+    assert "RuntimeError: a bug in the model (mine.py:11" in done.stdout
+    assert (tmp_path / "kept" / "undisturbed" / "result.json").is_file()
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainer.max_stepz=1"], "trainer.max_stepz=1: unknown key; did you mean trainer.max_steps?"),
+        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts runs of its own"),
+        (["-m", "seed=1,2"], "-m: verify-resume takes key=value overrides of one run"),
+        (["seed=1,2"], "seed=1,2: several values"),
+        (["--kills", "0"], "--kills 0: at least 1"),
+        (["--steps", "5"], "--steps 5: at least 6"),
+        (["--keep", "data"], "--keep data: is there already"),
+        (["--json", "nowhere/out.json"], "--json nowhere/out.json: can't be written"),
+        (["model.n_head=5"], "model.d_model=32: must be an even multiple of model.n_head=5"),  # found by the first run
+    ],
+)
+def test_mistakes_are_config_errors_and_leave_nothing(
+    tiny: list[str], tmp_path: Path, cli: Cli, arguments: list[str], message: str
+) -> None:
+    done = cli("verify-resume", *tiny, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"config error: {message}" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert folders(tmp_path) == {"data"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_verification_leaves_no_process_behind(tiny: list[str], tmp_path: Path, number: int) -> None:
+    process = start(tmp_path, *tiny, "--kills", "1000", "--steps", "100000")
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("outputs/*/*/undisturbed/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert len(processes_in(tmp_path)) >= 3  # the command, the server and the run
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (128 + number if number != signal.SIGKILL else -number)
+    while processes_in(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if number != signal.SIGKILL:
+        assert folders(tmp_path) == {"data"}
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Those whose current folder it is."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(entry / "cwd") == str(folder) and (entry / "stat").read_text().rpartition(")")[2][1] != "Z":
+                found.append(entry.name)
+        except OSError:  # ended meanwhile, or another user's
+            continue
+    return found
+
+
+def test_the_functions_that_name_a_phase_exist() -> None:
+    codes = [code_of(name) for names in PHASES.values() for name in names]
+    assert len(set(codes)) == len(codes) >= 4
+    assert all(
+        code.co_qualname == name.partition(":")[2] for code, name in zip(codes, sum(PHASES.values(), ()), strict=True)
+    )
+    with pytest.raises(AttributeError):
+        code_of("lmtrain.checkpoint:CheckpointFolder.gone")
+
+
+def test_moments_are_spread_and_favour_phases_that_were_missed() -> None:
+    chance = random.Random(0)
+    hits = Counter({"saving": 3, "training": 9})
+    moments = [choose_moment(chance, 2.0, {"saving", "training", "pruning"}, hits) for _ in range(400)]
+    aimed = [moment for moment in moments if moment.phase]
+    assert {moment.phase for moment in aimed} == {"pruning"}
+    assert 150 < len(aimed) < 250
+    assert all(0 <= moment.delay_s <= MAX_DELAY_S for moment in aimed)
+    random_ones = sorted(moment.after_s for moment in moments if not moment.phase)
+    assert 0 <= random_ones[0] < 0.1
+    assert 1.9 < random_ones[-1] <= 2.0
+    assert 0.8 < random_ones[len(random_ones) // 2] < 1.2
+
+
+def test_what_it_changes_leaves_the_training_as_it_is(tiny: list[str]) -> None:
+    kept = [text for text in tiny if not text.startswith(("trainer", "scheduler"))]
+    cfg = preflight(compose([*kept, "trainer.max_steps=600"]))
+    after = preflight(compose([*kept, "trainer.max_steps=600", *changes(cfg, 12)]))
+    assert (after.trainer.max_steps, after.trainer.eval_batches, after.trainer.log_interval) == (12, 2, 1)
+    assert after.scheduler == cfg.scheduler
+    assert after.scheduler.max_steps == 600
+    assert after.trainer.keep_checkpoints == cfg.trainer.keep_checkpoints
+    one = preflight(compose([*kept, "trainer.eval_batches=1"]))
+    assert not [text for text in changes(one, 12) if "eval_batches" in text]
