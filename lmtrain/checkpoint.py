@@ -52,7 +52,7 @@ class Retention:
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Of ascending steps."""
         regular = {step for step in steps if self.every and step % self.every == 0}
-        return {*steps[-self.newest :], *regular, *self.protected, self.best_step} & set(steps)
+        return set(steps) & {*steps[-self.newest :], *regular, *self.protected, self.best_step}
 
 
 class BrokenCheckpointError(RuntimeError):

@@ -1,0 +1,299 @@
+"""The saver: the loop goes on while a checkpoint is written, and what is written is the state it was called with."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmtrain.checkpoint import Checkpoint, CheckpointFolder, NonFiniteStateError, Retention, load
+from lmtrain.saver import Saver
+
+NEWEST_TWO = Retention(2)
+NOT_FINITE = Checkpoint({"model": {"w": torch.tensor([torch.nan])}})
+
+
+class Gate:
+    """A `before_commit` that stands still until it is opened, so that a test decides when a save goes on."""
+
+    def __init__(self) -> None:
+        self.reached, self.open, self.passed = threading.Event(), threading.Event(), 0
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.open.wait(60)
+        self.passed += 1
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints")
+
+
+def a_checkpoint(value: float, size: int = 4) -> Checkpoint:
+    return Checkpoint({"model": {"w": torch.full((size,), value)}}, {"train": {"step": value}})
+
+
+def value(folder: CheckpointFolder, step: int) -> float:
+    w = load(folder.at(step)).tensors["model"]["w"]
+    assert (w == w[0]).all()
+    return w[0].item()
+
+
+def test_the_loop_goes_on_while_the_save_runs(folder: CheckpointFolder, gate: Gate) -> None:
+    with Saver(folder, gate) as saver:
+        saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+        assert gate.reached.wait(60)
+        saver.check()  # nothing has failed, and it waits for nothing
+        assert folder.steps() == []
+        gate.open.set()
+        saver.wait()
+        assert folder.steps() == [1]
+
+
+def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: Gate) -> None:
+    weight = torch.randn(5, 7)
+    tensors = {
+        "weight": weight,
+        "tied": weight,
+        "strided": weight.t(),
+        "overlapping": weight[2:, 1:],
+        "expanded": torch.randn(1, 3).expand(4, 3),
+        "half": torch.randn(9).bfloat16(),
+        "scalar": torch.tensor(3.0),
+        "ints": torch.arange(5),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+    }
+    state = {"train": {"step": 1, "losses": [1.0, 2.0]}}
+    expected = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with Saver(folder, gate) as saver:
+        saver.save(1, Checkpoint({"model": tensors}, state), NEWEST_TWO)
+        for name, tensor in tensors.items():
+            if name != "expanded":  # nothing can be written to it
+                tensor.data.zero_()
+        tensors["expanded"] = tensors["ints"]
+        del tensors["half"]
+        state["train"]["losses"].append(3.0)
+        gate.open.set()
+    read = load(folder.at(1))
+    assert read.state == {"train": {"step": 1, "losses": [1.0, 2.0]}}
+    assert read.tensors["model"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert read.tensors["model"][name].dtype == tensor.dtype
+        assert torch.equal(read.tensors["model"][name], tensor), name
+
+
+def test_the_second_save_waits_for_the_first(folder: CheckpointFolder, gate: Gate) -> None:
+    with Saver(folder, gate) as saver:
+        saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+        second = threading.Thread(target=saver.save, args=(2, a_checkpoint(2.0), NEWEST_TWO))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        gate.open.set()
+        second.join(60)
+        assert value(folder, 1) == 1.0  # by the time that the second has begun
+    assert value(folder, 2) == 2.0
+    assert gate.passed == 2
+
+
+def test_leaving_waits(folder: CheckpointFolder) -> None:
+    with Saver(folder, lambda: time.sleep(0.3)) as saver:
+        saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+    assert folder.steps() == [1]
+
+
+def test_buffers_change_with_the_state(folder: CheckpointFolder) -> None:
+    with Saver(folder) as saver:
+        for step, size in enumerate([4, 9, 9, 2], 1):
+            saver.save(step, a_checkpoint(float(step), size), Retention(9))
+        doubles = Checkpoint({"model": {"w": torch.full((2,), 0.1, dtype=torch.float64)}})
+        saver.save(5, doubles, Retention(9))
+    assert [value(folder, step) for step in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
+    assert torch.equal(load(folder.at(5)).tensors["model"]["w"], doubles.tensors["model"]["w"])
+
+
+def test_reserved_memory_is_what_the_saves_use(folder: CheckpointFolder) -> None:
+    with Saver(folder) as saver:
+        saver.reserve(a_checkpoint(1.0))
+        saver.wait()
+        reserved = {name: buffer.data_ptr() for name, buffer in saver._buffers.items()}
+        assert reserved.keys() == {"model/w"}
+        for step in (1, 2):
+            saver.save(step, a_checkpoint(float(step)), NEWEST_TWO)
+        assert {name: buffer.data_ptr() for name, buffer in saver._buffers.items()} == reserved
+    assert (value(folder, 1), value(folder, 2)) == (1.0, 2.0)
+
+
+def unwritable(folder: CheckpointFolder) -> CheckpointFolder:
+    """A file where the folder would be: not even root can write there."""
+    folder.path.write_text("in the way")
+    return folder
+
+
+@pytest.mark.parametrize("notice", ["check", "wait", "save", "reserve", "exit"])
+def test_an_error_is_raised_once(folder: CheckpointFolder, notice: str) -> None:
+    saver = Saver(unwritable(folder))
+    saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+    assert saver._thread is not None
+    saver._thread.join(60)
+    calls = {
+        "check": saver.check,
+        "wait": saver.wait,
+        "save": lambda: saver.save(2, a_checkpoint(2.0), NEWEST_TWO),
+        "reserve": lambda: saver.reserve(a_checkpoint(2.0)),
+        "exit": lambda: saver.__exit__(None, None, None),
+    }
+    with pytest.raises(OSError, match="checkpoints"):
+        calls[notice]()
+    saver.check()
+    saver.wait()
+    with saver:
+        pass
+    folder.path.unlink()  # the disk is well again, and so is the saver
+    saver.save(3, a_checkpoint(3.0), NEWEST_TWO)
+    saver.wait()
+    assert folder.steps() == [3]
+
+
+def test_a_state_that_is_not_finite_is_an_error_like_others(folder: CheckpointFolder) -> None:
+    with pytest.raises(NonFiniteStateError), Saver(folder) as saver:
+        saver.save(1, NOT_FINITE, NEWEST_TWO)
+    assert not folder.path.exists()
+
+
+def test_an_error_in_flight_is_not_masked(folder: CheckpointFolder, caplog: pytest.LogCaptureFixture) -> None:
+    saver = Saver(unwritable(folder))
+
+    def interrupted() -> None:
+        with saver:
+            saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "the last checkpoint could not be saved: FileExistsError" in caplog.text
+    saver.wait()  # once is enough
+
+
+def test_nothing_is_committed_unless_what_comes_before_it_is_well(folder: CheckpointFolder) -> None:
+    seen = []
+
+    def before_commit() -> None:
+        seen.append(folder.steps())
+        if len(seen) == 2:
+            raise OSError("the metrics can't be flushed")
+
+    with Saver(folder, before_commit) as saver:
+        saver.save(1, a_checkpoint(1.0), Retention(1))
+        saver.wait()
+        saver.save(2, a_checkpoint(2.0), Retention(1))
+        with pytest.raises(OSError, match="the metrics"):
+            saver.wait()
+        assert folder.steps() == [1]
+        saver.save(3, a_checkpoint(3.0), Retention(1))
+    assert seen == [[], [1], [1]]
+    assert folder.steps() == [3]
+
+
+def child(script: str, path: Path) -> "subprocess.Popen[str]":
+    head = f"""
+import os, resource, signal, sys, time, torch
+from pathlib import Path
+from lmtrain.checkpoint import Checkpoint, CheckpointFolder, Retention
+from lmtrain.saver import Saver
+folder = CheckpointFolder(Path({str(path)!r}))
+"""
+    command = [sys.executable, "-c", head + script]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_full_disk_is_an_error_and_no_checkpoint(folder: CheckpointFolder) -> None:
+    folder.save(10, a_checkpoint(10.0), NEWEST_TWO)
+    # A file larger than the limit fails in the middle of a write, as on a full disk.
+    script = """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+saver = Saver(folder)
+saver.save(20, Checkpoint({"model": {"w": torch.zeros(100_000)}}), Retention(1))
+try:
+    while True:
+        saver.check()
+        time.sleep(0.01)
+except Exception as error:
+    print("refused:", error)
+saver.wait()
+"""
+    output, errors = child(script, folder.path).communicate(timeout=60)
+    assert output.startswith("refused:"), errors
+    assert sorted(entry.name for entry in folder.path.iterdir()) == ["latest", "step-00000010"]
+    assert value(folder, 10) == 10.0
+
+
+def test_memory_does_not_grow_over_many_saves(folder: CheckpointFolder) -> None:
+    script = """
+torch.set_num_threads(1)
+state = {f"w{i}": torch.randn(1_000_000) for i in range(10)}  # 40 MB
+with Saver(folder) as saver:
+    for step in range(1, 25):
+        saver.save(step, Checkpoint({"model": state}), Retention(1))
+        saver.wait()
+        if step == 4:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    output, errors = child(script, folder.path).communicate(timeout=120)
+    assert output, errors
+    assert int(output) < 20_000  # KiB: half of one copy
+    assert folder.steps() == [24]
+
+
+SAVING_FOR_EVER = """
+with Saver(folder) as saver:
+    for step in range(1, 10_000):
+        state = {f"w{i}": torch.full((200_000,), float(step)) for i in range(5)}
+        saver.save(step, Checkpoint({"model": state}), Retention(2))
+        print(step, flush=True)
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.02])
+@pytest.mark.parametrize("end", ["kill", "exit"])
+def test_a_process_that_ends_during_a_save_leaves_whole_checkpoints_alone(
+    folder: CheckpointFolder, end: str, delay: float
+) -> None:
+    ending = f"        if step == 6: time.sleep({delay}); os._exit(7)\n" if end == "exit" else ""
+    process = child(SAVING_FOR_EVER + ending, folder.path)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if end == "kill" and int(line) == 6:
+            time.sleep(delay)
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == (7 if end == "exit" else -signal.SIGKILL)
+    last = folder.steps()[-1]
+    assert last >= 5  # the sixth save began when the fifth was done
+    for step in folder.steps():
+        assert {w[0].item() for w in load(folder.at(step)).tensors["model"].values()} == {float(step)}
+    after = CheckpointFolder(folder.path)
+    latest = after.load_latest()
+    assert latest is not None
+    assert torch.equal(latest.tensors["model"]["w0"], torch.full((200_000,), float(last)))
+    assert after.broken() == []
+    after.save(last + 1, a_checkpoint(1.0), Retention(1))
+    assert [name for name in os.listdir(folder.path) if name.startswith(".tmp")] == []
