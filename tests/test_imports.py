@@ -22,6 +22,7 @@ ALLOWED = {
     "differences": set(),
     "durable": set(),
     "checkpoint": {"durable"},
+    "saver": {"checkpoint"},
     "run_directory": {"durable"},
     "experiments_source": set(),
     "data": {"data", "console", "differences", "durable"},
@@ -44,7 +45,7 @@ ALLOWED = {
     },
     "commands": {
         "checkpoint", "commands", "config", "console", "data", "differences", "generate", "launcher", "load", "logger",
-        "paths", "preflight", "run_directory", "system", "train", "trainer",
+        "optimizer", "paths", "preflight", "run_directory", "saver", "system", "train", "trainer",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
