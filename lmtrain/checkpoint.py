@@ -78,8 +78,8 @@ class CheckpointFolder:
         """Steps of the complete checkpoints, ascending."""
         if not self.path.is_dir():
             return []
-        names = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.path.iterdir())
-        return sorted(int(name[1]) for name in names if name)
+        names = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name and name[0] == self.at(int(name[1])).name)
 
     def at(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"

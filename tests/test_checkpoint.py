@@ -1,6 +1,7 @@
 """Checkpoints: what is saved comes back in every bit, and what is broken is noticed and set aside."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,16 @@ def test_a_link_to_nowhere_is_set_aside(folder: CheckpointFolder) -> None:
     (folder.path / "step-00000020").symlink_to("nowhere")
     verify(save(folder, 20))
     assert folder.broken() == ["broken-step-00000020-0", "broken-step-00000020-1"]
+
+
+def test_other_names_are_no_checkpoints(folder: CheckpointFolder) -> None:
+    shutil.copytree(save(folder, 10), folder.path / "step-10")
+    for name in ("step-20", "step-000000020", "step-000000xx", "step-00000020.old", "step-٠٠٠٠٠٠٢٠"):
+        (folder.path / name).mkdir()
+    assert folder.steps() == [10]
+    save(folder, 123_456_789, newest=1)
+    assert folder.steps() == [123_456_789]
+    assert folder.load_latest() is not None
 
 
 def test_discard_after(folder: CheckpointFolder) -> None:

@@ -261,4 +261,4 @@ def is_mine(path: Path) -> bool:
 Saves.TestCase.settings = settings(
     max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestSaves = Saves.TestCase
+TestSaves = pytest.mark.slow(Saves.TestCase)

@@ -97,6 +97,24 @@ def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: 
         assert torch.equal(read.tensors["model"][name], tensor), name
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_saved_from_a_gpu_is_the_state_at_the_call(folder: CheckpointFolder) -> None:
+    state = {f"w{i}": torch.full((4_000_000,), 1.0, device="cuda") for i in range(8)}
+    state["strided"] = torch.arange(6.0, device="cuda").view(2, 3).t()
+    expected = {name: tensor.cpu() for name, tensor in state.items()}
+    with Saver(folder) as saver:
+        saver.reserve(Checkpoint({"model": state}))
+        for step in (1, 2, 3):
+            saver.save(step, Checkpoint({"model": state}), Retention(9))
+            for tensor in state.values():  # at once, as the next step would
+                tensor.add_(1.0)
+    for step in (1, 2, 3):
+        read = load(folder.at(step)).tensors["model"]
+        for name, tensor in expected.items():
+            assert torch.equal(read[name], tensor + (step - 1)), (step, name)
+
+
 def test_the_second_save_waits_for_the_first(folder: CheckpointFolder, gate: Gate) -> None:
     with Saver(folder, gate) as saver:
         saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
