@@ -146,9 +146,11 @@ class Saves(RuleBasedStateMachine):
         self._forget(self._pruned(retention))
 
     @precondition(lambda self: self.intact or self.damaged)
-    @rule(retention=retentions)
-    def save_the_newest_again(self, retention: Retention) -> None:
+    @rule(retention=retentions, damage=st.none() | damages, file=st.sampled_from(FILES))
+    def save_the_newest_again(self, retention: Retention, damage: Callable[[Path], None] | None, file: str) -> None:
         step = max(self._steps())
+        if damage and step in self.intact and len(self.intact) > 1:
+            self._damage(step, damage, file)
         self.number += 1
         self.folder.save(step, a_checkpoint(step, self.number), retention)
         if step in self.damaged:
@@ -177,14 +179,7 @@ class Saves(RuleBasedStateMachine):
     @precondition(lambda self: len(self.intact) > 1)
     @rule(data=st.data(), damage=damages, file=st.sampled_from(FILES))
     def damage(self, data: st.DataObject, damage: Callable[[Path], None], file: str) -> None:
-        step = data.draw(st.sampled_from(sorted(self.intact)))
-        damage(self.folder.at(step) / file)
-        with pytest.raises(BrokenCheckpointError):
-            load(self.folder.at(step))
-        del self.intact[step]
-        self.damaged.add(step)
-        if not is_mine(self.folder.at(step)):
-            self.nobodys.add(step)  # and so it is not this run's to remove
+        self._damage(data.draw(st.sampled_from(sorted(self.intact))), damage, file)
 
     @rule()
     def resume(self) -> None:
@@ -226,6 +221,15 @@ class Saves(RuleBasedStateMachine):
         assert gone == pruned if done else gone <= pruned
         self._forget(gone)
         self.resume()
+
+    def _damage(self, step: int, damage: Callable[[Path], None], file: str) -> None:
+        damage(self.folder.at(step) / file)
+        with pytest.raises(BrokenCheckpointError):
+            load(self.folder.at(step))
+        del self.intact[step]
+        self.damaged.add(step)
+        if not is_mine(self.folder.at(step)):
+            self.nobodys.add(step)  # and so it is not this run's to remove
 
     def _new_step(self) -> None:
         self.step = max(self._steps(), default=0) + 1
