@@ -52,8 +52,7 @@ class Retention:
     def kept(self, steps: Sequence[int]) -> set[int]:
         """Of ascending steps."""
         regular = {step for step in steps if self.every and step % self.every == 0}
-        newest = set(steps[-self.newest :])
-        return newest | regular | {step for step in steps if step in self.protected or step == self.best_step}
+        return set(steps) & {*steps[-self.newest :], *regular, *self.protected, self.best_step}
 
 
 class BrokenCheckpointError(RuntimeError):
@@ -79,8 +78,8 @@ class CheckpointFolder:
         """Steps of the complete checkpoints, ascending."""
         if not self.path.is_dir():
             return []
-        names = (re.fullmatch(r"step-(\d+)", entry.name) for entry in self.path.iterdir())
-        return sorted(int(name[1]) for name in names if name)
+        names = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name and name[0] == self.at(int(name[1])).name)
 
     def at(self, step: int) -> Path:
         return self.path / f"step-{step:08d}"
@@ -134,7 +133,7 @@ class CheckpointFolder:
 
     def _is_there(self, path: Path) -> bool:
         """Whether an intact checkpoint is; a broken one is set aside."""
-        if path.exists():
+        if os.path.lexists(path):  # a symlink to nowhere, too
             try:
                 verify(path)
                 return True
@@ -182,7 +181,7 @@ class CheckpointFolder:
 
     def _quarantine(self, path: Path, error: BrokenCheckpointError) -> None:
         number = 0
-        while (aside := path.with_name(f"{BROKEN}{path.name}-{number}")).exists():
+        while os.path.lexists(aside := path.with_name(f"{BROKEN}{path.name}-{number}")):
             number += 1
         os.rename(path, aside)
         log.warning("checkpoint %s is broken (%s); it is set aside as %s", path.name, error, aside.name)
@@ -202,21 +201,26 @@ def verify(path: Path) -> None:
     """
     try:
         manifest = json.loads(read_limited(path / MANIFEST, MANIFEST_BYTES))
-        files = {str(name): (int(entry["size"]), str(entry["sha256"])) for name, entry in manifest.items()}
+        if STATE not in manifest:
+            raise BrokenCheckpointError(f"{MANIFEST} does not name {STATE}")
+        for name, entry in manifest.items():
+            _verify_file(path, name, entry["size"], entry["sha256"])
     except PermissionError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BrokenCheckpointError(f"{MANIFEST}: {type(error).__name__}") from error
-    for name, (size, sha256) in files.items():
-        if Path(name).name != name:
-            raise BrokenCheckpointError(f"{MANIFEST} names {name!r}, which is not inside the checkpoint")
-        file = path / name
-        if not file.is_file() or file.is_symlink():
-            raise BrokenCheckpointError(f"{name} is missing")
-        if file.stat().st_size != size:
-            raise BrokenCheckpointError(f"{name} has {file.stat().st_size:,} bytes, {size:,} were written")
-        if sha256_of(file) != sha256:
-            raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
+        raise BrokenCheckpointError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
+
+
+def _verify_file(path: Path, name: str, size: int, sha256: str) -> None:
+    if Path(name).name != name:
+        raise BrokenCheckpointError(f"{MANIFEST} names {name!r}, which is not inside the checkpoint")
+    file = path / name
+    if not file.is_file() or file.is_symlink():
+        raise BrokenCheckpointError(f"{name!r} is missing")
+    if file.stat().st_size != size:
+        raise BrokenCheckpointError(f"{name} has {file.stat().st_size:,} bytes, {size:,} were written")
+    if sha256_of(file) != sha256:
+        raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
 
 
 def load(path: Path) -> Checkpoint:
@@ -230,7 +234,7 @@ def load(path: Path) -> Checkpoint:
         manifest = json.loads(read_limited(path / MANIFEST, MANIFEST_BYTES))
         names = [name for name in manifest if name.endswith(".safetensors")]
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
-        return Checkpoint(tensors, json.loads(read_limited(path / STATE, STATE_BYTES)))
+        return Checkpoint(tensors, {**json.loads(read_limited(path / STATE, STATE_BYTES))})
     except PermissionError:
         raise
     except Exception as error:  # verified, so written wrong: by a bug or another program
@@ -260,12 +264,12 @@ def _owner(path: Path) -> str | None:
 def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """On the CPU and contiguous, each with memory of its own: safetensors refuses tensors that share it."""
     stored: dict[str, torch.Tensor] = {}
-    seen: set[tuple[int, int]] = set()
+    seen: set[int] = set()
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
-        key = (tensor.untyped_storage().data_ptr(), int(tensor.storage_offset()))
-        stored[name] = tensor.clone() if tensor.numel() and key in seen else tensor
-        seen.add(key)
+        memory = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if tensor.numel() and memory in seen else tensor
+        seen.add(memory)
     return stored
 
 

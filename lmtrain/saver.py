@@ -30,15 +30,34 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    def reserve(self, checkpoint: Checkpoint) -> None:
+        """Asks for the memory of the copies beforehand and in the background; the first save stalls for it otherwise.
+
+        To the kernel a page is new until it is written, which takes longer than the copy.
+        """
+        self.wait()
+        shapes = {
+            f"{file}/{name}": tensor for file, tensors in checkpoint.tensors.items() for name, tensor in tensors.items()
+        }
+
+        def fill() -> None:
+            for key, tensor in shapes.items():
+                self._buffer(key, tensor).zero_()
+
+        self._start(fill)
+
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> None:
         """Copies the state and returns; waits for the save before this one, if that is not done yet."""
         self.wait()
         copied, ready = self._copy(checkpoint)
-        # A daemon, as a second signal leaves at once; what it leaves half written is no checkpoint.
-        self._thread = threading.Thread(
-            target=self._work, args=(step, copied, ready, retention), name="saver", daemon=True
-        )
-        self._thread.start()
+
+        def write() -> None:
+            if ready is not None:
+                ready.synchronize()
+            self._before_commit()
+            self.folder.save(step, copied, retention)
+
+        self._start(write)
 
     def check(self) -> None:
         """Raises the error of a save that has failed meanwhile; waits for nothing."""
@@ -74,12 +93,7 @@ class Saver:
         for file, tensors in checkpoint.tensors.items():
             copies[file] = {}
             for name, tensor in tensors.items():
-                buffer = self._buffers.get(f"{file}/{name}")
-                if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-                    # Pinned memory lets the device copy by itself while the host goes on.
-                    buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-                    self._buffers[f"{file}/{name}"] = buffer
-                copies[file][name] = buffer.copy_(tensor.detach(), non_blocking=True)
+                copies[file][name] = self._buffer(f"{file}/{name}", tensor).copy_(tensor.detach(), non_blocking=True)
                 cuda |= tensor.is_cuda
         ready = None
         if cuda:
@@ -88,11 +102,22 @@ class Saver:
             ready.record()
         return Checkpoint(copies, copy.deepcopy(checkpoint.state), checkpoint.unchecked), ready
 
-    def _work(self, step: int, checkpoint: Checkpoint, ready: torch.cuda.Event | None, retention: Retention) -> None:
+    def _buffer(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
+        """Memory on the host for a copy of the tensor, the same each time."""
+        buffer = self._buffers.get(key)
+        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+            # Pinned memory lets the device copy by itself while the host goes on.
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            self._buffers[key] = buffer
+        return buffer
+
+    def _start(self, work: Callable[[], None]) -> None:
+        # A daemon, as a second signal leaves at once; what it leaves half written is no checkpoint.
+        self._thread = threading.Thread(target=self._run, args=(work,), name="saver", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            if ready is not None:
-                ready.synchronize()
-            self._before_commit()
-            self.folder.save(step, checkpoint, retention)
+            work()
         except BaseException as error:
             self._error = error

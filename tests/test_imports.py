@@ -58,12 +58,12 @@ ALLOWED = {
     },
     "train": {
         "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "interrupt",
-        "logger", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "trainer",
+        "logger", "preflight", "report", "run_directory", "saver", "snapshot", "system", "trainer",
     },
     "commands": {
         "bad_batches", "checkpoint", "commands", "config", "console", "data", "differences", "durable", "evaluation",
-        "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "paths", "preflight",
-        "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
+        "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "optimizer", "paths",
+        "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip

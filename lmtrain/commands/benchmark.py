@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark [step|loader|prepare] …`: speed, against what the machine does by itself.
+"""`python -m lmtrain benchmark [step|loader|prepare|checkpoint] …`: speed, against what the machine does by itself.
 
 Contenders take turns, a round each, so that a noisy machine is as noisy for one as for the other; what counts is the
 ratio within a round.
@@ -11,6 +11,7 @@ KINDS = {
     "step": "a training step against bare loops; what `benchmark` alone means",
     "loader": "batches against stacked slices of a memmap, and against a plain copy of the same memory",
     "prepare": "text to token files against the tokenizer alone",
+    "checkpoint": "saving beside training against saving in it, and against a plain copy of the state",
 }
 
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
         print("python -m lmtrain benchmark [KIND] …, each with its own --help:")
         for kind, meaning in KINDS.items():
-            print(f"  {kind:<8} {meaning}")
+            print(f"  {kind:<10} {meaning}")
         return 0
     kind, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in KINDS else ("step", arguments)
     return int(importlib.import_module(f"lmtrain.commands.benchmark_{kind}").main(rest))
