@@ -61,6 +61,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
+    for key in ("allow_changes", "trust"):
+        if not resumed and any(text.partition("=")[0] == key for text in arguments):
+            raise ConfigError(f"{key}: goes with resume=RUN_DIR alone")
     if "resume=" in resumed:
         raise ConfigError("resume=: empty; give a run directory")
     if resumed:

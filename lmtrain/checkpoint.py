@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # more than either ever has
-PARTIAL, DELETED, BROKEN = ".tmp-", ".tmp-del-", "broken-"
+PARTIAL, DELETED, BROKEN, OTHER = ".tmp-", ".tmp-del-", "broken-", "other-"
 FREE_SPACE_FACTOR = 1.1  # beyond the tensors' own bytes
 
 
@@ -73,6 +73,7 @@ class CheckpointFolder:
     def __init__(self, path: Path, run_id: str | None = None) -> None:
         self.path, self.run_id = path, run_id
         self._resumed_from: set[int] = set()
+        self._others: set[int] = set()  # steps of other runs' checkpoints, as far as they were told of
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -132,14 +133,19 @@ class CheckpointFolder:
         return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
 
     def _is_there(self, path: Path) -> bool:
-        """Whether an intact checkpoint is; a broken one is set aside."""
+        """Whether an intact checkpoint of this run is; another one is set aside."""
         if os.path.lexists(path):  # a symlink to nowhere, too
             try:
                 verify(path)
-                return True
+                if self._is_ours(path):
+                    return True
+                self._set_aside(path, f"{OTHER}{path.name}", "another run's")
             except BrokenCheckpointError as error:
                 self._quarantine(path, error)
         return False
+
+    def _is_ours(self, path: Path) -> bool:
+        return not path.is_symlink() and _owner(path) == self.run_id
 
     def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -166,8 +172,10 @@ class CheckpointFolder:
     def _remove(self, steps: Iterable[int]) -> None:
         for step in list(steps):
             path = self.at(step)
-            if path.is_symlink() or _owner(path) != self.run_id:
-                log.warning("checkpoint %s is another run's: it stays", path.name)
+            if not self._is_ours(path):
+                if step not in self._others:
+                    log.warning("checkpoint %s is not this run's: it stays", path.name)
+                self._others.add(step)
                 continue
             doomed = self.path / f"{DELETED}{path.name}"
             os.rename(path, doomed)  # at once, so that no half-deleted folder looks complete
@@ -180,11 +188,14 @@ class CheckpointFolder:
         os.replace(link, self.path / name)
 
     def _quarantine(self, path: Path, error: BrokenCheckpointError) -> None:
+        self._set_aside(path, f"{BROKEN}{path.name}", f"broken ({error})")
+
+    def _set_aside(self, path: Path, name: str, reason: str) -> None:
         number = 0
-        while os.path.lexists(aside := path.with_name(f"{BROKEN}{path.name}-{number}")):
+        while os.path.lexists(aside := path.with_name(f"{name}-{number}")):
             number += 1
         os.rename(path, aside)
-        log.warning("checkpoint %s is broken (%s); it is set aside as %s", path.name, error, aside.name)
+        log.warning("checkpoint %s is %s; it is set aside as %s", path.name, reason, aside.name)
 
     def _check_space(self, checkpoint: Checkpoint) -> None:
         needed = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())

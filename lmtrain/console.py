@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,9 +36,19 @@ class ConsoleHandler(logging.Handler):
             self.handleError(record)
 
 
+class LogFileHandler(logging.FileHandler):
+    """A log file that may come to an end: a full disk is told once, and is no reason to stop a run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        logging.getLogger().removeHandler(self)
+        console.print(
+            f"{self.baseFilename}: can't be written any more: {sys.exception()}", style="yellow", markup=False
+        )
+
+
 def configure_logging(run_dir: Path) -> None:
     """Sends all log lines and warnings to `train.log`, and lmtrain's to the console; replaces an earlier call's."""
-    file = logging.FileHandler(run_dir / "train.log", encoding="utf-8")
+    file = LogFileHandler(run_dir / "train.log", encoding="utf-8")
     file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))
     # In a terminal the bar shows every step; the lines of steps that were only logged go to the file.

@@ -65,8 +65,11 @@ def _step(which: str, checkpoints: checkpoint.CheckpointFolder) -> int:
     if which == "latest":
         return latest
     if which == "best":
+        # What is written last knows of an evaluation that came after the last checkpoint.
+        result = read_json(checkpoints.path.parent / "result.json")
         state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
-        return int(state["best_step"]) if state.get("best_step") in checkpoints.steps() else latest
+        best = result.get("best_step") or state.get("best_step")
+        return int(best) if best in checkpoints.steps() else latest
     if not which.isdecimal():
         raise ConfigError(f"--checkpoint {which}: best, latest or a step")
     return int(which)

@@ -102,10 +102,10 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
     log.info(
         "next: python -m lmtrain sample %s --count 3\n"
         "      python -m lmtrain evaluate %s\n"
-        "      python -m lmtrain resume=%s trainer.max_steps=%d",
-        path,
-        path,
-        path,
+        "      %s trainer.max_steps=%d",
+        shlex.quote(path),
+        shlex.quote(path),
+        resume_command(directory.path),
         2 * cfg.trainer.max_steps,
     )
 

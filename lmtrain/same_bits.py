@@ -16,7 +16,7 @@ from lmtrain.logger.jsonl import read_metrics
 from lmtrain.run_directory import read_json
 
 # What of a checkpoint's state.json training depends on, and what in there is time or identity: two runs differ in it.
-STATE = ("train", "optimizer", "scaler", "data")
+STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")
 TIME_OR_IDENTITY = frozenset({"seconds", "run_id"})
 # In metrics.jsonl: measured by a clock, or of the process and not of the training.
 MEASURED = frozenset({"step_time_ms", "tokens_per_second", "memory_gb", "mfu"})

@@ -139,7 +139,9 @@ class Trainer:
                 self._finish_step(state.pending, evaluates=True, saves=True)
             while state.step < self.max_steps:
                 loss, grad_norm = self.step()
-                self.stop.defers = True  # before, there was nothing new to save
+                if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
+                    self.stop.defers = True
+                    self.saver.reserve(self.checkpoint())
                 last = state.step == self.max_steps
                 stopped = self.stop.signal  # once, as it may come at any moment: what stops the run saves it, too
                 logs = state.step % self.log_interval == 0 or last or state.step == 1

@@ -181,6 +181,55 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == list(range(1, 11))
 
 
+def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=2").returncode == 0
+    changes = ["optimizer.weight_decay=0.3", "data.batch_size=8", "trainer.gradient_accumulation_steps=1"]
+    refused = cli("resume=out", *changes)
+    assert refused.returncode == 2
+    assert "would change the run (optimizer.weight_decay: 0.1 → 0.3);" in refused.stderr  # the cut may change
+    done = cli("resume=out", *changes, "trainer.max_steps=4", "allow_changes=optimizer.weight_decay")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "changed: optimizer.weight_decay: 0.1 → 0.3" in done.stdout
+    assert cli("resume=out", "trainer.max_steps=6").returncode == 0
+    assert "weight_decay: 0.3" in (tmp_path / "out" / "config.yaml").read_text()
+    environment = json.loads((tmp_path / "out" / "environment.json").read_text())
+    first, second = environment["resumes"]
+    assert "optimizer.weight_decay: 0.1 → 0.3" in first["changes"]
+    assert "trainer.max_steps: 4 → 6" in second["changes"]
+    assert first["command"][-1] == "allow_changes=optimizer.weight_decay"
+    state = load(tmp_path / "out" / "checkpoints" / "latest").state
+    assert state["config"]["optimizer"]["weight_decay"] == 0.3
+    assert state["train"]["samples"] == 6 * 8
+    assert state["run_id"] == environment["run_id"]
+    assert "allow_changes: goes with resume=RUN_DIR alone" in cli(*tiny, "allow_changes=optimizer.lr").stderr
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str], tmp_path: Path) -> None:
+    command = [*tiny, "model.n_layer=6", "system.compile=true", "trainer.max_steps=100000", "hydra.run.dir=out"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *command],
+        cwd=tmp_path,
+        # Compiled anew, however often this was run before.
+        env=clean_environment() | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "steps of" in line:
+            break
+    time.sleep(2)
+    assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []  # it compiles
+    sent = time.monotonic()
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert time.monotonic() - sent < 20
+    assert "stopped by SIGUSR1 before the first step was done; to continue: python -m lmtrain resume=out" in output
+    assert result(tmp_path / "out")["status"] == "interrupted"
+
+
 def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
     tiny: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

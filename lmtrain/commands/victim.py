@@ -29,7 +29,7 @@ from typing import Any, NoReturn
 
 # What an attempt is doing, by the functions that are being called in any thread; the first phase that fits counts.
 PHASES: Mapping[str, tuple[str, ...]] = {
-    "pruning": ("lmtrain.checkpoint:CheckpointFolder._prune",),
+    "pruning": ("lmtrain.checkpoint:CheckpointFolder._remove",),
     "saving": ("lmtrain.checkpoint:CheckpointFolder.save",),
     "evaluating": ("lmtrain.trainer:Trainer.evaluate",),
     "training": ("lmtrain.trainer:Trainer.fit",),

@@ -40,6 +40,7 @@ def main() -> None:
     # These are for the run, which then says how it ended.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm sends its warning to every process
     connection = Connection(int(sys.argv[1]))
     sys.argv[:] = receive(connection)  # W&B shows it
     try:

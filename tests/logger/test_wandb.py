@@ -361,6 +361,7 @@ def test_signals_are_for_the_run(run_dir: Path) -> None:
     assert os.getsid(pid) != os.getsid(0)  # out of a terminal's reach
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGTERM)
+    os.kill(pid, signal.SIGUSR1)
     log_steps(wandb, 2)
     wandb.close("interrupted")
     (run,) = offline_runs(run_dir)
