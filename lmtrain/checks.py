@@ -100,13 +100,14 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         elif key != "prepare" or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
     # A wrong value that others refer to is one mistake.
-    own = {key: text for key, text in problems.items() if not _refers(cfg, key)}
+    own = {key: text for key, text in problems.items() if not refers(cfg, key)}
     if problems:
         raise ConfigError("\n".join(f"{key}{text}" for key, text in (own or problems).items()))
     return OmegaConf.create(root)
 
 
-def _refers(cfg: DictConfig, key: str) -> bool:
+def refers(cfg: DictConfig, key: str) -> bool:
+    """Whether the unresolved value at a dotted key is another's, `${…}`."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)

@@ -176,7 +176,7 @@ def test_another_runs_checkpoints_are_never_removed(
     save(folder, 40, newest=1)
     assert folder.steps() == [5, 6, 20, 30, 40]
     for step in (5, 6, 20, 30):
-        assert f"step-{step:08d} is another run's: it stays" in caplog.text
+        assert f"step-{step:08d} is not this run's: it stays" in caplog.text
     folder.discard_after(4)
     assert folder.steps() == [5, 6, 20, 30]
     verify(other.at(5))

@@ -173,6 +173,7 @@ def test_ids_beyond_the_vocabulary_are_one_line(tmp_path: Path, cli: Cli) -> Non
 
 def test_damaged_validation_tokens_lose_no_step(tmp_path: Path, cli: Cli) -> None:
     folder = write_tokens(tmp_path / "tokens")
+    whole = (folder / "val.bin").read_bytes()
     tokens = np.fromfile(folder / "val.bin", "<u2")
     tokens[300] = 60_000
     tokens.tofile(folder / "val.bin")
@@ -180,10 +181,17 @@ def test_damaged_validation_tokens_lose_no_step(tmp_path: Path, cli: Cli) -> Non
     assert done.returncode == 2
     assert "val.bin: token 300 is 60000" in done.stderr
     assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == 4  # the first evaluation
-    assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3]
     evaluated = cli("evaluate", "out")
     assert evaluated.returncode == 2
     assert len(evaluated.stderr.splitlines()) == 1
+    # Mended, the run goes on with the evaluation.
+    (folder / "val.bin").write_bytes(whole)
+    done = cli("resume=out", "trainer.max_steps=6")
+    assert done.returncode == 0, done.stderr
+    lines = read_metrics(tmp_path / "out" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"train/loss", "val/loss"} <= lines[3].keys()
 
 
 def test_more_steps_than_max_epochs_allows_are_refused_before_the_first(tmp_path: Path, cli: Cli) -> None:

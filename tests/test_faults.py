@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY, Cli, clean_environment, write_tokens
-from test_checkpoint import flip_a_bit, garbage, truncate, zero_the_end
+from test_checkpoint_damage import flip_a_bit, garbage, truncate, zero_the_end
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 
 from lmtrain.checkpoint import MANIFEST, BrokenCheckpointError, CheckpointFolder, verify

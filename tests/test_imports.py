@@ -61,8 +61,8 @@ ALLOWED = {
         "logger", "preflight", "report", "run_directory", "saver", "snapshot", "system", "trainer",
     },
     "commands": {
-        "bad_batches", "checkpoint", "commands", "config", "console", "data", "differences", "durable", "evaluation",
-        "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "optimizer", "paths",
+        "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
+        "evaluation", "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "optimizer", "paths",
         "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
     },
     "__main__": {"config", "commands"},

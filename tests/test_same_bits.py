@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmtrain.checkpoint import MANIFEST, Checkpoint, CheckpointFolder
+from lmtrain.checkpoint import MANIFEST, Checkpoint, CheckpointFolder, Retention
 from lmtrain.durable import sha256_of
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.same_bits import MEASURED, UndisturbedRun, tensor_differences
@@ -23,7 +23,7 @@ def write_run(path: Path, clock: float) -> Path:
     """Three steps, each with a line and a checkpoint; `clock` is all that differs between two of them."""
     folder = CheckpointFolder(path / "checkpoints")
     path.mkdir()
-    logger = JsonlLogger(path / "metrics.jsonl", 0)
+    logger = JsonlLogger(path / "metrics.jsonl")
     for step in (1, 2, 3):
         logger.log(step, {"train/loss": math.nan if step == 2 else 5 - 0.5 * step, **dict.fromkeys(MEASURED, clock)})
         tensors = {
@@ -36,7 +36,7 @@ def write_run(path: Path, clock: float) -> Path:
             "data": {"fingerprints": {"train": "1a", "val": "2b"}, "order_version": 1},
             "config": {"name": f"at {clock}"},
         }
-        folder.save(step, Checkpoint(tensors, state), keep=9, best_step=None)
+        folder.save(step, Checkpoint(tensors, state), Retention(newest=9))
     logger.close("completed")
     (path / "result.json").write_text(json.dumps({**RESULT, "seconds": clock}))
     return path
@@ -114,7 +114,7 @@ def test_a_position_in_the_data_and_other_data_are_found(runs: tuple[Undisturbed
 def test_damage_is_found(runs: tuple[UndisturbedRun, Path]) -> None:
     checkpoints = CheckpointFolder(runs[1] / "checkpoints")
     (checkpoints.at(1) / "state.json").unlink()
-    assert found(runs) == ["step 1, checkpoints/step-00000001: a kill has left it broken: state.json is missing"]
+    assert found(runs) == ["step 1, checkpoints/step-00000001: a kill has left it broken: 'state.json' is missing"]
     checkpoints.at(2).rename(checkpoints.path / "broken-step-00000002-0")
     checkpoints.at(3).rename(checkpoints.at(7))
     assert found(runs)[1:] == [

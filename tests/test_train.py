@@ -159,9 +159,9 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
     for arguments, message in (
         (
-            ["optimizer.lr=1"],
-            "would change the run (optimizer.lr: 0.0006 → 1; scheduler.lr: 0.0006 → 1); start a new one for that, or "
-            "allow it: python -m lmtrain resume=out optimizer.lr=1 'allow_changes=[optimizer.lr,scheduler.lr]'",
+            ["optimizer.lr=1"],  # and what refers to it
+            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new one for that, or allow it: "
+            "python -m lmtrain resume=out optimizer.lr=1 'allow_changes=[optimizer.lr]'",
         ),
         (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
         (["model=gpt2"], "a resumed run keeps its config groups"),

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from lmtrain.checks import refers
 from lmtrain.config import ConfigError, apply_overrides, check, set_up_hydra
 from lmtrain.differences import differences
 from lmtrain.preflight import preflight
@@ -59,7 +60,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
         if checked.model.get(key, 0) is None:
             checked.model[key] = before.model[key]
     changes = differences(OmegaConf.to_container(before), OmegaConf.to_container(checked))
-    refused = _refused(changes, permissions["allow_changes"], before, checked)
+    own = [line for line in changes if not refers(changed, line.partition(":")[0])]  # not those that follow from them
+    refused = _refused(own, permissions["allow_changes"], before, checked)
     if refused:
         keys = ",".join(line.partition(":")[0] for line in refused)
         allowing = [*(text for text in arguments if not text.startswith("allow_changes=")), f"allow_changes=[{keys}]"]

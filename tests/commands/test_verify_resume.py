@@ -66,7 +66,7 @@ def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path
         assert {kill["aimed_at"] for kill in kills} >= {None, "saving"}
         hits.update(kill["phase"] for kill in kills)
     assert set(hits) == set(NAMES), hits
-    assert folders(tmp_path) == {"data", "float32.json", "bfloat16.json"}
+    assert not list((tmp_path / "outputs").rglob("verify-resume-*"))
 
 
 UNSAVED = """
@@ -148,7 +148,7 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
     done = cli("verify-resume", *kept, "model=mine", "--keep", "kept")
     assert done.returncode == 1
     assert "a run failed by itself (exit code 1): python -m lmtrain data=tokens" in done.stdout
-    assert "RuntimeError: a bug in the model (mine.py:11" in done.stdout
+    assert "RuntimeError: a bug in the model (mine.py:" in done.stdout
     assert (tmp_path / "kept" / "undisturbed" / "result.json").is_file()
     assert not (tmp_path / "outputs").exists()
 
