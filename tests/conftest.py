@@ -1,9 +1,12 @@
 """What the tests share: small token files, and the command line in a folder of its own."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -66,19 +69,46 @@ def token_folder(tmp_path: Path) -> Path:
     return write_tokens(tmp_path / "data" / "tiny")
 
 
+@pytest.fixture(scope="session")
+def cli_server() -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, str(Path(__file__).with_name("forked_cli.py"))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        yield process
+        process.communicate()  # ends its input
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
-    """Runs `python -m lmtrain …` in tmp_path, as a user would, without the environment's own W&B settings."""
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Cli:
+    """Runs `python -m lmtrain …` in tmp_path, as a user would, without the environment's own W&B settings.
+
+    The process is a fork of one that has imported torch; with a PYTHONPATH it is an interpreter of its own.
+    """
 
     def run(*arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "lmtrain", *arguments],
-            cwd=tmp_path,
-            env=clean_environment() | environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        command, variables = [sys.executable, "-m", "lmtrain", *arguments], clean_environment() | environment
+        if "PYTHONPATH" in environment:
+            return subprocess.run(
+                command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=timeout, check=False
+            )
+        server: subprocess.Popen[str] = request.getfixturevalue("cli_server")
+        assert server.stdin is not None
+        assert server.stdout is not None
+        folder = tmp_path_factory.mktemp("output")
+        output = {name: str(folder / name) for name in ("stdout", "stderr")}
+        for file in output.values():
+            Path(file).touch()
+        asked = {"arguments": arguments, "folder": str(tmp_path), "environment": variables, **output}
+        server.stdin.write(f"{json.dumps(asked)}\n")
+        server.stdin.flush()
+        child = int(server.stdout.readline())
+        killer = threading.Timer(timeout, os.killpg, (child, signal.SIGKILL))
+        killer.start()
+        code = int(server.stdout.readline())
+        killer.cancel()
+        texts = [Path(file).read_text(errors="replace") for file in output.values()]
+        if killer.finished.is_set() and code == -signal.SIGKILL:
+            raise subprocess.TimeoutExpired(command, timeout, *texts)
+        return subprocess.CompletedProcess(command, code, *texts)
 
     return run
 

@@ -62,8 +62,8 @@ ALLOWED = {
     },
     "commands": {
         "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
-        "evaluation", "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "optimizer", "paths",
-        "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
+        "evaluation", "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "optimizer",
+        "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip

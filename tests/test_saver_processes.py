@@ -9,23 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_saver import a_checkpoint, value
 
-from lmtrain.checkpoint import Checkpoint, CheckpointFolder, Retention, load
+from lmtrain.checkpoint import CheckpointFolder, Retention, load
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> CheckpointFolder:
     return CheckpointFolder(tmp_path / "checkpoints")
-
-
-def a_checkpoint(value: float, size: int = 4) -> Checkpoint:
-    return Checkpoint({"model": {"w": torch.full((size,), value)}}, {"train": {"step": value}})
-
-
-def value(folder: CheckpointFolder, step: int) -> float:
-    w = load(folder.at(step)).tensors["model"]["w"]
-    assert (w == w[0]).all()
-    return w[0].item()
 
 
 def child(script: str, path: Path) -> "subprocess.Popen[str]":

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType
 from typing import Any, NoReturn
@@ -177,7 +177,12 @@ def attempt(request: Mapping[str, Any]) -> NoReturn:
         os.dup2(descriptor, target)
     sys.setswitchinterval(SWITCH_S)
     PhaseMonitor(Path(request["phase"])).start()
-    sys.argv = ["lmtrain", *request["arguments"]]
+    become_lmtrain(request["arguments"])
+
+
+def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
+    """Does what `python -m lmtrain` with these arguments does, and ends as it ends."""
+    sys.argv = ["lmtrain", *arguments]
     code = 1
     try:
         runpy.run_module("lmtrain", run_name="__main__", alter_sys=True)
