@@ -10,6 +10,8 @@ from lmtrain.bad_steps import BadStep
 from lmtrain.data.loader import IGNORE, TokenLoader
 from lmtrain.durable import write_atomically
 
+MAX_KEPT = 100  # a batch takes some 20 bytes a token
+
 Decode = Callable[[list[int]], str]
 
 
@@ -20,7 +22,7 @@ class BadBatches:
         self.folder, self.loader, self.decode = folder, loader, decode
 
     def keep(self, bad: BadStep) -> Path:
-        """Writes the samples of a bad step, made anew from its position in the data order."""
+        """Writes the samples of a bad step, made anew from its position in the data order; not more than MAX_KEPT."""
         size = self.loader.batch_size
         first = bad.first_sample // size
         content = {
@@ -35,6 +37,8 @@ class BadBatches:
         }
         self.folder.mkdir(exist_ok=True)
         path = self.folder / f"step-{bad.step:08d}-sample-{bad.first_sample:012d}.json"
+        if len(list(self.folder.glob("step-*.json"))) >= MAX_KEPT:
+            return self.folder / "(full)"
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
         return path
 

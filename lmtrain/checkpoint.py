@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lmtrain.durable import read_limited, sha256_of, sync
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # more than either ever has
 PARTIAL, DELETED, BROKEN, OTHER = ".tmp-", ".tmp-del-", "broken-", "other-"
+FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 FREE_SPACE_FACTOR = 1.1  # beyond the tensors' own bytes
 
 
@@ -108,9 +110,10 @@ class CheckpointFolder:
         """The newest checkpoint that verifies, on the CPU; broken ones are set aside, loudly. None if there is none."""
         return self._newest(self.steps())
 
-    def load_before(self, step: int, *, every: int) -> Checkpoint | None:
-        """As `load_latest`, of the steps before `step` that are a multiple of `every`."""
-        return self._newest([earlier for earlier in self.steps() if earlier < step and earlier % every == 0])
+    def load_before(self, step: int, *, every: int, first: int) -> Checkpoint | None:
+        """As `load_latest`, of the steps before `step` that are a multiple of `every`, or the `first` one."""
+        steps = [earlier for earlier in self.steps() if earlier < step]
+        return self._newest([earlier for earlier in steps if earlier % every == 0 or earlier == first])
 
     def _newest(self, steps: Sequence[int]) -> Checkpoint | None:
         for step in reversed(steps):
@@ -182,6 +185,9 @@ class CheckpointFolder:
             shutil.rmtree(doomed)
 
     def _link(self, name: str, step: int) -> None:
+        """For people; a folder of that name, as a copy that follows links makes it, stays."""
+        if (self.path / name).is_dir() and not (self.path / name).is_symlink():
+            return
         link = self.path / f"{PARTIAL}{name}"
         link.unlink(missing_ok=True)
         link.symlink_to(self.at(step).name)
@@ -208,48 +214,50 @@ def verify(path: Path) -> None:
     """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
 
     Raises:
-        PermissionError: that can't be told; nothing is wrong with the checkpoint then.
+        OSError: that can't be told now: no permission, too many open files, a disk that does not answer.
     """
-    try:
-        manifest = json.loads(read_limited(path / MANIFEST, MANIFEST_BYTES))
-        if STATE not in manifest:
-            raise BrokenCheckpointError(f"{MANIFEST} does not name {STATE}")
-        for name, entry in manifest.items():
-            _verify_file(path, name, entry["size"], entry["sha256"])
-    except PermissionError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise BrokenCheckpointError(f"{MANIFEST}: {type(error).__name__}: {error}") from error
-
-
-def _verify_file(path: Path, name: str, size: int, sha256: str) -> None:
-    if Path(name).name != name:
-        raise BrokenCheckpointError(f"{MANIFEST} names {name!r}, which is not inside the checkpoint")
-    file = path / name
-    if not file.is_file() or file.is_symlink():
-        raise BrokenCheckpointError(f"{name!r} is missing")
-    if file.stat().st_size != size:
-        raise BrokenCheckpointError(f"{name} has {file.stat().st_size:,} bytes, {size:,} were written")
-    if sha256_of(file) != sha256:
-        raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
+    manifest = _read_json(path / MANIFEST, MANIFEST_BYTES)
+    if STATE not in manifest:
+        raise BrokenCheckpointError(f"{MANIFEST} does not name {STATE}")
+    for name, entry in manifest.items():
+        if not FILE_NAME.fullmatch(name):
+            raise BrokenCheckpointError(f"{MANIFEST} names {name[:40]!r}, which is not inside the checkpoint")
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise BrokenCheckpointError(f"{MANIFEST} says nothing of {name!r}")
+        file = path / name
+        if not file.is_file() or file.is_symlink():
+            raise BrokenCheckpointError(f"{name!r} is missing")
+        if (size := file.stat().st_size) != entry["size"]:
+            raise BrokenCheckpointError(f"{name} has {size:,} bytes, {entry['size']} were written")
+        if sha256_of(file) != entry["sha256"]:
+            raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
 
 
 def load(path: Path) -> Checkpoint:
     """Verifies and reads one checkpoint folder, tensors on the CPU.
 
     Raises:
-        BrokenCheckpointError: it does not verify, or can't be read.
+        BrokenCheckpointError: it does not verify, or holds something else.
+        OSError, MemoryError, RuntimeError: nothing is wrong with it, but it can't be read now.
     """
     verify(path)
+    names = [name for name in _read_json(path / MANIFEST, MANIFEST_BYTES) if name.endswith(".safetensors")]
     try:
-        manifest = json.loads(read_limited(path / MANIFEST, MANIFEST_BYTES))
-        names = [name for name in manifest if name.endswith(".safetensors")]
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
-        return Checkpoint(tensors, {**json.loads(read_limited(path / STATE, STATE_BYTES))})
-    except PermissionError:
-        raise
-    except Exception as error:  # verified, so written wrong: by a bug or another program
-        raise BrokenCheckpointError(f"{type(error).__name__}: {error}") from error
+    except SafetensorError as error:  # verified, so written wrong: by a bug or another program
+        raise BrokenCheckpointError(f"SafetensorError: {error}") from error
+    return Checkpoint(tensors, _read_json(path / STATE, STATE_BYTES))
+
+
+def _read_json(path: Path, limit: int) -> dict[str, Any]:
+    """Raises BrokenCheckpointError if the file is not there or no JSON object."""
+    try:
+        content = json.loads(read_limited(path, limit))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
+        raise BrokenCheckpointError(f"{path.name}: {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise BrokenCheckpointError(f"{path.name}: not a JSON object")
+    return content
 
 
 def _check_finite(checkpoint: Checkpoint) -> None:
@@ -266,8 +274,8 @@ def _check_finite(checkpoint: Checkpoint) -> None:
 def _owner(path: Path) -> str | None:
     """The id of the run that a checkpoint says it is of."""
     try:
-        run_id = json.loads(read_limited(path / STATE, STATE_BYTES)).get("run_id")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        run_id = _read_json(path / STATE, STATE_BYTES).get("run_id")
+    except (OSError, BrokenCheckpointError):
         return None
     return None if run_id is None else str(run_id)
 

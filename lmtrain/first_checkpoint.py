@@ -82,6 +82,7 @@ def build_parts(cfg: DictConfig, source: NanoGPT) -> dict[str, Any]:
         val_loss=source.best_val_loss,
         best_val_loss=source.best_val_loss,
         best_step=None if source.best_val_loss is None else source.iter_num,
+        first_step=source.iter_num,
     )
     loaders = {f"{split}_loader": build(cfg.data, split=split, seed=cfg.seed) for split in ("train", "val")}
     schedule = build(cfg.scheduler)
@@ -114,7 +115,6 @@ def record(cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hyd
         write_atomically(directory.path / ".hydra" / name, text)
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
-    for name in (tokenizers.FILE, tokenizers.CONFIG_FILE):
-        if folder is not None and (folder / name).is_file():
-            shutil.copyfile(folder / name, directory.path / name)
+    if folder is not None:
+        tokenizers.copy(folder, directory.path)
     write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))

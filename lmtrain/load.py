@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain import checkpoint
@@ -45,7 +45,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = read_saved(run_dir / "config.yaml")
-    check_trust(OmegaConf.to_container(cfg), trusted, run_dir, option="--trust ")
+    check_trust(cfg, trusted, run_dir, option="--trust ")
     with mistakes_of_the_user():
         system: System = build(cfg.system, device=device, compile=False)
         model: nn.Module = build(cfg.model)

@@ -1,5 +1,6 @@
 """Optimizers: each takes the model's named parameters and returns a `torch.optim.Optimizer`."""
 
+import copy
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
@@ -125,8 +126,8 @@ def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
     ]
 
 
-def load_groups(optimizer: torch.optim.Optimizer, changed: Groups) -> None:
-    """Puts back what `changed_groups` gave.
+def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Groups) -> None:
+    """Puts back what `changed_groups` gave, and everything else as it was before the first step.
 
     Raises:
         ValueError: the optimizer has other groups.
@@ -135,7 +136,10 @@ def load_groups(optimizer: torch.optim.Optimizer, changed: Groups) -> None:
         raise ValueError(
             f"the checkpoint's optimizer has {len(changed)} parameter groups, this one {len(optimizer.param_groups)}"
         )
-    for group, values in zip(optimizer.param_groups, changed, strict=True):
+    for group, first, values in zip(optimizer.param_groups, initial, changed, strict=True):
+        for key in group.keys() - first.keys() - {"params", "lr"}:
+            del group[key]
+        group.update(copy.deepcopy(first))
         for key, value in values.items():
             old = group.get(key)
             group[key] = old.new_tensor(value) if isinstance(old, torch.Tensor) else value

@@ -13,8 +13,8 @@ from lmtrain.console import console, duration
 log = logging.getLogger(__name__)
 
 
-def preflight(composed: DictConfig) -> DictConfig:
-    """The checked config of a run that can start; token files that have a recipe and are missing are made.
+def preflight(composed: DictConfig, *, prepares: bool = True) -> DictConfig:
+    """The checked config of a run that can start; `prepares`: token files that have a recipe and are missing are made.
 
     Raises:
         ConfigError: naming everything that is wrong with config or data.
@@ -23,7 +23,7 @@ def preflight(composed: DictConfig) -> DictConfig:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
     cfg = check(composed)
     with mistakes_of_the_user():
-        ensure_tokens(cfg)
+        ensure_tokens(cfg, prepares=prepares)
         return fit_to_data(cfg)
 
 
@@ -40,14 +40,14 @@ def refuse_existing_run(run_dir: Path) -> None:
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
 
 
-def ensure_tokens(cfg: DictConfig, *, check_text: bool = False) -> bool:
-    """Prepares `data.path` if it is missing and `prepare` says how; whether it did.
+def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool = True) -> bool:
+    """Prepares `data.path` if it is missing and `prepare` says how (and `prepares`); whether it did.
 
     Raises:
         ValueError: it is missing and there is no recipe, it was prepared by another one, or (`check_text`) from text
             that is another now.
     """
-    if cfg.get("prepare") is None:
+    if cfg.get("prepare") is None or not prepares:
         for key, path in token_folders(cfg.data).items():
             if not path.is_dir():
                 others = sorted(folder.name for folder in path.parent.glob("*") if any(folder.glob("*.bin")))

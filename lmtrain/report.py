@@ -110,7 +110,7 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
     )
 
 
-def ending(error: BaseException | None, path: Path) -> None:
+def tell_ending(error: BaseException | None, path: Path) -> None:
     """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
     saved = CheckpointFolder(path / "checkpoints").steps()
     match error:

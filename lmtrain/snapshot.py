@@ -33,8 +33,19 @@ class TrainState:
     best_val_loss: float | None = None
     best_step: int | None = None
     bad_steps: int = 0  # so far, left out or gone back from
+    bad_in_a_row: int = 0  # and how many of them the last one ended
+    last_bad_step: int = 0
+    first_step: int = 0  # where the run began: not at 0 if it was imported
+    regular_best_step: int | None = None  # the best one as of the last regular checkpoint, which a rewind goes back to
     pending: dict[str, float] | None = None  # metrics of this step, whose evaluation is still to come
     seconds: float = 0.0  # training, evaluating and saving, over all resumes
+
+
+def train_state(checkpoint: Checkpoint) -> TrainState:
+    """Raises ValueError if the checkpoint is of another format."""
+    if (version := checkpoint.state.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {FORMAT_VERSION}")
+    return TrainState(**checkpoint.state["train"])
 
 
 @dataclass(frozen=True)
@@ -88,8 +99,6 @@ class Snapshot:
         Raises:
             ValueError: the data is not what the run was trained on, or the model is another one.
         """
-        if (version := checkpoint.state.get("format_version")) != FORMAT_VERSION:
-            raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {FORMAT_VERSION}")
         if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
             raise ValueError(f"the checkpoint has no {' and no '.join(sorted(missing))}")
         self._check_data(checkpoint.state["data"])
@@ -104,7 +113,7 @@ class Snapshot:
             checkpoint.tensors["optimizer"],
             checkpoint.state["optimizer"],
         )
-        load_groups(self.optimizer, checkpoint.state["optimizer_groups"])
+        load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
         window = checkpoint.tensors["detector"]["window"]

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import nn
 from lmtrain import report
 from lmtrain.bad_batches import BadBatches
 from lmtrain.bad_steps import DivergedError
-from lmtrain.checkpoint import Checkpoint, CheckpointFolder, NonFiniteStateError
+from lmtrain.checkpoint import CheckpointFolder, NonFiniteStateError
 from lmtrain.config import ConfigError, build, mistakes_of_the_user
 from lmtrain.console import configure_logging
 from lmtrain.data import tokenizer as tokenizers
@@ -34,7 +33,7 @@ from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.preflight import refuse_existing_run, token_folders
 from lmtrain.run_directory import Result, RunDirectory, environment, lasting, read_json
 from lmtrain.saver import Saver
-from lmtrain.snapshot import TrainState
+from lmtrain.snapshot import TrainState, train_state
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
 
@@ -49,13 +48,14 @@ class Outcome:
     objective: float | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Resumed:
     """A run that goes on from its newest checkpoint: its config as composed, which the next resume will start from, and
-    what that changes, a line each."""
+    what that changes, a line each; `began` once it does."""
 
     composed: DictConfig
     changes: Sequence[str]
+    began: bool = False
 
 
 def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Outcome:
@@ -83,7 +83,7 @@ def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Ou
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
         status, exit_code = ending(error)
-        report.ending(error, directory.path)
+        report.tell_ending(error, directory.path)
         result = Result(
             status=status,
             objective=state.best_val_loss,
@@ -100,7 +100,8 @@ def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Ou
             error=f"{type(error).__name__}: {error}" if error else None,
         )
         try:
-            directory.write_json("result.json", asdict(result))
+            if resumed is None or resumed.began:  # else the old result is still that of the run
+                directory.write_json("result.json", asdict(result))
         except OSError as refused:
             log.error("result.json could not be written: %s", refused)
     if isinstance(error, ConfigError):
@@ -127,7 +128,7 @@ def train(
         checkpoints = CheckpointFolder(directory.path / "checkpoints", run_id)
         loaded = checkpoints.load_latest()
         if loaded is not None:
-            vars(state).update(loaded.state["train"])
+            vars(state).update(vars(train_state(loaded)))
         elif broken := checkpoints.broken():
             raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
         tokenizer = _keep_tokenizer(cfg, directory)
@@ -163,7 +164,8 @@ def train(
             if loaded is not None:
                 trainer.restore(loaded)
             metrics.rewind(state.step if state.pending is None else state.step - 1)
-            _record(cfg, directory, now, resumed, loaded)
+            _record(cfg, directory, now, resumed, loaded.state.get("environment") if loaded else None)
+        loaded = None  # as much memory again
         report.announce(cfg, directory, trainer)
         try:
             trainer.fit()
@@ -171,8 +173,10 @@ def train(
             again = report.resume_command(directory.path)
             raise ConfigError(f"{error}; to continue when that is mended: {again}") from error
     except BaseException as error:
+        stop.defers = True  # how the run ended is settled
         logger.close(ending(error)[0])
         raise
+    stop.defers = True
     logger.close("completed")
     if tokenizer is not None and cfg.sample_tokens:
         report.show_sample(model, tokenizer, system, train_loader.block_size, cfg)
@@ -225,14 +229,9 @@ def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
-    """Copies the data's tokenizer into the run, so that sampling needs nothing else; None if there is none."""
+    """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
-    if source is None or not (source / tokenizers.FILE).is_file():
-        return None
-    for name in (tokenizers.FILE, tokenizers.CONFIG_FILE):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory.path / name)
-    return tokenizers.load(directory.path)
+    return tokenizers.load(directory.path) if source and tokenizers.copy(source, directory.path) else None
 
 
 def _run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
@@ -247,12 +246,13 @@ def _record(
     directory: RunDirectory,
     now: Mapping[str, Any],
     resumed: Resumed | None,
-    loaded: Checkpoint | None,
+    then: Mapping[str, Any] | None,
 ) -> None:
-    """Writes what the run is made of; a resume is added to that, with what has changed since."""
+    """Writes what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
     if resumed is None:
         directory.write_json("environment.json", now)
         return
+    resumed.began = True
     (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
     first = read_json(directory.path / "environment.json") or dict(now)
     again = {key: value for key, value in now.items() if key != "run_id"} | {"changes": list(resumed.changes)}
@@ -261,7 +261,7 @@ def _record(
     write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
     for line in resumed.changes:
         log.info("changed: %s", line)
-    since = differences(loaded.state.get("environment"), lasting(now)) if loaded else []
+    since = differences(then, lasting(now)) if then else []
     if since:
         log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))
 

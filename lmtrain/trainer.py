@@ -23,12 +23,13 @@ from lmtrain.interrupt import InterruptedBySignal, StopRequest
 from lmtrain.logger.base import RunLogger
 from lmtrain.optimizer import group_values, update
 from lmtrain.saver import Saver
-from lmtrain.snapshot import Snapshot, TrainState
+from lmtrain.snapshot import Snapshot, TrainState, train_state
 from lmtrain.system import System
 
 log = logging.getLogger(__name__)
 
-MAX_REWINDS = 3  # to one checkpoint, before the model is at fault and not the data
+MAX_IN_A_ROW = 20  # bad steps, before the model is at fault and not the data
+MAX_REWINDS = 3  # to one checkpoint, likewise
 
 Metrics = dict[str, float]
 
@@ -112,21 +113,18 @@ class Trainer:
     def fit(self) -> None:
         """Runs the steps that are left; the state afterwards is that of the last one."""
         rewinds: list[int] = []
-        try:
-            with self.saver:
-                while True:
-                    try:
-                        return self._fit()
-                    except RewindError as error:
-                        rewinds.append(self._rewind(error.bad))
-                        if rewinds.count(rewinds[-1]) > MAX_REWINDS:
-                            raise DivergedError(f"{error}, and {MAX_REWINDS} rewinds did not help") from error
-                    except DataError:  # between two steps: the last one is whole, and shall not be lost
-                        if self.state.step:
-                            self._save()
-                        raise
-        finally:
-            self.stop.defers = False
+        with self.saver:
+            while True:
+                try:
+                    return self._fit()
+                except RewindError as error:
+                    rewinds.append(self._rewind(error.bad))
+                    if rewinds.count(rewinds[-1]) > MAX_REWINDS:
+                        raise DivergedError(f"{error}, and {MAX_REWINDS} rewinds did not help") from error
+                except DataError:  # between two steps: the last one is whole, and shall not be lost
+                    if self.state.step:
+                        self._save()
+                    raise
 
     def _fit(self) -> None:
         state, samples = self.state, self.train_loader.batch_size
@@ -138,7 +136,11 @@ class Trainer:
             if state.pending is not None:
                 self._finish_step(state.pending, evaluates=True, saves=True)
             while state.step < self.max_steps:
-                loss, grad_norm = self.step()
+                try:
+                    loss, grad_norm = self.step()
+                except DataError:
+                    self._answer_bad_steps(newest=True)
+                    raise
                 if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
                     self.stop.defers = True
                     self.saver.reserve(self.checkpoint())
@@ -154,6 +156,7 @@ class Trainer:
                     self.system.synchronize()  # what the device still has to do belongs to the steps
                 self._finish_step(metrics, evaluates=evaluates, saves=saves)
                 if stopped is not None and not last:
+                    self.saver.wait()  # else its error would come too late to count
                     raise InterruptedBySignal(stopped)
 
     def step(self) -> tuple[Tensor, Tensor]:
@@ -162,6 +165,8 @@ class Trainer:
             group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(batch.targets for batch in micro_batches)
+        if not targets:
+            raise DataError(f"{self.train_loader.path}: the batch of step {self.state.step + 1} has no target at all")
         total, losses = torch.zeros((), device=self.system.device), []
         for batch in micro_batches:
             if batch.targets == 0:
@@ -231,6 +236,7 @@ class Trainer:
             self.system.load_generator_state(generators)
             self.state.pending = metrics
             self._save()
+            self.saver.wait()
             raise
         self.state.pending = None
         return metrics
@@ -238,15 +244,24 @@ class Trainer:
     def _save(self) -> None:
         state = self.state
         state.seconds = time.perf_counter() - self._started
-        # What a rewind goes back to does not depend on when the run was stopped or evaluated.
-        regular = {state.step - state.step % self.checkpoint_interval} if self.on_bad_step == "rewind" else set()
-        retention = Retention(self.keep_checkpoints, self.keep_every, state.best_step, frozenset(regular))
+        regular = state.step - state.step % self.checkpoint_interval
+        if regular == state.step:
+            state.regular_best_step = state.best_step
+        # What a rewind goes back to, and finds there, does not depend on when the run was stopped or evaluated.
+        rewinds = {max(regular, state.first_step), state.regular_best_step or 0}
+        protected = frozenset(rewinds) if self.on_bad_step == "rewind" else frozenset()
+        retention = Retention(self.keep_checkpoints, self.keep_every, state.best_step, protected)
         self.saver.save(state.step, self.checkpoint(), retention)
 
     def _answer_bad_steps(self, *, newest: bool) -> None:
         for bad in self.watch.bad_steps(newest=newest):
             path = self.bad_batches.keep(bad)
-            self.state.bad_steps += 1
+            state = self.state
+            state.bad_steps += 1
+            state.bad_in_a_row = state.bad_in_a_row + 1 if bad.step == state.last_bad_step + 1 else 1
+            state.last_bad_step = bad.step
+            if state.bad_in_a_row > MAX_IN_A_ROW:
+                raise DivergedError(f"{bad}, as were the {MAX_IN_A_ROW} steps before it")
             match self.on_bad_step:
                 case "stop":
                     raise DivergedError(
@@ -262,12 +277,12 @@ class Trainer:
         """Back to the last regular checkpoint before the bad step, with the data after it; the checkpoint's step."""
         self.saver.wait()
         folder, counted = self.saver.folder, self.state.bad_steps
-        loaded = folder.load_before(bad.step, every=self.checkpoint_interval)
+        loaded = folder.load_before(bad.step, every=self.checkpoint_interval, first=self.state.first_step)
         if loaded is None:
             raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
         step: int = loaded.state["train"]["step"]
         folder.discard_after(step)
-        vars(self.state).update(loaded.state["train"], seconds=self.state.seconds)
+        vars(self.state).update(vars(train_state(loaded)), seconds=time.perf_counter() - self._started)
         self.snapshot.put_back(loaded)
         self.state.samples = bad.first_sample + self.gradient_accumulation_steps * self.train_loader.batch_size
         self.state.bad_steps = counted

@@ -29,30 +29,40 @@ MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for t
 
 
 def check_trust(
-    container: Any,
+    cfg: DictConfig,
     trusted: Collection[str],
     run_dir: Path,
     *,
     folder: Path | None = None,
     option: str = "trust=",
 ) -> None:
-    """Is everything that a run's unresolved config would import, call or look up allowed?
+    """Is everything that a run's config would import, call or look up allowed?
 
-    Imports nothing itself, so it comes before the config is resolved, checked or built. `folder` is the one that the
-    command is given in (default: the current one), and `option` how the command trusts a name, for the message.
+    Imports nothing itself, so it comes before the config is checked or built. What becomes an interpolation only when
+    it is resolved (an escaped one, or one put together from two) is refused: it would be looked up later. `folder` is
+    the one that the command is given in (default: the current one), and `option` how the command trusts a name, for
+    the message.
 
     Raises:
-        ConfigError: a `_target_` or a resolver call that neither lmtrain's conf nor the user's own has, nor `trusted`.
+        ConfigError: a `_target_` or a resolver call that neither lmtrain's conf nor the user's own has, nor `trusted`;
+            values that can't be resolved, or hide an interpolation.
     """
     allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
     refused = [
         f"{run_dir}: {_shown(key)}={_shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
         f"does, and it would run code or read settings of yours; if you trust it, add {option}{shlex.quote(name)}"
-        for key, name in _names(container)
+        for key, name in _names(OmegaConf.to_container(cfg))
         if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)
     ]
     if refused:
         raise ConfigError("\n".join(dict.fromkeys(refused)))
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{run_dir}: {_shown(str(error).splitlines()[0])}") from error
+    for key, text in _texts(resolved):
+        if "${" in text:
+            raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
 
 
 def read_saved(path: Path) -> DictConfig:
@@ -75,7 +85,7 @@ def read_saved(path: Path) -> DictConfig:
         raise
     except OSError as error:
         raise ConfigError(str(error)) from error
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
     if not isinstance(cfg, DictConfig) or not cfg:
         raise ConfigError(f"{path}: not the YAML of a config")
@@ -103,6 +113,19 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(node, str) and "${" in node:
         for call in _calls(node, path):
             yield path, call
+
+
+def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All strings, keys among them, with their paths."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield path, str(key)
+            yield from _texts(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _texts(value, f"{path}.{index}")
+    elif isinstance(node, str):
+        yield path, node
 
 
 def _calls(text: str, path: str) -> list[str]:

@@ -34,7 +34,7 @@ ALLOWED = {
     "experiments_source": set(),
     "data": {"data", "console", "differences", "durable"},
     "model": {"model"},
-    "logger": {"logger", "console", "durable", "redact", "run_directory"},
+    "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
     "launcher": {"console", "interrupt", "run_directory", "config", "preflight"},
     "checks": {"signatures"},
     "clock": set(),

@@ -1,5 +1,6 @@
 """What a saved run's config may name, and how much of it is read."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ LLAMA = {"_target_": "lmtrain.model.llama.Llama", "_recursive_": True, "_convert
 
 
 def check(container: Any, folder: Path, trusted: tuple[str, ...] = ()) -> None:
-    check_trust(container, trusted, folder / "outputs" / "run", folder=folder)
+    saved = folder / "saved.yaml"
+    saved.write_text(json.dumps(container))  # which is YAML as well
+    check_trust(read_saved(saved), trusted, folder / "outputs" / "run", folder=folder)
 
 
 def test_every_shipped_choice_is_trusted(tmp_path: Path) -> None:
@@ -48,7 +51,7 @@ def test_a_target_is_trusted_by_name_or_by_a_config_of_the_users_own(tmp_path: P
     assert "if you trust it, add trust=mymodels.Bigram\n" in str(raised.value)
     check(mine, tmp_path, ("mymodels.Bigram", "mylog.Mine"))
     with pytest.raises(ConfigError, match=r"add --trust mylog\.Mine"):
-        check_trust(mine, ["mymodels.Bigram"], tmp_path / "run", folder=tmp_path, option="--trust ")
+        check_trust(OmegaConf.create(mine), ["mymodels.Bigram"], tmp_path / "run", folder=tmp_path, option="--trust ")
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "bigram.yaml").write_text("_target_: mymodels.Bigram\n")
     (tmp_path / "conf" / "broken.yaml").write_text("{")
@@ -66,12 +69,12 @@ def test_a_run_does_not_vouch_for_itself(where: str, tmp_path: Path) -> None:
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text("model: {_target_: os.system}\n")
     with pytest.raises(ConfigError, match=r"os\.system"):
-        check_trust({"model": {"_target_": "os.system"}}, (), run_dir, folder=tmp_path)
+        check_trust(OmegaConf.create({"model": {"_target_": "os.system"}}), (), run_dir, folder=tmp_path)
     another = tmp_path / "experiments" / "study" / "another"
     (another / ".hydra").mkdir(parents=True)
     (another / "config.yaml").write_text("model: {_target_: os.popen}\n")
     with pytest.raises(ConfigError, match=r"os\.popen"):
-        check_trust({"model": {"_target_": "os.popen"}}, (), run_dir, folder=tmp_path)
+        check_trust(OmegaConf.create({"model": {"_target_": "os.popen"}}), (), run_dir, folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -97,12 +100,17 @@ def test_a_run_does_not_vouch_for_itself(where: str, tmp_path: Path) -> None:
 )
 def test_a_resolver_call_of_the_run_alone_is_refused(text: str, tmp_path: Path) -> None:
     for value in (text, [text], {"x": [text]}):
-        with pytest.raises(ConfigError, match=r"add trust=|not an interpolation that can be read"):
+        with pytest.raises(
+            ConfigError, match=r"add trust=|not an interpolation|not the YAML"
+        ):
             check({"name": "x", "data": {"path": value}}, tmp_path)
 
 
-def test_plain_interpolations_and_lmtrains_own_variables_are_trusted(tmp_path: Path) -> None:
-    check({"a": "${b.c} ${oc.env:LMTRAIN_DATA,data}/x \\${oc.env:HOME} $ {}", "b": {"c": 1}}, tmp_path)
+def test_plain_interpolations_and_lmtrains_own_variables_are_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    check({"a": "${b.c} ${oc.env:LMTRAIN_DATA,data}/x $ {}", "b": {"c": 1}}, tmp_path)
     mine = {"data": {"path": "${oc.env:SCRATCH}/tokens"}}
     with pytest.raises(ConfigError, match=r"add trust=oc\.env:SCRATCH$"):
         check(mine, tmp_path)
@@ -155,3 +163,18 @@ def test_any_other_yaml_is_one_line(text: str, message: str, tmp_path: Path) -> 
     assert str(path) in str(raised.value)
     assert len(str(raised.value)) < 1000
     assert os.listdir(tmp_path) == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        {"name": "\\${oc.env:HOME}"},
+        {"name": "\\\\\\${oc.env:HOME}"},
+        {"seed": "$", "name": "${seed}{oc.env:HOME}"},
+        {"model": {"deep": ["\\${oc.create:{_target_: os.mkdir, path: x}}"]}},
+        {"a": "${b}", "b": "\\${oc.env:HOME}"},
+    ],
+)
+def test_an_interpolation_that_appears_only_when_the_config_is_resolved_is_refused(hidden: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"hides an interpolation"):
+        check(hidden, tmp_path)

@@ -16,7 +16,7 @@ from lmtrain.differences import differences
 from lmtrain.preflight import preflight
 from lmtrain.trust import check_trust, read_saved
 
-# What may change without a word: it changes no bit of the training.
+# What may change without leave: the steps done stay as they are, and those to come are of the same kind.
 HARMLESS = (
     "data.path",  # and data.paths; the fingerprint tells whether it is the same data
     "prepare",
@@ -51,7 +51,7 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     composed, before = read_saved(composed_path), read_saved(resolved_path)
     # Before anything is resolved, looked up or built.
     for saved in (composed, before):
-        check_trust(OmegaConf.to_container(saved), permissions["trust"], run_dir)
+        check_trust(saved, permissions["trust"], run_dir)
     changed = apply_overrides(composed, overrides)
     given, run_dir = run_dir, run_dir.resolve()
     _go_where_it_was_started(run_dir, with_modules=bool(permissions["trust"]))
@@ -69,7 +69,7 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             f"resume={given}: would change the run ({'; '.join(refused)}); start a new one for that, or allow it: "
             f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
         )
-    cfg = preflight(changed)
+    cfg = preflight(changed, prepares=False)  # a recipe reads and writes where it says: not for a run that has its data
     from lmtrain.train import Resumed, run
 
     return run(cfg, run_dir, resumed=Resumed(changed, changes)).exit_code
@@ -84,8 +84,9 @@ def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:
         return
     if isinstance(started_in, str) and Path(started_in).is_absolute() and Path(started_in).is_dir():
         os.chdir(started_in)
-        if with_modules:
-            sys.path.insert(0, started_in)
+        if with_modules and started_in not in sys.path:
+            # Last, so that it can't stand in for a module of the user's own or of an installed package.
+            sys.path.append(started_in)
 
 
 def _names(arguments: Sequence[str], key: str) -> list[str]:

@@ -114,6 +114,14 @@ def load(folder: Path) -> StoredTokenizer:
     return StoredTokenizer(tokenizer, end_of_text)
 
 
+def copy(source: Path, folder: Path) -> bool:
+    """Copies the files of a stored tokenizer; False if there is none."""
+    for name in (FILE, CONFIG_FILE):
+        if (source / name).is_file():
+            write_atomically(folder / name, (source / name).read_text(encoding="utf-8"))
+    return (source / FILE).is_file()
+
+
 def meta_of(folder: Path, kind: str, splits: dict[str, Split], recipe: dict[str, Any]) -> Meta:
     """What `meta.json` says of splits that were made with the tokenizer stored in a folder."""
     stored = load(folder)

@@ -50,7 +50,7 @@ class JsonlLogger:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a `metrics.jsonl`, with NaN for null; a last one cut short by a kill is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             values = json.loads(line)
         except (ValueError, RecursionError):

@@ -15,6 +15,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
 from lmtrain.logger.base import RunInfo
+from lmtrain.paths import STARTED_IN
 from lmtrain.redact import redacted
 
 log = logging.getLogger(__name__)
@@ -152,6 +153,7 @@ class _Client:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the run
+                cwd=STARTED_IN,  # W&B reads settings, its server's address among them, from the folder it is in
                 env=environment,
             )
         self.send(redacted(sys.argv))

@@ -63,7 +63,7 @@ def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path
         # Of each round: 12 lines at the least, and one checkpoint.
         assert written["metric_lines"] >= 12 * written["rounds"]
         assert written["checkpoints"] >= written["rounds"]
-        assert {kill["aimed_at"] for kill in kills} >= {None, "saving"}
+        assert {kill["aimed_at"] for kill in kills} > {None}
         hits.update(kill["phase"] for kill in kills)
     assert set(hits) == set(NAMES), hits
     assert not list((tmp_path / "outputs").rglob("verify-resume-*"))
