@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
@@ -208,3 +210,42 @@ def test_what_may_not_be_read_is_not_broken(open_folder: Path, locked: str) -> N
     (path / locked).chmod(stat.S_IRWXU)
     assert folder.load_latest() is not None
     assert folder.broken() == []
+
+
+def test_a_lack_of_memory_is_no_damage(folder: CheckpointFolder) -> None:
+    for step in (1, 2):
+        folder.save(step, Checkpoint({"model": {"w": torch.zeros(30_000_000)}}), Retention(newest=9))
+    script = f"""
+import resource
+from pathlib import Path
+import lmtrain.checkpoint as checkpoint
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000,) * 2)  # a checkpoint has 120 MB
+try:
+    checkpoint.CheckpointFolder(Path({str(folder.path)!r})).load_latest()
+except (MemoryError, OSError, RuntimeError) as error:
+    print(type(error) is not checkpoint.BrokenCheckpointError)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n", done.stderr
+    assert folder.steps() == [1, 2]
+    assert folder.broken() == []
+
+
+def test_a_copy_whose_links_became_folders_is_saved_into(folder: CheckpointFolder, tmp_path: Path) -> None:
+    save(folder, 1)
+    shutil.copytree(folder.path, tmp_path / "copy")  # follows links
+    copied = CheckpointFolder(tmp_path / "copy")
+    save(copied, 2)
+    assert copied.steps() == [1, 2]
+    latest = copied.load_latest()
+    assert latest is not None
+    assert latest.state["train"]["step"] == 2
+
+
+def test_what_a_rewind_goes_back_to(folder: CheckpointFolder) -> None:
+    for step in (7, 8, 9, 12):
+        folder.save(step, Checkpoint({}, {"train": {"step": step}}), Retention(newest=9))
+    found = [folder.load_before(13, every=4, first=7), folder.load_before(12, every=4, first=7)]
+    found += [folder.load_before(8, every=4, first=7), folder.load_before(8, every=4, first=0)]
+    assert [checkpoint and checkpoint.state["train"]["step"] for checkpoint in found] == [12, 8, 7, None]

@@ -20,6 +20,7 @@ from test_checkpoint_damage import flip_a_bit, garbage, truncate, zero_the_end
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 
 from lmtrain.checkpoint import MANIFEST, BrokenCheckpointError, CheckpointFolder, verify
+from lmtrain.interrupt import StopRequest
 from lmtrain.trainer import Trainer
 
 EVERY = {"max_steps": 9, "checkpoint_interval": 2, "eval_interval": 3}
@@ -195,6 +196,97 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     resumed.fit()
     assert (out / "checkpoints" / "broken-step-00000007-0").is_dir()
     assert_same_run(never, resumed, out, tmp_path / "never")
+
+
+def test_a_signal_does_not_hide_that_the_last_save_failed(token_folder: Path, tmp_path: Path) -> None:
+    with StopRequest() as stop:
+        made = trainer(token_folder, tmp_path / "out", stop=stop, log_interval=100)
+        one_step = made.step
+
+        def step() -> Any:
+            if made.state.step == 4:
+                made.saver.wait()
+                resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+                os.kill(os.getpid(), signal.SIGTERM)
+            return one_step()
+
+        made.step = step  # type: ignore[method-assign]
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            with pytest.raises(Exception, match=r"File too large|os error 27"):
+                made.fit()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert made.saver.folder.steps()[-1] == 4
+
+
+SLOW_LOGGER = """
+import time
+
+class Slow:
+    def __init__(self, run):
+        pass
+
+    def log(self, step, metrics):
+        pass
+
+    def close(self, status):
+        print("closing", status, flush=True)
+        time.sleep(2)
+"""
+
+
+def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
+    token_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mylog.py").write_text(SLOW_LOGGER)
+    (tmp_path / "conf" / "logger").mkdir(parents=True)
+    (tmp_path / "conf" / "logger" / "slow.yaml").write_text("# @package logger.slow\n_target_: mylog.Slow\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *TINY, f"data.path={token_folder}", "hydra.run.dir=out", "logger=slow"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any("closing completed" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"
+
+
+def test_a_resume_that_cannot_begin_leaves_the_run_as_it_was(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    shutil.move(token_folder, tmp_path / "moved")
+    assert cli(*TINY, "data.path=moved", "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
+    kept = ("result.json", "metrics.jsonl", "config.yaml", ".hydra/config.yaml", "environment.json")
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in kept}
+    other = write_tokens(tmp_path / "other", train=5000)
+    for change, message in (
+        (["system.device=cuda:7", "allow_changes=system.device"], "system.device=cuda:7: this machine has"),
+        ([f"data.path={other}"], "not the data that this run was trained on"),
+        (["data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (["model.n_layer=3", "allow_changes=model"], "the checkpoint does not fit the model"),
+    ):
+        done = cli("resume=out", "trainer.max_steps=8", *change)
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert message in done.stderr
+        assert {name: (tmp_path / "out" / name).read_bytes() for name in kept} == before
+
+
+def test_a_resumed_run_does_not_prepare_its_data_again(tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
+    text = ["data=text", "prepare.source.files=book.txt", "prepare.tokenizer.vocab_size=300", "data.path=tokens"]
+    tiny = [each for each in TINY if each != "data=tokens"]
+    assert cli(*text, *tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
+    shutil.move(tmp_path / "tokens", tmp_path / "elsewhere")
+    done = cli("resume=out", "trainer.max_steps=6")
+    assert done.returncode == 2
+    assert "data.path=tokens: no such folder" in done.stderr
+    assert not (tmp_path / "tokens").exists()
+    done = cli("resume=out", "trainer.max_steps=6", "data.path=elsewhere")
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(token_folder: Path, tmp_path: Path, cli: Cli) -> None:

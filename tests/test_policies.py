@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import VOCAB_SIZE
+from test_trainer import Prodigal
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from torch import Tensor
 
 from lmtrain.bad_steps import DivergedError
 from lmtrain.checkpoint import CheckpointFolder, load
 from lmtrain.data.loader import TokenLoader
+from lmtrain.data.tokens import DataError
 from lmtrain.interrupt import InterruptedBySignal, StopRequest
 from lmtrain.model.llama import Llama
 from lmtrain.system import System
+from lmtrain.trainer import MAX_IN_A_ROW
 
 POISON = VOCAB_SIZE - 1
 STEP_SAMPLES = 8  # two micro-batches of four
@@ -244,3 +247,57 @@ def test_an_evaluation_cut_short_loses_nothing(
     # Once more from the end: nothing is left to do, and no line comes twice.
     make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), **changes).fit()
     assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "out")
+
+
+def test_a_bad_step_is_answered_before_damaged_data_stop_the_run(poisoned_folder: Path, tmp_path: Path) -> None:
+    for policy, error in (("stop", DivergedError), ("skip", DataError)):
+        out = tmp_path / policy
+        changes = {"log_interval": 100, "eval_interval": 100, "checkpoint_interval": 100}
+        made = trainer(poisoned_folder, out, policy, **changes)
+        whole = made.train_loader.batch
+
+        def batch(index: int, whole: Any = whole) -> Any:
+            if index == 10:  # the first of step 6, when step 5 was bad and nobody has looked yet
+                raise DataError("damaged")
+            return whole(index)
+
+        made.train_loader.batch = batch
+        with pytest.raises(error):
+            made.fit()
+        assert len(list((out / "bad-batches").iterdir())) == 1
+        saved = CheckpointFolder(out / "checkpoints").load_latest()
+        assert (saved and saved.state["train"]["bad_steps"]) == (1 if policy == "skip" else None)
+
+
+def test_steps_that_are_all_bad_end_a_run_that_skips_them(poisoned_folder: Path, tmp_path: Path) -> None:
+    np.full(4000, POISON, "<u2").tofile(poisoned_folder / "train.bin")
+    made = trainer(poisoned_folder, tmp_path / "out", "skip", max_steps=100, eval_interval=100)
+    with pytest.raises(DivergedError, match=f"as were the {MAX_IN_A_ROW} steps before it"):
+        made.fit()
+    assert made.state.bad_steps == MAX_IN_A_ROW + 1
+
+
+def test_a_rewind_takes_back_what_the_optimizer_keeps_in_its_groups(poisoned_folder: Path, tmp_path: Path) -> None:
+    model = poisoned()
+    optimizer = Prodigal(model.parameters(), lr=1.0)
+    changes = {"checkpoint_interval": 3, "eval_interval": 100}
+    made = trainer(poisoned_folder, tmp_path / "out", "rewind", model=model, optimizer=optimizer, **changes)
+    made.fit()
+    assert made.state.bad_steps == 2
+    assert optimizer.param_groups[0]["k"] == 14  # the bad steps were left out, and those gone back from count once
+
+
+def test_the_best_model_is_still_there_after_a_rewind(poisoned_folder: Path, tmp_path: Path) -> None:
+    # Best at 2, regular at 3, better at 4, bad at 5.
+    changes = {"checkpoint_interval": 3, "eval_interval": 2, "keep_checkpoints": 1, "max_steps": 5}
+    made = trainer(poisoned_folder, tmp_path / "out", "rewind", **changes)
+    seen = []
+    rewind = made.logger.rewind
+
+    def note(step: int) -> None:
+        seen.append((step, made.state.best_step, made.saver.folder.steps()))
+        rewind(step)
+
+    made.logger.rewind = note
+    made.fit()
+    assert seen == [(3, 2, [2, 3])]

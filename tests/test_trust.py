@@ -100,9 +100,7 @@ def test_a_run_does_not_vouch_for_itself(where: str, tmp_path: Path) -> None:
 )
 def test_a_resolver_call_of_the_run_alone_is_refused(text: str, tmp_path: Path) -> None:
     for value in (text, [text], {"x": [text]}):
-        with pytest.raises(
-            ConfigError, match=r"add trust=|not an interpolation|not the YAML"
-        ):
+        with pytest.raises(ConfigError, match=r"add trust=|not an interpolation|not the YAML"):
             check({"name": "x", "data": {"path": value}}, tmp_path)
 
 
