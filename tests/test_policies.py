@@ -301,3 +301,28 @@ def test_the_best_model_is_still_there_after_a_rewind(poisoned_folder: Path, tmp
     made.logger.rewind = note
     made.fit()
     assert seen == [(3, 2, [2, 3])]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_on_cuda_bad_steps_are_left_out_and_what_is_saved_is_exact(
+    poisoned_folder: Path, tmp_path: Path, policy: str, dtype: Any
+) -> None:
+    def run(name: str, max_steps: int) -> Any:
+        changes = {"checkpoint_interval": 3, "eval_interval": 4, "spike_zscore": 50.0, "max_steps": max_steps}
+        changes |= {"system": System(device="cuda", dtype=dtype, compile=False), "model": poisoned().cuda()}
+        made = trainer(poisoned_folder, tmp_path / name, policy, **changes)
+        made.fit()
+        return made
+
+    never = run("never", 14)
+    assert never.state.bad_steps == 2
+    saved = load(never.saver.folder.at(14))
+    for name, param in never.model.named_parameters():
+        assert param.isfinite().all()
+        assert torch.equal(saved.tensors["model"][name], param.detach().cpu())
+    run("stopped", 9)
+    resumed = run("stopped", 14)
+    assert_same_bits(weights(never), weights(resumed))
