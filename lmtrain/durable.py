@@ -10,7 +10,8 @@ from typing import Any
 def write_atomically(path: Path, text: str) -> None:
     """The file holds the old text or the new one, whole, whatever happens; the new one is on the disk afterwards."""
     partial = path.with_name(f".tmp-{path.name}")
-    with partial.open("w", encoding="utf-8") as file:
+    partial.unlink(missing_ok=True)  # of a killed process; or a link, which would be followed
+    with partial.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

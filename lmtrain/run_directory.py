@@ -30,7 +30,8 @@ class RunDirectory:
     """One run's folder, owned by one process while it is open (a context manager).
 
     Raises:
-        ValueError: on entering, if another process owns it; the message names the process.
+        ValueError: on entering, if another process owns it, which the message names; or if something in it is a link,
+            by which a run that others made could have files elsewhere overwritten.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,6 +40,9 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_symlink() and entry.name != "checkpoints":  # which may well lie on a larger disk
+                raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
         # The kernel frees the lock when its process dies, however it dies: a stale one can't be.
         self._file = self.lock.open("a+")
         try:

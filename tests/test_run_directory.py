@@ -68,3 +68,25 @@ def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
     assert "+two" in recorded["git"]["diff"]
     assert recorded["packages"]["torch"]
     assert "topsecret" not in json.dumps(recorded)
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "train.log", ".hydra", ".tmp-result.json"])
+def test_a_link_in_a_run_is_not_written_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="a link, which lmtrain does not make"), RunDirectory(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_checkpoints_may_lie_elsewhere_and_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    with RunDirectory(tmp_path / "run") as directory:
+        (tmp_path / "run" / ".tmp-result.json").symlink_to(tmp_path / "mine")
+        directory.write_json("result.json", {"status": "completed"})
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert not (tmp_path / "run" / "result.json").is_symlink()
