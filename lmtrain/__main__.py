@@ -29,6 +29,10 @@ def main() -> None:
 
     try:
         code = dispatch(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"config error: {line}", file=sys.stderr)

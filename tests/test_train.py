@@ -379,6 +379,24 @@ def test_help_is_quick_and_names_everything(cli: Cli) -> None:
     assert "llama_50m" in cli("--cfg", "job").stdout or "d_model: 384" in cli("--cfg", "job").stdout
 
 
+def test_help_that_is_read_in_part_is_no_error(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", "--help"],
+        cwd=tmp_path,
+        env=clean_environment() | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.wait(timeout=60)
+
+
 def test_a_long_run_says_so(token_folder: Path, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [
