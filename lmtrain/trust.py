@@ -77,6 +77,8 @@ def read_saved(path: Path) -> DictConfig:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
                 raise ConfigError(f"{path}: has an alias (*{_shown(event.anchor)}), which lmtrain never writes")
+            if isinstance(event, yaml.ScalarEvent) and event.value.count("${") > MAX_INTERPOLATIONS:
+                raise ConfigError(f"{path}: {_shown(event.value)}: not an interpolation that can be read")
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
                 raise ConfigError(f"{path}: nested more than {MAX_DEPTH} deep, which a config never is")
