@@ -38,6 +38,7 @@ def main() -> None:
             print(f"config error: {line}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         code = 128 + signal.SIGINT
     sys.exit(code)
 

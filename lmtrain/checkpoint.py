@@ -253,7 +253,9 @@ def _read_json(path: Path, limit: int) -> dict[str, Any]:
     """Raises BrokenCheckpointError if the file is not there or no JSON object."""
     try:
         content = json.loads(read_limited(path, limit))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
+    except FileNotFoundError:
+        raise BrokenCheckpointError(f"{path.name} is missing") from None
+    except (NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
         raise BrokenCheckpointError(f"{path.name}: {type(error).__name__}: {error}") from error
     if not isinstance(content, dict):
         raise BrokenCheckpointError(f"{path.name}: not a JSON object")

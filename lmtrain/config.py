@@ -164,6 +164,12 @@ def mistakes_of_the_user() -> Iterator[None]:
     except InstantiationException as error:  # of a part of a part, which Hydra builds
         if isinstance(error.__cause__, ValueError):
             raise ConfigError(str(error.__cause__)) from error
+        if "Error locating target" in str(error):
+            name = str(error).partition("'")[2].partition("'")[0]
+            raise ConfigError(
+                f"_target_={name}: can't be imported here; give the command in the folder that has the module, or with "
+                "that folder in PYTHONPATH"
+            ) from error
         raise
     except (ValueError, OSError) as error:
         raise ConfigError(str(error)) from error

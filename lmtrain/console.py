@@ -27,6 +27,9 @@ class RedactingFormatter(logging.Formatter):
 class ConsoleHandler(logging.Handler):
     """Log lines through the console, so that they appear above a progress bar and not inside it."""
 
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        logging.getLogger().removeHandler(self)  # nobody reads any more; the log file goes on
+
     def emit(self, record: logging.LogRecord) -> None:
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
         # A traceback is for the log file; here the message is enough.

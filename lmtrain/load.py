@@ -55,7 +55,9 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
         loaded = checkpoint.load(path)
         model.load_state_dict(dict(loaded.tensors["model"]))
     except (checkpoint.BrokenCheckpointError, RuntimeError) as error:
-        raise ConfigError(f"{path}: {error}") from error
+        others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
+        way_out = f"; --checkpoint takes one of the other steps: {others}" if others else ""
+        raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, loaded.state["train"]["step"])
 
 

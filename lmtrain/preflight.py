@@ -52,7 +52,10 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
             if not path.is_dir():
                 others = sorted(folder.name for folder in path.parent.glob("*") if any(folder.glob("*.bin")))
                 there = f"; {path.parent} has {', '.join(others)}" if others else ""
-                raise ValueError(f"{key}={path}: no such folder{there}; see `python -m lmtrain prepare --help`")
+                way_out = (
+                    "see `python -m lmtrain prepare --help`" if prepares else f"give the one it is in now: {key}=DIR"
+                )
+                raise ValueError(f"{key}={path}: no such folder{there}; {way_out}")
             if not any(path.glob("*.bin")):
                 raise ValueError(f"{key}={path}: no token files (*.bin) in it; see `python -m lmtrain prepare --help`")
         return False

@@ -105,7 +105,7 @@ def environment(run_id: str, device: str) -> dict[str, Any]:
     return {
         "run_id": run_id,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": redacted([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redacted(["lmtrain", *sys.argv[1:]]),
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),

@@ -164,7 +164,8 @@ def train(
             if loaded is not None:
                 trainer.restore(loaded)
             metrics.rewind(state.step if state.pending is None else state.step - 1)
-            _record(cfg, directory, now, resumed, loaded.state.get("environment") if loaded else None)
+            if resumed is None or state.step < trainer.max_steps or state.pending is not None:
+                _record(cfg, directory, now, resumed, loaded.state.get("environment") if loaded else None)
         loaded = None  # as much memory again
         report.announce(cfg, directory, trainer)
         try:

@@ -175,7 +175,15 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     again = cli(*tiny, "hydra.run.dir=out")
     assert again.returncode == 2
     assert "holds a run already" in again.stderr
-    assert "nothing left to do" in cli("resume=out").stdout
+    result_before, config_before = result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()
+    nothing = cli("resume=out", "optimizer.weight_decay=0", "allow_changes=optimizer.weight_decay")
+    assert nothing.returncode == 0, nothing.stderr
+    assert "nothing left to do" in nothing.stdout
+    assert (result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()) == (result_before, config_before)
+    assert (
+        "allow_changes=optimizer.lrr: unknown key; did you mean"
+        in cli("resume=out", "allow_changes=optimizer.lrr").stderr
+    )
     done = cli("resume=out", "trainer.max_steps=1e1")
     assert done.returncode == 0, done.stderr
     assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == list(range(1, 11))

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from lmtrain.commands.resume import started_in
 from lmtrain.config import ConfigError
 from lmtrain.console import console, significant
 
@@ -25,10 +26,17 @@ def finished_runs(path: Path) -> list[Path]:
     return []
 
 
-def data_node(data: DictConfig, folder: Path | None) -> dict[str, Any]:
-    """The run's own loader, reading another folder if one is given."""
-    node = {str(key): value for key, value in data.items()}
+def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:
+    """The run's own loader, reading another folder if one is given; relative paths may be those of where it started."""
+    node: dict[str, Any] = {str(key): value for key, value in data.items()}
     if folder is None:
+        base = started_in(run) if (run / ".hydra" / "hydra.yaml").is_file() else None
+        if base and node.get("path") is not None and not Path(node["path"]).is_dir():
+            node["path"] = str(base / node["path"])
+        if base and node.get("paths"):
+            node["paths"] = {
+                name: path if Path(path).is_dir() else str(base / path) for name, path in node["paths"].items()
+            }
         return node
     if "path" not in node and "paths" not in node:
         raise ConfigError(f"--data {folder}: the run's own loader ({node['_target_']}) takes no path")
@@ -64,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
     for run in runs:
         loaded = load_run(run, options.checkpoint, options.device, options.trust)
-        node = OmegaConf.create(data_node(loaded.cfg.data, options.data))
+        node = OmegaConf.create(data_node(loaded.cfg.data, options.data, run))
         with mistakes_of_the_user():
             for folder in token_folders(node).values():
                 check_tokenizer(folder, beside=run)

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lmtrain.checks import refers
+from lmtrain.checks import key_paths, nearest_of, refers
 from lmtrain.config import ConfigError, apply_overrides, check, set_up_hydra
 from lmtrain.differences import differences
 from lmtrain.preflight import preflight
@@ -42,7 +42,9 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     """
     composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
     if not composed_path.is_file() or not resolved_path.is_file():
-        raise ConfigError(f"resume={run_dir}: no run there (no config.yaml and .hydra/config.yaml)")
+        raise ConfigError(
+            f"resume={run_dir}: no run there, or none that has begun (no config.yaml and .hydra/config.yaml)"
+        )
     if flags := [text for text in arguments if text.startswith("-")]:
         raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
     set_up_hydra()
@@ -61,6 +63,11 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             checked.model[key] = before.model[key]
     changes = differences(OmegaConf.to_container(before), OmegaConf.to_container(checked))
     own = [line for line in changes if not refers(changed, line.partition(":")[0])]  # not those that follow from them
+    for name in permissions["allow_changes"]:
+        if OmegaConf.select(changed, name) is None:
+            raise ConfigError(
+                f"allow_changes={name}: unknown key{nearest_of(name, key_paths(OmegaConf.to_container(changed)))}"
+            )
     refused = _refused(own, permissions["allow_changes"], before, checked)
     if refused:
         keys = ",".join(line.partition(":")[0] for line in refused)
@@ -75,18 +82,25 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     return run(cfg, run_dir, resumed=Resumed(changed, changes)).exit_code
 
 
+def started_in(run_dir: Path) -> Path | None:
+    """The folder that a run was started in, if it is still there."""
+    saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
+    try:
+        folder = saved["hydra"]["runtime"]["cwd"]
+    except (KeyError, TypeError):
+        return None
+    there = isinstance(folder, str) and Path(folder).is_absolute() and Path(folder).is_dir()
+    return Path(folder) if there else None
+
+
 def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:
     """Relative paths are those of that folder, and modules too, if the user trusts the run with some."""
-    saved = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
-    try:
-        started_in = saved["hydra"]["runtime"]["cwd"]  # type: ignore[index, call-overload]
-    except (KeyError, TypeError):
+    if (folder := started_in(run_dir)) is None:
         return
-    if isinstance(started_in, str) and Path(started_in).is_absolute() and Path(started_in).is_dir():
-        os.chdir(started_in)
-        if with_modules and started_in not in sys.path:
-            # Last, so that it can't stand in for a module of the user's own or of an installed package.
-            sys.path.append(started_in)
+    os.chdir(folder)
+    if with_modules and str(folder) not in sys.path:
+        # Last, so that it can't stand in for a module of the user's own or of an installed package.
+        sys.path.append(str(folder))
 
 
 def _names(arguments: Sequence[str], key: str) -> list[str]:
