@@ -100,7 +100,10 @@ def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Ou
             error=f"{type(error).__name__}: {error}" if error else None,
         )
         try:
-            if resumed is None or resumed.began:  # else the old result is still that of the run
+            # A resume that could not begin, or had nothing left to do, changes nothing of how a run ended; but one that
+            # was killed after its last step has not ended yet.
+            ended = read_json(directory.path / "result.json").get("status") == "completed"
+            if resumed is None or resumed.began or (error is None and not ended):
                 directory.write_json("result.json", asdict(result))
         except OSError as refused:
             log.error("result.json could not be written: %s", refused)

@@ -180,6 +180,9 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     assert nothing.returncode == 0, nothing.stderr
     assert "nothing left to do" in nothing.stdout
     assert (result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()) == (result_before, config_before)
+    (tmp_path / "out" / "result.json").unlink()  # as if killed after the last step
+    assert cli("resume=out").returncode == 0
+    assert result(tmp_path / "out") == result_before
     assert (
         "allow_changes=optimizer.lrr: unknown key; did you mean"
         in cli("resume=out", "allow_changes=optimizer.lrr").stderr
