@@ -74,11 +74,11 @@ def build_parts(cfg: DictConfig, source: NanoGPT) -> dict[str, Any]:
     if not isinstance(optimizer, torch.optim.AdamW):
         raise ValueError(f"optimizer={type(optimizer).__name__}: the checkpoint's state is that of AdamW")
     load_optimizer_state(optimizer, model.named_parameters(), source.optimizer, {})
-    step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
+    step_samples = cfg.data.batch_size * cfg.trainer.gradient_accumulation_steps
     state = TrainState(
         step=source.iter_num,
-        samples=source.iter_num * cfg.data.batch_size * cfg.trainer.gradient_accumulation_steps,
-        tokens=source.iter_num * (source.tokens_per_step() or step_tokens),
+        samples=source.iter_num * step_samples,
+        tokens=source.iter_num * (source.tokens_per_step() or step_samples * cfg.data.block_size),
         val_loss=source.best_val_loss,
         best_val_loss=source.best_val_loss,
         best_step=None if source.best_val_loss is None else source.iter_num,

@@ -121,8 +121,8 @@ def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
     The others are the config's, which a resume may have been allowed to change.
     """
     return [
-        {key: _plain(value) for key, value in now.items() if key not in then or _plain(then[key]) != _plain(value)}
-        for now, then in zip(group_values(optimizer), initial, strict=True)
+        {key: _plain(value) for key, value in group.items() if key not in first or _plain(first[key]) != _plain(value)}
+        for group, first in zip(group_values(optimizer), initial, strict=True)
     ]
 
 

@@ -36,7 +36,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     """The run in a few lines before it starts, with a warning if it will take long."""
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
-    step_tokens = loader.batch_size * loader.block_size * trainer.gradient_accumulation_steps
+    step_tokens = trainer.step_samples * loader.block_size
     steps = trainer.max_steps - state.step
     log.info("run %s", short(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())

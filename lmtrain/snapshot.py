@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,6 +66,15 @@ class Snapshot:
     loaders: Mapping[str, TokenLoader]
     record: Mapping[str, Any]
 
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data that was opened; read once, as a file may be replaced while the run goes on."""
+        return {
+            "fingerprints": {split: loader.fingerprint for split, loader in self.loaders.items()},
+            "order_version": ORDER_VERSION,
+            "stamps": {split: getattr(loader, "stamps", {}) for split, loader in self.loaders.items()},
+        }
+
     def take(self, state: TrainState) -> Checkpoint:
         """All of it, as it is now; the tensors are the parts' own."""
         tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
@@ -82,11 +92,7 @@ class Snapshot:
                 "optimizer": plain,
                 "optimizer_groups": changed_groups(self.optimizer, self.initial_groups),
                 "scaler": self.scaler.state_dict(),
-                "data": {
-                    "fingerprints": {split: loader.fingerprint for split, loader in self.loaders.items()},
-                    "order_version": ORDER_VERSION,
-                    "stamps": {split: getattr(loader, "stamps", {}) for split, loader in self.loaders.items()},
-                },
+                "data": self.data,
             },
             unchecked=frozenset(
                 {*(f"model/{name}" for name, _ in self.model.named_buffers(remove_duplicate=False)), "detector/window"}
@@ -124,19 +130,20 @@ class Snapshot:
     def _check_data(self, then: Mapping[str, Any]) -> None:
         path = self.loaders["train"].path
         way_out = "put it back, give the folder it was moved to, or start a new run"
+        now = self.data
         if then["order_version"] != ORDER_VERSION:
             raise ValueError(
                 f"data.path={path}: the run was trained in the data order of version {then['order_version']}; this "
                 f"lmtrain has version {ORDER_VERSION}"
             )
-        other = [split for split, loader in self.loaders.items() if then["fingerprints"][split] != loader.fingerprint]
+        other = [split for split in self.loaders if then["fingerprints"][split] != now["fingerprints"][split]]
         if other:
             raise ValueError(
                 f"data.path={path}: not the data that this run was trained on (the {' and '.join(other)} split is "
                 f"another); {way_out}"
             )
         for split, loader in self.loaders.items():
-            if then["stamps"][split] == getattr(loader, "stamps", {}):
+            if then["stamps"][split] == now["stamps"][split]:
                 continue
             try:
                 checked = loader.check_contents()

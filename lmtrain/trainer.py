@@ -96,6 +96,7 @@ class Trainer:
         self.train_loader, self.val_loader = train_loader, val_loader
         self.logger, self.saver, self.bad_batches, self.stop, self.state = logger, saver, bad_batches, stop, state
         self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
+        self.step_samples = gradient_accumulation_steps * train_loader.batch_size
         self.grad_clip, self.on_bad_step = grad_clip or math.inf, on_bad_step
         self.eval_interval, self.eval_batches, self.eval_train_batches = eval_interval, eval_batches, eval_train_batches
         self.log_interval, self.checkpoint_interval = log_interval, checkpoint_interval
@@ -127,11 +128,11 @@ class Trainer:
                     raise
 
     def _fit(self) -> None:
-        state, samples = self.state, self.train_loader.batch_size
+        state, batch_size = self.state, self.train_loader.batch_size
         self._started = time.perf_counter() - state.seconds
         self.watch = Watch(self.detector.zscore)
         self.model.train()
-        with Prefetcher(self.train_loader.batch, state.samples // samples, self.system.device) as self.micro_batches:
+        with Prefetcher(self.train_loader.batch, state.samples // batch_size, self.system.device) as self.micro_batches:
             self.clock = StepClock(state.step)
             if state.pending is not None:
                 self._finish_step(state.pending, evaluates=True, saves=True)
@@ -185,7 +186,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         self.watch.note(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
-        self.state.samples += self.gradient_accumulation_steps * self.train_loader.batch_size
+        self.state.samples += self.step_samples
         self.state.tokens += targets
         return total, grad_norm
 
@@ -284,7 +285,7 @@ class Trainer:
         folder.discard_after(step)
         vars(self.state).update(vars(train_state(loaded)), seconds=time.perf_counter() - self._started)
         self.snapshot.put_back(loaded)
-        self.state.samples = bad.first_sample + self.gradient_accumulation_steps * self.train_loader.batch_size
+        self.state.samples = bad.first_sample + self.step_samples
         self.state.bad_steps = counted
         self.logger.rewind(step if self.state.pending is None else step - 1)
         log.warning("back to step %d; the data up to sample %d is left out", step, self.state.samples)
@@ -293,7 +294,7 @@ class Trainer:
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
         self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
         seconds = self.clock.lap(self.state.step)
-        tokens = self.train_loader.batch_size * self.train_loader.block_size * self.gradient_accumulation_steps
+        tokens = self.step_samples * self.train_loader.block_size
         metrics = {
             "train/loss": self.state.train_loss,
             "lr": self.optimizer.param_groups[0]["lr"],

@@ -376,3 +376,27 @@ def test_a_data_file_that_was_replaced_is_named(
     trainer(bare, tmp_path / "other", max_steps=4)
     assert f"the files of {split} were written or moved since the checkpoint" in caplog.text
     torch.manual_seed(0)
+
+
+def test_a_data_file_that_was_replaced_while_the_run_went_on_is_named_when_it_is_resumed(
+    token_folder: Path, tmp_path: Path
+) -> None:
+    made = trainer(token_folder, tmp_path / "out", max_steps=4)
+    file = token_folder / "train.bin"
+    content = file.read_bytes()
+    made.step = replacing(made.step, file, content[:-2] + bytes([content[-2] ^ 1, content[-1]]))  # type: ignore[method-assign]
+    made.fit()
+    with pytest.raises(ValueError, match=r"not the data that this run was trained on: .*train\.bin"):
+        trainer(token_folder, tmp_path / "out")
+
+
+def replacing(step: Callable[[], Any], file: Path, other: bytes) -> Callable[[], Any]:
+    """The step, and after it other contents under the file's name, as another program would put them there."""
+
+    def replaced() -> Any:
+        done = step()
+        (file.parent / "new").write_bytes(other)
+        os.replace(file.parent / "new", file)
+        return done
+
+    return replaced
