@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import ConfigDict, Field, NonNegativeInt, ValidationError, create_model
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, create_model
 
 from lmtrain.signatures import Parameter, Signature, TargetError, signature_of
 
@@ -62,6 +62,9 @@ ROOT: Mapping[str, Parameter] = {
     "seed": Parameter(Annotated[int, Interval(ge=0, lt=2**63)], required=True),
     "sample_tokens": Parameter(NonNegativeInt, required=True),
     "resume": Parameter(str | None, required=False),
+    "fork": Parameter(str | None, required=False),
+    "step": Parameter(PositiveInt | None, required=False),
+    "retry_failed": Parameter(bool, required=False),
 }
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 

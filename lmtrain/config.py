@@ -90,6 +90,15 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     return composed
 
 
+def texts_for_hydra_folder(composed: DictConfig, hydra_settings: Any) -> dict[str, str]:
+    """What Hydra itself would write into `.hydra/` when it starts a run, by file name."""
+    return {
+        "config.yaml": OmegaConf.to_yaml(composed),
+        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_settings})),
+        "overrides.yaml": OmegaConf.to_yaml(hydra_settings.overrides.task),
+    }
+
+
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's own words are for its developers: names the key, the value and what comes nearest."""
     match error:

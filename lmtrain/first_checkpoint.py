@@ -13,7 +13,6 @@ from lmtrain.bad_batches import BadBatches
 from lmtrain.checkpoint import CheckpointFolder, Retention
 from lmtrain.config import build
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.durable import write_atomically
 from lmtrain.interrupt import StopRequest
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.model.gpt2 import GPT2
@@ -110,11 +109,8 @@ def save_first_checkpoint(
 
 def record(cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hydra_files: Mapping[str, str]) -> None:
     """The files that a resume reads, and a copy of the data's tokenizer, for sampling."""
-    (directory.path / ".hydra").mkdir()
-    for name, text in hydra_files.items():
-        write_atomically(directory.path / ".hydra" / name, text)
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
     if folder is not None:
         tokenizers.copy(folder, directory.path)
-    write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
+    directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)

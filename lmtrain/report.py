@@ -15,6 +15,7 @@ from lmtrain.checkpoint import CheckpointFolder, NonFiniteStateError
 from lmtrain.config import ConfigError
 from lmtrain.console import duration, si, significant
 from lmtrain.data.tokenizer import StoredTokenizer
+from lmtrain.durable import write_atomically
 from lmtrain.evaluation import perplexity
 from lmtrain.flops import flops_per_token
 from lmtrain.generate import generate
@@ -70,7 +71,15 @@ def estimate_seconds(flops: float, system: System) -> float:
     return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])
 
 
-def show_sample(model: nn.Module, tokenizer: StoredTokenizer, system: System, block_size: int, cfg: DictConfig) -> None:
+def show_sample(
+    model: nn.Module,
+    tokenizer: StoredTokenizer,
+    system: System,
+    block_size: int,
+    cfg: DictConfig,
+    directory: RunDirectory,
+) -> None:
+    """Text of the model's own for the log, and for `sample.txt`, where runs are compared by it."""
     prompt = torch.tensor([tokenizer.end_of_text or 0], device=system.device)
     ids = generate(
         model,
@@ -80,9 +89,9 @@ def show_sample(model: nn.Module, tokenizer: StoredTokenizer, system: System, bl
         vocab_size=tokenizer.vocab_size,
         generator=torch.Generator().manual_seed(cfg.seed),
     )
-    log.info(
-        "a sample of the model's text:\n%s\n%s\n%s", "-" * 60, tokenizer.decode(ids[1:].tolist()).strip("\n"), "-" * 60
-    )
+    text = tokenizer.decode(ids[1:].tolist()).strip("\n")
+    log.info("a sample of the model's text:\n%s\n%s\n%s", "-" * 60, text, "-" * 60)
+    write_atomically(directory.path / "sample.txt", f"{text}\n")
 
 
 def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:

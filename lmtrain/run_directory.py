@@ -66,6 +66,13 @@ class RunDirectory:
         """Writes a whole file or none, without secrets: no reader ever sees half of it."""
         write_atomically(self.path / name, json.dumps(redacted(content), indent=2, default=_redacted_str) + "\n")
 
+    def write_config(self, resolved: str, hydra_files: Mapping[str, str]) -> None:
+        """The texts of `config.yaml`, and of the files in `.hydra/` by name."""
+        write_atomically(self.path / "config.yaml", resolved)
+        (self.path / ".hydra").mkdir(exist_ok=True)
+        for name, text in hydra_files.items():
+            write_atomically(self.path / ".hydra" / name, text)
+
     def run_id(self) -> str:
         """The identity of this run for W&B: drawn once, kept in `environment.json`, the same after a resume."""
         recorded = read_json(self.path / "environment.json").get("run_id")

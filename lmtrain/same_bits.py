@@ -19,7 +19,7 @@ from lmtrain.run_directory import read_json
 STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")
 TIME_OR_IDENTITY = frozenset({"seconds", "run_id"})
 # In metrics.jsonl: measured by a clock, or of the process and not of the training.
-MEASURED = frozenset({"step_time_ms", "tokens_per_second", "memory_gb", "mfu"})
+MEASURED = frozenset({"step_time_ms", "tokens_per_second", "seconds", "memory_gb", "mfu"})
 RESULT = (
     "status", "objective", "best_val_loss", "best_step", "final_train_loss", "final_val_loss", "steps", "tokens",
 )  # fmt: skip

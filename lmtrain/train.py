@@ -1,8 +1,6 @@
 """One run, from a checked config to `result.json`."""
 
 import contextlib
-import hashlib
-import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +22,8 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.data.tokens import DataError
 from lmtrain.differences import differences
-from lmtrain.durable import write_atomically
+from lmtrain.flops import flops_per_token
+from lmtrain.identity import config_hash
 from lmtrain.interrupt import InterruptedBySignal, StopRequest
 from lmtrain.interrupt import exit_code as interrupt_exit_code
 from lmtrain.logger.base import CompositeLogger, RunInfo
@@ -50,16 +49,16 @@ class Outcome:
 
 @dataclass
 class Resumed:
-    """A run that goes on from its newest checkpoint: its config as composed, which the next resume will start from, and
-    what that changes, a line each; `began` once it does."""
+    """A run that goes on from its newest checkpoint: what its config changes, a line each; `began` once it does."""
 
-    composed: DictConfig
     changes: Sequence[str]
     began: bool = False
 
 
-def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Outcome:
+def run(cfg: DictConfig, run_dir: Path, hydra_files: Mapping[str, str], *, resumed: Resumed | None = None) -> Outcome:
     """Trains in a run directory and records how it ended; `resumed` is for a run that goes on.
+
+    `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
 
     Raises:
         ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
@@ -71,14 +70,14 @@ def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Ou
             directory = stack.enter_context(RunDirectory(run_dir))
         if resumed is None:
             refuse_existing_run(directory.path)
-            write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
+            directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
         else:
             _refuse_fewer_steps(cfg, directory.path)
         configure_logging(directory.path)
         error: BaseException | None = None
         stop = stack.enter_context(StopRequest())
         try:
-            train(cfg, directory, state, stop, resumed)
+            train(cfg, directory, hydra_files, state, stop, resumed)
         except BaseException as caught:
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
@@ -96,7 +95,7 @@ def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Ou
             bad_steps=state.bad_steps,
             seconds=round(state.seconds, 3),
             tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
-            config_hash=config_hash(cfg),
+            config_hash=config_hash(plain(cfg)),
             error=f"{type(error).__name__}: {error}" if error else None,
         )
         try:
@@ -113,7 +112,12 @@ def run(cfg: DictConfig, run_dir: Path, *, resumed: Resumed | None = None) -> Ou
 
 
 def train(
-    cfg: DictConfig, directory: RunDirectory, state: TrainState, stop: StopRequest, resumed: Resumed | None = None
+    cfg: DictConfig,
+    directory: RunDirectory,
+    hydra_files: Mapping[str, str],
+    state: TrainState,
+    stop: StopRequest,
+    resumed: Resumed | None = None,
 ) -> None:
     """Builds the parts in the order that data flows, and runs them; `state` is where the run is afterwards."""
     with mistakes_of_the_user():
@@ -168,7 +172,9 @@ def train(
                 trainer.restore(loaded)
             metrics.rewind(state.step if state.pending is None else state.step - 1)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                _record(cfg, directory, now, resumed, loaded.state.get("environment") if loaded else None)
+                now |= {"model": _size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
+                then = loaded.state.get("environment") if loaded else None
+                _record(cfg, directory, hydra_files, now, resumed, then)
         loaded = None  # as much memory again
         report.announce(cfg, directory, trainer)
         try:
@@ -183,7 +189,7 @@ def train(
     stop.defers = True
     logger.close("completed")
     if tokenizer is not None and cfg.sample_tokens:
-        report.show_sample(model, tokenizer, system, train_loader.block_size, cfg)
+        report.show_sample(model, tokenizer, system, train_loader.block_size, cfg, directory)
     report.summarise(state, cfg, directory)
 
 
@@ -201,12 +207,19 @@ def ending(error: BaseException | None) -> tuple[str, int]:
     return "failed", 1
 
 
-def config_hash(cfg: DictConfig) -> str:
-    """Equal for runs of the same config, their name and loggers aside."""
-    container = OmegaConf.to_container(cfg)
-    assert isinstance(container, dict)
-    computed = {key: value for key, value in container.items() if key not in ("name", "logger", "resume")}
-    return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The config in plain containers."""
+    container: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
+    return container
+
+
+def _size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
+    """What runs of different models are compared by."""
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(param.numel() for param in model.parameters()),
+        "flops_per_token": flops_per_token(model, loader.block_size),
+    }
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
@@ -239,15 +252,15 @@ def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer
 
 
 def _run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
-    config: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
     # The folder above: the runs of one name, or the jobs of one sweep.
     group = directory.path.parent.name
-    return RunInfo(directory.path, run_id, name=f"{cfg.name}-{directory.path.name}", group=group, config=config)
+    return RunInfo(directory.path, run_id, name=f"{cfg.name}-{directory.path.name}", group=group, config=plain(cfg))
 
 
 def _record(
     cfg: DictConfig,
     directory: RunDirectory,
+    hydra_files: Mapping[str, str],
     now: Mapping[str, Any],
     resumed: Resumed | None,
     then: Mapping[str, Any] | None,
@@ -261,8 +274,7 @@ def _record(
     first = read_json(directory.path / "environment.json") or dict(now)
     again = {key: value for key, value in now.items() if key != "run_id"} | {"changes": list(resumed.changes)}
     directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
-    write_atomically(directory.path / ".hydra" / "config.yaml", OmegaConf.to_yaml(resumed.composed))
-    write_atomically(directory.path / "config.yaml", OmegaConf.to_yaml(cfg))
+    directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
     for line in resumed.changes:
         log.info("changed: %s", line)
     since = differences(then, lasting(now)) if then else []

@@ -220,7 +220,8 @@ class Trainer:
             if evaluates:
                 metrics = self._evaluated(metrics)
             if metrics:
-                self.logger.log(state.step, metrics)
+                axes = {"tokens": state.tokens, "seconds": self._seconds()}  # what curves are drawn over
+                self.logger.log(state.step, metrics | axes)
             if evaluates and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step == "stop":
                 raise DivergedError(f"the validation loss of step {state.step} is {state.val_loss}")
             if saves or state.best_step == state.step:  # the best model is worth a checkpoint
@@ -244,7 +245,7 @@ class Trainer:
 
     def _save(self) -> None:
         state = self.state
-        state.seconds = time.perf_counter() - self._started
+        state.seconds = self._seconds()
         regular = state.step - state.step % self.checkpoint_interval
         if regular == state.step:
             state.regular_best_step = state.best_step
@@ -283,13 +284,17 @@ class Trainer:
             raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
         step: int = loaded.state["train"]["step"]
         folder.discard_after(step)
-        vars(self.state).update(vars(train_state(loaded)), seconds=time.perf_counter() - self._started)
+        vars(self.state).update(vars(train_state(loaded)), seconds=self._seconds())
         self.snapshot.put_back(loaded)
         self.state.samples = bad.first_sample + self.step_samples
         self.state.bad_steps = counted
         self.logger.rewind(step if self.state.pending is None else step - 1)
         log.warning("back to step %d; the data up to sample %d is left out", step, self.state.samples)
         return step
+
+    def _seconds(self) -> float:
+        """Training, evaluating and saving so far, over all resumes."""
+        return time.perf_counter() - self._started
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
         self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
@@ -299,7 +304,6 @@ class Trainer:
             "train/loss": self.state.train_loss,
             "lr": self.optimizer.param_groups[0]["lr"],
             "grad_norm": grad_norm.item(),
-            "tokens": self.state.tokens,
             "tokens_per_second": tokens / seconds,
             "step_time_ms": 1000 * seconds,
             "memory_gb": self.system.memory_gb(),

@@ -21,6 +21,7 @@ ALLOWED = {
     "flops": set(),
     "paths": set(),
     "differences": set(),
+    "identity": set(),
     "durable": set(),
     "checkpoint": {"durable"},
     "saver": {"checkpoint"},
@@ -53,17 +54,19 @@ ALLOWED = {
     },
     "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
     "report": {
-        "bad_steps", "checkpoint", "config", "console", "data", "evaluation", "flops", "generate", "interrupt", "paths",
-        "run_directory", "snapshot", "system", "trainer",
+        "bad_steps", "checkpoint", "config", "console", "data", "durable", "evaluation", "flops", "generate",
+        "interrupt", "paths", "run_directory", "snapshot", "system", "trainer",
     },
     "train": {
-        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "interrupt",
-        "logger", "preflight", "report", "run_directory", "saver", "snapshot", "system", "trainer",
+        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "flops",
+        "identity", "interrupt", "logger", "preflight", "report", "run_directory", "saver", "snapshot", "system",
+        "trainer",
     },
     "commands": {
         "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
-        "evaluation", "first_checkpoint", "generate", "interrupt", "launcher", "load", "logger", "nanogpt", "optimizer",
-        "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system", "train", "trust",
+        "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger", "nanogpt",
+        "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system",
+        "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip

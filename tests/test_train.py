@@ -15,8 +15,7 @@ from conftest import TINY, Cli, clean_environment
 
 from lmtrain.checkpoint import load
 from lmtrain.logger.jsonl import read_metrics
-
-MEASURED = ("step_time_ms", "tokens_per_second", "memory_gb")
+from lmtrain.same_bits import MEASURED
 
 
 @pytest.fixture

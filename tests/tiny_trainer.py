@@ -15,6 +15,7 @@ from lmtrain.interrupt import StopRequest
 from lmtrain.logger.jsonl import JsonlLogger, read_metrics
 from lmtrain.model.llama import Llama
 from lmtrain.optimizer import adamw
+from lmtrain.same_bits import MEASURED
 from lmtrain.saver import Saver
 from lmtrain.scheduler import cosine
 from lmtrain.snapshot import TrainState
@@ -92,9 +93,8 @@ def weights(trainer: Trainer) -> list[Tensor]:
 
 def timeless_metrics(run: Path) -> list[dict[str, float]]:
     """What was logged, without what a clock or the machine says."""
-    measured = ("step_time_ms", "tokens_per_second", "memory_gb")
     return [
-        {key: value for key, value in line.items() if key not in measured}
+        {key: value for key, value in line.items() if key not in MEASURED}
         for line in read_metrics(run / "metrics.jsonl")
     ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config import ConfigError, compose, mistakes_of_the_user, without_hydra
+from lmtrain.config import ConfigError, compose, mistakes_of_the_user, texts_for_hydra_folder, without_hydra
 from lmtrain.console import console
 from lmtrain.durable import sha256_of
 from lmtrain.preflight import preflight
@@ -47,8 +47,11 @@ def main(arguments: Sequence[str]) -> int:
     run_dir = Path(composed.hydra.run.dir)
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
-    hydra_files = hydra_outputs(composed, run_dir)
-    cfg = preflight(without_hydra(composed))
+    composed.hydra.runtime.output_dir = str(run_dir.absolute())
+    settings = composed.hydra
+    composed = without_hydra(composed)
+    hydra_files = texts_for_hydra_folder(composed, settings)
+    cfg = preflight(composed)
     with mistakes_of_the_user():
         origin = {
             "checkpoint": str(options.checkpoint.resolve()),
@@ -78,17 +81,6 @@ def compose_from(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> D
 
 
 _MISSING = object()
-
-
-def hydra_outputs(composed: DictConfig, run_dir: Path) -> dict[str, str]:
-    """What Hydra itself writes into `.hydra/` when it starts a run, by file name."""
-    composed.hydra.runtime.output_dir = str(run_dir.absolute())
-    names = [str(key) for key in composed if key != "hydra"]
-    return {
-        "config.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(composed, names)),
-        "hydra.yaml": OmegaConf.to_yaml(OmegaConf.masked_copy(composed, "hydra")),
-        "overrides.yaml": OmegaConf.to_yaml(composed.hydra.overrides.task),
-    }
 
 
 def tell(path: Path, source: "NanoGPT", cfg: DictConfig, run_dir: Path) -> None:

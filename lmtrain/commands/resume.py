@@ -79,7 +79,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     cfg = preflight(changed, prepares=False)  # a recipe reads and writes where it says: not for a run that has its data
     from lmtrain.train import Resumed, run
 
-    return run(cfg, run_dir, resumed=Resumed(changed, changes)).exit_code
+    hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
+    return run(cfg, run_dir, hydra_files, resumed=Resumed(changes)).exit_code
 
 
 def started_in(run_dir: Path) -> Path | None:

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, without_hydra
+from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, texts_for_hydra_folder, without_hydra
 from lmtrain.interrupt import exit_code
 from lmtrain.launcher import SweepFailedError, SweepStoppedError, search_path
 from lmtrain.paths import shipped
@@ -39,7 +39,11 @@ def main(arguments: Sequence[str]) -> int:
 
         single = HydraConfig.get().mode is RunMode.RUN
         try:
-            outcome = run(cfg, Path(HydraConfig.get().runtime.output_dir))
+            outcome = run(
+                cfg,
+                Path(HydraConfig.get().runtime.output_dir),
+                texts_for_hydra_folder(composed, HydraConfig.get()),
+            )
         except ConfigError as error:
             if not single:
                 raise
