@@ -65,10 +65,15 @@ def dispatch(arguments: Sequence[str]) -> int:
         )
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
+    if first == "--rerun":
+        from lmtrain.commands import rerun
+
+        return rerun.main(arguments[1:])
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
-    for key in ("allow_changes", "trust"):
-        if not resumed and any(text.partition("=")[0] == key for text in arguments):
-            raise ConfigError(f"{key}: goes with resume=RUN_DIR alone")
+    forked = any(text.startswith("fork=") for text in arguments)
+    for key, fits in (("allow_changes", bool(resumed)), ("trust", bool(resumed) or forked)):
+        if not fits and any(text.partition("=")[0] == key for text in arguments):
+            raise ConfigError(f"{key}: goes with resume=RUN_DIR{' or fork=RUN_DIR' if key == 'trust' else ' alone'}")
     if "resume=" in resumed:
         raise ConfigError("resume=: empty; give a run directory")
     if resumed:

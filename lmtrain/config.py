@@ -90,6 +90,11 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     return composed
 
 
+def quoted(value: str) -> str:
+    """As Hydra's override grammar takes any text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def texts_for_hydra_folder(composed: DictConfig, hydra_settings: Any) -> dict[str, str]:
     """What Hydra itself would write into `.hydra/` when it starts a run, by file name."""
     return {

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lmtrain.bad_steps import DivergedError
@@ -19,9 +19,10 @@ from lmtrain.durable import write_atomically
 from lmtrain.evaluation import perplexity
 from lmtrain.flops import flops_per_token
 from lmtrain.generate import generate
+from lmtrain.identity import config_hash
 from lmtrain.interrupt import InterruptedBySignal
 from lmtrain.paths import short
-from lmtrain.run_directory import RunDirectory
+from lmtrain.run_directory import RunDirectory, read_json
 from lmtrain.snapshot import TrainState
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
@@ -41,6 +42,9 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     steps = trainer.max_steps - state.step
     log.info("run %s", short(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    for other in same_runs(directory.path, config_hash(OmegaConf.to_container(cfg))):  # type: ignore[arg-type]
+        best = read_json(other / "result.json").get("best_val_loss")
+        log.info("the same config as %s (completed%s)", short(other), f", best val {best:.4f}" if best else "")
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
     log.info(
         "%s steps of %s tokens = %s, %s",
@@ -64,6 +68,15 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
             system.device,
             " or system.dtype=float32" if system.device.type == "cpu" and system.dtype_name != "float32" else "",
         )
+
+
+def same_runs(run: Path, wanted: str) -> list[Path]:
+    """Completed runs beside this one that have the same config hash."""
+    others = (path for path in sorted(run.parent.glob("*/result.json")) if path.parent != run)
+    ended = ((path.parent, read_json(path)) for path in others)
+    return [
+        path for path, result in ended if (result.get("config_hash"), result.get("status")) == (wanted, "completed")
+    ]
 
 
 def estimate_seconds(flops: float, system: System) -> float:

@@ -135,6 +135,19 @@ def _of_checkpoint(expected_path: Path, found_path: Path) -> str | None:
     return "; ".join(parts) or None
 
 
+def first_difference(old: Path, new: Path) -> tuple[int, Difference | None]:
+    """How many steps both runs have a line of metrics for, and the first difference among these."""
+    before, after = (
+        {int(line["step"]): _written(_unmeasured(line)) for line in read_metrics(run / "metrics.jsonl")}
+        for run in (old, new)
+    )
+    steps = sorted(before.keys() & after.keys())
+    for step in steps:
+        if changed := differences(before[step], after[step]):
+            return len(steps), Difference(step, "metrics.jsonl", changed[0])
+    return len(steps), None
+
+
 def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """The first tensor whose bytes are not the same, and how many more there are; None if there is none."""
     names = dict.fromkeys([*expected, *found])

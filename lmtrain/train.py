@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmtrain import report
+from lmtrain import fork, report
 from lmtrain.bad_batches import BadBatches
 from lmtrain.bad_steps import DivergedError
 from lmtrain.checkpoint import CheckpointFolder, NonFiniteStateError
@@ -55,10 +55,18 @@ class Resumed:
     began: bool = False
 
 
-def run(cfg: DictConfig, run_dir: Path, hydra_files: Mapping[str, str], *, resumed: Resumed | None = None) -> Outcome:
+def run(
+    cfg: DictConfig,
+    run_dir: Path,
+    hydra_files: Mapping[str, str],
+    *,
+    resumed: Resumed | None = None,
+    lineage: Mapping[str, Any] | None = None,
+) -> Outcome:
     """Trains in a run directory and records how it ended; `resumed` is for a run that goes on.
 
     `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
+    `lineage` is what `environment.json` says of the run that this one repeats.
 
     Raises:
         ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
@@ -77,7 +85,7 @@ def run(cfg: DictConfig, run_dir: Path, hydra_files: Mapping[str, str], *, resum
         error: BaseException | None = None
         stop = stack.enter_context(StopRequest())
         try:
-            train(cfg, directory, hydra_files, state, stop, resumed)
+            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {})
         except BaseException as caught:
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
@@ -117,7 +125,8 @@ def train(
     hydra_files: Mapping[str, str],
     state: TrainState,
     stop: StopRequest,
-    resumed: Resumed | None = None,
+    resumed: Resumed | None,
+    lineage: Mapping[str, Any],
 ) -> None:
     """Builds the parts in the order that data flows, and runs them; `state` is where the run is afterwards."""
     with mistakes_of_the_user():
@@ -138,9 +147,13 @@ def train(
             vars(state).update(vars(train_state(loaded)))
         elif broken := checkpoints.broken():
             raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
+        origin = fork.load_origin(Path(cfg.fork), cfg.step) if loaded is None and cfg.get("fork") else None
+        if origin is not None:
+            vars(state).update(vars(fork.first_state(origin)))
+            lineage = {**lineage, "forked_from": origin.record}
         tokenizer = _keep_tokenizer(cfg, directory)
         decode = tokenizer.decode if tokenizer else None
-        now = environment(run_id, system.describe())
+        now = {**environment(run_id, system.describe()), **lineage}
         info = _run_info(cfg, directory, run_id)
         metrics = JsonlLogger(directory.path / "metrics.jsonl")
         logger = CompositeLogger(
@@ -170,12 +183,15 @@ def train(
             )
             if loaded is not None:
                 trainer.restore(loaded)
+            elif origin is not None:
+                fork.begin(trainer.snapshot, origin, state, train_loader.batch_size)
+                _refuse_no_steps(trainer, origin)
             metrics.rewind(state.step if state.pending is None else state.step - 1)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
                 now |= {"model": _size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
                 then = loaded.state.get("environment") if loaded else None
                 _record(cfg, directory, hydra_files, now, resumed, then)
-        loaded = None  # as much memory again
+        loaded = origin = None  # as much memory again
         report.announce(cfg, directory, trainer)
         try:
             trainer.fit()
@@ -226,6 +242,14 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
     done = max(CheckpointFolder(run_dir / "checkpoints").steps(), default=0)
     if cfg.trainer.get("max_steps", done) < done:
         raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
+
+
+def _refuse_no_steps(trainer: Trainer, origin: fork.Origin) -> None:
+    if trainer.max_steps <= origin.state.step:
+        raise ValueError(
+            f"trainer.max_steps={trainer.max_steps}: the fork starts after step {origin.state.step}; give more, or an "
+            "earlier step=N"
+        )
 
 
 def _check_block_size(model: nn.Module, cfg: DictConfig) -> None:

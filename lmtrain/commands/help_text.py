@@ -13,6 +13,8 @@ lmtrain: train language models from composed configs.
 
   python -m lmtrain [overrides]                  train; with -m, a sweep over comma-separated values
   python -m lmtrain resume=RUN_DIR [overrides]   continue a run in its own directory
+  python -m lmtrain fork=RUN_DIR step=N …        a new run from another's checkpoint, with what you change
+  python -m lmtrain --rerun RUN_DIR              the same run once more, compared number by number
   python -m lmtrain prepare data=NAME            text to token files
   python -m lmtrain inspect FOLDER…              what token files hold: documents, vocabulary, repeats, damage
   python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint

@@ -1,6 +1,7 @@
 """Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, texts_for_hydra_folder, without_hydra
 from lmtrain.interrupt import exit_code
 from lmtrain.launcher import SweepFailedError, SweepStoppedError, search_path
+from lmtrain.lineage import forked
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
 
@@ -23,6 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     set_up_hydra()
     # Hydra prints errors its own way and leaves with 1; like this they come to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    arguments = forked(arguments)
     flags = get_args_parser().parse_args(list(arguments))
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info
     if not asks and not flags.multirun:
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         return outcome.objective
 
     mistakes: list[ConfigError] = []
+    sys.argv[1:] = arguments  # where Hydra reads them
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     try:
         decorate(task)()
