@@ -74,7 +74,7 @@ class RunDirectory:
             write_atomically(self.path / ".hydra" / name, text)
 
     def run_id(self, given: str | None = None) -> str:
-        """The identity of this run for W&B: given or drawn once, kept in `environment.json`, and so kept by a resume."""
+        """The identity of this run for W&B: given or drawn once, and kept in `environment.json`."""
         recorded = read_json(self.path / "environment.json").get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)
 

@@ -22,23 +22,26 @@ class TensorBoardLogger:
             for name, value in run.flat_config.items()
             if not name.startswith("logger.")
         }
-        self._writer = self._open(first_step=0)
+        self._writer: Any = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._writer = self._writer or self._open(first_step=None)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def rewind(self, step: int) -> None:
         """The steps after this one are no longer shown: a reader meets a file that takes them back."""
-        self._writer.close()
+        if self._writer:
+            self._writer.close()
         self._writer = self._open(first_step=step + 1)
 
     def close(self, status: str) -> None:
-        self._writer._get_file_writer().add_summary(_session_end(succeeded=status == "completed"))
-        self._writer.close()
+        if self._writer:
+            self._writer._get_file_writer().add_summary(_session_end(succeeded=status == "completed"))
+            self._writer.close()
 
-    def _open(self, first_step: int) -> Any:
+    def _open(self, first_step: int | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard import summary as summaries
 

@@ -54,7 +54,7 @@ class TrackioLogger:
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         # The run's id, as trackio knows a run by its name, and two sweeps may have jobs of one name.
         init = {"project": project, "name": f"{run.name}-{run.id}", "group": run.group, "config": run.flat_config}
-        self._queue.put(init)
+        self._queue.put({"init": init, "lock": str(run.directory / ".trackio.lock")})
         self._thread = threading.Thread(target=self._feed, name="trackio", daemon=True)
         self._thread.start()
 

@@ -1,11 +1,12 @@
 """The process that trackio runs in, started as a script by `lmtrain.logger.trackio`; it imports nothing of lmtrain.
 
-Its input is JSON, a line each: the arguments of `trackio.init`, then `{"step", "metrics"}` for each step, and
+Its input is JSON, a line each: the keyword arguments of `follow`, then `{"step", "metrics"}` for each step, and
 `{"rewind": STEP}` where the steps after one are about to be run again. It finishes where the input ends, with the run
 or with its death.
 """
 
 import contextlib
+import fcntl
 import json
 import signal
 import sqlite3
@@ -20,14 +21,21 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     lines = (line for line in sys.stdin if line.endswith("\n"))  # a kill may cut the last one
     try:
-        follow(json.loads(next(lines)), map(json.loads, lines))
+        follow(map(json.loads, lines), **json.loads(next(lines)))
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")
 
 
-def follow(init: dict[str, Any], items: Iterable[dict[str, Any]]) -> None:
+def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> None:
+    """`init` is for `trackio.init`; the file `lock` keeps a resumed run from its killed predecessor's process."""
     import trackio
 
+    with open(lock, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _follow(items, init, trackio)
+
+
+def _follow(items: Iterable[dict[str, Any]], init: dict[str, Any], trackio: Any) -> None:
     run: Any = None
     for item in items:
         if "rewind" in item:
