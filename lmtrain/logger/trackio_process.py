@@ -11,6 +11,7 @@ import json
 import signal
 import sqlite3
 import sys
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,11 +20,20 @@ def main() -> None:
     # These are for the run, which then ends the input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    failures: list[str] = []  # which trackio, by itself, only warns of
+
+    def note(message: Warning | str, *of: object, **more: object) -> None:
+        failures.extend(text for text in [str(message)] if text.startswith("trackio"))
+
+    warnings.simplefilter("always")
+    warnings.showwarning = note
     lines = (line for line in sys.stdin if line.endswith("\n"))  # a kill may cut the last one
     try:
         follow(map(json.loads, lines), **json.loads(next(lines)))
     except Exception as error:
         sys.exit(f"{type(error).__name__}: {error}")
+    if failures:
+        sys.exit(failures[0])
 
 
 def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> None:

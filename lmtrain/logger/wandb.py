@@ -57,7 +57,7 @@ class WandbLogger:
     ) -> None:
         agents = run.id == agent_run_id()
         self.mode = "online" if agents and mode == "offline" else mode
-        self.links = None if links is None else folder_below("logger.wandb.links", links)
+        self.links = str(folder_below("logger.wandb.links", links)) if links and mode != "disabled" else None
         self.init_timeout_s, self.finish_timeout_s = init_timeout_s, finish_timeout_s
         self.run_dir = run.directory
         self.init = {
@@ -130,28 +130,14 @@ class WandbLogger:
             "save_code": False,
             "x_stats_pid": os.getpid(),  # system metrics of the training, not of W&B's process
         }
-        self._client.send({"init": {**self.init, "mode": mode}, "settings": settings})
+        self._client.send({"init": {**self.init, "mode": mode}, "settings": settings, "links": self.links})
         self._client.directory = self._client.receive(timeout_s)
-        if self.links and mode != "disabled":
-            _link(self.links, Path(self._client.directory))
         return self._client
 
 
 def agent_run_id() -> str | None:
     """The id that `wandb agent` has given to the run it started, which is this process; None without an agent."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-
-
-def _link(links: Path, files: Path) -> None:
-    """Makes a run's files one of those in a folder that `wandb leet` shows; no harm if it can't."""
-    place = links / files.name
-    try:
-        links.mkdir(parents=True, exist_ok=True)
-        if place.is_symlink():
-            place.unlink()
-        place.symlink_to(os.path.relpath(files.resolve(), links.resolve()))
-    except OSError as error:
-        log.debug("no link to W&B's files: %s", error)
 
 
 class _Client:

@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
     assert scalars(tmp_path) == [(step, float(step)) for step in range(1, 8)]
+    time.sleep(
+        1
+    )  # event files are read in the order of the seconds they were made in, and a process takes some to start
     resumed = logger(tmp_path)
     resumed.rewind(4)
     log_steps(resumed, range(5, 10), scale=2.0)

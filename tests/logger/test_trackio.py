@@ -140,11 +140,5 @@ def test_what_trackio_says_when_it_fails_is_the_reason(tmp_path: Path) -> None:
     mine = logger(tmp_path / "runs" / "a")
     mine.rewind(0)
     mine.log(1, {"train/loss": 1.0})
-    with pytest.raises(RuntimeError, match="outputs/trackio"):
+    with pytest.raises(RuntimeError, match=r"^trackio failed to flush .* File exists: .*outputs/trackio"):
         mine.close("completed")
-
-
-@pytest.mark.parametrize("folder", ["/somewhere", "../somewhere", "a/../../b"])
-def test_a_folder_elsewhere_is_refused(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(ValueError, match=r"^logger.trackio.folder=.*: give a folder below the one you work in"):
-        logger(tmp_path / "runs" / "a", folder=folder)
