@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 ALL = "logger=[wandb,tensorboard,trackio,csv]"
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_run_is_the_same_in_all_loggers(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
     given = [text for text in TINY if not text.startswith(("logger", "trainer.max_steps"))]
     overrides = [*given, f"data.path={token_folder}", ALL, "experiments=smoke", *given, "hydra.run.dir=outputs/a"]

@@ -60,6 +60,7 @@ def losses(lines: Any) -> list[tuple[int, float]]:
     return [(line["step"], line["train/loss"]) for line in lines]
 
 
+@pytest.mark.slow
 def test_runs_resumes_and_kills(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """One story, as each of trackio's processes takes seconds to start."""
     # The network is not tried: a connection would be written down.

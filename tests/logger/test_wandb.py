@@ -445,11 +445,12 @@ print(json.dumps([before, during, state(), time.monotonic()]))
     assert history(offline_runs(run_dir)[0]) == expected(1, 2)
 
 
-def test_the_line_that_uploads_an_offline_run(
+def test_the_line_that_uploads_an_offline_run_with_its_tags(
     run_dir: Path, caplog: pytest.LogCaptureFixture, server: WandbServer
 ) -> None:
     caplog.set_level(logging.INFO, "lmtrain")
-    wandb = logger(run_dir)
+    info = RunInfo(run_dir, id="ida", name="a", group="b", config={}, tags=["smoke", "x", "y" * 70])
+    wandb = WandbLogger(info, project="p", tags=["x"])
     log_steps(wandb, 1)
     wandb.close("completed")
     (said,) = [text for text in caplog.messages if "wandb sync" in text]
@@ -457,15 +458,7 @@ def test_the_line_that_uploads_an_offline_run(
     environment = os.environ | {"WANDB_ERROR_REPORTING": "false"}
     assert subprocess.run(command, shell=True, env=environment, capture_output=True, timeout=60).returncode == 0
     assert history(server.runs["ida"]) == expected(1)
-    assert "sweep" not in server.runs["ida"].tags
-
-
-def test_tags_of_the_run_come_after_the_users_and_none_is_too_long(run_dir: Path) -> None:
-    info = RunInfo(run_dir, id="ida", name="a", group="b", config={}, tags=["smoke", "x", "y" * 70])
-    wandb = WandbLogger(info, project="p", tags=["x"])
-    log_steps(wandb, 1)
-    wandb.close("completed")
-    assert offline_runs(run_dir)[0].tags == ["x", "smoke", "y" * 64]
+    assert server.runs["ida"].tags == ["x", "smoke", "y" * 64]
 
 
 def test_leet_shows_the_runs_by_their_links(run_dir: Path, home: Path) -> None:
@@ -504,11 +497,10 @@ def shown_by_leet(folder: Path, until: bytes) -> bytes:
     return screen
 
 
-@pytest.mark.parametrize("trouble", ["a file", "not writable"])
-def test_a_place_for_links_that_can_not_be_used_is_no_error(
-    trouble: str, run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
+def test_a_place_for_links_that_can_not_be_written_is_no_error(
+    run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (home / "outputs").write_text("a file") if trouble == "a file" else (home / "outputs").symlink_to("/proc/self")
+    (home / "outputs").symlink_to("/proc/self")
     wandb = logger(run_dir, links="outputs/wandb")
     log_steps(wandb, 1)
     wandb.close("completed")

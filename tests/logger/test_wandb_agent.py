@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from conftest import TINY, clean_environment
 from wandb_server import ENTITY, SWEEP, WandbServer
@@ -24,18 +25,20 @@ def wandb(*arguments: str, server: WandbServer, folder: Path) -> str:
     environment = clean_environment() | server.environment
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"HOME": str(folder), "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
+    environment["WANDB_AGENT_KILL_DELAY"] = "200"  # a run that is stopped saves, which may take a busy machine a while
     done = subprocess.run(
         [sys.executable, "-c", WANDB, *arguments],
         cwd=folder,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_an_agents_runs_get_its_parameters_and_are_uploaded_under_its_ids(tmp_path: Path, token_folder: Path) -> None:
     sweep = yaml.safe_load(EXAMPLE.read_text())
     shipped = ["experiments=quickstart", "trainer.eval_interval=50"]
