@@ -112,7 +112,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
             return f"{error.override}: not a valid override ({reason}); write key=value, and quote special characters"
         case MissingConfigException(missing_cfg_file=str(missing), options=options):
             group, _, choice = missing.rpartition("/")
-            nearest = nearest_of(choice, options or [])
+            options = options or _choices(group)  # Hydra gives none where several can be chosen
+            nearest = nearest_of(choice, options)
             return f"{group}={choice}: no such choice{nearest}" + (
                 f" (there are {', '.join(options)})" if options else ""
             )
@@ -134,6 +135,11 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
         return f"{key}={value}: unknown key{nearest_of(key, valid)}"
     cause = error.__cause__
     return message.splitlines()[0] + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
+
+
+def _choices(group: str) -> list[str]:
+    with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
+        return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -1,5 +1,6 @@
 """What is settled before a run starts, without torch: the config is right, the token files are there and fit it."""
 
+import importlib.util
 import logging
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,12 @@ from lmtrain.console import console, duration
 
 log = logging.getLogger(__name__)
 
+# The packages, and extras of their names, that optional parts need.
+EXTRAS = {
+    "lmtrain.logger.tensorboard.TensorBoardLogger": "tensorboard",
+    "lmtrain.logger.trackio.TrackioLogger": "trackio",
+}
+
 
 def preflight(composed: DictConfig, *, prepares: bool = True) -> DictConfig:
     """The checked config of a run that can start; `prepares`: token files that have a recipe and are missing are made.
@@ -22,9 +29,17 @@ def preflight(composed: DictConfig, *, prepares: bool = True) -> DictConfig:
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
     cfg = check(composed)
+    _check_extras(cfg)
     with mistakes_of_the_user():
         ensure_tokens(cfg, prepares=prepares)
         return fit_to_data(cfg)
+
+
+def _check_extras(cfg: DictConfig) -> None:
+    for name, node in cfg.logger.items():
+        package = EXTRAS.get(node["_target_"])
+        if package and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"logger={name}: needs the {package} package; pip install -e '.[{package}]'")
 
 
 def token_folders(data: DictConfig) -> dict[str, Path]:

@@ -73,10 +73,10 @@ class RunDirectory:
         for name, text in hydra_files.items():
             write_atomically(self.path / ".hydra" / name, text)
 
-    def run_id(self) -> str:
-        """The identity of this run for W&B: drawn once, kept in `environment.json`, the same after a resume."""
+    def run_id(self, given: str | None = None) -> str:
+        """The identity of this run for W&B: given or drawn once, and kept in `environment.json`."""
         recorded = read_json(self.path / "environment.json").get("run_id")
-        return str(recorded) if recorded else secrets.token_hex(4)
+        return str(recorded) if recorded else given or secrets.token_hex(4)
 
 
 @dataclass

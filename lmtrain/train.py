@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.data.tokens import DataError
 from lmtrain.differences import differences
+from lmtrain.durable import read_limited
 from lmtrain.flops import flops_per_token
 from lmtrain.identity import config_hash
 from lmtrain.interrupt import InterruptedBySignal, StopRequest
@@ -29,6 +31,7 @@ from lmtrain.interrupt import exit_code as interrupt_exit_code
 from lmtrain.logger.base import CompositeLogger, RunInfo
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.logger.wandb import agent_run_id
 from lmtrain.preflight import refuse_existing_run, token_folders
 from lmtrain.run_directory import Result, RunDirectory, environment, lasting, read_json
 from lmtrain.saver import Saver
@@ -37,6 +40,8 @@ from lmtrain.system import System
 from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+MAX_OVERRIDES_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -140,7 +145,7 @@ def train(
         _check_samples(train_loader, cfg)
         optimizer = build(cfg.optimizer, list(model.named_parameters()))
         schedule = build(cfg.scheduler)
-        run_id = directory.run_id()
+        run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder(directory.path / "checkpoints", run_id)
         loaded = checkpoints.load_latest()
         if loaded is not None:
@@ -186,7 +191,7 @@ def train(
             elif origin is not None:
                 fork.begin(trainer.snapshot, origin, state, train_loader.batch_size)
                 _refuse_no_steps(trainer, origin)
-            metrics.rewind(state.step if state.pending is None else state.step - 1)
+            logger.rewind(state.step if state.pending is None else state.step - 1)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
                 now |= {"model": _size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
                 then = loaded.state.get("environment") if loaded else None
@@ -276,9 +281,26 @@ def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer
 
 
 def _run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
-    # The folder above: the runs of one name, or the jobs of one sweep.
-    group = directory.path.parent.name
-    return RunInfo(directory.path, run_id, name=f"{cfg.name}-{directory.path.name}", group=group, config=plain(cfg))
+    folder = directory.path.name
+    return RunInfo(
+        directory.path,
+        run_id,
+        name=folder if "=" in folder else f"{cfg.name}-{folder}",  # lr=0.001,seed=1 says what a job of a sweep is
+        group=directory.path.parent.name,  # the runs of one name, or the jobs of one sweep
+        config=plain(cfg),
+        tags=_tags(directory.path),
+    )
+
+
+def _tags(run_dir: Path) -> list[str]:
+    """The experiments that the run was composed from, and whether it is a job of a sweep."""
+    try:
+        overrides = read_limited(run_dir / ".hydra" / "overrides.yaml", MAX_OVERRIDES_BYTES).decode()
+    except (OSError, ValueError):
+        overrides = ""
+    chosen = re.search(r"^- '?experiments=\[?([\w,./-]+)", overrides, re.MULTILINE)
+    in_sweep = (run_dir.parent / "multirun.yaml").exists() or agent_run_id() is not None
+    return [*(chosen[1].split(",") if chosen else []), *(["sweep"] if in_sweep else [])]
 
 
 def _record(

@@ -1,7 +1,7 @@
 """What a logger is, and several as one."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,10 +18,19 @@ class RunInfo:
     name: str
     group: str
     config: Mapping[str, Any]
+    tags: Sequence[str] = ()
+
+    @property
+    def flat_config(self) -> dict[str, Any]:
+        """The config by dotted key, `optimizer.lr`, as the tables of runs and the sweeps of other tools name it."""
+        return dict(_leaves(self.config))
 
 
 class Logger(Protocol):
-    """Takes the metrics of a step, once a step and in ascending order; a new logger is a class with these two."""
+    """Takes the metrics of a step, once a step and in ascending order; a new logger is a class with these two.
+
+    One that can forget has `rewind(step)` as well, as in `RunLogger`; it is called at the start of every run, too.
+    """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keeps one step's metrics; must not wait for a network."""
@@ -51,8 +60,9 @@ class CompositeLogger:
         self._each("log", step, metrics)
 
     def rewind(self, step: int) -> None:
-        """Of the truth; the others may show a step twice."""
+        """Of the truth and the members that can; the others may show a step twice."""
         self.truth.rewind(step)
+        self._each("rewind", step)
 
     def close(self, status: str) -> None:
         try:
@@ -63,10 +73,31 @@ class CompositeLogger:
     def _each(self, method: str, *arguments: Any) -> None:
         for member in self.members[:]:
             try:
-                getattr(member, method)(*arguments)
+                if method != "rewind" or hasattr(member, method):
+                    getattr(member, method)(*arguments)
             except Exception as error:
                 self.members.remove(member)
                 log.warning(
                     "%s failed and is left out from here: %s: %s", type(member).__name__, type(error).__name__, error
                 )
                 log.debug("its traceback", exc_info=True)
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def folder_below(key: str, folder: str) -> Path:
+    """A folder that a config names for all runs to write to, as an absolute path.
+
+    Raises:
+        ValueError: it is not below the current folder, where a config that others wrote should not reach.
+    """
+    path = Path(folder)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"{key}={folder}: give a folder below the one you work in, or null")
+    return Path.cwd() / path

@@ -4,6 +4,7 @@ import logging
 import multiprocessing
 import os
 import queue
+import shlex
 import subprocess
 import sys
 import threading
@@ -14,14 +15,16 @@ from typing import Any, Literal
 from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
-from lmtrain.logger.base import RunInfo
-from lmtrain.paths import STARTED_IN
+from lmtrain.logger.base import RunInfo, folder_below
+from lmtrain.paths import STARTED_IN, short
 from lmtrain.redact import redacted
 
 log = logging.getLogger(__name__)
 
 OFFLINE_START_TIMEOUT_S = 60.0  # it takes a second or two, more on a busy machine
 GRACE_S = 5.0  # for W&B to say that a time-out of its own is over, before its process is killed
+OFFLINE_PREFIX = "offline-run-"  # of the folders of W&B's files
+MAX_TAG_CHARS = 64  # W&B's limit
 
 
 class WandbError(RuntimeError):
@@ -35,7 +38,8 @@ class WandbLogger:
     does not answer within `init_timeout_s` makes the run an offline one, and W&B gives up after `finish_timeout_s` on
     what is not uploaded at the end; both with a warning. Whatever W&B does, `log` returns at once and `close` within
     these times and a few seconds, and nothing of W&B runs in this process. If this process is killed, W&B finishes
-    with the status "killed".
+    with the status "killed". A run that `wandb agent` starts is online, under the id and in the project that the agent
+    gives.
     """
 
     def __init__(
@@ -47,24 +51,26 @@ class WandbLogger:
         entity: str | None = None,
         tags: list[str] | None = None,
         notes: str | None = None,
+        links: str | None = None,
         init_timeout_s: PositiveFloat = 30.0,
         finish_timeout_s: PositiveFloat = 60.0,
     ) -> None:
-        self.mode = mode
+        agents = run.id == agent_run_id()
+        self.mode = "online" if agents and mode == "offline" else mode
+        self.links = str(folder_below("logger.wandb.links", links)) if links and mode != "disabled" else None
         self.init_timeout_s, self.finish_timeout_s = init_timeout_s, finish_timeout_s
         self.run_dir = run.directory
         self.init = {
-            "project": project,
-            "entity": entity,
-            "tags": tags,
+            "tags": list(dict.fromkeys(tag[:MAX_TAG_CHARS] for tag in [*(tags or []), *run.tags])),
             "notes": notes,
-            "id": run.id,
             "name": run.name,
             "group": run.group,
-            "config": dict(run.config),
+            "config": run.flat_config,  # a sweep of W&B's calls them optimizer.lr, too
             "dir": str(run.directory),
             "resume": "allow",
         }
+        if not agents:  # whose environment says the following
+            self.init |= {"project": project, "entity": entity, "id": run.id}
         self._queue: queue.SimpleQueue[dict[str, float] | str] = queue.SimpleQueue()
         self._client: _Client | None = None
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
@@ -80,6 +86,8 @@ class WandbLogger:
         if self._thread.is_alive() and self._client:
             self._client.kill()  # the thread sees that, and says so
             self._thread.join(GRACE_S)
+        if self._client and Path(self._client.directory).name.startswith(OFFLINE_PREFIX):
+            log.info("to upload it to W&B: wandb sync %s/wandb/%s*", shlex.quote(short(self.run_dir)), OFFLINE_PREFIX)
 
     def _work(self) -> None:
         try:
@@ -122,9 +130,14 @@ class WandbLogger:
             "save_code": False,
             "x_stats_pid": os.getpid(),  # system metrics of the training, not of W&B's process
         }
-        self._client.send({"init": {**self.init, "mode": mode}, "settings": settings})
+        self._client.send({"init": {**self.init, "mode": mode}, "settings": settings, "links": self.links})
         self._client.directory = self._client.receive(timeout_s)
         return self._client
+
+
+def agent_run_id() -> str | None:
+    """The id that `wandb agent` has given to the run it started, which is this process; None without an agent."""
+    return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
 class _Client:

@@ -7,11 +7,13 @@ a status means that the run was killed: W&B finishes all the same.
 
 import contextlib
 import json
+import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypedDict
 
 STEP = "step"
@@ -50,13 +52,16 @@ def main() -> None:
         _answer(connection, Reply(directory="", error=message, traceback=traceback.format_exc()))
 
 
-def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[str, Any], links: str | None) -> None:
+    """`links` is a folder that gets a link to the run's files."""
     import wandb
 
     run = wandb.init(**init, settings=wandb.Settings(**settings))
     # Our own axis: W&B's step goes on counting across resumes, and drops what comes again.
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
+    if links:
+        _link(Path(links), Path(run.settings.sync_dir))
     reply = Reply(directory=run.settings.sync_dir, error="", traceback="")
     _answer(connection, reply)
     status = KILLED
@@ -68,6 +73,16 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
     run.summary["status"] = status
     run.finish(exit_code=0 if status == "completed" else 1)
     _answer(connection, reply)
+
+
+def _link(links: Path, files: Path) -> None:
+    """Makes a run's files one of those in a folder that `wandb leet` shows; a folder that can't be written has none."""
+    place = links / files.name
+    with contextlib.suppress(OSError):
+        links.mkdir(parents=True, exist_ok=True)
+        if place.is_symlink():
+            place.unlink()
+        place.symlink_to(os.path.relpath(files.resolve(), links.resolve()))
 
 
 def _answer(connection: Connection, reply: Reply) -> None:

@@ -1,9 +1,20 @@
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 
-from lmtrain.logger.base import CompositeLogger
+from lmtrain.logger.base import CompositeLogger, RunInfo, folder_below
+
+
+class Forgetful:
+    """A logger of the two methods that every one has."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def close(self, status: str) -> None:
+        pass
 
 
 class Recorder:
@@ -17,6 +28,9 @@ class Recorder:
 
     def close(self, status: str) -> None:
         self._record("close", status)
+
+    def rewind(self, step: int) -> None:
+        self._record("rewind", str(step))
 
     def _record(self, method: str, *arguments: str) -> None:
         self.calls.append((self.name, method, *arguments))
@@ -83,3 +97,27 @@ def test_no_members_is_a_logger() -> None:
     logger.log(1, {"train/loss": 0.5})
     logger.close("completed")
     assert calls == [("truth", "log", "1", "0.5"), ("truth", "close", "completed")]
+
+
+def test_going_back_is_for_the_truth_and_the_members_that_can(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[tuple[str, ...]] = []
+    members = [Recorder("bad", calls, fails=("rewind",)), Forgetful(), Recorder("good", calls)]
+    logger = CompositeLogger(Recorder("truth", calls), members)
+    logger.rewind(7)
+    assert calls == [(name, "rewind", "7") for name in ("truth", "bad", "good")]
+    assert [type(member) for member in logger.members] == [Forgetful, Recorder]
+    assert [record.levelno for record in caplog.records if record.levelno >= logging.WARNING] == [logging.WARNING]
+
+
+def test_a_config_by_dotted_key() -> None:
+    config = {"seed": 1, "optimizer": {"betas": [0.9, 0.95], "groups": {"lr": None}}, "logger": {}}
+    info = RunInfo(Path("a"), id="id", name="a", group="b", config=config)
+    assert info.flat_config == {"seed": 1, "optimizer.betas": [0.9, 0.95], "optimizer.groups.lr": None, "logger": {}}
+
+
+def test_a_folder_for_all_runs_is_below_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder_below("logger.a.folder", "outputs/a") == tmp_path / "outputs" / "a"
+    for elsewhere in ("/somewhere", "../somewhere", "a/../../b"):
+        with pytest.raises(ValueError, match=r"^logger.a.folder=.*: give a folder below the one you work in, or null$"):
+            folder_below("logger.a.folder", elsewhere)

@@ -1,13 +1,18 @@
 """The real client: offline files are read back, and the online mode talks to a server on loopback."""
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
+import pty
 import re
+import select
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +26,13 @@ from lmtrain.logger.base import RunInfo
 from lmtrain.logger.wandb import GRACE_S, WandbLogger
 
 CONFIG = {"seed": 1, "model": {"_target_": "lmtrain.model.Llama", "n_layer": 2, "betas": [0.9, 0.95], "bias": None}}
+FLAT = {
+    "seed": 1,
+    "model._target_": "lmtrain.model.Llama",
+    "model.n_layer": 2,
+    "model.betas": [0.9, 0.95],
+    "model.bias": None,
+}
 WANDB = str(Path(sys.executable).with_name("wandb"))
 
 
@@ -161,7 +173,7 @@ def test_offline_all_is_in_the_run_directory_and_in_one_file(
     (run,) = offline_runs(run_dir)
     assert (run.id, run.display_name, run.project, run.group) == ("ida", "tiny-a", "a project", "sweep-1")
     assert (run.tags, run.notes) == (["x", "y"], "a note")
-    assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == CONFIG
+    assert {key: value for key, value in run.config.items() if not key.startswith("_wandb")} == FLAT
     assert history(run) == expected(1, 3)
     assert run.history[0]["lr"] == 3e-4
     assert run.history[1]["val/loss"] != run.history[1]["val/loss"]
@@ -188,7 +200,7 @@ def test_online_all_arrives(run_dir: Path, server: WandbServer, caplog: pytest.L
     run = server.runs["ida"]
     assert (run.display_name, run.project, run.group) == ("tiny-a", "a project", "sweep-1")
     assert (run.tags, run.notes) == (["x", "y"], "a note")
-    assert run.plain_config == CONFIG
+    assert run.plain_config == FLAT
     assert history(run) == expected(*range(1, 101))
     assert (run.summary["status"], run.summary["step"], run.exit_code) == ("completed", 100, 0)
     assert warnings(caplog) == []
@@ -222,7 +234,7 @@ def test_offline_a_resume_drops_no_step_when_a_user_syncs_it(run_dir: Path, serv
     assert done.returncode == 0, done.stderr
     (run,) = server.runs.values()
     assert (run.id, run.display_name, run.group, run.tags) == ("ida", "tiny-a", "sweep-1", ["x", "y"])
-    assert run.plain_config == CONFIG
+    assert run.plain_config == FLAT
     assert history(run) == expected(1, 2, 3, 4, 5, 4, 5, 6, 7, 8)
     assert [line["_step"] for line in run.history] == list(range(10))
 
@@ -431,3 +443,66 @@ print(json.dumps([before, during, state(), time.monotonic()]))
     assert not after["client"]
     assert errors == ""
     assert history(offline_runs(run_dir)[0]) == expected(1, 2)
+
+
+def test_the_line_that_uploads_an_offline_run_with_its_tags(
+    run_dir: Path, caplog: pytest.LogCaptureFixture, server: WandbServer
+) -> None:
+    caplog.set_level(logging.INFO, "lmtrain")
+    info = RunInfo(run_dir, id="ida", name="a", group="b", config={}, tags=["smoke", "x", "y" * 70])
+    wandb = WandbLogger(info, project="p", tags=["x"])
+    log_steps(wandb, 1)
+    wandb.close("completed")
+    (said,) = [text for text in caplog.messages if "wandb sync" in text]
+    command = said.removeprefix("to upload it to W&B: ").replace("wandb", WANDB, 1)
+    environment = os.environ | {"WANDB_ERROR_REPORTING": "false"}
+    assert subprocess.run(command, shell=True, env=environment, capture_output=True, timeout=60).returncode == 0
+    assert history(server.runs["ida"]) == expected(1)
+    assert server.runs["ida"].tags == ["x", "smoke", "y" * 64]
+
+
+def test_leet_shows_the_runs_by_their_links(run_dir: Path, home: Path) -> None:
+    (home / "outputs" / "wandb").mkdir(parents=True)
+    (home / "outputs" / "wandb" / "offline-run-20261122_000000-gone").symlink_to("../gone")
+    wandb = logger(run_dir, links="outputs/wandb")
+    log_steps(wandb, *range(1, 10))
+    wandb.close("completed")
+    (link,) = [path for path in (home / "outputs" / "wandb").iterdir() if path.exists()]
+    assert link.resolve() == next(run_dir.glob("wandb/offline-run-*"))
+    assert not Path(os.readlink(link)).is_absolute()
+    screen = shown_by_leet(home / "outputs" / "wandb", until=b"train/loss")
+    assert b"tiny-a" in screen
+    assert link.name[:20].encode() in screen
+
+
+def shown_by_leet(folder: Path, until: bytes) -> bytes:
+    """What the viewer sends to its terminal, up to a text."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
+    command, environment = (
+        [WANDB, "leet", str(folder)],
+        os.environ | {"TERM": "xterm", "WANDB_ERROR_REPORTING": "false"},
+    )
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    )
+    os.close(theirs)
+    screen, deadline = b"", time.monotonic() + 60
+    while until not in screen and time.monotonic() < deadline:
+        if select.select([ours], [], [], 0.5)[0]:
+            screen += os.read(ours, 65536)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    os.close(ours)
+    return screen
+
+
+def test_a_place_for_links_that_can_not_be_written_is_no_error(
+    run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (home / "outputs").symlink_to("/proc/self")
+    wandb = logger(run_dir, links="outputs/wandb")
+    log_steps(wandb, 1)
+    wandb.close("completed")
+    assert history(offline_runs(run_dir)[0]) == expected(1)
+    assert warnings(caplog) == []

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 
 API_KEY = "0123456789abcdef" * 2 + "01234567"
 ENTITY = "tester"
+SWEEP = "sweep123"
 
 
 @dataclass
@@ -21,6 +23,7 @@ class RecordedRun:
     display_name: str | None = None
     group: str | None = None
     notes: str | None = None
+    sweep: str | None = None
     tags: list[str] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, list[str]] = field(default_factory=dict)  # lines of the streamed files
@@ -45,13 +48,16 @@ class WandbServer:
     """Serves while it is open (a context manager).
 
     `refuse_keys` answers every request as if the API key were wrong; `hang` answers none; `stop()` is a server that
-    goes away: the port is closed, also to connections that were open.
+    goes away: the port is closed, also to connections that were open. As the server of one sweep, `SWEEP`, it keeps its
+    config, and each heartbeat of an agent is answered with the commands that `next_commands(running)` says.
     """
 
     def __init__(self, *, refuse_keys: bool = False, hang: bool = False) -> None:
         self.refuse_keys, self.hang = refuse_keys, hang
         self.runs: dict[str, RecordedRun] = {}
         self.operations: list[str] = []
+        self.sweep_config = ""
+        self.next_commands: Callable[[list[str]], list[dict[str, Any]]] = lambda running: []
         self.stopping = threading.Event()
         self.lock = threading.Lock()
 
@@ -104,6 +110,18 @@ class WandbServer:
             case "CreateRunFiles":
                 files = [{"name": name, "uploadUrl": f"{self.url}/storage/{name}"} for name in variables["files"]]
                 return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
+            case "UpsertSweep":
+                self.sweep_config = variables["config"]
+                sweep = {"name": SWEEP, "project": _project(variables["projectName"])}
+                return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
+            case "SweepWithRuns":
+                sweep = {"id": SWEEP, "name": SWEEP, "state": "RUNNING", "config": self.sweep_config}
+                return {"project": {"sweep": sweep | {"runs": {"edges": []}}}}
+            case "CreateAgent":
+                return {"createAgent": {"agent": {"id": "agent"}}}
+            case "Heartbeat":
+                commands = self.next_commands(list(json.loads(variables["runState"])))
+                return {"agentHeartbeat": {"agent": {"id": "agent"}, "commands": json.dumps(commands)}}
         return {}
 
     def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
@@ -112,6 +130,7 @@ class WandbServer:
         run.display_name = variables.get("displayName") or run.display_name
         run.group = variables.get("groupName") or run.group
         run.notes = variables.get("notes") or run.notes
+        run.sweep = variables.get("sweep") or run.sweep
         run.tags = variables.get("tags") or run.tags
         run.config |= json.loads(variables.get("config") or "{}")
         return {"bucket": _bucket(run), "inserted": inserted}
@@ -158,7 +177,7 @@ def _bucket(run: RecordedRun) -> dict[str, Any]:
             "summaryMetrics": json.dumps(run.summary),
             "historyTail": json.dumps(run.files.get("wandb-history.jsonl", [])[-1:]),
             "eventsTail": json.dumps(run.files.get("wandb-events.jsonl", [])[-1:]),
-            "sweepName": None,
+            "sweepName": run.sweep,
             "project": _project(run.project),
         }
     )
