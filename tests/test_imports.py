@@ -20,6 +20,7 @@ ALLOWED = {
     "generate": set(),
     "flops": set(),
     "paths": set(),
+    "compare": {"compare", "console", "durable", "identity", "paths"},
     "differences": set(),
     "identity": set(),
     "durable": set(),
