@@ -109,11 +109,11 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     """
     same_data = len({_data(run) for run in runs}) == 1 and _data(runs[0]) != "null" if runs else True
     keys = dict.fromkeys(key for run in runs for key in run.config)
-    columns: dict[tuple[str, tuple[str, ...]], str] = {}
+    columns: dict[tuple[str, tuple[Any, ...]], str] = {}
     for key in keys:
         if ASIDE.fullmatch(key) or key in ORIGIN or (same_data and DATA_PLACE.fullmatch(key)):
             continue
-        values = tuple(_as_json(run.config.get(key)) for run in runs)
+        values = tuple(_comparable(run.config.get(key)) for run in runs)
         if len(set(values)) > 1:
             columns.setdefault((key.rpartition(".")[2], values), key)
     differing = list(columns.values())
@@ -267,6 +267,10 @@ def _part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 def _data(run: Run) -> str:
     """The fingerprints of its data."""
     return _as_json(run.environment.get("data"))
+
+
+def _comparable(value: Any) -> Any:
+    return _as_json(value) if isinstance(value, list) else value
 
 
 def _as_json(value: Any) -> str:
