@@ -129,4 +129,6 @@ if __name__ == "__main__":
     write_sweep(place, count)
     began = time.process_time()
     runs = load_runs([place])
-    print(f"{len(runs)} runs of {len(runs[0].metrics['step'])} lines read in {time.process_time() - began:.2f} s of CPU")
+    print(
+        f"{len(runs)} runs of {len(runs[0].metrics['step'])} lines read in {time.process_time() - began:.2f} s of CPU"
+    )

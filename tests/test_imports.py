@@ -64,8 +64,8 @@ ALLOWED = {
         "trainer",
     },
     "commands": {
-        "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
-        "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger", "nanogpt",
+        "bad_batches", "checkpoint", "checks", "commands", "compare", "config", "console", "data", "differences",
+        "durable", "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger", "nanogpt",
         "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system",
         "train", "trust",
     },
@@ -115,6 +115,7 @@ def test_import_directions(path: Path) -> None:
         ["sample", "--help"],
         ["evaluate", "--help"],
         ["inspect", "--help"],
+        ["compare", "--help"],
         ["import", "--help"],
         ["verify-resume", "--help"],
     ],

@@ -98,7 +98,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
             runs.append(_load(run, warn))
         except (OSError, ValueError) as error:
             warn(f"left out: {_printable(str(error))}")
-    return _with_parents(_labelled(runs))
+    return _with_parents(labelled(runs))
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
@@ -113,7 +113,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     for key in keys:
         if ASIDE.fullmatch(key) or key in ORIGIN or (same_data and DATA_PLACE.fullmatch(key)):
             continue
-        values = tuple(_comparable(run.config.get(key)) for run in runs)
+        values = tuple(comparable(run.config.get(key)) for run in runs)
         if len(set(values)) > 1:
             columns.setdefault((key.rpartition(".")[2], values), key)
     differing = list(columns.values())
@@ -202,8 +202,8 @@ def _without_result(path: Path) -> str:
     return "unfinished"
 
 
-def _labelled(runs: Sequence[Run]) -> list[Run]:
-    """Each run's label: what differs, as far as it fits and if that is enough to tell it from the others."""
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs with labels that tell them apart: what differs, as far as it fits, and the folder if need be."""
     keys = differing_keys(runs)
     names = short_names(keys)
     labels = []
@@ -214,7 +214,7 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
             parts.pop(-2 if parts[-1].startswith("seed=") else -1)
         labels.append(" ".join(parts)[: 2 * MAX_LABEL_CHARS])
     times = Counter(labels)
-    folders = _folder_names([run.path for run in runs])
+    folders = folder_names([run.path for run in runs])
     named = []
     for run, label, folder in zip(runs, labels, folders, strict=True):
         unique = label if label and times[label] == 1 else f"{label} {folder}".strip()
@@ -222,7 +222,7 @@ def _labelled(runs: Sequence[Run]) -> list[Run]:
     return named
 
 
-def _folder_names(paths: Sequence[Path]) -> list[str]:
+def folder_names(paths: Sequence[Path]) -> list[str]:
     """As many last parts of each path as tell the runs apart."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     depth = 1
@@ -269,7 +269,7 @@ def _data(run: Run) -> str:
     return _as_json(run.environment.get("data"))
 
 
-def _comparable(value: Any) -> Any:
+def comparable(value: Any) -> Any:
     return _as_json(value) if isinstance(value, list) else value
 
 
