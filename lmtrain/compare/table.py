@@ -69,8 +69,8 @@ def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[
     by_key = {column.key: column for column in columns}
     # Of the config's keys, first those that tell the fewest runs apart.
     keys = [column.key for column in columns if column.key not in (*ALWAYS, *DEFAULT)]
-    keys.sort(key=lambda key: len({cell(by_key[key], run) for run in runs}))
-    order = [*DROPPED, *keys[:-2], "parent", "best", *keys[-2:], "run"]
+    keys.sort(key=lambda key: (len({cell(by_key[key], run) for run in runs}), key != "seed"))
+    order = [*DROPPED, *keys[:-2], "parent", "best", "status", *keys[-2:], "run"]
     widths = {column.key: _width(column, runs) for column in columns}
     for key in order:
         if sum(widths[column.key] + GAP for column in kept) <= width:
