@@ -71,7 +71,7 @@ def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None
 def _effects(groups: Sequence[Group]) -> tuple[Sequence[Effect], Noise | None]:
     settings = [group.settings for group in groups]
     keys = [key for key in settings[0] if len({setting[key] for setting in settings}) > 1]
-    found, noise, _ = effects(settings, [group.sample for group in groups], keys)
+    found, noise = effects(settings, [group.sample for group in groups], keys)
     return found, noise
 
 

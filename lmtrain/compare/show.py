@@ -58,7 +58,10 @@ def _show_statistics(compared: Compared) -> None:
         console.print(f"note: {note}", markup=False, style="yellow")
     if len(conclusions.effects) > 1:
         against = conclusions.effects_noise
-        _heading("effect of each setting" + (f", against a noise of {against.sd:.2g}" if against else ""))
+        kind = (
+            "the noise between seeds" if conclusions.noise else "what effects that add up leave unexplained (no seeds)"
+        )
+        _heading("effect of each setting" + (f", against {kind}, {against.sd:.2g}" if against else ""))
         console.print(effects_table(conclusions))
 
 
