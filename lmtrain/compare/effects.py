@@ -10,6 +10,7 @@ from scipy import special
 
 from lmtrain.compare.statistics import Noise, pooled_noise
 
+ROUNDING = 1e-12  # relative; a noise below it is that of the arithmetic
 MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to analyse so
 
 
@@ -74,7 +75,7 @@ def effects(
             continue
         means = dict(sorted(zip(levels[key], map(float, adjusted), strict=True), key=_by_value))
         f = p = None
-        if noise is not None and noise.sd > 0:
+        if noise is not None and noise.sd > ROUNDING * float(np.abs(y).max()):
             f = max(0.0, without - squares) / df / noise.sd**2
             p = float(special.fdtrc(df, noise.df, f))
         found.append(Effect(key, means, float(np.ptp(adjusted)), f, p))
