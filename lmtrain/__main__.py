@@ -16,6 +16,7 @@ VERBS = {  # and the module of lmtrain.commands that does it
     "evaluate": "evaluate",
     "sample": "sample",
     "import": "import_checkpoint",
+    "compare": "compare",
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
 }

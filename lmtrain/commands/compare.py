@@ -1,0 +1,123 @@
+"""`python -m lmtrain compare RUN…`: runs side by side, and whether their differences are more than noise."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lmtrain.compare import values
+from lmtrain.compare.runs import Run, labelled, load_runs
+from lmtrain.config import ConfigError, mistakes_of_the_user
+
+DESCRIPTION = """\
+Runs side by side: what differs in their configs, their losses at equal steps, tokens, FLOPs and seconds, and whether
+the differences are more than the noise between seeds. Reads only the runs' own files, also while they are written."""
+EPILOG = """\
+Runs that differ in nothing but the seed are replicates. Columns, for --sort, --filter and --columns: run, path, label,
+parent, status, steps, tokens, flops, seconds, parameters, at_step, at_tokens, at_flops, at_seconds, best, best_step,
+final, tokens_per_second, and every config key (lr for optimizer.lr where that is clear)."""
+
+
+# What can be written to a file: the function that makes its text or bytes of a `Compared`, imported when asked for.
+OUTPUTS: Mapping[str, tuple[str, str]] = {
+    "csv": ("lmtrain.compare.files", "as_csv"),
+    "json": ("lmtrain.compare.files", "as_json"),
+    "markdown": ("lmtrain.compare.files", "as_markdown"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parser().parse_args(joined(arguments))
+    files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
+    check(options, files)
+    from lmtrain.compare.compared import compare  # scipy takes half a second, which --help need not wait for
+    from lmtrain.compare.show import show
+
+    with mistakes_of_the_user():
+        compared = compare(
+            selected(options),
+            metric=options.metric,
+            at_step=options.at_step,
+            value=options.value,
+            difference=options.difference,
+            goal=options.reach,
+        )
+        if "-" not in files.values():
+            show(compared, columns=options.columns and options.columns.split(","), limit=options.limit)
+        for kind, file in files.items():
+            module, name = OUTPUTS[kind]
+            content = getattr(importlib.import_module(module), name)(compared)
+            content = content.encode() if isinstance(content, str) else content
+            if file == "-":
+                sys.stdout.buffer.write(content)
+            else:
+                Path(file).write_bytes(content)
+                print(f"{kind}: {file}", file=sys.stderr if "-" in files.values() else sys.stdout)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m lmtrain compare", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run or sweep directories, any folder above, or globs")
+    parser.add_argument("--metric", default="val/loss", help="what to compare (default: val/loss)")
+    parser.add_argument("--at-step", type=int, metavar="N", help="the equal step (default: the last that all have)")
+    parser.add_argument("--value", choices=values.STANDING, default="at-step", help="a run's value in the statistics")
+    parser.add_argument(
+        "--difference", type=float, metavar="D", help="that more seeds should decide (default: as seen)"
+    )
+    parser.add_argument("--reach", type=float, metavar="VALUE", help="time to it (default: what 3 runs in 4 reach)")
+    parser.add_argument("--filter", action="append", default=[], metavar="COND", help="'optimizer.lr>1e-3'; repeatable")
+    parser.add_argument("--sort", metavar="KEY", help="a column or config key; -KEY: descending (default: best first)")
+    parser.add_argument("--columns", metavar="KEY,…", help="show these (default: those that tell the runs apart)")
+    parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows of a table; 0 = all (default: 40)")
+    for kind in OUTPUTS:
+        parser.add_argument(f"--{kind}", metavar="FILE", help="write it there; - = to the terminal, and nothing else")
+    return parser
+
+
+def joined(arguments: Sequence[str]) -> list[str]:
+    """`--sort -lr` as one word: argparse would take the second for an option."""
+    words = iter(arguments)
+    return [f"--sort={next(words, '')}" if word == "--sort" else word for word in words]
+
+
+def check(options: argparse.Namespace, files: Mapping[str, str]) -> None:
+    """Finds the mistakes that would otherwise show after everything is read."""
+    if options.at_step is not None and options.at_step < 1:
+        raise ConfigError(f"--at-step {options.at_step}: at least 1")
+    if options.limit < 0:
+        raise ConfigError(f"--limit {options.limit}: at least 0")
+    if options.difference is not None and not options.difference > 0:
+        raise ConfigError(f"--difference {options.difference}: more than 0")
+    if list(files.values()).count("-") > 1:
+        raise ConfigError(f"--{' - --'.join(files)} -: one of them at a time")
+    for kind, file in files.items():
+        if Path(file).is_dir():
+            raise ConfigError(f"--{kind} {file}: is a folder; give a file")
+        if not Path(file).parent.is_dir():
+            raise ConfigError(f"--{kind} {file}: there is no folder {Path(file).parent}")
+
+
+def selected(options: argparse.Namespace) -> list[Run]:
+    """The runs asked for, in the order asked for."""
+    from lmtrain.compare.columns import available, chosen, filtered, ordered
+
+    runs = load_runs(options.runs)
+    if not runs:
+        raise ConfigError(f"{' '.join(options.runs)}: no run there that can be read")
+    if options.filter:
+        places = values.equal_places(runs, options.metric, options.at_step)
+        runs = filtered(runs, options.filter, available(runs, options.metric, places))
+        if not runs:
+            raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run is left")
+        runs = labelled(runs)  # less differs among those that are left
+    columns = available(runs, options.metric, values.equal_places(runs, options.metric, options.at_step))
+    if options.sort is None:
+        usual = columns.get("at_step", columns["best"])
+        return ordered(runs, usual, descending=values.sign(options.metric) < 0)
+    return ordered(
+        runs,
+        chosen(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}"),
+        descending=options.sort.startswith("-"),
+    )

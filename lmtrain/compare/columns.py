@@ -1,0 +1,185 @@
+"""What can be shown of a run, sorted and filtered by: its config's keys, and the numbers that stand for it."""
+
+import difflib
+import math
+import operator
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmtrain.compare import values
+from lmtrain.compare.runs import Run, differing_keys, folder_names, number, short_names, shown
+from lmtrain.compare.values import Equal
+from lmtrain.console import duration, si
+
+COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+CONDITION = re.compile(r"\s*(?P<key>[^<>=!\s]+)\s*(?P<comparison>==|!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
+CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class Column:
+    """`name` is what files call it, with its unit; `header` what the terminal does."""
+
+    key: str
+    name: str
+    header: str
+    value: Callable[[Run], Any]
+    show: Callable[[Any], str] = str
+    is_text: bool = False
+
+
+def loss(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def place(equal: Equal) -> str:
+    """`step 200`, `1.05M tokens`, `3.2P FLOPs`, `1m15s`."""
+    match equal.axis:
+        case "step":
+            return f"step {equal.place:.0f}"
+        case "seconds":
+            return duration(equal.place) if equal.place >= 60 else f"{equal.place:.3g}s"
+    return f"{si(equal.place)} {'FLOPs' if equal.axis == 'flops' else equal.axis}"
+
+
+def available(runs: Sequence[Run], metric: str, places: Mapping[str, Equal]) -> dict[str, Column]:
+    """Every column that these runs have, by key, in the order of a table."""
+    folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
+    names = short_names(differing_keys(runs))
+    found = [
+        Column("run", "run", "run", lambda run: folders[run.path], is_text=True),
+        Column("path", "path", "path", lambda run: str(run.path), is_text=True),
+        Column("label", "label", "label", lambda run: run.label, is_text=True),
+        *(config_column(key, name) for key, name in names.items()),
+        Column("parent", "parent", "started", lambda run: run.parent, is_text=True),
+        Column("status", "status", "status", lambda run: run.status, is_text=True),
+        Column("steps", "steps", "steps", lambda run: run.steps, count),
+        Column("tokens", "tokens", "tokens", lambda run: _last(run, "tokens"), si),
+        Column("flops", "FLOPs", "FLOPs", lambda run: _last(run, "flops"), si),
+        Column("seconds", "seconds", "time", lambda run: _last(run, "seconds"), duration),
+        Column("parameters", "parameters", "params", lambda run: run.parameters, si),
+        *(_at(metric, equal) for equal in places.values()),
+        Column("best", f"best {metric}", "best", lambda run: values.best(run, metric)[0], loss),
+        Column("best_step", f"step of the best {metric}", "at step", lambda run: values.best(run, metric)[1], count),
+        Column("final", f"final {metric}", "final", lambda run: values.final(run, metric), loss),
+        Column("tokens_per_second", "tokens/s (median)", "tok/s", values.speed, si),
+    ]
+    return {column.key: column for column in found}
+
+
+def config_column(key: str, header: str) -> Column:
+    return Column(key, key, header, lambda run: run.config.get(key), lambda value: shown(value, key))
+
+
+def chosen(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
+    """The column, any config key, or the last part of one if only one key has it.
+
+    Raises:
+        ValueError: there is none; names the nearest.
+    """
+    if key in columns:
+        return columns[key]
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    ending = [column.key for column in columns.values() if column.key.endswith(f".{key}")] or [
+        name for name in keys if name.endswith(f".{key}")
+    ]
+    if key in keys or len(ending) == 1:
+        return config_column(key if key in keys else ending[0], key)
+    if ending:
+        raise ValueError(f"{option}: {key} may be {' or '.join(ending)}")
+    known = [*columns, *keys]
+    last_parts = {name.rpartition(".")[2]: name for name in reversed(known)}
+    near = difflib.get_close_matches(key, known, n=1) or [
+        last_parts[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)
+    ]
+    nearest = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(columns)} and the config's keys"
+    raise ValueError(f"{option}: {key}: unknown key{nearest}")
+
+
+def filtered(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[str, Column]) -> list[Run]:
+    """The runs for which every condition holds: `optimizer.lr>1e-3`, `status=completed`.
+
+    Raises:
+        ValueError: a condition that can't be read, or an unknown key.
+    """
+    for text in conditions:
+        option = f"--filter {text!r}"
+        if (match := CONDITION.fullmatch(text)) is None:
+            raise ValueError(f"{option}: not a condition; write KEY=VALUE, or with !=, <, <=, > or >=")
+        column = chosen(match["key"], columns, runs, option)
+        wanted, compare = _parsed(match["value"]), COMPARISONS[match["comparison"]]
+        if match["comparison"].strip("=!") and not isinstance(wanted, float):
+            raise ValueError(f"{option}: {match['value']} is no number, which {match['comparison']} needs")
+        runs = [run for run in runs if _holds(column.value(run), compare, wanted, match["comparison"])]
+    return list(runs)
+
+
+def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, comparison: str) -> bool:
+    if isinstance(wanted, float):
+        value = number(value)
+        return compare(value, wanted) if math.isfinite(value) else comparison == "!="
+    if isinstance(wanted, str):
+        value = value if isinstance(value, str) else shown(value)
+        # `model._target_=Llama` is enough.
+        value = value.rpartition(".")[2] if "." not in wanted and value.endswith(f".{wanted}") else value
+    return compare(value, wanted)
+
+
+def ordered(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
+    """Numbers by size, then text; runs without a value last, whichever way."""
+
+    def key(run: Run) -> tuple[int, float, str]:
+        value = column.value(run)
+        as_number = number(value)
+        return (0, as_number, "") if math.isfinite(as_number) else (1, 0.0, shown(value, column.key))
+
+    def without(run: Run) -> bool:
+        value = column.value(run)
+        return value is None or (isinstance(value, float) and not math.isfinite(value))
+
+    ranked = sorted((run for run in runs if not without(run)), key=key, reverse=descending)
+    return [*ranked, *filter(without, runs)]
+
+
+def _at(metric: str, equal: Equal) -> Column:
+    mark = "" if equal.exact else "*"
+    return Column(
+        f"at_{equal.axis}",
+        f"{metric} at {_in_full(equal)}" + ("" if equal.exact else " (interpolated)"),
+        f"@{place(equal)}{mark}",
+        lambda run: values.at(run, metric, equal),
+        loss,
+    )
+
+
+def _in_full(equal: Equal) -> str:
+    unit = {"step": "step {:.0f}", "tokens": "{:.0f} tokens", "flops": "{:.6g} FLOPs", "seconds": "{:.3f} seconds"}
+    return unit[equal.axis].format(equal.place)
+
+
+def _last(run: Run, axis: str) -> float:
+    column = run.metrics[axis]
+    return float(column[-1]) if len(column) else math.nan
+
+
+def _parsed(text: str) -> Any:
+    if text.lower() in CONSTANTS:
+        return CONSTANTS[text.lower()]
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,92 @@
+"""A comparison as a whole: what the tables, the files and the page show."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lmtrain.compare import values
+from lmtrain.compare.columns import Column, available, place
+from lmtrain.compare.conclusions import Conclusions, conclude
+from lmtrain.compare.replicates import groups, repeats
+from lmtrain.compare.runs import AXES, Run, differing_keys
+from lmtrain.compare.values import Equal
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of.
+
+    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`.
+    """
+
+    runs: Sequence[Run]
+    metric: str
+    keys: Sequence[str]
+    places: Mapping[str, Equal]
+    columns: Mapping[str, Column]
+    value: str
+    conclusions: Conclusions
+    notes: Sequence[str]
+    goal: float
+    reached: Sequence[Mapping[str, float] | None]
+
+
+def compare(
+    runs: Sequence[Run],
+    *,
+    metric: str = "val/loss",
+    at_step: int | None = None,
+    value: str = "at-step",
+    difference: float | None = None,
+    goal: float | None = None,
+) -> Compared:
+    """Compares runs by a metric.
+
+    `value` is what stands for a run in the statistics, one of `values.STANDING`; `difference` the one that more seeds
+    should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do).
+
+    Raises:
+        ValueError: a metric that no run has.
+    """
+    if not any(len(run.series(metric)[0]) for run in runs) and any(run.steps for run in runs):
+        raise ValueError(_unknown(metric, runs))
+    places = values.equal_places(runs, metric, at_step)
+    columns = available(runs, metric, places)
+    of_run = _value(value, metric, columns)
+    found, notes = groups(runs, of_run)
+    goal = values.default_goal(runs, metric) if goal is None else goal
+    return Compared(
+        runs=runs,
+        metric=metric,
+        keys=differing_keys(runs),
+        places=places,
+        columns=columns,
+        value=_name(value, metric, places),
+        conclusions=conclude(found, sign=values.sign(metric), difference=difference),
+        notes=[*repeats(runs), *notes],
+        goal=goal,
+        reached=[values.reach(run, metric, goal) for run in runs],
+    )
+
+
+def _value(value: str, metric: str, columns: Mapping[str, Column]) -> Callable[[Run], float]:
+    key = value.replace("-", "_")
+    if key in columns:
+        return columns[key].value
+    return lambda run: float("nan")  # an axis that these runs have not
+
+
+def _name(value: str, metric: str, places: Mapping[str, Equal]) -> str:
+    """`val/loss at step 200`, `best val/loss`."""
+    if not value.startswith("at-"):
+        return f"{value} {metric}"
+    axis = value.removeprefix("at-")
+    if axis not in places:
+        return f"{metric} at equal {axis}"
+    return f"{metric} at {place(places[axis])}" + ("" if places[axis].exact else " (interpolated)")
+
+
+def _unknown(metric: str, runs: Sequence[Run]) -> str:
+    known = [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name not in AXES]
+    near = difflib.get_close_matches(metric, known, n=1)
+    return f"--metric {metric}: no run has it" + (f"; did you mean {near[0]}?" if near else f"; {', '.join(known)}")

@@ -1,0 +1,114 @@
+"""Is a difference more than the noise between seeds? Student's tests, and how many seeds would decide."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import special  # scipy.stats has the same, and takes a second to import
+
+ALPHA = 0.05  # of a test, and 1 − confidence of an interval
+POWER = 0.8
+MAX_SEEDS = 100_000
+
+Values = Sequence[float] | np.ndarray
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The standard deviation between seeds, and the degrees of freedom that it is known with."""
+
+    sd: float
+    df: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two means, first less second, with the half width of its 95% interval."""
+
+    value: float
+    half_width: float
+    p: float
+    test: str
+
+
+def half_width(values: Values) -> float:
+    """Of the 95% t interval of the mean; NaN for a single value."""
+    if len(values) < 2:
+        return math.nan
+    return float(_t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+
+
+def pooled_noise(samples: Sequence[Values]) -> Noise | None:
+    """Of groups that may have different means but share the noise; None if no group has two values."""
+    several = [np.asarray(values, dtype=float) for values in samples if len(values) > 1]
+    df = sum(len(values) - 1 for values in several)
+    squares = sum(float(np.sum((values - values.mean()) ** 2)) for values in several)
+    return Noise(math.sqrt(squares / df), df) if df else None
+
+
+def welch(a: Values, b: Values) -> Difference:
+    """Two independent groups of at least two values each, whose noise need not be the same (Welch 1947)."""
+    parts = [float(np.var(values, ddof=1)) / len(values) for values in (a, b)]
+    error = math.sqrt(sum(parts))
+    terms = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    df = sum(parts) ** 2 / terms if terms else float(len(a) + len(b) - 2)
+    return _difference(float(np.mean(a) - np.mean(b)), error, df, "Welch's t-test")
+
+
+def paired(a: Values, b: Values) -> Difference:
+    """Values that belong together in pairs: what a pair shares drops out."""
+    differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
+    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    return _difference(float(differences.mean()), error, len(differences) - 1, "paired t-test")
+
+
+def by_noise(a: Values, b: Values, noise: Noise) -> Difference:
+    """For groups of which one has a single value: its noise is taken to be that of the others."""
+    error = noise.sd * math.sqrt(1 / len(a) + 1 / len(b))
+    return _difference(float(np.mean(a) - np.mean(b)), error, noise.df, "t-test with the pooled noise")
+
+
+def _difference(value: float, error: float, df: float, test: str) -> Difference:
+    if error == 0:  # the seeds change nothing at all
+        return Difference(value, 0.0, 0.0 if value else 1.0, test)
+    return Difference(value, float(_t(df) * error), float(2 * special.stdtr(df, -abs(value) / error)), test)
+
+
+def holm(ps: Values) -> np.ndarray:
+    """p-values that hold for all of them together (Holm 1979), in the order given."""
+    ps = np.asarray(ps, dtype=float)
+    order = np.argsort(ps, kind="stable")
+    adjusted = np.empty(len(ps))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1)))
+    return adjusted
+
+
+def power(difference: float, sd: float, seeds: int, *, pairs: bool = False, alpha: float = ALPHA) -> float:
+    """The chance that a two-sided t-test sees a true difference, with so many seeds each.
+
+    `sd` is the noise between seeds; for a paired test, the standard deviation of a pair's difference.
+    """
+    df = (seeds - 1) * (1 if pairs else 2)
+    shift = abs(difference) / sd * math.sqrt(seeds / (1 if pairs else 2))
+    critical = _t(df, alpha)
+    return float(1 - special.nctdtr(df, shift, critical) + special.nctdtr(df, shift, -critical))
+
+
+def seeds_needed(difference: float, sd: float, *, pairs: bool = False, alpha: float = ALPHA) -> int | None:
+    """The fewest seeds each that see a true difference with a power of 80%; None for more than can be run."""
+    if sd == 0:
+        return 2 if difference else None
+    if not difference:
+        return None
+    # With the noise known, this many; the t-test, which has to learn it as well, takes some more.
+    normal = float(special.ndtri(1 - alpha / 2) + special.ndtri(POWER)) * sd / difference
+    seeds = max(2.0, normal**2 * (1 if pairs else 2) // 1)
+    while seeds <= MAX_SEEDS and power(difference, sd, int(seeds), pairs=pairs, alpha=alpha) < POWER:
+        seeds += 1
+    return int(seeds) if seeds <= MAX_SEEDS else None
+
+
+def _t(df: float, alpha: float = ALPHA) -> float:
+    """Two-sided critical value."""
+    return float(special.stdtrit(df, 1 - alpha / 2))

@@ -1,0 +1,94 @@
+"""The numbers that stand for a run: its metric at an equal step, at its best, at its end; and when it got there."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmtrain.compare.runs import AXES, Run
+
+HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
+STANDING = ("at-step", "at-tokens", "at-flops", "at-seconds", "best", "final")  # which of its values stands for a run
+FAILED = ("failed", "diverged")
+
+
+@dataclass(frozen=True)
+class Equal:
+    """A place on an axis where runs are compared; `exact` if all of them were evaluated right there."""
+
+    axis: str
+    place: float
+    exact: bool
+
+
+def sign(metric: str) -> int:
+    """1 where less is better, as for a loss; −1 where more is."""
+    return -1 if metric in HIGHER_IS_BETTER else 1
+
+
+def compared(runs: Sequence[Run], metric: str) -> list[Run]:
+    """The runs that decide where all are compared: the completed ones, or, with fewer than two, all that go well."""
+    measured = [run for run in runs if len(run.series(metric)[0])]
+    completed = [run for run in measured if run.status == "completed"]
+    return completed if len(completed) > 1 else [run for run in measured if run.status not in FAILED] or measured
+
+
+def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, Equal]:
+    """By axis, the furthest place that the compared runs share; an axis that they do not all have is left out."""
+    deciding = compared(runs, metric)
+    places = {}
+    for axis in AXES:
+        points = [run.series(metric, axis)[0] for run in deciding]
+        if not points or not all(map(len, points)):
+            continue
+        shared = set(points[0].tolist()).intersection(*(xs.tolist() for xs in points[1:]))
+        place = max(shared) if axis == "step" and shared else min(float(xs[-1]) for xs in points)
+        if axis == "step" and at_step is not None:
+            place = float(at_step)
+        places[axis] = Equal(axis, place, all(place in xs for xs in points))
+    return places
+
+
+def at(run: Run, metric: str, equal: Equal) -> float:
+    """The metric there: as evaluated, or on the line between the evaluations before and after; else NaN."""
+    xs, ys = run.series(metric, equal.axis)
+    if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
+        return math.nan
+    return float(np.interp(equal.place, xs, ys))
+
+
+def best(run: Run, metric: str) -> tuple[float, float]:
+    """The best value and its step; NaN without one."""
+    steps, values = run.series(metric)
+    if not len(values):
+        return math.nan, math.nan
+    index = int(np.argmin(values * sign(metric)))
+    return float(values[index]), float(steps[index])
+
+
+def final(run: Run, metric: str) -> float:
+    _, values = run.series(metric)
+    return float(values[-1]) if len(values) else math.nan
+
+
+def speed(run: Run) -> float:
+    """Median tokens a second, which no stall and no compiling changes."""
+    _, values = run.series("tokens_per_second")
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def default_goal(runs: Sequence[Run], metric: str) -> float:
+    """What three in four of the compared runs reach, and of two both; NaN without runs."""
+    bests = [best(run, metric)[0] * sign(metric) for run in compared(runs, metric)]
+    return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
+
+
+def reach(run: Run, metric: str, goal: float) -> dict[str, float] | None:
+    """Step, tokens, FLOPs and seconds of the first evaluation that is as good as the goal; None if there is none."""
+    _, values = run.series(metric)
+    good = np.flatnonzero(values * sign(metric) <= goal * sign(metric))
+    if not len(good):
+        return None
+    rows = np.flatnonzero(np.isfinite(run.metrics["step"]) & np.isfinite(run.metrics[metric]))
+    return {axis: float(run.metrics[axis][rows[good[0]]]) for axis in AXES}
