@@ -16,7 +16,9 @@ ALLOWED = {
     "signatures": set(),
     "scheduler": set(),
     "optimizer": set(),
-    "system": set(),
+    "gpus": set(),
+    "system": {"gpus"},
+    "plan": {"plan", "console", "gpus"},
     "generate": set(),
     "flops": set(),
     "paths": set(),
@@ -55,7 +57,7 @@ ALLOWED = {
     "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
     "report": {
         "bad_steps", "checkpoint", "config", "console", "data", "durable", "evaluation", "flops", "generate",
-        "interrupt", "paths", "run_directory", "snapshot", "system", "trainer",
+        "interrupt", "paths", "plan", "run_directory", "snapshot", "system", "trainer",
     },
     "train": {
         "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "flops",
@@ -64,9 +66,9 @@ ALLOWED = {
     },
     "commands": {
         "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
-        "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger", "nanogpt",
-        "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system",
-        "train", "trust",
+        "evaluation", "first_checkpoint", "flops", "generate", "identity", "interrupt", "launcher", "load", "logger",
+        "nanogpt", "optimizer", "paths", "plan", "preflight", "report", "run_directory", "same_bits", "saver",
+        "snapshot", "system", "train", "trainer", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
@@ -111,6 +113,7 @@ def test_import_directions(path: Path) -> None:
         ["--help"],
         ["trainer.max_stepz=1"],
         ["prepare", "--help"],
+        ["plan", "--help"],
         ["sample", "--help"],
         ["evaluate", "--help"],
         ["inspect", "--help"],

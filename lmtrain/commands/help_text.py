@@ -14,6 +14,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain [overrides]                  train; with -m, a sweep over comma-separated values
   python -m lmtrain resume=RUN_DIR [overrides]   continue a run in its own directory
   python -m lmtrain prepare data=NAME            text to token files
+  python -m lmtrain plan [overrides]             what a run would be: size, memory, time, cost, likely mistakes
   python -m lmtrain inspect FOLDER…              what token files hold: documents, vocabulary, repeats, damage
   python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint
   python -m lmtrain sample RUN_DIR --prompt …    text from a checkpoint
