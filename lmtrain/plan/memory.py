@@ -83,6 +83,7 @@ def simulate(build: Build, numbers: Numbers) -> Step:
         model, optimizer = build()
         model.train()
         params = [param for param in model.parameters() if param.requires_grad]
+        ledger.kind = "activations"
         shape = (numbers.batch_size, numbers.block_size)
         x = torch.zeros(shape, dtype=torch.int64, device=device)
         ledger.kind = "gradients"
