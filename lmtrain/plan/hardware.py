@@ -10,7 +10,7 @@ SAVE_BYTES_PER_SECOND = 150e6  # writing, syncing and hashing a checkpoint on an
 LONG_WITHOUT_SAVE_S = 3600
 # Share of a GPU's memory that a run can count on: the rest is fragments and what a kernel asks for inside itself.
 USABLE = 0.95
-MFU = 0.35  # share of the peak that a step reaches; a compiled Llama of 50M parameters or more
+KERNEL_S = 6e-6  # from one kernel's start to the next one's, however small, in an eager step
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,18 @@ class Offer:
 
 
 def offers(
-    flops: float, peak_bytes: int | None, *, mfu: float = MFU, dollars_per_hour: float | None = None
+    flops: float, kernels: int, peak_bytes: int | None, *, mfu: float, dollars_per_hour: float | None = None
 ) -> list[Offer]:
-    """The run on every known GPU that is rented; `dollars_per_hour` takes the place of the table's prices."""
+    """The run on every known GPU that is rented; `dollars_per_hour` takes the place of the table's prices.
+
+    A run takes the time of its FLOPs at `mfu` of the peak, or that of starting its kernels, if that is longer.
+    """
     found = []
     for gpu in GPUS:
         price = gpu.dollars_per_hour if dollars_per_hour is None else dollars_per_hour
         if gpu.dollars_per_hour is None:
             continue
-        seconds = flops / (gpu.peak_flops * mfu)
+        seconds = max(flops / (gpu.peak_flops * mfu), kernels * KERNEL_S)
         fits = None if peak_bytes is None else peak_bytes <= USABLE * gpu.memory_gb * 1e9
         found.append(Offer(gpu, fits, seconds, None if price is None else price * seconds / 3600))
     return found

@@ -58,6 +58,7 @@ class Step:
     peak: Mapping[str, int]
     checkpoint_bytes: int  # what a checkpoint holds: weights, persistent buffers, optimizer state
     micro_batch_flops: float  # as torch counts them: with what fused attention computes again in the backward
+    micro_batch_kernels: int  # operations that compute something, each a kernel of its own on an eager device
     logits_shape: tuple[int, ...]
 
     @property
@@ -117,6 +118,7 @@ def simulate(build: Build, numbers: Numbers) -> Step:
             with autocast():
                 logits, loss = model(x, x)
             (loss * (1 / numbers.micro_batches)).backward()
+        kernels = ledger.kernels
         ledger.kind = "optimizer"
         nn.utils.clip_grad_norm_(params, numbers.grad_clip)
         optimizer.step()
@@ -126,6 +128,7 @@ def simulate(build: Build, numbers: Numbers) -> Step:
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
             checkpoint_bytes=model_bytes + state_bytes,
             micro_batch_flops=flops.get_total_flops(),
+            micro_batch_kernels=kernels,
             logits_shape=tuple(logits.shape),
         )
 
@@ -150,14 +153,15 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.kind = "activations"
         self.logits: tuple[int, ...] = (0,)  # their shape
+        self.kernels = 0
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._block, self._most = block, 0
         self._live: dict[int, _Entry] = {}
 
     def start(self) -> None:
-        """Looks for the peak from here on."""
-        self.peak, self._most = Counter(self.now), self.now.total()
+        """Looks for the peak, and counts, from here on."""
+        self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
 
     def move(self, tensor: Tensor | None, kind: str) -> None:
         """What turns out later: that a tensor of the backward is a parameter's gradient."""
@@ -170,9 +174,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor) and self._entry(tensor) is None:
-                self._add(tensor, self._kind_of(func, tensor, args))
+        new = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor) and self._entry(tensor) is None]
+        for tensor in new:
+            self._add(tensor, self._kind_of(func, tensor, args))
+        self.kernels += bool(new)  # a view makes no storage
         return out
 
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:

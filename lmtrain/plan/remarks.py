@@ -114,8 +114,8 @@ def few_tokens(facts: Facts) -> str | None:
         return None
     return (
         f"{facts.tokens_per_parameter:.2g} tokens a parameter, where about 20 are compute-optimal (Hoffmann et al. "
-        "2022): for these FLOPs a smaller model with more steps reaches a lower loss (model=llama_10m, "
-        "trainer.max_steps)"
+        "2022): for these FLOPs a smaller model (model.d_model, model.n_layer) with more steps (trainer.max_steps) "
+        "reaches a lower loss"
     )
 
 

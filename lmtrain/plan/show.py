@@ -9,6 +9,7 @@ from rich.text import Text
 from lmtrain.console import console, duration, si
 from lmtrain.gpus import PRICED
 from lmtrain.plan import picture
+from lmtrain.plan.hardware import KERNEL_S
 from lmtrain.plan.memory import KINDS
 from lmtrain.plan.outcome import Plan
 
@@ -20,7 +21,7 @@ def show(plan: Plan) -> None:
     _line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
     _head("model and data")
     _rows(model_and_data(plan))
-    _head("memory")
+    _head("memory, at the moment when a step holds most")
     _memory(plan)
     _head("time and disk")
     _rows(time_and_disk(plan))
@@ -73,8 +74,8 @@ def _memory(plan: Plan) -> None:
     table = _table("", *columns)
     for kind, meaning in KINDS.items():
         sizes = [step.peak.get(kind, 0) for step in columns.values()]
-        if any(sizes):
-            table.add_row(meaning, *(_bytes(size) if size else "" for size in sizes))
+        if any(sizes) or kind == "gradients":
+            table.add_row(meaning, *(_bytes(size) if size else "–" for size in sizes))
     table.add_row("a step's peak, eager", *(_bytes(step.peak_bytes) for step in columns.values()), style="bold")
     for meaning, size in plan.beside.items():
         table.add_row(meaning, _bytes(size))
@@ -127,8 +128,8 @@ def _gpus(plan: Plan) -> None:
         table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, time, cost)
     _print(table)
     _line(
-        f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu; small models reach less), at prices of {PRICED}, one GPU "
-        "on demand (--price)"
+        f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu), or {1e6 * KERNEL_S:g} µs a kernel where that is longer; "
+        f"prices of {PRICED}, one GPU on demand (--price)"
     )
 
 
