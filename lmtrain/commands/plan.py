@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--measure", action="store_true", help="time a few real steps here, and their memory")
-    parser.add_argument("--price", type=float, help="dollars an hour, for any GPU (default: a table's)")
+    parser.add_argument(
+        "--price", type=float, help="dollars an hour, of this machine and any GPU (default: a table's for GPUs)"
+    )
     parser.add_argument(
         "--mfu", type=float, default=DEFAULT_MFU, help=f"share of a GPU's peak that is reached (default: {DEFAULT_MFU})"
     )
@@ -143,6 +145,7 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
         no_memory=no_memory,
         missing=missing,
         measured=measured,
+        dollars_per_hour=_price_here(system) if price is None else price,
         checkpoints=checkpoints,
         steps=steps,
         rates=rates,
@@ -199,6 +202,15 @@ def _measured(cfg: Any, system: "System", train_loader: Any, val_loader: Any) ->
     from lmtrain.commands.plan_measure import measure
 
     return measure(cfg, system, train_loader, val_loader)
+
+
+def _price_here(system: "System") -> float | None:
+    import torch
+
+    from lmtrain.gpus import known
+
+    gpu = known(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    return gpu.dollars_per_hour if gpu else None
 
 
 def _checkpoints_kept(trainer: Any, max_steps: int) -> int:

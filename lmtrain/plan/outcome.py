@@ -35,6 +35,7 @@ class Plan:
     no_memory: str | None  # why the memory is unknown
     missing: Sequence[str]  # data
     measured: Measured | None
+    dollars_per_hour: float | None  # of this machine
     checkpoints: int
     steps: Sequence[int]
     rates: Sequence[float]
@@ -49,6 +50,13 @@ class Plan:
     @property
     def run_flops(self) -> float:
         return self.step_flops * self.facts.max_steps
+
+    @property
+    def dollars(self) -> float | None:
+        """What the run costs on this machine; None: its price or its time is unknown."""
+        if self.dollars_per_hour is None or self.facts.seconds is None:
+            return None
+        return self.dollars_per_hour * self.facts.seconds / 3600
 
     @property
     def cuda_step_flops(self) -> float | None:
@@ -90,6 +98,7 @@ class Plan:
                 "free": facts.disk_free,
             },
             "seconds": {"step": facts.step_seconds, "run": facts.seconds},
+            "dollars": self.dollars,
             "measured": asdict(self.measured) if self.measured else None,
             "gpus": [
                 {**asdict(offer.gpu), "fits": offer.fits, "seconds": offer.seconds, "dollars": offer.dollars}

@@ -34,6 +34,7 @@ def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folde
     assert a100["fits"] is True
     assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # so small a model waits for its kernels
     assert a100["dollars"] == pytest.approx(a100["seconds"] / 100)
+    assert numbers["dollars"] == pytest.approx(numbers["seconds"]["run"] / 100)
     assert numbers["lr"][0] == [1, pytest.approx(6e-4 / 4)]
     assert len(numbers["lr"]) == 12
     assert numbers["measured"] is None

@@ -101,7 +101,7 @@ def test_peak_is_that_of_a_real_step(
 ) -> None:
     numbers = Numbers("cpu", dtype, micro_batches, batch_size, block_size)
     step = simulated(make, numbers)
-    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.1)
+    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
     params = sum(param.nbytes for param in make().parameters())
     assert step.peak["weights"] >= params
     assert step.peak["optimizer"] == pytest.approx(2 * params, rel=0.01)
