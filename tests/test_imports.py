@@ -66,8 +66,8 @@ ALLOWED = {
     },
     "commands": {
         "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
-        "evaluation", "first_checkpoint", "flops", "generate", "identity", "interrupt", "launcher", "load", "logger",
-        "nanogpt", "optimizer", "paths", "plan", "preflight", "report", "run_directory", "same_bits", "saver",
+        "evaluation", "first_checkpoint", "flops", "generate", "gpus", "identity", "interrupt", "launcher", "load",
+        "logger", "nanogpt", "optimizer", "paths", "plan", "preflight", "report", "run_directory", "same_bits", "saver",
         "snapshot", "system", "train", "trainer", "trust",
     },
     "__main__": {"config", "commands"},
