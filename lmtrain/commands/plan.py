@@ -207,7 +207,7 @@ def _measured(cfg: Any, system: "System", train_loader: Any, val_loader: Any) ->
 def _price_here(system: "System") -> float | None:
     import torch
 
-    from lmtrain.gpus import known
+    from lmtrain.gpu_models import known
 
     gpu = known(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
     return gpu.dollars_per_hour if gpu else None

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmtrain.gpus import GPUS, Gpu
+from lmtrain.gpu_models import GPUS, Gpu
 
 SAVE_BYTES_PER_SECOND = 150e6  # writing, syncing and hashing a checkpoint on an ordinary disk
 LONG_WITHOUT_SAVE_S = 3600

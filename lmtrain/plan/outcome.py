@@ -100,7 +100,7 @@ class Plan:
             "seconds": {"step": facts.step_seconds, "run": facts.seconds},
             "dollars": self.dollars,
             "measured": asdict(self.measured) if self.measured else None,
-            "gpus": [
+            "gpu_models": [
                 {**asdict(offer.gpu), "fits": offer.fits, "seconds": offer.seconds, "dollars": offer.dollars}
                 for offer in self.offers
             ],

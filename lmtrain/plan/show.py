@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmtrain.console import console, duration, si
-from lmtrain.gpus import PRICED
+from lmtrain.gpu_models import PRICED
 from lmtrain.plan import picture
 from lmtrain.plan.hardware import KERNEL_S
 from lmtrain.plan.memory import KINDS
