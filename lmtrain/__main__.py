@@ -12,6 +12,7 @@ import lmtrain
 
 VERBS = {  # and the module of lmtrain.commands that does it
     "prepare": "prepare",
+    "plan": "plan",
     "inspect": "inspect",
     "evaluate": "evaluate",
     "sample": "sample",

@@ -42,6 +42,34 @@ def _check_extras(cfg: DictConfig) -> None:
             raise ConfigError(f"logger={name}: needs the {package} package; pip install -e '.[{package}]'")
 
 
+def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
+    """The checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
+
+    Without its token files a model's vocabulary is the one that `prepare` is asked for.
+
+    Raises:
+        ConfigError: naming everything that is wrong with config or data.
+    """
+    if composed.get("resume") is not None:
+        raise ConfigError(f"resume={composed.resume}: a plan is of a new run; give its overrides instead")
+    cfg = check(composed)
+    missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]
+    if not missing:
+        with mistakes_of_the_user():
+            return fit_to_data(cfg), []
+    if cfg.model.get("vocab_size", 0) is None:
+        asked = OmegaConf.select(cfg, "prepare.tokenizer.vocab_size")
+        if asked is None:
+            raise ConfigError(
+                f"model.vocab_size=null: {missing[0]} has no token files to take it from; give a number, or prepare "
+                "them first"
+            )
+        OmegaConf.update(cfg, "model.vocab_size", asked)
+    if cfg.model.get("mask_documents") and cfg.model.get("end_of_text", 0) is None:
+        OmegaConf.update(cfg, "model.end_of_text", 0)  # which one makes no difference to a plan
+    return cfg, missing
+
+
 def token_folders(data: DictConfig) -> dict[str, Path]:
     """The folders a data choice reads, by key; none for a loader of the user's own, which knows its data itself."""
     if data.get("paths"):

@@ -22,6 +22,8 @@ from lmtrain.generate import generate
 from lmtrain.identity import config_hash
 from lmtrain.interrupt import InterruptedBySignal
 from lmtrain.paths import short
+from lmtrain.plan.facts import Schedule
+from lmtrain.plan.remarks import certain_mistakes
 from lmtrain.run_directory import RunDirectory, read_json
 from lmtrain.snapshot import TrainState
 from lmtrain.system import System
@@ -57,6 +59,8 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
         log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
     if state.step >= trainer.max_steps:
         log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
+    for mistake in certain_mistakes(Schedule.of(cfg.scheduler, trainer.max_steps)):
+        log.warning("%s", mistake)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
     # A quick bound first, so that small runs measure nothing: no device is slower than this.
     if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:

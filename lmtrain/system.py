@@ -9,32 +9,17 @@ import random
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from pydantic import PositiveInt, StringConstraints
 
+from lmtrain.gpu_models import known
+
 log = logging.getLogger(__name__)
 
-# Dense 16-bit matrix-product peaks in FLOP/s, from the vendors' data sheets; the first name that fits counts.
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "GH200": 989e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
 # mallopt's parameters in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
@@ -152,13 +137,24 @@ class System:
         """The vendor's FLOP/s of this device in 16 bits; None where it is unknown, or the run computes in 32."""
         if self.device.type == "cpu" or self.dtype == torch.float32:
             return None
-        name = torch.cuda.get_device_name(self.device)
-        return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+        gpu = known(torch.cuda.get_device_name(self.device))
+        return gpu.peak_flops if gpu else None
 
-    def measure_flops(self) -> float:
-        """FLOP/s of one large matrix product in the run's dtype, best of three; takes under a second."""
+    def process_bytes(self) -> int:
+        """RAM that this process holds at the moment."""
+        statm = Path("/proc/self/statm")
+        if statm.exists():
+            return int(statm.read_text().split()[1]) * resource.getpagesize()
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    def speed_to_float32(self) -> float:
+        """How fast a matrix product is in the run's dtype; below 1 where the processor has to make do."""
+        return 1.0 if self.dtype == torch.float32 else self.measure_flops() / self.measure_flops(torch.float32)
+
+    def measure_flops(self, dtype: torch.dtype | None = None) -> float:
+        """FLOP/s of one large matrix product, in the run's dtype if no other, best of three; takes under a second."""
         n = 8192 if self.device.type == "cuda" else 1024
-        a = torch.ones(n, n, device=self.device, dtype=self.dtype)
+        a = torch.ones(n, n, device=self.device, dtype=dtype or self.dtype)
         seconds = []
         for _ in range(3):
             self.synchronize()

@@ -141,8 +141,8 @@ def train(
         val_loader = build(cfg.data, split="val", seed=cfg.seed)
         # On the CPU first, so that one seed makes one model, whatever it is trained on.
         model: nn.Module = build(cfg.model).to(system.device)
-        _check_block_size(model, cfg)
-        _check_samples(train_loader, cfg)
+        check_block_size(model, cfg)
+        check_samples(train_loader, cfg)
         optimizer = build(cfg.optimizer, list(model.named_parameters()))
         schedule = build(cfg.scheduler)
         run_id = directory.run_id(given=agent_run_id())
@@ -257,13 +257,15 @@ def _refuse_no_steps(trainer: Trainer, origin: fork.Origin) -> None:
         )
 
 
-def _check_block_size(model: nn.Module, cfg: DictConfig) -> None:
+def check_block_size(model: nn.Module, cfg: DictConfig) -> None:
+    """Raises ValueError if the data's sequences are longer than the model takes."""
     longest = getattr(model, "block_size", None)
     if longest is not None and cfg.data.get("block_size", 0) > longest:
         raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
 
 
-def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
+def check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
+    """Raises ValueError if the data is used up before the run ends."""
     enough = getattr(train_loader, "max_samples", None)
     if enough is not None and "gradient_accumulation_steps" in cfg.trainer:
         step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps

@@ -16,7 +16,9 @@ ALLOWED = {
     "signatures": set(),
     "scheduler": set(),
     "optimizer": set(),
-    "system": set(),
+    "gpu_models": set(),
+    "system": {"gpu_models"},
+    "plan": {"plan", "console", "gpu_models"},
     "generate": set(),
     "flops": set(),
     "paths": set(),
@@ -58,7 +60,7 @@ ALLOWED = {
     "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
     "report": {
         "bad_steps", "checkpoint", "config", "console", "data", "durable", "evaluation", "flops", "generate",
-        "identity", "interrupt", "paths", "run_directory", "snapshot", "system", "trainer",
+        "identity", "interrupt", "paths", "plan", "run_directory", "snapshot", "system", "trainer",
     },
     "train": {
         "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "flops",
@@ -109,6 +111,7 @@ def test_import_directions(path: Path) -> None:
         ["--help"],
         ["trainer.max_stepz=1"],
         ["prepare", "--help"],
+        ["plan", "--help"],
         ["sample", "--help"],
         ["evaluate", "--help"],
         ["inspect", "--help"],

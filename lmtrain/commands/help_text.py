@@ -16,6 +16,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain fork=RUN_DIR step=N …        a new run from another's checkpoint, with what you change
   python -m lmtrain --rerun RUN_DIR              the same run once more, compared number by number
   python -m lmtrain prepare data=NAME            text to token files
+  python -m lmtrain plan [overrides]             what a run would be: size, memory, time, cost, likely mistakes
   python -m lmtrain inspect FOLDER…              what token files hold: documents, vocabulary, repeats, damage
   python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint
   python -m lmtrain sample RUN_DIR --prompt …    text from a checkpoint

@@ -1,0 +1,45 @@
+"""What is known of GPUs without having one: the vendors' data sheets, and what an hour costs."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`name` is part of what the driver calls it; `peak_flops` are FLOP/s of dense 16-bit matrix products.
+
+    `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of `PRICED`; None: hardly rented.
+    """
+
+    name: str
+    memory_gb: float
+    peak_flops: float
+    dollars_per_hour: float | None = None
+    bfloat16: bool = True
+
+
+PRICED = "2025"
+# The first name that fits counts.
+GPUS = (
+    Gpu("B200", 180, 2250e12, 5.0),
+    Gpu("GH200", 96, 989e12, 2.0),
+    Gpu("H200", 141, 989e12, 3.5),
+    Gpu("H100 PCIe", 80, 756e12, 2.4),
+    Gpu("H100 NVL", 94, 835e12),
+    Gpu("H100", 80, 989e12, 3.0),
+    Gpu("A100-SXM4-40GB", 40, 312e12, 1.3),
+    Gpu("A100-PCIE-40GB", 40, 312e12),
+    Gpu("A100", 80, 312e12, 1.8),
+    Gpu("L40S", 48, 362e12, 1.0),
+    Gpu("L4", 24, 121e12, 0.7),
+    Gpu("A10G", 24, 70e12, 1.0),
+    Gpu("A10", 24, 125e12),
+    Gpu("RTX 4090", 24, 165e12, 0.4),
+    Gpu("RTX 3090", 24, 71e12, 0.25),
+    Gpu("V100", 16, 125e12, bfloat16=False),
+    Gpu("T4", 16, 65e12, 0.35, bfloat16=False),
+)
+
+
+def known(device_name: str) -> Gpu | None:
+    """The GPU that the driver calls so; None for one that is not in the table."""
+    return next((gpu for gpu in GPUS if gpu.name in device_name), None)

@@ -1,0 +1,268 @@
+"""A step's memory and FLOPs, found without its memory: the real step runs on tensors that have a shape and no data.
+
+What is counted is what the step's own operations ask the allocator for, and when they give it back; so nothing here
+knows of layers or architectures. What a kernel asks for inside itself is not seen.
+"""
+
+import contextlib
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+KINDS = {  # in the order in which they are shown
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer state",
+    "casts": "weights in 16 bits",
+    "activations": "activations",
+    "logits": "logits and loss",
+    "workspace": "matrix products' workspace",
+}
+CUDA_BLOCK = 512  # bytes that the caching allocator rounds up to
+# Two cuBLAS handles, the forward's thread and the backward's, at the :4096:8 that deterministic runs ask for.
+CUDA_WORKSPACE = 2 * 8 * 4096 * 1024
+CUDA_CONTEXT = 500_000_000  # the driver's own, kernels loaded; outside of what torch counts
+
+Build = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How a step computes: where, in which dtype, and in how many micro-batches of which shape."""
+
+    device: str  # cpu or cuda
+    dtype: torch.dtype
+    micro_batches: int
+    batch_size: int
+    block_size: int
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step takes. `peak` is in bytes by kind, at the moment when their sum is largest."""
+
+    peak: Mapping[str, int]
+    checkpoint_bytes: int  # what a checkpoint holds: weights, persistent buffers, optimizer state
+    micro_batch_flops: float  # as torch counts them: with what fused attention computes again in the backward
+    micro_batch_kernels: int  # operations that compute something, each a kernel of its own on an eager device
+    logits_shape: tuple[int, ...]
+
+    @property
+    def peak_bytes(self) -> int:
+        return sum(self.peak.values())
+
+
+def simulate(build: Build, numbers: Numbers) -> Step:
+    """Runs an optimizer step as the trainer does, its state grown, in a micro-batch that is not the first.
+
+    `build` makes model and optimizer while tensors are fake.
+
+    Raises:
+        Exception: whatever the model raises that wants to see data, or whose operations say nothing of shapes.
+    """
+    device = torch.device("cpu")  # of the fake tensors; what CUDA does otherwise is put in its place
+    as_on_cuda = numbers.device == "cuda"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(FakeTensorMode())
+        ledger = stack.enter_context(Ledger(CUDA_BLOCK if as_on_cuda else 1))
+        ledger.kind = "weights"
+        model, optimizer = build()
+        model.train()
+        params = [param for param in model.parameters() if param.requires_grad]
+        ledger.kind = "activations"
+        shape = (numbers.batch_size, numbers.block_size)
+        x = torch.zeros(shape, dtype=torch.int64, device=device)
+        ledger.kind = "gradients"
+        for param in params:
+            param.grad = torch.empty_like(param)
+            param.register_post_accumulate_grad_hook(lambda param: ledger.move(param.grad, "gradients"))  # type: ignore[no-untyped-call]
+        ledger.kind = "optimizer"
+        optimizer.step()
+        if numbers.micro_batches == 1:
+            optimizer.zero_grad(set_to_none=True)
+        model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+        state_bytes = sum(
+            tensor.nbytes
+            for state in optimizer.state.values()
+            for tensor in state.values()
+            if isinstance(tensor, Tensor)
+        )
+        ledger.kind = "activations"
+        if as_on_cuda:
+            stack.enter_context(_CudaKernels())
+        autocast = _autocast(numbers)
+        with autocast(), torch.no_grad():
+            logits, loss = model(x, x)
+        ledger.logits = tuple(logits.shape)
+        ledger.move(logits, "logits")
+        if numbers.micro_batches == 1:
+            del logits  # else the loop still holds those of the micro-batch before
+        ledger.start()
+        flops = FlopCounterMode(display=False)
+        with flops:
+            with autocast():
+                logits, loss = model(x, x)
+            (loss * (1 / numbers.micro_batches)).backward()
+        kernels = ledger.kernels
+        ledger.kind = "optimizer"
+        nn.utils.clip_grad_norm_(params, numbers.grad_clip)
+        optimizer.step()
+        if as_on_cuda:
+            ledger.peak["workspace"] = CUDA_WORKSPACE
+        return Step(
+            peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
+            checkpoint_bytes=model_bytes + state_bytes,
+            micro_batch_flops=flops.get_total_flops(),
+            micro_batch_kernels=kernels,
+            logits_shape=tuple(logits.shape),
+        )
+
+
+def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
+    """FLOPs a token of forward and backward, matrix products alone, nothing computed twice, attention as if not causal.
+
+    For models that do not say it of themselves; see `simulate` for what it raises.
+    """
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+        model = build()
+        x = torch.zeros((batch_size, block_size), dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(x, x)[1].backward()
+    return float(counter.get_total_flops() / x.numel())
+
+
+class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Who holds how much memory: every storage that an operation makes, by kind, until nobody refers to it."""
+
+    def __init__(self, block: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.kind = "activations"
+        self.logits: tuple[int, ...] = (0,)  # their shape
+        self.kernels = 0
+        self.now: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._block, self._most = block, 0
+        self._live: dict[int, _Entry] = {}
+
+    def start(self) -> None:
+        """Looks for the peak, and counts, from here on."""
+        self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
+
+    def move(self, tensor: Tensor | None, kind: str) -> None:
+        """What turns out later: that a tensor of the backward is a parameter's gradient."""
+        if tensor is not None and (entry := self._entry(tensor)) and entry.kind != kind:
+            self.now[entry.kind] -= entry.size
+            self.now[kind] += entry.size
+            entry.kind = kind
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        new = [tensor for tensor in tree_leaves(out) if isinstance(tensor, Tensor) and self._entry(tensor) is None]
+        for tensor in new:
+            self._add(tensor, self._kind_of(func, tensor, args))
+        self.kernels += bool(new)  # a view makes no storage
+        return out
+
+    def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
+        if self.kind == "activations":
+            # As a matrix, too, of a row a token.
+            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() == math.prod(self.logits):
+                return "logits"
+            made_from = self._entry(args[0]) if args and isinstance(args[0], Tensor) else None
+            if func is torch.ops.aten._to_copy.default and made_from is not None and made_from.kind == "weights":
+                return "casts"
+        return self.kind
+
+    def _entry(self, tensor: Tensor) -> "_Entry | None":
+        storage = tensor.untyped_storage()
+        entry = self._live.get(id(storage))
+        return entry if entry is not None and entry.storage() is storage else None
+
+    def _add(self, tensor: Tensor, kind: str) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), -(-storage.nbytes() // self._block) * self._block
+
+        def gone(_: object) -> None:
+            self.now[self._live.pop(key).kind] -= size
+
+        self._live[key] = _Entry(weakref.ref(storage, gone), size, kind)
+        self.now[kind] += size
+        if (total := self.now.total()) > self._most:
+            self.peak, self._most = Counter(self.now), total
+
+
+@dataclass
+class _Entry:
+    storage: "weakref.ref[Any]"
+    size: int
+    kind: str
+
+
+def _autocast(numbers: Numbers) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    if numbers.dtype == torch.float32:
+        return contextlib.nullcontext
+    return lambda: torch.autocast("cpu", numbers.dtype)
+
+
+class _CudaKernels(TorchFunctionMode):
+    """What keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        replacement = {F.scaled_dot_product_attention: _attention, F.dropout: _dropout}.get(func, func)
+        return replacement(*args, **kwargs)
+
+
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The kernel that CUDA takes: flash in 16 bits, efficient for a mask or 32 bits, plain products for the rest."""
+    if torch.is_autocast_enabled("cpu"):
+        q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
+    aten = torch.ops.aten
+    if attn_mask is None and q.dtype != torch.float32:
+        out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
+    elif not enable_gqa:
+        if attn_mask is not None:
+            bias = attn_mask if attn_mask.is_floating_point() else attn_mask.to(q.dtype)
+            attn_mask = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+        out = aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[
+            0
+        ]
+    else:
+        with sdpa_kernel(SDPBackend.MATH):
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+    return cast(Tensor, out)
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    # Its mask has a byte an element; the CPU's, which is a factor, has the input's size.
+    return torch.native_dropout(input, p, training)[0] if training and p else input

@@ -1,0 +1,114 @@
+"""All that `plan` found out about a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lmtrain.plan.facts import Facts
+from lmtrain.plan.hardware import Offer
+from lmtrain.plan.memory import Step
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Real steps on this machine; `peak_bytes` as `System.memory_gb` has them."""
+
+    step_seconds: float
+    steps: int
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`machine` says where; `here` and `on_cuda` are the step there and on a CUDA device in 16 bits, None: unknown."""
+
+    name: str
+    machine: str
+    model: str
+    parts: Mapping[str, int]
+    facts: Facts
+    flops_per_token: float
+    flops_from: str
+    here: Step | None
+    on_cuda: Step | None
+    beside: Mapping[str, int]  # bytes beside the step's on this machine, by what they are for
+    no_memory: str | None  # why the memory is unknown
+    missing: Sequence[str]  # data
+    measured: Measured | None
+    dollars_per_hour: float | None  # of this machine
+    checkpoints: int
+    steps: Sequence[int]
+    rates: Sequence[float]
+    offers: Sequence[Offer]
+    mfu: float
+    remarks: Sequence[str]
+
+    @property
+    def step_flops(self) -> float:
+        return self.flops_per_token * self.facts.step_tokens
+
+    @property
+    def run_flops(self) -> float:
+        return self.step_flops * self.facts.max_steps
+
+    @property
+    def dollars(self) -> float | None:
+        """What the run costs on this machine; None: its price or its time is unknown."""
+        if self.dollars_per_hour is None or self.facts.seconds is None:
+            return None
+        return self.dollars_per_hour * self.facts.seconds / 3600
+
+    @property
+    def cuda_step_flops(self) -> float | None:
+        """As torch counts them there, with what fused attention computes again in the backward; None: unknown."""
+        if self.on_cuda is None:
+            return None
+        return self.on_cuda.micro_batch_flops * self.facts.step_tokens / self.facts.micro_batch_tokens
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; units are in the names."""
+        facts = self.facts
+        return {
+            "name": self.name,
+            "device": self.machine,
+            "model": self.model,
+            "parameters": {"total": facts.parameters, **self.parts},
+            "tokens": {"step": facts.step_tokens, "run": facts.tokens, "per_parameter": facts.tokens_per_parameter},
+            "epochs": dict(facts.epochs) or None,
+            "missing_data": list(self.missing),
+            "flops": {
+                "per_token": self.flops_per_token,
+                "step": self.step_flops,
+                "run": self.run_flops,
+                "from": self.flops_from,
+                "step_on_cuda": self.cuda_step_flops,
+            },
+            "memory_bytes": {
+                "here": _memory(self.here),
+                "on_cuda": _memory(self.on_cuda),
+                "beside": dict(self.beside),
+                "needed": facts.memory_needed,
+                "free": facts.memory_free,
+                "unknown_as": self.no_memory,
+            },
+            "disk_bytes": {
+                "checkpoint": facts.checkpoint_bytes,
+                "checkpoints": self.checkpoints,
+                "needed": facts.disk_needed,
+                "free": facts.disk_free,
+            },
+            "seconds": {"step": facts.step_seconds, "run": facts.seconds},
+            "dollars": self.dollars,
+            "measured": asdict(self.measured) if self.measured else None,
+            "gpu_models": [
+                {**asdict(offer.gpu), "fits": offer.fits, "seconds": offer.seconds, "dollars": offer.dollars}
+                for offer in self.offers
+            ],
+            "assumed_mfu": self.mfu,
+            "lr": [list(point) for point in zip(self.steps, self.rates, strict=True)],
+            "remarks": list(self.remarks),
+        }
+
+
+def _memory(step: Step | None) -> dict[str, int] | None:
+    return {**step.peak, "peak": step.peak_bytes} if step else None

@@ -1,0 +1,290 @@
+"""Likely mistakes in a run that is planned: each function sees one, and says it with the key and a way out."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from lmtrain.console import duration, si
+from lmtrain.plan import hardware
+from lmtrain.plan.facts import Facts, Remark, Schedule
+
+FEW_TOKENS, MANY_TOKENS = 5.0, 2000.0  # a parameter; the compute-optimal are about 20
+MANY_EPOCHS = 4.0  # up to here repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
+LONG_WARMUP = 0.2  # of the run
+USUAL_RATES = (1e-6, 0.05)
+
+
+def remarks(facts: Facts) -> list[str]:
+    """All that is remarkable in a run, what certainly is a mistake first."""
+    found = [*(remark(facts.schedule) for remark in OF_SCHEDULES), *(remark(facts) for remark in OF_RUNS)]
+    return [text for text in found if text is not None]
+
+
+def certain_mistakes(schedule: Schedule) -> list[str]:
+    """What training itself warns of."""
+    return [text for remark in CERTAIN if (text := remark(schedule)) is not None]
+
+
+def warmup_never_ends(schedule: Schedule) -> str | None:
+    if schedule.warmup_steps is None or schedule.warmup_steps < schedule.max_steps:
+        return None
+    return (
+        f"scheduler.warmup_steps={schedule.warmup_steps}: the run ends after {schedule.max_steps:,} steps, while the "
+        f"rate still rises; take about {max(schedule.max_steps // 20, 1)}"
+    )
+
+
+def rate_rises(schedule: Schedule) -> str | None:
+    if schedule.lr is None or schedule.min_lr is None or schedule.min_lr <= schedule.lr:
+        return None
+    return (
+        f"scheduler.min_lr={schedule.min_lr:g}: above the peak, optimizer.lr={schedule.lr:g}, so that the rate rises "
+        f"to the end; a tenth of the peak is usual, {schedule.lr / 10:g}"
+    )
+
+
+def schedule_ends_early(schedule: Schedule, tolerance: float = 0.0) -> str | None:
+    end = schedule.schedule_steps
+    if end is None or end >= schedule.max_steps * (1 - tolerance):
+        return None
+    return (
+        f"scheduler.max_steps={end}: the schedule ends before the run, whose last {schedule.max_steps - end:,} steps "
+        f"are at its final rate; leave it out, and it is trainer.max_steps={schedule.max_steps}"
+    )
+
+
+def schedule_ends_late(schedule: Schedule, tolerance: float = 0.0) -> str | None:
+    end = schedule.schedule_steps
+    if end is None or end <= schedule.max_steps * (1 + tolerance):
+        return None
+    return (
+        f"scheduler.max_steps={end}: the run ends after {schedule.max_steps:,} steps, before the rate has come down; "
+        f"leave it out, and it is trainer.max_steps={schedule.max_steps}"
+    )
+
+
+def warmup_is_long(schedule: Schedule) -> str | None:
+    warmup, steps = schedule.warmup_steps, schedule.max_steps
+    if warmup is None or warmup >= steps or warmup <= LONG_WARMUP * steps:
+        return None
+    usual = max(steps // 20, 1)
+    return f"scheduler.warmup_steps={warmup}: {warmup / steps:.0%} of the run; a twentieth, {usual}, is usual"
+
+
+def rate_is_unusual(schedule: Schedule) -> str | None:
+    if schedule.lr is None or USUAL_RATES[0] <= schedule.lr <= USUAL_RATES[1]:
+        return None
+    direction = "small" if schedule.lr < USUAL_RATES[0] else "large"
+    return (
+        f"optimizer.lr={schedule.lr:g}: unusually {direction}; AdamW takes 1e-4 to 3e-3, the more the smaller the model"
+    )
+
+
+def data_unseen(facts: Facts) -> str | None:
+    unseen = {name: seen for name, seen in facts.epochs.items() if seen < 0.995}
+    if not unseen:
+        return None
+    seen = ", ".join(f"{1 - share:.0%} of {name}" for name, share in unseen.items())
+    needed = facts.max_steps / max(unseen.values()) if len(facts.epochs) == 1 else None
+    way_out = f"; trainer.max_steps={needed:.0f} is one epoch" if needed else ""
+    return f"trainer.max_steps={facts.max_steps}: never seen will be {seen}{way_out}, or leave it so"
+
+
+def data_repeated(facts: Facts) -> str | None:
+    often = {name: seen for name, seen in facts.epochs.items() if seen > MANY_EPOCHS}
+    if not often:
+        return None
+    seen = ", ".join(f"{name} {times:.3g} times" for name, times in often.items())
+    return (
+        f"trainer.max_steps={facts.max_steps}: sees {seen}; beyond four epochs, repeated tokens teach ever less "
+        "(Muennighoff et al. 2023): fewer steps, more data, or model.dropout=0.1 against learning it by heart"
+    )
+
+
+def batch_larger_than_data(facts: Facts) -> str | None:
+    if facts.steps_per_epoch is None or facts.steps_per_epoch >= 1:
+        return None
+    return (
+        f"a step has {facts.step_tokens:,} tokens, more than all of the data's blocks: the same ones come twice in it; "
+        "less data.batch_size or trainer.gradient_accumulation_steps"
+    )
+
+
+def few_tokens(facts: Facts) -> str | None:
+    if facts.tokens_per_parameter >= FEW_TOKENS:
+        return None
+    return (
+        f"{facts.tokens_per_parameter:.2g} tokens a parameter, where about 20 are compute-optimal (Hoffmann et al. "
+        "2022): for these FLOPs a smaller model (model.d_model, model.n_layer) with more steps (trainer.max_steps) "
+        "reaches a lower loss"
+    )
+
+
+def many_tokens(facts: Facts) -> str | None:
+    if facts.tokens_per_parameter <= MANY_TOKENS:
+        return None
+    return (
+        f"{si(facts.tokens_per_parameter)} tokens a parameter, where about 20 are compute-optimal (Hoffmann et al. "
+        "2022): for these FLOPs a larger model reaches a lower loss (model.d_model, model.n_layer)"
+    )
+
+
+def never_evaluated_before_the_end(facts: Facts) -> str | None:
+    every = facts.intervals.evaluation
+    if every is None or every < facts.max_steps:
+        return None
+    return (
+        f"trainer.eval_interval={every}: evaluated at the end alone, so that the best checkpoint is the last one; "
+        f"take {max(facts.max_steps // 10, 1)}"
+    )
+
+
+def evaluation_outweighs_training(facts: Facts) -> str | None:
+    every, batches = facts.intervals.evaluation, facts.intervals.eval_batches
+    evaluated = facts.val_tokens if batches is None else batches * facts.micro_batch_tokens
+    if every is None or evaluated is None:
+        return None
+    between = min(every, facts.max_steps) * facts.step_tokens
+    if evaluated / 3 <= between:  # a forward is a third of a training step
+        return None
+    enough = max(int(0.3 * between / facts.micro_batch_tokens), 1)
+    return (
+        f"trainer.eval_batches={'null' if batches is None else batches}: an evaluation of {si(evaluated)} tokens takes "
+        f"longer than the {si(between)} trained on in between; trainer.eval_batches={enough} takes a tenth of it"
+    )
+
+
+def val_smaller_than_a_batch(facts: Facts) -> str | None:
+    if facts.val_tokens is None or facts.val_tokens >= facts.micro_batch_tokens:
+        return None
+    return (
+        f"the val split has {facts.val_tokens:,} tokens, less than one micro-batch of {facts.micro_batch_tokens:,}: "
+        "its loss will say little; hold out more (prepare.holdout.val_share)"
+    )
+
+
+def never_logged_in_between(facts: Facts) -> str | None:
+    every = facts.intervals.log
+    if every is None or every < facts.max_steps or facts.max_steps < 3:
+        return None
+    better = max(facts.max_steps // 100, 1)
+    return f"trainer.log_interval={every}: only the first step and the last are logged; take {better}"
+
+
+def crash_loses_much(facts: Facts) -> str | None:
+    every, seconds = facts.intervals.checkpoint, facts.step_seconds
+    if every is None or seconds is None:
+        return None
+    lost = min(every, facts.max_steps) * seconds
+    if lost < hardware.LONG_WITHOUT_SAVE_S or every == 1:
+        return None
+    better = max(int(hardware.LONG_WITHOUT_SAVE_S / 2 / seconds), 1)
+    return f"trainer.checkpoint_interval={every}: a crash loses up to {duration(lost)} of work; take {better}"
+
+
+def saving_dominates(facts: Facts) -> str | None:
+    every = facts.intervals.checkpoint
+    if every is None or facts.step_seconds is None or facts.checkpoint_bytes is None:
+        return None
+    saving = facts.checkpoint_bytes / hardware.SAVE_BYTES_PER_SECOND
+    if facts.max_steps <= every or saving < every * facts.step_seconds:
+        return None
+    return (
+        f"trainer.checkpoint_interval={every}: writing a checkpoint takes about {duration(saving)}, longer than the "
+        f"{every} steps in between, and training waits; take {int(5 * saving / facts.step_seconds) + 1}"
+    )
+
+
+def disk_too_small(facts: Facts) -> str | None:
+    if facts.disk_needed is None or facts.disk_free is None or facts.disk_needed <= facts.disk_free:
+        return None
+    return (
+        f"checkpoints need {si(facts.disk_needed)}B, and {si(facts.disk_free)}B are free: another disk "
+        "(hydra.run.dir), or fewer (trainer.keep_checkpoints, trainer.keep_every=null)"
+    )
+
+
+def memory_too_small(facts: Facts) -> str | None:
+    if facts.memory_needed is None or facts.memory_free is None or facts.memory_needed <= facts.memory_free:
+        return None
+    smaller = ""
+    if facts.batch_size and facts.batch_size > 1:
+        half = facts.batch_size // 2
+        smaller = f"; data.batch_size={half} with twice the trainer.gradient_accumulation_steps takes less"
+    return f"a step needs {si(facts.memory_needed)}B of memory, and {si(facts.memory_free)}B are there{smaller}"
+
+
+def vocabulary_unaligned(facts: Facts) -> str | None:
+    if facts.device != "cuda" or facts.vocab_size is None or facts.vocab_size % 64 == 0:
+        return None
+    return (
+        f"model.vocab_size={facts.vocab_size}: no multiple of 64, which makes a GPU's largest product slower; "
+        f"{-(-facts.vocab_size // 64) * 64} costs nothing, ids above the data's are never used"
+    )
+
+
+def heads_unaligned(facts: Facts) -> str | None:
+    if facts.device != "cuda" or not facts.d_model or not facts.n_head or facts.d_model // facts.n_head % 8 == 0:
+        return None
+    return (
+        f"model.n_head={facts.n_head}: heads are {facts.d_model // facts.n_head} wide, no multiple of 8, which GPUs' "
+        "fast attention wants; 64 or 128 are usual"
+    )
+
+
+def dtype_without_hardware(facts: Facts) -> str | None:
+    if facts.speed_to_float32 is None or facts.speed_to_float32 >= 0.8:
+        return None
+    return (
+        f"system.dtype={facts.dtype}: this CPU multiplies it at {facts.speed_to_float32:.2g} times the speed of "
+        "float32; take system.dtype=float32"
+    )
+
+
+def gpu_left_idle(facts: Facts) -> str | None:
+    return "system.device=cpu: this machine has a GPU; system.device=auto takes it" if facts.idle_gpu else None
+
+
+def positions_never_trained(facts: Facts) -> str | None:
+    if not facts.learned_positions or facts.longest is None or facts.longest <= facts.block_size:
+        return None
+    return (
+        f"model.block_size={facts.longest}: positions from {facts.block_size} on are learned, and never trained, as "
+        f"data.block_size={facts.block_size}; make them the same"
+    )
+
+
+OF_SCHEDULES = (
+    warmup_never_ends,
+    rate_rises,
+    schedule_ends_early,
+    schedule_ends_late,
+    warmup_is_long,
+    rate_is_unusual,
+)
+# A run may end somewhat beside its schedule on purpose, a branch of another run above all.
+CERTAIN = (
+    warmup_never_ends,
+    rate_rises,
+    partial(schedule_ends_early, tolerance=0.1),
+    partial(schedule_ends_late, tolerance=0.1),
+)
+OF_RUNS: Sequence[Remark] = (
+    memory_too_small,
+    disk_too_small,
+    gpu_left_idle,
+    dtype_without_hardware,
+    batch_larger_than_data,
+    data_unseen,
+    data_repeated,
+    few_tokens,
+    many_tokens,
+    never_evaluated_before_the_end,
+    evaluation_outweighs_training,
+    val_smaller_than_a_batch,
+    never_logged_in_between,
+    crash_loses_much,
+    saving_dominates,
+    positions_never_trained,
+    vocabulary_unaligned,
+    heads_unaligned,
+)

@@ -1,0 +1,126 @@
+"""`python -m lmtrain plan`, as a user gives it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, VOCAB_SIZE, Cli
+
+PARAMETERS = VOCAB_SIZE * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
+
+
+def planned(cli: Cli, tmp_path: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
+    done = cli("plan", *TINY, f"--json={tmp_path / 'plan.json'}", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((tmp_path / "plan.json").read_text())
+
+
+def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    text, numbers = planned(cli, tmp_path, f"data.path={token_folder}", "--price=36", "--mfu=0.5")
+    assert numbers["parameters"]["total"] == PARAMETERS
+    assert sum(numbers["parameters"].values()) == 2 * PARAMETERS
+    assert numbers["tokens"] == {"step": 128, "run": 12 * 128, "per_parameter": 12 * 128 / PARAMETERS}
+    assert numbers["epochs"] == {str(token_folder): pytest.approx(12 * 8 / 249)}
+    flops = 6 * (PARAMETERS - 5 * 32) + 12 * 2 * 32 * 16
+    assert numbers["flops"]["step"] == 128 * flops
+    here = numbers["memory_bytes"]["here"]
+    assert here["peak"] == sum(size for kind, size in here.items() if kind != "peak")
+    assert numbers["memory_bytes"]["needed"] > here["peak"]
+    assert numbers["disk_bytes"]["checkpoint"] == pytest.approx(3 * 4 * PARAMETERS, rel=0.01)
+    # Steps 4, 8 and 12: two that are kept, the best, and one that is being written.
+    assert numbers["disk_bytes"]["checkpoints"] == 4
+    a100 = next(gpu for gpu in numbers["gpus"] if gpu["name"] == "A100")
+    assert a100["fits"] is True
+    assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # so small a model waits for its kernels
+    assert a100["dollars"] == pytest.approx(a100["seconds"] / 100)
+    assert numbers["dollars"] == pytest.approx(numbers["seconds"]["run"] / 100)
+    assert numbers["lr"][0] == [1, pytest.approx(6e-4 / 4)]
+    assert len(numbers["lr"]) == 12
+    assert numbers["measured"] is None
+    assert f"{PARAMETERS:,}" in text
+    assert "61% of" in text  # never seen
+    assert "┤" in text
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_measured_steps_take_the_place_of_an_estimate(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    text, numbers = planned(cli, tmp_path, f"data.path={token_folder}", "--measure")
+    assert numbers["measured"]["steps"] == 5
+    assert numbers["seconds"]["step"] == numbers["measured"]["step_seconds"] > 0
+    assert numbers["seconds"]["run"] == pytest.approx(12 * numbers["seconds"]["step"])
+    assert "measured, median of 5 steps" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "plan.json"}
+
+
+def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, tmp_path: Path) -> None:
+    text, numbers = planned(cli, tmp_path, "data=stdlib")
+    assert numbers["missing_data"] == ["data.path=data/stdlib"]
+    assert numbers["epochs"] is None
+    assert numbers["memory_bytes"]["here"]["peak"] > 0
+    assert numbers["parameters"]["embedding"] == 4096 * 32  # as prepare is asked for
+    assert "has no token files yet" in text
+    assert not (tmp_path / "data").exists()
+    refused = cli("plan", *TINY, "data=stdlib", "--measure")
+    assert refused.returncode == 2
+    assert "--measure: data.path=data/stdlib has no token files" in refused.stderr
+
+
+MODEL = """
+from torch import nn
+
+class Bigram(nn.Module):
+    def __init__(self, vocab_size: int, peeks: bool = False):
+        super().__init__()
+        self.table, self.head, self.peeks = nn.Embedding(vocab_size, 8), nn.Linear(8, vocab_size), peeks
+
+    def forward(self, tokens, targets=None):
+        if self.peeks and tokens.sum().item() < 0:
+            raise ValueError
+        logits = self.head(self.table(tokens))
+        return logits, None if targets is None else nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    (tmp_path / "mymodels.py").write_text(MODEL)
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "conf/model/bigram.yaml").write_text("_target_: mymodels.Bigram\nvocab_size: null\npeeks: false\n")
+    common = [text for text in TINY if not text.startswith("model")]
+    json_file = tmp_path / "plan.json"
+    for peeks in ("false", "true"):
+        done = cli(
+            "plan", *common, "model=bigram", f"model.peeks={peeks}", f"data.path={token_folder}", f"--json={json_file}"
+        )
+        assert done.returncode == 0, done.stderr
+        numbers = json.loads(json_file.read_text())
+        assert numbers["parameters"] == {"total": 17 * 61, "embedding": 8 * 61, "head": 9 * 61}
+        if peeks == "false":
+            assert numbers["flops"]["per_token"] == 6 * 8 * 61  # counted: the lookup multiplies nothing
+            assert numbers["memory_bytes"]["here"]["weights"] == 4 * 17 * 61
+        else:
+            assert "local_scalar" in numbers["memory_bytes"]["unknown_as"]
+            assert "unknown, as a step can't be followed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trainer.max_stepz=5"], "did you mean trainer.max_steps?"),
+        (["model.n_head=3"], "model.d_model=32: must be an even multiple of model.n_head=3"),
+        (["model.block_size=8"], "data.block_size=16: longer than model.block_size=8"),
+        (["resume=outputs/a"], "resume=outputs/a: a plan is of a new run"),
+        (["--mfu=7"], "--mfu 7.0: a share"),
+    ],
+)
+def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, arguments: list[str], message: str) -> None:
+    done = cli("plan", *TINY, f"data.path={token_folder}", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_training_warns_of_a_warmup_that_never_ends(cli: Cli, token_folder: Path) -> None:
+    done = cli(*TINY, f"data.path={token_folder}", "trainer.max_steps=2", "scheduler.warmup_steps=50")
+    assert done.returncode == 0
+    assert "scheduler.warmup_steps=50: the run ends after 2 steps" in done.stdout

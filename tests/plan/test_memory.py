@@ -1,0 +1,210 @@
+"""The memory and FLOPs of a step that was never run, against those of one that was."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from lmtrain.model.gpt2 import GPT2
+from lmtrain.model.llama import Llama
+from lmtrain.optimizer import adamw
+from lmtrain.plan.memory import CUDA_WORKSPACE, Numbers, count_flops, simulate
+
+Make = Callable[[], nn.Module]
+
+
+def llama(**changes: Any) -> Make:
+    sizes = {"vocab_size": 2048, "block_size": 128, "n_layer": 2, "n_head": 4, "n_kv_head": None, "d_model": 128}
+    return lambda: Llama(**{**sizes, "d_ff": 384, **changes})
+
+
+def gpt2(**changes: Any) -> Make:
+    sizes = {"vocab_size": 1024, "block_size": 128, "n_layer": 2, "n_head": 4, "d_model": 128}
+    return lambda: GPT2(**{**sizes, **changes})
+
+
+# (model, dtype, batch size, block size, micro-batches); 16 bits are slow on most CPUs
+SHAPES = [
+    pytest.param(llama(), torch.float32, 4, 128, 2, id="llama"),
+    pytest.param(llama(vocab_size=512), torch.bfloat16, 2, 64, 2, id="llama-bfloat16"),
+    pytest.param(
+        llama(n_kv_head=2, tie_embeddings=False, dropout=0.1), torch.float32, 4, 96, 1, id="llama-gqa-untied-dropout"
+    ),
+    pytest.param(
+        llama(mask_documents=True, end_of_text=0, vocab_size=512), torch.float32, 8, 128, 2, id="llama-masked"
+    ),
+    pytest.param(gpt2(), torch.float32, 8, 128, 2, id="gpt2"),
+    pytest.param(gpt2(dropout=0.1, n_layer=1), torch.bfloat16, 2, 64, 1, id="gpt2-bfloat16"),
+    pytest.param(gpt2(vocab_size=8192, d_model=256), torch.float32, 2, 64, 2, id="gpt2-wide"),
+]
+ARGUMENTS = ("make", "dtype", "batch_size", "block_size", "micro_batches")
+
+
+def adamw_of(model: nn.Module) -> torch.optim.Optimizer:
+    return adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+
+def simulated(make: Make, numbers: Numbers) -> Any:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = make()
+        return model, adamw_of(model)
+
+    return simulate(build, numbers)
+
+
+def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: Numbers) -> None:
+    """As `Trainer.step` does it, the logits held to the end."""
+    tokens = torch.zeros((numbers.batch_size, numbers.block_size), dtype=torch.int64, device=numbers.device)
+    for _number in range(numbers.micro_batches):
+        with (
+            torch.autocast(numbers.device, numbers.dtype)
+            if numbers.dtype != torch.float32
+            else contextlib.nullcontext()
+        ):
+            _, loss = model(tokens, tokens)
+        (loss / numbers.micro_batches).backward()
+    nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def measured_on_the_cpu(make: Make, numbers: Numbers) -> int:
+    """Bytes, from every allocation that torch makes."""
+    model = make()
+    optimizer = adamw_of(model)
+    real_step(model, optimizer, numbers)
+    held = [*model.parameters(), *model.buffers()]
+    held += [value for state in optimizer.state.values() for value in state.values()]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        real_step(model, optimizer, numbers)
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in profiled.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    now = most = 0
+    for _, change in sorted(changes):
+        now += change
+        most = max(most, now)
+    return sum(tensor.nbytes for tensor in held) + most
+
+
+@pytest.mark.parametrize(ARGUMENTS, SHAPES)
+def test_peak_is_that_of_a_real_step(
+    make: Make, dtype: torch.dtype, batch_size: int, block_size: int, micro_batches: int
+) -> None:
+    numbers = Numbers("cpu", dtype, micro_batches, batch_size, block_size)
+    step = simulated(make, numbers)
+    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
+    params = sum(param.nbytes for param in make().parameters())
+    assert step.peak["weights"] >= params
+    assert step.peak["optimizer"] == pytest.approx(2 * params, rel=0.01)
+    if micro_batches > 1:
+        assert step.peak["gradients"] >= params
+    assert ("casts" in step.peak) <= (dtype == torch.bfloat16)
+    saved = make().state_dict().values()
+    assert step.checkpoint_bytes == pytest.approx(sum(tensor.nbytes for tensor in saved) + 2 * params, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("make", "batch_size", "block_size"),
+    [
+        pytest.param(llama(), 2, 128, id="llama"),
+        pytest.param(llama(n_kv_head=2, tie_embeddings=False), 1, 64, id="llama-gqa-untied"),
+        pytest.param(llama(n_kv_head=1, mask_documents=True, end_of_text=0), 2, 32, id="llama-masked"),
+        pytest.param(gpt2(), 2, 128, id="gpt2"),
+        pytest.param(gpt2(tie_embeddings=False, bias=False, d_ff=100), 1, 96, id="gpt2-untied"),
+    ],
+)
+def test_flops_are_those_torch_counts(make: Make, batch_size: int, block_size: int) -> None:
+    model: Any = make()
+    tokens = torch.zeros((batch_size, block_size), dtype=torch.int64)
+    # The CPU's fused attention is not counted; plain products are.
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens, tokens)[1].backward()
+    by_torch = counter.get_total_flops() / tokens.numel()
+    assert model.flops_per_token(block_size) == pytest.approx(by_torch, rel=0.01)
+    assert count_flops(make, 1, block_size) == pytest.approx(by_torch, rel=0.01)
+
+
+def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
+    make = llama(n_head=16, vocab_size=256)
+    on_cuda = simulated(make, Numbers("cuda", torch.bfloat16, 1, 4, 128))
+    tokens = 4 * 128
+    assert on_cuda.peak["workspace"] == CUDA_WORKSPACE
+    model: Any = make()
+    scores_again = 2 * 128 * 128 * tokens * 2  # 2 · d_model · T FLOPs a token in each of two layers
+    assert on_cuda.micro_batch_flops == model.flops_per_token(128) * tokens + scores_again
+    # With the scores, (B, H, T, T) in two layers, it would be this much more.
+    masked = simulated(
+        llama(n_head=16, n_kv_head=8, vocab_size=256, mask_documents=True, end_of_text=0),
+        Numbers("cuda", torch.bfloat16, 1, 4, 128),
+    )
+    assert masked.peak["activations"] - on_cuda.peak["activations"] > 2 * 2 * 4 * 16 * 128 * 128
+
+
+def test_a_longer_batch_takes_more_and_nothing_leaks() -> None:
+    numbers = [Numbers("cpu", torch.float32, 2, batch_size, 64) for batch_size in (2, 4)]
+    small, large = (simulated(llama(), each).peak for each in numbers)
+    assert large["activations"] == pytest.approx(2 * small["activations"], rel=0.15)
+    assert large["logits"] == 2 * small["logits"]
+    assert large["weights"] == small["weights"]
+    assert large["optimizer"] == small["optimizer"]
+
+
+def test_a_model_that_looks_at_its_data_can_not_be_followed() -> None:
+    class Peeking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(7, 7)
+
+        def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> Any:
+            logits = self.table(tokens)
+            return logits, logits.mean() if tokens.sum().item() else None
+
+    with pytest.raises(Exception, match="local_scalar_dense"):
+        simulated(Peeking, Numbers("cpu", torch.float32, 1, 2, 4))
+
+
+def test_the_generators_are_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    simulated(llama(n_layer=1, dropout=0.1), Numbers("cpu", torch.float32, 1, 2, 16))
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "block_size"),
+    [
+        ({"vocab_size": 32000, "n_layer": 16, "n_head": 6, "d_model": 384, "d_ff": 1536}, 16, 512),
+        ({"vocab_size": 32000, "n_head": 8, "n_kv_head": 2, "d_model": 512, "d_ff": 1536}, 8, 1024),
+        ({"vocab_size": 8192, "n_layer": 8, "n_head": 8, "d_model": 512, "dropout": 0.1}, 16, 512),
+        ({"vocab_size": 50257, "n_layer": 12, "n_head": 12, "d_model": 768, "bias": True}, 8, 1024),
+    ],
+    ids=["llama_50m", "gqa", "dropout", "gpt2"],
+)
+def test_peak_is_that_of_a_real_step_on_cuda(
+    sizes: dict[str, Any], batch_size: int, block_size: int, dtype: torch.dtype
+) -> None:
+    make = (gpt2 if "bias" in sizes else llama)(block_size=block_size, **sizes)
+    numbers = Numbers("cuda", dtype, 2, batch_size, block_size)
+    step = simulated(make, numbers)
+    torch.cuda.empty_cache()
+    model = make().cuda()
+    optimizer = adamw_of(model)
+    real_step(model, optimizer, numbers)
+    torch.cuda.reset_peak_memory_stats()
+    real_step(model, optimizer, numbers)
+    measured = torch.cuda.max_memory_allocated()
+    print(f"planned {step.peak_bytes / 1e9:.3f} GB, measured {measured / 1e9:.3f} GB")
+    assert step.peak_bytes == pytest.approx(measured, rel=0.1)

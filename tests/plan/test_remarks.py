@@ -1,0 +1,118 @@
+"""Each likely mistake is named with its key, and only where it is one."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lmtrain.plan.facts import Facts, Intervals, Schedule
+from lmtrain.plan.remarks import CERTAIN, OF_RUNS, OF_SCHEDULES, certain_mistakes, remarks
+
+SOUND = Facts(
+    schedule=Schedule(max_steps=5000, schedule_steps=5000, warmup_steps=200, lr=6e-4, min_lr=6e-5),
+    intervals=Intervals(evaluation=200, log=10, checkpoint=200, eval_batches=None),
+    parameters=8_000_000,
+    step_tokens=32768,
+    micro_batch_tokens=8192,
+    block_size=512,
+    device="cuda",
+    dtype="bfloat16",
+    epochs={"data/a": 1.5},
+    steps_per_epoch=3333,
+    val_tokens=100_000,
+    step_seconds=0.3,
+    checkpoint_bytes=10**8,
+    disk_needed=4 * 10**8,
+    disk_free=10**10,
+    memory_needed=8 * 10**9,
+    memory_free=24 * 10**9,
+    batch_size=16,
+    vocab_size=32000,
+    d_model=384,
+    n_head=6,
+    longest=512,
+    learned_positions=True,
+    speed_to_float32=None,
+)
+
+
+def with_schedule(**changes: Any) -> Facts:
+    return replace(SOUND, schedule=replace(SOUND.schedule, **changes))
+
+
+def with_intervals(**changes: Any) -> Facts:
+    return replace(SOUND, intervals=replace(SOUND.intervals, **changes))
+
+
+MISTAKES = {  # what is wrong, and what is said
+    "warmup_never_ends": (with_schedule(warmup_steps=5000), "scheduler.warmup_steps=5000: the run ends after 5,000"),
+    "rate_rises": (with_schedule(min_lr=1e-3), "scheduler.min_lr=0.001: above the peak, optimizer.lr=0.0006"),
+    "schedule_ends_early": (with_schedule(schedule_steps=4000), "scheduler.max_steps=4000: .* last 1,000 steps"),
+    "schedule_ends_late": (with_schedule(schedule_steps=9000), "scheduler.max_steps=9000: the run ends after 5,000"),
+    "warmup_is_long": (with_schedule(warmup_steps=1500), "scheduler.warmup_steps=1500: 30% of the run; .* 250"),
+    "rate_is_unusual": (with_schedule(lr=0.6), "optimizer.lr=0.6: unusually large"),
+    "memory_too_small": (replace(SOUND, memory_free=10**9), "8GB of memory, and 1GB .*data.batch_size=8"),
+    "disk_too_small": (replace(SOUND, disk_free=10**8), "400MB, and 100MB are free: .*keep_checkpoints"),
+    "gpu_left_idle": (replace(SOUND, device="cpu", idle_gpu=True), "system.device=cpu: this machine has a GPU"),
+    "dtype_without_hardware": (
+        replace(SOUND, device="cpu", speed_to_float32=0.1),
+        "system.dtype=bfloat16: .* 0.1 times .*system.dtype=float32",
+    ),
+    "batch_larger_than_data": (replace(SOUND, steps_per_epoch=0.5), "32,768 tokens, more than all .*data.batch_size"),
+    "data_unseen": (replace(SOUND, epochs={"a": 0.25}), "never seen will be 75% of a; trainer.max_steps=20000"),
+    "data_repeated": (replace(SOUND, epochs={"a": 9.0, "b": 1.0}), "trainer.max_steps=5000: sees a 9 times;"),
+    "few_tokens": (replace(SOUND, parameters=10**9), "0.16 tokens a parameter, where about 20"),
+    "many_tokens": (replace(SOUND, parameters=1000), "164k tokens a parameter"),
+    "never_evaluated_before_the_end": (with_intervals(evaluation=9000), "trainer.eval_interval=9000: .* take 500"),
+    "evaluation_outweighs_training": (
+        with_intervals(evaluation=1, eval_batches=100),
+        "trainer.eval_batches=100: .* trainer.eval_batches=1 ",
+    ),
+    "val_smaller_than_a_batch": (replace(SOUND, val_tokens=700), "val split has 700 tokens, less than one micro-batch"),
+    "never_logged_in_between": (with_intervals(log=5000), "trainer.log_interval=5000: .* take 50"),
+    "crash_loses_much": (replace(SOUND, step_seconds=30.0), "trainer.checkpoint_interval=200: .* 1h40m .* take 60"),
+    "saving_dominates": (with_intervals(checkpoint=1), "trainer.checkpoint_interval=1: writing .* take 12"),
+    "positions_never_trained": (replace(SOUND, longest=1024), "model.block_size=1024: positions from 512 on"),
+    "vocabulary_unaligned": (replace(SOUND, vocab_size=50257), "model.vocab_size=50257: .* 50304"),
+    "heads_unaligned": (replace(SOUND, d_model=330, n_head=6), "model.n_head=6: heads are 55 wide"),
+}
+
+
+def test_a_sound_run_has_no_remarks() -> None:
+    assert remarks(SOUND) == []
+
+
+def test_a_run_of_which_little_is_known_has_none_either() -> None:
+    unknown = Facts(Schedule(5000), Intervals(), 8_000_000, 32768, 8192, 512, "cpu", "float32")
+    assert remarks(unknown) == []
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named(mistake: str) -> None:
+    import re
+
+    facts, expected = MISTAKES[mistake]
+    (remark,) = remarks(facts)
+    assert re.search(expected, remark), remark
+
+
+def test_every_remark_is_tried() -> None:
+    assert {remark.__name__ for remark in (*OF_SCHEDULES, *OF_RUNS)} == MISTAKES.keys()
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 0),
+        ({"warmup_steps": 5000}, 1),
+        ({"min_lr": 1e-3}, 1),
+        ({"schedule_steps": 4900}, 0),  # close enough to be meant
+        ({"schedule_steps": 5400}, 0),
+        ({"schedule_steps": 2500}, 1),
+        ({"schedule_steps": 50_000}, 1),
+        ({"warmup_steps": 1500}, 0),
+    ],
+)
+def test_training_warns_of_certain_mistakes_alone(changes: dict[str, Any], count: int) -> None:
+    assert len(CERTAIN) == 4
+    assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
