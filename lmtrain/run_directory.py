@@ -24,6 +24,7 @@ PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", 
 MAX_DIFF_CHARS = 1_000_000
 MAX_JSON_BYTES = 16_000_000  # such a diff, where each character is escaped
 GIT_TIMEOUT_S = 5
+LOCK_PAUSES_S = (0.0, 0.05, 0.2)
 
 
 class RunDirectory:
@@ -45,9 +46,7 @@ class RunDirectory:
                 raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
         # The kernel frees the lock when its process dies, however it dies: a stale one can't be.
         self._file = self.lock.open("a+")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._locked():
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
@@ -56,6 +55,17 @@ class RunDirectory:
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
         self._file.flush()
         return self
+
+    def _locked(self) -> bool:
+        """Tries more than once: whoever looks whether a run goes on holds its lock for an instant."""
+        for pause_s in LOCK_PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return True
+        return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
