@@ -18,6 +18,7 @@ from typing import Any, Self
 from lmtrain.gpus import deal
 from lmtrain.interrupt import SIGNALS, exit_code
 from lmtrain.job_directory import to_do
+from lmtrain.redact import redacted
 from lmtrain.run_directory import read_json
 
 PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops
@@ -59,6 +60,7 @@ class Running:
     resumed: bool
     lock: int  # held by the process as well, which may outlive this one
     log_start: int
+    result_before: int | None
     forwarded: int = 0  # of the signals that came
     since: float = field(default_factory=time.monotonic)
 
@@ -169,7 +171,7 @@ class JobPool:
         status = result.get("status", "failed") if code == 0 else EXIT_STATUS.get(code, "failed")
         if code < 0 and self.stopped is not None:  # before it could see to signals
             status = "interrupted"
-        fresh = result.get("status") == status
+        fresh = code == 0 or _written_at(running.job.directory) != running.result_before
         reason = None if status in DONE else (result.get("error") if fresh else None) or _reason(running, code)
         result = result if fresh else {}
         return Ended(running.job, status, result.get("objective"), reason, result, ran=True)
@@ -208,9 +210,10 @@ def _run(
     command = [sys.executable, "-m", "lmtrain", *arguments]
     if not resumes:
         (job.directory / "result.json").unlink(missing_ok=True)  # of a failed one that is run anew
+    result_before = _written_at(job.directory)
     with (job.directory / LOG).open("ab") as log:
         log_start = log.tell()
-        log.write(f"$ {shlex.join(['python', *command[1:]])}\n".encode())
+        log.write(f"$ {shlex.join(redacted(['python', *command[1:]]))}\n".encode())
         log.flush()
         process = subprocess.Popen(
             command,
@@ -221,7 +224,15 @@ def _run(
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
             pass_fds=[lock],
         )
-    return Running(job, process, slot, resumes, lock, log_start)
+    return Running(job, process, slot, resumes, lock, log_start, result_before)
+
+
+def _written_at(directory: Path) -> int | None:
+    """Tells a result from the one before."""
+    try:
+        return (directory / "result.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _reason(running: Running, code: int) -> str:

@@ -142,7 +142,7 @@ def test_every_launcher_finds_what_the_others_have_done(tiny: list[str], tmp_pat
     assert refused.returncode == 2
     assert "did you mean trainer.max_steps?" in refused.stderr
     assert not (tmp_path / "elsewhere").exists()
-    done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir=experiments=tiny,seed=3")
+    done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir='experiments=tiny,seed=3'")
     assert done.returncode == 1
     assert "holds a run of another config (seed: 3 → 1)" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
