@@ -83,6 +83,7 @@ class JobPool:
         self._retry_failed = retry_failed
         self._search_path = tuple(search_path)
         self._queue: list[Job] = []
+        self._looked_at: set[int] = set()
         self._signals: list[int] = []
         self._previous: dict[int, Any] = {}
         self.running: list[Running] = []
@@ -136,20 +137,25 @@ class JobPool:
                 self.running.remove(running)
                 ended.append(self._end(running, code))
                 os.close(running.lock)
-        for job in self._queue[:]:
+        for job in self._queue:
             if self.stopped is not None:
-                outcome: Ended | None = Ended(job, "not started", None, None, {}, ran=False)
-            else:
-                outcome = self._start(job)
-            if outcome is not None:
+                ended.append(Ended(job, "not started", None, None, {}, ran=False))
+            elif (self._slot() is not None or id(job) not in self._looked_at) and (outcome := self._start(job)):
                 ended.append(outcome)
+            self._looked_at.add(id(job))  # what was done before is told at once, and the rest in its turn
         settled = {id(one.job) for one in self.running} | {id(one.job) for one in ended}
         self._queue = [job for job in self._queue if id(job) not in settled]
+        self._looked_at -= settled
         return ended
+
+    def _slot(self) -> int | None:
+        used = {running.slot for running in self.running}
+        return next((slot for slot in range(len(self._slots)) if slot not in used), None)
 
     def _start(self, job: Job) -> Ended | None:
         """Starts the job's process if there is a slot and nobody else runs it; how it ended, if it has before."""
-        if (lock := _lock(job.directory)) is None:
+        slot = self._slot()
+        if (slot is None and not job.directory.is_dir()) or (lock := _lock(job.directory)) is None:
             return None
         try:
             decision = to_do(job.directory, job.overrides, self._search_path, retry_failed=self._retry_failed)
@@ -157,8 +163,7 @@ class JobPool:
                 result = decision.result
                 objective = result.get("objective")
                 return Ended(job, decision.status, objective, decision.reason, result, ran=False)
-            used = {running.slot for running in self.running}
-            if (slot := next((slot for slot in range(len(self._slots)) if slot not in used), None)) is not None:
+            if slot is not None:
                 self.running.append(_run(job, decision.arguments, decision.resumes, slot, self._slots[slot], lock))
                 lock = None
             return None
