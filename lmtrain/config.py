@@ -134,7 +134,12 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and unknown:
         key = unknown[1]
-        others = [text for text in overrides if re.split("[=@]", text.lstrip("+~"))[0] != key]
+        parser = OverridesParser.create()
+        others = [
+            text
+            for text in overrides
+            if re.split("[=@]", text.lstrip("+~"))[0] != key and not parser.parse_override(text).is_sweep_override()
+        ]
         value = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{key}=")), "")
         try:
             valid = key_paths(OmegaConf.to_container(compose(others)))
