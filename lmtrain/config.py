@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.plugins.plugin import Plugin
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -48,17 +48,31 @@ class UserSearchPath(SearchPathPlugin):
                 search_path.prepend("user", f"{scheme}://{own}")
 
 
-@cache
 def set_up_hydra() -> None:
-    """Registers, once a process, where configs are found and what they can compute."""
+    """Registers where configs are found and what they can compute; once, if Hydra does not start its plugins anew."""
+    if UserSearchPath in Plugins.instance().discover(SearchPathPlugin):
+        return
     # Imported here for the start-up of the verbs that compose nothing.
-    from lmtrain import launcher
     from lmtrain.experiments_source import ExperimentsSource
+    from lmtrain.job_directory import directory_name
+    from lmtrain.launcher import ProcessLauncher
+    from lmtrain.sweeper import GridSweeper
 
     Plugins.instance().register(ExperimentsSource)
     Plugins.instance().register(UserSearchPath)
-    launcher.register()
+    for plugin in (ProcessLauncher, GridSweeper):
+        _register_as_installed(plugin)
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("job_directory", directory_name, replace=True)
+
+
+def _register_as_installed(plugin: type[Plugin]) -> None:
+    """Makes a launcher or sweeper known to Hydra as `hydra_plugins.lmtrain.…`: it takes those of no other package."""
+    module, plugin.__module__ = plugin.__module__, "hydra_plugins.lmtrain"
+    try:
+        Plugins.instance().register(plugin)
+    finally:
+        plugin.__module__ = module  # by which other launchers' processes find the class
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
@@ -78,7 +92,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
-        raise ConfigError(_explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -104,7 +118,7 @@ def texts_for_hydra_folder(composed: DictConfig, hydra_settings: Any) -> dict[st
     }
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's own words are for its developers: names the key, the value and what comes nearest."""
     match error:
         case OverrideParseException():
@@ -126,7 +140,12 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     unknown = re.search(r"Could not override '([^']+)'", message)
     if isinstance(error, ConfigCompositionException) and unknown:
         key = unknown[1]
-        others = [text for text in overrides if re.split("[=@]", text.lstrip("+~"))[0] != key]
+        parser = OverridesParser.create()
+        others = [
+            text
+            for text in overrides
+            if re.split("[=@]", text.lstrip("+~"))[0] != key and not parser.parse_override(text).is_sweep_override()
+        ]
         value = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{key}=")), "")
         try:
             valid = key_paths(OmegaConf.to_container(compose(others)))
@@ -148,7 +167,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise ConfigError(_explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides)) from error
     for override in parsed:
         key = override.key_or_group
         if override.is_sweep_override() or override.is_delete() or override.is_add():

@@ -41,11 +41,20 @@ ALLOWED = {
     "data": {"data", "console", "differences", "durable"},
     "model": {"model"},
     "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
-    "launcher": {"console", "interrupt", "run_directory", "config", "preflight"},
+    "launcher": {"config", "job_directory", "jobs", "sweep_progress"},
+    "sweeper": {
+        "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory", "sweep_report",
+    },
+    "sweep_task": {"config", "job_directory", "jobs", "launcher"},
+    "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
+    "sweep_report": {"console", "data", "durable", "interrupt", "job_directory", "jobs", "paths", "redact"},
+    "gpus": {"checks", "data"},
+    "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
+    "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
     "checks": {"signatures"},
     "clock": set(),
     "interrupt": set(),
-    "config": {"checks", "paths", "experiments_source", "launcher"},
+    "config": {"checks", "paths", "experiments_source", "job_directory", "launcher", "sweeper"},
     "preflight": {"config", "console", "data"},
     "trainer": {
         "bad_batches", "bad_steps", "checkpoint", "clock", "data", "evaluation", "flops", "interrupt", "logger",
@@ -72,7 +81,7 @@ ALLOWED = {
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "first_checkpoint", "lineage",
+    "first_checkpoint", "job_directory", "lineage", "sweep_task", "sweeper",
 }  # fmt: skip
 
 

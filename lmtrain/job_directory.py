@@ -1,0 +1,137 @@
+"""A job's directory: what it is called, and what lies in it, which decides what is left to be done."""
+
+import hashlib
+import itertools
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config import ConfigError, check, compose
+from lmtrain.differences import differences
+from lmtrain.identity import ASIDE, config_hash
+from lmtrain.preflight import preflight
+from lmtrain.run_directory import read_json
+from lmtrain.trust import names_to_trust, read_saved
+
+SHOWN_DIFFERENCES = 5
+MAX_NAME_CHARS = 120
+LEFT_ALONE = ("failed", "diverged")
+
+
+def directory_name(overrides: Sequence[str]) -> str:
+    """A job's own overrides, readably: whatever else is in a sweep, and in which order, the job finds its directory.
+
+    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`. Where that says less than the overrides do, since they are too
+    many or have characters that do not suit a file's name, a hash of them follows.
+    """
+    pairs = sorted(tuple(override.partition("=")[::2]) for override in overrides)
+    pairs = [(key, value) for key, value in pairs if key not in ASIDE and not key.startswith("hydra")]
+    last_parts = Counter(key.rpartition(".")[2] for key, _ in pairs)
+    short = [(last if last_parts[last := key.rpartition(".")[2]] == 1 else key, value) for key, value in pairs]
+    words = [f"{key}={value}" for key, value in short]
+    safe = [re.sub(r"[^\w.=+-]+", "_", word, flags=re.ASCII).lstrip(".-") for word in words]
+    if not pairs:
+        return "defaults"
+    if words == safe and len(",".join(words)) <= MAX_NAME_CHARS:
+        return ",".join(words)
+    digest = hashlib.sha256("\0".join(map("=".join, pairs)).encode()).hexdigest()[:8]
+    lengths = itertools.accumulate(len(word) + 1 for word in safe)
+    kept = [word for word, length in zip(safe, lengths, strict=True) if length <= MAX_NAME_CHARS - len(digest)]
+    return ",".join([*kept, digest])
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """What is left of a job: a process with these arguments; or none, since it has ended with `status`."""
+
+    arguments: Sequence[str] = ()
+    resumes: bool = False
+    status: str | None = None
+    reason: str | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A job's config: resolved, in plain containers; and what of it a resume needs leave for."""
+
+    config: Mapping[str, Any]
+    to_trust: Sequence[str]
+
+
+@cache
+def _composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> DictConfig:
+    return compose([*search_path, *overrides])
+
+
+def check_config(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> None:
+    """Raises ConfigError if a job's config is wrong; does not look at the data."""
+    check(_composed(overrides, search_path))
+
+
+@cache  # a job's is wanted to check it, to show it and to run it
+def composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> Composed:
+    """What the job's own process will compose.
+
+    Raises:
+        ConfigError: naming what is wrong with config or data.
+    """
+    cfg = _composed(overrides, search_path)
+    to_trust = names_to_trust(cfg)
+    plain: Any = OmegaConf.to_container(preflight(cfg))
+    return Composed(plain, to_trust)
+
+
+def to_do(directory: Path, overrides: tuple[str, ...], search_path: tuple[str, ...], *, retry_failed: bool) -> ToDo:
+    """What the directory's files say is left to be done."""
+    result = read_json(directory / "result.json")
+    status = result.get("status")
+    # A run's config is complete once it has metrics; and where there are some, no new run may begin.
+    begun = (directory / "metrics.jsonl").exists()
+    try:
+        job = composed(overrides, search_path)
+        if begun or status is not None:
+            saved: Any = OmegaConf.to_container(read_saved(directory / "config.yaml"))
+            if config_hash(saved) != config_hash(job.config):
+                return ToDo(status="failed", reason=_other(directory, saved, job.config))
+    except ConfigError as error:
+        return ToDo(status="failed", reason=" ".join(str(error).splitlines()))
+    if status in ("completed", "pruned") or (status in LEFT_ALONE and not retry_failed):
+        return ToDo(status=status, reason=result.get("error"), result=result)
+    if begun:
+        trust = [f"trust=[{','.join(map(quoted, job.to_trust))}]"] if job.to_trust else []
+        return ToDo([f"resume={directory}", *trust], resumes=True)
+    return ToDo([*overrides, f"hydra.run.dir={quoted(str(directory))}", *search_path])
+
+
+def search_path(hydra_settings: Any) -> list[str]:
+    """Where a sweep finds configs beside the usual places, in the form that its jobs take: an override, or none."""
+    given = [source.path for source in hydra_settings.runtime.config_sources if source.provider == "command-line"]
+    return searched(given, hydra_settings.searchpath or ())
+
+
+def searched(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str]:
+    """What `--config-dir` adds to a search path, as an override, or none."""
+    path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
+    return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
+
+
+def quoted(value: str) -> str:
+    """As Hydra's override grammar takes any text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    before, after = ({key: value for key, value in one.items() if key not in ASIDE} for one in (saved, wanted))
+    lines = differences(before, after)
+    more = f" and {len(lines) - SHOWN_DIFFERENCES} more" if len(lines) > SHOWN_DIFFERENCES else ""
+    return (
+        f"{directory}: holds a run of another config ({'; '.join(lines[:SHOWN_DIFFERENCES])}{more}); move it away, or "
+        "give another hydra.sweep.dir"
+    )
