@@ -19,7 +19,7 @@ from lmtrain.durable import write_atomically
 from lmtrain.evaluation import perplexity
 from lmtrain.flops import flops_per_token
 from lmtrain.generate import generate
-from lmtrain.interrupt import InterruptedBySignal
+from lmtrain.interrupt import InterruptedBySignal, PrunedError
 from lmtrain.paths import short
 from lmtrain.run_directory import RunDirectory
 from lmtrain.snapshot import TrainState
@@ -129,6 +129,8 @@ def tell_ending(error: BaseException | None, path: Path) -> None:
             log.debug("config error", exc_info=error)
         case DivergedError() | NonFiniteStateError():
             log.error("diverged: %s", error)
+        case PrunedError():
+            log.warning("pruned: %s; saved after step %d; to go on all the same: %s", error, saved[-1], resume_command(path))
         case InterruptedBySignal():
             where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
             log.warning("%s %s; to continue: %s", error, where, resume_command(path))

@@ -39,7 +39,7 @@ ALLOWED = {
     "launcher": {"console", "interrupt", "run_directory", "config", "preflight"},
     "checks": {"signatures"},
     "clock": set(),
-    "interrupt": set(),
+    "interrupt": {"durable"},
     "config": {"checks", "paths", "experiments_source", "launcher"},
     "preflight": {"config", "console", "data"},
     "trainer": {
