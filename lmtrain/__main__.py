@@ -1,5 +1,6 @@
 """`python -m lmtrain [VERB] …`: picks the verb; without one, trains."""
 
+import ctypes
 import difflib
 import importlib
 import os
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmtrain
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 VERBS = {  # and the module of lmtrain.commands that does it
     "prepare": "prepare",
@@ -23,6 +26,8 @@ VERBS = {  # and the module of lmtrain.commands that does it
 
 def main() -> None:
     """The entry point; its exit codes are 0, 2 (a mistake in config or input), 3, 130, 143 and 1, as in the README."""
+    if parent := os.environ.pop("LMTRAIN_PARENT", None):
+        end_with(int(parent))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
     from lmtrain.config import ConfigError
@@ -41,6 +46,14 @@ def main() -> None:
         print("stopped", file=sys.stderr)
         code = 128 + signal.SIGINT
     sys.exit(code)
+
+
+def end_with(parent: int) -> None:
+    """A job of a sweep stops, with everything saved, when the sweep is killed: no orphan goes on with its GPU."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it came too late
+            sys.exit(128 + signal.SIGTERM)
 
 
 def dispatch(arguments: Sequence[str]) -> int:

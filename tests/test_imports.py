@@ -37,6 +37,9 @@ ALLOWED = {
     "model": {"model"},
     "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
     "launcher": {"console", "interrupt", "run_directory", "config", "preflight"},
+    "gpus": {"checks", "data"},
+    "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
+    "jobs": {"gpus", "interrupt", "job_directory", "run_directory"},
     "checks": {"signatures"},
     "clock": set(),
     "interrupt": {"durable"},
@@ -72,7 +75,7 @@ ALLOWED = {
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "first_checkpoint",
+    "job_directory", "first_checkpoint",
 }  # fmt: skip
 
 

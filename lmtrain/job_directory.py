@@ -1,0 +1,87 @@
+"""A job's directory: what it is called, and what lies in it, which decides what is left to be done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from lmtrain.config import ConfigError, compose
+from lmtrain.differences import differences
+from lmtrain.identity import ASIDE, config_hash
+from lmtrain.preflight import preflight
+from lmtrain.run_directory import read_json
+from lmtrain.trust import names_to_trust, read_saved
+
+SHOWN_DIFFERENCES = 5
+LEFT_ALONE = ("failed", "diverged")
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """What is left of a job: a process with these arguments; or none, since it has ended with `status`."""
+
+    arguments: Sequence[str] = ()
+    resumes: bool = False
+    status: str | None = None
+    reason: str | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A job's config: resolved, in plain containers; and what of it a resume needs leave for."""
+
+    config: Mapping[str, Any]
+    to_trust: Sequence[str]
+
+
+@cache  # a job's is wanted to check it, to show it and to run it
+def composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> Composed:
+    """What the job's own process will compose.
+
+    Raises:
+        ConfigError: naming what is wrong with config or data.
+    """
+    cfg = compose([*search_path, *overrides])
+    to_trust = names_to_trust(cfg)
+    plain: Any = OmegaConf.to_container(preflight(cfg))
+    return Composed(plain, to_trust)
+
+
+def to_do(directory: Path, overrides: tuple[str, ...], search_path: tuple[str, ...], *, retry_failed: bool) -> ToDo:
+    """What the directory's files say is left to be done."""
+    result = read_json(directory / "result.json")
+    status = result.get("status")
+    # A run's config is complete once it has metrics; and where there are some, no new run may begin.
+    begun = (directory / "metrics.jsonl").exists()
+    try:
+        job = composed(overrides, search_path)
+        if begun or status is not None:
+            saved: Any = OmegaConf.to_container(read_saved(directory / "config.yaml"))
+            if config_hash(saved) != config_hash(job.config):
+                return ToDo(status="failed", reason=_other(directory, saved, job.config))
+    except ConfigError as error:
+        return ToDo(status="failed", reason=" ".join(str(error).splitlines()))
+    if status in ("completed", "pruned") or (status in LEFT_ALONE and not retry_failed):
+        return ToDo(status=status, reason=result.get("error"), result=result)
+    if begun:
+        trust = [f"trust=[{','.join(map(quoted, job.to_trust))}]"] if job.to_trust else []
+        return ToDo([f"resume={directory}", *trust], resumes=True)
+    return ToDo([*overrides, f"hydra.run.dir={quoted(str(directory))}", *search_path])
+
+
+def quoted(value: str) -> str:
+    """As Hydra's override grammar takes any text."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    lines = differences(*({key: value for key, value in one.items() if key not in ASIDE} for one in (saved, wanted)))
+    more = f" and {len(lines) - SHOWN_DIFFERENCES} more" if len(lines) > SHOWN_DIFFERENCES else ""
+    return (
+        f"{directory}: holds a run of another config ({'; '.join(lines[:SHOWN_DIFFERENCES])}{more}); move it away, or "
+        "give another hydra.sweep.dir"
+    )

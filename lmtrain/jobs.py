@@ -1,0 +1,236 @@
+"""The jobs of sweeps and searches: each in a fresh interpreter, and only if its directory shows that it is to be done."""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from lmtrain.gpus import deal
+from lmtrain.interrupt import SIGNALS, exit_code
+from lmtrain.job_directory import to_do
+from lmtrain.run_directory import read_json
+
+PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops
+LOG = "job.log"
+LOCK = ".job.lock"
+DONE = ("completed", "pruned")
+LOG_TAIL_BYTES = 20_000
+EXIT_STATUS = {3: "diverged"} | {exit_code(number): "interrupted" for number in SIGNALS}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep: what it overrides, where it goes, and what it is called (what tells it from the others)."""
+
+    overrides: tuple[str, ...]
+    directory: Path
+    title: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: `status` as in `result.json`, or "not started"; `ran`: here and now, not before."""
+
+    job: Job
+    status: str
+    objective: float | None
+    reason: str | None
+    result: Mapping[str, Any]
+    ran: bool
+
+
+@dataclass
+class Running:
+    """A job's process."""
+
+    job: Job
+    process: "subprocess.Popen[bytes]"
+    slot: int
+    resumed: bool
+    lock: int  # held by the process as well, which may outlive this one
+    log_start: int
+    forwarded: int = 0  # of the signals that came
+    since: float = field(default_factory=time.monotonic)
+
+
+class JobPool:
+    """Runs up to `n_jobs` jobs at once (null: as many as there are deals of `gpus_per_job` GPUs; without any, one).
+
+    Nobody waits in here: `poll`, a few times a second, starts what can start and returns what has ended. A job that is
+    being run by another process is waited for. The first signal that asks to stop reaches every job that runs, which
+    saves and stops, and no other one starts; further signals reach them as well. Leaving the pool stops what still runs.
+
+    Raises:
+        ConfigError: there are fewer GPUs than `gpus_per_job`.
+    """
+
+    def __init__(
+        self, *, n_jobs: int | None, gpus_per_job: int, retry_failed: bool, search_path: Sequence[str] = ()
+    ) -> None:
+        self._slots = deal(n_jobs, gpus_per_job)  # each one's environment variables
+        self._retry_failed = retry_failed
+        self._search_path = tuple(search_path)
+        self._queue: list[Job] = []
+        self._signals: list[int] = []
+        self._previous: dict[int, Any] = {}
+        self.running: list[Running] = []
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self.running:
+                self._note(signal.SIGTERM, None)
+            for running in self.running:
+                running.process.wait()
+                os.close(running.lock)
+        finally:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
+
+    @property
+    def stopped(self) -> int | None:
+        """The signal that asked to stop."""
+        return self._signals[0] if self._signals else None
+
+    @property
+    def n_jobs(self) -> int:
+        return len(self._slots)
+
+    @property
+    def free(self) -> int:
+        """Slots without a job, running or submitted."""
+        return max(0, len(self._slots) - len(self.running) - len(self._queue))
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs submitted that have not ended."""
+        return len(self.running) + len(self._queue)
+
+    def submit(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def poll(self) -> list[Ended]:
+        """Starts what can start; what has ended since the last call."""
+        self._forward()
+        ended = []
+        for running in self.running[:]:
+            if (code := running.process.poll()) is not None:
+                self.running.remove(running)
+                ended.append(self._end(running, code))
+                os.close(running.lock)
+        for job in self._queue[:]:
+            if self.stopped is not None:
+                outcome: Ended | None = Ended(job, "not started", None, None, {}, ran=False)
+            else:
+                outcome = self._start(job)
+            if outcome is not None:
+                ended.append(outcome)
+        self._queue = [job for job in self._queue if not any(job is one.job for one in (*self.running, *ended))]
+        return ended
+
+    def _start(self, job: Job) -> Ended | None:
+        """Starts the job's process if there is a slot and nobody else runs it; how it ended, if it has before."""
+        if (lock := _lock(job.directory)) is None:
+            return None
+        try:
+            decision = to_do(job.directory, job.overrides, self._search_path, retry_failed=self._retry_failed)
+            if decision.status is not None:
+                result = decision.result
+                objective = result.get("objective")
+                return Ended(job, decision.status, objective, decision.reason, result, ran=False)
+            used = {running.slot for running in self.running}
+            if (slot := next((slot for slot in range(len(self._slots)) if slot not in used), None)) is not None:
+                self.running.append(_run(job, decision.arguments, decision.resumes, slot, self._slots[slot], lock))
+                lock = None
+            return None
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def _end(self, running: Running, code: int) -> Ended:
+        result = read_json(running.job.directory / "result.json")
+        status = result.get("status", "failed") if code == 0 else EXIT_STATUS.get(code, "failed")
+        if code < 0 and self.stopped is not None:  # before it could see to signals
+            status = "interrupted"
+        fresh = result.get("status") == status
+        reason = None if status in DONE else (result.get("error") if fresh else None) or _reason(running, code)
+        result = result if fresh else {}
+        return Ended(running.job, status, result.get("objective"), reason, result, ran=True)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signals.append(number)
+        self._forward()
+
+    def _forward(self) -> None:
+        for running in self.running:
+            while running.forwarded < len(self._signals):
+                running.forwarded += 1
+                running.process.send_signal(self._signals[running.forwarded - 1])
+
+
+def _lock(directory: Path) -> int | None:
+    """The descriptor that holds a job's directory for its process and this one; None if it is in use elsewhere.
+
+    The kernel frees it when both are gone, so an orphan of a killed sweep keeps its directory to itself.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(FileNotFoundError), (directory / ".lock").open() as run_lock:  # a run without a sweep
+            fcntl.flock(run_lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _run(
+    job: Job, arguments: Sequence[str], resumes: bool, slot: int, variables: Mapping[str, str], lock: int
+) -> Running:
+    command = [sys.executable, "-m", "lmtrain", *arguments]
+    if not resumes:
+        (job.directory / "result.json").unlink(missing_ok=True)  # of a failed one that is run anew
+    with (job.directory / LOG).open("ab") as log:
+        log_start = log.tell()
+        log.write(f"$ {shlex.join(['python', *command[1:]])}\n".encode())
+        log.flush()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables, PARENT: str(os.getpid())},
+            start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
+            pass_fds=[lock],
+        )
+    return Running(job, process, slot, resumes, lock, log_start)
+
+
+def _reason(running: Running, code: int) -> str:
+    """Why a process ended that has left no result: what killed it, or its last words."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")
+    with (running.job.directory / LOG).open("rb") as log:
+        end = log.seek(0, os.SEEK_END)
+        log.seek(max(running.log_start, end - LOG_TAIL_BYTES))
+        lines = [line.strip() for line in log.read().decode(errors="replace").splitlines()]
+    words = [line for line in lines if any(map(str.isalnum, line)) and not line.startswith("$ ")]
+    return words[-1] if words else f"exit code {code}"
