@@ -52,12 +52,13 @@ class UserSearchPath(SearchPathPlugin):
 def set_up_hydra() -> None:
     """Registers, once a process, where configs are found and what they can compute."""
     # Imported here for the start-up of the verbs that compose nothing.
-    from lmtrain import launcher
+    from lmtrain import launcher, optuna_sweeper
     from lmtrain.experiments_source import ExperimentsSource
 
     Plugins.instance().register(ExperimentsSource)
     Plugins.instance().register(UserSearchPath)
     launcher.register()
+    optuna_sweeper.register()
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
 
 

@@ -25,7 +25,11 @@ class SearchSpace:
 
     def overrides(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """The command line of the trial with these values; the same values always make the same one."""
-        return (*self.fixed, *(f"{key}={_written(params[key])}" for key in self.distributions))
+        return (*self.fixed, *self.varied(params))
+
+    def varied(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """The part of that command line which is the trial's own."""
+        return tuple(f"{key}={_written(params[key])}" for key in self.distributions)
 
     def corners(self) -> list[tuple[str, ...]]:
         """The trials at both ends of everything: if a whole range is a mistake, one of them shows it."""

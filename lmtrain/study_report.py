@@ -1,0 +1,143 @@
+"""What a study has found: a table of its best trials, and a picture."""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from lmtrain.console import console, significant
+from lmtrain.study import failed, ranked
+
+MAX_ROWS = 10
+MAX_SLICES = 8
+COLOURS = {"completed": "#1f77b4", "pruned": "#ff7f0e", "failed": "#d62728"}
+MARKERS = {"completed": "o", "pruned": "x", "failed": "v"}
+
+
+def kind(trial: FrozenTrial) -> str:
+    """How it ended, for a reader."""
+    if failed(trial):
+        return "failed"
+    return {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned"}.get(trial.state, "unfinished")
+
+
+def print_trials(trials: Sequence[FrozenTrial], direction: str, folder: Path) -> None:
+    """The best trials with their values, and how many ended how."""
+    best = ranked(trials, direction)
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    table = Table()
+    for heading in ("trial", "best val", *names, "directory"):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "directory" else "right")
+    for trial in best[:MAX_ROWS]:
+        table.add_row(
+            str(trial.number),
+            f"{trial.value:.4f}",
+            *(_short(trial.params.get(name, "–")) for name in names),
+            str(folder / str(trial.user_attrs.get("directory", ""))),
+        )
+    if best:
+        console.print(table)
+    counts: dict[str, int] = {}
+    for trial in trials:
+        name = trial.user_attrs.get("status", "failed") if failed(trial) else kind(trial)
+        counts[name] = counts.get(name, 0) + 1
+    console.print(", ".join(f"{count} {name}" for name, count in sorted(counts.items())), markup=False)
+    for trial in trials:
+        if failed(trial):
+            reason = trial.user_attrs.get("reason", "no loss")
+            console.print(f"trial {trial.number}: {reason}", markup=False)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """How much of the difference between good and other trials each parameter makes (PED-ANOVA, arXiv:2304.10255).
+
+    Empty where there are too few trials to tell.
+    """
+    try:
+        return optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    except (ValueError, RuntimeError):
+        return {}
+
+
+def write_picture(study: optuna.Study, path: Path) -> None:
+    """The search as a PNG: each trial's loss in its order, what mattered, and the loss over each parameter."""
+    if importlib.util.find_spec("matplotlib") is None:
+        console.print(f"{path.name}: needs matplotlib; pip install -e '.[plot]'", markup=False)
+        return
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
+    if not trials:
+        return
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))[:MAX_SLICES]
+    columns = max(2, min(4, len(names)))
+    rows = 1 + math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    matter = importances(study)
+    _draw_history(figure.add_subplot(grid[0, : columns - 1] if matter else grid[0, :]), trials, study.direction.name)
+    if matter:
+        _draw_importances(figure.add_subplot(grid[0, columns - 1]), matter)
+    for number, name in enumerate(names):
+        _draw_slice(figure.add_subplot(grid[1 + number // columns, number % columns]), trials, name)
+    figure.suptitle(f"{study.study_name}: {len(trials)} trials", fontsize=11)
+    figure.savefig(path, dpi=130)
+    console.print(f"picture: {path}", markup=False, soft_wrap=True)
+
+
+def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> None:
+    for name in COLOURS:
+        _scatter(axes, [(trial.number, trial) for trial in trials if kind(trial) == name], name)
+    best, line = None, []
+    pick = max if direction == "MAXIMIZE" else min
+    for trial in trials:
+        if kind(trial) == "completed":
+            best = trial.value if best is None else pick(best, trial.value)
+        line.append(math.nan if best is None else best)
+    axes.step([trial.number for trial in trials], line, where="post", color="0.4", linewidth=1, label="best so far")
+    axes.set(xlabel="trial", ylabel="validation loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=7)
+
+
+def _draw_importances(axes: Any, matter: dict[str, float]) -> None:
+    names = list(matter)[::-1]
+    axes.barh(names, [matter[name] for name in names], color="0.5")
+    axes.set(xlabel="importance")
+    axes.tick_params(axis="y", labelsize=7)
+
+
+def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
+    """The loss over one parameter."""
+    having = [trial for trial in trials if key in trial.params]
+    distribution = having[0].distributions[key]
+    if isinstance(distribution, CategoricalDistribution):  # as places: choices may be numbers and words
+        places = {str(choice): place for place, choice in enumerate(distribution.choices)}
+        axes.set_xticks(list(places.values()), list(places), fontsize=7)
+        axes.set_xlim(-0.5, len(places) - 0.5)
+    else:
+        places = {}
+        if getattr(distribution, "log", False):
+            axes.set_xscale("log")
+    for name in COLOURS:
+        points = [(places.get(str(trial.params[key]), trial.params[key]), trial) for trial in having]
+        _scatter(axes, [point for point in points if kind(point[1]) == name], name)
+    axes.set(xlabel=key, ylabel="validation loss")
+
+
+def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) -> None:
+    if points:
+        losses = [trial.value for _, trial in points]
+        places = [place for place, _ in points]
+        axes.scatter(places, losses, s=18, color=COLOURS[name], marker=MARKERS[name], label=name)
+
+
+def _short(value: Any) -> str:
+    return significant(value) if isinstance(value, float) and abs(value) >= 1e-3 else f"{value:.3g}" if isinstance(value, float) else str(value)
