@@ -24,6 +24,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.plugins.plugin import Plugin
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
@@ -52,14 +53,27 @@ class UserSearchPath(SearchPathPlugin):
 def set_up_hydra() -> None:
     """Registers, once a process, where configs are found and what they can compute."""
     # Imported here for the start-up of the verbs that compose nothing.
-    from lmtrain import launcher, optuna_sweeper
     from lmtrain.experiments_source import ExperimentsSource
+    from lmtrain.job_directory import directory_name
+    from lmtrain.launcher import ProcessLauncher
+    from lmtrain.optuna_sweeper import OptunaSweeper
+    from lmtrain.sweeper import GridSweeper
 
     Plugins.instance().register(ExperimentsSource)
     Plugins.instance().register(UserSearchPath)
-    launcher.register()
-    optuna_sweeper.register()
+    for plugin in (ProcessLauncher, GridSweeper, OptunaSweeper):
+        _register_as_installed(plugin)
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
+    OmegaConf.register_new_resolver("job_directory", directory_name, replace=True)
+
+
+def _register_as_installed(plugin: type[Plugin]) -> None:
+    """Makes a launcher or sweeper known to Hydra as `hydra_plugins.lmtrain.…`: it takes those of no other package."""
+    module, plugin.__module__ = plugin.__module__, "hydra_plugins.lmtrain"
+    try:
+        Plugins.instance().register(plugin)
+    finally:
+        plugin.__module__ = module  # by which other launchers' processes find the class
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:

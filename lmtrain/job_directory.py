@@ -1,14 +1,17 @@
 """A job's directory: what it is called, and what lies in it, which decides what is left to be done."""
 
+import hashlib
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config import ConfigError, compose
+from lmtrain.config import ConfigError, check, compose
 from lmtrain.differences import differences
 from lmtrain.identity import ASIDE, config_hash
 from lmtrain.preflight import preflight
@@ -16,7 +19,26 @@ from lmtrain.run_directory import read_json
 from lmtrain.trust import names_to_trust, read_saved
 
 SHOWN_DIFFERENCES = 5
+MAX_NAME_CHARS = 120
 LEFT_ALONE = ("failed", "diverged")
+
+
+def directory_name(overrides: Sequence[str]) -> str:
+    """A job's own overrides, readably: whatever else is in a sweep, and in which order, the job finds its directory.
+
+    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`. Where that says less than the overrides do, since they are long
+    or have characters that do not suit a file's name, a hash of them follows.
+    """
+    pairs = sorted(tuple(override.partition("=")[::2]) for override in overrides)
+    pairs = [(key, value) for key, value in pairs if key not in ASIDE and not key.startswith("hydra")]
+    last_parts = Counter(key.rpartition(".")[2] for key, _ in pairs)
+    short = [(last if last_parts[last := key.rpartition(".")[2]] == 1 else key, value) for key, value in pairs]
+    exact = ",".join(f"{key}={value}" for key, value in short)
+    name = re.sub(r"[^\w.=,+-]+", "_", exact, flags=re.ASCII)
+    if name == exact and 0 < len(name) <= MAX_NAME_CHARS and not name.startswith((".", "-")):
+        return name
+    digest = hashlib.sha256("\0".join(map("=".join, pairs)).encode()).hexdigest()[:8]
+    return f"{name[: MAX_NAME_CHARS - 9].lstrip('.-')}-{digest}" if pairs else "defaults"
 
 
 @dataclass(frozen=True)
@@ -38,6 +60,16 @@ class Composed:
     to_trust: Sequence[str]
 
 
+@cache
+def _composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> DictConfig:
+    return compose([*search_path, *overrides])
+
+
+def check_config(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> None:
+    """Raises ConfigError if a job's config is wrong; does not look at the data."""
+    check(_composed(overrides, search_path))
+
+
 @cache  # a job's is wanted to check it, to show it and to run it
 def composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> Composed:
     """What the job's own process will compose.
@@ -45,7 +77,7 @@ def composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> Compos
     Raises:
         ConfigError: naming what is wrong with config or data.
     """
-    cfg = compose([*search_path, *overrides])
+    cfg = _composed(overrides, search_path)
     to_trust = names_to_trust(cfg)
     plain: Any = OmegaConf.to_container(preflight(cfg))
     return Composed(plain, to_trust)
@@ -71,6 +103,18 @@ def to_do(directory: Path, overrides: tuple[str, ...], search_path: tuple[str, .
         trust = [f"trust=[{','.join(map(quoted, job.to_trust))}]"] if job.to_trust else []
         return ToDo([f"resume={directory}", *trust], resumes=True)
     return ToDo([*overrides, f"hydra.run.dir={quoted(str(directory))}", *search_path])
+
+
+def search_path(hydra_settings: Any) -> list[str]:
+    """Where a sweep finds configs beside the usual places, in the form that its jobs take: an override, or none."""
+    given = [source.path for source in hydra_settings.runtime.config_sources if source.provider == "command-line"]
+    return searched(given, hydra_settings.searchpath or ())
+
+
+def searched(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str]:
+    """What `--config-dir` adds to a search path, as an override, or none."""
+    path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
+    return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
 
 
 def quoted(value: str) -> str:

@@ -1,4 +1,4 @@
-"""The jobs of sweeps and searches: each in a fresh interpreter, and only if its directory shows that it is to be done."""
+"""The jobs of sweeps and searches: each in a fresh interpreter, and only what its directory shows is left to be done."""
 
 import contextlib
 import fcntl
@@ -68,14 +68,14 @@ class JobPool:
 
     Nobody waits in here: `poll`, a few times a second, starts what can start and returns what has ended. A job that is
     being run by another process is waited for. The first signal that asks to stop reaches every job that runs, which
-    saves and stops, and no other one starts; further signals reach them as well. Leaving the pool stops what still runs.
+    saves and stops, and no other one starts; further signals reach them as well. Leaving the pool stops what runs.
 
     Raises:
         ConfigError: there are fewer GPUs than `gpus_per_job`.
     """
 
     def __init__(
-        self, *, n_jobs: int | None, gpus_per_job: int, retry_failed: bool, search_path: Sequence[str] = ()
+        self, *, n_jobs: int | None, gpus_per_job: int | None, retry_failed: bool, search_path: Sequence[str] = ()
     ) -> None:
         self._slots = deal(n_jobs, gpus_per_job)  # each one's environment variables
         self._retry_failed = retry_failed

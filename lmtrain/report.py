@@ -130,7 +130,9 @@ def tell_ending(error: BaseException | None, path: Path) -> None:
         case DivergedError() | NonFiniteStateError():
             log.error("diverged: %s", error)
         case PrunedError():
-            log.warning("pruned: %s; saved after step %d; to go on all the same: %s", error, saved[-1], resume_command(path))
+            log.warning(
+                "pruned: %s; saved after step %d; to go on all the same: %s", error, saved[-1], resume_command(path)
+            )
         case InterruptedBySignal():
             where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
             log.warning("%s %s; to continue: %s", error, where, resume_command(path))

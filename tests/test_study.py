@@ -137,14 +137,16 @@ def test_a_study_that_goes_on_draws_anew_and_is_of_one_thing(tmp_path: Path) -> 
             xs.append(trial.params["x"])
             study.tell(trial, "completed", 1.0, None)
     assert xs[0] != xs[1]
-    with pytest.raises(ConfigError, match="holds a study of other overrides \\(experiments=a\\)"), shared(
-        tmp_path, fixed=["experiments=b"]
+    with (
+        pytest.raises(ConfigError, match=r"holds a study of other overrides \(experiments=a\)"),
+        shared(tmp_path, fixed=["experiments=b"]),
     ):
         pass
     with shared(tmp_path) as study, pytest.raises(ConfigError, match="another search space"):
         study.next_trial({"x": IntDistribution(1, 2)}, 9)
-    with pytest.raises(ConfigError, match="hydra.sweeper.storage=nowhere://x: can't be used"), shared(
-        tmp_path, storage="nowhere://x"
+    with (
+        pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage=nowhere://x: can't be used"),
+        shared(tmp_path, storage="nowhere://x"),
     ):
         pass
 

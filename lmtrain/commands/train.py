@@ -8,14 +8,14 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, texts_for_hydra_folder, without_hydra
-from lmtrain.interrupt import exit_code
-from lmtrain.launcher import SweepFailedError, SweepStoppedError, search_path
+from lmtrain.job_directory import searched
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
+from lmtrain.sweep_report import SweepEndedError
+from lmtrain.sweep_task import run_job
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,43 +27,33 @@ def main(arguments: Sequence[str]) -> int:
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info
     if not asks and not flags.multirun:
         # Before Hydra makes a run directory: a mistake leaves nothing behind.
-        composed = compose([*search_path(flags.config_dir), *flags.overrides], with_hydra=True)
+        composed = compose([*searched([flags.config_dir] if flags.config_dir else []), *flags.overrides], with_hydra=True)
         run_dir = Path(composed.hydra.run.dir)
         preflight(without_hydra(composed))
         refuse_existing_run(run_dir)
     exit_codes: list[int] = []
+    mistakes: list[ConfigError] = []
 
-    def task(composed: DictConfig) -> float | None:
+    def run_here(composed: DictConfig) -> float | None:
         cfg = preflight(composed)
         from lmtrain.train import run
 
-        single = HydraConfig.get().mode is RunMode.RUN
+        settings = HydraConfig.get()
         try:
-            outcome = run(
-                cfg,
-                Path(HydraConfig.get().runtime.output_dir),
-                texts_for_hydra_folder(composed, HydraConfig.get()),
-            )
+            outcome = run(cfg, Path(settings.runtime.output_dir), texts_for_hydra_folder(composed, settings))
         except ConfigError as error:
-            if not single:
-                raise
             mistakes.append(error)
             return None
         exit_codes.append(outcome.exit_code)
-        if outcome.exit_code and not single:
-            raise RuntimeError(f"exit code {outcome.exit_code}")  # tells launchers that run jobs in this process
         return outcome.objective
 
-    mistakes: list[ConfigError] = []
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     try:
-        decorate(task)()
+        decorate(run_job if flags.multirun else run_here)()
     except OSError as error:  # the run directory can't be made
         raise ConfigError(str(error)) from error
-    except SweepFailedError:
-        return 1
-    except SweepStoppedError as stopped:
-        return exit_code(stopped.number)
+    except SweepEndedError as ended:
+        return ended.exit_code
     if mistakes:
         raise mistakes[0]
     return max(exit_codes, default=0)

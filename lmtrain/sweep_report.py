@@ -1,0 +1,119 @@
+"""How a sweep ended: the closing table, `sweep.json`, and what to do next."""
+
+import json
+import math
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from lmtrain.console import console, duration, si
+from lmtrain.durable import write_atomically
+from lmtrain.interrupt import exit_code
+from lmtrain.job_directory import quoted
+from lmtrain.jobs import DONE, Ended
+from lmtrain.paths import short
+from lmtrain.redact import redact, redacted
+
+SWEEP_FILE = "sweep.json"
+FAILED = ("failed", "diverged")
+RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "seconds", "config_hash")
+
+
+class SweepEndedError(RuntimeError):
+    """Not all jobs are done; the closing table has told which. `exit_code` is the command's."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
+    """Shows and records how each job ended, best first.
+
+    Raises:
+        SweepEndedError: some are not done, or a signal stopped the sweep.
+    """
+    ended = sorted(ended, key=lambda one: (one.status not in DONE, math.inf if one.objective is None else one.objective))
+    content = {
+        "command": ["lmtrain", *sys.argv[1:]],
+        "stopped": stopped,
+        "jobs": [
+            {
+                "title": one.job.title,
+                "directory": one.job.directory.name,
+                "status": one.status,
+                "ran": one.ran,
+                "objective": one.objective,
+                "reason": one.reason,
+                **{key: one.result.get(key) for key in RESULT},
+                "overrides": list(one.job.overrides),
+            }
+            for one in ended
+        ],
+    }
+    write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
+    console.print(table(ended))
+    for one in ended:
+        if one.status not in DONE and one.status != "not started":
+            where = short(one.job.directory)
+            console.print(redact(f"{one.job.title}: {one.status}: {one.reason} ({where}/job.log)"), markup=False)
+    console.print(f"{summary(ended)}; everything is in {short(sweep_dir)}", markup=False)
+    if (again := command_to_continue(sweep_dir, ended, stopped)) is not None:
+        console.print(f"to continue: {again}", markup=False)
+    if any(one.result for one in ended):
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(sweep_dir))}", markup=False)
+    if stopped is not None:
+        raise SweepEndedError(exit_code(stopped))
+    if any(one.status not in DONE for one in ended):
+        raise SweepEndedError(1)
+
+
+def table(ended: Sequence[Ended]) -> Table:
+    rows = Table()
+    for heading in ("job", "status", "best val", "at step", "train", "tokens", "time", "directory"):
+        words = heading in ("job", "status", "directory")
+        rows.add_column(heading, overflow="fold", justify="left" if words else "right")
+    for one in ended:
+        rows.add_row(
+            one.job.title,
+            label(one),
+            _loss(one.objective),
+            str(one.result.get("best_step") or "–"),
+            _loss(one.result.get("final_train_loss")),
+            si(one.result.get("tokens", 0)),
+            duration(one.result.get("seconds", 0.0)),
+            one.job.directory.name,
+        )
+    return rows
+
+
+def label(ended: Ended) -> str:
+    """The status, and whether it is an earlier sweep's."""
+    return ended.status if ended.ran or ended.status == "not started" or not ended.result else f"{ended.status} before"
+
+
+def summary(ended: Sequence[Ended]) -> str:
+    """12 jobs: 10 completed, 2 failed."""
+    counts = Counter(map(label, ended))
+    return f"{len(ended)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+def command_to_continue(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> str | None:
+    """The same command in the same directory, which runs what is missing; None if nothing is."""
+    missing = {one.status for one in ended} - {*DONE}
+    if not missing and stopped is None:
+        return None
+    given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
+    path = short(sweep_dir)
+    plain = all(character.isalnum() or character in "/_.-" for character in path)
+    retry = ["retry_failed=true"] if missing & {*FAILED} else []
+    words = [*given, f"hydra.sweep.dir={path if plain else quoted(path)}", *retry]
+    return f"python -m lmtrain {shlex.join(redacted(words))}"
+
+
+def _loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,117 @@
+"""A sweep over all combinations of values, under any launcher: every config checked before, every job told of after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config import ConfigError
+from lmtrain.console import console
+from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.job_directory import check_config, composed, search_path, to_do
+from lmtrain.jobs import Ended, Job
+from lmtrain.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
+from lmtrain.paths import short
+from lmtrain.run_directory import read_json
+from lmtrain.sweep_report import close
+
+SWEEP_CONFIG = "multirun.yaml"  # Hydra's own name for it
+
+
+class GridSweeper(Sweeper):
+    """`hydra/sweeper=grid`: as Hydra's basic one; a job that fails keeps no other from being run, or from being shown.
+
+    Raises:
+        ConfigError: a mistake in any job's config; nothing is left behind then.
+        SweepEndedError: not all jobs are done.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None) -> None:
+        self.max_batch_size = max_batch_size
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        # Not at the top: Hydra's search for plugins would make another class of it.
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        self._path = tuple(search_path(self.config.hydra))
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        try:
+            parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+            batches = BasicSweeper.split_arguments(parsed, self.max_batch_size)
+        except HydraException as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
+        self._check(jobs)
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
+        console.print(f"sweep of {len(jobs)} jobs in {short(sweep_dir.absolute())}", markup=False)
+        retry = self.config.retry_failed
+        before = {
+            job
+            for job in jobs
+            if to_do(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
+        }
+        returned: list[JobReturn] = []
+        stopped, error = self._launch(batches, returned)
+        missing = [None] * (len(jobs) - len(returned))
+        ended = [
+            self._ended(job, one, error, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
+        ]
+        close(sweep_dir.absolute(), ended, stopped)
+
+    def _check(self, jobs: Sequence[Job]) -> None:
+        """Every job's config, and then the data: a typo in the last one should not wait for the others."""
+        for job in jobs:
+            check_config(job.overrides, self._path)
+        for job in jobs:
+            composed(job.overrides, self._path)
+
+    def _launch(
+        self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]
+    ) -> tuple[int | None, Exception | None]:
+        """Fills in what the launcher returns; the signal that stopped it, and what went wrong with the launcher."""
+        try:
+            with StopRequest():
+                for batch in batches:
+                    returned += self.launcher.launch(batch, initial_job_idx=len(returned))
+                    if isinstance(self.launcher, ProcessLauncher) and self.launcher.stopped is not None:
+                        return self.launcher.stopped, None
+        except InterruptedBySignal as signal:
+            return signal.number, None
+        except JobStoppedError as signal:
+            return int(signal.args[0]), None
+        except ConfigError:
+            raise
+        except Exception as error:  # a launcher's own, which may be anything: the jobs that ended have their results
+            return None, error
+        return None, None
+
+    def _ended(self, job: Job, returned: JobReturn | None, error: Exception | None, before: bool) -> Ended:
+        """How a job ended, by what the launcher returned and, without that, by what lies in its directory."""
+        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else error
+        if isinstance(failure, JobFailedError):
+            return replace(failure.ended, job=job)
+        now = to_do(job.directory, job.overrides, self._path, retry_failed=False)
+        if now.status is not None:
+            return Ended(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
+        result = read_json(job.directory / "result.json")
+        begun = result.get("status") or ("interrupted" if now.resumes else "not started")
+        reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
+        return Ended(job, "failed" if failure and returned else begun, None, reason, result, ran=now.resumes)
