@@ -1,7 +1,6 @@
 """Searches with Optuna: each trial is chosen by how those before it ended, and one without hope ends early."""
 
 import importlib.util
-import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path

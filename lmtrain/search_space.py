@@ -66,8 +66,8 @@ def parse(
         except HydraException as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
-                f"{text}: not a search space that Hydra can read ({reason}); write interval(a, b), int(interval(a, b)), "
-                "tag(log, interval(a, b)), range(a, b) or choice(a, b)"
+                f"{text}: not a search space that Hydra can read ({reason}); write interval(a, b), "
+                "int(interval(a, b)), tag(log, interval(a, b)), range(a, b) or choice(a, b)"
             ) from error
         found[override.get_key_element()] = override
     fixed, distributions = [], {}
