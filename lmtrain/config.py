@@ -93,7 +93,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
-        raise ConfigError(_explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
@@ -114,7 +114,7 @@ def texts_for_hydra_folder(composed: DictConfig, hydra_settings: Any) -> dict[st
     }
 
 
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
+def explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's own words are for its developers: names the key, the value and what comes nearest."""
     match error:
         case OverrideParseException():
@@ -152,7 +152,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise ConfigError(_explain(error, overrides)) from error
+        raise ConfigError(explain(error, overrides)) from error
     for override in parsed:
         key = override.key_or_group
         if override.is_sweep_override() or override.is_delete() or override.is_add():

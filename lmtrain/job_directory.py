@@ -1,6 +1,7 @@
 """A job's directory: what it is called, and what lies in it, which decides what is left to be done."""
 
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -26,19 +27,23 @@ LEFT_ALONE = ("failed", "diverged")
 def directory_name(overrides: Sequence[str]) -> str:
     """A job's own overrides, readably: whatever else is in a sweep, and in which order, the job finds its directory.
 
-    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`. Where that says less than the overrides do, since they are long
-    or have characters that do not suit a file's name, a hash of them follows.
+    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`. Where that says less than the overrides do, since they are too
+    many or have characters that do not suit a file's name, a hash of them follows.
     """
     pairs = sorted(tuple(override.partition("=")[::2]) for override in overrides)
     pairs = [(key, value) for key, value in pairs if key not in ASIDE and not key.startswith("hydra")]
     last_parts = Counter(key.rpartition(".")[2] for key, _ in pairs)
     short = [(last if last_parts[last := key.rpartition(".")[2]] == 1 else key, value) for key, value in pairs]
-    exact = ",".join(f"{key}={value}" for key, value in short)
-    name = re.sub(r"[^\w.=,+-]+", "_", exact, flags=re.ASCII)
-    if name == exact and 0 < len(name) <= MAX_NAME_CHARS and not name.startswith((".", "-")):
-        return name
+    words = [f"{key}={value}" for key, value in short]
+    safe = [re.sub(r"[^\w.=+-]+", "_", word, flags=re.ASCII).lstrip(".-") for word in words]
+    if not pairs:
+        return "defaults"
+    if words == safe and len(",".join(words)) <= MAX_NAME_CHARS:
+        return ",".join(words)
     digest = hashlib.sha256("\0".join(map("=".join, pairs)).encode()).hexdigest()[:8]
-    return f"{name[: MAX_NAME_CHARS - 9].lstrip('.-')}-{digest}" if pairs else "defaults"
+    lengths = itertools.accumulate(len(word) + 1 for word in safe)
+    kept = [word for word, length in zip(safe, lengths, strict=True) if length <= MAX_NAME_CHARS - len(digest)]
+    return ",".join([*kept, digest])
 
 
 @dataclass(frozen=True)

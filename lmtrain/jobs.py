@@ -1,4 +1,4 @@
-"""The jobs of sweeps and searches: each in a fresh interpreter, and only what its directory shows is left to be done."""
+"""The jobs of sweeps and searches: each in a fresh interpreter, if its directory shows that it is to be done."""
 
 import contextlib
 import fcntl
@@ -141,7 +141,8 @@ class JobPool:
                 outcome = self._start(job)
             if outcome is not None:
                 ended.append(outcome)
-        self._queue = [job for job in self._queue if not any(job is one.job for one in (*self.running, *ended))]
+        settled = {id(one.job) for one in self.running} | {id(one.job) for one in ended}
+        self._queue = [job for job in self._queue if id(job) not in settled]
         return ended
 
     def _start(self, job: Job) -> Ended | None:

@@ -1,4 +1,4 @@
-"""Starts the jobs of a sweep, several at once, each in a fresh interpreter: no flag or memory of one reaches the next."""
+"""Starts the jobs of a sweep, each in a fresh interpreter: no flag, thread count or memory of one reaches the next."""
 
 from collections import Counter
 from collections.abc import Sequence

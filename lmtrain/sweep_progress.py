@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it goes on: a live table in a terminal, else a line when a job starts and when it ends."""
+"""What is seen of a sweep while it goes on: a live table in a terminal; else a line when a job starts, and ends."""
 
 import json
 import os

@@ -37,7 +37,9 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
     Raises:
         SweepEndedError: some are not done, or a signal stopped the sweep.
     """
-    ended = sorted(ended, key=lambda one: (one.status not in DONE, math.inf if one.objective is None else one.objective))
+    ended = sorted(
+        ended, key=lambda one: (one.status not in DONE, math.inf if one.objective is None else one.objective)
+    )
     content = {
         "command": ["lmtrain", *sys.argv[1:]],
         "stopped": stopped,

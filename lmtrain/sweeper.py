@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -49,6 +49,8 @@ class GridSweeper(Sweeper):
         # Not at the top: Hydra's search for plugins would make another class of it.
         from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
+        assert self.config is not None
+        assert self.hydra_context is not None
         self._path = tuple(search_path(self.config.hydra))
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         try:
@@ -69,10 +71,10 @@ class GridSweeper(Sweeper):
             if to_do(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
         }
         returned: list[JobReturn] = []
-        stopped, error = self._launch(batches, returned)
+        stopped, trouble = self._launch(batches, returned)
         missing = [None] * (len(jobs) - len(returned))
         ended = [
-            self._ended(job, one, error, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
+            self._ended(job, one, trouble, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
         ]
         close(sweep_dir.absolute(), ended, stopped)
 
@@ -87,6 +89,7 @@ class GridSweeper(Sweeper):
         self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]
     ) -> tuple[int | None, Exception | None]:
         """Fills in what the launcher returns; the signal that stopped it, and what went wrong with the launcher."""
+        assert self.launcher is not None
         try:
             with StopRequest():
                 for batch in batches:

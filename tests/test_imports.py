@@ -36,7 +36,13 @@ ALLOWED = {
     "data": {"data", "console", "differences", "durable"},
     "model": {"model"},
     "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
-    "launcher": {"console", "interrupt", "run_directory", "config", "preflight"},
+    "launcher": {"config", "job_directory", "jobs", "sweep_progress"},
+    "sweeper": {
+        "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory", "sweep_report",
+    },
+    "sweep_task": {"config", "job_directory", "jobs", "launcher"},
+    "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
+    "sweep_report": {"console", "durable", "interrupt", "job_directory", "jobs", "paths", "redact"},
     "gpus": {"checks", "data"},
     "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
     "jobs": {"gpus", "interrupt", "job_directory", "run_directory"},
@@ -75,15 +81,15 @@ ALLOWED = {
     },
     "commands": {
         "bad_batches", "checkpoint", "checks", "commands", "config", "console", "data", "differences", "durable",
-        "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger", "nanogpt",
-        "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system",
-        "train", "trust",
+        "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "job_directory", "load", "logger",
+        "nanogpt", "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot",
+        "sweep_report", "sweep_task", "system", "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "job_directory", "first_checkpoint", "optuna_sweeper", "search_space",
+    "job_directory", "sweep_task", "sweeper", "first_checkpoint", "optuna_sweeper", "search_space",
 }  # fmt: skip
 
 

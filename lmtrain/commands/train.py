@@ -1,5 +1,6 @@
 """Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep."""
 
+import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,26 +9,37 @@ from typing import Any
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, set_up_hydra, texts_for_hydra_folder, without_hydra
+from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, explain, texts_for_hydra_folder, without_hydra
 from lmtrain.job_directory import searched
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
 from lmtrain.sweep_report import SweepEndedError
 from lmtrain.sweep_task import run_job
 
+# Launchers of others: the module that has to be there, and the extra that brings it.
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+
 
 def main(arguments: Sequence[str]) -> int:
     """Hands the command line to Hydra; the exit code of the run, or of the worst job of a sweep."""
-    set_up_hydra()
     # Hydra prints errors its own way and leaves with 1; like this they come to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     flags = get_args_parser().parse_args(list(arguments))
+    _check_launcher(flags.overrides)
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info
     if not asks and not flags.multirun:
         # Before Hydra makes a run directory: a mistake leaves nothing behind.
-        composed = compose([*searched([flags.config_dir] if flags.config_dir else []), *flags.overrides], with_hydra=True)
+        composed = compose(
+            [*searched([flags.config_dir] if flags.config_dir else []), *flags.overrides], with_hydra=True
+        )
         run_dir = Path(composed.hydra.run.dir)
         preflight(without_hydra(composed))
         refuse_existing_run(run_dir)
@@ -50,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     try:
         decorate(run_job if flags.multirun else run_here)()
+    except HydraException as error:
+        raise ConfigError(explain(error, flags.overrides)) from error
     except OSError as error:  # the run directory can't be made
         raise ConfigError(str(error)) from error
     except SweepEndedError as ended:
@@ -57,3 +71,15 @@ def main(arguments: Sequence[str]) -> int:
     if mistakes:
         raise mistakes[0]
     return max(exit_codes, default=0)
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, choice = override.partition("=")
+        if key != "hydra/launcher" or choice not in LAUNCHERS:
+            continue
+        module, extra = LAUNCHERS[choice]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"{override}: not installed here; pip install -e '.[{extra}]'") from error

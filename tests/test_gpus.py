@@ -1,0 +1,67 @@
+"""GPUs dealt out to jobs, by an `nvidia-smi` that lists what a machine would have."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lmtrain.checks import ConfigError
+from lmtrain.data.cores import available_cores
+from lmtrain.gpus import THREADS, VISIBLE, deal, visible_gpus
+
+Machine = pytest.MonkeyPatch
+
+MIG = """GPU 0: NVIDIA H200 (UUID: GPU-aaaa)
+  MIG 3g.71gb     Device  0: (UUID: MIG-1111)
+  MIG 3g.71gb     Device  1: (UUID: MIG-2222)
+GPU 1: NVIDIA H200 (UUID: GPU-bbbb)
+"""
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    (tmp_path / "nvidia-smi").write_text(f'#!/bin/sh\n[ "$*" = -L ] && cat {tmp_path}/listed\n')
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "listed").write_text("".join(f"GPU {n}: NVIDIA H200 (UUID: GPU-{n})\n" for n in range(4)))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv(VISIBLE, raising=False)
+    monkeypatch.delenv(THREADS, raising=False)
+    return monkeypatch
+
+
+def test_gpus_are_those_that_can_be_seen(machine: Machine, tmp_path: Path) -> None:
+    assert visible_gpus() == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
+    (tmp_path / "listed").write_text(MIG)
+    assert visible_gpus() == ["MIG-1111", "MIG-2222", "GPU-bbbb"]
+    for visible, names in (("2,0", ["2", "0"]), ("MIG-2222", ["MIG-2222"]), ("", []), ("1,-1,2", ["1"])):
+        machine.setenv(VISIBLE, visible)
+        assert visible_gpus() == names
+    machine.delenv(VISIBLE)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 9\n")  # no driver
+    assert visible_gpus() == []
+
+
+def test_each_job_gets_its_own_and_more_jobs_share_evenly(machine: Machine) -> None:
+    def dealt(n_jobs: int | None, gpus_per_job: int) -> list[str]:
+        return [slot[VISIBLE] for slot in deal(n_jobs, gpus_per_job)]
+
+    assert dealt(None, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
+    assert dealt(2, 1) == ["GPU-0", "GPU-1"]
+    assert dealt(8, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"] * 2
+    assert dealt(None, 2) == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
+    assert dealt(None, 3) == ["GPU-0,GPU-1,GPU-2"]
+    assert dealt(2, 0) == ["", ""]  # on the CPU
+    with pytest.raises(ConfigError, match="gpus_per_job=5: there are 4 GPUs"):
+        deal(1, 5)
+
+
+def test_jobs_on_a_cpu_share_its_cores(machine: Machine) -> None:
+    machine.setenv(VISIBLE, "")
+    assert deal(None, 1) == [{}]
+    assert deal(3, 1) == [{THREADS: str(max(1, available_cores() // 3))}] * 3
+    machine.setenv(THREADS, "7")
+    assert deal(3, 1) == [{}] * 3
+    with pytest.raises(ConfigError, match="gpus_per_job=2: there are 0 GPUs"):
+        deal(1, 2)
+    with pytest.raises(ConfigError, match="n_jobs=0: give 1 or more"):
+        deal(0, 1)

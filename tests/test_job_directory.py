@@ -1,0 +1,51 @@
+"""What a job's directory is called."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmtrain.job_directory import MAX_NAME_CHARS, directory_name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["experiments=quickstart", "optimizer.lr=0.001", "seed=1"], "experiments=quickstart,lr=0.001,seed=1"),
+        (["seed=1", "optimizer.lr=0.001", "experiments=quickstart"], "experiments=quickstart,lr=0.001,seed=1"),
+        (["trainer.max_steps=9", "scheduler.max_steps=7"], "scheduler.max_steps=7,trainer.max_steps=9"),
+        (["seed=1", "name=other", "logger=[]", "retry_failed=true", "hydra.verbose=true"], "seed=1"),
+        (["name=other"], "defaults"),
+    ],
+)
+def test_a_directory_is_called_by_what_its_job_overrides(overrides: list[str], name: str) -> None:
+    assert directory_name(overrides) == name
+
+
+overrides = st.lists(
+    st.tuples(st.from_regex(r"[a-z]{1,4}", fullmatch=True), st.text(max_size=60)),
+    min_size=1,
+    max_size=12,
+    unique_by=lambda pair: pair[0],
+).map(lambda pairs: ["=".join(pair) for pair in pairs if pair[0] not in ("name", "logger") and "hydra" not in pair[0]])
+
+
+@given(overrides, overrides)
+def test_names_are_fit_for_a_file_system_and_differ_if_the_jobs_do(one: list[str], other: list[str]) -> None:
+    for name in (directory_name(one), directory_name(other)):
+        assert len(name) <= MAX_NAME_CHARS
+        assert not name.startswith((".", "-"))
+        assert all(character.isascii() and (character.isalnum() or character in "_.=,+-") for character in name)
+    assert (directory_name(one) == directory_name(other)) == (sorted(one) == sorted(other))
+
+
+def test_neither_a_prefix_nor_an_odd_character_makes_two_jobs_one() -> None:
+    names = [
+        directory_name(overrides)
+        for overrides in (
+            ["betas=[0.9,0.95]"], ["betas=[0.9,0.99]"], ["a/b=c"], ["a.b=c"], ["a=b c"], ["a=b/c"],
+            [f"data.path={'x' * 200}1"], [f"data.path={'x' * 200}2"],
+        )
+    ]  # fmt: skip
+    assert all(one != other for one, other in itertools.combinations(names, 2))

@@ -1,0 +1,225 @@
+"""Whole sweeps as real processes: what runs, what is left alone, and what comes of kills."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Cli, clean_environment
+
+from lmtrain.logger.jsonl import read_metrics
+from lmtrain.same_bits import UndisturbedRun
+
+# A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
+JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS", "4"), ("SWEEP_KILLS", "3")))
+
+FAILS_ONCE = """
+from pathlib import Path
+from lmtrain.model.llama import Llama
+
+class Fails(Llama):
+    def __init__(self, vocab_size: int, block_size: int):
+        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
+        self.calls = 0
+
+    def forward(self, tokens, targets=None):
+        self.calls += 1
+        if self.calls > 15 and Path("broken").exists():
+            raise MemoryError("no memory for 12 GB")
+        return super().forward(tokens, targets)
+"""
+
+
+@pytest.fixture
+def tiny(token_folder: Path, tmp_path: Path) -> list[str]:
+    """As an experiment, so that directories are called by what is swept."""
+    (tmp_path / "experiments").mkdir()
+    for name, seed in (("tiny", 1), ("other", 2)):
+        lines = ["# @package _global_", "defaults:"]
+        lines += [f"  - override /{text.replace('=', ': ')}" for text in TINY if text.startswith(("data=", "model="))]
+        lines += ["  - override /logger: []", f"seed: {seed}"]
+        nodes: dict[str, list[str]] = {"data": [f"path: {token_folder}"]}
+        for text in TINY:
+            key, _, value = text.partition("=")
+            if "." in key:
+                nodes.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]}: {value}")
+            elif key == "sample_tokens":
+                lines.append(f"{key}: {value}")
+        lines += [line for node, values in nodes.items() for line in (f"{node}:", *(f"  {text}" for text in values))]
+        (tmp_path / "experiments" / f"{name}.yaml").write_text("\n".join(lines))
+    return ["-m", "experiments=tiny", "hydra.sweep.dir=sweep"]
+
+
+def result(run: Path) -> Any:
+    return json.loads((run / "result.json").read_text())
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    """As `sweep.json` tells them."""
+    jobs = json.loads((folder / "sweep" / "sweep.json").read_text())["jobs"]
+    return {job["directory"]: job["status"] for job in jobs}
+
+
+def ran(folder: Path) -> set[str]:
+    jobs = json.loads((folder / "sweep" / "sweep.json").read_text())["jobs"]
+    return {job["directory"] for job in jobs if job["ran"]}
+
+
+def start(folder: Path, arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *arguments],
+        cwd=folder,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "mine.py").write_text(FAILS_ONCE)
+    (tmp_path / "broken").touch()
+    (tmp_path / "conf" / "model").mkdir(parents=True)
+    model = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
+    (tmp_path / "conf" / "model" / "fails.yaml").write_text(model)
+    # The experiment's settings of its own model would be unknown keys of another one.
+    experiment = tmp_path / "experiments" / "tiny.yaml"
+    lines = experiment.read_text().splitlines()
+    keys = ("  n_", "  d_", "model:")
+    experiment.write_text("\n".join(line for line in lines if not line.startswith(keys)))
+
+    two = [*tiny, "model=fails", "hydra.launcher.n_jobs=2", "name='swept (1)'"]
+    done = cli(*two, "optimizer.lr=1e-3,1e9")
+    assert done.returncode == 1, done.stdout + done.stderr
+    failed, diverged = (f"experiments=tiny,model=fails,lr={lr}" for lr in ("0.001", "1000000000.0"))
+    assert statuses(tmp_path) == {failed: "failed", diverged: "diverged"}
+    closing = done.stdout[done.stdout.index("┏") :]
+    assert "optimizer.lr=0.001: failed: MemoryError: no memory for 12 GB (sweep/" in closing
+    assert "optimizer.lr=1000000000.0: diverged: DivergedError: " in closing
+    assert "2 jobs: 1 failed, 1 diverged; everything is in sweep" in closing
+    assert re.search(r"to continue: python -m lmtrain .* hydra\.sweep\.dir=sweep retry_failed=true\n", closing)
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "MemoryError: no memory for 12 GB" in (tmp_path / "sweep" / failed / "job.log").read_text()
+
+    (tmp_path / "broken").unlink()
+    done = cli(*two, "optimizer.lr=1e-2,1e9,1e-3")  # extended and reordered
+    assert done.returncode == 1, done.stdout + done.stderr
+    good = "experiments=tiny,model=fails,lr=0.01"
+    assert ran(tmp_path) == {good}
+    assert statuses(tmp_path) == {good: "completed", failed: "failed", diverged: "diverged"}
+    done = cli(*two, "optimizer.lr=1e-2,1e-3", "retry_failed=true")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert ran(tmp_path) == {failed}
+    assert "resumed after step" in (tmp_path / "sweep" / failed / "job.log").read_text()
+    assert "2 jobs: 1 completed before, 1 completed; everything is in sweep" in done.stdout
+
+
+@pytest.mark.slow
+def test_every_launcher_finds_what_the_others_have_done(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    expected: set[str] = set()
+    for count, launcher in enumerate(["basic", "joblib", "submitit_local"], 1):
+        seeds = f"seed=range(1,{count + 1})"
+        done = cli(*tiny, seeds, f"hydra/launcher={launcher}")
+        assert done.returncode == 0, done.stdout + done.stderr
+        new = f"experiments=tiny,seed={count}"
+        assert ran(tmp_path) == {new}
+        expected |= {new}
+        assert {*statuses(tmp_path)} == expected
+        assert (tmp_path / "sweep" / new / "job.log").stat().st_size
+    # A mistake in one of them, and the others of another sweep.
+    refused = cli(*tiny, "seed=1,2", "trainer.max_stepz=3", "hydra/launcher=joblib", "hydra.sweep.dir=elsewhere")
+    assert refused.returncode == 2
+    assert "did you mean trainer.max_steps?" in refused.stderr
+    assert not (tmp_path / "elsewhere").exists()
+    done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir=experiments=tiny,seed=3")
+    assert done.returncode == 1
+    assert "holds a run of another config (seed: 3 → 1)" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_ray_runs_the_same_jobs(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="needs the extra ray")
+    assert cli(*tiny, "seed=1,2", "hydra/launcher=ray", timeout=300).returncode == 0
+    assert {*statuses(tmp_path).values()} == {"completed"}
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    long = [*tiny, "trainer.max_steps=2000", "scheduler.max_steps=2000", "trainer.log_interval=100"]
+    command = [*long, "seed=1,2,3", "hydra.launcher.n_jobs=2"]
+    process = start(tmp_path, command)
+    deadline = time.monotonic() + 90
+    while len(runs := [*(tmp_path / "sweep").glob("*/metrics.jsonl")]) < 2 or not all(map(read_metrics, runs)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode == 130, output
+    assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], output
+    steps = [result(run.parent)["steps"] for run in runs]
+    assert all(0 < step < 2000 for step in steps)
+    # Another one of the same sweep, at the same time: they share the work.
+    one, other = (start(tmp_path, command) for _ in range(2))
+    for process in (one, other):
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, output
+    logs = [path.read_text() for path in sorted((tmp_path / "sweep").glob("*/job.log"))]
+    assert sorted(log.count("$ python -m lmtrain") for log in logs) == [1, 2, 2]
+    assert sum("resumed after step" in log for log in logs) == 2
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    steps = ["trainer.max_steps=40", "trainer.checkpoint_interval=5"]
+    command = [*tiny, *steps, f"seed=range(0,{JOBS})", "hydra.launcher.n_jobs=2"]
+    chance = random.Random(0)
+    finished: dict[Path, tuple[int, str]] = {}
+    for _ in range(KILLS):
+        before = {path: path.stat().st_size for path in (tmp_path / "sweep").glob("*/metrics.jsonl")}
+        process = start(tmp_path, command)
+        deadline = time.monotonic() + chance.choice([2, 60])  # so early that nothing has been done; or later
+        while time.monotonic() < deadline:
+            if any(path.stat().st_size > before.get(path, 0) for path in (tmp_path / "sweep").glob("*/metrics.jsonl")):
+                break
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 3))
+        process.kill()
+        process.communicate()
+        finished |= {run: state for run, state in ended(tmp_path) if run not in finished}
+    done = cli(*command, timeout=60 * JOBS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(statuses(tmp_path)) == JOBS
+    assert {*statuses(tmp_path).values()} == {"completed"}
+    assert finished.items() <= dict(ended(tmp_path)).items(), "a finished job was run again"
+    compared = 0
+    for seed in range(JOBS):
+        all_kept = ["trainer.checkpoint_interval=1", "trainer.keep_every=1"]
+        assert (
+            cli("experiments=tiny", steps[0], *all_kept, f"seed={seed}", f"hydra.run.dir=never-{seed}").returncode == 0
+        )
+        never = UndisturbedRun(tmp_path / f"never-{seed}")
+        (run,) = (tmp_path / "sweep").glob(f"*,seed={seed},*")
+        assert never.differences(run, completed=True) == []
+        compared += never.compared_checkpoints
+    assert compared >= 2 * JOBS
+    starts = [path.read_text().count("$ python") for path in (tmp_path / "sweep").glob("*/job.log")]
+    print(f"{JOBS} jobs, {KILLS} kills: started {sum(starts)} times, {compared} checkpoints compared")
+
+
+def ended(folder: Path) -> Iterator[tuple[Path, tuple[int, str]]]:
+    """Completed runs, with when, and all that they said."""
+    for path in (folder / "sweep").glob("*/result.json"):
+        if result(path.parent)["status"] == "completed":
+            yield path.parent, (path.stat().st_mtime_ns, (path.parent / "job.log").read_text())
