@@ -2,6 +2,7 @@
 
 import importlib.util
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,7 +79,7 @@ class OptunaSweeper(Sweeper):
             ConfigError: a mistake in the search's settings, its space or the trials' config, before anything runs.
             SweepEndedError: a signal stopped it, or no trial at all has a loss.
         """
-        settings, params = _settings(self.config)
+        settings, params = settings_of(self.config)
         from lmtrain.search import Search
         from lmtrain.search_space import parse
         from lmtrain.study import SharedStudy
@@ -171,7 +172,7 @@ def _ended(job: Job, returned: JobReturn) -> Ended:
     return Ended(job, status, result.get("objective"), reason, result, ran=True)
 
 
-def _settings(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
+def settings_of(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
     """The settings, built, and the search space as it is written."""
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError(WITHOUT_OPTUNA)
@@ -183,4 +184,6 @@ def _settings(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
     node |= {"_target_": f"{Settings.__module__}.{Settings.__name__}"}
     del node["_recursive_"]
     check_part("hydra.sweeper", node)
-    return build(node), params
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Optuna may change this or that: its version is our business
+        return build(node), params

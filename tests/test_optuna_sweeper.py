@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -13,7 +12,11 @@ from typing import Any
 import pytest
 from conftest import TINY, Cli, clean_environment
 
+from lmtrain.checks import ConfigError
+from lmtrain.config import compose
 from lmtrain.logger.jsonl import read_metrics
+from lmtrain.optuna_sweeper import settings_of
+from lmtrain.paths import shipped
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweep.dir=search"]
 
@@ -51,7 +54,7 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         *TINY,
         f"data.path={token_folder}",
         "trainer.max_steps=60",
-        "hydra.sweeper.n_trials=7",
+        "hydra.sweeper.n_trials=6",
         "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.pruner.n_startup_trials=1",
         "hydra/sweeper/sampler=random",
@@ -65,17 +68,17 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
     before = ended(search)
-    assert 2 <= len(before) < 7
+    assert 2 <= len(before) < 6
     written = {name: (search / name / "metrics.jsonl").stat().st_mtime_ns for name in before}
 
     last = start([text.replace("n_jobs=1", "n_jobs=2") for text in arguments], tmp_path)
     assert last.wait(timeout=120) == 0, (tmp_path / "output").read_text()
     report = json.loads((search / "search.json").read_text())
     trials = report["trials"]
-    assert [trial["number"] for trial in trials] == list(range(7))
-    assert len({trial["directory"] for trial in trials}) == 7
+    assert [trial["number"] for trial in trials] == list(range(6))
+    assert len({trial["directory"] for trial in trials}) == 6
     now = ended(search)
-    assert len(now) == 7  # no other run was ever begun
+    assert len(now) == 6  # no other run was ever begun
     for trial in trials:
         result = now[trial["directory"]]
         assert trial["status"] == result["status"]
@@ -123,12 +126,6 @@ def test_hopeless_trials_are_pruned_under_another_launcher_as_well(
         (["optimizer.lrr=interval(0, 1)"], "optimizer.lrr=0.0: unknown key; did you mean optimizer.lr?"),
         (["model.dropout=interval(0, 1.5)"], "model.dropout=1.5: input should be less than"),
         (["seed=1,2", "hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials=0: input should be greater than 0"),
-        (["seed=1,2", "+hydra.sweeper.n_trails=5"], "n_trails=5: unknown key; did you mean hydra.sweeper.n_trials?"),
-        (
-            ["seed=1,2", "hydra.sweeper.sampler.n_startup_trials=x"],
-            "hydra.sweeper.sampler.n_startup_trials=x: input should be a valid integer",
-        ),
-        (["seed=1,2", "hydra.sweeper.pruner=asha"], "hydra.sweeper.pruner=asha: needs a _target_"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
@@ -158,23 +155,42 @@ finally:
     assert done.stderr == "config error: hydra/sweeper=optuna: needs Optuna: pip install -e '.[optuna]'\n"
 
 
-@pytest.mark.parametrize("choice", ["sampler=tpe", "sampler=random", "sampler=qmc", "sampler=cmaes", "sampler=gp",
-                                    "sampler=grid", "pruner=median", "pruner=percentile", "pruner=asha",
-                                    "pruner=hyperband", "pruner=none"])  # fmt: skip
-def test_each_choice_is_one_of_optunas(choice: str) -> None:
-    from lmtrain.config import compose
-    from lmtrain.optuna_sweeper import _settings
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["+hydra.sweeper.n_trails=5"], "hydra.sweeper.n_trails=5: unknown key; did you mean hydra.sweeper.n_trials?"),
+        (["hydra.sweeper.n_jobs=two"], "hydra.sweeper.n_jobs=two: input should be a valid integer"),
+        (
+            ["hydra.sweeper.sampler.n_startup_trials=x"],
+            "hydra.sweeper.sampler.n_startup_trials=x: input should be a valid integer",
+        ),
+        (["hydra.sweeper.pruner=asha"], "is written with a slash, hydra/sweeper/pruner=asha"),
+        (["hydra.sweeper.direction=down"], "hydra.sweeper.direction=down: input should be 'minimize' or 'maximize'"),
+        (["~trainer.eval_interval", "hydra/sweeper/pruner=asha"], "hydra.sweeper: "),
+    ],
+)
+def test_a_wrong_setting_of_the_search_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        settings_of(compose(["experiments=search", *arguments], with_hydra=True))
+    assert message in str(raised.value)
 
-    composed = compose(["experiments=search", f"hydra/sweeper/{choice}"], with_hydra=True)
-    kind, _, name = choice.partition("=")
-    node = composed.hydra.sweeper[kind]
-    settings, params = _settings(composed)
-    assert type(getattr(settings, kind)).__name__ == node._target_.rpartition(".")[2]
-    assert params["optimizer.lr"].startswith("tag(log")
-    assert name
+
+@pytest.mark.parametrize("kind", ["sampler", "pruner"])
+def test_each_choice_is_one_of_optunas(kind: str) -> None:
+    choices = sorted(path.stem for path in (shipped("conf") / "hydra" / "sweeper" / kind).glob("*.yaml"))
+    assert len(choices) >= 5
+    for choice in choices:
+        composed = compose(["experiments=search", f"hydra/sweeper/{kind}={choice}"], with_hydra=True)
+        settings, params = settings_of(composed)
+        part = getattr(settings, kind)
+        assert f"optuna.{kind}s.{type(part).__name__}" == composed.hydra.sweeper[kind]._target_
+        assert params["optimizer.lr"].startswith("tag(log")
 
 
-def test_the_example_in_the_readme_is_the_one_there_is() -> None:
+def test_the_readme_shows_the_example_there_is() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text()
+    example = (shipped("experiments") / "search.yaml").read_text()
     assert "python -m lmtrain -m experiments=search" in readme
-    assert re.search(r"optimizer\.lr: tag\(log, interval\(3e-4, 3e-2\)\)", readme)
+    lines = [line for line in readme.splitlines() if "optimizer.lr: tag(log" in line]
+    assert len(lines) == 1
+    assert lines[0].strip() in example
