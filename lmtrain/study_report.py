@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import shlex
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,8 +97,10 @@ def importances(study: optuna.Study) -> dict[str, float]:
     Empty where there are too few trials to tell.
     """
     try:
-        return optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    except (ValueError, RuntimeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # that they would be made up
+            return optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    except (ValueError, RuntimeError, UserWarning):
         return {}
 
 

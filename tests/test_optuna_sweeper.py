@@ -96,26 +96,31 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
 
 
 @pytest.mark.slow
-def test_hopeless_trials_are_pruned_under_another_launcher_as_well(
+def test_a_hopeless_trial_is_pruned_under_another_launcher_as_well(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = cli(
         *SEARCH,
         *TINY,
         f"data.path={token_folder}",
-        "hydra/launcher=joblib",
-        "hydra.sweeper.n_trials=2",
-        "hydra.sweeper.n_jobs=1",
+        "hydra/launcher=basic",
         "hydra/sweeper/sampler=grid",
-        "hydra.sweeper.sampler.seed=1",
+        "hydra.sweeper.sampler.seed=1",  # the good one first
+        "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.pruner.n_startup_trials=1",
-        "optimizer.lr=1e-2,2e-2",
-        "trainer.max_steps=30",
+        "optimizer.lr=1e-2,1e-9",
+        "trainer.max_steps=400",
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(ended(tmp_path / "search")) == 2
-    assert "2 trials: " in done.stdout
+    report = json.loads((tmp_path / "search" / "search.json").read_text())
+    found = [(trial["params"]["optimizer.lr"], trial["status"]) for trial in report["trials"]]
+    assert found == [(1e-2, "completed"), (1e-9, "pruned")]
+    hopeless = ended(tmp_path / "search")["lr=1e-09"]
+    assert hopeless["status"] == "pruned"
+    assert "gives trial 1 no hope (MedianPruner)" in hopeless["error"]
+    assert hopeless["steps"] < 400
+    assert report["trials"][1]["objective"] is not None
+    assert "the best once more: python -m lmtrain" in done.stdout
 
 
 @pytest.mark.parametrize(
