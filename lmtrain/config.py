@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,10 @@ class UserSearchPath(SearchPathPlugin):
                 search_path.prepend("user", f"{scheme}://{own}")
 
 
-@cache
 def set_up_hydra() -> None:
-    """Registers, once a process, where configs are found and what they can compute."""
+    """Registers where configs are found and what they can compute; once, if Hydra does not start its plugins anew."""
+    if UserSearchPath in Plugins.instance().discover(SearchPathPlugin):
+        return
     # Imported here for the start-up of the verbs that compose nothing.
     from lmtrain.experiments_source import ExperimentsSource
     from lmtrain.job_directory import directory_name

@@ -43,8 +43,8 @@ def deal(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping[str, str]
         ConfigError: there are some GPUs, but fewer than one job is to have.
     """
     for key, value, least in (("n_jobs", n_jobs, 1), ("gpus_per_job", gpus_per_job, 0)):
-        if value is not None and value < least:
-            raise ConfigError(f"hydra.launcher.{key}={value}: give {least} or more")
+        if value is not None and not (isinstance(value, int) and value >= least):
+            raise ConfigError(f"hydra.launcher.{key}={value}: give a whole number, {least} or more")
     if gpus_per_job is None:
         return [{}] * (n_jobs or 1)
     gpus = visible_gpus() if gpus_per_job else []

@@ -128,7 +128,8 @@ def quoted(value: str) -> str:
 
 
 def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    lines = differences(*({key: value for key, value in one.items() if key not in ASIDE} for one in (saved, wanted)))
+    before, after = ({key: value for key, value in one.items() if key not in ASIDE} for one in (saved, wanted))
+    lines = differences(before, after)
     more = f" and {len(lines) - SHOWN_DIFFERENCES} more" if len(lines) > SHOWN_DIFFERENCES else ""
     return (
         f"{directory}: holds a run of another config ({'; '.join(lines[:SHOWN_DIFFERENCES])}{more}); move it away, or "

@@ -18,6 +18,7 @@ from typing import Any, Self
 from lmtrain.gpus import deal
 from lmtrain.interrupt import SIGNALS, exit_code
 from lmtrain.job_directory import to_do
+from lmtrain.redact import redacted
 from lmtrain.run_directory import read_json
 
 PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops
@@ -59,6 +60,7 @@ class Running:
     resumed: bool
     lock: int  # held by the process as well, which may outlive this one
     log_start: int
+    result_before: int | None
     forwarded: int = 0  # of the signals that came
     since: float = field(default_factory=time.monotonic)
 
@@ -81,6 +83,7 @@ class JobPool:
         self._retry_failed = retry_failed
         self._search_path = tuple(search_path)
         self._queue: list[Job] = []
+        self._looked_at: set[int] = set()
         self._signals: list[int] = []
         self._previous: dict[int, Any] = {}
         self.running: list[Running] = []
@@ -134,20 +137,25 @@ class JobPool:
                 self.running.remove(running)
                 ended.append(self._end(running, code))
                 os.close(running.lock)
-        for job in self._queue[:]:
+        for job in self._queue:
             if self.stopped is not None:
-                outcome: Ended | None = Ended(job, "not started", None, None, {}, ran=False)
-            else:
-                outcome = self._start(job)
-            if outcome is not None:
+                ended.append(Ended(job, "not started", None, None, {}, ran=False))
+            elif (self._slot() is not None or id(job) not in self._looked_at) and (outcome := self._start(job)):
                 ended.append(outcome)
+            self._looked_at.add(id(job))  # what was done before is told at once, and the rest in its turn
         settled = {id(one.job) for one in self.running} | {id(one.job) for one in ended}
         self._queue = [job for job in self._queue if id(job) not in settled]
+        self._looked_at -= settled
         return ended
+
+    def _slot(self) -> int | None:
+        used = {running.slot for running in self.running}
+        return next((slot for slot in range(len(self._slots)) if slot not in used), None)
 
     def _start(self, job: Job) -> Ended | None:
         """Starts the job's process if there is a slot and nobody else runs it; how it ended, if it has before."""
-        if (lock := _lock(job.directory)) is None:
+        slot = self._slot()
+        if (slot is None and not job.directory.is_dir()) or (lock := _lock(job.directory)) is None:
             return None
         try:
             decision = to_do(job.directory, job.overrides, self._search_path, retry_failed=self._retry_failed)
@@ -155,8 +163,7 @@ class JobPool:
                 result = decision.result
                 objective = result.get("objective")
                 return Ended(job, decision.status, objective, decision.reason, result, ran=False)
-            used = {running.slot for running in self.running}
-            if (slot := next((slot for slot in range(len(self._slots)) if slot not in used), None)) is not None:
+            if slot is not None:
                 self.running.append(_run(job, decision.arguments, decision.resumes, slot, self._slots[slot], lock))
                 lock = None
             return None
@@ -169,7 +176,7 @@ class JobPool:
         status = result.get("status", "failed") if code == 0 else EXIT_STATUS.get(code, "failed")
         if code < 0 and self.stopped is not None:  # before it could see to signals
             status = "interrupted"
-        fresh = result.get("status") == status
+        fresh = code == 0 or _written_at(running.job.directory) != running.result_before
         reason = None if status in DONE else (result.get("error") if fresh else None) or _reason(running, code)
         result = result if fresh else {}
         return Ended(running.job, status, result.get("objective"), reason, result, ran=True)
@@ -208,9 +215,10 @@ def _run(
     command = [sys.executable, "-m", "lmtrain", *arguments]
     if not resumes:
         (job.directory / "result.json").unlink(missing_ok=True)  # of a failed one that is run anew
+    result_before = _written_at(job.directory)
     with (job.directory / LOG).open("ab") as log:
         log_start = log.tell()
-        log.write(f"$ {shlex.join(['python', *command[1:]])}\n".encode())
+        log.write(f"$ {shlex.join(redacted(['python', *command[1:]]))}\n".encode())
         log.flush()
         process = subprocess.Popen(
             command,
@@ -221,7 +229,15 @@ def _run(
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
             pass_fds=[lock],
         )
-    return Running(job, process, slot, resumes, lock, log_start)
+    return Running(job, process, slot, resumes, lock, log_start, result_before)
+
+
+def _written_at(directory: Path) -> int | None:
+    """Tells a result from the one before."""
+    try:
+        return (directory / "result.json").stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _reason(running: Running, code: int) -> str:

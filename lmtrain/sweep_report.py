@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lmtrain.console import console, duration, si
+from lmtrain.data.lock import owned
 from lmtrain.durable import write_atomically
 from lmtrain.interrupt import exit_code
 from lmtrain.job_directory import quoted
@@ -57,7 +58,8 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
             for one in ended
         ],
     }
-    write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
+    with owned(sweep_dir, on_waiting=lambda: None):  # two of the same command end at the same time
+        write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
     console.print(table(ended))
     for one in ended:
         if one.status not in DONE and one.status != "not started":

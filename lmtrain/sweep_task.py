@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -10,42 +11,45 @@ from omegaconf import DictConfig
 
 from lmtrain.config import set_up_hydra
 from lmtrain.job_directory import search_path
-from lmtrain.jobs import DONE, Ended, Job, JobPool
+from lmtrain.jobs import DONE, Job, JobPool
 from lmtrain.launcher import JobFailedError, JobStoppedError
 
 POLL_S = 0.1
 
-set_up_hydra()  # such a process imports this module alone, and has configs to read and a directory to name
+set_up_hydra()  # such a process imports this module alone, and has a directory to name
 
 
-def run_job(cfg: DictConfig) -> float | None:
-    """Runs the job as the process launcher would; its objective.
+@dataclass(frozen=True)
+class RunJob:
+    """Runs a sweep's job as the process launcher would; returns its objective. `folder`: the sweep's own.
 
     Raises:
-        JobFailedError: it is not done.
+        JobFailedError: the job is not done.
         JobStoppedError: nor shall another one be started here.
     """
-    settings = HydraConfig.get()
-    here = settings.runtime.cwd
-    if Path(here).is_dir():
-        os.chdir(here)
-        if here not in sys.path:
-            sys.path.insert(0, here)  # a user's own model
-    directory = Path(settings.runtime.output_dir)
-    with JobPool(
-        n_jobs=1,
-        gpus_per_job=None,  # the launcher's business
-        retry_failed=cfg.retry_failed,
-        search_path=search_path(settings),
-    ) as pool:
-        pool.submit(Job(tuple(settings.overrides.task), directory, directory.name))
-        ended: list[Ended] = []
-        while not ended:
-            ended = pool.poll()
-            time.sleep(POLL_S)
-        stopped = pool.stopped
-    if ended[0].status in DONE:
-        return ended[0].objective
-    if stopped is not None:
-        raise JobStoppedError(stopped)
-    raise JobFailedError(ended[0])
+
+    folder: Path
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        if self.folder.is_dir():  # of another machine, perhaps
+            os.chdir(self.folder)
+            if str(self.folder) not in sys.path:
+                sys.path.insert(0, str(self.folder))  # a user's own model
+        set_up_hydra()  # Hydra has started its plugins anew
+        settings = HydraConfig.get()
+        directory = Path(os.path.abspath(self.folder / settings.sweep.dir / settings.sweep.subdir))
+        with JobPool(
+            n_jobs=1,
+            gpus_per_job=None,  # the launcher's business
+            retry_failed=cfg.retry_failed,
+            search_path=search_path(settings),
+        ) as pool:
+            pool.submit(Job(tuple(settings.overrides.task), directory, directory.name))
+            while not (ended := pool.poll()):
+                time.sleep(POLL_S)
+            stopped = pool.stopped
+        if ended[0].status in DONE:
+            return ended[0].objective
+        if stopped is not None:
+            raise JobStoppedError(stopped)
+        raise JobFailedError(ended[0])

@@ -63,5 +63,5 @@ def test_jobs_on_a_cpu_share_its_cores(machine: Machine) -> None:
     assert deal(3, 1) == [{}] * 3
     with pytest.raises(ConfigError, match="gpus_per_job=2: there are 0 GPUs"):
         deal(1, 2)
-    with pytest.raises(ConfigError, match="n_jobs=0: give 1 or more"):
+    with pytest.raises(ConfigError, match="n_jobs=0: give a whole number, 1 or more"):
         deal(0, 1)

@@ -19,7 +19,7 @@ from lmtrain.logger.jsonl import read_metrics
 from lmtrain.same_bits import UndisturbedRun
 
 # A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
-JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS", "4"), ("SWEEP_KILLS", "3")))
+JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS", "3"), ("SWEEP_KILLS", "2")))
 
 FAILS_ONCE = """
 from pathlib import Path
@@ -128,9 +128,10 @@ def test_every_launcher_finds_what_the_others_have_done(tiny: list[str], tmp_pat
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     expected: set[str] = set()
-    for count, launcher in enumerate(["basic", "joblib", "submitit_local"], 1):
+    for count, launcher in enumerate(["joblib", "submitit_local"], 1):
         seeds = f"seed=range(1,{count + 1})"
-        done = cli(*tiny, seeds, f"hydra/launcher={launcher}")
+        # joblib's workers outlast a fork of another process: an interpreter of its own.
+        done = cli(*tiny, seeds, f"hydra/launcher={launcher}", PYTHONPATH="", timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
         new = f"experiments=tiny,seed={count}"
         assert ran(tmp_path) == {new}
@@ -142,9 +143,9 @@ def test_every_launcher_finds_what_the_others_have_done(tiny: list[str], tmp_pat
     assert refused.returncode == 2
     assert "did you mean trainer.max_steps?" in refused.stderr
     assert not (tmp_path / "elsewhere").exists()
-    done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir=experiments=tiny,seed=3")
+    done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir='experiments=tiny,seed=2'")
     assert done.returncode == 1
-    assert "holds a run of another config (seed: 3 → 1)" in done.stdout
+    assert "holds a run of another config (seed: 2 → 1)" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -157,7 +158,7 @@ def test_ray_runs_the_same_jobs(tiny: list[str], tmp_path: Path, cli: Cli) -> No
 
 @pytest.mark.slow
 def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    long = [*tiny, "trainer.max_steps=2000", "scheduler.max_steps=2000", "trainer.log_interval=100"]
+    long = [*tiny, "trainer.max_steps=600", "trainer.eval_interval=50", "trainer.log_interval=50"]
     command = [*long, "seed=1,2,3", "hydra.launcher.n_jobs=2"]
     process = start(tmp_path, command)
     deadline = time.monotonic() + 90
@@ -169,7 +170,7 @@ def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(tiny: list[str], t
     assert process.returncode == 130, output
     assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], output
     steps = [result(run.parent)["steps"] for run in runs]
-    assert all(0 < step < 2000 for step in steps)
+    assert all(0 < step < 600 for step in steps)
     # Another one of the same sweep, at the same time: they share the work.
     one, other = (start(tmp_path, command) for _ in range(2))
     for process in (one, other):

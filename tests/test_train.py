@@ -329,16 +329,17 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
 def test_a_sweep_runs_each_job_in_its_directory_and_closes_with_a_table(
     tiny: list[str], tmp_path: Path, cli: Cli
 ) -> None:
-    done = cli("-m", *tiny, "name='swept (1)'", "optimizer.lr=1e-4,1e-2,1e9", "logger=wandb")
-    assert done.returncode == 1  # the last one diverges
+    done = cli("-m", *tiny, "name='swept (1)'", "optimizer.lr=1e-4,1e-2", "logger=wandb", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stdout + done.stderr
     (sweep,) = (tmp_path / "outputs" / "swept (1)").iterdir()
     assert sweep.name.startswith("sweep-")
-    assert [result(sweep / str(job))["status"] for job in range(3)] == ["completed", "completed", "diverged"]
+    runs = [path.parent for path in sweep.glob("*/result.json")]
+    assert [result(run)["status"] for run in runs] == ["completed", "completed"]
     table = done.stdout[done.stdout.index("┏") :]
     order = re.findall(r"optimizer\.lr=([\d.]+)", table)
-    assert [float(lr) for lr in order] == [1e-2, 1e-4, 1e9]
-    for job in range(3):
-        (log,) = (sweep / str(job)).glob("wandb/offline-run-*/*.wandb")
+    assert [float(lr) for lr in order] == [1e-2, 1e-4]
+    for run in runs:
+        (log,) = run.glob("wandb/offline-run-*/*.wandb")
         assert sweep.name.encode() in log.read_bytes()  # the W&B group
 
 

@@ -17,7 +17,7 @@ from lmtrain.job_directory import searched
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight, refuse_existing_run
 from lmtrain.sweep_report import SweepEndedError
-from lmtrain.sweep_task import run_job
+from lmtrain.sweep_task import RunJob
 
 # Launchers of others: the module that has to be there, and the extra that brings it.
 LAUNCHERS = {
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
     try:
-        decorate(run_job if flags.multirun else run_here)()
+        decorate(RunJob(Path.cwd()) if flags.multirun else run_here)()
     except HydraException as error:
         raise ConfigError(explain(error, flags.overrides)) from error
     except OSError as error:  # the run directory can't be made
