@@ -116,6 +116,16 @@ def refers(cfg: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
 
 
+def check_part(path: str, node: Any) -> None:
+    """Checks a node that is none of the run's config, at that path.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if problems := _check_node(path, node, PART):
+        raise ConfigError("\n".join(f"{key}{text}" for key, text in problems.items()))
+
+
 def _check_node(path: str, node: Any, group: Group) -> dict[str, str]:
     """What is wrong, by key, worded so that key and text follow each other."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):

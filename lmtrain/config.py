@@ -56,11 +56,12 @@ def set_up_hydra() -> None:
     from lmtrain.experiments_source import ExperimentsSource
     from lmtrain.job_directory import directory_name
     from lmtrain.launcher import ProcessLauncher
+    from lmtrain.optuna_sweeper import OptunaSweeper
     from lmtrain.sweeper import GridSweeper
 
     Plugins.instance().register(ExperimentsSource)
     Plugins.instance().register(UserSearchPath)
-    for plugin in (ProcessLauncher, GridSweeper):
+    for plugin in (ProcessLauncher, GridSweeper, OptunaSweeper):
         _register_as_installed(plugin)
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
     OmegaConf.register_new_resolver("job_directory", directory_name, replace=True)

@@ -1,18 +1,24 @@
-"""Signals that ask a run to stop."""
+"""What asks a run to stop: signals, and a file in its directory."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
+
+from lmtrain.durable import read_json_limited, write_atomically
 
 STDERR = 2
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is Slurm's warning that time runs out
+PRUNE_FILE = "prune.json"
+PRUNE_FILE_BYTES = 10_000
 REPEAT_S = 0.5  # one signal, sent to a process group and forwarded by a launcher as well, arrives twice
 
 
@@ -22,6 +28,15 @@ class InterruptedBySignal(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
         self.number = number
+
+
+class PrunedError(Exception):
+    """A search has no hope for this run, and asked it to end; the message says why."""
+
+
+def ask_to_prune(run_dir: Path, reason: str) -> None:
+    """Asks the run in that directory to save and end; from any process or machine that can write there."""
+    write_atomically(run_dir / PRUNE_FILE, json.dumps({"reason": reason}) + "\n")
 
 
 def exit_code(number: int) -> int:
@@ -35,15 +50,20 @@ class StopRequest:
     The first one raises InterruptedBySignal where it comes, unless the training loop `defers` it: there, between two
     steps is the place to stop, and the loop looks at `signal` once a step. In `at_once`, inside of that, it raises
     again: in what may be cut short and done anew.
+
+    A `prune_file` is a request, too, if it is written while the run goes on; one from before is removed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prune_file: Path | None = None) -> None:
+        self.prune_file = prune_file
         self.signal: int | None = None
         self.defers = False
         self._came = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        if self.prune_file is not None:
+            self.prune_file.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
             self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -64,6 +84,19 @@ class StopRequest:
             yield
         finally:
             self.defers = deferred
+
+    def asked(self, *, looks: bool) -> InterruptedBySignal | PrunedError | None:
+        """What to raise once all is saved, if anything asks for it; `looks` for the file as well (a stat: 2 µs, or a
+        way over the network and back)."""
+        if self.signal is not None:
+            return InterruptedBySignal(self.signal)
+        if not looks or self.prune_file is None or not self.prune_file.exists():
+            return None
+        try:
+            reason = str(read_json_limited(self.prune_file, PRUNE_FILE_BYTES)["reason"])
+        except (OSError, ValueError, LookupError, TypeError):  # a file of that name says enough
+            reason = f"{PRUNE_FILE} asks for it"
+        return PrunedError(reason)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name

@@ -20,7 +20,7 @@ from lmtrain.evaluation import perplexity
 from lmtrain.flops import flops_per_token
 from lmtrain.generate import generate
 from lmtrain.identity import config_hash
-from lmtrain.interrupt import InterruptedBySignal
+from lmtrain.interrupt import InterruptedBySignal, PrunedError
 from lmtrain.paths import short
 from lmtrain.plan.facts import Schedule
 from lmtrain.plan.remarks import certain_mistakes
@@ -146,6 +146,10 @@ def tell_ending(error: BaseException | None, path: Path) -> None:
             log.debug("config error", exc_info=error)
         case DivergedError() | NonFiniteStateError():
             log.error("diverged: %s", error)
+        case PrunedError():
+            log.warning(
+                "pruned: %s; saved after step %d; to go on all the same: %s", error, saved[-1], resume_command(path)
+            )
         case InterruptedBySignal():
             where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
             log.warning("%s %s; to continue: %s", error, where, resume_command(path))

@@ -26,7 +26,7 @@ from lmtrain.differences import differences
 from lmtrain.durable import read_limited
 from lmtrain.flops import flops_per_token
 from lmtrain.identity import config_hash
-from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.interrupt import PRUNE_FILE, InterruptedBySignal, PrunedError, StopRequest
 from lmtrain.interrupt import exit_code as interrupt_exit_code
 from lmtrain.logger.base import CompositeLogger, RunInfo
 from lmtrain.logger.console import ConsoleLogger
@@ -88,7 +88,7 @@ def run(
             _refuse_fewer_steps(cfg, directory.path)
         configure_logging(directory.path)
         error: BaseException | None = None
-        stop = stack.enter_context(StopRequest())
+        stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
         try:
             train(cfg, directory, hydra_files, state, stop, resumed, lineage or {})
         except BaseException as caught:
@@ -219,6 +219,8 @@ def ending(error: BaseException | None) -> tuple[str, int]:
     match error:
         case None:
             return "completed", 0
+        case PrunedError():
+            return "pruned", 0
         case ConfigError():
             return "failed", 2
         case DivergedError() | NonFiniteStateError():

@@ -19,7 +19,7 @@ from lmtrain.data.loader import Prefetcher, TokenLoader
 from lmtrain.data.tokens import DataError
 from lmtrain.evaluation import evaluate, perplexity
 from lmtrain.flops import flops_per_token
-from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.interrupt import StopRequest
 from lmtrain.logger.base import RunLogger
 from lmtrain.optimizer import group_values, update
 from lmtrain.saver import Saver
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_IN_A_ROW = 20  # bad steps, before the model is at fault and not the data
 MAX_REWINDS = 3  # to one checkpoint, likewise
+LOOK_STEPS = 10  # between looks for a request to be pruned; on a network file system each may take a millisecond
 
 Metrics = dict[str, float]
 
@@ -60,7 +61,7 @@ class Trainer:
         DataError: from `fit`, when token files turn out to be damaged; everything is saved.
         DivergedError: from `fit`, after a bad step.
         NonFiniteStateError: from `fit`, when the state to be saved has numbers that are not finite.
-        InterruptedBySignal: from `fit`, when everything is saved.
+        InterruptedBySignal, PrunedError: from `fit`, when everything is saved.
     """
 
     def __init__(
@@ -146,19 +147,20 @@ class Trainer:
                     self.stop.defers = True
                     self.saver.reserve(self.checkpoint())
                 last = state.step == self.max_steps
-                stopped = self.stop.signal  # once, as it may come at any moment: what stops the run saves it, too
                 logs = state.step % self.log_interval == 0 or last or state.step == 1
                 evaluates = state.step % self.eval_interval == 0 or last
-                saves = state.step % self.checkpoint_interval == 0 or last or stopped is not None
+                # Once, as it may come at any moment: what stops the run saves it, too.
+                asked = self.stop.asked(looks=logs or evaluates or state.step % LOOK_STEPS == 0)
+                saves = state.step % self.checkpoint_interval == 0 or last or asked is not None
                 self.saver.check()
                 self._answer_bad_steps(newest=logs or evaluates or saves)
                 metrics = self._train_metrics(loss, grad_norm) if logs else {}
                 if evaluates or saves:
                     self.system.synchronize()  # what the device still has to do belongs to the steps
                 self._finish_step(metrics, evaluates=evaluates, saves=saves)
-                if stopped is not None and not last:
+                if asked is not None and not last:
                     self.saver.wait()  # else its error would come too late to count
-                    raise InterruptedBySignal(stopped)
+                    raise asked
 
     def step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step; its loss (nats a token) and gradient norm, as tensors that nobody has waited for."""

@@ -51,10 +51,18 @@ ALLOWED = {
     "gpus": {"checks", "data"},
     "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
     "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
+    "search_space": {"checks"},
+    "study": {"checks"},
+    "study_report": {"console", "durable", "paths", "search_space", "study"},
+    "search": {"interrupt", "job_directory", "jobs", "logger", "search_space", "study"},
+    "optuna_sweeper": {
+        "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
+        "search", "search_space", "study", "study_report", "sweep_progress", "sweep_report", "sweeper",
+    },
     "checks": {"signatures"},
     "clock": set(),
-    "interrupt": set(),
-    "config": {"checks", "paths", "experiments_source", "job_directory", "launcher", "sweeper"},
+    "interrupt": {"durable"},
+    "config": {"checks", "paths", "experiments_source", "job_directory", "launcher", "optuna_sweeper", "sweeper"},
     "preflight": {"config", "console", "data"},
     "trainer": {
         "bad_batches", "bad_steps", "checkpoint", "clock", "data", "evaluation", "flops", "interrupt", "logger",
@@ -81,7 +89,7 @@ ALLOWED = {
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "first_checkpoint", "job_directory", "lineage", "sweep_task", "sweeper",
+    "first_checkpoint", "job_directory", "lineage", "optuna_sweeper", "search_space", "sweep_task", "sweeper",
 }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ VERBS = """\
 lmtrain: train language models from composed configs.
 
   python -m lmtrain [overrides]                  train; with -m, a sweep over comma-separated values
+  python -m lmtrain -m experiments=search        a search: Optuna chooses, and ends what has no hope
   python -m lmtrain resume=RUN_DIR [overrides]   continue a run in its own directory
   python -m lmtrain fork=RUN_DIR step=N …        a new run from another's checkpoint, with what you change
   python -m lmtrain --rerun RUN_DIR              the same run once more, compared number by number

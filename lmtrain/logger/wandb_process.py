@@ -71,7 +71,7 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
         else:
             run.log(item)
     run.summary["status"] = status
-    run.finish(exit_code=0 if status == "completed" else 1)
+    run.finish(exit_code=0 if status in ("completed", "pruned") else 1)
     _answer(connection, reply)
 
 

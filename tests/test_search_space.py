@@ -1,0 +1,97 @@
+"""Hydra's sweep syntax against Optuna's distributions."""
+
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lmtrain.checks import ConfigError
+from lmtrain.search_space import parse
+
+
+@pytest.mark.parametrize(
+    ("text", "distribution", "size"),
+    [
+        ("interval(0, 1)", FloatDistribution(0, 1), float("inf")),
+        ("tag(log, interval(1e-4, 1e-2))", FloatDistribution(1e-4, 1e-2, log=True), float("inf")),
+        ("int(interval(4, 16))", IntDistribution(4, 16), 13),
+        ("int(tag(log, interval(1, 100)))", IntDistribution(1, 100, log=True), 100),
+        ("range(1, 5)", IntDistribution(1, 4), 4),
+        ("range(2, 11, 3)", IntDistribution(2, 8, step=3), 3),
+        ("range(5, 1, -2)", IntDistribution(3, 5, step=2), 2),
+        ("range(0.1, 0.5, 0.1)", FloatDistribution(0.1, 0.4, step=0.1), 4),
+        ("choice(a, b)", CategoricalDistribution(["a", "b"]), 2),
+        ("8,16", CategoricalDistribution([8, 16]), 2),
+        ("choice(true, 0.5, [1,2])", CategoricalDistribution([True, 0.5, "[1,2]"]), 3),
+    ],
+)
+def test_each_kind_of_values(text: str, distribution: BaseDistribution, size: float) -> None:
+    for space in (parse({"key": text}, []), parse({}, [f"key={text}"])):
+        assert space.distributions == {"key": distribution}
+        assert space.size() == size
+
+
+@pytest.mark.parametrize("text", ["range(1, 5)", "range(0.1, 0.5, 0.1)", "choice(true, null_, [1,2], 1e-3)", "1,2"])
+def test_discrete_values_are_those_of_hydras_own_sweeper(text: str) -> None:
+    parser = OverridesParser.create()
+    wanted = [
+        parser.parse_override(f"key={value}").value()
+        for value in parser.parse_override(f"key={text}").sweep_string_iterator()
+    ]
+    space = parse({}, [f"key={text}"])
+    (distribution,) = space.distributions.values()
+    values: Any
+    if isinstance(distribution, CategoricalDistribution):
+        values = distribution.choices
+    else:
+        assert isinstance(distribution, IntDistribution | FloatDistribution)
+        assert distribution.step is not None
+        values = [distribution.low + number * distribution.step for number in range(int(space.size()))]
+    written = [space.varied({"key": value})[0] for value in values]
+    assert [parser.parse_override(text).value() for text in written] == [
+        pytest.approx(value) if isinstance(value, float) else value for value in wanted
+    ]
+
+
+def test_the_command_line_has_the_last_word_and_the_rest_is_shared() -> None:
+    space = parse(
+        {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "model.n_layer": "2,4", "seed": 3},
+        ["experiments=quickstart", "model.n_layer=8", "data.block_size=64,128"],
+    )
+    assert space.fixed == ("model.n_layer=8", "seed=3", "experiments=quickstart")
+    assert space.overrides({"optimizer.lr": 0.001, "data.block_size": 64}) == (
+        *space.fixed,
+        "optimizer.lr=0.001",
+        "data.block_size=64",
+    )
+    assert space.corners() == [
+        (*space.fixed, "optimizer.lr=0.0001", "data.block_size=64"),
+        (*space.fixed, "optimizer.lr=0.01", "data.block_size=128"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("interval(0, inf)", "has no end"),
+        ("interval(nan, 1)", "has no end"),
+        ("interval(2, 1)", "smaller than the second"),
+        ("tag(log, interval(0, 1))", "numbers above 0 alone"),
+        ("tag(lgo, interval(1, 2))", "tag lgo: there is log alone"),
+        ("range(1, 5, 0)", "a step of 0"),
+        ("range(5, 1)", "empty"),
+        ("interval(1, 2", "not a search space that Hydra can read"),
+        ("choice()", "not a search space that Hydra can read"),
+    ],
+)
+def test_a_mistake_names_key_and_value(text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse({"optimizer.lr": text}, [])
+    assert str(raised.value).startswith(f"optimizer.lr={text}: ")
+    assert message in str(raised.value)
+
+
+def test_nothing_to_search_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="nothing to search; give a key several values"):
+        parse({}, ["optimizer.lr=1"])
