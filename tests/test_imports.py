@@ -65,9 +65,9 @@ ALLOWED = {
     },
     "commands": {
         "bad_batches", "checkpoint", "checks", "commands", "compare", "config", "console", "data", "differences",
-        "durable", "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger", "nanogpt",
-        "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot", "system",
-        "train", "trust",
+        "durable", "evaluation", "first_checkpoint", "generate", "identity", "interrupt", "launcher", "load", "logger",
+        "nanogpt", "optimizer", "paths", "preflight", "report", "run_directory", "same_bits", "saver", "snapshot",
+        "system", "train", "trust",
     },
     "__main__": {"config", "commands"},
 }  # fmt: skip

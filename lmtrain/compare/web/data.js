@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const byId = (id) => document.getElementById(id);
 const state = {
-  metric: data.metrics[0], x: "step", color: "run", seeds: "off", smooth: 0, logx: false, logy: false, whole: false,
+  metric: data.metrics[0] ?? data.metric, x: "step", color: "run", seeds: "off", smooth: 0, logx: false, logy: false, whole: false,
   checked: new Set(runs.keys()), brushed: null, words: [], sort: null, descending: false,
 };
 
@@ -176,6 +176,9 @@ function told(value) {
   if (!isNumber(value)) return String(value);
   return Number.isInteger(value) && Math.abs(value) < 1e5 ? String(value) : String(Number(value.toPrecision(5)));
 }
+
+// As losses are compared: all with the same digits.
+const fixed = (value) => (value === null ? "–" : Math.abs(value) < 1e4 ? value.toFixed(4) : value.toPrecision(4));
 
 function si(value) {
   if (value === null) return "–";

@@ -14,7 +14,7 @@ function drawSamples() {
   byId("samples-note").textContent = numbers.length > MAX_SAMPLES
     ? `The best ${MAX_SAMPLES} of the ${numbers.length} runs shown that have one; fewer runs chosen, or a filter, show others.` : "";
   byId("samples").replaceChildren(...numbers.slice(0, MAX_SAMPLES).map((number) =>
-    element("figure", {}, element("figcaption", {}, runs[number].label, element("span", { className: "quiet" }, ` ${told(runs[number].outcome)}`)),
+    element("figure", {}, element("figcaption", {}, runs[number].label, element("span", { className: "quiet" }, ` ${fixed(runs[number].outcome)}`)),
       element("pre", { tabIndex: 0 }, runs[number].sample))));
 }
 
@@ -26,7 +26,7 @@ function buildWords() {
   for (const run of runs) counts.set(run.status, (counts.get(run.status) || 0) + 1);
   const best = bestRuns(1)[0];
   byId("summary").textContent = [...counts].map(([status, count]) => `${count} ${status}`).join(", ") +
-    (best === undefined ? "" : `. Best ${data.metric}: ${told(runs[best].outcome)}, ${runs[best].label}`);
+    (best === undefined ? "" : `. Best ${data.metric}: ${fixed(runs[best].outcome)}, ${runs[best].label}`);
 }
 
 function buildLineage() {
@@ -42,7 +42,7 @@ function buildLineage() {
     seen.add(number);
     const run = runs[number];
     const below = (children.get(number) || []).filter((child) => !seen.has(child)).map(item);
-    return element("li", {}, `${run.label} (${run.status}, ${told(run.outcome)})`,
+    return element("li", {}, `${run.label} (${run.status}, ${fixed(run.outcome)})`,
       ...(run.parent ? [element("span", { className: "quiet" }, ` ${run.parent}`)] : []), ...(below.length ? [element("ul", {}, ...below)] : []));
   };
   const roots = [...new Set([...children.keys(), ...forked])].filter((number) => runs[number].origin === null || runs[number].origin === number);

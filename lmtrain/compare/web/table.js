@@ -1,5 +1,5 @@
 // The table of runs: which are drawn, what differs between them, and how they ended.
-const FORMATS = { value: told, count: si, time: duration };
+const FORMATS = { value: fixed, count: si, time: duration };
 const COLUMNS = [  // heading, a run's value, how it is written, what the heading stands for
   ["run", (number) => runs[number].label, told, ""], ["status", (number) => runs[number].status, told, ""],
   ...data.keys.map(({ key, name }, index) => [name, (number) => runs[number].values[index], told, key]),
