@@ -27,7 +27,7 @@ def base_config() -> dict[str, Any]:
 
     from lmtrain.config import compose
 
-    overrides = ["experiments=quickstart", "model.vocab_size=512", "logger=[]", "data.path=data/stdlib"]
+    overrides = ["experiments=quickstart", "model.vocab_size=512", "logger=[]", "data=tokens", "data.path=data/stdlib"]
     config: dict[str, Any] = OmegaConf.to_container(compose(overrides), resolve=True)  # type: ignore[assignment]
     return config
 

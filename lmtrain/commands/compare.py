@@ -74,9 +74,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--at-step", type=int, metavar="N", help="the equal step (default: the last that all have)")
     parser.add_argument("--value", choices=values.STANDING, default="at-step", help="a run's value in the statistics")
     parser.add_argument(
-        "--difference", type=float, metavar="D", help="what more seeds should decide (default: as seen)"
+        "--difference", type=float, metavar="D", help="that more seeds should decide (default: as seen)"
     )
-    parser.add_argument("--reach", type=float, metavar="VALUE", help="time to it (default: one that all runs reach)")
+    parser.add_argument("--reach", type=float, metavar="VALUE", help="time to it (default: what 3 runs in 4 reach)")
     parser.add_argument("--filter", action="append", default=[], metavar="COND", help="'optimizer.lr>1e-3'; repeatable")
     parser.add_argument("--sort", metavar="KEY", help="a column or config key; -KEY: descending (default: best first)")
     parser.add_argument("--columns", metavar="KEY,…", help="show these (default: those that tell the runs apart)")

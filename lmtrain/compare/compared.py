@@ -43,7 +43,7 @@ def compare(
     """Compares runs by a metric.
 
     `value` is what stands for a run in the statistics, one of `values.STANDING`; `difference` the one that more seeds
-    should decide (None: the observed one); `goal` what runs are to reach (None: what each of them does).
+    should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do).
 
     Raises:
         ValueError: a metric that no run has.

@@ -19,7 +19,7 @@ from lmtrain.compare.statistics import (
     welch,
 )
 
-MIN_PAIRS = 3  # with two, a paired test has one degree of freedom and sees nothing
+MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
 MAX_HOLM_GROUPS = 60  # beyond, all pairs take too long: Bonferroni's correction, which is stricter
 SENTENCES = 3
 
@@ -75,10 +75,10 @@ def _effects(groups: Sequence[Group]) -> tuple[Sequence[Effect], Noise | None]:
     return found, noise
 
 
-def _test(a: Group, b: Group, noise: Noise) -> Difference:
+def _test(a: Group, b: Group, noise: Noise, *, may_pair: bool) -> Difference:
     if min(len(a.values), len(b.values)) < 2:
         return by_noise(a.sample, b.sample, noise)
-    if a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and same_start(a, b):
+    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and same_start(a, b):
         return paired(a.sample, [b.values[seed] for seed in a.values])
     return welch(a.sample, b.sample)
 
@@ -86,12 +86,16 @@ def _test(a: Group, b: Group, noise: Noise) -> Difference:
 def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) -> list[Comparison]:
     """The best against each other one.
 
-    The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them.
+    The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them. Pairs of
+    runs are for the plain question A or B: what the correction for many asks of a test, a few pairs can't give.
     """
-    tests = [_test(ranked[0], other, noise) for other in ranked[1:]]
+    may_pair = len(ranked) == 2
+    tests = [_test(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
     pairs = len(ranked) * (len(ranked) - 1) // 2
     if len(ranked) <= MAX_HOLM_GROUPS:
-        others = [_test(a, b, noise).p for index, a in enumerate(ranked[1:], 1) for b in ranked[index + 1 :]]
+        others = [
+            _test(a, b, noise, may_pair=False).p for index, a in enumerate(ranked[1:], 1) for b in ranked[index + 1 :]
+        ]
         ps = holm([*(test.p for test in tests), *others])[: len(tests)].tolist()
     else:
         ps = [min(1.0, test.p * pairs) for test in tests]

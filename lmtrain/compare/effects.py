@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from lmtrain.compare.statistics import Noise, pooled_noise
 
@@ -77,7 +77,7 @@ def effects(
         f = p = None
         if noise is not None and noise.sd > 0:
             f = max(0.0, without - squares) / df / noise.sd**2
-            p = float(stats.f.sf(f, df, noise.df))
+            p = float(special.fdtrc(df, noise.df, f))
         found.append(Effect(key, means, float(np.ptp(adjusted)), f, p))
     found.sort(key=lambda effect: -effect.size if math.isfinite(effect.size) else math.inf)
     return found, noise, within is not None

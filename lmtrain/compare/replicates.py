@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.runs import ASIDE, Run, comparable, differing_keys, forked_from, short_names, shown
+from lmtrain.compare.runs import ASIDE, Run, comparable, differing_keys, forked_from, labels_of
 from lmtrain.compare.values import FAILED
 from lmtrain.identity import config_hash
 
 ORIGIN_KEY = "from"  # among a group's settings: the parent of a forked run
-SEED = re.compile(r"\bseed=\S+")
+SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
 # They differ between two runs of the same bits.
 MEASURED = {"seconds", "tokens_per_second", "step_time_ms", "memory_gb", "mfu"}
 SAME_START = re.compile(r"(?!(model|data|prepare)\.|trainer\.gradient_accumulation_steps$|from$)")
@@ -44,10 +44,9 @@ def groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[Gro
     for run in runs:
         members.setdefault((*(comparable(run.config.get(key)) for key in keys), _origin(run)), []).append(run)
     with_origin = len({setting[-1] for setting in members}) > 1
-    names = short_names(keys)
+    labels = labels_of([own[0].config for own in members.values()], keys)
     found, notes = [], []
-    for setting, own in members.items():
-        label = " ".join(f"{names[key]}={shown(own[0].config.get(key), key)}" for key in keys)
+    for (setting, own), label in zip(members.items(), labels, strict=True):
         if with_origin and setting[-1]:
             label = f"{label} {setting[-1]}".strip()
         by_seed: dict[Any, list[float]] = {}

@@ -25,6 +25,7 @@ ASIDE = re.compile(
 ORIGIN = ("fork", "step")  # of a run that started from another's checkpoint; told as its parent
 DATA_PLACE = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # of no consequence where the fingerprints are equal
 MAX_LABEL_CHARS = 48
+MAX_VALUE_CHARS = 24
 MAX_STATUS_CHARS = 20
 NOT_ENTERED = {"checkpoints", ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
 
@@ -205,21 +206,36 @@ def _without_result(path: Path) -> str:
 def labelled(runs: Sequence[Run]) -> list[Run]:
     """The runs with labels that tell them apart: what differs, as far as it fits, and the folder if need be."""
     keys = differing_keys(runs)
-    names = short_names(keys)
-    labels = []
-    for run in runs:
-        parts = [f"{names[key]}={shown(run.config.get(key), key)}" for key in keys if key in run.config]
-        while len(parts) > 1 and len(" ".join(parts)) > MAX_LABEL_CHARS:
-            # The seed stays: without it, replicates would have one name.
-            parts.pop(-2 if parts[-1].startswith("seed=") else -1)
-        labels.append(" ".join(parts)[: 2 * MAX_LABEL_CHARS])
+    labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
+    if "seed" in keys:
+        labels = [f"{label} seed={shown(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
     times = Counter(labels)
     folders = folder_names([run.path for run in runs])
     named = []
     for run, label, folder in zip(runs, labels, folders, strict=True):
-        unique = label if label and times[label] == 1 else f"{label} {folder}".strip()
+        unique = label if label and times[label] == 1 else f"{label} ({folder})" if label else folder
         named.append(replace(run, label=_printable(unique)))
     return named
+
+
+def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """`lr=0.003 batch_size=8` for each; where that is too long, what most of them have goes first."""
+    names = short_names(keys)
+    common = {key: Counter(comparable(config.get(key)) for config in configs) for key in keys}
+    labels = []
+    for config in configs:
+        own = [key for key in keys if key in config]
+        parts = {key: f"{names[key]}={middle_cut(shown(config.get(key), key), MAX_VALUE_CHARS)}" for key in own}
+        for key in sorted(own, key=lambda key: -common[key][comparable(config.get(key))])[: len(own) - 1]:
+            if len(" ".join(parts.values())) > MAX_LABEL_CHARS:
+                parts.pop(key)
+        labels.append(" ".join(parts.values()))
+    return labels
+
+
+def middle_cut(text: str, limit: int) -> str:
+    """Without its middle where it is too long: a path is told by its ends."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
 
 
 def folder_names(paths: Sequence[Path]) -> list[str]:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lmtrain.compare.columns import Column
 from lmtrain.compare.conclusions import Conclusions, plus_minus
-from lmtrain.compare.runs import Run, shown
+from lmtrain.compare.runs import Run, middle_cut, shown
 from lmtrain.compare.statistics import ALPHA, half_width
 from lmtrain.console import duration, si
 
@@ -33,8 +33,7 @@ def cell(column: Column, run: Run) -> str:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return NOTHING
-    text = column.show(value)
-    return text if len(text) <= MAX_CELL else f"{text[: MAX_CELL // 2 - 1]}…{text[-(MAX_CELL // 2) :]}"
+    return middle_cut(column.show(value), MAX_CELL)
 
 
 def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Column], list[str]]:
@@ -51,6 +50,7 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
                 same.append(f"{column.header} {texts.pop()}" if not column.is_text else f"all {texts.pop()}")
     # Equal tokens are equal steps where all take as many a step; and the last evaluation is often the best.
     seen: dict[tuple[str, ...], Column] = {}
+    copies: dict[str, list[str]] = {}
     distinct = []
     for column in picked:
         first = column
@@ -59,16 +59,18 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
         if first is column:
             distinct.append(column)
         else:
-            same.append(f"{column.header} as {first.header}")
-    return distinct, same
+            copies.setdefault(first.header, []).append(column.header)
+    return distinct, [*same, *(f"{', '.join(headers)} as {first}" for first, headers in copies.items())]
 
 
 def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
     """The columns that a terminal has room for, and those that it has not."""
     kept = list(columns)
     by_key = {column.key: column for column in columns}
+    # Of the config's keys, first those that tell the fewest runs apart.
     keys = [column.key for column in columns if column.key not in (*ALWAYS, *DEFAULT)]
-    order = [*DROPPED, *reversed(keys[2:]), "parent", "best", *reversed(keys[:2]), "run"]
+    keys.sort(key=lambda key: (len({cell(by_key[key], run) for run in runs}), key != "seed"))
+    order = [*DROPPED, *keys[:-2], "parent", "best", "status", *keys[-2:], "run"]
     widths = {column.key: _width(column, runs) for column in columns}
     for key in order:
         if sum(widths[column.key] + GAP for column in kept) <= width:
@@ -121,7 +123,7 @@ def effects_table(conclusions: Conclusions) -> Table:
         means = ", ".join(f"{shown(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
         p = NOTHING if effect.p is None else _p(effect.p)
         table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(means))
-    table.columns[-1].overflow = "fold"
+    table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
     return table
 
 
@@ -129,10 +131,10 @@ def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Ta
     table = _table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:
-            table.add_row(escape(_cut(run.label)), "not reached", "", "", "")
+            table.add_row(escape(middle_cut(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
         else:
             table.add_row(
-                escape(_cut(run.label)),
+                escape(middle_cut(run.label, 2 * MAX_CELL)),
                 f"{place['step']:.0f}",
                 *(si(place[axis]) if math.isfinite(place[axis]) else NOTHING for axis in ("tokens", "flops")),
                 duration(place["seconds"]),
@@ -145,10 +147,6 @@ def _table(*headers: str) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= 2 * MAX_CELL else f"{text[: 2 * MAX_CELL - 1]}…"
 
 
 def _p(p: float) -> str:

@@ -1,0 +1,171 @@
+"""The command: what a person sees, asks for, and gets wrong."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Cli
+from synthetic_runs import write_run, write_sweep
+
+from lmtrain.commands.compare import main
+from lmtrain.compare.columns import available, chosen, filtered, ordered
+from lmtrain.compare.compared import Compared, compare
+from lmtrain.compare.files import as_csv, as_json, as_markdown
+from lmtrain.compare.runs import Run, load_runs
+from lmtrain.compare.table import cell, fitted, usual
+from lmtrain.compare.values import equal_places
+from lmtrain.config import ConfigError
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    folder = tmp_path_factory.mktemp("runs")
+    write_sweep(folder / "sweep", 12, seeds=3)
+    worse = {"optimizer.lr": 8e-3, "seed": 4, "trainer.max_steps": 200}
+    write_run(folder / "diverged", worse, final_loss=9, steps=60, status="diverged")
+    return load_runs([folder])
+
+
+@pytest.fixture(scope="module")
+def compared(sweep: list[Run]) -> Compared:
+    return compare(sweep)
+
+
+def names(runs: list[Run], *conditions: str) -> list[str]:
+    columns = available(runs, "val/loss", equal_places(runs, "val/loss"))
+    return [run.path.name for run in filtered(runs, conditions, columns)]
+
+
+def test_filters_take_config_keys_status_and_columns(sweep: list[Run]) -> None:
+    assert names(sweep, "optimizer.lr>3e-3") == ["diverged", *map(str, range(6, 12))]
+    assert names(sweep, "lr = 0.001", "seed!=2") == ["0", "2"]
+    assert names(sweep, "status=diverged") == ["diverged"]
+    assert names(sweep, "status!=completed") == ["diverged"]
+    assert names(sweep, "at_step<3.1", "optimizer.lr=0.008") == ["9", "10", "11"]
+    assert names(sweep, "model._target_=Llama", "steps<=60") == ["diverged"]
+    assert names(sweep, "model.n_kv_head=null", "steps>=200", "seed=1") == ["0", "3", "6", "9"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("optimizer.lrr>1", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
+        ("sed=1", "sed: unknown key; did you mean seed?"),
+        ("lr", "not a condition; write KEY=VALUE"),
+        ("lr>big", "big is no number, which > needs"),
+        ("_target_=x", "_target_ may be data._target_ or model._target_"),
+    ],
+)
+def test_a_condition_that_cannot_be_meant_is_named(sweep: list[Run], condition: str, message: str) -> None:
+    with pytest.raises(ValueError, match=r"--filter") as caught:
+        names(sweep, condition)
+    assert message in str(caught.value)
+
+
+def test_order_is_by_size_with_nothing_last(sweep: list[Run]) -> None:
+    columns = available(sweep, "val/loss", equal_places(sweep, "val/loss"))
+    for descending in (False, True):
+        ranked = ordered(sweep, chosen("at_step", columns, sweep, "--sort"), descending)
+        assert ranked[-1].status == "diverged"
+        losses = [columns["at_step"].value(run) for run in ranked[:-1]]
+        assert losses == sorted(losses, reverse=descending)
+
+
+def test_the_table_shows_what_tells_runs_apart(compared: Compared) -> None:
+    columns, same = usual(compared.columns, compared.runs, compared.keys)
+    shown = ["run", "optimizer.lr", "seed", "status", "steps", "tokens", "at_step", "best"]
+    assert [column.key for column in columns] == shown
+    assert "params 1M" in same
+    narrow, hidden = fitted(columns, compared.runs, 40)
+    assert [column.key for column in narrow] == ["run", "optimizer.lr", "seed", "at_step"]
+    assert len(narrow) + len(hidden) == len(columns)
+
+
+def test_a_strangers_values_steer_no_terminal(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"data.order": "\x1b[2J[red]shuffle\n"})
+    write_run(tmp_path / "b")
+    runs = load_runs([tmp_path])
+    column = available(runs, "val/loss", {})["data.order"]
+    assert cell(column, runs[0]) == " [2J[red]shuffle "
+    assert all(run.label.isprintable() for run in runs)
+
+
+def test_csv_has_every_run_with_all_digits(compared: Compared) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(compared))))
+    assert len(rows) == 13
+    for row, run in zip(rows, compared.runs, strict=True):
+        assert row["optimizer.lr"] == str(run.config["optimizer.lr"])
+        assert row["parent"] == ""
+        if run.status == "completed":
+            assert float(row["val/loss at step 200"]) == run.series("val/loss")[1][-1]
+        else:
+            assert row["val/loss at step 200"] == ""
+
+
+def test_json_is_strict_and_has_the_statistics(compared: Compared) -> None:
+    content = json.loads(as_json(compared), parse_constant=pytest.fail)
+    assert content["equal"]["step"] == {"axis": "step", "place": 200.0, "exact": True}
+    assert [group["label"] for group in content["groups"]] == ["lr=0.008", "lr=0.004", "lr=0.002", "lr=0.001"]
+    assert content["groups"][0]["failed"] == 1
+    assert content["noise_between_seeds"]["df"] == 8
+    assert content["comparisons_with_the_best"][0]["sentence"] == content["sentences"][0]
+    assert content["runs"][0]["config"] == {"optimizer.lr": 0.008, "seed": 4}
+    assert content["runs"][0]["at_step"] is None
+    assert content["runs"][0]["reached"] is None
+
+
+def test_markdown_is_a_table_and_the_sentences(compared: Compared) -> None:
+    lines = as_markdown(compared).splitlines()
+    assert lines[0] == "| run | lr | seed | status | steps | tokens | @step 200 | best |"
+    assert {line.count("|") for line in lines[: 2 + len(compared.runs)]} == {9}
+    assert f"- {compared.conclusions.sentences[0]}" in lines
+
+
+def test_the_command_shows_it_all(compared: Compared, cli: Cli) -> None:
+    folder = str(compared.runs[0].path.parent)
+    done = cli("compare", folder, "--reach", "3.2", "--limit", "5")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "13 runs, val/loss; the same for all:" in done.stdout
+    assert "8 more: --limit 0 shows all" in done.stdout
+    assert "lr=0.008 is better than lr=0.004 by " in done.stdout
+    assert "first evaluation with val/loss at 3.2000 or better" in done.stdout
+    assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
+
+
+def test_options_change_what_is_shown(compared: Compared, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = str(compared.runs[0].path.parent)
+
+    def shown(*options: str) -> str:
+        assert main(options) == 0
+        return capfd.readouterr().out
+
+    assert "not reached" in shown(folder, "--reach", "3.0", "--filter", "lr<0.003")
+    assert "1 run, val/loss" in shown(f"{folder}/sweep/0")
+    assert "lr=0.008 seed=1" in shown(folder, "--columns", "label,grad_clip", "--sort", "-lr")
+    assert "best val/loss; noise" in shown(folder, "--value", "best")
+    assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or directory"),
+        (["RUNS", "--metric", "val/los"], "--metric val/los: no run has it; did you mean val/loss?"),
+        (
+            ["RUNS", "--sort", "-optimizer.l"],
+            "--sort -optimizer.l: optimizer.l: unknown key; did you mean optimizer.lr?",
+        ),
+        (["RUNS", "--columns", "run,sead"], "--columns run,sead: sead: unknown key; did you mean seed?"),
+        (["RUNS", "--filter", "lr>9"], "--filter 'lr>9': no run is left"),
+        (["RUNS", "--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: there is no folder nowhere"),
+        (["RUNS", "--csv", "-", "--json", "-"], "--csv - --json -: one of them at a time"),
+        (["RUNS", "--difference", "0"], "--difference 0.0: more than 0"),
+    ],
+)
+def test_a_mistake_is_one_line(compared: Compared, options: list[str], message: str) -> None:
+    folder = str(compared.runs[0].path.parent)
+    with pytest.raises(ConfigError) as caught:
+        main([folder if word == "RUNS" else word for word in options])
+    assert str(caught.value) == message

@@ -1,0 +1,274 @@
+"""Runs are found, read and named from their files alone, also damaged, hostile and unfinished ones."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, Cli, write_tokens
+from synthetic_runs import PARAMETERS, STEP_TOKENS, write_run, write_sweep
+
+from lmtrain.compare.replicates import groups, repeats
+from lmtrain.compare.runs import Run, differing_keys, load_runs
+from lmtrain.compare.values import at, best, default_goal, equal_places, final, reach
+from lmtrain.run_directory import RunDirectory
+
+
+def values_at_step(runs: list[Run]) -> Callable[[Run], float]:
+    place = equal_places(runs, "val/loss")["step"]
+    return lambda run: at(run, "val/loss", place)
+
+
+def test_runs_are_found_in_folders_globs_and_sweeps_and_none_twice(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "outputs" / "sweep", 11, seeds=1)
+    write_run(tmp_path / "outputs" / "alone")
+    (tmp_path / "outputs" / "link").symlink_to(tmp_path / "outputs" / "sweep")
+    runs = load_runs([tmp_path / "outputs"])
+    assert [run.path.name for run in runs] == ["alone", *map(str, range(11))]
+    assert len(load_runs([f"{tmp_path}/outputs/sweep/[12]", tmp_path / "outputs" / "sweep" / "1"])) == 2
+    with pytest.raises(ValueError, match="no such file"):
+        load_runs([tmp_path / "nothing"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no runs there"):
+        load_runs([tmp_path / "empty"])
+
+
+def test_a_run_holds_its_columns(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", steps=100, log_interval=10)
+    (run,) = load_runs([tmp_path])
+    assert run.steps == 100
+    assert run.parameters == PARAMETERS
+    assert run.config["optimizer.betas"] == [0.9, 0.95]
+    steps, losses = run.series("val/loss")
+    assert steps.tolist() == [50, 100]
+    assert losses[-1] == pytest.approx(3.0)
+    assert run.series("val/loss", "flops")[0].tolist() == [6 * PARAMETERS * STEP_TOKENS * step for step in (50, 100)]
+    assert np.isnan(run.metrics["val/loss"][0])
+    assert len(run.series("no/such")[0]) == 0
+
+
+def test_labels_say_what_differs_and_only_that(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"optimizer.lr": 1e-3, "seed": 1, "name": "x", "trainer.log_interval": 5})
+    write_run(tmp_path / "b", {"optimizer.lr": 3e-3, "seed": 2, "model.dropout": 0.1})
+    write_run(tmp_path / "c", {"optimizer.lr": 3e-3, "seed": 2, "model.dropout": 0.1})
+    runs = load_runs([tmp_path])
+    assert differing_keys(runs) == ["model.dropout", "optimizer.lr", "seed"]  # scheduler.lr only repeats optimizer.lr
+    assert [run.label for run in runs] == [
+        "dropout=0 lr=0.001 seed=1",
+        "dropout=0.1 lr=0.003 seed=2 (b)",
+        "dropout=0.1 lr=0.003 seed=2 (c)",
+    ]
+
+
+def test_the_place_of_the_same_data_is_of_no_consequence(tmp_path: Path) -> None:
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", {"data.path": "/other/place"})
+    assert differing_keys(load_runs([tmp_path])) == []
+    write_run(tmp_path / "c", {"data.path": "/third"}, environment={"data": {"train": "other"}})
+    assert differing_keys(load_runs([tmp_path])) == ["data.path"]
+
+
+def test_long_labels_keep_what_is_rare(tmp_path: Path) -> None:
+    place = "/a/long/way/to/the/data/of/the/others"
+    for number, lr in enumerate([1e-3, 2e-3, 4e-3, 8e-3]):
+        changes = {"optimizer.lr": lr, "data.path": place, "data.order": "sequential" if number else "random"}
+        write_run(tmp_path / str(number), changes, environment={"data": {"train": f"{number}"}})
+    write_run(tmp_path / "9", {"data.path": "/b", "optimizer.lr": 1e-3}, environment={"data": {"train": "9"}})
+    labels = [run.label for run in load_runs([tmp_path])]
+    assert all(len(label) < 60 for label in labels)
+    assert "lr=0.008" in labels[3]
+
+
+def test_a_run_that_goes_on_is_read_as_far_as_it_is_written(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", status=None)
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 201, "train/lo')
+    warnings: list[str] = []
+    with RunDirectory(tmp_path / "a"):
+        (run,) = load_runs([tmp_path], warnings.append)
+    assert (run.status, run.steps, warnings) == ("running", 200, [])
+    assert load_runs([tmp_path])[0].status == "unfinished"
+
+
+def test_a_run_before_its_first_line_is_a_run(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", status=None)
+    (tmp_path / "a" / "metrics.jsonl").unlink()
+    (run,) = load_runs([tmp_path])
+    assert run.steps == 0
+    assert len(run.series("val/loss")[0]) == 0
+    assert math.isnan(best(run, "val/loss")[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", b"a: [" * 5000),
+        ("config.yaml", b"- " * 400_000),
+        ("config.yaml", b"a: &a [1]\nb: *a\n"),
+        ("config.yaml", b"seed: !!python/object/apply:os.system [exit]\n"),
+        ("config.yaml", b"\xff\xfe\x00"),
+        ("config.yaml", b"x: " + b"y" * 1_100_000),
+        ("config.yaml", b""),
+    ],
+)
+def test_what_is_damaged_or_hostile_is_left_out_with_a_line(tmp_path: Path, file: str, content: bytes) -> None:
+    write_run(tmp_path / "bad")
+    write_run(tmp_path / "good")
+    (tmp_path / "bad" / file).write_bytes(content)
+    warnings: list[str] = []
+    assert [run.path.name for run in load_runs([tmp_path], warnings.append)] == ["good"]
+    assert len(warnings) == 1
+    assert str(tmp_path / "bad" / file) in warnings[0]
+
+
+def test_damaged_parts_leave_the_rest(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join(lines[:60]) + b'{"step": "x"}\n' + b"".join(lines[60:]))
+    (folder / "result.json").write_text('{"status": "\\u001b[31mfine", "best_val_loss": "?"}')
+    (folder / "environment.json").write_text("[" * 100_000)
+    (folder / "sample.txt").mkdir()
+    warnings: list[str] = []
+    (run,) = load_runs([tmp_path], warnings.append)
+    assert run.steps == 60
+    assert "line 61 is damaged" in warnings[0]
+    assert "\x1b" not in run.status
+    assert (dict(run.environment), run.sample) == ({}, None)
+
+
+def test_a_pipe_in_a_strangers_folder_is_not_waited_for(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / "metrics.jsonl").unlink()
+    os.mkfifo(folder / "metrics.jsonl")
+    assert load_runs([tmp_path])[0].steps == 0
+
+
+def test_lines_count_once_and_in_order(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", steps=4, eval_interval=1)
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    again = json.dumps({**json.loads(lines[1]), "val/loss": 1.5}) + "\n"
+    (folder / "metrics.jsonl").write_text("".join([*lines, again]))
+    (run,) = load_runs([tmp_path])
+    steps, losses = run.series("val/loss")
+    assert steps.tolist() == [1, 2, 3, 4]
+    assert losses[1] == 1.5
+
+
+def test_equal_places_are_where_all_completed_runs_were(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", steps=200)
+    write_run(tmp_path / "b", steps=300, speed=2.0)
+    write_run(tmp_path / "c", steps=80, status="diverged")
+    runs = load_runs([tmp_path])
+    places = equal_places(runs, "val/loss")
+    assert (places["step"].place, places["step"].exact) == (200, True)
+    assert (places["seconds"].place, places["seconds"].exact) == (75, True)
+    assert at(runs[0], "val/loss", places["step"]) == pytest.approx(3.0)
+    assert math.isnan(at(runs[2], "val/loss", places["step"]))
+    xs, ys = runs[0].series("val/loss", "seconds")  # evaluated after 50 s and 75 s
+    assert at(runs[0], "val/loss", places["seconds"]) == ys[xs == 75]
+    between = equal_places(runs, "val/loss", at_step=125)["step"]
+    assert not between.exact
+    assert at(runs[0], "val/loss", between) == pytest.approx((ys[1] + ys[2]) / 2)
+
+
+def test_a_loss_is_reached_at_the_first_evaluation_that_has_it(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", steps=200)
+    (run,) = load_runs([tmp_path])
+    losses = run.series("val/loss")[1]
+    assert reach(run, "val/loss", losses[1]) == {
+        "step": 100,
+        "tokens": 100 * STEP_TOKENS,
+        "flops": 6 * PARAMETERS * 100 * STEP_TOKENS,
+        "seconds": 50,
+    }
+    assert reach(run, "val/loss", 2.9) is None
+    assert default_goal([run], "val/loss") == final(run, "val/loss")
+
+
+def test_replicates_differ_in_the_seed_alone(tmp_path: Path) -> None:
+    for lr in (1e-3, 2e-3):
+        for seed in (1, 2, 3):
+            write_run(tmp_path / f"{lr}-{seed}", {"optimizer.lr": lr, "seed": seed}, final_loss=3 + lr + seed / 100)
+    write_run(
+        tmp_path / "bad", {"optimizer.lr": 2e-3, "seed": 4, "trainer.max_steps": 200}, steps=20, status="diverged"
+    )
+    write_run(tmp_path / "live", {"optimizer.lr": 2e-3, "seed": 5, "trainer.max_steps": 200}, steps=20, status=None)
+    runs = load_runs([tmp_path])
+    found, notes = groups(runs, values_at_step(runs))
+    assert [(group.label, len(group.values), group.failed) for group in found] == [
+        ("lr=0.001", 3, 0),
+        ("lr=0.002", 3, 1),
+    ]
+    assert found[0].sample == pytest.approx([3.011, 3.021, 3.031])
+    assert "not in the means: 1 diverged (lr=0.002 seed=4)" in notes
+    assert "not in the means: 1 unfinished (lr=0.002 seed=5)" in notes
+    assert any("1 of 5 runs failed or diverged" in note for note in notes)
+
+
+def test_the_same_run_twice_is_one_draw_of_the_noise_and_is_recognised(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"seed": 1})
+    write_run(tmp_path / "b", {"seed": 1, "name": "again"}, speed=3.0)
+    write_run(tmp_path / "c", {"seed": 2}, final_loss=3.1)
+    runs = load_runs([tmp_path])
+    (group,), _ = groups(runs, values_at_step(runs))
+    assert len(group.values) == 2
+    (line,) = repeats(runs)
+    assert "seed=1 (a); seed=1 (b)" in line
+    assert line.endswith("bit-equal in every step that they share")
+    write_run(tmp_path / "d", {"seed": 2}, final_loss=3.1000001)
+    assert "not the same bits from step 1 (train/loss" in repeats(load_runs([tmp_path]))[1]
+
+
+def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        parent = write_run(tmp_path / f"p{seed}", {"seed": seed})
+        origin = {"forked_from": {"run_id": f"p{seed}", "run": str(parent), "step": 100}}
+        changes = {"seed": seed, "fork": str(parent), "step": 100, "optimizer.lr": 1e-4}
+        write_run(tmp_path / f"f{seed}", changes, first_step=100, final_loss=2.9 + seed / 100, environment=origin)
+    elsewhere = {"fork": "outputs/gone", "step": None, "seed": 3}
+    write_run(tmp_path / "z", elsewhere, environment={"rerun_of": {"run": "x"}})
+    runs = {run.path.name: run for run in load_runs([tmp_path])}
+    assert runs["f1"].parent == "from lr=0.003 seed=1 at step 100"
+    assert runs["z"].parent == "from outputs/gone"
+    assert runs["f2"].metrics["step"][0] == 101
+    found, _ = groups(list(runs.values()), lambda run: final(run, "val/loss"))
+    assert {group.label: len(group.values) for group in found} == {
+        "lr=0.0001 from lr=0.003 seed=* at step 100": 2,
+        "lr=0.003": 2,
+        "lr=0.003 from outputs/gone": 1,
+    }
+
+
+def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
+    """Here a hundred; `python tests/synthetic_runs.py FOLDER 1000` measures it in full."""
+    write_sweep(tmp_path / "sweep", 100)
+    began = time.process_time()
+    assert len(load_runs([tmp_path])) == 100
+    assert time.process_time() - began < 4  # 0.3 on a core of its own
+
+
+def test_synthetic_runs_have_the_files_of_real_ones(tmp_path: Path, cli: Cli) -> None:
+    write_tokens(tmp_path / "data" / "tiny")
+    for seed in (1, 2):
+        done = cli(*TINY, "data.path=data/tiny", f"seed={seed}", f"hydra.run.dir=outputs/{seed}")
+        assert done.returncode == 0, done.stderr
+    real = load_runs([tmp_path / "outputs"])
+    (made,) = load_runs([write_run(tmp_path / "made")])
+    assert made.metrics.keys() == real[0].metrics.keys()
+    assert made.config.keys() == real[0].config.keys()
+    assert made.result.keys() == real[0].result.keys()
+    assert made.environment.keys() <= real[0].environment.keys()
+    assert [run.label for run in real] == ["seed=1", "seed=2"]
+    shown = cli("compare", "outputs", "--sort", "-seed", "--csv", "table.csv")
+    assert shown.returncode == 0, shown.stderr
+    assert "2 runs, val/loss; the same for all: all completed, steps 12" in shown.stdout
+    assert "one setting, 2 seeds: the noise between seeds is" in shown.stdout
+    rows = (tmp_path / "table.csv").read_text().splitlines()
+    assert rows[0].startswith(
+        "run,path,label,seed,parent,status,steps,tokens,FLOPs,seconds,parameters,val/loss at step 12"
+    )
+    assert [row.split(",")[0] for row in rows[1:]] == ["2", "1"]

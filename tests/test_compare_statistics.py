@@ -1,0 +1,211 @@
+"""Against scipy and the textbook, and by simulation: the tests err as often as they say."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from lmtrain.compare.conclusions import conclude, plus_minus
+from lmtrain.compare.effects import effects
+from lmtrain.compare.replicates import Group
+from lmtrain.compare.statistics import (
+    ALPHA,
+    POWER,
+    by_noise,
+    half_width,
+    holm,
+    paired,
+    pooled_noise,
+    power,
+    seeds_needed,
+    welch,
+)
+
+A = [3.01, 3.03, 2.99, 3.02, 3.00]
+B = [3.04, 3.05, 3.01, 3.06, 3.02]
+
+
+def group(label: str, values: list[float], **settings: object) -> Group:
+    return Group(label, settings or {"lr": label}, dict(enumerate(values)), failed=0)
+
+
+def test_welchs_test_is_scipys() -> None:
+    ours, theirs = welch(A, B[:3]), stats.ttest_ind(A, B[:3], equal_var=False)
+    low, high = theirs.confidence_interval()
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert (ours.value - ours.half_width, ours.value + ours.half_width) == pytest.approx((low, high))
+
+
+def test_the_paired_test_is_scipys() -> None:
+    ours, theirs = paired(A, B), stats.ttest_rel(A, B)
+    low, high = theirs.confidence_interval()
+    assert ours.p == pytest.approx(theirs.pvalue)
+    assert (ours.value - ours.half_width, ours.value + ours.half_width) == pytest.approx((low, high))
+
+
+def test_with_the_noise_of_the_two_groups_it_is_students_test() -> None:
+    noise = pooled_noise([A, B])
+    assert noise is not None
+    assert noise.df == 8
+    assert by_noise(A, B, noise).p == pytest.approx(stats.ttest_ind(A, B).pvalue)
+
+
+def test_the_interval_of_a_mean_is_the_textbooks() -> None:
+    low, high = stats.t.interval(0.95, len(A) - 1, np.mean(A), stats.sem(A))
+    assert half_width(A) == pytest.approx((high - low) / 2)
+    assert math.isnan(half_width([3.0]))
+
+
+def test_seeds_that_change_nothing_leave_no_doubt() -> None:
+    assert welch([3.0, 3.0], [3.1, 3.1]).p == 0
+    assert welch([3.0, 3.0], [3.0, 3.0]).p == 1
+
+
+def test_holms_correction_is_that_of_his_paper() -> None:
+    # 0.01·4, then the largest so far of 0.01·4, 0.02·3, 0.03·2, 0.04·1.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+@pytest.mark.parametrize(("difference", "seeds"), [(0.5, 64), (0.8, 26), (1.0, 17)])
+def test_seeds_needed_are_those_of_cohens_tables(difference: float, seeds: int) -> None:
+    assert seeds_needed(difference, 1.0) == seeds  # Cohen 1988, table 2.4.1, alpha 0.05, power 0.80
+    assert power(difference, 1.0, seeds) >= POWER > power(difference, 1.0, seeds - 1)
+
+
+def test_no_number_of_seeds_decides_nothing() -> None:
+    assert seeds_needed(0.0, 1.0) is None
+    assert seeds_needed(1e-9, 1.0) is None
+    assert seeds_needed(0.1, 0.0) == 2
+
+
+@pytest.mark.parametrize("test", [welch, paired])
+def test_of_equal_settings_one_in_twenty_seems_to_differ(test: object) -> None:
+    generator = np.random.default_rng(1)
+    draws = generator.standard_normal((3000, 2, 5))
+    rate = np.mean([test(a, b).p < ALPHA for a, b in draws])  # type: ignore[operator]
+    assert 0.035 < rate < 0.06  # with five seeds, Welch's is a little careful
+
+
+def test_nineteen_in_twenty_intervals_hold_the_true_mean_and_the_true_difference() -> None:
+    generator = np.random.default_rng(2)
+    draws = 3.0 + 0.02 * generator.standard_normal((3000, 2, 4))
+    assert 0.938 < np.mean([abs(np.mean(a) - 3.0) <= half_width(a) for a, _ in draws]) < 0.962
+    differences = [welch(a, b) for a, b in draws]
+    assert 0.938 < np.mean([abs(each.value) <= each.half_width for each in differences]) < 0.965
+
+
+def test_the_recommended_seeds_see_the_difference_four_times_in_five() -> None:
+    seeds = seeds_needed(0.02, 0.015)
+    assert seeds is not None
+    generator = np.random.default_rng(3)
+    draws = 0.015 * generator.standard_normal((2000, 2, seeds)) + np.array([0.0, 0.02])[:, None]
+    assert 0.77 < np.mean([welch(a, b).p < ALPHA for a, b in draws]) < 0.85
+
+
+def test_the_best_of_several_equal_settings_is_seldom_called_better() -> None:
+    """It was picked by the same values: tested against each other one alone, it would be called so far more often."""
+    generator = np.random.default_rng(4)
+    called = 0
+    for draw in generator.standard_normal((200, 4, 4)):
+        concluded = conclude([group(str(index), list(values)) for index, values in enumerate(draw)])
+        called += any(comparison.p < ALPHA for comparison in concluded.comparisons)
+    assert called / 200 < 0.07
+
+
+def test_effects_are_those_of_the_textbooks_analysis_of_variance() -> None:
+    generator = np.random.default_rng(5)
+    cells = generator.standard_normal((3, 2, 4)) + np.array([0.0, 0.5, 1.0])[:, None, None]
+    settings = [{"lr": i, "batch": j} for i in range(3) for j in range(2)]
+    found, noise, between_seeds = effects(
+        settings, [list(cells[s["lr"], s["batch"]]) for s in settings], ["lr", "batch"]
+    )
+    within = np.sum((cells - cells.mean(axis=2, keepdims=True)) ** 2) / (3 * 2 * 3)
+    grand = cells.mean()
+    between = {
+        "lr": 8 * np.sum((cells.mean(axis=(1, 2)) - grand) ** 2) / 2,
+        "batch": 12 * np.sum((cells.mean(axis=(0, 2)) - grand) ** 2) / 1,
+    }
+    assert between_seeds
+    assert noise is not None
+    assert (noise.sd**2, noise.df) == (pytest.approx(within), 18)
+    for effect, df in zip(sorted(found, key=lambda effect: effect.key), (1, 2), strict=True):
+        f = between[effect.key] / within
+        assert effect.f == pytest.approx(f)
+        assert effect.p == pytest.approx(stats.f.sf(f, df, 18))
+    sizes = {effect.key: effect.size for effect in found}
+    assert sizes["lr"] == pytest.approx(np.ptp(cells.mean(axis=(1, 2))))
+    assert [effect.key for effect in found] == sorted(sizes, key=sizes.__getitem__, reverse=True)
+
+
+def test_one_setting_alone_is_the_one_way_analysis() -> None:
+    samples = [A, B, [3.1, 3.2]]
+    found, _, _ = effects([{"lr": i} for i in range(3)], samples, ["lr"])
+    theirs = stats.f_oneway(*samples)
+    assert (found[0].f, found[0].p) == (pytest.approx(theirs.statistic), pytest.approx(theirs.pvalue))
+
+
+def test_settings_that_change_together_are_not_told_apart() -> None:
+    settings = [{"lr": i, "batch": 8 * i, "decay": j} for i in (1, 2) for j in (0, 1)]
+    samples = [[3.0 + 0.1 * s["lr"] + 0.01 * k for k in range(2)] for s in settings]
+    by_key = {effect.key: effect for effect in effects(settings, samples, ["lr", "batch", "decay"])[0]}
+    assert by_key["lr"].p is None
+    assert by_key["lr"].together == ("batch",)
+    assert by_key["decay"].size == pytest.approx(0)
+
+
+def test_unmatched_settings_say_nothing() -> None:
+    settings = [{"lr": i, "batch": i % 2, "decay": (i * 7) % 4} for i in range(4)]
+    assert all(effect.p is None for effect in effects(settings, [[3.0, 3.1]] * 4, ["lr", "batch", "decay"])[0])
+
+
+def test_a_clear_difference_is_said_plainly() -> None:
+    first, *_ = conclude([group("lr=2", [x + 0.2 for x in A[::-1]]), group("lr=1", A)]).sentences
+    assert first.startswith("lr=1 is better than lr=2 by 0.200 ± 0.012")
+    assert first.endswith(", 5 seeds each)")
+
+
+def test_more_is_better_for_some_metrics() -> None:
+    first, *_ = conclude([group("lr=1", A), group("lr=2", [x + 0.2 for x in B])], sign=-1).sentences
+    assert first.startswith("lr=2 is better than lr=1 by")
+
+
+def test_what_cannot_be_told_comes_with_the_seeds_that_would_decide() -> None:
+    concluded = conclude([group("a", A[:3]), group("b", [3.02, 3.00, 3.03])], difference=0.01)
+    noise = concluded.noise
+    assert noise is not None
+    needed = seeds_needed(0.01, noise.sd)
+    assert needed is not None
+    assert concluded.sentences[0].startswith("cannot tell a from b: ")
+    assert f"the noise between seeds is {noise.sd:.2g}; {needed - 3} more seeds each" in concluded.sentences[0]
+    assert concluded.sentences[0].endswith("would decide a difference of 0.01")
+
+
+def test_one_seed_is_no_evidence() -> None:
+    (sentence,) = conclude([group("a", [3.0]), group("b", [2.0])]).sentences
+    assert sentence.startswith("cannot tell: b came out 1 better than a, but with one seed each")
+
+
+def test_a_single_seed_borrows_the_noise_of_others_and_says_so() -> None:
+    concluded = conclude([group("a", [3.0]), group("b", B)])
+    assert concluded.comparisons[0].difference.test == "t-test with the pooled noise"
+    assert any("1 of 2 settings have one seed" in sentence for sentence in concluded.sentences)
+
+
+def test_equal_seeds_are_paired_where_a_seed_means_the_same_start() -> None:
+    def test_of(key: str, values: list[float]) -> str:
+        two = [group("a", A, **{key: 1}), group("b", values, **{key: 2})]
+        return conclude(two).comparisons[0].difference.test
+
+    assert test_of("optimizer.lr", B) == "paired t-test"
+    assert test_of("model.d_model", B) == "Welch's t-test"
+    assert test_of("data.batch_size", B) == "Welch's t-test"
+    assert test_of("optimizer.lr", B[:4]) == "Welch's t-test"
+
+
+def test_digits_are_those_that_the_interval_is_worth() -> None:
+    assert plus_minus(0.0213, 0.0061) == "0.021 ± 0.006"
+    assert plus_minus(0.0213, 0.0121) == "0.021 ± 0.012"
+    assert plus_minus(3.14159, math.nan) == "3.142"
+    assert plus_minus(120.4, 30.0) == "120 ± 30"
