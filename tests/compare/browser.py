@@ -63,8 +63,8 @@ class Page:
     def curves(self) -> dict[str, dict[str, Any]]:
         """What is drawn, by name: `run0`, `group0`, `band0`, `faint0`."""
         drawn = self.run(
-            "return document.getElementById('curves').data.map(({name, x, y, text, line, fill}) => "
-            "({name, x: Array.from(x), y: Array.from(y), text, line, fill}))"
+            "return document.getElementById('curves').data.map(({name, x, y, meta, line}) => "
+            "({name, x: Array.from(x), y: Array.from(y), text: meta, line}))"
         )
         return {trace["name"]: trace for trace in drawn}
 

@@ -161,6 +161,19 @@ def test_runs_are_chosen_filtered_and_sorted(page: Page) -> None:
     assert page.run("return document.querySelector('#runs th[aria-sort=ascending]').textContent") == "seed"
 
 
+def test_the_pointer_over_a_curve_tells_its_run_and_values(page: Page) -> None:
+    plot = page.browser.find_element("css selector", "#curves .nsewdrag")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", plot)
+    curve = page.curves()["run1"]
+    axes = "const {xaxis, yaxis} = document.getElementById('curves')._fullLayout;"
+    x, y = page.run(f"{axes} return [xaxis.d2p(arguments[0]), yaxis.d2p(arguments[1])]", curve["x"][20], curve["y"][20])
+    size = plot.size
+    offset = round(x - size["width"] / 2), round(y - size["height"] / 2)
+    ActionChains(page.browser).move_to_element_with_offset(plot, *offset).pause(0.2).perform()
+    assert page.text("#curves .hoverlayer") == f"{curve['text']}val/loss {curve['y'][20]:.5g}step 105"
+    assert page.text("#runs tr.hot").startswith(curve["text"])
+
+
 def test_a_row_lights_up_its_curve_and_its_name_opens_the_config(page: Page) -> None:
     row = page.browser.find_element("css selector", "#runs tbody tr:nth-child(2)")
     ActionChains(page.browser).move_to_element(row).perform()

@@ -1,4 +1,5 @@
 // The curves: one SVG path a run, so that they are sharp on paper and need no WebGL; highlighting is a class.
+const PAPER_WIDTH = 680;  // pixels, of a page between its margins
 const MANY = 40;  // curves, from which on they are drawn thinner
 // The buttons are named one by one: plotly.js has another, on unless told otherwise, that uploads the chart.
 const plotOptions = {
@@ -16,6 +17,7 @@ function baseLayout() {
   const colors = palette(), narrow = innerWidth < 600;
   const axis = { gridcolor: colors.grid, zeroline: false, linecolor: colors.quiet, ticks: "outside", tickcolor: colors.quiet, automargin: true };
   return {
+    ...(document.documentElement.dataset.theme ? { width: PAPER_WIDTH, autosize: false } : { autosize: true }),
     font: { family: "system-ui, sans-serif", size: narrow ? 11 : 13, color: colors.text },
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest", hoverdistance: 30,
     margin: { l: narrow ? 48 : 64, r: 12, t: 28, b: 48 }, axis,
@@ -46,8 +48,8 @@ function typicalRange(curves) {
 function traceOf(curve, look, text, scale, uid, width) {
   return {
     type: "scatter", mode: curve.x.length > 1 ? "lines" : "markers", uid, x: curve.x.map((x) => x / scale), y: curve.y, name: uid,
-    line: { color: look.color, dash: look.dash, width }, marker: { color: look.color, size: 6 }, text: plain(text),
-    hovertemplate: `%{text}<br>${plain(state.metric)} %{y:.5~g}<br>${state.x} %{x:.4~s}<extra></extra>`,
+    line: { color: look.color, dash: look.dash, width }, marker: { color: look.color, size: 6 }, meta: plain(text),
+    hovertemplate: `%{meta}<br>${plain(state.metric)} %{y:.5~g}<br>${state.x} %{x:.4~s}<extra></extra>`,
   };
 }
 

@@ -54,7 +54,7 @@ function drawParallel() {
       customdata: at.map(() => number), line: { color, width: runs.length > MANY ? 1 : 2, dash: rank.has(number) ? "solid" : "dot" },
       marker: { color, size: runs.length > MANY ? 4 : 6 }, opacity: 0.85,
       selected: { marker: { opacity: 1 } }, unselected: { marker: { opacity: 1 } },
-      text: plain(`${runs[number].label}: ${told(runs[number].outcome)}`), hovertemplate: "%{text}<extra></extra>",
+      meta: plain(`${runs[number].label}: ${fixed(runs[number].outcome)}`), hovertemplate: "%{meta}<extra></extra>",
     };
   });
   const font = { size: layout.font.size - 1 };
