@@ -71,7 +71,7 @@ def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None
 def _effects(groups: Sequence[Group]) -> tuple[Sequence[Effect], Noise | None]:
     settings = [group.settings for group in groups]
     keys = [key for key in settings[0] if len({setting[key] for setting in settings}) > 1]
-    found, noise, _ = effects(settings, [group.sample for group in groups], keys)
+    found, noise = effects(settings, [group.sample for group in groups], keys)
     return found, noise
 
 
@@ -147,7 +147,7 @@ def _one_group(group: Group, noise: Noise | None) -> str:
         return "one run: nothing to compare it with"
     return (
         f"one setting, {len(group.values)} seeds: the noise between seeds is {noise.sd:.2g} "
-        f"({_degrees(noise.df)}); a run of another setting is to be held against that"
+        f"({degrees(noise.df)}); a run of another setting is to be held against that"
     )
 
 
@@ -182,7 +182,7 @@ def plus_minus(value: float, half_width: float) -> str:
     if not half_width or not math.isfinite(half_width):
         return f"{value:.4g}"
     first = half_width * 10.0 ** (digits := max(0, -math.floor(math.log10(half_width))))
-    digits += first < 2  # 0.012, but 0.06
+    digits += first < 4  # 0.012, but 0.06
     return f"{value:.{digits}f} ± {half_width:.{digits}f}"
 
 
@@ -197,5 +197,5 @@ def _seeds(a: Group, b: Group) -> str:
     return f"{counts[0]} and {counts[1]} seeds"
 
 
-def _degrees(df: int) -> str:
+def degrees(df: int) -> str:
     return f"{df} degree{'s' if df > 1 else ''} of freedom"

@@ -10,6 +10,7 @@ from scipy import special
 
 from lmtrain.compare.statistics import Noise, pooled_noise
 
+ROUNDING = 1e-12  # relative; a noise below it is that of the arithmetic
 MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to analyse so
 
 
@@ -32,8 +33,8 @@ class Effect:
 
 def effects(
     settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], keys: Sequence[str]
-) -> tuple[list[Effect], Noise | None, bool]:
-    """Each key's effect on the mean, largest first; the noise they are held against; is that the noise between seeds?
+) -> tuple[list[Effect], Noise | None]:
+    """Each key's effect on the mean, largest first, and the noise that they are held against.
 
     Group i has the values `samples[i]`, a seed each, under `settings[i]`. The model is additive: mean = constant + one
     term for the value of each key, fitted to the groups' means by least squares with the groups' sizes as weights. A
@@ -44,7 +45,7 @@ def effects(
     """
     levels = {key: list(dict.fromkeys(setting[key] for setting in settings)) for key in keys}
     if sum(map(len, levels.values())) > MAX_COLUMNS:
-        return [], None, False
+        return [], None
     weights = np.sqrt([len(values) for values in samples])
     y = np.array([np.mean(values) for values in samples]) * weights
     ones = np.ones((len(settings), 1))
@@ -54,9 +55,8 @@ def effects(
     }
     design = np.hstack([ones, *parts.values()]) * weights[:, None]
     squares, rank = _residual(design, y)
-    within = pooled_noise(samples)
-    noise = within
-    if within is None and len(y) > rank:
+    noise = pooled_noise(samples)
+    if noise is None and len(y) > rank:
         noise = Noise(math.sqrt(squares / (len(y) - rank)), len(y) - rank)
     coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
     found, start = [], 1
@@ -75,12 +75,12 @@ def effects(
             continue
         means = dict(sorted(zip(levels[key], map(float, adjusted), strict=True), key=_by_value))
         f = p = None
-        if noise is not None and noise.sd > 0:
+        if noise is not None and noise.sd > ROUNDING * float(np.abs(y).max()):
             f = max(0.0, without - squares) / df / noise.sd**2
             p = float(special.fdtrc(df, noise.df, f))
         found.append(Effect(key, means, float(np.ptp(adjusted)), f, p))
     found.sort(key=lambda effect: -effect.size if math.isfinite(effect.size) else math.inf)
-    return found, noise, within is not None
+    return found, noise
 
 
 def _residual(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from lmtrain.compare.columns import chosen, loss
 from lmtrain.compare.compared import Compared
+from lmtrain.compare.conclusions import degrees
 from lmtrain.compare.table import SHOWN_GROUPS, effects_table, fitted, groups_table, reach_table, runs_table, usual
 from lmtrain.console import console
 
@@ -46,7 +47,7 @@ def _show_statistics(compared: Compared) -> None:
     conclusions = compared.conclusions
     if len(compared.runs) > 1:
         noise = conclusions.noise
-        of = f"; noise between seeds {noise.sd:.2g} (SD, {noise.df} degrees of freedom)" if noise else ""
+        of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
         _heading(f"{compared.value}{of}")
         if noise and len(conclusions.groups) > 1:
             console.print(groups_table(conclusions))
@@ -58,7 +59,10 @@ def _show_statistics(compared: Compared) -> None:
         console.print(f"note: {note}", markup=False, style="yellow")
     if len(conclusions.effects) > 1:
         against = conclusions.effects_noise
-        _heading("effect of each setting" + (f", against a noise of {against.sd:.2g}" if against else ""))
+        kind = (
+            "the noise between seeds" if conclusions.noise else "what effects that add up leave unexplained (no seeds)"
+        )
+        _heading("effect of each setting" + (f", against {kind}, {against.sd:.2g}" if against else ""))
         console.print(effects_table(conclusions))
 
 

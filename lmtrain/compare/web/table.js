@@ -6,19 +6,20 @@ const COLUMNS = [  // heading, a run's value, how it is written, what the headin
   ...data.facts.filter(({ values }) => values.some((value) => value !== null))
     .map(({ name, kind, values }) => [name, (number) => values[number], FORMATS[kind], kind === "value" ? `${name} ${data.metric}` : ""]),
 ];
+const isNumeric = COLUMNS.map(([, of]) => [...runs.keys()].some((number) => isNumber(of(number))));
 const rows = new Map();
 
 function buildTable() {
   const everything = element("input", { type: "checkbox", ariaLabel: "all runs of the table", id: "everything" });
   everything.addEventListener("change", () => check([...runs.keys()].filter(matches), everything.checked));
-  const heads = COLUMNS.map(([name, of, , key], index) => {
+  const heads = COLUMNS.map(([name, , , key], index) => {
     const button = element("button", { type: "button", title: key || name }, name);
     button.addEventListener("click", () => {
       state.descending = state.sort === index && !state.descending;
       state.sort = index;
       sortRows();
     });
-    return element("th", { scope: "col", className: isNumber(of(0)) ? "number" : "" }, button);
+    return element("th", { scope: "col", className: isNumeric[index] ? "number" : "" }, button);
   });
   const body = element("tbody");
   for (const [number, run] of runs.entries()) body.append(buildRow(number, run));
@@ -33,7 +34,7 @@ function buildRow(number, run) {
   box.addEventListener("change", () => check([number], box.checked));
   const name = element("button", { type: "button", className: "name" }, run.label);
   name.addEventListener("click", () => showConfig(number));
-  const cells = COLUMNS.slice(1).map(([, of, format]) => element("td", { className: isNumber(of(number)) ? "number" : "" }, format(of(number))));
+  const cells = COLUMNS.slice(1).map(([, of, format], index) => element("td", { className: isNumeric[index + 1] ? "number" : "" }, format(of(number))));
   const sample = element("span", { className: "dot" });
   const row = element("tr", {}, element("td", {}, box), element("th", { scope: "row" }, sample, name), ...cells);
   row.addEventListener("mouseenter", () => highlight(number));
