@@ -109,6 +109,8 @@ def check(options: argparse.Namespace, files: Mapping[str, str]) -> None:
     for kind, file in files.items():
         if kind in NEEDED and importlib.util.find_spec(NEEDED[kind]) is None:
             raise ConfigError(f"--{kind} {file}: needs {NEEDED[kind]}; install it with pip install 'lmtrain[plot]'")
+        if (other := Path(file).suffix[1:].lower()) != kind and other in OUTPUTS:
+            raise ConfigError(f"--{kind} {file}: would be no {other} file; give --{other} {file}")
         if Path(file).is_dir():
             raise ConfigError(f"--{kind} {file}: is a folder; give a file")
         if not Path(file).parent.is_dir():
