@@ -204,7 +204,7 @@ def test_replicates_differ_in_the_seed_alone(tmp_path: Path) -> None:
         ("lr=0.002", 3, 1),
     ]
     assert found[0].sample == pytest.approx([3.011, 3.021, 3.031])
-    assert "not in the means: 1 diverged (lr=0.002 seed=4)" in notes
+    assert "not in the means: 1 diverged (lr=0.002 seed=4): DivergedError: the loss is diverged" in notes
     assert "not in the means: 1 unfinished (lr=0.002 seed=5)" in notes
     assert any("1 of 5 runs failed or diverged" in note for note in notes)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.runs import ASIDE, Run, comparable, differing_keys, forked_from, labels_of
+from lmtrain.compare.runs import ASIDE, Run, comparable, differing_keys, forked_from, labels_of, printable
 from lmtrain.compare.values import FAILED
 from lmtrain.identity import config_hash
 
@@ -17,6 +17,7 @@ SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
 MEASURED = {"seconds", "tokens_per_second", "step_time_ms", "memory_gb", "mfu"}
 SAME_START = re.compile(r"(?!(model|data|prepare)\.|trainer\.gradient_accumulation_steps$|from$)")
 MAX_NAMED = 5
+MAX_ERROR_CHARS = 200
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,13 @@ def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
             out.setdefault(run.status, []).append(run)
         elif not np.isfinite(value(run)):
             out.setdefault("completed, but without such a value", []).append(run)
-    return [f"not in the means: {len(left)} {reason} ({_named(left)})" for reason, left in out.items()]
+    return [f"not in the means: {len(left)} {reason} ({_named(left)}){_error(left)}" for reason, left in out.items()]
+
+
+def _error(runs: Sequence[Run]) -> str:
+    """Of the first that recorded one."""
+    errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
+    return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in FAILED else ""
 
 
 def _named(runs: Iterable[Run]) -> str:

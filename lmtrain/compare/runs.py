@@ -98,7 +98,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
         try:
             runs.append(_load(run, warn))
         except (OSError, ValueError) as error:
-            warn(f"left out: {_printable(str(error))}")
+            warn(f"left out: {printable(str(error))}")
     return _with_parents(labelled(runs))
 
 
@@ -139,10 +139,10 @@ def shown(value: Any, key: str = "") -> str:
         case float():
             return f"{value:g}"
         case str() if key.endswith("_target_"):
-            return _printable(value.rpartition(".")[2])
+            return printable(value.rpartition(".")[2])
         case list():
-            return _printable(f"[{','.join(shown(item) for item in value)}]")
-    return _printable(str(value))
+            return printable(f"[{','.join(shown(item) for item in value)}]")
+    return printable(str(value))
 
 
 def _expanded(path: str | Path) -> list[Path]:
@@ -181,7 +181,7 @@ def _load(path: Path, warn: Callable[[str], None]) -> Run:
         path=path,
         label=path.name,
         config=config,
-        status=_printable(str(result["status"]))[:MAX_STATUS_CHARS] if "status" in result else _without_result(path),
+        status=printable(str(result["status"]))[:MAX_STATUS_CHARS] if "status" in result else _without_result(path),
         result=result,
         environment=environment,
         metrics=metrics,
@@ -214,7 +214,7 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
     named = []
     for run, label, folder in zip(runs, labels, folders, strict=True):
         unique = label if label and times[label] == 1 else f"{label} ({folder})" if label else folder
-        named.append(replace(run, label=_printable(unique)))
+        named.append(replace(run, label=printable(unique)))
     return named
 
 
@@ -253,7 +253,7 @@ def _with_parents(runs: Sequence[Run]) -> list[Run]:
 
     def called(origin: Mapping[str, Any]) -> str:
         parent = by_id.get(str(origin.get("run_id"))) or by_path.get(os.path.realpath(str(origin.get("run"))))
-        return parent.label if parent else _printable(str(origin.get("run") or origin.get("run_id")))
+        return parent.label if parent else printable(str(origin.get("run") or origin.get("run_id")))
 
     return [replace(run, parent=_parent(run, called)) for run in runs]
 
@@ -293,7 +293,7 @@ def _as_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 

@@ -44,9 +44,10 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
             picked.append(column)
         elif key in DEFAULT:
             texts = {cell(column, run) for run in runs}
-            if len(texts) > 1 or len(runs) == 1:
+            told = texts - {"", NOTHING}
+            if len(texts) > 1 or (told and len(runs) == 1):
                 picked.append(column)
-            elif texts - {"", NOTHING}:
+            elif told:
                 same.append(f"{column.header} {texts.pop()}" if not column.is_text else f"all {texts.pop()}")
     # Equal tokens are equal steps where all take as many a step; and the last evaluation is often the best.
     seen: dict[tuple[str, ...], Column] = {}
