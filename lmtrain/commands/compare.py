@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,15 @@ OUTPUTS: Mapping[str, tuple[str, str]] = {
     "csv": ("lmtrain.compare.files", "as_csv"),
     "json": ("lmtrain.compare.files", "as_json"),
     "markdown": ("lmtrain.compare.files", "as_markdown"),
+    "html": ("lmtrain.compare.page", "as_html"),
+    "png": ("lmtrain.compare.picture", "as_png"),
+    "pdf": ("lmtrain.compare.picture", "as_pdf"),
+    "svg": ("lmtrain.compare.picture", "as_svg"),
+}
+NEEDED = {"html": "plotly", **dict.fromkeys(("png", "pdf", "svg"), "matplotlib")}
+MEANINGS = {
+    "html": "one page with curves, tables and statistics, that needs no network; ",
+    "png": "the mean curves as a picture for a paper; ",
 }
 
 
@@ -72,7 +82,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--columns", metavar="KEY,…", help="show these (default: those that tell the runs apart)")
     parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows of a table; 0 = all (default: 40)")
     for kind in OUTPUTS:
-        parser.add_argument(f"--{kind}", metavar="FILE", help="write it there; - = to the terminal, and nothing else")
+        parser.add_argument(
+            f"--{kind}",
+            metavar="FILE",
+            help=MEANINGS.get(kind, "") + "write it there; - = to the terminal, and nothing else",
+        )
     return parser
 
 
@@ -93,6 +107,10 @@ def check(options: argparse.Namespace, files: Mapping[str, str]) -> None:
     if list(files.values()).count("-") > 1:
         raise ConfigError(f"--{' - --'.join(files)} -: one of them at a time")
     for kind, file in files.items():
+        if kind in NEEDED and importlib.util.find_spec(NEEDED[kind]) is None:
+            raise ConfigError(f"--{kind} {file}: needs {NEEDED[kind]}; install it with pip install 'lmtrain[plot]'")
+        if (other := Path(file).suffix[1:].lower()) != kind and other in OUTPUTS:
+            raise ConfigError(f"--{kind} {file}: would be no {other} file; give --{other} {file}")
         if Path(file).is_dir():
             raise ConfigError(f"--{kind} {file}: is a folder; give a file")
         if not Path(file).parent.is_dir():

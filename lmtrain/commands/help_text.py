@@ -21,7 +21,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain inspect FOLDER…              what token files hold: documents, vocabulary, repeats, damage
   python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint
   python -m lmtrain sample RUN_DIR --prompt …    text from a checkpoint
-  python -m lmtrain compare RUN…                 runs side by side: table, statistics, time to a loss
+  python -m lmtrain compare RUN…                 runs side by side: table, statistics, a page of curves (--html)
   python -m lmtrain import CKPT.pt data.path=…   a run directory that goes on where a nanoGPT checkpoint stands
   python -m lmtrain verify-resume [overrides]    kills runs of this config: do they resume bit for bit?
   python -m lmtrain benchmark [KIND] …           speed of step, loader, prepare against what the machine can do

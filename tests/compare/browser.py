@@ -1,0 +1,101 @@
+"""Debian's chromium, headless, as the tests of the page drive it."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --disable-dev-shm-usage --window-size=1280,1000"
+)
+
+
+def start(profile: Path) -> webdriver.Chrome:
+    """A browser with a profile of its own; skips the test where there is none."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no chromium or chromedriver here: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    browser = webdriver.Chrome(options=options, service=Service(driver))  # named, so that selenium downloads none
+    browser.set_script_timeout(60)
+    return browser
+
+
+class Page:
+    """The page in the browser, and what plotly says that it drew."""
+
+    def __init__(self, browser: webdriver.Chrome, file: Path) -> None:
+        self.browser = browser
+        for log in ("browser", "performance"):
+            browser.get_log(log)
+        if browser.current_url != file.as_uri():
+            browser.get(file.as_uri())
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        return self.browser.execute_script(script, *arguments)
+
+    def settle(self) -> None:
+        """Waits for the drawing that a change asked for."""
+        self.browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
+    def choose(self, control: str, value: str | int) -> None:
+        self.run(
+            "const control = document.getElementById(arguments[0]); control.value = arguments[1];"
+            "for (const kind of ['input', 'change']) control.dispatchEvent(new Event(kind));",
+            control,
+            value,
+        )
+        self.settle()
+
+    def click(self, selector: str) -> None:
+        self.run("document.querySelector(arguments[0]).click()", selector)
+        self.settle()
+
+    def curves(self) -> dict[str, dict[str, Any]]:
+        """What is drawn, by name: `run0`, `group0`, `band0`, `faint0`."""
+        drawn = self.run(
+            "return document.getElementById('curves').data.map(({name, x, y, meta, line}) => "
+            "({name, x: Array.from(x), y: Array.from(y), text: meta, line}))"
+        )
+        return {trace["name"]: trace for trace in drawn}
+
+    def axis(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.run(
+            "const {type, range, autorange, title} = document.getElementById('curves').layout[arguments[0]];"
+            "return {type, range: Array.from(range), whole: autorange !== false, title: title.text}",
+            name,
+        )
+        return found
+
+    def text(self, selector: str) -> str:
+        return str(self.run("return document.querySelector(arguments[0]).textContent", selector))
+
+    def complaints(self) -> list[str]:
+        return [str(line["message"]) for line in self.browser.get_log("browser")]
+
+    def requests(self) -> list[str]:
+        """The URLs of all that was asked for since the page was opened, but for what the browser has in itself."""
+        events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
+        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith(("data:", "chrome:"))]
+
+    def reset(self) -> None:
+        """All controls as they were at first; loading the page anew would take longer."""
+        self.run(
+            "for (const id of ['metric', 'x', 'color', 'seeds']) document.getElementById(id).selectedIndex = 0;"
+            "for (const id of ['logx', 'logy', 'whole']) document.getElementById(id).checked = false;"
+            "document.getElementById('smooth').value = 0; document.getElementById('filter').value = '';"
+            "for (const control of document.querySelectorAll('.controls select, .controls input'))"
+            "  for (const kind of ['input', 'change']) control.dispatchEvent(new Event(kind));"
+            "document.getElementById('config').close(); document.getElementById('all').click();"
+        )
+        self.settle()
