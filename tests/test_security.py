@@ -142,6 +142,8 @@ def dangers(source: str) -> list[str]:
             keywords = {word.arg: getattr(word.value, "value", None) for word in node.keywords}
             name = ast.unparse(node.func)
             safe = name == "torch.load" and keywords.get("weights_only") is True
+            loader = next((ast.unparse(word.value) for word in node.keywords if word.arg == "Loader"), "")
+            safe = safe or (name == "yaml.load" and loader in ("yaml.SafeLoader", "FastSafeLoader"))
             if (name in FORBIDDEN_CALLS or name == "torch.load") and not safe:
                 found.append(name)
             if name.endswith((".read_pickle", ".recv")):  # a Connection's recv() unpickles
@@ -173,6 +175,7 @@ def test_nothing_in_the_package_could_run_what_lies_in_a_file(path: Path) -> Non
 )
 def test_that_test_sees_it(source: str) -> None:
     assert dangers(source)
+    assert not dangers("yaml.load(text, Loader=yaml.SafeLoader)")
     assert not dangers("torch.load(path, weights_only=True)\nyaml.safe_load(text)\nre.compile('x')")
 
 

@@ -18,7 +18,7 @@ MAX_JSON_BYTES = 16_000_000  # environment.json with a long git diff
 MAX_METRICS_BYTES = 500_000_000  # a million lines have half of that
 MAX_SAMPLE_BYTES = 1_000_000
 MAX_COLUMNS = 1000
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML came with libyaml
+FastSafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML came with libyaml
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def read_config(path: Path) -> dict[str, Any]:
         marked = any(mark in content for mark in (b"&", b"- -", b"? ", b" " * 2 * MAX_DEPTH))
         if marked or content.count(b"[") + content.count(b"{") > MAX_DEPTH:
             _check_nesting(content)
-        config = yaml.load(content, Loader=LOADER)
+        config = yaml.load(content, Loader=FastSafeLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not the YAML of a config ({str(error).splitlines()[0]})") from error
     if not isinstance(config, dict) or not config:
@@ -44,7 +44,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def _check_nesting(content: bytes) -> None:
     depth = 0
-    for event in yaml.parse(content, Loader=LOADER):
+    for event in yaml.parse(content, Loader=FastSafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise ValueError("has an alias, which lmtrain never writes")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
