@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config import ConfigError, check, compose
+from lmtrain.config import ConfigError, check, compose, quoted
 from lmtrain.differences import differences
 from lmtrain.identity import ASIDE, config_hash
 from lmtrain.preflight import preflight
@@ -120,11 +120,6 @@ def searched(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str
     """What `--config-dir` adds to a search path, as an override, or none."""
     path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
     return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
-
-
-def quoted(value: str) -> str:
-    """As Hydra's override grammar takes any text."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import PositiveInt
 
 from lmtrain.checks import ConfigError, check_part
-from lmtrain.config import build
+from lmtrain.config import build, quoted
 from lmtrain.console import console
 from lmtrain.interrupt import InterruptedBySignal, StopRequest, exit_code
-from lmtrain.job_directory import composed, quoted, search_path
+from lmtrain.job_directory import composed, search_path
 from lmtrain.jobs import Ended, Job, JobPool
 from lmtrain.launcher import JobFailedError, JobStoppedError, ProcessLauncher
 from lmtrain.paths import short

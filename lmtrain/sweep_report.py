@@ -10,11 +10,11 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lmtrain.config import quoted
 from lmtrain.console import console, duration, si
 from lmtrain.data.lock import owned
 from lmtrain.durable import write_atomically
 from lmtrain.interrupt import exit_code
-from lmtrain.job_directory import quoted
 from lmtrain.jobs import DONE, Ended
 from lmtrain.paths import short
 from lmtrain.redact import redact, redacted

@@ -47,7 +47,7 @@ ALLOWED = {
     },
     "sweep_task": {"config", "job_directory", "jobs", "launcher"},
     "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
-    "sweep_report": {"console", "data", "durable", "interrupt", "job_directory", "jobs", "paths", "redact"},
+    "sweep_report": {"config", "console", "data", "durable", "interrupt", "jobs", "paths", "redact"},
     "gpus": {"checks", "data"},
     "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
     "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
