@@ -155,7 +155,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             valid = []
         return f"{key}={value}: unknown key{nearest_of(key, valid)}"
     cause = error.__cause__
-    return message.splitlines()[0] + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
+    first, *more = message.splitlines()
+    if first.endswith(":") and more:
+        return f"{first} {more[0].strip()}"
+    return first + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
 
 
 def _choices(group: str) -> list[str]:

@@ -43,7 +43,8 @@ ALLOWED = {
     "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
     "launcher": {"config", "job_directory", "jobs", "sweep_progress"},
     "sweeper": {
-        "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory", "sweep_report",
+        "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
+        "sweep_report",
     },
     "sweep_task": {"config", "job_directory", "jobs", "launcher"},
     "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
@@ -53,7 +54,7 @@ ALLOWED = {
     "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
     "search_space": {"checks"},
     "study": {"checks"},
-    "study_report": {"console", "durable", "paths", "search_space", "study"},
+    "study_report": {"console", "data", "durable", "paths", "search_space", "study"},
     "search": {"interrupt", "job_directory", "jobs", "logger", "search_space", "study"},
     "optuna_sweeper": {
         "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",

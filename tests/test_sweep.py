@@ -84,6 +84,25 @@ def start(folder: Path, arguments: list[str]) -> "subprocess.Popen[str]":
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiments=search", "hydra/sweeper=grid"], "tries everything with hydra/sweeper/sampler=grid"),
+        (["optimizer.lr=interval(0, 1)"], "optimizer.lr=interval(0, 1): a sweep takes single values"),
+        (["seed=1,2", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: give a whole number"),
+        (["experiments=search", "retry_failed=true"], "retry_failed=true: a search has learnt from the trials"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    tmp_path: Path, cli: Cli, arguments: list[str], message: str
+) -> None:
+    done = cli("-m", *arguments, "hydra.sweep.dir=sweep")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "sweep").exists()
+
+
 @pytest.mark.slow
 def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "mine.py").write_text(FAILS_ONCE)
@@ -146,6 +165,7 @@ def test_every_launcher_finds_what_the_others_have_done(tiny: list[str], tmp_pat
     done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir='experiments=tiny,seed=2'")
     assert done.returncode == 1
     assert "holds a run of another config (seed: 2 → 1)" in done.stdout
+    assert "retry_failed" not in done.stdout  # it would not help
     assert "Traceback" not in done.stdout + done.stderr
 
 
