@@ -17,6 +17,7 @@ from lmtrain.durable import read_limited
 from lmtrain.trust import check_trust, read_saved
 
 MAX_BYTES = 100_000
+FORK = "++fork="
 ORIGIN = ("fork", "step")
 ASKED = ("resume", "retry_failed")  # of the command, not of the run
 
@@ -25,7 +26,8 @@ def forked(arguments: Sequence[str]) -> list[str]:
     """A command line with `fork=RUN_DIR`, preceded by what composes that run; any other as it is.
 
     `step` becomes a number, so that the same command means the same when the run has gone on. `fork` itself is written
-    `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it.
+    `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it. It stands between what is the
+    run's and what is the command's own.
 
     Raises:
         ConfigError: see `overrides_of`; there is no checkpoint.
@@ -47,7 +49,7 @@ def forked(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"fork={run}: no checkpoint there yet")
         rest.append(f"step={max(steps)}")
     others = [text for text in arguments if text not in flags.overrides]
-    return [*others, *own, *rest, f"++fork={quoted(str(run))}"]
+    return [*others, *own, f"{FORK}{quoted(str(run))}", *rest]
 
 
 def overrides_of(

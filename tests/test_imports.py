@@ -50,7 +50,7 @@ ALLOWED = {
     "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
     "sweep_report": {"config", "console", "data", "durable", "interrupt", "jobs", "paths", "redact"},
     "gpus": {"checks", "data"},
-    "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
+    "job_directory": {"config", "differences", "identity", "lineage", "preflight", "run_directory", "trust"},
     "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
     "search_space": {"checks"},
     "study": {"checks"},
