@@ -21,7 +21,7 @@ from lmtrain.job_directory import to_do
 from lmtrain.redact import redacted
 from lmtrain.run_directory import read_json
 
-PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops
+PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops (`__main__.end_with`)
 AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # by which `wandb agent` knows the one run it has started
 LOG = "job.log"
 LOCK = ".job.lock"

@@ -144,6 +144,8 @@ def test_what_a_strangers_run_was_started_with_is_not_simply_done(origin: Path, 
     for line, message in (
         ("hydra.run.dir=/tmp/elsewhere", "hydra.run.dir=/tmp/elsewhere: sets Hydra itself"),
         ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
+        ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
+        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
         ("++model._target_=os.system", "model._target_=os.system"),
         ("'++name=${oc.env:HOME}'", "oc.env:HOME"),
     ):

@@ -80,17 +80,17 @@ ALLOWED = {
         "bad_steps", "checkpoint", "config", "console", "data", "durable", "evaluation", "flops", "generate",
         "identity", "interrupt", "paths", "plan", "run_directory", "snapshot", "system", "trainer",
     },
+    "record": {"data", "differences", "durable", "flops", "logger", "run_directory"},
     "train": {
-        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "flops",
-        "fork", "identity", "interrupt", "logger", "preflight", "report", "run_directory", "saver", "snapshot",
-        "system", "trainer",
+        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "fork", "identity", "interrupt",
+        "logger", "preflight", "record", "report", "run_directory", "saver", "snapshot", "system", "trainer",
     },
     "commands": {path.stem for path in PACKAGE.iterdir()} - {"__main__"},  # whatever they put to work
     "__main__": {"config", "commands"},
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "first_checkpoint", "job_directory", "lineage", "optuna_sweeper", "search_space", "sweep_task", "sweeper",
+    "first_checkpoint", "job_directory", "lineage", "optuna_sweeper", "record", "search_space", "sweep_task", "sweeper",
 }  # fmt: skip
 
 
