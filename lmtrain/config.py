@@ -106,8 +106,9 @@ def without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def quoted(value: str) -> str:
-    """As Hydra's override grammar takes any text."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    """As Hydra's override grammar takes any text; in double quotes, as a shell's single ones come around it."""
+    before_a_quote = re.sub(r'(\\+)(?="|\Z)', r"\1\1", value)  # elsewhere a backslash is one
+    return '"' + before_a_quote.replace('"', '\\"') + '"'
 
 
 def texts_for_hydra_folder(composed: DictConfig, hydra_settings: Any) -> dict[str, str]:
@@ -154,7 +155,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             valid = []
         return f"{key}={value}: unknown key{nearest_of(key, valid)}"
     cause = error.__cause__
-    return message.splitlines()[0] + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
+    first, *more = message.splitlines()
+    if first.endswith(":") and more:
+        return f"{first} {more[0].strip()}"
+    return first + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
 
 
 def _choices(group: str) -> list[str]:

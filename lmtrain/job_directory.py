@@ -12,38 +12,48 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config import ConfigError, check, compose
+from lmtrain.config import ConfigError, check, compose, quoted
 from lmtrain.differences import differences
 from lmtrain.identity import ASIDE, config_hash
+from lmtrain.lineage import FORK
 from lmtrain.preflight import preflight
 from lmtrain.run_directory import read_json
 from lmtrain.trust import names_to_trust, read_saved
 
 SHOWN_DIFFERENCES = 5
 MAX_NAME_CHARS = 120
+QUOTES = "'\""
 LEFT_ALONE = ("failed", "diverged")
 
 
 def directory_name(overrides: Sequence[str]) -> str:
     """A job's own overrides, readably: whatever else is in a sweep, and in which order, the job finds its directory.
 
-    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`. Where that says less than the overrides do, since they are too
-    many or have characters that do not suit a file's name, a hash of them follows.
+    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`; of a fork, the run that it starts from and what follows `++fork`,
+    since what stands before it is that run's. Where the name says less than the overrides do, as they are too many or
+    have characters that do not suit a file's name, a hash of them follows.
     """
-    pairs = sorted(tuple(override.partition("=")[::2]) for override in overrides)
-    pairs = [(key, value) for key, value in pairs if key not in ASIDE and not key.startswith("hydra")]
+    kept = [override for override in overrides if not _is_aside(override)]
+    if not kept:
+        return "defaults"
+    forks = [at for at, override in enumerate(kept) if override.startswith(FORK)]
+    pairs = sorted(tuple(override.partition("=")[::2]) for override in kept[forks[-1] + 1 if forks else 0 :])
     last_parts = Counter(key.rpartition(".")[2] for key, _ in pairs)
     short = [(last if last_parts[last := key.rpartition(".")[2]] == 1 else key, value) for key, value in pairs]
-    words = [f"{key}={value}" for key, value in short]
+    origin = [f"fork={Path(kept[at].removeprefix(FORK).strip(QUOTES)).name}" for at in forks[-1:]]
+    words = [*origin, *(f"{key}={value}" for key, value in short)]
     safe = [re.sub(r"[^\w.=+-]+", "_", word, flags=re.ASCII).lstrip(".-") for word in words]
-    if not pairs:
-        return "defaults"
-    if words == safe and len(",".join(words)) <= MAX_NAME_CHARS:
+    if not origin and words == safe and len(",".join(words)) <= MAX_NAME_CHARS:
         return ",".join(words)
-    digest = hashlib.sha256("\0".join(map("=".join, pairs)).encode()).hexdigest()[:8]
+    digest = hashlib.sha256("\0".join(sorted(kept)).encode()).hexdigest()[:8]
     lengths = itertools.accumulate(len(word) + 1 for word in safe)
-    kept = [word for word, length in zip(safe, lengths, strict=True) if length <= MAX_NAME_CHARS - len(digest)]
-    return ",".join([*kept, digest])
+    shown = [word for word, length in zip(safe, lengths, strict=True) if length <= MAX_NAME_CHARS - len(digest)]
+    return ",".join([*shown, digest])
+
+
+def _is_aside(override: str) -> bool:
+    key = override.partition("=")[0]
+    return key in ASIDE or key.startswith("hydra")
 
 
 @dataclass(frozen=True)
@@ -120,11 +130,6 @@ def searched(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str
     """What `--config-dir` adds to a search path, as an override, or none."""
     path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
     return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
-
-
-def quoted(value: str) -> str:
-    """As Hydra's override grammar takes any text."""
-    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ from lmtrain.job_directory import to_do
 from lmtrain.redact import redacted
 from lmtrain.run_directory import read_json
 
-PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops
+PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops (`__main__.end_with`)
+AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # by which `wandb agent` knows the one run it has started
 LOG = "job.log"
 LOCK = ".job.lock"
 DONE = ("completed", "pruned")
@@ -174,9 +175,9 @@ class JobPool:
     def _end(self, running: Running, code: int) -> Ended:
         result = read_json(running.job.directory / "result.json")
         status = result.get("status", "failed") if code == 0 else EXIT_STATUS.get(code, "failed")
-        if code < 0 and self.stopped is not None:  # before it could see to signals
-            status = "interrupted"
         fresh = code == 0 or _written_at(running.job.directory) != running.result_before
+        if not fresh and self.stopped is not None:  # before it could see to signals
+            status = "interrupted"
         reason = None if status in DONE else (result.get("error") if fresh else None) or _reason(running, code)
         result = result if fresh else {}
         return Ended(running.job, status, result.get("objective"), reason, result, ran=True)
@@ -216,6 +217,7 @@ def _run(
     if not resumes:
         (job.directory / "result.json").unlink(missing_ok=True)  # of a failed one that is run anew
     result_before = _written_at(job.directory)
+    inherited = {name: value for name, value in os.environ.items() if name not in AGENTS}
     with (job.directory / LOG).open("ab") as log:
         log_start = log.tell()
         log.write(f"$ {shlex.join(redacted(['python', *command[1:]]))}\n".encode())
@@ -225,7 +227,7 @@ def _run(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **variables, PARENT: str(os.getpid())},
+            env={**inherited, **variables, PARENT: str(os.getpid())},
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
             pass_fds=[lock],
         )

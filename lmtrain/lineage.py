@@ -17,6 +17,7 @@ from lmtrain.durable import read_limited
 from lmtrain.trust import check_trust, read_saved
 
 MAX_BYTES = 100_000
+FORK = "++fork="
 ORIGIN = ("fork", "step")
 ASKED = ("resume", "retry_failed")  # of the command, not of the run
 
@@ -25,7 +26,8 @@ def forked(arguments: Sequence[str]) -> list[str]:
     """A command line with `fork=RUN_DIR`, preceded by what composes that run; any other as it is.
 
     `step` becomes a number, so that the same command means the same when the run has gone on. `fork` itself is written
-    `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it.
+    `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it. It stands between what is the
+    run's and what is the command's own.
 
     Raises:
         ConfigError: see `overrides_of`; there is no checkpoint.
@@ -47,7 +49,7 @@ def forked(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"fork={run}: no checkpoint there yet")
         rest.append(f"step={max(steps)}")
     others = [text for text in arguments if text not in flags.overrides]
-    return [*others, *own, *rest, f"++fork={quoted(str(run))}"]
+    return [*others, *own, f"{FORK}{quoted(str(run))}", *rest]
 
 
 def overrides_of(
@@ -71,6 +73,10 @@ def overrides_of(
     own_lines = [_line(override) for override in own]
     now = compose(own_lines)
     check_trust(now, trusted, run_dir)
+    if not any(override.key_or_group == "name" for override in given):
+        for name in (saved.get("name"), now.get("name")):  # a folder of outputs/, which this process makes
+            if Path(str(name)).is_absolute() or ".." in Path(str(name)).parts:
+                raise ConfigError(f"{run_dir}: name={name}: leads out of outputs/; give another, name=NAME")
     differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(now))
     restored = [(key, line) for key, line in differing if key.partition(".")[0] not in (*without, "hydra")]
     if choices := [f"{override.key_or_group}={_first(override)}" for override in given if _is_choice(override)]:
@@ -101,9 +107,14 @@ def _recorded(run_dir: Path) -> list[Override]:
         raise ConfigError(f"{path}: not a list of overrides")
     overrides = parse(lines)
     # lmtrain never records one there; from a stranger's folder it would say where this process writes, or what it runs.
-    if hydras := [str(override.input_line) for override in overrides if override.key_or_group.startswith("hydra")]:
+    if hydras := [_line(override) for override in overrides if _sets_hydra(override)]:
         raise ConfigError(f"{path}: {hydras[0]}: sets Hydra itself, which no run's own overrides do")
     return overrides
+
+
+def _sets_hydra(override: Override) -> bool:
+    """By its key, or by the package that a choice is put into: `+data@hydra.run=…`."""
+    return any((name or "").startswith("hydra") for name in (override.key_or_group, override.package))
 
 
 def _differing(path: str, saved: Any, now: Any) -> Iterator[tuple[str, str]]:

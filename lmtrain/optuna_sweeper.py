@@ -17,10 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import PositiveInt
 
 from lmtrain.checks import ConfigError, check_part
-from lmtrain.config import build
+from lmtrain.config import build, quoted
 from lmtrain.console import console
 from lmtrain.interrupt import InterruptedBySignal, StopRequest, exit_code
-from lmtrain.job_directory import composed, quoted, search_path
+from lmtrain.job_directory import composed, search_path
 from lmtrain.jobs import Ended, Job, JobPool
 from lmtrain.launcher import JobFailedError, JobStoppedError, ProcessLauncher
 from lmtrain.paths import short
@@ -80,6 +80,11 @@ class OptunaSweeper(Sweeper):
             SweepEndedError: a signal stopped it, or no trial at all has a loss.
         """
         settings, params = settings_of(self.config)
+        if self.config.retry_failed:
+            raise ConfigError(
+                "retry_failed=true: a search has learnt from the trials that failed, and goes on with others; give "
+                "more hydra.sweeper.n_trials, or another hydra.sweep.dir"
+            )
         from lmtrain.search import Search
         from lmtrain.search_space import parse
         from lmtrain.study import SharedStudy
@@ -91,7 +96,6 @@ class OptunaSweeper(Sweeper):
             composed(corner, self._path)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
         with SharedStudy(
             sweep_dir,
             storage=settings.storage,
@@ -101,6 +105,7 @@ class OptunaSweeper(Sweeper):
             pruner=settings.pruner,  # type: ignore[arg-type]
             fixed=space.fixed,
         ) as study:
+            OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
             search = Search(study, space, sweep_dir, study.limit(settings.n_trials, space.size()))
             done = sum(trial.state.is_finished() for trial in study.trials())
             before = f", {done} done before" if done else ""

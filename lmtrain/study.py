@@ -100,7 +100,6 @@ class SharedStudy:
 
     def __enter__(self) -> Self:
         self._workers.mkdir(parents=True, exist_ok=True)
-        self._alive.acquire()
         with self._alone:
             try:
                 self.study = optuna.create_study(
@@ -125,6 +124,7 @@ class SharedStudy:
                 self.study.set_user_attr("fixed", self.fixed)
             else:  # else the sampler would draw again what it drew when the study began, or draws for another worker
                 self.sampler.reseed_rng()
+        self._alive.acquire()
         return self
 
     def __exit__(

@@ -17,6 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from lmtrain.console import console
+from lmtrain.data.lock import owned
 from lmtrain.durable import write_atomically
 from lmtrain.paths import short
 from lmtrain.search_space import SearchSpace
@@ -58,8 +59,9 @@ def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial |
             for trial in trials
         ],
     }
-    write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
-    picture = write_picture(study.study, folder / "study.png")
+    with owned(folder, on_waiting=lambda: None):  # its workers end at the same time
+        write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
+        picture = write_picture(study.study, folder / "study.png")
     console.print(f"everything is in {short(folder)}{picture}", markup=False, soft_wrap=True)
     if best:
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(folder))}", markup=False)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lmtrain.config import quoted
 from lmtrain.console import console, duration, si
 from lmtrain.data.lock import owned
 from lmtrain.durable import write_atomically
 from lmtrain.interrupt import exit_code
-from lmtrain.job_directory import quoted
-from lmtrain.jobs import DONE, Ended
+from lmtrain.jobs import DONE, LOG, Ended
 from lmtrain.paths import short
 from lmtrain.redact import redact, redacted
 
@@ -63,8 +63,8 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
     console.print(table(ended))
     for one in ended:
         if one.status not in DONE and one.status != "not started":
-            where = short(one.job.directory)
-            console.print(redact(f"{one.job.title}: {one.status}: {one.reason} ({where}/job.log)"), markup=False)
+            log = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
+            console.print(redact(f"{one.job.title}: {one.status}: {one.reason}{log}"), markup=False)
     console.print(f"{summary(ended)}; everything is in {short(sweep_dir)}", markup=False)
     if (again := command_to_continue(sweep_dir, ended, stopped)) is not None:
         console.print(f"to continue: {again}", markup=False)
@@ -107,8 +107,8 @@ def summary(ended: Sequence[Ended]) -> str:
 
 
 def command_to_continue(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> str | None:
-    """The same command in the same directory, which runs what is missing; None if nothing is."""
-    missing = {one.status for one in ended} - {*DONE}
+    """The same command in the same directory, which runs what is missing; None if nothing is that it could run."""
+    missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - {*DONE}
     if not missing and stopped is None:
         return None
     given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
@@ -117,6 +117,11 @@ def command_to_continue(sweep_dir: Path, ended: Sequence[Ended], stopped: int | 
     retry = ["retry_failed=true"] if missing & {*FAILED} else []
     words = [*given, f"hydra.sweep.dir={path if plain else quoted(path)}", *retry]
     return f"python -m lmtrain {shlex.join(redacted(words))}"
+
+
+def _has_run(ended: Ended) -> bool:
+    """Now or before; else something is in its way, another config in its directory say, which `reason` tells."""
+    return ended.ran or bool(ended.result)
 
 
 def _loss(value: float | None) -> str:

@@ -13,6 +13,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.checks import nearest_of
 from lmtrain.config import ConfigError
 from lmtrain.console import console
 from lmtrain.interrupt import InterruptedBySignal, StopRequest
@@ -23,6 +24,7 @@ from lmtrain.paths import short
 from lmtrain.run_directory import read_json
 from lmtrain.sweep_report import close
 
+VALID = ("max_batch_size", "params")
 SWEEP_CONFIG = "multirun.yaml"  # Hydra's own name for it
 
 
@@ -34,9 +36,10 @@ class GridSweeper(Sweeper):
         SweepEndedError: not all jobs are done.
     """
 
-    def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None) -> None:
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None, **unknown: Any) -> None:
         self.max_batch_size = max_batch_size
         self.params = params or {}
+        self.unknown = unknown  # told of in `sweep`, where a mistake is told as one
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -51,10 +54,17 @@ class GridSweeper(Sweeper):
 
         assert self.config is not None
         assert self.hydra_context is not None
+        self._check_settings()
         self._path = tuple(search_path(self.config.hydra))
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         try:
             parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+            for override in parsed:
+                if override.is_interval_sweep():
+                    raise ConfigError(
+                        f"{override.input_line}: a sweep takes single values, a,b or range(a, b, step); an interval is "
+                        "for a search, hydra/sweeper=optuna"
+                    )
             batches = BasicSweeper.split_arguments(parsed, self.max_batch_size)
         except HydraException as error:
             raise ConfigError(" ".join(str(error).split())) from error
@@ -77,6 +87,17 @@ class GridSweeper(Sweeper):
             self._ended(job, one, trouble, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
         ]
         close(sweep_dir.absolute(), ended, stopped)
+
+    def _check_settings(self) -> None:
+        for key, value in self.unknown.items():
+            way_out = nearest_of(key, VALID, "hydra.sweeper.") or (
+                f"; hydra/sweeper=grid has {' and '.join(VALID)} alone; an experiment that searches tries everything "
+                "with hydra/sweeper/sampler=grid"
+            )
+            raise ConfigError(f"hydra.sweeper.{key}={value}: unknown key{way_out}")
+        size = self.max_batch_size
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ConfigError(f"hydra.sweeper.max_batch_size={size}: give a whole number, 1 or more")
 
     def _check(self, jobs: Sequence[Job]) -> None:
         """Every job's config, and then the data: a typo in the last one should not wait for the others."""

@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,15 @@ from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.tokenizer import StoredTokenizer
 from lmtrain.data.tokens import DataError
-from lmtrain.differences import differences
-from lmtrain.durable import read_limited
-from lmtrain.flops import flops_per_token
 from lmtrain.identity import config_hash
 from lmtrain.interrupt import PRUNE_FILE, InterruptedBySignal, PrunedError, StopRequest
 from lmtrain.interrupt import exit_code as interrupt_exit_code
-from lmtrain.logger.base import CompositeLogger, RunInfo
+from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.preflight import refuse_existing_run, token_folders
+from lmtrain.record import Resumed, plain, record, run_info, size
 from lmtrain.run_directory import Result, RunDirectory, environment, lasting, read_json
 from lmtrain.saver import Saver
 from lmtrain.snapshot import TrainState, train_state
@@ -41,8 +38,6 @@ from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
-MAX_OVERRIDES_BYTES = 1_000_000
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -50,14 +45,6 @@ class Outcome:
 
     exit_code: int
     objective: float | None
-
-
-@dataclass
-class Resumed:
-    """A run that goes on from its newest checkpoint: what its config changes, a line each; `began` once it does."""
-
-    changes: Sequence[str]
-    began: bool = False
 
 
 def run(
@@ -159,7 +146,7 @@ def train(
         tokenizer = _keep_tokenizer(cfg, directory)
         decode = tokenizer.decode if tokenizer else None
         now = {**environment(run_id, system.describe()), **lineage}
-        info = _run_info(cfg, directory, run_id)
+        info = run_info(cfg, directory, run_id)
         metrics = JsonlLogger(directory.path / "metrics.jsonl")
         logger = CompositeLogger(
             metrics,
@@ -193,9 +180,9 @@ def train(
                 _refuse_no_steps(trainer, origin)
             logger.rewind(state.step if state.pending is None else state.step - 1)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                now |= {"model": _size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
+                now |= {"model": size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
                 then = loaded.state.get("environment") if loaded else None
-                _record(cfg, directory, hydra_files, now, resumed, then)
+                record(cfg, directory, hydra_files, now, resumed, then)
         loaded = origin = None  # as much memory again
         report.announce(cfg, directory, trainer)
         try:
@@ -228,21 +215,6 @@ def ending(error: BaseException | None) -> tuple[str, int]:
         case InterruptedBySignal(number=number):
             return "interrupted", interrupt_exit_code(number)
     return "failed", 1
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config in plain containers."""
-    container: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    return container
-
-
-def _size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
-    """What runs of different models are compared by."""
-    return {
-        "class": type(model).__name__,
-        "parameters": sum(param.numel() for param in model.parameters()),
-        "flops_per_token": flops_per_token(model, loader.block_size),
-    }
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
@@ -282,54 +254,6 @@ def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer
     """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
     return tokenizers.load(directory.path) if source and tokenizers.copy(source, directory.path) else None
-
-
-def _run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
-    folder = directory.path.name
-    return RunInfo(
-        directory.path,
-        run_id,
-        name=folder if "=" in folder else f"{cfg.name}-{folder}",  # lr=0.001,seed=1 says what a job of a sweep is
-        group=directory.path.parent.name,  # the runs of one name, or the jobs of one sweep
-        config=plain(cfg),
-        tags=_tags(directory.path),
-    )
-
-
-def _tags(run_dir: Path) -> list[str]:
-    """The experiments that the run was composed from, and whether it is a job of a sweep."""
-    try:
-        overrides = read_limited(run_dir / ".hydra" / "overrides.yaml", MAX_OVERRIDES_BYTES).decode()
-    except (OSError, ValueError):
-        overrides = ""
-    chosen = re.search(r"^- '?experiments=\[?([\w,./-]+)", overrides, re.MULTILINE)
-    in_sweep = (run_dir.parent / "multirun.yaml").exists() or agent_run_id() is not None
-    return [*(chosen[1].split(",") if chosen else []), *(["sweep"] if in_sweep else [])]
-
-
-def _record(
-    cfg: DictConfig,
-    directory: RunDirectory,
-    hydra_files: Mapping[str, str],
-    now: Mapping[str, Any],
-    resumed: Resumed | None,
-    then: Mapping[str, Any] | None,
-) -> None:
-    """Writes what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
-    if resumed is None:
-        directory.write_json("environment.json", now)
-        return
-    resumed.began = True
-    (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
-    first = read_json(directory.path / "environment.json") or dict(now)
-    again = {key: value for key, value in now.items() if key != "run_id"} | {"changes": list(resumed.changes)}
-    directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
-    directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
-    for line in resumed.changes:
-        log.info("changed: %s", line)
-    since = differences(then, lasting(now)) if then else []
-    if since:
-        log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))
 
 
 def _finite(number: float | None) -> float | None:

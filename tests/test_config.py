@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 from conftest import TINY, Cli
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checks import GROUPS
-from lmtrain.config import ConfigError, build, check, compose
+from lmtrain.config import ConfigError, build, check, compose, quoted
 from lmtrain.data.tokens import read_meta, write_meta
 from lmtrain.paths import shipped
 from lmtrain.preflight import preflight
@@ -25,6 +28,11 @@ def composed(*overrides: str) -> object:
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LMTRAIN_DATA", raising=False)
+
+
+@given(st.text(alphabet="a \\\"'$(){}[],=:#*", max_size=8).filter(lambda text: "${" not in text))
+def test_any_text_comes_through_hydras_grammar(text: str) -> None:
+    assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text
 
 
 def test_defaults_are_those_of_the_design() -> None:

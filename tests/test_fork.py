@@ -87,6 +87,10 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
     train(cli, "-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
     firsts = sorted(read_metrics(path)[0]["step"] for path in tmp_path.glob("runs/sweep/*/metrics.jsonl"))
     assert firsts == [5, 9]
+    names = sorted(path.name for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
+    assert [name.rpartition(",")[0] for name in names] == ["fork=origin,step=4", "fork=origin,step=8"]
+    again = cli("-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
+    assert "2 jobs: 2 completed before" in again.stdout
 
 
 @pytest.mark.parametrize(
@@ -140,6 +144,8 @@ def test_what_a_strangers_run_was_started_with_is_not_simply_done(origin: Path, 
     for line, message in (
         ("hydra.run.dir=/tmp/elsewhere", "hydra.run.dir=/tmp/elsewhere: sets Hydra itself"),
         ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
+        ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
+        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
         ("++model._target_=os.system", "model._target_=os.system"),
         ("'++name=${oc.env:HOME}'", "oc.env:HOME"),
     ):

@@ -43,17 +43,18 @@ ALLOWED = {
     "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
     "launcher": {"config", "job_directory", "jobs", "sweep_progress"},
     "sweeper": {
-        "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory", "sweep_report",
+        "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
+        "sweep_report",
     },
     "sweep_task": {"config", "job_directory", "jobs", "launcher"},
     "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
-    "sweep_report": {"console", "data", "durable", "interrupt", "job_directory", "jobs", "paths", "redact"},
+    "sweep_report": {"config", "console", "data", "durable", "interrupt", "jobs", "paths", "redact"},
     "gpus": {"checks", "data"},
-    "job_directory": {"config", "differences", "identity", "preflight", "run_directory", "trust"},
+    "job_directory": {"config", "differences", "identity", "lineage", "preflight", "run_directory", "trust"},
     "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
     "search_space": {"checks"},
     "study": {"checks"},
-    "study_report": {"console", "durable", "paths", "search_space", "study"},
+    "study_report": {"console", "data", "durable", "paths", "search_space", "study"},
     "search": {"interrupt", "job_directory", "jobs", "logger", "search_space", "study"},
     "optuna_sweeper": {
         "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
@@ -79,17 +80,17 @@ ALLOWED = {
         "bad_steps", "checkpoint", "config", "console", "data", "durable", "evaluation", "flops", "generate",
         "identity", "interrupt", "paths", "plan", "run_directory", "snapshot", "system", "trainer",
     },
+    "record": {"data", "differences", "durable", "flops", "logger", "run_directory"},
     "train": {
-        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "differences", "durable", "flops",
-        "fork", "identity", "interrupt", "logger", "preflight", "report", "run_directory", "saver", "snapshot",
-        "system", "trainer",
+        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "fork", "identity", "interrupt",
+        "logger", "preflight", "record", "report", "run_directory", "saver", "snapshot", "system", "trainer",
     },
     "commands": {path.stem for path in PACKAGE.iterdir()} - {"__main__"},  # whatever they put to work
     "__main__": {"config", "commands"},
 }  # fmt: skip
 KNOWS_HYDRA = {
     "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "first_checkpoint", "job_directory", "lineage", "optuna_sweeper", "search_space", "sweep_task", "sweeper",
+    "first_checkpoint", "job_directory", "lineage", "optuna_sweeper", "record", "search_space", "sweep_task", "sweeper",
 }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from lmtrain.job_directory import MAX_NAME_CHARS, directory_name
         (["trainer.max_steps=9", "scheduler.max_steps=7"], "scheduler.max_steps=7,trainer.max_steps=9"),
         (["seed=1", "name=other", "logger=[]", "retry_failed=true", "hydra.verbose=true"], "seed=1"),
         (["name=other"], "defaults"),
+        (["model=gpt2", "seed=1", '++fork="runs/lr=0.1"', "step=40", "seed=2"], "fork=lr=0.1,seed=2,step=40,e72e2960"),
     ],
 )
 def test_a_directory_is_called_by_what_its_job_overrides(overrides: list[str], name: str) -> None:
@@ -46,6 +47,7 @@ def test_neither_a_prefix_nor_an_odd_character_makes_two_jobs_one() -> None:
         for overrides in (
             ["betas=[0.9,0.95]"], ["betas=[0.9,0.99]"], ["a/b=c"], ["a.b=c"], ["a=b c"], ["a=b/c"],
             [f"data.path={'x' * 200}1"], [f"data.path={'x' * 200}2"],
+            ['++fork="a/run"', "step=1"], ['++fork="b/run"', "step=1"], ["seed=1", '++fork="b/run"', "step=1"],
         )
     ]  # fmt: skip
     assert all(one != other for one, other in itertools.combinations(names, 2))

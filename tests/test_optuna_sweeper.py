@@ -53,13 +53,13 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         *SEARCH,
         *TINY,
         f"data.path={token_folder}",
-        "trainer.max_steps=60",
-        "hydra.sweeper.n_trials=6",
+        "trainer.max_steps=40",
+        "hydra.sweeper.n_trials=5",
         "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.pruner.n_startup_trials=1",
         "hydra/sweeper/sampler=random",
         "optimizer.lr=tag(log, interval(1e-7, 1e-1))",
-        "optimizer.weight_decay=choice(0, 0.1, 1e30)",  # the last diverges
+        "optimizer.weight_decay=choice(0, 0.1, 0.2, 1e30)",  # the last diverges
     ]
     workers = [start(arguments, tmp_path) for _ in range(2)]
     search = tmp_path / "search"
@@ -68,17 +68,17 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait()
     before = ended(search)
-    assert 2 <= len(before) < 6
+    assert 2 <= len(before) < 5
     written = {name: (search / name / "metrics.jsonl").stat().st_mtime_ns for name in before}
 
     last = start([text.replace("n_jobs=1", "n_jobs=2") for text in arguments], tmp_path)
     assert last.wait(timeout=120) == 0, (tmp_path / "output").read_text()
     report = json.loads((search / "search.json").read_text())
     trials = report["trials"]
-    assert [trial["number"] for trial in trials] == list(range(6))
-    assert len({trial["directory"] for trial in trials}) == 6
+    assert [trial["number"] for trial in trials] == list(range(5))
+    assert len({trial["directory"] for trial in trials}) == 5
     now = ended(search)
-    assert len(now) == 6  # no other run was ever begun
+    assert len(now) == 5  # no other run was ever begun
     for trial in trials:
         result = now[trial["directory"]]
         assert trial["status"] == result["status"]
@@ -86,7 +86,7 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         assert (trial["status"] == "diverged") == (trial["params"]["optimizer.weight_decay"] == 1e30)
         steps = [line["step"] for line in read_metrics(search / trial["directory"] / "metrics.jsonl")]
         assert steps == list(range(1, len(steps) + 1))
-        assert trial["status"] == "pruned" or trial["status"] == "diverged" or len(steps) == 60
+        assert trial["status"] == "pruned" or trial["status"] == "diverged" or len(steps) == 40
     assert {name: (search / name / "metrics.jsonl").stat().st_mtime_ns for name in before} == written
     best = min((trial for trial in trials if trial["status"] == "completed"), key=lambda trial: trial["objective"])
     assert report["best"] == best["number"]
@@ -109,7 +109,9 @@ def test_a_hopeless_trial_is_pruned_under_another_launcher_as_well(
         "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.pruner.n_startup_trials=1",
         "optimizer.lr=1e-2,1e-9",
-        "trainer.max_steps=400",
+        "trainer.max_steps=300",
+        "trainer.eval_interval=20",
+        "trainer.checkpoint_interval=100",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "search" / "search.json").read_text())
@@ -118,7 +120,7 @@ def test_a_hopeless_trial_is_pruned_under_another_launcher_as_well(
     hopeless = ended(tmp_path / "search")["lr=1e-09"]
     assert hopeless["status"] == "pruned"
     assert "gives trial 1 no hope (MedianPruner)" in hopeless["error"]
-    assert hopeless["steps"] < 400
+    assert hopeless["steps"] < 300
     assert report["trials"][1]["objective"] is not None
     assert "the best once more: python -m lmtrain" in done.stdout
 

@@ -34,7 +34,7 @@ def test_progress_is_read_from_the_end_of_the_metrics(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_terminal_shows_all_jobs_as_they_go(token_folder: Path, tmp_path: Path) -> None:
     terminal, its_end = pty.openpty()
-    command = ["-m", *TINY, f"data.path={token_folder}", "trainer.max_steps=300", "seed=1,2", "hydra.sweep.dir=sweep"]
+    command = ["-m", *TINY, f"data.path={token_folder}", "trainer.max_steps=150", "seed=1,2", "hydra.sweep.dir=sweep"]
     process = subprocess.Popen(
         [sys.executable, "-m", "lmtrain", *command],
         cwd=tmp_path,
@@ -52,7 +52,7 @@ def test_a_terminal_shows_all_jobs_as_they_go(token_folder: Path, tmp_path: Path
         pass
     assert process.wait(timeout=60) == 0, shown.decode()
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert re.search(r"seed=1 +│ running +│ +\d+/300 │ +\d\.\d{4} │ +\d\.\d{4} │ +\d+s", text), text
+    assert re.search(r"seed=1 +│ running +│ +\d+/150 │ +\d\.\d{4} │ +\d\.\d{4} │ +\d+s", text), text
     assert "1 running, 1 waiting" in text
     assert "1 running, 1 completed" in text
     assert "2 jobs: 2 completed; everything is in sweep" in text

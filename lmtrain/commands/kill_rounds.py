@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmtrain.checkpoint import CheckpointFolder
 from lmtrain.commands.kills import Ended, Moment, VictimServer, choose_moment
-from lmtrain.config import ConfigError
+from lmtrain.config import ConfigError, quoted
 from lmtrain.same_bits import Difference, UndisturbedRun
 
 MAX_KILLS = 15  # a round; its last attempt is left alone
@@ -171,8 +171,7 @@ class Verification:
         return ended
 
     def _fresh(self, run: Path) -> list[str]:
-        quoted = str(run).replace("\\", "\\\\").replace("'", "\\'")
-        return [*self.overrides, f"hydra.run.dir='{quoted}'"]
+        return [*self.overrides, f"hydra.run.dir={quoted(str(run))}"]
 
     def _compare(self, run: Path, *, completed: bool) -> None:
         assert self.undisturbed is not None

@@ -31,11 +31,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.parse_args(list(arguments))
     run: Path = options.run
-    for override in parse(options.overrides):
+    for override in (given := parse(options.overrides)):
         if override.key_or_group.partition(".")[0] not in (*ASIDE, "hydra"):
             raise ConfigError(f"{override.input_line}: --rerun changes nothing; to change a run, fork it: fork={run}")
 
-    lines = [*overrides_of(run, options.trust, keeps_origin=True), *options.overrides]
+    lines = [*overrides_of(run, options.trust, given, keeps_origin=True), *options.overrides]
     composed = compose(lines, with_hydra=True)
     settings = composed.hydra
     directory = Path(settings.run.dir)

@@ -77,7 +77,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
         )
     cfg = preflight(changed, prepares=False)  # a recipe reads and writes where it says: not for a run that has its data
-    from lmtrain.train import Resumed, run
+    from lmtrain.record import Resumed
+    from lmtrain.train import run
 
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
     return run(cfg, run_dir, hydra_files, resumed=Resumed(changes)).exit_code
