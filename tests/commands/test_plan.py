@@ -30,7 +30,7 @@ def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folde
     assert numbers["disk_bytes"]["checkpoint"] == pytest.approx(3 * 4 * PARAMETERS, rel=0.01)
     # Steps 4, 8 and 12: two that are kept, the best, and one that is being written.
     assert numbers["disk_bytes"]["checkpoints"] == 4
-    a100 = next(gpu for gpu in numbers["gpus"] if gpu["name"] == "A100")
+    a100 = next(gpu for gpu in numbers["gpu_models"] if gpu["name"] == "A100")
     assert a100["fits"] is True
     assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # so small a model waits for its kernels
     assert a100["dollars"] == pytest.approx(a100["seconds"] / 100)
