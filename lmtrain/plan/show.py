@@ -41,6 +41,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
         epochs = f"unknown: {', '.join(plan.missing)} has no token files yet (python -m lmtrain prepare)"
     else:
         epochs = ", ".join(f"{seen:.3g} of {name}" for name, seen in facts.epochs.items())
+        epochs += " (with what it saw before the fork, where the data and its order are the same)" * bool(plan.fork)
     cuda = ""
     if plan.cuda_step_flops and plan.cuda_step_flops > 1.001 * plan.step_flops:
         more = plan.cuda_step_flops / plan.step_flops - 1
@@ -48,7 +49,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
         ("a step", f"{facts.step_tokens:,} tokens"),
-        ("the run", f"{facts.max_steps:,} steps = {si(facts.tokens)} tokens"),
+        ("the run", _steps(plan)),
         ("epochs", epochs),
         (
             "tokens a parameter",
@@ -58,9 +59,19 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
+def _steps(plan: Plan) -> str:
+    facts = plan.facts
+    steps = f"{facts.steps:,} steps = {si(facts.tokens)} tokens"
+    if plan.fork is None:
+        return steps
+    origin = f"step {facts.first_step:,} of {plan.fork} ({si(facts.tokens_before)} tokens)"
+    return f"{steps}, from {origin} to {facts.max_steps:,}"
+
+
 def _optimal(plan: Plan) -> str:
-    steps = OPTIMAL * plan.facts.parameters / plan.facts.step_tokens
-    return f" (Hoffmann et al. 2022): {steps:,.0f} steps" if steps >= 1 else " (Hoffmann et al. 2022)"
+    facts = plan.facts
+    steps = facts.first_step + (OPTIMAL * facts.parameters - facts.tokens_before) / facts.step_tokens
+    return " (Hoffmann et al. 2022)" + (f": {steps:,.0f} steps" if steps > facts.first_step + 0.5 else "")
 
 
 def _memory(plan: Plan) -> None:

@@ -66,6 +66,36 @@ def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, 
     assert "--measure: data.path=data/stdlib has no token files" in refused.stderr
 
 
+def test_a_fork_is_planned_from_its_checkpoint_on(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    origin = ["trainer.keep_every=4", "hydra.run.dir=runs/origin"]
+    assert cli(*TINY, f"data.path={token_folder}", *origin).returncode == 0
+    json_file = tmp_path / "plan.json"
+
+    def plan(*arguments: str) -> tuple[str, dict[str, Any]]:
+        done = cli("plan", "fork=runs/origin", f"--json={json_file}", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads(json_file.read_text())
+
+    text, numbers = plan("step=8", "trainer.max_steps=18", "optimizer.lr=1e-3")
+    assert numbers["fork"] == {"run": "runs/origin", "step": 8, "tokens": 8 * 128}
+    assert numbers["tokens"] == {"step": 128, "run": 10 * 128, "per_parameter": 18 * 128 / PARAMETERS}
+    assert numbers["epochs"] == {str(token_folder): pytest.approx(18 * 8 / 249)}
+    assert numbers["flops"]["run"] == 10 * numbers["flops"]["step"]
+    assert numbers["seconds"]["run"] == pytest.approx(10 * numbers["seconds"]["step"])
+    assert [step for step, _ in numbers["lr"]] == list(range(9, 19))
+    assert "10 steps = 1.28k tokens, from step 8 of runs/origin (1.02k tokens) to 18" in text
+    _, numbers = plan("seed=5", "trainer.max_steps=18")  # from its last checkpoint, and the data from the start
+    assert numbers["fork"]["step"] == 12
+    assert numbers["epochs"] == {str(token_folder): pytest.approx(6 * 8 / 249)}
+    for arguments, message in (
+        (["step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
+        ([], "trainer.max_steps=12: the fork starts after step 12; give more"),
+    ):
+        refused = cli("plan", "fork=runs/origin", *arguments)
+        assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+        assert message in refused.stderr
+
+
 MODEL = """
 from torch import nn
 
@@ -111,6 +141,8 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["model.block_size=8"], "data.block_size=16: longer than model.block_size=8"),
         (["resume=outputs/a"], "resume=outputs/a: a plan is of a new run"),
         (["--mfu=7"], "--mfu 7.0: a share"),
+        (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
+        (["fork=runs/none"], "runs/none: no run there"),
     ],
 )
 def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, arguments: list[str], message: str) -> None:
