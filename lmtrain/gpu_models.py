@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """`name` is, in whole words, part of what the driver calls it; `peak_flops` are FLOP/s of dense 16-bit matrix products.
+    """`name` is, as whole words, part of the driver's; `peak_flops` are FLOP/s of dense 16-bit matrix products.
 
     `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of `PRICED`; None: hardly rented.
     """
