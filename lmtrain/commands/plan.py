@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmtrain.commands.rounds import write_json
 from lmtrain.config import ConfigError, compose, without_hydra
-from lmtrain.lineage import forked
+from lmtrain.lineage import forked, parse
 from lmtrain.preflight import check_for_plan
 
 DEFAULT_MFU = 0.35  # of a compiled Llama of 50M parameters or more
@@ -35,6 +35,9 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--price {options.price}: dollars an hour, at least 0")
     if options.json and not options.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
+    for override in parse(options.overrides):
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: several values; a plan is of one run, give one")
     composed = compose(forked(options.overrides), with_hydra=True)
     run_dir = Path(composed.hydra.run.dir)
     cfg, missing = check_for_plan(without_hydra(composed))

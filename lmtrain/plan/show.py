@@ -115,7 +115,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
         step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
         speed = f"{step} a step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
         cost = "" if plan.dollars is None else f" and {_dollars(plan.dollars)}"
-        rows.append(("here", f"{duration(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
+        rows.append(("here", f"{_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
     if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
         rows.append(
             (
@@ -134,15 +134,18 @@ def _gpus(plan: Plan) -> None:
     table = _table("", "memory", "fits", "time", "cost")
     for offer in plan.offers:
         fits = {None: "?", True: "yes", False: "no"}[offer.fits]
-        time = duration(offer.seconds) if offer.seconds >= 1 else "under 1s"
         dtype = "" if offer.gpu.bfloat16 else " (float16)"
         cost = "" if offer.dollars is None else _dollars(offer.dollars)
-        table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, time, cost)
+        table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, _time(offer.seconds), cost)
     _print(table)
     _line(
         f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu), or {1e6 * KERNEL_S:g} µs a kernel where that is longer; "
         f"prices of {PRICED}, one GPU on demand (--price)"
     )
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else "under 1s"
 
 
 def _dollars(amount: float) -> str:
