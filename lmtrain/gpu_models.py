@@ -1,11 +1,12 @@
 """What is known of GPUs without having one: the vendors' data sheets, and what an hour costs."""
 
+import re
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """`name` is part of what the driver calls it; `peak_flops` are FLOP/s of dense 16-bit matrix products.
+    """`name` is, as whole words, part of the driver's; `peak_flops` are FLOP/s of dense 16-bit matrix products.
 
     `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of `PRICED`; None: hardly rented.
     """
@@ -42,4 +43,6 @@ GPUS = (
 
 def known(device_name: str) -> Gpu | None:
     """The GPU that the driver calls so; None for one that is not in the table."""
-    return next((gpu for gpu in GPUS if gpu.name in device_name), None)
+    # As whole words: an L40 is no L4, a T400 no T4, and a laptop's RTX 4090 is another chip.
+    whole = r"(?<!\w){}(?!\w| Ti| D\b| Laptop)"
+    return next((gpu for gpu in GPUS if re.search(whole.format(re.escape(gpu.name)), device_name)), None)

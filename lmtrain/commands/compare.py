@@ -52,9 +52,10 @@ def main(arguments: Sequence[str]) -> int:
             value=options.value,
             difference=options.difference,
             goal=options.reach,
+            asked=options.columns and options.columns.split(","),
         )
         if "-" not in files.values():
-            show(compared, columns=options.columns and options.columns.split(","), limit=options.limit)
+            show(compared, limit=options.limit)
         for kind, file in files.items():
             module, name = OUTPUTS[kind]
             content = getattr(importlib.import_module(module), name)(compared)
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--reach", type=float, metavar="VALUE", help="time to it (default: what 3 runs in 4 reach)")
     parser.add_argument("--filter", action="append", default=[], metavar="COND", help="'optimizer.lr>1e-3'; repeatable")
     parser.add_argument("--sort", metavar="KEY", help="a column or config key; -KEY: descending (default: best first)")
-    parser.add_argument("--columns", metavar="KEY,…", help="show these (default: those that tell the runs apart)")
+    parser.add_argument("--columns", metavar="KEY,…", help="these alone (default: those that tell runs apart)")
     parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows of a table; 0 = all (default: 40)")
     for kind in OUTPUTS:
         parser.add_argument(

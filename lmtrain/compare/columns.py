@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmtrain.compare import values
-from lmtrain.compare.runs import Run, differing_keys, folder_names, number, short_names, shown
+from lmtrain.compare.labels import folder_names, short_names, shown
+from lmtrain.compare.runs import Run, differing_keys, number
 from lmtrain.compare.values import Equal
 from lmtrain.console import duration, si
 

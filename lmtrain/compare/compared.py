@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmtrain.compare import values
-from lmtrain.compare.columns import Column, available, place
+from lmtrain.compare.columns import Column, available, chosen, place
 from lmtrain.compare.conclusions import Conclusions, conclude
 from lmtrain.compare.replicates import groups, repeats
 from lmtrain.compare.runs import AXES, Run, differing_keys
@@ -16,7 +16,8 @@ from lmtrain.compare.values import Equal
 class Compared:
     """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of.
 
-    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`.
+    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`. `asked`
+    are the columns to show (None: those that tell the runs apart).
     """
 
     runs: Sequence[Run]
@@ -29,6 +30,7 @@ class Compared:
     notes: Sequence[str]
     goal: float
     reached: Sequence[Mapping[str, float] | None]
+    asked: Sequence[Column] | None = None
 
 
 def compare(
@@ -39,14 +41,16 @@ def compare(
     value: str = "at-step",
     difference: float | None = None,
     goal: float | None = None,
+    asked: Sequence[str] | None = None,
 ) -> Compared:
     """Compares runs by a metric.
 
     `value` is what stands for a run in the statistics, one of `values.STANDING`; `difference` the one that more seeds
-    should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do).
+    should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do); `asked` are
+    keys of columns to show.
 
     Raises:
-        ValueError: a metric that no run has.
+        ValueError: a metric or a column that no run has.
     """
     if not any(len(run.series(metric)[0]) for run in runs) and any(run.steps for run in runs):
         raise ValueError(_unknown(metric, runs))
@@ -66,6 +70,7 @@ def compare(
         notes=[*repeats(runs), *notes],
         goal=goal,
         reached=[values.reach(run, metric, goal) for run in runs],
+        asked=None if asked is None else [chosen(key, columns, runs, f"--columns {','.join(asked)}") for key in asked],
     )
 
 

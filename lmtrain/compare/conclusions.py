@@ -131,6 +131,8 @@ def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: floa
     if needed is None:
         return f"; not even {MAX_SEEDS:,} seeds each would decide a difference of {delta:.2g}"
     more = needed - min(len(a.values), len(b.values))
+    if more <= 0 and wanted is None:  # by the noise of all groups it should have shown, by that of these two it did not
+        return "; a few more seeds each may decide"
     if more <= 0:
         return f"; these seeds would have shown a difference of {delta:.2g}, had there been one, four times in five"
     return f"; {more:,} more seed{'s' if more > 1 else ''} each would decide a difference of {delta:.2g}"

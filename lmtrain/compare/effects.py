@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from lmtrain.compare.statistics import Noise, pooled_noise
+from lmtrain.compare.statistics import Correlation, Noise, pooled_noise, spearman
 
 ROUNDING = 1e-12  # relative; a noise below it is that of the arithmetic
 MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to analyse so
@@ -20,7 +20,8 @@ class Effect:
 
     `means` are by value of the setting, in the order of the values, adjusted to the average of the others; `size` is
     the largest less the smallest. `p` is None where nothing can be told, and `together` names the settings that change
-    only along with it then.
+    only along with it then; for a setting that is a number `rank` says what there is to say: whether the groups' means
+    rise or fall with it, the other settings not held equal.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Effect:
     f: float | None
     p: float | None
     together: tuple[str, ...] = ()
+    rank: Correlation | None = None
 
 
 def effects(
@@ -45,7 +47,7 @@ def effects(
     """
     levels = {key: list(dict.fromkeys(setting[key] for setting in settings)) for key in keys}
     if sum(map(len, levels.values())) > MAX_COLUMNS:
-        return [], None
+        return [_untold(key, settings, samples) for key in keys], None
     weights = np.sqrt([len(values) for values in samples])
     y = np.array([np.mean(values) for values in samples]) * weights
     ones = np.ones((len(settings), 1))
@@ -63,7 +65,7 @@ def effects(
     for key in keys:
         width = parts[key].shape[1]
         terms = np.concatenate([[0.0], coefficients[start : start + width]])
-        share = parts[key].mean(axis=0)
+        share = np.average(parts[key], axis=0, weights=weights**2)
         overall = float(np.average([np.mean(values) for values in samples], weights=weights**2))
         adjusted = overall + terms - float(share @ terms[1:])
         others = np.delete(design, np.s_[start : start + width], axis=1)
@@ -71,7 +73,7 @@ def effects(
         without, rank_without = _residual(others, y)
         df = rank - rank_without
         if df < width:  # some of its values come only together with those of others
-            found.append(Effect(key, {}, math.nan, None, None, _confounded(key, parts, weights)))
+            found.append(_untold(key, settings, samples, _confounded(key, parts, weights)))
             continue
         means = dict(sorted(zip(levels[key], map(float, adjusted), strict=True), key=_by_value))
         f = p = None
@@ -81,6 +83,19 @@ def effects(
         found.append(Effect(key, means, float(np.ptp(adjusted)), f, p))
     found.sort(key=lambda effect: -effect.size if math.isfinite(effect.size) else math.inf)
     return found, noise
+
+
+def _untold(
+    key: str, settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], together: tuple[str, ...] = ()
+) -> Effect:
+    """Of a setting that no two groups share while the others are equal, as in a random search."""
+    numbers = [
+        (float(setting[key]), float(np.mean(values)))
+        for setting, values in zip(settings, samples, strict=True)
+        if _is_number(setting[key])
+    ]
+    rank = spearman(*zip(*numbers, strict=True)) if numbers else None
+    return Effect(key, {}, math.nan, None, None, together, rank)
 
 
 def _residual(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:
@@ -106,5 +121,8 @@ def _confounded(key: str, parts: Mapping[str, np.ndarray], weights: np.ndarray) 
 
 def _by_value(item: tuple[Any, float]) -> tuple[int, float, str]:
     value = item[0]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (0, float(value), "") if is_number else (1, 0.0, str(value))
+    return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

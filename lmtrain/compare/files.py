@@ -4,23 +4,26 @@ import csv
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from lmtrain.compare.columns import Column
 from lmtrain.compare.compared import Compared
-from lmtrain.compare.runs import Run, shown
+from lmtrain.compare.labels import shown
+from lmtrain.compare.runs import Run
 from lmtrain.compare.statistics import half_width
-from lmtrain.compare.table import cell, usual
+from lmtrain.compare.table import GROUP_HEADERS, cell, group_rows, usual
 
 
 def as_csv(compared: Compared) -> str:
-    """A run a line, every column; empty for what there is not."""
+    """A run a line, the columns asked for or every one; empty for what there is not."""
+    columns = compared.columns.values() if compared.asked is None else compared.asked
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.name for column in compared.columns.values()])
+    writer.writerow([column.name for column in columns])
     for run in compared.runs:
-        writer.writerow([_field(column, run) for column in compared.columns.values()])
+        writer.writerow([_field(column, run) for column in columns])
     return file.getvalue()
 
 
@@ -75,21 +78,28 @@ def as_json(compared: Compared) -> str:
 
 
 def as_markdown(compared: Compared) -> str:
-    """The table as the terminal has it, and the sentences below."""
+    """The tables as the terminal has them, and the sentences below."""
+    columns: Sequence[Column]
     columns, same = usual(compared.columns, compared.runs, compared.keys)
-    lines = [
-        "| " + " | ".join(_escaped(column.header) for column in columns) + " |",
-        "|" + "|".join("---" if column.is_text else "---:" for column in columns) + "|",
-        *("| " + " | ".join(_escaped(cell(column, run)) for column in columns) + " |" for run in compared.runs),
-        "",
-    ]
+    if compared.asked is not None:
+        columns, same = compared.asked, []
+    rows = [[cell(column, run) for column in columns] for run in compared.runs]
+    lines = _table([column.header for column in columns], [column.is_text for column in columns], rows)
     if same:
-        lines += [f"The same for all: {', '.join(same)}.", ""]
+        lines += [f"The same for all: {', '.join(map(_escaped, same))}.", ""]
     lines += [f"Of {compared.value}:", ""]
-    return (
-        "\n".join([*lines, *(f"- {_escaped(line)}" for line in [*compared.conclusions.sentences, *compared.notes])])
-        + "\n"
-    )
+    conclusions = compared.conclusions
+    if conclusions.comparisons:
+        lines += _table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
+    lines += [f"- {_escaped(line)}" for line in [*conclusions.sentences, *compared.notes]]
+    return "\n".join(lines) + "\n"
+
+
+def _table(headers: Sequence[str], is_text: Sequence[bool], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, and an empty one."""
+    above = "|" + "|".join("---" if left else "---:" for left in is_text) + "|"
+    first, *others = ["| " + " | ".join(map(_escaped, row)) + " |" for row in [headers, *rows]]
+    return [first, above, *others, ""]
 
 
 def _field(column: Column, run: Run) -> Any:

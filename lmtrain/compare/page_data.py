@@ -2,7 +2,6 @@
 
 import base64
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,24 +13,23 @@ from lmtrain.compare import values
 from lmtrain.compare.columns import place
 from lmtrain.compare.compared import Compared
 from lmtrain.compare.importance import importance
-from lmtrain.compare.runs import AXES, Run, differing_keys, forked_from, short_names, shown
+from lmtrain.compare.labels import short_names, shown
+from lmtrain.compare.replicates import origin
+from lmtrain.compare.runs import AXES, Run, differing_keys, forked_from
+from lmtrain.compare.table import GROUP_HEADERS, group_rows
 
 LOSS_POINTS, POINTS = 400, 160  # of a curve, for up to so many runs:
 FULL_RUNS = 100
 FEWEST_POINTS = 40
 FIRST_METRICS = ("val/loss", "train/loss", "grad_norm", "lr", "tokens_per_second")
 MAX_SAMPLE_CHARS = 4000
-SEED = re.compile(r"\bseed=\S+")
 
 
 def replicate_numbers(runs: Sequence[Run]) -> list[int]:
     """A number for each run, equal for those that differ in the seed alone, their origins' seeds included."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     numbers: dict[str, int] = {}
-    settings = [
-        json.dumps([[run.config.get(key) for key in keys], SEED.sub("seed", run.parent or "")], default=str)
-        for run in runs
-    ]
+    settings = [json.dumps([[run.config.get(key) for key in keys], origin(run)], default=str) for run in runs]
     return [numbers.setdefault(setting, len(numbers)) for setting in settings]
 
 
@@ -60,6 +58,7 @@ def page_data(compared: Compared) -> dict[str, Any]:
         "metric": compared.metric,
         "sign": values.sign(compared.metric),
         "value": compared.value,
+        "groups": [GROUP_HEADERS, *group_rows(compared.conclusions)] if compared.conclusions.comparisons else [],
         "sentences": [*compared.conclusions.sentences, *(f"note: {note}" for note in compared.notes)],
         "facts": _facts(compared),
         "common": common,

@@ -15,8 +15,9 @@ from scipy import stats
 
 from lmtrain.compare.compared import Compared
 from lmtrain.compare.importance import importance
+from lmtrain.compare.labels import short_names, shown
 from lmtrain.compare.page_data import outcome, replicate_numbers
-from lmtrain.compare.runs import Run, differing_keys, short_names, shown
+from lmtrain.compare.runs import Run, differing_keys
 
 COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # of a two-column paper
 COLUMN_CURVES = 5  # more go over both columns

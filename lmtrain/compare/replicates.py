@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.runs import ASIDE, Run, comparable, differing_keys, forked_from, labels_of, printable
+from lmtrain.compare.labels import comparable, labels_of, printable
+from lmtrain.compare.runs import ASIDE, Run, differing_keys, forked_from
 from lmtrain.compare.values import FAILED
 from lmtrain.identity import config_hash
 
@@ -43,7 +44,7 @@ def groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[Gro
     keys = [key for key in differing_keys(runs) if key != "seed"]
     members: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        members.setdefault((*(comparable(run.config.get(key)) for key in keys), _origin(run)), []).append(run)
+        members.setdefault((*(comparable(run.config.get(key)) for key in keys), origin(run)), []).append(run)
     with_origin = len({setting[-1] for setting in members}) > 1
     labels = labels_of([own[0].config for own in members.values()], keys)
     found, notes = [], []
@@ -132,6 +133,6 @@ def _named(runs: Iterable[Run]) -> str:
     return "; ".join(labels[:MAX_NAMED]) + more
 
 
-def _origin(run: Run) -> str:
+def origin(run: Run) -> str:
     """The parent in words, with any seed: replicates of a fork may start from replicates."""
     return SEED.sub("seed=*", run.parent or "") if forked_from(run) else ""

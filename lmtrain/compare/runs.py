@@ -2,18 +2,18 @@
 
 import fcntl
 import glob
-import json
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, printable, shown
 from lmtrain.compare.reading import read_columns, read_config, read_object, read_text
 
 AXES = ("step", "tokens", "flops", "seconds")
@@ -24,8 +24,7 @@ ASIDE = re.compile(
 )
 ORIGIN = ("fork", "step")  # of a run that started from another's checkpoint; told as its parent
 DATA_PLACE = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # of no consequence where the fingerprints are equal
-MAX_LABEL_CHARS = 48
-MAX_VALUE_CHARS = 24
+FOLLOWS = "scheduler."  # whose values are taken from other parts, unless they are set
 MAX_STATUS_CHARS = 20
 NOT_ENTERED = {"checkpoints", ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
 
@@ -105,8 +104,9 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
     """The config keys in which the runs differ, in the config's order, `seed` last; a missing one is null.
 
-    Without what changes no number, and without a key that only repeats another of the same last name, as
-    `scheduler.lr` does `optimizer.lr`. The place of the data counts only where the data are not the same.
+    Without what changes no number, and without a key that only repeats another of the same last name: of the
+    scheduler's `lr` and `max_steps`, those of optimizer and trainer stay, which people set. The place of the
+    data counts only where the data are not the same.
     """
     same_data = len({_data(run) for run in runs}) == 1 and _data(runs[0]) != "null" if runs else True
     keys = dict.fromkeys(key for run in runs for key in run.config)
@@ -116,33 +116,26 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
             continue
         values = tuple(comparable(run.config.get(key)) for run in runs)
         if len(set(values)) > 1:
-            columns.setdefault((key.rpartition(".")[2], values), key)
+            alike = key.rpartition(".")[2], values
+            if columns.setdefault(alike, key).startswith(FOLLOWS):
+                columns[alike] = key
     differing = list(columns.values())
     return [key for key in differing if key != "seed"] + [key for key in differing if key == "seed"]
 
 
-def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each key's last part, or as much more as tells it from the others: `lr`, `model` for `model._target_`."""
-    keys = list(keys)
-    names = {key: (key.removesuffix("._target_")) for key in keys}
-    last = Counter(name.rpartition(".")[2] for name in names.values())
-    return {key: name.rpartition(".")[2] if last[name.rpartition(".")[2]] == 1 else name for key, name in names.items()}
-
-
-def shown(value: Any, key: str = "") -> str:
-    """A config value as a person writes it, on one line, with nothing that would steer a terminal."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case str() if key.endswith("_target_"):
-            return printable(value.rpartition(".")[2])
-        case list():
-            return printable(f"[{','.join(shown(item) for item in value)}]")
-    return printable(str(value))
+def labelled(runs: Sequence[Run]) -> list[Run]:
+    """The runs with labels that tell them apart: what differs, as far as it fits, and the folder if need be."""
+    keys = differing_keys(runs)
+    labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
+    if "seed" in keys:
+        labels = [f"{label} seed={shown(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
+    times = Counter(labels)
+    folders = folder_names([run.path for run in runs])
+    named = []
+    for run, label, folder in zip(runs, labels, folders, strict=True):
+        unique = label if label and times[label] == 1 else f"{label} ({folder})" if label else folder
+        named.append(replace(run, label=printable(unique)))
+    return named
 
 
 def _expanded(path: str | Path) -> list[Path]:
@@ -194,6 +187,8 @@ def _without_result(path: Path) -> str:
     """`running` while a process holds the run's lock, which the kernel frees however that ends."""
     try:
         # Shared and for an instant: a run that starts just then would find its folder in use.
+        if not (path / ".lock").is_file():  # a pipe in a stranger's folder would be waited for
+            return "unfinished"
         with (path / ".lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -201,50 +196,6 @@ def _without_result(path: Path) -> str:
     except OSError:
         pass
     return "unfinished"
-
-
-def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels that tell them apart: what differs, as far as it fits, and the folder if need be."""
-    keys = differing_keys(runs)
-    labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
-    if "seed" in keys:
-        labels = [f"{label} seed={shown(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
-    times = Counter(labels)
-    folders = folder_names([run.path for run in runs])
-    named = []
-    for run, label, folder in zip(runs, labels, folders, strict=True):
-        unique = label if label and times[label] == 1 else f"{label} ({folder})" if label else folder
-        named.append(replace(run, label=printable(unique)))
-    return named
-
-
-def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
-    """`lr=0.003 batch_size=8` for each; where that is too long, what most of them have goes first."""
-    names = short_names(keys)
-    common = {key: Counter(comparable(config.get(key)) for config in configs) for key in keys}
-    labels = []
-    for config in configs:
-        own = [key for key in keys if key in config]
-        parts = {key: f"{names[key]}={middle_cut(shown(config.get(key), key), MAX_VALUE_CHARS)}" for key in own}
-        for key in sorted(own, key=lambda key: -common[key][comparable(config.get(key))])[: len(own) - 1]:
-            if len(" ".join(parts.values())) > MAX_LABEL_CHARS:
-                parts.pop(key)
-        labels.append(" ".join(parts.values()))
-    return labels
-
-
-def middle_cut(text: str, limit: int) -> str:
-    """Without its middle where it is too long: a path is told by its ends."""
-    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
-
-
-def folder_names(paths: Sequence[Path]) -> list[str]:
-    """As many last parts of each path as tell the runs apart."""
-    parts = [Path(os.path.abspath(path)).parts for path in paths]
-    depth = 1
-    while len({part[-depth:] for part in parts}) < len(parts):
-        depth += 1
-    return ["/".join(part[-depth:]) for part in parts]
 
 
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
@@ -282,19 +233,7 @@ def _part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _data(run: Run) -> str:
     """The fingerprints of its data."""
-    return _as_json(run.environment.get("data"))
-
-
-def comparable(value: Any) -> Any:
-    return _as_json(value) if isinstance(value, list) else value
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-def printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+    return as_json(run.environment.get("data"))
 
 
 def _to_stderr(line: str) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lmtrain.compare.columns import chosen, loss
+from lmtrain.compare.columns import Column, loss
 from lmtrain.compare.compared import Compared
 from lmtrain.compare.conclusions import degrees
 from lmtrain.compare.table import SHOWN_GROUPS, effects_table, fitted, groups_table, reach_table, runs_table, usual
@@ -12,26 +12,21 @@ from lmtrain.console import console
 REACHED_ROWS = 10
 
 
-def show(compared: Compared, *, columns: Sequence[str] | None = None, limit: int = 40) -> None:
-    """`columns` are keys (None: those that tell the runs apart); `limit` is the rows of a table, 0 for all.
-
-    Raises:
-        ValueError: a column that there is not.
-    """
-    _show_runs(compared, columns, limit or len(compared.runs))
+def show(compared: Compared, *, limit: int = 40) -> None:
+    """`limit` is the rows of a table, 0 for all."""
+    _show_runs(compared, limit or len(compared.runs))
     _show_statistics(compared)
     _show_reach(compared)
 
 
-def _show_runs(compared: Compared, names: Sequence[str] | None, limit: int) -> None:
+def _show_runs(compared: Compared, limit: int) -> None:
     runs = compared.runs[:limit]
-    same: list[str] = []
-    if names is None:
+    same: Sequence[str] = []
+    hidden: Sequence[Column] = []
+    picked = compared.asked
+    if picked is None:
         picked, same = usual(compared.columns, compared.runs, compared.keys)
         picked, hidden = fitted(picked, runs, console.width)
-    else:
-        picked = [chosen(name, compared.columns, compared.runs, f"--columns {','.join(names)}") for name in names]
-        hidden = []
     count = f"{len(compared.runs)} run{'s' if len(compared.runs) > 1 else ''}"
     _heading(f"{count}, {compared.metric}" + (f"; the same for all: {', '.join(same)}" if same else ""))
     console.print(runs_table(picked, runs))

@@ -10,6 +10,7 @@ from scipy import special  # scipy.stats has the same, and takes a second to imp
 ALPHA = 0.05  # of a test, and 1 − confidence of an interval
 POWER = 0.8
 MAX_SEEDS = 100_000
+FEWEST_RANKED = 5
 
 Values = Sequence[float] | np.ndarray
 
@@ -73,6 +74,31 @@ def _difference(value: float, error: float, df: float, test: str) -> Difference:
     if error == 0:  # the seeds change nothing at all
         return Difference(value, 0.0, 0.0 if value else 1.0, test)
     return Difference(value, float(_t(df) * error), float(2 * special.stdtr(df, -abs(value) / error)), test)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Spearman's, of ranks: −1 to 1; `p` by Student's t, which is near enough from some ten values on."""
+
+    r: float
+    p: float
+    n: int
+
+
+def spearman(xs: Values, ys: Values) -> Correlation | None:
+    """Do these rise and fall together, in whatever curve? None for fewer than five, or where one stays the same."""
+    n = len(xs)
+    if n < FEWEST_RANKED or len(set(xs)) == 1 or len(set(ys)) == 1:
+        return None
+    r = float(np.clip(np.corrcoef(_ranks(xs), _ranks(ys))[0, 1], -1, 1))
+    t = abs(r) * math.sqrt((n - 2) / max(1 - r**2, 1e-300))
+    return Correlation(r, float(2 * special.stdtr(n - 2, -t)), n)
+
+
+def _ranks(values: Values) -> np.ndarray:
+    """From 1 up; equal values share the mean of their ranks."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
 
 
 def holm(ps: Values) -> np.ndarray:

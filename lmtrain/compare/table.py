@@ -11,8 +11,10 @@ from rich.table import Table
 
 from lmtrain.compare.columns import Column
 from lmtrain.compare.conclusions import Conclusions, plus_minus
-from lmtrain.compare.runs import Run, middle_cut, shown
-from lmtrain.compare.statistics import ALPHA, half_width
+from lmtrain.compare.effects import Effect
+from lmtrain.compare.labels import middle_cut, shown
+from lmtrain.compare.runs import Run
+from lmtrain.compare.statistics import half_width
 from lmtrain.console import duration, si
 
 MAX_CELL = 28  # characters; a path, say, is cut in its middle
@@ -24,6 +26,7 @@ DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at
 # The first to go where the terminal is narrow.
 DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds")
 SHOWN_GROUPS = 20
+GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "to the best", "p")
 NOTHING = "–"
 
 
@@ -96,30 +99,38 @@ def runs_table(columns: Sequence[Column], runs: Sequence[Run]) -> Table:
 
 
 def groups_table(conclusions: Conclusions) -> Table:
-    """Means with their 95% intervals, best first."""
-    table = _table("setting", "seeds", "mean ± 95%", "SD", "to the best", "p")
+    table = _table(*GROUP_HEADERS)
+    for row in group_rows(conclusions)[:SHOWN_GROUPS]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def group_rows(conclusions: Conclusions) -> list[list[str]]:
+    """Means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
     by_group = {id(comparison.other): comparison for comparison in conclusions.comparisons}
-    for group in conclusions.groups[:SHOWN_GROUPS]:
+    rows = []
+    for group in conclusions.groups:
         comparison = by_group.get(id(group))
         sample = group.sample
         several = len(sample) > 1
-        table.add_row(
-            escape(group.label) + (f" [red]({group.failed} failed)[/red]" if group.failed else ""),
-            str(len(sample)),
-            plus_minus(group.mean, half_width(sample)) if several else f"{group.mean:.4f}",
-            f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
-            plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
-            _p(comparison.p) if comparison else "",
+        rows.append(
+            [
+                group.label + (f" ({group.failed} failed)" if group.failed else ""),
+                str(len(sample)),
+                plus_minus(group.mean, half_width(sample)) if several else f"{group.mean:.4f}",
+                f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
+                plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
+                _p(comparison.p) if comparison else "",
+            ]
         )
-    return table
+    return rows
 
 
 def effects_table(conclusions: Conclusions) -> Table:
     table = _table("setting", "effect", "p", "mean by value, the others equal")
     for effect in conclusions.effects:
         if not math.isfinite(effect.size):
-            why = f"changes only with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
-            table.add_row(escape(effect.key), NOTHING, NOTHING, f"cannot be told: {escape(why)}")
+            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_untold(effect)))
             continue
         means = ", ".join(f"{shown(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
         p = NOTHING if effect.p is None else _p(effect.p)
@@ -150,6 +161,18 @@ def _table(*headers: str) -> Table:
     return table
 
 
+def _untold(effect: Effect) -> str:
+    why = f"changes only with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
+    text = f"cannot be told: {why}"
+    if effect.rank is None:
+        return text
+    rank = effect.rank
+    p = _p(rank.p)
+    return (
+        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, "
+        f"p {p if p.startswith('<') else f'= {p}'}), the others not held equal"
+    )
+
+
 def _p(p: float) -> str:
-    text = f"{p:.2g}" if p >= 1e-4 else "<0.0001"
-    return f"[bold]{text}[/bold]" if p < ALPHA else text
+    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"

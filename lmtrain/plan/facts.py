@@ -14,11 +14,13 @@ class Schedule:
     warmup_steps: int | None = None
     lr: float | None = None
     min_lr: float | None = None
+    first_step: int = 0  # steps that a fork's origin did
 
     @classmethod
-    def of(cls, scheduler: Mapping[str, Any], max_steps: int) -> "Schedule":
+    def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "Schedule":
         """From the config's node of the scheduler, whoever wrote it; the keys are those of the shipped ones."""
-        return cls(max_steps, *(scheduler.get(key) for key in ("max_steps", "warmup_steps", "lr", "min_lr")))
+        found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
+        return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step)
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class Facts:
     block_size: int
     device: str  # cpu or cuda
     dtype: str
-    epochs: Mapping[str, float] = field(default_factory=dict)  # by source; empty: unknown
+    tokens_before: int = 0  # that a fork's origin was trained on
+    epochs: Mapping[str, float] = field(default_factory=dict)  # by source, with the origin's; empty: unknown
     steps_per_epoch: float | None = None
     val_tokens: int | None = None
     step_seconds: float | None = None
@@ -64,16 +67,26 @@ class Facts:
         return self.schedule.max_steps
 
     @property
+    def first_step(self) -> int:
+        return self.schedule.first_step
+
+    @property
+    def steps(self) -> int:
+        """That the run itself does: of a fork, those after its origin's."""
+        return self.max_steps - self.first_step
+
+    @property
     def tokens(self) -> int:
-        return self.max_steps * self.step_tokens
+        return self.steps * self.step_tokens
 
     @property
     def tokens_per_parameter(self) -> float:
-        return self.tokens / max(self.parameters, 1)
+        """Of all that the model will have been trained on."""
+        return (self.tokens_before + self.tokens) / max(self.parameters, 1)
 
     @property
     def seconds(self) -> float | None:
-        return None if self.step_seconds is None else self.step_seconds * self.max_steps
+        return None if self.step_seconds is None else self.step_seconds * self.steps
 
 
 Remark = Callable[[Facts], str | None]

@@ -23,6 +23,7 @@ class Plan:
     """`machine` says where; `here` and `on_cuda` are the step there and on a CUDA device in 16 bits, None: unknown."""
 
     name: str
+    fork: str | None  # the run whose checkpoint it starts from
     machine: str
     model: str
     parts: Mapping[str, int]
@@ -49,7 +50,7 @@ class Plan:
 
     @property
     def run_flops(self) -> float:
-        return self.step_flops * self.facts.max_steps
+        return self.step_flops * self.facts.steps
 
     @property
     def dollars(self) -> float | None:
@@ -72,6 +73,8 @@ class Plan:
             "name": self.name,
             "device": self.machine,
             "model": self.model,
+            "steps": facts.steps,
+            "fork": self.fork and {"run": self.fork, "step": facts.first_step, "tokens": facts.tokens_before},
             "parameters": {"total": facts.parameters, **self.parts},
             "tokens": {"step": facts.step_tokens, "run": facts.tokens, "per_parameter": facts.tokens_per_parameter},
             "epochs": dict(facts.epochs) or None,

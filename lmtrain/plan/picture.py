@@ -7,10 +7,11 @@ import plotext
 WIDTH, HEIGHT = 72, 12  # columns and lines
 
 
-def sampled(schedule: Callable[[int], float], max_steps: int) -> tuple[list[int], list[float]]:
-    """Steps, the first and the last among them, and their rates; step s is the one that makes s steps done."""
-    count = min(4 * WIDTH, max_steps)
-    steps = sorted({1 + round(i * (max_steps - 1) / max(count - 1, 1)) for i in range(count)})
+def sampled(schedule: Callable[[int], float], max_steps: int, first_step: int = 0) -> tuple[list[int], list[float]]:
+    """Steps after `first_step`, its first and its last among them, and their rates; step s makes s steps done."""
+    span = max_steps - first_step
+    count = min(4 * WIDTH, span)
+    steps = sorted({first_step + 1 + round(i * (span - 1) / max(count - 1, 1)) for i in range(count)})
     return steps, [float(schedule(step - 1)) for step in steps]
 
 
@@ -25,7 +26,9 @@ def curve(steps: list[int], rates: list[float]) -> str:
     heights = [0.0, top / 2, top]
     figure.ruler("y").lim(0.0, top)
     figure.ruler("y").ticks(heights, [f"{height:.1e}" if height else "0" for height in heights])
-    places = sorted({first, *(round(last * share) for share in (0.25, 0.5, 0.75)), last} - {0})
+    before = first - 1
+    quarters = {before + round((last - before) * share) for share in (0.25, 0.5, 0.75)}
+    places = sorted({first, *quarters, last} - {before})
     figure.ruler("x").ticks(places, [f"{place:,}" for place in places])
     lines = plotext.uncolorize(figure.build().string()).splitlines()
     return "\n".join(line.rstrip() for line in lines)

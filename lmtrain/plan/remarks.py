@@ -1,5 +1,6 @@
 """Likely mistakes in a run that is planned: each function sees one, and says it with the key and a way out."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -47,7 +48,8 @@ def schedule_ends_early(schedule: Schedule, tolerance: float = 0.0) -> str | Non
     if end is None or end >= schedule.max_steps * (1 - tolerance):
         return None
     return (
-        f"scheduler.max_steps={end}: the schedule ends before the run, whose last {schedule.max_steps - end:,} steps "
+        f"scheduler.max_steps={end}: the schedule ends before the run, whose last "
+        f"{schedule.max_steps - max(end, schedule.first_step):,} steps "
         f"are at its final rate; leave it out, and it is trainer.max_steps={schedule.max_steps}"
     )
 
@@ -64,7 +66,7 @@ def schedule_ends_late(schedule: Schedule, tolerance: float = 0.0) -> str | None
 
 def warmup_is_long(schedule: Schedule) -> str | None:
     warmup, steps = schedule.warmup_steps, schedule.max_steps
-    if warmup is None or warmup >= steps or warmup <= LONG_WARMUP * steps:
+    if warmup is None or warmup >= steps or warmup <= max(schedule.first_step, LONG_WARMUP * steps):
         return None
     usual = max(steps // 20, 1)
     return f"scheduler.warmup_steps={warmup}: {warmup / steps:.0%} of the run; a twentieth, {usual}, is usual"
@@ -84,8 +86,10 @@ def data_unseen(facts: Facts) -> str | None:
     if not unseen:
         return None
     seen = ", ".join(f"{1 - share:.0%} of {name}" for name, share in unseen.items())
-    needed = facts.max_steps / max(unseen.values()) if len(facts.epochs) == 1 else None
-    way_out = f"; trainer.max_steps={needed:.0f} is one epoch" if needed else ""
+    way_out = ""
+    if len(facts.epochs) == 1 and facts.steps_per_epoch is not None:
+        needed = facts.max_steps + math.ceil((1 - max(unseen.values())) * facts.steps_per_epoch)
+        way_out = f"; trainer.max_steps={needed} is one epoch"
     return f"trainer.max_steps={facts.max_steps}: never seen will be {seen}{way_out}, or leave it so"
 
 
@@ -130,11 +134,11 @@ def many_tokens(facts: Facts) -> str | None:
 
 def never_evaluated_before_the_end(facts: Facts) -> str | None:
     every = facts.intervals.evaluation
-    if every is None or every < facts.max_steps:
+    if every is None or _first_after(facts.first_step, every) < facts.max_steps:
         return None
     return (
         f"trainer.eval_interval={every}: evaluated at the end alone, so that the best checkpoint is the last one; "
-        f"take {max(facts.max_steps // 10, 1)}"
+        f"take {max(facts.steps // 10, 1)}"
     )
 
 
@@ -143,7 +147,7 @@ def evaluation_outweighs_training(facts: Facts) -> str | None:
     evaluated = facts.val_tokens if batches is None else batches * facts.micro_batch_tokens
     if every is None or evaluated is None:
         return None
-    between = min(every, facts.max_steps) * facts.step_tokens
+    between = min(every, facts.steps) * facts.step_tokens
     if evaluated / 3 <= between:  # a forward is a third of a training step
         return None
     enough = max(int(0.3 * between / facts.micro_batch_tokens), 1)
@@ -164,9 +168,9 @@ def val_smaller_than_a_batch(facts: Facts) -> str | None:
 
 def never_logged_in_between(facts: Facts) -> str | None:
     every = facts.intervals.log
-    if every is None or every < facts.max_steps or facts.max_steps < 3:
+    if every is None or _first_after(facts.first_step, every) < facts.max_steps or facts.steps < 3:
         return None
-    better = max(facts.max_steps // 100, 1)
+    better = max(facts.steps // 100, 1)
     return f"trainer.log_interval={every}: only the first step and the last are logged; take {better}"
 
 
@@ -174,7 +178,7 @@ def crash_loses_much(facts: Facts) -> str | None:
     every, seconds = facts.intervals.checkpoint, facts.step_seconds
     if every is None or seconds is None:
         return None
-    lost = min(every, facts.max_steps) * seconds
+    lost = min(every, facts.steps) * seconds
     if lost < hardware.LONG_WITHOUT_SAVE_S or every == 1:
         return None
     better = max(int(hardware.LONG_WITHOUT_SAVE_S / 2 / seconds), 1)
@@ -186,7 +190,7 @@ def saving_dominates(facts: Facts) -> str | None:
     if every is None or facts.step_seconds is None or facts.checkpoint_bytes is None:
         return None
     saving = facts.checkpoint_bytes / hardware.SAVE_BYTES_PER_SECOND
-    if facts.max_steps <= every or saving < every * facts.step_seconds:
+    if facts.steps <= every or saving < every * facts.step_seconds:
         return None
     return (
         f"trainer.checkpoint_interval={every}: writing a checkpoint takes about {duration(saving)}, longer than the "
@@ -251,6 +255,11 @@ def positions_never_trained(facts: Facts) -> str | None:
         f"model.block_size={facts.longest}: positions from {facts.block_size} on are learned, and never trained, as "
         f"data.block_size={facts.block_size}; make them the same"
     )
+
+
+def _first_after(step: int, every: int) -> int:
+    """The first multiple of an interval that comes after a step."""
+    return (step // every + 1) * every
 
 
 OF_SCHEDULES = (

@@ -41,6 +41,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
         epochs = f"unknown: {', '.join(plan.missing)} has no token files yet (python -m lmtrain prepare)"
     else:
         epochs = ", ".join(f"{seen:.3g} of {name}" for name, seen in facts.epochs.items())
+        epochs += " (with what it saw before the fork, where the data and its order are the same)" * bool(plan.fork)
     cuda = ""
     if plan.cuda_step_flops and plan.cuda_step_flops > 1.001 * plan.step_flops:
         more = plan.cuda_step_flops / plan.step_flops - 1
@@ -48,7 +49,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
         ("a step", f"{facts.step_tokens:,} tokens"),
-        ("the run", f"{facts.max_steps:,} steps = {si(facts.tokens)} tokens"),
+        ("the run", _steps(plan)),
         ("epochs", epochs),
         (
             "tokens a parameter",
@@ -58,9 +59,19 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
+def _steps(plan: Plan) -> str:
+    facts = plan.facts
+    steps = f"{facts.steps:,} steps = {si(facts.tokens)} tokens"
+    if plan.fork is None:
+        return steps
+    origin = f"step {facts.first_step:,} of {plan.fork} ({si(facts.tokens_before)} tokens)"
+    return f"{steps}, from {origin} to {facts.max_steps:,}"
+
+
 def _optimal(plan: Plan) -> str:
-    steps = OPTIMAL * plan.facts.parameters / plan.facts.step_tokens
-    return f" (Hoffmann et al. 2022): {steps:,.0f} steps" if steps >= 1 else " (Hoffmann et al. 2022)"
+    facts = plan.facts
+    steps = facts.first_step + (OPTIMAL * facts.parameters - facts.tokens_before) / facts.step_tokens
+    return " (Hoffmann et al. 2022)" + (f": {steps:,.0f} steps" if steps > facts.first_step + 0.5 else "")
 
 
 def _memory(plan: Plan) -> None:
@@ -104,7 +115,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
         step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
         speed = f"{step} a step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
         cost = "" if plan.dollars is None else f" and {_dollars(plan.dollars)}"
-        rows.append(("here", f"{duration(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
+        rows.append(("here", f"{_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
     if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
         rows.append(
             (
@@ -123,15 +134,18 @@ def _gpus(plan: Plan) -> None:
     table = _table("", "memory", "fits", "time", "cost")
     for offer in plan.offers:
         fits = {None: "?", True: "yes", False: "no"}[offer.fits]
-        time = duration(offer.seconds) if offer.seconds >= 1 else "under 1s"
         dtype = "" if offer.gpu.bfloat16 else " (float16)"
         cost = "" if offer.dollars is None else _dollars(offer.dollars)
-        table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, time, cost)
+        table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, _time(offer.seconds), cost)
     _print(table)
     _line(
         f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu), or {1e6 * KERNEL_S:g} µs a kernel where that is longer; "
         f"prices of {PRICED}, one GPU on demand (--price)"
     )
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else "under 1s"
 
 
 def _dollars(amount: float) -> str:

@@ -30,7 +30,7 @@ def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folde
     assert numbers["disk_bytes"]["checkpoint"] == pytest.approx(3 * 4 * PARAMETERS, rel=0.01)
     # Steps 4, 8 and 12: two that are kept, the best, and one that is being written.
     assert numbers["disk_bytes"]["checkpoints"] == 4
-    a100 = next(gpu for gpu in numbers["gpus"] if gpu["name"] == "A100")
+    a100 = next(gpu for gpu in numbers["gpu_models"] if gpu["name"] == "A100")
     assert a100["fits"] is True
     assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # so small a model waits for its kernels
     assert a100["dollars"] == pytest.approx(a100["seconds"] / 100)
@@ -64,6 +64,36 @@ def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, 
     refused = cli("plan", *TINY, "data=stdlib", "--measure")
     assert refused.returncode == 2
     assert "--measure: data.path=data/stdlib has no token files" in refused.stderr
+
+
+def test_a_fork_is_planned_from_its_checkpoint_on(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    origin = ["trainer.keep_every=4", "hydra.run.dir=runs/origin"]
+    assert cli(*TINY, f"data.path={token_folder}", *origin).returncode == 0
+    json_file = tmp_path / "plan.json"
+
+    def plan(*arguments: str) -> tuple[str, dict[str, Any]]:
+        done = cli("plan", "fork=runs/origin", f"--json={json_file}", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads(json_file.read_text())
+
+    text, numbers = plan("step=8", "trainer.max_steps=18", "optimizer.lr=1e-3")
+    assert numbers["fork"] == {"run": "runs/origin", "step": 8, "tokens": 8 * 128}
+    assert numbers["tokens"] == {"step": 128, "run": 10 * 128, "per_parameter": 18 * 128 / PARAMETERS}
+    assert numbers["epochs"] == {str(token_folder): pytest.approx(18 * 8 / 249)}
+    assert numbers["flops"]["run"] == 10 * numbers["flops"]["step"]
+    assert numbers["seconds"]["run"] == pytest.approx(10 * numbers["seconds"]["step"])
+    assert [step for step, _ in numbers["lr"]] == list(range(9, 19))
+    assert "10 steps = 1.28k tokens, from step 8 of runs/origin (1.02k tokens) to 18" in text
+    _, numbers = plan("seed=5", "trainer.max_steps=18")  # from its last checkpoint, and the data from the start
+    assert numbers["fork"]["step"] == 12
+    assert numbers["epochs"] == {str(token_folder): pytest.approx(6 * 8 / 249)}
+    for arguments, message in (
+        (["step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
+        ([], "trainer.max_steps=12: the fork starts after step 12; give more"),
+    ):
+        refused = cli("plan", "fork=runs/origin", *arguments)
+        assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+        assert message in refused.stderr
 
 
 MODEL = """
@@ -111,6 +141,9 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["model.block_size=8"], "data.block_size=16: longer than model.block_size=8"),
         (["resume=outputs/a"], "resume=outputs/a: a plan is of a new run"),
         (["--mfu=7"], "--mfu 7.0: a share"),
+        (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
+        (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; a plan is of one run, give one"),
+        (["fork=runs/none"], "runs/none: no run there"),
     ],
 )
 def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, arguments: list[str], message: str) -> None:

@@ -66,6 +66,8 @@ def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, 
     titles = page.run("return [...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
     assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
     assert "better than" in page.text("#sentences")
+    assert page.text("#groups thead") == "settingseedsmean ± 95%SDto the bestp"
+    assert page.run("return document.querySelectorAll('#groups tbody tr').length") == 2
     assert "def f(x):\n    return x" in page.text("#samples")
 
 

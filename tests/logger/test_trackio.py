@@ -61,8 +61,8 @@ def losses(lines: Any) -> list[tuple[int, float]]:
 
 
 @pytest.mark.slow
-def test_runs_resumes_and_kills(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One story, as each of trackio's processes takes seconds to start."""
+def test_runs_and_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One story, as each of trackio's processes takes seconds to start; of kills, test_all_loggers has another."""
     # The network is not tried: a connection would be written down.
     (tmp_path / "spy").mkdir()
     (tmp_path / "spy" / "sitecustomize.py").write_text(
@@ -94,20 +94,6 @@ sys.addaudithook(audit)
     assert (tmp_path / FOLDER).is_dir()
     assert not (tmp_path / "home").exists()
 
-    # Killed at once after a resume, and resumed: nothing twice, nothing lost.
-    script = f"""
-import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_trackio import *
-resumed = logger(Path({str(tmp_path / "runs" / "a")!r}))
-resumed.rewind(4)
-for step in (5, 6, 7):
-    resumed.log(step, {{"train/loss": 2.0 * step}})
-while not resumed._queue.empty():
-    time.sleep(0.01)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-    subprocess.run([sys.executable, "-c", script], timeout=60)
     resumed = logger(tmp_path / "runs" / "a")
     resumed.rewind(6)
     for step in (7, 8, 9):
@@ -115,7 +101,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     resumed.close("completed")
     found = read("lr=0.1-ida", "lr=0.1-idb")
     logged, config = found["lr=0.1-ida"]
-    assert losses(logged) == [(step, step * (1.0 if step < 5 else 2.0 if step < 7 else 3.0)) for step in range(1, 10)]
+    assert losses(logged) == [(step, step * (1.0 if step < 7 else 3.0)) for step in range(1, 10)]
     assert {key: value for key, value in config.items() if not key.startswith("_")} == {
         "optimizer.lr": 1e-3, "optimizer.betas": [0.9, 0.95], "resume": None,
     }  # fmt: skip

@@ -15,9 +15,11 @@ from wandb_server import ENTITY, SWEEP, WandbServer
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "wandb_sweep" / "sweep.yaml"
 # As the console script, but asking for commands every 0.1 s and not every 5 s.
 WANDB = "import wandb.wandb_agent as a; a.Agent.POLL_INTERVAL = 0.1; from wandb.cli.cli import cli; cli()"
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "one": {"optimizer.lr": 0.002, "optimizer.weight_decay": 0.3, "optimizer.betas": [0.9, 0.99]},
-    "two": {"optimizer.lr": 0.001, "trainer.max_steps": 1_000_000},
+PARAMETERS: dict[str, Any] = {
+    "optimizer.lr": 0.002,
+    "optimizer.weight_decay": 0.3,
+    "optimizer.betas": [0.9, 0.99],
+    "trainer.max_steps": 1_000_000,
 }
 
 
@@ -39,7 +41,9 @@ def wandb(*arguments: str, server: WandbServer, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_an_agents_runs_get_its_parameters_and_are_uploaded_under_its_ids(tmp_path: Path, token_folder: Path) -> None:
+def test_an_agents_run_gets_its_parameters_is_uploaded_under_its_id_and_stops_when_told(
+    tmp_path: Path, token_folder: Path
+) -> None:
     sweep = yaml.safe_load(EXAMPLE.read_text())
     shipped = ["experiments=quickstart", "trainer.eval_interval=50"]
     at = sweep["command"].index(shipped[0])
@@ -52,44 +56,29 @@ def test_an_agents_runs_get_its_parameters_and_are_uploaded_under_its_ids(tmp_pa
         assert f"wandb agent {ENTITY}/lmtrain/{SWEEP}" in said
         assert yaml.safe_load(server.sweep_config)["metric"] == {"name": "val/loss", "goal": "minimize"}
 
-        waiting = list(PARAMETERS)
-
         def next_commands(running: list[str]) -> list[dict[str, Any]]:
-            if running == ["two"]:  # hopeless, once it has said how it does
-                evaluated = "two" in server.runs and any("val/loss" in line for line in server.runs["two"].history)
-                return [{"type": "stop", "run_id": "two"}] if evaluated else []
-            if running:
-                return []
-            if not waiting:
+            if running:  # hopeless, once it has said how it does
+                evaluated = "one" in server.runs and any("val/loss" in line for line in server.runs["one"].history)
+                return [{"type": "stop", "run_id": "one"}] if evaluated else []
+            if "one" in server.runs:
                 return [{"type": "exit"}]
-            values = PARAMETERS[waiting[0]]
-            arguments = {name: {"value": value} for name, value in values.items()}
-            return [{"type": "run", "run_id": waiting.pop(0), "program": sweep["program"], "args": arguments}]
+            arguments = {name: {"value": value} for name, value in PARAMETERS.items()}
+            return [{"type": "run", "run_id": "one", "program": sweep["program"], "args": arguments}]
 
         server.next_commands = next_commands
         wandb("agent", f"{ENTITY}/lmtrain/{SWEEP}", server=server, folder=tmp_path)
 
-    assert sorted(server.runs) == ["one", "two"]
-    for name, values in PARAMETERS.items():
-        run = server.runs[name]
-        assert (run.project, run.sweep) == ("lmtrain", SWEEP)
-        assert "sweep" in run.tags
-        assert run.plain_config | values == run.plain_config
-    assert server.runs["one"].summary["step"] == 12
-    assert [line["step"] for line in server.runs["one"].history] == list(range(1, 13))
-    assert [server.runs[name].summary["status"] for name in PARAMETERS] == ["completed", "interrupted"]
+    assert list(server.runs) == ["one"]
+    run = server.runs["one"]
+    assert (run.project, run.sweep) == ("lmtrain", SWEEP)
+    assert "sweep" in run.tags
+    assert run.plain_config | PARAMETERS == run.plain_config
+    assert run.summary["status"] == "interrupted"
 
-    results = {}
-    for path in (tmp_path / "outputs" / "lmtrain").iterdir():
-        run_id = json.loads((path / "environment.json").read_text())["run_id"]
-        results[run_id] = json.loads((path / "result.json").read_text())
-        if run_id == "two":
-            steps = sorted(folder.name for folder in (path / "checkpoints").glob("step-*"))
-            assert steps[-1] == f"step-{results[run_id]['steps']:08}"
-    assert {run_id: result["status"] for run_id, result in results.items()} == {
-        "one": "completed",
-        "two": "interrupted",
-    }
-    assert results["one"]["objective"] == min(
-        line["val/loss"] for line in server.runs["one"].history if "val/loss" in line
-    )
+    (path,) = (tmp_path / "outputs" / "lmtrain").iterdir()
+    result = json.loads((path / "result.json").read_text())
+    assert json.loads((path / "environment.json").read_text())["run_id"] == "one"
+    assert result["status"] == "interrupted"
+    assert [line["step"] for line in run.history] == list(range(1, result["steps"] + 1))
+    assert result["objective"] == min(line["val/loss"] for line in run.history if "val/loss" in line)
+    assert sorted(folder.name for folder in (path / "checkpoints").glob("step-*"))[-1] == f"step-{result['steps']:08}"

@@ -38,6 +38,8 @@ def test_a_price_of_ones_own_and_memory_to_the_edge() -> None:
         ("NVIDIA L4", 121e12),
         ("NVIDIA A10G", 70e12),
         ("Tesla T4", 65e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("NVIDIA GeForce RTX 4090", 165e12),
     ],
 )
 def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
@@ -46,8 +48,15 @@ def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
     assert gpu.peak_flops == peak
 
 
-def test_unknown_gpus_are_not_guessed() -> None:
-    assert known("GeForce GTX 480") is None
+@pytest.mark.parametrize(
+    "name",
+    ["GeForce GTX 480", "NVIDIA L40", "NVIDIA T400 4GB", "NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090 Laptop GPU"],
+)
+def test_unknown_gpus_are_not_guessed(name: str) -> None:
+    assert known(name) is None
+
+
+def test_no_gpu_is_there_twice() -> None:
     assert len({gpu.name for gpu in GPUS}) == len(GPUS)
 
 

@@ -59,7 +59,10 @@ MISTAKES = {  # what is wrong, and what is said
         "system.dtype=bfloat16: .* 0.1 times .*system.dtype=float32",
     ),
     "batch_larger_than_data": (replace(SOUND, steps_per_epoch=0.5), "32,768 tokens, more than all .*data.batch_size"),
-    "data_unseen": (replace(SOUND, epochs={"a": 0.25}), "never seen will be 75% of a; trainer.max_steps=20000"),
+    "data_unseen": (
+        replace(SOUND, epochs={"a": 0.25}, steps_per_epoch=20000),
+        "never seen will be 75% of a; trainer.max_steps=20000",
+    ),
     "data_repeated": (replace(SOUND, epochs={"a": 9.0, "b": 1.0}), "trainer.max_steps=5000: sees a 9 times;"),
     "few_tokens": (replace(SOUND, parameters=10**9), "0.16 tokens a parameter, where about 20"),
     "many_tokens": (replace(SOUND, parameters=1000), "164k tokens a parameter"),
@@ -116,3 +119,17 @@ def test_every_remark_is_tried() -> None:
 def test_training_warns_of_certain_mistakes_alone(changes: dict[str, Any], count: int) -> None:
     assert len(CERTAIN) == 4
     assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
+
+
+def test_a_fork_is_judged_by_the_steps_that_it_does() -> None:
+    fork = replace(with_intervals(evaluation=90), schedule=replace(SOUND.schedule, first_step=4900))
+    fork = replace(fork, tokens_before=4900 * SOUND.step_tokens)
+    assert (fork.steps, fork.tokens, fork.seconds) == (100, 100 * SOUND.step_tokens, pytest.approx(30))
+    assert fork.tokens_per_parameter == SOUND.tokens_per_parameter
+    (remark,) = remarks(replace(fork, intervals=replace(SOUND.intervals, evaluation=300)))  # 5100 is too late
+    assert remark.startswith("trainer.eval_interval=300: evaluated at the end alone")
+    assert remark.endswith("take 10")
+    assert remarks(fork) == []  # 4950
+    assert remarks(replace(fork, schedule=replace(fork.schedule, warmup_steps=1500))) == []  # is over
+    (remark,) = remarks(replace(fork, schedule=replace(fork.schedule, schedule_steps=4800)))
+    assert "whose last 100 steps are at its final rate" in remark

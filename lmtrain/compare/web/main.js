@@ -21,6 +21,15 @@ function drawSamples() {
 function buildWords() {
   byId("words").hidden = !data.sentences.length;
   byId("value").textContent = `Of ${data.value}:`;
+  const [headers, ...settings] = data.groups;
+  byId("groups").hidden = !settings.length;
+  if (settings.length) {
+    const numbers = (name, texts) => texts.map((text) => element(name, { className: "number" }, text));
+    const [first, ...others] = headers;
+    byId("groups").replaceChildren(
+      element("thead", {}, element("tr", {}, element("th", { scope: "col" }, first), ...numbers("th", others))),
+      element("tbody", {}, ...settings.map(([label, ...texts]) => element("tr", {}, element("th", { scope: "row" }, label), ...numbers("td", texts)))));
+  }
   byId("sentences").replaceChildren(...data.sentences.map((sentence) => element("li", {}, sentence)));
   const counts = new Map();
   for (const run of runs) counts.set(run.status, (counts.get(run.status) || 0) + 1);

@@ -16,7 +16,9 @@ function scaleOf(values, log) {
   const back = (share) => (place === Math.log ? Math.exp(low + share * span) : low + share * span);
   const ticks = levels.length <= 8 ? levels.map((value) => [at(value), told(value)])
     : [0, 0.25, 0.5, 0.75, 1].map((share) => [share, told(Number(back(share).toPrecision(3)))]);
-  return { levels: levels.length, places: values.map((value) => (value === null ? null : at(value))), ticks };
+  // Of texts that would lie on each other, the first stays.
+  const apart = ticks.reduce((kept, tick) => (kept.length && tick[0] - kept[kept.length - 1][0] < 0.045 ? kept : [...kept, tick]), []);
+  return { levels: levels.length, places: values.map((value) => (value === null ? null : at(value))), ticks: apart };
 }
 
 function parallelAxes() {

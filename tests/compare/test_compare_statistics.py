@@ -19,6 +19,7 @@ from lmtrain.compare.statistics import (
     pooled_noise,
     power,
     seeds_needed,
+    spearman,
     welch,
 )
 
@@ -206,3 +207,42 @@ def test_digits_are_those_that_the_interval_is_worth() -> None:
     assert plus_minus(0.0213, 0.0121) == "0.021 ± 0.012"
     assert plus_minus(3.14159, math.nan) == "3.142"
     assert plus_minus(120.4, 30.0) == "120 ± 30"
+
+
+def test_rank_correlation_is_scipys() -> None:
+    generator = np.random.default_rng(3)
+    xs = generator.integers(0, 6, 25).astype(float)  # with ties
+    ys = np.exp(0.4 * xs) + generator.standard_normal(25)
+    ours, theirs = spearman(xs, ys), stats.spearmanr(xs, ys)
+    assert ours is not None
+    assert (ours.r, ours.p) == pytest.approx((theirs.statistic, theirs.pvalue))
+    perfect = spearman([1, 2, 3, 4, 5], [1, 8, 27, 64, 125])
+    assert perfect is not None
+    assert perfect.r == pytest.approx(1)
+    assert spearman([1, 2, 3, 4], [1, 2, 3, 4]) is None
+    assert spearman([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) is None
+
+
+@pytest.mark.parametrize("count", [12, 300])  # of runs; with 300, the model would have 600 columns
+def test_a_random_search_has_its_rank_correlations(count: int) -> None:
+    generator = np.random.default_rng(0)
+    settings = [{"lr": 10 ** generator.uniform(-4, -2), "wd": generator.uniform(0, 1)} for _ in range(count)]
+    found, _ = effects(settings, [[3 - 100 * setting["lr"]] for setting in settings], ["lr", "wd"])
+    lr = next(effect for effect in found if effect.key == "lr")
+    assert lr.p is None
+    assert lr.rank is not None
+    assert (lr.rank.r, lr.rank.n) == (pytest.approx(-1), count)
+
+
+def test_adjusted_means_of_an_unbalanced_design_are_at_the_runs_average_of_the_others() -> None:
+    settings = [{"lr": lr, "batch": batch} for lr in (1, 2) for batch in (8, 16)]
+    samples = [[1.0] * 9, [3.0], [2.0], [4.0]]  # 1 more for either; nine of twelve runs are of the first
+    found, _ = effects(settings, samples, ["lr", "batch"])
+    overall = float(np.mean([value for values in samples for value in values]))
+    means = {effect.key: effect.means for effect in found}
+    assert means["lr"][2] - means["lr"][1] == pytest.approx(1)
+    assert means["batch"][16] - means["batch"][8] == pytest.approx(2)
+    for key, weights in {"lr": {1: 10, 2: 2}, "batch": {8: 10, 16: 2}}.items():
+        assert np.average([means[key][level] for level in weights], weights=list(weights.values())) == (
+            pytest.approx(overall)
+        )

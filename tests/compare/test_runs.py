@@ -272,3 +272,16 @@ def test_synthetic_runs_have_the_files_of_real_ones(tmp_path: Path, cli: Cli) ->
         "run,path,label,seed,parent,status,steps,tokens,FLOPs,seconds,parameters,val/loss at step 12"
     )
     assert [row.split(",")[0] for row in rows[1:]] == ["2", "1"]
+
+
+def test_of_a_value_under_two_keys_the_one_that_people_set_is_shown(tmp_path: Path) -> None:
+    for steps in (50, 100):
+        write_run(tmp_path / str(steps), {"optimizer.lr": steps / 1e4}, steps=steps)
+    assert differing_keys(load_runs([tmp_path])) == ["optimizer.lr", "trainer.max_steps"]
+
+
+def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a", status=None)
+    os.mkfifo(run / ".lock")
+    (found,) = load_runs([run])
+    assert found.status == "unfinished"

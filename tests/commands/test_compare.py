@@ -123,6 +123,14 @@ def test_markdown_is_a_table_and_the_sentences(compared: Compared) -> None:
     assert f"- {compared.conclusions.sentences[0]}" in lines
 
 
+def test_markdown_and_csv_have_the_columns_asked_for(sweep: list[Run]) -> None:
+    asked = compare(sweep, asked=["label", "best"])
+    lines = as_markdown(asked).splitlines()
+    assert lines[0] == "| label | best |"
+    assert "| setting | seeds | mean ± 95% | SD | to the best | p |" in lines
+    assert as_csv(asked).splitlines()[0] == "label,best val/loss"
+
+
 def test_the_command_shows_it_all(compared: Compared, cli: Cli) -> None:
     folder = str(compared.runs[0].path.parent)
     done = cli("compare", folder, "--reach", "3.2", "--limit", "5")

@@ -40,3 +40,11 @@ def test_short_runs_have_one_too(max_steps: int) -> None:
 
 def test_a_rate_of_nothing() -> None:
     assert "0┤" in curve(*sampled(lambda step: 0.0, 10))
+
+
+def test_a_fork_shows_its_own_part() -> None:
+    schedule = partial(cosine, lr=1.0, min_lr=0.1, warmup_steps=100, max_steps=5000)
+    steps, rates = sampled(schedule, 5000, 4000)
+    assert (steps[0], steps[-1]) == (4001, 5000)
+    assert rates == [schedule(step - 1) for step in steps]
+    assert all(word in curve(steps, rates).splitlines()[-1] for word in ("4,001", "4,500", "5,000"))

@@ -1,0 +1,104 @@
+"""How runs, settings and values are called: short, on one line, and no two alike."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+MAX_LABEL_CHARS = 48
+MAX_VALUE_CHARS = 24
+
+
+def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """`lr=0.003 batch_size=8` for each; where that is too long, what most of them have goes first.
+
+    Two are the same only if these keys have the same values.
+    """
+    settings = [tuple(comparable(config.get(key)) for key in keys) for config in configs]
+    different = dict(zip(settings, configs, strict=True))
+    common = [Counter(values) for values in zip(*different, strict=True)]
+    kept = {setting: _fitting(config, keys, setting, common) for setting, config in different.items()}
+    labels = {setting: _label(different[setting], own, keys) for setting, own in kept.items()}
+    alike: dict[str, list[tuple[Any, ...]]] = {}
+    for setting, label in labels.items():
+        alike.setdefault(label, []).append(setting)
+    for same in alike.values():
+        if len(same) > 1:  # what was left out tells them apart
+            telling = {key for key, *values in zip(keys, *same, strict=True) if len(set(values)) > 1}
+            for setting in same:
+                config = different[setting]
+                labels[setting] = _label(config, {*kept[setting], *telling}, keys, whole=telling)
+    return [labels[setting] for setting in settings]
+
+
+def _fitting(
+    config: Mapping[str, Any], keys: Sequence[str], setting: Sequence[Any], common: Sequence[Mapping[Any, int]]
+) -> set[str]:
+    """The keys that a label has room for, of those that the config has."""
+    own = {key for key in keys if key in config}
+    times = {key: counts[value] for key, value, counts in zip(keys, setting, common, strict=True)}
+    for key in sorted((key for key in keys if key in own), key=lambda key: -times[key])[: max(len(own) - 1, 0)]:
+        if len(_label(config, own, keys)) > MAX_LABEL_CHARS:
+            own.remove(key)
+    return own
+
+
+def _label(config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()) -> str:
+    """Of its `own` keys, the values of those in `whole` uncut."""
+    names, own, whole = short_names(keys), set(own), set(whole)
+    texts = {key: shown(config.get(key), key) for key in keys if key in own}
+    cut = {key: text if key in whole else middle_cut(text, MAX_VALUE_CHARS) for key, text in texts.items()}
+    return " ".join(f"{names[key]}={text}" for key, text in cut.items())
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each key's last part, or as much more as tells it from the others: `lr`, `model` for `model._target_`."""
+    keys = list(keys)
+    names = {key: (key.removesuffix("._target_")) for key in keys}
+    last = Counter(name.rpartition(".")[2] for name in names.values())
+    return {key: name.rpartition(".")[2] if last[name.rpartition(".")[2]] == 1 else name for key, name in names.items()}
+
+
+def shown(value: Any, key: str = "") -> str:
+    """A config value as a person writes it, on one line, with nothing that would steer a terminal."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case float():
+            return f"{value:g}"
+        case str() if key.endswith("_target_"):
+            return printable(value.rpartition(".")[2])
+        case list():
+            return printable(f"[{','.join(shown(item) for item in value)}]")
+    return printable(str(value))
+
+
+def middle_cut(text: str, limit: int) -> str:
+    """Without its middle where it is too long: a path is told by its ends."""
+    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
+
+
+def folder_names(paths: Sequence[Path]) -> list[str]:
+    """As many last parts of each path as tell the runs apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def comparable(value: Any) -> Any:
+    """The same for equal values, and fit to be looked up."""
+    return as_json(value) if isinstance(value, list) else value
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
