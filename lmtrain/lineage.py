@@ -33,16 +33,17 @@ def forked(arguments: Sequence[str]) -> list[str]:
         ConfigError: see `overrides_of`; there is no checkpoint.
     """
     flags = get_args_parser().parse_args(list(arguments))
-    given = parse(flags.overrides)
-    forks = [override for override in given if _line(override).startswith("fork=") and override.value() is not None]
+    forks = [text for text in flags.overrides if text.startswith("fork=") and text != "fork=null"]
     if not forks:
         return list(arguments)
-    if forks[-1].is_sweep_override():
-        raise ConfigError(f"{forks[-1].input_line}: one run; sweep over its checkpoints by step=N,M")
-    run = Path(str(forks[-1].value()))
+    # A path and no value of Hydra's grammar: the jobs of a sweep have directories like `lr=0.001,seed=1`.
+    run = Path(forks[-1].removeprefix("fork=").strip("'\""))
+    if not run.is_dir():
+        raise ConfigError(f"fork={run}: no such run directory; it is one run, and step=N,M sweeps over its checkpoints")
+    given = parse([text for text in flags.overrides if text not in forks])
     trusted = [str(name) for override in given if override.key_or_group == "trust" for name in _listed(override)]
     own = overrides_of(run, trusted, given)
-    rest = [_line(override) for override in given if override.key_or_group not in ("fork", "trust")]
+    rest = [_line(override) for override in given if override.key_or_group != "trust"]
     if not any(override.key_or_group == "step" for override in given):
         steps = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")]
         if not steps:

@@ -83,6 +83,12 @@ def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> 
     assert whole == list(range(5, 13))
 
 
+def test_a_job_of_a_sweep_is_forked_by_its_path(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    origin.rename(tmp_path / "runs" / "lr=0.001,seed=1")
+    train(cli, "fork=runs/lr=0.001,seed=1", "step=8", "hydra.run.dir=runs/fork")
+    assert [line["step"] for line in timeless_metrics(tmp_path / "runs" / "fork")] == [9, 10, 11, 12]
+
+
 def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
     firsts = sorted(read_metrics(path)[0]["step"] for path in tmp_path.glob("runs/sweep/*/metrics.jsonl"))
@@ -96,13 +102,13 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fork=runs/none"], "runs/none: no run there"),
+        (["fork=runs/none"], "fork=runs/none: no such run directory"),
         (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_model=64"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
         (["allow_changes=x", "fork=runs/origin"], "allow_changes: goes with resume=RUN_DIR alone"),
-        (["-m", "fork=runs/origin,runs/other"], "one run; sweep over its checkpoints by step=N,M"),
+        (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
         (["--rerun", "runs/none"], "runs/none: no run there"),
         (["--rerun", "runs/origin", "seed=3"], "seed=3: --rerun changes nothing; to change a run, fork it"),
     ],
