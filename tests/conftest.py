@@ -64,6 +64,34 @@ def write_tokens(folder: Path, train: int = 4000, val: int = 700, dtype: str = "
     return folder
 
 
+FAILING_MODEL = """\
+import os
+from pathlib import Path
+from lmtrain.model.llama import Llama
+
+class Fails(Llama):
+    def __init__(self, vocab_size: int, block_size: int):
+        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
+        self.calls = 0
+
+    def forward(self, tokens, targets=None):
+        self.calls += 1
+        if self.calls > {calls} and {condition}:
+            raise {error}
+        return super().forward(tokens, targets)
+"""
+
+
+def write_failing_model(folder: Path, error: str, *, calls: int = 9, condition: str = "True") -> str:
+    """A model in `mine.py`, chosen by `model=fails`, that raises after some calls; its source."""
+    source = FAILING_MODEL.format(calls=calls, condition=condition, error=error)
+    (folder / "mine.py").write_text(source)
+    (folder / "conf" / "model").mkdir(parents=True)
+    node = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
+    (folder / "conf" / "model" / "fails.yaml").write_text(node)
+    return source
+
+
 @pytest.fixture
 def token_folder(tmp_path: Path) -> Path:
     return write_tokens(tmp_path / "data" / "tiny")

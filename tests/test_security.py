@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Cli, clean_environment, write_tokens
+from conftest import TINY, Cli, clean_environment, write_failing_model, write_tokens
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models
 
@@ -436,34 +436,14 @@ def test_a_meta_of_other_types_is_one_line(tmp_path: Path, key: str, value: Any)
         read_meta(data)
 
 
-FAILS = """
-import os
-from lmtrain.model.llama import Llama
-
-class Fails(Llama):
-    def __init__(self, vocab_size: int, block_size: int):
-        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
-        self.calls = 0
-
-    def forward(self, tokens, targets=None):
-        self.calls += 1
-        if self.calls > 9:
-            key = os.environ["MY_API_KEY"]
-            raise RuntimeError(f"401 from https://me:password@host with {key!r}")
-        return super().forward(tokens, targets)
-"""
-
-
 @pytest.mark.slow
 def test_a_failing_run_keeps_no_secret(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "mine.py").write_text(FAILS)
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    model = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
-    (tmp_path / "conf" / "model" / "fails.yaml").write_text(model)
+    error = "RuntimeError(f'401 from https://me:password@host with {os.environ[\"MY_API_KEY\"]!r}')"
+    source = write_failing_model(tmp_path, error)
     git(tmp_path, "init", "-q")
     git(tmp_path, "add", "mine.py")
     git(tmp_path, "commit", "-qm", "x")
-    (tmp_path / "mine.py").write_text(f"KEY = '{SECRET}'\n{FAILS}")
+    (tmp_path / "mine.py").write_text(f"KEY = '{SECRET}'\n{source}")
     kept = [text for text in TINY if not text.startswith(("model", "logger"))]
     command = [*kept, "model=fails", "logger=wandb", f"data.path={token_folder}", "hydra.run.dir=out"]
     notes = f"logger.wandb.notes={ON_THE_COMMAND_LINE}"

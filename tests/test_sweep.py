@@ -13,29 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment
+from conftest import TINY, Cli, clean_environment, write_failing_model
 
 from lmtrain.logger.jsonl import read_metrics
 from lmtrain.same_bits import UndisturbedRun
 
 # A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
 JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS", "2"), ("SWEEP_KILLS", "2")))
-
-FAILS_ONCE = """
-from pathlib import Path
-from lmtrain.model.llama import Llama
-
-class Fails(Llama):
-    def __init__(self, vocab_size: int, block_size: int):
-        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
-        self.calls = 0
-
-    def forward(self, tokens, targets=None):
-        self.calls += 1
-        if self.calls > 15 and Path("broken").exists():
-            raise MemoryError("no memory for 12 GB")
-        return super().forward(tokens, targets)
-"""
 
 
 @pytest.fixture
@@ -105,11 +89,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 
 @pytest.mark.slow
 def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "mine.py").write_text(FAILS_ONCE)
+    error, condition = "MemoryError('no memory for 12 GB')", "Path('broken').exists()"
+    write_failing_model(tmp_path, error, calls=15, condition=condition)
     (tmp_path / "broken").touch()
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    model = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
-    (tmp_path / "conf" / "model" / "fails.yaml").write_text(model)
     # The experiment's settings of its own model would be unknown keys of another one.
     experiment = tmp_path / "experiments" / "tiny.yaml"
     lines = experiment.read_text().splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment
+from conftest import TINY, Cli, clean_environment, write_failing_model
 
 from lmtrain.checkpoint import load
 from lmtrain.logger.jsonl import read_metrics
@@ -295,31 +295,12 @@ def test_mistakes_found_while_building_are_told_shortly(tiny: list[str], tmp_pat
     assert result(tmp_path / "out")["status"] == "failed"
 
 
-FAILS = """
-from lmtrain.model.llama import Llama
-
-class Fails(Llama):
-    def __init__(self, vocab_size: int, block_size: int):
-        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
-        self.calls = 0
-
-    def forward(self, tokens, targets=None):
-        self.calls += 1
-        if self.calls > 9:
-            raise RuntimeError("a bug in the model")
-        return super().forward(tokens, targets)
-"""
-
-
 def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "mine.py").write_text(FAILS)
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    model = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
-    (tmp_path / "conf" / "model" / "fails.yaml").write_text(model)
+    write_failing_model(tmp_path, "RuntimeError('a bug in the model')")
     kept = [text for text in tiny if not text.startswith("model")]
     done = cli(*kept, "model=fails", "hydra.run.dir=out")
     assert done.returncode == 1
-    assert "failed: RuntimeError: a bug in the model (mine.py:12; traceback in out/train.log)" in done.stdout
+    assert "failed: RuntimeError: a bug in the model (mine.py:13; traceback in out/train.log)" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert "Traceback" in (tmp_path / "out" / "train.log").read_text()
     assert result(tmp_path / "out")["error"] == "RuntimeError: a bug in the model"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment
+from conftest import TINY, Cli, clean_environment, write_failing_model
 
 from lmtrain.commands.kills import MAX_DELAY_S, choose_moment
 from lmtrain.commands.verify_resume import changes
@@ -126,26 +126,10 @@ def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
         assert str(folder / name) in done.stdout
 
 
-FAILS = """
-from lmtrain.model.llama import Llama
-
-
-class Fails(Llama):
-    def __init__(self, vocab_size: int, block_size: int):
-        super().__init__(vocab_size, block_size, 1, 1, None, 16, 16)
-
-    def forward(self, tokens, targets=None):
-        raise RuntimeError("a bug in the model")
-"""
-
-
 def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "mine.py").write_text(FAILS)
-    (tmp_path / "conf" / "model").mkdir(parents=True)
-    yaml = "_target_: mine.Fails\nvocab_size: null\nblock_size: ${data.block_size}\n"
-    (tmp_path / "conf" / "model" / "mine.yaml").write_text(yaml)
+    write_failing_model(tmp_path, "RuntimeError('a bug in the model')", calls=0)
     kept = [text for text in tiny if not text.startswith("model")]
-    done = cli("verify-resume", *kept, "model=mine", "--keep", "kept")
+    done = cli("verify-resume", *kept, "model=fails", "--keep", "kept")
     assert done.returncode == 1
     assert "a run failed by itself (exit code 1): python -m lmtrain data=tokens" in done.stdout
     assert "RuntimeError: a bug in the model (mine.py:" in done.stdout
