@@ -19,9 +19,10 @@ class Effect:
     """What one setting does, the others equal.
 
     `means` are by value of the setting, in the order of the values, adjusted to the average of the others; `size` is
-    the largest less the smallest. `p` is None where nothing can be told, and `together` names the settings that change
-    only along with it then; for a setting that is a number `rank` says what there is to say: whether the groups' means
-    rise or fall with it, the other settings not held equal.
+    the largest less the smallest. `alike` are settings that change where this one does, as the warmup does with the
+    number of steps: the effect is that of all of them. `p` is None where nothing can be told, and `together` names the
+    settings that alone tell this one's value then; for a setting that is a number `rank` says what there is to say:
+    whether the groups' means rise or fall with it, the other settings not held equal.
     """
 
     key: str
@@ -29,6 +30,7 @@ class Effect:
     size: float
     f: float | None
     p: float | None
+    alike: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
     rank: Correlation | None = None
 
@@ -45,6 +47,7 @@ def effects(
     within groups: an interaction of settings is not taken for noise. Without replicates, the model's residuals stand in
     for it, interactions and all.
     """
+    keys, alike = _merged(settings, keys)
     levels = {key: list(dict.fromkeys(setting[key] for setting in settings)) for key in keys}
     if sum(map(len, levels.values())) > MAX_COLUMNS:
         return [_untold(key, settings, samples) for key in keys], None
@@ -73,16 +76,30 @@ def effects(
         without, rank_without = _residual(others, y)
         df = rank - rank_without
         if df < width:  # some of its values come only together with those of others
-            found.append(_untold(key, settings, samples, _confounded(key, parts, weights)))
+            found.append(_untold(key, settings, samples, together=_confounded(key, parts, weights)))
             continue
         means = dict(sorted(zip(levels[key], map(float, adjusted), strict=True), key=_by_value))
         f = p = None
         if noise is not None and noise.sd > ROUNDING * float(np.abs(y).max()):
             f = max(0.0, without - squares) / df / noise.sd**2
             p = float(special.fdtrc(df, noise.df, f))
-        found.append(Effect(key, means, float(np.ptp(adjusted)), f, p))
+        found.append(Effect(key, means, float(np.ptp(adjusted)), f, p, alike[key]))
     found.sort(key=lambda effect: -effect.size if math.isfinite(effect.size) else math.inf)
     return found, noise
+
+
+def _merged(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """The keys without those that divide the groups just as an earlier one does, and these by that one.
+
+    Not where a key has another value in each group: as all of them do then, that would make one setting of all.
+    """
+    firsts: dict[tuple[Any, ...], list[str]] = {}
+    for key in keys:
+        values = [setting[key] for setting in settings]
+        division: tuple[Any, ...] = tuple(map(values.index, values))
+        alone = len(set(division)) == len(settings)
+        firsts.setdefault((key,) if alone else division, []).append(key)
+    return [first for first, *_ in firsts.values()], {first: tuple(others) for first, *others in firsts.values()}
 
 
 def _untold(
@@ -95,7 +112,7 @@ def _untold(
         if _is_number(setting[key])
     ]
     rank = spearman(*zip(*numbers, strict=True)) if numbers else None
-    return Effect(key, {}, math.nan, None, None, together, rank)
+    return Effect(key, {}, math.nan, None, None, together=together, rank=rank)
 
 
 def _residual(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:

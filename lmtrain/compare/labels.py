@@ -39,7 +39,9 @@ def _fitting(
     """The keys that a label has room for, of those that the config has."""
     own = {key for key in keys if key in config}
     times = {key: counts[value] for key, value, counts in zip(keys, setting, common, strict=True)}
-    for key in sorted((key for key in keys if key in own), key=lambda key: -times[key])[: max(len(own) - 1, 0)]:
+    # Of equally common ones the later: steps and warmup follow the batch size, say, and not the other way round.
+    spare = sorted((key for key in keys if key in own), key=lambda key: (-times[key], -keys.index(key)))
+    for key in spare[:-1]:
         if len(_label(config, own, keys)) > MAX_LABEL_CHARS:
             own.remove(key)
     return own

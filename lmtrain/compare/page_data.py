@@ -39,7 +39,7 @@ def page_data(compared: Compared) -> dict[str, Any]:
     groups = replicate_numbers(runs)
     metrics = _metrics(runs, compared.metric)
     outcomes = [outcome(run, compared.metric) for run in runs]
-    effects = {effect.key: effect for effect in compared.conclusions.effects}
+    effects = {key: effect for effect in compared.conclusions.effects for key in (effect.key, *effect.alike)}
     found = [importance(key, [run.config.get(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: shown(value, key) for key, value in run.config.items()} for run in runs]

@@ -134,7 +134,8 @@ def effects_table(conclusions: Conclusions) -> Table:
             continue
         means = ", ".join(f"{shown(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
         p = NOTHING if effect.p is None else _p(effect.p)
-        table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(means))
+        also = f"; with it change {', '.join(effect.alike)}" if effect.alike else ""
+        table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(f"{means}{also}"))
     table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
     return table
 

@@ -144,13 +144,22 @@ def test_one_setting_alone_is_the_one_way_analysis() -> None:
     assert (found[0].f, found[0].p) == (pytest.approx(theirs.statistic), pytest.approx(theirs.pvalue))
 
 
-def test_settings_that_change_together_are_not_told_apart() -> None:
+def test_settings_that_change_together_are_one() -> None:
     settings = [{"lr": i, "batch": 8 * i, "decay": j} for i in (1, 2) for j in (0, 1)]
     samples = [[3.0 + 0.1 * s["lr"] + 0.01 * k for k in range(2)] for s in settings]
     by_key = {effect.key: effect for effect in effects(settings, samples, ["lr", "batch", "decay"])[0]}
-    assert by_key["lr"].p is None
-    assert by_key["lr"].together == ("batch",)
+    assert by_key.keys() == {"lr", "decay"}
+    assert by_key["lr"].alike == ("batch",)
+    assert by_key["lr"].size == pytest.approx(0.1)
+    assert by_key["lr"].p is not None
+    assert by_key["lr"].p < 1e-4
     assert by_key["decay"].size == pytest.approx(0)
+
+
+def test_a_setting_that_another_one_tells_but_not_the_other_way_round() -> None:
+    settings = [{"model": i, "big": i > 1} for i in (0, 1, 2, 0, 1, 2)]
+    by_key = {effect.key: effect for effect in effects(settings, [[3.0, 3.1]] * 6, ["model", "big"])[0]}
+    assert (by_key["big"].p, by_key["big"].together) == (None, ("model",))
 
 
 def test_unmatched_settings_say_nothing() -> None:
