@@ -179,12 +179,14 @@ def _remarks(ranked: Sequence[Group], comparisons: Sequence[Comparison]) -> list
     return remarks
 
 
-def plus_minus(value: float, half_width: float) -> str:
-    """Both with the decimals that the interval is worth: `0.021 ± 0.006`."""
+def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str:
+    """Both with the decimals that the interval is worth, `0.021 ± 0.006`, and so many digits of the value at least."""
     if not half_width or not math.isfinite(half_width):
         return f"{value:.4g}"
     first = half_width * 10.0 ** (digits := max(0, -math.floor(math.log10(half_width))))
     digits += first < 4  # 0.012, but 0.06
+    if value:
+        digits = max(digits, least_digits - 1 - math.floor(math.log10(abs(value))), 0)
     return f"{value:.{digits}f} ± {half_width:.{digits}f}"
 
 

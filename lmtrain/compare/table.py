@@ -117,7 +117,7 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
             [
                 group.label + (f" ({group.failed} failed)" if group.failed else ""),
                 str(len(sample)),
-                plus_minus(group.mean, half_width(sample)) if several else f"{group.mean:.4f}",
+                plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}",
                 f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
                 plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
                 _p(comparison.p) if comparison else "",
