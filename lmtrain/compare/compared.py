@@ -14,7 +14,8 @@ from lmtrain.compare.values import Equal
 
 @dataclass(frozen=True)
 class Compared:
-    """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of.
+    """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of, and
+    `axis` what that is equal in (step, if in nothing).
 
     `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`. `asked`
     are the columns to show (None: those that tell the runs apart).
@@ -26,6 +27,7 @@ class Compared:
     places: Mapping[str, Equal]
     columns: Mapping[str, Column]
     value: str
+    axis: str
     conclusions: Conclusions
     notes: Sequence[str]
     goal: float
@@ -66,6 +68,7 @@ def compare(
         places=places,
         columns=columns,
         value=_name(value, metric, places),
+        axis=value.removeprefix("at-") if value.startswith("at-") else "step",
         conclusions=conclude(found, sign=values.sign(metric), difference=difference),
         notes=[*repeats(runs), *notes],
         goal=goal,

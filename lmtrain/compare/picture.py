@@ -54,10 +54,12 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # fonts that a publisher takes
 }
 
+MIN_BAND_SEEDS = 3  # the interval of two is six times that of three, and hides every other curve
+
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean of some runs that differ in the seed alone, and half of its 95% interval; zeros for one run."""
+    """The mean of some runs that differ in the seed alone, and half of its 95% interval; zeros for one run or two."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -79,12 +81,12 @@ def as_svg(compared: Compared) -> bytes:
 
 def _saved(compared: Compared, form: str) -> bytes:
     """Raises ValueError where no run has the metric."""
-    curves = curves_of(compared.runs, compared.metric)
+    curves = curves_of(compared.runs, compared.metric, compared.axis)
     if not curves:
         raise ValueError(f"--{form}: nothing to draw, no run has {compared.metric} yet")
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = picture(curves, compared.metric)
+        figure = picture(curves, compared.metric, compared.axis)
         FigureCanvasAgg(figure)
         figure.savefig(file, format=form, dpi=300)
     return file.getvalue()
@@ -142,7 +144,7 @@ def _curve(runs: Sequence[Run], metric: str, x: str) -> Curve | None:
     grid = grid[np.unique(np.linspace(0, len(grid) - 1, min(len(grid), POINTS)).astype(int))]
     values = np.stack([np.interp(grid, xs, ys) for xs, ys in series])  # (runs, points)
     half = np.zeros(len(grid))
-    if len(runs) > 1:
+    if len(runs) >= MIN_BAND_SEEDS:
         half = stats.t.ppf(0.975, len(runs) - 1) * values.std(0, ddof=1) / np.sqrt(len(runs))
     return Curve(grid, values.mean(0), half, runs)
 
