@@ -32,10 +32,22 @@ def main() -> None:
         end_with(int(parent))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
+    try:
+        code = checked_dispatch(sys.argv[1:])
+        # All is done and said; what is left is Python's own end, which takes a moment and needs no interruption.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        code = 128 + signal.SIGINT
+    sys.exit(code)
+
+
+def checked_dispatch(arguments: Sequence[str]) -> int:
+    """`dispatch`, with a user's mistake as one line and the exit code 2."""
     from lmtrain.config import ConfigError
 
     try:
-        code = dispatch(sys.argv[1:])
+        code = dispatch(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -44,10 +56,7 @@ def main() -> None:
         for line in str(error).splitlines():
             print(f"config error: {line}", file=sys.stderr)
         code = 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        code = 128 + signal.SIGINT
-    sys.exit(code)
+    return code
 
 
 def end_with(parent: int) -> None:

@@ -157,7 +157,12 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
     cause = error.__cause__
     first, *more = message.splitlines()
     if first.endswith(":") and more:
-        return f"{first} {more[0].strip()}"
+        hint = (
+            "; a group's choice stands in the defaults list, as `- override /logger: []`"
+            if "ListConfig" in message
+            else ""
+        )
+        return f"{first} {more[0].strip()}{hint}"
     return first + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
 
 

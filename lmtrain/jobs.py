@@ -173,13 +173,12 @@ class JobPool:
                 os.close(lock)
 
     def _end(self, running: Running, code: int) -> Ended:
-        result = read_json(running.job.directory / "result.json")
-        status = result.get("status", "failed") if code == 0 else EXIT_STATUS.get(code, "failed")
         fresh = code == 0 or _written_at(running.job.directory) != running.result_before
+        result = read_json(running.job.directory / "result.json") if fresh else {}
+        status = result.get("status") or EXIT_STATUS.get(code, "failed")
         if not fresh and self.stopped is not None:  # before it could see to signals
             status = "interrupted"
-        reason = None if status in DONE else (result.get("error") if fresh else None) or _reason(running, code)
-        result = result if fresh else {}
+        reason = None if status in DONE else result.get("error") or _reason(running, code)
         return Ended(running.job, status, result.get("objective"), reason, result, ran=True)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -9,7 +9,7 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checks import GROUPS, key_paths
 from lmtrain.config import ConfigError, compose, quoted
@@ -84,6 +84,7 @@ def overrides_of(
         other = compose([*(_line(override) for override in own if _is_choice(override)), *choices])
         keys = set(key_paths(OmegaConf.to_container(other)))
         own_lines = [_line(override) for override in own if _is_choice(override) or override.key_or_group in keys]
+        own_lines += _without_leftovers(other, choices)
         groups = {choice.partition("=")[0].partition("/")[0] for choice in choices}
         restored = [(key, line) for key, line in restored if key.partition(".")[0] not in groups]
     return [*own_lines, *(line for _, line in restored)]
@@ -95,6 +96,21 @@ def parse(lines: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(lines))
     except OverrideParseException as error:
         raise ConfigError(f"{error.override}: not a valid override; write key=value") from error
+
+
+def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str]:
+    """Deletes what an experiment set for a group and the group's new choice does not have."""
+    pure = OmegaConf.to_container(compose(choices))
+    left = OmegaConf.to_container(composed)
+    assert isinstance(pure, dict)
+    assert isinstance(left, dict)
+    return [
+        f"~{group}.{key}"
+        for group in dict.fromkeys(choice.partition("=")[0] for choice in choices)
+        if isinstance(left.get(group), dict) and isinstance(pure.get(group), dict)
+        for key in left[group]
+        if key not in pure[group]
+    ]
 
 
 def _recorded(run_dir: Path) -> list[Override]:

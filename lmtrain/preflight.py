@@ -28,11 +28,25 @@ def preflight(composed: DictConfig, *, prepares: bool = True) -> DictConfig:
     """
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
+    _check_origin(composed)
     cfg = check(composed)
     _check_extras(cfg)
     with mistakes_of_the_user():
         ensure_tokens(cfg, prepares=prepares)
         return fit_to_data(cfg)
+
+
+def _check_origin(composed: DictConfig) -> None:
+    """Of a fork: is there such a checkpoint? Whether it is whole is seen when it is read."""
+    run, step = composed.get("fork"), composed.get("step")
+    if run is None:
+        if step is not None:
+            raise ConfigError(f"step={step}: goes with fork=RUN_DIR, and is the step of its checkpoint")
+        return
+    steps = sorted(int(path.name.removeprefix("step-")) for path in Path(run).glob("checkpoints/step-*"))
+    if isinstance(step, int) and step not in steps:
+        there = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
+        raise ConfigError(f"step={step}: {run} has {there}")
 
 
 def _check_extras(cfg: DictConfig) -> None:
@@ -52,6 +66,7 @@ def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
     """
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: a plan is of a new run; give its overrides instead")
+    _check_origin(composed)
     cfg = check(composed)
     missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]
     if not missing:

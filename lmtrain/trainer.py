@@ -222,7 +222,8 @@ class Trainer:
             if evaluates:
                 metrics = self._evaluated(metrics)
             if metrics:
-                axes = {"tokens": state.tokens, "seconds": self._seconds()}  # what curves are drawn over
+                state.seconds = self._seconds()
+                axes = {"tokens": state.tokens, "seconds": state.seconds}  # what curves are drawn over
                 self.logger.log(state.step, metrics | axes)
             if evaluates and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step == "stop":
                 raise DivergedError(f"the validation loss of step {state.step} is {state.val_loss}")

@@ -57,6 +57,21 @@ def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: P
     assert result["best_val_loss"] == min(line["val/loss"] for line in lines if "val/loss" in line)
 
 
+def test_what_an_experiment_set_for_a_group_goes_with_the_groups_choice(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text("# @package _global_\nscheduler:\n  min_lr: 1e-5\n")
+    tiny = [*TINY, f"data.path={token_folder}", "experiments=mine"]
+    train(cli, *tiny, "hydra.run.dir=runs/origin")
+    train(cli, "fork=runs/origin", "step=8", "scheduler=constant", "hydra.run.dir=runs/branch")
+    assert "min_lr" not in OmegaConf.load(tmp_path / "runs" / "branch" / "config.yaml").scheduler
+    done = cli(*tiny, "scheduler=constant")  # here it may be a mistake
+    assert done.returncode == 2
+    assert "scheduler.min_lr=1e-05: unknown key" in done.stderr
+    assert "set by experiments=mine; '~scheduler.min_lr' leaves it out" in done.stderr
+
+
 def test_a_fork_with_other_data_and_seed_begins_that_data(origin: Path, tmp_path: Path, cli: Cli) -> None:
     write_tokens(tmp_path / "data" / "other", train=9000)
     said = train(cli, "fork=runs/origin", "step=4", "data.path=data/other", "seed=5", "hydra.run.dir=runs/other")
@@ -107,6 +122,9 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_model=64"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
+        (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
+        (["step=4"], "step=4: goes with fork=RUN_DIR"),
+        (["resume=runs/origin", "fork=runs/origin"], "resume goes on with a run, fork starts another from it"),
         (["allow_changes=x", "fork=runs/origin"], "allow_changes: goes with resume=RUN_DIR alone"),
         (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
         (["--rerun", "runs/none"], "runs/none: no run there"),

@@ -47,6 +47,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
         )
     if flags := [text for text in arguments if text.startswith("-")]:
         raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
+    if origin := [text for text in arguments if text.lstrip("+").startswith(("fork=", "step="))]:
+        raise ConfigError(f"{origin[0]}: resume goes on with a run, fork starts another from it; give one of the two")
     set_up_hydra()
     permissions = {key: _names(arguments, key) for key in ("allow_changes", "trust")}
     overrides = [text for text in arguments if text.partition("=")[0] not in permissions]

@@ -44,7 +44,10 @@ def main(arguments: Sequence[str]) -> int:
             [*searched([flags.config_dir] if flags.config_dir else []), *flags.overrides], with_hydra=True
         )
         run_dir = Path(composed.hydra.run.dir)
-        preflight(without_hydra(composed))
+        try:
+            preflight(without_hydra(composed))
+        except ConfigError as error:
+            raise ConfigError(_with_origin(str(error), flags.overrides)) from error
         refuse_existing_run(run_dir)
     exit_codes: list[int] = []
     mistakes: list[ConfigError] = []
@@ -75,6 +78,18 @@ def main(arguments: Sequence[str]) -> int:
     if mistakes:
         raise mistakes[0]
     return max(exit_codes, default=0)
+
+
+def _with_origin(problems: str, overrides: Sequence[str]) -> str:
+    """An unknown key that is not on the command line was set by the experiment, for another choice of its group."""
+    experiment = next((text for text in overrides if text.startswith("experiments=")), None)
+    lines = problems.splitlines()
+    for number, line in enumerate(lines):
+        key = line.partition("=")[0]
+        given = any(text.lstrip("+").startswith(f"{key}=") for text in overrides)
+        if experiment and ": unknown key" in line and not given:
+            lines[number] = f"{line}; set by {experiment}; '~{key}' leaves it out"
+    return "\n".join(lines)
 
 
 def _check_launcher(overrides: Sequence[str]) -> None:
