@@ -143,7 +143,8 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["--mfu=7"], "--mfu 7.0: a share"),
         (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
         (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; a plan is of one run, give one"),
-        (["fork=runs/none"], "runs/none: no run there"),
+        (["-m"], "-m: a plan is of one run; leave it out"),
+        (["fork=runs/none"], "fork=runs/none: no such run directory"),
     ],
 )
 def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, arguments: list[str], message: str) -> None:
