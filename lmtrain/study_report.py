@@ -26,6 +26,7 @@ from lmtrain.study import SharedStudy, failed, ranked
 STUDY_FILE = "search.json"
 MAX_ROWS = 10
 MAX_SLICES = 8
+MAX_LOG_TICKS = 4
 COLOURS = {"completed": "#1f77b4", "pruned": "#ff7f0e", "failed": "#d62728", "diverged": "#9467bd"}
 MARKERS = {"completed": "o", "pruned": "x", "failed": "v", "diverged": "^"}
 
@@ -168,11 +169,29 @@ def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
     else:
         places = {}
         if getattr(distribution, "log", False):
-            axes.set_xscale("log")
+            _few_log_ticks(axes, [float(trial.params[key]) for trial in having])
     for name in COLOURS:
         points = [(places.get(str(trial.params[key]), trial.params[key]), trial) for trial in having]
         _scatter(axes, [point for point in points if kind(point[1]) == name], name)
     axes.set(xlabel=key, ylabel="validation loss")
+
+
+def _few_log_ticks(axes: Any, values: Sequence[float]) -> None:
+    """A log axis with at most four labels, in plain numbers: of a decade or less, matplotlib's would overlap."""
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = min(values), max(values)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
+        ticks = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
+        if len(ticks) > 2:
+            break
+    ticks = (ticks if len(ticks) > 1 else sorted({low, high}))[:: -(-len(ticks) // MAX_LOG_TICKS) or 1]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) -> None:

@@ -1,6 +1,7 @@
 """`python -m lmtrain compare RUN…`: runs side by side, and whether their differences are more than noise."""
 
 import argparse
+import difflib
 import importlib
 import importlib.util
 import sys
@@ -30,6 +31,8 @@ OUTPUTS: Mapping[str, tuple[str, str]] = {
     "pdf": ("lmtrain.compare.picture", "as_pdf"),
     "svg": ("lmtrain.compare.picture", "as_svg"),
 }
+# Beside the output's own name; a picture or a page by another would be opened by the wrong program.
+SUFFIXES = {"csv": {"txt"}, "json": {"txt"}, "markdown": {"md", "txt"}, "html": {"htm"}}
 NEEDED = {"html": "plotly", **dict.fromkeys(("png", "pdf", "svg"), "matplotlib")}
 MEANINGS = {
     "html": "one page with curves, tables and statistics, that needs no network; ",
@@ -38,7 +41,7 @@ MEANINGS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(joined(arguments))
+    options = parsed(arguments)
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
     check(options, files)
     from lmtrain.compare.compared import compare  # scipy takes half a second, which --help need not wait for
@@ -91,6 +94,18 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises ConfigError for an unknown option; names the nearest."""
+    known = parser()
+    options, unknown = known.parse_known_args(joined(arguments))
+    for word in unknown:
+        flag = word.partition("=")[0]
+        names = [name for action in known._actions for name in action.option_strings]
+        near = difflib.get_close_matches(flag, names, n=1)
+        raise ConfigError(f"{flag}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them"))
+    return options
+
+
 def joined(arguments: Sequence[str]) -> list[str]:
     """`--sort -lr` as one word: argparse would take the second for an option."""
     words = iter(arguments)
@@ -110,8 +125,10 @@ def check(options: argparse.Namespace, files: Mapping[str, str]) -> None:
     for kind, file in files.items():
         if kind in NEEDED and importlib.util.find_spec(NEEDED[kind]) is None:
             raise ConfigError(f"--{kind} {file}: needs {NEEDED[kind]}; install it with pip install 'lmtrain[plot]'")
-        if (other := Path(file).suffix[1:].lower()) != kind and other in OUTPUTS:
-            raise ConfigError(f"--{kind} {file}: would be no {other} file; give --{other} {file}")
+        suffix = Path(file).suffix[1:].lower()
+        if suffix and suffix not in {kind, *SUFFIXES.get(kind, ())}:
+            way_out = f"--{suffix} {file}" if suffix in OUTPUTS else Path(file).with_suffix(f".{kind}")
+            raise ConfigError(f"--{kind} {file}: would be no {suffix} file; give {way_out}")
         if Path(file).is_dir():
             raise ConfigError(f"--{kind} {file}: is a folder; give a file")
         if not Path(file).parent.is_dir():

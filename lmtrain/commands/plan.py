@@ -28,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         "--mfu", type=float, default=DEFAULT_MFU, help=f"share of a GPU's peak that is reached (default: {DEFAULT_MFU})"
     )
     parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    if several := {"-m", "--multirun"} & {*arguments}:
+        raise ConfigError(f"{several.pop()}: a plan is of one run; leave it out, and give each key one value")
     options = parser.parse_intermixed_args(list(arguments))
     if not 0 < options.mfu <= 1:
         raise ConfigError(f"--mfu {options.mfu}: a share, above 0 and at most 1")

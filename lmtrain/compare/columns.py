@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lmtrain.compare import values
 from lmtrain.compare.labels import folder_names, short_names, shown
 from lmtrain.compare.runs import Run, differing_keys, number
@@ -24,6 +26,8 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 CONDITION = re.compile(r"\s*(?P<key>[^<>=!\s]+)\s*(?P<comparison>==|!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
+MAX_FOLDER_CHARS = 20  # of `20261123-120000-1a2b`; a sweep's folders are called by what they override
+ALIASES = {"from": "parent"}  # as the settings of a forked run are called
 CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
 
@@ -60,22 +64,27 @@ def place(equal: Equal) -> str:
 def available(runs: Sequence[Run], metric: str, places: Mapping[str, Equal]) -> dict[str, Column]:
     """Every column that these runs have, by key, in the order of a table."""
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
+    # Where folders have long names, a table calls runs by what differs.
+    longest = max(map(len, folders.values()), default=0)
+    called = {folders[run.path]: run.label for run in runs} if longest > MAX_FOLDER_CHARS else {}
     names = short_names(differing_keys(runs))
     found = [
-        Column("run", "run", "run", lambda run: folders[run.path], is_text=True),
+        Column("run", "run", "run", lambda run: folders[run.path], lambda name: called.get(name, name), True),
         Column("path", "path", "path", lambda run: str(run.path), is_text=True),
         Column("label", "label", "label", lambda run: run.label, is_text=True),
         *(config_column(key, name) for key, name in names.items()),
         Column("parent", "parent", "started", lambda run: run.parent, is_text=True),
         Column("status", "status", "status", lambda run: run.status, is_text=True),
         Column("steps", "steps", "steps", lambda run: run.steps, count),
-        Column("tokens", "tokens", "tokens", lambda run: _last(run, "tokens"), si),
-        Column("flops", "FLOPs", "FLOPs", lambda run: _last(run, "flops"), si),
+        Column("tokens", "tokens", "tokens", lambda run: _whole(_ended(run, "tokens")), si),
+        Column("flops", "FLOPs", "FLOPs", lambda run: _whole(_flops(run)), si),
         Column("seconds", "seconds", "time", lambda run: _last(run, "seconds"), duration),
-        Column("parameters", "parameters", "params", lambda run: run.parameters, si),
+        Column("parameters", "parameters", "params", lambda run: _whole(run.parameters), si),
         *(_at(metric, equal) for equal in places.values()),
         Column("best", f"best {metric}", "best", lambda run: values.best(run, metric)[0], loss),
-        Column("best_step", f"step of the best {metric}", "at step", lambda run: values.best(run, metric)[1], count),
+        Column(
+            "best_step", f"step of the best {metric}", "at step", lambda run: _whole(values.best(run, metric)[1]), count
+        ),
         Column("final", f"final {metric}", "final", lambda run: values.final(run, metric), loss),
         Column("tokens_per_second", "tokens/s (median)", "tok/s", values.speed, si),
     ]
@@ -87,19 +96,21 @@ def config_column(key: str, header: str) -> Column:
 
 
 def chosen(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
-    """The column, any config key, or the last part of one if only one key has it.
+    """The column by its key or as a table heads it, any config key, or the last part of one if only one key has it.
 
     Raises:
         ValueError: there is none; names the nearest.
     """
-    if key in columns:
-        return columns[key]
+    if (name := ALIASES.get(key, key)) in columns:
+        return columns[name]
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     ending = [column.key for column in columns.values() if column.key.endswith(f".{key}")] or [
         name for name in keys if name.endswith(f".{key}")
     ]
     if key in keys or len(ending) == 1:
         return config_column(key if key in keys else ending[0], key)
+    if headed := [column for column in columns.values() if column.header == key]:
+        return headed[0]
     if ending:
         raise ValueError(f"{option}: {key} may be {' or '.join(ending)}")
     known = [*columns, *keys]
@@ -122,6 +133,8 @@ def filtered(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[st
         if (match := CONDITION.fullmatch(text)) is None:
             raise ValueError(f"{option}: not a condition; write KEY=VALUE, or with !=, <, <=, > or >=")
         column = chosen(match["key"], columns, runs, option)
+        if not match["value"]:
+            raise ValueError(f"{option}: nothing after {match['comparison']}; write KEY{match['comparison']}VALUE")
         wanted, compare = _parsed(match["value"]), COMPARISONS[match["comparison"]]
         if match["comparison"].strip("=!") and not isinstance(wanted, float):
             raise ValueError(f"{option}: {match['value']} is no number, which {match['comparison']} needs")
@@ -175,6 +188,21 @@ def _in_full(equal: Equal) -> str:
 def _last(run: Run, axis: str) -> float:
     column = run.metrics[axis]
     return float(column[-1]) if len(column) else math.nan
+
+
+def _ended(run: Run, key: str) -> float:
+    """As the run's result has it: steps that were not logged, as before a divergence, count too."""
+    told = number(run.result.get(key))
+    return float(np.fmax(told, _last(run, key)))
+
+
+def _flops(run: Run) -> float:
+    return _ended(run, "tokens") * run.flops_per_token
+
+
+def _whole(value: float) -> float:
+    """As an integer, which a file then has without a point."""
+    return int(value) if value.is_integer() else value
 
 
 def _parsed(text: str) -> Any:

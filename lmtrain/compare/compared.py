@@ -17,7 +17,8 @@ class Compared:
     """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of, and
     `axis` what that is equal in (step, if in nothing).
 
-    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`. `asked`
+    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`, which was
+    given or (`goal_chosen`) is what three runs in four reach. `asked`
     are the columns to show (None: those that tell the runs apart).
     """
 
@@ -31,6 +32,7 @@ class Compared:
     conclusions: Conclusions
     notes: Sequence[str]
     goal: float
+    goal_chosen: bool
     reached: Sequence[Mapping[str, float] | None]
     asked: Sequence[Column] | None = None
 
@@ -54,13 +56,15 @@ def compare(
     Raises:
         ValueError: a metric or a column that no run has.
     """
-    if not any(len(run.series(metric)[0]) for run in runs) and any(run.steps for run in runs):
+    if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
         raise ValueError(_unknown(metric, runs))
+    wanted = values.default_goal(runs, metric) if goal is None else goal
     places = values.equal_places(runs, metric, at_step)
     columns = available(runs, metric, places)
     of_run = _value(value, metric, columns)
     found, notes = groups(runs, of_run)
-    goal = values.default_goal(runs, metric) if goal is None else goal
+    if at_step is None and value == "at-step" and "step" in places:
+        notes = [*_outside(runs, metric, places["step"]), *notes]
     return Compared(
         runs=runs,
         metric=metric,
@@ -71,8 +75,9 @@ def compare(
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
         conclusions=conclude(found, sign=values.sign(metric), difference=difference),
         notes=[*repeats(runs), *notes],
-        goal=goal,
-        reached=[values.reach(run, metric, goal) for run in runs],
+        goal=wanted,
+        goal_chosen=goal is None,
+        reached=[values.reach(run, metric, wanted) for run in runs],
         asked=None if asked is None else [chosen(key, columns, runs, f"--columns {','.join(asked)}") for key in asked],
     )
 
@@ -82,6 +87,26 @@ def _value(value: str, metric: str, columns: Mapping[str, Column]) -> Callable[[
     if key in columns:
         return columns[key].value
     return lambda run: float("nan")  # an axis that these runs have not
+
+
+def _outside(runs: Sequence[Run], metric: str, equal: Equal) -> list[str]:
+    """Which run decides the equal step, where completed ones have no value there; and how to choose another."""
+    steps = {run.label: run.series(metric)[0] for run in runs if run.status == "completed"}
+    ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
+    late = [ends[label] for label in ends if steps[label][0] > equal.place]
+    if late:
+        first = min(ends, key=lambda label: ends[label])
+        return [
+            f"{first} ends at {place(equal)}, which {len(late)} of {len(ends)} completed runs were not evaluated at; "
+            f"--at-step {min(late):.0f} compares these, or --filter 'steps>={min(late):.0f}'"
+        ]
+    early = sum(end < equal.place for end in ends.values())
+    if early:
+        return [
+            f"{early} of {len(ends)} completed runs end before {place(equal)}, the last that the others share; "
+            f"--filter 'steps<{equal.place:.0f}' compares them, --at-step N takes another step"
+        ]
+    return []
 
 
 def _name(value: str, metric: str, places: Mapping[str, Equal]) -> str:

@@ -22,6 +22,7 @@ from lmtrain.compare.statistics import (
 MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
 MAX_HOLM_GROUPS = 60  # beyond, all pairs take too long: Bonferroni's correction, which is stricter
 SENTENCES = 3
+WOULD_DECIDE = "each would decide a difference of"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None
     if rest:
         worse = sum(comparison.p < ALPHA for comparison in rest)
         sentences.append(
-            f"of the {len(rest)} other settings, {worse} are worse than {ranked[0].label}, and {len(rest) - worse} "
-            "can't be told from it"
+            f"of the {len(rest)} other settings, {worse} {'is' if worse == 1 else 'are'} worse than "
+            f"{ranked[0].label}, and {len(rest) - worse} can't be told from it"
         )
     return Conclusions(ranked, noise, comparisons, *_effects(ranked), [*sentences, *_remarks(ranked, comparisons)])
 
@@ -129,13 +130,13 @@ def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: floa
         sd = pooled_sd if (pooled_sd := _sd_of_differences(a, b)) else sd
     needed = seeds_needed(delta, sd, pairs=pairs, alpha=alpha)
     if needed is None:
-        return f"; not even {MAX_SEEDS:,} seeds each would decide a difference of {delta:.2g}"
+        return f"; not even {MAX_SEEDS:,} seeds {WOULD_DECIDE} {delta:.2g}"
     more = needed - min(len(a.values), len(b.values))
     if more <= 0 and wanted is None:  # by the noise of all groups it should have shown, by that of these two it did not
         return "; a few more seeds each may decide"
     if more <= 0:
         return f"; these seeds would have shown a difference of {delta:.2g}, had there been one, four times in five"
-    return f"; {more:,} more seed{'s' if more > 1 else ''} each would decide a difference of {delta:.2g}"
+    return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DECIDE} {delta:.2g}"
 
 
 def _sd_of_differences(a: Group, b: Group) -> float:
@@ -168,12 +169,15 @@ def _remarks(ranked: Sequence[Group], comparisons: Sequence[Comparison]) -> list
     if pairs > 1:
         kind = "Holm" if len(ranked) <= MAX_HOLM_GROUPS else "Bonferroni"
         line += f", corrected ({kind}) for all {pairs:,} pairs, as the best was chosen by the same values"
-    remarks = [f"{line}; numbers of seeds are for a power of 80%"]
+    if any(WOULD_DECIDE in comparison.sentence for comparison in comparisons[:SENTENCES]):
+        line += "; numbers of seeds are for a power of 80%"
+    remarks = [line]
     single = sum(len(group.values) == 1 for group in ranked)
     if single:
         remarks.insert(
             0,
-            f"{single} of {len(ranked)} settings have one seed: their noise is taken to be that of the others, "
+            f"{single} of {len(ranked)} settings {'has' if single == 1 else 'have'} one seed: "
+            f"{'its' if single == 1 else 'their'} noise is taken to be that of the others, "
             "which nothing here shows",
         )
     return remarks

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 MAX_LABEL_CHARS = 48
 MAX_VALUE_CHARS = 24
+NUMBER = re.compile(r"(?<==)[-+.\de]+")  # as in `lr=0.003`
 
 
 def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
@@ -80,8 +82,16 @@ def shown(value: Any, key: str = "") -> str:
 
 
 def middle_cut(text: str, limit: int) -> str:
-    """Without its middle where it is too long: a path is told by its ends."""
-    return text if len(text) <= limit else f"{text[: limit // 2 - 1]}…{text[-(limit - limit // 2) :]}"
+    """Without its middle where it is too long: a path is told by its ends. A setting's number goes whole or stays."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit // 2 - 1, len(text) - (limit - limit // 2)
+    for number in NUMBER.finditer(text):
+        if number.start() < head < number.end():
+            head = number.start()
+        if number.start() < tail < number.end():
+            tail = number.end()
+    return f"{text[:head]}…{text[tail:]}"
 
 
 def folder_names(paths: Sequence[Path]) -> list[str]:

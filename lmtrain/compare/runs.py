@@ -66,9 +66,15 @@ class Run:
         return number(_part(self.environment, "model").get("parameters"))
 
     @property
+    def flops_per_token(self) -> float:
+        return number(_part(self.environment, "model").get("flops_per_token"))
+
+    @property
     def steps(self) -> int:
         """Optimizer steps done."""
-        return int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
+        logged = int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
+        told = self.result.get("steps")  # more than were logged, where the last of them diverged
+        return max(logged, told) if type(told) is int else logged
 
 
 def number(value: Any) -> float:

@@ -28,8 +28,10 @@ def _show_runs(compared: Compared, limit: int) -> None:
         picked, same = usual(compared.columns, compared.runs, compared.keys)
         picked, hidden = fitted(picked, runs, console.width)
     count = f"{len(compared.runs)} run{'s' if len(compared.runs) > 1 else ''}"
-    _heading(f"{count}, {compared.metric}" + (f"; the same for all: {', '.join(same)}" if same else ""))
+    _heading(f"{count}, {compared.metric}")
     console.print(runs_table(picked, runs))
+    if same:
+        _dim(f"the same for all: {', '.join(same)}")
     if hidden:
         _dim(f"no room for {', '.join(column.header for column in hidden)}: --columns, --csv or a wider terminal")
     if len(compared.runs) > limit:
@@ -64,7 +66,8 @@ def _show_statistics(compared: Compared) -> None:
 def _show_reach(compared: Compared) -> None:
     if not math.isfinite(compared.goal):
         return
-    _heading(f"first evaluation with {compared.metric} at {loss(compared.goal)} or better")
+    chosen = ", which three runs in four reach (--reach chooses another)" if compared.goal_chosen else ""
+    _heading(f"first evaluation with {compared.metric} at {loss(compared.goal)} or better{chosen}")
     reached = sorted(
         zip(compared.runs, compared.reached, strict=True), key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf
     )

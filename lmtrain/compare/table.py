@@ -36,13 +36,15 @@ def cell(column: Column, run: Run) -> str:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return NOTHING
-    return middle_cut(column.show(value), MAX_CELL)
+    return middle_cut(column.show(value), 2 * MAX_CELL if column.key in ("run", "parent") else MAX_CELL)
 
 
 def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Column], list[str]]:
     """The columns to show, and what is the same for all of several runs, in words."""
     picked, same = [], []
     for key, column in columns.items():
+        if key in keys and all(_is_told(column, columns["run"], run) for run in runs):
+            continue
         if key in ALWAYS or key in keys:
             picked.append(column)
         elif key in DEFAULT:
@@ -51,7 +53,7 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
             if len(texts) > 1 or (told and len(runs) == 1):
                 picked.append(column)
             elif told:
-                same.append(f"{column.header} {texts.pop()}" if not column.is_text else f"all {texts.pop()}")
+                same.append(texts.pop() if column.is_text else f"{column.header} {texts.pop()}")
     # Equal tokens are equal steps where all take as many a step; and the last evaluation is often the best.
     seen: dict[tuple[str, ...], Column] = {}
     copies: dict[str, list[str]] = {}
@@ -62,9 +64,14 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
             first = seen.setdefault(tuple(cell(column, run) for run in runs), column)
         if first is column:
             distinct.append(column)
-        else:
+        elif not column.key.startswith("at_"):
             copies.setdefault(first.header, []).append(column.header)
-    return distinct, [*same, *(f"{', '.join(headers)} as {first}" for first, headers in copies.items())]
+    return distinct, [*same, *(f"{' and '.join(headers)} = {first}" for first, headers in copies.items())]
+
+
+def _is_told(column: Column, called: Column, run: Run) -> bool:
+    """Has the run's name, where it is a label, the whole value already?"""
+    return f"{column.header}={cell(column, run)}" in cell(called, run).split()
 
 
 def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
@@ -163,7 +170,9 @@ def _table(*headers: str) -> Table:
 
 
 def _untold(effect: Effect) -> str:
-    why = f"changes only with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
+    why = (
+        f"always changes together with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
+    )
     text = f"cannot be told: {why}"
     if effect.rank is None:
         return text

@@ -28,10 +28,17 @@ def sign(metric: str) -> int:
 
 
 def compared(runs: Sequence[Run], metric: str) -> list[Run]:
-    """The runs that decide where all are compared: the completed ones, or, with fewer than two, all that go well."""
+    """The runs that decide where all are compared: the completed ones, or, with fewer than two, all that go well.
+
+    Without a few much shorter ones: fewer than a third, each shorter than half of what the others have.
+    """
     measured = [run for run in runs if len(run.series(metric)[0])]
     completed = [run for run in measured if run.status == "completed"]
-    return completed if len(completed) > 1 else [run for run in measured if run.status not in FAILED] or measured
+    if len(completed) < 2:
+        return [run for run in measured if run.status not in FAILED] or measured
+    ends = [run.series(metric)[0][-1] for run in completed]
+    most = sorted(ends)[(len(ends) - 1) // 3]  # that more than two in three came to
+    return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= most]
 
 
 def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, Equal]:

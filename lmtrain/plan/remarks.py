@@ -11,6 +11,7 @@ from lmtrain.plan.facts import Facts, Remark, Schedule
 FEW_TOKENS, MANY_TOKENS = 5.0, 2000.0  # a parameter; the compute-optimal are about 20
 MANY_EPOCHS = 4.0  # up to here repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
 LONG_WARMUP = 0.2  # of the run
+SHORT_RUN = 100  # steps: a try that is to run, not to learn much
 USUAL_RATES = (1e-6, 0.05)
 
 
@@ -30,7 +31,7 @@ def warmup_never_ends(schedule: Schedule) -> str | None:
         return None
     return (
         f"scheduler.warmup_steps={schedule.warmup_steps}: the run ends after {schedule.max_steps:,} steps, while the "
-        f"rate still rises; take about {max(schedule.max_steps // 20, 1)}"
+        f"rate still rises; {_usual_warmup(schedule.max_steps)}"
     )
 
 
@@ -68,8 +69,13 @@ def warmup_is_long(schedule: Schedule) -> str | None:
     warmup, steps = schedule.warmup_steps, schedule.max_steps
     if warmup is None or warmup >= steps or warmup <= max(schedule.first_step, LONG_WARMUP * steps):
         return None
-    usual = max(steps // 20, 1)
-    return f"scheduler.warmup_steps={warmup}: {warmup / steps:.0%} of the run; a twentieth, {usual}, is usual"
+    return f"scheduler.warmup_steps={warmup}: {warmup / steps:.0%} of the run; {_usual_warmup(steps)}"
+
+
+def _usual_warmup(max_steps: int) -> str:
+    if max_steps < SHORT_RUN:
+        return "so short a run needs none, scheduler.warmup_steps=0"
+    return f"a twentieth is usual, scheduler.warmup_steps={max_steps // 20}"
 
 
 def rate_is_unusual(schedule: Schedule) -> str | None:
@@ -90,18 +96,25 @@ def data_unseen(facts: Facts) -> str | None:
     if len(facts.epochs) == 1 and facts.steps_per_epoch is not None:
         needed = facts.max_steps + math.ceil((1 - max(unseen.values())) * facts.steps_per_epoch)
         way_out = f"; trainer.max_steps={needed} is one epoch"
-    return f"trainer.max_steps={facts.max_steps}: never seen will be {seen}{way_out}, or leave it so"
+    verb = "is" if len(unseen) == 1 else "are"
+    return f"trainer.max_steps={facts.max_steps}: {seen} {verb} never seen{way_out}, or leave it so"
 
 
 def data_repeated(facts: Facts) -> str | None:
-    often = {name: seen for name, seen in facts.epochs.items() if seen > MANY_EPOCHS}
+    often = _repeated(facts)
     if not often:
         return None
+    # Fewer steps would leave a model that is too large for its tokens further behind: see `few_tokens`.
+    fewer = "a smaller model" if facts.tokens_per_parameter < FEW_TOKENS else "fewer steps"
     seen = ", ".join(f"{name} {times:.3g} times" for name, times in often.items())
     return (
         f"trainer.max_steps={facts.max_steps}: sees {seen}; beyond four epochs, repeated tokens teach ever less "
-        "(Muennighoff et al. 2023): fewer steps, more data, or model.dropout=0.1 against learning it by heart"
+        f"(Muennighoff et al. 2023): more data, {fewer}, or model.dropout=0.1 against learning it by heart"
     )
+
+
+def _repeated(facts: Facts) -> dict[str, float]:
+    return {name: seen for name, seen in facts.epochs.items() if seen > MANY_EPOCHS}
 
 
 def batch_larger_than_data(facts: Facts) -> str | None:
@@ -116,11 +129,12 @@ def batch_larger_than_data(facts: Facts) -> str | None:
 def few_tokens(facts: Facts) -> str | None:
     if facts.tokens_per_parameter >= FEW_TOKENS:
         return None
-    return (
-        f"{facts.tokens_per_parameter:.2g} tokens a parameter, where about 20 are compute-optimal (Hoffmann et al. "
-        "2022): for these FLOPs a smaller model (model.d_model, model.n_layer) with more steps (trainer.max_steps) "
-        "reaches a lower loss"
-    )
+    told = f"{facts.tokens_per_parameter:.2g} tokens a parameter, where about 20 are compute-optimal"
+    told += " (Hoffmann et al. 2022)"
+    smaller = "a smaller model (model.d_model, model.n_layer)"
+    if _repeated(facts):
+        return f"{told}: {smaller} is enough for this data, and more steps would only repeat it; or more data"
+    return f"{told}: for these FLOPs {smaller} with more steps (trainer.max_steps) reaches a lower loss"
 
 
 def many_tokens(facts: Facts) -> str | None:

@@ -91,6 +91,8 @@ def _memory(plan: Plan) -> None:
     for meaning, size in plan.beside.items():
         table.add_row(meaning, _bytes(size))
     _print(table)
+    if any(not step.peak.get("gradients") for step in columns.values()):
+        _line("  gradients –: a step holds most at its logits, before there is any gradient")
     _line("  compiled, a step takes less: what is fused into one kernel is kept once")
     facts = plan.facts
     if facts.memory_needed is not None and facts.memory_free is not None:

@@ -54,6 +54,7 @@ def test_filters_take_config_keys_status_and_columns(sweep: list[Run]) -> None:
         ("optimizer.lrr>1", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
         ("sed=1", "sed: unknown key; did you mean seed?"),
         ("lr", "not a condition; write KEY=VALUE"),
+        ("lr>", "--filter 'lr>': nothing after >; write KEY>VALUE"),
         ("lr>big", "big is no number, which > needs"),
         ("_target_=x", "_target_ may be data._target_ or model._target_"),
     ],
@@ -83,6 +84,18 @@ def test_the_table_shows_what_tells_runs_apart(compared: Compared) -> None:
     assert len(narrow) + len(hidden) == len(columns)
 
 
+def test_runs_in_folders_of_long_names_are_called_by_what_differs(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for lr in (1e-3, 3e-3):
+            folder = tmp_path / f"experiments=quickstart,n_layer=1,lr={lr},seed={seed},max_steps=40"
+            write_run(folder, {"optimizer.lr": lr, "seed": seed})
+    of_sweep = compare(load_runs([tmp_path]))
+    lines = as_markdown(of_sweep).splitlines()
+    assert lines[0] == "| run | @step 200 |"  # and no column that says lr and seed once more
+    assert lines[2].startswith("| lr=0.001 seed=1 |")
+    assert next(csv.DictReader(io.StringIO(as_csv(of_sweep))))["run"].startswith("experiments=quickstart,")
+
+
 def test_a_strangers_values_steer_no_terminal(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"data.order": "\x1b[2J[red]shuffle\n"})
     write_run(tmp_path / "b")
@@ -98,6 +111,7 @@ def test_csv_has_every_run_with_all_digits(compared: Compared) -> None:
     for row, run in zip(rows, compared.runs, strict=True):
         assert row["optimizer.lr"] == str(run.config["optimizer.lr"])
         assert row["parent"] == ""
+        assert (row["tokens"], row["parameters"]) == (str(run.steps * 1024), "1000000")
         if run.status == "completed":
             assert float(row["val/loss at step 200"]) == run.series("val/loss")[1][-1]
         else:
@@ -135,10 +149,11 @@ def test_the_command_shows_it_all(compared: Compared, cli: Cli) -> None:
     folder = str(compared.runs[0].path.parent)
     done = cli("compare", folder, "--reach", "3.2", "--limit", "5")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "13 runs, val/loss; the same for all:" in done.stdout
+    assert done.stdout.startswith("\n13 runs, val/loss\n")
+    assert "the same for all: params 1M" in done.stdout
     assert "8 more: --limit 0 shows all" in done.stdout
     assert "lr=0.008 is better than lr=0.004 by " in done.stdout
-    assert "first evaluation with val/loss at 3.2000 or better" in done.stdout
+    assert "first evaluation with val/loss at 3.2000 or better\n" in done.stdout
     assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
 
 
@@ -152,6 +167,8 @@ def test_options_change_what_is_shown(compared: Compared, capfd: pytest.CaptureF
     assert "not reached" in shown(folder, "--reach", "3.0", "--filter", "lr<0.003")
     assert "1 run, val/loss" in shown(f"{folder}/sweep/0")
     assert "lr=0.008 seed=1" in shown(folder, "--columns", "label,grad_clip", "--sort", "-lr")
+    assert "started" in shown(folder, "--columns", "run,from,tok/s")
+    assert "which three runs in four reach (--reach chooses another)" in shown(folder)
     assert "best val/loss; noise" in shown(folder, "--value", "best")
     assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
 
@@ -169,6 +186,9 @@ def test_options_change_what_is_shown(compared: Compared, capfd: pytest.CaptureF
         (["RUNS", "--filter", "lr>9"], "--filter 'lr>9': no run is left"),
         (["RUNS", "--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: there is no folder nowhere"),
         (["RUNS", "--csv", "-", "--json", "-"], "--csv - --json -: one of them at a time"),
+        (["RUNS", "--png", "a.jpg"], "--png a.jpg: would be no jpg file; give a.png"),
+        (["RUNS", "--csv", "a.json"], "--csv a.json: would be no json file; give --json a.json"),
+        (["RUNS", "--srt", "lr"], "--srt: no such option; did you mean --sort?"),
         (["RUNS", "--difference", "0"], "--difference 0.0: more than 0"),
     ],
 )

@@ -143,6 +143,7 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["--mfu=7"], "--mfu 7.0: a share"),
         (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
         (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; a plan is of one run, give one"),
+        (["-m"], "-m: a plan is of one run; leave it out"),
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
     ],
 )

@@ -197,7 +197,7 @@ def test_one_seed_is_no_evidence() -> None:
 def test_a_single_seed_borrows_the_noise_of_others_and_says_so() -> None:
     concluded = conclude([group("a", [3.0]), group("b", B)])
     assert concluded.comparisons[0].difference.test == "t-test with the pooled noise"
-    assert any("1 of 2 settings have one seed" in sentence for sentence in concluded.sentences)
+    assert any("1 of 2 settings has one seed: its noise" in sentence for sentence in concluded.sentences)
 
 
 def test_equal_seeds_are_paired_where_a_seed_means_the_same_start() -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 
-from lmtrain.compare.labels import MAX_LABEL_CHARS, labels_of
+from lmtrain.compare.labels import MAX_LABEL_CHARS, labels_of, middle_cut
 
 KEYS = ["optimizer.weight_decay", "trainer.grad_clip", "scheduler.warmup_steps", "optimizer.lr", "data.batch_size"]
 
@@ -21,6 +21,19 @@ def test_long_ones_leave_out_what_most_have_but_nothing_that_tells_them_apart() 
     odd = dict.fromkeys(KEYS, 7) | {"optimizer.lr": 0.5}
     common = [dict.fromkeys(KEYS, 1) | {"data.batch_size": size} for size in range(9)]
     assert all(len(label) <= MAX_LABEL_CHARS for label in labels_of([*common, odd], KEYS))
+
+
+def test_a_number_is_cut_nowhere() -> None:
+    text = "from lr=0.001 min_lr=0.00025 weight_decay=0.125 at step 10"
+    for limit in range(4, len(text)):
+        kept = middle_cut(text, limit)
+        assert len(kept) <= limit
+        head, tail = kept.split("…")
+        assert (text.startswith(head), text.endswith(tail)) == (True, True)
+        for number in ("0.001", "0.00025", "0.125"):
+            start = text.index(f"={number}") + 1
+            assert not start < len(head) < start + len(number)
+            assert not start < len(text) - len(tail) < start + len(number)
 
 
 def test_equal_settings_are_called_the_same() -> None:

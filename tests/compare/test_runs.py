@@ -12,6 +12,8 @@ import pytest
 from conftest import TINY, Cli, write_tokens
 from synthetic_runs import PARAMETERS, STEP_TOKENS, write_run, write_sweep
 
+from lmtrain.compare.columns import available
+from lmtrain.compare.compared import compare
 from lmtrain.compare.replicates import groups, repeats
 from lmtrain.compare.runs import Run, differing_keys, load_runs
 from lmtrain.compare.values import at, best, default_goal, equal_places, final, reach
@@ -144,7 +146,7 @@ def test_a_pipe_in_a_strangers_folder_is_not_waited_for(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     (folder / "metrics.jsonl").unlink()
     os.mkfifo(folder / "metrics.jsonl")
-    assert load_runs([tmp_path])[0].steps == 0
+    assert len(load_runs([tmp_path])[0].metrics["step"]) == 0
 
 
 def test_lines_count_once_and_in_order(tmp_path: Path) -> None:
@@ -173,6 +175,34 @@ def test_equal_places_are_where_all_completed_runs_were(tmp_path: Path) -> None:
     between = equal_places(runs, "val/loss", at_step=125)["step"]
     assert not between.exact
     assert at(runs[0], "val/loss", between) == pytest.approx((ys[1] + ys[2]) / 2)
+
+
+def test_a_few_short_runs_do_not_decide_where_all_are_equal(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"short{seed}", {"seed": seed}, steps=3, eval_interval=3)
+    for seed in range(6):
+        write_run(tmp_path / f"long{seed}", {"seed": seed}, steps=40, eval_interval=10)
+    runs = load_runs([tmp_path])
+    assert equal_places(runs, "val/loss")["step"].place == 3  # one in three is not few
+    (note,) = [note for note in compare(runs).notes if "--at-step" in note]
+    assert "seed=0 ends at step 3, which 6 of 9 completed runs were not evaluated at; --at-step 40 " in note
+    write_run(tmp_path / "long6", {"seed": 6}, steps=40, eval_interval=10)
+    runs = load_runs([tmp_path])
+    assert equal_places(runs, "val/loss")["step"].place == 40
+    (note,) = [note for note in compare(runs).notes if "--at-step" in note]
+    assert "3 of 10 completed runs end before step 40" in note
+    assert not any("--at-step" in note for note in compare(runs, at_step=40).notes)
+
+
+def test_a_run_that_diverged_has_the_steps_of_its_result(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", steps=30, status="diverged")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text(lines[0])  # the others were not to be logged yet
+    (run,) = load_runs([tmp_path])
+    columns = available([run], "val/loss", {})
+    assert run.steps == 30
+    assert columns["tokens"].value(run) == 30 * STEP_TOKENS
+    assert columns["flops"].value(run) == 30 * STEP_TOKENS * 6 * PARAMETERS
 
 
 def test_a_loss_is_reached_at_the_first_evaluation_that_has_it(tmp_path: Path) -> None:
@@ -265,7 +295,7 @@ def test_synthetic_runs_have_the_files_of_real_ones(tmp_path: Path, cli: Cli) ->
     assert [run.label for run in real] == ["seed=1", "seed=2"]
     shown = cli("compare", "outputs", "--sort", "-seed", "--csv", "table.csv")
     assert shown.returncode == 0, shown.stderr
-    assert "2 runs, val/loss; the same for all: all completed, steps 12" in shown.stdout
+    assert "the same for all: completed, steps 12" in shown.stdout
     assert "one setting, 2 seeds: the noise between seeds is" in shown.stdout
     rows = (tmp_path / "table.csv").read_text().splitlines()
     assert rows[0].startswith(

@@ -49,7 +49,7 @@ MISTAKES = {  # what is wrong, and what is said
     "rate_rises": (with_schedule(min_lr=1e-3), "scheduler.min_lr=0.001: above the peak, optimizer.lr=0.0006"),
     "schedule_ends_early": (with_schedule(schedule_steps=4000), "scheduler.max_steps=4000: .* last 1,000 steps"),
     "schedule_ends_late": (with_schedule(schedule_steps=9000), "scheduler.max_steps=9000: the run ends after 5,000"),
-    "warmup_is_long": (with_schedule(warmup_steps=1500), "scheduler.warmup_steps=1500: 30% of the run; .* 250"),
+    "warmup_is_long": (with_schedule(warmup_steps=1500), "scheduler.warmup_steps=1500: 30% of the run; .*=250"),
     "rate_is_unusual": (with_schedule(lr=0.6), "optimizer.lr=0.6: unusually large"),
     "memory_too_small": (replace(SOUND, memory_free=10**9), "8GB of memory, and 1GB .*data.batch_size=8"),
     "disk_too_small": (replace(SOUND, disk_free=10**8), "400MB, and 100MB are free: .*keep_checkpoints"),
@@ -61,7 +61,7 @@ MISTAKES = {  # what is wrong, and what is said
     "batch_larger_than_data": (replace(SOUND, steps_per_epoch=0.5), "32,768 tokens, more than all .*data.batch_size"),
     "data_unseen": (
         replace(SOUND, epochs={"a": 0.25}, steps_per_epoch=20000),
-        "never seen will be 75% of a; trainer.max_steps=20000",
+        "75% of a is never seen; trainer.max_steps=20000",
     ),
     "data_repeated": (replace(SOUND, epochs={"a": 9.0, "b": 1.0}), "trainer.max_steps=5000: sees a 9 times;"),
     "few_tokens": (replace(SOUND, parameters=10**9), "0.16 tokens a parameter, where about 20"),
@@ -119,6 +119,19 @@ def test_every_remark_is_tried() -> None:
 def test_training_warns_of_certain_mistakes_alone(changes: dict[str, Any], count: int) -> None:
     assert len(CERTAIN) == 4
     assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
+
+
+def test_the_ways_out_do_not_contradict_each_other() -> None:
+    """Where a model is too large for data that it sees often, neither fewer nor more steps help."""
+    both = remarks(replace(SOUND, parameters=10**9, epochs={"data/a": 50.0}))
+    assert len(both) == 2
+    assert "more data, a smaller model, or model.dropout=0.1" in both[0]
+    assert both[1].endswith("is enough for this data, and more steps would only repeat it; or more data")
+
+
+def test_a_short_run_needs_no_warmup() -> None:
+    schedule = Schedule(max_steps=20, schedule_steps=20, warmup_steps=30, lr=6e-4, min_lr=6e-5)
+    assert certain_mistakes(schedule)[0].endswith("so short a run needs none, scheduler.warmup_steps=0")
 
 
 def test_a_fork_is_judged_by_the_steps_that_it_does() -> None:

@@ -1,0 +1,34 @@
+"""The picture of a study."""
+
+import itertools
+
+import pytest
+
+pytest.importorskip("optuna")
+pytest.importorskip("matplotlib")
+
+from matplotlib.figure import Figure
+
+from lmtrain.study_report import MAX_LOG_TICKS, _few_log_ticks
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([2e-3, 6e-3], ["0.002", "0.004", "0.006"]),  # less than a decade
+        ([1e-4, 1.0], ["0.0001", "0.01", "1"]),
+        ([2.11e-3, 2.57e-3], ["0.00211", "0.00257"]),  # no round number in between
+        ([0.01], ["0.01"]),
+    ],
+)
+def test_a_log_axis_has_a_few_plain_numbers(values: list[float], labels: list[str]) -> None:
+    figure = Figure(figsize=(3.6, 3.2))
+    axes = figure.add_subplot()
+    _few_log_ticks(axes, values)
+    axes.scatter(values, values)
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in axes.get_xticklabels()] == labels
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))
+    assert len(labels) <= MAX_LOG_TICKS
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
