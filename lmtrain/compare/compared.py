@@ -93,20 +93,22 @@ def _outside(runs: Sequence[Run], metric: str, equal: Equal) -> list[str]:
     """Which run decides the equal step, where completed ones have no value there; and how to choose another."""
     steps = {run.label: run.series(metric)[0] for run in runs if run.status == "completed"}
     ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
+    found = []
     late = [ends[label] for label in ends if steps[label][0] > equal.place]
     if late:
-        first = min(ends, key=lambda label: ends[label])
-        return [
-            f"{first} ends at {place(equal)}, which {len(late)} of {len(ends)} completed runs were not evaluated at; "
-            f"--at-step {min(late):.0f} compares these, or --filter 'steps>={min(late):.0f}'"
-        ]
+        deciding = min(values.compared(runs, metric), key=lambda run: run.series(metric)[0][-1])
+        found.append(
+            f"{deciding.label} decides that runs are compared at {place(equal)}, before {len(late)} of {len(ends)} "
+            f"completed ones were evaluated; --at-step {min(late):.0f}, or --filter 'steps>={min(late):.0f}', "
+            "compares these"
+        )
     early = sum(end < equal.place for end in ends.values())
     if early:
-        return [
+        found.append(
             f"{early} of {len(ends)} completed runs end before {place(equal)}, the last that the others share; "
             f"--filter 'steps<{equal.place:.0f}' compares them, --at-step N takes another step"
-        ]
-    return []
+        )
+    return found
 
 
 def _name(value: str, metric: str, places: Mapping[str, Equal]) -> str:

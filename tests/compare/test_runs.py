@@ -185,7 +185,8 @@ def test_a_few_short_runs_do_not_decide_where_all_are_equal(tmp_path: Path) -> N
     runs = load_runs([tmp_path])
     assert equal_places(runs, "val/loss")["step"].place == 3  # one in three is not few
     (note,) = [note for note in compare(runs).notes if "--at-step" in note]
-    assert "seed=0 ends at step 3, which 6 of 9 completed runs were not evaluated at; --at-step 40 " in note
+    assert "seed=0 decides that runs are compared at step 3, before 6 of 9 completed ones were evaluated" in note
+    assert "--at-step 40, or" in note
     write_run(tmp_path / "long6", {"seed": 6}, steps=40, eval_interval=10)
     runs = load_runs([tmp_path])
     assert equal_places(runs, "val/loss")["step"].place == 40
