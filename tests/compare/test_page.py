@@ -13,6 +13,7 @@ from scipy import stats
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 from synthetic_runs import write_run, write_sweep
 
 from lmtrain.compare.compared import compare
@@ -214,7 +215,9 @@ def test_a_narrow_and_a_dark_screen(page: Page) -> None:
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         page.settle()
         assert page.run("return getComputedStyle(document.body).backgroundColor") != light
-        assert page.run("return document.documentElement.scrollWidth") <= 390
+        # The drawing follows the window's size a moment later.
+        width = "return document.documentElement.scrollWidth"
+        WebDriverWait(page.browser, 10).until(lambda _: page.run(width) <= 390)
     finally:
         page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
