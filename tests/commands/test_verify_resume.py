@@ -20,7 +20,7 @@ from lmtrain.commands.victim import NAMES, PHASES, code_of
 from lmtrain.config import compose
 from lmtrain.preflight import preflight
 
-KILLS = 16  # of each dtype
+KILLS = 12  # of each dtype
 
 
 @pytest.fixture
