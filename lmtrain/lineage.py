@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.checks import GROUPS, key_paths
 from lmtrain.config import ConfigError, compose, quoted
 from lmtrain.durable import read_limited
+from lmtrain.run_directory import checkpoint_steps
 from lmtrain.trust import check_trust, read_saved
 
 MAX_BYTES = 100_000
@@ -45,10 +46,10 @@ def forked(arguments: Sequence[str]) -> list[str]:
     own = overrides_of(run, trusted, given)
     rest = [_line(override) for override in given if override.key_or_group != "trust"]
     if not any(override.key_or_group == "step" for override in given):
-        steps = [int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")]
+        steps = checkpoint_steps(run)
         if not steps:
             raise ConfigError(f"fork={run}: no checkpoint there yet")
-        rest.append(f"step={max(steps)}")
+        rest.append(f"step={steps[-1]}")
     others = [text for text in arguments if text not in flags.overrides]
     return [*others, *own, f"{FORK}{quoted(str(run))}", *rest]
 

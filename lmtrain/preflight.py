@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config import ConfigError, build, check, mistakes_of_the_user
 from lmtrain.console import console, duration
+from lmtrain.run_directory import checkpoint_steps
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,8 @@ def preflight(composed: DictConfig, *, prepares: bool = True) -> DictConfig:
     """
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
-    _check_origin(composed)
+    if prepares:  # a run that goes on has checkpoints of its own, and its origin may have removed that one since
+        _check_origin(composed)
     cfg = check(composed)
     _check_extras(cfg)
     with mistakes_of_the_user():
@@ -43,7 +45,7 @@ def _check_origin(composed: DictConfig) -> None:
         if step is not None:
             raise ConfigError(f"step={step}: goes with fork=RUN_DIR, and is the step of its checkpoint")
         return
-    steps = sorted(int(path.name.removeprefix("step-")) for path in Path(run).glob("checkpoints/step-*"))
+    steps = checkpoint_steps(Path(run))
     if isinstance(step, int) and step not in steps:
         there = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
         raise ConfigError(f"step={step}: {run} has {there}")

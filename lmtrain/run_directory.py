@@ -108,6 +108,12 @@ class Result:
     error: str | None = None
 
 
+def checkpoint_steps(run_dir: Path) -> list[int]:
+    """The steps that a run has checkpoints of, in ascending order, by their folders' names alone."""
+    names = (path.name.removeprefix("step-") for path in run_dir.glob("checkpoints/step-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The file's object; empty if it is not there, not JSON, or larger than such a file is."""
     try:

@@ -1,5 +1,6 @@
 """Runs that start from a checkpoint of another, and runs that repeat one: real ones, by the command line."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, t
 
 def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=4", "trainer.max_steps=8", "hydra.run.dir=runs/short")
+    shutil.rmtree(origin / "checkpoints" / "step-00000004")  # as its own retention may
     train(cli, "resume=runs/short", "trainer.max_steps=12", "allow_changes=[scheduler]")
     whole = [line["step"] for line in timeless_metrics(tmp_path / "runs" / "short")]
     assert whole == list(range(5, 13))
@@ -166,7 +168,7 @@ def test_what_a_strangers_run_was_started_with_is_not_simply_done(origin: Path, 
     recorded = origin / ".hydra" / "overrides.yaml"
     own = recorded.read_text()
     for line, message in (
-        ("hydra.run.dir=/tmp/elsewhere", "hydra.run.dir=/tmp/elsewhere: sets Hydra itself"),
+        ("hydra.run.dir=elsewhere", "hydra.run.dir=elsewhere: sets Hydra itself"),
         ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
         ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
         ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
