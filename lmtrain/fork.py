@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.checkpoint import BrokenCheckpointError, Checkpoint, CheckpointFolder, load
-from lmtrain.optimizer import load_groups, load_optimizer_state
 from lmtrain.snapshot import Snapshot, TrainState, train_state
 
 log = logging.getLogger(__name__)
@@ -73,11 +72,10 @@ def begin(snapshot: Snapshot, origin: Origin, state: TrainState, batch_size: int
     except RuntimeError as error:
         raise ValueError(f"fork={origin.run}: its checkpoint does not fit the model: {error}") from error
     if _chosen(then, "optimizer") == _chosen(now, "optimizer"):
-        _load_optimizer(snapshot, origin.checkpoint)
+        snapshot.put_back_optimizer(origin.checkpoint)
     else:
         fresh.append("the optimizer's state")
-    if origin.checkpoint.state["scaler"] and snapshot.scaler.is_enabled():
-        snapshot.scaler.load_state_dict(origin.checkpoint.state["scaler"])
+    snapshot.put_back_scaler(origin.checkpoint)
     if then["seed"] == now["seed"]:
         snapshot.system.load_generator_state(dict(origin.checkpoint.tensors["rng-0"]))
     else:
@@ -90,16 +88,6 @@ def begin(snapshot: Snapshot, origin: Origin, state: TrainState, batch_size: int
     # A batch begins where one of this size can.
     state.samples = -(-state.samples // batch_size) * batch_size
     log.info("forked from %s at step %d%s", origin.run, state.step, f"; new: {', '.join(fresh)}" if fresh else "")
-
-
-def _load_optimizer(snapshot: Snapshot, checkpoint: Checkpoint) -> None:
-    load_optimizer_state(
-        snapshot.optimizer,
-        snapshot.model.named_parameters(),
-        checkpoint.tensors["optimizer"],
-        checkpoint.state["optimizer"],
-    )
-    load_groups(snapshot.optimizer, snapshot.initial_groups, checkpoint.state["optimizer_groups"])
 
 
 def _chosen(config: Mapping[str, Any], group: str) -> Any:

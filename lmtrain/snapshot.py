@@ -112,6 +112,15 @@ class Snapshot:
             self.model.load_state_dict(dict(checkpoint.tensors["model"]))
         except RuntimeError as error:
             raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        self.put_back_optimizer(checkpoint)
+        self.put_back_scaler(checkpoint)
+        window = checkpoint.tensors["detector"]["window"]
+        if window.shape == self.detector.window.shape:  # another size was allowed: it fills anew
+            self.detector.window = window.to(self.detector.window.device, copy=True)
+        self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
+
+    def put_back_optimizer(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError if its state is of other parameters or groups."""
         self.optimizer.state.clear()
         load_optimizer_state(
             self.optimizer,
@@ -120,12 +129,11 @@ class Snapshot:
             checkpoint.state["optimizer"],
         )
         load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
+
+    def put_back_scaler(self, checkpoint: Checkpoint) -> None:
+        """If the run that saved and this one have one."""
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
-        window = checkpoint.tensors["detector"]["window"]
-        if window.shape == self.detector.window.shape:  # another size was allowed: it fills anew
-            self.detector.window = window.to(self.detector.window.device, copy=True)
-        self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
 
     def _check_data(self, then: Mapping[str, Any]) -> None:
         path = self.loaders["train"].path

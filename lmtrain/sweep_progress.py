@@ -16,7 +16,7 @@ from rich.table import Table
 from lmtrain.console import console, duration
 from lmtrain.job_directory import composed
 from lmtrain.jobs import Ended, Job, JobPool, Running
-from lmtrain.sweep_report import label
+from lmtrain.sweep_report import label, loss
 
 POLL_S = 0.1
 REFRESH_S = 0.5
@@ -114,7 +114,7 @@ class SweepProgress:
             rows.add_row(*self._running_row(running))
         for one in self._ended[: -1 - max(0, console.height - OTHER_ROWS - len(self._pool.running)) : -1]:
             result = one.result
-            losses = [_loss(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
+            losses = [loss(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
             rows.add_row(_cut(one.job.title), label(one), str(result.get("steps", "–")), *losses, "")
         counts = Counter({"running": len(self._pool.running)}) + Counter(map(label, self._ended))
         waiting = (self._total or 0) - sum(counts.values())
@@ -131,8 +131,8 @@ class SweepProgress:
             _cut(running.job.title),
             "resumed" if running.resumed else "running",
             f"{progress.step}/{max_steps}" if max_steps else str(progress.step),
-            _loss(progress.train_loss),
-            _loss(progress.val_loss),
+            loss(progress.train_loss),
+            loss(progress.val_loss),
             "–" if left is None else duration(left),
         ]
 
@@ -149,10 +149,6 @@ def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> l
             if pool.unfinished:
                 time.sleep(POLL_S)
     return [next(one for one in ended if one.job is job) for job in jobs]
-
-
-def _loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def _cut(title: str) -> str:

@@ -85,9 +85,9 @@ def table(ended: Sequence[Ended]) -> Table:
         rows.add_row(
             one.job.title,
             label(one),
-            _loss(one.objective),
+            loss(one.objective),
             str(one.result.get("best_step") or "–"),
-            _loss(one.result.get("final_train_loss")),
+            loss(one.result.get("final_train_loss")),
             si(one.result.get("tokens", 0)),
             duration(one.result.get("seconds", 0.0)),
             one.job.directory.name,
@@ -124,5 +124,5 @@ def _has_run(ended: Ended) -> bool:
     return ended.ran or bool(ended.result)
 
 
-def _loss(value: float | None) -> str:
+def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
