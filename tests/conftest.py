@@ -1,11 +1,12 @@
 """What the tests share: small token files, and the command line in a folder of its own."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,8 +42,6 @@ TINY = [
     "logger=[]",
     "sample_tokens=0",
 ]
-
-Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def write_tokens(folder: Path, train: int = 4000, val: int = 700, dtype: str = "uint16") -> Path:
@@ -97,6 +96,94 @@ def token_folder(tmp_path: Path) -> Path:
     return write_tokens(tmp_path / "data" / "tiny")
 
 
+class Started:
+    """A command that goes on in the background, as `subprocess.Popen` would show it; its output is in files."""
+
+    def __init__(self, arguments: tuple[str, ...], pid: int, folder: Path) -> None:
+        self.arguments, self.pid, self.folder = arguments, pid, folder
+
+    def poll(self) -> int | None:
+        code = self.folder / "code"
+        return int(code.read_text()) if code.exists() else None
+
+    def wait(self, timeout: float = 60) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.arguments, timeout, self.stdout, self.stderr)
+            time.sleep(0.002)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def end(self) -> None:
+        """With all that it has started, unless that has left its process group."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text(errors="replace")
+
+
+class Cli:
+    """Runs `python -m lmtrain …` in a folder, as a user would, without the environment's own W&B settings.
+
+    The process is a fork of one that has imported torch; with a PYTHONPATH it is an interpreter of its own, which only
+    a call can have.
+    """
+
+    def __init__(self, server: "Callable[[], subprocess.Popen[str]]", folder: Path, output: Callable[[], Path]) -> None:
+        self.server, self.folder, self.output = server, folder, output
+        self.started: list[Started] = []
+
+    def __call__(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
+        if "PYTHONPATH" in environment:
+            return subprocess.run(
+                [sys.executable, "-m", "lmtrain", *arguments],
+                cwd=self.folder,
+                env=clean_environment() | environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        process = self.start(*arguments, **environment)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.end()
+        return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
+
+    def start(self, *arguments: str, folder: Path | None = None, **environment: str) -> Started:
+        """In the background; what still runs when the test ends is killed then."""
+        output, server = self.output(), self.server()
+        files = {name: str(output / name) for name in ("stdout", "stderr", "code")}
+        for name in ("stdout", "stderr"):
+            (output / name).touch()
+        variables = clean_environment() | environment
+        asked = {"arguments": arguments, "folder": str(folder or self.folder), "environment": variables, **files}
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(f"{json.dumps(asked)}\n")
+        server.stdin.flush()
+        self.started.append(Started(arguments, int(server.stdout.readline()), output))
+        return self.started[-1]
+
+
 @pytest.fixture(scope="session")
 def cli_server() -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, str(Path(__file__).with_name("forked_cli.py"))]
@@ -106,39 +193,19 @@ def cli_server() -> Iterator["subprocess.Popen[str]"]:
 
 
 @pytest.fixture
-def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Cli:
-    """Runs `python -m lmtrain …` in tmp_path, as a user would, without the environment's own W&B settings.
+def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cli]:
+    # The server is started by the first test that needs it.
+    made = Cli(lambda: request.getfixturevalue("cli_server"), tmp_path, lambda: tmp_path_factory.mktemp("output"))
+    yield made
+    for process in made.started:
+        process.end()
 
-    The process is a fork of one that has imported torch; with a PYTHONPATH it is an interpreter of its own.
-    """
 
-    def run(*arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
-        command, variables = [sys.executable, "-m", "lmtrain", *arguments], clean_environment() | environment
-        if "PYTHONPATH" in environment:
-            return subprocess.run(
-                command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=timeout, check=False
-            )
-        server: subprocess.Popen[str] = request.getfixturevalue("cli_server")
-        assert server.stdin is not None
-        assert server.stdout is not None
-        folder = tmp_path_factory.mktemp("output")
-        output = {name: str(folder / name) for name in ("stdout", "stderr")}
-        for file in output.values():
-            Path(file).touch()
-        asked = {"arguments": arguments, "folder": str(tmp_path), "environment": variables, **output}
-        server.stdin.write(f"{json.dumps(asked)}\n")
-        server.stdin.flush()
-        child = int(server.stdout.readline())
-        killer = threading.Timer(timeout, os.killpg, (child, signal.SIGKILL))
-        killer.start()
-        code = int(server.stdout.readline())
-        killer.cancel()
-        texts = [Path(file).read_text(errors="replace") for file in output.values()]
-        if killer.finished.is_set() and code == -signal.SIGKILL:
-            raise subprocess.TimeoutExpired(command, timeout, *texts)
-        return subprocess.CompletedProcess(command, code, *texts)
-
-    return run
+@pytest.fixture(scope="module")
+def module_cli(tmp_path_factory: pytest.TempPathFactory, cli_server: "subprocess.Popen[str]") -> Cli:
+    """For what the tests of a file share, in a folder of its own."""
+    folder = tmp_path_factory.mktemp("shared")
+    return Cli(lambda: cli_server, folder, lambda: tmp_path_factory.mktemp("output"))
 
 
 def clean_environment() -> dict[str, str]:

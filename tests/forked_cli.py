@@ -1,15 +1,17 @@
 """Runs `python -m lmtrain …` in forks of a process that has imported torch already, which saves seconds a command.
 
-Each line of the standard input is a request: arguments, folder, environment, and the files that the output goes to.
-The exit code is the answer, a line.
+Each line of the standard input is a request: arguments, folder, environment, the files that the output goes to, and
+the file that shall hold the exit code when there is one. The process's number is the answer, a line.
 """
 
+import contextlib
 import gc
 import importlib
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from lmtrain import paths
 from lmtrain.commands.victim import SLOW_IMPORTS, become_lmtrain
@@ -20,20 +22,38 @@ def main() -> None:
         importlib.import_module(slow)
     gc.freeze()
     for line in sys.stdin:
-        request = json.loads(line)
-        child = os.fork()
-        if not child:
-            os.setpgid(0, 0)
-            os.chdir(request["folder"])
-            os.environ.clear()
-            os.environ.update(request["environment"])
-            for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-                os.dup2(os.open(name, os.O_RDWR), descriptor)
-            paths.STARTED_IN = Path.cwd()
-            become_lmtrain(request["arguments"])
-        print(child, flush=True)
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        with contextlib.suppress(ChildProcessError):  # none is left
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if not os.fork():
+            watch(json.loads(line))
+
+
+def watch(request: dict[str, Any]) -> NoReturn:
+    """The parent of one command, as its exit code is told to nobody else."""
+    child = os.fork()
+    if not child:
+        run(request)
+    os.setpgid(child, child)
+    os.write(1, f"{child}\n".encode())
+    silence = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):  # are the server's
+        os.dup2(silence, descriptor)
+    _, status = os.waitpid(child, 0)
+    code = Path(request["code"])
+    code.with_suffix(".new").write_text(str(os.waitstatus_to_exitcode(status)))
+    code.with_suffix(".new").rename(code)
+    os._exit(0)
+
+
+def run(request: dict[str, Any]) -> NoReturn:
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
+        os.dup2(os.open(name, os.O_RDWR), descriptor)
+    paths.STARTED_IN = Path.cwd()
+    become_lmtrain(request["arguments"])
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY, VOCAB_SIZE, Cli, clean_environment, write_tokens
+from conftest import TINY, VOCAB_SIZE, Cli, write_tokens
 
 from lmtrain.checkpoint import load
 from lmtrain.config import ConfigError, compose
@@ -53,8 +51,7 @@ def test_a_mixture_trains_and_its_killed_run_resumes_to_the_same_losses(tmp_path
     done = cli(*mixture, "hydra.run.dir=never")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1.8 epochs of books, 0.77 epochs of code" in done.stdout  # 336 and 144 samples, of 187 blocks each
-    command = [sys.executable, "-m", "lmtrain", *mixture, "hydra.run.dir=killed"]
-    process = subprocess.Popen(command, cwd=tmp_path, env=clean_environment(), stdout=subprocess.DEVNULL)
+    process = cli.start(*mixture, "hydra.run.dir=killed")
     lines = tmp_path / "killed" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not lines.exists() or len(lines.read_text().splitlines()) < 20:
@@ -62,7 +59,6 @@ def test_a_mixture_trains_and_its_killed_run_resumes_to_the_same_losses(tmp_path
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    process.wait()
     done = cli("resume=killed")
     assert done.returncode == 0, done.stdout + done.stderr
     losses = [
@@ -82,10 +78,7 @@ def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tm
         "trainer.checkpoint_interval=100000",
         "trainer.eval_interval=100000",
     ]
-    command = [sys.executable, "-m", "lmtrain", *long, "hydra.run.dir=out"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=clean_environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
+    process = cli.start(*long, "hydra.run.dir=out")
     lines = tmp_path / "out" / "metrics.jsonl"
     deadline = time.monotonic() + 60
     while not lines.exists() or len(lines.read_text().splitlines()) < 20:
@@ -93,11 +86,10 @@ def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tm
         assert time.monotonic() < deadline
         time.sleep(0.01)
     os.truncate(folder / "train.bin", 1000)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert len(errors.splitlines()) == 1
-    assert "train.bin: became shorter while it was read, from 8,000 to 1,000 bytes" in errors
-    assert "to continue when that is mended: python -m lmtrain resume=out" in errors
+    assert process.wait() == 2
+    assert len(process.stderr.splitlines()) == 1
+    assert "train.bin: became shorter while it was read, from 8,000 to 1,000 bytes" in process.stderr
+    assert "to continue when that is mended: python -m lmtrain resume=out" in process.stderr
     logged = read_metrics(lines)[-1]["step"]
     assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == logged
     (folder / "train.bin").write_bytes(whole)

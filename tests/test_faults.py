@@ -6,7 +6,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Cli, clean_environment, write_tokens
+from conftest import TINY, Cli, write_tokens
 from test_checkpoint_damage import flip_a_bit, garbage, truncate, zero_the_end
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 
@@ -237,23 +236,17 @@ class Slow:
 
 
 def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
-    token_folder: Path, tmp_path: Path
+    token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     (tmp_path / "mylog.py").write_text(SLOW_LOGGER)
     (tmp_path / "conf" / "logger").mkdir(parents=True)
     (tmp_path / "conf" / "logger" / "slow.yaml").write_text("# @package logger.slow\n_target_: mylog.Slow\n")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *TINY, f"data.path={token_folder}", "hydra.run.dir=out", "logger=slow"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert any("closing completed" in line for line in process.stdout)
+    process = cli.start(*TINY, f"data.path={token_folder}", "hydra.run.dir=out", "logger=slow")
+    while "closing completed" not in process.stdout:
+        assert process.poll() is None, process.stdout
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 0
+    assert process.wait() == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"
 
 
@@ -291,12 +284,7 @@ def test_a_resumed_run_does_not_prepare_its_data_again(tmp_path: Path, cli: Cli)
 
 def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     tiny = [*TINY, f"data.path={token_folder}"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    process = cli.start(*tiny, "trainer.max_steps=100000", "hydra.run.dir=out")
     deadline = time.monotonic() + 60
     while not list((tmp_path / "out" / "checkpoints").glob("step-*")):
         assert time.monotonic() < deadline
@@ -307,7 +295,6 @@ def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(token_folder: Path, tm
     assert refused.returncode == 2
     assert f"in use by process {process.pid} on " in refused.stderr
     process.kill()
-    process.wait()
     assert f"process {process.pid}" in (tmp_path / "out" / ".lock").read_text()
     done = cli(
         "resume=out", "trainer.max_steps=20" if newest(tmp_path) < 20 else f"trainer.max_steps={newest(tmp_path)}"
@@ -337,7 +324,7 @@ def test_a_clock_that_goes_backwards_harms_nothing(token_folder: Path, tmp_path:
     (tmp_path / "site" / "sitecustomize.py").write_text(BACKWARDS)
     odd = {"PYTHONPATH": str(tmp_path / "site")}
     tiny = [*TINY, f"data.path={token_folder}", "hydra.run.dir=out"]
-    assert cli(*tiny, "trainer.max_steps=6", **odd).returncode == 0
+    assert cli(*tiny, "trainer.max_steps=6").returncode == 0
     # As if written in the future, by this clock.
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path, (2**32, 2**32), follow_symlinks=False)

@@ -14,14 +14,17 @@ from lmtrain.logger.jsonl import read_metrics
 from lmtrain.run_directory import read_json
 
 
+@pytest.fixture(scope="module")
+def trained(module_cli: Cli) -> Path:
+    data = write_tokens(module_cli.folder / "data")
+    train(module_cli, *TINY, f"data.path={data}", "model.dropout=0.1", "trainer.keep_every=4", "hydra.run.dir=origin")
+    return module_cli.folder / "origin"
+
+
 @pytest.fixture
-def origin(token_folder: Path, tmp_path: Path, cli: Cli) -> Path:
-    """A run of 12 steps with checkpoints of the steps 4, 8 and 12, dropout and all."""
-    done = cli(
-        *TINY, f"data.path={token_folder}", "model.dropout=0.1", "trainer.keep_every=4", "hydra.run.dir=runs/origin"
-    )
-    assert done.returncode == 0, done.stderr
-    return tmp_path / "runs" / "origin"
+def origin(trained: Path, tmp_path: Path) -> Path:
+    """A run of 12 steps with checkpoints of the steps 4, 8 and 12, dropout and all; a copy of its own."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "origin", symlinks=True))
 
 
 def train(cli: Cli, *arguments: str) -> str:

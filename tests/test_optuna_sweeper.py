@@ -1,8 +1,6 @@
 """Searches as a user starts them: real trials, real kills, and mistakes that are told at once."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment
+from conftest import TINY, Cli, Started
 
 from lmtrain.checks import ConfigError
 from lmtrain.config import compose
@@ -21,33 +19,25 @@ from lmtrain.paths import shipped
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweep.dir=search"]
 
 
-def start(arguments: list[str], folder: Path) -> "subprocess.Popen[bytes]":
-    with (folder / "output").open("ab") as output:
-        command = [sys.executable, "-m", "lmtrain", *arguments]
-        return subprocess.Popen(
-            command, cwd=folder, env=clean_environment(), stdout=output, stderr=output, start_new_session=True
-        )
-
-
 def ended(folder: Path) -> dict[str, Any]:
     """The results of the trials so far, by directory."""
     results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
     return {name: result for name, result in results.items() if result["status"] != "interrupted"}
 
 
-def wait_for(folder: Path, count: int, processes: "list[subprocess.Popen[bytes]]") -> dict[str, Any]:
+def wait_for(folder: Path, count: int, processes: list[Started]) -> dict[str, Any]:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if len(found := ended(folder)) >= count:
             return found
-        assert all(process.poll() is None for process in processes), (folder.parent / "output").read_text()
+        assert all(process.poll() is None for process in processes), [process.stdout for process in processes]
         time.sleep(0.02)
-    raise AssertionError((folder.parent / "output").read_text())
+    raise AssertionError([process.stdout for process in processes])
 
 
 @pytest.mark.slow
 def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
-    token_folder: Path, tmp_path: Path
+    token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     arguments = [
         *SEARCH,
@@ -61,18 +51,17 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         "optimizer.lr=tag(log, interval(1e-7, 1e-1))",
         "optimizer.weight_decay=choice(0, 0.1, 0.2, 1e30)",  # the last diverges
     ]
-    workers = [start(arguments, tmp_path) for _ in range(2)]
+    workers = [cli.start(*arguments) for _ in range(2)]
     search = tmp_path / "search"
     wait_for(search, 2, workers)
     for worker in workers:
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.wait()
+        worker.kill()
     before = ended(search)
     assert 2 <= len(before) < 5
     written = {name: (search / name / "metrics.jsonl").stat().st_mtime_ns for name in before}
 
-    last = start([text.replace("n_jobs=1", "n_jobs=2") for text in arguments], tmp_path)
-    assert last.wait(timeout=120) == 0, (tmp_path / "output").read_text()
+    last = cli(*(text.replace("n_jobs=1", "n_jobs=2") for text in arguments))
+    assert last.returncode == 0, last.stdout + last.stderr
     report = json.loads((search / "search.json").read_text())
     trials = report["trials"]
     assert [trial["number"] for trial in trials] == list(range(5))
@@ -90,8 +79,7 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
     assert {name: (search / name / "metrics.jsonl").stat().st_mtime_ns for name in before} == written
     best = min((trial for trial in trials if trial["status"] == "completed"), key=lambda trial: trial["objective"])
     assert report["best"] == best["number"]
-    output = (tmp_path / "output").read_text()
-    assert f"optimizer.lr={best['params']['optimizer.lr']} optimizer.weight_decay=" in output
+    assert f"optimizer.lr={best['params']['optimizer.lr']} optimizer.weight_decay=" in last.stdout
     assert (search / "study.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Cli, clean_environment, write_failing_model, write_tokens
+from conftest import TINY, Cli, write_failing_model, write_tokens
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models
 
@@ -53,18 +53,15 @@ def plant_pickles(folder: Path, marker: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(module_cli: Cli) -> Path:
     """A folder with a run of 4 steps, `out`, on data that has a tokenizer and pickles beside it."""
-    work = tmp_path_factory.mktemp("trained")
+    work = module_cli.folder
     data = write_tokens(work / "data")
     vocabulary = {chr(48 + number): number for number in range(61)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     stored_tokenizer.save(data, stored_tokenizer.StoredTokenizer(tokenizer, None))
     plant_pickles(data, work / "unpickled")
-    command = [*SMALL, "data.path=data", "hydra.run.dir=out", "trainer.max_steps=4"]
-    done = subprocess.run(
-        [sys.executable, "-m", "lmtrain", *command], cwd=work, env=clean_environment(), capture_output=True, text=True
-    )
+    done = module_cli(*SMALL, "data.path=data", "hydra.run.dir=out", "trainer.max_steps=4")
     assert done.returncode == 0, done.stdout + done.stderr
     return work
 

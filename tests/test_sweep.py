@@ -5,15 +5,13 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment, write_failing_model
+from conftest import TINY, Cli, write_failing_model
 
 from lmtrain.logger.jsonl import read_metrics
 from lmtrain.same_bits import UndisturbedRun
@@ -55,17 +53,6 @@ def statuses(folder: Path) -> dict[str, str]:
 def ran(folder: Path) -> set[str]:
     jobs = json.loads((folder / "sweep" / "sweep.json").read_text())["jobs"]
     return {job["directory"] for job in jobs if job["ran"]}
-
-
-def start(folder: Path, arguments: list[str]) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *arguments],
-        cwd=folder,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.mark.parametrize(
@@ -123,7 +110,12 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str],
     assert done.returncode == 0, done.stdout + done.stderr
     assert ran(tmp_path) == {failed}
     assert "resumed after step" in (tmp_path / "sweep" / failed / "job.log").read_text()
-    assert "2 jobs: 1 completed before, 1 completed; everything is in sweep" in done.stdout
+    closing = done.stdout[done.stdout.index("┏") :]
+    best_first = sorted((good, failed), key=lambda name: result(tmp_path / "sweep" / name)["objective"])
+    assert [f"lr={lr}" for lr in re.findall(r"│ optimizer\.lr=(\S+)", closing)] == [
+        name.rpartition(",")[2] for name in best_first
+    ]
+    assert "2 jobs: 1 completed before, 1 completed; everything is in sweep" in closing
 
 
 @pytest.mark.slow
@@ -164,22 +156,20 @@ def test_ray_runs_the_same_jobs(tiny: list[str], tmp_path: Path, cli: Cli) -> No
 def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     long = [*tiny, "trainer.max_steps=240", "trainer.eval_interval=80", "trainer.checkpoint_interval=80"]
     command = [*long, "seed=1,2,3", "hydra.launcher.n_jobs=2"]
-    process = start(tmp_path, command)
+    process = cli.start(*command)
     deadline = time.monotonic() + 90
     while len(runs := [*(tmp_path / "sweep").glob("*/metrics.jsonl")]) < 2 or not all(map(read_metrics, runs)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=90)
-    assert process.returncode == 130, output
-    assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], output
+    assert process.wait() == 130, process.stdout
+    assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], process.stdout
     steps = [result(run.parent)["steps"] for run in runs]
     assert all(0 < step < 240 for step in steps)
     # Another one of the same sweep, at the same time: they share the work.
-    one, other = (start(tmp_path, command) for _ in range(2))
+    one, other = (cli.start(*command) for _ in range(2))
     for process in (one, other):
-        output, _ = process.communicate(timeout=180)
-        assert process.returncode == 0, output
+        assert process.wait(timeout=180) == 0, process.stdout
     logs = [path.read_text() for path in sorted((tmp_path / "sweep").glob("*/job.log"))]
     assert sorted(log.count("$ python -m lmtrain") for log in logs) == [1, 2, 2]
     assert sum("resumed after step" in log for log in logs) == 2
@@ -193,15 +183,14 @@ def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[st
     finished: dict[Path, tuple[int, str]] = {}
     for _ in range(KILLS):
         before = {path: path.stat().st_size for path in (tmp_path / "sweep").glob("*/metrics.jsonl")}
-        process = start(tmp_path, command)
+        process = cli.start(*command)
         deadline = time.monotonic() + chance.choice([2, 60])  # so early that nothing has been done; or later
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and process.poll() is None:
             if any(path.stat().st_size > before.get(path, 0) for path in (tmp_path / "sweep").glob("*/metrics.jsonl")):
                 break
             time.sleep(0.01)
         time.sleep(chance.uniform(0, 1.5))
         process.kill()
-        process.communicate()
         finished |= {run: state for run, state in ended(tmp_path) if run not in finished}
     done = cli(*command, timeout=60 * JOBS)
     assert done.returncode == 0, done.stdout + done.stderr

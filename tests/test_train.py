@@ -96,15 +96,9 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny: list[str], tmp_path: Path
     assert cli(*tiny, "hydra.run.dir=never").returncode == 0
     for number, at_step in enumerate((9, 23)):
         command = [*tiny, "hydra.run.dir=killed"] if number == 0 else ["resume=killed"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "lmtrain", *command],
-            cwd=tmp_path,
-            env=clean_environment(),
-            stdout=subprocess.DEVNULL,
-        )
+        process = cli.start(*command)
         wait_for_step(tmp_path / "killed", at_step)
         process.kill()
-        process.wait()
         assert not (tmp_path / "killed" / "result.json").exists()
     done = cli("resume=killed")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -131,18 +125,11 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
 def test_a_signal_saves_and_stops_and_resume_goes_on(
     tiny: list[str], tmp_path: Path, cli: Cli, number: int, code: int
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = cli.start(*tiny, "trainer.max_steps=100000", "hydra.run.dir=out")
     wait_for_step(tmp_path / "out", 6)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "continue: python -m lmtrain resume=out" in output
+    assert process.wait() == code
+    assert "continue: python -m lmtrain resume=out" in process.stdout
     ended = result(tmp_path / "out")
     assert ended["status"] == "interrupted"
     assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == ended["steps"]
@@ -246,15 +233,9 @@ def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
     relative = [*tiny, "data.path=data/tiny", "hydra.run.dir=out", "trainer.max_steps=4"]
     assert cli(*relative).returncode == 0
     (tmp_path / "elsewhere").mkdir()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", "resume=../out", "trainer.max_steps=100000"],
-        cwd=tmp_path / "elsewhere",
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-    )
+    process = cli.start("resume=../out", "trainer.max_steps=100000", folder=tmp_path / "elsewhere")
     wait_for_step(tmp_path / "out", 6)
     process.kill()
-    process.wait()
     assert not (tmp_path / "out" / "result.json").exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
     for manifest in (tmp_path / "out" / "checkpoints").glob("step-*/MANIFEST.json"):
@@ -265,20 +246,11 @@ def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
 
 
 def test_a_second_process_on_a_run_is_refused(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        wait_for_step(tmp_path / "out", 1)
-        done = cli("resume=out")
-        assert done.returncode == 2
-        assert f"in use by process {process.pid} on " in done.stderr
-    finally:
-        process.kill()
-        process.wait()
+    process = cli.start(*tiny, "trainer.max_steps=100000", "hydra.run.dir=out")
+    wait_for_step(tmp_path / "out", 1)
+    done = cli("resume=out")
+    assert done.returncode == 2
+    assert f"in use by process {process.pid} on " in done.stderr
 
 
 def test_mistakes_found_while_building_are_told_shortly(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
@@ -304,24 +276,6 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
     assert "Traceback" not in done.stdout + done.stderr
     assert "Traceback" in (tmp_path / "out" / "train.log").read_text()
     assert result(tmp_path / "out")["error"] == "RuntimeError: a bug in the model"
-
-
-@pytest.mark.slow
-def test_a_sweep_runs_each_job_in_its_directory_and_closes_with_a_table(
-    tiny: list[str], tmp_path: Path, cli: Cli
-) -> None:
-    done = cli("-m", *tiny, "name='swept (1)'", "optimizer.lr=1e-4,1e-2", "logger=wandb", "hydra.launcher.n_jobs=2")
-    assert done.returncode == 0, done.stdout + done.stderr
-    (sweep,) = (tmp_path / "outputs" / "swept (1)").iterdir()
-    assert sweep.name.startswith("sweep-")
-    runs = [path.parent for path in sweep.glob("*/result.json")]
-    assert [result(run)["status"] for run in runs] == ["completed", "completed"]
-    table = done.stdout[done.stdout.index("┏") :]
-    order = re.findall(r"optimizer\.lr=([\d.]+)", table)
-    assert [float(lr) for lr in order] == [1e-2, 1e-4]
-    for run in runs:
-        (log,) = run.glob("wandb/offline-run-*/*.wandb")
-        assert sweep.name.encode() in log.read_bytes()  # the W&B group
 
 
 @pytest.mark.slow

@@ -4,15 +4,13 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment, write_failing_model
+from conftest import TINY, Cli, write_failing_model
 
 from lmtrain.commands.kills import MAX_DELAY_S, choose_moment
 from lmtrain.commands.verify_resume import changes
@@ -28,38 +26,28 @@ def tiny(token_folder: Path) -> list[str]:
     return [*TINY, f"data.path={token_folder}", "model.dropout=0.1"]
 
 
-def start(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", "verify-resume", *arguments],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
 def folders(tmp_path: Path) -> set[str]:
     return {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.slow
-def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path: Path) -> None:
+def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     verifications = {
-        dtype: start(tmp_path, *tiny, f"system.dtype={dtype}", "--kills", str(KILLS), "--json", f"{dtype}.json")
+        dtype: cli.start(
+            "verify-resume", *tiny, f"system.dtype={dtype}", "--kills", str(KILLS), "--json", f"{dtype}.json"
+        )
         for dtype in ("float32", "bfloat16")
     }
     hits: Counter[str] = Counter()
     for dtype, process in verifications.items():
-        output, errors = process.communicate(timeout=400)
-        assert process.returncode == 0, output + errors
+        assert process.wait(timeout=400) == 0, process.stdout + process.stderr
         written: Any = json.loads((tmp_path / f"{dtype}.json").read_text())
         kills = written["kills"]
         assert len(kills) == KILLS
         assert written["bit_for_bit"] is True
         assert written["resumes"] == sum(kill["resumed"] for kill in kills) > 0
         counts = f"{written['checkpoints']} checkpoints and {written['metric_lines']} metric lines compared"
-        assert f"bit for bit: {KILLS} kills, {written['resumes']} resumes, {counts}" in output
+        assert f"bit for bit: {KILLS} kills, {written['resumes']} resumes, {counts}" in process.stdout
         # Of each round: 12 lines at the least, and one checkpoint.
         assert written["metric_lines"] >= 12 * written["rounds"]
         assert written["checkpoints"] >= written["rounds"]
@@ -162,17 +150,18 @@ def test_mistakes_are_config_errors_and_leave_nothing(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stopped_verification_leaves_no_process_behind(tiny: list[str], tmp_path: Path, number: int) -> None:
-    process = start(tmp_path, *tiny, "--kills", "1000", "--steps", "100000")
+def test_a_stopped_verification_leaves_no_process_behind(
+    tiny: list[str], tmp_path: Path, cli: Cli, number: int
+) -> None:
+    process = cli.start("verify-resume", *tiny, "--kills", "1000", "--steps", "100000")
     deadline = time.monotonic() + 100
     while not list(tmp_path.glob("outputs/*/*/undisturbed/metrics.jsonl")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.stdout + process.stderr
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert len(processes_in(tmp_path)) >= 3  # the command, the server and the run
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (128 + number if number != signal.SIGKILL else -number)
+    assert process.wait() == (128 + number if number != signal.SIGKILL else -number)
     while processes_in(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.01)

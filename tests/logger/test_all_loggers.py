@@ -3,16 +3,13 @@
 import csv
 import json
 import os
-import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Cli, clean_environment
+from conftest import TINY, Cli
 from wandb_file import read_run
 
 from lmtrain.logger.jsonl import read_metrics
@@ -29,19 +26,14 @@ ALL = "logger=[wandb,tensorboard,trackio,csv]"
 def test_a_killed_and_resumed_run_is_the_same_in_all_loggers(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
     given = [text for text in TINY if not text.startswith(("logger", "trainer.max_steps"))]
     overrides = [*given, f"data.path={token_folder}", ALL, "experiments=smoke", *given, "hydra.run.dir=outputs/a"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *overrides, "trainer.max_steps=100000"],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.DEVNULL,
-    ) as process:
-        run_dir = tmp_path / "outputs" / "a"
-        deadline = time.monotonic() + 90
-        while not (run_dir / "checkpoints" / "latest").exists() or len(read_metrics(run_dir / "metrics.jsonl")) < 14:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
+    process = cli.start(*overrides, "trainer.max_steps=100000")
+    run_dir = tmp_path / "outputs" / "a"
+    deadline = time.monotonic() + 90
+    while not (run_dir / "checkpoints" / "latest").exists() or len(read_metrics(run_dir / "metrics.jsonl")) < 14:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
     killed_after = int((run_dir / "checkpoints" / "latest").resolve().name.removeprefix("step-"))
     resumed = cli(f"resume={run_dir}", f"trainer.max_steps={killed_after + 8}")
     assert resumed.returncode == 0, resumed.stderr
