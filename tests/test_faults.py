@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY, Cli, write_tokens
 from test_checkpoint_damage import flip_a_bit, garbage, truncate, zero_the_end
+from test_train import wait_for_line
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 
 from lmtrain.checkpoint import MANIFEST, BrokenCheckpointError, CheckpointFolder, verify
@@ -242,9 +243,7 @@ def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     (tmp_path / "conf" / "logger").mkdir(parents=True)
     (tmp_path / "conf" / "logger" / "slow.yaml").write_text("# @package logger.slow\n_target_: mylog.Slow\n")
     process = cli.start(*TINY, f"data.path={token_folder}", "hydra.run.dir=out", "logger=slow")
-    while "closing completed" not in process.stdout:
-        assert process.poll() is None, process.stdout
-        time.sleep(0.01)
+    wait_for_line("closing completed", process)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"

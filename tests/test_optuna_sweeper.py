@@ -44,7 +44,7 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         *TINY,
         f"data.path={token_folder}",
         "trainer.max_steps=40",
-        "hydra.sweeper.n_trials=5",
+        "hydra.sweeper.n_trials=4",
         "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.pruner.n_startup_trials=1",
         "hydra/sweeper/sampler=random",
@@ -57,17 +57,17 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
     for worker in workers:
         worker.kill()
     before = ended(search)
-    assert 2 <= len(before) < 5
+    assert 2 <= len(before) < 4
     written = {name: (search / name / "metrics.jsonl").stat().st_mtime_ns for name in before}
 
     last = cli(*(text.replace("n_jobs=1", "n_jobs=2") for text in arguments))
     assert last.returncode == 0, last.stdout + last.stderr
     report = json.loads((search / "search.json").read_text())
     trials = report["trials"]
-    assert [trial["number"] for trial in trials] == list(range(5))
-    assert len({trial["directory"] for trial in trials}) == 5
+    assert [trial["number"] for trial in trials] == list(range(4))
+    assert len({trial["directory"] for trial in trials}) == 4
     now = ended(search)
-    assert len(now) == 5  # no other run was ever begun
+    assert len(now) == 4  # no other run was ever begun
     for trial in trials:
         result = now[trial["directory"]]
         assert trial["status"] == result["status"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB_SIZE
+from conftest import VOCAB_SIZE, write_tokens
 from test_trainer import Prodigal
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from torch import Tensor
@@ -50,11 +50,15 @@ def poisoned(harm: float = math.nan) -> Poisoned:
 @pytest.fixture
 def poisoned_folder(token_folder: Path) -> Path:
     """Sequential samples 34 (step 5) and 75 (step 10, from its first micro-batch on) are poison; blocks are 16."""
-    tokens = np.fromfile(token_folder / "train.bin", "<u2")
+    return poison(token_folder)
+
+
+def poison(folder: Path) -> Path:
+    tokens = np.fromfile(folder / "train.bin", "<u2")
     for sample in (34, 75):
         tokens[16 * sample : 16 * sample + 17] = POISON
-    tokens.tofile(token_folder / "train.bin")
-    return token_folder
+    tokens.tofile(folder / "train.bin")
+    return folder
 
 
 def trainer(folder: Path, out: Path, policy: str, **changes: Any) -> Any:
@@ -166,16 +170,23 @@ def test_a_model_that_stays_bad_is_not_rewound_for_ever(poisoned_folder: Path, t
         made.fit()
 
 
-@pytest.mark.parametrize("policy", ["skip", "rewind"])
-@pytest.mark.parametrize("at_step", [1, 4, 5, 6, 7, 8, 9])
-def test_where_a_run_is_stopped_changes_nothing_of_it(
-    poisoned_folder: Path, tmp_path: Path, policy: str, at_step: int
-) -> None:
-    changes = {"checkpoint_interval": 3, "eval_interval": 4, "keep_checkpoints": 1, "spike_zscore": 50.0}
-    never = trainer(poisoned_folder, tmp_path / "never", policy, **changes)
+TO_BE_STOPPED = {"checkpoint_interval": 3, "eval_interval": 4, "keep_checkpoints": 1, "spike_zscore": 50.0}
+
+
+@pytest.fixture(scope="module", params=["skip", "rewind"])
+def never_stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The policy, and a trainer that has trained with it, in a folder `never` beside its data."""
+    folder = tmp_path_factory.mktemp(request.param)
+    never = trainer(poison(write_tokens(folder / "data")), folder / "never", request.param, **TO_BE_STOPPED)
     never.fit()
+    return request.param, never, folder
+
+
+@pytest.mark.parametrize("at_step", [1, 4, 5, 6, 7, 8, 9])
+def test_where_a_run_is_stopped_changes_nothing_of_it(never_stopped: Any, tmp_path: Path, at_step: int) -> None:
+    policy, never, folder = never_stopped
     with StopRequest() as stop:
-        stopped = trainer(poisoned_folder, tmp_path / "stopped", policy, stop=stop, **changes)
+        stopped = trainer(folder / "data", tmp_path / "stopped", policy, stop=stop, **TO_BE_STOPPED)
         one_step = stopped.step
 
         def step() -> Any:
@@ -188,10 +199,10 @@ def test_where_a_run_is_stopped_changes_nothing_of_it(
             stopped.fit()
     saved = CheckpointFolder(tmp_path / "stopped" / "checkpoints").steps()[-1]
     assert saved in (at_step + 1, at_step, 3, 6)  # the last two: a step that was gone back from
-    resumed = trainer(poisoned_folder, tmp_path / "stopped", policy, **changes)
+    resumed = trainer(folder / "data", tmp_path / "stopped", policy, **TO_BE_STOPPED)
     resumed.fit()
     assert_same_bits(weights(never), weights(resumed))
-    assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "stopped")
+    assert timeless_metrics(folder / "never") == timeless_metrics(tmp_path / "stopped")
     assert never.state.samples == resumed.state.samples
     assert torch.equal(never.detector.window.nan_to_num(-1), resumed.detector.window.nan_to_num(-1))
 

@@ -2,18 +2,20 @@
 
 import json
 import os
+import pty
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, write_failing_model
+from conftest import TINY, Cli, clean_environment, write_failing_model
 
-from lmtrain.logger.jsonl import read_metrics
 from lmtrain.same_bits import UndisturbedRun
 
 # A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
@@ -23,20 +25,19 @@ JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS
 @pytest.fixture
 def tiny(token_folder: Path, tmp_path: Path) -> list[str]:
     """As an experiment, so that directories are called by what is swept."""
+    lines = ["# @package _global_", "defaults:"]
+    lines += [f"  - override /{text.replace('=', ': ')}" for text in TINY if text.startswith(("data=", "model="))]
+    lines += ["  - override /logger: []", "seed: 1"]
+    nodes: dict[str, list[str]] = {"data": [f"path: {token_folder}"]}
+    for text in TINY:
+        key, _, value = text.partition("=")
+        if "." in key:
+            nodes.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]}: {value}")
+        elif key == "sample_tokens":
+            lines.append(f"{key}: {value}")
+    lines += [line for node, values in nodes.items() for line in (f"{node}:", *(f"  {text}" for text in values))]
     (tmp_path / "experiments").mkdir()
-    for name, seed in (("tiny", 1), ("other", 2)):
-        lines = ["# @package _global_", "defaults:"]
-        lines += [f"  - override /{text.replace('=', ': ')}" for text in TINY if text.startswith(("data=", "model="))]
-        lines += ["  - override /logger: []", f"seed: {seed}"]
-        nodes: dict[str, list[str]] = {"data": [f"path: {token_folder}"]}
-        for text in TINY:
-            key, _, value = text.partition("=")
-            if "." in key:
-                nodes.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]}: {value}")
-            elif key == "sample_tokens":
-                lines.append(f"{key}: {value}")
-        lines += [line for node, values in nodes.items() for line in (f"{node}:", *(f"  {text}" for text in values))]
-        (tmp_path / "experiments" / f"{name}.yaml").write_text("\n".join(lines))
+    (tmp_path / "experiments" / "tiny.yaml").write_text("\n".join(lines))
     return ["-m", "experiments=tiny", "hydra.sweep.dir=sweep"]
 
 
@@ -75,7 +76,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
 
 
 @pytest.mark.slow
-def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_launcher(
+    tiny: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     error, condition = "MemoryError('no memory for 12 GB')", "Path('broken').exists()"
     write_failing_model(tmp_path, error, calls=15, condition=condition)
     (tmp_path / "broken").touch()
@@ -85,7 +90,8 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str],
     keys = ("  n_", "  d_", "model:")
     experiment.write_text("\n".join(line for line in lines if not line.startswith(keys)))
 
-    two = [*tiny, "model=fails", "hydra.launcher.n_jobs=2", "name='swept (1)'"]
+    one_by_one = [*tiny, "model=fails", "name='swept (1)'"]
+    two = [*one_by_one, "hydra.launcher.n_jobs=2"]
     done = cli(*two, "optimizer.lr=1e-3,1e9", WANDB_SWEEP_ID="agents", WANDB_RUN_ID="agents")
     assert done.returncode == 1, done.stdout + done.stderr
     failed, diverged = (f"experiments=tiny,model=fails,lr={lr}" for lr in ("0.001", "1000000000.0"))
@@ -101,12 +107,17 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str],
     assert "MemoryError: no memory for 12 GB" in (tmp_path / "sweep" / failed / "job.log").read_text()
 
     (tmp_path / "broken").unlink()
-    done = cli(*two, "optimizer.lr=1e-2,1e9,1e-3")  # extended and reordered
+    # Extended and reordered; another launcher finds what the first has done. joblib's workers outlast a fork of another
+    # process: an interpreter of its own.
+    joblib = "hydra/launcher=joblib"
+    done = cli(*one_by_one, "optimizer.lr=1e-2,1e9,1e-3", joblib, PYTHONPATH="", timeout=240)
     assert done.returncode == 1, done.stdout + done.stderr
     good = "experiments=tiny,model=fails,lr=0.01"
     assert ran(tmp_path) == {good}
+    assert (tmp_path / "sweep" / good / "job.log").stat().st_size
     assert statuses(tmp_path) == {good: "completed", failed: "failed", diverged: "diverged"}
-    done = cli(*two, "optimizer.lr=1e-2,1e-3", "retry_failed=true")
+    submitit = "hydra/launcher=submitit_local"
+    done = cli(*one_by_one, "optimizer.lr=1e-2,1e-3", "retry_failed=true", submitit, PYTHONPATH="", timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ran(tmp_path) == {failed}
     assert "resumed after step" in (tmp_path / "sweep" / failed / "job.log").read_text()
@@ -117,30 +128,14 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request(tiny: list[str],
     ]
     assert "2 jobs: 1 completed before, 1 completed; everything is in sweep" in closing
 
-
-@pytest.mark.slow
-def test_every_launcher_finds_what_the_others_have_done(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    expected: set[str] = set()
-    for count, launcher in enumerate(["joblib", "submitit_local"], 1):
-        seeds = f"seed=range(1,{count + 1})"
-        # joblib's workers outlast a fork of another process: an interpreter of its own.
-        done = cli(*tiny, seeds, f"hydra/launcher={launcher}", PYTHONPATH="", timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-        new = f"experiments=tiny,seed={count}"
-        assert ran(tmp_path) == {new}
-        expected |= {new}
-        assert {*statuses(tmp_path)} == expected
-        assert (tmp_path / "sweep" / new / "job.log").stat().st_size
-    # A mistake in one of them, and the others of another sweep.
-    refused = cli(*tiny, "seed=1,2", "trainer.max_stepz=3", "hydra/launcher=joblib", "hydra.sweep.dir=elsewhere")
+    # A mistake under one of them, and a directory that is another sweep's.
+    refused = cli(*one_by_one, "seed=1,2", "trainer.max_stepz=3", joblib, "hydra.sweep.dir=elsewhere")
     assert refused.returncode == 2
     assert "did you mean trainer.max_steps?" in refused.stderr
     assert not (tmp_path / "elsewhere").exists()
-    done = cli(*tiny, "experiments=tiny,other", "hydra.sweep.subdir='experiments=tiny,seed=2'")
+    done = cli(*one_by_one, "optimizer.lr=1e-2", "seed=5", f"hydra.sweep.subdir='{good}'")
     assert done.returncode == 1
-    assert "holds a run of another config (seed: 2 → 1)" in done.stdout
+    assert "holds a run of another config (seed: 1 → 5)" in done.stdout
     assert "retry_failed" not in done.stdout  # it would not help
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -153,18 +148,37 @@ def test_ray_runs_the_same_jobs(tiny: list[str], tmp_path: Path, cli: Cli) -> No
 
 
 @pytest.mark.slow
-def test_a_signal_stops_all_jobs_and_the_same_command_goes_on(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    long = [*tiny, "trainer.max_steps=240", "trainer.eval_interval=80", "trainer.checkpoint_interval=80"]
+def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes_on(
+    tiny: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    long = [*tiny, "trainer.max_steps=240", "trainer.eval_interval=40", "trainer.checkpoint_interval=80"]
     command = [*long, "seed=1,2,3", "hydra.launcher.n_jobs=2"]
-    process = cli.start(*command)
-    deadline = time.monotonic() + 90
-    while len(runs := [*(tmp_path / "sweep").glob("*/metrics.jsonl")]) < 2 or not all(map(read_metrics, runs)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    assert process.wait() == 130, process.stdout
-    assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], process.stdout
-    steps = [result(run.parent)["steps"] for run in runs]
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmtrain", *command],
+        cwd=tmp_path,
+        env=clean_environment() | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"},
+        stdin=its_end,
+        stdout=its_end,
+        stderr=its_end,
+    )
+    os.close(its_end)
+    shown, asked = "", False
+    try:
+        while part := os.read(terminal, 65536):
+            shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part.decode(errors="replace"))
+            rows = [rf"seed={seed} +│ running +│ +\d+/240 │ +\d\.\d{{4}} │ +[\d.–]+ │ +\d+s" for seed in (1, 2)]
+            if not asked and all(re.search(row, shown) for row in rows):
+                process.send_signal(signal.SIGINT)
+                asked = True
+    except OSError:  # a terminal's way to say that nobody writes any more
+        pass
+    os.close(terminal)
+    assert process.wait(timeout=60) == 130, shown
+    assert "2 running, 1 waiting" in shown
+    assert "3 jobs: 2 interrupted, 1 not started; everything is in sweep" in shown
+    assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], shown
+    steps = [result(path.parent)["steps"] for path in (tmp_path / "sweep").glob("*/metrics.jsonl")]
     assert all(0 < step < 240 for step in steps)
     # Another one of the same sweep, at the same time: they share the work.
     one, other = (cli.start(*command) for _ in range(2))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, clean_environment, write_failing_model
+from conftest import TINY, Cli, Started, clean_environment, write_failing_model
 
 from lmtrain.checkpoint import load
 from lmtrain.logger.jsonl import read_metrics
@@ -121,6 +121,18 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
     raise AssertionError(f"{run} did not get to step {step}")
 
 
+def wait_for_line(words: str, process: Started, timeout_s: float = 60) -> str:
+    """Of its standard output."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        ended, lines = process.poll() is not None, process.stdout.splitlines()
+        if found := [line for line in lines if words in line]:
+            return found[0]
+        assert not ended, process.stdout + process.stderr
+        time.sleep(0.01)
+    raise AssertionError(f"it did not say {words!r}")
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
 def test_a_signal_saves_and_stops_and_resume_goes_on(
     tiny: list[str], tmp_path: Path, cli: Cli, number: int, code: int
@@ -202,28 +214,19 @@ def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tm
 
 
 @pytest.mark.slow
-def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str], tmp_path: Path) -> None:
+def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     command = [*tiny, "model.n_layer=6", "system.compile=true", "trainer.max_steps=100000", "hydra.run.dir=out"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lmtrain", *command],
-        cwd=tmp_path,
-        # Compiled anew, however often this was run before.
-        env=clean_environment() | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "steps of" in line:
-            break
+    # Compiled anew, however often this was run before.
+    process = cli.start(*command, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    wait_for_line("steps of", process)
     time.sleep(2)
     assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []  # it compiles
     sent = time.monotonic()
     process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.wait() == 143
     assert time.monotonic() - sent < 20
-    assert "stopped by SIGUSR1 before the first step was done; to continue: python -m lmtrain resume=out" in output
+    said = "stopped by SIGUSR1 before the first step was done; to continue: python -m lmtrain resume=out"
+    assert said in process.stdout
     assert result(tmp_path / "out")["status"] == "interrupted"
 
 
@@ -343,34 +346,11 @@ def test_help_that_is_read_in_part_is_no_error(tmp_path: Path) -> None:
     process.wait(timeout=60)
 
 
-def test_a_long_run_says_so(token_folder: Path, tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "lmtrain",
-            "data=tokens",
-            f"data.path={token_folder}",
-            "system.device=cpu",
-            "hydra.run.dir=out",
-        ],
-        cwd=tmp_path,
-        env=clean_environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            if "this run will take about" in line:
-                break
-        else:
-            pytest.fail("no warning")
-        assert "trainer.max_steps" in line
-        assert "model=llama_1m" in line
-    finally:
-        process.kill()
-        process.wait()
+def test_a_long_run_says_so(token_folder: Path, cli: Cli) -> None:
+    process = cli.start("data=tokens", f"data.path={token_folder}", "system.device=cpu", "hydra.run.dir=out")
+    line = wait_for_line("this run will take about", process)
+    assert "trainer.max_steps" in line
+    assert "model=llama_1m" in line
 
 
 def test_the_environment_of_a_distributed_launcher_is_refused(cli: Cli) -> None:

@@ -18,7 +18,7 @@ from lmtrain.commands.victim import NAMES, PHASES, code_of
 from lmtrain.config import compose
 from lmtrain.preflight import preflight
 
-KILLS = 12  # of each dtype
+KILLS = 9  # of each dtype
 
 
 @pytest.fixture
