@@ -85,16 +85,22 @@ def check_config(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> No
     check(_composed(overrides, search_path))
 
 
+def has_begun(directory: Path) -> bool:
+    """Whether there is a run: its config is complete once it has metrics, and where there are some none may begin."""
+    return (directory / "metrics.jsonl").exists()
+
+
 @cache  # a job's is wanted to check it, to show it and to run it
-def composed(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> Composed:
-    """What the job's own process will compose.
+def composed(overrides: tuple[str, ...], search_path: tuple[str, ...], *, begun: bool) -> Composed:
+    """What the job's own process will compose, or has composed: the checkpoint of which a run that has begun is a fork
+    may be gone, and its data is not prepared again.
 
     Raises:
         ConfigError: naming what is wrong with config or data.
     """
     cfg = _composed(overrides, search_path)
     to_trust = names_to_trust(cfg)
-    plain: Any = OmegaConf.to_container(preflight(cfg))
+    plain: Any = OmegaConf.to_container(preflight(cfg, begun=begun))
     return Composed(plain, to_trust)
 
 
@@ -102,10 +108,9 @@ def to_do(directory: Path, overrides: tuple[str, ...], search_path: tuple[str, .
     """What the directory's files say is left to be done."""
     result = read_json(directory / "result.json")
     status = result.get("status")
-    # A run's config is complete once it has metrics; and where there are some, no new run may begin.
-    begun = (directory / "metrics.jsonl").exists()
+    begun = has_begun(directory)
     try:
-        job = composed(overrides, search_path)
+        job = composed(overrides, search_path, begun=begun)
         if begun or status is not None:
             saved: Any = OmegaConf.to_container(read_saved(directory / "config.yaml"))
             if config_hash(saved) != config_hash(job.config):

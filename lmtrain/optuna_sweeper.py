@@ -24,10 +24,9 @@ from lmtrain.job_directory import composed, search_path
 from lmtrain.jobs import Ended, Job, JobPool
 from lmtrain.launcher import JobFailedError, JobStoppedError, ProcessLauncher
 from lmtrain.paths import short
-from lmtrain.run_directory import read_json
+from lmtrain.run_directory import SWEEP_CONFIG, read_json
 from lmtrain.sweep_progress import POLL_S, SweepProgress
-from lmtrain.sweep_report import SweepEndedError, command_to_continue
-from lmtrain.sweeper import SWEEP_CONFIG
+from lmtrain.sweep_report import SweepEndedError, command_to_continue, tell_of_launcher
 
 if TYPE_CHECKING:  # Optuna is an extra, and takes a second to import; every start of lmtrain comes by here
     from lmtrain.search import RunningTrial, Search
@@ -93,7 +92,7 @@ class OptunaSweeper(Sweeper):
         space = parse(params, arguments, self.hydra_context.config_loader)
         self._path = tuple(search_path(self.config.hydra))
         for corner in space.corners():
-            composed(corner, self._path)
+            composed(corner, self._path, begun=False)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         sweep_dir.mkdir(parents=True, exist_ok=True)
         with SharedStudy(
@@ -111,16 +110,18 @@ class OptunaSweeper(Sweeper):
             before = f", {done} done before" if done else ""
             console.print(f"search of {search.n_trials} trials in {short(sweep_dir)}{before}", markup=False)
             run = self._side_by_side if isinstance(self.launcher, ProcessLauncher) else self._in_batches
-            stopped = run(search, settings)
+            stopped, trouble = run(search, settings)
             best = close(study, space, sweep_dir)
-        if stopped is not None:
-            console.print(f"to continue: {command_to_continue(sweep_dir, [], stopped)}", markup=False, soft_wrap=True)
-            raise SweepEndedError(exit_code(stopped))
+        if trouble is not None:
+            tell_of_launcher(trouble)
+        if stopped is not None or trouble is not None:
+            console.print(f"to continue: {command_to_continue(sweep_dir)}", markup=False, soft_wrap=True)
+            raise SweepEndedError(1 if stopped is None else exit_code(stopped))
         if best is None:
             raise SweepEndedError(1)
 
-    def _side_by_side(self, search: "Search", settings: Settings) -> int | None:
-        """With processes of lmtrain's own; the signal that stopped it."""
+    def _side_by_side(self, search: "Search", settings: Settings) -> tuple[int | None, None]:
+        """With processes of lmtrain's own; the signal that stopped it, and nothing that went wrong."""
         launcher = self.config.hydra.launcher
         running: dict[Job, RunningTrial] = {}
         with (
@@ -137,7 +138,7 @@ class OptunaSweeper(Sweeper):
                     running[one.job] = one
                     pool.submit(one.job)
                 if not pool.unfinished:
-                    return pool.stopped
+                    return pool.stopped, None
                 ended = pool.poll()
                 for job_end in ended:
                     running.pop(job_end.job).end(job_end)
@@ -146,8 +147,8 @@ class OptunaSweeper(Sweeper):
                 progress.show(ended)
                 time.sleep(POLL_S)
 
-    def _in_batches(self, search: "Search", settings: Settings) -> int | None:
-        """With a launcher of others; the signal that stopped it."""
+    def _in_batches(self, search: "Search", settings: Settings) -> tuple[int | None, Exception | None]:
+        """With a launcher of others; the signal that stopped it, and what went wrong with the launcher."""
         from lmtrain.search import Watch
 
         n_jobs = settings.n_jobs or max(1, self.config.hydra.launcher.get("n_jobs") or 1)
@@ -157,14 +158,18 @@ class OptunaSweeper(Sweeper):
                 with StopRequest(), Watch(batch):
                     returned = self.launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
             except InterruptedBySignal as signal:
-                return signal.number
+                return signal.number, None
             except JobStoppedError as signal:
-                return int(signal.args[0])
+                return int(signal.args[0]), None
+            except ConfigError:
+                raise
+            except Exception as error:  # a launcher's own, which may be anything
+                return None, error
             for one, job_return in zip(batch, returned, strict=True):
                 ended = _ended(one.job, job_return)
                 one.end(ended)
                 console.print(f"{one.job.title}: {ended.status}", markup=False)
-        return None
+        return None, None
 
 
 def _ended(job: Job, returned: JobReturn) -> Ended:

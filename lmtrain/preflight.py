@@ -21,20 +21,21 @@ EXTRAS = {
 }
 
 
-def preflight(composed: DictConfig, *, prepares: bool = True) -> DictConfig:
-    """The checked config of a run that can start; `prepares`: token files that have a recipe and are missing are made.
+def preflight(composed: DictConfig, *, begun: bool = False) -> DictConfig:
+    """The checked config of a run that can start. Token files that have a recipe and are missing are made, except for a
+    run that has `begun`, which has its data; it has checkpoints as well, and may have outlived the one it is a fork of.
 
     Raises:
         ConfigError: naming everything that is wrong with config or data.
     """
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
-    if prepares:  # a run that goes on has checkpoints of its own, and its origin may have removed that one since
+    if not begun:
         _check_origin(composed)
     cfg = check(composed)
     _check_extras(cfg)
     with mistakes_of_the_user():
-        ensure_tokens(cfg, prepares=prepares)
+        ensure_tokens(cfg, prepares=not begun)
         return fit_to_data(cfg)
 
 

@@ -16,7 +16,7 @@ from lmtrain.durable import read_limited
 from lmtrain.flops import flops_per_token
 from lmtrain.logger.base import RunInfo
 from lmtrain.logger.wandb import agent_run_id
-from lmtrain.run_directory import RunDirectory, lasting, read_json
+from lmtrain.run_directory import RunDirectory, is_sweep, lasting, read_json
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def _tags(run_dir: Path) -> list[str]:
     except (OSError, ValueError):
         overrides = ""
     chosen = re.search(r"^- '?experiments=\[?([\w,./-]+)", overrides, re.MULTILINE)
-    in_sweep = (run_dir.parent / "multirun.yaml").exists() or agent_run_id() is not None
+    in_sweep = is_sweep(run_dir.parent) or agent_run_id() is not None
     return [*(chosen[1].split(",") if chosen else []), *(["sweep"] if in_sweep else [])]
 
 

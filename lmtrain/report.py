@@ -24,7 +24,7 @@ from lmtrain.interrupt import InterruptedBySignal, PrunedError
 from lmtrain.paths import short
 from lmtrain.plan.facts import Schedule
 from lmtrain.plan.remarks import certain_mistakes
-from lmtrain.run_directory import RunDirectory, read_json
+from lmtrain.run_directory import RunDirectory, is_sweep, read_json
 from lmtrain.snapshot import TrainState
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
@@ -123,7 +123,7 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
             state.best_step,
         )
     log.info("took %s; everything is in %s", duration(state.seconds), path)
-    if (directory.path.parent / "multirun.yaml").exists():
+    if is_sweep(directory.path.parent):
         return  # a job of a sweep, which closes with its own table
     log.info(
         "next: python -m lmtrain sample %s --count 3\n"

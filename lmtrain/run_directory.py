@@ -24,6 +24,7 @@ PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", 
 MAX_DIFF_CHARS = 1_000_000
 MAX_JSON_BYTES = 16_000_000  # such a diff, where each character is escaped
 GIT_TIMEOUT_S = 5
+SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
 LOCK_PAUSES_S = (0.0, 0.05, 0.2)
 
 
@@ -106,6 +107,11 @@ class Result:
     tokens_per_second: float = 0.0
     config_hash: str = ""
     error: str | None = None
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether the folders in it are the jobs of a sweep or a search."""
+    return (folder / SWEEP_CONFIG).is_file()
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:

@@ -66,7 +66,9 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
             log = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
             console.print(redact(f"{one.job.title}: {one.status}: {one.reason}{log}"), markup=False)
     console.print(f"{summary(ended)}; everything is in {short(sweep_dir)}", markup=False)
-    if (again := command_to_continue(sweep_dir, ended, stopped)) is not None:
+    missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - {*DONE}
+    if missing or stopped is not None:
+        again = command_to_continue(sweep_dir, retries=bool(missing & {*FAILED}))
         console.print(f"to continue: {again}", markup=False)
     if any(one.result for one in ended):
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(sweep_dir))}", markup=False)
@@ -74,6 +76,11 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
         raise SweepEndedError(exit_code(stopped))
     if any(one.status not in DONE for one in ended):
         raise SweepEndedError(1)
+
+
+def tell_of_launcher(error: Exception) -> None:
+    """That a launcher of others failed by itself; how its jobs are is in their directories."""
+    console.print(redact(f"the launcher failed: {type(error).__name__}: {error}"), markup=False, soft_wrap=True)
 
 
 def table(ended: Sequence[Ended]) -> Table:
@@ -106,15 +113,12 @@ def summary(ended: Sequence[Ended]) -> str:
     return f"{len(ended)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"
 
 
-def command_to_continue(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> str | None:
-    """The same command in the same directory, which runs what is missing; None if nothing is that it could run."""
-    missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - {*DONE}
-    if not missing and stopped is None:
-        return None
+def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
+    """The same command in the same directory, which runs what is missing; `retries`: and what has failed."""
     given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
     path = short(sweep_dir)
     plain = all(character.isalnum() or character in "/_.-" for character in path)
-    retry = ["retry_failed=true"] if missing & {*FAILED} else []
+    retry = ["retry_failed=true"] if retries else []
     words = [*given, f"hydra.sweep.dir={path if plain else quoted(path)}", *retry]
     return f"python -m lmtrain {shlex.join(redacted(words))}"
 

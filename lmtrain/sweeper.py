@@ -17,15 +17,14 @@ from lmtrain.checks import nearest_of
 from lmtrain.config import ConfigError
 from lmtrain.console import console
 from lmtrain.interrupt import InterruptedBySignal, StopRequest
-from lmtrain.job_directory import check_config, composed, search_path, to_do
+from lmtrain.job_directory import check_config, composed, has_begun, search_path, to_do
 from lmtrain.jobs import Ended, Job
 from lmtrain.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
 from lmtrain.paths import short
-from lmtrain.run_directory import read_json
-from lmtrain.sweep_report import close
+from lmtrain.run_directory import SWEEP_CONFIG, read_json
+from lmtrain.sweep_report import close, tell_of_launcher
 
 VALID = ("max_batch_size", "params")
-SWEEP_CONFIG = "multirun.yaml"  # Hydra's own name for it
 
 
 class GridSweeper(Sweeper):
@@ -83,9 +82,9 @@ class GridSweeper(Sweeper):
         returned: list[JobReturn] = []
         stopped, trouble = self._launch(batches, returned)
         missing = [None] * (len(jobs) - len(returned))
-        ended = [
-            self._ended(job, one, trouble, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
-        ]
+        ended = [self._ended(job, one, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)]
+        if trouble is not None:
+            tell_of_launcher(trouble)
         close(sweep_dir.absolute(), ended, stopped)
 
     def _check_settings(self) -> None:
@@ -104,7 +103,7 @@ class GridSweeper(Sweeper):
         for job in jobs:
             check_config(job.overrides, self._path)
         for job in jobs:
-            composed(job.overrides, self._path)
+            composed(job.overrides, self._path, begun=has_begun(job.directory))
 
     def _launch(
         self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]
@@ -127,9 +126,9 @@ class GridSweeper(Sweeper):
             return None, error
         return None, None
 
-    def _ended(self, job: Job, returned: JobReturn | None, error: Exception | None, before: bool) -> Ended:
+    def _ended(self, job: Job, returned: JobReturn | None, before: bool) -> Ended:
         """How a job ended, by what the launcher returned and, without that, by what lies in its directory."""
-        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else error
+        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else None
         if isinstance(failure, JobFailedError):
             return replace(failure.ended, job=job)
         now = to_do(job.directory, job.overrides, self._path, retry_failed=False)
@@ -138,4 +137,4 @@ class GridSweeper(Sweeper):
         result = read_json(job.directory / "result.json")
         begun = result.get("status") or ("interrupted" if now.resumes else "not started")
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
-        return Ended(job, "failed" if failure and returned else begun, None, reason, result, ran=now.resumes)
+        return Ended(job, "failed" if failure else begun, None, reason, result, ran=now.resumes)

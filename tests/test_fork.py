@@ -109,14 +109,21 @@ def test_a_job_of_a_sweep_is_forked_by_its_path(origin: Path, tmp_path: Path, cl
     assert [line["step"] for line in timeless_metrics(tmp_path / "runs" / "fork")] == [9, 10, 11, 12]
 
 
+@pytest.mark.slow
 def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
     firsts = sorted(read_metrics(path)[0]["step"] for path in tmp_path.glob("runs/sweep/*/metrics.jsonl"))
     assert firsts == [5, 9]
     names = sorted(path.name for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
     assert [name.rpartition(",")[0] for name in names] == ["fork=origin,step=4", "fork=origin,step=8"]
-    again = cli("-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
-    assert "2 jobs: 2 completed before" in again.stdout
+    # The same by another spelling, and though the origin has removed a checkpoint since.
+    shutil.rmtree(origin / "checkpoints" / "step-00000004")
+    again = train(cli, "-m", f"fork={origin}/", "step=4,8", "hydra.sweep.dir=runs/sweep")
+    assert "2 jobs: 2 completed before" in again
+    assert len([path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir()]) == 2
+    done = cli("-m", "fork=runs/origin", "step=4,8", "seed=2", "hydra.sweep.dir=runs/sweep")
+    assert done.returncode == 2
+    assert "step=4: runs/origin has checkpoints of the steps 8, 12" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,37 @@ def test_a_mistake_is_one_line_and_leaves_nothing_behind(
     assert not (tmp_path / "sweep").exists()
 
 
+BROKEN = """
+from hydra.plugins.launcher import Launcher
+
+class Broken(Launcher):
+    def __init__(self, **settings):
+        pass
+
+    def setup(self, **settings):
+        pass
+
+    def launch(self, job_overrides, initial_job_idx):
+        raise OSError("the cluster has gone")
+"""
+
+
+@pytest.mark.parametrize("sweeper", ["grid", "optuna"])
+def test_a_launcher_that_fails_is_told_in_a_line(tmp_path: Path, token_folder: Path, cli: Cli, sweeper: str) -> None:
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "broken.py").write_text(BROKEN)
+    (tmp_path / "conf" / "hydra" / "launcher").mkdir(parents=True)
+    node = "_target_: hydra_plugins.broken.Broken\n"
+    (tmp_path / "conf" / "hydra" / "launcher" / "broken.yaml").write_text(node)
+    swept = ["seed=1,2", "hydra/launcher=broken", f"hydra/sweeper={sweeper}", "hydra.sweep.dir=sweep"]
+    # Hydra looks for plugins once: an interpreter of its own, which has this folder on its path.
+    done = cli("-m", *TINY, f"data.path={token_folder}", *swept, PYTHONPATH="")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "OSError: the cluster has gone" in done.stdout
+    assert "to continue: python -m lmtrain -m " in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+
+
 @pytest.mark.slow
 def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_launcher(
     tiny: list[str], tmp_path: Path, cli: Cli

@@ -12,6 +12,7 @@ from rich.table import Table
 from lmtrain.commands.resume import started_in
 from lmtrain.config import ConfigError
 from lmtrain.console import console, significant
+from lmtrain.run_directory import is_sweep
 
 TRUST_HELP = "a class or function of a run's config that may be imported, as mymodels.Bigram; repeatable"
 
@@ -20,7 +21,7 @@ def finished_runs(path: Path) -> list[Path]:
     """The run itself, or the runs of a sweep; says which are left out for want of a checkpoint."""
     if (path / "config.yaml").is_file() and any(path.glob("checkpoints/step-*")):
         return [path]
-    if (path / "multirun.yaml").is_file():
+    if is_sweep(path):
         return [run for job in sorted(path.iterdir()) if job.is_dir() for run in finished_runs(job)]
     console.print(f"{path}: left out, no run with a checkpoint")
     return []

@@ -78,7 +78,7 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             f"resume={given}: would change the run ({'; '.join(refused)}); start a new one for that, or allow it: "
             f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
         )
-    cfg = preflight(changed, prepares=False)  # a recipe reads and writes where it says: not for a run that has its data
+    cfg = preflight(changed, begun=True)  # a recipe reads and writes where it says: not for a run that has its data
     from lmtrain.record import Resumed
     from lmtrain.train import run
 
