@@ -35,6 +35,7 @@ from lmtrain.paths import shipped
 __all__ = ["ConfigError", "apply_overrides", "build", "check", "compose"]
 
 HYDRA_VERSION_BASE = "1.3"
+MENU = "config"  # conf/config.yaml
 
 
 class UserSearchPath(SearchPathPlugin):
@@ -89,7 +90,7 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
-            return hydra.compose("config", list(overrides), return_hydra_config=with_hydra)
+            return hydra.compose(MENU, list(overrides), return_hydra_config=with_hydra)
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say

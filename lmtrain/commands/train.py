@@ -1,5 +1,6 @@
 """Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep."""
 
+import copy
 import importlib
 import os
 import sys
@@ -8,12 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from lmtrain.config import HYDRA_VERSION_BASE, ConfigError, compose, explain, texts_for_hydra_folder, without_hydra
+from lmtrain.config import (
+    HYDRA_VERSION_BASE,
+    MENU,
+    ConfigError,
+    compose,
+    explain,
+    texts_for_hydra_folder,
+    without_hydra,
+)
 from lmtrain.job_directory import searched
 from lmtrain.lineage import forked
 from lmtrain.paths import shipped
@@ -30,54 +44,78 @@ LAUNCHERS = {
 }
 
 
+# Flags of Hydra's that jobs of sweeps, resumes and forks could not follow.
+REFUSED = {
+    "config_name": "the menu is conf/config.yaml; a choice of yours goes to ./conf, a composition to ./experiments",
+    "config_path": "configs of yours go to ./conf and ./experiments, or to a folder that --config-dir adds",
+    "experimental_rerun": "lmtrain repeats a run with --rerun RUN_DIR",
+}
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Hands the command line to Hydra; the exit code of the run, or of the worst job of a sweep."""
+    """The exit code of the run, or of the worst job of a sweep."""
     # Hydra prints errors its own way and leaves with 1; like this they come to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = forked(arguments)
     flags = get_args_parser().parse_args(list(arguments))
+    for name, way_out in REFUSED.items():
+        if getattr(flags, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}={getattr(flags, name)}: {way_out}")
     _check_launcher(flags.overrides)
-    asks = flags.help or flags.hydra_help or flags.cfg or flags.info
-    if not asks and not flags.multirun:
-        # Before Hydra makes a run directory: a mistake leaves nothing behind.
-        composed = compose(
-            [*searched([flags.config_dir] if flags.config_dir else []), *flags.overrides], with_hydra=True
-        )
-        run_dir = Path(composed.hydra.run.dir)
-        try:
-            preflight(without_hydra(composed))
-        except ConfigError as error:
-            raise ConfigError(_with_origin(str(error), flags.overrides)) from error
-        refuse_existing_run(run_dir)
-    exit_codes: list[int] = []
-    mistakes: list[ConfigError] = []
-
-    def run_here(composed: DictConfig) -> float | None:
-        cfg = preflight(composed)
-        from lmtrain.train import run
-
-        settings = HydraConfig.get()
-        try:
-            outcome = run(cfg, Path(settings.runtime.output_dir), texts_for_hydra_folder(composed, settings))
-        except ConfigError as error:
-            mistakes.append(error)
-            return None
-        exit_codes.append(outcome.exit_code)
-        return outcome.objective
-
-    sys.argv[1:] = arguments  # where Hydra reads them
-    decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name="config")
+    sys.argv[1:] = arguments  # where Hydra reads them, and what a run records
+    asks = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
     try:
-        decorate(RunJob(Path.cwd()) if flags.multirun else run_here)()
+        if asks or flags.multirun:
+            _hand_to_hydra(RunJob(Path.cwd()))
+            return 0
+        folders = searched([flags.config_dir] if flags.config_dir else [])
+        return _run([*folders, *flags.overrides])
     except HydraException as error:
         raise ConfigError(explain(error, flags.overrides)) from error
     except OSError as error:  # the run directory can't be made
         raise ConfigError(str(error)) from error
     except SweepEndedError as ended:
         return ended.exit_code
+
+
+def _hand_to_hydra(task: Any) -> None:
+    decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name=MENU)
+    decorate(task)()
+
+
+def _run(overrides: Sequence[str]) -> int:
+    """As Hydra runs a job, but of a config that is composed once and checked before anything is made: a mistake leaves
+    nothing behind."""
+    composed = compose(overrides, with_hydra=True)
+    if composed.hydra.mode not in (None, RunMode.RUN):
+        raise ConfigError(f"hydra.mode={composed.hydra.mode.name}: add -m for a sweep")
+    composed.hydra.mode = RunMode.RUN
+    try:
+        cfg = preflight(without_hydra(copy.deepcopy(composed)))
+    except ConfigError as error:
+        raise ConfigError(_with_origin(str(error), overrides)) from error
+    refuse_existing_run(Path(composed.hydra.run.dir))
+    mistakes: list[ConfigError] = []
+
+    def train(composed: DictConfig) -> int | None:
+        from lmtrain.train import run
+
+        settings = HydraConfig.get()
+        try:
+            return run(cfg, Path(settings.runtime.output_dir), texts_for_hydra_folder(composed, settings)).exit_code
+        except ConfigError as error:  # Hydra would print it
+            mistakes.append(error)
+            return None
+
+    callbacks = Callbacks(composed)
+    callbacks.on_run_start(config=composed, config_name=MENU)
+    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), callbacks)
+    job = run_job(train, composed, "hydra.run.dir", None, context)
+    callbacks.on_run_end(config=composed, config_name=MENU, job_return=job)
     if mistakes:
         raise mistakes[0]
-    return max(exit_codes, default=0)
+    exit_code: int = job.return_value  # or the exception that ended it
+    return exit_code
 
 
 def _with_origin(problems: str, overrides: Sequence[str]) -> str:
