@@ -26,7 +26,7 @@ ALLOWED = {
     "differences": set(),
     "identity": set(),
     "fork": {"checkpoint", "snapshot"},
-    "lineage": {"checks", "config", "durable", "run_directory", "trust"},
+    "lineage": {"checks", "config", "durable", "paths", "run_directory", "trust"},
     "durable": set(),
     "checkpoint": {"durable"},
     "saver": {"checkpoint"},
@@ -58,7 +58,7 @@ ALLOWED = {
     "search": {"interrupt", "job_directory", "jobs", "logger", "search_space", "study"},
     "optuna_sweeper": {
         "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
-        "search", "search_space", "study", "study_report", "sweep_progress", "sweep_report", "sweeper",
+        "search", "search_space", "study", "study_report", "sweep_progress", "sweep_report",
     },
     "checks": {"signatures"},
     "clock": set(),
