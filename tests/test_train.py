@@ -281,6 +281,55 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
     assert result(tmp_path / "out")["error"] == "RuntimeError: a bug in the model"
 
 
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--config-name=mine", "--config-name=mine: the menu is conf/config.yaml; a choice of yours goes to ./conf"),
+        ("--config-path=mine", "--config-path=mine: configs of yours go to ./conf and ./experiments"),
+        ("--experimental-rerun=x", "--experimental-rerun=x: lmtrain repeats a run with --rerun RUN_DIR"),
+        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: add -m for a sweep"),
+    ],
+)
+def test_what_of_hydra_is_not_for_runs_is_refused(
+    tiny: list[str], tmp_path: Path, cli: Cli, flag: str, message: str
+) -> None:
+    done = cli(*tiny, flag)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.startswith(f"config error: {message}")
+    assert not (tmp_path / "outputs").exists()
+
+
+CALLBACKS = """
+import os
+from hydra.experimental.callback import Callback
+
+class Told(Callback):
+    def on_run_start(self, config, **rest):
+        print("run starts", config.name)
+
+    def on_job_start(self, config, **rest):
+        print("job starts with", os.environ["TOLD"], os.path.basename(os.getcwd()))
+
+    def on_job_end(self, config, job_return, **rest):
+        print("job ends", job_return.return_value)
+
+    def on_run_end(self, config, **rest):
+        print("run ends")
+"""
+
+
+def test_hydras_own_settings_of_a_job_hold_for_a_run(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "told.py").write_text(CALLBACKS)
+    settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD=yes", "hydra.job.chdir=true"]
+    done = cli(*tiny, *settings, "name=mine", "hydra.run.dir=out", "trainer.max_steps=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
+    assert told == ["run starts mine", "job starts with yes out", "job ends 0", "run ends"]
+    saved = (tmp_path / "out" / ".hydra" / "hydra.yaml").read_text()
+    assert "mode: RUN" in saved
+    assert f"output_dir: {tmp_path / 'out'}" in saved
+
+
 @pytest.mark.slow
 def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
