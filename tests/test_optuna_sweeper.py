@@ -49,7 +49,7 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
         "hydra.sweeper.pruner.n_startup_trials=1",
         "hydra/sweeper/sampler=random",
         "optimizer.lr=tag(log, interval(1e-7, 1e-1))",
-        "optimizer.weight_decay=choice(0, 0.1, 0.2, 1e30)",  # the last diverges
+        "optimizer.weight_decay=choice(0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1e30)",  # the last diverges
     ]
     workers = [cli.start(*arguments) for _ in range(2)]
     search = tmp_path / "search"

@@ -195,7 +195,7 @@ def test_killed_again_and_again_it_goes_on_and_makes_the_same_bytes(
         deadline = time.monotonic() + 60
         # Killed at some moment after it got further, so that it ends one day.
         while process.poll() is None and time.monotonic() < deadline:
-            if journal(out).get("splits") != before and kills < 6:
+            if journal(out).get("splits") != before and kills < 4:
                 time.sleep(moments.uniform(0, 0.2))
                 process.kill()
             time.sleep(0.01)

@@ -29,6 +29,7 @@ def wandb(*arguments: str, server: WandbServer, folder: Path) -> str:
     environment = clean_environment() | server.environment
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"HOME": str(folder), "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
+    environment["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # not 15 s, to see val/loss
     environment["WANDB_AGENT_KILL_DELAY"] = "200"  # a run that is stopped saves, which may take a busy machine a while
     done = subprocess.run(
         [sys.executable, "-c", WANDB, *arguments],
