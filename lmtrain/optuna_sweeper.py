@@ -106,6 +106,9 @@ class OptunaSweeper(Sweeper):
         ) as study:
             OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
             search = Search(study, space, sweep_dir, study.limit(settings.n_trials, space.size()))
+            if (drawn_from := study.last_space()) and (changes := space.changes(drawn_from)):
+                told = f"another search space than before: {'; '.join(changes)}; the trials so far count as they are"
+                console.print(told, markup=False)
             done = sum(trial.state.is_finished() for trial in study.trials())
             before = f", {done} done before" if done else ""
             console.print(f"search of {search.n_trials} trials in {short(sweep_dir)}{before}", markup=False)

@@ -39,11 +39,33 @@ class SearchSpace:
         """The number of different trials; infinite if something is continuous."""
         return math.prod(map(_size, self.distributions.values()))
 
+    def changes(self, before: Mapping[str, BaseDistribution]) -> list[str]:
+        """What has become another since trials were drawn from `before`, a line for each key."""
+        keys = {**before, **self.distributions}
+        return [
+            f"{key}: {shown(before.get(key))} → {shown(self.distributions.get(key))}"
+            for key in keys
+            if before.get(key) != self.distributions.get(key)
+        ]
+
     def _ends(self) -> dict[str, Sequence[Any]]:
         return {
             key: each.choices if isinstance(each, CategoricalDistribution) else (each.low, each.high)  # type: ignore[attr-defined]
             for key, each in self.distributions.items()
         }
+
+
+def shown(distribution: BaseDistribution | None) -> str:
+    """For a reader: 0.0001 … 0.01 (log)."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return ", ".join(map(str, choices))
+        case (
+            FloatDistribution(low=low, high=high, step=step, log=log)
+            | IntDistribution(low=low, high=high, step=step, log=log)
+        ):
+            return f"{low:g} … {high:g}" + (" (log)" if log else f" (by {step:g})" if step and step != 1 else "")
+    return "not varied"
 
 
 def parse(

@@ -148,8 +148,11 @@ class SharedStudy:
             else:
                 trial = self.study.ask()
             try:
-                for name, distribution in distributions.items():
-                    _suggest(trial, name, distribution)
+                with warnings.catch_warnings():
+                    # That one left behind keeps its value though the range is another now: as it shall.
+                    warnings.filterwarnings("ignore", "Inconsistent parameter values", RuntimeWarning)
+                    for name, distribution in distributions.items():
+                        _suggest(trial, name, distribution)
             except ValueError as error:
                 raise ConfigError(
                     f"{self.folder}: its study was begun with another search space ({error}); give another "
@@ -192,6 +195,10 @@ class SharedStudy:
 
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
+
+    def last_space(self) -> Mapping[str, BaseDistribution]:
+        """What the newest trial was drawn from; empty before the first."""
+        return next((trial.distributions for trial in reversed(self.trials()) if trial.distributions), {})
 
     def limit(self, n_trials: int, size: float) -> float:
         """How many trials there will be, of a space of that size."""

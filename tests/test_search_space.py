@@ -92,6 +92,21 @@ def test_a_mistake_names_key_and_value(text: str, message: str) -> None:
     assert message in str(raised.value)
 
 
+def test_what_has_changed_is_told_by_key() -> None:
+    before = parse(
+        {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "seed": "range(1, 9)", "model.n_layer": "2,4"}, []
+    )
+    now = parse(
+        {"optimizer.lr": "interval(1e-4, 0.1)", "seed": "range(1, 9)", "model.dropout": "range(0, 0.5, 0.1)"}, []
+    )
+    assert now.changes(now.distributions) == []
+    assert now.changes(before.distributions) == [
+        "optimizer.lr: 0.0001 … 0.01 (log) → 0.0001 … 0.1",
+        "model.n_layer: 2, 4 → not varied",
+        "model.dropout: not varied → 0 … 0.4 (by 0.1)",
+    ]
+
+
 def test_nothing_to_search_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="nothing to search; give a key several values"):
         parse({}, ["optimizer.lr=1"])

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,23 @@ def test_the_first_of_all_may_fail(tmp_path: Path) -> None:
         (only,) = study.trials()
         assert failed(only)
         assert math.isfinite(only.value or math.nan)
+
+
+def test_one_left_behind_keeps_its_values_though_the_range_is_another_now(tmp_path: Path) -> None:
+    with shared(tmp_path) as study:
+        assert study.last_space() == {}
+        left = study.next_trial(SPACE, 9)
+        assert left is not None
+    wider = {**SPACE, "x": FloatDistribution(2, 3)}
+    with shared(tmp_path) as study, warnings.catch_warnings():
+        warnings.simplefilter("error")  # Optuna's own would only puzzle
+        assert study.last_space() == SPACE
+        taken, new = (study.next_trial(wider, 9) for _ in range(2))
+        assert taken is not None
+        assert new is not None
+        assert (taken.number, taken.params) == (left.number, left.params)
+        assert new.params["x"] >= 2
+        assert study.last_space() == wider
 
 
 def test_a_hopeless_trial_is_known_by_its_losses(tmp_path: Path) -> None:
