@@ -86,11 +86,11 @@ def check_config(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> No
 
 
 def has_begun(directory: Path) -> bool:
-    """Whether there is a run: its config is complete once it has metrics, and where there are some none may begin."""
+    """Whether a run has written metrics: its config.yaml is complete by then, and no new run may begin there."""
     return (directory / "metrics.jsonl").exists()
 
 
-@cache  # a job's is wanted to check it, to show it and to run it
+@cache  # a job's is wanted several times: to check it, to run it, to show it, and to tell how it ended
 def composed(overrides: tuple[str, ...], search_path: tuple[str, ...], *, begun: bool) -> Composed:
     """What the job's own process will compose, or has composed: the checkpoint of which a run that has begun is a fork
     may be gone, and its data is not prepared again.

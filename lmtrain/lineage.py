@@ -1,6 +1,5 @@
 """The command line that composes what another run was: to fork it, and to repeat it."""
 
-import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.checks import GROUPS, key_paths
 from lmtrain.config import ConfigError, compose, quoted
 from lmtrain.durable import read_limited
-from lmtrain.paths import short
 from lmtrain.run_directory import checkpoint_steps
 from lmtrain.trust import check_trust, read_saved
 
@@ -53,8 +51,7 @@ def forked(arguments: Sequence[str]) -> list[str]:
             raise ConfigError(f"fork={run}: no checkpoint there yet")
         rest.append(f"step={steps[-1]}")
     others = [text for text in arguments if text not in flags.overrides]
-    origin = short(Path(os.path.abspath(run)))  # one spelling, for the config's hash and a job's directory
-    return [*others, *own, f"{FORK}{quoted(origin)}", *rest]
+    return [*others, *own, f"{FORK}{quoted(str(run))}", *rest]
 
 
 def overrides_of(

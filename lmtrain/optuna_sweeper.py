@@ -112,8 +112,10 @@ class OptunaSweeper(Sweeper):
             done = sum(trial.state.is_finished() for trial in study.trials())
             before = f", {done} done before" if done else ""
             console.print(f"search of {search.n_trials} trials in {short(sweep_dir)}{before}", markup=False)
-            run = self._side_by_side if isinstance(self.launcher, ProcessLauncher) else self._in_batches
-            stopped, trouble = run(search, settings)
+            if isinstance(self.launcher, ProcessLauncher):
+                stopped, trouble = self._side_by_side(search, settings), None
+            else:
+                stopped, trouble = self._in_batches(search, settings)
             best = close(study, space, sweep_dir)
         if trouble is not None:
             tell_of_launcher(trouble)
@@ -123,8 +125,8 @@ class OptunaSweeper(Sweeper):
         if best is None:
             raise SweepEndedError(1)
 
-    def _side_by_side(self, search: "Search", settings: Settings) -> tuple[int | None, None]:
-        """With processes of lmtrain's own; the signal that stopped it, and nothing that went wrong."""
+    def _side_by_side(self, search: "Search", settings: Settings) -> int | None:
+        """With processes of lmtrain's own; the signal that stopped it."""
         launcher = self.config.hydra.launcher
         running: dict[Job, RunningTrial] = {}
         with (
@@ -141,7 +143,7 @@ class OptunaSweeper(Sweeper):
                     running[one.job] = one
                     pool.submit(one.job)
                 if not pool.unfinished:
-                    return pool.stopped, None
+                    return pool.stopped
                 ended = pool.poll()
                 for job_end in ended:
                     running.pop(job_end.job).end(job_end)

@@ -1,6 +1,7 @@
 """How a sweep ended: the closing table, `sweep.json`, and what to do next."""
 
 import json
+import logging
 import math
 import shlex
 import sys
@@ -18,6 +19,8 @@ from lmtrain.interrupt import exit_code
 from lmtrain.jobs import DONE, LOG, Ended
 from lmtrain.paths import short
 from lmtrain.redact import redact, redacted
+
+log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
 FAILED = ("failed", "diverged")
@@ -63,8 +66,9 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
     console.print(table(ended))
     for one in ended:
         if one.status not in DONE and one.status != "not started":
-            log = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
-            console.print(redact(f"{one.job.title}: {one.status}: {one.reason}{log}"), markup=False)
+            where = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
+            words = [one.job.title, one.status, *([one.reason] if one.reason else [])]
+            console.print(redact(f"{': '.join(words)}{where}"), markup=False)
     console.print(f"{summary(ended)}; everything is in {short(sweep_dir)}", markup=False)
     missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - {*DONE}
     if missing or stopped is not None:
@@ -80,7 +84,9 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
 
 def tell_of_launcher(error: Exception) -> None:
     """That a launcher of others failed by itself; how its jobs are is in their directories."""
-    console.print(redact(f"the launcher failed: {type(error).__name__}: {error}"), markup=False, soft_wrap=True)
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    console.print(redact(f"the launcher failed: {reason}"), markup=False, soft_wrap=True)
+    log.debug("its traceback", exc_info=error)
 
 
 def table(ended: Sequence[Ended]) -> Table:

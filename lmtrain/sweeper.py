@@ -82,7 +82,9 @@ class GridSweeper(Sweeper):
         returned: list[JobReturn] = []
         stopped, trouble = self._launch(batches, returned)
         missing = [None] * (len(jobs) - len(returned))
-        ended = [self._ended(job, one, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)]
+        ended = [
+            self._ended(job, one, trouble, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
+        ]
         if trouble is not None:
             tell_of_launcher(trouble)
         close(sweep_dir.absolute(), ended, stopped)
@@ -126,9 +128,9 @@ class GridSweeper(Sweeper):
             return None, error
         return None, None
 
-    def _ended(self, job: Job, returned: JobReturn | None, before: bool) -> Ended:
+    def _ended(self, job: Job, returned: JobReturn | None, trouble: Exception | None, before: bool) -> Ended:
         """How a job ended, by what the launcher returned and, without that, by what lies in its directory."""
-        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else None
+        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else trouble
         if isinstance(failure, JobFailedError):
             return replace(failure.ended, job=job)
         now = to_do(job.directory, job.overrides, self._path, retry_failed=False)
@@ -137,4 +139,4 @@ class GridSweeper(Sweeper):
         result = read_json(job.directory / "result.json")
         begun = result.get("status") or ("interrupted" if now.resumes else "not started")
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
-        return Ended(job, "failed" if failure else begun, None, reason, result, ran=now.resumes)
+        return Ended(job, "failed" if failure and returned else begun, None, reason, result, ran=now.resumes)

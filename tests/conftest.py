@@ -124,11 +124,10 @@ class Started:
         self.wait()
 
     def end(self) -> None:
-        """With all that it has started, unless that has left its process group."""
-        if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGKILL)
-            self.wait()
+        """Kills it, if it still runs, with all that it has started and that has not left its process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
 
     @property
     def stdout(self) -> str:
@@ -170,6 +169,7 @@ class Cli:
 
     def start(self, *arguments: str, folder: Path | None = None, **environment: str) -> Started:
         """In the background; what still runs when the test ends is killed then."""
+        assert "PYTHONPATH" not in environment
         output, server = self.output(), self.server()
         files = {name: str(output / name) for name in ("stdout", "stderr", "code")}
         for name in ("stdout", "stderr"):
@@ -180,8 +180,14 @@ class Cli:
         assert server.stdout is not None
         server.stdin.write(f"{json.dumps(asked)}\n")
         server.stdin.flush()
-        self.started.append(Started(arguments, int(server.stdout.readline()), output))
+        pid = server.stdout.readline()
+        assert pid, "the server of forks has ended"
+        self.started.append(Started(arguments, int(pid), output))
         return self.started[-1]
+
+    def close(self) -> None:
+        for process in self.started:
+            process.end()
 
 
 @pytest.fixture(scope="session")
@@ -196,16 +202,16 @@ def cli_server() -> Iterator["subprocess.Popen[str]"]:
 def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cli]:
     # The server is started by the first test that needs it.
     made = Cli(lambda: request.getfixturevalue("cli_server"), tmp_path, lambda: tmp_path_factory.mktemp("output"))
-    yield made
-    for process in made.started:
-        process.end()
+    with contextlib.closing(made):
+        yield made
 
 
 @pytest.fixture(scope="module")
-def module_cli(tmp_path_factory: pytest.TempPathFactory, cli_server: "subprocess.Popen[str]") -> Cli:
+def module_cli(tmp_path_factory: pytest.TempPathFactory, cli_server: "subprocess.Popen[str]") -> Iterator[Cli]:
     """For what the tests of a file share, in a folder of its own."""
     folder = tmp_path_factory.mktemp("shared")
-    return Cli(lambda: cli_server, folder, lambda: tmp_path_factory.mktemp("output"))
+    with contextlib.closing(Cli(lambda: cli_server, folder, lambda: tmp_path_factory.mktemp("output"))) as made:
+        yield made
 
 
 def clean_environment() -> dict[str, str]:

@@ -9,6 +9,7 @@ import gc
 import importlib
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,6 +19,7 @@ from lmtrain.commands.victim import SLOW_IMPORTS, become_lmtrain
 
 
 def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests, which end what they have started
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
     gc.freeze()
@@ -34,7 +36,8 @@ def watch(request: dict[str, Any]) -> NoReturn:
     child = os.fork()
     if not child:
         run(request)
-    os.setpgid(child, child)
+    with contextlib.suppress(OSError):  # the child does so too: whichever comes first
+        os.setpgid(child, child)
     os.write(1, f"{child}\n".encode())
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1):  # are the server's
@@ -47,6 +50,8 @@ def watch(request: dict[str, Any]) -> NoReturn:
 
 
 def run(request: dict[str, Any]) -> NoReturn:
+    os.setpgid(0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])

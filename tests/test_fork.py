@@ -116,9 +116,9 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
     assert firsts == [5, 9]
     names = sorted(path.name for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
     assert [name.rpartition(",")[0] for name in names] == ["fork=origin,step=4", "fork=origin,step=8"]
-    # The same by another spelling, and though the origin has removed a checkpoint since.
+    # Though the origin has removed a checkpoint since.
     shutil.rmtree(origin / "checkpoints" / "step-00000004")
-    again = train(cli, "-m", f"fork={origin}/", "step=4,8", "hydra.sweep.dir=runs/sweep")
+    again = train(cli, "-m", "fork=./runs/origin/", "step=4,8", "hydra.sweep.dir=runs/sweep")
     assert "2 jobs: 2 completed before" in again
     assert len([path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir()]) == 2
     done = cli("-m", "fork=runs/origin", "step=4,8", "seed=2", "hydra.sweep.dir=runs/sweep")

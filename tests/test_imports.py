@@ -26,7 +26,7 @@ ALLOWED = {
     "differences": set(),
     "identity": set(),
     "fork": {"checkpoint", "snapshot"},
-    "lineage": {"checks", "config", "durable", "paths", "run_directory", "trust"},
+    "lineage": {"checks", "config", "durable", "run_directory", "trust"},
     "durable": set(),
     "checkpoint": {"durable"},
     "saver": {"checkpoint"},

@@ -5,6 +5,7 @@ import os
 import pty
 import random
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from conftest import TINY, Cli, clean_environment, write_failing_model
 
 from lmtrain.checkpoint import load
+from lmtrain.job_directory import directory_name
 from lmtrain.same_bits import UndisturbedRun
 
 # A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
@@ -98,13 +100,25 @@ def test_a_launcher_that_fails_is_told_in_a_line(tmp_path: Path, token_folder: P
     (tmp_path / "conf" / "hydra" / "launcher").mkdir(parents=True)
     node = "_target_: hydra_plugins.broken.Broken\n"
     (tmp_path / "conf" / "hydra" / "launcher" / "broken.yaml").write_text(node)
+    shared = [*TINY, f"data.path={token_folder}"]
+    if sweeper == "optuna":
+        pytest.importorskip("optuna")
+    else:  # one has begun, and was killed
+        run = tmp_path / "sweep" / directory_name([*shared, "seed=1"])
+        assert cli(*shared, "seed=1", f"hydra.run.dir='{run}'").returncode == 0
+        (run / "result.json").unlink()
     swept = ["seed=1,2", "hydra/launcher=broken", f"hydra/sweeper={sweeper}", "hydra.sweep.dir=sweep"]
     # Hydra looks for plugins once: an interpreter of its own, which has this folder on its path.
-    done = cli("-m", *TINY, f"data.path={token_folder}", *swept, PYTHONPATH="")
+    done = cli("-m", *shared, *swept, PYTHONPATH="")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "OSError: the cluster has gone" in done.stdout
     assert "to continue: python -m lmtrain -m " in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+    if sweeper == "grid":
+        jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
+        assert [job["status"] for job in jobs] == ["interrupted", "not started"]
+        assert {job["reason"] for job in jobs} == {"OSError: the cluster has gone"}
+        assert "seed=1: interrupted: OSError: the cluster has gone (sweep/" in done.stdout
 
 
 @pytest.mark.slow
@@ -183,7 +197,7 @@ def test_ray_runs_the_same_jobs(tiny: list[str], tmp_path: Path, cli: Cli) -> No
 def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes_on(
     tiny: list[str], tmp_path: Path, cli: Cli
 ) -> None:
-    long = [*tiny, "trainer.max_steps=240", "trainer.eval_interval=40", "trainer.checkpoint_interval=80"]
+    long = [*tiny, "trainer.max_steps=600", "trainer.eval_interval=100", "trainer.checkpoint_interval=200"]
     command = [*long, "seed=1,2,3", "hydra.launcher.n_jobs=2"]
     terminal, its_end = pty.openpty()
     process = subprocess.Popen(
@@ -195,23 +209,27 @@ def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes
         stderr=its_end,
     )
     os.close(its_end)
-    shown, asked = "", False
+    rows = [rf"seed={seed} +│ running +│ +\d+/600 │ +\d\.\d{{4}} │ +[\d.–]+ │ +\d+s" for seed in (1, 2)]
+    written, asked = b"", False
     try:
-        while part := os.read(terminal, 65536):
-            shown += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", part.decode(errors="replace"))
-            rows = [rf"seed={seed} +│ running +│ +\d+/240 │ +\d\.\d{{4}} │ +[\d.–]+ │ +\d+s" for seed in (1, 2)]
+        while select.select([terminal], [], [], 90)[0] and (part := os.read(terminal, 65536)):
+            written += part
+            shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", written.decode(errors="replace"))
             if not asked and all(re.search(row, shown) for row in rows):
                 process.send_signal(signal.SIGINT)
                 asked = True
     except OSError:  # a terminal's way to say that nobody writes any more
         pass
-    os.close(terminal)
+    finally:
+        if not asked:
+            process.kill()
+        os.close(terminal)
     assert process.wait(timeout=60) == 130, shown
     assert "2 running, 1 waiting" in shown
     assert "3 jobs: 2 interrupted, 1 not started; everything is in sweep" in shown
     assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], shown
     steps = [result(path.parent)["steps"] for path in (tmp_path / "sweep").glob("*/metrics.jsonl")]
-    assert all(0 < step < 240 for step in steps)
+    assert all(0 < step < 600 for step in steps)
     # Another one of the same sweep, at the same time: they share the work.
     started = [cli.start(*long, "seed=1,2") for _ in range(2)]
     for again in started:

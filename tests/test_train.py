@@ -287,7 +287,10 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
         ("--config-name=mine", "--config-name=mine: the menu is conf/config.yaml; a choice of yours goes to ./conf"),
         ("--config-path=mine", "--config-path=mine: configs of yours go to ./conf and ./experiments"),
         ("--experimental-rerun=x", "--experimental-rerun=x: lmtrain repeats a run with --rerun RUN_DIR"),
+        ("--config-dir=nowhere", "--config-dir=nowhere: no such folder"),
+        ("--resolve", "--resolve: goes with --cfg or --help"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: add -m for a sweep"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: relative paths are those of the folder that the command is "),
     ],
 )
 def test_what_of_hydra_is_not_for_runs_is_refused(
@@ -308,7 +311,7 @@ class Told(Callback):
         print("run starts", config.name)
 
     def on_job_start(self, config, **rest):
-        print("job starts with", os.environ["TOLD"], os.path.basename(os.getcwd()))
+        print("job starts with", os.environ["TOLD"])
 
     def on_job_end(self, config, job_return, **rest):
         print("job ends", job_return.return_value)
@@ -320,14 +323,21 @@ class Told(Callback):
 
 def test_hydras_own_settings_of_a_job_hold_for_a_run(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "told.py").write_text(CALLBACKS)
-    settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD=yes", "hydra.job.chdir=true"]
-    done = cli(*tiny, *settings, "name=mine", "hydra.run.dir=out", "trainer.max_steps=1")
+    settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD='48'"]
+    done = cli(
+        *tiny, *settings, "name='mine-${run_id:}'", "model.d_ff='${oc.decode:${oc.env:TOLD}}'", "trainer.max_steps=1"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
-    assert told == ["run starts mine", "job starts with yes out", "job ends 0", "run ends"]
-    saved = (tmp_path / "out" / ".hydra" / "hydra.yaml").read_text()
+    (run,) = (tmp_path / "outputs").glob("mine-*/*")
+    assert told == [f"run starts {run.parent.name}", "job starts with 48", "job ends 0", "run ends"]
+    assert run.name.endswith(run.parent.name.removeprefix("mine"))
+    config = (run / "config.yaml").read_text()
+    assert f"name: {run.parent.name}\n" in config
+    assert "d_ff: 48\n" in config
+    saved = (run / ".hydra" / "hydra.yaml").read_text()
     assert "mode: RUN" in saved
-    assert f"output_dir: {tmp_path / 'out'}" in saved
+    assert f"output_dir: {run}\n" in saved
 
 
 @pytest.mark.slow

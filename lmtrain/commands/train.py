@@ -1,5 +1,6 @@
 """Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep."""
 
+import argparse
 import copy
 import importlib
 import os
@@ -14,7 +15,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import run_job
+from hydra.core.utils import env_override, run_job
 from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
@@ -58,10 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = forked(arguments)
     flags = get_args_parser().parse_args(list(arguments))
-    for name, way_out in REFUSED.items():
-        if getattr(flags, name) is not None:
-            raise ConfigError(f"--{name.replace('_', '-')}={getattr(flags, name)}: {way_out}")
-    _check_launcher(flags.overrides)
+    _check_flags(flags)
     sys.argv[1:] = arguments  # where Hydra reads them, and what a run records
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
     try:
@@ -72,10 +70,21 @@ def main(arguments: Sequence[str]) -> int:
         return _run([*folders, *flags.overrides])
     except HydraException as error:
         raise ConfigError(explain(error, flags.overrides)) from error
-    except OSError as error:  # the run directory can't be made
+    except OSError as error:  # a folder that can't be made, say
         raise ConfigError(str(error)) from error
     except SweepEndedError as ended:
         return ended.exit_code
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    for name, way_out in REFUSED.items():
+        if (given := getattr(flags, name)) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')}={given}: {way_out}")
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        raise ConfigError(f"--config-dir={flags.config_dir}: no such folder")
+    if flags.resolve and not (flags.cfg or flags.help):
+        raise ConfigError("--resolve: goes with --cfg or --help; a run's own config.yaml is resolved")
+    _check_launcher(flags.overrides)
 
 
 def _hand_to_hydra(task: Any) -> None:
@@ -84,32 +93,37 @@ def _hand_to_hydra(task: Any) -> None:
 
 
 def _run(overrides: Sequence[str]) -> int:
-    """As Hydra runs a job, but of a config that is composed once and checked before anything is made: a mistake leaves
+    """As Hydra runs a job, but of a config that is composed once, and checked before anything is made: a mistake leaves
     nothing behind."""
     composed = compose(overrides, with_hydra=True)
-    if composed.hydra.mode not in (None, RunMode.RUN):
-        raise ConfigError(f"hydra.mode={composed.hydra.mode.name}: add -m for a sweep")
-    composed.hydra.mode = RunMode.RUN
+    settings = composed.hydra
+    if settings.mode not in (None, RunMode.RUN):
+        raise ConfigError(f"hydra.mode={settings.mode.name}: add -m for a sweep")
+    if settings.job.chdir:
+        raise ConfigError("hydra.job.chdir=true: relative paths are those of the folder that the command is given in")
+    settings.mode = RunMode.RUN
+    run_dir = Path(settings.run.dir)  # before the copy, which then has the same time and id in it
     try:
-        cfg = preflight(without_hydra(copy.deepcopy(composed)))
+        with env_override(settings.job.env_set):
+            cfg = preflight(without_hydra(copy.deepcopy(composed)))
     except ConfigError as error:
         raise ConfigError(_with_origin(str(error), overrides)) from error
-    refuse_existing_run(Path(composed.hydra.run.dir))
+    refuse_existing_run(run_dir)
     mistakes: list[ConfigError] = []
 
-    def train(composed: DictConfig) -> int | None:
+    def train(task_config: DictConfig) -> int | None:
         from lmtrain.train import run
 
-        settings = HydraConfig.get()
+        hydra_files = texts_for_hydra_folder(task_config, HydraConfig.get())
         try:
-            return run(cfg, Path(settings.runtime.output_dir), texts_for_hydra_folder(composed, settings)).exit_code
-        except ConfigError as error:  # Hydra would print it
+            return run(cfg, Path(HydraConfig.get().runtime.output_dir), hydra_files).exit_code
+        except ConfigError as error:  # which Hydra would announce in words of its own
             mistakes.append(error)
             return None
 
     callbacks = Callbacks(composed)
     callbacks.on_run_start(config=composed, config_name=MENU)
-    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), callbacks)
+    context = HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), callbacks)  # of which run_job uses these alone
     job = run_job(train, composed, "hydra.run.dir", None, context)
     callbacks.on_run_end(config=composed, config_name=MENU, job_return=job)
     if mistakes:
