@@ -263,6 +263,6 @@ def is_mine(path: Path) -> bool:
 
 
 Saves.TestCase.settings = settings(
-    max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=12, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestSaves = pytest.mark.slow(Saves.TestCase)

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.job_directory import MAX_NAME_CHARS, directory_name
@@ -32,6 +32,7 @@ overrides = st.lists(
 ).map(lambda pairs: ["=".join(pair) for pair in pairs if pair[0] not in ("name", "logger") and "hydra" not in pair[0]])
 
 
+@settings(max_examples=50)
 @given(overrides, overrides)
 def test_names_are_fit_for_a_file_system_and_differ_if_the_jobs_do(one: list[str], other: list[str]) -> None:
     for name in (directory_name(one), directory_name(other)):
