@@ -91,15 +91,16 @@ def has_begun(directory: Path) -> bool:
 
 
 @cache  # a job's is wanted several times: to check it, to run it, to show it, and to tell how it ended
-def composed(overrides: tuple[str, ...], search_path: tuple[str, ...], *, begun: bool) -> Composed:
-    """What the job's own process will compose, or has composed: the checkpoint of which a run that has begun is a fork
-    may be gone, and its data is not prepared again.
+def composed(overrides: tuple[str, ...], search_path: tuple[str, ...], directory: Path | None) -> Composed:
+    """What the job's own process will compose, or has composed if its directory (null: none yet) holds a run: then the
+    checkpoint that it is a fork of may be gone, and its data is not prepared again. What could begin once stays so.
 
     Raises:
         ConfigError: naming what is wrong with config or data.
     """
     cfg = _composed(overrides, search_path)
     to_trust = names_to_trust(cfg)
+    begun = directory is not None and has_begun(directory)
     plain: Any = OmegaConf.to_container(preflight(cfg, begun=begun))
     return Composed(plain, to_trust)
 
@@ -110,7 +111,7 @@ def to_do(directory: Path, overrides: tuple[str, ...], search_path: tuple[str, .
     status = result.get("status")
     begun = has_begun(directory)
     try:
-        job = composed(overrides, search_path, begun=begun)
+        job = composed(overrides, search_path, directory)
         if begun or status is not None:
             saved: Any = OmegaConf.to_container(read_saved(directory / "config.yaml"))
             if config_hash(saved) != config_hash(job.config):

@@ -92,7 +92,7 @@ class OptunaSweeper(Sweeper):
         space = parse(params, arguments, self.hydra_context.config_loader)
         self._path = tuple(search_path(self.config.hydra))
         for corner in space.corners():
-            composed(corner, self._path, begun=False)
+            composed(corner, self._path, None)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         sweep_dir.mkdir(parents=True, exist_ok=True)
         with SharedStudy(

@@ -123,7 +123,7 @@ class SweepProgress:
         return rows
 
     def _running_row(self, running: Running) -> list[str]:
-        config = composed(running.job.overrides, self._search_path, begun=running.resumed).config
+        config = composed(running.job.overrides, self._search_path, running.job.directory).config
         max_steps = config.get("trainer", {}).get("max_steps")  # a trainer of the user's own may have none
         progress = read_progress(running.job.directory / "metrics.jsonl")
         left = progress.seconds_left(max_steps) if max_steps else None

@@ -17,7 +17,7 @@ from lmtrain.checks import nearest_of
 from lmtrain.config import ConfigError
 from lmtrain.console import console
 from lmtrain.interrupt import InterruptedBySignal, StopRequest
-from lmtrain.job_directory import check_config, composed, has_begun, search_path, to_do
+from lmtrain.job_directory import check_config, composed, search_path, to_do
 from lmtrain.jobs import Ended, Job
 from lmtrain.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
 from lmtrain.paths import short
@@ -105,7 +105,7 @@ class GridSweeper(Sweeper):
         for job in jobs:
             check_config(job.overrides, self._path)
         for job in jobs:
-            composed(job.overrides, self._path, begun=has_begun(job.directory))
+            composed(job.overrides, self._path, job.directory)
 
     def _launch(
         self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]

@@ -44,7 +44,6 @@ LAUNCHERS = {
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 
-
 # Flags of Hydra's that jobs of sweeps, resumes and forks could not follow.
 REFUSED = {
     "config_name": "the menu is conf/config.yaml; a choice of yours goes to ./conf, a composition to ./experiments",
