@@ -19,7 +19,7 @@ VERBS = {  # and the module of lmtrain.commands that does it
     "inspect": "inspect",
     "evaluate": "evaluate",
     "sample": "sample",
-    "import": "import_checkpoint",
+    "import": "import_nanogpt",
     "compare": "compare",
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
@@ -44,7 +44,7 @@ def main() -> None:
 
 def checked_dispatch(arguments: Sequence[str]) -> int:
     """`dispatch`, with a user's mistake as one line and the exit code 2."""
-    from lmtrain.config import ConfigError
+    from lmtrain.errors import ConfigError
 
     try:
         code = dispatch(arguments)
@@ -68,16 +68,16 @@ def end_with(parent: int) -> None:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    from lmtrain.config import ConfigError
+    from lmtrain.errors import ConfigError
 
     first = arguments[0] if arguments else ""
     if first == "--version":
         print(f"lmtrain {lmtrain.__version__}")
         return 0
     if first in ("-h", "--help"):
-        from lmtrain.commands import help_text
+        from lmtrain.commands import help as help_command
 
-        return help_text.main()
+        return help_command.main()
     if first in VERBS:
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))

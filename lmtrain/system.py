@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt, StringConstraints
 
-from lmtrain.gpu_models import known
+from lmtrain.machine import known
 
 log = logging.getLogger(__name__)
 

@@ -11,29 +11,32 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmtrain import fork, report
-from lmtrain.bad_batches import BadBatches
-from lmtrain.bad_steps import DivergedError
-from lmtrain.checkpoint import CheckpointFolder, NonFiniteStateError
-from lmtrain.config import ConfigError, build, mistakes_of_the_user
-from lmtrain.console import configure_logging
+from lmtrain.checkpoint import fork
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.snapshot import TrainState, train_state
+from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.token_files import token_folders
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.loader import TokenLoader
-from lmtrain.data.tokenizer import StoredTokenizer
-from lmtrain.data.tokens import DataError
-from lmtrain.identity import config_hash
-from lmtrain.interrupt import PRUNE_FILE, InterruptedBySignal, PrunedError, StopRequest
-from lmtrain.interrupt import exit_code as interrupt_exit_code
+from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
+from lmtrain.files.limited import read_json
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.logger.wandb import agent_run_id
-from lmtrain.preflight import refuse_existing_run, token_folders
-from lmtrain.record import Resumed, plain, record, run_info, size
-from lmtrain.run_directory import Result, RunDirectory, environment, lasting, read_json
-from lmtrain.saver import Saver
-from lmtrain.snapshot import TrainState, train_state
+from lmtrain.loop.bad_batches import BadBatches
+from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
+from lmtrain.parts import check_block_size, check_samples
+from lmtrain.run import report
+from lmtrain.run.directory import RunDirectory, refuse_existing_run
+from lmtrain.run.environment import environment, lasting
+from lmtrain.run.identity import config_hash
+from lmtrain.run.info import plain, run_info
+from lmtrain.run.provenance import Resumed, record, size
+from lmtrain.run.result import Result
 from lmtrain.system import System
+from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -81,10 +84,10 @@ def run(
         except BaseException as caught:
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
-        status, exit_code = ending(error)
+        ending = ending_of(error)
         report.tell_ending(error, directory.path)
         result = Result(
-            status=status,
+            status=ending.status,
             objective=state.best_val_loss,
             best_val_loss=state.best_val_loss,
             best_step=state.best_step,
@@ -101,14 +104,14 @@ def run(
         try:
             # A resume that could not begin, or had nothing left to do, changes nothing of how a run ended; but one that
             # was killed after its last step has not ended yet.
-            ended = read_json(directory.path / "result.json").get("status") == "completed"
+            ended = read_json(directory.path / "result.json").get("status") == COMPLETED.status
             if resumed is None or resumed.began or (error is None and not ended):
                 directory.write_json("result.json", asdict(result))
         except OSError as refused:
             log.error("result.json could not be written: %s", refused)
     if isinstance(error, ConfigError):
         raise error
-    return Outcome(exit_code, state.best_val_loss)
+    return Outcome(ending.exit_code, state.best_val_loss)
 
 
 def train(
@@ -192,29 +195,13 @@ def train(
             raise ConfigError(f"{error}; to continue when that is mended: {again}") from error
     except BaseException as error:
         stop.defers = True  # how the run ended is settled
-        logger.close(ending(error)[0])
+        logger.close(ending_of(error).status)
         raise
     stop.defers = True
-    logger.close("completed")
+    logger.close(COMPLETED.status)
     if tokenizer is not None and cfg.sample_tokens:
         report.show_sample(model, tokenizer, system, train_loader.block_size, cfg, directory)
     report.summarise(state, cfg, directory)
-
-
-def ending(error: BaseException | None) -> tuple[str, int]:
-    """The status in `result.json` and the exit code of a run that ended with this error."""
-    match error:
-        case None:
-            return "completed", 0
-        case PrunedError():
-            return "pruned", 0
-        case ConfigError():
-            return "failed", 2
-        case DivergedError() | NonFiniteStateError():
-            return "diverged", 3
-        case InterruptedBySignal(number=number):
-            return "interrupted", interrupt_exit_code(number)
-    return "failed", 1
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
@@ -229,25 +216,6 @@ def _refuse_no_steps(trainer: Trainer, origin: fork.Origin) -> None:
             f"trainer.max_steps={trainer.max_steps}: the fork starts after step {origin.state.step}; give more, or an "
             "earlier step=N"
         )
-
-
-def check_block_size(model: nn.Module, cfg: DictConfig) -> None:
-    """Raises ValueError if the data's sequences are longer than the model takes."""
-    longest = getattr(model, "block_size", None)
-    if longest is not None and cfg.data.get("block_size", 0) > longest:
-        raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
-
-
-def check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
-    """Raises ValueError if the data is used up before the run ends."""
-    enough = getattr(train_loader, "max_samples", None)
-    if enough is not None and "gradient_accumulation_steps" in cfg.trainer:
-        step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps
-        if cfg.trainer.max_steps * step_samples > enough:
-            raise ValueError(
-                f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {enough:,} samples, which are "
-                f"{enough // step_samples:,} steps"
-            )
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:

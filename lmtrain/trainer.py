@@ -11,19 +11,21 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.bad_batches import BadBatches
-from lmtrain.bad_steps import BadStep, DivergedError, RewindError, SpikeDetector, Watch
-from lmtrain.checkpoint import Checkpoint, Retention
-from lmtrain.clock import StepClock
-from lmtrain.data.loader import Prefetcher, TokenLoader
-from lmtrain.data.tokens import DataError
-from lmtrain.evaluation import evaluate, perplexity
-from lmtrain.flops import flops_per_token
-from lmtrain.interrupt import StopRequest
+from lmtrain.checkpoint.folder import Checkpoint, Retention
+from lmtrain.checkpoint.optimizer_state import group_values
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.data.loader import TokenLoader
+from lmtrain.data.prefetch import Prefetcher
+from lmtrain.errors import DataError, DivergedError
 from lmtrain.logger.base import RunLogger
-from lmtrain.optimizer import group_values, update
-from lmtrain.saver import Saver
-from lmtrain.snapshot import Snapshot, TrainState, train_state
+from lmtrain.loop.bad_batches import BadBatches
+from lmtrain.loop.bad_steps import BadStep, RewindError, SpikeDetector, Watch
+from lmtrain.loop.evaluation import evaluate, perplexity
+from lmtrain.loop.step_clock import StepClock
+from lmtrain.loop.stop_request import StopRequest
+from lmtrain.loop.update import update
+from lmtrain.model.flops import flops_per_token
 from lmtrain.system import System
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from lmtrain.data.tokens import Meta, Split, TokenizerFile, write_meta
-from lmtrain.durable import sha256_of
+from lmtrain.files.durable import sha256_of
 
 VOCAB_SIZE = 61
 

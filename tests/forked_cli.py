@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmtrain import paths
-from lmtrain.commands.victim import SLOW_IMPORTS, become_lmtrain
+from lmtrain.terminal import paths
+from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def base_config() -> dict[str, Any]:
     """The quickstart's, resolved as a run writes it."""
     from omegaconf import OmegaConf
 
-    from lmtrain.config import compose
+    from lmtrain.config.compose import compose
 
     overrides = ["experiments=quickstart", "model.vocab_size=512", "logger=[]", "data=tokens", "data.path=data/stdlib"]
     config: dict[str, Any] = OmegaConf.to_container(compose(overrides), resolve=True)  # type: ignore[assignment]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.bad_steps import MIN_STEPS, BadStep, SpikeDetector, Watch
+from lmtrain.loop.bad_steps import MIN_STEPS, BadStep, SpikeDetector, Watch
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmtrain.checkpoint import MANIFEST, Checkpoint, CheckpointFolder, NonFiniteStateError, Retention, load, verify
+from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load, verify
+from lmtrain.errors import NonFiniteStateError
 
 
 def a_checkpoint(seed: int) -> Checkpoint:

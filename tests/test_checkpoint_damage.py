@@ -16,17 +16,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmtrain.checkpoint import (
+from lmtrain.checkpoint.folder import (
     MANIFEST,
     MANIFEST_BYTES,
     STATE_BYTES,
-    BrokenCheckpointError,
     Checkpoint,
     CheckpointFolder,
     Retention,
     load,
     verify,
 )
+from lmtrain.errors import BrokenCheckpointError
 
 
 @pytest.fixture

@@ -20,15 +20,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lmtrain.checkpoint import (
-    MANIFEST,
-    BrokenCheckpointError,
-    Checkpoint,
-    CheckpointFolder,
-    NonFiniteStateError,
-    Retention,
-    load,
-)
+from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load
+from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 
 FILES = (MANIFEST, "model.safetensors", "optimizer.safetensors", "state.json")
 CRASHED = 3

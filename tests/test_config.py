@@ -13,11 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.checks import GROUPS
-from lmtrain.config import ConfigError, build, check, compose, quoted
+from lmtrain.config.build import build
+from lmtrain.config.check import GROUPS, check
+from lmtrain.config.compose import compose
+from lmtrain.config.overrides import quoted
+from lmtrain.config.preflight import preflight
+from lmtrain.config.shipped import shipped
 from lmtrain.data.tokens import read_meta, write_meta
-from lmtrain.paths import shipped
-from lmtrain.preflight import preflight
+from lmtrain.errors import ConfigError
 
 
 def composed(*overrides: str) -> object:
@@ -105,7 +108,7 @@ def test_every_part_of_a_recipe_spells_out_every_tunable(path: Path) -> None:
 
 
 def tunables(target: str, positional: int, ours: frozenset[str] = frozenset()) -> set[str]:
-    from lmtrain.signatures import signature_of
+    from lmtrain.config.signature import signature_of
 
     names = list(signature_of(target, typed=()).parameters)
     return set(names[positional:]) - ours

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lmtrain.console import duration, si, significant, step_line
+from lmtrain.logger.console import step_line
+from lmtrain.terminal.units import duration, si, significant
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from conftest import TINY, VOCAB_SIZE, Cli, write_tokens
 
-from lmtrain.checkpoint import load
-from lmtrain.config import ConfigError, compose
-from lmtrain.data.tokenizer import Bytes, save
+from lmtrain.checkpoint.folder import load
+from lmtrain.config.compose import compose
+from lmtrain.config.preflight import preflight
+from lmtrain.data.stored_tokenizer import save
+from lmtrain.data.tokenizer import Bytes
 from lmtrain.data.tokens import read_meta
-from lmtrain.logger.jsonl import read_metrics
-from lmtrain.preflight import preflight
+from lmtrain.errors import ConfigError
+from lmtrain.files.metrics import read_metrics
 
 SMALL = [text for text in TINY if not text.startswith("data=")]
 

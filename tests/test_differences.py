@@ -1,6 +1,6 @@
 """What changed between two configs."""
 
-from lmtrain.differences import differences
+from lmtrain.terminal.differences import differences
 
 
 def test_every_changed_value_is_named() -> None:

@@ -19,8 +19,9 @@ from test_checkpoint_damage import flip_a_bit, garbage, truncate, zero_the_end
 from test_train import wait_for_line
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 
-from lmtrain.checkpoint import MANIFEST, BrokenCheckpointError, CheckpointFolder, verify
-from lmtrain.interrupt import StopRequest
+from lmtrain.checkpoint.folder import MANIFEST, CheckpointFolder, verify
+from lmtrain.errors import BrokenCheckpointError
+from lmtrain.loop.stop_request import StopRequest
 from lmtrain.trainer import Trainer
 
 EVERY = {"max_steps": 9, "checkpoint_interval": 2, "eval_interval": 3}

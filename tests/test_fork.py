@@ -9,9 +9,9 @@ from conftest import TINY, Cli, write_tokens
 from omegaconf import OmegaConf
 from tiny_trainer import timeless_metrics
 
-from lmtrain.checkpoint import load
-from lmtrain.logger.jsonl import read_metrics
-from lmtrain.run_directory import read_json
+from lmtrain.checkpoint.folder import load
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")

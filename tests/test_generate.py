@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lmtrain.generate import generate
+from lmtrain.model.generate import generate
 
 
 class Counts(nn.Module):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.checks import ConfigError
-from lmtrain.data.cores import available_cores
-from lmtrain.gpus import THREADS, VISIBLE, deal, visible_gpus
+from lmtrain.errors import ConfigError
+from lmtrain.machine import available_cores
+from lmtrain.sweep.gpus import THREADS, VISIBLE, deal, visible_gpus
 
 Machine = pytest.MonkeyPatch
 

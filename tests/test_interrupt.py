@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from lmtrain.interrupt import REPEAT_S, SIGNALS, InterruptedBySignal, StopRequest, exit_code
+from lmtrain.errors import InterruptedBySignal, ending_by_signal
+from lmtrain.loop.stop_request import REPEAT_S, SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -82,11 +83,11 @@ with StopRequest() as stop:
     assert process.poll() is None
     process.send_signal(second)
     output, errors = process.communicate(timeout=10)
-    assert process.returncode == exit_code(second)
+    assert process.returncode == ending_by_signal(second).exit_code
     assert output == ""
     assert "once more leaves at once" in errors
     assert "leaving at once" in errors
 
 
 def test_exit_codes() -> None:
-    assert [exit_code(number) for number in SIGNALS] == [130, 143, 143]
+    assert [ending_by_signal(number).exit_code for number in SIGNALS] == [130, 143, 143]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.job_directory import MAX_NAME_CHARS, directory_name
+from lmtrain.sweep.job_directory import MAX_NAME_CHARS, directory_name
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,18 @@ from nanogpt_model import CONFIG, SIZES, Training
 from torch import Tensor
 from torch.nn import functional as F
 
+from lmtrain.checkpoint.optimizer_state import load_optimizer_state
+from lmtrain.convert.nanogpt_checkpoint import (
+    NanoGPT,
+    check_fit,
+    model_overrides,
+    our_name,
+    read,
+    their_name,
+    understand,
+)
 from lmtrain.model.gpt2 import GPT2
-from lmtrain.nanogpt import NanoGPT, check_fit, model_overrides, our_name, read, their_name, understand
-from lmtrain.optimizer import adamw, load_optimizer_state
+from lmtrain.optimizer.adamw import adamw
 
 
 def gpt2(source: NanoGPT) -> GPT2:

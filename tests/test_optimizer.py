@@ -9,8 +9,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
+from lmtrain.checkpoint.optimizer_state import load_optimizer_state, optimizer_state
 from lmtrain.model.llama import Llama
-from lmtrain.optimizer import adamw, load_optimizer_state, optimizer_state
+from lmtrain.optimizer.adamw import adamw
 
 SHAPES = {"embedding": (7, 4), "gain": (4,), "cube": (2, 3, 4), "scale": (), "bias": (5,), "matrix": (4, 5)}
 HYPER = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -78,7 +79,7 @@ def test_without_a_gradient_only_tensors_of_two_or_more_dimensions_shrink():
 def test_a_frozen_parameter_is_left_alone(caplog):
     named = parameters(seed=3)
     named["cube"].requires_grad_(False)
-    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer"):
+    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.adamw"):
         optimizer = adamw(named.items(), **HYPER)
     held = {id(param) for group in optimizer.param_groups for param in group["params"]}
     assert held == {id(param) for name, param in named.items() if name != "cube"}
@@ -95,10 +96,13 @@ def test_the_production_model_logs_what_decays(caplog):
     config = OmegaConf.load(folder / "model/llama_50m.yaml")
     config.update(block_size=512)
     hyper = OmegaConf.to_container(OmegaConf.load(folder / "optimizer/adamw.yaml"))
-    assert (config.pop("_target_"), hyper.pop("_target_")) == ("lmtrain.model.llama.Llama", "lmtrain.optimizer.adamw")
+    assert (config.pop("_target_"), hyper.pop("_target_")) == (
+        "lmtrain.model.llama.Llama",
+        "lmtrain.optimizer.adamw.adamw",
+    )
     with torch.device("meta"):
         model = Llama(**config)
-    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer"):
+    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.adamw"):
         optimizer = adamw(model.named_parameters(), **hyper)
     assert caplog.messages == ["113 tensors decayed (50,036,736 params), 33 not decayed (12,672 params)"]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import TINY, Cli, Started
 
-from lmtrain.checks import ConfigError
-from lmtrain.config import compose
-from lmtrain.logger.jsonl import read_metrics
-from lmtrain.optuna_sweeper import settings_of
-from lmtrain.paths import shipped
+from lmtrain.config.compose import compose
+from lmtrain.config.shipped import shipped
+from lmtrain.errors import ConfigError
+from lmtrain.files.metrics import read_metrics
+from lmtrain.sweep.search.optuna_sweeper import settings_of
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweep.dir=search"]
 

@@ -54,7 +54,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
 
 
 def test_the_readme_tells_the_defaults_as_they_are() -> None:
-    from lmtrain.config import compose
+    from lmtrain.config.compose import compose
 
     cfg = compose([])
     table = (ROOT / "README.md").read_text().split("## Config keys")[1].split("## ")[0]

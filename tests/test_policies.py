@@ -15,11 +15,10 @@ from test_trainer import Prodigal
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from torch import Tensor
 
-from lmtrain.bad_steps import DivergedError
-from lmtrain.checkpoint import CheckpointFolder, load
+from lmtrain.checkpoint.folder import CheckpointFolder, load
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.tokens import DataError
-from lmtrain.interrupt import InterruptedBySignal, StopRequest
+from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
+from lmtrain.loop.stop_request import StopRequest
 from lmtrain.model.llama import Llama
 from lmtrain.system import System
 from lmtrain.trainer import MAX_IN_A_ROW

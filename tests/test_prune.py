@@ -9,8 +9,9 @@ from conftest import TINY, Cli
 from test_train import wait_for_step
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, weights
 
-from lmtrain.checkpoint import load
-from lmtrain.interrupt import PRUNE_FILE, PrunedError, StopRequest, ask_to_prune
+from lmtrain.checkpoint.folder import load
+from lmtrain.errors import PrunedError
+from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest, ask_to_prune
 
 
 def test_only_a_request_made_while_the_run_goes_on_counts(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import pytest
 
-from lmtrain.console import configure_logging
-from lmtrain.redact import redact, redacted
-from lmtrain.run_directory import RunDirectory
+from lmtrain.run.directory import RunDirectory
+from lmtrain.terminal.console import configure_logging
+from lmtrain.terminal.redact import redact, redacted
 
 SECRET = 's3cr3t/with "quotes"\nand lines'
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.run_directory import RunDirectory, environment, read_json
+from lmtrain.files.limited import read_json
+from lmtrain.run.directory import RunDirectory
+from lmtrain.run.environment import environment
 
 HOLD = """
 import sys, time

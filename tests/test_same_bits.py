@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmtrain.checkpoint import MANIFEST, Checkpoint, CheckpointFolder, Retention
-from lmtrain.durable import sha256_of
+from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention
+from lmtrain.files.durable import sha256_of
+from lmtrain.files.metrics import MEASURED
 from lmtrain.logger.jsonl import JsonlLogger
-from lmtrain.same_bits import MEASURED, UndisturbedRun, tensor_differences
+from lmtrain.verify.bit_comparison import UndisturbedRun, tensor_differences
 
 RESULT = {"status": "completed", "final_train_loss": 3.5, "steps": 3, "seconds": 1.0}
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmtrain.checkpoint import Checkpoint, CheckpointFolder, NonFiniteStateError, Retention, load
-from lmtrain.saver import Saver
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.errors import NonFiniteStateError
 
 NEWEST_TWO = Retention(2)
 NOT_FINITE = Checkpoint({"model": {"w": torch.tensor([torch.nan])}})

@@ -11,7 +11,7 @@ import pytest
 import torch
 from test_saver import a_checkpoint, value
 
-from lmtrain.checkpoint import CheckpointFolder, Retention, load
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention, load
 
 
 @pytest.fixture

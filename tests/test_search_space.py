@@ -6,8 +6,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from lmtrain.checks import ConfigError
-from lmtrain.search_space import parse
+from lmtrain.errors import ConfigError
+from lmtrain.sweep.search.space import parse
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,13 @@ from omegaconf import OmegaConf
 from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
-from lmtrain.checkpoint import BrokenCheckpointError, load
-from lmtrain.config import ConfigError
-from lmtrain.data import journal, prepare, shards, stored_tokenizer
-from lmtrain.data.tokens import DataError, check_tokenizer, read_meta
-from lmtrain.run_directory import environment, read_json
+from lmtrain.checkpoint.folder import load
+from lmtrain.data import prepare, shards, stored_tokenizer
+from lmtrain.data.tokens import check_tokenizer, read_meta
+from lmtrain.data.writing import journal
+from lmtrain.errors import BrokenCheckpointError, ConfigError, DataError
+from lmtrain.files.limited import read_json
+from lmtrain.run.environment import environment
 
 PACKAGE = Path(__file__).parent.parent / "lmtrain"
 SMALL = [text for text in TINY if not text.startswith("trainer.max_steps")]

@@ -17,7 +17,7 @@ from annotated_types import Interval
 from omegaconf import OmegaConf
 from pydantic import PositiveInt
 
-from lmtrain.signatures import Parameter, Signature, TargetError, locate, signature_of
+from lmtrain.config.signature import Parameter, Signature, TargetError, locate, signature_of
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -87,7 +87,7 @@ def test_conf_names_the_targets_we_know():
     known = {
         "lmtrain.model.llama.Llama",
         "lmtrain.model.gpt2.GPT2",
-        "lmtrain.optimizer.adamw",
+        "lmtrain.optimizer.adamw.adamw",
         "lmtrain.trainer.Trainer",
     }
     assert known < shipped().keys()
@@ -106,7 +106,7 @@ def test_models_optimizer_and_trainer_are_read_without_importing_them(compared):
     plain = {
         "lmtrain.model.llama.Llama",
         "lmtrain.model.gpt2.GPT2",
-        "lmtrain.optimizer.adamw",
+        "lmtrain.optimizer.adamw.adamw",
         "lmtrain.trainer.Trainer",
     }
     assert plain.isdisjoint(compared["loaded"])

@@ -13,8 +13,8 @@ import pytest
 from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from lmtrain.checks import ConfigError
-from lmtrain.study import JOURNAL, SharedStudy, failed, ranked
+from lmtrain.errors import ConfigError
+from lmtrain.sweep.search.study import JOURNAL, SharedStudy, failed, ranked
 
 SPACE = {"x": FloatDistribution(0, 1), "n": IntDistribution(1, 3)}
 

@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from lmtrain.study_report import MAX_LOG_TICKS, _few_log_ticks
+from lmtrain.sweep.search.report import MAX_LOG_TICKS, _few_log_ticks
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from conftest import TINY, Cli, clean_environment, write_failing_model
 
-from lmtrain.checkpoint import load
-from lmtrain.job_directory import directory_name
-from lmtrain.same_bits import UndisturbedRun
+from lmtrain.checkpoint.folder import load
+from lmtrain.sweep.job_directory import directory_name
+from lmtrain.verify.bit_comparison import UndisturbedRun
 
 # A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
 JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS", "2"), ("SWEEP_KILLS", "2")))

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from conftest import TINY, Cli, Started, clean_environment, write_failing_model
 
-from lmtrain.checkpoint import load
-from lmtrain.logger.jsonl import read_metrics
-from lmtrain.same_bits import MEASURED
+from lmtrain.checkpoint.folder import load
+from lmtrain.files.metrics import MEASURED, read_metrics
 
 
 @pytest.fixture

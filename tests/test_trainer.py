@@ -13,11 +13,12 @@ from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmtrain.bad_steps import DivergedError
-from lmtrain.checkpoint import CheckpointFolder
-from lmtrain.data.loader import IGNORE, Prefetcher, TokenLoader
-from lmtrain.evaluation import evaluate, perplexity
-from lmtrain.logger.jsonl import read_metrics
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.data.loader import IGNORE, TokenLoader
+from lmtrain.data.prefetch import Prefetcher
+from lmtrain.errors import DivergedError
+from lmtrain.files.metrics import read_metrics
+from lmtrain.loop.evaluation import evaluate, perplexity
 from lmtrain.model.llama import Llama
 from lmtrain.scheduler import cosine
 from lmtrain.system import System

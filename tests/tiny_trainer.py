@@ -8,17 +8,17 @@ import torch
 from conftest import VOCAB_SIZE
 from torch import Tensor, nn
 
-from lmtrain.bad_batches import BadBatches
-from lmtrain.checkpoint import CheckpointFolder
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.data.loader import TokenLoader
-from lmtrain.interrupt import StopRequest
-from lmtrain.logger.jsonl import JsonlLogger, read_metrics
+from lmtrain.files.metrics import MEASURED, read_metrics
+from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.loop.bad_batches import BadBatches
+from lmtrain.loop.stop_request import StopRequest
 from lmtrain.model.llama import Llama
-from lmtrain.optimizer import adamw
-from lmtrain.same_bits import MEASURED
-from lmtrain.saver import Saver
+from lmtrain.optimizer.adamw import adamw
 from lmtrain.scheduler import cosine
-from lmtrain.snapshot import TrainState
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
 

@@ -8,9 +8,9 @@ from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, Slurm
 from datatrove.pipeline.filters import LambdaFilter
 from datatrove.pipeline.readers import JsonlReader
 
-from lmtrain.data.pipeline import Finish, TokenShards
 from lmtrain.data.text.holdout import by_document
 from lmtrain.data.tokenizer import Pretrained
+from lmtrain.data.writing.datatrove import Finish, TokenShards
 
 
 def main() -> None:

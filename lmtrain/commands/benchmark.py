@@ -22,4 +22,4 @@ def main(arguments: Sequence[str]) -> int:
             print(f"  {kind:<10} {meaning}")
         return 0
     kind, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in KINDS else ("step", arguments)
-    return int(importlib.import_module(f"lmtrain.commands.benchmark_{kind}").main(rest))
+    return int(importlib.import_module(f"lmtrain.benchmark.{kind}").main(rest))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from lmtrain.compare import values
 from lmtrain.compare.runs import Run, labelled, load_runs
-from lmtrain.config import ConfigError, mistakes_of_the_user
+from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.errors import ConfigError
 
 DESCRIPTION = """\
 Runs side by side: what differs in their configs, their losses at equal steps, tokens, FLOPs and seconds, and whether
@@ -23,13 +24,13 @@ final, tokens_per_second, and every config key (lr for optimizer.lr where that i
 
 # What can be written to a file: the function that makes its text or bytes of a `Compared`, imported when asked for.
 OUTPUTS: Mapping[str, tuple[str, str]] = {
-    "csv": ("lmtrain.compare.files", "as_csv"),
-    "json": ("lmtrain.compare.files", "as_json"),
-    "markdown": ("lmtrain.compare.files", "as_markdown"),
-    "html": ("lmtrain.compare.page", "as_html"),
-    "png": ("lmtrain.compare.picture", "as_png"),
-    "pdf": ("lmtrain.compare.picture", "as_pdf"),
-    "svg": ("lmtrain.compare.picture", "as_svg"),
+    "csv": ("lmtrain.compare.output.text_files", "as_csv"),
+    "json": ("lmtrain.compare.output.text_files", "as_json"),
+    "markdown": ("lmtrain.compare.output.text_files", "as_markdown"),
+    "html": ("lmtrain.compare.output.page", "as_html"),
+    "png": ("lmtrain.compare.output.picture", "as_png"),
+    "pdf": ("lmtrain.compare.output.picture", "as_pdf"),
+    "svg": ("lmtrain.compare.output.picture", "as_svg"),
 }
 # Beside the output's own name; a picture or a page by another would be opened by the wrong program.
 SUFFIXES = {"csv": {"txt"}, "json": {"txt"}, "markdown": {"md", "txt"}, "html": {"htm"}}
@@ -44,8 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parsed(arguments)
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
     check(options, files)
-    from lmtrain.compare.compared import compare  # scipy takes half a second, which --help need not wait for
-    from lmtrain.compare.show import show
+    from lmtrain.compare.comparison import compare  # scipy takes half a second, which --help need not wait for
+    from lmtrain.compare.output.terminal_view import show
 
     with mistakes_of_the_user():
         compared = compare(

@@ -9,10 +9,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
-from lmtrain.commands.resume import started_in
-from lmtrain.config import ConfigError
-from lmtrain.console import console, significant
-from lmtrain.run_directory import is_sweep
+from lmtrain.errors import ConfigError
+from lmtrain.run.directory import is_sweep
+from lmtrain.run.loaded import started_in
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import significant
 
 TRUST_HELP = "a class or function of a run's config that may be imported, as mymodels.Bigram; repeatable"
 
@@ -64,11 +65,11 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{', '.join(map(str, options.runs))}: no run with a checkpoint there")
 
     # After the arguments are understood: these import torch.
-    from lmtrain.config import build, mistakes_of_the_user
+    from lmtrain.config.build import build, mistakes_of_the_user
+    from lmtrain.config.token_files import token_folders
     from lmtrain.data.tokens import check_tokenizer
-    from lmtrain.evaluation import evaluate, perplexity
-    from lmtrain.load import load_run
-    from lmtrain.preflight import token_folders
+    from lmtrain.loop.evaluation import evaluate, perplexity
+    from lmtrain.run.loaded import load_run
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
     for run in runs:

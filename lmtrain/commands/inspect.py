@@ -11,13 +11,15 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from lmtrain.config import ConfigError, mistakes_of_the_user
-from lmtrain.console import console, si
+from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.inspection.folder import Inspected, Sample, SplitReport, inspect
 from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 from lmtrain.data.progress import PrepareProgress
+from lmtrain.errors import ConfigError
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import si
 
 FREQUENT = 12  # tokens in the table
 TEXT_COLUMNS = 92

@@ -4,10 +4,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmtrain.commands.rounds import write_json
-from lmtrain.config import ConfigError, compose, without_hydra
-from lmtrain.lineage import forked, parse
-from lmtrain.preflight import check_for_plan
+from lmtrain.config.compose import compose, without_hydra
+from lmtrain.config.overrides import parse
+from lmtrain.config.preflight import check_for_plan
+from lmtrain.config.recompose import forked
+from lmtrain.errors import ConfigError
+from lmtrain.machine import write_json
 
 DEFAULT_MFU = 0.35  # of a compiled Llama of 50M parameters or more
 
@@ -45,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     cfg, missing = check_for_plan(without_hydra(composed))
     if options.measure and missing:
         raise ConfigError(f"--measure: {missing[0]} has no token files; python -m lmtrain prepare makes them")
-    from lmtrain.commands.plan_make import make  # torch, which help and mistakes need not wait for
-    from lmtrain.plan.show import show
+    from lmtrain.plan.make import make  # torch, which help and mistakes need not wait for
+    from lmtrain.plan.terminal_view import show
 
     plan = make(cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
 

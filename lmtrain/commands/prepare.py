@@ -3,10 +3,13 @@
 import argparse
 from collections.abc import Sequence
 
-from lmtrain.commands.help_text import PREPARE_GROUPS, listing
-from lmtrain.config import ConfigError, check, compose, mistakes_of_the_user
-from lmtrain.console import console
-from lmtrain.preflight import ensure_tokens
+from lmtrain.commands.help import PREPARE_GROUPS, listing
+from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.check import check
+from lmtrain.config.compose import compose
+from lmtrain.config.token_files import ensure_tokens
+from lmtrain.errors import ConfigError
+from lmtrain.terminal.console import console
 
 EPILOG = """\
 your own text:  python -m lmtrain prepare data=text prepare.source.files='books/*.txt' data.path=data/books

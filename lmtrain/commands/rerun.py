@@ -8,14 +8,17 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.config import ConfigError, compose, texts_for_hydra_folder, without_hydra
-from lmtrain.console import console
-from lmtrain.differences import differences
-from lmtrain.identity import ASIDE, config_hash
-from lmtrain.lineage import overrides_of, parse
-from lmtrain.preflight import preflight, refuse_existing_run
-from lmtrain.run_directory import read_json
-from lmtrain.trust import read_saved
+from lmtrain.config.compose import compose, texts_for_hydra_folder, without_hydra
+from lmtrain.config.overrides import parse
+from lmtrain.config.preflight import preflight
+from lmtrain.config.recompose import overrides_of
+from lmtrain.config.trust import read_saved
+from lmtrain.errors import ConfigError
+from lmtrain.files.limited import read_json
+from lmtrain.run.directory import refuse_existing_run
+from lmtrain.run.identity import ASIDE, config_hash
+from lmtrain.terminal.console import console
+from lmtrain.terminal.differences import differences
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -88,7 +91,7 @@ def _tell_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _tell_result(old: Path, new: Path) -> None:
-    from lmtrain.same_bits import first_difference
+    from lmtrain.verify.bit_comparison import first_difference
 
     steps, difference = first_difference(old, new)
     if difference is not None:

@@ -10,11 +10,14 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lmtrain.checks import key_paths, nearest_of, refers
-from lmtrain.config import ConfigError, apply_overrides, check, set_up_hydra
-from lmtrain.differences import differences
-from lmtrain.preflight import preflight
-from lmtrain.trust import check_trust, read_saved
+from lmtrain.config.check import check, key_paths, nearest_of, refers
+from lmtrain.config.compose import set_up_hydra
+from lmtrain.config.overrides import apply_overrides
+from lmtrain.config.preflight import preflight
+from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.errors import ConfigError
+from lmtrain.run.loaded import started_in
+from lmtrain.terminal.differences import differences
 
 # What may change without leave: the steps done stay as they are, and those to come are of the same kind.
 HARMLESS = (
@@ -79,22 +82,11 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
         )
     cfg = preflight(changed, begun=True)  # a recipe reads and writes where it says: not for a run that has its data
-    from lmtrain.record import Resumed
+    from lmtrain.run.provenance import Resumed
     from lmtrain.train import run
 
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
     return run(cfg, run_dir, hydra_files, resumed=Resumed(changes)).exit_code
-
-
-def started_in(run_dir: Path) -> Path | None:
-    """The folder that a run was started in, if it is still there."""
-    saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
-    try:
-        folder = saved["hydra"]["runtime"]["cwd"]
-    except (KeyError, TypeError):
-        return None
-    there = isinstance(folder, str) and Path(folder).is_absolute() and Path(folder).is_dir()
-    return Path(folder) if there else None
 
 
 def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.config import ConfigError, mistakes_of_the_user
+from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.errors import ConfigError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,8 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     # After the arguments are understood: these import torch.
     import torch
 
-    from lmtrain.generate import generate
-    from lmtrain.load import load_run
+    from lmtrain.model.generate import generate
+    from lmtrain.run.loaded import load_run
 
     loaded = load_run(options.run, options.checkpoint, options.device, options.trust)
     if loaded.tokenizer is None:

@@ -2,14 +2,11 @@
 
 import argparse
 import copy
-import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import hydra
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
@@ -20,29 +17,14 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from lmtrain.config import (
-    HYDRA_VERSION_BASE,
-    MENU,
-    ConfigError,
-    compose,
-    explain,
-    texts_for_hydra_folder,
-    without_hydra,
-)
-from lmtrain.job_directory import searched
-from lmtrain.lineage import forked
-from lmtrain.paths import shipped
-from lmtrain.preflight import preflight, refuse_existing_run
-from lmtrain.sweep_report import SweepEndedError
-from lmtrain.sweep_task import RunJob
-
-# Launchers of others: the module that has to be there, and the extra that brings it.
-LAUNCHERS = {
-    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
-    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
-}
+from lmtrain.commands.sweep import _check_launcher, _hand_to_hydra
+from lmtrain.config.compose import MENU, compose, explain, texts_for_hydra_folder, without_hydra
+from lmtrain.config.preflight import preflight
+from lmtrain.config.recompose import forked
+from lmtrain.errors import ConfigError, SweepEndedError
+from lmtrain.run.directory import refuse_existing_run
+from lmtrain.sweep.job_directory import searched
+from lmtrain.sweep.task import RunJob
 
 # Flags of Hydra's that jobs of sweeps, resumes and forks could not follow.
 REFUSED = {
@@ -84,11 +66,6 @@ def _check_flags(flags: argparse.Namespace) -> None:
     if flags.resolve and not (flags.cfg or flags.help):
         raise ConfigError("--resolve: goes with --cfg or --help; a run's own config.yaml is resolved")
     _check_launcher(flags.overrides)
-
-
-def _hand_to_hydra(task: Any) -> None:
-    decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name=MENU)
-    decorate(task)()
 
 
 def _run(overrides: Sequence[str]) -> int:
@@ -141,15 +118,3 @@ def _with_origin(problems: str, overrides: Sequence[str]) -> str:
         if experiment and ": unknown key" in line and not given:
             lines[number] = f"{line}; set by {experiment}; '~{key}' leaves it out"
     return "\n".join(lines)
-
-
-def _check_launcher(overrides: Sequence[str]) -> None:
-    for override in overrides:
-        key, _, choice = override.partition("=")
-        if key != "hydra/launcher" or choice not in LAUNCHERS:
-            continue
-        module, extra = LAUNCHERS[choice]
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(f"{override}: not installed here; pip install -e '.[{extra}]'") from error

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from lmtrain.commands.rounds import write_json
-from lmtrain.commands.victim import NAMES
-from lmtrain.config import ConfigError, compose, without_hydra
-from lmtrain.console import console, duration
-from lmtrain.preflight import preflight
+from lmtrain.config.compose import compose, without_hydra
+from lmtrain.config.preflight import preflight
+from lmtrain.errors import ConfigError
+from lmtrain.machine import write_json
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import duration
+from lmtrain.verify.phases import NAMES
 
 if TYPE_CHECKING:
-    from lmtrain.commands.kill_rounds import NotTheSameError, Verification
+    from lmtrain.verify.verification import NotTheSameError, Verification
 
 INTERVALS = {"log_interval": 1, "checkpoint_interval": 3, "eval_interval": 4}
 EVAL_BATCHES = 2
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = Path(composed.hydra.run.dir).absolute().parent
     cfg = preflight(without_hydra(composed))
     overrides = [*_without_loggers(options.overrides), *changes(cfg, options.steps)]
-    from lmtrain.commands.kill_rounds import FailedAttemptError, NotTheSameError, Verification  # with torch
+    from lmtrain.verify.verification import FailedAttemptError, NotTheSameError, Verification  # with torch
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     error: FailedAttemptError | NotTheSameError | None = None

@@ -14,7 +14,7 @@ from lmtrain.compare import values
 from lmtrain.compare.labels import folder_names, short_names, shown
 from lmtrain.compare.runs import Run, differing_keys, number
 from lmtrain.compare.values import Equal
-from lmtrain.console import duration, si
+from lmtrain.terminal.units import duration, si
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, printable, shown
-from lmtrain.compare.reading import read_columns, read_config, read_object, read_text
+from lmtrain.compare.run_files import read_columns, read_config, read_object, read_text
 
 AXES = ("step", "tokens", "flops", "seconds")
 # What changes no number of a run: how it is called, logged and kept.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmtrain.compare.runs import AXES, Run
+from lmtrain.errors import UNSUCCESSFUL
 
 HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
 STANDING = ("at-step", "at-tokens", "at-flops", "at-seconds", "best", "final")  # which of its values stands for a run
-FAILED = ("failed", "diverged")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def compared(runs: Sequence[Run], metric: str) -> list[Run]:
     measured = [run for run in runs if len(run.series(metric)[0])]
     completed = [run for run in measured if run.status == "completed"]
     if len(completed) < 2:
-        return [run for run in measured if run.status not in FAILED] or measured
+        return [run for run in measured if run.status not in UNSUCCESSFUL] or measured
     ends = [run.series(metric)[0][-1] for run in completed]
     most = sorted(ends)[(len(ends) - 1) // 3]  # that more than two in three came to
     return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= most]

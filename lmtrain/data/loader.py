@@ -1,12 +1,8 @@
 """Batches from a token file: a pure function of the micro-batch's index, prepared ahead on a thread."""
 
-import itertools
-import queue
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Literal, NamedTuple, NoReturn, Self
+from typing import Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +11,8 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from lmtrain.data.order import ORDERS, blocks
 from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokens import DataError, Tokens
+from lmtrain.data.tokens import Tokens
+from lmtrain.errors import DataError
 
 IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy
 READ_BYTES = 128 << 10
@@ -202,70 +199,3 @@ class TokenLoader:
 def inputs_and_targets(windows: Tokens) -> Batch:
     """Windows (B, T + 1) as x and y, each (B, T)."""
     return torch.from_numpy(windows[:, :-1].astype(np.int64)), torch.from_numpy(windows[:, 1:].astype(np.int64))
-
-
-class MicroBatch(NamedTuple):
-    """Inputs and targets (B, T) on the device, and how many of the targets count, known without asking the device."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-    targets: int
-
-
-class Prefetcher:
-    """Yields `batch(start)`, `batch(start + 1)`, … made by a thread up to `depth` ahead and moved to the device.
-
-    On CUDA the thread pins the memory and the copy does not block. An error in `batch` is raised by the `next`
-    that would have returned its result. Use it as a context manager: leaving it ends the thread.
-    """
-
-    def __init__(self, batch: Callable[[int], Batch], start: int, device: torch.device, depth: int = 8) -> None:
-        self._device = device
-        self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(depth)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(batch, start), name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> MicroBatch:
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            self._queue.put(item)  # the thread has ended: whoever asks again shall hear the same
-            raise item
-        return on_device(item, self._device)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        while self._thread.is_alive():  # it may wait for a free place in the queue
-            while not self._queue.empty():
-                self._queue.get_nowait()
-            self._thread.join(timeout=0.05)
-
-    def _work(self, batch: Callable[[int], Batch], start: int) -> None:
-        try:
-            for index in itertools.count(start):
-                if self._stop.is_set():
-                    return
-                self._queue.put(micro_batch(*batch(index), pin=self._device.type == "cuda"))
-        except BaseException as error:
-            self._queue.put(error)
-
-
-def micro_batch(x: torch.Tensor, y: torch.Tensor, *, pin: bool) -> MicroBatch:
-    """Counts the targets while they are still on the CPU."""
-    targets = int(torch.count_nonzero(y != IGNORE))
-    return MicroBatch(x.pin_memory(), y.pin_memory(), targets) if pin else MicroBatch(x, y, targets)
-
-
-def on_device(item: MicroBatch, device: torch.device) -> MicroBatch:
-    """Starts the copy; the host does not wait for it where the memory is pinned."""
-    if device.type == "cpu":
-        return item
-    return MicroBatch(item.x.to(device, non_blocking=True), item.y.to(device, non_blocking=True), item.targets)

@@ -16,7 +16,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmtrain.data.loader import Batch, Batches, Samples, inputs_and_targets
 from lmtrain.data.order import interleave
-from lmtrain.data.tokens import DataError
+from lmtrain.errors import DataError
 
 LARGEST_PERIOD = 100_000  # samples after which the proportions repeat: five digits of a weight
 

@@ -11,23 +11,25 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from lmtrain.console import si
-from lmtrain.data import journal as journals
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.cores import available_cores
-from lmtrain.data.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, encode
-from lmtrain.data.journal import Journal, SplitWriter
-from lmtrain.data.lock import owned
 from lmtrain.data.progress import PrepareProgress
 from lmtrain.data.stored_tokenizer import meta_of
-from lmtrain.data.text.cut import pieces
 from lmtrain.data.text.files import file_changes
 from lmtrain.data.text.holdout import Held, Holdout
 from lmtrain.data.text.source import Inputs, Source
+from lmtrain.data.text_pieces import pieces
 from lmtrain.data.tokenizer import CorpusTokenizer
-from lmtrain.data.tokens import SPLITS, DataError, Meta, read_meta, write_meta
-from lmtrain.differences import differences
-from lmtrain.durable import read_json_limited, sync, write_atomically
+from lmtrain.data.tokens import SPLITS, Meta, read_meta, write_meta
+from lmtrain.data.writing import journal as journals
+from lmtrain.data.writing.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, encode
+from lmtrain.data.writing.journal import Journal, SplitWriter
+from lmtrain.errors import DataError
+from lmtrain.files.durable import sync, write_atomically
+from lmtrain.files.limited import read_json_limited
+from lmtrain.files.lock import owned
+from lmtrain.machine import available_cores
+from lmtrain.terminal.differences import differences
+from lmtrain.terminal.units import si
 
 INPUTS = "inputs.json"  # what the text was made from, beside meta.json
 MAX_INPUTS_BYTES = 256 << 20  # of a million files

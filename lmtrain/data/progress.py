@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from lmtrain.console import console, duration, si
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import duration, si
 
 LINE_SECONDS = 30.0  # between lines where there is no terminal
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lmtrain.data.tokens import DTYPES, DataError, Meta, Tokens, read_meta
-from lmtrain.durable import sha256_of
+from lmtrain.data.tokens import DTYPES, Meta, Tokens, read_meta
+from lmtrain.errors import DataError
+from lmtrain.files.durable import sha256_of
 
 HEADER_BYTES = 256 * 4
 # (magic, version) → dtype; the third number is the token count. Source: dev/data/data_common.py of llm.c.

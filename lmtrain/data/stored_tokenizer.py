@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
-from lmtrain.data.tokens import MAX_JSON_BYTES, DataError, Meta, Split, TokenizerFile, smallest_dtype
-from lmtrain.durable import read_json_limited, sha256_of, write_atomically
+from lmtrain.data.tokens import MAX_JSON_BYTES, Meta, Split, TokenizerFile, smallest_dtype
+from lmtrain.errors import DataError
+from lmtrain.files.durable import sha256_of, write_atomically
+from lmtrain.files.limited import read_json_limited
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lmtrain.data import byte_level, pretrained
+from lmtrain.data import byte_level_encoder, pretrained_tokenizer
 from lmtrain.data.stored_tokenizer import (
     CONFIG_FILE,
     END_OF_TEXT,
@@ -26,7 +26,7 @@ from lmtrain.data.stored_tokenizer import (
     unknown_characters,
     well_known_ends,
 )
-from lmtrain.data.text.cut import cut_before, pieces
+from lmtrain.data.text_pieces import cut_before, pieces
 
 if TYPE_CHECKING:
     import tiktoken
@@ -93,7 +93,9 @@ class Bytes:
     kind = "bytes"
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
-        tokenizer = Tokenizer(models.BPE(vocab={byte_level.ALPHABET[byte]: byte for byte in range(256)}, merges=[]))
+        tokenizer = Tokenizer(
+            models.BPE(vocab={byte_level_encoder.ALPHABET[byte]: byte for byte in range(256)}, merges=[])
+        )
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([END_OF_TEXT])
@@ -168,7 +170,7 @@ class BPE:
         return StoredTokenizer(tokenizer, end_of_text=0)
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        return byte_level.gpt2_encoder(stored, END_OF_TEXT)
+        return byte_level_encoder.gpt2_encoder(stored, END_OF_TEXT)
 
     def _text(self, corpus: Corpus) -> Iterator[str]:
         if isinstance(self.train_bytes, int):
@@ -215,7 +217,7 @@ class Pretrained:
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
         try:
-            with pretrained.tokenizer_file(self.path) as file:
+            with pretrained_tokenizer.tokenizer_file(self.path) as file:
                 tokenizer, said = read(file), eos_tokens(file.parent)
         except ValueError as error:
             raise ValueError(f"prepare.tokenizer.path={self.path}: {error}") from error
@@ -247,13 +249,13 @@ class TikToken:
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
         try:
-            tokenizer = byte_level.tokenizer_of(self._load())
+            tokenizer = byte_level_encoder.tokenizer_of(self._load())
         except ValueError as error:
             raise self._mistake(str(error)) from error
         return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, said=[]))
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        return byte_level.tiktoken_encoder(self._load(), stored)
+        return byte_level_encoder.tiktoken_encoder(self._load(), stored)
 
     def _load(self) -> "tiktoken.Encoding":
         import tiktoken

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmtrain.durable import read_json_limited, sha256_of
+from lmtrain.errors import DataError
+from lmtrain.files.durable import sha256_of
+from lmtrain.files.limited import read_json_limited
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64 << 20  # of a file beside tokens; a list of 100,000 shards has 12 MB
@@ -20,10 +22,6 @@ SPLITS = ("train", "val")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 Tokens = npt.NDArray[Any]  # of one of these types
-
-
-class DataError(ValueError):
-    """Token files that are missing, damaged, or not what they say they are; the message names the file."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Mapping
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
-from lmtrain.console import console, duration, si, step_line
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import duration, si, significant
 
 log = logging.getLogger(__name__)
 
@@ -60,3 +61,25 @@ class _TrainProgress(Progress):
             description=f"loss {metrics['train/loss']:.3f}  lr {metrics['lr']:.1e}  "
             f"{si(metrics['tokens_per_second'])} tok/s  {left} left",
         )
+
+
+def step_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
+    """One step's metrics as a line to read at a glance; what was not measured is left out."""
+    parts = [f"step {step:>{len(str(max_steps))}}/{max_steps}"]
+    if "train/loss" in metrics:
+        parts.append(f"train {metrics['train/loss']:.4f}")
+    if "val/loss" in metrics:
+        parts.append(f"val {metrics['val/loss']:.4f} (perplexity {significant(metrics['val/perplexity'])})")
+    if "val/bits_per_byte" in metrics:
+        parts.append(f"{metrics['val/bits_per_byte']:.4f} bits/byte")
+    if "lr" in metrics:
+        parts.append(f"lr {metrics['lr']:.2e}")
+    if "grad_norm" in metrics:
+        parts.append(f"grad {metrics['grad_norm']:.3f}")
+    if "tokens_per_second" in metrics:
+        parts.append(f"{si(metrics['tokens_per_second'])} tok/s")
+    if "mfu" in metrics:
+        parts.append(f"MFU {metrics['mfu']:.1%}")
+    if "step_time_ms" in metrics and 1 < step < max_steps:  # the first step takes longer than any other
+        parts.append(f"{duration((max_steps - step) * metrics['step_time_ms'] / 1000)} left")
+    return "  ".join(parts)

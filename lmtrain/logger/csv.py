@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from lmtrain.durable import write_atomically
+from lmtrain.files.durable import write_atomically
 from lmtrain.logger.base import RunInfo
 
 STEP = "step"

@@ -7,7 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from lmtrain.durable import write_atomically
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.metrics import read_metrics
 
 
 class JsonlLogger:
@@ -45,20 +46,6 @@ class JsonlLogger:
 
     def close(self, status: str) -> None:
         self._file.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a `metrics.jsonl`, with NaN for null; a last one cut short by a kill is left out."""
-    lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            break
-        if not isinstance(values, dict):
-            break
-        lines.append({name: math.nan if value is None else value for name, value in values.items()})
-    return lines
 
 
 def _line(metrics: Mapping[str, float]) -> str:

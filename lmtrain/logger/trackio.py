@@ -16,7 +16,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import trackio_process
 from lmtrain.logger.base import RunInfo, folder_below
-from lmtrain.paths import STARTED_IN, short
+from lmtrain.terminal.paths import STARTED_IN, short
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
 from lmtrain.logger.base import RunInfo, folder_below
-from lmtrain.paths import STARTED_IN, short
-from lmtrain.redact import redacted
+from lmtrain.terminal.paths import STARTED_IN, short
+from lmtrain.terminal.redact import redacted
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from annotated_types import Interval
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.model.documents import mask_and_positions, masked_by
+from lmtrain.model.document_mask import mask_and_positions, masked_by
 
 
 class Llama(nn.Module):

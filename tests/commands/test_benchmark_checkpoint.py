@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
+from lmtrain.benchmark.checkpoint import FIRST, MEASURED
 from lmtrain.commands.benchmark import main
-from lmtrain.commands.benchmark_checkpoint import FIRST, MEASURED
-from lmtrain.config import ConfigError
+from lmtrain.errors import ConfigError
 
 TINY_MODEL = [override for override in TINY if override.split(".")[0].split("=")[0] in ("model", "system")]
 UNTOUCHED = ["system.deterministic=false", "system.keep_freed_memory=false"]  # this process is that of other tests, too

@@ -11,12 +11,12 @@ from synthetic_runs import write_run, write_sweep
 
 from lmtrain.commands.compare import main
 from lmtrain.compare.columns import available, chosen, filtered, ordered
-from lmtrain.compare.compared import Compared, compare
-from lmtrain.compare.files import as_csv, as_json, as_markdown
+from lmtrain.compare.comparison import Compared, compare
+from lmtrain.compare.output.tables import cell, fitted, usual
+from lmtrain.compare.output.text_files import as_csv, as_json, as_markdown
 from lmtrain.compare.runs import Run, load_runs
-from lmtrain.compare.table import cell, fitted, usual
 from lmtrain.compare.values import equal_places
-from lmtrain.config import ConfigError
+from lmtrain.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ from nanogpt_model import CONFIG, Training
 from omegaconf import OmegaConf
 from test_nanogpt import Harmful
 
-from lmtrain.checkpoint import Checkpoint, load
-from lmtrain.commands.import_checkpoint import compose_from
-from lmtrain.config import build
-from lmtrain.load import load_run
-from lmtrain.logger.jsonl import read_metrics
-from lmtrain.nanogpt import our_name, understand
-from lmtrain.run_directory import read_json
+from lmtrain.checkpoint.folder import Checkpoint, load
+from lmtrain.commands.import_nanogpt import compose_from
+from lmtrain.config.build import build
+from lmtrain.convert.nanogpt_checkpoint import our_name, understand
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_metrics
+from lmtrain.run.loaded import load_run
 
 ITERATIONS = 7
 RUN = ["data.path=tokens", "logger=[]", "sample_tokens=0", "system.device=cpu", "hydra.run.dir=run"]
@@ -188,15 +188,15 @@ def test_an_existing_run_is_left_as_it_is(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_a_save_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmtrain import first_checkpoint
-    from lmtrain.commands.import_checkpoint import main
-    from lmtrain.config import ConfigError
+    from lmtrain.commands.import_nanogpt import main
+    from lmtrain.convert import nanogpt_run
+    from lmtrain.errors import ConfigError
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(first_checkpoint.CheckpointFolder, "save", full)
+    monkeypatch.setattr(nanogpt_run.CheckpointFolder, "save", full)
     Training(bias=False).train(1).save(tmp_path / "ckpt.pt")
     with pytest.raises(ConfigError, match="No space left"):
         main(["ckpt.pt", *RUN])

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from lmtrain.commands.inspect import main
-from lmtrain.config import ConfigError
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.tokenizer import Bytes
 from lmtrain.data.tokens import DTYPES, Meta, Shard, Split, TokenizerFile, write_meta
+from lmtrain.errors import ConfigError
 
 END = 256
 TEXTS = {

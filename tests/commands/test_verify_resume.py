@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import TINY, Cli, write_failing_model
 
-from lmtrain.commands.kills import MAX_DELAY_S, choose_moment
 from lmtrain.commands.verify_resume import changes
-from lmtrain.commands.victim import NAMES, PHASES, code_of
-from lmtrain.config import compose
-from lmtrain.preflight import preflight
+from lmtrain.config.compose import compose
+from lmtrain.config.preflight import preflight
+from lmtrain.verify.kill import MAX_DELAY_S, choose_moment
+from lmtrain.verify.phases import NAMES, PHASES, code_of
 
 KILLS = 9  # of each dtype
 
@@ -188,7 +188,7 @@ def test_the_functions_that_name_a_phase_exist() -> None:
         code.co_qualname == name.partition(":")[2] for code, name in zip(codes, sum(PHASES.values(), ()), strict=True)
     )
     with pytest.raises(AttributeError):
-        code_of("lmtrain.checkpoint:CheckpointFolder.gone")
+        code_of("lmtrain.checkpoint.folder:CheckpointFolder.gone")
 
 
 def test_moments_are_spread_and_favour_phases_that_were_missed() -> None:

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from synthetic_runs import write_run
 
-from lmtrain.compare.compared import compare
-from lmtrain.compare.picture import COLUMN_INCHES, PAGE_INCHES, as_png, curves_of, picture
+from lmtrain.compare.comparison import compare
+from lmtrain.compare.output.picture import COLUMN_INCHES, PAGE_INCHES, as_png, curves_of, picture
 from lmtrain.compare.runs import Run, load_runs
 
 

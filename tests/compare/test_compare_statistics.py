@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmtrain.compare.conclusions import conclude, plus_minus
-from lmtrain.compare.effects import effects
-from lmtrain.compare.replicates import Group
-from lmtrain.compare.statistics import (
+from lmtrain.compare.statistics.conclusions import conclude, plus_minus
+from lmtrain.compare.statistics.effects import effects
+from lmtrain.compare.statistics.replicates import Group
+from lmtrain.compare.statistics.significance import (
     ALPHA,
     POWER,
     by_noise,

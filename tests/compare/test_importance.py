@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmtrain.compare.importance import importance
+from lmtrain.compare.statistics.importance import importance
 
 GENERATOR = np.random.default_rng(0)
 

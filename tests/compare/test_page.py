@@ -16,9 +16,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 from synthetic_runs import write_run, write_sweep
 
-from lmtrain.compare.compared import compare
-from lmtrain.compare.page import as_html
-from lmtrain.compare.page_data import thin
+from lmtrain.compare.comparison import compare
+from lmtrain.compare.output.page import as_html
+from lmtrain.compare.output.page_data import thin
 from lmtrain.compare.runs import load_runs
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>${window.hacked=1}%{x}"

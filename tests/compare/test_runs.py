@@ -13,11 +13,11 @@ from conftest import TINY, Cli, write_tokens
 from synthetic_runs import PARAMETERS, STEP_TOKENS, write_run, write_sweep
 
 from lmtrain.compare.columns import available
-from lmtrain.compare.compared import compare
-from lmtrain.compare.replicates import groups, repeats
+from lmtrain.compare.comparison import compare
 from lmtrain.compare.runs import Run, differing_keys, load_runs
+from lmtrain.compare.statistics.replicates import groups, repeats
 from lmtrain.compare.values import at, best, default_goal, equal_places, final, reach
-from lmtrain.run_directory import RunDirectory
+from lmtrain.run.directory import RunDirectory
 
 
 def values_at_step(runs: list[Run]) -> Callable[[Run], float]:

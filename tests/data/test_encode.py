@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
-from lmtrain.data import encode
+from lmtrain.data.writing import encode
 
 
 def test_a_task_that_a_broken_pool_has_forgotten_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data import shards
-from lmtrain.data.loader import IGNORE, ORDER_CHUNK, MicroBatch, Prefetcher, TokenLoader, micro_batch
+from lmtrain.data.loader import IGNORE, ORDER_CHUNK, TokenLoader
 from lmtrain.data.order import ORDERS
+from lmtrain.data.prefetch import MicroBatch, Prefetcher, micro_batch
 from lmtrain.data.tokens import DTYPES, Meta, Split, TokenizerFile, write_meta
 
 CPU = torch.device("cpu")

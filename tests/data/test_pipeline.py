@@ -21,16 +21,18 @@ if importlib.util.find_spec("datatrove") is None or importlib.util.find_spec("or
 
 from datatrove.data import Document as TroveDocument
 
-from lmtrain.data import pipeline, ranks
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.pipeline import Finish, TokenShards
-from lmtrain.data.ranks import finish, unfinished
 from lmtrain.data.shards import TokenFiles
 from lmtrain.data.text.holdout import by_document, tail_of_each_document
 from lmtrain.data.text.source import Document
 from lmtrain.data.tokenizer import BPE, Bytes
-from lmtrain.data.tokens import DataError, read_meta
+from lmtrain.data.tokens import read_meta
+from lmtrain.data.writing import datatrove as token_shards
+from lmtrain.data.writing import ranks
+from lmtrain.data.writing.datatrove import Finish, TokenShards
+from lmtrain.data.writing.ranks import finish, unfinished
+from lmtrain.errors import DataError
 
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "datatrove" / "tokenize_jsonl.py"
 TASKS = 3
@@ -158,7 +160,7 @@ def test_one_task_makes_the_tokens_that_prepare_makes(tmp_path: Path, corpus: Pa
 
 
 def test_long_documents_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "PART_BYTES", 100)
+    monkeypatch.setattr(token_shards, "PART_BYTES", 100)
     folder = tmp_path / "web"
     run_all(shards_step(folder, holdout=partial(tail_of_each_document, val_share=0.3)))
     finish(folder)
@@ -172,8 +174,8 @@ SCRIPT = """
 import os, signal, sys
 from functools import partial
 from datatrove.executor import LocalPipelineExecutor
-from datatrove.pipeline.readers import JsonlReader
-from lmtrain.data import pipeline, ranks
+from datatrove.token_shards.readers import JsonlReader
+from lmtrain.data.writing import datatrove as token_shards, ranks
 from lmtrain.data.text.holdout import by_document
 from lmtrain.data.tokenizer import Bytes
 
@@ -185,10 +187,10 @@ def kill(data, rank, world_size):
             os.kill(os.getpid(), signal.SIGKILL)
         yield document
 
-pipeline.ITEM_BYTES = 500  # so that there is something on the disk by then
-shards = pipeline.TokenShards(folder, Bytes(), partial(by_document, val_share=0.2), 2_000)
+token_shards.ITEM_BYTES = 500  # so that there is something on the disk by then
+shards = token_shards.TokenShards(folder, Bytes(), partial(by_document, val_share=0.2), 2_000)
 ranks = LocalPipelineExecutor([JsonlReader(texts), kill, shards], tasks=3, workers=1, logging_dir=logs + "/ranks")
-LocalPipelineExecutor([pipeline.Finish(folder)], tasks=1, depends=ranks, logging_dir=logs + "/finish").run()
+LocalPipelineExecutor([token_shards.Finish(folder)], tasks=1, depends=ranks, logging_dir=logs + "/finish").run()
 """
 
 
@@ -397,8 +399,10 @@ def test_the_example_with_two_ranks_at_once_or_more(
 
 
 def test_without_datatrove_there_is_one_clear_error() -> None:
-    script = "import sys; sys.modules['datatrove'] = None; import lmtrain.data.prepare; import lmtrain.data.pipeline"
+    script = "import sys; sys.modules['datatrove'] = None; import lmtrain.data.prepare; "
+    script += "import lmtrain.data.writing.datatrove"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "ImportError: lmtrain.data.pipeline: needs the `datatrove` package; pip install 'lmtrain[datatrove]'" in (
-        done.stderr.splitlines()
+    assert (
+        "ImportError: lmtrain.data.writing.datatrove: needs the `datatrove` package; pip install 'lmtrain[datatrove]'"
+        in (done.stderr.splitlines())
     )

@@ -19,25 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from lmtrain.data import byte_level, pretrained
+from lmtrain.data import byte_level_encoder, pretrained_tokenizer
 from lmtrain.data import tokenizer as module
-from lmtrain.data.text.cut import pieces
-from lmtrain.data.tokenizer import (
-    BPE,
-    CONFIG_FILE,
-    END_OF_TEXT,
-    FILE,
-    Bytes,
-    Characters,
-    CorpusTokenizer,
-    Encode,
-    Pretrained,
-    StoredTokenizer,
-    TikToken,
-    cut_before,
-    load,
-    save,
-)
+from lmtrain.data.stored_tokenizer import CONFIG_FILE, END_OF_TEXT, FILE, Encode, StoredTokenizer, load, save
+from lmtrain.data.text_pieces import cut_before, pieces
+from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer, Pretrained, TikToken
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 CODE = "".join(path.read_bytes().decode() for path in sorted(LIBRARY.glob("[a-d]*.py")))[:1_500_000]
@@ -165,7 +151,9 @@ def _ranks(pattern: str) -> dict[bytes, int]:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=3000, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([CODE[:600_000], "".join(SAMPLES) * 3], trainer)
-    return {bytes(byte_level._BYTE[one] for one in token): rank for token, rank in tokenizer.get_vocab().items()}
+    return {
+        bytes(byte_level_encoder._BYTE[one] for one in token): rank for token, rank in tokenizer.get_vocab().items()
+    }
 
 
 def sentencepiece_like(path: Path, **settings: Any) -> Path:
@@ -246,7 +234,7 @@ def test_a_converted_encoding_is_tiktokens_in_all_else(name: str) -> None:
         assert stored.encode(text) == expected
         assert tokenizer.encoder(stored)([text])[0].tolist() == expected
     for token, rank in encoding._mergeable_ranks.items():  # most of them are made by merges alone
-        assert stored.tokenizer.id_to_token(rank) == "".join(byte_level.ALPHABET[byte] for byte in token)
+        assert stored.tokenizer.id_to_token(rank) == "".join(byte_level_encoder.ALPHABET[byte] for byte in token)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
@@ -275,7 +263,7 @@ def test_bpe_makes_the_same_ids_with_what_is_installed(
     package: str | None, parallelism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallelism)
-    monkeypatch.setattr(byte_level.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(byte_level_encoder.os, "sched_getaffinity", lambda _: {0, 1, 2})
     if package is None:
         monkeypatch.setitem(sys.modules, "tiktoken", None)
     tokenizer, stored = fitted("bpe")
@@ -557,7 +545,7 @@ def test_a_folder_without_tokenizer_json_is_converted(tmp_path: Path, monkeypatc
     converted = Pretrained(str(tmp_path)).fit(NoText())
     assert converted.end_of_text == 0
     assert [converted.encode(text) for text in SAMPLES] == [stored.encode(text) for text in SAMPLES]
-    monkeypatch.setattr(pretrained, "_CONVERT", "raise OSError('no such class')")
+    monkeypatch.setattr(pretrained_tokenizer, "_CONVERT", "raise OSError('no such class')")
     with pytest.raises(ValueError, match=r"^prepare.tokenizer.path=.*transformers could not make one .*no such class"):
         Pretrained(str(tmp_path)).fit(NoText())
 

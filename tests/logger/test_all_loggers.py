@@ -12,7 +12,7 @@ import pytest
 from conftest import TINY, Cli
 from wandb_file import read_run
 
-from lmtrain.logger.jsonl import read_metrics
+from lmtrain.files.metrics import read_metrics
 
 pytest.importorskip("tensorboard")
 pytest.importorskip("trackio")

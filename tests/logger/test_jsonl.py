@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtrain.logger.jsonl import JsonlLogger, read_metrics
+from lmtrain.files.metrics import read_metrics
+from lmtrain.logger.jsonl import JsonlLogger
 
 
 def strict(line: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY, clean_environment
 from wandb_server import ENTITY, SWEEP, WandbServer
 
-from lmtrain.logger.jsonl import read_metrics
+from lmtrain.files.metrics import read_metrics
 
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "wandb_sweep" / "sweep.yaml"
 # As the console script, but asking for commands every 0.1 s and not every 5 s.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from lmtrain.model.documents import mask_and_positions
+from lmtrain.model.document_mask import mask_and_positions
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 

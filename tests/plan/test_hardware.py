@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.gpu_models import GPUS, known
+from lmtrain.machine import GPUS, known
 from lmtrain.plan.hardware import KERNEL_S, USABLE, disk_free, memory_available, offers
 
 

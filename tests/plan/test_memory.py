@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
-from lmtrain.optimizer import adamw
+from lmtrain.optimizer.adamw import adamw
 from lmtrain.plan.memory import CUDA_WORKSPACE, Numbers, count_flops, simulate
 
 Make = Callable[[], nn.Module]

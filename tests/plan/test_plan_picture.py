@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from lmtrain.plan.picture import HEIGHT, WIDTH, curve, sampled
+from lmtrain.plan.schedule_picture import HEIGHT, WIDTH, curve, sampled
 from lmtrain.scheduler import constant, cosine
 
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from lmtrain.plan.facts import Facts, Intervals, Schedule
-from lmtrain.plan.remarks import CERTAIN, OF_RUNS, OF_SCHEDULES, certain_mistakes, remarks
+from lmtrain.plan.remarks import OF_RUNS, remarks
+from lmtrain.plan.schedule_remarks import CERTAIN, OF_SCHEDULES, certain_mistakes
 
 SOUND = Facts(
     schedule=Schedule(max_steps=5000, schedule_steps=5000, warmup_steps=200, lr=6e-4, min_lr=6e-5),

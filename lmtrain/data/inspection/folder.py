@@ -23,8 +23,9 @@ from lmtrain.data.inspection.statistics import (
 )
 from lmtrain.data.progress import PrepareProgress
 from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokenizer import StoredTokenizer
-from lmtrain.data.tokens import SPLITS, DataError, Meta, read_meta
+from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.data.tokens import SPLITS, Meta, read_meta
+from lmtrain.errors import DataError
 
 MOST_FREQUENT = 50  # in the JSON file
 SAMPLE_TOKENS = 160

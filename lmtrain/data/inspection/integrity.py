@@ -5,7 +5,7 @@ from pathlib import Path
 from lmtrain.data.inspection.statistics import SplitStatistics
 from lmtrain.data.shards import TokenFiles
 from lmtrain.data.tokens import Meta
-from lmtrain.durable import sha256_of
+from lmtrain.files.durable import sha256_of
 
 
 def folder_problems(folder: Path, meta: Meta | None) -> list[str]:

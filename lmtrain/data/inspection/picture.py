@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, PercentFormatter
 
-from lmtrain.console import si
 from lmtrain.data.inspection.folder import Inspected
 from lmtrain.data.inspection.statistics import Lengths
+from lmtrain.terminal.units import si
 
 ROW_INCHES = 4.6
 COLORS = ("#2f6db3", "#dd6b20", "#3a8f3a", "#7b5aa6")

@@ -20,7 +20,7 @@ from lmtrain.data.text.files import (
     some,
     stamp,
 )
-from lmtrain.data.tokenizer import cut_before
+from lmtrain.data.text_pieces import cut_before
 
 PART_BYTES = 1 << 20  # of text held at once, up to four times as much as a str; a longer document comes in parts
 CUT_CHARS = 1 << 18  # of a part's end; in the last half of them is the place to cut

@@ -1,0 +1,1 @@
+"""Measures speed: each kind against what the machine does by itself."""

@@ -1,0 +1,145 @@
+"""`python -m lmtrain benchmark loader [overrides]`: what a batch costs."""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lmtrain.benchmark.turns import median, ratio, rotated
+from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.check import check
+from lmtrain.config.compose import compose
+from lmtrain.config.token_files import ensure_tokens
+from lmtrain.errors import ConfigError
+from lmtrain.machine import write_json
+from lmtrain.terminal.console import console
+
+if TYPE_CHECKING:
+    from lmtrain.data.loader import TokenLoader
+
+CONTENDERS = {
+    "loader": "the loader of the config",
+    "rows": "torch.stack of per-row slices of a memmap, as most training scripts read tokens",
+    "copy": "a clone of the batch, which is in the cache already",
+}
+WARMUP_ROUNDS = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain benchmark loader",
+        description="Times batches with a warm page cache on one thread, and watches memory over many of them.",
+        epilog="Without overrides, on random tokens; with some, on data of yours: data=tokens data.path=data/books",
+    )
+    parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
+    parser.add_argument("--shapes", nargs="+", default=["16x512", "64x1024"], help="BATCHxBLOCK (default: both)")
+    parser.add_argument("--rounds", type=int, default=21, help="rounds that count (default: 21)")
+    parser.add_argument("--calls", type=int, default=100, help="batches a round (default: 100)")
+    parser.add_argument("--batches", type=int, default=100_000, help="over which memory is watched (default: 100,000)")
+    parser.add_argument("--tokens", type=int, default=100_000_000, help="random ones, without overrides (default: 10⁸)")
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    options = parser.parse_args(list(arguments))
+    shapes = [_shape(text) for text in options.shapes]
+    if min(options.rounds, options.calls, options.batches, options.tokens // 2000) < 1:
+        raise ConfigError("--rounds, --calls, --batches: at least 1; --tokens: at least 2000")
+
+    import torch
+
+    torch.set_num_threads(1)  # batches are made by one thread beside the step
+    results = {}
+    with _overrides(options.overrides, options.tokens) as overrides:
+        cfg = check(compose(overrides), groups=["data", "prepare"])
+        with mistakes_of_the_user():
+            ensure_tokens(cfg)
+        table = Table("batch", *(f"{name} µs" for name in CONTENDERS), "rows / loader", "loader / copy", "RSS growth")
+        for batch_size, block_size in shapes:
+            node = {**cfg.data, "batch_size": batch_size, "block_size": block_size}
+            with mistakes_of_the_user():
+                loader = build(node, split="train", seed=cfg.get("seed", 0))
+            contenders = _contenders(loader)
+            rounds = [
+                {name: _seconds(call, number, options.calls) for name, call in rotated(contenders, number)}
+                for number in range(WARMUP_ROUNDS + options.rounds)
+            ][WARMUP_ROUNDS:]
+            growth = _growth_mb(loader.batch, options.batches)
+            table.add_row(
+                f"{batch_size} × {block_size}",
+                *(f"{1e6 * median(rounds, name):.1f}" for name in CONTENDERS),
+                f"{ratio(rounds, 'rows', 'loader'):.1f}",
+                f"{ratio(rounds, 'loader', 'copy'):.2f}",
+                f"{growth:+.1f} MB",
+            )
+            results[f"{batch_size}x{block_size}"] = {"seconds": rounds, "rss_growth_mb": growth}
+    console.print(
+        f"medians of {options.rounds} rounds of {options.calls} batches, on one thread; ratios are medians of those "
+        f"within a round; growth is over {options.batches:,} batches"
+    )
+    console.print(table)
+    for name, meaning in CONTENDERS.items():
+        console.print(f"  {name}: {meaning}")
+    if options.json:
+        write_json(options.json, overrides=options.overrides, batches=options.batches, shapes=results)
+    return 0
+
+
+def _shape(text: str) -> tuple[int, int]:
+    batch_size, _, block_size = text.partition("x")
+    if not (batch_size.isdecimal() and block_size.isdecimal() and int(batch_size) and int(block_size)):
+        raise ConfigError(f"--shapes {text}: BATCHxBLOCK, 16x512 for example")
+    return int(batch_size), int(block_size)
+
+
+@contextmanager
+def _overrides(given: Sequence[str], tokens: int) -> Iterator[Sequence[str]]:
+    """The user's, or those of a folder of random tokens that lasts as long as it is needed."""
+    if given:
+        yield given
+        return
+    import numpy as np
+
+    with tempfile.TemporaryDirectory() as folder:
+        np.random.default_rng(0).integers(0, 50_000, tokens, dtype=np.uint16).tofile(Path(folder) / "train.bin")
+        yield ["data=tokens", f"data.path={folder}", "model.vocab_size=50000"]
+
+
+def _contenders(loader: "TokenLoader") -> dict[str, Callable[[int], object]]:
+    import numpy as np
+    import torch
+
+    batch_size, block_size = loader.batch_size, loader.block_size
+    file = loader.samples.tokens.files[0]
+    tokens = np.memmap(file.path, file.tokens.dtype, mode="r", offset=file.offset)
+    generator = np.random.default_rng(0)
+    x, y = loader.batch(0)
+
+    def rows(index: int) -> object:
+        starts = generator.integers(0, len(tokens) - block_size, batch_size)
+        inputs = torch.stack([torch.from_numpy(tokens[i : i + block_size].astype(np.int64)) for i in starts])
+        targets = torch.stack([torch.from_numpy(tokens[i + 1 : i + 1 + block_size].astype(np.int64)) for i in starts])
+        return inputs, targets
+
+    return {"loader": loader.batch, "rows": rows, "copy": lambda index: (x.clone(), y.clone())}
+
+
+def _seconds(call: Callable[[int], object], number: int, calls: int) -> float:
+    """Of one call; each round reads other batches."""
+    started = time.perf_counter()
+    for index in range(number * calls, (number + 1) * calls):
+        call(index)
+    return (time.perf_counter() - started) / calls
+
+
+def _growth_mb(batch: Callable[[int], object], batches: int) -> float:
+    """How much the largest resident memory grew over the batches after the first tenth of them."""
+    for index in range(batches // 10):
+        batch(index)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for index in range(batches // 10, batches + batches // 10):
+        batch(index)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

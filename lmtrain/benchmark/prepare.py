@@ -1,0 +1,110 @@
+"""`python -m lmtrain benchmark prepare [overrides]`: text to token files, against the tokenizer alone."""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from lmtrain.benchmark.turns import median, ratio, rotated
+from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.check import check
+from lmtrain.config.compose import compose
+from lmtrain.errors import ConfigError
+from lmtrain.machine import write_json
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import si
+
+if TYPE_CHECKING:
+    from lmtrain.data.prepare import Recipe
+
+CONTENDERS = {
+    "prepare": "the whole of prepare: checking and reading the text, encoding, token files on the disk",
+    "tokenizer": "Tokenizer.encode_batch of the same text, which is in memory, on all cores; its result is thrown away",
+}
+SEPARATOR = "\n<|a document ends|>\n"
+BATCH_CHARS = 16 << 20  # of one encode_batch: as many documents as fit well into memory
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain benchmark prepare",
+        description="Times prepare with a trained tokenizer against that tokenizer's own rate, in turns.",
+        epilog="The text is that of the data choice (default: data=stdlib), repeated until there is enough of it.",
+    )
+    parser.add_argument("overrides", nargs="*", help="data=…, prepare.…=…")
+    parser.add_argument("--megabytes", type=int, default=128, help="of text (default: 128)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    options = parser.parse_args(list(arguments))
+    if options.rounds < 1 or options.megabytes < 1:
+        raise ConfigError("--rounds and --megabytes: at least 1")
+    cfg = check(compose(options.overrides), groups=["data", "prepare"])
+    if cfg.prepare is None:
+        raise ConfigError("benchmark prepare: this data choice has no recipe (prepare)")
+
+    with mistakes_of_the_user(), tempfile.TemporaryDirectory() as folder:
+        contenders, size = _contenders(build(cfg.prepare), Path(folder), options.megabytes << 20)
+        rounds = [
+            {name: call(number) for name, call in rotated(contenders, number)} for number in range(options.rounds)
+        ]
+    console.print(f"medians of {options.rounds} rounds over {si(size)}B of text; the ratio is the median of a round's")
+    table = Table("", "seconds", "bytes/s", "rate to the tokenizer's")
+    for name in CONTENDERS:
+        seconds = median(rounds, name)
+        table.add_row(name, f"{seconds:.2f}", si(size / seconds), f"{ratio(rounds, 'tokenizer', name):.3f}")
+    console.print(table)
+    for name, meaning in CONTENDERS.items():
+        console.print(f"  {name}: {meaning}")
+    if options.json:
+        write_json(options.json, overrides=options.overrides, bytes=size, seconds=rounds)
+    return 0
+
+
+def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, Callable[[int], float]], int]:
+    from lmtrain.data import tokenizer as tokenizers
+    from lmtrain.data.prepare import Recipe
+    from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.text.holdout import by_document
+    from lmtrain.data.text.source import TextFiles
+    from lmtrain.data.tokenizer import CorpusTokenizer
+
+    texts: list[str] = []
+    size = 0
+    while size < wanted:
+        for document in recipe.source.read():
+            texts.append(document.text)
+            size += len(document.text.encode())
+            if size >= wanted:
+                break
+    (folder / "text.txt").write_bytes(SEPARATOR.join(texts).encode())
+
+    def prepare(number: int, tokenizer: CorpusTokenizer | None = None) -> float:
+        source = TextFiles(str(folder / "text.txt"), SEPARATOR)
+        tokenizer = tokenizer or tokenizers.Pretrained(str(folder / "trained" / tokenizers.FILE))
+        holdout = partial(by_document, val_share=0.05)
+        path = folder / (f"tokens-{number}" if number else "trained")
+        started = time.perf_counter()
+        with PrepareProgress() as progress:
+            Recipe(source, tokenizer, holdout, recipe.workers).prepare(path, {}, progress)
+        return time.perf_counter() - started
+
+    prepare(0, recipe.tokenizer)
+    stored = tokenizers.load(folder / "trained")
+    batches: list[list[str]] = [[]]
+    for text in texts:
+        if sum(map(len, batches[-1])) >= BATCH_CHARS:
+            batches.append([])
+        batches[-1].append(text)
+
+    def tokenizer(number: int) -> float:
+        started = time.perf_counter()
+        for batch in batches:
+            stored.tokenizer.encode_batch(batch)
+        return time.perf_counter() - started
+
+    return {"prepare": lambda number: prepare(number + 1), "tokenizer": tokenizer}, size

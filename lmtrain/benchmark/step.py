@@ -1,0 +1,214 @@
+"""`python -m lmtrain benchmark step [overrides]`: what a training step costs, against loops that do nothing else.
+
+Each contender is a process of its own, and they take turns, a round each, so that a noisy machine is as noisy for
+one as for the other; what counts is the ratio within a round.
+"""
+
+import argparse
+import contextlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from lmtrain.benchmark.turns import ratio, rotated
+from lmtrain.config.build import build
+from lmtrain.config.compose import compose
+from lmtrain.config.preflight import preflight
+from lmtrain.errors import ConfigError
+from lmtrain.machine import write_json
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import si
+
+CONTENDERS = {
+    "trainer": "lmtrain's Trainer.fit",
+    "bare": "a bare loop of the same model, optimizer and batches, under the same system settings",
+    "plain": "the bare loop, eager, with the C library's own memory settings",
+}
+PLAIN = {"keep_freed_memory": False, "compile": False}
+WARMUP_ROUNDS = 2
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain benchmark step",
+        description="Times optimizer steps of a config: the trainer against bare loops, in turns.",
+        epilog="Example: python -m lmtrain benchmark step experiments=shakespeare_char --steps 50",
+    )
+    parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
+    parser.add_argument("--rounds", type=int, default=11, help="rounds that count (default: 11)")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps a round (default: 5)")
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    options = parser.parse_args(list(arguments))
+    if options.rounds < 1 or options.steps < 1:
+        raise ConfigError("--rounds and --steps: at least 1")
+    cfg = preflight(compose(options.overrides))
+    with contextlib.ExitStack() as stack:
+        processes = {
+            name: stack.enter_context(_Contender(name, options.overrides, options.steps)) for name in CONTENDERS
+        }
+        rounds = [
+            {name: process.round() for name, process in rotated(processes, number)}
+            for number in range(WARMUP_ROUNDS + options.rounds)
+        ][WARMUP_ROUNDS:]
+    step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
+    table = Table("loop", "ms a step", "tokens/s", "to bare", "to plain")
+    for name in CONTENDERS:
+        seconds = statistics.median(each[name] for each in rounds)
+        table.add_row(
+            name,
+            f"{1000 * seconds:.1f}",
+            si(step_tokens / seconds),
+            f"{ratio(rounds, name, 'bare'):.3f}",
+            f"{ratio(rounds, name, 'plain'):.3f}",
+        )
+    console.print(
+        f"medians of {options.rounds} rounds of {options.steps} steps; ratios are medians of those within a round"
+    )
+    console.print(table)
+    for name, meaning in CONTENDERS.items():
+        console.print(f"  {name}: {meaning}")
+    if options.json:
+        write_json(options.json, overrides=options.overrides, steps=options.steps, seconds=rounds)
+    return 0
+
+
+class _Contender:
+    """One loop in a process of its own, which runs a round whenever it is told to."""
+
+    def __init__(self, name: str, overrides: Sequence[str], steps: int) -> None:
+        command = [sys.executable, "-m", "lmtrain.benchmark.step", name, str(steps), *overrides]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def round(self) -> float:
+        """Seconds a step."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the benchmark's process failed with exit code {self.process.wait()}")
+        return float(answer)
+
+    def __enter__(self) -> "_Contender":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
+    """The process of one contender: a line in, a round, its seconds a step out."""
+    from lmtrain.system import System
+
+    cfg = preflight(compose(overrides))
+    system: System = build(cfg.system, **(PLAIN if name == "plain" else {}))
+    system.seed(cfg.seed)
+    train_loader = build(cfg.data, split="train", seed=cfg.seed)
+    model = build(cfg.model).to(system.device)
+    optimizer = build(cfg.optimizer, list(model.named_parameters()))
+    schedule = build(cfg.scheduler)
+    if name == "trainer":
+        _run_trainer(cfg, steps, system, train_loader, model, optimizer, schedule)
+    else:
+        _run_bare(cfg, steps, system, train_loader, model, optimizer, schedule)
+
+
+class _Pacemaker:
+    """A logger that hands on the trainer's own step times, and makes it wait for its turn while its clock stands."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step > 1:
+            print(metrics["step_time_ms"] / 1000, flush=True)
+        _wait_for_turn()
+
+    def rewind(self, step: int) -> None:
+        """Never reached, as `close` is not: the parent ends this process."""
+
+    def close(self, status: str) -> None:
+        """See above."""
+
+
+def _wait_for_turn() -> None:
+    if not sys.stdin.readline():
+        sys.exit(0)
+
+
+def _run_trainer(
+    cfg: Any, steps: int, system: Any, train_loader: Any, model: Any, optimizer: Any, schedule: Any
+) -> None:
+    from lmtrain.checkpoint.folder import CheckpointFolder
+    from lmtrain.checkpoint.saver import Saver
+    from lmtrain.checkpoint.snapshot import TrainState
+    from lmtrain.loop.bad_batches import BadBatches
+    from lmtrain.loop.stop_request import StopRequest
+
+    forever = 10**9
+    nowhere = Path(tempfile.gettempdir())
+    node = {
+        **cfg.trainer,
+        "max_steps": forever,
+        "eval_interval": forever,
+        "checkpoint_interval": forever,
+        "log_interval": steps,
+    }
+    trainer = build(
+        node,
+        model=model,
+        optimizer=optimizer,
+        schedule=schedule,
+        train_loader=train_loader,
+        val_loader=build(cfg.data, split="val", seed=cfg.seed),
+        system=system,
+        logger=_Pacemaker(),
+        saver=Saver(CheckpointFolder(nowhere)),
+        bad_batches=BadBatches(nowhere, train_loader, decode=None),
+        stop=StopRequest(),
+        state=TrainState(),
+        record={},
+    )
+    trainer.fit()
+
+
+def _run_bare(cfg: Any, steps: int, system: Any, train_loader: Any, model: Any, optimizer: Any, schedule: Any) -> None:
+    import torch
+
+    forward = system.compile(model)
+    scaler = system.scaler()
+    accumulation = cfg.trainer.gradient_accumulation_steps
+    step = 0
+    while True:
+        batches = [train_loader.batch(step * accumulation + i) for i in range(steps * accumulation)]
+        on_device = [(x.to(system.device), y.to(system.device)) for x, y in batches]
+        _wait_for_turn()
+        system.synchronize()
+        started = time.perf_counter()
+        for _ in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(step)
+            for _ in range(accumulation):
+                x, y = on_device.pop()
+                with system.autocast():
+                    _, loss = forward(x, y)
+                scaler.scale(loss / accumulation).backward()
+            scaler.unscale_(optimizer)
+            if cfg.trainer.grad_clip:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.trainer.grad_clip)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+        system.synchronize()
+        print((time.perf_counter() - started) / steps, flush=True)
+
+
+if __name__ == "__main__":
+    _contend(sys.argv[1], int(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,1 @@
+"""Checkpoints: their folder, what goes into one, and how it comes back."""

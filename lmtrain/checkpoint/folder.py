@@ -1,0 +1,293 @@
+"""Checkpoints: folders of safetensors and JSON that are either complete and verified, or not there.
+
+A checkpoint is written into a hidden folder, flushed to disk, hashed into `MANIFEST.json` and renamed into place;
+a kill at any moment leaves the ones before it untouched. Nothing is ever overwritten, and no pickle is read.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
+from lmtrain.files.durable import sha256_of, sync
+from lmtrain.files.limited import read_limited
+
+log = logging.getLogger(__name__)
+
+MANIFEST, STATE = "MANIFEST.json", "state.json"
+MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # more than either ever has
+PARTIAL, DELETED, BROKEN, OTHER = ".tmp-", ".tmp-del-", "broken-", "other-"
+FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
+FREE_SPACE_FACTOR = 1.1  # beyond the tensors' own bytes
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One state: named tensors by file (`model`, `optimizer`, `rng-0`), and plain values as JSON.
+
+    `state["run_id"]` says whose it is. `unchecked` are the tensors, as `<file>/<name>`, that may hold numbers which
+    are not finite: a mask in a buffer, say.
+    """
+
+    tensors: Mapping[str, Mapping[str, torch.Tensor]]
+    state: Mapping[str, Any] = field(default_factory=dict)
+    unchecked: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay: the `newest` ones, those of every `every` steps, the best, and the `protected`."""
+
+    newest: int
+    every: int | None = None
+    best_step: int | None = None
+    protected: frozenset[int] = frozenset()
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        """Of ascending steps."""
+        regular = {step for step in steps if self.every and step % self.every == 0}
+        return set(steps) & {*steps[-self.newest :], *regular, *self.protected, self.best_step}
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, `step-00000100/` and so on; `run_id` tells them from another run's.
+
+    Raises:
+        OSError: from any method, if the disk refuses; the checkpoints already there are untouched then.
+    """
+
+    def __init__(self, path: Path, run_id: str | None = None) -> None:
+        self.path, self.run_id = path, run_id
+        self._resumed_from: set[int] = set()
+        self._others: set[int] = set()  # steps of other runs' checkpoints, as far as they were told of
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.path.is_dir():
+            return []
+        names = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in self.path.iterdir())
+        return sorted(int(name[1]) for name in names if name and name[0] == self.at(int(name[1])).name)
+
+    def at(self, step: int) -> Path:
+        return self.path / f"step-{step:08d}"
+
+    def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> Path:
+        """Commits the state of a step, then removes the checkpoints of this run that `retention` does not keep.
+
+        A valid checkpoint of this step stays as it is; the one that the run resumed from is always kept.
+
+        Raises:
+            NonFiniteStateError: a tensor that has to be finite is not; nothing is written or removed.
+        """
+        final = self.at(step)
+        if not self._is_there(final):
+            _check_finite(checkpoint)
+            self._commit(final, checkpoint)
+        self._link("latest", step)
+        if retention.best_step is not None and self.at(retention.best_step).is_dir():
+            self._link("best", retention.best_step)
+        kept = retention.kept(self.steps()) | self._resumed_from
+        self._remove(step for step in self.steps() if step not in kept)
+        return final
+
+    def load_latest(self) -> Checkpoint | None:
+        """The newest checkpoint that verifies, on the CPU; broken ones are set aside, loudly. None if there is none."""
+        return self._newest(self.steps())
+
+    def load_before(self, step: int, *, every: int, first: int) -> Checkpoint | None:
+        """As `load_latest`, of the steps before `step` that are a multiple of `every`, or the `first` one."""
+        steps = [earlier for earlier in self.steps() if earlier < step]
+        return self._newest([earlier for earlier in steps if earlier % every == 0 or earlier == first])
+
+    def _newest(self, steps: Sequence[int]) -> Checkpoint | None:
+        for step in reversed(steps):
+            try:
+                loaded = load(self.at(step))
+            except BrokenCheckpointError as error:
+                self._quarantine(self.at(step), error)
+            else:
+                self._resumed_from.add(step)
+                return loaded
+        return None
+
+    def discard_after(self, step: int) -> None:
+        """Removes this run's checkpoints of later steps, before a run that went back gets to those steps again."""
+        self._remove(later for later in self.steps() if later > step)
+        self._link("latest", step)
+
+    def broken(self) -> list[str]:
+        """Names of the checkpoints that were set aside."""
+        return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
+
+    def _is_there(self, path: Path) -> bool:
+        """Whether an intact checkpoint of this run is; another one is set aside."""
+        if os.path.lexists(path):  # a symlink to nowhere, too
+            try:
+                verify(path)
+                if self._is_ours(path):
+                    return True
+                self._set_aside(path, f"{OTHER}{path.name}", "another run's")
+            except BrokenCheckpointError as error:
+                self._quarantine(path, error)
+        return False
+
+    def _is_ours(self, path: Path) -> bool:
+        return not path.is_symlink() and _owner(path) == self.run_id
+
+    def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for leftover in self.path.glob(f"{PARTIAL}*"):  # of a killed save or prune; the run's lock says they are ours
+            leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
+        self._check_space(checkpoint)
+        partial = self.path / f"{PARTIAL}{final.name}"
+        partial.mkdir()
+        try:
+            for name, tensors in checkpoint.tensors.items():
+                save_file(_storable(tensors), partial / f"{name}.safetensors")
+            (partial / STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n")
+            files = sorted(partial.iterdir())
+            manifest = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in files}
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            sync(partial / MANIFEST)
+            sync(partial)
+            os.rename(partial, final)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        sync(self.path)
+
+    def _remove(self, steps: Iterable[int]) -> None:
+        for step in list(steps):
+            path = self.at(step)
+            if not self._is_ours(path):
+                if step not in self._others:
+                    log.warning("checkpoint %s is not this run's: it stays", path.name)
+                self._others.add(step)
+                continue
+            doomed = self.path / f"{DELETED}{path.name}"
+            os.rename(path, doomed)  # at once, so that no half-deleted folder looks complete
+            shutil.rmtree(doomed)
+
+    def _link(self, name: str, step: int) -> None:
+        """For people; a folder of that name, as a copy that follows links makes it, stays."""
+        if (self.path / name).is_dir() and not (self.path / name).is_symlink():
+            return
+        link = self.path / f"{PARTIAL}{name}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.at(step).name)
+        os.replace(link, self.path / name)
+
+    def _quarantine(self, path: Path, error: BrokenCheckpointError) -> None:
+        self._set_aside(path, f"{BROKEN}{path.name}", f"broken ({error})")
+
+    def _set_aside(self, path: Path, name: str, reason: str) -> None:
+        number = 0
+        while os.path.lexists(aside := path.with_name(f"{name}-{number}")):
+            number += 1
+        os.rename(path, aside)
+        log.warning("checkpoint %s is %s; it is set aside as %s", path.name, reason, aside.name)
+
+    def _check_space(self, checkpoint: Checkpoint) -> None:
+        needed = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
+        free = shutil.disk_usage(self.path).free
+        if free < needed * FREE_SPACE_FACTOR:
+            raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+
+
+def verify(path: Path) -> None:
+    """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
+
+    Raises:
+        OSError: that can't be told now: no permission, too many open files, a disk that does not answer.
+    """
+    manifest = _read_json(path / MANIFEST, MANIFEST_BYTES)
+    if STATE not in manifest:
+        raise BrokenCheckpointError(f"{MANIFEST} does not name {STATE}")
+    for name, entry in manifest.items():
+        if not FILE_NAME.fullmatch(name):
+            raise BrokenCheckpointError(f"{MANIFEST} names {name[:40]!r}, which is not inside the checkpoint")
+        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
+            raise BrokenCheckpointError(f"{MANIFEST} says nothing of {name!r}")
+        file = path / name
+        if not file.is_file() or file.is_symlink():
+            raise BrokenCheckpointError(f"{name!r} is missing")
+        if (size := file.stat().st_size) != entry["size"]:
+            raise BrokenCheckpointError(f"{name} has {size:,} bytes, {entry['size']} were written")
+        if sha256_of(file) != entry["sha256"]:
+            raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
+
+
+def load(path: Path) -> Checkpoint:
+    """Verifies and reads one checkpoint folder, tensors on the CPU.
+
+    Raises:
+        BrokenCheckpointError: it does not verify, or holds something else.
+        OSError, MemoryError, RuntimeError: nothing is wrong with it, but it can't be read now.
+    """
+    verify(path)
+    names = [name for name in _read_json(path / MANIFEST, MANIFEST_BYTES) if name.endswith(".safetensors")]
+    try:
+        tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
+    except SafetensorError as error:  # verified, so written wrong: by a bug or another program
+        raise BrokenCheckpointError(f"SafetensorError: {error}") from error
+    return Checkpoint(tensors, _read_json(path / STATE, STATE_BYTES))
+
+
+def _read_json(path: Path, limit: int) -> dict[str, Any]:
+    """Raises BrokenCheckpointError if the file is not there or no JSON object."""
+    try:
+        content = json.loads(read_limited(path, limit))
+    except FileNotFoundError:
+        raise BrokenCheckpointError(f"{path.name} is missing") from None
+    except (NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
+        raise BrokenCheckpointError(f"{path.name}: {type(error).__name__}: {error}") from error
+    if not isinstance(content, dict):
+        raise BrokenCheckpointError(f"{path.name}: not a JSON object")
+    return content
+
+
+def _check_finite(checkpoint: Checkpoint) -> None:
+    for file, tensors in checkpoint.tensors.items():
+        for name, tensor in tensors.items():
+            if f"{file}/{name}" in checkpoint.unchecked or not tensor.is_floating_point() or not tensor.numel():
+                continue
+            # Least and greatest in one pass without a copy; a NaN is both.
+            least, greatest = tensor.aminmax()
+            if not (least.isfinite() and greatest.isfinite()):
+                raise NonFiniteStateError(f"{file}/{name} has numbers that are not finite; it is not saved")
+
+
+def _owner(path: Path) -> str | None:
+    """The id of the run that a checkpoint says it is of."""
+    try:
+        run_id = _read_json(path / STATE, STATE_BYTES).get("run_id")
+    except (OSError, BrokenCheckpointError):
+        return None
+    return None if run_id is None else str(run_id)
+
+
+def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU and contiguous, each with memory of its own: safetensors refuses tensors that share it."""
+    stored: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        memory = tensor.untyped_storage().data_ptr()
+        stored[name] = tensor.clone() if tensor.numel() and memory in seen else tensor
+        seen.add(memory)
+    return stored
+
+
+def _sync_and_hash(path: Path) -> str:
+    sync(path)
+    return sha256_of(path)

@@ -1,0 +1,100 @@
+"""Starts a run from a checkpoint of another: its weights, and of the rest what still belongs to it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load
+from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.errors import BrokenCheckpointError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The checkpoint that a fork starts from; `state` is what its run had done by then."""
+
+    run: Path
+    checkpoint: Checkpoint
+    state: TrainState
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """For `environment.json`."""
+        return {"run": str(self.run.resolve()), "run_id": self.checkpoint.state["run_id"], "step": self.state.step}
+
+
+def load_origin(run: Path, step: int | None) -> Origin:
+    """The run's checkpoint of a step, or its newest.
+
+    Raises:
+        ValueError: there is none, or it is broken.
+    """
+    folder = CheckpointFolder(run / "checkpoints")
+    steps = folder.steps()
+    if not steps:
+        raise ValueError(f"fork={run}: no run with a checkpoint there")
+    wanted = steps[-1] if step is None else step
+    if wanted not in steps:
+        raise ValueError(f"step={wanted}: {run} has checkpoints of the steps {', '.join(map(str, steps))}")
+    try:
+        checkpoint = load(folder.at(wanted))
+    except BrokenCheckpointError as error:
+        raise ValueError(f"fork={run}: {error}") from error
+    return Origin(run, checkpoint, train_state(checkpoint))
+
+
+def first_state(origin: Origin) -> TrainState:
+    """Where a fork begins: steps, tokens and seconds go on, so that its curves join its origin's; its losses are yet to
+    be measured."""
+    then = origin.state
+    return TrainState(
+        step=then.step, samples=then.samples, tokens=then.tokens, first_step=then.step, seconds=then.seconds
+    )
+
+
+def begin(snapshot: Snapshot, origin: Origin, state: TrainState, batch_size: int) -> None:
+    """Puts the origin's state into the parts of the fork, and its place in the data into `state`.
+
+    Weights always; the optimizer's state, if it is the same optimizer; the scaler's, if both have one; the random
+    generators', if the seed is the same; the place in the data, if it is the same data in the same order. What is left
+    out is told.
+
+    Raises:
+        ValueError: the model is another one, or the optimizer's state does not fit.
+    """
+    then, now = origin.checkpoint.state["config"], snapshot.record["config"]
+    fresh = []
+    try:
+        snapshot.model.load_state_dict(dict(origin.checkpoint.tensors["model"]))
+    except RuntimeError as error:
+        raise ValueError(f"fork={origin.run}: its checkpoint does not fit the model: {error}") from error
+    if _chosen(then, "optimizer") == _chosen(now, "optimizer"):
+        snapshot.put_back_optimizer(origin.checkpoint)
+    else:
+        fresh.append("the optimizer's state")
+    snapshot.put_back_scaler(origin.checkpoint)
+    if then["seed"] == now["seed"]:
+        snapshot.system.load_generator_state(dict(origin.checkpoint.tensors["rng-0"]))
+    else:
+        fresh.append("the random generators")
+    data = origin.checkpoint.state["data"]
+    same = all(data[key] == snapshot.data[key] for key in ("fingerprints", "order_version"))
+    if not same or _order(then) != _order(now):
+        state.samples = 0
+        fresh.append("the order of the data")
+    # A batch begins where one of this size can.
+    state.samples = -(-state.samples // batch_size) * batch_size
+    log.info("forked from %s at step %d%s", origin.run, state.step, f"; new: {', '.join(fresh)}" if fresh else "")
+
+
+def _chosen(config: Mapping[str, Any], group: str) -> Any:
+    return config[group].get("_target_")
+
+
+def _order(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a sample's number stands for, beside the data itself."""
+    return (config["seed"], *(config["data"].get(key) for key in ("_target_", "order", "block_size", "weights")))

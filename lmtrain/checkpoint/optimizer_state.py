@@ -1,0 +1,91 @@
+"""An optimizer's state by parameter name, out of it and back."""
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+Groups = list[dict[str, Any]]
+
+
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The optimizer's state by parameter name: tensors as `<parameter>/<key>`, everything else likewise."""
+    tensors: dict[str, torch.Tensor] = {}
+    plain: dict[str, Any] = {}
+    for name, param in named_parameters:
+        for key, value in optimizer.state.get(param, {}).items():
+            (tensors if isinstance(value, torch.Tensor) else plain)[f"{name}/{key}"] = value
+    return tensors, plain
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    tensors: Mapping[str, torch.Tensor],
+    plain: Mapping[str, Any],
+) -> None:
+    """Puts back what `optimizer_state` gave, in the dtypes it was saved in, on each parameter's device.
+
+    `Optimizer.load_state_dict` goes by position, and casts the moments to the parameter's dtype.
+
+    Raises:
+        ValueError: state of a parameter that the model does not have.
+    """
+    by_name = dict(named_parameters)
+    for path, value in {**plain, **tensors}.items():
+        name, _, key = path.rpartition("/")
+        if name not in by_name:
+            raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
+        param = by_name[name]
+        if isinstance(value, torch.Tensor):
+            # A step counter stays on the CPU unless the fused kernel keeps it on the device.
+            fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+            value = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # a step changes it in place
+        optimizer.state[param][key] = value
+
+
+def group_values(optimizer: torch.optim.Optimizer) -> Groups:
+    """The numbers of each parameter group, without its parameters, and without the rate, which the schedule sets."""
+    return [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
+    ]
+
+
+def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
+    """What the steps have changed of `group_values`; AdamW's never change, Prodigy's and schedule-free ones' do.
+
+    The others are the config's, which a resume may have been allowed to change.
+    """
+    return [
+        {key: _plain(value) for key, value in group.items() if key not in first or _plain(first[key]) != _plain(value)}
+        for group, first in zip(group_values(optimizer), initial, strict=True)
+    ]
+
+
+def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Groups) -> None:
+    """Puts back what `changed_groups` gave, and everything else as it was before the first step.
+
+    Raises:
+        ValueError: the optimizer has other groups.
+    """
+    if len(changed) != len(optimizer.param_groups):
+        raise ValueError(
+            f"the checkpoint's optimizer has {len(changed)} parameter groups, this one {len(optimizer.param_groups)}"
+        )
+    for group, first, values in zip(optimizer.param_groups, initial, changed, strict=True):
+        for key in group.keys() - first.keys() - {"params", "lr"}:
+            del group[key]
+        group.update(copy.deepcopy(first))
+        for key, value in values.items():
+            old = group.get(key)
+            group[key] = old.new_tensor(value) if isinstance(old, torch.Tensor) else value
+
+
+def _plain(value: Any) -> Any:
+    """As JSON holds it."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value

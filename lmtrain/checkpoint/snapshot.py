@@ -1,0 +1,174 @@
+"""The whole state of a run as one checkpoint, and back: all that a bitwise resume needs."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from lmtrain.checkpoint.folder import Checkpoint
+from lmtrain.checkpoint.optimizer_state import (
+    Groups,
+    changed_groups,
+    load_groups,
+    load_optimizer_state,
+    optimizer_state,
+)
+from lmtrain.data.loader import TokenLoader
+from lmtrain.data.order import VERSION as ORDER_VERSION
+from lmtrain.errors import DataError
+from lmtrain.loop.bad_steps import SpikeDetector
+from lmtrain.system import System
+
+log = logging.getLogger(__name__)
+
+FORMAT_VERSION = 2
+
+
+@dataclass
+class TrainState:
+    """Where a run is; all of it is in every checkpoint."""
+
+    step: int = 0  # optimizer steps done, bad ones among them
+    samples: int = 0  # the place in the data order: samples trained on, or left out by a rewind
+    tokens: int = 0  # target tokens trained on
+    train_loss: float | None = None  # the last ones measured
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    best_step: int | None = None
+    bad_steps: int = 0  # so far, left out or gone back from
+    bad_in_a_row: int = 0  # and how many of them the last one ended
+    last_bad_step: int = 0
+    first_step: int = 0  # where the run began: not at 0 if it was imported
+    regular_best_step: int | None = None  # the best one as of the last regular checkpoint, which a rewind goes back to
+    pending: dict[str, float] | None = None  # metrics of this step, whose evaluation is still to come
+    seconds: float = 0.0  # training, evaluating and saving, over all resumes
+
+
+def train_state(checkpoint: Checkpoint) -> TrainState:
+    """Raises ValueError if the checkpoint is of another format."""
+    if (version := checkpoint.state.get("format_version")) != FORMAT_VERSION:
+        raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {FORMAT_VERSION}")
+    return TrainState(**checkpoint.state["train"])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The parts whose state makes up a run, to be taken and to be put back.
+
+    `record` says what else the state belongs to: the run's id, its config, the versions of the software. Nothing is
+    ever built from it.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    initial_groups: Groups  # the optimizer's own numbers before the first step
+    scaler: torch.amp.GradScaler
+    system: System
+    detector: SpikeDetector
+    loaders: Mapping[str, TokenLoader]
+    record: Mapping[str, Any]
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What identifies the data that was opened; read once, as a file may be replaced while the run goes on."""
+        return {
+            "fingerprints": {split: loader.fingerprint for split, loader in self.loaders.items()},
+            "order_version": ORDER_VERSION,
+            "stamps": {split: getattr(loader, "stamps", {}) for split, loader in self.loaders.items()},
+        }
+
+    def take(self, state: TrainState) -> Checkpoint:
+        """All of it, as it is now; the tensors are the parts' own."""
+        tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
+        return Checkpoint(
+            tensors={
+                "model": self.model.state_dict(),
+                "optimizer": tensors,
+                "detector": {"window": self.detector.window},
+                "rng-0": self.system.generator_state(),
+            },
+            state={
+                **self.record,
+                "format_version": FORMAT_VERSION,
+                "train": asdict(state),
+                "optimizer": plain,
+                "optimizer_groups": changed_groups(self.optimizer, self.initial_groups),
+                "scaler": self.scaler.state_dict(),
+                "data": self.data,
+            },
+            unchecked=frozenset(
+                {*(f"model/{name}" for name, _ in self.model.named_buffers(remove_duplicate=False)), "detector/window"}
+            ),
+        )
+
+    def put_back(self, checkpoint: Checkpoint) -> None:
+        """Everything but the TrainState.
+
+        Raises:
+            ValueError: the data is not what the run was trained on, or the model is another one.
+        """
+        if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
+            raise ValueError(f"the checkpoint has no {' and no '.join(sorted(missing))}")
+        self._check_data(checkpoint.state["data"])
+        try:
+            self.model.load_state_dict(dict(checkpoint.tensors["model"]))
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        self.put_back_optimizer(checkpoint)
+        self.put_back_scaler(checkpoint)
+        window = checkpoint.tensors["detector"]["window"]
+        if window.shape == self.detector.window.shape:  # another size was allowed: it fills anew
+            self.detector.window = window.to(self.detector.window.device, copy=True)
+        self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
+
+    def put_back_optimizer(self, checkpoint: Checkpoint) -> None:
+        """Raises ValueError if its state is of other parameters or groups."""
+        self.optimizer.state.clear()
+        load_optimizer_state(
+            self.optimizer,
+            self.model.named_parameters(),
+            checkpoint.tensors["optimizer"],
+            checkpoint.state["optimizer"],
+        )
+        load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
+
+    def put_back_scaler(self, checkpoint: Checkpoint) -> None:
+        """If the run that saved and this one have one."""
+        if checkpoint.state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _check_data(self, then: Mapping[str, Any]) -> None:
+        path = self.loaders["train"].path
+        way_out = "put it back, give the folder it was moved to, or start a new run"
+        now = self.data
+        if then["order_version"] != ORDER_VERSION:
+            raise ValueError(
+                f"data.path={path}: the run was trained in the data order of version {then['order_version']}; this "
+                f"lmtrain has version {ORDER_VERSION}"
+            )
+        other = [split for split in self.loaders if then["fingerprints"][split] != now["fingerprints"][split]]
+        if other:
+            raise ValueError(
+                f"data.path={path}: not the data that this run was trained on (the {' and '.join(other)} split is "
+                f"another); {way_out}"
+            )
+        for split, loader in self.loaders.items():
+            if then["stamps"][split] == now["stamps"][split]:
+                continue
+            try:
+                checked = loader.check_contents()
+            except DataError as error:
+                raise ValueError(
+                    f"data.path={path}: not the data that this run was trained on: {error}; {way_out}"
+                ) from error
+            if not checked:
+                log.warning(
+                    "%s: the files of %s were written or moved since the checkpoint, and have no meta.json: only their "
+                    "sizes and ends could be compared",
+                    path,
+                    split,
+                )

@@ -1,0 +1,104 @@
+"""`python -m lmtrain import CKPT.pt [overrides]`: a run that goes on where one of nanoGPT stands."""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.compose import compose, texts_for_hydra_folder, without_hydra
+from lmtrain.config.preflight import preflight
+from lmtrain.errors import ConfigError
+from lmtrain.files.durable import sha256_of
+from lmtrain.terminal.console import console
+
+if TYPE_CHECKING:  # the help needs no torch
+    from lmtrain.convert.nanogpt_checkpoint import NanoGPT, Value
+
+EPILOG = """\
+for example:  python -m lmtrain import out-shakespeare-char/ckpt.pt data.path=data/shakespeare_char
+
+data.path is nanoGPT's folder of train.bin and val.bin. Sizes, batch, schedule and optimizer come from the checkpoint;
+your own overrides win. A checkpoint from before nanoGPT used nn.GELU wants model.gelu=tanh.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m lmtrain import",
+        description="Makes a run directory whose first checkpoint is the state of nanoGPT's ckpt.pt: weights, AdamW "
+        "moments and step.\nTraining goes on there, with resume=RUN_DIR.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT.pt", help="nanoGPT's checkpoint")
+    parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and whatever else shall differ")
+    options = parser.parse_args(list(arguments))
+
+    # After the arguments are understood: these import torch.
+    from lmtrain.convert import nanogpt_checkpoint
+    from lmtrain.convert.nanogpt_run import write_run
+
+    with mistakes_of_the_user():
+        source = nanogpt_checkpoint.read(options.checkpoint)
+        defaults = source.overrides()
+    composed = compose_from(defaults, options.overrides)
+    run_dir = Path(composed.hydra.run.dir)
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
+    composed.hydra.runtime.output_dir = str(run_dir.absolute())
+    settings = composed.hydra
+    composed = without_hydra(composed)
+    hydra_files = texts_for_hydra_folder(composed, settings)
+    cfg = preflight(composed)
+    with mistakes_of_the_user():
+        origin = {
+            "checkpoint": str(options.checkpoint.resolve()),
+            "sha256": sha256_of(options.checkpoint),
+            "iter_num": source.iter_num,
+            "model_args": source.model_args,
+            "config": source.config,
+        }
+        write_run(cfg, source, run_dir, hydra_files=hydra_files, origin=origin)
+    tell(options.checkpoint, source, cfg, run_dir)
+    return 0
+
+
+def compose_from(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> DictConfig:
+    """The config, with Hydra's settings, of the checkpoint's own values and then the user's overrides.
+
+    Where the user takes another choice of a group, the values that this one does not have are left out.
+    """
+    groups = [f"{key}={value}" for key, value in defaults.items() if "." not in key]
+    chosen = compose([*groups, *overrides])
+    values = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in defaults.items()
+        if "." in key and OmegaConf.select(chosen, key, default=_MISSING) is not _MISSING
+    ]
+    return compose([*groups, *values, *overrides], with_hydra=True)
+
+
+_MISSING = object()
+
+
+def tell(path: Path, source: "NanoGPT", cfg: DictConfig, run_dir: Path) -> None:
+    """What was taken over, what is lmtrain's from here on, and how to go on."""
+    from lmtrain.run.report import resume_command
+
+    loss = "" if source.best_val_loss is None else f", val loss {source.best_val_loss:.4f}"
+    params = sum(value.numel() for value in source.weights.values())
+    console.print(f"imported {path}: {params:,} parameters and their AdamW state at step {source.iter_num:,}{loss}")
+    if not source.config:
+        console.print("it says nothing of its training: batch size, learning rate and schedule are those of lmtrain")
+    console.print(f"the order of batches is lmtrain's from here on (data.order={cfg.data.get('order')})")
+    steps = cfg.trainer.max_steps
+    if steps <= source.iter_num:
+        steps = max(2 * source.iter_num, 1)
+        decay = cfg.scheduler.get("max_steps")
+        if decay is not None and decay < steps:
+            console.print(f"the schedule ends at step {decay:,}; scheduler.max_steps moves that")
+    console.print(f"next: {resume_command(run_dir.resolve())} trainer.max_steps={steps}")

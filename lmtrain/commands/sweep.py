@@ -1,0 +1,36 @@
+"""`python -m lmtrain -m …`: a sweep or a search, run by Hydra's launchers and sweepers."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import hydra
+
+from lmtrain.config.compose import HYDRA_VERSION_BASE, MENU
+from lmtrain.config.shipped import shipped
+from lmtrain.errors import ConfigError
+
+# Launchers of others: the module that has to be there, and the extra that brings it.
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
+}
+
+
+def _hand_to_hydra(task: Any) -> None:
+    decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name=MENU)
+    decorate(task)()
+
+
+def _check_launcher(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, choice = override.partition("=")
+        if key != "hydra/launcher" or choice not in LAUNCHERS:
+            continue
+        module, extra = LAUNCHERS[choice]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(f"{override}: not installed here; pip install -e '.[{extra}]'") from error

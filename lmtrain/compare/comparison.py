@@ -1,0 +1,127 @@
+"""A comparison as a whole: what the tables, the files and the page show."""
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from lmtrain.compare import values
+from lmtrain.compare.columns import Column, available, chosen, place
+from lmtrain.compare.runs import AXES, Run, differing_keys
+from lmtrain.compare.statistics.conclusions import Conclusions, conclude
+from lmtrain.compare.statistics.replicates import groups, repeats
+from lmtrain.compare.values import Equal
+
+
+@dataclass(frozen=True)
+class Compared:
+    """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of, and
+    `axis` what that is equal in (step, if in nothing).
+
+    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`, which was
+    given or (`goal_chosen`) is what three runs in four reach. `asked`
+    are the columns to show (None: those that tell the runs apart).
+    """
+
+    runs: Sequence[Run]
+    metric: str
+    keys: Sequence[str]
+    places: Mapping[str, Equal]
+    columns: Mapping[str, Column]
+    value: str
+    axis: str
+    conclusions: Conclusions
+    notes: Sequence[str]
+    goal: float
+    goal_chosen: bool
+    reached: Sequence[Mapping[str, float] | None]
+    asked: Sequence[Column] | None = None
+
+
+def compare(
+    runs: Sequence[Run],
+    *,
+    metric: str = "val/loss",
+    at_step: int | None = None,
+    value: str = "at-step",
+    difference: float | None = None,
+    goal: float | None = None,
+    asked: Sequence[str] | None = None,
+) -> Compared:
+    """Compares runs by a metric.
+
+    `value` is what stands for a run in the statistics, one of `values.STANDING`; `difference` the one that more seeds
+    should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do); `asked` are
+    keys of columns to show.
+
+    Raises:
+        ValueError: a metric or a column that no run has.
+    """
+    if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
+        raise ValueError(_unknown(metric, runs))
+    wanted = values.default_goal(runs, metric) if goal is None else goal
+    places = values.equal_places(runs, metric, at_step)
+    columns = available(runs, metric, places)
+    of_run = _value(value, metric, columns)
+    found, notes = groups(runs, of_run)
+    if at_step is None and value == "at-step" and "step" in places:
+        notes = [*_outside(runs, metric, places["step"]), *notes]
+    return Compared(
+        runs=runs,
+        metric=metric,
+        keys=differing_keys(runs),
+        places=places,
+        columns=columns,
+        value=_name(value, metric, places),
+        axis=value.removeprefix("at-") if value.startswith("at-") else "step",
+        conclusions=conclude(found, sign=values.sign(metric), difference=difference),
+        notes=[*repeats(runs), *notes],
+        goal=wanted,
+        goal_chosen=goal is None,
+        reached=[values.reach(run, metric, wanted) for run in runs],
+        asked=None if asked is None else [chosen(key, columns, runs, f"--columns {','.join(asked)}") for key in asked],
+    )
+
+
+def _value(value: str, metric: str, columns: Mapping[str, Column]) -> Callable[[Run], float]:
+    key = value.replace("-", "_")
+    if key in columns:
+        return columns[key].value
+    return lambda run: float("nan")  # an axis that these runs have not
+
+
+def _outside(runs: Sequence[Run], metric: str, equal: Equal) -> list[str]:
+    """Which run decides the equal step, where completed ones have no value there; and how to choose another."""
+    steps = {run.label: run.series(metric)[0] for run in runs if run.status == "completed"}
+    ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
+    found = []
+    late = [ends[label] for label in ends if steps[label][0] > equal.place]
+    if late:
+        deciding = min(values.compared(runs, metric), key=lambda run: run.series(metric)[0][-1])
+        found.append(
+            f"{deciding.label} decides that runs are compared at {place(equal)}, before {len(late)} of {len(ends)} "
+            f"completed ones were evaluated; --at-step {min(late):.0f}, or --filter 'steps>={min(late):.0f}', "
+            "compares these"
+        )
+    early = sum(end < equal.place for end in ends.values())
+    if early:
+        found.append(
+            f"{early} of {len(ends)} completed runs end before {place(equal)}, the last that the others share; "
+            f"--filter 'steps<{equal.place:.0f}' compares them, --at-step N takes another step"
+        )
+    return found
+
+
+def _name(value: str, metric: str, places: Mapping[str, Equal]) -> str:
+    """`val/loss at step 200`, `best val/loss`."""
+    if not value.startswith("at-"):
+        return f"{value} {metric}"
+    axis = value.removeprefix("at-")
+    if axis not in places:
+        return f"{metric} at equal {axis}"
+    return f"{metric} at {place(places[axis])}" + ("" if places[axis].exact else " (interpolated)")
+
+
+def _unknown(metric: str, runs: Sequence[Run]) -> str:
+    known = [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name not in AXES]
+    near = difflib.get_close_matches(metric, known, n=1)
+    return f"--metric {metric}: no run has it" + (f"; did you mean {near[0]}?" if near else f"; {', '.join(known)}")

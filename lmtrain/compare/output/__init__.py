@@ -1,0 +1,1 @@
+"""What a comparison is shown as: terminal, tables, pictures, a web page."""

@@ -1,0 +1,41 @@
+"""The comparison as one page that needs no network: plotly.js, the data and the script that draws them, all inside."""
+
+import base64
+import hashlib
+import html
+import time
+from importlib.resources import files
+
+from plotly.offline import get_plotlyjs
+
+from lmtrain.compare.comparison import Compared
+from lmtrain.compare.output.page_data import as_script, page_data
+
+SCRIPTS = ("data.js", "curves.js", "table.js", "settings.js", "main.js")  # run as one, in this order
+
+
+def as_html(compared: Compared) -> str:
+    """The page. What runs say, maybe a stranger's, is in it as data alone; its policy lets nothing else run or load."""
+    count = len(compared.runs)
+    folder = files("lmtrain.compare.output") / "web"
+    plotly = get_plotlyjs()
+    script = "\n".join(
+        ["(() => {", '"use strict";', *((folder / name).read_text("utf-8") for name in SCRIPTS), "})();"]
+    )
+    parts = {
+        "POLICY": f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'",
+        "TITLE": html.escape(f"{count} run{'s' * (count != 1)} compared"),
+        "WRITTEN": html.escape(time.strftime("%Y-%m-%d %H:%M")),
+        "STYLE": (folder / "page.css").read_text("utf-8"),
+        "DATA": as_script(page_data(compared)),
+        "PLOTLY": plotly,
+        "SCRIPT": script,
+    }
+    # Cut first: a part may hold what looks like the name of another.
+    pieces = (folder / "page.html").read_text("utf-8").split("@@")
+    return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

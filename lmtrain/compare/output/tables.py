@@ -1,0 +1,188 @@
+"""Tables of runs and of what can be said of them, for a terminal of any width."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich import box
+from rich.cells import cell_len
+from rich.markup import escape
+from rich.table import Table
+
+from lmtrain.compare.columns import Column
+from lmtrain.compare.labels import middle_cut, shown
+from lmtrain.compare.runs import Run
+from lmtrain.compare.statistics.conclusions import Conclusions, plus_minus
+from lmtrain.compare.statistics.effects import Effect
+from lmtrain.compare.statistics.significance import half_width
+from lmtrain.terminal.units import duration, si
+
+MAX_CELL = 28  # characters; a path, say, is cut in its middle
+GAP = 2
+# Shown in a table where it is not asked for by name: what tells runs apart.
+ALWAYS = ("run", "at_step")
+DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best", "final",
+           "tokens_per_second")  # fmt: skip
+# The first to go where the terminal is narrow.
+DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds")
+SHOWN_GROUPS = 20
+GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "to the best", "p")
+NOTHING = "–"
+
+
+def cell(column: Column, run: Run) -> str:
+    value = column.value(run)
+    if value is None and column.is_text:
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return NOTHING
+    return middle_cut(column.show(value), 2 * MAX_CELL if column.key in ("run", "parent") else MAX_CELL)
+
+
+def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Column], list[str]]:
+    """The columns to show, and what is the same for all of several runs, in words."""
+    picked, same = [], []
+    for key, column in columns.items():
+        if key in keys and all(_is_told(column, columns["run"], run) for run in runs):
+            continue
+        if key in ALWAYS or key in keys:
+            picked.append(column)
+        elif key in DEFAULT:
+            texts = {cell(column, run) for run in runs}
+            told = texts - {"", NOTHING}
+            if len(texts) > 1 or (told and len(runs) == 1):
+                picked.append(column)
+            elif told:
+                same.append(texts.pop() if column.is_text else f"{column.header} {texts.pop()}")
+    # Equal tokens are equal steps where all take as many a step; and the last evaluation is often the best.
+    seen: dict[tuple[str, ...], Column] = {}
+    copies: dict[str, list[str]] = {}
+    distinct = []
+    for column in picked:
+        first = column
+        if column.key.startswith("at_") or column.key in ("best", "final"):
+            first = seen.setdefault(tuple(cell(column, run) for run in runs), column)
+        if first is column:
+            distinct.append(column)
+        elif not column.key.startswith("at_"):
+            copies.setdefault(first.header, []).append(column.header)
+    return distinct, [*same, *(f"{' and '.join(headers)} = {first}" for first, headers in copies.items())]
+
+
+def _is_told(column: Column, called: Column, run: Run) -> bool:
+    """Has the run's name, where it is a label, the whole value already?"""
+    return f"{column.header}={cell(column, run)}" in cell(called, run).split()
+
+
+def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
+    """The columns that a terminal has room for, and those that it has not."""
+    kept = list(columns)
+    by_key = {column.key: column for column in columns}
+    # Of the config's keys, first those that tell the fewest runs apart.
+    keys = [column.key for column in columns if column.key not in (*ALWAYS, *DEFAULT)]
+    keys.sort(key=lambda key: (len({cell(by_key[key], run) for run in runs}), key != "seed"))
+    order = [*DROPPED, *keys[:-2], "parent", "best", "status", *keys[-2:], "run"]
+    widths = {column.key: _width(column, runs) for column in columns}
+    for key in order:
+        if sum(widths[column.key] + GAP for column in kept) <= width:
+            break
+        if key in by_key and len(kept) > 1:
+            kept.remove(by_key[key])
+    return kept, [column for column in columns if column not in kept]
+
+
+def _width(column: Column, runs: Sequence[Run]) -> int:
+    return max([*map(cell_len, column.header.split()), *(cell_len(cell(column, run)) for run in runs)])
+
+
+def runs_table(columns: Sequence[Column], runs: Sequence[Run]) -> Table:
+    table = _table()
+    for column in columns:
+        left = column.is_text
+        table.add_column(escape(column.header.replace(" ", "\n")), justify="left" if left else "right", no_wrap=True)
+    for run in runs:
+        table.add_row(*(escape(cell(column, run)) for column in columns))
+    return table
+
+
+def groups_table(conclusions: Conclusions) -> Table:
+    table = _table(*GROUP_HEADERS)
+    for row in group_rows(conclusions)[:SHOWN_GROUPS]:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def group_rows(conclusions: Conclusions) -> list[list[str]]:
+    """Means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
+    by_group = {id(comparison.other): comparison for comparison in conclusions.comparisons}
+    rows = []
+    for group in conclusions.groups:
+        comparison = by_group.get(id(group))
+        sample = group.sample
+        several = len(sample) > 1
+        rows.append(
+            [
+                group.label + (f" ({group.failed} failed)" if group.failed else ""),
+                str(len(sample)),
+                plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}",
+                f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
+                plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
+                _p(comparison.p) if comparison else "",
+            ]
+        )
+    return rows
+
+
+def effects_table(conclusions: Conclusions) -> Table:
+    table = _table("setting", "effect", "p", "mean by value, the others equal")
+    for effect in conclusions.effects:
+        if not math.isfinite(effect.size):
+            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_untold(effect)))
+            continue
+        means = ", ".join(f"{shown(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
+        p = NOTHING if effect.p is None else _p(effect.p)
+        also = f"; with it change {', '.join(effect.alike)}" if effect.alike else ""
+        table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(f"{means}{also}"))
+    table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
+    return table
+
+
+def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Table:
+    table = _table("run", "step", "tokens", "FLOPs", "time")
+    for run, place in reached:
+        if place is None:
+            table.add_row(escape(middle_cut(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
+        else:
+            table.add_row(
+                escape(middle_cut(run.label, 2 * MAX_CELL)),
+                f"{place['step']:.0f}",
+                *(si(place[axis]) if math.isfinite(place[axis]) else NOTHING for axis in ("tokens", "flops")),
+                duration(place["seconds"]),
+            )
+    return table
+
+
+def _table(*headers: str) -> Table:
+    table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP, 0, 0), show_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def _untold(effect: Effect) -> str:
+    why = (
+        f"always changes together with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
+    )
+    text = f"cannot be told: {why}"
+    if effect.rank is None:
+        return text
+    rank = effect.rank
+    p = _p(rank.p)
+    return (
+        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, "
+        f"p {p if p.startswith('<') else f'= {p}'}), the others not held equal"
+    )
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"

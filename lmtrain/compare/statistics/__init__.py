@@ -1,0 +1,1 @@
+"""Whether the differences between runs are more than noise."""

@@ -1,0 +1,209 @@
+"""What can be said of groups of replicates, in numbers and in plain sentences."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lmtrain.compare.statistics.effects import Effect, effects
+from lmtrain.compare.statistics.replicates import Group, same_start
+from lmtrain.compare.statistics.significance import (
+    ALPHA,
+    MAX_SEEDS,
+    Difference,
+    Noise,
+    by_noise,
+    holm,
+    paired,
+    pooled_noise,
+    seeds_needed,
+    welch,
+)
+
+MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
+MAX_HOLM_GROUPS = 60  # beyond, all pairs take too long: Bonferroni's correction, which is stricter
+SENTENCES = 3
+WOULD_DECIDE = "each would decide a difference of"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best group against another; `p` holds for all pairs together."""
+
+    other: Group
+    difference: Difference
+    p: float
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """`groups` from best to worst; `sentences` say it all for a person."""
+
+    groups: Sequence[Group]
+    noise: Noise | None
+    comparisons: Sequence[Comparison]
+    effects: Sequence[Effect]
+    effects_noise: Noise | None
+    sentences: Sequence[str]
+
+
+def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None = None) -> Conclusions:
+    """`sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed)."""
+    ranked = sorted(groups, key=lambda group: sign * group.mean)
+    noise = pooled_noise([group.sample for group in ranked])
+    if not ranked:
+        return Conclusions([], None, [], [], None, ["no completed run has such a value: nothing to compare"])
+    if len(ranked) == 1:
+        return Conclusions(ranked, noise, [], [], None, [_one_group(ranked[0], noise)])
+    if noise is None:
+        return Conclusions(ranked, None, [], *_effects(ranked), [_no_seeds(ranked)])
+    comparisons = _comparisons(ranked, noise, difference)
+    sentences = [comparison.sentence for comparison in comparisons[:SENTENCES]]
+    rest = comparisons[SENTENCES:]
+    if rest:
+        worse = sum(comparison.p < ALPHA for comparison in rest)
+        sentences.append(
+            f"of the {len(rest)} other settings, {worse} {'is' if worse == 1 else 'are'} worse than "
+            f"{ranked[0].label}, and {len(rest) - worse} can't be told from it"
+        )
+    return Conclusions(ranked, noise, comparisons, *_effects(ranked), [*sentences, *_remarks(ranked, comparisons)])
+
+
+def _effects(groups: Sequence[Group]) -> tuple[Sequence[Effect], Noise | None]:
+    settings = [group.settings for group in groups]
+    keys = [key for key in settings[0] if len({setting[key] for setting in settings}) > 1]
+    found, noise = effects(settings, [group.sample for group in groups], keys)
+    return found, noise
+
+
+def _test(a: Group, b: Group, noise: Noise, *, may_pair: bool) -> Difference:
+    if min(len(a.values), len(b.values)) < 2:
+        return by_noise(a.sample, b.sample, noise)
+    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and same_start(a, b):
+        return paired(a.sample, [b.values[seed] for seed in a.values])
+    return welch(a.sample, b.sample)
+
+
+def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) -> list[Comparison]:
+    """The best against each other one.
+
+    The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them. Pairs of
+    runs are for the plain question A or B: what the correction for many asks of a test, a few pairs can't give.
+    """
+    may_pair = len(ranked) == 2
+    tests = [_test(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
+    pairs = len(ranked) * (len(ranked) - 1) // 2
+    if len(ranked) <= MAX_HOLM_GROUPS:
+        others = [
+            _test(a, b, noise, may_pair=False).p for index, a in enumerate(ranked[1:], 1) for b in ranked[index + 1 :]
+        ]
+        ps = holm([*(test.p for test in tests), *others])[: len(tests)].tolist()
+    else:
+        ps = [min(1.0, test.p * pairs) for test in tests]
+    found = []
+    for other, test, p in zip(ranked[1:], tests, ps, strict=True):
+        verdict = _better(ranked[0], other, test, p) if p < ALPHA else _undecided(ranked[0], other, test, p, noise)
+        if p >= ALPHA:
+            verdict += _more_seeds(ranked[0], other, test, noise, wanted, ALPHA / pairs)
+        found.append(Comparison(other, test, p, verdict))
+    return found
+
+
+def _better(a: Group, b: Group, test: Difference, p: float) -> str:
+    by = plus_minus(abs(test.value), test.half_width)
+    return f"{a.label} is better than {b.label} by {by} ({_p(p)}, {_seeds(a, b)})"
+
+
+def _undecided(a: Group, b: Group, test: Difference, p: float, noise: Noise) -> str:
+    return (
+        f"cannot tell {a.label} from {b.label}: they differ by {plus_minus(abs(test.value), test.half_width)} "
+        f"({_p(p)}, {_seeds(a, b)}), and the noise between seeds is {noise.sd:.2g}"
+    )
+
+
+def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: float | None, alpha: float) -> str:
+    """How many seeds would decide, with a power of 80%."""
+    delta = abs(test.value) if wanted is None else wanted
+    pairs = test.test.startswith("paired")
+    sd = noise.sd
+    if pairs:
+        sd = pooled_sd if (pooled_sd := _sd_of_differences(a, b)) else sd
+    needed = seeds_needed(delta, sd, pairs=pairs, alpha=alpha)
+    if needed is None:
+        return f"; not even {MAX_SEEDS:,} seeds {WOULD_DECIDE} {delta:.2g}"
+    more = needed - min(len(a.values), len(b.values))
+    if more <= 0 and wanted is None:  # by the noise of all groups it should have shown, by that of these two it did not
+        return "; a few more seeds each may decide"
+    if more <= 0:
+        return f"; these seeds would have shown a difference of {delta:.2g}, had there been one, four times in five"
+    return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DECIDE} {delta:.2g}"
+
+
+def _sd_of_differences(a: Group, b: Group) -> float:
+    differences = [value - b.values[seed] for seed, value in a.values.items()]
+    found = pooled_noise([differences])
+    return found.sd if found else 0.0
+
+
+def _one_group(group: Group, noise: Noise | None) -> str:
+    if noise is None:
+        return "one run: nothing to compare it with"
+    return (
+        f"one setting, {len(group.values)} seeds: the noise between seeds is {noise.sd:.2g} "
+        f"({degrees(noise.df)}); a run of another setting is to be held against that"
+    )
+
+
+def _no_seeds(ranked: Sequence[Group]) -> str:
+    first, second = ranked[:2]
+    return (
+        f"cannot tell: {first.label} came out {abs(first.mean - second.mean):.2g} better than {second.label}, but with "
+        "one seed each nothing is known of the noise between seeds; run each setting with several, seed=1,2,3,4,5"
+    )
+
+
+def _remarks(ranked: Sequence[Group], comparisons: Sequence[Comparison]) -> list[str]:
+    tests = dict.fromkeys(comparison.difference.test for comparison in comparisons)
+    pairs = len(ranked) * (len(ranked) - 1) // 2
+    line = f"± is a 95% interval; p: {', '.join(tests)}, two-sided"
+    if pairs > 1:
+        kind = "Holm" if len(ranked) <= MAX_HOLM_GROUPS else "Bonferroni"
+        line += f", corrected ({kind}) for all {pairs:,} pairs, as the best was chosen by the same values"
+    if any(WOULD_DECIDE in comparison.sentence for comparison in comparisons[:SENTENCES]):
+        line += "; numbers of seeds are for a power of 80%"
+    remarks = [line]
+    single = sum(len(group.values) == 1 for group in ranked)
+    if single:
+        remarks.insert(
+            0,
+            f"{single} of {len(ranked)} settings {'has' if single == 1 else 'have'} one seed: "
+            f"{'its' if single == 1 else 'their'} noise is taken to be that of the others, "
+            "which nothing here shows",
+        )
+    return remarks
+
+
+def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str:
+    """Both with the decimals that the interval is worth, `0.021 ± 0.006`, and so many digits of the value at least."""
+    if not half_width or not math.isfinite(half_width):
+        return f"{value:.4g}"
+    first = half_width * 10.0 ** (digits := max(0, -math.floor(math.log10(half_width))))
+    digits += first < 4  # 0.012, but 0.06
+    if value:
+        digits = max(digits, least_digits - 1 - math.floor(math.log10(abs(value))), 0)
+    return f"{value:.{digits}f} ± {half_width:.{digits}f}"
+
+
+def _p(p: float) -> str:
+    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+
+
+def _seeds(a: Group, b: Group) -> str:
+    counts = len(a.values), len(b.values)
+    if counts[0] == counts[1]:
+        return f"{counts[0]} seeds each" if counts[0] > 1 else "one seed each"
+    return f"{counts[0]} and {counts[1]} seeds"
+
+
+def degrees(df: int) -> str:
+    return f"{df} degree{'s' if df > 1 else ''} of freedom"

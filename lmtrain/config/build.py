@@ -1,0 +1,39 @@
+"""Builds what a config node names: the only place that instantiates."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import hydra
+from hydra.errors import InstantiationException
+
+from lmtrain.errors import ConfigError
+
+
+def build(node: Any, *arguments: Any, **objects: Any) -> Any:
+    """Instantiates one checked node, and is the only place to do so; a node of `_partial_` stays a function.
+
+    Lists and dicts of the config reach the target as plain ones, and `objects` as they are: Hydra itself would
+    copy them, and turn a dataclass among them into a dict.
+    """
+    factory = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
+    return factory if node.get("_partial_") else factory(*arguments, **objects)
+
+
+@contextlib.contextmanager
+def mistakes_of_the_user() -> Iterator[None]:
+    """While parts are built, a ValueError names a key, a value and the way out, and an OSError a file."""
+    try:
+        yield
+    except InstantiationException as error:  # of a part of a part, which Hydra builds
+        if isinstance(error.__cause__, ValueError):
+            raise ConfigError(str(error.__cause__)) from error
+        if "Error locating target" in str(error):
+            name = str(error).partition("'")[2].partition("'")[0]
+            raise ConfigError(
+                f"_target_={name}: can't be imported here; give the command in the folder that has the module, or with "
+                "that folder in PYTHONPATH"
+            ) from error
+        raise
+    except (ValueError, OSError) as error:
+        raise ConfigError(str(error)) from error

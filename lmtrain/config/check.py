@@ -1,0 +1,253 @@
+"""Checks every node of a config against the signature of its `_target_`: keys, types and ranges."""
+
+import difflib
+import json
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from annotated_types import Interval
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError, create_model
+
+from lmtrain.config.signature import Parameter, Signature, TargetError, signature_of
+from lmtrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Group:
+    """What lmtrain itself passes to a group's target, beside what its YAML spells out."""
+
+    positional: int = 0
+    keywords: frozenset[str] = frozenset()
+
+
+SCHEDULER = Group(positional=1)  # the step
+GROUPS: Mapping[str, Group] = {
+    "prepare": Group(),
+    "data": Group(keywords=frozenset({"split", "seed"})),
+    "model": Group(),
+    "optimizer": Group(positional=1),  # the model's named parameters
+    "scheduler": SCHEDULER,
+    "system": Group(),
+    "trainer": Group(
+        keywords=frozenset(
+            {
+                "model",
+                "optimizer",
+                "schedule",
+                "train_loader",
+                "val_loader",
+                "system",
+                "logger",
+                "saver",
+                "bad_batches",
+                "stop",
+                "state",
+                "record",
+            }
+        )
+    ),
+}
+LOGGER = Group(positional=1)  # the RunInfo; `logger` holds several nodes, one a member
+PART = Group()  # a part of a part
+
+ROOT: Mapping[str, Parameter] = {
+    "name": Parameter(str | int, required=True),
+    "seed": Parameter(Annotated[int, Interval(ge=0, lt=2**63)], required=True),
+    "sample_tokens": Parameter(NonNegativeInt, required=True),
+    "resume": Parameter(str | None, required=False),
+    "fork": Parameter(str | None, required=False),
+    "step": Parameter(PositiveInt | None, required=False),
+    "retry_failed": Parameter(bool, required=False),
+}
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
+
+
+def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
+    """The config resolved, its numbers in the types that their targets ask for; `groups` limits what is checked.
+
+    Raises:
+        ConfigError: unknown keys, wrong types and values out of range, all of them in one message.
+    """
+    try:
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key}: missing; give {error.full_key}=VALUE") from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from error
+    assert isinstance(container, dict)
+    root: dict[str, Any] = {str(key): value for key, value in container.items()}
+    scalars = {key: value for key, value in root.items() if key not in {*GROUPS, "logger"}}
+    problems = _check_values("", scalars, Signature(ROOT, open=False), valid=[*ROOT, *GROUPS, "logger"])
+    root.update(scalars)
+    for key in groups or [*GROUPS, "logger"]:
+        node = root.get(key)
+        if key == "logger":
+            members = node if isinstance(node, dict) else {}
+            if "_target_" in members:
+                problems["logger"] = ": several can be chosen, so each is nested under its name: NAME: {_target_: …}"
+                members = {}
+            for name, member in members.items():
+                problems |= _check_node(f"logger.{name}", member, LOGGER)
+        elif key == "model" and isinstance(node, dict) and node.get("vocab_size", 0) is None:
+            # The data's, known when its token files are.
+            problems |= _check_node(key, known := {**node, "vocab_size": 1}, GROUPS[key])
+            root[key] = {**known, "vocab_size": None}
+        elif key != "prepare" or node is not None:
+            problems |= _check_node(key, node, GROUPS[key])
+    # A wrong value that others refer to is one mistake.
+    own = {key: text for key, text in problems.items() if not refers(cfg, key)}
+    if problems:
+        raise ConfigError("\n".join(f"{key}{text}" for key, text in (own or problems).items()))
+    return OmegaConf.create(root)
+
+
+def refers(cfg: DictConfig, key: str) -> bool:
+    """Whether the unresolved value at a dotted key is another's, `${…}`."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
+
+
+def check_part(path: str, node: Any) -> None:
+    """Checks a node that is none of the run's config, at that path.
+
+    Raises:
+        ConfigError: as `check`.
+    """
+    if problems := _check_node(path, node, PART):
+        raise ConfigError("\n".join(f"{key}{text}" for key, text in problems.items()))
+
+
+def _check_node(path: str, node: Any, group: Group) -> dict[str, str]:
+    """What is wrong, by key, worded so that key and text follow each other."""
+    if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
+        return {path: f"={_shown(node)}: needs a _target_, the dotted path of a class or function"}
+    values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
+    parts = {key: found for key, value in values.items() if (found := _parts(f"{path}.{key}", value))}
+    try:
+        signature = signature_of(node["_target_"], typed=values.keys() - parts.keys())
+    except TargetError as error:
+        return {f"{path}._target_": f"={node['_target_']}: {error}"}
+    # A scheduler is called with the step: the function itself if it is _partial_, or what a class makes.
+    positional = group.positional if group is not SCHEDULER or node.get("_partial_") else 0
+    ours = {*list(signature.parameters)[:positional], *group.keywords}
+    problems = {f"{path}.{key}": f"={values.pop(key)}: set by lmtrain itself" for key in sorted(ours & values.keys())}
+    for found in parts.values():
+        for part_path, part in found:
+            problems |= _check_node(part_path, part, PART)
+    # A part that is handed on unfinished gets the rest of its arguments later, from the part that calls it.
+    lenient = group is PART and bool(node.get("_partial_"))
+    tunable = {
+        name: Parameter(parameter.annotation, parameter.required and not lenient)
+        for name, parameter in signature.parameters.items()
+        if name not in ours
+    }
+    problems |= _check_values(f"{path}.", values, Signature(tunable, signature.open))
+    node.update(values)
+    return problems
+
+
+def _parts(path: str, value: Any) -> list[tuple[str, Any]]:
+    """The parts in a value, with their paths: the value itself, or what it lists."""
+    if isinstance(value, dict) and "_target_" in value:
+        return [(path, value)]
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in _parts(f"{path}.{key}", item)]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in _parts(f"{path}.{index}", item)]
+    return []
+
+
+def _is_part(annotation: Any) -> bool:
+    """Whether only an object made by lmtrain can be meant: a protocol's, or a function."""
+    return bool(getattr(annotation, "_is_protocol", False)) or typing.get_origin(annotation) is Callable
+
+
+def _integral(value: Any) -> Any:
+    """1e4 is a whole number; a float parameter turns it back."""
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _check_values(
+    prefix: str, values: dict[str, Any], signature: Signature, valid: Sequence[str] = ()
+) -> dict[str, str]:
+    """What is wrong in one node, by key; its numbers are put into the types asked for, in place."""
+    problems: dict[str, str] = {}
+    known = signature.parameters
+    for key in [] if signature.open else [key for key in values if key not in known]:
+        nearest = nearest_of(key, valid or known, prefix)
+        listing = "" if nearest else f"; there are {', '.join(valid or known)}" if known else ""
+        problems[f"{prefix}{key}"] = f"={_shown(values[key])}: unknown key{nearest}{listing}"
+    fields: dict[str, Any] = {}
+    for index, (key, parameter) in enumerate(known.items()):
+        if key not in values:
+            if parameter.required:
+                problems[f"{prefix}{key}"] = f": missing; give {prefix}{key}=VALUE, or write it in the YAML"
+            continue
+        if _parts(prefix, values[key]):
+            continue  # checked against signatures of their own
+        if _is_part(parameter.annotation):
+            problems[f"{prefix}{key}"] = (
+                f"={_shown(values[key])}: needs a _target_; a choice of a config group is written with a slash, "
+                f"{f'{prefix}{key}'.replace('.', '/')}={_shown(values[key])}"
+            )
+            continue
+        if parameter.annotation is not Any:
+            values[key] = _integral(values[key])
+        # An alias, as a parameter may have a name that pydantic keeps for itself.
+        fields[f"field_{index}"] = (parameter.annotation, Field(alias=key))
+    model = create_model(
+        "Node", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False), **fields
+    )
+    try:
+        # As JSON, lists are good enough for tuples, while '3' is still no number.
+        checked = model.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        reasons: dict[str, list[str]] = {}
+        for detail in error.errors():
+            key, *inside = map(str, detail["loc"])
+            where = detail["loc"][1] if inside else None
+            if isinstance(where, str) and isinstance(values[key], dict) and where in values[key]:
+                key = f"{key}.{where}"  # a dict's own key
+            element = f"element {where}: " if isinstance(where, int) else ""
+            reasons.setdefault(key, []).append(f"{element}{detail['msg'][0].lower()}{detail['msg'][1:]}")
+        for path, why in reasons.items():
+            key, _, inner = path.partition(".")
+            value = values[key][inner] if inner else values[key]
+            problems[f"{prefix}{path}"] = f"={_shown(value)}: {', or '.join(dict.fromkeys(why))}"
+    else:
+        for name, field in type(checked).model_fields.items():
+            if isinstance(value := getattr(checked, name), int | float):
+                values[str(field.alias)] = value
+    return problems
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def key_paths(node: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of a nested container."""
+    if not isinstance(node, dict):
+        return []
+    paths = []
+    for key, value in node.items():
+        paths += [f"{prefix}{key}", *key_paths(value, f"{prefix}{key}.")]
+    return paths
+
+
+def nearest_of(key: str, valid: Iterable[str], prefix: str = "") -> str:
+    """`; did you mean …?` for the valid key that comes nearest, by its whole path or its last part; else ''."""
+    valid = list(valid)
+    by_path = difflib.get_close_matches(key, valid, n=1, cutoff=0.7)
+    last_parts = {path.rpartition(".")[2]: path for path in reversed(valid)}
+    by_name = difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1, cutoff=0.7)
+    nearest = by_path or [last_parts[name] for name in by_name]
+    return f"; did you mean {prefix}{nearest[0]}?" if nearest else ""

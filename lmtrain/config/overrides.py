@@ -1,0 +1,67 @@
+"""Overrides in Hydra's grammar: read, written, and applied to a composed config."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config.check import key_paths, nearest_of
+from lmtrain.config.compose import explain
+from lmtrain.errors import ConfigError
+
+_MISSING = object()
+
+
+def quoted(value: str) -> str:
+    """As Hydra's override grammar takes any text; in double quotes, as a shell's single ones come around it."""
+    before_a_quote = re.sub(r'(\\+)(?="|\Z)', r"\1\1", value)  # elsewhere a backslash is one
+    return '"' + before_a_quote.replace('"', '\\"') + '"'
+
+
+def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """A copy of a composed config with values changed; for a run that goes on, whose groups are already chosen."""
+    cfg = cfg.copy()
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except OverrideParseException as error:
+        raise ConfigError(explain(error, overrides)) from error
+    for override in parsed:
+        key = override.key_or_group
+        if override.is_sweep_override() or override.is_delete() or override.is_add():
+            raise ConfigError(f"{override.input_line}: resume takes plain key=value changes alone")
+        if OmegaConf.select(cfg, key, default=_MISSING) is _MISSING:
+            raise ConfigError(
+                f"{key}={override.value()}: unknown key{nearest_of(key, key_paths(OmegaConf.to_container(cfg)))}"
+            )
+        if isinstance(OmegaConf.select(cfg, key), DictConfig):
+            raise ConfigError(f"{override.input_line}: a resumed run keeps its config groups; start a new run instead")
+        OmegaConf.update(cfg, key, override.value())
+    return cfg
+
+
+def parse(lines: Sequence[str]) -> list[Override]:
+    """Raises ConfigError for one that is no override."""
+    try:
+        return OverridesParser.create().parse_overrides(list(lines))
+    except OverrideParseException as error:
+        raise ConfigError(f"{error.override}: not a valid override; write key=value") from error
+
+
+def _value(value: Any) -> str:
+    """As Hydra's override grammar reads it back."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return quoted(value)
+        case list():
+            return f"[{','.join(map(_value, value))}]"
+        case dict():  # in a list
+            return f"{{{','.join(f'{key}:{_value(item)}' for key, item in value.items())}}}"
+    return repr(value)

@@ -1,0 +1,88 @@
+"""What is settled before a run starts, without torch: the config is right, the token files are there and fit it."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.check import check
+from lmtrain.config.token_files import ensure_tokens, fit_to_data, token_folders
+from lmtrain.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# The packages, and extras of their names, that optional parts need.
+EXTRAS = {
+    "lmtrain.logger.tensorboard.TensorBoardLogger": "tensorboard",
+    "lmtrain.logger.trackio.TrackioLogger": "trackio",
+}
+
+
+def preflight(composed: DictConfig, *, begun: bool = False) -> DictConfig:
+    """The checked config of a run that can start. Token files that have a recipe and are missing are made, except for a
+    run that has `begun`, which has its data; it has checkpoints as well, and may have outlived the one it is a fork of.
+
+    Raises:
+        ConfigError: naming everything that is wrong with config or data.
+    """
+    if composed.get("resume") is not None:
+        raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
+    if not begun:
+        _check_origin(composed)
+    cfg = check(composed)
+    _check_extras(cfg)
+    with mistakes_of_the_user():
+        ensure_tokens(cfg, prepares=not begun)
+        return fit_to_data(cfg)
+
+
+def _check_origin(composed: DictConfig) -> None:
+    """Of a fork: is there such a checkpoint? Whether it is whole is seen when it is read."""
+    run, step = composed.get("fork"), composed.get("step")
+    if run is None:
+        if step is not None:
+            raise ConfigError(f"step={step}: goes with fork=RUN_DIR, and is the step of its checkpoint")
+        return
+    steps = checkpoint_steps(Path(run))
+    if isinstance(step, int) and step not in steps:
+        there = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
+        raise ConfigError(f"step={step}: {run} has {there}")
+
+
+def _check_extras(cfg: DictConfig) -> None:
+    for name, node in cfg.logger.items():
+        package = EXTRAS.get(node["_target_"])
+        if package and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"logger={name}: needs the {package} package; pip install -e '.[{package}]'")
+
+
+def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
+    """The checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
+
+    Without its token files a model's vocabulary is the one that `prepare` is asked for.
+
+    Raises:
+        ConfigError: naming everything that is wrong with config or data.
+    """
+    if composed.get("resume") is not None:
+        raise ConfigError(f"resume={composed.resume}: a plan is of a new run; give its overrides instead")
+    _check_origin(composed)
+    cfg = check(composed)
+    missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]
+    if not missing:
+        with mistakes_of_the_user():
+            return fit_to_data(cfg), []
+    if cfg.model.get("vocab_size", 0) is None:
+        asked = OmegaConf.select(cfg, "prepare.tokenizer.vocab_size")
+        if asked is None:
+            raise ConfigError(
+                f"model.vocab_size=null: {missing[0]} has no token files to take it from; give a number, or prepare "
+                "them first"
+            )
+        OmegaConf.update(cfg, "model.vocab_size", asked)
+    if cfg.model.get("mask_documents") and cfg.model.get("end_of_text", 0) is None:
+        OmegaConf.update(cfg, "model.end_of_text", 0)  # which one makes no difference to a plan
+    return cfg, missing

@@ -1,0 +1,190 @@
+"""What the config of a saved run may name: whoever wrote the folder should not choose what this process runs or reads.
+
+A `_target_` is imported and called, and `${oc.env:…}` reads the environment. From a run's folder come only those that
+lmtrain ships, that the user's own `./conf` and `./experiments` name, or that the command trusts by name.
+"""
+
+import os
+import re
+import shlex
+from collections.abc import Collection, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.grammar_parser import parse
+
+from lmtrain.config.shipped import shipped
+from lmtrain.errors import ConfigError
+from lmtrain.files.limited import read_limited
+
+MAX_BYTES = 1_000_000  # a config has a few thousand
+MAX_DEPTH = 50
+LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
+SHOWN_CHARS = 200
+MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
+
+
+def check_trust(
+    cfg: DictConfig,
+    trusted: Collection[str],
+    run_dir: Path,
+    *,
+    folder: Path | None = None,
+    option: str = "trust=",
+) -> None:
+    """Is everything that a run's config would import, call or look up allowed?
+
+    Imports nothing itself, so it comes before the config is checked or built. What becomes an interpolation only when
+    it is resolved (an escaped one, or one put together from two) is refused: it would be looked up later. `folder` is
+    the one that the command is given in (default: the current one), and `option` how the command trusts a name, for
+    the message.
+
+    Raises:
+        ConfigError: a `_target_` or a resolver call that neither lmtrain's conf nor the user's own has, nor `trusted`;
+            values that can't be resolved, or hide an interpolation.
+    """
+    allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
+    refused = [
+        f"{run_dir}: {_shown(key)}={_shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
+        f"does, and it would run code or read settings of yours; if you trust it, add {option}{shlex.quote(name)}"
+        for key, name in _names(OmegaConf.to_container(cfg))
+        if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)
+    ]
+    if refused:
+        raise ConfigError("\n".join(dict.fromkeys(refused)))
+    try:
+        resolved = OmegaConf.to_container(cfg, resolve=True)
+    except (OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{run_dir}: {_shown(str(error).splitlines()[0])}") from error
+    for key, text in _texts(resolved):
+        if "${" in text:
+            raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
+
+
+def names_to_trust(cfg: DictConfig) -> list[str]:
+    """What of an unresolved config that the user composed a resume of its run would not take without `trust`."""
+    names = dict.fromkeys(name for _, name in _names(OmegaConf.to_container(cfg)))
+    return [name for name in names if name not in _shipped_names() and not LMTRAIN_VARIABLE.fullmatch(name)]
+
+
+def read_saved(path: Path) -> DictConfig:
+    """A YAML file that OmegaConf wrote into a run's folder, unresolved.
+
+    Raises:
+        ConfigError: it is not there, not such a file, or made to exhaust the memory.
+    """
+    try:
+        text = read_limited(path, MAX_BYTES).decode()
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{path}: has an alias (*{_shown(event.anchor)}), which lmtrain never writes")
+            if isinstance(event, yaml.ScalarEvent) and event.value.count("${") > MAX_INTERPOLATIONS:
+                raise ConfigError(f"{path}: {_shown(event.value)}: not an interpolation that can be read")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ConfigError(f"{path}: nested more than {MAX_DEPTH} deep, which a config never is")
+        cfg = OmegaConf.create(text)
+    except ConfigError:
+        raise
+    except OSError as error:
+        raise ConfigError(str(error)) from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
+    if not isinstance(cfg, DictConfig) or not cfg:
+        raise ConfigError(f"{path}: not the YAML of a config")
+    return cfg
+
+
+def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every key with a `_target_` or a resolver call, and that: `mymodels.Bigram`, `oc.env:HOME`.
+
+    Raises:
+        ConfigError: a `_target_` that is no name, an interpolation that can't be read.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{path}.{key}" if path else str(key)
+            if key != "_target_":
+                yield from _names(value, here)
+            elif isinstance(value, str) and "${" not in value:
+                yield here, value
+            else:
+                raise ConfigError(f"{_shown(here)}={_shown(str(value))}: not the dotted path of a class or function")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _names(value, f"{path}.{index}")
+    elif isinstance(node, str) and "${" in node:
+        for call in _calls(node, path):
+            yield path, call
+
+
+def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """All strings, keys among them, with their paths."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield path, str(key)
+            yield from _texts(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _texts(value, f"{path}.{index}")
+    elif isinstance(node, str):
+        yield path, node
+
+
+def _calls(text: str, path: str) -> list[str]:
+    """The resolver calls in a string, also those within others, without white space: `oc.env:HOME`.
+
+    OmegaConf's own parser finds them: what it takes for a call, and nothing else, is one.
+    """
+    try:
+        if text.count("${") > MAX_INTERPOLATIONS:
+            raise RecursionError
+        nodes = [parse(text)]
+    except (GrammarParseError, RecursionError) as error:
+        raise ConfigError(f"{_shown(path)}={_shown(text)}: not an interpolation that can be read") from error
+    calls = []
+    while nodes:
+        node = nodes.pop()
+        if type(node).__name__ == "InterpolationResolverContext":
+            calls.append("".join(node.getText().split())[2:-1])  # without ${ and }
+        nodes.extend(getattr(node, "children", None) or ())
+    return calls
+
+
+@cache
+def _shipped_names() -> frozenset[str]:
+    return frozenset(_names_below(shipped("conf"), shipped("conf") / "hydra"))
+
+
+def _own_names(folder: Path, run_dir: Path) -> set[str]:
+    """Of the user's own configs, which are not those of runs that happen to lie among them."""
+    return {name for own in ("conf", "experiments") for name in _names_below(folder / own, run_dir)}
+
+
+def _names_below(folder: Path, without: Path) -> Iterator[str]:
+    without = without.resolve()
+    for root, folders, files in os.walk(folder.resolve()):
+        if Path(root).is_relative_to(without) or ".hydra" in folders or "checkpoints" in folders:
+            folders.clear()
+            continue
+        for file in files:
+            if not file.endswith((".yaml", ".yml")):
+                continue
+            try:
+                content = yaml.safe_load((Path(root) / file).read_bytes())
+                if isinstance(content, dict):
+                    content.pop("hydra", None)  # no run's config has it
+                yield from [name for _, name in _names(content)]
+            except (OSError, yaml.YAMLError, ValueError, RecursionError):
+                continue  # it names nothing, then; composing from it says what is wrong
+
+
+def _shown(text: str) -> str:
+    """Cut, and without what would steer a terminal."""
+    printable = "".join(character if character.isprintable() else " " for character in text)
+    return printable if len(printable) <= SHOWN_CHARS else f"{printable[:SHOWN_CHARS]}…"

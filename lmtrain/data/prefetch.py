@@ -1,0 +1,79 @@
+"""Micro-batches, made beside the step and copied to the device."""
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+
+from lmtrain.data.loader import IGNORE, Batch
+
+
+class MicroBatch(NamedTuple):
+    """Inputs and targets (B, T) on the device, and how many of the targets count, known without asking the device."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    targets: int
+
+
+class Prefetcher:
+    """Yields `batch(start)`, `batch(start + 1)`, … made by a thread up to `depth` ahead and moved to the device.
+
+    On CUDA the thread pins the memory and the copy does not block. An error in `batch` is raised by the `next`
+    that would have returned its result. Use it as a context manager: leaving it ends the thread.
+    """
+
+    def __init__(self, batch: Callable[[int], Batch], start: int, device: torch.device, depth: int = 8) -> None:
+        self._device = device
+        self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(depth)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(batch, start), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> MicroBatch:
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            self._queue.put(item)  # the thread has ended: whoever asks again shall hear the same
+            raise item
+        return on_device(item, self._device)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        while self._thread.is_alive():  # it may wait for a free place in the queue
+            while not self._queue.empty():
+                self._queue.get_nowait()
+            self._thread.join(timeout=0.05)
+
+    def _work(self, batch: Callable[[int], Batch], start: int) -> None:
+        try:
+            for index in itertools.count(start):
+                if self._stop.is_set():
+                    return
+                self._queue.put(micro_batch(*batch(index), pin=self._device.type == "cuda"))
+        except BaseException as error:
+            self._queue.put(error)
+
+
+def micro_batch(x: torch.Tensor, y: torch.Tensor, *, pin: bool) -> MicroBatch:
+    """Counts the targets while they are still on the CPU."""
+    targets = int(torch.count_nonzero(y != IGNORE))
+    return MicroBatch(x.pin_memory(), y.pin_memory(), targets) if pin else MicroBatch(x, y, targets)
+
+
+def on_device(item: MicroBatch, device: torch.device) -> MicroBatch:
+    """Starts the copy; the host does not wait for it where the memory is pinned."""
+    if device.type == "cpu":
+        return item
+    return MicroBatch(item.x.to(device, non_blocking=True), item.y.to(device, non_blocking=True), item.targets)

@@ -1,0 +1,1 @@
+"""Writes token files: encoding, a journal that survives kills, several machines."""

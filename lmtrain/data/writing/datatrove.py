@@ -1,0 +1,193 @@
+"""Token folders past one machine: steps for datatrove's pipelines, under its local, Slurm and Ray executors.
+
+Each rank encodes its documents and writes shards of its own into a hidden folder beside the token folder; `finish`
+checks them, numbers them in rank order and moves them to their place, all at once. The extra `lmtrain[datatrove]`.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn
+
+try:
+    from datatrove.pipeline.base import PipelineStep
+except ImportError as error:
+    raise ImportError(
+        "lmtrain.data.writing.datatrove: needs the `datatrove` package; pip install 'lmtrain[datatrove]'"
+    ) from error
+
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.stored_tokenizer import Encode, StoredTokenizer
+from lmtrain.data.text.holdout import Held, Holdout
+from lmtrain.data.text.source import PART_BYTES, text_parts
+from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Pretrained
+from lmtrain.data.tokens import MAX_JSON_BYTES, SPLITS, read_meta
+from lmtrain.data.writing.encode import ITEM_BYTES, Encoder
+from lmtrain.data.writing.ranks import RECORD, SETTINGS, TOKENS, Record, ShardWriter, finish, has_entries, unfinished
+from lmtrain.errors import DataError
+from lmtrain.files.durable import sync, write_atomically
+from lmtrain.files.limited import read_json_limited
+from lmtrain.terminal.differences import differences
+
+
+class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
+    """The last step of a pipeline: encodes a rank's documents into shards of at most `shard_tokens` tokens.
+
+    Documents are held out and encoded as `prepare` would. What a rank writes depends on its documents alone, not on how
+    many ranks run at once; which documents it gets, and so the order of all, depends on the number of ranks. A rank
+    that was killed is run again and replaces its own files; nothing lies in `folder` before `finish`.
+
+    Made where the pipeline is launched, this stores the tokenizer. A folder that has one may be given instead: one that
+    learns from text is trained on a sample first, by `lmtrain prepare`.
+
+    Raises:
+        ValueError: the folder is there, or was begun, with other settings; a tokenizer that needs text.
+    """
+
+    type = "TOKENIZER"
+    name = "lmtrain token shards"
+
+    def __init__(
+        self, folder: str | Path, tokenizer: CorpusTokenizer | str | Path, holdout: Holdout, shard_tokens: int = 1 << 30
+    ) -> None:
+        super().__init__()
+        if shard_tokens < 1:
+            raise ValueError(f"shard_tokens={shard_tokens}: at least 1")
+        self.folder = Path(folder).absolute()  # nodes may start in another one
+        self.tokenizer = _Stored(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+        self.holdout, self.shard_tokens = holdout, shard_tokens
+        self._begin()
+
+    def _begin(self) -> None:
+        begun = unfinished(self.folder)
+        settings: dict[str, Any] = {
+            "tokenizer": {"kind": self.tokenizer.kind, **vars(self.tokenizer)},
+            "holdout": _described(self.holdout),
+            "shard_tokens": self.shard_tokens,
+        }
+        settings = json.loads(json.dumps(settings, default=str))  # a tokenizer of one's own may hold anything
+        if (begun / SETTINGS).exists():
+            earlier = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
+        elif has_entries(self.folder):
+            meta = read_meta(self.folder)
+            earlier = {key: meta.recipe.get(key) for key in settings} if meta else {}
+        else:
+            begun.mkdir(parents=True, exist_ok=True)
+            tokenizers.save(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
+            write_atomically(begun / SETTINGS, json.dumps(settings, indent=1) + "\n")  # last
+            earlier = settings
+        if changed := differences(earlier, settings):
+            raise DataError(
+                f"{self.folder}: was begun with other settings ({'; '.join(changed)}); give another folder, or remove "
+                f"it, {begun} and datatrove's logging_dir to start anew"
+            )
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        begun = unfinished(self.folder)
+        if not begun.exists() or (begun / TOKENS).exists():
+            raise DataError(
+                f"{self.folder}: is finished, or {begun} is gone; remove it and datatrove's logging_dir to start anew"
+            )
+        own, writing = begun / f"{rank:05}", begun / f".{rank:05}"
+        if writing.exists():
+            shutil.rmtree(writing)
+        if own.exists():
+            os.rename(own, writing)  # gone at once; removing takes a while
+            shutil.rmtree(writing)
+        writing.mkdir()
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the ranks are the parallelism
+        encoder = Encoder(self.tokenizer, begun)
+        itemsize = encoder.dtype.itemsize
+        writers = {split: ShardWriter(writing, split, itemsize, self.shard_tokens) for split in SPLITS}
+        for texts in _batches(data or (), self.holdout):
+            with self.track_time(unit="batch"):
+                for split, chunk in encoder(texts).items():
+                    writers[split].write(chunk)
+                    self.stat_update("documents", value=chunk.documents, unit="batch")
+                    self.stat_update(f"{split}_tokens", value=chunk.tokens, unit="batch")
+        record = Record(rank, world_size, {split: writer.finish() for split, writer in writers.items()})
+        write_atomically(writing / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+        sync(writing)
+        os.rename(writing, own)
+        sync(begun)
+
+
+class Finish(PipelineStep):  # type: ignore[misc]
+    """`finish` as the only step of a pipeline of one task, whose executor `depends` on that of `TokenShards`."""
+
+    type = "TOKENIZER"
+    name = "lmtrain token folder"
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self.folder = Path(folder).absolute()
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        if world_size != 1:
+            raise ValueError(f"Finish: tasks={world_size}: it is one task")
+        for split, counted in finish(self.folder).splits.items():
+            self.stat_update(f"{split}_tokens", value=counted.tokens, unit="folder")
+
+
+class _Stored:
+    """The tokenizer of a folder, beside token files or not."""
+
+    FASTEST: ClassVar[dict[str, CorpusTokenizer]] = {one.kind: one for one in (BPE(257), Bytes(), Characters())}
+
+    def __init__(self, folder: Path) -> None:
+        meta = read_meta(folder)
+        self.kind = meta.tokenizer.kind if meta else Pretrained.kind
+        self.folder = str(folder.absolute())
+        self.sha256 = hashlib.sha256(tokenizers.load(folder).tokenizer.to_str().encode()).hexdigest()
+
+    def fit(self, corpus: Corpus) -> StoredTokenizer:
+        return tokenizers.load(Path(self.folder))
+
+    def encoder(self, stored: StoredTokenizer) -> Encode:
+        same = self.FASTEST.get(self.kind)
+        return same.encoder(stored) if same else stored.encode_batch
+
+
+class _NoCorpus:
+    """In place of the text that a tokenizer learns from."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def texts(self) -> NoReturn:
+        raise ValueError(
+            f"TokenShards: a tokenizer of the kind {self.kind} learns from text; let `lmtrain prepare` train it on a "
+            "sample, and give the folder that makes"
+        )
+
+    def train_sample(self, max_bytes: int) -> NoReturn:
+        self.texts()
+
+
+def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[Held]]:
+    texts: list[Held] = []
+    size = 0
+    for document in data:
+        # As the sources of `prepare` give it: a long text in parts, an empty one not at all.
+        for part, _ in text_parts(str(document.id), document.text, 0, PART_BYTES) if document.text else ():
+            for held in holdout(part):
+                texts.append(held)
+                size += len(held.text)
+            if size >= ITEM_BYTES:
+                yield texts
+                texts, size = [], 0
+    if texts:
+        yield texts
+
+
+def _described(holdout: Any) -> dict[str, Any]:
+    """As its config has it."""
+    if isinstance(holdout, functools.partial):
+        return {**_described(holdout.func), **holdout.keywords} | ({"args": holdout.args} if holdout.args else {})
+    named = holdout if hasattr(holdout, "__qualname__") else type(holdout)
+    return {"_target_": f"{named.__module__}.{named.__qualname__}"}

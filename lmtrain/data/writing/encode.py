@@ -1,0 +1,136 @@
+"""Texts to token bytes on all cores: the result depends on the texts alone, not on how many processes made it."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.stored_tokenizer import Encode
+from lmtrain.data.text.holdout import Held
+from lmtrain.data.tokenizer import CorpusTokenizer
+from lmtrain.data.tokens import DTYPES, smallest_dtype
+from lmtrain.errors import DataError
+
+ITEM_BYTES = 2 << 20  # text a process is given at once
+AHEAD = 3  # items in flight for each process
+PATIENCE_S = 5.0  # with a task, before asking whether the pool is still there
+PROCESSES_FROM_BYTES = 16 << 20  # smaller corpora are done before processes have started; threads serve them
+
+
+class Item(NamedTuple):
+    """Some texts, and where the source is after them."""
+
+    texts: list[Held]
+    position: Any
+
+
+@dataclass
+class Chunk:
+    """Encoded texts of one split."""
+
+    data: bytes = b""
+    tokens: int = 0
+    max_id: int = 0
+    documents: int = 0
+    bytes: int = 0
+
+
+class Encoder:
+    """Encodes the texts of items by the tokenizer that is stored in a folder."""
+
+    def __init__(self, tokenizer: CorpusTokenizer, folder: Path) -> None:
+        stored = tokenizers.load(folder)
+        self.encode: Encode = tokenizer.encoder(stored)
+        self.end_of_text, self.vocab_size = stored.end_of_text, stored.vocab_size
+        self.dtype = DTYPES[smallest_dtype(stored.vocab_size)]
+
+    def __call__(self, texts: Sequence[Held]) -> dict[str, Chunk]:
+        end = np.array([] if self.end_of_text is None else [self.end_of_text], np.uint32)
+        parts: dict[str, list[Any]] = {}
+        chunks: dict[str, Chunk] = {}
+        for held, ids in zip(texts, self.encode([held.text for held in texts]), strict=True):
+            chunk = chunks.setdefault(held.split, Chunk())
+            parts.setdefault(held.split, []).extend((ids, end) if held.ends else (ids,))
+            chunk.documents += held.ends
+            chunk.bytes += len(held.text.encode())
+        for split, chunk in chunks.items():
+            ids = np.concatenate(parts[split])
+            chunk.tokens, chunk.max_id = len(ids), int(ids.max(initial=0))
+            if chunk.max_id >= self.vocab_size:  # checked before the cast, which would wrap it
+                raise DataError(f"the tokenizer made id {chunk.max_id}, not below its size of {self.vocab_size}")
+            chunk.data = ids.astype(self.dtype).tobytes()
+        return chunks
+
+
+def encode(
+    items: Iterable[Item], tokenizer: CorpusTokenizer, folder: Path, workers: int
+) -> Iterator[tuple[Item, dict[str, Chunk]]]:
+    """The items, in order, with their texts encoded by so many processes.
+
+    Raises:
+        OSError: a process died, killed for want of memory, say.
+    """
+    flying: deque[tuple[Item, Future[dict[str, Chunk]]]] = deque()
+    # Started afresh, as forking a process that has threads can hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, folder))
+    try:
+        for item in items:
+            flying.append((item, pool.submit(_work, item.texts)))
+            if len(flying) >= AHEAD * workers:
+                done, result = flying.popleft()
+                yield done, _wait_for(result, pool)
+        for done, result in flying:
+            yield done, _wait_for(result, pool)
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a process that encodes text was killed, for want of memory perhaps: the same command goes on from "
+            "where it was; prepare.workers=1 needs the least memory"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _wait_for(result: Future[dict[str, Chunk]], pool: ProcessPoolExecutor) -> dict[str, Chunk]:
+    """Of a task. A pool that breaks in the very moment of being handed one may forget it, and nobody would answer."""
+    while True:
+        done, _ = wait([result], timeout=PATIENCE_S)
+        if done:
+            return result.result()
+        pool.submit(_do_nothing)  # raises BrokenProcessPool if it is
+
+
+def _do_nothing() -> None:
+    pass
+
+
+_encoder: Encoder
+
+
+def _start_worker(tokenizer: CorpusTokenizer, folder: Path) -> None:
+    global _encoder
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _encoder = Encoder(tokenizer, folder)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _work(texts: Sequence[Held]) -> dict[str, Chunk]:
+    return _encoder(texts)

@@ -1,0 +1,210 @@
+"""What the ranks of a pipeline wrote, each its own shards and a record of them, and the token folder made of it."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.stored_tokenizer import meta_of
+from lmtrain.data.tokens import MAX_JSON_BYTES, SPLITS, Meta, Shard, Split, read_meta, write_meta
+from lmtrain.data.writing.encode import Chunk
+from lmtrain.data.writing.journal import SplitWriter
+from lmtrain.errors import DataError
+from lmtrain.files.durable import sync
+from lmtrain.files.limited import read_json_limited
+
+SETTINGS, RECORD, TOKENS = "settings.json", "record.json", "tokens"  # in the hidden folder
+
+AGAIN = (
+    "run the same pipeline again: datatrove runs the ranks that have no file completions/RANK in its logging_dir "
+    "(remove one that is there)"
+)
+
+
+def finish(folder: str | Path) -> Meta:
+    """Makes the token folder of what the ranks of `TokenShards` wrote; done again, it does no harm.
+
+    Raises:
+        DataError: a rank is missing, or its files are not what it wrote; a split has no tokens.
+    """
+    folder = Path(folder).absolute()
+    begun = unfinished(folder)
+    tokens = begun / TOKENS  # once it is there, the ranks have been checked and write no more
+    if has_entries(folder):
+        return _finished(folder, begun)
+    if not begun.exists():
+        raise DataError(f"{folder}: nothing to finish, as no pipeline with TokenShards has begun it")
+    records = _records(begun)
+    if not tokens.exists():
+        checked = _checked(folder, begun, records)
+        ready = begun / f".{TOKENS}"
+        ready.mkdir(exist_ok=True)
+        for name in (tokenizers.FILE, tokenizers.CONFIG_FILE):
+            shutil.copyfile(begun / name, ready / name)
+            sync(ready / name)
+        write_meta(ready, checked)
+        os.rename(ready, tokens)
+    meta = read_meta(tokens)
+    assert meta is not None
+    for split in SPLITS:
+        for (path, _), shard in zip(_files(begun, records, split), meta.splits[split].shards, strict=True):
+            if path.exists():  # else an earlier process moved it
+                os.rename(path, tokens / shard.file)
+    sync(tokens)
+    os.rename(tokens, folder)
+    sync(folder.parent)
+    shutil.rmtree(begun)
+    return meta
+
+
+def _finished(folder: Path, begun: Path) -> Meta:
+    """The meta of a folder that is there; removes what an earlier process had no time to."""
+    meta = read_meta(folder)
+    settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES) if (begun / SETTINGS).exists() else {}
+    if meta is None or (begun / TOKENS).exists() or not settings.items() <= meta.recipe.items():
+        raise DataError(f"{folder}: is not empty, and not of this pipeline; move it away, and finish again")
+    if begun.exists():
+        shutil.rmtree(begun)
+    return meta
+
+
+def unfinished(folder: Path) -> Path:
+    """Where the ranks write until the folder is finished."""
+    return folder.with_name(f".ranks-{folder.name}")
+
+
+@dataclass(frozen=True)
+class Record:
+    """`record.json` of a rank: its files of each split, in order."""
+
+    rank: int
+    world_size: int
+    splits: dict[str, list[Split]]
+
+
+class ShardWriter:
+    """Writes one split of one rank; each file is full but the last, and there is none without tokens."""
+
+    def __init__(self, folder: Path, split: str, itemsize: int, shard_tokens: int) -> None:
+        self.folder, self.split, self.itemsize, self.shard_tokens = folder, split, itemsize, shard_tokens
+        self.written: list[Split] = []
+        self.writer: SplitWriter | None = None
+
+    def write(self, chunk: Chunk) -> None:
+        while chunk.tokens:
+            if self.writer is None:
+                self.writer = SplitWriter(self.folder / _file(self.split, len(self.written)), self.itemsize, None)
+            fitting, chunk = self._cut(chunk, self.shard_tokens - self.writer.tokens)
+            self.writer.write(fitting)
+            if self.writer.tokens == self.shard_tokens:
+                self.finish()
+
+    def finish(self) -> list[Split]:
+        if self.writer is not None:
+            self.written.append(self.writer.close())
+            self.writer = None
+        return self.written
+
+    def _cut(self, chunk: Chunk, tokens: int) -> tuple[Chunk, Chunk]:
+        """The first tokens, and the rest, which is the one that counts the documents."""
+        if chunk.tokens <= tokens:
+            return chunk, Chunk()
+        cut = tokens * self.itemsize
+        rest = replace(chunk, data=chunk.data[cut:], tokens=chunk.tokens - tokens)
+        return Chunk(chunk.data[:cut], tokens, chunk.max_id), rest
+
+
+def _records(begun: Path) -> list[Record]:
+    """Those of all ranks, in order.
+
+    Raises:
+        DataError: one is missing, or they are of pipelines with different numbers of tasks.
+    """
+    records: dict[int, Record] = {}
+    for path in begun.glob(f"[0-9]*/{RECORD}"):
+        fields = read_json_limited(path, MAX_JSON_BYTES)
+        splits = {name: [Split(**{**split, "shards": ()}) for split in of] for name, of in fields["splits"].items()}
+        records[int(path.parent.name)] = Record(fields["rank"], fields["world_size"], splits)
+    sizes = sorted({record.world_size for record in records.values()})
+    if not sizes:
+        raise DataError(f"{begun}: no rank has finished; {AGAIN}")
+    if len(sizes) > 1:
+        raise DataError(
+            f"{begun}: ranks of pipelines of {' and '.join(map(str, sizes))} tasks, whose documents overlap; remove it "
+            "and datatrove's logging_dir to start anew"
+        )
+    if missing := [rank for rank in range(sizes[0]) if rank not in records]:
+        raise DataError(f"{begun}: {_ranks(missing)} of {sizes[0]} did not finish; {AGAIN}")
+    return [records[rank] for rank in range(sizes[0])]
+
+
+def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
+    """What the ranks' files add up to; reads each of them.
+
+    Raises:
+        DataError: files are not what their rank wrote, or a split is empty.
+    """
+    damaged: dict[int, Path] = {}
+    splits = {}
+    for split in SPLITS:
+        files = _files(begun, records, split)
+        whole = hashlib.sha256()
+        for path, written in files:
+            if not path.is_file() or _sha256(path, whole) != written.sha256:
+                damaged.setdefault(int(path.parent.name), path)
+        splits[split] = Split(
+            tokens=sum(written.tokens for _, written in files),
+            max_id=max((written.max_id for _, written in files), default=0),
+            documents=sum(written.documents for _, written in files),
+            bytes=sum(written.bytes for _, written in files),
+            sha256=whole.hexdigest(),
+            shards=tuple(
+                Shard(_file(split, number), written.tokens, written.sha256) for number, (_, written) in enumerate(files)
+            ),
+        )
+    if damaged:
+        named = ", ".join(map(str, list(damaged.values())[:8]))
+        raise DataError(f"{named}: missing, or not what {_ranks(sorted(damaged))} wrote; {AGAIN}")
+    for split, counted in splits.items():
+        if counted.tokens < 2:
+            raise DataError(
+                f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share, or see what the "
+                f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
+            )
+    settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
+    return meta_of(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
+
+
+def _sha256(path: Path, whole: Any) -> str:
+    """The file's own, while `whole` goes on over all files."""
+    own = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            own.update(block)
+            whole.update(block)
+    return own.hexdigest()
+
+
+def _files(begun: Path, records: Iterable[Record], split: str) -> list[tuple[Path, Split]]:
+    return [
+        (begun / f"{record.rank:05}" / _file(split, number), written)
+        for record in records
+        for number, written in enumerate(record.splits[split])
+    ]
+
+
+def _file(split: str, number: int) -> str:
+    return f"{split}_{number:06}.bin"
+
+
+def _ranks(ranks: list[int]) -> str:
+    named = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank{'s' * (len(ranks) > 1)} {named}"
+
+
+def has_entries(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

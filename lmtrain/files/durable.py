@@ -1,0 +1,31 @@
+"""Writing that a crash can't leave half done, and reading what may be damaged."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds the old text or the new one, whole, whatever happens; the new one is on the disk afterwards."""
+    partial = path.with_name(f".tmp-{path.name}")
+    partial.unlink(missing_ok=True)  # of a killed process; or a link, which would be followed
+    with partial.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def sync(path: Path) -> None:
+    """Waits until the file's contents, or the folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Of the file's contents, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

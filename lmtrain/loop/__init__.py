@@ -1,0 +1,1 @@
+"""What the training loop watches: bad steps, requests to stop, time, evaluation."""

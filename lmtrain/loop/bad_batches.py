@@ -1,0 +1,60 @@
+"""The batches of bad steps, kept for a person to look at: token ids, text and where in the data they come from."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmtrain.data.loader import IGNORE, TokenLoader
+from lmtrain.files.durable import write_atomically
+from lmtrain.loop.bad_steps import BadStep
+
+MAX_KEPT = 100  # a batch takes some 20 bytes a token
+
+Decode = Callable[[list[int]], str]
+
+
+class BadBatches:
+    """Writes `step-<step>-sample-<first sample>.json` into a folder; `decode` turns ids into text, where it can be."""
+
+    def __init__(self, folder: Path, loader: TokenLoader, decode: Decode | None) -> None:
+        self.folder, self.loader, self.decode = folder, loader, decode
+
+    def keep(self, bad: BadStep) -> Path:
+        """Writes the samples of a bad step, made anew from its position in the data order; not more than MAX_KEPT."""
+        size = self.loader.batch_size
+        first = bad.first_sample // size
+        content = {
+            "step": bad.step,
+            "reason": str(bad),
+            "loss": _finite(bad.loss),
+            "grad_norm": _finite(bad.grad_norm),
+            "micro_batches": [
+                {"loss": _finite(loss), "samples": self._samples(first + number)}
+                for number, loss in enumerate(bad.micro_batch_losses)
+            ],
+        }
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / f"step-{bad.step:08d}-sample-{bad.first_sample:012d}.json"
+        if len(list(self.folder.glob("step-*.json"))) >= MAX_KEPT:
+            return self.folder / "(full)"
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        return path
+
+    def _samples(self, index: int) -> Sequence[dict[str, Any]]:
+        x, y = self.loader.batch(index)
+        locate = getattr(self.loader, "locate", None)  # a loader of the user's own may have no files
+        places = locate(index) if locate else [None] * len(x)
+        samples = []
+        for row, (inputs, targets, place) in enumerate(zip(x.tolist(), y.tolist(), places, strict=True)):
+            ids = inputs + [target for target in targets[-1:] if target != IGNORE]
+            sample: dict[str, Any] = {"sample": index * len(x) + row}
+            if place is not None:
+                sample |= {"file": str(place[0]), "token": place[1]}
+            samples.append(sample | {"ids": ids} | ({"text": self.decode(ids)} if self.decode else {}))
+        return samples
+
+
+def _finite(number: float) -> float | str:
+    return number if math.isfinite(number) else str(number)

@@ -1,0 +1,102 @@
+"""What asks a run to stop: signals, and a file in its directory."""
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from lmtrain.errors import InterruptedBySignal, PrunedError, ending_by_signal
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.limited import read_json_limited
+
+STDERR = 2
+SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is Slurm's warning that time runs out
+PRUNE_FILE = "prune.json"
+PRUNE_FILE_BYTES = 10_000
+REPEAT_S = 0.5  # one signal, sent to a process group and forwarded by a launcher as well, arrives twice
+
+
+def ask_to_prune(run_dir: Path, reason: str) -> None:
+    """Asks the run in that directory to save and end; from any process or machine that can write there."""
+    write_atomically(run_dir / PRUNE_FILE, json.dumps({"reason": reason}) + "\n")
+
+
+class StopRequest:
+    """Notes the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process at once, whatever it does.
+
+    The first one raises InterruptedBySignal where it comes, unless the training loop `defers` it: there, between two
+    steps is the place to stop, and the loop looks at `signal` once a step. In `at_once`, inside of that, it raises
+    again: in what may be cut short and done anew.
+
+    A `prune_file` is a request, too, if it is written while the run goes on; one from before is removed.
+    """
+
+    def __init__(self, prune_file: Path | None = None) -> None:
+        self.prune_file = prune_file
+        self.signal: int | None = None
+        self.defers = False
+        self._came = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if self.prune_file is not None:
+            self.prune_file.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Raises InterruptedBySignal if a signal has come, or as soon as one does."""
+        deferred, self.defers = self.defers, False
+        try:
+            if self.signal is not None:
+                raise InterruptedBySignal(self.signal)
+            yield
+        finally:
+            self.defers = deferred
+
+    def asked(self, *, looks: bool) -> InterruptedBySignal | PrunedError | None:
+        """What to raise once all is saved, if anything asks for it; `looks` for the file as well (a stat: 2 µs, or a
+        way over the network and back)."""
+        if self.signal is not None:
+            return InterruptedBySignal(self.signal)
+        if not looks or self.prune_file is None or not self.prune_file.exists():
+            return None
+        try:
+            reason = str(read_json_limited(self.prune_file, PRUNE_FILE_BYTES)["reason"])
+        except (OSError, ValueError, LookupError, TypeError):  # a file of that name says enough
+            reason = f"{PRUNE_FILE} asks for it"
+        return PrunedError(reason)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.signal is not None:
+            if time.monotonic() - self._came < REPEAT_S:
+                return
+            _write(f"\n{name} again: leaving at once\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
+            os._exit(ending_by_signal(number).exit_code)  # no clean-up to wait for; a checkpoint half written is none
+        self.signal, self._came = number, time.monotonic()
+        _write(f"\n{name}: stopping, with everything saved; once more leaves at once\n")
+        if not self.defers:
+            raise InterruptedBySignal(number)
+
+
+def _write(words: str) -> None:
+    # Straight to the terminal: a log line from here could come in the middle of another one.
+    with contextlib.suppress(OSError):
+        os.write(STDERR, words.encode())

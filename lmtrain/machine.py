@@ -1,0 +1,77 @@
+"""The machine: its CPU and cores, and what data sheets say of GPUs that it may or may not have."""
+
+import json
+import os
+import platform
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`name` is, as whole words, part of the driver's; `peak_flops` are FLOP/s of dense 16-bit matrix products.
+
+    `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of `PRICED`; None: hardly rented.
+    """
+
+    name: str
+    memory_gb: float
+    peak_flops: float
+    dollars_per_hour: float | None = None
+    bfloat16: bool = True
+
+
+PRICED = "2025"
+# The first name that fits counts.
+GPUS = (
+    Gpu("B200", 180, 2250e12, 5.0),
+    Gpu("GH200", 96, 989e12, 2.0),
+    Gpu("H200", 141, 989e12, 3.5),
+    Gpu("H100 PCIe", 80, 756e12, 2.4),
+    Gpu("H100 NVL", 94, 835e12),
+    Gpu("H100", 80, 989e12, 3.0),
+    Gpu("A100-SXM4-40GB", 40, 312e12, 1.3),
+    Gpu("A100-PCIE-40GB", 40, 312e12),
+    Gpu("A100", 80, 312e12, 1.8),
+    Gpu("L40S", 48, 362e12, 1.0),
+    Gpu("L4", 24, 121e12, 0.7),
+    Gpu("A10G", 24, 70e12, 1.0),
+    Gpu("A10", 24, 125e12),
+    Gpu("RTX 4090", 24, 165e12, 0.4),
+    Gpu("RTX 3090", 24, 71e12, 0.25),
+    Gpu("V100", 16, 125e12, bfloat16=False),
+    Gpu("T4", 16, 65e12, 0.35, bfloat16=False),
+)
+
+
+def known(device_name: str) -> Gpu | None:
+    """The GPU that the driver calls so; None for one that is not in the table."""
+    # As whole words: an L40 is no L4, a T400 no T4, and a laptop's RTX 4090 is another chip.
+    whole = r"(?<!\w){}(?!\w| Ti| D\b| Laptop)"
+    return next((gpu for gpu in GPUS if re.search(whole.format(re.escape(gpu.name)), device_name)), None)
+
+
+def cpu_name() -> str:
+    """The model name of the CPU, or the machine type where the system does not say more."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write_json(path: Path, **results: Any) -> None:
+    machine = {
+        "cpu": cpu_name(),
+        "cpus": os.cpu_count(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+    }
+    path.write_text(json.dumps({**results, "machine": machine}, indent=2) + "\n")
+
+
+def available_cores() -> int:
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

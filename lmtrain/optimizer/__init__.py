@@ -1,0 +1,1 @@
+"""Optimizers, one a file: each takes the model's named parameters."""

@@ -1,0 +1,252 @@
+"""Makes a plan of a run: builds what can be built without its memory, and asks it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from lmtrain.checkpoint.fork import first_state, load_origin
+from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.machine import known
+from lmtrain.model.flops import flops_per_token
+from lmtrain.parts import check_block_size, check_samples
+from lmtrain.plan import hardware, parameters, schedule_picture
+from lmtrain.plan.facts import Facts, Intervals, Schedule
+from lmtrain.plan.hardware import estimate_seconds
+from lmtrain.plan.measure import measure
+from lmtrain.plan.memory import CUDA_CONTEXT, Numbers, Step, count_flops, simulate
+from lmtrain.plan.plan import Measured, Plan
+from lmtrain.plan.remarks import remarks
+from lmtrain.system import System
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the run would be built of; the model has no memory, and loaders are None where there is no data yet."""
+
+    system: System
+    model: nn.Module
+    schedule: Any
+    train_loader: Any
+    val_loader: Any
+    start: TrainState  # zeros, but for a fork
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step takes: here, and on a CUDA device in 16 bits; None with `unknown_as`, where it can't be followed."""
+
+    here: Step | None
+    on_cuda: Step | None
+    unknown_as: str | None
+    flops_per_token: float
+    flops_from: str
+
+
+def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu: float, price: float | None) -> Plan:
+    """The plan; with `measures`, after a few real steps. `missing` is data that has no token files.
+
+    Raises:
+        ConfigError: a mistake that only building shows.
+    """
+    with mistakes_of_the_user():
+        parts = build_parts(cfg, missing)
+    work = follow_a_step(cfg, parts)
+    measured = measure(cfg, parts.system, parts.train_loader, parts.val_loader) if measures else None
+    facts = facts_of(cfg, run_dir, parts, work, measured)
+    steps, rates = schedule_picture.sampled(parts.schedule, facts.max_steps, facts.first_step)
+    kernels = work.on_cuda.micro_batch_kernels * facts.step_tokens // facts.micro_batch_tokens if work.on_cuda else 0
+    return Plan(
+        name=str(cfg.name),
+        fork=cfg.get("fork"),
+        machine=parts.system.describe(),
+        model=type(parts.model).__name__,
+        parts=parameters.by_part(parts.model, facts.vocab_size),
+        facts=facts,
+        flops_per_token=work.flops_per_token,
+        flops_from=work.flops_from,
+        here=work.here,
+        on_cuda=work.on_cuda,
+        beside=_beside(parts.system, facts.checkpoint_bytes),
+        no_memory=work.unknown_as,
+        missing=missing,
+        measured=measured,
+        dollars_per_hour=_price_here(parts.system) if price is None else price,
+        checkpoints=_checkpoints_kept(cfg.trainer, facts),
+        steps=steps,
+        rates=rates,
+        offers=hardware.offers(
+            work.flops_per_token * facts.tokens,
+            kernels * facts.steps,
+            work.on_cuda.peak_bytes + CUDA_CONTEXT if work.on_cuda else None,
+            mfu=mfu,
+            dollars_per_hour=price,
+        ),
+        mfu=mfu,
+        remarks=remarks(facts),
+    )
+
+
+def build_parts(cfg: Any, missing: Sequence[str]) -> Parts:
+    """Raises ValueError or ConfigError for a mistake that only building shows."""
+    system: System = build(cfg.system)
+    system.seed(cfg.seed)
+    model = _without_memory(cfg)
+    check_block_size(model, cfg)
+    train_loader = val_loader = None
+    if not missing:
+        train_loader = build(cfg.data, split="train", seed=cfg.seed)
+        val_loader = build(cfg.data, split="val", seed=cfg.seed)
+        check_samples(train_loader, cfg)
+    return Parts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
+
+
+def follow_a_step(cfg: Any, parts: Parts) -> Work:
+    """Finds memory and FLOPs of a step, of one or more micro-batches, without taking it."""
+    device, dtype = parts.system.device.type, parts.system.dtype
+    micro_batches = min(_accumulation(cfg), 2)  # further ones take no more memory than the second
+    sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
+    here, unknown_as = _simulated(cfg, Numbers(device, dtype, *sizes))
+    on_cuda = here
+    if (device, dtype.itemsize) != ("cuda", 2):
+        on_cuda, _ = _simulated(cfg, Numbers("cuda", torch.bfloat16, *sizes))
+    return Work(here, on_cuda, unknown_as, *_flops(cfg, parts.model))
+
+
+def facts_of(cfg: Any, run_dir: Path, parts: Parts, work: Work, measured: Measured | None) -> Facts:
+    """What is known of the run."""
+    trainer, system, start = cfg.trainer, parts.system, parts.start
+    device = system.device.type
+    batch_size, block_size = cfg.data.batch_size, cfg.data.block_size
+    step_samples = _accumulation(cfg) * batch_size
+    steps = trainer.max_steps - start.step
+    own_epochs = parts.train_loader.epochs(steps * step_samples) if parts.train_loader else {}
+    estimated = (
+        estimate_seconds(work.flops_per_token * step_samples * block_size, system) if work.flops_per_token else None
+    )
+    count = sum(param.numel() for param in parts.model.parameters())
+    # Without a followed step: float32 weights, and AdamW's two moments.
+    checkpoint_bytes = work.here.checkpoint_bytes if work.here else 3 * 4 * count
+    peak = work.here.peak_bytes if work.here else None
+    if measured and device == "cuda":
+        peak = measured.peak_bytes
+    facts = Facts(
+        schedule=Schedule.of(cfg.scheduler, trainer.max_steps, start.step),
+        intervals=Intervals(
+            *(trainer.get(key) for key in ("eval_interval", "log_interval", "checkpoint_interval", "eval_batches"))
+        ),
+        parameters=count,
+        step_tokens=step_samples * block_size,
+        micro_batch_tokens=batch_size * block_size,
+        block_size=block_size,
+        device=device,
+        dtype=system.dtype_name,
+        tokens_before=start.tokens,
+        epochs=dict(parts.train_loader.epochs(start.samples + steps * step_samples)) if parts.train_loader else {},
+        steps_per_epoch=steps / most if (most := max(own_epochs.values(), default=0)) else None,
+        val_tokens=parts.val_loader.total_tokens if parts.val_loader else None,
+        step_seconds=measured.step_seconds if measured else estimated,
+        checkpoint_bytes=checkpoint_bytes,
+        disk_free=hardware.disk_free(run_dir),
+        memory_needed=None if peak is None else peak + sum(_beside(system, checkpoint_bytes).values()),
+        memory_free=torch.cuda.mem_get_info(system.device)[1] if device == "cuda" else hardware.memory_available(),
+        batch_size=batch_size,
+        vocab_size=work.here.logits_shape[-1] if work.here else cfg.model.get("vocab_size"),
+        d_model=cfg.model.get("d_model"),
+        n_head=cfg.model.get("n_head"),
+        longest=getattr(parts.model, "block_size", None),
+        learned_positions=parameters.has_learned_positions(parts.model),
+        speed_to_float32=system.speed_to_float32() if device == "cpu" else None,
+        idle_gpu=device == "cpu" and torch.cuda.is_available(),
+    )
+    return replace(facts, disk_needed=_checkpoints_kept(trainer, facts) * checkpoint_bytes)
+
+
+def _start(cfg: Any) -> TrainState:
+    """Where a fork begins, with its origin's checkpoint verified; zeros for a run that starts afresh.
+
+    Raises:
+        ValueError: no such checkpoint, or no step is left to do after it.
+    """
+    if not cfg.get("fork"):
+        return TrainState()
+    origin = load_origin(Path(cfg.fork), cfg.step)
+    state = first_state(origin)
+    if cfg.trainer.max_steps <= state.step:
+        raise ValueError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: the fork starts after step {state.step}; give more, or an "
+            "earlier step=N"
+        )
+    if not _reads_on(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
+        state.samples = 0
+    return state
+
+
+def _reads_on(then: Mapping[str, Any], now: Any) -> bool:
+    """Is the fork's data that of its origin, in the same order? As configs tell it: `fork.begin` asks the files."""
+    settings = [{**config["data"], "batch_size": None} for config in (then, now)]
+    return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
+
+
+def _accumulation(cfg: Any) -> int:
+    return int(cfg.trainer.get("gradient_accumulation_steps", 1))
+
+
+def _without_memory(cfg: Any) -> Any:
+    """The model with shapes alone; of one that can't be built so, the real one."""
+    try:
+        with torch.device("meta"):
+            return build(cfg.model)
+    except (RuntimeError, NotImplementedError):  # it looks at its own weights
+        return build(cfg.model)
+
+
+def _simulated(cfg: Any, numbers: Any) -> tuple[Step | None, str | None]:
+    """The step, or the reason why it can't be known without running it."""
+
+    def parts() -> Any:
+        model = build(cfg.model)
+        return model, build(cfg.optimizer, list(model.named_parameters()))
+
+    try:
+        return simulate(parts, numbers), None
+    except Exception as error:  # whatever a user's model or optimizer does with data that is not there
+        return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _flops(cfg: Any, model: Any) -> tuple[float, str]:
+    if hasattr(model, "flops_per_token"):
+        return flops_per_token(model, cfg.data.block_size), "the model's own count"
+    try:
+        return count_flops(lambda: build(cfg.model), 1, cfg.data.block_size), "counted by torch"
+    except Exception:  # as above
+        return flops_per_token(model, cfg.data.block_size), "6 a parameter"
+
+
+def _price_here(system: System) -> float | None:
+    gpu = known(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    return gpu.dollars_per_hour if gpu else None
+
+
+def _checkpoints_kept(trainer: Any, facts: Facts) -> int:
+    """How many lie on the disk at once, with the best and the one that is being written."""
+
+    def made(every: int | None) -> int:
+        return facts.max_steps // every - facts.first_step // every if every else 0
+
+    # The last step is saved whatever the intervals say.
+    all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
+    kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
+    return int(min(kept, all_of_them) + 1)
+
+
+def _beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
+    """Memory on the device beside the step's own: bytes by what they are for."""
+    if system.device.type == "cuda":
+        return {"CUDA context": CUDA_CONTEXT}
+    return {"copy for checkpoints": checkpoint_bytes or 0, "Python and torch": system.process_bytes()}

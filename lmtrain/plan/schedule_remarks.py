@@ -1,0 +1,92 @@
+"""Likely mistakes in a learning-rate schedule."""
+
+from functools import partial
+
+from lmtrain.plan.facts import Schedule
+
+LONG_WARMUP = 0.2  # of the run
+SHORT_RUN = 100  # steps: a try that is to run, not to learn much
+USUAL_RATES = (1e-6, 0.05)
+
+
+def certain_mistakes(schedule: Schedule) -> list[str]:
+    """What training itself warns of."""
+    return [text for remark in CERTAIN if (text := remark(schedule)) is not None]
+
+
+def warmup_never_ends(schedule: Schedule) -> str | None:
+    if schedule.warmup_steps is None or schedule.warmup_steps < schedule.max_steps:
+        return None
+    return (
+        f"scheduler.warmup_steps={schedule.warmup_steps}: the run ends after {schedule.max_steps:,} steps, while the "
+        f"rate still rises; {_usual_warmup(schedule.max_steps)}"
+    )
+
+
+def rate_rises(schedule: Schedule) -> str | None:
+    if schedule.lr is None or schedule.min_lr is None or schedule.min_lr <= schedule.lr:
+        return None
+    return (
+        f"scheduler.min_lr={schedule.min_lr:g}: above the peak, optimizer.lr={schedule.lr:g}, so that the rate rises "
+        f"to the end; a tenth of the peak is usual, {schedule.lr / 10:g}"
+    )
+
+
+def schedule_ends_early(schedule: Schedule, tolerance: float = 0.0) -> str | None:
+    end = schedule.schedule_steps
+    if end is None or end >= schedule.max_steps * (1 - tolerance):
+        return None
+    return (
+        f"scheduler.max_steps={end}: the schedule ends before the run, whose last "
+        f"{schedule.max_steps - max(end, schedule.first_step):,} steps "
+        f"are at its final rate; leave it out, and it is trainer.max_steps={schedule.max_steps}"
+    )
+
+
+def schedule_ends_late(schedule: Schedule, tolerance: float = 0.0) -> str | None:
+    end = schedule.schedule_steps
+    if end is None or end <= schedule.max_steps * (1 + tolerance):
+        return None
+    return (
+        f"scheduler.max_steps={end}: the run ends after {schedule.max_steps:,} steps, before the rate has come down; "
+        f"leave it out, and it is trainer.max_steps={schedule.max_steps}"
+    )
+
+
+def warmup_is_long(schedule: Schedule) -> str | None:
+    warmup, steps = schedule.warmup_steps, schedule.max_steps
+    if warmup is None or warmup >= steps or warmup <= max(schedule.first_step, LONG_WARMUP * steps):
+        return None
+    return f"scheduler.warmup_steps={warmup}: {warmup / steps:.0%} of the run; {_usual_warmup(steps)}"
+
+
+def _usual_warmup(max_steps: int) -> str:
+    if max_steps < SHORT_RUN:
+        return "so short a run needs none, scheduler.warmup_steps=0"
+    return f"a twentieth is usual, scheduler.warmup_steps={max_steps // 20}"
+
+
+def rate_is_unusual(schedule: Schedule) -> str | None:
+    if schedule.lr is None or USUAL_RATES[0] <= schedule.lr <= USUAL_RATES[1]:
+        return None
+    direction = "small" if schedule.lr < USUAL_RATES[0] else "large"
+    return (
+        f"optimizer.lr={schedule.lr:g}: unusually {direction}; AdamW takes 1e-4 to 3e-3, the more the smaller the model"
+    )
+
+
+OF_SCHEDULES = (
+    warmup_never_ends,
+    rate_rises,
+    schedule_ends_early,
+    schedule_ends_late,
+    warmup_is_long,
+    rate_is_unusual,
+)
+# A run may end somewhat beside its schedule on purpose, a branch of another run above all.
+CERTAIN = (
+    warmup_never_ends,
+    rate_rises,
+    partial(schedule_ends_early, tolerance=0.1),
+    partial(schedule_ends_late, tolerance=0.1),
+)

@@ -1,0 +1,187 @@
+"""A plan as a person reads it."""
+
+from collections.abc import Iterable
+
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from lmtrain.machine import PRICED
+from lmtrain.plan import schedule_picture
+from lmtrain.plan.hardware import KERNEL_S
+from lmtrain.plan.memory import KINDS
+from lmtrain.plan.plan import Plan
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import duration, si
+
+OPTIMAL = 20  # tokens a parameter (Hoffmann et al. 2022)
+
+
+def show(plan: Plan) -> None:
+    """Prints the plan: what the run is, what it takes, how the rate goes, and what is likely to be wrong."""
+    _line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
+    _head("model and data")
+    _rows(model_and_data(plan))
+    _head("memory, at the moment when a step holds most")
+    _memory(plan)
+    _head("time and disk")
+    _rows(time_and_disk(plan))
+    _head("on a GPU")
+    _gpus(plan)
+    _head("learning rate")
+    _line(schedule_picture.curve(list(plan.steps), list(plan.rates)))
+    _head("remarks" if plan.remarks else "no remarks")
+    for remark in plan.remarks:
+        _line(f"! {remark}", style="yellow")
+
+
+def model_and_data(plan: Plan) -> list[tuple[str, str]]:
+    facts = plan.facts
+    parts = ", ".join(f"{part} {si(count)}" for part, count in plan.parts.items())
+    if plan.missing:
+        epochs = f"unknown: {', '.join(plan.missing)} has no token files yet (python -m lmtrain prepare)"
+    else:
+        epochs = ", ".join(f"{seen:.3g} of {name}" for name, seen in facts.epochs.items())
+        epochs += " (with what it saw before the fork, where the data and its order are the same)" * bool(plan.fork)
+    cuda = ""
+    if plan.cuda_step_flops and plan.cuda_step_flops > 1.001 * plan.step_flops:
+        more = plan.cuda_step_flops / plan.step_flops - 1
+        cuda = f"; on CUDA {more:.1%} more, as fused attention computes its scores again"
+    return [
+        ("parameters", f"{facts.parameters:,}: {parts}"),
+        ("a step", f"{facts.step_tokens:,} tokens"),
+        ("the run", _steps(plan)),
+        ("epochs", epochs),
+        (
+            "tokens a parameter",
+            f"{facts.tokens_per_parameter:.3g}, where {OPTIMAL} are compute-optimal{_optimal(plan)}",
+        ),
+        ("FLOPs", f"{si(plan.step_flops)} a step, {si(plan.run_flops)} in all ({plan.flops_from}{cuda})"),
+    ]
+
+
+def _steps(plan: Plan) -> str:
+    facts = plan.facts
+    steps = f"{facts.steps:,} steps = {si(facts.tokens)} tokens"
+    if plan.fork is None:
+        return steps
+    origin = f"step {facts.first_step:,} of {plan.fork} ({si(facts.tokens_before)} tokens)"
+    return f"{steps}, from {origin} to {facts.max_steps:,}"
+
+
+def _optimal(plan: Plan) -> str:
+    facts = plan.facts
+    steps = facts.first_step + (OPTIMAL * facts.parameters - facts.tokens_before) / facts.step_tokens
+    return " (Hoffmann et al. 2022)" + (f": {steps:,.0f} steps" if steps > facts.first_step + 0.5 else "")
+
+
+def _memory(plan: Plan) -> None:
+    if plan.here is None:
+        _line(f"  unknown, as a step can't be followed without its data ({plan.no_memory})")
+        return
+    # Beside a step here the same step on CUDA, for those who plan on another machine.
+    columns = {plan.machine.partition(" ")[0]: plan.here}
+    if plan.on_cuda is not None and plan.on_cuda is not plan.here:
+        columns["a GPU, bfloat16"] = plan.on_cuda
+    table = _table("", *columns)
+    for kind, meaning in KINDS.items():
+        sizes = [step.peak.get(kind, 0) for step in columns.values()]
+        if any(sizes) or kind == "gradients":
+            table.add_row(meaning, *(_bytes(size) if size else "–" for size in sizes))
+    table.add_row("a step's peak, eager", *(_bytes(step.peak_bytes) for step in columns.values()), style="bold")
+    for meaning, size in plan.beside.items():
+        table.add_row(meaning, _bytes(size))
+    _print(table)
+    if any(not step.peak.get("gradients") for step in columns.values()):
+        _line("  gradients –: a step holds most at its logits, before there is any gradient")
+    _line("  compiled, a step takes less: what is fused into one kernel is kept once")
+    facts = plan.facts
+    if facts.memory_needed is not None and facts.memory_free is not None:
+        fits = "fits" if facts.memory_needed <= facts.memory_free else "does not fit"
+        _line(f"  {_bytes(facts.memory_needed)} in all {fits}: {_bytes(facts.memory_free)} are there")
+    if plan.measured:
+        whose = "tensors" if facts.device == "cuda" else "the process"
+        _line(f"  measured: {_bytes(plan.measured.peak_bytes)} at most ({whose})")
+
+
+def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
+    facts = plan.facts
+    rows = []
+    if facts.step_seconds is None:
+        rows.append(("here", "unknown, as it multiplies no matrices; --measure takes real steps"))
+    if facts.step_seconds is not None and facts.seconds is not None:
+        source = (
+            f"measured, median of {plan.measured.steps} steps"
+            if plan.measured
+            else "estimated from one matrix product; --measure takes real steps"
+        )
+        step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
+        speed = f"{step} a step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
+        cost = "" if plan.dollars is None else f" and {_dollars(plan.dollars)}"
+        rows.append(("here", f"{_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
+    if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
+        rows.append(
+            (
+                "checkpoints",
+                f"{plan.checkpoints} × {_bytes(facts.checkpoint_bytes)} = {_bytes(facts.disk_needed)}; "
+                f"{_bytes(facts.disk_free)} are free",
+            )
+        )
+    return rows
+
+
+def _gpus(plan: Plan) -> None:
+    if not plan.run_flops:
+        _line("  unknown: the model multiplies no matrices")
+        return
+    table = _table("", "memory", "fits", "time", "cost")
+    for offer in plan.offers:
+        fits = {None: "?", True: "yes", False: "no"}[offer.fits]
+        dtype = "" if offer.gpu.bfloat16 else " (float16)"
+        cost = "" if offer.dollars is None else _dollars(offer.dollars)
+        table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, _time(offer.seconds), cost)
+    _print(table)
+    _line(
+        f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu), or {1e6 * KERNEL_S:g} µs a kernel where that is longer; "
+        f"prices of {PRICED}, one GPU on demand (--price)"
+    )
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 1 else "under 1s"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.005 else "under a cent"
+
+
+def _bytes(size: float) -> str:
+    return f"{si(size)}B"
+
+
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, box=None, pad_edge=False, padding=(0, 2), show_header=True, header_style="dim")
+    for other in others:
+        table.add_column(other, justify="right")
+    return table
+
+
+def _rows(rows: Iterable[tuple[str, str]]) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in rows:
+        table.add_row(name, Text(text))
+    _print(table)
+
+
+def _print(table: Table) -> None:
+    console.print(Padding(table, (0, 0, 0, 2), expand=False), soft_wrap=False)
+
+
+def _head(text: str) -> None:
+    _line(f"\n{text}", style="bold")
+
+
+def _line(text: str, style: str | None = None) -> None:
+    console.print(Text(text), style=style)

@@ -1,0 +1,97 @@
+"""The files of one run beside its checkpoints: who owns it, what it ran with, and how it ended."""
+
+import fcntl
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lmtrain.errors import ConfigError
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.limited import read_json
+from lmtrain.terminal.redact import redact, redacted
+
+SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
+LOCK_PAUSES_S = (0.0, 0.05, 0.2)
+
+
+class RunDirectory:
+    """One run's folder, owned by one process while it is open (a context manager).
+
+    Raises:
+        ValueError: on entering, if another process owns it, which the message names; or if something in it is a link,
+            by which a run that others made could have files elsewhere overwritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+        self.lock = self.path / ".lock"
+
+    def __enter__(self) -> Self:
+        self.path.mkdir(parents=True, exist_ok=True)
+        for entry in self.path.iterdir():
+            if entry.is_symlink() and entry.name != "checkpoints":  # which may well lie on a larger disk
+                raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
+        # The kernel frees the lock when its process dies, however it dies: a stale one can't be.
+        self._file = self.lock.open("a+")
+        if not self._locked():
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            self._file.close()
+            raise ValueError(f"{self.path}: in use by {owner}") from None
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        self._file.flush()
+        return self
+
+    def _locked(self) -> bool:
+        """Tries more than once: whoever looks whether a run goes on holds its lock for an instant."""
+        for pause_s in LOCK_PAUSES_S:
+            time.sleep(pause_s)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return True
+        return False
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a whole file or none, without secrets: no reader ever sees half of it."""
+        write_atomically(self.path / name, json.dumps(redacted(content), indent=2, default=_redacted_str) + "\n")
+
+    def write_config(self, resolved: str, hydra_files: Mapping[str, str]) -> None:
+        """The texts of `config.yaml`, and of the files in `.hydra/` by name."""
+        write_atomically(self.path / "config.yaml", resolved)
+        (self.path / ".hydra").mkdir(exist_ok=True)
+        for name, text in hydra_files.items():
+            write_atomically(self.path / ".hydra" / name, text)
+
+    def run_id(self, given: str | None = None) -> str:
+        """The identity of this run for W&B: given or drawn once, and kept in `environment.json`."""
+        recorded = read_json(self.path / "environment.json").get("run_id")
+        return str(recorded) if recorded else given or secrets.token_hex(4)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether the folders in it are the jobs of a sweep or a search."""
+    return (folder / SWEEP_CONFIG).is_file()
+
+
+def _redacted_str(value: object) -> str:
+    return redact(str(value))
+
+
+def refuse_existing_run(run_dir: Path) -> None:
+    """Raises ConfigError if a run is there already: a new one would mix with it."""
+    if (run_dir / "metrics.jsonl").exists():
+        raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")

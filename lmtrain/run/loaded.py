@@ -1,0 +1,90 @@
+"""Reads a finished (or running) run back: its config, model and tokenizer."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lmtrain.checkpoint import folder as checkpoint
+from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.errors import BrokenCheckpointError, ConfigError
+from lmtrain.files.limited import read_json
+from lmtrain.system import System
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's model as of one checkpoint, on the device of `system`."""
+
+    cfg: DictConfig
+    model: nn.Module
+    tokenizer: StoredTokenizer | None
+    system: System
+    step: int
+
+
+def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = ()) -> LoadedRun:
+    """The run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
+
+    Of the parts that its config names, only those are built that `check_trust` allows, or that are `trusted`.
+
+    Raises:
+        ConfigError: there is no such run or checkpoint, it is broken, or names what is not trusted.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
+    checkpoints = checkpoint.CheckpointFolder(run_dir / "checkpoints")
+    steps = checkpoints.steps()
+    if not steps:
+        raise ConfigError(f"{run_dir}: no checkpoint yet")
+    path = checkpoints.at(_step(which, checkpoints))
+    if not path.is_dir():
+        raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
+    cfg = read_saved(run_dir / "config.yaml")
+    check_trust(cfg, trusted, run_dir, option="--trust ")
+    with mistakes_of_the_user():
+        system: System = build(cfg.system, device=device, compile=False)
+        model: nn.Module = build(cfg.model)
+        has_tokenizer = (run_dir / tokenizers.FILE).is_file()
+        tokenizer = tokenizers.load(run_dir) if has_tokenizer else None
+    try:
+        loaded = checkpoint.load(path)
+        model.load_state_dict(dict(loaded.tensors["model"]))
+    except (BrokenCheckpointError, RuntimeError) as error:
+        others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
+        way_out = f"; --checkpoint takes one of the other steps: {others}" if others else ""
+        raise ConfigError(f"{path}: {error}{way_out}") from error
+    return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, loaded.state["train"]["step"])
+
+
+def _step(which: str, checkpoints: checkpoint.CheckpointFolder) -> int:
+    """The step that is meant; the links of these names are for people, and a kill may leave them behind."""
+    latest = checkpoints.steps()[-1]
+    if which == "latest":
+        return latest
+    if which == "best":
+        # What is written last knows of an evaluation that came after the last checkpoint.
+        result = read_json(checkpoints.path.parent / "result.json")
+        state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
+        best = result.get("best_step") or state.get("best_step")
+        return int(best) if best in checkpoints.steps() else latest
+    if not which.isdecimal():
+        raise ConfigError(f"--checkpoint {which}: best, latest or a step")
+    return int(which)
+
+
+def started_in(run_dir: Path) -> Path | None:
+    """The folder that a run was started in, if it is still there."""
+    saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
+    try:
+        folder = saved["hydra"]["runtime"]["cwd"]
+    except (KeyError, TypeError):
+        return None
+    there = isinstance(folder, str) and Path(folder).is_absolute() and Path(folder).is_dir()
+    return Path(folder) if there else None

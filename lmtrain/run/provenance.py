@@ -1,0 +1,60 @@
+"""What a run is made of, as its directory and its loggers keep it."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lmtrain.data.loader import TokenLoader
+from lmtrain.files.limited import read_json
+from lmtrain.model.flops import flops_per_token
+from lmtrain.run.directory import RunDirectory
+from lmtrain.run.environment import lasting
+from lmtrain.terminal.differences import differences
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Resumed:
+    """A run that goes on from its newest checkpoint: what its config changes, a line each; `began` once it does."""
+
+    changes: Sequence[str]
+    began: bool = False
+
+
+def size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
+    """What runs of different models are compared by."""
+    return {
+        "class": type(model).__name__,
+        "parameters": sum(param.numel() for param in model.parameters()),
+        "flops_per_token": flops_per_token(model, loader.block_size),
+    }
+
+
+def record(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    hydra_files: Mapping[str, str],
+    now: Mapping[str, Any],
+    resumed: Resumed | None,
+    then: Mapping[str, Any] | None,
+) -> None:
+    """Writes what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
+    if resumed is None:
+        directory.write_json("environment.json", now)
+        return
+    resumed.began = True
+    (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
+    first = read_json(directory.path / "environment.json") or dict(now)
+    again = {key: value for key, value in now.items() if key != "run_id"} | {"changes": list(resumed.changes)}
+    directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
+    directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
+    for line in resumed.changes:
+        log.info("changed: %s", line)
+    since = differences(then, lasting(now)) if then else []
+    if since:
+        log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))

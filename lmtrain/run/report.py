@@ -1,0 +1,165 @@
+"""What a run tells the person in front of it: before it starts, and how it ended."""
+
+import logging
+import math
+import shlex
+import traceback
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.errors import ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.limited import read_json
+from lmtrain.loop.evaluation import perplexity
+from lmtrain.model.flops import flops_per_token
+from lmtrain.model.generate import generate
+from lmtrain.plan.facts import Schedule
+from lmtrain.plan.hardware import estimate_seconds
+from lmtrain.plan.schedule_remarks import certain_mistakes
+from lmtrain.run.directory import RunDirectory, is_sweep
+from lmtrain.run.identity import config_hash
+from lmtrain.system import System
+from lmtrain.terminal.paths import short
+from lmtrain.terminal.units import duration, si, significant
+from lmtrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+LONG_RUN_S = 24 * 3600
+
+
+def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None:
+    """The run in a few lines before it starts, with a warning if it will take long."""
+    loader, system, state = trainer.train_loader, trainer.system, trainer.state
+    params = sum(param.numel() for param in trainer.model.parameters())
+    step_tokens = trainer.step_samples * loader.block_size
+    steps = trainer.max_steps - state.step
+    log.info("run %s", short(directory.path))
+    log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    for other in same_runs(directory.path, config_hash(OmegaConf.to_container(cfg))):  # type: ignore[arg-type]
+        best = read_json(other / "result.json").get("best_val_loss")
+        log.info("the same config as %s (completed%s)", short(other), f", best val {best:.4f}" if best else "")
+    epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
+    log.info(
+        "%s steps of %s tokens = %s, %s",
+        f"{trainer.max_steps:,}",
+        f"{step_tokens:,}",
+        si(trainer.max_steps * step_tokens),
+        ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
+    )
+    if state.step:
+        log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
+    if state.step >= trainer.max_steps:
+        log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
+    for mistake in certain_mistakes(Schedule.of(cfg.scheduler, trainer.max_steps)):
+        log.warning("%s", mistake)
+    flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
+    # A quick bound first, so that small runs measure nothing: no device is slower than this.
+    if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
+        log.warning(
+            "this run will take about %s on %s. To make it smaller: fewer steps (trainer.max_steps), fewer tokens "
+            "a step (trainer.gradient_accumulation_steps, data.batch_size, data.block_size), a smaller model "
+            "(model=llama_1m)%s; experiments=quickstart takes minutes on a CPU",
+            duration(seconds),
+            system.device,
+            " or system.dtype=float32" if system.device.type == "cpu" and system.dtype_name != "float32" else "",
+        )
+
+
+def same_runs(run: Path, wanted: str) -> list[Path]:
+    """Completed runs beside this one that have the same config hash."""
+    others = (path for path in sorted(run.parent.glob("*/result.json")) if path.parent != run)
+    ended = ((path.parent, read_json(path)) for path in others)
+    return [
+        path for path, result in ended if (result.get("config_hash"), result.get("status")) == (wanted, "completed")
+    ]
+
+
+def show_sample(
+    model: nn.Module,
+    tokenizer: StoredTokenizer,
+    system: System,
+    block_size: int,
+    cfg: DictConfig,
+    directory: RunDirectory,
+) -> None:
+    """Text of the model's own for the log, and for `sample.txt`, where runs are compared by it."""
+    prompt = torch.tensor([tokenizer.end_of_text or 0], device=system.device)
+    ids = generate(
+        model,
+        prompt,
+        cfg.sample_tokens,
+        block_size=block_size,
+        vocab_size=tokenizer.vocab_size,
+        generator=torch.Generator().manual_seed(cfg.seed),
+    )
+    text = tokenizer.decode(ids[1:].tolist()).strip("\n")
+    log.info("a sample of the model's text:\n%s\n%s\n%s", "-" * 60, text, "-" * 60)
+    write_atomically(directory.path / "sample.txt", f"{text}\n")
+
+
+def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
+    path = short(directory.path)
+    if state.val_loss is not None:
+        log.info(
+            "final loss: train %.4f, val %.4f (perplexity %s; best %.4f at step %s)",
+            state.train_loss or math.nan,
+            state.val_loss,
+            significant(perplexity(state.val_loss)),
+            state.best_val_loss or math.nan,
+            state.best_step,
+        )
+    log.info("took %s; everything is in %s", duration(state.seconds), path)
+    if is_sweep(directory.path.parent):
+        return  # a job of a sweep, which closes with its own table
+    log.info(
+        "next: python -m lmtrain sample %s --count 3\n"
+        "      python -m lmtrain evaluate %s\n"
+        "      %s trainer.max_steps=%d",
+        shlex.quote(path),
+        shlex.quote(path),
+        resume_command(directory.path),
+        2 * cfg.trainer.max_steps,
+    )
+
+
+def tell_ending(error: BaseException | None, path: Path) -> None:
+    """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
+    saved = CheckpointFolder(path / "checkpoints").steps()
+    match error:
+        case None:
+            pass
+        case ConfigError():
+            log.debug("config error", exc_info=error)
+        case DivergedError() | NonFiniteStateError():
+            log.error("diverged: %s", error)
+        case PrunedError():
+            log.warning(
+                "pruned: %s; saved after step %d; to go on all the same: %s", error, saved[-1], resume_command(path)
+            )
+        case InterruptedBySignal():
+            where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
+            log.warning("%s %s; to continue: %s", error, where, resume_command(path))
+        case _:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            log.error(
+                "failed: %s: %s (%s:%s; traceback in %s)",
+                type(error).__name__,
+                error,
+                short(Path(last.filename)),
+                last.lineno,
+                short(path / "train.log"),
+                exc_info=error,
+            )
+            if saved:
+                log.error("to continue from step %d when that is mended: %s", saved[-1], resume_command(path))
+
+
+def resume_command(run_dir: Path) -> str:
+    return f"python -m lmtrain {shlex.quote(f'resume={short(run_dir)}')}"

@@ -1,0 +1,143 @@
+"""A sweep over all combinations of values, under any launcher: every config checked before, every job told of after."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config.check import nearest_of
+from lmtrain.errors import ConfigError, InterruptedBySignal
+from lmtrain.files.limited import read_json
+from lmtrain.loop.stop_request import StopRequest
+from lmtrain.run.directory import SWEEP_CONFIG
+from lmtrain.sweep.job import Ended, Job
+from lmtrain.sweep.job_directory import check_config, composed, search_path, to_do
+from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
+from lmtrain.sweep.report import close, tell_of_launcher
+from lmtrain.terminal.console import console
+from lmtrain.terminal.paths import short
+
+VALID = ("max_batch_size", "params")
+
+
+class GridSweeper(Sweeper):
+    """`hydra/sweeper=grid`: as Hydra's basic one; a job that fails keeps no other from being run, or from being shown.
+
+    Raises:
+        ConfigError: a mistake in any job's config; nothing is left behind then.
+        SweepEndedError: not all jobs are done.
+    """
+
+    def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None, **unknown: Any) -> None:
+        self.max_batch_size = max_batch_size
+        self.params = params or {}
+        self.unknown = unknown  # told of in `sweep`, where a mistake is told as one
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+        self.hydra_context = hydra_context
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        # Not at the top: Hydra's search for plugins would make another class of it.
+        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+        assert self.config is not None
+        assert self.hydra_context is not None
+        self._check_settings()
+        self._path = tuple(search_path(self.config.hydra))
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        try:
+            parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
+            for override in parsed:
+                if override.is_interval_sweep():
+                    raise ConfigError(
+                        f"{override.input_line}: a sweep takes single values, a,b or range(a, b, step); an interval is "
+                        "for a search, hydra/sweeper=optuna"
+                    )
+            batches = BasicSweeper.split_arguments(parsed, self.max_batch_size)
+        except HydraException as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+        jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
+        self._check(jobs)
+        sweep_dir = Path(self.config.hydra.sweep.dir)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
+        console.print(f"sweep of {len(jobs)} jobs in {short(sweep_dir.absolute())}", markup=False)
+        retry = self.config.retry_failed
+        before = {
+            job
+            for job in jobs
+            if to_do(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
+        }
+        returned: list[JobReturn] = []
+        stopped, trouble = self._launch(batches, returned)
+        missing = [None] * (len(jobs) - len(returned))
+        ended = [
+            self._ended(job, one, trouble, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
+        ]
+        if trouble is not None:
+            tell_of_launcher(trouble)
+        close(sweep_dir.absolute(), ended, stopped)
+
+    def _check_settings(self) -> None:
+        for key, value in self.unknown.items():
+            way_out = nearest_of(key, VALID, "hydra.sweeper.") or (
+                f"; hydra/sweeper=grid has {' and '.join(VALID)} alone; an experiment that searches tries everything "
+                "with hydra/sweeper/sampler=grid"
+            )
+            raise ConfigError(f"hydra.sweeper.{key}={value}: unknown key{way_out}")
+        size = self.max_batch_size
+        if size is not None and not (isinstance(size, int) and size > 0):
+            raise ConfigError(f"hydra.sweeper.max_batch_size={size}: give a whole number, 1 or more")
+
+    def _check(self, jobs: Sequence[Job]) -> None:
+        """Every job's config, and then the data: a typo in the last one should not wait for the others."""
+        for job in jobs:
+            check_config(job.overrides, self._path)
+        for job in jobs:
+            composed(job.overrides, self._path, job.directory)
+
+    def _launch(
+        self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]
+    ) -> tuple[int | None, Exception | None]:
+        """Fills in what the launcher returns; the signal that stopped it, and what went wrong with the launcher."""
+        assert self.launcher is not None
+        try:
+            with StopRequest():
+                for batch in batches:
+                    returned += self.launcher.launch(batch, initial_job_idx=len(returned))
+                    if isinstance(self.launcher, ProcessLauncher) and self.launcher.stopped is not None:
+                        return self.launcher.stopped, None
+        except InterruptedBySignal as signal:
+            return signal.number, None
+        except JobStoppedError as signal:
+            return int(signal.args[0]), None
+        except ConfigError:
+            raise
+        except Exception as error:  # a launcher's own, which may be anything: the jobs that ended have their results
+            return None, error
+        return None, None
+
+    def _ended(self, job: Job, returned: JobReturn | None, trouble: Exception | None, before: bool) -> Ended:
+        """How a job ended, by what the launcher returned and, without that, by what lies in its directory."""
+        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else trouble
+        if isinstance(failure, JobFailedError):
+            return replace(failure.ended, job=job)
+        now = to_do(job.directory, job.overrides, self._path, retry_failed=False)
+        if now.status is not None:
+            return Ended(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
+        result = read_json(job.directory / "result.json")
+        begun = result.get("status") or ("interrupted" if now.resumes else "not started")
+        reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
+        return Ended(job, "failed" if failure and returned else begun, None, reason, result, ran=now.resumes)

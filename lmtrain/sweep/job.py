@@ -1,0 +1,27 @@
+"""A job of a sweep, and how it ended."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run of a sweep: what it overrides, where it goes, and what it is called (what tells it from the others)."""
+
+    overrides: tuple[str, ...]
+    directory: Path
+    title: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: `status` as in `result.json`, or "not started"; `ran`: here and now, not before."""
+
+    job: Job
+    status: str
+    objective: float | None
+    reason: str | None
+    result: Mapping[str, Any]
+    ran: bool

@@ -1,0 +1,83 @@
+"""Starts the jobs of a sweep, each in a fresh interpreter: no flag, thread count or memory of one reaches the next."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.config.compose import compose
+from lmtrain.errors import SUCCESSFUL
+from lmtrain.sweep.job import Ended, Job
+from lmtrain.sweep.job_directory import directory_name, search_path
+from lmtrain.sweep.pool import JobPool
+from lmtrain.sweep.progress import run_all
+
+SUBDIR = "${job_directory:${hydra.overrides.task}}"  # as in conf/config.yaml
+
+
+class JobFailedError(RuntimeError):
+    """A job is not done; `ended` is how it ended. As an exception, for Hydra has no other way to say so."""
+
+    def __init__(self, ended: Ended) -> None:
+        super().__init__(ended)
+        self.ended = ended
+
+    def __str__(self) -> str:
+        return f"{self.ended.job.title}: {self.ended.status}: {self.ended.reason}"
+
+
+class JobStoppedError(BaseException):
+    """A signal, this number, stopped a job and with it the process that it was started from."""
+
+
+class ProcessLauncher(Launcher):
+    """`hydra/launcher=process`: `n_jobs` at once (null: one a deal of `gpus_per_job` GPUs; without any, one)."""
+
+    def __init__(self, n_jobs: int | None, gpus_per_job: int) -> None:
+        self.n_jobs = n_jobs
+        self.gpus_per_job = gpus_per_job
+        self.stopped: int | None = None  # the signal that did it
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        path = search_path(self.config.hydra)
+        with JobPool(
+            n_jobs=self.n_jobs,
+            gpus_per_job=self.gpus_per_job,
+            retry_failed=self.config.retry_failed,
+            search_path=path,
+        ) as pool:
+            ended = run_all(pool, jobs_of(self.config, job_overrides, initial_job_idx), path)
+            self.stopped = pool.stopped
+        return [_job_return(one) for one in ended]
+
+
+def jobs_of(config: DictConfig, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
+    """A sweep's jobs, each in its directory under every launcher, and called by the overrides that not all share."""
+    sweep_dir = Path(config.hydra.sweep.dir).absolute()
+    own: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    shared = Counter(override for overrides in job_overrides for override in set(overrides))
+    jobs = []
+    for number, overrides in enumerate(job_overrides, first_number):
+        if own["subdir"] == SUBDIR:  # composing would only take its time
+            subdir = directory_name(overrides)
+        else:
+            numbered = [*config.hydra.overrides.hydra, *overrides, f"hydra.job.num={number}", f"hydra.job.id={number}"]
+            subdir = str(compose(numbered, with_hydra=True).hydra.sweep.subdir)
+        title = " ".join(override for override in overrides if shared[override] < len(job_overrides))
+        jobs.append(Job(tuple(overrides), sweep_dir / subdir, title or directory_name(overrides)))
+    return jobs
+
+
+def _job_return(ended: Ended) -> JobReturn:
+    job = JobReturn(overrides=list(ended.job.overrides), task_name="lmtrain", working_dir=str(ended.job.directory))
+    job.status = JobStatus.COMPLETED if ended.status in SUCCESSFUL else JobStatus.FAILED
+    job.return_value = ended.objective if ended.status in SUCCESSFUL else JobFailedError(ended)
+    return job

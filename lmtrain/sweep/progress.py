@@ -1,0 +1,157 @@
+"""What is seen of a sweep while it goes on: a live table in a terminal; else a line when a job starts, and ends."""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.live import Live
+from rich.table import Table
+
+from lmtrain.sweep.job import Ended, Job
+from lmtrain.sweep.job_directory import composed
+from lmtrain.sweep.pool import JobPool, Running
+from lmtrain.sweep.report import label, loss
+from lmtrain.terminal.console import console
+from lmtrain.terminal.units import duration
+
+POLL_S = 0.1
+REFRESH_S = 0.5
+TAIL_BYTES = 16_000  # of metrics.jsonl: some fifty lines, of which one has a validation loss
+OTHER_ROWS = 8  # of a screen: the table's frame, its counts and the shell's line
+MAX_TITLE_CHARS = 80
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has got, by the last lines of its metrics."""
+
+    step: int = 0
+    train_loss: float | None = None
+    val_loss: float | None = None
+    seconds: float = 0.0
+
+    def seconds_left(self, max_steps: int) -> float | None:
+        return (max_steps - self.step) * self.seconds / self.step if self.step else None
+
+
+def read_progress(metrics: Path) -> Progress:
+    """Of a run that goes on, from its `metrics.jsonl`."""
+    try:
+        with metrics.open("rb") as file:
+            start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
+            file.seek(start)
+            tail = file.read()
+    except OSError:
+        return Progress()
+    last: dict[str, float] = {}
+    for line in tail.split(b"\n")[1 if start else 0 : -1]:  # whole ones
+        try:
+            last |= json.loads(line)
+        except (ValueError, TypeError):
+            continue
+    seconds = last.get("seconds") or 0.0
+    return Progress(int(last.get("step", 0)), last.get("train/loss"), last.get("val/loss"), seconds)
+
+
+class SweepProgress:
+    """Shows a pool's jobs while it is open (a context manager); `show` after each `poll`.
+
+    `total` is the number of all jobs, if that is known.
+    """
+
+    def __init__(self, pool: JobPool, total: int | None, search_path: Sequence[str]) -> None:
+        self._pool = pool
+        self._total = total
+        self._search_path = tuple(search_path)
+        self._ended: list[Ended] = []
+        self._started = 0
+        self._announced: list[Running] = []
+        self._shown_at = 0.0
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, ended: Sequence[Ended]) -> None:
+        self._ended += ended
+        if self._live is None:
+            self._print_lines(ended)
+        elif ended or time.monotonic() - self._shown_at > REFRESH_S:
+            self._shown_at = time.monotonic()
+            self._live.update(self._table(), refresh=True)
+
+    def _print_lines(self, ended: Sequence[Ended]) -> None:
+        for one in ended:
+            words = [f"val {one.objective:.4f}"] if one.objective is not None else []
+            words += [one.reason] if one.reason else []
+            console.print(f"{self._count(one)} {one.job.title}: {'; '.join([label(one), *words])}", markup=False)
+        for running in self._pool.running:
+            if not any(running is one for one in self._announced):
+                console.print(f"{'resumed' if running.resumed else 'started'} {running.job.title}", markup=False)
+        self._announced = [*self._pool.running]
+
+    def _count(self, one: Ended) -> str:
+        done = next(number for number, other in enumerate(self._ended, 1) if other is one)
+        return f"[{done}/{self._total}]" if self._total else f"[{done}]"
+
+    def _table(self) -> Table:
+        rows = Table("job", "state", "step", "train", "val", "left", caption_justify="left")
+        for column in rows.columns[2:]:
+            column.justify = "right"
+        for running in self._pool.running:
+            rows.add_row(*self._running_row(running))
+        for one in self._ended[: -1 - max(0, console.height - OTHER_ROWS - len(self._pool.running)) : -1]:
+            result = one.result
+            losses = [loss(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
+            rows.add_row(_cut(one.job.title), label(one), str(result.get("steps", "–")), *losses, "")
+        counts = Counter({"running": len(self._pool.running)}) + Counter(map(label, self._ended))
+        waiting = (self._total or 0) - sum(counts.values())
+        words = [f"{count} {name}" for name, count in [*counts.items(), ("waiting", waiting)] if count > 0]
+        rows.caption = ", ".join(words) + ("; stopping" if self._pool.stopped is not None else "")
+        return rows
+
+    def _running_row(self, running: Running) -> list[str]:
+        config = composed(running.job.overrides, self._search_path, running.job.directory).config
+        max_steps = config.get("trainer", {}).get("max_steps")  # a trainer of the user's own may have none
+        progress = read_progress(running.job.directory / "metrics.jsonl")
+        left = progress.seconds_left(max_steps) if max_steps else None
+        return [
+            _cut(running.job.title),
+            "resumed" if running.resumed else "running",
+            f"{progress.step}/{max_steps}" if max_steps else str(progress.step),
+            loss(progress.train_loss),
+            loss(progress.val_loss),
+            "–" if left is None else duration(left),
+        ]
+
+
+def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> list[Ended]:
+    """Runs and shows the jobs; how they ended, in their own order."""
+    for job in jobs:
+        pool.submit(job)
+    ended: list[Ended] = []
+    with SweepProgress(pool, len(jobs), search_path) as progress:
+        while pool.unfinished:
+            ended += (now := pool.poll())
+            progress.show(now)
+            if pool.unfinished:
+                time.sleep(POLL_S)
+    return [next(one for one in ended if one.job is job) for job in jobs]
+
+
+def _cut(title: str) -> str:
+    return title if len(title) <= MAX_TITLE_CHARS else f"{title[: MAX_TITLE_CHARS - 1]}…"

@@ -1,0 +1,131 @@
+"""How a sweep ended: the closing table, `sweep.json`, and what to do next."""
+
+import json
+import logging
+import math
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from lmtrain.config.overrides import quoted
+from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.lock import owned
+from lmtrain.sweep.job import Ended
+from lmtrain.sweep.pool import LOG
+from lmtrain.terminal.console import console
+from lmtrain.terminal.paths import short
+from lmtrain.terminal.redact import redact, redacted
+from lmtrain.terminal.units import duration, si
+
+log = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.json"
+RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "seconds", "config_hash")
+
+
+def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
+    """Shows and records how each job ended, best first.
+
+    Raises:
+        SweepEndedError: some are not done, or a signal stopped the sweep.
+    """
+    ended = sorted(
+        ended, key=lambda one: (one.status not in SUCCESSFUL, math.inf if one.objective is None else one.objective)
+    )
+    content = {
+        "command": ["lmtrain", *sys.argv[1:]],
+        "stopped": stopped,
+        "jobs": [
+            {
+                "title": one.job.title,
+                "directory": one.job.directory.name,
+                "status": one.status,
+                "ran": one.ran,
+                "objective": one.objective,
+                "reason": one.reason,
+                **{key: one.result.get(key) for key in RESULT},
+                "overrides": list(one.job.overrides),
+            }
+            for one in ended
+        ],
+    }
+    with owned(sweep_dir, on_waiting=lambda: None):  # two of the same command end at the same time
+        write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
+    console.print(table(ended))
+    for one in ended:
+        if one.status not in SUCCESSFUL and one.status != "not started":
+            where = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
+            words = [one.job.title, one.status, *([one.reason] if one.reason else [])]
+            console.print(redact(f"{': '.join(words)}{where}"), markup=False)
+    console.print(f"{summary(ended)}; everything is in {short(sweep_dir)}", markup=False)
+    missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - SUCCESSFUL
+    if missing or stopped is not None:
+        again = command_to_continue(sweep_dir, retries=bool(missing & UNSUCCESSFUL))
+        console.print(f"to continue: {again}", markup=False)
+    if any(one.result for one in ended):
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(sweep_dir))}", markup=False)
+    if stopped is not None:
+        raise SweepEndedError(ending_by_signal(stopped).exit_code)
+    if any(one.status not in SUCCESSFUL for one in ended):
+        raise SweepEndedError(1)
+
+
+def tell_of_launcher(error: Exception) -> None:
+    """That a launcher of others failed by itself; how its jobs are is in their directories."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    console.print(redact(f"the launcher failed: {reason}"), markup=False, soft_wrap=True)
+    log.debug("its traceback", exc_info=error)
+
+
+def table(ended: Sequence[Ended]) -> Table:
+    rows = Table()
+    for heading in ("job", "status", "best val", "at step", "train", "tokens", "time", "directory"):
+        words = heading in ("job", "status", "directory")
+        rows.add_column(heading, overflow="fold", justify="left" if words else "right")
+    for one in ended:
+        rows.add_row(
+            one.job.title,
+            label(one),
+            loss(one.objective),
+            str(one.result.get("best_step") or "–"),
+            loss(one.result.get("final_train_loss")),
+            si(one.result.get("tokens", 0)),
+            duration(one.result.get("seconds", 0.0)),
+            one.job.directory.name,
+        )
+    return rows
+
+
+def label(ended: Ended) -> str:
+    """The status, and whether it is an earlier sweep's."""
+    return ended.status if ended.ran or ended.status == "not started" or not ended.result else f"{ended.status} before"
+
+
+def summary(ended: Sequence[Ended]) -> str:
+    """12 jobs: 10 completed, 2 failed."""
+    counts = Counter(map(label, ended))
+    return f"{len(ended)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
+    """The same command in the same directory, which runs what is missing; `retries`: and what has failed."""
+    given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
+    path = short(sweep_dir)
+    plain = all(character.isalnum() or character in "/_.-" for character in path)
+    retry = ["retry_failed=true"] if retries else []
+    words = [*given, f"hydra.sweep.dir={path if plain else quoted(path)}", *retry]
+    return f"python -m lmtrain {shlex.join(redacted(words))}"
+
+
+def _has_run(ended: Ended) -> bool:
+    """Now or before; else something is in its way, another config in its directory say, which `reason` tells."""
+    return ended.ran or bool(ended.result)
+
+
+def loss(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

@@ -1,0 +1,208 @@
+"""Searches with Optuna: each trial is chosen by how those before it ended, and one without hope ends early."""
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import PositiveInt
+
+from lmtrain.config.build import build
+from lmtrain.config.check import check_part
+from lmtrain.config.overrides import quoted
+from lmtrain.errors import ConfigError, InterruptedBySignal, SweepEndedError, ending_by_signal
+from lmtrain.files.limited import read_json
+from lmtrain.loop.stop_request import StopRequest
+from lmtrain.run.directory import SWEEP_CONFIG
+from lmtrain.sweep.job import Ended, Job
+from lmtrain.sweep.job_directory import composed, search_path
+from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher
+from lmtrain.sweep.pool import JobPool
+from lmtrain.sweep.progress import POLL_S, SweepProgress
+from lmtrain.sweep.report import command_to_continue, tell_of_launcher
+from lmtrain.terminal.console import console
+from lmtrain.terminal.paths import short
+
+if TYPE_CHECKING:  # Optuna is an extra, and takes a second to import; every start of lmtrain comes by here
+    from lmtrain.sweep.search.trials import RunningTrial, Search
+
+WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna: pip install -e '.[optuna]'"
+
+
+class Settings:
+    """What `conf/hydra/sweeper/optuna.yaml` says; `sampler` and `pruner` are Optuna's own."""
+
+    def __init__(
+        self,
+        *,
+        n_trials: PositiveInt,
+        direction: Literal["minimize", "maximize"],
+        study_name: str | int,
+        storage: str | None,
+        n_jobs: PositiveInt | None,
+        sampler: Callable[..., Any],
+        pruner: Callable[..., Any],
+    ) -> None:
+        self.n_trials, self.direction, self.study_name, self.storage = n_trials, direction, str(study_name), storage
+        self.n_jobs, self.sampler, self.pruner = n_jobs, sampler, pruner
+
+
+class OptunaSweeper(Sweeper):
+    """`hydra/sweeper=optuna`: asks for a trial whenever there is room for a job, and tells how it ended.
+
+    With the process launcher each trial starts as another one ends; other launchers get them in batches of `n_jobs`.
+    """
+
+    hydra_context: HydraContext  # from `setup` on
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, **settings: Any) -> None:
+        """They are checked in `sweep`, where a mistake is told as one."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Runs what is left of the search.
+
+        Raises:
+            ConfigError: a mistake in the search's settings, its space or the trials' config, before anything runs.
+            SweepEndedError: a signal stopped it, or no trial at all has a loss.
+        """
+        settings, params = settings_of(self.config)
+        if self.config.retry_failed:
+            raise ConfigError(
+                "retry_failed=true: a search has learnt from the trials that failed, and goes on with others; give "
+                "more hydra.sweeper.n_trials, or another hydra.sweep.dir"
+            )
+        from lmtrain.sweep.search.report import close
+        from lmtrain.sweep.search.space import parse
+        from lmtrain.sweep.search.study import SharedStudy
+        from lmtrain.sweep.search.trials import Search
+
+        space = parse(params, arguments, self.hydra_context.config_loader)
+        self._path = tuple(search_path(self.config.hydra))
+        for corner in space.corners():
+            composed(corner, self._path, None)
+        sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        with SharedStudy(
+            sweep_dir,
+            storage=settings.storage,
+            name=settings.study_name,
+            direction=settings.direction,
+            sampler=settings.sampler,  # type: ignore[arg-type]
+            pruner=settings.pruner,  # type: ignore[arg-type]
+            fixed=space.fixed,
+        ) as study:
+            OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
+            search = Search(study, space, sweep_dir, study.limit(settings.n_trials, space.size()))
+            if (drawn_from := study.last_space()) and (changes := space.changes(drawn_from)):
+                told = f"another search space than before: {'; '.join(changes)}; the trials so far count as they are"
+                console.print(told, markup=False)
+            done = sum(trial.state.is_finished() for trial in study.trials())
+            before = f", {done} done before" if done else ""
+            console.print(f"search of {search.n_trials} trials in {short(sweep_dir)}{before}", markup=False)
+            if isinstance(self.launcher, ProcessLauncher):
+                stopped, trouble = self._side_by_side(search, settings), None
+            else:
+                stopped, trouble = self._in_batches(search, settings)
+            best = close(study, space, sweep_dir)
+        if trouble is not None:
+            tell_of_launcher(trouble)
+        if stopped is not None or trouble is not None:
+            console.print(f"to continue: {command_to_continue(sweep_dir)}", markup=False, soft_wrap=True)
+            raise SweepEndedError(1 if stopped is None else ending_by_signal(stopped).exit_code)
+        if best is None:
+            raise SweepEndedError(1)
+
+    def _side_by_side(self, search: "Search", settings: Settings) -> int | None:
+        """With processes of lmtrain's own; the signal that stopped it."""
+        launcher = self.config.hydra.launcher
+        running: dict[Job, RunningTrial] = {}
+        with (
+            JobPool(
+                n_jobs=settings.n_jobs or launcher.n_jobs,
+                gpus_per_job=launcher.gpus_per_job,
+                retry_failed=False,  # they have counted as what they are
+                search_path=self._path,
+            ) as pool,
+            SweepProgress(pool, None, self._path) as progress,
+        ):
+            while True:
+                while pool.free and pool.stopped is None and (one := search.next()) is not None:
+                    running[one.job] = one
+                    pool.submit(one.job)
+                if not pool.unfinished:
+                    return pool.stopped
+                ended = pool.poll()
+                for job_end in ended:
+                    running.pop(job_end.job).end(job_end)
+                for one in running.values():
+                    one.look()
+                progress.show(ended)
+                time.sleep(POLL_S)
+
+    def _in_batches(self, search: "Search", settings: Settings) -> tuple[int | None, Exception | None]:
+        """With a launcher of others; the signal that stopped it, and what went wrong with the launcher."""
+        from lmtrain.sweep.search.trials import Watch
+
+        n_jobs = settings.n_jobs or max(1, self.config.hydra.launcher.get("n_jobs") or 1)
+        while batch := [one for _ in range(n_jobs) if (one := search.next()) is not None]:
+            overrides = [[*one.job.overrides, f"hydra.sweep.subdir={quoted(one.job.directory.name)}"] for one in batch]
+            try:
+                with StopRequest(), Watch(batch):
+                    returned = self.launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
+            except InterruptedBySignal as signal:
+                return signal.number, None
+            except JobStoppedError as signal:
+                return int(signal.args[0]), None
+            except ConfigError:
+                raise
+            except Exception as error:  # a launcher's own, which may be anything
+                return None, error
+            for one, job_return in zip(batch, returned, strict=True):
+                ended = _ended(one.job, job_return)
+                one.end(ended)
+                console.print(f"{one.job.title}: {ended.status}", markup=False)
+        return None, None
+
+
+def _ended(job: Job, returned: JobReturn) -> Ended:
+    failure = returned._return_value if returned.status is JobStatus.FAILED else None
+    if isinstance(failure, JobFailedError):
+        return failure.ended
+    result = read_json(job.directory / "result.json")
+    status = "failed" if failure else result.get("status", "failed")
+    reason = f"{type(failure).__name__}: {failure}" if failure else result.get("error")
+    return Ended(job, status, result.get("objective"), reason, result, ran=True)
+
+
+def settings_of(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
+    """The settings, built, and the search space as it is written."""
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError(WITHOUT_OPTUNA)
+    try:
+        node: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"hydra.sweeper: {str(error).splitlines()[0]}") from error
+    params = node.pop("params", None) or {}
+    node |= {"_target_": f"{Settings.__module__}.{Settings.__name__}"}
+    del node["_recursive_"]
+    check_part("hydra.sweeper", node)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Optuna may change this or that: its version is our business
+        return build(node), params

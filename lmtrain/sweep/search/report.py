@@ -1,0 +1,205 @@
+"""What a study has found: a table of its best trials, and a picture."""
+
+import importlib.util
+import json
+import math
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.importance import PedAnovaImportanceEvaluator
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.lock import owned
+from lmtrain.sweep.search.space import SearchSpace
+from lmtrain.sweep.search.study import SharedStudy, failed, ranked
+from lmtrain.terminal.console import console
+from lmtrain.terminal.paths import short
+
+STUDY_FILE = "search.json"
+MAX_ROWS = 10
+MAX_SLICES = 8
+MAX_LOG_TICKS = 4
+COLOURS = {"completed": "#1f77b4", "pruned": "#ff7f0e", "failed": "#d62728", "diverged": "#9467bd"}
+MARKERS = {"completed": "o", "pruned": "x", "failed": "v", "diverged": "^"}
+
+
+def kind(trial: FrozenTrial) -> str:
+    """How it ended, for a reader."""
+    if failed(trial):
+        return str(trial.user_attrs.get("status", "failed"))
+    return {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned"}.get(trial.state, "unfinished")
+
+
+def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial | None:
+    """Shows and records how the search stands; its best trial."""
+    trials = study.trials()
+    best = ranked(trials, study.direction)
+    print_trials(trials, best)
+    content = {
+        "study": study.name,
+        "direction": study.direction,
+        "best": best[0].number if best else None,
+        "importance": importances(study.study),
+        "trials": [
+            {
+                "number": trial.number,
+                "status": kind(trial),
+                "objective": None if failed(trial) else trial.value,
+                "params": trial.params,
+                "directory": trial.user_attrs.get("directory"),
+                "reason": trial.user_attrs.get("reason"),
+            }
+            for trial in trials
+        ],
+    }
+    with owned(folder, on_waiting=lambda: None):  # its workers end at the same time
+        write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
+        picture = write_picture(study.study, folder / "study.png")
+    console.print(f"everything is in {short(folder)}{picture}", markup=False, soft_wrap=True)
+    if best:
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(folder))}", markup=False)
+        command = shlex.join(["python", "-m", "lmtrain", *space.overrides(best[0].params)])
+        console.print(f"the best once more: {command}", markup=False, soft_wrap=True)
+    return best[0] if best else None
+
+
+def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
+    """The best trials with their values, how many ended how, and why some failed."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    table = Table()
+    for heading in ("trial", "best val", *names, "directory"):
+        table.add_column(heading, overflow="fold", justify="left" if heading == "directory" else "right")
+    for trial in best[:MAX_ROWS]:
+        table.add_row(
+            str(trial.number),
+            f"{trial.value:.4f}",
+            *(_short(trial.params.get(name, "–")) for name in names),
+            str(trial.user_attrs.get("directory", "")),
+        )
+    if best:
+        console.print(table)
+    counts = Counter(map(kind, trials))
+    console.print(f"{len(trials)} trials: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    for trial in trials:
+        if failed(trial):
+            reason = trial.user_attrs.get("reason", "no loss")
+            console.print(f"trial {trial.number}: {kind(trial)}: {reason}", markup=False)
+
+
+def importances(study: optuna.Study) -> dict[str, float]:
+    """How much of the difference between good and other trials each parameter makes (PED-ANOVA, arXiv:2304.10255).
+
+    Empty where there are too few trials to tell.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # that they would be made up
+            return optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    except (ValueError, RuntimeError, UserWarning):
+        return {}
+
+
+def write_picture(study: optuna.Study, path: Path) -> str:
+    """The search as a PNG: each trial's loss in its order, what mattered, and the loss over each parameter.
+
+    Returns what there is to say about it, to follow other words.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return f"; for a picture of it, {path.name}: pip install -e '.[plot]'"
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
+    if not trials:
+        return ""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))[:MAX_SLICES]
+    columns = max(2, min(4, len(names)))
+    rows = 1 + math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, columns)
+    matter = importances(study)
+    _draw_history(
+        figure.add_subplot(grid[0, : columns - 1] if matter else grid[0, :]), trials, study.direction.name.lower()
+    )
+    if matter:
+        _draw_importances(figure.add_subplot(grid[0, columns - 1]), matter)
+    for number, name in enumerate(names):
+        _draw_slice(figure.add_subplot(grid[1 + number // columns, number % columns]), trials, name)
+    figure.suptitle(f"{study.study_name}: {len(trials)} trials", fontsize=11)
+    figure.savefig(path, dpi=130)
+    return f", as a picture in {path.name}"
+
+
+def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> None:
+    for name in COLOURS:
+        _scatter(axes, [(trial.number, trial) for trial in trials if kind(trial) == name], name)
+    done = [trial for trial in trials if kind(trial) == "completed"]
+    leaders = [ranked(done[: count + 1], direction)[0] for count in range(len(done))]
+    if done:
+        steps = [*(trial.number for trial in done), trials[-1].number]
+        losses = [*(trial.value for trial in leaders), leaders[-1].value]
+        axes.step(steps, losses, where="post", color="0.4", linewidth=1, label="best so far")
+    axes.set(xlabel="trial", ylabel="validation loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=7)
+
+
+def _draw_importances(axes: Any, matter: dict[str, float]) -> None:
+    names = list(matter)[::-1]
+    axes.barh(names, [matter[name] for name in names], color="0.5")
+    axes.set(xlabel="importance")
+    axes.tick_params(axis="y", labelsize=7)
+
+
+def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
+    """The loss over one parameter."""
+    having = [trial for trial in trials if key in trial.params]
+    distribution = having[0].distributions[key]
+    if isinstance(distribution, CategoricalDistribution):  # as places: choices may be numbers and words
+        places = {str(choice): place for place, choice in enumerate(distribution.choices)}
+        axes.set_xticks(list(places.values()), list(places), fontsize=7)
+        axes.set_xlim(-0.5, len(places) - 0.5)
+    else:
+        places = {}
+        if getattr(distribution, "log", False):
+            _few_log_ticks(axes, [float(trial.params[key]) for trial in having])
+    for name in COLOURS:
+        points = [(places.get(str(trial.params[key]), trial.params[key]), trial) for trial in having]
+        _scatter(axes, [point for point in points if kind(point[1]) == name], name)
+    axes.set(xlabel=key, ylabel="validation loss")
+
+
+def _few_log_ticks(axes: Any, values: Sequence[float]) -> None:
+    """A log axis with at most four labels, in plain numbers: of a decade or less, matplotlib's would overlap."""
+    from matplotlib.ticker import FixedLocator, NullFormatter
+
+    axes.set_xscale("log")
+    low, high = min(values), max(values)
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        ticks = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
+        ticks = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
+        if len(ticks) > 2:
+            break
+    ticks = (ticks if len(ticks) > 1 else sorted({low, high}))[:: -(-len(ticks) // MAX_LOG_TICKS) or 1]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) -> None:
+    if points:
+        losses = [trial.value for _, trial in points]
+        places = [place for place, _ in points]
+        axes.scatter(places, losses, s=18, color=COLOURS[name], marker=MARKERS[name], label=name)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

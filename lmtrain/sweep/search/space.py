@@ -1,0 +1,166 @@
+"""A search space, written in Hydra's sweep syntax, as Optuna's distributions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.errors import HydraException
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lmtrain.errors import ConfigError
+
+TAGS = frozenset({"log"})
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """What a search varies, by key, and the overrides that all its trials share."""
+
+    fixed: tuple[str, ...]
+    distributions: Mapping[str, BaseDistribution]
+
+    def overrides(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """The command line of the trial with these values; the same values always make the same one."""
+        return (*self.fixed, *self.varied(params))
+
+    def varied(self, params: Mapping[str, Any]) -> tuple[str, ...]:
+        """The part of that command line which is the trial's own."""
+        return tuple(f"{key}={_written(params[key])}" for key in self.distributions)
+
+    def corners(self) -> list[tuple[str, ...]]:
+        """The trials at both ends of everything: if a whole range is a mistake, one of them shows it."""
+        return [self.overrides({key: ends[at] for key, ends in self._ends().items()}) for at in (0, -1)]
+
+    def size(self) -> float:
+        """The number of different trials; infinite if something is continuous."""
+        return math.prod(map(_size, self.distributions.values()))
+
+    def changes(self, before: Mapping[str, BaseDistribution]) -> list[str]:
+        """What has become another since trials were drawn from `before`, a line for each key."""
+        keys = {**before, **self.distributions}
+        return [
+            f"{key}: {shown(before.get(key))} → {shown(self.distributions.get(key))}"
+            for key in keys
+            if before.get(key) != self.distributions.get(key)
+        ]
+
+    def _ends(self) -> dict[str, Sequence[Any]]:
+        return {
+            key: each.choices if isinstance(each, CategoricalDistribution) else (each.low, each.high)  # type: ignore[attr-defined]
+            for key, each in self.distributions.items()
+        }
+
+
+def shown(distribution: BaseDistribution | None) -> str:
+    """For a reader: 0.0001 … 0.01 (log)."""
+    match distribution:
+        case CategoricalDistribution(choices=choices):
+            return ", ".join(map(str, choices))
+        case (
+            FloatDistribution(low=low, high=high, step=step, log=log)
+            | IntDistribution(low=low, high=high, step=step, log=log)
+        ):
+            return f"{low:g} … {high:g}" + (" (log)" if log else f" (by {step:g})" if step and step != 1 else "")
+    return "not varied"
+
+
+def parse(
+    params: Mapping[str, Any], arguments: Sequence[str], config_loader: ConfigLoader | None = None
+) -> SearchSpace:
+    """The space of `hydra.sweeper.params` and of the command line, which has the last word about a key.
+
+    `interval(a, b)` is continuous, `int(interval(a, b))` whole numbers with both ends, each on a logarithmic scale as
+    `tag(log, …)`; `range(a, b, step)` are numbers without b, as everywhere in Hydra; `choice(a, b)` and `a,b` have no
+    order. Anything else is a value that all trials share.
+
+    Raises:
+        ConfigError: naming the key and the value: not to be parsed, empty, without an end; or nothing varies at all.
+    """
+    parser = OverridesParser.create(config_loader)
+    found: dict[str, Override] = {}
+    for text in (*(f"{key}={'null' if value is None else value}" for key, value in params.items()), *arguments):
+        try:
+            override = parser.parse_override(text)
+        except HydraException as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"{text}: not a search space that Hydra can read ({reason}); write interval(a, b), "
+                "int(interval(a, b)), tag(log, interval(a, b)), range(a, b) or choice(a, b)"
+            ) from error
+        found[override.get_key_element()] = override
+    fixed, distributions = [], {}
+    for key, override in found.items():
+        if override.is_sweep_override():
+            try:
+                distributions[key] = _distribution(override)
+            except (ValueError, HydraException) as error:
+                raise ConfigError(f"{override.input_line}: {error}") from error
+        else:
+            fixed.append(str(override.input_line))
+    if not distributions:
+        raise ConfigError(
+            "hydra.sweeper.params={}: nothing to search; give a key several values, as in "
+            "'optimizer.lr=tag(log, interval(1e-4, 1e-2))' or model.n_layer=2,4"
+        )
+    return SearchSpace(tuple(fixed), distributions)
+
+
+def _distribution(override: Override) -> BaseDistribution:
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return _interval(value)
+    if isinstance(value, RangeSweep):
+        return _range(value)
+    choices = list(override.sweep_iterator(transformer=Transformer.encode))
+    if not choices:
+        raise ValueError("no choice at all")
+    return CategoricalDistribution(choices)  # type: ignore[arg-type]
+
+
+def _interval(value: IntervalSweep) -> BaseDistribution:
+    low, high, log = value.start, value.end, "log" in value.tags
+    assert low is not None
+    assert high is not None
+    if unknown := value.tags - TAGS:
+        raise ValueError(f"tag {', '.join(sorted(unknown))}: there is log alone")
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("has no end; a search needs both")
+    if low >= high:
+        raise ValueError("the first number is to be smaller than the second")
+    if log and low <= 0:
+        raise ValueError("a logarithmic scale has numbers above 0 alone")
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, log=log)
+    return FloatDistribution(low, high, log=log)
+
+
+def _range(value: RangeSweep) -> BaseDistribution:
+    if not value.step:
+        raise ValueError("a step of 0 leads nowhere")
+    numbers = sorted(value.range())
+    if not numbers:
+        raise ValueError("empty")
+    low, high, step = numbers[0], numbers[-1], abs(value.step)
+    if isinstance(low, int) and isinstance(high, int):
+        return IntDistribution(low, high, step=int(step))
+    return FloatDistribution(low, high, step=step)
+
+
+def _written(value: Any) -> str:
+    """As an override has it; choices that are no plain values are kept as they were written."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _size(each: BaseDistribution) -> float:
+    match each:
+        case CategoricalDistribution(choices=choices):
+            return len(choices)
+        case IntDistribution(low=low, high=high, step=step):
+            return (high - low) // step + 1
+        case FloatDistribution(low=low, high=high, step=float(step)):
+            return round((high - low) / step) + 1
+    return math.inf

@@ -1,0 +1,95 @@
+"""The trials of a study as runs: where each goes, how it does while it runs, and how it ended."""
+
+import math
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import Trial
+
+from lmtrain.files.metrics import read_metrics
+from lmtrain.loop.stop_request import PRUNE_FILE, ask_to_prune
+from lmtrain.sweep.job import Ended, Job
+from lmtrain.sweep.job_directory import directory_name
+from lmtrain.sweep.search.space import SearchSpace
+from lmtrain.sweep.search.study import SharedStudy
+
+LOOK_S = 0.25
+OPEN = ("interrupted", "not started")  # the trial is not told: its job goes on when the search does
+
+
+@dataclass
+class RunningTrial:
+    """A trial whose job runs, watched through its `metrics.jsonl`, whoever runs it on whatever machine."""
+
+    study: SharedStudy
+    trial: Trial
+    job: Job
+    last_step: int = 0
+    read_bytes: int = 0
+    hopeless: str | None = None
+
+    def look(self) -> None:
+        """Reports new validation losses, and asks the run to end if they are hopeless."""
+        metrics = self.job.directory / "metrics.jsonl"
+        size = metrics.stat().st_size if metrics.exists() else 0
+        if self.hopeless is None and size != self.read_bytes:
+            self.read_bytes = size
+            losses = [(int(line["step"]), line["val/loss"]) for line in read_metrics(metrics) if "val/loss" in line]
+            new = [(step, loss) for step, loss in losses if step > self.last_step]
+            self.last_step = max((step for step, _ in new), default=self.last_step)
+            self.hopeless = self.study.report(self.trial, new)
+        # Again, if need be: a run that starts, or goes on, takes no notice of a file from before.
+        if self.hopeless is not None and not (self.job.directory / PRUNE_FILE).exists():
+            ask_to_prune(self.job.directory, self.hopeless)
+
+    def end(self, ended: Ended) -> None:
+        """Tells the study how the job ended."""
+        if ended.status in OPEN:
+            return
+        decided, self.hopeless = self.hopeless, None
+        self.look()  # the last losses are the study's as well
+        if ended.status != "pruned" and (decided or self.hopeless):
+            (self.job.directory / PRUNE_FILE).unlink(missing_ok=True)  # it came too late
+        objective = ended.objective if ended.objective is not None else math.nan
+        self.study.tell(self.trial, ended.status, objective, ended.reason)
+
+
+class Search:
+    """A study's trials, up to `n_trials` of all its workers, each in a directory that its values lead to."""
+
+    def __init__(self, study: SharedStudy, space: SearchSpace, folder: Path, n_trials: float) -> None:
+        self.study, self.space, self.folder, self.n_trials = study, space, folder, n_trials
+
+    def next(self) -> RunningTrial | None:
+        """The next trial there is to run."""
+        trial = self.study.next_trial(self.space.distributions, self.n_trials)
+        if trial is None:
+            return None
+        varied = self.space.varied(trial.params)
+        directory = self.folder / directory_name(varied)
+        trial.set_user_attr("directory", directory.name)
+        job = Job(self.space.overrides(trial.params), directory, f"trial {trial.number}: {' '.join(varied)}")
+        return RunningTrial(self.study, trial, job)
+
+
+class Watch:
+    """Looks at running trials from a thread of its own, while a launcher has the main one (a context manager)."""
+
+    def __init__(self, running: Sequence[RunningTrial]) -> None:
+        self.running, self.over = running, threading.Event()
+        self.thread = threading.Thread(target=self._run, name="pruning", daemon=True)
+
+    def _run(self) -> None:
+        while not self.over.wait(LOOK_S):
+            for one in self.running:
+                if not (one.job.directory / "result.json").exists():
+                    one.look()
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()

@@ -1,0 +1,57 @@
+"""What the launchers of others (joblib, submitit, Ray) run for each job of a sweep, in processes of their own."""
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from lmtrain.config.compose import set_up_hydra
+from lmtrain.errors import SUCCESSFUL
+from lmtrain.sweep.job import Job
+from lmtrain.sweep.job_directory import search_path
+from lmtrain.sweep.launcher import JobFailedError, JobStoppedError
+from lmtrain.sweep.pool import JobPool
+
+POLL_S = 0.1
+
+set_up_hydra()  # such a process imports this module alone, and has a directory to name
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """Runs a sweep's job as the process launcher would; returns its objective. `folder`: the sweep's own.
+
+    Raises:
+        JobFailedError: the job is not done.
+        JobStoppedError: nor shall another one be started here.
+    """
+
+    folder: Path
+
+    def __call__(self, cfg: DictConfig) -> float | None:
+        if self.folder.is_dir():  # of another machine, perhaps
+            os.chdir(self.folder)
+            if str(self.folder) not in sys.path:
+                sys.path.insert(0, str(self.folder))  # a user's own model
+        set_up_hydra()  # Hydra has started its plugins anew
+        settings = HydraConfig.get()
+        directory = Path(os.path.abspath(self.folder / settings.sweep.dir / settings.sweep.subdir))
+        with JobPool(
+            n_jobs=1,
+            gpus_per_job=None,  # the launcher's business
+            retry_failed=cfg.retry_failed,
+            search_path=search_path(settings),
+        ) as pool:
+            pool.submit(Job(tuple(settings.overrides.task), directory, directory.name))
+            while not (ended := pool.poll()):
+                time.sleep(POLL_S)
+            stopped = pool.stopped
+        if ended[0].status in SUCCESSFUL:
+            return ended[0].objective
+        if stopped is not None:
+            raise JobStoppedError(stopped)
+        raise JobFailedError(ended[0])

@@ -1,0 +1,68 @@
+"""What a person sees: one console for log lines and progress bar, and the wording of numbers."""
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from lmtrain.terminal.redact import redact
+
+LOG_WIDTH = 200  # columns of a table where there is no terminal to ask
+
+console = Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+    console = Console(highlight=False, soft_wrap=True, width=LOG_WIDTH)
+
+
+class RedactingFormatter(logging.Formatter):
+    """Takes secrets out of the whole of a log line, its traceback included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+class ConsoleHandler(logging.Handler):
+    """Log lines through the console, so that they appear above a progress bar and not inside it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        logging.getLogger().removeHandler(self)  # nobody reads any more; the log file goes on
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
+        # A traceback is for the log file; here the message is enough.
+        try:
+            console.print(redact(record.getMessage()), style=style, markup=False)
+        except (OSError, SystemExit):  # rich's way to say that nobody reads any more: no reason to stop a run
+            self.handleError(record)
+
+
+class LogFileHandler(logging.FileHandler):
+    """A log file that may come to an end: a full disk is told once, and is no reason to stop a run."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        logging.getLogger().removeHandler(self)
+        console.print(
+            f"{self.baseFilename}: can't be written any more: {sys.exception()}", style="yellow", markup=False
+        )
+
+
+def configure_logging(run_dir: Path) -> None:
+    """Sends all log lines and warnings to `train.log`, and lmtrain's to the console; replaces an earlier call's."""
+    file = LogFileHandler(run_dir / "train.log", encoding="utf-8")
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))
+    # In a terminal the bar shows every step; the lines of steps that were only logged go to the file.
+    shown = ConsoleHandler(logging.INFO if console.is_terminal else logging.DEBUG)
+    shown.addFilter(lambda record: record.name.startswith("lmtrain") or record.levelno >= logging.WARNING)
+    shown.addFilter(lambda record: record.levelno > logging.DEBUG or not record.exc_info)  # a traceback for the file
+    root = logging.getLogger()
+    for handler in root.handlers[:]:
+        if isinstance(handler, logging.FileHandler | ConsoleHandler):
+            root.removeHandler(handler)
+            handler.close()
+    root.addHandler(file)
+    root.addHandler(shown)
+    root.setLevel(logging.INFO)
+    logging.getLogger("lmtrain").setLevel(logging.DEBUG)
+    logging.captureWarnings(True)

@@ -1,0 +1,29 @@
+"""Numbers as a person reads them."""
+
+import math
+
+
+def significant(number: float) -> str:
+    """Four significant digits, never an exponent for everyday sizes."""
+    return f"{number:.4g}" if number < 1e6 else f"{number:.2e}"
+
+
+def si(number: float) -> str:
+    """1234567 → 1.23M."""
+    if not math.isfinite(number):
+        return str(number)
+    for scale, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= 0.9995 * scale:  # what rounds to 1000 of a unit is 1 of the next
+            return f"{number / scale:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter: 75 → 1m15s."""
+    if not math.isfinite(seconds):
+        return "unknown"
+    whole = round(seconds)
+    for unit, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= unit:
+            return f"{whole // unit}{name}{whole % unit // part:02d}{part_name}"
+    return f"{whole}s"

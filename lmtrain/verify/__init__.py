@@ -1,0 +1,1 @@
+"""Proves that a killed run resumes bit for bit."""

@@ -1,0 +1,135 @@
+"""Where `verify-resume` kills: the moment of each kill, the process that is killed, and how that went."""
+
+import json
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmtrain.verify.phases import PhaseFile
+
+POLL_S = 0.0002  # how quickly a phase is seen from here; the process itself looks every half millisecond
+MAX_DELAY_S = 0.005  # after a phase was seen, so that its later parts are hit as well
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: `after_s` seconds, and then, if there is a `phase`, `delay_s` seconds after it is next seen."""
+
+    after_s: float
+    phase: str | None = None
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended: `killed` if it was by us, `phase` what it was doing then, `seen` what it did before.
+
+    It began to train after `start_up_s` (None: it did not get there) and ended after `seconds`.
+    """
+
+    code: int
+    killed: bool
+    phase: str
+    seconds: float
+    start_up_s: float | None
+    seen: frozenset[str]
+
+
+def choose_moment(chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]) -> Moment:
+    """At random within the duration; every other time at a phase, of those that were hit least."""
+    after_s = chance.uniform(0, duration_s)
+    if not phases or chance.random() < 0.5:
+        return Moment(after_s)
+    fewest = min(hits[phase] for phase in phases)
+    phase = chance.choice(sorted(phase for phase in phases if hits[phase] == fewest))
+    # Mostly the first time that it is seen: what comes later may come no more.
+    return Moment(after_s if chance.random() < 0.25 else 0.0, phase, MAX_DELAY_S * chance.random() ** 3)
+
+
+class VictimServer:
+    """A process that has imported torch, and forks attempts at `python -m lmtrain …`.
+
+    Closing it ends the attempt that may be running.
+    """
+
+    def __init__(self) -> None:
+        # A session of its own: Ctrl-C is for us, and what it forks goes when it is told to.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "lmtrain.verify.fork_server"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._ready = False
+
+    def close(self) -> None:
+        self.process.communicate()  # ends its input
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        output: Path,
+        moment: Moment | None = None,
+        armed: Callable[[], bool] = lambda: True,
+    ) -> Ended:
+        """Runs one attempt to its end, or to the moment, whose seconds count from when `armed` first says so.
+
+        Raises:
+            RuntimeError: the server itself has ended.
+        """
+        if not self._ready:
+            self._answer(None)  # its imports would count as the attempt's time
+            self._ready = True
+        phases = PhaseFile(output.with_suffix(".phase"))
+        request = {"arguments": list(arguments), "output": str(output), "phase": str(phases.path)}
+        started = time.monotonic()
+        self._send(json.dumps(request))
+        armed_at: float | None = None
+        sent = False
+        timeout_s: float | None = None if moment is None else 0.0
+        while (answer := self._answer(timeout_s)) is None:
+            assert moment is not None
+            now = time.monotonic()
+            if armed_at is None and armed():
+                armed_at = now
+            timeout_s = POLL_S
+            if armed_at is None:
+                continue
+            left_s = armed_at + moment.after_s - now
+            if left_s > 0:
+                timeout_s = left_s
+            elif moment.phase is None or phases.now() == moment.phase:
+                time.sleep(moment.delay_s)
+                self._send("kill")
+                sent, timeout_s = True, None
+        ended, began, code = time.monotonic(), phases.began(), int(answer)
+        return Ended(
+            code,
+            killed=sent and code == -signal.SIGKILL,
+            phase=phases.now(),
+            seconds=ended - started,
+            start_up_s=began - started if began else None,
+            seen=phases.seen(),
+        )
+
+    def _send(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n".encode())
+        self.process.stdin.flush()
+
+    def _answer(self, timeout_s: float | None) -> str | None:
+        """The next line, or None if it does not come in time."""
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], timeout_s)[0]:
+            return None
+        line = self.process.stdout.readline().decode().strip()
+        if not line:
+            raise RuntimeError(f"the process that starts the runs failed with exit code {self.process.wait()}")
+        return line

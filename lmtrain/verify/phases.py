@@ -1,0 +1,92 @@
+"""What a run is doing, seen from outside of its process."""
+
+import functools
+import importlib
+import mmap
+import struct
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import CodeType
+from typing import Any
+
+# What an attempt is doing, by the functions that are being called in any thread; the first phase that fits counts.
+PHASES: Mapping[str, tuple[str, ...]] = {
+    "pruning": ("lmtrain.checkpoint.folder:CheckpointFolder._remove",),
+    "saving": ("lmtrain.checkpoint.folder:CheckpointFolder.save",),
+    "evaluating": ("lmtrain.trainer:Trainer.evaluate",),
+    "training": ("lmtrain.trainer:Trainer.fit",),
+}
+BEFORE, AFTER = "start-up", "ending"
+NAMES = (BEFORE, *PHASES, AFTER)
+SAMPLE_S = 0.0005
+# When the first phase after the start-up was seen (time.monotonic), the number of the phase now, how often each was.
+COUNTERS = struct.Struct(f"<d{1 + len(NAMES)}I")
+
+
+def code_of(name: str) -> CodeType:
+    """The code object of `module:qualified.name`."""
+    module, _, path = name.partition(":")
+    function: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
+    code: CodeType = function.__code__
+    return code
+
+
+class PhaseMonitor(threading.Thread):
+    """Writes what the other threads of this process are doing to a small file, many times a second."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(daemon=True)
+        self.path = path
+        self.codes: dict[CodeType, str] = {code_of(name): phase for phase, names in PHASES.items() for name in names}
+        self.trained = False
+
+    def run(self) -> None:
+        seen, began = [0] * len(NAMES), 0.0
+        with self.path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS.size) as memory:
+            while True:
+                number = NAMES.index(self.phase())
+                seen[number] += 1
+                if number and not began:
+                    began = time.monotonic()
+                COUNTERS.pack_into(memory, 0, began, number, *seen)
+                time.sleep(SAMPLE_S)
+
+    def phase(self) -> str:
+        own = threading.get_ident()
+        frames = (frame for thread, frame in sys._current_frames().items() if thread != own)
+        found = {self.codes[code] for frame in frames for code in _codes(frame) if code in self.codes}
+        self.trained = self.trained or bool(found)
+        return next((name for name in PHASES if name in found), AFTER if self.trained else BEFORE)
+
+
+def _codes(frame: Any) -> Iterator[CodeType]:
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+class PhaseFile:
+    """The other side of the file, from which a phase can be read even after the process was killed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.write_bytes(bytes(COUNTERS.size))
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), COUNTERS.size, access=mmap.ACCESS_READ)
+
+    def now(self) -> str:
+        return NAMES[int(self._read()[1])]
+
+    def began(self) -> float | None:
+        """When it had started up, by time.monotonic; None if it has not."""
+        return float(self._read()[0]) or None
+
+    def seen(self) -> frozenset[str]:
+        """The phases that the process was seen in at least once."""
+        return frozenset(name for name, count in zip(NAMES, self._read()[2:], strict=True) if count)
+
+    def _read(self) -> tuple[Any, ...]:
+        return COUNTERS.unpack_from(self._memory)
