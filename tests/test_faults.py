@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY, Cli, write_tokens
-from test_checkpoint_damage import flip_a_bit, garbage, truncate, zero_the_end
-from test_train import wait_for_line
-from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
+from support.checkpoints import flip_a_bit, garbage, truncate, zero_the_end
+from support.command_line import Cli, wait_for_line
+from support.tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
+from support.tokens import TINY, write_tokens
 
 from lmtrain.checkpoint.folder import MANIFEST, CheckpointFolder, verify
 from lmtrain.errors import BrokenCheckpointError

@@ -1,126 +1,123 @@
-"""Dependencies point downward only, and torch is imported only where it is needed."""
+"""Dependencies point downward only, without a circle, and torch is imported only where it is needed."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parent.parent / "lmtrain"
+PACKAGE = Path(__file__).parents[1] / "lmtrain"
 
-# What a module, or a folder of them, may import of lmtrain. The parts know nothing of each other, nor of Hydra.
-ALLOWED = {
-    "__init__": set(),
-    "console": {"redact"},
-    "signatures": set(),
-    "scheduler": set(),
-    "optimizer": set(),
-    "gpu_models": set(),
-    "system": {"gpu_models"},
-    "plan": {"plan", "console", "gpu_models"},
-    "generate": set(),
-    "flops": set(),
-    "paths": set(),
-    "compare": {"compare", "console", "durable", "identity", "paths"},
-    "differences": set(),
-    "identity": set(),
-    "fork": {"checkpoint", "snapshot"},
-    "lineage": {"checks", "config", "durable", "run_directory", "trust"},
-    "durable": set(),
-    "checkpoint": {"durable"},
-    "saver": {"checkpoint"},
-    "bad_steps": set(),
-    "bad_batches": {"bad_steps", "data", "durable"},
-    "evaluation": {"data", "system"},
-    "snapshot": {"bad_steps", "checkpoint", "data", "optimizer", "system"},
-    "run_directory": {"durable", "redact"},
-    "redact": set(),
-    "trust": {"checks", "durable", "paths"},
-    "experiments_source": set(),
-    "data": {"data", "console", "differences", "durable"},
-    "model": {"model"},
-    "logger": {"logger", "console", "durable", "paths", "redact", "run_directory"},
-    "launcher": {"config", "job_directory", "jobs", "sweep_progress"},
-    "sweeper": {
-        "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
-        "sweep_report",
-    },
-    "sweep_task": {"config", "job_directory", "jobs", "launcher"},
-    "sweep_progress": {"console", "job_directory", "jobs", "sweep_report"},
-    "sweep_report": {"config", "console", "data", "durable", "interrupt", "jobs", "paths", "redact"},
-    "gpus": {"checks", "data"},
-    "job_directory": {"config", "differences", "identity", "lineage", "preflight", "run_directory", "trust"},
-    "jobs": {"gpus", "interrupt", "job_directory", "redact", "run_directory"},
-    "search_space": {"checks"},
-    "study": {"checks"},
-    "study_report": {"console", "data", "durable", "paths", "search_space", "study"},
-    "search": {"interrupt", "job_directory", "jobs", "logger", "search_space", "study"},
-    "optuna_sweeper": {
-        "checks", "config", "console", "interrupt", "job_directory", "jobs", "launcher", "paths", "run_directory",
-        "search", "search_space", "study", "study_report", "sweep_progress", "sweep_report",
-    },
-    "checks": {"signatures"},
-    "clock": set(),
-    "interrupt": {"durable"},
-    "config": {"checks", "paths", "experiments_source", "job_directory", "launcher", "optuna_sweeper", "sweeper"},
-    "preflight": {"config", "console", "data", "run_directory"},
-    "trainer": {
-        "bad_batches", "bad_steps", "checkpoint", "clock", "data", "evaluation", "flops", "interrupt", "logger",
-        "optimizer", "saver", "snapshot", "system",
-    },
-    "same_bits": {"checkpoint", "differences", "logger", "run_directory"},
-    "nanogpt": {"model"},
-    "first_checkpoint": {
-        "bad_batches", "checkpoint", "config", "data", "durable", "interrupt", "logger", "model", "nanogpt",
-        "optimizer", "preflight", "run_directory", "saver", "snapshot", "system", "trainer",
-    },
-    "load": {"checkpoint", "config", "data", "run_directory", "system", "trust"},
-    "report": {
-        "bad_steps", "checkpoint", "config", "console", "data", "durable", "evaluation", "flops", "generate",
-        "identity", "interrupt", "paths", "plan", "run_directory", "snapshot", "system", "trainer",
-    },
-    "record": {"data", "differences", "durable", "flops", "logger", "run_directory"},
-    "train": {
-        "bad_batches", "bad_steps", "checkpoint", "config", "console", "data", "fork", "identity", "interrupt",
-        "logger", "preflight", "record", "report", "run_directory", "saver", "snapshot", "system", "trainer",
-    },
-    "commands": {path.stem for path in PACKAGE.iterdir()} - {"__main__"},  # whatever they put to work
-    "__main__": {"config", "commands"},
-}  # fmt: skip
-KNOWS_HYDRA = {
-    "checks", "report", "config", "experiments_source", "launcher", "train", "commands", "preflight", "load", "trust",
-    "first_checkpoint", "job_directory", "lineage", "optuna_sweeper", "record", "search_space", "sweep_task", "sweeper",
-}  # fmt: skip
+# From top to bottom: a folder, or a file of the package's root, imports only from its own line and the lines below it.
+# Folders on one line do not know each other.
+LAYERS = """
+__main__
+commands
+sweep
+compare
+convert
+verify benchmark
+train
+run
+plan
+parts
+trainer
+config
+checkpoint
+loop
+data
+logger model optimizer scheduler system
+files terminal
+machine errors __init__
+"""
+
+# The parts that `conf/` names, and what lies below them, can be used without Hydra.
+KNOW_HYDRA = frozenset(
+    {"commands", "sweep", "verify", "benchmark", "convert", "train", "plan", "run", "parts", "config"}
+)
+
+
+def layer_of() -> dict[str, int]:
+    lines = [line.split() for line in LAYERS.strip().splitlines()]
+    return {name: number for number, line in enumerate(lines) for name in line}
 
 
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def imports(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text())
-    names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module:
+def name_of(path: Path) -> str:
+    """`lmtrain.checkpoint.saver` of a file."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {name_of(path): path for path in modules()}
+
+
+def top_of(module: str) -> str:
+    """The folder, or the file of the root, that a module is in."""
+    return [*module.split("."), "__init__"][1]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that is imported, also inside of functions and for type checkers alone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
             assert not node.level, f"{path}: relative import"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                yield full if full in NAMES else node.module
 
 
-def unit(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    return parts[0]
+def own_imports(path: Path) -> set[str]:
+    return {module for module in imports(path) if module in NAMES}
+
+
+def test_every_folder_has_its_layer() -> None:
+    assert {top_of(name) for name in NAMES} == set(layer_of())
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_import_directions(path: Path) -> None:
-    found = {
-        name.split(".")[1] for name in imports(path) if name.startswith("lmtrain.") and name != "lmtrain.__version__"
+def test_a_folder_imports_only_from_those_below_it(path: Path) -> None:
+    layers, here = layer_of(), top_of(name_of(path))
+    upward = {
+        module
+        for module in own_imports(path)
+        if (there := top_of(module)) != here and layers[there] <= layers[here] and there != "__init__"
     }
-    assert found <= ALLOWED[unit(path)]
-    if unit(path) not in KNOWS_HYDRA:
-        assert not {name for name in imports(path) if name.split(".")[0] in ("hydra", "omegaconf")}
+    assert not upward
+
+
+def test_there_is_no_import_circle() -> None:
+    graph = {name: own_imports(path) - {name} for name, path in NAMES.items()}
+    while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, "each of these imports another one of them, directly or not"
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_who_may_know_hydra(path: Path) -> None:
+    known = {module.split(".")[0] for module in imports(path)} & {"hydra", "omegaconf"}
+    assert not known or top_of(name_of(path)) in KNOW_HYDRA
+
+
+def test_private_names_of_hydra_stand_in_one_file() -> None:
+    users = [name for name, path in NAMES.items() if any(module.startswith("hydra._") for module in imports(path))]
+    assert users == ["lmtrain.config.hydra_internals"]
+
+
+def test_files_and_folders_stay_small() -> None:
+    long = {name: lines for name, path in NAMES.items() if (lines := len(path.read_text().splitlines())) > 300}
+    folders = {path.parent for path in modules()}
+    full = {str(folder): count for folder in folders if (count := len(list(folder.glob("[!_]*.py")))) > 15}
+    assert not long
+    assert not full
 
 
 @pytest.mark.parametrize(
@@ -155,7 +152,7 @@ finally:
 
 
 def test_another_programs_checkpoint_is_read_as_tensors_and_plain_values_alone() -> None:
-    tree = ast.parse((PACKAGE / "nanogpt.py").read_text())
+    tree = ast.parse(NAMES["lmtrain.convert.nanogpt_checkpoint"].read_text())
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]
     assert len(calls) == len(loads) == 1

@@ -8,8 +8,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import TINY, clean_environment
-from test_config import write_my_model
+from support.command_line import clean_environment
+from support.tokens import TINY
+from support.user_model import write_my_model
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, Cli, write_failing_model, write_tokens
 from omegaconf import OmegaConf
+from support.command_line import Cli
+from support.tokens import TINY, write_failing_model, write_tokens
 from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
@@ -124,7 +125,7 @@ FORBIDDEN_CALLS = {
     "torch.jit.load", "torch.hub.load", "eval", "exec", "compile", "__import__",
 }  # fmt: skip
 # The annotations in the source of a target that is trusted, without builtins.
-EVALUATES = {"signatures.py": 1}
+EVALUATES = {"signature.py": 1}
 
 
 def dangers(source: str) -> list[str]:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, Started, clean_environment, write_failing_model
+from support.command_line import Cli, clean_environment, wait_for_line, wait_for_step
+from support.tokens import TINY, write_failing_model
 
 from lmtrain.checkpoint.folder import load
 from lmtrain.files.metrics import MEASURED, read_metrics
@@ -107,29 +108,6 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny: list[str], tmp_path: Path
     for group in ("model", "optimizer", "rng-0"):
         for name, tensor in one.tensors[group].items():
             assert tensor.equal(other.tensors[group][name]), name
-
-
-def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        if (run / "metrics.jsonl").exists() and any(
-            line["step"] >= step for line in read_metrics(run / "metrics.jsonl")
-        ):
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"{run} did not get to step {step}")
-
-
-def wait_for_line(words: str, process: Started, timeout_s: float = 60) -> str:
-    """Of its standard output."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        ended, lines = process.poll() is not None, process.stdout.splitlines()
-        if found := [line for line in lines if words in line]:
-            return found[0]
-        assert not ended, process.stdout + process.stderr
-        time.sleep(0.01)
-    raise AssertionError(f"it did not say {words!r}")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])

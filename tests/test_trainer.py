@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB_SIZE, write_tokens
-from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
+from support.tiny_trainer import Prodigal, assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
+from support.tokens import VOCAB_SIZE, write_tokens
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -165,7 +165,10 @@ def test_logged_metrics(token_folder: Path, tmp_path: Path) -> None:
     assert "val/loss" not in lines[2]
     last = lines[6]
     assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]))
-    assert last["val/bits_per_byte"] == pytest.approx(last["val/loss"] / math.log(2) / 3)  # 3 bytes a token in conftest
+    # write_tokens says that a token is 3 bytes of text.
+    assert last["val/bits_per_byte"] == pytest.approx(
+        last["val/loss"] / math.log(2) / 3
+    )  # write_tokens says 3 bytes a token
     assert last["tokens"] == 6 * 2 * 4 * 16
     assert last["lr"] == pytest.approx(cosine(5, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8))
     assert last["tokens_per_second"] == pytest.approx(2 * 4 * 16 / last["step_time_ms"] * 1000)
@@ -257,17 +260,6 @@ def test_a_step_that_would_begin_within_a_batch_is_refused(token_folder: Path, t
     make_trainer(token_folder, tmp_path / "out", max_steps=3).fit()
     with pytest.raises(ValueError, match=r"data\.batch_size=5: the run has seen 24 samples"):
         make_trainer(token_folder, tmp_path / "out", batch_size=5)
-
-
-class Prodigal(torch.optim.SGD):
-    """Keeps a number in its parameter groups that the steps change, as Prodigy and schedule-free optimizers do."""
-
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            group["k"] = group.get("k", 0) + 1
-            group["d"] = group.get("d", 1e-3) * 1.1
-            for param in group["params"]:
-                param.data.add_(param.grad, alpha=-group["lr"] * group["d"])
 
 
 def test_what_an_optimizer_keeps_in_its_groups_is_resumed_and_the_configs_own_numbers_are_not(

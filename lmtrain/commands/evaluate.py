@@ -10,8 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from lmtrain.errors import ConfigError
-from lmtrain.run.directory import is_sweep
-from lmtrain.run.loaded import started_in
+from lmtrain.run.directory import is_sweep, started_in
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import significant
 

@@ -16,7 +16,7 @@ from lmtrain.config.overrides import apply_overrides
 from lmtrain.config.preflight import preflight
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
-from lmtrain.run.loaded import started_in
+from lmtrain.run.directory import started_in
 from lmtrain.terminal.differences import differences
 
 # What may change without leave: the steps done stay as they are, and those to come are of the same kind.

@@ -11,6 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from omegaconf import OmegaConf
+
+from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
@@ -95,3 +98,14 @@ def refuse_existing_run(run_dir: Path) -> None:
     """Raises ConfigError if a run is there already: a new one would mix with it."""
     if (run_dir / "metrics.jsonl").exists():
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
+
+
+def started_in(run_dir: Path) -> Path | None:
+    """The folder that a run was started in, if it is still there."""
+    saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
+    try:
+        folder = saved["hydra"]["runtime"]["cwd"]
+    except (KeyError, TypeError):
+        return None
+    there = isinstance(folder, str) and Path(folder).is_absolute() and Path(folder).is_dir()
+    return Path(folder) if there else None

@@ -3,9 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint import folder as checkpoint
@@ -77,14 +76,3 @@ def _step(which: str, checkpoints: checkpoint.CheckpointFolder) -> int:
     if not which.isdecimal():
         raise ConfigError(f"--checkpoint {which}: best, latest or a step")
     return int(which)
-
-
-def started_in(run_dir: Path) -> Path | None:
-    """The folder that a run was started in, if it is still there."""
-    saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
-    try:
-        folder = saved["hydra"]["runtime"]["cwd"]
-    except (KeyError, TypeError):
-        return None
-    there = isinstance(folder, str) and Path(folder).is_absolute() and Path(folder).is_dir()
-    return Path(folder) if there else None

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Cli
-from synthetic_runs import write_run, write_sweep
+from support.command_line import Cli
+from support.synthetic_runs import write_run, write_sweep
 
 from lmtrain.commands.compare import main
 from lmtrain.compare.columns import available, chosen, filtered, ordered

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, VOCAB_SIZE, Cli
+from support.command_line import Cli
+from support.tokens import TINY, VOCAB_SIZE
 
 PARAMETERS = VOCAB_SIZE * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, write_failing_model
+from support.command_line import Cli
+from support.tokens import TINY, write_failing_model
 
 from lmtrain.commands.verify_resume import changes
 from lmtrain.config.compose import compose

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, Cli, write_tokens
-from synthetic_runs import PARAMETERS, STEP_TOKENS, write_run, write_sweep
+from support.command_line import Cli
+from support.synthetic_runs import PARAMETERS, STEP_TOKENS, write_run, write_sweep
+from support.tokens import TINY, write_tokens
 
 from lmtrain.compare.columns import available
 from lmtrain.compare.comparison import compare
@@ -275,7 +276,7 @@ def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Pat
 
 
 def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
-    """Here a hundred; `python tests/synthetic_runs.py FOLDER 1000` measures it in full."""
+    """Here a hundred; `python tests/support/synthetic_runs.py FOLDER 1000` measures it in full."""
     write_sweep(tmp_path / "sweep", 100)
     began = time.process_time()
     assert len(load_runs([tmp_path])) == 100

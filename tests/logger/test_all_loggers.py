@@ -9,8 +9,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import TINY, Cli
-from wandb_file import read_run
+from support.command_line import Cli
+from support.tokens import TINY
+from support.wandb_file import read_run
 
 from lmtrain.files.metrics import read_metrics
 

@@ -15,6 +15,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lmtrain.logger.base import RunInfo
 from lmtrain.logger.tensorboard import TensorBoardLogger
 
+TESTS = Path(__file__).parents[1]
+
 CONFIG = {"optimizer": {"lr": 1e-3, "betas": [0.9, 0.95]}, "resume": None, "logger": {"tensorboard": {}}, "seed": 3}
 
 
@@ -70,7 +72,7 @@ def test_how_it_ended(tmp_path: Path, status: str, code: int) -> None:
 def test_a_killed_run_keeps_what_was_logged_and_a_resume_shows_each_step_once(tmp_path: Path) -> None:
     script = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(TESTS), str(TESTS / "logger")]!r}
 from test_tensorboard import *
 log_steps(logger(Path({str(tmp_path)!r})), range(1, 8))
 os.kill(os.getpid(), 9)

@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wandb_file import OfflineRun, read_run
-from wandb_server import WandbServer
+from support.wandb_file import OfflineRun, read_run
+from support.wandb_server import WandbServer
 
 from lmtrain.logger.base import RunInfo
 from lmtrain.logger.wandb import GRACE_S, WandbLogger
+
+TESTS = Path(__file__).parents[1]
 
 CONFIG = {"seed": 1, "model": {"_target_": "lmtrain.model.Llama", "n_layer": 2, "betas": [0.9, 0.95], "bias": None}}
 FLAT = {
@@ -146,7 +148,7 @@ def script(body: str, run_dir: Path, **environment: str) -> "subprocess.Popen[st
     """A training process: `logger(…)` and `log_steps(…)` as here, without torch."""
     source = f"""
 import os, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {[str(TESTS), str(TESTS / "logger")]!r}
 from pathlib import Path
 from test_wandb import log_steps, logger
 run_dir = Path({str(run_dir)!r})

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, clean_environment
-from wandb_server import ENTITY, SWEEP, WandbServer
+from support.command_line import clean_environment
+from support.tokens import TINY
+from support.wandb_server import ENTITY, SWEEP, WandbServer
 
 from lmtrain.files.metrics import read_metrics
 

@@ -21,7 +21,7 @@ pytest.importorskip("datasets", reason="needs the extra lmtrain[data]")
 import pyarrow
 import pyarrow.parquet
 import zstandard
-from hub_server import Hub
+from support.hub_server import Hub
 
 from lmtrain.data.text.huggingface import HuggingFace
 from lmtrain.data.text.source import Document

@@ -1,0 +1,52 @@
+"""`benchmark checkpoint` on a tiny model: it measures what it names, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tokens import TINY
+
+from lmtrain.benchmark.checkpoint import FIRST, MEASURED
+from lmtrain.commands.benchmark import main
+from lmtrain.errors import ConfigError
+
+TINY_MODEL = [override for override in TINY if override.split(".")[0].split("=")[0] in ("model", "system")]
+UNTOUCHED = ["system.deterministic=false", "system.keep_freed_memory=false"]  # this process is that of other tests, too
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_numbers_of_every_round(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [*TINY_MODEL, "model.vocab_size=61", *UNTOUCHED]
+    assert main(["checkpoint", *overrides, "--rounds", "2", "--json", "numbers.json"]) == 0
+    assert [path.name for path in here.iterdir()] == ["numbers.json"]
+    numbers = json.loads(Path("numbers.json").read_text())
+    assert numbers["first_stalls"].keys() == FIRST.keys()
+    assert [seconds.keys() for seconds in numbers["seconds"]] == [MEASURED.keys()] * 2
+    for seconds in numbers["seconds"]:
+        assert all(value > 0 for value in seconds.values())
+        assert seconds["stall"] < seconds["background"]
+    parameters = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 61 * 32 + 32
+    # Weights and two moments of each, a counter for each tensor, and the generators.
+    assert 12 * parameters < numbers["bytes"] < 12 * parameters + 20_000
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in {**FIRST, **MEASURED})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds"),
+        (["model.vocab_size=null"], "model.vocab_size=null"),
+        (["optimizer.lr=-1"], "optimizer.lr"),
+        (["system.device=cuda:99"], "system.device"),
+    ],
+)
+def test_mistakes(here: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(["checkpoint", *UNTOUCHED, *arguments])
+    assert list(here.iterdir()) == []

@@ -1,0 +1,233 @@
+"""Damaged and hostile checkpoints: each is noticed, set aside, and the one before it is used."""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import flip_a_bit, garbage, truncate, zero_the_end
+
+from lmtrain.checkpoint.folder import (
+    MANIFEST,
+    MANIFEST_BYTES,
+    STATE_BYTES,
+    Checkpoint,
+    CheckpointFolder,
+    Retention,
+    load,
+    verify,
+)
+from lmtrain.errors import BrokenCheckpointError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints", run_id="mine")
+
+
+def save(folder: CheckpointFolder, step: int) -> Path:
+    tensors = {"model": {"w": torch.full((5, 7), float(step))}, "optimizer": {"w/exp_avg": torch.ones(3)}}
+    return folder.save(step, Checkpoint(tensors, {"run_id": "mine", "train": {"step": step}}), Retention(2))
+
+
+def nested(path: Path) -> None:
+    path.write_text("[" * 500_000)
+
+
+def link_to_itself_elsewhere(path: Path) -> None:
+    elsewhere = path.parent.parent / f"elsewhere-{path.name}"
+    shutil.move(path, elsewhere)
+    path.symlink_to(elsewhere)
+
+
+def manifest_with(**entries: object) -> Callable[[Path], None]:
+    """Adds them, or puts them in place of what the manifest says."""
+
+    def change(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+
+    return change
+
+
+def manifest_of(content: str) -> Callable[[Path], None]:
+    return lambda path: path.write_text(content) and None
+
+
+NOTHING = {"size": 0, "sha256": hashlib.sha256().hexdigest()}
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model.safetensors", truncate),
+        ("model.safetensors", zero_the_end),
+        ("model.safetensors", link_to_itself_elsewhere),
+        ("optimizer.safetensors", flip_a_bit),
+        ("state.json", Path.unlink),
+        (MANIFEST, garbage),
+        (MANIFEST, Path.unlink),
+        (MANIFEST, nested),
+        (MANIFEST, manifest_of("{}")),
+        (MANIFEST, manifest_of("[]")),
+        (MANIFEST, manifest_of("state.json".join('""'))),
+        (MANIFEST, manifest_of('{"state.json": 3}')),
+        (MANIFEST, manifest_of('{"state.json": {"size": 1e999, "sha256": ""}}')),
+        (MANIFEST, manifest_with(**{"model.safetensors": {"size": "4", "sha256": 4}})),
+        (MANIFEST, manifest_with(**{"../../../../etc/passwd": NOTHING})),
+        (MANIFEST, manifest_with(**{"/etc/passwd": NOTHING})),
+        (MANIFEST, manifest_with(**{"..": NOTHING})),
+        (MANIFEST, manifest_with(**{"": NOTHING})),
+        (MANIFEST, manifest_with(**{"a\0b": NOTHING})),
+        (MANIFEST, manifest_with(**{"\ud800": NOTHING})),
+        (MANIFEST, manifest_with(**{"a" * 5000: NOTHING})),
+    ],
+)
+def test_the_one_before_a_broken_one_is_used(
+    folder: CheckpointFolder, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], None]
+) -> None:
+    save(folder, 10)
+    damage(save(folder, 20) / file)
+    with pytest.raises(BrokenCheckpointError) as caught:
+        verify(folder.at(20))
+    str(caught.value).encode()  # so that it can be printed and logged
+    with caplog.at_level(logging.WARNING):
+        latest = folder.load_latest()
+    assert latest is not None
+    assert latest.state["train"]["step"] == 10
+    assert "step-00000020 is broken" in caplog.text
+    assert (folder.path / "broken-step-00000020-0").is_dir()
+    verify(save(folder, 20))  # the run gets there again
+
+
+def signed(path: Path, name: str, content: bytes) -> None:
+    """Puts the content into a checkpoint, with a manifest that vouches for it."""
+    (path / name).write_bytes(content)
+    manifest_with(**{name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}})(path / MANIFEST)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.safetensors", (2**63).to_bytes(8, "little") + b"{}"),
+        ("model.safetensors", (2**40).to_bytes(8, "little") + b"{" * 1000),
+        ("model.safetensors", (2).to_bytes(8, "little") + b"[]"),
+        ("model.safetensors", b""),
+        ("state.json", b"[" * 500_000),
+        ("state.json", b'{"a": '),
+        ("state.json", b"[]"),
+        ("state.json", b"\xff\xfe"),
+        ("state.json", b" " * (STATE_BYTES + 1)),
+    ],
+    ids=lambda value: value[:8].hex() if isinstance(value, bytes) else value,
+)
+def test_what_the_manifest_vouches_for_can_be_nonsense_all_the_same(
+    folder: CheckpointFolder, name: str, content: bytes
+) -> None:
+    save(folder, 10)
+    signed(save(folder, 20), name, content)
+    verify(folder.at(20))
+    with pytest.raises(BrokenCheckpointError):
+        load(folder.at(20))
+    latest = folder.load_latest()
+    assert latest is not None
+    assert latest.state["train"]["step"] == 10
+
+
+def test_a_manifest_without_end(folder: CheckpointFolder) -> None:
+    path = save(folder, 10)
+    with (path / MANIFEST).open("ab") as file:
+        file.truncate(200 * MANIFEST_BYTES)  # a hole, which takes no disk
+    with pytest.raises(BrokenCheckpointError, match="larger than"):
+        verify(path)
+
+
+def test_a_state_without_end_is_nobodys(folder: CheckpointFolder, caplog: pytest.LogCaptureFixture) -> None:
+    with (save(folder, 10) / "state.json").open("ab") as file:
+        file.truncate(STATE_BYTES + 1)
+    folder.discard_after(5)
+    assert folder.steps() == [10]
+    assert "not this run's" in caplog.text
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that another user can get into, other than tmp_path."""
+    path = Path(tempfile.mkdtemp())
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.mark.parametrize("locked", ["model.safetensors", "state.json", MANIFEST, ""])
+def test_what_may_not_be_read_is_not_broken(open_folder: Path, locked: str) -> None:
+    folder = CheckpointFolder(open_folder / "checkpoints")
+    path = save(folder, 10)
+    (path / locked).chmod(0)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if os.geteuid() == 0:
+                os.setuid(65534)  # root may read everything
+            for call in (lambda: verify(path), lambda: load(path), folder.load_latest):
+                with pytest.raises(PermissionError):
+                    call()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    (path / locked).chmod(stat.S_IRWXU)
+    assert folder.load_latest() is not None
+    assert folder.broken() == []
+
+
+def test_a_lack_of_memory_is_no_damage(folder: CheckpointFolder) -> None:
+    for step in (1, 2):
+        folder.save(step, Checkpoint({"model": {"w": torch.zeros(30_000_000)}}), Retention(newest=9))
+    script = f"""
+import resource
+from pathlib import Path
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.errors import BrokenCheckpointError
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 60_000_000,) * 2)  # a checkpoint has 120 MB
+try:
+    CheckpointFolder(Path({str(folder.path)!r})).load_latest()
+except (MemoryError, OSError, RuntimeError) as error:
+    print(type(error) is not BrokenCheckpointError)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n", done.stderr
+    assert folder.steps() == [1, 2]
+    assert folder.broken() == []
+
+
+def test_a_copy_whose_links_became_folders_is_saved_into(folder: CheckpointFolder, tmp_path: Path) -> None:
+    save(folder, 1)
+    shutil.copytree(folder.path, tmp_path / "copy")  # follows links
+    copied = CheckpointFolder(tmp_path / "copy")
+    save(copied, 2)
+    assert copied.steps() == [1, 2]
+    latest = copied.load_latest()
+    assert latest is not None
+    assert latest.state["train"]["step"] == 2
+
+
+def test_what_a_rewind_goes_back_to(folder: CheckpointFolder) -> None:
+    for step in (7, 8, 9, 12):
+        folder.save(step, Checkpoint({}, {"train": {"step": step}}), Retention(newest=9))
+    found = [folder.load_before(13, every=4, first=7), folder.load_before(12, every=4, first=7)]
+    found += [folder.load_before(8, every=4, first=7), folder.load_before(8, every=4, first=0)]
+    assert [checkpoint and checkpoint.state["train"]["step"] for checkpoint in found] == [12, 8, 7, None]

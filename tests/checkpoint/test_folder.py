@@ -1,0 +1,251 @@
+"""Checkpoints: what is saved comes back in every bit, and what is broken is noticed and set aside."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load, verify
+from lmtrain.errors import NonFiniteStateError
+
+
+def a_checkpoint(seed: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(5, 7, generator=generator)
+    return Checkpoint(
+        tensors={
+            "model": {
+                "a": weight,
+                "tied": weight,
+                "half": weight.bfloat16(),
+                "strided": weight.t(),
+                "overlapping": weight[2:],
+                "empty": torch.zeros(0),
+                "mask": torch.full((2,), -torch.inf),
+            },
+            "optimizer": {"a/exp_avg": weight.double(), "a/step": torch.tensor(3.0)},
+            "rng-0": {"torch": torch.get_rng_state()},
+        },
+        state={"run_id": "mine", "train": {"step": seed, "best_val_loss": None}, "plain": [1, 2.5, "x"]},
+        unchecked=frozenset({"model/mask"}),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints", run_id="mine")
+
+
+def save(folder: CheckpointFolder, step: int, best_step: int | None = None, newest: int = 2) -> Path:
+    return folder.save(step, a_checkpoint(step), Retention(newest, best_step=best_step))
+
+
+def entries(folder: CheckpointFolder) -> list[str]:
+    return sorted(entry.name for entry in folder.path.iterdir())
+
+
+def test_round_trip_in_every_bit(folder: CheckpointFolder) -> None:
+    written, read = a_checkpoint(3), load(save(folder, 3))
+    assert read.state == written.state
+    assert read.tensors.keys() == written.tensors.keys()
+    for name, tensors in written.tensors.items():
+        assert read.tensors[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert read.tensors[name][key].dtype == tensor.dtype
+            assert torch.equal(read.tensors[name][key], tensor)
+
+
+def test_the_files_are_safetensors_and_json_alone(folder: CheckpointFolder) -> None:
+    path = save(folder, 3)
+    assert sorted(file.name for file in path.iterdir()) == [
+        MANIFEST,
+        "model.safetensors",
+        "optimizer.safetensors",
+        "rng-0.safetensors",
+        "state.json",
+    ]
+    assert not [file for file in folder.path.iterdir() if file.name.startswith(".tmp")]
+
+
+def test_newest_and_best_are_kept_and_linked(folder: CheckpointFolder) -> None:
+    for step in (10, 20, 30, 40, 50):
+        save(folder, step, best_step=20 if step >= 20 else 10)
+    assert folder.steps() == [20, 40, 50]
+    assert os.readlink(folder.path / "latest") == "step-00000050"
+    assert os.readlink(folder.path / "best") == "step-00000020"
+    latest = folder.load_latest()
+    assert latest is not None
+    assert latest.state["train"]["step"] == 50
+
+
+def test_a_valid_step_is_never_written_again(folder: CheckpointFolder) -> None:
+    path = save(folder, 10)
+    before = (path / "model.safetensors").stat().st_mtime_ns, (path / MANIFEST).read_bytes()
+    folder.save(10, a_checkpoint(99), Retention(2))
+    assert before == ((path / "model.safetensors").stat().st_mtime_ns, (path / MANIFEST).read_bytes())
+
+
+def test_a_save_that_fails_leaves_the_ones_before(folder: CheckpointFolder, tmp_path: Path) -> None:
+    save(folder, 10)
+    # A file larger than the limit fails in the middle of a write, as on a full disk.
+    script = f"""
+import resource, signal, torch
+from pathlib import Path
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+folder = CheckpointFolder(Path({str(folder.path)!r}))
+try:
+    folder.save(20, Checkpoint({{"model": {{"w": torch.zeros(100_000)}}}}), Retention(newest=1))
+except Exception as error:
+    print("refused:", error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("refused:"), done.stderr
+    assert entries(folder) == ["latest", "step-00000010"]
+    verify(folder.at(10))
+
+
+def test_what_a_kill_left_is_cleared_away(folder: CheckpointFolder) -> None:
+    save(folder, 10)
+    (folder.path / ".tmp-latest").symlink_to("step-00000010")
+    (folder.path / ".tmp-step-00000020").mkdir()
+    (folder.path / ".tmp-step-00000020" / "model.safetensors").write_bytes(b"half")
+    (folder.path / ".tmp-del-step-00000005").mkdir()
+    save(folder, 20)
+    assert entries(folder) == ["latest", "step-00000010", "step-00000020"]
+
+
+def test_no_space_is_seen_before_writing(folder: CheckpointFolder) -> None:
+    folder.path.mkdir()
+    huge = torch.zeros(1, dtype=torch.int32).expand(2**50)  # takes no memory, but counts as what it would write
+    with pytest.raises(OSError, match="GB are free"):
+        folder.save(1, Checkpoint({"model": {"w": huge}}), Retention(1))
+    assert list(folder.path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("retention", "kept"),
+    [
+        (Retention(1), [70]),
+        (Retention(3), [50, 60, 70]),
+        (Retention(9), [10, 20, 30, 40, 50, 60, 70]),
+        (Retention(1, every=30), [30, 60, 70]),
+        (Retention(1, best_step=20), [20, 70]),
+        (Retention(1, best_step=25), [70]),  # one that was never saved
+        (Retention(1, protected=frozenset({10, 40, 45})), [10, 40, 70]),
+        (Retention(2, every=30, best_step=20, protected=frozenset({10})), [10, 20, 30, 60, 70]),
+    ],
+)
+def test_what_stays(folder: CheckpointFolder, retention: Retention, kept: list[int]) -> None:
+    for step in range(10, 70, 10):
+        save(folder, step, newest=9)
+    folder.save(70, a_checkpoint(70), retention)
+    assert folder.steps() == kept
+    for step in kept:
+        assert load(folder.at(step)).state["train"]["step"] == step
+    assert os.readlink(folder.path / "latest") == "step-00000070"
+
+
+def test_the_one_resumed_from_stays(folder: CheckpointFolder) -> None:
+    save(folder, 10)
+    resumed = CheckpointFolder(folder.path, run_id="mine")
+    assert resumed.load_latest() is not None
+    for step in (20, 30, 40):
+        save(resumed, step, newest=1)
+    assert resumed.steps() == [10, 40]
+    again = CheckpointFolder(folder.path, run_id="mine")
+    assert again.load_latest() is not None
+    save(again, 50, newest=1)
+    assert again.steps() == [40, 50]
+
+
+def test_another_runs_checkpoints_are_never_removed(
+    folder: CheckpointFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = CheckpointFolder(tmp_path / "other", run_id="mine")
+    save(other, 5)  # the id alone does not tell: what a link leads to is not in this folder
+    save(folder, 10)
+    (folder.path / "step-00000005").symlink_to(other.at(5))
+    (folder.path / "step-00000006").symlink_to("nowhere")
+    folder.save(20, Checkpoint({}, {"run_id": "theirs"}), Retention(9))
+    folder.save(30, Checkpoint({}, {}), Retention(9))
+    save(folder, 40, newest=1)
+    assert folder.steps() == [5, 6, 20, 30, 40]
+    for step in (5, 6, 20, 30):
+        assert f"step-{step:08d} is not this run's: it stays" in caplog.text
+    folder.discard_after(4)
+    assert folder.steps() == [5, 6, 20, 30]
+    verify(other.at(5))
+    verify(folder.at(5))
+
+
+def test_a_link_to_nowhere_is_set_aside(folder: CheckpointFolder) -> None:
+    save(folder, 10)
+    (folder.path / "step-00000020").symlink_to("nowhere")
+    assert CheckpointFolder(folder.path).load_latest() is not None
+    (folder.path / "step-00000020").symlink_to("nowhere")
+    verify(save(folder, 20))
+    assert folder.broken() == ["broken-step-00000020-0", "broken-step-00000020-1"]
+
+
+def test_other_names_are_no_checkpoints(folder: CheckpointFolder) -> None:
+    shutil.copytree(save(folder, 10), folder.path / "step-10")
+    for name in ("step-20", "step-000000020", "step-000000xx", "step-00000020.old", "step-٠٠٠٠٠٠٢٠"):
+        (folder.path / name).mkdir()
+    assert folder.steps() == [10]
+    save(folder, 123_456_789, newest=1)
+    assert folder.steps() == [123_456_789]
+    assert folder.load_latest() is not None
+
+
+def test_discard_after(folder: CheckpointFolder) -> None:
+    for step in (10, 20, 30, 40):
+        save(folder, step, newest=9)
+    folder.discard_after(20)
+    assert folder.steps() == [10, 20]
+    assert os.readlink(folder.path / "latest") == "step-00000020"
+    assert [name for name in entries(folder) if name.startswith(".tmp")] == []
+    folder.discard_after(20)
+    assert folder.steps() == [10, 20]
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("file", ["model", "optimizer"])
+def test_a_state_that_is_not_finite_is_refused(
+    folder: CheckpointFolder, file: str, dtype: torch.dtype, number: float
+) -> None:
+    save(folder, 10)
+    save(folder, 20)
+    before = entries(folder)
+    checkpoint = a_checkpoint(30)
+    bad = torch.zeros(3, 1001, dtype=dtype)
+    bad[1, 500] = number
+    tensors = {**checkpoint.tensors, file: {**checkpoint.tensors[file], "bad": bad}}
+    with pytest.raises(NonFiniteStateError, match=f"^{file}/bad has numbers that are not finite"):
+        folder.save(30, Checkpoint(tensors, checkpoint.state, checkpoint.unchecked), Retention(1))
+    assert entries(folder) == before
+    allowed = checkpoint.unchecked | {f"{file}/bad"}
+    read = load(folder.save(30, Checkpoint(tensors, checkpoint.state, allowed), Retention(1)))
+    assert torch.equal(read.tensors[file]["bad"].view(torch.uint8), bad.view(torch.uint8))
+
+
+def test_finite_ones_at_the_edge_are_saved(folder: CheckpointFolder) -> None:
+    dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+    edges = {
+        str(dtype): torch.tensor([torch.finfo(dtype).min, torch.finfo(dtype).max], dtype=dtype) for dtype in dtypes
+    }
+    others = {"ints": torch.tensor([2**62, -1]), "bools": torch.tensor([True]), "none": torch.zeros(0, 3)}
+    read = load(folder.save(1, Checkpoint({"model": {**edges, **others}}), Retention(1)))
+    for name, tensor in {**edges, **others}.items():
+        assert torch.equal(read.tensors["model"][name], tensor)
+
+
+def test_nothing_there(folder: CheckpointFolder) -> None:
+    assert folder.load_latest() is None
+    assert folder.steps() == []

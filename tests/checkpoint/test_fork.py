@@ -1,0 +1,193 @@
+"""Runs that start from a checkpoint of another, and runs that repeat one: real ones, by the command line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from support.command_line import Cli
+from support.tiny_trainer import timeless_metrics
+from support.tokens import TINY, write_tokens
+
+from lmtrain.checkpoint.folder import load
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def trained(module_cli: Cli) -> Path:
+    data = write_tokens(module_cli.folder / "data")
+    train(module_cli, *TINY, f"data.path={data}", "model.dropout=0.1", "trainer.keep_every=4", "hydra.run.dir=origin")
+    return module_cli.folder / "origin"
+
+
+@pytest.fixture
+def origin(trained: Path, tmp_path: Path) -> Path:
+    """A run of 12 steps with checkpoints of the steps 4, 8 and 12, dropout and all; a copy of its own."""
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "origin", symlinks=True))
+
+
+def train(cli: Cli, *arguments: str) -> str:
+    done = cli(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    said = train(cli, "fork=runs/origin", "step=8", "hydra.run.dir=runs/fork")
+    fork = tmp_path / "runs" / "fork"
+    assert "forked from runs/origin at step 8" in said
+    assert timeless_metrics(fork) == [line for line in timeless_metrics(origin) if line["step"] > 8]
+    theirs, ours = (load(run / "checkpoints" / "step-00000012") for run in (origin, fork))
+    assert all(torch.equal(theirs.tensors["model"][name], value) for name, value in ours.tensors["model"].items())
+    recorded = read_json(fork / "environment.json")
+    run_id = read_json(origin / "environment.json")["run_id"]
+    assert recorded["forked_from"] == {"run": str(origin), "run_id": run_id, "step": 8}
+    assert recorded["run_id"] != run_id
+    assert OmegaConf.load(fork / "config.yaml").step == 8
+
+
+def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    # The origin's own scheduler.warmup_steps stays, scheduler.max_steps is nothing that the other schedule has.
+    train(cli, "fork=runs/origin", "scheduler=constant", "optimizer.lr=1e-3", "trainer.max_steps=16",
+          "hydra.run.dir=runs/branch")  # fmt: skip
+    branch = tmp_path / "runs" / "branch"
+    lines = read_metrics(branch / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [13, 14, 15, 16]
+    assert {line["lr"] for line in lines} == {1e-3}
+    cfg = OmegaConf.load(branch / "config.yaml")
+    assert (cfg.scheduler.warmup_steps, cfg.model.dropout, cfg.step) == (3, 0.1, 12)
+    result = read_json(branch / "result.json")
+    assert result["best_val_loss"] == min(line["val/loss"] for line in lines if "val/loss" in line)
+
+
+def test_what_an_experiment_set_for_a_group_goes_with_the_groups_choice(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text("# @package _global_\nscheduler:\n  min_lr: 1e-5\n")
+    tiny = [*TINY, f"data.path={token_folder}", "experiments=mine"]
+    train(cli, *tiny, "hydra.run.dir=runs/origin")
+    train(cli, "fork=runs/origin", "step=8", "scheduler=constant", "hydra.run.dir=runs/branch")
+    assert "min_lr" not in OmegaConf.load(tmp_path / "runs" / "branch" / "config.yaml").scheduler
+    done = cli(*tiny, "scheduler=constant")  # here it may be a mistake
+    assert done.returncode == 2
+    assert "scheduler.min_lr=1e-05: unknown key" in done.stderr
+    assert "set by experiments=mine; '~scheduler.min_lr' leaves it out" in done.stderr
+
+
+def test_a_fork_with_other_data_and_seed_begins_that_data(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    write_tokens(tmp_path / "data" / "other", train=9000)
+    said = train(cli, "fork=runs/origin", "step=4", "data.path=data/other", "seed=5", "hydra.run.dir=runs/other")
+    assert "new: the random generators, the order of the data" in said
+    state = load(tmp_path / "runs" / "other" / "checkpoints" / "step-00000012").state["train"]
+    assert state["samples"] == (12 - 4) * 8
+    assert state["tokens"] == 12 * 8 * 16
+
+
+def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "conf" / "optimizer"
+    folder.mkdir(parents=True)
+    (folder / "sgd.yaml").write_text("_target_: torch.optim.SGD\nlr: 1e-2\nmomentum: 0.9\n")
+    said = train(cli, "fork=runs/origin", "step=8", "optimizer=sgd", "hydra.run.dir=runs/sgd")
+    assert "new: the optimizer's state" in said
+    saved = load(tmp_path / "runs" / "sgd" / "checkpoints" / "step-00000012").tensors["optimizer"]
+    assert {name.rpartition("/")[2] for name in saved} == {"momentum_buffer"}
+
+
+def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    train(cli, "fork=runs/origin", "step=4", "trainer.max_steps=8", "hydra.run.dir=runs/short")
+    shutil.rmtree(origin / "checkpoints" / "step-00000004")  # as its own retention may
+    train(cli, "resume=runs/short", "trainer.max_steps=12", "allow_changes=[scheduler]")
+    whole = [line["step"] for line in timeless_metrics(tmp_path / "runs" / "short")]
+    assert whole == list(range(5, 13))
+
+
+def test_a_job_of_a_sweep_is_forked_by_its_path(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    origin.rename(tmp_path / "runs" / "lr=0.001,seed=1")
+    train(cli, "fork=runs/lr=0.001,seed=1", "step=8", "hydra.run.dir=runs/fork")
+    assert [line["step"] for line in timeless_metrics(tmp_path / "runs" / "fork")] == [9, 10, 11, 12]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    train(cli, "-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
+    firsts = sorted(read_metrics(path)[0]["step"] for path in tmp_path.glob("runs/sweep/*/metrics.jsonl"))
+    assert firsts == [5, 9]
+    names = sorted(path.name for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
+    assert [name.rpartition(",")[0] for name in names] == ["fork=origin,step=4", "fork=origin,step=8"]
+    # Though the origin has removed a checkpoint since.
+    shutil.rmtree(origin / "checkpoints" / "step-00000004")
+    again = train(cli, "-m", "fork=./runs/origin/", "step=4,8", "hydra.sweep.dir=runs/sweep")
+    assert "2 jobs: 2 completed before" in again
+    assert len([path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir()]) == 2
+    done = cli("-m", "fork=runs/origin", "step=4,8", "seed=2", "hydra.sweep.dir=runs/sweep")
+    assert done.returncode == 2
+    assert "step=4: runs/origin has checkpoints of the steps 8, 12" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fork=runs/none"], "fork=runs/none: no such run directory"),
+        (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
+        (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
+        (["fork=runs/origin", "step=4", "model.d_model=64"], "does not fit the model"),
+        (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
+        (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
+        (["step=4"], "step=4: goes with fork=RUN_DIR"),
+        (["resume=runs/origin", "fork=runs/origin"], "resume goes on with a run, fork starts another from it"),
+        (["allow_changes=x", "fork=runs/origin"], "allow_changes: goes with resume=RUN_DIR alone"),
+        (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
+        (["--rerun", "runs/none"], "runs/none: no run there"),
+        (["--rerun", "runs/origin", "seed=3"], "seed=3: --rerun changes nothing; to change a run, fork it"),
+    ],
+)
+def test_mistakes(origin: Path, cli: Cli, arguments: list[str], message: str) -> None:
+    done = cli(*arguments)
+    assert done.returncode == 2, done.stdout
+    assert message in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "conf" / "trainer"
+    folder.mkdir(parents=True)
+    shipped = Path(__file__).parents[2] / "conf" / "trainer" / "default.yaml"
+    (folder / "default.yaml").write_text(shipped.read_text().replace("grad_clip: 1.0", "grad_clip: 0.5"))
+    said = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
+    assert "the same as runs/origin, to the last digit of 12 lines of metrics" in said
+    again = tmp_path / "runs" / "again"
+    assert timeless_metrics(again) == timeless_metrics(origin)
+    assert read_json(again / "result.json")["config_hash"] == read_json(origin / "result.json")["config_hash"]
+    assert read_json(again / "environment.json")["rerun_of"]["run"] == str(origin)
+
+
+def test_a_fork_is_repeated_as_one(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    train(cli, "fork=runs/origin", "step=8", "optimizer.lr=1e-3", "hydra.run.dir=runs/fork")
+    said = train(cli, "--rerun", "runs/fork", "hydra.run.dir=runs/again")
+    assert "the same as runs/fork, to the last digit of 4 lines of metrics" in said
+
+
+def test_the_same_config_is_recognised(origin: Path, cli: Cli) -> None:
+    said = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
+    assert "the same config as runs/origin (completed" in said
+
+
+def test_what_a_strangers_run_was_started_with_is_not_simply_done(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    recorded = origin / ".hydra" / "overrides.yaml"
+    own = recorded.read_text()
+    for line, message in (
+        ("hydra.run.dir=elsewhere", "hydra.run.dir=elsewhere: sets Hydra itself"),
+        ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
+        ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
+        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
+        ("++model._target_=os.system", "model._target_=os.system"),
+        ("'++name=${oc.env:HOME}'", "oc.env:HOME"),
+    ):
+        recorded.write_text(f"{own}- {line}\n")
+        for arguments in (["fork=runs/origin", "step=4"], ["--rerun", "runs/origin"]):
+            done = cli(*arguments)
+            assert done.returncode == 2, (line, done.stdout)
+            assert message in done.stderr

@@ -1,0 +1,216 @@
+"""The saver: the loop goes on while a checkpoint is written, and what is written is the state it was called with."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.checkpoints import a_checkpoint, value
+
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.errors import NonFiniteStateError
+
+NEWEST_TWO = Retention(2)
+NOT_FINITE = Checkpoint({"model": {"w": torch.tensor([torch.nan])}})
+
+
+class Gate:
+    """A `before_commit` that stands still until it is opened, so that a test decides when a save goes on."""
+
+    def __init__(self) -> None:
+        self.reached, self.open, self.passed = threading.Event(), threading.Event(), 0
+
+    def __call__(self) -> None:
+        self.reached.set()
+        assert self.open.wait(60)
+        self.passed += 1
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> CheckpointFolder:
+    return CheckpointFolder(tmp_path / "checkpoints")
+
+
+def test_the_loop_goes_on_while_the_save_runs(folder: CheckpointFolder, gate: Gate) -> None:
+    with Saver(folder, gate) as saver:
+        saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+        assert gate.reached.wait(60)
+        saver.check()  # nothing has failed, and it waits for nothing
+        assert folder.steps() == []
+        gate.open.set()
+        saver.wait()
+        assert folder.steps() == [1]
+
+
+def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: Gate) -> None:
+    weight = torch.randn(5, 7)
+    tensors = {
+        "weight": weight,
+        "tied": weight,
+        "strided": weight.t(),
+        "overlapping": weight[2:, 1:],
+        "expanded": torch.randn(1, 3).expand(4, 3),
+        "half": torch.randn(9).bfloat16(),
+        "scalar": torch.tensor(3.0),
+        "ints": torch.arange(5),
+        "empty": torch.zeros(0, 3),
+        "parameter": torch.nn.Parameter(torch.randn(3)),
+    }
+    state = {"train": {"step": 1, "losses": [1.0, 2.0]}}
+    expected = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    with Saver(folder, gate) as saver:
+        saver.save(1, Checkpoint({"model": tensors}, state), NEWEST_TWO)
+        for name, tensor in tensors.items():
+            if name != "expanded":  # nothing can be written to it
+                tensor.data.zero_()
+        tensors["expanded"] = tensors["ints"]
+        del tensors["half"]
+        state["train"]["losses"].append(3.0)
+        gate.open.set()
+    read = load(folder.at(1))
+    assert read.state == {"train": {"step": 1, "losses": [1.0, 2.0]}}
+    assert read.tensors["model"].keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert read.tensors["model"][name].dtype == tensor.dtype
+        assert torch.equal(read.tensors["model"][name], tensor), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_saved_from_a_gpu_is_the_state_at_the_call(folder: CheckpointFolder) -> None:
+    state = {f"w{i}": torch.full((4_000_000,), 1.0, device="cuda") for i in range(8)}
+    state["strided"] = torch.arange(6.0, device="cuda").view(2, 3).t()
+    expected = {name: tensor.cpu() for name, tensor in state.items()}
+    with Saver(folder) as saver:
+        saver.reserve(Checkpoint({"model": state}))
+        for step in (1, 2, 3):
+            saver.save(step, Checkpoint({"model": state}), Retention(9))
+            for tensor in state.values():  # at once, as the next step would
+                tensor.add_(1.0)
+    for step in (1, 2, 3):
+        read = load(folder.at(step)).tensors["model"]
+        for name, tensor in expected.items():
+            assert torch.equal(read[name], tensor + (step - 1)), (step, name)
+
+
+def test_the_second_save_waits_for_the_first(folder: CheckpointFolder, gate: Gate) -> None:
+    with Saver(folder, gate) as saver:
+        saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+        second = threading.Thread(target=saver.save, args=(2, a_checkpoint(2.0), NEWEST_TWO))
+        second.start()
+        second.join(0.2)
+        assert second.is_alive()
+        gate.open.set()
+        second.join(60)
+        assert value(folder, 1) == 1.0  # by the time that the second has begun
+    assert value(folder, 2) == 2.0
+    assert gate.passed == 2
+
+
+def test_leaving_waits(folder: CheckpointFolder) -> None:
+    with Saver(folder, lambda: time.sleep(0.3)) as saver:
+        saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+    assert folder.steps() == [1]
+
+
+def test_buffers_change_with_the_state(folder: CheckpointFolder) -> None:
+    with Saver(folder) as saver:
+        for step, size in enumerate([4, 9, 9, 2], 1):
+            saver.save(step, a_checkpoint(float(step), size), Retention(9))
+        doubles = Checkpoint({"model": {"w": torch.full((2,), 0.1, dtype=torch.float64)}})
+        saver.save(5, doubles, Retention(9))
+    assert [value(folder, step) for step in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
+    assert torch.equal(load(folder.at(5)).tensors["model"]["w"], doubles.tensors["model"]["w"])
+
+
+def test_reserved_memory_is_what_the_saves_use(folder: CheckpointFolder) -> None:
+    with Saver(folder) as saver:
+        saver.reserve(a_checkpoint(1.0))
+        saver.wait()
+        reserved = {name: buffer.data_ptr() for name, buffer in saver._buffers.items()}
+        assert reserved.keys() == {"model/w"}
+        for step in (1, 2):
+            saver.save(step, a_checkpoint(float(step)), NEWEST_TWO)
+        assert {name: buffer.data_ptr() for name, buffer in saver._buffers.items()} == reserved
+    assert (value(folder, 1), value(folder, 2)) == (1.0, 2.0)
+
+
+def unwritable(folder: CheckpointFolder) -> CheckpointFolder:
+    """A file where the folder would be: not even root can write there."""
+    folder.path.write_text("in the way")
+    return folder
+
+
+@pytest.mark.parametrize("notice", ["check", "wait", "save", "reserve", "exit"])
+def test_an_error_is_raised_once(folder: CheckpointFolder, notice: str) -> None:
+    saver = Saver(unwritable(folder))
+    saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+    assert saver._thread is not None
+    saver._thread.join(60)
+    calls = {
+        "check": saver.check,
+        "wait": saver.wait,
+        "save": lambda: saver.save(2, a_checkpoint(2.0), NEWEST_TWO),
+        "reserve": lambda: saver.reserve(a_checkpoint(2.0)),
+        "exit": lambda: saver.__exit__(None, None, None),
+    }
+    with pytest.raises(OSError, match="checkpoints"):
+        calls[notice]()
+    saver.check()
+    saver.wait()
+    with saver:
+        pass
+    folder.path.unlink()  # the disk is well again, and so is the saver
+    saver.save(3, a_checkpoint(3.0), NEWEST_TWO)
+    saver.wait()
+    assert folder.steps() == [3]
+
+
+def test_a_state_that_is_not_finite_is_an_error_like_others(folder: CheckpointFolder) -> None:
+    with pytest.raises(NonFiniteStateError), Saver(folder) as saver:
+        saver.save(1, NOT_FINITE, NEWEST_TWO)
+    assert not folder.path.exists()
+
+
+def test_an_error_in_flight_is_not_masked(folder: CheckpointFolder, caplog: pytest.LogCaptureFixture) -> None:
+    saver = Saver(unwritable(folder))
+
+    def interrupted() -> None:
+        with saver:
+            saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert "the last checkpoint could not be saved: FileExistsError" in caplog.text
+    saver.wait()  # once is enough
+
+
+def test_nothing_is_committed_unless_what_comes_before_it_is_well(folder: CheckpointFolder) -> None:
+    seen = []
+
+    def before_commit() -> None:
+        seen.append(folder.steps())
+        if len(seen) == 2:
+            raise OSError("the metrics can't be flushed")
+
+    with Saver(folder, before_commit) as saver:
+        saver.save(1, a_checkpoint(1.0), Retention(1))
+        saver.wait()
+        saver.save(2, a_checkpoint(2.0), Retention(1))
+        with pytest.raises(OSError, match="the metrics"):
+            saver.wait()
+        assert folder.steps() == [1]
+        saver.save(3, a_checkpoint(3.0), Retention(1))
+    assert seen == [[], [1], [1]]
+    assert folder.steps() == [3]

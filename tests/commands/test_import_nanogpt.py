@@ -1,0 +1,202 @@
+"""`import` as a person uses it: a nanoGPT checkpoint goes on training here, to the same parameters."""
+
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from support.command_line import Cli
+from support.nanogpt_model import CONFIG, Harmful, Training
+
+from lmtrain.checkpoint.folder import Checkpoint, load
+from lmtrain.commands.import_nanogpt import compose_from
+from lmtrain.config.build import build
+from lmtrain.convert.nanogpt_checkpoint import our_name, understand
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_metrics
+from lmtrain.run.loaded import load_run
+
+ITERATIONS = 7
+RUN = ["data.path=tokens", "logger=[]", "sample_tokens=0", "system.device=cpu", "hydra.run.dir=run"]
+
+
+@pytest.fixture(autouse=True)
+def _nanogpt_tokens(tmp_path: Path) -> None:
+    """As nanoGPT's data folders are: uint16 and nothing else."""
+    (tmp_path / "tokens").mkdir()
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 4000), ("val", 700)):
+        ids = np.cumsum(generator.integers(1, 5, count)) % 61
+        ids.astype("<u2").tofile(tmp_path / "tokens" / f"{split}.bin")
+
+
+def checkpoint_at(run: Path, step: int) -> Checkpoint:
+    return load(run / "checkpoints" / f"step-{step:08d}")
+
+
+def assert_as(found: Checkpoint, theirs: Training, tolerance: float) -> None:
+    """The checkpoint's parameters and moments are theirs."""
+    for name, param in theirs.model.named_parameters():
+        close = {"rtol": 0, "atol": tolerance, "msg": lambda text, name=name: f"{name}: {text}"}
+        torch.testing.assert_close(found.tensors["model"][our_name(name)], param.detach(), **close)
+        for key, value in theirs.optimizer.state[param].items():
+            torch.testing.assert_close(found.tensors["optimizer"][f"{our_name(name)}/{key}"], value, **close)
+
+
+@pytest.mark.slow
+def test_an_imported_run_goes_on_to_the_parameters_that_nanogpt_itself_reaches(tmp_path: Path, cli: Cli) -> None:
+    # Without biases: that of the keys has no gradient but rounding, which AdamW blows up. In float64 both are tested.
+    theirs = Training(bias=False).train(ITERATIONS)
+    path = theirs.save(tmp_path / "out" / "ckpt.pt")
+    done = cli("import", "out/ckpt.pt", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "AdamW state at step 7, val loss 3.2500" in done.stdout
+    assert "the order of batches is lmtrain's from here on (data.order=random)" in done.stdout
+    run = tmp_path / "run"
+    assert_as(checkpoint_at(run, ITERATIONS), theirs, 0)
+    state = checkpoint_at(run, ITERATIONS).state["train"]
+    assert (state["step"], state["tokens"]) == (ITERATIONS, ITERATIONS * 2 * 4 * 16)
+    assert (state["best_val_loss"], state["best_step"]) == (3.25, ITERATIONS)
+    assert read_json(run / "imported.json")["checkpoint"] == str(path)
+    assert read_json(run / "environment.json")["packages"]["torch"]
+
+    # The very command that it prints, which ends where nanoGPT's config does.
+    last = done.stdout.splitlines()[-1]
+    assert last == f"next: python -m lmtrain resume=run trainer.max_steps={CONFIG['max_iters']}"
+    again = cli(*shlex.split(last)[4:-1], f"trainer.max_steps={ITERATIONS + 4}")
+    assert again.returncode == 0, again.stderr
+    assert "resumed after step 7, 4 to go" in again.stdout
+    metrics = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [8, 9, 10, 11]
+    assert metrics[-1]["tokens"] == 11 * 2 * 4 * 16
+
+    cfg = OmegaConf.load(run / "config.yaml")
+    loader = build({**cfg.data, "path": str(tmp_path / "tokens")}, split="train", seed=cfg.seed)
+    for step, line in zip(range(ITERATIONS, ITERATIONS + 4), metrics, strict=True):
+        assert line["lr"] == pytest.approx(theirs.learning_rate(), rel=1e-12)
+        theirs.step([loader.batch(2 * step), loader.batch(2 * step + 1)])
+    assert_as(checkpoint_at(run, ITERATIONS + 4), theirs, 2e-6)
+
+
+def test_logits_of_the_imported_run_are_nanogpts_in_float64(
+    tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    theirs = Training(bias=True).train(ITERATIONS)
+    theirs.save(tmp_path / "out" / "ckpt.pt")
+    done = cli("import", "out/ckpt.pt", *RUN)
+    assert done.returncode == 0, done.stderr
+    loaded = load_run(Path("run"), "best", "cpu")
+    tokens = torch.randint(0, 61, (3, 16))
+    logits, _ = loaded.model.double()(tokens)
+    assert logits.std() > 0.1
+    torch.testing.assert_close(logits, theirs.double().model(tokens), rtol=0, atol=1e-12)
+
+
+def test_the_users_overrides_win_and_another_choice_of_a_group_keeps_what_fits() -> None:
+    defaults = understand(Training(bias=False).train(1).content()).overrides()
+    cfg = compose_from(defaults, ["optimizer.lr=1e-4", "data.path=x", "data.order=shuffle", "scheduler=constant"])
+    assert (cfg.optimizer.lr, cfg.data.order, cfg.data.batch_size) == (1e-4, "shuffle", 4)
+    assert dict(cfg.scheduler) == {
+        "_target_": "lmtrain.scheduler.constant",
+        "_partial_": True,
+        "lr": 1e-4,
+        "warmup_steps": 3,
+    }
+    assert cfg.optimizer.betas == [0.9, 0.99]
+    assert cfg.model.vocab_size == 64
+
+
+def test_a_finished_run_and_one_without_config_are_told_how_to_go_on(tmp_path: Path, cli: Cli) -> None:
+    training = Training(bias=False).train(2)
+    training.iter_num = CONFIG["max_iters"]
+    training.save(tmp_path / "done.pt")
+    done = cli("import", "done.pt", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "the schedule ends at step 20; scheduler.max_steps moves that" in done.stdout
+    assert done.stdout.endswith("next: python -m lmtrain resume=run trainer.max_steps=40\n")
+
+    content = training.content()
+    del content["config"]
+    torch.save(content, tmp_path / "bare.pt")
+    done = cli("import", "bare.pt", *RUN[:-1], "hydra.run.dir=bare", "data.block_size=16")
+    assert done.returncode == 0, done.stderr
+    assert "says nothing of its training: batch size, learning rate and schedule are those of lmtrain" in done.stdout
+    assert checkpoint_at(tmp_path / "bare", 20).state["train"]["tokens"] == 20 * 4 * 16 * 16
+
+
+def harmful(content: dict[str, Any]) -> None:
+    content["trap"] = Harmful(Path("trap"))
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "message"),
+    [
+        (lambda c: c.pop("model"), [], "ckpt.pt: not a checkpoint of nanoGPT: model missing (it has optimizer, "),
+        (lambda c: c["model"].pop("transformer.wpe.weight"), [], "not fit the model: transformer.wpe.weight missing"),
+        (harmful, [], "ckpt.pt: holds more than tensors and plain values ("),
+        (lambda c: None, ["model.n_layer=3"], "do not fit the model: transformer.h.2.ln_1.weight, "),
+        (lambda c: None, ["data.block_size=32"], "data.block_size=32: longer than model.block_size=16"),
+        (lambda c: None, ["model=llama_1m"], "model: Llama, but a nanoGPT checkpoint is one of model=gpt2"),
+        (
+            lambda c: None,
+            ["optimizer._target_=torch.optim.Adam"],
+            "optimizer=Adam: the checkpoint's state is that of A",
+        ),
+        (lambda c: None, ["data.path=nowhere"], "data.path=nowhere: no such folder"),
+        (lambda c: None, ["trainer.max_stepz=3"], "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?"),
+        (lambda c: None, ["hydra.run.dir=tokens"], "hydra.run.dir=tokens: is there already; give another"),
+        (
+            lambda c: c["config"].update(block_size=16, learning_rate=-1),
+            [],
+            "optimizer.lr=-1: input should be greater than 0",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing_behind(
+    change: Callable[[dict[str, Any]], object], overrides: list[str], message: str, tmp_path: Path, cli: Cli
+) -> None:
+    content = Training(bias=False).train(1).content()
+    change(content)
+    torch.save(content, tmp_path / "ckpt.pt")
+    before = sorted(tmp_path.rglob("*"))
+    done = cli("import", "ckpt.pt", *RUN, *overrides)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert done.stderr.startswith("config error: ")
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_existing_run_is_left_as_it_is(tmp_path: Path, cli: Cli) -> None:
+    Training(bias=False).train(1).save(tmp_path / "ckpt.pt")
+    assert cli("import", "ckpt.pt", *RUN).returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    done = cli("import", "ckpt.pt", *RUN)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "config error: hydra.run.dir=run: is there already; give another\n",
+    )
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert json.loads((tmp_path / "run" / "imported.json").read_text())["iter_num"] == 1
+
+
+def test_a_save_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lmtrain.commands.import_nanogpt import main
+    from lmtrain.convert import nanogpt_run
+    from lmtrain.errors import ConfigError
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(nanogpt_run.CheckpointFolder, "save", full)
+    Training(bias=False).train(1).save(tmp_path / "ckpt.pt")
+    with pytest.raises(ConfigError, match="No space left"):
+        main(["ckpt.pt", *RUN])
+    assert not (tmp_path / "run").exists()

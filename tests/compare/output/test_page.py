@@ -1,0 +1,320 @@
+"""The page in a real browser: what is drawn, what it loads, and that strangers' texts stay texts."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+from support.browser import Page, start
+from support.command_line import Cli
+from support.synthetic_runs import write_run, write_sweep
+
+from lmtrain.compare.comparison import compare
+from lmtrain.compare.output.page import as_html
+from lmtrain.compare.output.page_data import thin
+from lmtrain.compare.runs import load_runs
+
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>${window.hacked=1}%{x}"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    browser = start(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.quit()
+
+
+def page_of(folder: Path) -> Path:
+    file = folder.with_suffix(".html")
+    file.write_text(as_html(compare(load_runs([folder]))), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two learning rates with three seeds each; the loss starts at a multiple of its end."""
+    folder = tmp_path_factory.mktemp("few") / "runs"
+    for job, (lr, seed) in enumerate((lr, seed) for lr in (1e-3, 3e-3) for seed in (1, 2, 3)):
+        loss = 3 + (lr == 1e-3) * 0.2 + 0.01 * seed
+        write_run(folder / str(job), {"optimizer.lr": lr, "seed": seed}, final_loss=loss, eval_interval=5)
+    (folder / "0" / "sample.txt").write_text("def f(x):\n    return x\n")
+    return page_of(folder)
+
+
+@pytest.fixture
+def page(browser: webdriver.Chrome, few: Path) -> Page:
+    page = Page(browser, few)
+    page.reset()
+    return page
+
+
+def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "page.html"
+    elsewhere.write_text(few.read_text())
+    page = Page(browser, elsewhere)
+    assert sorted(page.curves()) == [f"run{number}" for number in range(6)]
+    assert page.complaints() == []
+    assert page.requests() == [elsewhere.as_uri()]
+    assert page.run("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
+    # plotly.js can upload charts: none of its buttons is one that the page did not ask for.
+    titles = page.run("return [...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
+    assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
+    assert "better than" in page.text("#sentences")
+    assert page.text("#groups thead") == "settingseedsmean ± 95%SDto the bestp"
+    assert page.run("return document.querySelectorAll('#groups tbody tr').length") == 2
+    assert "def f(x):\n    return x" in page.text("#samples")
+
+
+def test_the_policy_refuses_the_network_and_scripts_from_elsewhere(
+    browser: webdriver.Chrome, few: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "page.html").write_text(few.read_text())
+    page = Page(browser, tmp_path / "page.html")
+    page.run(
+        "window.outcome = []; fetch('http://127.0.0.1:9/').catch(() => window.outcome.push('refused'));"
+        "const made = document.createElement('script'); made.textContent = 'window.outcome.push(1)';"
+        "document.body.append(made); document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x\">');"
+    )
+    time.sleep(0.2)
+    assert page.run("return window.outcome") == ["refused"]
+    complaints = page.complaints()
+    assert len(complaints) >= 3
+    assert all("Content Security Policy" in line for line in complaints)
+
+
+def test_axes_metrics_and_scales(page: Page) -> None:
+    steps = page.curves()["run0"]
+    assert page.axis("xaxis") == {"type": "linear", "range": [5, 200], "whole": True, "title": "optimizer steps"}
+    assert steps["x"][-1] == 200
+    assert steps["y"][-1] == pytest.approx(3.21)
+    for axis, last in {"tokens": 200 * 1024, "flops": 200 * 1024 * 6e6, "seconds": 100}.items():
+        page.choose("x", axis)
+        assert page.curves()["run0"]["x"][-1] == pytest.approx(last)
+    assert page.axis("xaxis")["title"] == "time (seconds)"
+    page.choose("metric", "train/loss")
+    assert page.curves()["run0"]["y"][-1] == pytest.approx(3.16)
+    assert len(page.curves()["run0"]["y"]) == 200
+    page.click("#logx")
+    page.click("#logy")
+    assert page.axis("xaxis")["type"] == page.axis("yaxis")["type"] == "log"
+
+
+def test_the_first_steps_do_not_squash_the_rest(page: Page) -> None:
+    page.choose("metric", "train/loss")
+    low, high = page.axis("yaxis")["range"]
+    first = max(curve["y"][0] for curve in page.curves().values())
+    assert low < 3 < 3.5 < high < first - 0.5
+    assert "cut off" in page.text("#note")
+    page.click("#whole")
+    assert page.axis("yaxis")["whole"]
+    assert page.axis("yaxis")["range"][1] > first
+    assert "cut off" not in page.text("#note")
+
+
+def test_smoothing_is_a_debiased_exponential_mean(page: Page) -> None:
+    page.choose("metric", "train/loss")
+    raw = page.curves()["run0"]
+    page.choose("smooth", 5)
+    drawn = page.curves()
+    weights = np.exp(-(raw["x"][-1] - np.array(raw["x"])) / (0.05 * 200))
+    assert drawn["run0"]["y"][-1] == pytest.approx(np.average(raw["y"], weights=weights))
+    assert drawn["run0"]["y"][0] == pytest.approx(raw["y"][0])
+    behind = [value for value in drawn["faint0"]["y"] if value is not None]
+    assert behind[:200] == raw["y"]
+
+
+def test_replicates_are_drawn_as_their_mean_with_a_band(page: Page) -> None:
+    runs = page.curves()
+    values = np.array([runs[f"run{number}"]["y"] for number in range(3)])  # (seeds, points)
+    page.choose("seeds", "interval")
+    drawn = page.curves()
+    assert sorted(drawn) == ["band0", "band1", "group0", "group1"]
+    assert drawn["group0"]["y"] == pytest.approx(values.mean(0))
+    half = stats.t.ppf(0.975, 2) * values[:, -1].std(ddof=1) / np.sqrt(3)
+    count = values.shape[1]
+    assert drawn["band0"]["y"][count - 1] == pytest.approx(values[:, -1].mean() + half)
+    assert drawn["group0"]["text"] == "lr=0.001 (3 seeds)"
+    page.choose("seeds", "range")
+    assert page.curves()["band0"]["y"][count - 1] == pytest.approx(values[:, -1].max())
+
+
+def test_runs_are_chosen_filtered_and_sorted(page: Page) -> None:
+    page.click("#runs tbody tr:first-child input")  # the best: sorted by it
+    drawn = page.curves()
+    assert len(drawn) == 5
+    assert not any(curve["text"] == "lr=0.003 seed=1" for curve in drawn.values())
+    page.choose("filter", "lr=0.003")
+    assert [curve["text"] for curve in page.curves().values()] == ["lr=0.003 seed=2", "lr=0.003 seed=3"]
+    assert page.text("#shown") == "2 of 6 shown"
+    page.choose("filter", "")
+    page.click("#none")
+    assert page.curves() == {}
+    assert page.text("#note") == "No run is chosen."
+    page.click("#all")
+    assert len(page.curves()) == 6
+    page.run("[...document.querySelectorAll('#runs thead button')].find(b => b.textContent === 'seed').click()")
+    assert page.text("#runs tbody tr:first-child").find("seed=1") >= 0
+    assert page.run("return document.querySelector('#runs th[aria-sort=ascending]').textContent") == "seed"
+
+
+def test_the_pointer_over_a_curve_tells_its_run_and_values(page: Page) -> None:
+    plot = page.browser.find_element("css selector", "#curves .nsewdrag")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", plot)
+    curve = page.curves()["run1"]
+    axes = "const {xaxis, yaxis} = document.getElementById('curves')._fullLayout;"
+    x, y = page.run(f"{axes} return [xaxis.d2p(arguments[0]), yaxis.d2p(arguments[1])]", curve["x"][20], curve["y"][20])
+    size = plot.size
+    offset = round(x - size["width"] / 2), round(y - size["height"] / 2)
+    ActionChains(page.browser).move_to_element_with_offset(plot, *offset).pause(0.2).perform()
+    assert page.text("#curves .hoverlayer") == f"{curve['text']}val/loss {curve['y'][20]:.5g}step 105"
+    assert page.text("#runs tr.hot").startswith(curve["text"])
+
+
+def test_a_row_lights_up_its_curve_and_its_name_opens_the_config(page: Page) -> None:
+    row = page.browser.find_element("css selector", "#runs tbody tr:nth-child(2)")
+    ActionChains(page.browser).move_to_element(row).perform()
+    hot = "return [...document.querySelectorAll('#curves g.trace.hot')].map(group => group.__data__[0].trace.name)"
+    (name,) = page.run(hot)
+    assert page.curves()[name]["text"] in row.text
+    page.browser.find_element("css selector", "#runs tbody tr:nth-child(2) .name").send_keys(Keys.ENTER)
+    assert "optimizer.lr" in page.text("#config tr.differs + tr.differs")
+    assert "trainer.max_steps" in page.text("#config-table")
+
+
+def test_every_control_can_be_reached_and_has_a_name(page: Page) -> None:
+    unnamed = page.run(
+        "return [...document.querySelectorAll('select, input, main button')].filter(control => "
+        "!(control.labels && control.labels.length) && !control.textContent.trim() && !control.ariaLabel).length"
+    )
+    assert unnamed == 0
+
+
+def test_colours_are_by_run_configuration_or_setting(page: Page) -> None:
+    assert len({curve["line"]["color"] for curve in page.curves().values()}) == 6
+    for setting in ("group", "optimizer.lr"):
+        page.choose("color", setting)
+        colors = [curve["line"]["color"] for _, curve in sorted(page.curves().items())]
+        assert len(set(colors)) == 2
+        assert colors[0] == colors[1] == colors[2]
+    assert page.text("#legend") == "lr0.0010.003"
+
+
+def test_a_narrow_and_a_dark_screen(page: Page) -> None:
+    light = page.run("return getComputedStyle(document.body).backgroundColor")
+    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    try:
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        page.settle()
+        assert page.run("return getComputedStyle(document.body).backgroundColor") != light
+        # The drawing follows the window's size a moment later.
+        width = "return document.documentElement.scrollWidth"
+        WebDriverWait(page.browser, 10).until(lambda _: page.run(width) <= 390)
+    finally:
+        page.browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    for seed in (1, 2, 3):
+        changes = {"seed": seed, "data.note": f"{HOSTILE}{seed}", f"model.{HOSTILE}": HOSTILE}
+        run = write_run(folder / f"<b onclick=1>{seed}", changes, steps=20, eval_interval=10)
+        (run / "sample.txt").write_text(HOSTILE)
+        lines = [json.loads(line) | {HOSTILE: seed, "__proto__": seed} for line in (run / "metrics.jsonl").open()]
+        (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        environment = json.loads((run / "environment.json").read_text())
+        forked = environment | {"forked_from": {"run": HOSTILE, "run_id": HOSTILE, "step": 1}}
+        (run / "environment.json").write_text(json.dumps(forked))
+    file = page_of(folder)
+    assert HOSTILE not in file.read_text()
+    page = Page(browser, file)
+    page.choose("metric", HOSTILE)
+    page.choose("color", "data.note")
+    page.choose("seeds", "range")
+    page.click("#runs .name")
+    assert page.text("#samples pre") == HOSTILE
+    assert HOSTILE in page.text("#lineage")
+    assert page.axis("yaxis")["title"].startswith("&lt;/script&gt;")
+    shown = page.run("return document.querySelector('#curves .ytitle').textContent")
+    assert shown.startswith("</script><script>")
+    assert page.run("return window.hacked") is None
+    assert page.run("return document.querySelectorAll('#runs b, #lineage script, img, figure script').length") == 0
+    assert page.complaints() == []
+
+
+@pytest.mark.slow
+def test_two_hundred_runs(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    file = page_of(write_sweep(tmp_path / "runs", 200, steps=500, log_interval=2))
+    assert file.stat().st_size < 15e6
+    began = time.monotonic()
+    page = Page(browser, file)
+    assert len(page.run("return document.querySelectorAll('#curves g.trace')")) == 200
+    assert time.monotonic() - began < 60  # about 3 s on a machine that does nothing else
+    began = time.monotonic()
+    page.choose("metric", "train/loss")
+    assert 150 < max(len(curve["x"]) for curve in page.curves().values()) <= 200  # of 250
+    page.choose("filter", "seed=3")
+    assert len(page.curves()) == 40
+    assert time.monotonic() - began < 30  # half a second each
+    # A box over the best end of the last axis.
+    plot = page.browser.find_element("css selector", "#parallel .nsewdrag")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", plot)
+    page.choose("filter", "")
+    width, height = plot.size["width"], plot.size["height"]
+    axes = len(page.run("return document.getElementById('parallel').layout.shapes"))
+    x = round(width * ((axes - 1 + 0.45) / (axes - 1 + 0.9) - 0.5))
+    actions = ActionChains(page.browser).move_to_element_with_offset(plot, x - 20, round(height * 0.25))
+    actions.click_and_hold().move_by_offset(40, round(height * 0.24)).release().perform()
+    page.settle()
+    kept = len(page.curves())
+    assert 0 < kept < 150
+    assert page.text("#shown") == f"{kept} of 200 shown"
+    page.click("#unbrush")
+    assert len(page.curves()) == 200
+    assert page.complaints() == []
+
+
+def test_runs_that_have_just_begun_have_a_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    write_run(tmp_path / "runs" / "one", status=None, steps=0)
+    page = Page(browser, page_of(tmp_path / "runs"))
+    assert "unfinished" in page.text("#summary")
+    assert page.complaints() == []
+
+
+def test_thinning_keeps_ends_extremes_and_means() -> None:
+    x = np.arange(10_001.0)
+    y = np.random.default_rng(0).standard_normal(len(x))
+    y[1234], y[8765] = 50, -50
+    kept_x, kept_y, mean_x, mean_y = thin(x, y, 400)
+    assert len(kept_x) <= 400
+    assert {0, 1234, 8765, 10_000} <= set(kept_x)
+    assert np.array_equal(kept_y, y[kept_x.astype(int)])
+    width = int(np.searchsorted(x, mean_x[0])) * 2 + 1
+    assert mean_y[0] == pytest.approx(y[:width].mean(), abs=0.02)
+    assert len(mean_x) == len(mean_y) <= 200
+    assert thin(x[:400], y[:400], 400)[0] is not None
+    assert len(thin(x[:400], y[:400], 400)[2]) == 0
+
+
+def test_the_command_writes_page_and_pictures(cli: Cli, tmp_path: Path) -> None:
+    write_sweep(tmp_path / "outputs", 4, seeds=2, steps=50, eval_interval=10)
+    done = cli("compare", "outputs", "--html", "page.html", "--png", "a.png", "--pdf", "a.pdf", "--svg", "a.svg")
+    assert done.returncode == 0, done.stderr
+    assert "html: page.html" in done.stdout
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    other = cli("compare", "outputs", "--png", "b.pdf")
+    assert (other.returncode, other.stderr) == (
+        2,
+        "config error: --png b.pdf: would be no pdf file; give --pdf b.pdf\n",
+    )
+    heads = {"a.png": b"\x89PNG", "a.pdf": b"%PDF", "a.svg": b"<?xml"}
+    assert all((tmp_path / name).read_bytes().startswith(head) for name, head in heads.items())

@@ -1,0 +1,93 @@
+"""Signals: the first one is noted or raises, by where it comes; the second ends the process at once."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lmtrain.errors import InterruptedBySignal, ending_by_signal
+from lmtrain.loop.stop_request import REPEAT_S, SIGNALS, StopRequest
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_one_raises_where_it_comes(number: int) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        with pytest.raises(InterruptedBySignal) as raised:
+            os.kill(os.getpid(), number)
+        assert raised.value.number == stop.signal == number
+    assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_loop_that_defers_looks_at_it_when_it_likes(number: int) -> None:
+    with StopRequest() as stop:
+        stop.defers = True
+        assert stop.signal is None
+        os.kill(os.getpid(), number)
+        assert stop.signal == number
+        with pytest.raises(InterruptedBySignal), stop.at_once():
+            pytest.fail("began what is to be left out")
+        assert stop.defers
+
+
+def test_what_may_be_cut_short_is_cut_short_where_the_signal_comes() -> None:
+    with StopRequest() as stop:
+        stop.defers = True
+        done = []
+
+        def evaluate() -> None:
+            with stop.at_once():
+                done.append(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                done.append(2)
+
+        with pytest.raises(InterruptedBySignal):
+            evaluate()
+        assert done == [1]
+        assert stop.defers
+
+
+def test_one_signal_that_arrives_twice_is_one() -> None:
+    with StopRequest() as stop:
+        stop.defers = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # else this process would be gone
+        assert stop.signal == signal.SIGTERM
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGUSR1, signal.SIGTERM)])
+def test_a_second_one_leaves_at_once_whatever_the_process_does(first: int, second: int) -> None:
+    script = """
+import time
+from lmtrain.loop.stop_request import StopRequest
+with StopRequest() as stop:
+    stop.defers = True
+    print("ready", flush=True)
+    try:
+        while True:
+            time.sleep(0.01)
+    finally:
+        print("cleaned up", flush=True)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(first)
+    time.sleep(REPEAT_S + 0.3)
+    assert process.poll() is None
+    process.send_signal(second)
+    output, errors = process.communicate(timeout=10)
+    assert process.returncode == ending_by_signal(second).exit_code
+    assert output == ""
+    assert "once more leaves at once" in errors
+    assert "leaving at once" in errors
+
+
+def test_exit_codes() -> None:
+    assert [ending_by_signal(number).exit_code for number in SIGNALS] == [130, 143, 143]

@@ -1,0 +1,94 @@
+"""Who owns a run, and what is recorded of its surroundings."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmtrain.files.limited import read_json
+from lmtrain.run.directory import RunDirectory
+from lmtrain.run.environment import environment
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from lmtrain.run.directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])):
+    print("mine", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_owner_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "mine\n"
+    with pytest.raises(ValueError, match=f"in use by process {process.pid} on "), RunDirectory(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with RunDirectory(tmp_path) as directory:
+        assert directory.lock.read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_json_is_whole_or_absent(tmp_path: Path) -> None:
+    with RunDirectory(tmp_path) as directory:
+        directory.write_json("result.json", {"a": 1})
+        with pytest.raises(TypeError):
+            directory.write_json("result.json", {("not", "json"): 1})
+    assert read_json(tmp_path / "result.json") == {"a": 1}
+    assert read_json(tmp_path / "nothing.json") == {}
+    (tmp_path / "half.json").write_text('{"a": ')
+    assert read_json(tmp_path / "half.json") == {}
+
+
+def test_the_run_id_stays(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    first = directory.run_id()
+    assert len(first) == 8
+    assert directory.run_id() != first  # drawn anew until it is recorded
+    directory.write_json("environment.json", {"run_id": first})
+    assert directory.run_id() == first
+
+
+def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "topsecret")
+    assert environment("x", "cpu")["git"] is None
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    (tmp_path / "a.py").write_text("one\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "a.py").write_text("two\n")
+    recorded = environment("x", "cpu")
+    assert len(recorded["git"]["commit"]) == 40
+    assert "+two" in recorded["git"]["diff"]
+    assert recorded["packages"]["torch"]
+    assert "topsecret" not in json.dumps(recorded)
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "train.log", ".hydra", ".tmp-result.json"])
+def test_a_link_in_a_run_is_not_written_through(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match="a link, which lmtrain does not make"), RunDirectory(tmp_path / "run"):
+        pass
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_checkpoints_may_lie_elsewhere_and_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    with RunDirectory(tmp_path / "run") as directory:
+        (tmp_path / "run" / ".tmp-result.json").symlink_to(tmp_path / "mine")
+        directory.write_json("result.json", {"status": "completed"})
+    assert (tmp_path / "mine").read_text() == "precious"
+    assert not (tmp_path / "run" / "result.json").is_symlink()

@@ -1,0 +1,135 @@
+"""The command line, run as a user would run it, and processes that go on in the background."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from lmtrain.files.metrics import read_metrics
+
+
+class Started:
+    """A command that goes on in the background, as `subprocess.Popen` would show it; its output is in files."""
+
+    def __init__(self, arguments: tuple[str, ...], pid: int, folder: Path) -> None:
+        self.arguments, self.pid, self.folder = arguments, pid, folder
+
+    def poll(self) -> int | None:
+        code = self.folder / "code"
+        return int(code.read_text()) if code.exists() else None
+
+    def wait(self, timeout: float = 60) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(self.arguments, timeout, self.stdout, self.stderr)
+            time.sleep(0.002)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+        self.wait()
+
+    def end(self) -> None:
+        """Kills it, if it still runs, with all that it has started and that has not left its process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text(errors="replace")
+
+
+class Cli:
+    """Runs `python -m lmtrain …` in a folder, as a user would, without the environment's own W&B settings.
+
+    The process is a fork of one that has imported torch; with a PYTHONPATH it is an interpreter of its own, which only
+    a call can have.
+    """
+
+    def __init__(self, server: "Callable[[], subprocess.Popen[str]]", folder: Path, output: Callable[[], Path]) -> None:
+        self.server, self.folder, self.output = server, folder, output
+        self.started: list[Started] = []
+
+    def __call__(self, *arguments: str, timeout: float = 120, **environment: str) -> "subprocess.CompletedProcess[str]":
+        if "PYTHONPATH" in environment:
+            return subprocess.run(
+                [sys.executable, "-m", "lmtrain", *arguments],
+                cwd=self.folder,
+                env=clean_environment() | environment,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        process = self.start(*arguments, **environment)
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.end()
+        return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
+
+    def start(self, *arguments: str, folder: Path | None = None, **environment: str) -> Started:
+        """In the background; what still runs when the test ends is killed then."""
+        assert "PYTHONPATH" not in environment
+        output, server = self.output(), self.server()
+        files = {name: str(output / name) for name in ("stdout", "stderr", "code")}
+        for name in ("stdout", "stderr"):
+            (output / name).touch()
+        variables = clean_environment() | environment
+        asked = {"arguments": arguments, "folder": str(folder or self.folder), "environment": variables, **files}
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(f"{json.dumps(asked)}\n")
+        server.stdin.flush()
+        pid = server.stdout.readline()
+        assert pid, "the server of forks has ended"
+        self.started.append(Started(arguments, int(pid), output))
+        return self.started[-1]
+
+    def close(self) -> None:
+        for process in self.started:
+            process.end()
+
+
+def clean_environment() -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "LMTRAIN_", "HYDRA_"))}
+    return kept | {"PYTHONPATH": ""}
+
+
+def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and any(
+            line["step"] >= step for line in read_metrics(run / "metrics.jsonl")
+        ):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{run} did not get to step {step}")
+
+
+def wait_for_line(words: str, process: Started, timeout_s: float = 60) -> str:
+    """Of its standard output."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        ended, lines = process.poll() is not None, process.stdout.splitlines()
+        if found := [line for line in lines if words in line]:
+            return found[0]
+        assert not ended, process.stdout + process.stderr
+        time.sleep(0.01)
+    raise AssertionError(f"it did not say {words!r}")
