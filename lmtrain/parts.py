@@ -1,20 +1,67 @@
-"""Builds the parts of a run from its checked config, in reading order."""
+"""Builds the parts of a run from its checked config, in the order that data flows; every command that needs parts calls
+this. What has to fit between parts is checked here, once.
 
+All functions raise ValueError, or ConfigError, for a mistake that only building shows.
+"""
+
+from typing import Any
+
+import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
+from lmtrain.system import System
+from lmtrain.trainer import Parts
 
 
-def check_block_size(model: nn.Module, cfg: DictConfig) -> None:
-    """Raises ValueError if the data's sequences are longer than the model takes."""
+def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
+    """Build all parts of a run; `system` is for a command that needs another one than the config's."""
+    system = system or build_system(cfg)
+    train_loader, val_loader = build_loaders(cfg)
+    model = build_model(cfg).to(system.device)
+    optimizer = build_optimizer(cfg, model)
+    return Parts(system, train_loader, val_loader, model, optimizer, schedule=build(cfg.scheduler))
+
+
+def build_system(cfg: DictConfig, **changes: Any) -> System:
+    """Build the system and seed its generators. It comes first, as it sets how memory is allocated.
+
+    `changes` replace values of the config: `device="cpu"`.
+    """
+    system: System = build(cfg.system, **changes)
+    system.seed(cfg.seed)
+    return system
+
+
+def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
+    """Build the loaders of the training and of the validation split."""
+    train_loader: TokenLoader = build(cfg.data, split="train", seed=cfg.seed)
+    _check_samples(train_loader, cfg)
+    return train_loader, build(cfg.data, split="val", seed=cfg.seed)
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    """Build the model on the CPU, so that one seed makes one model, whatever it is trained on.
+
+    Under `torch.device("meta")` it has shapes alone.
+    """
+    model: nn.Module = build(cfg.model)
     longest = getattr(model, "block_size", None)
     if longest is not None and cfg.data.get("block_size", 0) > longest:
         raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
+    return model
 
 
-def check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
-    """Raises ValueError if the data is used up before the run ends."""
+def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """Build the optimizer of the model's parameters."""
+    optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
+    return optimizer
+
+
+def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
+    """Check that the data is not used up before the run ends."""
     enough = getattr(train_loader, "max_samples", None)
     if enough is not None and "gradient_accumulation_steps" in cfg.trainer:
         step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps

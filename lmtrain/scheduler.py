@@ -1,8 +1,16 @@
 """Learning-rate schedules: pure functions of the step, so that nothing needs to be saved or restored."""
 
 import math
+from typing import Protocol
 
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class Schedule(Protocol):
+    """A schedule whose settings are bound: what the trainer calls."""
+
+    def __call__(self, step: int, /) -> float:
+        """Return the learning rate of the step that follows `step` finished ones."""
 
 
 def cosine(

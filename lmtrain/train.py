@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from lmtrain.checkpoint import fork
-from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.config.build import build, mistakes_of_the_user
@@ -27,7 +26,7 @@ from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
-from lmtrain.parts import check_block_size, check_samples
+from lmtrain.parts import build_parts
 from lmtrain.run import report
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
 from lmtrain.run.environment import environment, lasting
@@ -35,9 +34,8 @@ from lmtrain.run.identity import config_hash
 from lmtrain.run.info import plain, run_info
 from lmtrain.run.provenance import Resumed, record, size
 from lmtrain.run.result import Result
-from lmtrain.system import System
 from lmtrain.terminal.console import configure_logging
-from lmtrain.trainer import Trainer
+from lmtrain.trainer import Parts, Recorder, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -123,70 +121,25 @@ def train(
     resumed: Resumed | None,
     lineage: Mapping[str, Any],
 ) -> None:
-    """Builds the parts in the order that data flows, and runs them; `state` is where the run is afterwards."""
+    """Build the parts in the order that data flows, and run them; `state` is where the run is afterwards."""
     with mistakes_of_the_user():
-        system: System = build(cfg.system)  # first: it sets how memory is allocated
-        system.seed(cfg.seed)
-        train_loader = build(cfg.data, split="train", seed=cfg.seed)
-        val_loader = build(cfg.data, split="val", seed=cfg.seed)
-        # On the CPU first, so that one seed makes one model, whatever it is trained on.
-        model: nn.Module = build(cfg.model).to(system.device)
-        check_block_size(model, cfg)
-        check_samples(train_loader, cfg)
-        optimizer = build(cfg.optimizer, list(model.named_parameters()))
-        schedule = build(cfg.scheduler)
+        parts = build_parts(cfg)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder(directory.path / "checkpoints", run_id)
-        loaded = checkpoints.load_latest()
-        if loaded is not None:
-            vars(state).update(vars(train_state(loaded)))
-        elif broken := checkpoints.broken():
-            raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
-        origin = fork.load_origin(Path(cfg.fork), cfg.step) if loaded is None and cfg.get("fork") else None
-        if origin is not None:
-            vars(state).update(vars(fork.first_state(origin)))
-            lineage = {**lineage, "forked_from": origin.record}
+        start = load_start(cfg, checkpoints)
+        vars(state).update(vars(start.state))
         tokenizer = _keep_tokenizer(cfg, directory)
-        decode = tokenizer.decode if tokenizer else None
-        now = {**environment(run_id, system.describe()), **lineage}
-        info = run_info(cfg, directory, run_id)
-        metrics = JsonlLogger(directory.path / "metrics.jsonl")
-        logger = CompositeLogger(
-            metrics,
-            [
-                ConsoleLogger(lambda: state.step, cfg.trainer.max_steps),
-                *(build(node, info) for node in cfg.logger.values()),
-            ],
-        )
+        now = {**environment(run_id, parts.system.describe()), **lineage, **start.lineage}
+        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, now)
     try:
         with mistakes_of_the_user():
-            trainer: Trainer = build(
-                cfg.trainer,
-                model=model,
-                optimizer=optimizer,
-                schedule=schedule,
-                train_loader=train_loader,
-                val_loader=val_loader,
-                system=system,
-                logger=logger,
-                # A checkpoint counts on the metrics up to its step.
-                saver=Saver(checkpoints, before_commit=metrics.sync),
-                bad_batches=BadBatches(directory.path / "bad-batches", train_loader, decode),
-                stop=stop,
-                state=state,
-                record={"run_id": run_id, "config": info.config, "environment": lasting(now)},
-            )
-            if loaded is not None:
-                trainer.restore(loaded)
-            elif origin is not None:
-                fork.begin(trainer.snapshot, origin, state, train_loader.batch_size)
-                _refuse_no_steps(trainer, origin)
-            logger.rewind(state.step if state.pending is None else state.step - 1)
+            trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+            start.restore(trainer)
+            recorder.logger.rewind(state.logged_step)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                now |= {"model": size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
-                then = loaded.state.get("environment") if loaded else None
-                record(cfg, directory, hydra_files, now, resumed, then)
-        loaded = origin = None  # as much memory again
+                now |= {"model": size(parts.model, parts.train_loader), "data": trainer.snapshot.data["fingerprints"]}
+                record(cfg, directory, hydra_files, now, resumed, start.environment)
+        del start  # as much memory again as the model and the optimizer take
         report.announce(cfg, directory, trainer)
         try:
             trainer.fit()
@@ -195,27 +148,94 @@ def train(
             raise ConfigError(f"{error}; to continue when that is mended: {again}") from error
     except BaseException as error:
         stop.defers = True  # how the run ended is settled
-        logger.close(ending_of(error).status)
+        recorder.logger.close(ending_of(error).status)
         raise
     stop.defers = True
-    logger.close(COMPLETED.status)
+    recorder.logger.close(COMPLETED.status)
     if tokenizer is not None and cfg.sample_tokens:
-        report.show_sample(model, tokenizer, system, train_loader.block_size, cfg, directory)
+        report.show_sample(parts.model, tokenizer, parts.system, parts.train_loader.block_size, cfg, directory)
     report.summarise(state, cfg, directory)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: at its own newest checkpoint, at the checkpoint that it is a fork of, or at step 0."""
+
+    own: Checkpoint | None = None
+    origin: fork.Origin | None = None
+
+    @property
+    def state(self) -> TrainState:
+        """The state before the first step of this process."""
+        if self.own is not None:
+            return train_state(self.own)
+        return TrainState() if self.origin is None else fork.first_state(self.origin)
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """What `environment.json` says of the run that this one comes from."""
+        return {} if self.origin is None else {"forked_from": self.origin.record}
+
+    @property
+    def environment(self) -> Mapping[str, Any] | None:
+        """The environment that the run's own checkpoint was saved in."""
+        return None if self.own is None else self.own.state.get("environment")
+
+    def restore(self, trainer: Trainer) -> None:
+        """Put the checkpoint into the parts of the run.
+
+        Raises:
+            ValueError: it does not fit them, or a fork has no step left to do.
+        """
+        if self.own is not None:
+            trainer.snapshot.put_back(self.own)
+        elif self.origin is not None:
+            fork.begin(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)
+            fork.check_steps_left(self.origin, trainer.max_steps)
+
+
+def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
+    """Load the checkpoint that the run starts from, if there is one.
+
+    Raises:
+        ValueError: all checkpoints of the run are broken, or the origin of a fork has none.
+    """
+    if (own := checkpoints.load_latest()) is not None:
+        return Start(own=own)
+    if broken := checkpoints.broken():
+        raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
+    return Start(origin=fork.load_origin(Path(cfg.fork), cfg.step)) if cfg.get("fork") else Start()
+
+
+def build_recorder(
+    cfg: DictConfig,
+    directory: RunDirectory,
+    parts: Parts,
+    checkpoints: CheckpointFolder,
+    state: TrainState,
+    stop: StopRequest,
+    tokenizer: StoredTokenizer | None,
+    now: Mapping[str, Any],
+) -> Recorder:
+    """Build what records the run in its directory and with its loggers; `now` is the environment that it runs in."""
+    info = run_info(cfg, directory, now["run_id"])
+    metrics = JsonlLogger(directory.path / "metrics.jsonl")
+    console = ConsoleLogger(lambda: state.step, cfg.trainer.max_steps)
+    return Recorder(
+        logger=CompositeLogger(metrics, [console, *(build(node, info) for node in cfg.logger.values())]),
+        saver=Saver(checkpoints, before_commit=metrics.sync),  # a checkpoint counts on the metrics up to its step
+        bad_batches=BadBatches(
+            directory.path / "bad-batches", parts.train_loader, tokenizer.decode if tokenizer else None
+        ),
+        stop=stop,
+        identity={"run_id": now["run_id"], "config": info.config, "environment": lasting(now)},
+    )
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
     done = max(CheckpointFolder(run_dir / "checkpoints").steps(), default=0)
     if cfg.trainer.get("max_steps", done) < done:
         raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
-
-
-def _refuse_no_steps(trainer: Trainer, origin: fork.Origin) -> None:
-    if trainer.max_steps <= origin.state.step:
-        raise ValueError(
-            f"trainer.max_steps={trainer.max_steps}: the fork starts after step {origin.state.step}; give more, or an "
-            "earlier step=N"
-        )
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:

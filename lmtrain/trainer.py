@@ -1,63 +1,80 @@
 """The training loop: micro-batches, backward, clip, step; evaluation, logging and checkpoints around it."""
 
 import copy
-import logging
 import math
-import time
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.checkpoint.folder import Checkpoint, Retention
 from lmtrain.checkpoint.optimizer_state import group_values
+from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
 from lmtrain.checkpoint.saver import Saver
-from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.checkpoint.snapshot import Snapshot, TrainState
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.prefetch import Prefetcher
 from lmtrain.errors import DataError, DivergedError
 from lmtrain.logger.base import RunLogger
+from lmtrain.loop import policies
 from lmtrain.loop.bad_batches import BadBatches
-from lmtrain.loop.bad_steps import BadStep, RewindError, SpikeDetector, Watch
-from lmtrain.loop.evaluation import evaluate, perplexity
+from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
+from lmtrain.loop.evaluation import Evaluator
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.loop.update import update
 from lmtrain.model.flops import flops_per_token
+from lmtrain.scheduler import Schedule
 from lmtrain.system import System
 
-log = logging.getLogger(__name__)
-
-MAX_IN_A_ROW = 20  # bad steps, before the model is at fault and not the data
-MAX_REWINDS = 3  # to one checkpoint, likewise
-LOOK_STEPS = 10  # between looks for a request to be pruned; on a network file system each may take a millisecond
+STOP_FILE_STEPS = 10  # between looks for a request to be pruned; on a network file system each may take a millisecond
 
 Metrics = dict[str, float]
 
 
-class Schedule(Protocol):
-    def __call__(self, step: int, /) -> float:
-        """The learning rate of the step that follows `step` finished ones."""
+@dataclass(frozen=True)
+class Parts:
+    """What computes a run, in the order that data flows; `parts.build_parts` builds it from a config."""
+
+    system: System
+    train_loader: TokenLoader
+    val_loader: TokenLoader
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """What records a run, and may ask it to stop.
+
+    `identity` is what every checkpoint says of the run: its id, config and environment.
+    """
+
+    logger: RunLogger
+    saver: Saver
+    bad_batches: BadBatches
+    stop: StopRequest = field(default_factory=StopRequest)
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
-    """Trains `model` on `train_loader`, evaluates it on `val_loader`, logs and saves, until `max_steps`.
+    """Trains `parts.model` until `max_steps`: evaluates it, and has `recorder` log and save it.
 
     The gradient of a step is that of the mean loss over all target tokens of its `gradient_accumulation_steps`
     micro-batches together, however they are cut and however many targets each of them has. The learning rate of a
     parameter group is the schedule's times the group's `lr_scale`, if it has one.
 
     `grad_clip` is the largest global gradient norm (0: no limit); `eval_batches` limits an evaluation (null: the whole
-    split); `eval_train_batches` evaluates that many batches of the training split as well (0: none). The newest
-    `keep_checkpoints` stay, those of every `keep_every` steps (null: none), and the best, which an evaluation that
-    improves makes at once.
+    split); `eval_train_batches` of the training split are evaluated as well (0: none). The newest `keep_checkpoints`
+    stay, those of every `keep_every` steps (null: none), and the best, which an evaluation that improves makes at once.
 
     A step whose loss or gradient norm is not finite, or a spike (more than `spike_zscore` robust standard deviations
     above the last `spike_window` good steps; null: no such check), is bad. That is decided on the device, and the
-    update left out there; its batch is kept for a look. Then `on_bad_step` says: `stop`; `skip`: go on; or `rewind`: go
-    back to the last regular checkpoint, and on from there with the data after the bad step.
+    update left out there; its batch is kept for a person to look at. Then the policy `on_bad_step` decides how the run
+    goes on: see `loop/policies.py`.
 
     Raises:
         DataError: from `fit`, when token files turn out to be damaged; everything is saved.
@@ -68,18 +85,9 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        train_loader: TokenLoader,
-        val_loader: TokenLoader,
-        system: System,
-        logger: RunLogger,
-        saver: Saver,
-        bad_batches: BadBatches,
-        stop: StopRequest,
+        parts: Parts,
+        recorder: Recorder,
         state: TrainState,
-        record: Mapping[str, Any],
         *,
         max_steps: PositiveInt,
         gradient_accumulation_steps: PositiveInt,
@@ -95,77 +103,90 @@ class Trainer:
         keep_checkpoints: PositiveInt,
         keep_every: PositiveInt | None,
     ) -> None:
-        self.model, self.optimizer, self.schedule, self.system = model, optimizer, schedule, system
-        self.train_loader, self.val_loader = train_loader, val_loader
-        self.logger, self.saver, self.bad_batches, self.stop, self.state = logger, saver, bad_batches, stop, state
+        self.system, self.train_loader = parts.system, parts.train_loader
+        self.model, self.optimizer, self.schedule = parts.model, parts.optimizer, parts.schedule
+        self.logger, self.saver, self.bad_batches = recorder.logger, recorder.saver, recorder.bad_batches
+        self.stop, self.state = recorder.stop, state
         self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
-        self.step_samples = gradient_accumulation_steps * train_loader.batch_size
-        self.grad_clip, self.on_bad_step = grad_clip or math.inf, on_bad_step
-        self.eval_interval, self.eval_batches, self.eval_train_batches = eval_interval, eval_batches, eval_train_batches
-        self.log_interval, self.checkpoint_interval = log_interval, checkpoint_interval
-        self.keep_checkpoints, self.keep_every = keep_checkpoints, keep_every
-        self.forward = system.compile(model)
-        self.scaler = system.scaler()
-        self.params = [param for param in model.parameters() if param.requires_grad]
-        scaled = self.scaler.is_enabled()
-        self.detector = SpikeDetector(spike_zscore, spike_window, system.device, ignore_norm=scaled)
-        loaders = {"train": train_loader, "val": val_loader}
-        groups = copy.deepcopy(group_values(optimizer))
-        self.snapshot = Snapshot(model, optimizer, groups, self.scaler, system, self.detector, loaders, record)
-        self.watch, self.clock = Watch(spike_zscore), StepClock(state.step)
+        self.step_samples = gradient_accumulation_steps * self.train_loader.batch_size
+        self.grad_clip, self.on_bad_step = grad_clip or math.inf, policies.POLICIES[on_bad_step]
+        self.eval_interval, self.log_interval, self.checkpoint_interval = (
+            eval_interval,
+            log_interval,
+            checkpoint_interval,
+        )
+        self.forward = self.system.compile(self.model)
+        self.scaler = self.system.scaler()
+        self.evaluator = Evaluator(
+            *(self.model, self.forward, self.system, parts.train_loader, parts.val_loader),
+            batches=eval_batches,
+            train_batches=eval_train_batches,
+        )
+        self.params = [param for param in self.model.parameters() if param.requires_grad]
+        self.detector = SpikeDetector(
+            spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
+        )
+        self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.seconds)
+        loaders, groups = {"train": parts.train_loader, "val": parts.val_loader}, group_values(self.optimizer)
+        self.snapshot = Snapshot(
+            *(self.model, self.optimizer, copy.deepcopy(groups), self.scaler, self.system, self.detector, loaders),
+            recorder.identity,
+        )
+        self.checkpoints = RunCheckpoints(
+            self.snapshot,
+            self.saver,
+            interval=checkpoint_interval,
+            keep_newest=keep_checkpoints,
+            keep_every=keep_every,
+            keep_for_rewind=self.on_bad_step is policies.rewind,
+        )
 
     def fit(self) -> None:
-        """Runs the steps that are left; the state afterwards is that of the last one."""
-        rewinds: list[int] = []
+        """Run the steps that are left; `state` is that of the last one afterwards."""
+        rewound_to: list[int] = []
         with self.saver:
             while True:
                 try:
-                    return self._fit()
-                except RewindError as error:
-                    rewinds.append(self._rewind(error.bad))
-                    if rewinds.count(rewinds[-1]) > MAX_REWINDS:
-                        raise DivergedError(f"{error}, and {MAX_REWINDS} rewinds did not help") from error
-                except DataError:  # between two steps: the last one is whole, and shall not be lost
+                    return self._run_steps()
+                except policies.RewindError as error:
+                    self._rewind(error.bad)
+                    rewound_to.append(self.state.step)
+                    if rewound_to.count(rewound_to[-1]) > policies.MAX_REWINDS:
+                        raise DivergedError(f"{error}, and {policies.MAX_REWINDS} rewinds did not help") from error
+                except DataError:  # between two steps: the last one is whole, and must not be lost
                     if self.state.step:
                         self._save()
                     raise
 
-    def _fit(self) -> None:
-        state, batch_size = self.state, self.train_loader.batch_size
-        self._started = time.perf_counter() - state.seconds
-        self.watch = Watch(self.detector.zscore)
+    def _run_steps(self) -> None:
+        state = self.state
+        first_batch = state.samples // self.train_loader.batch_size
+        self.monitor = BadStepMonitor(self.detector.zscore)
         self.model.train()
-        with Prefetcher(self.train_loader.batch, state.samples // batch_size, self.system.device) as self.micro_batches:
-            self.clock = StepClock(state.step)
+        with Prefetcher(self.train_loader.batch, first_batch, self.system.device) as self.micro_batches:
+            self.clock = StepClock(state.step, state.seconds)
             if state.pending is not None:
                 self._finish_step(state.pending, evaluates=True, saves=True)
             while state.step < self.max_steps:
-                try:
-                    loss, grad_norm = self.step()
-                except DataError:
-                    self._answer_bad_steps(newest=True)
-                    raise
-                if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
-                    self.stop.defers = True
-                    self.saver.reserve(self.checkpoint())
+                loss, grad_norm = self._step_on_good_data()
                 last = state.step == self.max_steps
                 logs = state.step % self.log_interval == 0 or last or state.step == 1
                 evaluates = state.step % self.eval_interval == 0 or last
-                # Once, as it may come at any moment: what stops the run saves it, too.
-                asked = self.stop.asked(looks=logs or evaluates or state.step % LOOK_STEPS == 0)
-                saves = state.step % self.checkpoint_interval == 0 or last or asked is not None
+                # Looked at once, as a signal may come at any moment: what stops the run also saves it.
+                request = self.stop.asked(looks=logs or evaluates or state.step % STOP_FILE_STEPS == 0)
+                saves = state.step % self.checkpoint_interval == 0 or last or request is not None
                 self.saver.check()
-                self._answer_bad_steps(newest=logs or evaluates or saves)
+                self._apply_policy(newest=logs or evaluates or saves)
                 metrics = self._train_metrics(loss, grad_norm) if logs else {}
                 if evaluates or saves:
                     self.system.synchronize()  # what the device still has to do belongs to the steps
                 self._finish_step(metrics, evaluates=evaluates, saves=saves)
-                if asked is not None and not last:
+                if request is not None and not last:
                     self.saver.wait()  # else its error would come too late to count
-                    raise asked
+                    raise request
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """One optimizer step; its loss (nats a token) and gradient norm, as tensors that nobody has waited for."""
+        """Do one optimizer step; return its loss (nats a token) and gradient norm, for which nobody has waited yet."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
@@ -189,56 +210,46 @@ class Trainer:
         update(self.optimizer, self.scaler, verdict.bad)
         self.optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
-        self.watch.note(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
+        self.monitor.record(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
         self.state.samples += self.step_samples
         self.state.tokens += targets
         return total, grad_norm
 
-    def evaluate(self, loader: TokenLoader, batches: int | None) -> float:
-        """Mean loss in nats a token over the whole split (`batches` null), or over that many batches of the loader."""
-        source = loader.whole_split() if batches is None else map(loader.batch, range(batches))
-        return evaluate(self.model, self.forward, source, self.system)
-
-    def checkpoint(self) -> Checkpoint:
-        """All that a bitwise resume needs."""
-        return self.snapshot.take(self.state)
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Puts everything back except `state`, which train() has read already.
-
-        Raises:
-            ValueError: the data is not what the run was trained on, the model is another one, or a batch would begin
-                in the middle of one that the run has seen.
-        """
-        self.snapshot.put_back(checkpoint)
-        if self.state.samples % self.train_loader.batch_size:
-            raise ValueError(
-                f"data.batch_size={self.train_loader.batch_size}: the run has seen {self.state.samples:,} samples, "
-                "which is no whole number of such batches"
-            )
+    def _step_on_good_data(self) -> tuple[Tensor, Tensor]:
+        try:
+            result = self.step()
+        except DataError:
+            self._apply_policy(newest=True)  # to the step before, which has not been looked at yet
+            raise
+        if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
+            self.stop.defers = True
+            self.saver.reserve(self.snapshot.take(self.state))
+        return result
 
     def _finish_step(self, metrics: Metrics, *, evaluates: bool, saves: bool) -> None:
-        """What comes after the update: evaluation, the line in the log, a checkpoint."""
+        """Do what comes after the update: an evaluation, a line in the log, a checkpoint."""
         state = self.state
         with self.clock.paused():
             if evaluates:
                 metrics = self._evaluated(metrics)
             if metrics:
-                state.seconds = self._seconds()
+                state.seconds = self.clock.run_seconds()
                 axes = {"tokens": state.tokens, "seconds": state.seconds}  # what curves are drawn over
                 self.logger.log(state.step, metrics | axes)
-            if evaluates and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step == "stop":
+            if evaluates and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step is policies.stop:
                 raise DivergedError(f"the validation loss of step {state.step} is {state.val_loss}")
             if saves or state.best_step == state.step:  # the best model is worth a checkpoint
                 self._save()
 
     def _evaluated(self, metrics: Metrics) -> Metrics:
-        """The metrics with those of an evaluation; if that is cut short, the step is saved without, and evaluated when
-        the run goes on."""
+        """Return the metrics with those of an evaluation.
+
+        If that is cut short, the step is saved without, and evaluated when the run goes on.
+        """
         generators = self.system.generator_state()
         try:
             with self.stop.at_once():
-                metrics = metrics | self._eval_metrics()
+                evaluated = self.evaluator.metrics()
         except BaseException:  # a signal, no memory, damaged data: the step itself is whole
             self.system.load_generator_state(generators)
             self.state.pending = metrics
@@ -246,60 +257,26 @@ class Trainer:
             self.saver.wait()
             raise
         self.state.pending = None
-        return metrics
+        self.state.count_val_loss(evaluated["val/loss"])
+        return metrics | evaluated
 
     def _save(self) -> None:
-        state = self.state
-        state.seconds = self._seconds()
-        regular = state.step - state.step % self.checkpoint_interval
-        if regular == state.step:
-            state.regular_best_step = state.best_step
-        # What a rewind goes back to, and finds there, does not depend on when the run was stopped or evaluated.
-        rewinds = {max(regular, state.first_step), state.regular_best_step or 0}
-        protected = frozenset(rewinds) if self.on_bad_step == "rewind" else frozenset()
-        retention = Retention(self.keep_checkpoints, self.keep_every, state.best_step, protected)
-        self.saver.save(state.step, self.checkpoint(), retention)
+        self.state.seconds = self.clock.run_seconds()
+        self.checkpoints.save(self.state)
 
-    def _answer_bad_steps(self, *, newest: bool) -> None:
-        for bad in self.watch.bad_steps(newest=newest):
-            path = self.bad_batches.keep(bad)
-            state = self.state
-            state.bad_steps += 1
-            state.bad_in_a_row = state.bad_in_a_row + 1 if bad.step == state.last_bad_step + 1 else 1
-            state.last_bad_step = bad.step
-            if state.bad_in_a_row > MAX_IN_A_ROW:
-                raise DivergedError(f"{bad}, as were the {MAX_IN_A_ROW} steps before it")
-            match self.on_bad_step:
-                case "stop":
-                    raise DivergedError(
-                        f"{bad}; its update was left out, its batch is in {path}; try a smaller optimizer.lr, or "
-                        "trainer.on_bad_step=skip or rewind"
-                    )
-                case "rewind":
-                    log.warning("%s; its batch is in %s", bad, path)
-                    raise RewindError(bad)
-            log.warning("%s; its update is left out, its batch is in %s", bad, path)
+    def _apply_policy(self, *, newest: bool) -> None:
+        """Apply the policy to the bad steps that the device has reported by now; `newest` waits for the last step."""
+        for bad in self.monitor.bad_steps(newest=newest):
+            batch_file = self.bad_batches.keep(bad)
+            self.state.count_bad_step(bad.step)
+            if self.state.bad_in_a_row > policies.MAX_BAD_STEPS_IN_A_ROW:
+                raise DivergedError(f"{bad}, as were the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it")
+            self.on_bad_step(bad, batch_file)
 
-    def _rewind(self, bad: BadStep) -> int:
-        """Back to the last regular checkpoint before the bad step, with the data after it; the checkpoint's step."""
-        self.saver.wait()
-        folder, counted = self.saver.folder, self.state.bad_steps
-        loaded = folder.load_before(bad.step, every=self.checkpoint_interval, first=self.state.first_step)
-        if loaded is None:
-            raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
-        step: int = loaded.state["train"]["step"]
-        folder.discard_after(step)
-        vars(self.state).update(vars(train_state(loaded)), seconds=self._seconds())
-        self.snapshot.put_back(loaded)
-        self.state.samples = bad.first_sample + self.step_samples
-        self.state.bad_steps = counted
-        self.logger.rewind(step if self.state.pending is None else step - 1)
-        log.warning("back to step %d; the data up to sample %d is left out", step, self.state.samples)
-        return step
-
-    def _seconds(self) -> float:
-        """Training, evaluating and saving so far, over all resumes."""
-        return time.perf_counter() - self._started
+    def _rewind(self, bad: BadStep) -> None:
+        self.state.seconds = self.clock.run_seconds()
+        self.checkpoints.rewind(self.state, bad, self.step_samples)
+        self.logger.rewind(self.state.logged_step)
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
         self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
@@ -317,17 +294,4 @@ class Trainer:
             metrics["bad_steps"] = self.state.bad_steps
         if peak := self.system.peak_flops():
             metrics["mfu"] = flops_per_token(self.model, self.train_loader.block_size) * tokens / seconds / peak
-        return metrics
-
-    def _eval_metrics(self) -> Metrics:
-        state = self.state
-        state.val_loss = self.evaluate(self.val_loader, self.eval_batches)
-        metrics = {"val/loss": state.val_loss, "val/perplexity": perplexity(state.val_loss)}
-        loader, whole = self.val_loader, self.eval_batches is None
-        if bytes_per_token := loader.bytes_per_token if whole else loader.sampled_bytes_per_token:
-            metrics["val/bits_per_byte"] = state.val_loss / math.log(2) / bytes_per_token
-        if self.eval_train_batches:
-            metrics["train_eval/loss"] = self.evaluate(self.train_loader, self.eval_train_batches)
-        if math.isfinite(state.val_loss) and (state.best_val_loss is None or state.val_loss < state.best_val_loss):
-            state.best_val_loss, state.best_step = state.val_loss, state.step
         return metrics

@@ -172,7 +172,7 @@ def test_logged_metrics(token_folder: Path, tmp_path: Path) -> None:
     assert last["tokens"] == 6 * 2 * 4 * 16
     assert last["lr"] == pytest.approx(cosine(5, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8))
     assert last["tokens_per_second"] == pytest.approx(2 * 4 * 16 / last["step_time_ms"] * 1000)
-    assert last["train_eval/loss"] == pytest.approx(trainer.evaluate(trainer.train_loader, 2))
+    assert last["train_eval/loss"] == pytest.approx(trainer.evaluator.loss(trainer.train_loader, 2))
     assert "mfu" not in last  # unknown for a CPU
     assert trainer.state.best_val_loss == min(line["val/loss"] for line in lines.values() if "val/loss" in line)
 
@@ -396,7 +396,7 @@ def test_on_cuda_steps_do_not_synchronise_and_resume_bit_for_bit(
 
     never = trainer("never", 8)
     with Prefetcher(never.train_loader.batch, 0, never.system.device) as never.micro_batches:
-        state = never.checkpoint()
+        state = never.snapshot.take(never.state)
         torch.cuda.set_sync_debug_mode("error")
         try:
             loss, _ = never.step()

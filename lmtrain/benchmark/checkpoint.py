@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lmtrain.benchmark.turns import median, ratio, rotated
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
@@ -119,11 +119,11 @@ class _Contest:
 
         from lmtrain.checkpoint.folder import CheckpointFolder
         from lmtrain.checkpoint.saver import Saver
+        from lmtrain.parts import build_model, build_optimizer, build_system
 
-        self.system: System = build(cfg.system, compile=False)
-        self.system.seed(cfg.get("seed", 0))
-        self.model = build(cfg.model).to(self.system.device)
-        self.optimizer = build(cfg.optimizer, list(self.model.named_parameters()))
+        self.system: System = build_system(cfg, compile=False)
+        self.model = build_model(cfg).to(self.system.device)
+        self.optimizer = build_optimizer(cfg, self.model)
         length = min(STEP_TOKENS, cfg.data.block_size)
         ids = torch.randint(cfg.model.vocab_size, (1, length + 1), device=self.system.device)
         self.x, self.y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()

@@ -13,8 +13,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from omegaconf import DictConfig
 from rich.table import Table
 
 from lmtrain.benchmark.turns import ratio, rotated
@@ -25,6 +26,9 @@ from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
+
+if TYPE_CHECKING:
+    from lmtrain.trainer import Parts
 
 CONTENDERS = {
     "trainer": "lmtrain's Trainer.fit",
@@ -107,19 +111,14 @@ class _Contender:
 
 def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
     """The process of one contender: a line in, a round, its seconds a step out."""
-    from lmtrain.system import System
+    from lmtrain.parts import build_parts, build_system
 
     cfg = preflight(compose(overrides))
-    system: System = build(cfg.system, **(PLAIN if name == "plain" else {}))
-    system.seed(cfg.seed)
-    train_loader = build(cfg.data, split="train", seed=cfg.seed)
-    model = build(cfg.model).to(system.device)
-    optimizer = build(cfg.optimizer, list(model.named_parameters()))
-    schedule = build(cfg.scheduler)
+    parts = build_parts(cfg, build_system(cfg, **(PLAIN if name == "plain" else {})))
     if name == "trainer":
-        _run_trainer(cfg, steps, system, train_loader, model, optimizer, schedule)
+        _run_trainer(cfg, steps, parts)
     else:
-        _run_bare(cfg, steps, system, train_loader, model, optimizer, schedule)
+        _run_bare(cfg, steps, parts)
 
 
 class _Pacemaker:
@@ -142,14 +141,12 @@ def _wait_for_turn() -> None:
         sys.exit(0)
 
 
-def _run_trainer(
-    cfg: Any, steps: int, system: Any, train_loader: Any, model: Any, optimizer: Any, schedule: Any
-) -> None:
+def _run_trainer(cfg: DictConfig, steps: int, parts: "Parts") -> None:
     from lmtrain.checkpoint.folder import CheckpointFolder
     from lmtrain.checkpoint.saver import Saver
     from lmtrain.checkpoint.snapshot import TrainState
     from lmtrain.loop.bad_batches import BadBatches
-    from lmtrain.loop.stop_request import StopRequest
+    from lmtrain.trainer import Recorder
 
     forever = 10**9
     nowhere = Path(tempfile.gettempdir())
@@ -160,40 +157,28 @@ def _run_trainer(
         "checkpoint_interval": forever,
         "log_interval": steps,
     }
-    trainer = build(
-        node,
-        model=model,
-        optimizer=optimizer,
-        schedule=schedule,
-        train_loader=train_loader,
-        val_loader=build(cfg.data, split="val", seed=cfg.seed),
-        system=system,
-        logger=_Pacemaker(),
-        saver=Saver(CheckpointFolder(nowhere)),
-        bad_batches=BadBatches(nowhere, train_loader, decode=None),
-        stop=StopRequest(),
-        state=TrainState(),
-        record={},
-    )
-    trainer.fit()
+    bad_batches = BadBatches(nowhere, parts.train_loader, decode=None)
+    recorder = Recorder(_Pacemaker(), Saver(CheckpointFolder(nowhere)), bad_batches)
+    build(node, parts, recorder, TrainState()).fit()
 
 
-def _run_bare(cfg: Any, steps: int, system: Any, train_loader: Any, model: Any, optimizer: Any, schedule: Any) -> None:
+def _run_bare(cfg: DictConfig, steps: int, parts: "Parts") -> None:
     import torch
 
+    system, model, optimizer = parts.system, parts.model, parts.optimizer
     forward = system.compile(model)
     scaler = system.scaler()
     accumulation = cfg.trainer.gradient_accumulation_steps
     step = 0
     while True:
-        batches = [train_loader.batch(step * accumulation + i) for i in range(steps * accumulation)]
+        batches = [parts.train_loader.batch(step * accumulation + i) for i in range(steps * accumulation)]
         on_device = [(x.to(system.device), y.to(system.device)) for x, y in batches]
         _wait_for_turn()
         system.synchronize()
         started = time.perf_counter()
         for _ in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = schedule(step)
+                group["lr"] = parts.schedule(step)
             for _ in range(accumulation):
                 x, y = on_device.pop()
                 with system.autocast():

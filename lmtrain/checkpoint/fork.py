@@ -56,6 +56,15 @@ def first_state(origin: Origin) -> TrainState:
     )
 
 
+def check_steps_left(origin: Origin, max_steps: int) -> None:
+    """Raise ValueError if the fork would have no step to do."""
+    if max_steps <= origin.state.step:
+        raise ValueError(
+            f"trainer.max_steps={max_steps}: the fork starts after step {origin.state.step}; give more, or an earlier "
+            "step=N"
+        )
+
+
 def begin(snapshot: Snapshot, origin: Origin, state: TrainState, batch_size: int) -> None:
     """Puts the origin's state into the parts of the fork, and its place in the data into `state`.
 

@@ -1,6 +1,7 @@
 """The whole state of a run as one checkpoint, and back: all that a bitwise resume needs."""
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -46,6 +47,23 @@ class TrainState:
     regular_best_step: int | None = None  # the best one as of the last regular checkpoint, which a rewind goes back to
     pending: dict[str, float] | None = None  # metrics of this step, whose evaluation is still to come
     seconds: float = 0.0  # training, evaluating and saving, over all resumes
+
+    @property
+    def logged_step(self) -> int:
+        """The last step whose line of metrics is complete."""
+        return self.step if self.pending is None else self.step - 1
+
+    def count_val_loss(self, loss: float) -> None:
+        """Note the validation loss of this step, which may be the best so far."""
+        self.val_loss = loss
+        if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
+            self.best_val_loss, self.best_step = loss, self.step
+
+    def count_bad_step(self, step: int) -> None:
+        """Count a bad step, and how many there were in a row up to it."""
+        self.bad_steps += 1
+        self.bad_in_a_row = self.bad_in_a_row + 1 if step == self.last_bad_step + 1 else 1
+        self.last_bad_step = step
 
 
 def train_state(checkpoint: Checkpoint) -> TrainState:
@@ -106,14 +124,16 @@ class Snapshot:
         )
 
     def put_back(self, checkpoint: Checkpoint) -> None:
-        """Everything but the TrainState.
+        """Put everything back but the TrainState.
 
         Raises:
-            ValueError: the data is not what the run was trained on, or the model is another one.
+            ValueError: the data is not what the run was trained on, the model is another one, or a batch would begin
+                in the middle of one that the run has seen.
         """
         if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
             raise ValueError(f"the checkpoint has no {' and no '.join(sorted(missing))}")
         self._check_data(checkpoint.state["data"])
+        self._check_batch_size(checkpoint.state["train"]["samples"])
         try:
             self.model.load_state_dict(dict(checkpoint.tensors["model"]))
         except RuntimeError as error:
@@ -140,6 +160,14 @@ class Snapshot:
         """If the run that saved and this one have one."""
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _check_batch_size(self, samples: int) -> None:
+        batch_size = self.loaders["train"].batch_size
+        if samples % batch_size:
+            raise ValueError(
+                f"data.batch_size={batch_size}: the run has seen {samples:,} samples, which is no whole number of such "
+                "batches"
+            )
 
     def _check_data(self, then: Mapping[str, Any]) -> None:
         path = self.loaders["train"].path

@@ -32,24 +32,7 @@ GROUPS: Mapping[str, Group] = {
     "optimizer": Group(positional=1),  # the model's named parameters
     "scheduler": SCHEDULER,
     "system": Group(),
-    "trainer": Group(
-        keywords=frozenset(
-            {
-                "model",
-                "optimizer",
-                "schedule",
-                "train_loader",
-                "val_loader",
-                "system",
-                "logger",
-                "saver",
-                "bad_batches",
-                "stop",
-                "state",
-                "record",
-            }
-        )
-    ),
+    "trainer": Group(positional=3),  # parts, recorder, state
 }
 LOGGER = Group(positional=1)  # the RunInfo; `logger` holds several nodes, one a member
 PART = Group()  # a part of a part

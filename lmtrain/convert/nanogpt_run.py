@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.optimizer_state import load_optimizer_state
@@ -17,34 +16,37 @@ from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
 from lmtrain.convert.nanogpt_checkpoint import NanoGPT, check_fit
 from lmtrain.data import tokenizer as tokenizers
+from lmtrain.errors import COMPLETED
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
-from lmtrain.loop.stop_request import StopRequest
 from lmtrain.model.gpt2 import GPT2
+from lmtrain.parts import build_parts, build_system
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import environment, lasting
-from lmtrain.system import System
-from lmtrain.trainer import Trainer
+from lmtrain.trainer import Parts, Recorder, Trainer
 
 
 def write_run(
     cfg: DictConfig, source: NanoGPT, run_dir: Path, *, hydra_files: Mapping[str, str], origin: Mapping[str, Any]
 ) -> None:
-    """Fills the directory, which is empty or not there, or leaves it so; `hydra_files` go into `.hydra/`, and `origin`
-    becomes `imported.json`.
+    """Fill the directory, which is empty or not there, or leave it so.
+
+    `hydra_files` go into `.hydra/`, and `origin` becomes `imported.json`.
 
     Raises:
         ValueError: the checkpoint does not fit the config, or the directory is in use.
         OSError: the disk refuses.
     """
-    parts = build_parts(cfg, source)
+    parts = build_parts(cfg, build_system(cfg, device="cpu", compile=False))  # on the CPU, where nothing is computed
+    _load_weights_and_moments(parts, source)
+    state = _state_of(source, cfg)
     existed = run_dir.exists()
     with RunDirectory(run_dir) as directory:  # another process's is never touched
-        now = environment(directory.run_id(), parts["system"].describe())
+        now = environment(directory.run_id(), parts.system.describe())
         try:
-            save_first_checkpoint(cfg, parts, directory, now)
+            _save_first_checkpoint(cfg, parts, state, directory, now)
             directory.write_json("imported.json", origin)
-            record(cfg, directory, now, hydra_files)
+            _write_run_files(cfg, directory, now, hydra_files)
         except BaseException:
             for path in directory.path.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -53,29 +55,21 @@ def write_run(
             raise
 
 
-def build_parts(cfg: DictConfig, source: NanoGPT) -> dict[str, Any]:
-    """The trainer's parts by name, in the state of the checkpoint; all on the CPU, where nothing is computed.
+def _load_weights_and_moments(parts: Parts, source: NanoGPT) -> None:
+    """Put the checkpoint into the model and its optimizer; raise ValueError if it does not fit them."""
+    if not isinstance(parts.model, GPT2):
+        raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint is one of model=gpt2")
+    if not isinstance(parts.optimizer, torch.optim.AdamW):
+        raise ValueError(f"optimizer={type(parts.optimizer).__name__}: the checkpoint's state is that of AdamW")
+    check_fit(source.weights, parts.model.state_dict())
+    parts.model.load_state_dict(dict(source.weights))
+    load_optimizer_state(parts.optimizer, parts.model.named_parameters(), source.optimizer, {})
 
-    Raises:
-        ValueError: the checkpoint does not fit the config.
-    """
-    with torch.device("meta"):
-        sizes = build(cfg.model)
-    if not isinstance(sizes, GPT2):
-        raise ValueError(f"model: {type(sizes).__name__}, but a nanoGPT checkpoint is one of model=gpt2")
-    check_fit(source.weights, sizes.state_dict())
-    if cfg.data.block_size > cfg.model.block_size:
-        raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={cfg.model.block_size}")
-    system: System = build(cfg.system, device="cpu", compile=False)
-    system.seed(cfg.seed)
-    model: nn.Module = build(cfg.model)
-    model.load_state_dict(dict(source.weights))
-    optimizer = build(cfg.optimizer, list(model.named_parameters()))
-    if not isinstance(optimizer, torch.optim.AdamW):
-        raise ValueError(f"optimizer={type(optimizer).__name__}: the checkpoint's state is that of AdamW")
-    load_optimizer_state(optimizer, model.named_parameters(), source.optimizer, {})
+
+def _state_of(source: NanoGPT, cfg: DictConfig) -> TrainState:
+    """Return where the run stands: at the checkpoint's step, with as many samples seen as lmtrain would have seen."""
     step_samples = cfg.data.batch_size * cfg.trainer.gradient_accumulation_steps
-    state = TrainState(
+    return TrainState(
         step=source.iter_num,
         samples=source.iter_num * step_samples,
         tokens=source.iter_num * (source.tokens_per_step() or step_samples * cfg.data.block_size),
@@ -84,32 +78,29 @@ def build_parts(cfg: DictConfig, source: NanoGPT) -> dict[str, Any]:
         best_step=None if source.best_val_loss is None else source.iter_num,
         first_step=source.iter_num,
     )
-    loaders = {f"{split}_loader": build(cfg.data, split=split, seed=cfg.seed) for split in ("train", "val")}
-    schedule = build(cfg.scheduler)
-    return {"model": model, "optimizer": optimizer, "schedule": schedule, "system": system, "state": state, **loaders}
 
 
-def save_first_checkpoint(
-    cfg: DictConfig, parts: Mapping[str, Any], directory: RunDirectory, now: Mapping[str, Any]
+def _save_first_checkpoint(
+    cfg: DictConfig, parts: Parts, state: TrainState, directory: RunDirectory, now: Mapping[str, Any]
 ) -> None:
-    """As the trainer itself would after the step of `state`; also begins `metrics.jsonl`, which marks a run."""
-    state, folder = parts["state"], CheckpointFolder(directory.path / "checkpoints", now["run_id"])
-    logger = JsonlLogger(directory.path / "metrics.jsonl")
-    trainer: Trainer = build(
-        cfg.trainer,
-        **parts,
-        logger=logger,
+    """Save as the trainer itself would after the step of `state`, and begin `metrics.jsonl`, which marks a run."""
+    folder = CheckpointFolder(directory.path / "checkpoints", now["run_id"])
+    recorder = Recorder(
+        logger=JsonlLogger(directory.path / "metrics.jsonl"),
         saver=Saver(folder),
-        bad_batches=BadBatches(directory.path / "bad-batches", parts["train_loader"], decode=None),
-        stop=StopRequest(),
-        record={"run_id": now["run_id"], "config": OmegaConf.to_container(cfg), "environment": lasting(now)},
+        bad_batches=BadBatches(directory.path / "bad-batches", parts.train_loader, decode=None),
+        identity={"run_id": now["run_id"], "config": OmegaConf.to_container(cfg), "environment": lasting(now)},
     )
-    folder.save(state.step, trainer.checkpoint(), Retention(newest=1, best_step=state.best_step))
-    logger.close("completed")
+    trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+    retention = Retention(newest=1, best_step=state.best_step)
+    folder.save(state.step, trainer.snapshot.take(state), retention)
+    recorder.logger.close(COMPLETED.status)
 
 
-def record(cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hydra_files: Mapping[str, str]) -> None:
-    """The files that a resume reads, and a copy of the data's tokenizer, for sampling."""
+def _write_run_files(
+    cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hydra_files: Mapping[str, str]
+) -> None:
+    """Write the files that a resume reads, and copy the data's tokenizer, for sampling."""
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
     if folder is not None:

@@ -1,4 +1,4 @@
-"""Steps that would harm the model: noticed on the device before the update, told to the host without a wait."""
+"""Steps that would harm the model: noticed on the device before the update, reported to the host without a wait."""
 
 import math
 from collections import deque
@@ -88,22 +88,14 @@ class BadStep:
         return f"the {name} of step {self.step} is {value}"
 
 
-class RewindError(Exception):
-    """A bad step, which the run goes back from."""
-
-    def __init__(self, bad: BadStep) -> None:
-        super().__init__(str(bad))
-        self.bad = bad
-
-
-class Watch:
-    """Tells the host of bad steps: of each one when the next is under way, so that the device never stands still."""
+class BadStepMonitor:
+    """Reports bad steps to the host, each when the next step is under way, so that the device never stands still."""
 
     def __init__(self, zscore: float | None) -> None:
         self.zscore = zscore
         self._pending: deque[tuple[int, int, Tensor, torch.cuda.Event | None]] = deque()
 
-    def note(
+    def record(
         self, step: int, first_sample: int, loss: Tensor, grad_norm: Tensor, verdict: Verdict, losses: Sequence[Tensor]
     ) -> None:
         """Starts the copy of a step's numbers to the host."""

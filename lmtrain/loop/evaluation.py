@@ -1,4 +1,4 @@
-"""The loss of a model over batches, and what is said of it."""
+"""The loss of a model over batches, and the metrics that follow from it."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmtrain.data.loader import TokenLoader
 from lmtrain.data.prefetch import micro_batch, on_device
 from lmtrain.system import System
 
@@ -36,3 +37,40 @@ def evaluate(
 def perplexity(loss: float) -> float:
     """exp(loss), infinite where a float can't hold it."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+class Evaluator:
+    """Evaluates a model in training on the validation split, and on batches of the training split if asked to.
+
+    `forward` is the model as it trains (compiled, say); `batches` limits the validation (None: the whole split).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        forward: Callable[..., Any],
+        system: System,
+        train_loader: TokenLoader,
+        val_loader: TokenLoader,
+        *,
+        batches: int | None,
+        train_batches: int,
+    ) -> None:
+        self.model, self.forward, self.system = model, forward, system
+        self.train_loader, self.val_loader = train_loader, val_loader
+        self.batches, self.train_batches = batches, train_batches
+
+    def loss(self, loader: TokenLoader, batches: int | None) -> float:
+        """Return the mean loss in nats a token over the whole split (`batches` None), or over that many batches."""
+        source = loader.whole_split() if batches is None else map(loader.batch, range(batches))
+        return evaluate(self.model, self.forward, source, self.system)
+
+    def metrics(self) -> dict[str, float]:
+        """Return `val/loss` and what follows from it, and `train_eval/loss` if asked to."""
+        loader, loss = self.val_loader, self.loss(self.val_loader, self.batches)
+        metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
+        if bytes_per_token := loader.bytes_per_token if self.batches is None else loader.sampled_bytes_per_token:
+            metrics["val/bits_per_byte"] = loss / math.log(2) / bytes_per_token
+        if self.train_batches:
+            metrics["train_eval/loss"] = self.loss(self.train_loader, self.train_batches)
+        return metrics

@@ -1,6 +1,6 @@
 """Makes a plan of a run: builds what can be built without its memory, and asks it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmtrain.checkpoint.fork import first_state, load_origin
+from lmtrain.checkpoint.fork import check_steps_left, first_state, load_origin
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.data.loader import TokenLoader
 from lmtrain.machine import known
 from lmtrain.model.flops import flops_per_token
-from lmtrain.parts import check_block_size, check_samples
+from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system
 from lmtrain.plan import hardware, parameters, schedule_picture
 from lmtrain.plan.facts import Facts, Intervals, Schedule
 from lmtrain.plan.hardware import estimate_seconds
@@ -26,14 +27,14 @@ from lmtrain.system import System
 
 
 @dataclass(frozen=True)
-class Parts:
+class PlannedParts:
     """What the run would be built of; the model has no memory, and loaders are None where there is no data yet."""
 
     system: System
     model: nn.Module
-    schedule: Any
-    train_loader: Any
-    val_loader: Any
+    schedule: Callable[[int], float]
+    train_loader: TokenLoader | None
+    val_loader: TokenLoader | None
     start: TrainState  # zeros, but for a fork
 
 
@@ -55,9 +56,9 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
         ConfigError: a mistake that only building shows.
     """
     with mistakes_of_the_user():
-        parts = build_parts(cfg, missing)
+        parts = planned_parts(cfg, missing)
     work = follow_a_step(cfg, parts)
-    measured = measure(cfg, parts.system, parts.train_loader, parts.val_loader) if measures else None
+    measured = measure(cfg, parts.system) if measures else None
     facts = facts_of(cfg, run_dir, parts, work, measured)
     steps, rates = schedule_picture.sampled(parts.schedule, facts.max_steps, facts.first_step)
     kernels = work.on_cuda.micro_batch_kernels * facts.step_tokens // facts.micro_batch_tokens if work.on_cuda else 0
@@ -92,21 +93,15 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
     )
 
 
-def build_parts(cfg: Any, missing: Sequence[str]) -> Parts:
-    """Raises ValueError or ConfigError for a mistake that only building shows."""
-    system: System = build(cfg.system)
-    system.seed(cfg.seed)
+def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
+    """Build what can be built without memory and data; raise ValueError or ConfigError for a mistake that it shows."""
+    system = build_system(cfg)
     model = _without_memory(cfg)
-    check_block_size(model, cfg)
-    train_loader = val_loader = None
-    if not missing:
-        train_loader = build(cfg.data, split="train", seed=cfg.seed)
-        val_loader = build(cfg.data, split="val", seed=cfg.seed)
-        check_samples(train_loader, cfg)
-    return Parts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
+    train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
+    return PlannedParts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
 
 
-def follow_a_step(cfg: Any, parts: Parts) -> Work:
+def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
     """Finds memory and FLOPs of a step, of one or more micro-batches, without taking it."""
     device, dtype = parts.system.device.type, parts.system.dtype
     micro_batches = min(_accumulation(cfg), 2)  # further ones take no more memory than the second
@@ -118,7 +113,7 @@ def follow_a_step(cfg: Any, parts: Parts) -> Work:
     return Work(here, on_cuda, unknown_as, *_flops(cfg, parts.model))
 
 
-def facts_of(cfg: Any, run_dir: Path, parts: Parts, work: Work, measured: Measured | None) -> Facts:
+def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None) -> Facts:
     """What is known of the run."""
     trainer, system, start = cfg.trainer, parts.system, parts.start
     device = system.device.type
@@ -176,12 +171,8 @@ def _start(cfg: Any) -> TrainState:
     if not cfg.get("fork"):
         return TrainState()
     origin = load_origin(Path(cfg.fork), cfg.step)
+    check_steps_left(origin, cfg.trainer.max_steps)
     state = first_state(origin)
-    if cfg.trainer.max_steps <= state.step:
-        raise ValueError(
-            f"trainer.max_steps={cfg.trainer.max_steps}: the fork starts after step {state.step}; give more, or an "
-            "earlier step=N"
-        )
     if not _reads_on(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
         state.samples = 0
     return state
@@ -201,17 +192,17 @@ def _without_memory(cfg: Any) -> Any:
     """The model with shapes alone; of one that can't be built so, the real one."""
     try:
         with torch.device("meta"):
-            return build(cfg.model)
+            return build_model(cfg)
     except (RuntimeError, NotImplementedError):  # it looks at its own weights
-        return build(cfg.model)
+        return build_model(cfg)
 
 
 def _simulated(cfg: Any, numbers: Any) -> tuple[Step | None, str | None]:
     """The step, or the reason why it can't be known without running it."""
 
     def parts() -> Any:
-        model = build(cfg.model)
-        return model, build(cfg.optimizer, list(model.named_parameters()))
+        model = build_model(cfg)
+        return model, build_optimizer(cfg, model)
 
     try:
         return simulate(parts, numbers), None
@@ -223,7 +214,7 @@ def _flops(cfg: Any, model: Any) -> tuple[float, str]:
     if hasattr(model, "flops_per_token"):
         return flops_per_token(model, cfg.data.block_size), "the model's own count"
     try:
-        return count_flops(lambda: build(cfg.model), 1, cfg.data.block_size), "counted by torch"
+        return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
     except Exception:  # as above
         return flops_per_token(model, cfg.data.block_size), "6 a parameter"
 

@@ -8,12 +8,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint import folder as checkpoint
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
+from lmtrain.parts import build_model, build_system
 from lmtrain.system import System
 
 
@@ -48,8 +49,8 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     cfg = read_saved(run_dir / "config.yaml")
     check_trust(cfg, trusted, run_dir, option="--trust ")
     with mistakes_of_the_user():
-        system: System = build(cfg.system, device=device, compile=False)
-        model: nn.Module = build(cfg.model)
+        system = build_system(cfg, device=device, compile=False)
+        model = build_model(cfg)
         has_tokenizer = (run_dir / tokenizers.FILE).is_file()
         tokenizer = tokenizers.load(run_dir) if has_tokenizer else None
     try:

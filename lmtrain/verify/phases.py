@@ -16,7 +16,7 @@ from typing import Any
 PHASES: Mapping[str, tuple[str, ...]] = {
     "pruning": ("lmtrain.checkpoint.folder:CheckpointFolder._remove",),
     "saving": ("lmtrain.checkpoint.folder:CheckpointFolder.save",),
-    "evaluating": ("lmtrain.trainer:Trainer.evaluate",),
+    "evaluating": ("lmtrain.loop.evaluation:evaluate",),
     "training": ("lmtrain.trainer:Trainer.fit",),
 }
 BEFORE, AFTER = "start-up", "ending"

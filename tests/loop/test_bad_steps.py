@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.loop.bad_steps import MIN_STEPS, BadStep, SpikeDetector, Watch
+from lmtrain.loop.bad_steps import MIN_STEPS, BadStep, BadStepMonitor, SpikeDetector
 
 CPU = torch.device("cpu")
 
@@ -85,25 +85,25 @@ def test_nothing_is_a_spike_before_there_is_something_to_compare_with_or_downwar
 
 
 def test_the_host_hears_of_a_step_when_the_next_is_under_way() -> None:
-    watch = Watch(None)
+    monitor = BadStepMonitor(None)
     detector = SpikeDetector(None, 1, CPU)
 
     def note(step: int, loss: float) -> None:
         losses = [torch.tensor(loss), torch.tensor(2.0)]
         values: Any = torch.tensor(loss), torch.tensor(0.5)
-        watch.note(step, 8 * step, *values, detector.judge(*values), losses)
+        monitor.record(step, 8 * step, *values, detector.judge(*values), losses)
 
     note(1, 1.0)
     note(2, math.inf)
-    assert list(watch.bad_steps(newest=False)) == []
+    assert list(monitor.bad_steps(newest=False)) == []
     note(3, 1.0)
-    (bad,) = watch.bad_steps(newest=False)
+    (bad,) = monitor.bad_steps(newest=False)
     assert (bad.step, bad.first_sample, bad.loss, bad.grad_norm) == (2, 16, math.inf, 0.5)
     assert bad.micro_batch_losses == [math.inf, 2.0]
     assert str(bad) == "the loss of step 2 is inf"
     note(4, math.nan)
-    assert [bad.step for bad in watch.bad_steps(newest=True)] == [4]
-    assert list(watch.bad_steps(newest=True)) == []
+    assert [bad.step for bad in monitor.bad_steps(newest=True)] == [4]
+    assert list(monitor.bad_steps(newest=True)) == []
 
 
 def test_a_spike_is_named_by_the_larger_score() -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 from lmtrain.checkpoint.folder import CheckpointFolder, load
 from lmtrain.data.loader import TokenLoader
 from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
+from lmtrain.loop.policies import MAX_BAD_STEPS_IN_A_ROW
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.model.llama import Llama
 from lmtrain.system import System
-from lmtrain.trainer import MAX_IN_A_ROW
 
 POISON = VOCAB_SIZE - 1
 STEP_SAMPLES = 8  # two micro-batches of four
@@ -240,7 +240,7 @@ def test_an_evaluation_cut_short_loses_nothing(
 
     with StopRequest() as stop:
         stopped = make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), stop=stop, **changes)
-        stopped.val_loader = StopsInEvaluation(str(token_folder), "val", 4, 16, seed=5, cause=harm)
+        stopped.evaluator.val_loader = StopsInEvaluation(str(token_folder), "val", 4, 16, seed=5, cause=harm)
         with pytest.raises(InterruptedBySignal if cause == "signal" else RuntimeError):
             stopped.fit()
     assert stopped.state.step == 4 * at_evaluation
@@ -281,9 +281,9 @@ def test_a_bad_step_is_answered_before_damaged_data_stop_the_run(poisoned_folder
 def test_steps_that_are_all_bad_end_a_run_that_skips_them(poisoned_folder: Path, tmp_path: Path) -> None:
     np.full(4000, POISON, "<u2").tofile(poisoned_folder / "train.bin")
     made = trainer(poisoned_folder, tmp_path / "out", "skip", max_steps=100, eval_interval=100)
-    with pytest.raises(DivergedError, match=f"as were the {MAX_IN_A_ROW} steps before it"):
+    with pytest.raises(DivergedError, match=f"as were the {MAX_BAD_STEPS_IN_A_ROW} steps before it"):
         made.fit()
-    assert made.state.bad_steps == MAX_IN_A_ROW + 1
+    assert made.state.bad_steps == MAX_BAD_STEPS_IN_A_ROW + 1
 
 
 def test_a_rewind_takes_back_what_the_optimizer_keeps_in_its_groups(poisoned_folder: Path, tmp_path: Path) -> None:

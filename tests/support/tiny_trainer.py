@@ -19,7 +19,7 @@ from lmtrain.model.llama import Llama
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.scheduler import cosine
 from lmtrain.system import System
-from lmtrain.trainer import Trainer
+from lmtrain.trainer import Parts, Recorder, Trainer
 from support.tokens import VOCAB_SIZE
 
 DEFAULTS: dict[str, Any] = {
@@ -66,24 +66,30 @@ def make_trainer(
     state = TrainState(**loaded.state["train"]) if loaded else TrainState()
     loader = loader or TokenLoader(str(folder), "train", batch_size, 16, seed=5, order=order)
     metrics = JsonlLogger(out / "metrics.jsonl")
-    trainer = Trainer(
+    parts = Parts(
+        system,
+        loader,
+        TokenLoader(str(folder), "val", batch_size, 16, seed=5),
         model,
         optimizer or adamw(model.named_parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8),
         schedule or partial(cosine, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8),
-        loader,
-        TokenLoader(str(folder), "val", batch_size, 16, seed=5),
-        system,
+    )
+    recorder = Recorder(
         metrics,
         Saver(checkpoints, before_commit=metrics.sync),
         BadBatches(out / "bad-batches", loader, decode=None),
         stop or StopRequest(),
+        identity={"config": {}},
+    )
+    trainer = Trainer(
+        parts,
+        recorder,
         state,
-        {"config": {}},
         **{**DEFAULTS, **changes},
     )
     if loaded:
-        trainer.restore(loaded)
-    metrics.rewind(state.step if state.pending is None else state.step - 1)
+        trainer.snapshot.put_back(loaded)
+    metrics.rewind(state.logged_step)
     return trainer
 
 

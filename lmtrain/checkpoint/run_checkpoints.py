@@ -1,0 +1,63 @@
+"""The checkpoints of a run in training: what goes into each, which ones stay, and the way back to one."""
+
+import logging
+
+from lmtrain.checkpoint.folder import Retention
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.errors import DivergedError
+from lmtrain.loop.bad_steps import BadStep
+
+log = logging.getLogger(__name__)
+
+
+class RunCheckpoints:
+    """Saves a run, and takes it back.
+
+    A checkpoint is regular if its step is a multiple of `interval`. The newest `keep_newest` stay, those of every
+    `keep_every` steps (None: none), the best, and with `keep_for_rewind` what a rewind goes back to.
+    """
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        saver: Saver,
+        *,
+        interval: int,
+        keep_newest: int,
+        keep_every: int | None,
+        keep_for_rewind: bool,
+    ) -> None:
+        self.snapshot, self.saver, self.interval = snapshot, saver, interval
+        self.keep_newest, self.keep_every, self.keep_for_rewind = keep_newest, keep_every, keep_for_rewind
+
+    def save(self, state: TrainState) -> None:
+        """Copy the run as it is now; the saver writes the copy while the run goes on."""
+        regular = state.step - state.step % self.interval
+        if regular == state.step:
+            state.regular_best_step = state.best_step
+        # What a rewind goes back to, and finds there, does not depend on when the run was stopped or evaluated.
+        needed_to_rewind = {max(regular, state.first_step), state.regular_best_step or 0}
+        protected = frozenset(needed_to_rewind) if self.keep_for_rewind else frozenset()
+        retention = Retention(self.keep_newest, self.keep_every, state.best_step, protected)
+        self.saver.save(state.step, self.snapshot.take(state), retention)
+
+    def rewind(self, state: TrainState, bad: BadStep, step_samples: int) -> None:
+        """Take the run back to its last regular checkpoint before the bad step, and leave out the data up to that step.
+
+        The time spent and the number of bad steps stay in `state`; `step_samples` is the size of the bad step's batch.
+
+        Raises:
+            DivergedError: there is no such checkpoint.
+        """
+        self.saver.wait()
+        folder = self.saver.folder
+        loaded = folder.load_before(bad.step, every=self.interval, first=state.first_step)
+        if loaded is None:
+            raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
+        then = train_state(loaded)
+        folder.discard_after(then.step)
+        vars(state).update(vars(then), seconds=state.seconds, bad_steps=state.bad_steps)
+        self.snapshot.put_back(loaded)
+        state.samples = bad.first_sample + step_samples
+        log.warning("back to step %d; the data up to sample %d is left out", state.step, state.samples)
