@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lmtrain.checkpoint.steps import step_folder, steps_in
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 from lmtrain.files.durable import sha256_of, sync
 from lmtrain.files.limited import read_limited
@@ -72,14 +73,12 @@ class CheckpointFolder:
         self._others: set[int] = set()  # steps of other runs' checkpoints, as far as they were told of
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
-        if not self.path.is_dir():
-            return []
-        names = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in self.path.iterdir())
-        return sorted(int(name[1]) for name in names if name and name[0] == self.at(int(name[1])).name)
+        """Return the steps of the complete checkpoints, in ascending order."""
+        return steps_in(self.path)
 
     def at(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}"
+        """Return the folder of a step's checkpoint, whether it is there or not."""
+        return self.path / step_folder(step)
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> Path:
         """Commits the state of a step, then removes the checkpoints of this run that `retention` does not keep.

@@ -8,6 +8,7 @@ from typing import Any
 
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.errors import BrokenCheckpointError
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ def load_origin(run: Path, step: int | None) -> Origin:
     Raises:
         ValueError: there is none, or it is broken.
     """
-    folder = CheckpointFolder(run / "checkpoints")
+    folder = CheckpointFolder(run / CHECKPOINTS)
     steps = folder.steps()
     if not steps:
         raise ValueError(f"fork={run}: no run with a checkpoint there")
