@@ -23,7 +23,8 @@ from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
 from lmtrain.checkpoint.folder import load
-from lmtrain.data import prepare, shards, stored_tokenizer
+from lmtrain.data import shards, stored_tokenizer
+from lmtrain.data.text import inputs
 from lmtrain.data.tokens import check_tokenizer, read_meta
 from lmtrain.data.writing import journal
 from lmtrain.errors import BrokenCheckpointError, ConfigError, DataError
@@ -361,7 +362,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
     names = ("inputs.json", "journal.json", "result.json", "tokenizer_config.json")
     for name in names:
         (data / name).write_text("[" * 100_000)
-    assert prepare.read_inputs(data) is None
+    assert inputs.read_inputs(data) is None
     assert journal.read(data) is None
     assert read_json(data / "result.json") == {}
     with pytest.raises(DataError, match=r"tokenizer_config\.json: .*nested too deeply"):
@@ -370,7 +371,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
         (data / name).write_text("{}")
         os.truncate(data / name, 1 << 30)  # a hole, which costs nothing but memory if it is read
     before = peak_memory()
-    assert prepare.read_inputs(data) is None
+    assert inputs.read_inputs(data) is None
     assert journal.read(data) is None
     assert read_json(data / "result.json") == {}
     with pytest.raises(DataError, match=r"tokenizer_config\.json: .*larger than"):

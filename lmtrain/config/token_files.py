@@ -59,9 +59,9 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
 
 @cache  # once a process, which may look at its data several times
 def _remark_on_changes(path: Path) -> None:
-    from lmtrain.data.prepare import changed_files
+    from lmtrain.data.text.inputs import changed_inputs
 
-    if changed := changed_files(path):
+    if changed := changed_inputs(path):
         console.print(f"{path} was prepared from files that have changed since: {changed}; remove it to prepare anew")
 
 

@@ -26,7 +26,7 @@ from lmtrain.data.stored_tokenizer import (
     unknown_characters,
     well_known_ends,
 )
-from lmtrain.data.text_pieces import cut_before, pieces
+from lmtrain.data.text.document import cut_text
 
 if TYPE_CHECKING:
     import tiktoken
@@ -45,7 +45,6 @@ __all__ = [
     "StoredTokenizer",
     "TikToken",
     "copy",
-    "cut_before",
     "load",
     "save",
 ]
@@ -175,11 +174,11 @@ class BPE:
     def _text(self, corpus: Corpus) -> Iterator[str]:
         if isinstance(self.train_bytes, int):
             for text in corpus.train_sample(self.train_bytes):
-                yield from pieces(text, PIECE_CHARS)
+                yield from cut_text(text, PIECE_CHARS)
             return
         texts = corpus.train_sample(AUTO_TRAIN_BYTES)
         # As UTF-8, since a str can take four times as much.
-        sample = [piece.encode() for text in texts for piece in pieces(text, PIECE_CHARS)]
+        sample = [piece.encode() for text in texts for piece in cut_text(text, PIECE_CHARS)]
         share = _share_to_train_on(sample)
         for number, data in enumerate(sample):
             if int((number + 1) * share) > int(number * share):  # evenly

@@ -176,7 +176,7 @@ def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return (B, H, T, D) rotated by position; dimension i pairs with i + D / 2, as transformers has Llama's weights."""
+    """Return (B, H, T, D) rotated by position; dimension i pairs with i + D / 2, as in transformers' Llama."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)

@@ -21,10 +21,11 @@ import pytest
 
 from lmtrain.data import prepare as module
 from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.prepare import Recipe, changed_files, prepare
+from lmtrain.data.prepare import Recipe, prepare
 from lmtrain.data.progress import PrepareProgress
 from lmtrain.data.shards import TokenFiles
 from lmtrain.data.text.holdout import by_document, by_name, tail_of_each_document
+from lmtrain.data.text.inputs import changed_inputs
 from lmtrain.data.text.source import Source, TextFiles
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer
 from lmtrain.data.tokens import Meta, read_meta
@@ -442,12 +443,12 @@ def test_a_second_call_does_nothing_and_other_settings_are_noticed(tmp_path: Pat
 def test_changed_text_is_noticed(tmp_path: Path, corpus: Path) -> None:
     recipe = Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS)
     prepared(tmp_path / "out", {}, recipe)
-    assert changed_files(tmp_path / "out") == ""
+    assert changed_inputs(tmp_path / "out") == ""
     os.utime(corpus / "02.txt")  # which changes nothing
-    assert changed_files(tmp_path / "out") == ""
+    assert changed_inputs(tmp_path / "out") == ""
     (corpus / "03.txt").write_text("changed")
     (corpus / "new.txt").write_text("new")
-    assert re.fullmatch(rf"{corpus}/03\.txt: [\d,]+ → 7 bytes", changed_files(tmp_path / "out"))
+    assert re.fullmatch(rf"{corpus}/03\.txt: [\d,]+ → 7 bytes", changed_inputs(tmp_path / "out"))
     prepared(tmp_path / "out", {}, recipe)  # training goes on with the tokens there are
     with pytest.raises(ValueError, match=r"was prepared from other text .*03\.txt.*new\.txt: new.*remove the folder"):
         prepared(tmp_path / "out", {}, recipe, check_text=True)

@@ -22,7 +22,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from lmtrain.data import byte_level_encoder, pretrained_tokenizer
 from lmtrain.data import tokenizer as module
 from lmtrain.data.stored_tokenizer import CONFIG_FILE, END_OF_TEXT, FILE, Encode, StoredTokenizer, load, save
-from lmtrain.data.text_pieces import cut_before, pieces
+from lmtrain.data.text.document import cut_position, cut_text
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer, Pretrained, TikToken
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
@@ -605,7 +605,7 @@ def test_tokens_end_where_a_space_follows_none(before: str, last: str, space: st
 @pytest.mark.parametrize("limit", [3_000, 70_000])
 def test_pieces_have_the_tokens_of_the_text(limit: int) -> None:
     text = CODE[:200_000]
-    cut = list(pieces(text, limit))
+    cut = list(cut_text(text, limit))
     assert "".join(cut) == text
     assert max(map(len, cut)) <= limit
     assert min(map(len, cut[:-1])) >= limit // 2
@@ -631,5 +631,5 @@ def test_pieces_have_the_tokens_of_the_text(limit: int) -> None:
     ],
 )
 def test_where_a_text_is_cut(text: str, limit: int, cut: int) -> None:
-    assert cut_before(text, limit) == cut
-    assert cut_before("a\nb\n" + text, limit, start=4) == cut + 4
+    assert cut_position(text, limit) == cut
+    assert cut_position("a\nb\n" + text, limit, start=4) == cut + 4

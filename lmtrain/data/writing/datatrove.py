@@ -23,8 +23,8 @@ except ImportError as error:
 
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.stored_tokenizer import Encode, StoredTokenizer
+from lmtrain.data.text.document import PART_BYTES, text_parts
 from lmtrain.data.text.holdout import Held, Holdout
-from lmtrain.data.text.source import PART_BYTES, text_parts
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Pretrained
 from lmtrain.data.tokens import MAX_JSON_BYTES, SPLITS, read_meta
 from lmtrain.data.writing.encode import ITEM_BYTES, Encoder
