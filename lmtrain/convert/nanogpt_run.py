@@ -15,7 +15,7 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
-from lmtrain.convert.nanogpt_checkpoint import NanoGPT, check_fit
+from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint, check_weights_fit
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
@@ -28,7 +28,12 @@ from lmtrain.trainer import Trainer
 
 
 def write_run(
-    cfg: DictConfig, source: NanoGPT, run_dir: Path, *, hydra_files: Mapping[str, str], origin: Mapping[str, Any]
+    cfg: DictConfig,
+    source: NanoGPTCheckpoint,
+    run_dir: Path,
+    *,
+    hydra_files: Mapping[str, str],
+    origin: Mapping[str, Any],
 ) -> None:
     """Fills the directory, which is empty or not there, or leaves it so; `hydra_files` go into `.hydra/`, and `origin`
     becomes `imported.json`.
@@ -53,7 +58,7 @@ def write_run(
             raise
 
 
-def build_parts(cfg: DictConfig, source: NanoGPT) -> dict[str, Any]:
+def build_parts(cfg: DictConfig, source: NanoGPTCheckpoint) -> dict[str, Any]:
     """The trainer's parts by name, in the state of the checkpoint; all on the CPU, where nothing is computed.
 
     Raises:
@@ -63,7 +68,7 @@ def build_parts(cfg: DictConfig, source: NanoGPT) -> dict[str, Any]:
         sizes = build(cfg.model)
     if not isinstance(sizes, GPT2):
         raise ValueError(f"model: {type(sizes).__name__}, but a nanoGPT checkpoint is one of model=gpt2")
-    check_fit(source.weights, sizes.state_dict())
+    check_weights_fit(source.weights, sizes.state_dict())
     if cfg.data.block_size > cfg.model.block_size:
         raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={cfg.model.block_size}")
     system: System = build(cfg.system, device="cpu", compile=False)
