@@ -17,8 +17,7 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.config.build import build, mistakes_of_the_user
 from lmtrain.config.token_files import token_folders
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.logger.base import CompositeLogger
@@ -221,7 +220,7 @@ def _refuse_no_steps(trainer: Trainer, origin: fork.Origin) -> None:
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
     """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
-    return tokenizers.load(directory.path) if source and tokenizers.copy(source, directory.path) else None
+    return load_tokenizer(directory.path) if source and copy_tokenizer(source, directory.path) else None
 
 
 def _finite(number: float | None) -> float | None:

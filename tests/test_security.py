@@ -23,9 +23,9 @@ from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
 from lmtrain.checkpoint.folder import load
-from lmtrain.data import shards, stored_tokenizer
+from lmtrain.data import stored_tokenizer, token_files
+from lmtrain.data.meta import check_tokenizer, read_meta
 from lmtrain.data.text import inputs
-from lmtrain.data.tokens import check_tokenizer, read_meta
 from lmtrain.data.writing import journal
 from lmtrain.errors import BrokenCheckpointError, ConfigError, DataError
 from lmtrain.files.limited import read_json
@@ -63,7 +63,7 @@ def trained(module_cli: Cli) -> Path:
     data = write_tokens(work / "data")
     vocabulary = {chr(48 + number): number for number in range(61)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    stored_tokenizer.save(data, stored_tokenizer.StoredTokenizer(tokenizer, None))
+    stored_tokenizer.save_tokenizer(data, stored_tokenizer.StoredTokenizer(tokenizer, None))
     plant_pickles(data, work / "unpickled")
     done = module_cli(*SMALL, "data.path=data", "hydra.run.dir=out", "trainer.max_steps=4")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -409,7 +409,7 @@ def test_a_meta_names_nothing_outside_its_folder(tmp_path: Path, field: str, nam
     (data / "meta.json").write_text(json.dumps(fields))
     for read in (
         read_meta,
-        lambda folder: shards.TokenFiles(folder, "train"),
+        lambda folder: token_files.TokenFiles(folder, "train"),
         lambda folder: check_tokenizer(folder, folder),
     ):
         with pytest.raises(DataError, match="which is no file inside the folder"):
@@ -422,7 +422,7 @@ def test_an_absurd_count_in_a_header_is_refused(tmp_path: Path, count: int) -> N
     header[:3] = 20240520, 1, count
     (tmp_path / "train.bin").write_bytes(header.tobytes() + b"\0\0" * 5)
     with pytest.raises(DataError, match=f"its header says {count:,} tokens, but 10 bytes follow"):
-        shards.TokenFiles(tmp_path, "train")
+        token_files.TokenFiles(tmp_path, "train")
 
 
 @pytest.mark.parametrize(

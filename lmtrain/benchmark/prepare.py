@@ -66,12 +66,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, Callable[[int], float]], int]:
-    from lmtrain.data import tokenizer as tokenizers
     from lmtrain.data.prepare import Recipe
     from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
     from lmtrain.data.text.holdout import by_document
     from lmtrain.data.text.source import TextFiles
-    from lmtrain.data.tokenizer import CorpusTokenizer
+    from lmtrain.data.tokenizer import CorpusTokenizer, Pretrained
 
     texts: list[str] = []
     size = 0
@@ -85,7 +85,7 @@ def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, 
 
     def prepare(number: int, tokenizer: CorpusTokenizer | None = None) -> float:
         source = TextFiles(str(folder / "text.txt"), SEPARATOR)
-        tokenizer = tokenizer or tokenizers.Pretrained(str(folder / "trained" / tokenizers.FILE))
+        tokenizer = tokenizer or Pretrained(str(folder / "trained" / TOKENIZER_FILE))
         holdout = partial(by_document, val_share=0.05)
         path = folder / (f"tokens-{number}" if number else "trained")
         started = time.perf_counter()
@@ -94,7 +94,7 @@ def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, 
         return time.perf_counter() - started
 
     prepare(0, recipe.tokenizer)
-    stored = tokenizers.load(folder / "trained")
+    stored = load_tokenizer(folder / "trained")
     batches: list[list[str]] = [[]]
     for text in texts:
         if sum(map(len, batches[-1])) >= BATCH_CHARS:

@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     # After the arguments are understood: these import torch.
     from lmtrain.config.build import build, mistakes_of_the_user
     from lmtrain.config.token_files import token_folders
-    from lmtrain.data.tokens import check_tokenizer
+    from lmtrain.data.meta import check_tokenizer
     from lmtrain.loop.evaluation import evaluate, perplexity
     from lmtrain.run.loaded import load_run
 

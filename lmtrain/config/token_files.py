@@ -72,7 +72,7 @@ def fit_to_data(cfg: DictConfig) -> DictConfig:
         ValueError: a vocabulary too small, or null where the data does not say; a tokenizer that is not the one that
             the data was made with.
     """
-    from lmtrain.data.tokens import check_tokenizer, read_meta
+    from lmtrain.data.meta import check_tokenizer, read_meta
 
     for path in token_folders(cfg.data).values():
         meta = read_meta(path)

@@ -16,7 +16,7 @@ from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
 from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint, check_weights_fit
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.stored_tokenizer import copy_tokenizer
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import StopRequest
@@ -118,5 +118,5 @@ def record(cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hyd
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
     if folder is not None:
-        tokenizers.copy(folder, directory.path)
+        copy_tokenizer(folder, directory.path)
     directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from lmtrain.data.meta import Tokens
 from lmtrain.data.order import ORDERS, blocks
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokens import Tokens
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.errors import DataError
 
 IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy

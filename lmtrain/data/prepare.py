@@ -9,15 +9,14 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.stored_tokenizer import meta_of
+from lmtrain.data.stored_tokenizer import meta_of_splits, save_tokenizer
 from lmtrain.data.text.holdout import Held, Holdout
 from lmtrain.data.text.inputs import Inputs, read_inputs, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
-from lmtrain.data.tokens import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.writing import journal as journals
 from lmtrain.data.writing.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, encode
 from lmtrain.data.writing.journal import Journal, SplitWriter
@@ -73,7 +72,7 @@ class Recipe:
             raise ValueError("prepare.source: no text in it")
         progress.console.print(f"preparing {path}" + (f" from {si(total)}B of text" if total else "") + " …")
         if not journal.tokenizer:
-            tokenizers.save(folder, self.tokenizer.fit(TrainingText(self.source, self.holdout, total, progress)))
+            save_tokenizer(folder, self.tokenizer.fit(TrainingText(self.source, self.holdout, total, progress)))
             journal.tokenizer = True
             journal.write(folder)
         if not journal.complete:
@@ -165,7 +164,7 @@ class Recipe:
         for split in journal.splits:
             if _unfinished(folder, split).exists():
                 os.rename(_unfinished(folder, split), folder / f"{split}.bin")
-        meta = meta_of(folder, self.tokenizer.kind, journal.splits, dict(journal.recipe))
+        meta = meta_of_splits(folder, self.tokenizer.kind, journal.splits, dict(journal.recipe))
         write_meta(folder, meta)
         sync(folder)
         return meta

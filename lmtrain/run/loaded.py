@@ -10,8 +10,7 @@ from torch import nn
 from lmtrain.checkpoint import folder as checkpoint
 from lmtrain.config.build import build, mistakes_of_the_user
 from lmtrain.config.trust import check_trust, read_saved
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.system import System
@@ -50,8 +49,8 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     with mistakes_of_the_user():
         system: System = build(cfg.system, device=device, compile=False)
         model: nn.Module = build(cfg.model)
-        has_tokenizer = (run_dir / tokenizers.FILE).is_file()
-        tokenizer = tokenizers.load(run_dir) if has_tokenizer else None
+        has_tokenizer = (run_dir / TOKENIZER_FILE).is_file()
+        tokenizer = load_tokenizer(run_dir) if has_tokenizer else None
     try:
         loaded = checkpoint.load(path)
         model.load_state_dict(dict(loaded.tensors["model"]))

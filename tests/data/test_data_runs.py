@@ -15,9 +15,9 @@ from support.tokens import TINY, VOCAB_SIZE, write_tokens
 from lmtrain.checkpoint.folder import load
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
-from lmtrain.data.stored_tokenizer import save
+from lmtrain.data.meta import read_meta
+from lmtrain.data.stored_tokenizer import save_tokenizer
 from lmtrain.data.tokenizer import Bytes
-from lmtrain.data.tokens import read_meta
 from lmtrain.errors import ConfigError
 from lmtrain.files.metrics import read_metrics
 
@@ -151,7 +151,7 @@ def test_evaluating_on_tokens_of_another_tokenizer_is_refused(tmp_path: Path, cl
     assert done.returncode == 0, done.stderr
     other = write_tokens(tmp_path / "other")
     replace_meta(other, tokenizer={"kind": "bpe", "file": "tokenizer.json", "sha256": "0" * 64})
-    save(tmp_path / "out", Bytes().fit(None))  # type: ignore[arg-type]  # it asks for no text
+    save_tokenizer(tmp_path / "out", Bytes().fit(None))  # type: ignore[arg-type]  # it asks for no text
     done = cli("evaluate", "out", "--data", "other")
     assert done.returncode == 2
     assert "not the tokenizer that other was made with" in done.stderr

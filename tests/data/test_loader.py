@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data import shards
+from lmtrain.data import token_files
 from lmtrain.data.loader import IGNORE, ORDER_CHUNK, TokenLoader
+from lmtrain.data.meta import DTYPES, Meta, Split, TokenizerFile, write_meta
 from lmtrain.data.order import ORDERS
 from lmtrain.data.prefetch import MicroBatch, Prefetcher, micro_batch
-from lmtrain.data.tokens import DTYPES, Meta, Split, TokenizerFile, write_meta
 
 CPU = torch.device("cpu")
 
@@ -219,7 +219,7 @@ def test_a_terabyte_opens_at_once(tmp_path, order):
 @pytest.mark.parametrize("mapped", [None, 16 * 2**20])
 def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypatch, mapped):
     if mapped:  # the file counts as a large one, whose pages are given back
-        monkeypatch.setattr(shards, "MAPPED_BYTES", mapped)
+        monkeypatch.setattr(token_files, "MAPPED_BYTES", mapped)
     (tmp_path / "train.bin").touch()
     os.truncate(tmp_path / "train.bin", 64 * 2**20)
     batches = loader(tmp_path, batch_size=2, block_size=64)

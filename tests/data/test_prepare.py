@@ -20,15 +20,15 @@ import numpy as np
 import pytest
 
 from lmtrain.data import prepare as module
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.meta import Meta, read_meta
 from lmtrain.data.prepare import Recipe, prepare
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.shards import TokenFiles
+from lmtrain.data.stored_tokenizer import load_tokenizer
 from lmtrain.data.text.holdout import by_document, by_name, tail_of_each_document
 from lmtrain.data.text.inputs import changed_inputs
 from lmtrain.data.text.source import Source, TextFiles
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer
-from lmtrain.data.tokens import Meta, read_meta
 
 TEXT = "the quick brown fox — jumps over the lazy dog; 狐狸 🦊\n\tdef f(x): return x\r\n" * 40
 DOCUMENTS = partial(by_document, val_share=0.3)
@@ -67,7 +67,7 @@ def test_tokens_decode_to_the_text(tmp_path: Path, corpus: Path, tokenizer: Corp
     folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), tokenizer)
     meta = read_meta(folder)
     assert meta is not None
-    stored = tokenizers.load(folder)
+    stored = load_tokenizer(folder)
     assert meta.tokenizer.sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     assert (meta.vocab_size, meta.end_of_text) == (stored.vocab_size, stored.end_of_text)
     texts = {path.read_bytes().decode() for path in corpus.iterdir()}

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lmtrain.data.inspection.statistics import SplitStatistics
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokens import Meta
+from lmtrain.data.meta import Meta
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.files.durable import sha256_of
 
 
