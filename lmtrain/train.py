@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmtrain.checkpoint import fork
 from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, forked_state, load_fork_origin
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.config.build import build, mistakes_of_the_user
@@ -141,9 +141,9 @@ def train(
             vars(state).update(vars(train_state(loaded)))
         elif broken := checkpoints.broken():
             raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
-        origin = fork.load_origin(Path(cfg.fork), cfg.step) if loaded is None and cfg.get("fork") else None
+        origin = load_fork_origin(Path(cfg.fork), cfg.step) if loaded is None and cfg.get("fork") else None
         if origin is not None:
-            vars(state).update(vars(fork.first_state(origin)))
+            vars(state).update(vars(forked_state(origin)))
             lineage = {**lineage, "forked_from": origin.record}
         tokenizer = _keep_tokenizer(cfg, directory)
         decode = tokenizer.decode if tokenizer else None
@@ -178,7 +178,7 @@ def train(
             if loaded is not None:
                 trainer.restore(loaded)
             elif origin is not None:
-                fork.begin(trainer.snapshot, origin, state, train_loader.batch_size)
+                begin_fork(trainer.snapshot, origin, state, train_loader.batch_size)
                 _refuse_no_steps(trainer, origin)
             logger.rewind(state.step if state.pending is None else state.step - 1)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
@@ -209,7 +209,7 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
 
 
-def _refuse_no_steps(trainer: Trainer, origin: fork.Origin) -> None:
+def _refuse_no_steps(trainer: Trainer, origin: ForkOrigin) -> None:
     if trainer.max_steps <= origin.state.step:
         raise ValueError(
             f"trainer.max_steps={trainer.max_steps}: the fork starts after step {origin.state.step}; give more, or an "

@@ -169,18 +169,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
-        targets = sum(batch.targets for batch in micro_batches)
+        targets = sum(batch.n_targets for batch in micro_batches)
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {self.state.step + 1} has no target at all")
         total, losses = torch.zeros((), device=self.system.device), []
         for batch in micro_batches:
-            if batch.targets == 0:
+            if batch.n_targets == 0:
                 losses.append(torch.zeros_like(total))
                 continue  # its mean is 0 / 0
             with self.system.autocast():
                 _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
             losses.append(loss.detach())
-            loss = loss * (batch.targets / targets)
+            loss = loss * (batch.n_targets / targets)
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)
@@ -210,7 +210,7 @@ class Trainer:
             ValueError: the data is not what the run was trained on, the model is another one, or a batch would begin
                 in the middle of one that the run has seen.
         """
-        self.snapshot.put_back(checkpoint)
+        self.snapshot.restore(checkpoint)
         if self.state.samples % self.train_loader.batch_size:
             raise ValueError(
                 f"data.batch_size={self.train_loader.batch_size}: the run has seen {self.state.samples:,} samples, "
@@ -290,7 +290,7 @@ class Trainer:
         step: int = loaded.state["train"]["step"]
         folder.discard_after(step)
         vars(self.state).update(vars(train_state(loaded)), seconds=self._seconds())
-        self.snapshot.put_back(loaded)
+        self.snapshot.restore(loaded)
         self.state.samples = bad.first_sample + self.step_samples
         self.state.bad_steps = counted
         self.logger.rewind(step if self.state.pending is None else step - 1)

@@ -22,7 +22,7 @@ from support.tokens import TINY, write_failing_model, write_tokens
 from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
-from lmtrain.checkpoint.folder import load
+from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.data import stored_tokenizer, token_files
 from lmtrain.data.meta import check_tokenizer, read_meta
 from lmtrain.data.text import inputs
@@ -116,7 +116,7 @@ def test_a_pickle_by_the_name_of_a_tensor_file_is_refused(work: Path, as_zip: bo
     else:
         (checkpoint / "model.safetensors").write_bytes(pickle.dumps(Payload(work / "unpickled")))
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
     assert not (work / "unpickled").exists()
 
 
@@ -276,7 +276,7 @@ def test_a_target_in_a_checkpoint_is_only_data(work: Path, evil: Path) -> None:
     node = {"_target_": "evil.Evil"}
     (checkpoint / "state.json").write_text(json.dumps({**state, **node, "model": node, "extra": [node]}))
     signed(checkpoint)
-    assert load(checkpoint).state["extra"] == [node]
+    assert load_checkpoint(checkpoint).state["extra"] == [node]
     assert dispatch(["evaluate", "out"]) == 0
     assert not evil.exists()
 
@@ -299,7 +299,7 @@ def test_a_manifest_names_nothing_outside_the_checkpoint(work: Path, name: str) 
     (work / "secret.json").write_text("{}")
     named = {name.format(work=work): checkpoint.parent / "secret.json"}
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint, **named))
+        load_checkpoint(signed(checkpoint, **named))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -314,7 +314,7 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(work: Path, name: str, lis
         del manifest[name]
         (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
     try:
-        loaded = load(checkpoint)
+        loaded = load_checkpoint(checkpoint)
     except BrokenCheckpointError:
         return
     assert name == "model.safetensors"  # what the manifest does not list is left out
@@ -328,7 +328,7 @@ def test_an_absurd_header_of_tensors_is_refused(work: Path, length: int) -> None
         file.write(struct.pack("<Q", length))
         file.truncate(8 + (length if length < 2**63 else 100))
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
 
 
 def pad(path: Path, size: int) -> None:
@@ -341,20 +341,20 @@ def test_json_of_a_checkpoint_has_a_limit(work: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     pad(checkpoint / "MANIFEST.json", 100_000_000)
     with pytest.raises(BrokenCheckpointError):
-        load(checkpoint)
+        load_checkpoint(checkpoint)
     pad(checkpoint / "state.json", 100_000_000)
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
 
 
 def test_deeply_nested_json_of_a_checkpoint_is_told_shortly(work: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     (checkpoint / "state.json").write_text("[" * 100_000)
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
     (checkpoint / "MANIFEST.json").write_text("[" * 100_000)
     with pytest.raises(BrokenCheckpointError):
-        load(checkpoint)
+        load_checkpoint(checkpoint)
 
 
 def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lmtrain.config.build import build, mistakes_of_the_user
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
 
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
     if options.json:
-        write_json(options.json, overrides=options.overrides, bytes=size, seconds=rounds)
+        write_json_with_machine(options.json, overrides=options.overrides, bytes=size, seconds=rounds)
     return 0
 
 

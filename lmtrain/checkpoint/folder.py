@@ -111,7 +111,7 @@ class CheckpointFolder:
     def _newest(self, steps: Sequence[int]) -> Checkpoint | None:
         for step in reversed(steps):
             try:
-                loaded = load(self.at(step))
+                loaded = load_checkpoint(self.at(step))
             except BrokenCheckpointError as error:
                 self._quarantine(self.at(step), error)
             else:
@@ -132,7 +132,7 @@ class CheckpointFolder:
         """Whether an intact checkpoint of this run is; another one is set aside."""
         if os.path.lexists(path):  # a symlink to nowhere, too
             try:
-                verify(path)
+                verify_checkpoint(path)
                 if self._is_ours(path):
                     return True
                 self._set_aside(path, f"{OTHER}{path.name}", "another run's")
@@ -203,7 +203,7 @@ class CheckpointFolder:
             raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
 
 
-def verify(path: Path) -> None:
+def verify_checkpoint(path: Path) -> None:
     """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
 
     Raises:
@@ -226,14 +226,14 @@ def verify(path: Path) -> None:
             raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
 
 
-def load(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Verifies and reads one checkpoint folder, tensors on the CPU.
 
     Raises:
         BrokenCheckpointError: it does not verify, or holds something else.
         OSError, MemoryError, RuntimeError: nothing is wrong with it, but it can't be read now.
     """
-    verify(path)
+    verify_checkpoint(path)
     names = [name for name in _read_json(path / MANIFEST, MANIFEST_BYTES) if name.endswith(".safetensors")]
     try:
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}

@@ -78,7 +78,7 @@ class TokenFiles:
         return digest.hexdigest()
 
     @property
-    def stamps(self) -> dict[str, list[int]]:
+    def file_stamps(self) -> dict[str, list[int]]:
         """Size and time of the last change (ns) of each file: while these stay, so do the contents."""
         stats = {file.path.name: file.path.stat() for file in self.files}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
@@ -119,7 +119,7 @@ class TokenFiles:
         self._read_into(span, start)
         return span
 
-    def locate(self, position: int) -> tuple[Path, int]:
+    def locate_token(self, position: int) -> tuple[Path, int]:
         """The file that holds a token, and the token's number in it."""
         index = int(np.searchsorted(self.ends, position, side="right"))
         return self.files[index].path, position - int(self.ends[index] - len(self.files[index].tokens))

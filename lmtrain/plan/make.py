@@ -9,10 +9,10 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmtrain.checkpoint.fork import first_state, load_origin
+from lmtrain.checkpoint.fork import forked_state, load_fork_origin
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, mistakes_of_the_user
-from lmtrain.machine import known
+from lmtrain.machine import find_gpu
 from lmtrain.model.flops import flops_per_token
 from lmtrain.parts import check_block_size, check_samples
 from lmtrain.plan import hardware, parameters, schedule_picture
@@ -175,8 +175,8 @@ def _start(cfg: Any) -> TrainState:
     """
     if not cfg.get("fork"):
         return TrainState()
-    origin = load_origin(Path(cfg.fork), cfg.step)
-    state = first_state(origin)
+    origin = load_fork_origin(Path(cfg.fork), cfg.step)
+    state = forked_state(origin)
     if cfg.trainer.max_steps <= state.step:
         raise ValueError(
             f"trainer.max_steps={cfg.trainer.max_steps}: the fork starts after step {state.step}; give more, or an "
@@ -188,7 +188,7 @@ def _start(cfg: Any) -> TrainState:
 
 
 def _reads_on(then: Mapping[str, Any], now: Any) -> bool:
-    """Is the fork's data that of its origin, in the same order? As configs tell it: `fork.begin` asks the files."""
+    """Is the fork's data that of its origin, in the same order? As configs tell it: `begin_fork` asks the files."""
     settings = [{**config["data"], "batch_size": None} for config in (then, now)]
     return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
 
@@ -229,7 +229,7 @@ def _flops(cfg: Any, model: Any) -> tuple[float, str]:
 
 
 def _price_here(system: System) -> float | None:
-    gpu = known(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
     return gpu.dollars_per_hour if gpu else None
 
 

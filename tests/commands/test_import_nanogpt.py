@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from support.command_line import Cli
 from support.nanogpt_model import CONFIG, Harmful, Training
 
-from lmtrain.checkpoint.folder import Checkpoint, load
+from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
 from lmtrain.commands.import_nanogpt import compose_from
 from lmtrain.config.build import build
 from lmtrain.convert.nanogpt_checkpoint import our_name, parse_nanogpt_checkpoint
@@ -36,7 +36,7 @@ def _nanogpt_tokens(tmp_path: Path) -> None:
 
 
 def checkpoint_at(run: Path, step: int) -> Checkpoint:
-    return load(run / "checkpoints" / f"step-{step:08d}")
+    return load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
 
 
 def assert_as(found: Checkpoint, theirs: Training, tolerance: float) -> None:

@@ -19,7 +19,7 @@ from lmtrain.data import token_files
 from lmtrain.data.loader import IGNORE, ORDER_CHUNK, TokenLoader
 from lmtrain.data.meta import DTYPES, Meta, Split, TokenizerFile, write_meta
 from lmtrain.data.order import ORDERS
-from lmtrain.data.prefetch import MicroBatch, Prefetcher, micro_batch
+from lmtrain.data.prefetch import MicroBatch, Prefetcher
 
 CPU = torch.device("cpu")
 
@@ -405,7 +405,7 @@ def test_prefetched_batches_are_those_of_direct_calls_in_order(long, depth, star
             item = next(batches)
             assert torch.equal(item.x, x)
             assert torch.equal(item.y, y)
-            assert item.targets == 16
+            assert item.n_targets == 16
 
 
 @pytest.mark.usefixtures("ends_its_thread")
@@ -460,14 +460,14 @@ def test_leaving_before_an_error_is_read_ends_the_thread():
 
 def test_targets_that_count_are_counted():
     y = torch.tensor([[1, IGNORE, 0], [IGNORE, IGNORE, -1]])
-    item = micro_batch(torch.zeros_like(y), y, pin=False)
-    assert item.targets == 3
-    assert isinstance(item.targets, int)
+    item = MicroBatch.of(torch.zeros_like(y), y, pin=False)
+    assert item.n_targets == 3
+    assert isinstance(item.n_targets, int)
 
 
 def test_targets_of_a_ragged_split_add_up(numbered):
-    split = [micro_batch(x, y, pin=False) for x, y in loader(numbered, batch_size=4, block_size=8).whole_split()]
-    assert [item.targets for item in split] == [32] * 31 + [1_002 - 31 * 32]
+    split = [MicroBatch.of(x, y, pin=False) for x, y in loader(numbered, batch_size=4, block_size=8).whole_split()]
+    assert [item.n_targets for item in split] == [32] * 31 + [1_002 - 31 * 32]
 
 
 @pytest.mark.gpu
@@ -482,5 +482,5 @@ def test_pinned_copies_arrive_right_on_the_gpu(long):
         assert item.x.device.type == "cuda"
         assert torch.equal(item.x.cpu(), x)
         assert torch.equal(item.y.cpu(), y)
-        assert item.targets == 128
+        assert item.n_targets == 128
     assert prefetching() == []

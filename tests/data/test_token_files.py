@@ -50,7 +50,7 @@ def test_shards_are_read_as_one_file_would_be(tmp_path_factory, cuts, header, dt
     assert np.array_equal(files.windows(offsets, length), tokens[offsets[:, None] + np.arange(length)])
     start = data.draw(st.integers(0, 999))
     assert np.array_equal(files.span(start, start + 300), tokens[start : start + 300])
-    path, number = files.locate(start)
+    path, number = files.locate_token(start)
     assert (
         TokenFiles(folder, "train").files[split_files(folder, "train", None).index(path)].tokens[number]
         == tokens[start]
