@@ -1,9 +1,12 @@
-"""What the tests of tokenizers share."""
+"""What the tests of data share: an encoding of tiktoken, and small token files."""
 
 import base64
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
+from support.numbered_tokens import write
 from support.tokenizer_samples import PATTERNS, PLUGIN, ranks_of
 
 
@@ -29,3 +32,15 @@ def tiktoken_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             (folder / "tiktoken_ext" / f"{name}.tiktoken").write_bytes(b"".join(lines))
         yield
     registry._available_plugin_modules.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,003 tokens, each its own place: 125 blocks of 8, and two tokens over."""
+    return write(tmp_path_factory.mktemp("numbered"), train=np.arange(1_003), val=np.arange(500, 600))
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """20,001 tokens: 10,000 blocks of 2, more than two chunks of the order."""
+    return write(tmp_path_factory.mktemp("long"), train=np.arange(20_001))
