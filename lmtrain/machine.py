@@ -46,15 +46,15 @@ GPUS = (
 )
 
 
-def known(device_name: str) -> Gpu | None:
-    """The GPU that the driver calls so; None for one that is not in the table."""
+def find_gpu(device_name: str) -> Gpu | None:
+    """Return the GPU that the driver gives this name; None for one that is not in the table."""
     # As whole words: an L40 is no L4, a T400 no T4, and a laptop's RTX 4090 is another chip.
     whole = r"(?<!\w){}(?!\w| Ti| D\b| Laptop)"
     return next((gpu for gpu in GPUS if re.search(whole.format(re.escape(gpu.name)), device_name)), None)
 
 
 def cpu_name() -> str:
-    """The model name of the CPU, or the machine type where the system does not say more."""
+    """Return the model name of the CPU, or the machine type where the system does not say more."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -62,7 +62,8 @@ def cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write_json(path: Path, **results: Any) -> None:
+def write_json_with_machine(path: Path, **results: Any) -> None:
+    """Write results as JSON, with the machine that they were measured on."""
     machine = {
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
@@ -73,5 +74,5 @@ def write_json(path: Path, **results: Any) -> None:
 
 
 def available_cores() -> int:
-    """The number of cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

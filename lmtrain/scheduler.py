@@ -16,7 +16,7 @@ class Schedule(Protocol):
 def cosine(
     step: int, *, lr: PositiveFloat, min_lr: NonNegativeFloat, warmup_steps: NonNegativeInt, max_steps: PositiveInt
 ) -> float:
-    """The learning rate of the step that follows `step` finished ones: linear warmup, half a cosine, then `min_lr`.
+    """Return the learning rate after `step` finished steps: linear warmup, half a cosine, then `min_lr`.
 
     Source: Loshchilov and Hutter, "SGDR" (2017), eq. 5, without restarts; warmup as in nanoGPT, never 0.
     """
@@ -29,5 +29,5 @@ def cosine(
 
 
 def constant(step: int, *, lr: PositiveFloat, warmup_steps: NonNegativeInt) -> float:
-    """Linear warmup, then `lr` for good."""
+    """Return the learning rate after `step` finished steps: linear warmup, then `lr` for good."""
     return lr * min(1.0, (step + 1) / (warmup_steps + 1))

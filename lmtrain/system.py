@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt, StringConstraints
 
-from lmtrain.machine import known
+from lmtrain.machine import find_gpu
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
-def keep_freed() -> None:
+def make_malloc_keep_memory() -> None:
     """Makes glibc keep freed memory for the next allocation, rather than hand it back to the kernel.
 
     A training step frees and asks again for the same gigabytes; each time the kernel would map and clear every page
@@ -64,7 +64,7 @@ class System:
         deterministic: bool = True,
     ) -> None:
         if keep_freed_memory:
-            keep_freed()
+            make_malloc_keep_memory()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
@@ -137,7 +137,7 @@ class System:
         """The vendor's FLOP/s of this device in 16 bits; None where it is unknown, or the run computes in 32."""
         if self.device.type == "cpu" or self.dtype == torch.float32:
             return None
-        gpu = known(torch.cuda.get_device_name(self.device))
+        gpu = find_gpu(torch.cuda.get_device_name(self.device))
         return gpu.peak_flops if gpu else None
 
     def process_bytes(self) -> int:

@@ -10,14 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.checkpoint import fork
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
+from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.config.build import build, mistakes_of_the_user
 from lmtrain.config.token_files import token_folders
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.logger.base import CompositeLogger
@@ -162,14 +161,14 @@ class Start:
     """Where a run starts: at its own newest checkpoint, at the checkpoint that it is a fork of, or at step 0."""
 
     own: Checkpoint | None = None
-    origin: fork.Origin | None = None
+    origin: ForkOrigin | None = None
 
     @property
     def state(self) -> TrainState:
         """The state before the first step of this process."""
         if self.own is not None:
             return train_state(self.own)
-        return TrainState() if self.origin is None else fork.first_state(self.origin)
+        return TrainState() if self.origin is None else forked_state(self.origin)
 
     @property
     def lineage(self) -> dict[str, Any]:
@@ -188,10 +187,10 @@ class Start:
             ValueError: it does not fit them, or a fork has no step left to do.
         """
         if self.own is not None:
-            trainer.snapshot.put_back(self.own)
+            trainer.snapshot.restore(self.own)
         elif self.origin is not None:
-            fork.begin(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)
-            fork.check_steps_left(self.origin, trainer.max_steps)
+            begin_fork(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)
+            check_steps_left(self.origin, trainer.max_steps)
 
 
 def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
@@ -204,7 +203,7 @@ def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
         return Start(own=own)
     if broken := checkpoints.broken():
         raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
-    return Start(origin=fork.load_origin(Path(cfg.fork), cfg.step)) if cfg.get("fork") else Start()
+    return Start(origin=load_fork_origin(Path(cfg.fork), cfg.step)) if cfg.get("fork") else Start()
 
 
 def build_recorder(
@@ -241,7 +240,7 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
     """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
-    return tokenizers.load(directory.path) if source and tokenizers.copy(source, directory.path) else None
+    return load_tokenizer(directory.path) if source and copy_tokenizer(source, directory.path) else None
 
 
 def _finite(number: float | None) -> float | None:

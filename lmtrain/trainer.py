@@ -190,18 +190,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
-        targets = sum(batch.targets for batch in micro_batches)
+        targets = sum(batch.n_targets for batch in micro_batches)
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {self.state.step + 1} has no target at all")
         total, losses = torch.zeros((), device=self.system.device), []
         for batch in micro_batches:
-            if batch.targets == 0:
+            if batch.n_targets == 0:
                 losses.append(torch.zeros_like(total))
                 continue  # its mean is 0 / 0
             with self.system.autocast():
                 _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
             losses.append(loss.detach())
-            loss = loss * (batch.targets / targets)
+            loss = loss * (batch.n_targets / targets)
             self.scaler.scale(loss).backward()
             total += loss.detach()
         self.scaler.unscale_(self.optimizer)

@@ -19,7 +19,7 @@ from support.command_line import Cli, wait_for_line
 from support.tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import MANIFEST, CheckpointFolder, verify
+from lmtrain.checkpoint.folder import MANIFEST, CheckpointFolder, verify_checkpoint
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.trainer import Trainer
@@ -84,7 +84,7 @@ def test_a_disk_that_gets_full_at_any_moment_loses_nothing(token_folder: Path, t
             made.logger.close("failed")
             stopped_at.add(made.state.step)
             for step in made.saver.folder.steps():
-                verify(made.saver.folder.at(step))
+                verify_checkpoint(made.saver.folder.at(step))
             filler.unlink()
             resumed = trainer(token_folder, out, keep_checkpoints=1)
             resumed.fit()
@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     newest = CheckpointFolder(out / "checkpoints").at(7)
     damage(newest / file)
     with pytest.raises(BrokenCheckpointError):
-        verify(newest)
+        verify_checkpoint(newest)
     resumed = trainer(token_folder, out)
     assert resumed.state.step == 6
     assert "step-00000007 is broken" in caplog.text

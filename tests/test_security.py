@@ -22,9 +22,10 @@ from support.tokens import TINY, write_failing_model, write_tokens
 from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
-from lmtrain.checkpoint.folder import load
-from lmtrain.data import prepare, shards, stored_tokenizer
-from lmtrain.data.tokens import check_tokenizer, read_meta
+from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.data import stored_tokenizer, token_files
+from lmtrain.data.meta import check_tokenizer, read_meta
+from lmtrain.data.text import inputs
 from lmtrain.data.writing import journal
 from lmtrain.errors import BrokenCheckpointError, ConfigError, DataError
 from lmtrain.files.limited import read_json
@@ -62,7 +63,7 @@ def trained(module_cli: Cli) -> Path:
     data = write_tokens(work / "data")
     vocabulary = {chr(48 + number): number for number in range(61)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
-    stored_tokenizer.save(data, stored_tokenizer.StoredTokenizer(tokenizer, None))
+    stored_tokenizer.save_tokenizer(data, stored_tokenizer.StoredTokenizer(tokenizer, None))
     plant_pickles(data, work / "unpickled")
     done = module_cli(*SMALL, "data.path=data", "hydra.run.dir=out", "trainer.max_steps=4")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -115,7 +116,7 @@ def test_a_pickle_by_the_name_of_a_tensor_file_is_refused(work: Path, as_zip: bo
     else:
         (checkpoint / "model.safetensors").write_bytes(pickle.dumps(Payload(work / "unpickled")))
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
     assert not (work / "unpickled").exists()
 
 
@@ -275,7 +276,7 @@ def test_a_target_in_a_checkpoint_is_only_data(work: Path, evil: Path) -> None:
     node = {"_target_": "evil.Evil"}
     (checkpoint / "state.json").write_text(json.dumps({**state, **node, "model": node, "extra": [node]}))
     signed(checkpoint)
-    assert load(checkpoint).state["extra"] == [node]
+    assert load_checkpoint(checkpoint).state["extra"] == [node]
     assert dispatch(["evaluate", "out"]) == 0
     assert not evil.exists()
 
@@ -298,7 +299,7 @@ def test_a_manifest_names_nothing_outside_the_checkpoint(work: Path, name: str) 
     (work / "secret.json").write_text("{}")
     named = {name.format(work=work): checkpoint.parent / "secret.json"}
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint, **named))
+        load_checkpoint(signed(checkpoint, **named))
 
 
 @pytest.mark.parametrize("listed", [True, False])
@@ -313,7 +314,7 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(work: Path, name: str, lis
         del manifest[name]
         (checkpoint / "MANIFEST.json").write_text(json.dumps(manifest))
     try:
-        loaded = load(checkpoint)
+        loaded = load_checkpoint(checkpoint)
     except BrokenCheckpointError:
         return
     assert name == "model.safetensors"  # what the manifest does not list is left out
@@ -327,7 +328,7 @@ def test_an_absurd_header_of_tensors_is_refused(work: Path, length: int) -> None
         file.write(struct.pack("<Q", length))
         file.truncate(8 + (length if length < 2**63 else 100))
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
 
 
 def pad(path: Path, size: int) -> None:
@@ -340,20 +341,20 @@ def test_json_of_a_checkpoint_has_a_limit(work: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     pad(checkpoint / "MANIFEST.json", 100_000_000)
     with pytest.raises(BrokenCheckpointError):
-        load(checkpoint)
+        load_checkpoint(checkpoint)
     pad(checkpoint / "state.json", 100_000_000)
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
 
 
 def test_deeply_nested_json_of_a_checkpoint_is_told_shortly(work: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     (checkpoint / "state.json").write_text("[" * 100_000)
     with pytest.raises(BrokenCheckpointError):
-        load(signed(checkpoint))
+        load_checkpoint(signed(checkpoint))
     (checkpoint / "MANIFEST.json").write_text("[" * 100_000)
     with pytest.raises(BrokenCheckpointError):
-        load(checkpoint)
+        load_checkpoint(checkpoint)
 
 
 def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
@@ -361,7 +362,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
     names = ("inputs.json", "journal.json", "result.json", "tokenizer_config.json")
     for name in names:
         (data / name).write_text("[" * 100_000)
-    assert prepare.read_inputs(data) is None
+    assert inputs.read_inputs(data) is None
     assert journal.read(data) is None
     assert read_json(data / "result.json") == {}
     with pytest.raises(DataError, match=r"tokenizer_config\.json: .*nested too deeply"):
@@ -370,7 +371,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
         (data / name).write_text("{}")
         os.truncate(data / name, 1 << 30)  # a hole, which costs nothing but memory if it is read
     before = peak_memory()
-    assert prepare.read_inputs(data) is None
+    assert inputs.read_inputs(data) is None
     assert journal.read(data) is None
     assert read_json(data / "result.json") == {}
     with pytest.raises(DataError, match=r"tokenizer_config\.json: .*larger than"):
@@ -408,7 +409,7 @@ def test_a_meta_names_nothing_outside_its_folder(tmp_path: Path, field: str, nam
     (data / "meta.json").write_text(json.dumps(fields))
     for read in (
         read_meta,
-        lambda folder: shards.TokenFiles(folder, "train"),
+        lambda folder: token_files.TokenFiles(folder, "train"),
         lambda folder: check_tokenizer(folder, folder),
     ):
         with pytest.raises(DataError, match="which is no file inside the folder"):
@@ -421,7 +422,7 @@ def test_an_absurd_count_in_a_header_is_refused(tmp_path: Path, count: int) -> N
     header[:3] = 20240520, 1, count
     (tmp_path / "train.bin").write_bytes(header.tobytes() + b"\0\0" * 5)
     with pytest.raises(DataError, match=f"its header says {count:,} tokens, but 10 bytes follow"):
-        shards.TokenFiles(tmp_path, "train")
+        token_files.TokenFiles(tmp_path, "train")
 
 
 @pytest.mark.parametrize(

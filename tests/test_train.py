@@ -14,7 +14,7 @@ import pytest
 from support.command_line import Cli, clean_environment, wait_for_line, wait_for_step
 from support.tokens import TINY, write_failing_model
 
-from lmtrain.checkpoint.folder import load
+from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.files.metrics import MEASURED, read_metrics
 
 
@@ -61,7 +61,7 @@ def test_a_run_leaves_what_the_design_says(tiny: list[str], tmp_path: Path, cli:
         "step-00000008",
         "step-00000012",
     ]
-    assert load(run / "checkpoints" / "latest").state["train"]["step"] == 12
+    assert load_checkpoint(run / "checkpoints" / "latest").state["train"]["step"] == 12
     environment = json.loads((run / "environment.json").read_text())
     assert environment["packages"]["torch"]
     assert environment["command"][1:] == [*tiny, "name=first", "logger=wandb", "optimizer.lr=1e-2"]
@@ -104,7 +104,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny: list[str], tmp_path: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed after step" in done.stdout
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "never")
-    one, other = (load(tmp_path / name / "checkpoints" / "latest") for name in ("never", "killed"))
+    one, other = (load_checkpoint(tmp_path / name / "checkpoints" / "latest") for name in ("never", "killed"))
     for group in ("model", "optimizer", "rng-0"):
         for name, tensor in one.tensors[group].items():
             assert tensor.equal(other.tensors[group][name]), name
@@ -121,7 +121,7 @@ def test_a_signal_saves_and_stops_and_resume_goes_on(
     assert "continue: python -m lmtrain resume=out" in process.stdout
     ended = result(tmp_path / "out")
     assert ended["status"] == "interrupted"
-    assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == ended["steps"]
+    assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == ended["steps"]
     more = ended["steps"] + 3
     done = cli("resume=out", f"trainer.max_steps={more}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -183,7 +183,7 @@ def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tm
     assert "optimizer.weight_decay: 0.1 → 0.3" in first["changes"]
     assert "trainer.max_steps: 4 → 6" in second["changes"]
     assert first["command"][-1] == "allow_changes=optimizer.weight_decay"
-    state = load(tmp_path / "out" / "checkpoints" / "latest").state
+    state = load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state
     assert state["config"]["optimizer"]["weight_decay"] == 0.3
     assert state["train"]["samples"] == 6 * 8
     assert state["run_id"] == environment["run_id"]

@@ -15,7 +15,7 @@ from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
             rounds.append(seconds)
     _show(contest, first, rounds)
     if options.json:
-        write_json(
+        write_json_with_machine(
             options.json,
             overrides=options.overrides,
             device=contest.system.describe(),

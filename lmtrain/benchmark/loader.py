@@ -17,7 +17,7 @@ from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.config.token_files import ensure_tokens
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
     if options.json:
-        write_json(options.json, overrides=options.overrides, batches=options.batches, shapes=results)
+        write_json_with_machine(options.json, overrides=options.overrides, batches=options.batches, shapes=results)
     return 0
 
 

@@ -15,7 +15,7 @@ from lmtrain.config.build import build, mistakes_of_the_user
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
 
@@ -61,17 +61,17 @@ def main(arguments: Sequence[str]) -> int:
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
     if options.json:
-        write_json(options.json, overrides=options.overrides, bytes=size, seconds=rounds)
+        write_json_with_machine(options.json, overrides=options.overrides, bytes=size, seconds=rounds)
     return 0
 
 
 def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, Callable[[int], float]], int]:
-    from lmtrain.data import tokenizer as tokenizers
     from lmtrain.data.prepare import Recipe
     from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
     from lmtrain.data.text.holdout import by_document
     from lmtrain.data.text.source import TextFiles
-    from lmtrain.data.tokenizer import CorpusTokenizer
+    from lmtrain.data.tokenizer import CorpusTokenizer, Pretrained
 
     texts: list[str] = []
     size = 0
@@ -85,7 +85,7 @@ def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, 
 
     def prepare(number: int, tokenizer: CorpusTokenizer | None = None) -> float:
         source = TextFiles(str(folder / "text.txt"), SEPARATOR)
-        tokenizer = tokenizer or tokenizers.Pretrained(str(folder / "trained" / tokenizers.FILE))
+        tokenizer = tokenizer or Pretrained(str(folder / "trained" / TOKENIZER_FILE))
         holdout = partial(by_document, val_share=0.05)
         path = folder / (f"tokens-{number}" if number else "trained")
         started = time.perf_counter()
@@ -94,7 +94,7 @@ def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, 
         return time.perf_counter() - started
 
     prepare(0, recipe.tokenizer)
-    stored = tokenizers.load(folder / "trained")
+    stored = load_tokenizer(folder / "trained")
     batches: list[list[str]] = [[]]
     for text in texts:
         if sum(map(len, batches[-1])) >= BATCH_CHARS:

@@ -23,7 +23,7 @@ from lmtrain.config.build import build
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
 
@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
     if options.json:
-        write_json(options.json, overrides=options.overrides, steps=options.steps, seconds=rounds)
+        write_json_with_machine(options.json, overrides=options.overrides, steps=options.steps, seconds=rounds)
     return 0
 
 

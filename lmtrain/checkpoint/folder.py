@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lmtrain.checkpoint.steps import step_folder, steps_in
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 from lmtrain.files.durable import sha256_of, sync
 from lmtrain.files.limited import read_limited
@@ -72,14 +73,12 @@ class CheckpointFolder:
         self._others: set[int] = set()  # steps of other runs' checkpoints, as far as they were told of
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
-        if not self.path.is_dir():
-            return []
-        names = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in self.path.iterdir())
-        return sorted(int(name[1]) for name in names if name and name[0] == self.at(int(name[1])).name)
+        """Return the steps of the complete checkpoints, in ascending order."""
+        return steps_in(self.path)
 
     def at(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}"
+        """Return the folder of a step's checkpoint, whether it is there or not."""
+        return self.path / step_folder(step)
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> Path:
         """Commits the state of a step, then removes the checkpoints of this run that `retention` does not keep.
@@ -112,7 +111,7 @@ class CheckpointFolder:
     def _newest(self, steps: Sequence[int]) -> Checkpoint | None:
         for step in reversed(steps):
             try:
-                loaded = load(self.at(step))
+                loaded = load_checkpoint(self.at(step))
             except BrokenCheckpointError as error:
                 self._quarantine(self.at(step), error)
             else:
@@ -133,7 +132,7 @@ class CheckpointFolder:
         """Whether an intact checkpoint of this run is; another one is set aside."""
         if os.path.lexists(path):  # a symlink to nowhere, too
             try:
-                verify(path)
+                verify_checkpoint(path)
                 if self._is_ours(path):
                     return True
                 self._set_aside(path, f"{OTHER}{path.name}", "another run's")
@@ -204,7 +203,7 @@ class CheckpointFolder:
             raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
 
 
-def verify(path: Path) -> None:
+def verify_checkpoint(path: Path) -> None:
     """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
 
     Raises:
@@ -227,14 +226,14 @@ def verify(path: Path) -> None:
             raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
 
 
-def load(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Verifies and reads one checkpoint folder, tensors on the CPU.
 
     Raises:
         BrokenCheckpointError: it does not verify, or holds something else.
         OSError, MemoryError, RuntimeError: nothing is wrong with it, but it can't be read now.
     """
-    verify(path)
+    verify_checkpoint(path)
     names = [name for name in _read_json(path / MANIFEST, MANIFEST_BYTES) if name.endswith(".safetensors")]
     try:
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}

@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.errors import BrokenCheckpointError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Origin:
+class ForkOrigin:
     """The checkpoint that a fork starts from; `state` is what its run had done by then."""
 
     run: Path
@@ -23,17 +24,17 @@ class Origin:
 
     @property
     def record(self) -> dict[str, Any]:
-        """For `environment.json`."""
+        """Return what `environment.json` says of it."""
         return {"run": str(self.run.resolve()), "run_id": self.checkpoint.state["run_id"], "step": self.state.step}
 
 
-def load_origin(run: Path, step: int | None) -> Origin:
-    """The run's checkpoint of a step, or its newest.
+def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
+    """Return the run's checkpoint of a step, or its newest.
 
     Raises:
         ValueError: there is none, or it is broken.
     """
-    folder = CheckpointFolder(run / "checkpoints")
+    folder = CheckpointFolder(run / CHECKPOINTS)
     steps = folder.steps()
     if not steps:
         raise ValueError(f"fork={run}: no run with a checkpoint there")
@@ -41,22 +42,24 @@ def load_origin(run: Path, step: int | None) -> Origin:
     if wanted not in steps:
         raise ValueError(f"step={wanted}: {run} has checkpoints of the steps {', '.join(map(str, steps))}")
     try:
-        checkpoint = load(folder.at(wanted))
+        checkpoint = load_checkpoint(folder.at(wanted))
     except BrokenCheckpointError as error:
         raise ValueError(f"fork={run}: {error}") from error
-    return Origin(run, checkpoint, train_state(checkpoint))
+    return ForkOrigin(run, checkpoint, train_state(checkpoint))
 
 
-def first_state(origin: Origin) -> TrainState:
-    """Where a fork begins: steps, tokens and seconds go on, so that its curves join its origin's; its losses are yet to
-    be measured."""
+def forked_state(origin: ForkOrigin) -> TrainState:
+    """Return where a fork begins: steps, tokens and seconds go on, so that its curves join its origin's.
+
+    Its losses are not measured yet.
+    """
     then = origin.state
     return TrainState(
         step=then.step, samples=then.samples, tokens=then.tokens, first_step=then.step, seconds=then.seconds
     )
 
 
-def check_steps_left(origin: Origin, max_steps: int) -> None:
+def check_steps_left(origin: ForkOrigin, max_steps: int) -> None:
     """Raise ValueError if the fork would have no step to do."""
     if max_steps <= origin.state.step:
         raise ValueError(
@@ -65,12 +68,12 @@ def check_steps_left(origin: Origin, max_steps: int) -> None:
         )
 
 
-def begin(snapshot: Snapshot, origin: Origin, state: TrainState, batch_size: int) -> None:
+def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_size: int) -> None:
     """Puts the origin's state into the parts of the fork, and its place in the data into `state`.
 
     Weights always; the optimizer's state, if it is the same optimizer; the scaler's, if both have one; the random
     generators', if the seed is the same; the place in the data, if it is the same data in the same order. What is left
-    out is told.
+    out is logged.
 
     Raises:
         ValueError: the model is another one, or the optimizer's state does not fit.
@@ -82,10 +85,10 @@ def begin(snapshot: Snapshot, origin: Origin, state: TrainState, batch_size: int
     except RuntimeError as error:
         raise ValueError(f"fork={origin.run}: its checkpoint does not fit the model: {error}") from error
     if _chosen(then, "optimizer") == _chosen(now, "optimizer"):
-        snapshot.put_back_optimizer(origin.checkpoint)
+        snapshot.restore_optimizer(origin.checkpoint)
     else:
         fresh.append("the optimizer's state")
-    snapshot.put_back_scaler(origin.checkpoint)
+    snapshot.restore_scaler(origin.checkpoint)
     if then["seed"] == now["seed"]:
         snapshot.system.load_generator_state(dict(origin.checkpoint.tensors["rng-0"]))
     else:

@@ -58,6 +58,6 @@ class RunCheckpoints:
         then = train_state(loaded)
         folder.discard_after(then.step)
         vars(state).update(vars(then), seconds=state.seconds, bad_steps=state.bad_steps)
-        self.snapshot.put_back(loaded)
+        self.snapshot.restore(loaded)
         state.samples = bad.first_sample + step_samples
         log.warning("back to step %d; the data up to sample %d is left out", state.step, state.samples)

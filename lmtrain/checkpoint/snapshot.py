@@ -67,7 +67,7 @@ class TrainState:
 
 
 def train_state(checkpoint: Checkpoint) -> TrainState:
-    """Raises ValueError if the checkpoint is of another format."""
+    """Return the TrainState of a checkpoint. Raises ValueError if it is of another format."""
     if (version := checkpoint.state.get("format_version")) != FORMAT_VERSION:
         raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {FORMAT_VERSION}")
     return TrainState(**checkpoint.state["train"])
@@ -75,7 +75,7 @@ def train_state(checkpoint: Checkpoint) -> TrainState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The parts whose state makes up a run, to be taken and to be put back.
+    """The parts whose state makes up a run: `take` copies it into a checkpoint, `restore` puts it back.
 
     `record` says what else the state belongs to: the run's id, its config, the versions of the software. Nothing is
     ever built from it.
@@ -96,11 +96,11 @@ class Snapshot:
         return {
             "fingerprints": {split: loader.fingerprint for split, loader in self.loaders.items()},
             "order_version": ORDER_VERSION,
-            "stamps": {split: getattr(loader, "stamps", {}) for split, loader in self.loaders.items()},
+            "stamps": {split: getattr(loader, "file_stamps", {}) for split, loader in self.loaders.items()},
         }
 
     def take(self, state: TrainState) -> Checkpoint:
-        """All of it, as it is now; the tensors are the parts' own."""
+        """Return all of it, as it is now; the tensors are the parts' own."""
         tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
         return Checkpoint(
             tensors={
@@ -123,7 +123,7 @@ class Snapshot:
             ),
         )
 
-    def put_back(self, checkpoint: Checkpoint) -> None:
+    def restore(self, checkpoint: Checkpoint) -> None:
         """Put everything back but the TrainState.
 
         Raises:
@@ -138,15 +138,15 @@ class Snapshot:
             self.model.load_state_dict(dict(checkpoint.tensors["model"]))
         except RuntimeError as error:
             raise ValueError(f"the checkpoint does not fit the model: {error}") from error
-        self.put_back_optimizer(checkpoint)
-        self.put_back_scaler(checkpoint)
+        self.restore_optimizer(checkpoint)
+        self.restore_scaler(checkpoint)
         window = checkpoint.tensors["detector"]["window"]
         if window.shape == self.detector.window.shape:  # another size was allowed: it fills anew
             self.detector.window = window.to(self.detector.window.device, copy=True)
         self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
 
-    def put_back_optimizer(self, checkpoint: Checkpoint) -> None:
-        """Raises ValueError if its state is of other parameters or groups."""
+    def restore_optimizer(self, checkpoint: Checkpoint) -> None:
+        """Put the optimizer's state back. Raises ValueError if it is of other parameters or groups."""
         self.optimizer.state.clear()
         load_optimizer_state(
             self.optimizer,
@@ -156,8 +156,8 @@ class Snapshot:
         )
         load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
 
-    def put_back_scaler(self, checkpoint: Checkpoint) -> None:
-        """If the run that saved and this one have one."""
+    def restore_scaler(self, checkpoint: Checkpoint) -> None:
+        """Put the gradient scaler's state back, if the run that saved had one and this run has one."""
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 

@@ -1,9 +1,27 @@
-"""The names of checkpoint folders; without torch."""
+"""The names of checkpoint folders, `step-00000005`: the one rule for what is a checkpoint. Without torch."""
 
+import re
 from pathlib import Path
+
+CHECKPOINTS = "checkpoints"  # the folder of a run directory that they lie in
+
+
+def step_folder(step: int) -> str:
+    """Return the name of the folder that the checkpoint of a step lies in."""
+    return f"step-{step:08d}"
+
+
+def steps_in(checkpoints: Path) -> list[int]:
+    """Return the steps that a folder has checkpoints of, in ascending order, by the names alone.
+
+    A name counts only if a save would give it: `step-5` and `step-00000005.old` are no checkpoints.
+    """
+    if not checkpoints.is_dir():
+        return []
+    found = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in checkpoints.iterdir())
+    return sorted(int(name[1]) for name in found if name and name[0] == step_folder(int(name[1])))
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:
-    """The steps that a run has checkpoints of, in ascending order, by their folders' names alone."""
-    names = (path.name.removeprefix("step-") for path in run_dir.glob("checkpoints/step-*"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    """Return the steps that a run has checkpoints of, in ascending order."""
+    return steps_in(run_dir / CHECKPOINTS)

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
+from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import is_sweep, started_in
 from lmtrain.terminal.console import console
@@ -19,7 +20,7 @@ TRUST_HELP = "a class or function of a run's config that may be imported, as mym
 
 def finished_runs(path: Path) -> list[Path]:
     """The run itself, or the runs of a sweep; says which are left out for want of a checkpoint."""
-    if (path / "config.yaml").is_file() and any(path.glob("checkpoints/step-*")):
+    if (path / "config.yaml").is_file() and checkpoint_steps(path):
         return [path]
     if is_sweep(path):
         return [run for job in sorted(path.iterdir()) if job.is_dir() for run in finished_runs(job)]
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     # After the arguments are understood: these import torch.
     from lmtrain.config.build import build, mistakes_of_the_user
     from lmtrain.config.token_files import token_folders
-    from lmtrain.data.tokens import check_tokenizer
+    from lmtrain.data.meta import check_tokenizer
     from lmtrain.loop.evaluation import evaluate, perplexity
     from lmtrain.run.loaded import load_run
 

@@ -16,7 +16,8 @@ from lmtrain.files.durable import sha256_of
 from lmtrain.terminal.console import console
 
 if TYPE_CHECKING:  # the help needs no torch
-    from lmtrain.convert.nanogpt_checkpoint import NanoGPT, Value
+    from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint
+    from lmtrain.convert.nanogpt_settings import Value
 
 EPILOG = """\
 for example:  python -m lmtrain import out-shakespeare-char/ckpt.pt data.path=data/shakespeare_char
@@ -39,11 +40,11 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(list(arguments))
 
     # After the arguments are understood: these import torch.
-    from lmtrain.convert import nanogpt_checkpoint
+    from lmtrain.convert.nanogpt_checkpoint import read_nanogpt_checkpoint
     from lmtrain.convert.nanogpt_run import write_run
 
     with mistakes_of_the_user():
-        source = nanogpt_checkpoint.read(options.checkpoint)
+        source = read_nanogpt_checkpoint(options.checkpoint)
         defaults = source.overrides()
     composed = compose_from(defaults, options.overrides)
     run_dir = Path(composed.hydra.run.dir)
@@ -85,7 +86,7 @@ def compose_from(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> D
 _MISSING = object()
 
 
-def tell(path: Path, source: "NanoGPT", cfg: DictConfig, run_dir: Path) -> None:
+def tell(path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_dir: Path) -> None:
     """What was taken over, what is lmtrain's from here on, and how to go on."""
     from lmtrain.run.report import resume_command
 

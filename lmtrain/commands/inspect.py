@@ -12,11 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.config.build import mistakes_of_the_user
-from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.inspection.folder import Inspected, Sample, SplitReport, inspect
 from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
@@ -73,8 +73,8 @@ def check(options: argparse.Namespace) -> None:
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
-    if options.tokenizer and not (options.tokenizer / tokenizers.FILE).is_file():
-        raise ConfigError(f"--tokenizer {options.tokenizer}: no {tokenizers.FILE} there")
+    if options.tokenizer and not (options.tokenizer / TOKENIZER_FILE).is_file():
+        raise ConfigError(f"--tokenizer {options.tokenizer}: no {TOKENIZER_FILE} there")
     for name in ("samples", "seed", "end_of_text"):
         if (getattr(options, name) or 0) < 0:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 0")

@@ -9,7 +9,7 @@ from lmtrain.config.overrides import parse
 from lmtrain.config.preflight import check_for_plan
 from lmtrain.config.recompose import forked
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 
 DEFAULT_MFU = 0.35  # of a compiled Llama of 50M parameters or more
 
@@ -54,5 +54,5 @@ def main(arguments: Sequence[str]) -> int:
 
     show(plan)
     if options.json:
-        write_json(options.json, overrides=options.overrides, **plan.as_json())
+        write_json_with_machine(options.json, overrides=options.overrides, **plan.as_json())
     return 0

@@ -20,7 +20,7 @@ from rich.table import Table
 from lmtrain.config.compose import compose, without_hydra
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import ConfigError
-from lmtrain.machine import write_json
+from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration
 from lmtrain.verify.phases import NAMES
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
             removal.pop_all()
     _show_kills(verification)
     if options.json:
-        write_json(options.json, **numbers(verification, error), overrides=options.overrides, seed=seed)
+        write_json_with_machine(options.json, **numbers(verification, error), overrides=options.overrides, seed=seed)
     if error is None:
         console.print(sentence(verification), style="bold green")
         return 0

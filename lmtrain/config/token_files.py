@@ -59,9 +59,9 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
 
 @cache  # once a process, which may look at its data several times
 def _remark_on_changes(path: Path) -> None:
-    from lmtrain.data.prepare import changed_files
+    from lmtrain.data.text.inputs import changed_inputs
 
-    if changed := changed_files(path):
+    if changed := changed_inputs(path):
         console.print(f"{path} was prepared from files that have changed since: {changed}; remove it to prepare anew")
 
 
@@ -72,7 +72,7 @@ def fit_to_data(cfg: DictConfig) -> DictConfig:
         ValueError: a vocabulary too small, or null where the data does not say; a tokenizer that is not the one that
             the data was made with.
     """
-    from lmtrain.data.tokens import check_tokenizer, read_meta
+    from lmtrain.data.meta import check_tokenizer, read_meta
 
     for path in token_folders(cfg.data).values():
         meta = read_meta(path)

@@ -1,4 +1,4 @@
-"""nanoGPT's `ckpt.pt`: its sizes, settings, weights and AdamW state, under lmtrain's names.
+"""nanoGPT's `ckpt.pt`: its weights and AdamW state under lmtrain's names, and its settings as overrides.
 
 Both models keep their matrices as (out, in) and queries, keys and values in one of them, so tensors change their name
 alone. What nanoGPT calls an iteration is an optimizer step here.
@@ -6,7 +6,7 @@ alone. What nanoGPT calls an iteration is an optimizer step here.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lmtrain.convert.nanogpt_settings import Value, model_overrides, number, settings_overrides
 from lmtrain.model.gpt2 import GPT2
-
-Number = bool | int | float
-Value = Number | str | list[Number]
+from lmtrain.terminal.listing import first_few
 
 KEYS = ("model", "optimizer", "model_args", "iter_num", "best_val_loss")
 NO_LOSS_YET = 1e9  # nanoGPT's best_val_loss before its first evaluation
-
-MODEL_ARGS = {
-    "n_layer": "model.n_layer",
-    "n_head": "model.n_head",
-    "n_embd": "model.d_model",
-    "block_size": "model.block_size",
-    "vocab_size": "model.vocab_size",
-    "bias": "model.bias",
-    "dropout": "model.dropout",
-}
-SETTINGS = {
-    "batch_size": "data.batch_size",
-    "block_size": "data.block_size",
-    "gradient_accumulation_steps": "trainer.gradient_accumulation_steps",
-    "max_iters": "trainer.max_steps",
-    "grad_clip": "trainer.grad_clip",
-    "eval_interval": "trainer.eval_interval",
-    "eval_iters": "trainer.eval_batches",
-    "log_interval": "trainer.log_interval",
-    "learning_rate": "optimizer.lr",
-}
-SCHEDULE = {
-    "warmup_iters": "scheduler.warmup_steps",
-    "min_lr": "scheduler.min_lr",
-    "lr_decay_iters": "scheduler.max_steps",
-}
-DTYPES = ("float32", "bfloat16", "float16")
 
 OUTER = {"transformer.wte": "embedding", "transformer.wpe": "positions", "transformer.ln_f": "norm"}
 INNER = {
@@ -59,33 +31,32 @@ INNER = {
     "mlp.c_proj": "mlp.down",
 }
 MOMENTS = ("exp_avg", "exp_avg_sq")
-SHOWN = 3  # names in a message; a wrong file has hundreds
 
 
 @dataclass(frozen=True)
-class NanoGPT:
+class NanoGPTCheckpoint:
     """A checkpoint that was read: tensors by lmtrain's names, in nanoGPT's order of parameters."""
 
     model_args: Mapping[str, Any]
     config: Mapping[str, Any]  # the settings of its training; empty if the file has none
     weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]  # as `lmtrain.optimizer.optimizer_state` gives it
+    optimizer: Mapping[str, Tensor]  # as `lmtrain.checkpoint.optimizer_state` gives it
     adamw: Mapping[str, Value]  # overrides: betas, eps and weight decay as the optimizer has them
     iter_num: int
     best_val_loss: float | None  # measured at this very iteration: nanoGPT saves when it has evaluated
 
     def overrides(self) -> dict[str, Value]:
-        """The config of the run that goes on: groups (`model`) and values (`model.n_layer`)."""
+        """Return the config of the run that goes on: groups (`model`) and values (`model.n_layer`)."""
         return {**model_overrides(self.model_args), **settings_overrides(self.config), **self.adamw}
 
     def tokens_per_step(self) -> int | None:
-        """Of the training so far; None if the file does not say."""
+        """Return the tokens of a step of the training so far; None if the file does not say."""
         keys = ("batch_size", "block_size", "gradient_accumulation_steps")
         return math.prod(int(self.config[key]) for key in keys) if self.config.keys() >= {*keys} else None
 
 
-def read(path: Path) -> NanoGPT:
-    """Reads a checkpoint onto the CPU; a file with more than tensors and plain values in it is not unpickled.
+def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
+    """Read a checkpoint onto the CPU; a file with more than tensors and plain values in it is not unpickled.
 
     Raises:
         ValueError: there is none, or it is not one of nanoGPT's GPT-2.
@@ -102,13 +73,13 @@ def read(path: Path) -> NanoGPT:
             raise ValueError(f"{path}: holds more than tensors and plain values ({found[1]}); not loaded") from error
         raise ValueError(f"{path}: not a file of torch.save, or damaged ({type(error).__name__})") from error
     try:
-        return understand(content)
+        return parse_nanogpt_checkpoint(content)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def understand(content: object) -> NanoGPT:
-    """A checkpoint from what `torch.load` gave.
+def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
+    """Return the checkpoint that `torch.load` gave the content of.
 
     Raises:
         ValueError: naming what is missing, unexpected or of another size.
@@ -116,7 +87,9 @@ def understand(content: object) -> NanoGPT:
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}, not nanoGPT's dict of {', '.join(KEYS)}")
     if missing := [key for key in KEYS if key not in content]:
-        raise ValueError(f"not a checkpoint of nanoGPT: {', '.join(missing)} missing (it has {_few(content)})")
+        raise ValueError(
+            f"not a checkpoint of nanoGPT: {', '.join(missing)} missing (it has {first_few(content) or 'nothing'})"
+        )
     config = content.get("config") or {}
     for key, value in {**content, "config": config}.items():
         if key in ("model", "optimizer", "model_args", "config") and not isinstance(value, dict):
@@ -126,52 +99,15 @@ def understand(content: object) -> NanoGPT:
         raise ValueError(f"iter_num={iter_num!r}: not a number of iterations")
     weights = convert_weights(content["model"])
     _check_sizes(content["model_args"], weights)
-    check_fit(weights, _empty_model(content["model_args"]).state_dict())  # first: the optimizer's indices need it
+    # Before the optimizer, whose indices say nothing if the weights are others.
+    check_weights_fit(weights, _empty_model(content["model_args"]).state_dict())
     optimizer, adamw = convert_optimizer(content["optimizer"], weights)
     best = loss if math.isfinite(loss) and loss < NO_LOSS_YET else None
-    return NanoGPT(content["model_args"], config, weights, optimizer, adamw, iter_num, best)
-
-
-def model_overrides(model_args: Mapping[str, Any]) -> dict[str, Value]:
-    """`model=gpt2` in nanoGPT's sizes and with its exact GELU.
-
-    Raises:
-        ValueError: an argument is missing, or unknown: what it would change can't be told.
-    """
-    if missing := [key for key in MODEL_ARGS if key not in model_args]:
-        raise ValueError(f"model_args has no {', '.join(missing)}")
-    if unknown := [key for key in model_args if key not in MODEL_ARGS]:
-        raise ValueError(f"model_args has {_few(unknown)}, which nanoGPT's GPT-2 does not")
-    values = {ours: _number(f"model_args.{key}", model_args[key]) for key, ours in MODEL_ARGS.items()}
-    for key in MODEL_ARGS.keys() - {"bias", "dropout"}:
-        if not isinstance(model_args[key], int) or model_args[key] < 1:
-            raise ValueError(f"model_args.{key}={model_args[key]}: not a size")
-    return {"model": "gpt2", **values, "model.gelu": "exact", "model.tie_embeddings": True}
-
-
-def settings_overrides(config: Mapping[str, Any]) -> dict[str, Value]:
-    """What nanoGPT's training was set to, as far as the file says; its batches are drawn with replacement.
-
-    Raises:
-        ValueError: a setting that is no number, or an unknown dtype.
-    """
-    overrides: dict[str, Value] = {"data": "tokens", "data.order": "random"}
-    known = dict(SETTINGS)
-    if config.get("decay_lr", True):
-        known |= SCHEDULE
-    else:  # neither decay nor warmup
-        overrides |= {"scheduler": "constant", "scheduler.warmup_steps": 0}
-    overrides |= {ours: _number(f"config.{key}", config[key]) for key, ours in known.items() if key in config}
-    if "dtype" in config:
-        if config["dtype"] not in DTYPES:
-            raise ValueError(f"config.dtype={config['dtype']!r}: not one of {', '.join(DTYPES)}")
-        # Anywhere but on CUDA, nanoGPT computes in float32 whatever its dtype says.
-        overrides["system.dtype"] = config["dtype"] if "cuda" in str(config.get("device", "cuda")) else "float32"
-    return overrides
+    return NanoGPTCheckpoint(content["model_args"], config, weights, optimizer, adamw, iter_num, best)
 
 
 def convert_weights(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """The parameters by lmtrain's names, each once, in their order; without prefixes and causal masks.
+    """Return the parameters by lmtrain's names, each once, in their order; without prefixes and causal masks.
 
     Raises:
         ValueError: naming what is not a GPT-2's, or an output layer that is not the embedding.
@@ -181,7 +117,7 @@ def convert_weights(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
     stripped = {name: value for name, value in stripped.items() if not re.search(r"\.attn\.bias$", name)}
     head, embedding = stripped.pop("lm_head.weight", None), stripped.get("transformer.wte.weight")
     if unknown := [name for name, value in stripped.items() if not our_name(name) or not isinstance(value, Tensor)]:
-        raise ValueError(f"the model is not nanoGPT's GPT-2: unexpected {_few(unknown)}")
+        raise ValueError(f"the model is not nanoGPT's GPT-2: unexpected {first_few(unknown)}")
     if embedding is None:
         raise ValueError("the model is not nanoGPT's GPT-2: transformer.wte.weight is missing")
     if head is not None and not torch.equal(head, embedding):
@@ -192,7 +128,7 @@ def convert_weights(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
 def convert_optimizer(
     optimizer: Mapping[str, Any], weights: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Value]]:
-    """AdamW's state by lmtrain's names, and its settings as overrides; `weights` are in nanoGPT's order.
+    """Return AdamW's state by lmtrain's names, and its settings as overrides; `weights` are in nanoGPT's order.
 
     Its indices count the decayed parameters first, those of two or more dimensions, then the others.
 
@@ -227,24 +163,24 @@ def convert_optimizer(
     # As the groups have them: nanoGPT's own resume takes these, too, and not the ones of its config.
     group = groups[0]
     overrides: dict[str, Value] = {
-        f"optimizer.{key}": _number(f"optimizer: {key}", group[key]) for key in ("weight_decay", "eps")
+        f"optimizer.{key}": number(f"optimizer: {key}", group[key]) for key in ("weight_decay", "eps")
     }
-    return tensors, {**overrides, "optimizer.betas": [_number("optimizer: betas", beta) for beta in group["betas"]]}
+    return tensors, {**overrides, "optimizer.betas": [number("optimizer: betas", beta) for beta in group["betas"]]}
 
 
-def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError, in nanoGPT's names, unless names, sizes and order are those of the model's state."""
+def check_weights_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError, in nanoGPT's names, unless names, sizes and order are those of the model's state."""
     problems = []
     if missing := [their_name(name) for name in expected if name not in weights]:
-        problems.append(f"{_few(missing)} missing")
+        problems.append(f"{first_few(missing)} missing")
     if unexpected := [their_name(name) for name in weights if name not in expected]:
-        problems.append(f"{_few(unexpected)} unexpected")
+        problems.append(f"{first_few(unexpected)} unexpected")
     if sizes := [
         f"{their_name(name)} is {_size(weights[name])} and not {_size(expected[name])}"
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]:
-        problems.append(_few(sizes))
+        problems.append(first_few(sizes))
     if not problems and list(weights) != list(expected):  # the optimizer's indices say nothing then
         problems.append("they are not in nanoGPT's order")
     if problems:
@@ -252,7 +188,7 @@ def check_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> 
 
 
 def our_name(name: str) -> str:
-    """lmtrain's name of a nanoGPT parameter; empty if there is none."""
+    """Return lmtrain's name of a nanoGPT parameter; empty if there is none."""
     if found := re.fullmatch(r"transformer\.h\.(\d+)\.(.+)\.(weight|bias)", name):
         layer, part, kind = found.groups()
         return f"layers.{layer}.{INNER[part]}.{kind}" if part in INNER else ""
@@ -261,7 +197,7 @@ def our_name(name: str) -> str:
 
 
 def their_name(name: str) -> str:
-    """nanoGPT's name of a parameter of lmtrain's GPT-2; any other stays as it is."""
+    """Return nanoGPT's name of a parameter of lmtrain's GPT-2; any other name stays as it is."""
     outer, inner = ({ours: theirs for theirs, ours in table.items()} for table in (OUTER, INNER))
     if found := re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name):
         layer, part, kind = found.groups()
@@ -277,7 +213,7 @@ def _empty_model(model_args: Mapping[str, Any]) -> GPT2:
 
 
 def _check_sizes(model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Before a model of these sizes is built: they are the file's word, and may be anything."""
+    """Check the sizes that a file claims before a model of these sizes is built: they may be anything."""
     sizes = model_overrides(model_args)
     blocks = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
     if blocks != sizes["model.n_layer"]:
@@ -304,17 +240,5 @@ def _scalar(name: str, value: object) -> float:
     return float(value)
 
 
-def _number(name: str, value: object) -> Number:
-    if not isinstance(value, bool | int | float):
-        raise ValueError(f"{name}={value!r}: not a number")
-    return value
-
-
 def _size(value: object) -> str:
     return " × ".join(map(str, value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _few(names: Iterable[object]) -> str:
-    listed = [str(name) for name in names]
-    rest = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return (", ".join(listed[:SHOWN]) or "nothing") + rest

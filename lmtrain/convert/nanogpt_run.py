@@ -14,8 +14,8 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
-from lmtrain.convert.nanogpt_checkpoint import NanoGPT, check_fit
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint, check_weights_fit
+from lmtrain.data.stored_tokenizer import copy_tokenizer
 from lmtrain.errors import COMPLETED
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
@@ -27,7 +27,12 @@ from lmtrain.trainer import Parts, Recorder, Trainer
 
 
 def write_run(
-    cfg: DictConfig, source: NanoGPT, run_dir: Path, *, hydra_files: Mapping[str, str], origin: Mapping[str, Any]
+    cfg: DictConfig,
+    source: NanoGPTCheckpoint,
+    run_dir: Path,
+    *,
+    hydra_files: Mapping[str, str],
+    origin: Mapping[str, Any],
 ) -> None:
     """Fill the directory, which is empty or not there, or leave it so.
 
@@ -55,18 +60,18 @@ def write_run(
             raise
 
 
-def _load_weights_and_moments(parts: Parts, source: NanoGPT) -> None:
+def _load_weights_and_moments(parts: Parts, source: NanoGPTCheckpoint) -> None:
     """Put the checkpoint into the model and its optimizer; raise ValueError if it does not fit them."""
     if not isinstance(parts.model, GPT2):
         raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint is one of model=gpt2")
     if not isinstance(parts.optimizer, torch.optim.AdamW):
         raise ValueError(f"optimizer={type(parts.optimizer).__name__}: the checkpoint's state is that of AdamW")
-    check_fit(source.weights, parts.model.state_dict())
+    check_weights_fit(source.weights, parts.model.state_dict())
     parts.model.load_state_dict(dict(source.weights))
     load_optimizer_state(parts.optimizer, parts.model.named_parameters(), source.optimizer, {})
 
 
-def _state_of(source: NanoGPT, cfg: DictConfig) -> TrainState:
+def _state_of(source: NanoGPTCheckpoint, cfg: DictConfig) -> TrainState:
     """Return where the run stands: at the checkpoint's step, with as many samples seen as lmtrain would have seen."""
     step_samples = cfg.data.batch_size * cfg.trainer.gradient_accumulation_steps
     return TrainState(
@@ -104,5 +109,5 @@ def _write_run_files(
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
     if folder is not None:
-        tokenizers.copy(folder, directory.path)
+        copy_tokenizer(folder, directory.path)
     directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)

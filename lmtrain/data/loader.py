@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
+from lmtrain.data.meta import Tokens
 from lmtrain.data.order import ORDERS, blocks
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokens import Tokens
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.errors import DataError
 
 IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy
@@ -73,9 +73,9 @@ class Samples:
                 self._refuse(windows[row, column], int(offsets[row] + column))
         return windows
 
-    def locate(self, first: int, count: int) -> list[tuple[Path, int]]:
+    def locate_samples(self, first: int, count: int) -> list[tuple[Path, int]]:
         """For each of samples first … first+count-1 the file it begins in, and the number of its first token there."""
-        return [self.tokens.locate(int(offset)) for offset in self._sample_offsets(first, count)]
+        return [self.tokens.locate_token(int(offset)) for offset in self._sample_offsets(first, count)]
 
     def whole_split(self, batch_size: int) -> Batches:
         """Every target token of the split once, in file order.
@@ -96,7 +96,7 @@ class Samples:
             yield torch.from_numpy(x.reshape(shape)), torch.from_numpy(y.reshape(shape))
 
     def _refuse(self, token: int, position: int) -> NoReturn:
-        path, number = self.tokens.locate(position)
+        path, number = self.tokens.locate_token(position)
         raise DataError(f"{path}: token {number:,} is {token}, not below the vocabulary size of {self.vocab_size:,}")
 
     def _sample_offsets(self, first: int, count: int) -> npt.NDArray[np.int64]:
@@ -171,9 +171,9 @@ class TokenLoader:
         return self.samples.tokens.fingerprint
 
     @property
-    def stamps(self) -> dict[str, list[int]]:
-        """What tells quickly that no file was touched; see `TokenFiles.stamps`."""
-        return self.samples.tokens.stamps
+    def file_stamps(self) -> dict[str, list[int]]:
+        """What tells quickly that no file was touched; see `TokenFiles.file_stamps`."""
+        return self.samples.tokens.file_stamps
 
     def check_contents(self) -> bool:
         """Compares the files with their checksums; False where there are none. Raises DataError."""
@@ -187,9 +187,9 @@ class TokenLoader:
         """Micro-batch `index` ≥ 0: x and y, int64 (B, T) on the CPU."""
         return inputs_and_targets(self.samples.windows(index * self.batch_size, self.batch_size))
 
-    def locate(self, index: int) -> list[tuple[Path, int]]:
+    def locate_batch(self, index: int) -> list[tuple[Path, int]]:
         """Where each sample of micro-batch `index` comes from: the file, and the number of its first token there."""
-        return self.samples.locate(index * self.batch_size, self.batch_size)
+        return self.samples.locate_samples(index * self.batch_size, self.batch_size)
 
     def whole_split(self) -> Batches:
         """Every target token of the split once, in file order; see `Samples.whole_split`."""

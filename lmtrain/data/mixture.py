@@ -108,12 +108,12 @@ class Mixture:
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
-    def stamps(self) -> dict[str, list[int]]:
-        """What tells quickly that no file was touched; see `TokenFiles.stamps`."""
+    def file_stamps(self) -> dict[str, list[int]]:
+        """What tells quickly that no file was touched; see `TokenFiles.file_stamps`."""
         return {
             f"{name}/{file}": stamp
             for name, samples in self.sources.items()
-            for file, stamp in samples.tokens.stamps.items()
+            for file, stamp in samples.tokens.file_stamps.items()
         }
 
     def check_contents(self) -> bool:
@@ -144,11 +144,11 @@ class Mixture:
                 windows[rows] = samples.windows(int(firsts[number]), count)
         return inputs_and_targets(windows)
 
-    def locate(self, index: int) -> list[tuple[Path, int]]:
+    def locate_batch(self, index: int) -> list[tuple[Path, int]]:
         """Where each sample of micro-batch `index` comes from: the file, and the number of its first token there."""
         source_of, firsts = self._assign(index * self.batch_size, self.batch_size)
         places = [
-            iter(samples.locate(int(first), int((source_of == number).sum())))
+            iter(samples.locate_samples(int(first), int((source_of == number).sum())))
             for number, (samples, first) in enumerate(zip(self.sources.values(), firsts, strict=True))
         ]
         return [next(places[number]) for number in source_of]

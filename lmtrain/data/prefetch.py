@@ -17,7 +17,19 @@ class MicroBatch(NamedTuple):
 
     x: torch.Tensor
     y: torch.Tensor
-    targets: int
+    n_targets: int
+
+    @classmethod
+    def of(cls, x: torch.Tensor, y: torch.Tensor, *, pin: bool) -> Self:
+        """Return the micro-batch of tensors that are still on the CPU, in pinned memory if asked for."""
+        n_targets = int(torch.count_nonzero(y != IGNORE))
+        return cls(x.pin_memory(), y.pin_memory(), n_targets) if pin else cls(x, y, n_targets)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Start the copy to a device; the host does not wait for it where the memory is pinned."""
+        if device.type == "cpu":
+            return self
+        return MicroBatch(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True), self.n_targets)
 
 
 class Prefetcher:
@@ -40,9 +52,9 @@ class Prefetcher:
     def __next__(self) -> MicroBatch:
         item = self._queue.get()
         if isinstance(item, BaseException):
-            self._queue.put(item)  # the thread has ended: whoever asks again shall hear the same
+            self._queue.put(item)  # the thread has ended: a caller that asks again gets the same error
             raise item
-        return on_device(item, self._device)
+        return item.to(self._device)
 
     def __enter__(self) -> Self:
         return self
@@ -61,19 +73,6 @@ class Prefetcher:
             for index in itertools.count(start):
                 if self._stop.is_set():
                     return
-                self._queue.put(micro_batch(*batch(index), pin=self._device.type == "cuda"))
+                self._queue.put(MicroBatch.of(*batch(index), pin=self._device.type == "cuda"))
         except BaseException as error:
             self._queue.put(error)
-
-
-def micro_batch(x: torch.Tensor, y: torch.Tensor, *, pin: bool) -> MicroBatch:
-    """Counts the targets while they are still on the CPU."""
-    targets = int(torch.count_nonzero(y != IGNORE))
-    return MicroBatch(x.pin_memory(), y.pin_memory(), targets) if pin else MicroBatch(x, y, targets)
-
-
-def on_device(item: MicroBatch, device: torch.device) -> MicroBatch:
-    """Starts the copy; the host does not wait for it where the memory is pinned."""
-    if device.type == "cpu":
-        return item
-    return MicroBatch(item.x.to(device, non_blocking=True), item.y.to(device, non_blocking=True), item.targets)

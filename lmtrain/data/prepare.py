@@ -1,7 +1,5 @@
 """Text → tokenizer → token files: `Recipe(source, tokenizer, holdout).prepare(path)`, described by `prepare.*`."""
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -11,30 +9,25 @@ from typing import Any
 
 from pydantic import PositiveInt
 
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.stored_tokenizer import meta_of
-from lmtrain.data.text.files import file_changes
+from lmtrain.data.stored_tokenizer import meta_of_splits, save_tokenizer
 from lmtrain.data.text.holdout import Held, Holdout
-from lmtrain.data.text.source import Inputs, Source
-from lmtrain.data.text_pieces import pieces
+from lmtrain.data.text.inputs import Inputs, read_inputs, write_inputs
+from lmtrain.data.text.source import Source
+from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
-from lmtrain.data.tokens import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.writing import journal as journals
 from lmtrain.data.writing.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, encode
 from lmtrain.data.writing.journal import Journal, SplitWriter
 from lmtrain.errors import DataError
-from lmtrain.files.durable import sync, write_atomically
-from lmtrain.files.limited import read_json_limited
+from lmtrain.files.durable import sync
 from lmtrain.files.lock import owned
 from lmtrain.machine import available_cores
 from lmtrain.terminal.differences import differences
 from lmtrain.terminal.units import si
 
-INPUTS = "inputs.json"  # what the text was made from, beside meta.json
-MAX_INPUTS_BYTES = 256 << 20  # of a million files
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
-SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is trained on some of it
 SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
 
 
@@ -79,7 +72,7 @@ class Recipe:
             raise ValueError("prepare.source: no text in it")
         progress.console.print(f"preparing {path}" + (f" from {si(total)}B of text" if total else "") + " …")
         if not journal.tokenizer:
-            tokenizers.save(folder, self.tokenizer.fit(_Corpus(self.source, self.holdout, total, progress)))
+            save_tokenizer(folder, self.tokenizer.fit(TrainingText(self.source, self.holdout, total, progress)))
             journal.tokenizer = True
             journal.write(folder)
         if not journal.complete:
@@ -109,7 +102,7 @@ class Recipe:
         inputs = self.source.scan(progress.advance)
         for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
             entry.unlink()
-        write_atomically(folder / INPUTS, json.dumps(inputs, indent=1) + "\n")
+        write_inputs(folder, inputs)
         journal = Journal(settings)
         journal.write(folder)
         return journal, inputs
@@ -171,47 +164,10 @@ class Recipe:
         for split in journal.splits:
             if _unfinished(folder, split).exists():
                 os.rename(_unfinished(folder, split), folder / f"{split}.bin")
-        meta = meta_of(folder, self.tokenizer.kind, journal.splits, dict(journal.recipe))
+        meta = meta_of_splits(folder, self.tokenizer.kind, journal.splits, dict(journal.recipe))
         write_meta(folder, meta)
         sync(folder)
         return meta
-
-
-class _Corpus:
-    """The text that a tokenizer is trained on."""
-
-    def __init__(self, source: Source, holdout: Holdout, total: int | None, progress: PrepareProgress) -> None:
-        self.source, self.holdout, self.total, self.progress = source, holdout, total, progress
-
-    def texts(self) -> Iterator[str]:
-        self.progress.stage("reading the vocabulary", self.total)
-        for document in self.source.read():
-            for held in self.holdout(document):
-                self.progress.advance(len(held.text.encode()))
-                yield held.text
-
-    def train_sample(self, max_bytes: int) -> Iterator[str]:
-        """Texts of the training split, evenly from all of it; the first ones where its size is unknown."""
-        share = 1.0 if not self.total else min(1.0, max_bytes / self.total)
-        self.progress.stage("training tokenizer", self.total and int(share * self.total))
-        number, drawn = 0, 0
-        for document in self.source.read():
-            train = (held.text for held in self.holdout(document) if held.split == "train")
-            for piece in (piece for text in train for piece in pieces(text, SAMPLE_CHARS)):
-                number += 1
-                if share < 1 and _uniform(number) >= share:
-                    continue
-                if self.total is None and drawn >= max_bytes:
-                    return
-                size = len(piece.encode())
-                drawn += size
-                self.progress.advance(size)
-                yield piece
-
-
-def _uniform(number: int) -> float:
-    """A hash of the number, uniform in [0, 1)."""
-    return int.from_bytes(hashlib.blake2b(number.to_bytes(8, "little"), digest_size=8).digest()) / 2**64
 
 
 def _items(source: Source, holdout: Holdout, position: Any) -> Iterator[Item]:
@@ -234,16 +190,6 @@ def _unfinished(folder: Path, split: str) -> Path:
     return folder / f"{split}.unfinished"
 
 
-def read_inputs(folder: Path) -> Inputs | None:
-    """What the folder's text was made from; None if it does not say."""
-    try:
-        inputs = read_json_limited(folder / INPUTS, MAX_INPUTS_BYTES)
-    except (OSError, ValueError):
-        return None
-    sound = isinstance(inputs, dict) and all(isinstance(then, dict) for then in inputs.values())
-    return inputs if sound else None
-
-
 def _existing(path: Path, settings: Mapping[str, Any]) -> Meta:
     """The folder's meta.
 
@@ -261,16 +207,6 @@ def _existing(path: Path, settings: Mapping[str, Any]) -> Meta:
             "or remove the folder to prepare it again"
         )
     return meta
-
-
-def changed_files(path: Path) -> str:
-    """What differs in the files that a folder was prepared from, in words; '' for nothing.
-
-    Text that was moved away is no change: once it is tokens, it may be.
-    """
-    inputs = {name: then for name, then in (read_inputs(path) or {}).items() if Path(name).is_file()}
-    changed = file_changes(inputs, {name: Path(name) for name in inputs}, {}, lambda file: file.open("rb"))
-    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
 
 
 def prepare(

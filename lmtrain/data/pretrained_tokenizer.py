@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmtrain.data.stored_tokenizer import CONFIG_FILE, FILE
+from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
 # Whatever a tokenizer may consist of, and no weights.
-_HUB_FILES = [FILE, CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json"]
+_HUB_FILES = [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json"]
 _SLOW_FILES = ["*.model", "vocab*", "merges.txt", "*.tiktoken"]  # what can be made into a tokenizer.json
 
 # transformers imports torch, which stays out of this process.
@@ -24,7 +24,7 @@ AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
 
 
 @contextmanager
-def tokenizer_file(path: str) -> Iterator[Path]:
+def find_tokenizer_file(path: str) -> Iterator[Path]:
     """The file, with the settings of its folder beside it; it may go away afterwards.
 
     Raises:
@@ -35,14 +35,14 @@ def tokenizer_file(path: str) -> Iterator[Path]:
         yield here
         return
     folder = here if here.is_dir() else _fetched(path)
-    if (folder / FILE).is_file():
-        yield folder / FILE
+    if (folder / TOKENIZER_FILE).is_file():
+        yield folder / TOKENIZER_FILE
         return
     if not any(file for pattern in _SLOW_FILES for file in folder.glob(pattern)):
-        raise ValueError(f"no {FILE} in it, nor anything that one could be made from")
+        raise ValueError(f"no {TOKENIZER_FILE} in it, nor anything that one could be made from")
     with tempfile.TemporaryDirectory() as made:
         _convert(folder, Path(made))
-        yield Path(made) / FILE
+        yield Path(made) / TOKENIZER_FILE
 
 
 def _fetched(name: str) -> Path:
@@ -61,7 +61,8 @@ def _fetched(name: str) -> Path:
 def _convert(folder: Path, into: Path) -> None:
     if importlib.util.find_spec("transformers") is None:
         raise ValueError(
-            f"has no {FILE}, and making one needs the transformers package: pip install 'lmtrain[transformers]'"
+            f"has no {TOKENIZER_FILE}, and making one needs the transformers package: "
+            "pip install 'lmtrain[transformers]'"
         )
     done = subprocess.run(
         [sys.executable, "-c", _CONVERT, folder.absolute(), into],
@@ -69,6 +70,6 @@ def _convert(folder: Path, into: Path) -> None:
         capture_output=True,
         text=True,
     )
-    if done.returncode or not (into / FILE).is_file():
+    if done.returncode or not (into / TOKENIZER_FILE).is_file():
         reason = done.stderr.strip().splitlines() or ["it has no fast form of this kind"]
-        raise ValueError(f"has no {FILE}, and transformers could not make one ({reason[-1]})")
+        raise ValueError(f"has no {TOKENIZER_FILE}, and transformers could not make one ({reason[-1]})")

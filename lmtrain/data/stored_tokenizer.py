@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
-from lmtrain.data.tokens import MAX_JSON_BYTES, Meta, Split, TokenizerFile, smallest_dtype
+from lmtrain.data.meta import MAX_JSON_BYTES, Meta, Split, TokenizerFile, smallest_dtype
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sha256_of, write_atomically
 from lmtrain.files.limited import read_json_limited
 
-FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 
 END_OF_TEXT = "<|endoftext|>"
 # Of GPT-2 and most after it, Llama 3, SentencePiece, Gemma, DeepSeek.
@@ -50,11 +50,11 @@ class StoredTokenizer:
 
     @cached_property
     def vocab_size(self) -> int:
-        """The largest id + 1; ids may have gaps."""
+        """Return the largest id + 1; ids may have gaps."""
         return max(self.tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The text's ids.
+        """Return the text's ids.
 
         Raises:
             ValueError: it has characters that the tokenizer does not know, or that are no Unicode.
@@ -63,7 +63,7 @@ class StoredTokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """As `encode`, on all cores unless TOKENIZERS_PARALLELISM=false."""
+        """Return the ids of several texts, encoded on all cores unless TOKENIZERS_PARALLELISM=false."""
         try:
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises nothing more precise
@@ -78,67 +78,68 @@ class StoredTokenizer:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, without special tokens; exactly what was encoded if the tokenizer loses nothing."""
+        """Return the text of the ids, without special tokens; what was encoded if the tokenizer loses nothing."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def unknown_characters(characters: Iterable[str]) -> str:
+    """Return the error message about characters that a tokenizer does not know."""
     named = "".join(sorted(characters)[:20])
     return f"the tokenizer does not know {named!r}"
 
 
-def save(folder: Path, stored: StoredTokenizer) -> None:
-    """Writes both files, always with the same bytes; on the disk when it returns."""
+def save_tokenizer(folder: Path, stored: StoredTokenizer) -> None:
+    """Write both files, always with the same bytes; they are on the disk when this returns."""
     end = None if stored.end_of_text is None else stored.tokenizer.id_to_token(stored.end_of_text)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end,
         "clean_up_tokenization_spaces": False,  # transformers < 5 would take spaces out of decoded text
     }
-    write_atomically(folder / FILE, stored.tokenizer.to_str())
-    write_atomically(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    write_atomically(folder / TOKENIZER_FILE, stored.tokenizer.to_str())
+    write_atomically(folder / TOKENIZER_CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
-def load(folder: Path) -> StoredTokenizer:
-    """The tokenizer that was saved in a folder, or came there from elsewhere.
+def load_tokenizer(folder: Path) -> StoredTokenizer:
+    """Return the tokenizer that was saved in a folder, or came there from elsewhere.
 
     Without a word on `eos_token` in the folder, a well-known special token is the end of text, if there is one.
 
     Raises:
         DataError: a file is missing or damaged.
     """
-    tokenizer = read(folder / FILE)
+    tokenizer = read_tokenizer_file(folder / TOKENIZER_FILE)
     ends = eos_tokens(folder) or well_known_ends(tokenizer)
     token = ends[0] if ends else None
     end_of_text = None if token is None else tokenizer.token_to_id(token)
     if token is not None and end_of_text is None:
-        raise DataError(f"{folder / CONFIG_FILE}: eos_token {token!r} is not in {FILE}")
+        raise DataError(f"{folder / TOKENIZER_CONFIG_FILE}: eos_token {token!r} is not in {TOKENIZER_FILE}")
     return StoredTokenizer(tokenizer, end_of_text)
 
 
-def copy(source: Path, folder: Path) -> bool:
-    """Copies the files of a stored tokenizer; False if there is none."""
-    for name in (FILE, CONFIG_FILE):
+def copy_tokenizer(source: Path, folder: Path) -> bool:
+    """Copy the files of a stored tokenizer; return False if there is none."""
+    for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
         if (source / name).is_file():
             write_atomically(folder / name, (source / name).read_text(encoding="utf-8"))
-    return (source / FILE).is_file()
+    return (source / TOKENIZER_FILE).is_file()
 
 
-def meta_of(folder: Path, kind: str, splits: dict[str, Split], recipe: dict[str, Any]) -> Meta:
-    """What `meta.json` says of splits that were made with the tokenizer stored in a folder."""
-    stored = load(folder)
+def meta_of_splits(folder: Path, kind: str, splits: dict[str, Split], recipe: dict[str, Any]) -> Meta:
+    """Return the `meta.json` of splits that were made with the tokenizer stored in a folder."""
+    stored = load_tokenizer(folder)
     return Meta(
         dtype=smallest_dtype(stored.vocab_size),
         vocab_size=stored.vocab_size,
-        tokenizer=TokenizerFile(kind, FILE, sha256_of(folder / FILE)),
+        tokenizer=TokenizerFile(kind, TOKENIZER_FILE, sha256_of(folder / TOKENIZER_FILE)),
         end_of_text=stored.end_of_text,
         splits=splits,
         recipe=recipe,
     )
 
 
-def read(path: Path) -> Tokenizer:
-    """A `tokenizer.json`.
+def read_tokenizer_file(path: Path) -> Tokenizer:
+    """Return what a `tokenizer.json` holds.
 
     Raises:
         DataError: it is none.
@@ -150,12 +151,12 @@ def read(path: Path) -> Tokenizer:
 
 
 def eos_tokens(folder: Path) -> list[str | None]:
-    """The `eos_token` of the folder's settings, which may be null; empty if they don't speak of it.
+    """Return the `eos_token` of the folder's settings, which may be null; empty if they don't speak of it.
 
     Raises:
         DataError: a file is damaged.
     """
-    for path in (folder / CONFIG_FILE, folder / "special_tokens_map.json"):
+    for path in (folder / TOKENIZER_CONFIG_FILE, folder / "special_tokens_map.json"):
         if not path.is_file():
             continue
         try:
@@ -173,6 +174,6 @@ def eos_tokens(folder: Path) -> list[str | None]:
 
 
 def well_known_ends(tokenizer: Tokenizer) -> list[str | None]:
-    """Those among its special tokens; the spelling alone may be a word of the text, as </s> is in HTML."""
+    """Return those among its special tokens; the spelling alone may be a word of the text, as </s> is in HTML."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     return [token for token in WELL_KNOWN_ENDS if token in special]

@@ -10,45 +10,22 @@ import numpy.typing as npt
 from pydantic import PositiveInt
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lmtrain.data import byte_level_encoder, pretrained_tokenizer
+from lmtrain.data import pretrained_tokenizer
+from lmtrain.data.byte_level_bpe import BYTE_ALPHABET, gpt2_encoder, tiktoken_encoder, tokenizer_of_tiktoken
 from lmtrain.data.stored_tokenizer import (
-    CONFIG_FILE,
     END_OF_TEXT,
-    FILE,
     Encode,
     Ids,
     StoredTokenizer,
-    copy,
     eos_tokens,
-    load,
-    read,
-    save,
+    read_tokenizer_file,
     unknown_characters,
     well_known_ends,
 )
-from lmtrain.data.text_pieces import cut_before, pieces
+from lmtrain.data.text.document import cut_text
 
 if TYPE_CHECKING:
     import tiktoken
-
-__all__ = [
-    "BPE",
-    "CONFIG_FILE",
-    "END_OF_TEXT",
-    "FILE",
-    "Bytes",
-    "Characters",
-    "Corpus",
-    "CorpusTokenizer",
-    "Encode",
-    "Pretrained",
-    "StoredTokenizer",
-    "TikToken",
-    "copy",
-    "cut_before",
-    "load",
-    "save",
-]
 
 # The memory that training takes is that of the words that differ: 105 to 130 bytes for each of their bytes, measured on
 # code (32,000 entries), on random words and on Chinese, whose words are whole clauses. 100 MB of code took 0.8 GB, as
@@ -62,13 +39,13 @@ _WORD = re.compile(rb" ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+|[\x00-\x2
 
 
 class Corpus(Protocol):
-    """The text of a corpus; each call reads it anew."""
+    """The text that a tokenizer is trained on; each call reads it anew."""
 
     def texts(self) -> Iterator[str]:
-        """Every text of every split, in order."""
+        """Yield every text of every split, in order."""
 
     def train_sample(self, max_bytes: int) -> Iterator[str]:
-        """About so many bytes of the train split's text, drawn evenly."""
+        """Yield about so many bytes of the train split's text, drawn evenly."""
 
 
 class CorpusTokenizer(Protocol):
@@ -77,10 +54,10 @@ class CorpusTokenizer(Protocol):
     kind: str  # recorded in meta.json
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
-        """The tokenizer, trained on the corpus or made elsewhere."""
+        """Return the tokenizer, trained on the corpus or made elsewhere."""
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        """The fastest way to a text's ids by what `fit` gave, the end of text not added.
+        """Return the fastest way to a text's ids by what `fit` gave, without an end of text.
 
         Raises:
             ValueError: from encoding, for text that the tokenizer can't encode.
@@ -93,9 +70,7 @@ class Bytes:
     kind = "bytes"
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
-        tokenizer = Tokenizer(
-            models.BPE(vocab={byte_level_encoder.ALPHABET[byte]: byte for byte in range(256)}, merges=[])
-        )
+        tokenizer = Tokenizer(models.BPE(vocab={BYTE_ALPHABET[byte]: byte for byte in range(256)}, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         tokenizer.add_special_tokens([END_OF_TEXT])
@@ -170,16 +145,16 @@ class BPE:
         return StoredTokenizer(tokenizer, end_of_text=0)
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        return byte_level_encoder.gpt2_encoder(stored, END_OF_TEXT)
+        return gpt2_encoder(stored, END_OF_TEXT)
 
     def _text(self, corpus: Corpus) -> Iterator[str]:
         if isinstance(self.train_bytes, int):
             for text in corpus.train_sample(self.train_bytes):
-                yield from pieces(text, PIECE_CHARS)
+                yield from cut_text(text, PIECE_CHARS)
             return
         texts = corpus.train_sample(AUTO_TRAIN_BYTES)
         # As UTF-8, since a str can take four times as much.
-        sample = [piece.encode() for text in texts for piece in pieces(text, PIECE_CHARS)]
+        sample = [piece.encode() for text in texts for piece in cut_text(text, PIECE_CHARS)]
         share = _share_to_train_on(sample)
         for number, data in enumerate(sample):
             if int((number + 1) * share) > int(number * share):  # evenly
@@ -187,7 +162,7 @@ class BPE:
 
 
 def _share_to_train_on(sample: Sequence[bytes]) -> float:
-    """So much that its different words stay below AUTO_WORD_BYTES, taking them to grow as fast as the text."""
+    """Return a share whose different words stay below AUTO_WORD_BYTES, if they grow as fast as the text."""
     tenth = sample[::10]
     words = {word for piece in tenth for word in _WORD.findall(piece)}
     expected = sum(map(len, words)) * sum(map(len, sample)) / max(1, sum(map(len, tenth)))
@@ -217,8 +192,8 @@ class Pretrained:
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
         try:
-            with pretrained_tokenizer.tokenizer_file(self.path) as file:
-                tokenizer, said = read(file), eos_tokens(file.parent)
+            with pretrained_tokenizer.find_tokenizer_file(self.path) as file:
+                tokenizer, said = read_tokenizer_file(file), eos_tokens(file.parent)
         except ValueError as error:
             raise ValueError(f"prepare.tokenizer.path={self.path}: {error}") from error
         return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, said))
@@ -249,13 +224,13 @@ class TikToken:
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
         try:
-            tokenizer = byte_level_encoder.tokenizer_of(self._load())
+            tokenizer = tokenizer_of_tiktoken(self._load())
         except ValueError as error:
             raise self._mistake(str(error)) from error
         return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, said=[]))
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        return byte_level_encoder.tiktoken_encoder(self._load(), stored)
+        return tiktoken_encoder(self._load(), stored)
 
     def _load(self) -> "tiktoken.Encoding":
         import tiktoken
@@ -274,7 +249,7 @@ class TikToken:
 
 
 def _end_of_text(tokenizer: Tokenizer, asked: str | None, said: Sequence[str | None]) -> int | None:
-    """The id of the token asked for; `said` is what the tokenizer's own settings say."""
+    """Return the id of the token asked for; `said` is what the tokenizer's own settings say."""
     token = asked
     special = sorted(added.content for added in tokenizer.get_added_tokens_decoder().values())
     named = f"its special tokens are {', '.join(special[:10])}" if special else "it has no special tokens"

@@ -44,7 +44,7 @@ class BadBatches:
 
     def _samples(self, index: int) -> Sequence[dict[str, Any]]:
         x, y = self.loader.batch(index)
-        locate = getattr(self.loader, "locate", None)  # a loader of the user's own may have no files
+        locate = getattr(self.loader, "locate_batch", None)  # a loader of the user's own may have no files
         places = locate(index) if locate else [None] * len(x)
         samples = []
         for row, (inputs, targets, place) in enumerate(zip(x.tolist(), y.tolist(), places, strict=True)):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.prefetch import micro_batch, on_device
+from lmtrain.data.prefetch import MicroBatch
 from lmtrain.system import System
 
 
@@ -24,11 +24,11 @@ def evaluate(
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
             for x, y in batches:
-                batch = on_device(micro_batch(x, y, pin=system.device.type == "cuda"), system.device)
+                batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
                 with system.autocast():
                     _, loss = forward(batch.x, batch.y)
-                total += loss.double() * batch.targets
-                targets += batch.targets
+                total += loss.double() * batch.n_targets
+                targets += batch.n_targets
     finally:
         model.train(training)
     return float(total / targets)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 
-def masked_by(mask_documents: bool, end_of_text: int | None, vocab_size: int) -> int | None:
-    """The id that opens a document; None if documents are not to be masked.
+def document_opening_id(mask_documents: bool, end_of_text: int | None, vocab_size: int) -> int | None:
+    """Return the id that opens a document; None if documents are not to be masked.
 
     Raises:
         ValueError: documents are to be masked, but by no id, or the id is none of the vocabulary's.
@@ -30,9 +30,9 @@ def masked_by(mask_documents: bool, end_of_text: int | None, vocab_size: int) ->
 
 
 def mask_and_positions(tokens: Tensor, end_of_text: int) -> tuple[Tensor, Tensor]:
-    """Which tokens each attends to (B, 1, T, T), true where it does, and its position in its document (B, T).
+    """Return the mask (B, 1, T, T), true where a query attends to a key, and positions inside documents (B, T).
 
-    The shapes depend on those of `tokens` (B, T) alone, and nothing waits for the device.
+    The shapes depend only on those of `tokens` (B, T), and nothing waits for the device.
     """
     time = torch.arange(tokens.shape[1], device=tokens.device)  # (T,)
     opened = ((tokens == end_of_text) * time).cummax(1).values  # (B, T): where the document began

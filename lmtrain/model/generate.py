@@ -16,7 +16,7 @@ def generate(
     top_k: int | None = 50,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Continues token ids (T,), T ≥ 1, by `count` sampled ones: (T + count,).
+    """Return token ids (T,), T ≥ 1, continued by `count` sampled ones: (T + count,).
 
     Each is drawn from the `top_k` likeliest of the first `vocab_size` ids (a model may have more than its tokenizer),
     given at most `block_size` tokens before it; `temperature` 0 takes the likeliest. The model's mode and the global

@@ -12,7 +12,7 @@ from annotated_types import Interval
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.model.document_mask import mask_and_positions, masked_by
+from lmtrain.model.document_mask import document_opening_id, mask_and_positions
 
 
 class GPT2(nn.Module):
@@ -21,7 +21,7 @@ class GPT2(nn.Module):
     `block_size` positions are learned; `bias` is for linear layers and LayerNorm; `gelu` is GPT-2's tanh form or the
     exact one (nanoGPT's); `tie_embeddings` makes the output layer the transposed embedding. With `mask_documents`,
     attention stays inside a document, and positions restart where `end_of_text` opens the next
-    (`lmtrain.model.documents`).
+    (`lmtrain.model.document_mask`).
 
     Raises:
         ValueError: n_head does not divide d_model, documents masked by no id.
@@ -48,11 +48,11 @@ class GPT2(nn.Module):
         if d_model % n_head:
             raise ValueError(f"model.d_model={d_model}: must be a multiple of model.n_head={n_head}")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
-        self.end_of_text = masked_by(mask_documents, end_of_text, vocab_size)
+        self.end_of_text = document_opening_id(mask_documents, end_of_text, vocab_size)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = nn.Embedding(block_size, d_model)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(d_model, d_ff, n_head, dropout, bias, gelu) for _ in range(n_layer))
+        self.layers = nn.ModuleList(GPT2Block(d_model, d_ff, n_head, dropout, bias, gelu) for _ in range(n_layer))
         self.norm = nn.LayerNorm(d_model, bias=bias)
         self.output = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
         self._initialise(init_std)
@@ -70,7 +70,10 @@ class GPT2(nn.Module):
         nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Token ids (B, T) → logits (B, T, V) and, given targets (B, T), the mean loss in nats over those not -100."""
+        """Return logits (B, T, V) of token ids (B, T); given targets (B, T), also the mean loss in nats.
+
+        A target of -100 does not count.
+        """
         T = tokens.shape[1]
         if T > self.block_size:
             raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
@@ -87,7 +90,7 @@ class GPT2(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
-        """Forward and backward, matrix products alone, attention as if not causal.
+        """Return the FLOPs of forward and backward a token: matrix products alone, attention as if not causal.
 
         Source: Chowdhery et al., "PaLM" (2022), appendix B.
         """
@@ -96,15 +99,15 @@ class GPT2(nn.Module):
         return 6 * (matrices - lookups) + 12 * self.n_layer * self.d_model * block_size
 
 
-class Layer(nn.Module):
+class GPT2Block(nn.Module):
     """One block: attention and MLP, each on the normalised residual stream."""
 
     def __init__(self, d_model: int, d_ff: int, n_head: int, dropout: float, bias: bool, gelu: str) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(d_model, bias=bias)
-        self.attention = Attention(d_model, n_head, dropout, bias)
+        self.attention = GPT2Attention(d_model, n_head, dropout, bias)
         self.mlp_norm = nn.LayerNorm(d_model, bias=bias)
-        self.mlp = MLP(d_model, d_ff, bias, gelu)
+        self.mlp = GPT2MLP(d_model, d_ff, bias, gelu)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -113,7 +116,7 @@ class Layer(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class GPT2Attention(nn.Module):
     """Multi-head attention, causal or as a mask (B, 1, T, T) says; queries, keys and values come from one matrix."""
 
     def __init__(self, d_model: int, n_head: int, dropout: float, bias: bool) -> None:
@@ -131,7 +134,7 @@ class Attention(nn.Module):
         return out
 
 
-class MLP(nn.Module):
+class GPT2MLP(nn.Module):
     """Two linear layers with a GELU between them."""
 
     def __init__(self, d_model: int, d_ff: int, bias: bool, gelu: str) -> None:

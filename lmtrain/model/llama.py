@@ -12,7 +12,7 @@ from annotated_types import Interval
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.model.document_mask import mask_and_positions, masked_by
+from lmtrain.model.document_mask import document_opening_id, mask_and_positions
 
 
 class Llama(nn.Module):
@@ -20,7 +20,7 @@ class Llama(nn.Module):
 
     `n_kv_head` key-value heads are shared by `n_head` query heads (null: one each); `block_size` is the longest
     sequence; `tie_embeddings` makes the output layer the transposed embedding. With `mask_documents`, attention stays
-    inside a document, and positions restart where `end_of_text` opens the next (`lmtrain.model.documents`).
+    inside a document, and positions restart where `end_of_text` opens the next (`lmtrain.model.document_mask`).
 
     Raises:
         ValueError: head counts that do not divide, a head width that RoPE can't rotate, documents masked by no id.
@@ -50,10 +50,12 @@ class Llama(nn.Module):
         if n_head % n_kv_head:
             raise ValueError(f"model.n_kv_head={n_kv_head}: must divide model.n_head={n_head}")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
-        self.end_of_text = masked_by(mask_documents, end_of_text, vocab_size)
+        self.end_of_text = document_opening_id(mask_documents, end_of_text, vocab_size)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(Layer(d_model, d_ff, n_head, n_kv_head, dropout, norm_eps) for _ in range(n_layer))
+        self.layers = nn.ModuleList(
+            LlamaBlock(d_model, d_ff, n_head, n_kv_head, dropout, norm_eps) for _ in range(n_layer)
+        )
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.output = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
         cos, sin = rope_table(block_size, d_model // n_head, rope_base)
@@ -77,7 +79,10 @@ class Llama(nn.Module):
         nn.init.normal_(head.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Token ids (B, T) → logits (B, T, V) and, given targets (B, T), the mean loss in nats over those not -100."""
+        """Return logits (B, T, V) of token ids (B, T); given targets (B, T), also the mean loss in nats.
+
+        A target of -100 does not count.
+        """
         T = tokens.shape[1]
         if T > self.block_size:
             raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
@@ -95,7 +100,7 @@ class Llama(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
-        """Forward and backward, matrix products alone, attention as if not causal.
+        """Return the FLOPs of forward and backward a token: matrix products alone, attention as if not causal.
 
         Source: Chowdhery et al., "PaLM" (2022), appendix B.
         """
@@ -107,13 +112,13 @@ class Llama(nn.Module):
     sin: Tensor
 
 
-class Layer(nn.Module):
+class LlamaBlock(nn.Module):
     """One block: attention and MLP, each on the normalised residual stream."""
 
     def __init__(self, d_model: int, d_ff: int, n_head: int, n_kv_head: int, dropout: float, norm_eps: float) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
-        self.attention = Attention(d_model, n_head, n_kv_head, dropout)
+        self.attention = LlamaAttention(d_model, n_head, n_kv_head, dropout)
         self.mlp_norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.mlp = SwiGLU(d_model, d_ff)
         self.dropout = nn.Dropout(dropout)
@@ -124,7 +129,7 @@ class Layer(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class LlamaAttention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023) with rotary positions; causal, or as a mask (B, 1, T, T) says."""
 
     def __init__(self, d_model: int, n_head: int, n_kv_head: int, dropout: float) -> None:
@@ -149,7 +154,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Shazeer, "GLU Variants Improve Transformer" (2020)."""
+    """The gated MLP of Shazeer, "GLU Variants Improve Transformer" (2020)."""
 
     def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
@@ -163,7 +168,7 @@ class SwiGLU(nn.Module):
 
 
 def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (T, D) in float32, the halves of D alike; Su et al., "RoFormer" (2021), eq. 34."""
+    """Return cosines and sines (T, D) in float32, the halves of D alike; Su et al., "RoFormer" (2021), eq. 34."""
     frequency = 1.0 / base ** (torch.arange(0, d_head, 2, dtype=torch.int64).float() / d_head)  # (D / 2,)
     angle = torch.outer(torch.arange(block_size).float(), frequency)  # (T, D / 2)
     angle = torch.cat((angle, angle), dim=-1)  # (T, D)
@@ -171,7 +176,7 @@ def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates (B, H, T, D) by position; dimension i pairs with i + D / 2, as transformers has Llama's weights."""
+    """Return (B, H, T, D) rotated by position; dimension i pairs with i + D / 2, as in transformers' Llama."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)

@@ -9,11 +9,11 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmtrain.checkpoint.fork import check_steps_left, first_state, load_origin
+from lmtrain.checkpoint.fork import check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, mistakes_of_the_user
 from lmtrain.data.loader import TokenLoader
-from lmtrain.machine import known
+from lmtrain.machine import find_gpu
 from lmtrain.model.flops import flops_per_token
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system
 from lmtrain.plan import hardware, parameters, schedule_picture
@@ -170,16 +170,16 @@ def _start(cfg: Any) -> TrainState:
     """
     if not cfg.get("fork"):
         return TrainState()
-    origin = load_origin(Path(cfg.fork), cfg.step)
+    origin = load_fork_origin(Path(cfg.fork), cfg.step)
     check_steps_left(origin, cfg.trainer.max_steps)
-    state = first_state(origin)
+    state = forked_state(origin)
     if not _reads_on(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
         state.samples = 0
     return state
 
 
 def _reads_on(then: Mapping[str, Any], now: Any) -> bool:
-    """Is the fork's data that of its origin, in the same order? As configs tell it: `fork.begin` asks the files."""
+    """Is the fork's data that of its origin, in the same order? As configs tell it: `begin_fork` asks the files."""
     settings = [{**config["data"], "batch_size": None} for config in (then, now)]
     return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
 
@@ -220,7 +220,7 @@ def _flops(cfg: Any, model: Any) -> tuple[float, str]:
 
 
 def _price_here(system: System) -> float | None:
-    gpu = known(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
     return gpu.dollars_per_hour if gpu else None
 
 

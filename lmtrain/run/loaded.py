@@ -7,11 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 from torch import nn
 
-from lmtrain.checkpoint import folder as checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.trust import check_trust, read_saved
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.parts import build_model, build_system
@@ -39,7 +38,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
-    checkpoints = checkpoint.CheckpointFolder(run_dir / "checkpoints")
+    checkpoints = CheckpointFolder(run_dir / "checkpoints")
     steps = checkpoints.steps()
     if not steps:
         raise ConfigError(f"{run_dir}: no checkpoint yet")
@@ -51,10 +50,10 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     with mistakes_of_the_user():
         system = build_system(cfg, device=device, compile=False)
         model = build_model(cfg)
-        has_tokenizer = (run_dir / tokenizers.FILE).is_file()
-        tokenizer = tokenizers.load(run_dir) if has_tokenizer else None
+        has_tokenizer = (run_dir / TOKENIZER_FILE).is_file()
+        tokenizer = load_tokenizer(run_dir) if has_tokenizer else None
     try:
-        loaded = checkpoint.load(path)
+        loaded = load_checkpoint(path)
         model.load_state_dict(dict(loaded.tensors["model"]))
     except (BrokenCheckpointError, RuntimeError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
@@ -63,7 +62,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, loaded.state["train"]["step"])
 
 
-def _step(which: str, checkpoints: checkpoint.CheckpointFolder) -> int:
+def _step(which: str, checkpoints: CheckpointFolder) -> int:
     """The step that is meant; the links of these names are for people, and a kill may leave them behind."""
     latest = checkpoints.steps()[-1]
     if which == "latest":

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import CheckpointFolder, load
+from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import MEASURED, read_metrics
@@ -120,7 +120,7 @@ class UndisturbedRun:
 
 
 def _of_checkpoint(expected_path: Path, found_path: Path) -> str | None:
-    expected, found = load(expected_path), load(found_path)
+    expected, found = load_checkpoint(expected_path), load_checkpoint(found_path)
     parts = [
         line
         for part in STATE

@@ -24,8 +24,8 @@ from lmtrain.checkpoint.folder import (
     Checkpoint,
     CheckpointFolder,
     Retention,
-    load,
-    verify,
+    load_checkpoint,
+    verify_checkpoint,
 )
 from lmtrain.errors import BrokenCheckpointError
 
@@ -98,7 +98,7 @@ def test_the_one_before_a_broken_one_is_used(
     save(folder, 10)
     damage(save(folder, 20) / file)
     with pytest.raises(BrokenCheckpointError) as caught:
-        verify(folder.at(20))
+        verify_checkpoint(folder.at(20))
     str(caught.value).encode()  # so that it can be printed and logged
     with caplog.at_level(logging.WARNING):
         latest = folder.load_latest()
@@ -106,7 +106,7 @@ def test_the_one_before_a_broken_one_is_used(
     assert latest.state["train"]["step"] == 10
     assert "step-00000020 is broken" in caplog.text
     assert (folder.path / "broken-step-00000020-0").is_dir()
-    verify(save(folder, 20))  # the run gets there again
+    verify_checkpoint(save(folder, 20))  # the run gets there again
 
 
 def signed(path: Path, name: str, content: bytes) -> None:
@@ -135,9 +135,9 @@ def test_what_the_manifest_vouches_for_can_be_nonsense_all_the_same(
 ) -> None:
     save(folder, 10)
     signed(save(folder, 20), name, content)
-    verify(folder.at(20))
+    verify_checkpoint(folder.at(20))
     with pytest.raises(BrokenCheckpointError):
-        load(folder.at(20))
+        load_checkpoint(folder.at(20))
     latest = folder.load_latest()
     assert latest is not None
     assert latest.state["train"]["step"] == 10
@@ -148,7 +148,7 @@ def test_a_manifest_without_end(folder: CheckpointFolder) -> None:
     with (path / MANIFEST).open("ab") as file:
         file.truncate(200 * MANIFEST_BYTES)  # a hole, which takes no disk
     with pytest.raises(BrokenCheckpointError, match="larger than"):
-        verify(path)
+        verify_checkpoint(path)
 
 
 def test_a_state_without_end_is_nobodys(folder: CheckpointFolder, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,7 +179,7 @@ def test_what_may_not_be_read_is_not_broken(open_folder: Path, locked: str) -> N
         try:
             if os.geteuid() == 0:
                 os.setuid(65534)  # root may read everything
-            for call in (lambda: verify(path), lambda: load(path), folder.load_latest):
+            for call in (lambda: verify_checkpoint(path), lambda: load_checkpoint(path), folder.load_latest):
                 with pytest.raises(PermissionError):
                     call()
             code = 0

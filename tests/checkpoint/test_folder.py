@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load, verify
+from lmtrain.checkpoint.folder import (
+    MANIFEST,
+    Checkpoint,
+    CheckpointFolder,
+    Retention,
+    load_checkpoint,
+    verify_checkpoint,
+)
 from lmtrain.errors import NonFiniteStateError
 
 
@@ -49,7 +56,7 @@ def entries(folder: CheckpointFolder) -> list[str]:
 
 
 def test_round_trip_in_every_bit(folder: CheckpointFolder) -> None:
-    written, read = a_checkpoint(3), load(save(folder, 3))
+    written, read = a_checkpoint(3), load_checkpoint(save(folder, 3))
     assert read.state == written.state
     assert read.tensors.keys() == written.tensors.keys()
     for name, tensors in written.tensors.items():
@@ -107,7 +114,7 @@ except Exception as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("refused:"), done.stderr
     assert entries(folder) == ["latest", "step-00000010"]
-    verify(folder.at(10))
+    verify_checkpoint(folder.at(10))
 
 
 def test_what_a_kill_left_is_cleared_away(folder: CheckpointFolder) -> None:
@@ -147,7 +154,7 @@ def test_what_stays(folder: CheckpointFolder, retention: Retention, kept: list[i
     folder.save(70, a_checkpoint(70), retention)
     assert folder.steps() == kept
     for step in kept:
-        assert load(folder.at(step)).state["train"]["step"] == step
+        assert load_checkpoint(folder.at(step)).state["train"]["step"] == step
     assert os.readlink(folder.path / "latest") == "step-00000070"
 
 
@@ -180,8 +187,8 @@ def test_another_runs_checkpoints_are_never_removed(
         assert f"step-{step:08d} is not this run's: it stays" in caplog.text
     folder.discard_after(4)
     assert folder.steps() == [5, 6, 20, 30]
-    verify(other.at(5))
-    verify(folder.at(5))
+    verify_checkpoint(other.at(5))
+    verify_checkpoint(folder.at(5))
 
 
 def test_a_link_to_nowhere_is_set_aside(folder: CheckpointFolder) -> None:
@@ -189,7 +196,7 @@ def test_a_link_to_nowhere_is_set_aside(folder: CheckpointFolder) -> None:
     (folder.path / "step-00000020").symlink_to("nowhere")
     assert CheckpointFolder(folder.path).load_latest() is not None
     (folder.path / "step-00000020").symlink_to("nowhere")
-    verify(save(folder, 20))
+    verify_checkpoint(save(folder, 20))
     assert folder.broken() == ["broken-step-00000020-0", "broken-step-00000020-1"]
 
 
@@ -231,7 +238,7 @@ def test_a_state_that_is_not_finite_is_refused(
         folder.save(30, Checkpoint(tensors, checkpoint.state, checkpoint.unchecked), Retention(1))
     assert entries(folder) == before
     allowed = checkpoint.unchecked | {f"{file}/bad"}
-    read = load(folder.save(30, Checkpoint(tensors, checkpoint.state, allowed), Retention(1)))
+    read = load_checkpoint(folder.save(30, Checkpoint(tensors, checkpoint.state, allowed), Retention(1)))
     assert torch.equal(read.tensors[file]["bad"].view(torch.uint8), bad.view(torch.uint8))
 
 
@@ -241,7 +248,7 @@ def test_finite_ones_at_the_edge_are_saved(folder: CheckpointFolder) -> None:
         str(dtype): torch.tensor([torch.finfo(dtype).min, torch.finfo(dtype).max], dtype=dtype) for dtype in dtypes
     }
     others = {"ints": torch.tensor([2**62, -1]), "bools": torch.tensor([True]), "none": torch.zeros(0, 3)}
-    read = load(folder.save(1, Checkpoint({"model": {**edges, **others}}), Retention(1)))
+    read = load_checkpoint(folder.save(1, Checkpoint({"model": {**edges, **others}}), Retention(1)))
     for name, tensor in {**edges, **others}.items():
         assert torch.equal(read.tensors["model"][name], tensor)
 

@@ -10,7 +10,7 @@ from support.command_line import Cli
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import load
+from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
 
@@ -39,7 +39,7 @@ def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tm
     fork = tmp_path / "runs" / "fork"
     assert "forked from runs/origin at step 8" in said
     assert timeless_metrics(fork) == [line for line in timeless_metrics(origin) if line["step"] > 8]
-    theirs, ours = (load(run / "checkpoints" / "step-00000012") for run in (origin, fork))
+    theirs, ours = (load_checkpoint(run / "checkpoints" / "step-00000012") for run in (origin, fork))
     assert all(torch.equal(theirs.tensors["model"][name], value) for name, value in ours.tensors["model"].items())
     recorded = read_json(fork / "environment.json")
     run_id = read_json(origin / "environment.json")["run_id"]
@@ -81,7 +81,7 @@ def test_a_fork_with_other_data_and_seed_begins_that_data(origin: Path, tmp_path
     write_tokens(tmp_path / "data" / "other", train=9000)
     said = train(cli, "fork=runs/origin", "step=4", "data.path=data/other", "seed=5", "hydra.run.dir=runs/other")
     assert "new: the random generators, the order of the data" in said
-    state = load(tmp_path / "runs" / "other" / "checkpoints" / "step-00000012").state["train"]
+    state = load_checkpoint(tmp_path / "runs" / "other" / "checkpoints" / "step-00000012").state["train"]
     assert state["samples"] == (12 - 4) * 8
     assert state["tokens"] == 12 * 8 * 16
 
@@ -92,7 +92,7 @@ def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, t
     (folder / "sgd.yaml").write_text("_target_: torch.optim.SGD\nlr: 1e-2\nmomentum: 0.9\n")
     said = train(cli, "fork=runs/origin", "step=8", "optimizer=sgd", "hydra.run.dir=runs/sgd")
     assert "new: the optimizer's state" in said
-    saved = load(tmp_path / "runs" / "sgd" / "checkpoints" / "step-00000012").tensors["optimizer"]
+    saved = load_checkpoint(tmp_path / "runs" / "sgd" / "checkpoints" / "step-00000012").tensors["optimizer"]
     assert {name.rpartition("/")[2] for name in saved} == {"momentum_buffer"}
 
 

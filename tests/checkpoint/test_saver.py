@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.checkpoints import a_checkpoint, value
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.errors import NonFiniteStateError
 
@@ -77,7 +77,7 @@ def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: 
         del tensors["half"]
         state["train"]["losses"].append(3.0)
         gate.open.set()
-    read = load(folder.at(1))
+    read = load_checkpoint(folder.at(1))
     assert read.state == {"train": {"step": 1, "losses": [1.0, 2.0]}}
     assert read.tensors["model"].keys() == expected.keys()
     for name, tensor in expected.items():
@@ -98,7 +98,7 @@ def test_what_is_saved_from_a_gpu_is_the_state_at_the_call(folder: CheckpointFol
             for tensor in state.values():  # at once, as the next step would
                 tensor.add_(1.0)
     for step in (1, 2, 3):
-        read = load(folder.at(step)).tensors["model"]
+        read = load_checkpoint(folder.at(step)).tensors["model"]
         for name, tensor in expected.items():
             assert torch.equal(read[name], tensor + (step - 1)), (step, name)
 
@@ -130,7 +130,7 @@ def test_buffers_change_with_the_state(folder: CheckpointFolder) -> None:
         doubles = Checkpoint({"model": {"w": torch.full((2,), 0.1, dtype=torch.float64)}})
         saver.save(5, doubles, Retention(9))
     assert [value(folder, step) for step in (1, 2, 3, 4)] == [1.0, 2.0, 3.0, 4.0]
-    assert torch.equal(load(folder.at(5)).tensors["model"]["w"], doubles.tensors["model"]["w"])
+    assert torch.equal(load_checkpoint(folder.at(5)).tensors["model"]["w"], doubles.tensors["model"]["w"])
 
 
 def test_reserved_memory_is_what_the_saves_use(folder: CheckpointFolder) -> None:

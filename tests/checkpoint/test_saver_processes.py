@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.checkpoints import a_checkpoint, value
 
-from lmtrain.checkpoint.folder import CheckpointFolder, Retention, load
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention, load_checkpoint
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_a_process_that_ends_during_a_save_leaves_whole_checkpoints_alone(
     last = folder.steps()[-1]
     assert last >= 5  # the sixth save began when the fifth was done
     for step in folder.steps():
-        assert {w[0].item() for w in load(folder.at(step)).tensors["model"].values()} == {float(step)}
+        assert {w[0].item() for w in load_checkpoint(folder.at(step)).tensors["model"].values()} == {float(step)}
     after = CheckpointFolder(folder.path)
     latest = after.load_latest()
     assert latest is not None

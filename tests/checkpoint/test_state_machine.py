@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load
+from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load_checkpoint
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 
 FILES = (MANIFEST, "model.safetensors", "optimizer.safetensors", "state.json")
@@ -128,7 +128,7 @@ class Saves(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         for step, number in self.intact.items():
-            assert_same(load(self.folder.at(step)), a_checkpoint(step, number))
+            assert_same(load_checkpoint(self.folder.at(step)), a_checkpoint(step, number))
         shutil.rmtree(self.path.parent)
 
     @rule(retention=retentions)
@@ -196,7 +196,7 @@ class Saves(RuleBasedStateMachine):
         assert len(self.folder.broken()) == self.set_aside
         if self.intact:
             newest = max(self.intact)
-            assert_same(load(self.folder.at(newest)), a_checkpoint(newest, self.intact[newest]))
+            assert_same(load_checkpoint(self.folder.at(newest)), a_checkpoint(newest, self.intact[newest]))
 
     def _crash(self, retention: Retention, arm: Callable[[], None]) -> None:
         self._new_step()
@@ -204,7 +204,7 @@ class Saves(RuleBasedStateMachine):
         done = in_a_child(arm, lambda: self.folder.save(self.step, checkpoint, retention))
         there = set(CheckpointFolder(self.path).steps())
         if self.step in there:  # it had got as far as its rename: whole, whatever came after
-            assert_same(load(self.folder.at(self.step)), checkpoint)
+            assert_same(load_checkpoint(self.folder.at(self.step)), checkpoint)
             self.intact[self.step] = self.number
         else:
             assert not done
@@ -218,7 +218,7 @@ class Saves(RuleBasedStateMachine):
     def _damage(self, step: int, damage: Callable[[Path], None], file: str) -> None:
         damage(self.folder.at(step) / file)
         with pytest.raises(BrokenCheckpointError):
-            load(self.folder.at(step))
+            load_checkpoint(self.folder.at(step))
         del self.intact[step]
         self.damaged.add(step)
         if not is_mine(self.folder.at(step)):

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from support.command_line import Cli
 from support.nanogpt_model import CONFIG, Harmful, Training
 
-from lmtrain.checkpoint.folder import Checkpoint, load
+from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
 from lmtrain.commands.import_nanogpt import compose_from
 from lmtrain.config.build import build
-from lmtrain.convert.nanogpt_checkpoint import our_name, understand
+from lmtrain.convert.nanogpt_checkpoint import our_name, parse_nanogpt_checkpoint
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
 from lmtrain.run.loaded import load_run
@@ -36,7 +36,7 @@ def _nanogpt_tokens(tmp_path: Path) -> None:
 
 
 def checkpoint_at(run: Path, step: int) -> Checkpoint:
-    return load(run / "checkpoints" / f"step-{step:08d}")
+    return load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
 
 
 def assert_as(found: Checkpoint, theirs: Training, tolerance: float) -> None:
@@ -99,7 +99,7 @@ def test_logits_of_the_imported_run_are_nanogpts_in_float64(
 
 
 def test_the_users_overrides_win_and_another_choice_of_a_group_keeps_what_fits() -> None:
-    defaults = understand(Training(bias=False).train(1).content()).overrides()
+    defaults = parse_nanogpt_checkpoint(Training(bias=False).train(1).content()).overrides()
     cfg = compose_from(defaults, ["optimizer.lr=1e-4", "data.path=x", "data.order=shuffle", "scheduler=constant"])
     assert (cfg.optimizer.lr, cfg.data.order, cfg.data.batch_size) == (1e-4, "shuffle", 4)
     assert dict(cfg.scheduler) == {

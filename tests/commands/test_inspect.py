@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lmtrain.commands.inspect import main
-from lmtrain.data import tokenizer as tokenizers
+from lmtrain.data.meta import DTYPES, Meta, Shard, Split, TokenizerFile, write_meta
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, save_tokenizer
 from lmtrain.data.tokenizer import Bytes
-from lmtrain.data.tokens import DTYPES, Meta, Shard, Split, TokenizerFile, write_meta
 from lmtrain.errors import ConfigError
 
 END = 256
@@ -47,8 +47,8 @@ def prepared(folder: Path, *, shards: int = 0, dtype: str = "uint16", **changed:
         text_bytes = sum(len(text.encode()) for text in texts)
         listed = tuple(files) if len(files) > 1 else ()
         splits[split] = Split(len(tokens), int(tokens.max()), len(texts), text_bytes, whole, listed)
-    tokenizers.save(folder, Bytes().fit(None))
-    stored = TokenizerFile("bytes", tokenizers.FILE, sha256(folder / tokenizers.FILE))
+    save_tokenizer(folder, Bytes().fit(None))
+    stored = TokenizerFile("bytes", TOKENIZER_FILE, sha256(folder / TOKENIZER_FILE))
     fields = {
         "dtype": dtype,
         "vocab_size": 257,
@@ -174,18 +174,18 @@ def missing_shard(folder: Path) -> str:
 
 
 def another_tokenizer(folder: Path) -> str:
-    text = (folder / tokenizers.FILE).read_text()
-    (folder / tokenizers.FILE).write_text(text + " ")
+    text = (folder / TOKENIZER_FILE).read_text()
+    (folder / TOKENIZER_FILE).write_text(text + " ")
     return "tokenizer.json: not the tokenizer that meta.json names"
 
 
 def no_tokenizer(folder: Path) -> str:
-    (folder / tokenizers.FILE).unlink()
+    (folder / TOKENIZER_FILE).unlink()
     return "tokenizer.json: no such file"
 
 
 def broken_tokenizer(folder: Path) -> str:
-    (folder / tokenizers.FILE).write_text("{")
+    (folder / TOKENIZER_FILE).write_text("{")
     return "tokenizer.json: not a file that the tokenizers library reads"
 
 

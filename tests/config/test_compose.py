@@ -21,7 +21,7 @@ from lmtrain.config.compose import compose
 from lmtrain.config.overrides import quoted
 from lmtrain.config.preflight import preflight
 from lmtrain.config.shipped import shipped
-from lmtrain.data.tokens import read_meta, write_meta
+from lmtrain.data.meta import read_meta, write_meta
 from lmtrain.errors import ConfigError
 
 

@@ -13,24 +13,24 @@ from torch.nn import functional as F
 
 from lmtrain.checkpoint.optimizer_state import load_optimizer_state
 from lmtrain.convert.nanogpt_checkpoint import (
-    NanoGPT,
-    check_fit,
-    model_overrides,
+    NanoGPTCheckpoint,
+    check_weights_fit,
     our_name,
-    read,
+    parse_nanogpt_checkpoint,
+    read_nanogpt_checkpoint,
     their_name,
-    understand,
 )
+from lmtrain.convert.nanogpt_settings import model_overrides
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.optimizer.adamw import adamw
 
 
-def gpt2(source: NanoGPT) -> GPT2:
+def gpt2(source: NanoGPTCheckpoint) -> GPT2:
     """As the overrides say, in the weights of the checkpoint."""
     overrides = model_overrides(source.model_args)
     assert overrides.pop("model") == "gpt2"
     model = GPT2(**{key.removeprefix("model."): value for key, value in overrides.items()})
-    check_fit(source.weights, model.state_dict())
+    check_weights_fit(source.weights, model.state_dict())
     model.to(next(iter(source.weights.values())).dtype).load_state_dict(dict(source.weights))
     return model
 
@@ -43,7 +43,7 @@ def batch(seed: int = 5) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("bias", [False, True])
 def test_logits_are_equal_in_float64(bias: bool) -> None:
     theirs = Training(bias=bias).train(3).double()
-    source = understand(theirs.content())
+    source = parse_nanogpt_checkpoint(theirs.content())
     x, _ = batch()
     logits, _ = gpt2(source)(x)
     assert logits.std() > 0.1
@@ -53,7 +53,7 @@ def test_logits_are_equal_in_float64(bias: bool) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_next_steps_are_equal_in_float64(bias: bool) -> None:
     theirs = Training(bias=bias).train(4).double()
-    source = understand(theirs.content())
+    source = parse_nanogpt_checkpoint(theirs.content())
     ours = gpt2(source)
     named = list(ours.named_parameters())
     optimizer = adamw(
@@ -82,7 +82,7 @@ def test_the_next_steps_are_equal_in_float64(bias: bool) -> None:
 
 def test_moments_and_counters_are_those_of_the_parameter() -> None:
     theirs = Training(bias=True).train(3)
-    source = understand(theirs.content())
+    source = parse_nanogpt_checkpoint(theirs.content())
     assert len(source.optimizer) == 3 * len(source.weights)
     for name, param in theirs.model.named_parameters():
         for key, value in theirs.optimizer.state[param].items():
@@ -91,12 +91,12 @@ def test_moments_and_counters_are_those_of_the_parameter() -> None:
 
 def test_prefixes_masks_and_plain_step_counters_of_other_versions_change_nothing() -> None:
     content = Training(bias=True).train(2).content()
-    expected = understand(content)
+    expected = parse_nanogpt_checkpoint(content)
     masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(2)}
     content["model"] = {f"_orig_mod.module.{name}": value for name, value in {**content["model"], **masks}.items()}
     for state in content["optimizer"]["state"].values():
         state["step"] = int(state["step"])
-    found = understand(content)
+    found = parse_nanogpt_checkpoint(content)
     assert list(found.weights) == list(expected.weights)
     for name in expected.weights:
         assert torch.equal(found.weights[name], expected.weights[name])
@@ -117,7 +117,7 @@ def test_names_there_and_back() -> None:
 def overrides(**changes: Any) -> dict[str, Any]:
     content = Training(bias=False).train(1).content()
     content["config"] = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
-    return understand(content).overrides()
+    return parse_nanogpt_checkpoint(content).overrides()
 
 
 def test_settings_become_overrides() -> None:
@@ -166,9 +166,9 @@ def test_settings_that_mean_something_else_than_their_name() -> None:
 
 def test_a_checkpoint_without_config_brings_its_model_and_optimizer() -> None:
     content = Training(bias=False).train(1).content()
-    assert understand(content).tokens_per_step() == 2 * 4 * 16
+    assert parse_nanogpt_checkpoint(content).tokens_per_step() == 2 * 4 * 16
     del content["config"]
-    source = understand(content)
+    source = parse_nanogpt_checkpoint(content)
     assert source.tokens_per_step() is None
     assert {key.split(".")[0] for key in source.overrides()} == {"model", "data", "optimizer"}
     assert "optimizer.lr" not in source.overrides()
@@ -176,9 +176,9 @@ def test_a_checkpoint_without_config_brings_its_model_and_optimizer() -> None:
 
 def test_a_loss_that_was_never_measured_is_none() -> None:
     content = Training(bias=False).train(1).content()
-    assert understand(content).best_val_loss == 3.25
+    assert parse_nanogpt_checkpoint(content).best_val_loss == 3.25
     for nothing in (1e9, math.nan, torch.tensor(math.inf)):
-        assert understand({**content, "best_val_loss": nothing}).best_val_loss is None
+        assert parse_nanogpt_checkpoint({**content, "best_val_loss": nothing}).best_val_loss is None
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -247,20 +247,20 @@ def swap_states(content: dict[str, Any]) -> None:
 )
 def test_what_is_wrong_is_named(change: Change, message: str) -> None:
     content = Training(bias=False).train(1).content()
-    understand(content).overrides()
+    parse_nanogpt_checkpoint(content).overrides()
     change(content)
     with pytest.raises(ValueError, match=r"^.") as caught:
-        understand(content).overrides()
+        parse_nanogpt_checkpoint(content).overrides()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
 
 
 def test_weights_that_do_not_fit_the_model_are_named_as_nanogpt_names_them() -> None:
-    source = understand(Training(bias=True).train(1).content())
+    source = parse_nanogpt_checkpoint(Training(bias=True).train(1).content())
     wide = GPT2(64, 16, 3, 2, 32, d_ff=64, bias=False).state_dict()
     with pytest.raises(ValueError, match="do not fit") as caught:
-        check_fit(source.weights, wide)
+        check_weights_fit(source.weights, wide)
     message = str(caught.value)
     assert "transformer.h.2.ln_1.weight, transformer.h.2.attn.c_attn.weight, " in message
     assert "transformer.h.0.ln_1.bias" in message
@@ -271,7 +271,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
     trap, path = tmp_path / "trap", tmp_path / "ckpt.pt"
     torch.save({**Training(bias=False).train(1).content(), "extra": Harmful(trap)}, path)
     with pytest.raises(ValueError, match=r"ckpt.pt: holds more than tensors and plain values .*; not loaded") as caught:
-        read(path)
+        read_nanogpt_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
     torch.load(path, weights_only=False)
@@ -280,17 +280,19 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     whole = Training(bias=False).train(1).save(tmp_path / "out" / "ckpt.pt")
-    assert read(whole).iter_num == 1
+    assert read_nanogpt_checkpoint(whole).iter_num == 1
     for name, content in (("text.pt", b"hello"), ("empty.pt", b""), ("cut.pt", whole.read_bytes()[:9000])):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"{name}: not a file of torch.save, or damaged") as caught:
-            read(tmp_path / name)
+            read_nanogpt_checkpoint(tmp_path / name)
         assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match=r"no such file; did you mean .*out/ckpt.pt\?"):
-        read(tmp_path / "out")
+        read_nanogpt_checkpoint(tmp_path / "out")
     with pytest.raises(ValueError, match=r"nowhere.pt: no such file$"):
-        read(tmp_path / "nowhere.pt")
+        read_nanogpt_checkpoint(tmp_path / "nowhere.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ValueError, match=r"list.pt: a list, not nanoGPT's dict"):
-        read(tmp_path / "list.pt")
-    assert SIZES["n_layer"] == len({name.split(".")[1] for name in read(whole).weights if "layers" in name})
+        read_nanogpt_checkpoint(tmp_path / "list.pt")
+    assert SIZES["n_layer"] == len(
+        {name.split(".")[1] for name in read_nanogpt_checkpoint(whole).weights if "layers" in name}
+    )

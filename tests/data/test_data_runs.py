@@ -12,12 +12,12 @@ import pytest
 from support.command_line import Cli
 from support.tokens import TINY, VOCAB_SIZE, write_tokens
 
-from lmtrain.checkpoint.folder import load
+from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
-from lmtrain.data.stored_tokenizer import save
+from lmtrain.data.meta import read_meta
+from lmtrain.data.stored_tokenizer import save_tokenizer
 from lmtrain.data.tokenizer import Bytes
-from lmtrain.data.tokens import read_meta
 from lmtrain.errors import ConfigError
 from lmtrain.files.metrics import read_metrics
 
@@ -95,7 +95,7 @@ def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tm
     assert "train.bin: became shorter while it was read, from 8,000 to 1,000 bytes" in process.stderr
     assert "to continue when that is mended: python -m lmtrain resume=out" in process.stderr
     logged = read_metrics(lines)[-1]["step"]
-    assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == logged
+    assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == logged
     (folder / "train.bin").write_bytes(whole)
     done = cli("resume=out", f"trainer.max_steps={int(logged) + 3}")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -151,7 +151,7 @@ def test_evaluating_on_tokens_of_another_tokenizer_is_refused(tmp_path: Path, cl
     assert done.returncode == 0, done.stderr
     other = write_tokens(tmp_path / "other")
     replace_meta(other, tokenizer={"kind": "bpe", "file": "tokenizer.json", "sha256": "0" * 64})
-    save(tmp_path / "out", Bytes().fit(None))  # type: ignore[arg-type]  # it asks for no text
+    save_tokenizer(tmp_path / "out", Bytes().fit(None))  # type: ignore[arg-type]  # it asks for no text
     done = cli("evaluate", "out", "--data", "other")
     assert done.returncode == 2
     assert "not the tokenizer that other was made with" in done.stderr
@@ -176,7 +176,9 @@ def test_damaged_validation_tokens_lose_no_step(tmp_path: Path, cli: Cli) -> Non
     done = cli("data=tokens", f"data.path={folder}", *SMALL, "trainer.eval_batches=null", "hydra.run.dir=out")
     assert done.returncode == 2
     assert "val.bin: token 300 is 60000" in done.stderr
-    assert load(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == 4  # the first evaluation
+    assert (
+        load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == 4
+    )  # the first evaluation
     assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3]
     evaluated = cli("evaluate", "out")
     assert evaluated.returncode == 2

@@ -1,6 +1,5 @@
-"""The loader on real files: the same samples however cut, terabytes, bounded memory, mistakes, the prefetcher."""
+"""The loader on real files: the same samples however cut, terabytes, bounded memory, mistakes."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,48 +13,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.numbered_tokens import loader, write
 
-from lmtrain.data import shards
-from lmtrain.data.loader import IGNORE, ORDER_CHUNK, TokenLoader
+from lmtrain.data import token_files
+from lmtrain.data.loader import IGNORE, ORDER_CHUNK
 from lmtrain.data.order import ORDERS
-from lmtrain.data.prefetch import MicroBatch, Prefetcher, micro_batch
-from lmtrain.data.tokens import DTYPES, Meta, Split, TokenizerFile, write_meta
-
-CPU = torch.device("cpu")
-
-
-def write(folder: Path, dtype: str | None = None, **splits: np.ndarray) -> Path:
-    """A folder of token files; without a dtype a bare one, in uint16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, tokens in splits.items():
-        tokens.astype(DTYPES[dtype or "uint16"]).tofile(folder / f"{split}.bin")
-    if dtype:
-        about = {
-            split: Split(len(tokens), int(tokens.max()), documents=1, bytes=4 * len(tokens), sha256=f"of {split}")
-            for split, tokens in splits.items()
-        }
-        vocab_size = 1 + max(split.max_id for split in about.values())
-        tokenizer = TokenizerFile("bpe", "tokenizer.json", "0")
-        write_meta(folder, Meta(dtype, vocab_size, tokenizer, end_of_text=None, splits=about, recipe={}))
-    return folder
-
-
-def loader(folder: Path, batch_size: int = 4, block_size: int = 8, **changes: object) -> TokenLoader:
-    rest = {"split": "train", "seed": 1337, "order": "shuffle", **changes}
-    return TokenLoader(str(folder), batch_size=batch_size, block_size=block_size, **rest)
-
-
-@pytest.fixture(scope="module")
-def numbered(tmp_path_factory) -> Path:
-    """1,003 tokens, each its own place: 125 blocks of 8, and two tokens over."""
-    return write(tmp_path_factory.mktemp("numbered"), train=np.arange(1_003), val=np.arange(500, 600))
-
-
-@pytest.fixture(scope="module")
-def long(tmp_path_factory) -> Path:
-    """20,001 tokens: 10,000 blocks of 2, more than two chunks of the order."""
-    return write(tmp_path_factory.mktemp("long"), train=np.arange(20_001))
-
 
 # Batches
 
@@ -219,7 +181,7 @@ def test_a_terabyte_opens_at_once(tmp_path, order):
 @pytest.mark.parametrize("mapped", [None, 16 * 2**20])
 def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypatch, mapped):
     if mapped:  # the file counts as a large one, whose pages are given back
-        monkeypatch.setattr(shards, "MAPPED_BYTES", mapped)
+        monkeypatch.setattr(token_files, "MAPPED_BYTES", mapped)
     (tmp_path / "train.bin").touch()
     os.truncate(tmp_path / "train.bin", 64 * 2**20)
     batches = loader(tmp_path, batch_size=2, block_size=64)
@@ -297,32 +259,6 @@ def test_a_split_that_meta_json_does_not_know_is_named(tmp_path):
         loader(tmp_path, split="val")
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format_version": 2}, "format version 2.*reads 1"),
-        ({"dtype": "int8"}, "'int8'.*uint16, uint32"),
-        ({"dtype": ["uint16"]}, "meta.json"),
-        ({"splits": {"train": {"tokens": 100}}}, "not a meta.json"),
-        ({"splits": []}, "not a meta.json"),
-        ({"unknown": 1}, "not a meta.json.*unknown"),
-    ],
-)
-def test_a_meta_json_of_another_kind_is_named(tmp_path, change, message):
-    path = write(tmp_path, "uint16", train=np.arange(100)) / "meta.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ValueError, match=rf"meta\.json: .*{message}|meta\.json:.*{message}"):
-        loader(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"7", b"null", b'{"format_version": 1}', b"\xff\xfe\x00"])
-def test_a_damaged_meta_json_is_named(tmp_path, content):
-    write(tmp_path, "uint16", train=np.arange(100))
-    (tmp_path / "meta.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"meta\.json"):
-        loader(tmp_path)
-
-
 def test_a_split_too_short_for_a_block_names_the_key_and_the_most(tmp_path):
     write(tmp_path, train=np.arange(8))
     with pytest.raises(ValueError, match=r"data\.block_size=8.*train\.bin.*8 tokens.*at most 7"):
@@ -377,110 +313,3 @@ for read in (
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("became shorter while it was read, from 120,000 to 10,000 bytes") == 3
     assert done.returncode == 0
-
-
-# The prefetcher
-
-
-def prefetching() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
-
-
-@pytest.fixture
-def ends_its_thread():
-    assert prefetching() == []
-    yield
-    assert prefetching() == []
-
-
-@pytest.mark.usefixtures("ends_its_thread")
-@pytest.mark.parametrize("depth", [1, 8])
-@pytest.mark.parametrize("start", [0, 500])
-def test_prefetched_batches_are_those_of_direct_calls_in_order(long, depth, start):
-    direct = loader(long, batch_size=8, block_size=2)
-    with Prefetcher(loader(long, batch_size=8, block_size=2).batch, start, CPU, depth) as batches:
-        assert iter(batches) is batches
-        for index in range(start, start + 50):
-            x, y = direct.batch(index)
-            item = next(batches)
-            assert torch.equal(item.x, x)
-            assert torch.equal(item.y, y)
-            assert item.targets == 16
-
-
-@pytest.mark.usefixtures("ends_its_thread")
-def test_leaving_ends_the_thread_though_the_queue_is_full(long):
-    made = threading.Semaphore(0)
-
-    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        made.release()
-        return torch.full((1, 1), index), torch.full((1, 1), index)
-
-    with Prefetcher(batch, 0, CPU, depth=2) as batches:
-        assert next(batches).x.item() == 0
-        for _ in range(4):  # the one taken, two in the queue, one that waits for a place
-            assert made.acquire(timeout=10)
-        assert len(prefetching()) == 1
-        assert not made.acquire(timeout=0.1)  # and no further one is made
-        start = time.perf_counter()
-    assert time.perf_counter() - start < 2
-
-
-@pytest.mark.usefixtures("ends_its_thread")
-def test_leaving_by_an_error_ends_the_thread(numbered):
-    with pytest.raises(KeyError, match="mine"), Prefetcher(loader(numbered).batch, 0, CPU):
-        raise KeyError("mine")
-
-
-@pytest.mark.usefixtures("ends_its_thread")
-@pytest.mark.parametrize("depth", [1, 2, 8])
-def test_an_error_is_raised_where_its_batch_would_have_come(depth):
-    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if index == 5:
-            raise OSError("disk gone")
-        return torch.full((1, 1), index), torch.full((1, 1), index)
-
-    with Prefetcher(batch, 0, CPU, depth) as batches:
-        assert [next(batches).x.item() for _ in range(5)] == [0, 1, 2, 3, 4]
-        with pytest.raises(OSError, match="disk gone"):
-            next(batches)
-
-
-@pytest.mark.usefixtures("ends_its_thread")
-def test_leaving_before_an_error_is_read_ends_the_thread():
-    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        if index == 1:
-            raise OSError("disk gone")
-        return torch.zeros(1, 1), torch.zeros(1, 1)
-
-    with Prefetcher(batch, 0, CPU, depth=1) as batches:  # the error waits for a place
-        assert len(prefetching()) == 1
-    assert isinstance(batches, Prefetcher)
-
-
-def test_targets_that_count_are_counted():
-    y = torch.tensor([[1, IGNORE, 0], [IGNORE, IGNORE, -1]])
-    item = micro_batch(torch.zeros_like(y), y, pin=False)
-    assert item.targets == 3
-    assert isinstance(item.targets, int)
-
-
-def test_targets_of_a_ragged_split_add_up(numbered):
-    split = [micro_batch(x, y, pin=False) for x, y in loader(numbered, batch_size=4, block_size=8).whole_split()]
-    assert [item.targets for item in split] == [32] * 31 + [1_002 - 31 * 32]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_pinned_copies_arrive_right_on_the_gpu(long):
-    device = torch.device("cuda")
-    direct = loader(long, batch_size=64, block_size=2)
-    with Prefetcher(loader(long, batch_size=64, block_size=2).batch, 0, device) as batches:
-        items: list[MicroBatch] = [next(batches) for _ in range(200)]  # all before any is looked at
-    for index, item in enumerate(items):
-        x, y = direct.batch(index)
-        assert item.x.device.type == "cuda"
-        assert torch.equal(item.x.cpu(), x)
-        assert torch.equal(item.y.cpu(), y)
-        assert item.targets == 128
-    assert prefetching() == []

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmtrain.data.meta import Meta, Split, TokenizerFile, write_meta
 from lmtrain.data.mixture import Mixture, shares
-from lmtrain.data.tokens import Meta, Split, TokenizerFile, write_meta
 
 SIZES = {"a": 400, "b": 250, "c": 100}  # blocks of 4
 

@@ -20,14 +20,15 @@ import numpy as np
 import pytest
 
 from lmtrain.data import prepare as module
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.prepare import Recipe, changed_files, prepare
+from lmtrain.data.meta import Meta, read_meta
+from lmtrain.data.prepare import Recipe, prepare
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.shards import TokenFiles
+from lmtrain.data.stored_tokenizer import load_tokenizer
 from lmtrain.data.text.holdout import by_document, by_name, tail_of_each_document
+from lmtrain.data.text.inputs import changed_inputs
 from lmtrain.data.text.source import Source, TextFiles
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, CorpusTokenizer
-from lmtrain.data.tokens import Meta, read_meta
 
 TEXT = "the quick brown fox — jumps over the lazy dog; 狐狸 🦊\n\tdef f(x): return x\r\n" * 40
 DOCUMENTS = partial(by_document, val_share=0.3)
@@ -66,7 +67,7 @@ def test_tokens_decode_to_the_text(tmp_path: Path, corpus: Path, tokenizer: Corp
     folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), tokenizer)
     meta = read_meta(folder)
     assert meta is not None
-    stored = tokenizers.load(folder)
+    stored = load_tokenizer(folder)
     assert meta.tokenizer.sha256 == hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     assert (meta.vocab_size, meta.end_of_text) == (stored.vocab_size, stored.end_of_text)
     texts = {path.read_bytes().decode() for path in corpus.iterdir()}
@@ -442,12 +443,12 @@ def test_a_second_call_does_nothing_and_other_settings_are_noticed(tmp_path: Pat
 def test_changed_text_is_noticed(tmp_path: Path, corpus: Path) -> None:
     recipe = Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS)
     prepared(tmp_path / "out", {}, recipe)
-    assert changed_files(tmp_path / "out") == ""
+    assert changed_inputs(tmp_path / "out") == ""
     os.utime(corpus / "02.txt")  # which changes nothing
-    assert changed_files(tmp_path / "out") == ""
+    assert changed_inputs(tmp_path / "out") == ""
     (corpus / "03.txt").write_text("changed")
     (corpus / "new.txt").write_text("new")
-    assert re.fullmatch(rf"{corpus}/03\.txt: [\d,]+ → 7 bytes", changed_files(tmp_path / "out"))
+    assert re.fullmatch(rf"{corpus}/03\.txt: [\d,]+ → 7 bytes", changed_inputs(tmp_path / "out"))
     prepared(tmp_path / "out", {}, recipe)  # training goes on with the tokens there are
     with pytest.raises(ValueError, match=r"was prepared from other text .*03\.txt.*new\.txt: new.*remove the folder"):
         prepared(tmp_path / "out", {}, recipe, check_text=True)

@@ -14,7 +14,7 @@ from support.tiny_trainer import Prodigal, assert_same_bits, make_trainer, timel
 from support.tokens import VOCAB_SIZE, write_tokens
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import CheckpointFolder, load
+from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.data.loader import TokenLoader
 from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
 from lmtrain.loop.policies import MAX_BAD_STEPS_IN_A_ROW
@@ -244,7 +244,7 @@ def test_an_evaluation_cut_short_loses_nothing(
         with pytest.raises(InterruptedBySignal if cause == "signal" else RuntimeError):
             stopped.fit()
     assert stopped.state.step == 4 * at_evaluation
-    saved = load(tmp_path / "out" / "checkpoints" / f"step-{4 * at_evaluation:08d}")
+    saved = load_checkpoint(tmp_path / "out" / "checkpoints" / f"step-{4 * at_evaluation:08d}")
     assert saved.state["train"]["pending"] is not None
     torch.manual_seed(99)
     resumed = make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), **changes)
@@ -328,7 +328,7 @@ def test_on_cuda_bad_steps_are_left_out_and_what_is_saved_is_exact(
 
     never = run("never", 14)
     assert never.state.bad_steps == 2
-    saved = load(never.saver.folder.at(14))
+    saved = load_checkpoint(never.saver.folder.at(14))
     for name, param in never.model.named_parameters():
         assert param.isfinite().all()
         assert torch.equal(saved.tensors["model"][name], param.detach().cpu())

@@ -9,7 +9,7 @@ from support.command_line import Cli, wait_for_step
 from support.tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, weights
 from support.tokens import TINY
 
-from lmtrain.checkpoint.folder import load
+from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.errors import PrunedError
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest, ask_to_prune
 
@@ -51,7 +51,7 @@ def test_a_pruned_run_goes_on_to_the_bits_of_one_never_asked(
         with pytest.raises(PrunedError, match="no hope"):
             pruned.fit()
     assert pruned.state.step == at_step
-    assert load(tmp_path / "pruned" / "checkpoints" / "latest").state["train"]["step"] == at_step
+    assert load_checkpoint(tmp_path / "pruned" / "checkpoints" / "latest").state["train"]["step"] == at_step
     upto = [line for line in timeless_metrics(tmp_path / "never") if line["step"] <= at_step]
     assert timeless_metrics(tmp_path / "pruned") == upto
 

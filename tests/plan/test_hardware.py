@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmtrain.machine import GPUS, known
+from lmtrain.machine import GPUS, find_gpu
 from lmtrain.plan.hardware import KERNEL_S, USABLE, disk_free, memory_available, offers
 
 
@@ -43,7 +43,7 @@ def test_a_price_of_ones_own_and_memory_to_the_edge() -> None:
     ],
 )
 def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
-    gpu = known(name)
+    gpu = find_gpu(name)
     assert gpu is not None
     assert gpu.peak_flops == peak
 
@@ -53,7 +53,7 @@ def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
     ["GeForce GTX 480", "NVIDIA L40", "NVIDIA T400 4GB", "NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090 Laptop GPU"],
 )
 def test_unknown_gpus_are_not_guessed(name: str) -> None:
-    assert known(name) is None
+    assert find_gpu(name) is None
 
 
 def test_no_gpu_is_there_twice() -> None:

@@ -8,7 +8,7 @@ import torch
 from lmtrain.checkpoint.folder import (
     Checkpoint,
     CheckpointFolder,
-    load,
+    load_checkpoint,
 )
 
 
@@ -17,7 +17,7 @@ def a_checkpoint(value: float, size: int = 4) -> Checkpoint:
 
 
 def value(folder: CheckpointFolder, step: int) -> float:
-    w = load(folder.at(step)).tensors["model"]["w"]
+    w = load_checkpoint(folder.at(step)).tensors["model"]["w"]
     assert (w == w[0]).all()
     return w[0].item()
 

@@ -88,7 +88,7 @@ def make_trainer(
         **{**DEFAULTS, **changes},
     )
     if loaded:
-        trainer.snapshot.put_back(loaded)
+        trainer.snapshot.restore(loaded)
     metrics.rewind(state.logged_step)
     return trainer
 

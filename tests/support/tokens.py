@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmtrain.data.tokens import Meta, Split, TokenizerFile, write_meta
+from lmtrain.data.meta import Meta, Split, TokenizerFile, write_meta
 from lmtrain.files.durable import sha256_of
 
 VOCAB_SIZE = 61

@@ -18,7 +18,7 @@ import pytest
 from support.command_line import Cli, clean_environment
 from support.tokens import TINY, write_failing_model
 
-from lmtrain.checkpoint.folder import load
+from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.sweep.job_directory import directory_name
 from lmtrain.verify.bit_comparison import UndisturbedRun
 
@@ -272,7 +272,7 @@ def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[st
         (run,) = (tmp_path / "sweep").glob(f"*,seed={seed},*")
         # A checkpoint that a signal left behind knows of its step as half done; all that comes after is compared.
         last = "checkpoints/step-00000040"
-        half_done = load(run / last).state["train"]["pending"] is not None
+        half_done = load_checkpoint(run / last).state["train"]["pending"] is not None
         wheres = ("metrics.jsonl", "result.json", *([] if half_done else [last]))
         assert [found for found in never.differences(run, completed=True) if found.where in wheres] == []
         compared += never.compared_checkpoints

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.data import shards
-from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.inspection import integrity
 from lmtrain.data.inspection.repeats import Pieces, Repeats
 from lmtrain.data.inspection.statistics import (
@@ -21,10 +19,10 @@ from lmtrain.data.inspection.statistics import (
     read_split,
     unigram_loss,
 )
+from lmtrain.data.meta import SPLITS, Meta, read_meta
 from lmtrain.data.progress import PrepareProgress
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.stored_tokenizer import StoredTokenizer
-from lmtrain.data.tokens import SPLITS, Meta, read_meta
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
+from lmtrain.data.token_files import TokenFiles, split_names_in
 from lmtrain.errors import DataError
 
 MOST_FREQUENT = 50  # in the JSON file
@@ -197,7 +195,7 @@ def inspect(
 
 def split_names(folder: Path, meta: Meta | None) -> list[str]:
     """The splits of a folder, train first; `fineweb_train_000001.bin` belongs to train, as for the loader."""
-    names = list(meta.splits) if meta else shards.splits(folder)
+    names = list(meta.splits) if meta else split_names_in(folder)
     for split in SPLITS:
         named = [name for name in names if name.endswith(f"_{split}")]
         if split not in names and len(named) == 1:
@@ -211,9 +209,9 @@ def _vocab_size(meta: Meta | None, tokenizer: StoredTokenizer | None) -> int | N
 
 def _tokenizer(folder: Path, other: Path | None, problems: list[str]) -> StoredTokenizer | None:
     """The tokenizer to show tokens with, if there is one."""
-    path = next((path for path in (folder, other) if path and (path / tokenizers.FILE).is_file()), None)
+    path = next((path for path in (folder, other) if path and (path / TOKENIZER_FILE).is_file()), None)
     try:
-        return tokenizers.load(path) if path else None
+        return load_tokenizer(path) if path else None
     except DataError as error:
         problems.append(str(error))
         return None

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from lmtrain.data.inspection.statistics import SplitStatistics
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokens import Meta
+from lmtrain.data.meta import Meta
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.files.durable import sha256_of
 
 
@@ -52,7 +52,7 @@ def split_problems(files: TokenFiles, found: SplitStatistics, vocab_size: int | 
                 f"{files.folder / files.split}.bin: its largest id is {found.max_id}, meta.json says {said.max_id}"
             )
     if vocab_size is not None and found.first_too_large is not None:
-        path, number = files.locate(found.first_too_large)
+        path, number = files.locate_token(found.first_too_large)
         token = int(files.span(found.first_too_large, found.first_too_large + 1)[0])
         problems.append(
             f"{path}: token {number:,} is {token}, not below the vocabulary size of {vocab_size:,} "

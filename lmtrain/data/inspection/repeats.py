@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lmtrain.data.tokens import Tokens
+from lmtrain.data.meta import Tokens
 
 BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse; ≡ 5 mod 8, so that its powers repeat as late as possible
 MASK = (1 << 64) - 1

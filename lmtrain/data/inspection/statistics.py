@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lmtrain.data.inspection.repeats import Counts, Documents, Pieces
-from lmtrain.data.shards import TokenFiles
-from lmtrain.data.tokens import Tokens
+from lmtrain.data.meta import Tokens
+from lmtrain.data.token_files import TokenFiles
 
 CHUNK_TOKENS = 1 << 18  # what the passes over a chunk need of memory stays in the processor's cache
 RELEASE_CHUNKS = 128  # after which the pages read are given back

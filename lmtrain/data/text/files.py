@@ -1,20 +1,18 @@
-"""Text files as they lie on the disk: found, checked, hashed, and read by offset."""
+"""Text files as they lie on the disk: found, checked, counted, and read by offset."""
 
 import codecs
 import glob
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 READ_BYTES = 1 << 20
 
-Scanned = dict[str, int | str]  # what a scan notes of one file; JSON
 
-
-def matching(patterns: list[str], key: str = "prepare.source.files") -> dict[str, Path]:
-    """The files that match, sorted by path and named by it.
+def matching_files(patterns: list[str], key: str = "prepare.source.files") -> dict[str, Path]:
+    """Return the files that match, sorted by path and named by it.
 
     Raises:
         ValueError: there are none.
@@ -31,57 +29,8 @@ def matching(patterns: list[str], key: str = "prepare.source.files") -> dict[str
     return {path.as_posix(): path for path in sorted(found)}
 
 
-def stamp(path: Path) -> tuple[int, int]:
-    """Size and modification time, by which a change of the file is noticed without reading it."""
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
-
-
-def check_unchanged(name: str, path: Path, stamps: dict[str, tuple[int, int]]) -> None:
-    """Raises a ValueError if the file changed since `stamps` was told of it, or vanished; tells it of new ones."""
-    try:
-        now = stamp(path)
-    except OSError as error:
-        raise ValueError(f"{name}: {error.strerror}") from error
-    if stamps.setdefault(name, now) != now:
-        raise ValueError(f"{name}: has changed since the preparation began; prepare anew")
-
-
-def file_changes(
-    inputs: Mapping[str, Scanned],
-    paths: Mapping[str, Path],
-    stamps: dict[str, tuple[int, int]],
-    open_file: Callable[[Path], BinaryIO],
-) -> list[str]:
-    """What differs between files and an earlier scan of them, in words; unchanged ones are put down in `stamps`."""
-    changed = []
-    for name in sorted(inputs.keys() | paths.keys()):
-        if name not in inputs:
-            changed.append(f"{name}: new")
-            continue
-        then = inputs[name]
-        try:
-            now = stamp(paths[name])
-            if now[0] != then["bytes"]:
-                changed.append(f"{name}: {then['bytes']:,} → {now[0]:,} bytes")
-            elif now[1] != then["mtime_ns"] and file_sha256(paths[name], open_file) != then["sha256"]:
-                changed.append(f"{name}: contents changed")
-            else:
-                stamps[name] = now
-        except (KeyError, FileNotFoundError):
-            changed.append(f"{name}: gone")
-        except OSError as error:
-            changed.append(f"{name}: {error.strerror}")
-    return changed
-
-
-def file_sha256(path: Path, open_file: Callable[[Path], BinaryIO]) -> str:
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO hides readinto
-
-
-class Content:
-    """Hashes and checks a file as it goes by, and counts its text.
+class TextScan:
+    """Checks, hashes and counts the text of a file as its chunks go by.
 
     Raises:
         ValueError: it is not UTF-8.
@@ -110,10 +59,10 @@ class Content:
         self._bytes += len(chunk)
         self.text_bytes += len(chunk)
         if self.separator is not None:
-            pieces = (self._tail + chunk).split(self.separator)
-            self.separators += len(pieces) - 1
-            self.text_bytes -= len(self.separator) * (len(pieces) - 1)
-            self._tail = pieces[-1][max(0, len(pieces[-1]) - len(self.separator) + 1) :]
+            *before, rest = (self._tail + chunk).split(self.separator)
+            self.separators += len(before)
+            self.text_bytes -= len(self.separator) * len(before)
+            self._tail = rest[max(0, len(rest) - len(self.separator) + 1) :]
 
     def end(self) -> None:
         if self._unfinished:
@@ -124,7 +73,7 @@ class Content:
 
 
 def _hint(head: bytes) -> str:
-    """What a file that is no text seems to be, and what to do."""
+    """Return what a file that is no text seems to be, and what to do."""
     for magic, kind in (
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstandard"),
@@ -142,11 +91,7 @@ def _hint(head: bytes) -> str:
     return "; convert it (iconv -f latin1 -t utf-8, say), or leave it out"
 
 
-def some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-
-
-class Buffered:
+class BufferedFile:
     """A file's bytes by offset, read in blocks."""
 
     def __init__(self, file: BinaryIO, read_bytes: int) -> None:
@@ -163,7 +108,7 @@ class Buffered:
         return lambda start, end: self.read(begin + start, begin + end)
 
     def find(self, separator: bytes, start: int) -> int:
-        """Where the separator is next, or the file's end; no more is held than a block, however far that is."""
+        """Return where the separator is next, or the file's end; never holds more than a block."""
         found = self._data.find(separator, start - self._base) if start >= self._base else -1
         if found < 0:
             self._fill(start, self.read_bytes)

@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 
 from annotated_types import Interval
 
-from lmtrain.data.text.source import Document, utf8_bytes
+from lmtrain.data.text.document import Document, utf8_bytes
 
 Share = Annotated[float, Interval(gt=0, lt=1)]
 
@@ -25,17 +25,21 @@ Holdout = Callable[[Document], Iterable[Held]]
 
 
 def by_document(document: Document, *, val_share: Share) -> Iterator[Held]:
-    """Holds out whole documents, chosen by a hash of their text: the same ones in any corpus, and all copies of one.
+    """Hold out whole documents, chosen by a hash of their text: the same ones in any corpus, and all copies of one.
 
     A document that comes in parts is chosen by its name.
     """
     chosen_by = document.text if document.whole else document.name
-    hashed = int.from_bytes(hashlib.blake2b(chosen_by.encode(), digest_size=8).digest()) / 2**64
-    yield Held("val" if hashed < val_share else "train", document.text, document.last)
+    yield Held("val" if uniform_hash(chosen_by.encode()) < val_share else "train", document.text, document.last)
+
+
+def uniform_hash(data: bytes) -> float:
+    """Return a hash of the bytes that is uniform in [0, 1)."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) / 2**64
 
 
 def tail_of_each_document(document: Document, *, val_share: Share) -> Iterator[Held]:
-    """Holds out the last share of every document's UTF-8 bytes; works for a single file as well.
+    """Hold out the last share of every document's UTF-8 bytes; works for a single file as well.
 
     The character that the cut falls into is the last one of the training text.
     """
@@ -58,7 +62,7 @@ def _split_at(text: str, byte: int) -> tuple[str, str]:
 
 
 def by_name(document: Document, *, val: str | list[str]) -> Iterator[Held]:
-    """Holds out the documents whose name, or whose file's name, one of the patterns matches as a whole.
+    """Hold out the documents whose name, or whose file's name, one of the patterns matches as a whole.
 
     "*/val/*.txt" holds out files, in one document or many; "validation:*" a dataset's own split.
     """

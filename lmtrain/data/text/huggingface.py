@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from lmtrain.data.text.files import Scanned, check_unchanged, file_changes, file_sha256, matching, some, stamp
+from lmtrain.data.text.document import PART_BYTES, Document, text_parts, utf8_bytes
+from lmtrain.data.text.files import matching_files
+from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, input_sha256, stamp_of
 from lmtrain.data.text.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
-from lmtrain.data.text.source import PART_BYTES, Advance, Document, Inputs, PositionedReader, text_parts, utf8_bytes
+from lmtrain.data.text.source import Advance, PositionedReader
+from lmtrain.terminal.listing import first_few
 
 
 class HuggingFace:
@@ -43,7 +46,7 @@ class HuggingFace:
         self.files = None if files is None else _by_split(files, self.splits)
         self.is_local = path in FORMATS or Path(path).expanduser().is_dir()
         self._check()
-        self.stamps: dict[str, tuple[int, int]] = {}
+        self.stamps: dict[str, Stamp] = {}
         self._commit: str | None = None
         self._dataset: Dataset | None = None
 
@@ -78,12 +81,12 @@ class HuggingFace:
                 except OSError as error:
                     raise ValueError(f"{name}: {error.strerror or error}") from error
         if not self.text_bytes(inputs):
-            raise ValueError(f"prepare.source.text={self.field}: no text in {some(list(inputs))}")
+            raise ValueError(f"prepare.source.text={self.field}: no text in {first_few(inputs)}")
         return inputs
 
     def _scan_file(self, dataset: Dataset, split: str, name: str, path: Path, advance: Advance) -> Scanned:
-        self.stamps[name] = size, mtime_ns = stamp(path)
-        sha256 = file_sha256(path, _open_file)
+        self.stamps[name] = size, mtime_ns = stamp_of(path)
+        sha256 = input_sha256(path)
         check_zstandard(name, path)
         rows = empty = text_bytes = 0
         for _, count, texts in dataset.batches(split, name):
@@ -103,7 +106,7 @@ class HuggingFace:
     def changes(self, inputs: Inputs) -> list[str]:
         then = inputs.get(self.path, {}).get("commit")
         if then is None:
-            return file_changes(inputs, self._paths(), self.stamps, _open_file)
+            return input_changes(inputs, self._paths(), self.stamps)
         try:
             self._commit = self._resolve()
         except OSError:  # the hub is out of reach, so it has told of no change
@@ -138,7 +141,7 @@ class HuggingFace:
     def _matching(self) -> dict[str, dict[str, str]]:
         assert self.files is not None
         return {
-            split: {name: str(path.absolute()) for name, path in matching(self.files[split]).items()}
+            split: {name: str(path.absolute()) for name, path in matching_files(self.files[split]).items()}
             for split in self.splits
         }
 
@@ -207,7 +210,3 @@ def _by_split(files: str | list[str] | dict[str, str | list[str]], splits: list[
     if missing := [split for split in splits if split not in files]:
         raise ValueError(f"prepare.source.splits={missing[0]}: prepare.source.files has {', '.join(files)}")
     return {split: [found] if isinstance(found, str) else found for split, found in files.items()}
-
-
-def _open_file(path: Path) -> BinaryIO:
-    return path.open("rb")

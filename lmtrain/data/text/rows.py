@@ -24,7 +24,7 @@ MISTAKES = {  # among errors of the hub
     "RevisionNotFoundError",
 }
 
-Files = dict[str, dict[str, str]]  # by split and name: what the library opens
+FilesBySplit = dict[str, dict[str, str]]  # by split and name: what the library opens
 
 
 class Dataset:
@@ -38,7 +38,7 @@ class Dataset:
     among them quotes and escapes its neighbours.
     """
 
-    def __init__(self, builder: Any, lines: Any, files: Files, field: str, commit: str | None = None) -> None:
+    def __init__(self, builder: Any, lines: Any, files: FilesBySplit, field: str, commit: str | None = None) -> None:
         self.builder, self.lines, self.files, self.field, self.commit = builder, lines, files, field, commit
         for by_line in (builder, lines) if builder.name == "text" else (lines,):
             _set(by_line, encoding="utf-8-sig", chunksize=BLOCK_BYTES)
@@ -169,7 +169,7 @@ def _no_field(field: str, there: Iterable[Any]) -> str:
     return f"has no field {field!r} (prepare.source.text), but {', '.join(map(str, there))}"
 
 
-def open_files(kind: str, files: Files, field: str) -> Dataset:
+def open_files(kind: str, files: FilesBySplit, field: str) -> Dataset:
     """Files of this machine."""
     with TemporaryDirectory() as cache:
         return Dataset(_builder(kind, cache), _builder("text", cache), files, field)

@@ -9,71 +9,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Protocol, Self, TypeVar
 
-from lmtrain.data.text.files import (
-    READ_BYTES,
-    Buffered,
-    Content,
-    Scanned,
-    check_unchanged,
-    file_changes,
-    matching,
-    some,
-    stamp,
-)
-from lmtrain.data.text_pieces import cut_before
+from lmtrain.data.text.document import PART_BYTES, Document, document_parts
+from lmtrain.data.text.files import READ_BYTES, BufferedFile, TextScan, matching_files
+from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, open_binary, stamp_of
+from lmtrain.terminal.listing import first_few
 
-PART_BYTES = 1 << 20  # of text held at once, up to four times as much as a str; a longer document comes in parts
-CUT_CHARS = 1 << 18  # of a part's end; in the last half of them is the place to cut
-
-Inputs = dict[str, Scanned]  # what the text was made from, by name; JSON
 Advance = Callable[[int], None]  # is told how many bytes were just done
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
-    """A text, or one part of a text that is too long to be held in memory whole."""
-
-    name: str  # tells it apart: "books/a.txt", "books/a.txt:3", "train:12"
-    text: str
-    start: int = 0  # UTF-8 bytes of the document before this part
-    size: int | None = None  # UTF-8 bytes of the whole document; None: `text` is all of it
-
-    @property
-    def whole(self) -> bool:
-        return self.size is None
-
-    @property
-    def last(self) -> bool:
-        """Whether the document ends with this part."""
-        return self.size is None or self.start + utf8_bytes(self.text) == self.size
-
-
 class Reader(Protocol):
-    """Documents, one after the other, and where the next one begins."""
+    """Gives documents, one after the other, and says where the next one begins."""
 
     def __iter__(self) -> "Reader": ...
 
     def __next__(self) -> Document: ...
 
     def position(self) -> Any:
-        """JSON from which `read` goes on with the next document or part."""
+        """Return JSON from which `read` goes on with the next document or part."""
 
 
-class Placed(Protocol):
-    """A reader's position, a dataclass; `file` is None before the first document."""
+class ReaderPosition(Protocol):
+    """A dataclass that says where a reader is; `file` is None before the first document."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     file: str | None
 
 
-At = TypeVar("At", bound=Placed)
+Position = TypeVar("Position", bound=ReaderPosition)
 
 
-class PositionedReader(Generic[At]):
+class PositionedReader(Generic[Position]):
     """A Reader that keeps its position in `_at` while `_read` goes on."""
 
-    def __init__(self, at: At) -> None:
-        self._at = at
+    def __init__(self, position: Position) -> None:
+        self._at = position
         self._documents = self._read()
 
     def __iter__(self) -> Self:
@@ -93,61 +62,27 @@ class Source(Protocol):
     """Text that can be read several times, each time the same."""
 
     def scan(self, advance: Advance) -> Inputs:
-        """Reads all of it once, so that mistakes show before hours of work.
+        """Read all of it once, so that mistakes show before hours of work.
 
         Raises:
             ValueError: text is missing, unreadable or invalid; one line that says where and what to do.
         """
 
     def text_bytes(self, inputs: Inputs) -> int | None:
-        """The UTF-8 bytes that `read` yields, going by a scan; None if it does not tell."""
+        """Return the UTF-8 bytes that `read` yields, going by a scan; None if that does not say."""
 
     def changes(self, inputs: Inputs) -> list[str]:
-        """What differs from an earlier scan, in words; quick where files keep their size and modification time."""
+        """Return what differs from an earlier scan, in words; reads only files of another modification time."""
 
     def read(self, position: Any = None) -> Reader:
-        """The documents, from a position of an earlier reader on.
+        """Return a reader of the documents, from the position of an earlier one on.
 
         Raises:
             ValueError: the text is not what was scanned; raised while reading, too.
         """
 
 
-def parts(
-    name: str, size: int, read: Callable[[int, int], bytes], start: int, part_bytes: int
-) -> Iterator[tuple[Document, int]]:
-    """A document of more than `part_bytes` from byte `start` on, with the byte after each part.
-
-    `read(start, end)` gives bytes of it. A part ends where the tokenizer would not look across. That depends on the
-    text alone, so whoever begins where a part ended gets the same parts.
-    """
-    while start < size:
-        end = min(start + part_bytes, size)
-        text, used = codecs.utf_8_decode(read(start, end), "strict", end == size)
-        if end < size:
-            last = len(text) - 1  # a cut needs the character after it
-            begin = max(0, last - CUT_CHARS)
-            cut = cut_before(text, last - begin, begin)
-            used -= utf8_bytes(text[cut:])
-            text = text[:cut]
-        yield Document(name, text, start, size), start + used
-        start += used
-
-
-def text_parts(name: str, text: str, start: int, part_bytes: int) -> Iterator[tuple[Document, int]]:
-    """A text that is in memory, as `parts`: whole if it is no longer than a part."""
-    data = text.encode() if 4 * len(text) > part_bytes else b""  # no character has more bytes
-    if len(data) > part_bytes:
-        yield from parts(name, len(data), lambda first, end: data[first:end], start, part_bytes)
-    else:
-        yield Document(name, text), utf8_bytes(text)
-
-
-def utf8_bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode())
-
-
-class Files:
+class FileSource:
     """Documents from files of UTF-8 text, in the order of `paths()`.
 
     A byte order mark at the start of a file is no text; newlines stay as they are. Where there is a separator, it
@@ -157,39 +92,39 @@ class Files:
     separator: bytes | None = None  # None: each file is one document
 
     def __init__(self) -> None:
-        self.stamps: dict[str, tuple[int, int]] = {}  # as scanned, or as found unchanged
+        self.stamps: dict[str, Stamp] = {}  # as scanned, or as found unchanged
 
     def paths(self) -> dict[str, Path]:
-        """The files by name."""
+        """Return the files by name."""
         raise NotImplementedError
 
     def open(self, path: Path) -> BinaryIO:
-        return path.open("rb")
+        return open_binary(path)
 
     def scan(self, advance: Advance) -> Inputs:
         inputs: Inputs = {}
         separators = 0
         for name, path in self.paths().items():
             try:
-                self.stamps[name] = size, mtime_ns = stamp(path)
+                self.stamps[name] = size, mtime_ns = stamp_of(path)
                 with self.open(path) as file:
-                    content = Content(name, self.separator)
+                    scan = TextScan(name, self.separator)
                     while chunk := file.read(READ_BYTES):
-                        content.add(chunk)
+                        scan.add(chunk)
                         advance(len(chunk))
             except OSError as error:
                 raise ValueError(f"{name}: {error.strerror}") from error
-            content.end()
+            scan.end()
             check_unchanged(name, path, self.stamps)
-            hashed: Scanned = {"sha256": content.sha256.hexdigest(), "text_bytes": content.text_bytes}
+            hashed: Scanned = {"sha256": scan.sha256.hexdigest(), "text_bytes": scan.text_bytes}
             inputs[name] = {"bytes": size, "mtime_ns": mtime_ns, **hashed}
-            separators += content.separators
+            separators += scan.separators
         if not self.text_bytes(inputs):
-            raise ValueError(f"prepare.source: no text in {some(list(inputs))}")
+            raise ValueError(f"prepare.source: no text in {first_few(inputs)}")
         if self.separator is not None and not separators:
             hint = r"""; a newline is "\n" in YAML, $'"\n"' in a shell""" if b"\\" in self.separator else ""
             raise ValueError(
-                f"prepare.source.separator={self.separator.decode()!r}: is nowhere in {some(list(inputs))}; "
+                f"prepare.source.separator={self.separator.decode()!r}: is nowhere in {first_few(inputs)}; "
                 f"null makes each file one document{hint}"
             )
         return inputs
@@ -202,7 +137,7 @@ class Files:
             paths = self.paths()
         except ValueError:  # none left
             paths = {}
-        return file_changes(inputs, paths, self.stamps, self.open)
+        return input_changes(inputs, paths, self.stamps, self.open)
 
     def read(self, position: Any = None, *, part_bytes: int = PART_BYTES, read_bytes: int = READ_BYTES) -> "FileReader":
         return FileReader(self, position, part_bytes, read_bytes)
@@ -225,7 +160,7 @@ class FileReader(PositionedReader[FilePosition]):
     What it yields depends neither on where it began nor on `read_bytes`.
     """
 
-    def __init__(self, files: Files, position: Any, part_bytes: int, read_bytes: int) -> None:
+    def __init__(self, files: FileSource, position: Any, part_bytes: int, read_bytes: int) -> None:
         self.files, self.part_bytes, self.read_bytes = files, part_bytes, read_bytes
         super().__init__(FilePosition(**(position or {})))
 
@@ -242,12 +177,12 @@ class FileReader(PositionedReader[FilePosition]):
             check_unchanged(name, paths[name], self.files.stamps)
             with self.files.open(paths[name]) as file:
                 try:
-                    yield from self._read_file(name, Buffered(file, self.read_bytes))
+                    yield from self._read_file(name, BufferedFile(file, self.read_bytes))
                 except UnicodeDecodeError as error:
                     raise ValueError(f"{name}: not UTF-8 text ({error.reason})") from error
             check_unchanged(name, paths[name], self.files.stamps)
 
-    def _read_file(self, name: str, file: Buffered) -> Iterator[Document]:
+    def _read_file(self, name: str, file: BufferedFile) -> Iterator[Document]:
         separator, named = self.files.separator, name
         if not self._at.byte and file.read(0, 3) == codecs.BOM_UTF8:
             self._at.byte = 3
@@ -265,20 +200,17 @@ class FileReader(PositionedReader[FilePosition]):
                 if begin < end:
                     yield Document(named, file.read(begin, end).decode())
                 continue
-            for document, after in parts(named, end - begin, file.from_byte(begin), self._at.start, self.part_bytes):
+            read = file.from_byte(begin)
+            for document, after in document_parts(named, end - begin, read, self._at.start, self.part_bytes):
                 if after < end - begin:
                     self._at.start, self._at.size = after, end - begin
                 else:
-                    self._at.byte, self._at.number, self._at.start, self._at.size = (
-                        following,
-                        self._at.number + 1,
-                        0,
-                        None,
-                    )
+                    self._at.byte, self._at.number = following, self._at.number + 1
+                    self._at.start, self._at.size = 0, None
                 yield document
 
 
-class TextFiles(Files):
+class TextFiles(FileSource):
     """Plain UTF-8 text files, sorted by path.
 
     `separator=None`: each file is a document, named by its path. Else documents are what stands between separators
@@ -297,10 +229,10 @@ class TextFiles(Files):
         self.separator = None if separator is None else separator.encode()
 
     def paths(self) -> dict[str, Path]:
-        return matching(self.patterns)
+        return matching_files(self.patterns)
 
 
-class StandardLibrary(Files):
+class StandardLibrary(FileSource):
     """The source of the running interpreter's standard library: real text that every machine has.
 
     Tests and installed packages are left out; so are the few bytes that are not UTF-8.

@@ -21,14 +21,22 @@ except ImportError as error:
         "lmtrain.data.writing.datatrove: needs the `datatrove` package; pip install 'lmtrain[datatrove]'"
     ) from error
 
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import Encode, StoredTokenizer
+from lmtrain.data.meta import MAX_JSON_BYTES, SPLITS, read_meta
+from lmtrain.data.stored_tokenizer import Encode, StoredTokenizer, load_tokenizer, save_tokenizer
+from lmtrain.data.text.document import PART_BYTES, text_parts
 from lmtrain.data.text.holdout import Held, Holdout
-from lmtrain.data.text.source import PART_BYTES, text_parts
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Pretrained
-from lmtrain.data.tokens import MAX_JSON_BYTES, SPLITS, read_meta
 from lmtrain.data.writing.encode import ITEM_BYTES, Encoder
-from lmtrain.data.writing.ranks import RECORD, SETTINGS, TOKENS, Record, ShardWriter, finish, has_entries, unfinished
+from lmtrain.data.writing.rank_shards import (
+    RECORD,
+    SETTINGS,
+    TOKENS,
+    Record,
+    ShardWriter,
+    finish,
+    has_entries,
+    unfinished,
+)
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync, write_atomically
 from lmtrain.files.limited import read_json_limited
@@ -78,7 +86,7 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
             earlier = {key: meta.recipe.get(key) for key in settings} if meta else {}
         else:
             begun.mkdir(parents=True, exist_ok=True)
-            tokenizers.save(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
+            save_tokenizer(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
             write_atomically(begun / SETTINGS, json.dumps(settings, indent=1) + "\n")  # last
             earlier = settings
         if changed := differences(earlier, settings):
@@ -143,10 +151,10 @@ class _Stored:
         meta = read_meta(folder)
         self.kind = meta.tokenizer.kind if meta else Pretrained.kind
         self.folder = str(folder.absolute())
-        self.sha256 = hashlib.sha256(tokenizers.load(folder).tokenizer.to_str().encode()).hexdigest()
+        self.sha256 = hashlib.sha256(load_tokenizer(folder).tokenizer.to_str().encode()).hexdigest()
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
-        return tokenizers.load(Path(self.folder))
+        return load_tokenizer(Path(self.folder))
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
         same = self.FASTEST.get(self.kind)

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import Encode
+from lmtrain.data.meta import DTYPES, smallest_dtype
+from lmtrain.data.stored_tokenizer import Encode, load_tokenizer
 from lmtrain.data.text.holdout import Held
 from lmtrain.data.tokenizer import CorpusTokenizer
-from lmtrain.data.tokens import DTYPES, smallest_dtype
 from lmtrain.errors import DataError
 
 ITEM_BYTES = 2 << 20  # text a process is given at once
@@ -49,7 +48,7 @@ class Encoder:
     """Encodes the texts of items by the tokenizer that is stored in a folder."""
 
     def __init__(self, tokenizer: CorpusTokenizer, folder: Path) -> None:
-        stored = tokenizers.load(folder)
+        stored = load_tokenizer(folder)
         self.encode: Encode = tokenizer.encoder(stored)
         self.end_of_text, self.vocab_size = stored.end_of_text, stored.vocab_size
         self.dtype = DTYPES[smallest_dtype(stored.vocab_size)]

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lmtrain.data.tokens import MAX_JSON_BYTES, Split
+from lmtrain.data.meta import MAX_JSON_BYTES, Split
 from lmtrain.data.writing.encode import Chunk
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited

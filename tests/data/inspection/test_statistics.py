@@ -19,8 +19,8 @@ from lmtrain.data.inspection.statistics import (
     read_split,
     unigram_loss,
 )
-from lmtrain.data.shards import TokenFiles, find
-from lmtrain.data.tokens import DTYPES
+from lmtrain.data.meta import DTYPES
+from lmtrain.data.token_files import TokenFiles, split_files
 
 END = 0
 PASSAGE = 3
@@ -95,7 +95,7 @@ def test_agrees_with_plain_python_for_any_files_and_chunks(tmp_path_factory, tra
         assert found.most_frequent(9) == [i for i, _ in sorted(Counter(tokens).items(), key=lambda x: (-x[1], x[0]))]
         assert found.above(3) == tokens.count(3)
         assert found.first_too_large == (tokens.index(3) if 3 in tokens else None)
-        paths = find(folder, split, None)
+        paths = split_files(folder, split, None)
         assert [file.sha256 for file in found.files] == [
             hashlib.sha256(path.read_bytes()).hexdigest() for path in paths
         ]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmtrain.data.text.document import Document
 from lmtrain.data.text.holdout import Held, by_document, by_name, tail_of_each_document
-from lmtrain.data.text.source import Document, TextFiles
+from lmtrain.data.text.source import TextFiles
 
 TEXTS = st.text(st.sampled_from("ab \né狐🦊"), min_size=1, max_size=60)
 SHARES = st.floats(0.001, 0.999)

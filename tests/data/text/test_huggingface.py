@@ -23,8 +23,8 @@ import pyarrow.parquet
 import zstandard
 from support.hub_server import Hub
 
+from lmtrain.data.text.document import Document
 from lmtrain.data.text.huggingface import HuggingFace
-from lmtrain.data.text.source import Document
 
 Rows = Iterable[dict[str, Any]]
 

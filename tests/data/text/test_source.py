@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.text.files import Content
-from lmtrain.data.text.source import Document, Files, StandardLibrary, TextFiles
+from lmtrain.data.text.document import Document
+from lmtrain.data.text.files import TextScan
+from lmtrain.data.text.source import FileSource, StandardLibrary, TextFiles
 
 # Few characters, so that separators and their beginnings are met often; of one to four bytes.
 TEXTS = st.text(st.sampled_from("ab \n|é狐🦊"), max_size=80)
@@ -163,7 +164,7 @@ def test_a_document_of_any_size_needs_little_memory(tmp_path: Path) -> None:
 @given(TEXTS, SEPARATORS, st.integers(1, 12), st.booleans())
 def test_text_is_counted_across_chunks(text: str, separator: str, chunk: int, mark: bool) -> None:
     data = codecs.BOM_UTF8 * mark + text.encode()
-    content = Content("a", separator.encode())
+    content = TextScan("a", separator.encode())
     for start in range(0, max(len(data), 1), max(chunk, 3 if mark else 1)):
         content.add(data[start : start + max(chunk, 3 if mark else 1)])
     content.end()
@@ -182,7 +183,7 @@ def test_invalid_bytes_are_found_where_they_are(pieces: list[bytes]) -> None:
     except UnicodeDecodeError as error:
         expected = error.start
     for chunk in (1, 2, 3, 100):
-        content = Content("a.txt", None)
+        content = TextScan("a.txt", None)
         try:
             for start in range(0, len(data), chunk):
                 content.add(data[start : start + chunk])
@@ -336,7 +337,7 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
 
 
 def test_the_standard_library_is_there_and_in_order() -> None:
-    source: Files = StandardLibrary()
+    source: FileSource = StandardLibrary()
     inputs = source.scan(advance)
     reader = source.read()
     documents = [next(reader) for _ in range(100)]

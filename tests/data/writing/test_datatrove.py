@@ -21,17 +21,17 @@ if importlib.util.find_spec("datatrove") is None or importlib.util.find_spec("or
 
 from datatrove.data import Document as TroveDocument
 
-from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.shards import TokenFiles
+from lmtrain.data.meta import read_meta
+from lmtrain.data.stored_tokenizer import load_tokenizer
 from lmtrain.data.text.holdout import by_document, tail_of_each_document
 from lmtrain.data.text.source import Document
+from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.tokenizer import BPE, Bytes
-from lmtrain.data.tokens import read_meta
 from lmtrain.data.writing import datatrove as token_shards
 from lmtrain.data.writing import ranks
 from lmtrain.data.writing.datatrove import Finish, TokenShards
-from lmtrain.data.writing.ranks import finish, unfinished
+from lmtrain.data.writing.rank_shards import finish, unfinished
 from lmtrain.errors import DataError
 
 EXAMPLE = Path(__file__).parents[3] / "experiments" / "datatrove" / "tokenize_jsonl.py"
@@ -95,7 +95,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def documents_of(folder: Path, split: str) -> list[str]:
-    stored = tokenizers.load(folder)
+    stored = load_tokenizer(folder)
     assert stored.end_of_text is not None
     files = TokenFiles(folder, split)
     tokens = files.span(0, len(files))
@@ -175,7 +175,7 @@ import os, signal, sys
 from functools import partial
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.readers import JsonlReader
-from lmtrain.data.writing import datatrove as token_shards, ranks
+from lmtrain.data.writing import datatrove as token_shards
 from lmtrain.data.text.holdout import by_document
 from lmtrain.data.tokenizer import Bytes
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.shards import TokenFiles, find
-from lmtrain.data.tokens import DTYPES, Meta, Shard, Split, TokenizerFile, write_meta
+from lmtrain.data.meta import DTYPES, Meta, Shard, Split, TokenizerFile, write_meta
+from lmtrain.data.token_files import TokenFiles, split_files
 
 HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
@@ -50,8 +50,11 @@ def test_shards_are_read_as_one_file_would_be(tmp_path_factory, cuts, header, dt
     assert np.array_equal(files.windows(offsets, length), tokens[offsets[:, None] + np.arange(length)])
     start = data.draw(st.integers(0, 999))
     assert np.array_equal(files.span(start, start + 300), tokens[start : start + 300])
-    path, number = files.locate(start)
-    assert TokenFiles(folder, "train").files[find(folder, "train", None).index(path)].tokens[number] == tokens[start]
+    path, number = files.locate_token(start)
+    assert (
+        TokenFiles(folder, "train").files[split_files(folder, "train", None).index(path)].tokens[number]
+        == tokens[start]
+    )
 
 
 @pytest.mark.parametrize("order", ["shuffle", "random", "sequential"])

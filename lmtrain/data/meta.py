@@ -1,6 +1,6 @@
-"""The token-file format: little-endian uint16 or uint32 and nothing else, described by `meta.json`.
+"""`meta.json` and the token-file format: little-endian uint16 or uint32 and nothing else.
 
-`shards.py` reads it, and what other programs write without a `meta.json`.
+`token_files.py` reads the tokens, also of what other programs write without a `meta.json`.
 """
 
 import json

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lmtrain.data.tokens import DTYPES, Meta, Tokens, read_meta
+from lmtrain.data.meta import DTYPES, Meta, Tokens, read_meta
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sha256_of
 
@@ -49,7 +49,7 @@ class TokenFiles:
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split = folder, split
         self.meta: Meta | None = read_meta(folder)
-        paths = find(folder, split, self.meta)
+        paths = split_files(folder, split, self.meta)
         _allow_files(len(paths))
         self.files = [_open(path, self.meta) for path in paths]
         dtypes = {file.tokens.dtype.name for file in self.files}
@@ -78,7 +78,7 @@ class TokenFiles:
         return digest.hexdigest()
 
     @property
-    def stamps(self) -> dict[str, list[int]]:
+    def file_stamps(self) -> dict[str, list[int]]:
         """Size and time of the last change (ns) of each file: while these stay, so do the contents."""
         stats = {file.path.name: file.path.stat() for file in self.files}
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
@@ -119,7 +119,7 @@ class TokenFiles:
         self._read_into(span, start)
         return span
 
-    def locate(self, position: int) -> tuple[Path, int]:
+    def locate_token(self, position: int) -> tuple[Path, int]:
         """The file that holds a token, and the token's number in it."""
         index = int(np.searchsorted(self.ends, position, side="right"))
         return self.files[index].path, position - int(self.ends[index] - len(self.files[index].tokens))
@@ -157,25 +157,25 @@ class TokenFiles:
                 )
 
 
-def find(folder: Path, split: str, meta: Meta | None) -> list[Path]:
+def split_files(folder: Path, split: str, meta: Meta | None) -> list[Path]:
     """The files of a split, in order: what `meta.json` lists, `<split>.bin`, or numbered shards."""
     single = folder / f"{split}.bin"
     if meta and split in meta.splits and meta.splits[split].shards:
         paths = [folder / shard.file for shard in meta.splits[split].shards]
     elif meta or single.is_file():
-        if not meta and (more := shards(folder, split)):
+        if not meta and (more := numbered_shards(folder, split)):
             raise DataError(f"{folder}: has both {single.name} and shards of {split} ({more[0].name}, …); part them")
         paths = [single]
     else:
-        paths = shards(folder, split)
+        paths = numbered_shards(folder, split)
     missing = next((path for path in paths or [single] if not path.is_file()), None)
     if missing:
-        there = ", ".join(splits(folder))
+        there = ", ".join(split_names_in(folder))
         raise DataError(f"{missing}: no such file; {folder} has " + (f"the splits {there}" if there else "no .bin"))
     return paths
 
 
-def shards(folder: Path, split: str) -> list[Path]:
+def numbered_shards(folder: Path, split: str) -> list[Path]:
     """Numbered shards `<split>_<number>.bin`, or `<name>_<split>_<number>.bin`, by their numbers.
 
     Raises:
@@ -196,7 +196,7 @@ def shards(folder: Path, split: str) -> list[Path]:
     return sorted(found, key=lambda path: found[path][1])
 
 
-def splits(folder: Path) -> list[str]:
+def split_names_in(folder: Path) -> list[str]:
     """The splits that a folder has files of."""
     names = {found[0] if (found := _numbered(path)) else path.stem for path in folder.glob("*.bin")}
     return sorted(names)

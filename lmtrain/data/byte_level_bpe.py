@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 # In tokenizer.json a byte is a character: the printable ones stand for themselves, the others follow 255.
 _PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
-ALPHABET: Mapping[int, str] = {byte: chr(byte) for byte in _PRINTABLE} | {
+BYTE_ALPHABET: Mapping[int, str] = {byte: chr(byte) for byte in _PRINTABLE} | {
     byte: chr(256 + number) for number, byte in enumerate(_OTHERS)
 }
-_BYTE = {character: byte for byte, character in ALPHABET.items()}
+_BYTE = {character: byte for byte, character in BYTE_ALPHABET.items()}
 
 # GPT-2's pattern as tiktoken writes it: the same pieces, found faster.
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -31,7 +31,7 @@ _PROBES = ["a", "S", "ſ", "é", "\u0301", "ʰ", "ǅ", "狐", "1", "²", "'", "!
 _PROBES += [" ", "\t", "\n", "\r", "\u3000", "\x85"]
 
 
-def tokenizer_of(encoding: "tiktoken.Encoding") -> Tokenizer:
+def tokenizer_of_tiktoken(encoding: "tiktoken.Encoding") -> Tokenizer:
     """The tokenizer that makes the same ids.
 
     tiktoken joins the two neighbours whose bytes together have the lowest rank, so a token is made from whatever halves
@@ -42,7 +42,7 @@ def tokenizer_of(encoding: "tiktoken.Encoding") -> Tokenizer:
         ValueError: the pattern means something else to the tokenizers library.
     """
     ranks, special = encoding._mergeable_ranks, encoding._special_tokens
-    spelled = {token: "".join(ALPHABET[byte] for byte in token) for token in ranks}
+    spelled = {token: "".join(BYTE_ALPHABET[byte] for byte in token) for token in ranks}
     merges = sorted(
         (rank, ranks[token[:cut]], spelled[token[:cut]], spelled[token[cut:]])
         for token, rank in ranks.items()

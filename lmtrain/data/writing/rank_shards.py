@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lmtrain.data import tokenizer as tokenizers
-from lmtrain.data.stored_tokenizer import meta_of
-from lmtrain.data.tokens import MAX_JSON_BYTES, SPLITS, Meta, Shard, Split, read_meta, write_meta
+from lmtrain.data.meta import MAX_JSON_BYTES, SPLITS, Meta, Shard, Split, read_meta, write_meta
+from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits
 from lmtrain.data.writing.encode import Chunk
 from lmtrain.data.writing.journal import SplitWriter
 from lmtrain.errors import DataError
@@ -43,7 +42,7 @@ def finish(folder: str | Path) -> Meta:
         checked = _checked(folder, begun, records)
         ready = begun / f".{TOKENS}"
         ready.mkdir(exist_ok=True)
-        for name in (tokenizers.FILE, tokenizers.CONFIG_FILE):
+        for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
             shutil.copyfile(begun / name, ready / name)
             sync(ready / name)
         write_meta(ready, checked)
@@ -176,7 +175,7 @@ def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
                 f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
             )
     settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
-    return meta_of(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
+    return meta_of_splits(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 
 def _sha256(path: Path, whole: Any) -> str:

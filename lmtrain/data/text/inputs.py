@@ -1,0 +1,97 @@
+"""The files that text was made from: what a scan notes of them (`inputs.json`), and whether they have changed since."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+from lmtrain.files.durable import write_atomically
+from lmtrain.files.limited import read_json_limited
+from lmtrain.terminal.listing import first_few
+
+INPUTS_FILE = "inputs.json"  # beside meta.json
+MAX_INPUTS_BYTES = 256 << 20  # of a million files
+
+Scanned = dict[str, int | str]  # what a scan notes of one file; JSON
+Inputs = dict[str, Scanned]  # what text was made from, by name; JSON
+Stamp = tuple[int, int]  # size and modification time (ns), by which a change is noticed without reading the file
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Return the file's stamp as it is now."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(name: str, path: Path, stamps: dict[str, Stamp]) -> None:
+    """Raise a ValueError if the file is gone or has another stamp than in `stamps`, where a new file is noted."""
+    try:
+        now = stamp_of(path)
+    except OSError as error:
+        raise ValueError(f"{name}: {error.strerror}") from error
+    if stamps.setdefault(name, now) != now:
+        raise ValueError(f"{name}: has changed since the preparation began; prepare anew")
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file to read its bytes."""
+    return path.open("rb")
+
+
+def input_changes(
+    inputs: Mapping[str, Scanned],
+    paths: Mapping[str, Path],
+    stamps: dict[str, Stamp],
+    open_file: Callable[[Path], BinaryIO] = open_binary,
+) -> list[str]:
+    """Return what differs between files and an earlier scan of them, in words; notes the stamps of unchanged files."""
+    changed = []
+    for name in sorted(inputs.keys() | paths.keys()):
+        if name not in inputs:
+            changed.append(f"{name}: new")
+            continue
+        then = inputs[name]
+        try:
+            now = stamp_of(paths[name])
+            if now[0] != then["bytes"]:
+                changed.append(f"{name}: {then['bytes']:,} → {now[0]:,} bytes")
+            elif now[1] != then["mtime_ns"] and input_sha256(paths[name], open_file) != then["sha256"]:
+                changed.append(f"{name}: contents changed")
+            else:
+                stamps[name] = now
+        except (KeyError, FileNotFoundError):
+            changed.append(f"{name}: gone")
+        except OSError as error:
+            changed.append(f"{name}: {error.strerror}")
+    return changed
+
+
+def input_sha256(path: Path, open_file: Callable[[Path], BinaryIO] = open_binary) -> str:
+    """Return the SHA-256 of what `open_file` gives of the file."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO hides readinto
+
+
+def write_inputs(folder: Path, inputs: Inputs) -> None:
+    """Write what the folder's text was made from."""
+    write_atomically(folder / INPUTS_FILE, json.dumps(inputs, indent=1) + "\n")
+
+
+def read_inputs(folder: Path) -> Inputs | None:
+    """Return what the folder's text was made from; None if it does not say."""
+    try:
+        inputs = read_json_limited(folder / INPUTS_FILE, MAX_INPUTS_BYTES)
+    except (OSError, ValueError):
+        return None
+    sound = isinstance(inputs, dict) and all(isinstance(then, dict) for then in inputs.values())
+    return inputs if sound else None
+
+
+def changed_inputs(folder: Path) -> str:
+    """Return what differs in the files that a folder was prepared from, in words; "" for nothing.
+
+    Text that was moved away is no change: once it is tokens, it may be.
+    """
+    inputs = {name: then for name, then in (read_inputs(folder) or {}).items() if Path(name).is_file()}
+    return first_few(input_changes(inputs, {name: Path(name) for name in inputs}, {}))

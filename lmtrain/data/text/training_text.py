@@ -1,0 +1,43 @@
+"""The text of a corpus as a tokenizer sees it that is trained on it."""
+
+from collections.abc import Iterator
+
+from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.text.document import cut_text
+from lmtrain.data.text.holdout import Holdout, uniform_hash
+from lmtrain.data.text.source import Source
+
+SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is trained on some of it
+
+
+class TrainingText:
+    """The texts of a source; `total` is their size in bytes, if it is known."""
+
+    def __init__(self, source: Source, holdout: Holdout, total: int | None, progress: PrepareProgress) -> None:
+        self.source, self.holdout, self.total, self.progress = source, holdout, total, progress
+
+    def texts(self) -> Iterator[str]:
+        """Yield every text of every split, in order."""
+        self.progress.stage("reading the vocabulary", self.total)
+        for document in self.source.read():
+            for held in self.holdout(document):
+                self.progress.advance(len(held.text.encode()))
+                yield held.text
+
+    def train_sample(self, max_bytes: int) -> Iterator[str]:
+        """Yield texts of the training split, evenly from all of it; the first ones where its size is unknown."""
+        share = 1.0 if not self.total else min(1.0, max_bytes / self.total)
+        self.progress.stage("training tokenizer", self.total and int(share * self.total))
+        number, drawn = 0, 0
+        for document in self.source.read():
+            train = (held.text for held in self.holdout(document) if held.split == "train")
+            for piece in (piece for text in train for piece in cut_text(text, SAMPLE_CHARS)):
+                number += 1
+                if share < 1 and uniform_hash(number.to_bytes(8, "little")) >= share:
+                    continue
+                if self.total is None and drawn >= max_bytes:
+                    return
+                size = len(piece.encode())
+                drawn += size
+                self.progress.advance(size)
+                yield piece

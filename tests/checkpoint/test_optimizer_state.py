@@ -1,0 +1,97 @@
+"""An optimizer's state goes out and comes back by parameter name, to the bit."""
+
+import pytest
+import torch
+from support.parameters import SHAPES, parameters, set_gradients
+from torch import nn
+
+from lmtrain.checkpoint.optimizer_state import load_optimizer_state, optimizer_state
+from lmtrain.optimizer.adamw import adamw
+
+HYPER = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+
+
+def train(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], steps: range) -> None:
+    for step in steps:
+        set_gradients(named, step)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 / (step + 1)
+        optimizer.step()
+
+
+OPTIMIZERS = [
+    pytest.param(lambda named: adamw(named, **HYPER), id="adamw"),
+    pytest.param(lambda named: torch.optim.SGD((param for _, param in named), lr=0.1, momentum=0.9), id="sgd"),
+    pytest.param(lambda named: torch.optim.Adam(list(named), amsgrad=True), id="adam-of-named-parameters"),
+    pytest.param(lambda named: torch.optim.NAdam(list(named), foreach=False), id="nadam"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build", OPTIMIZERS)
+def test_after_loading_further_steps_are_the_same_to_the_bit(build, dtype):
+    named = parameters(seed=6, dtype=dtype)
+    optimizer = build(named.items())
+    train(optimizer, named, range(5))
+    tensors, plain = optimizer_state(optimizer, named.items())
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    weights = {name: param.detach().clone() for name, param in named.items()}
+    train(optimizer, named, range(5, 9))
+    assert any(not torch.equal(weights[name], named[name].detach()) for name in named)
+
+    resumed = {name: nn.Parameter(weights[name].clone()) for name in reversed(named)}  # another order
+    fresh = build(resumed.items())
+    load_optimizer_state(fresh, resumed.items(), tensors, plain)
+    train(fresh, resumed, range(5, 9))
+    for name in named:
+        assert torch.equal(named[name], resumed[name]), name
+    after, again = optimizer_state(optimizer, named.items()), optimizer_state(fresh, resumed.items())
+    assert after[1] == again[1]
+    assert after[0].keys() == again[0].keys()
+    for name, tensor in after[0].items():
+        assert tensor.dtype == again[0][name].dtype, name
+        assert torch.equal(tensor, again[0][name]), name
+
+
+def test_state_goes_by_name():
+    named = parameters(seed=7)
+    optimizer = adamw(named.items(), **HYPER)
+    assert optimizer_state(optimizer, named.items()) == ({}, {})
+    train(optimizer, named, range(3))
+    tensors, plain = optimizer_state(optimizer, named.items())
+    assert tensors.keys() == {f"{name}/{key}" for name in SHAPES for key in ("step", "exp_avg", "exp_avg_sq")}
+    assert plain == {}
+    assert {path: tensor.shape for path, tensor in tensors.items() if path.endswith("/exp_avg")} == {
+        f"{name}/exp_avg": shape for name, shape in SHAPES.items()
+    }
+    assert {tensor.item() for path, tensor in tensors.items() if path.endswith("/step")} == {3.0}
+
+
+@pytest.mark.parametrize("moments", [torch.float32, torch.float64])
+def test_moments_wider_than_their_parameter_stay_so(moments):
+    named = parameters(seed=8, dtype=torch.bfloat16)
+    optimizer = adamw(named.items(), **HYPER)
+    third = torch.full((4, 5), 1 / 3, dtype=moments)
+    load_optimizer_state(optimizer, named.items(), {"matrix/exp_avg": third}, {})
+    loaded = optimizer.state[named["matrix"]]["exp_avg"]
+    assert loaded.dtype == moments
+    assert torch.equal(loaded, third)
+
+
+def test_a_name_with_a_slash_and_plain_values_come_back():
+    named = {"a/b": nn.Parameter(torch.zeros(2))}
+    optimizer = torch.optim.SGD([param for _, param in named.items()], lr=0.1)
+    load_optimizer_state(optimizer, named.items(), {"a/b/moment": torch.ones(2)}, {"a/b/count": 3, "a/b/none": None})
+    tensors, plain = optimizer_state(optimizer, named.items())
+    assert torch.equal(tensors["a/b/moment"], torch.ones(2))
+    assert plain == {"a/b/count": 3, "a/b/none": None}
+
+
+@pytest.mark.parametrize("kind", ["tensor", "plain"])
+def test_state_of_an_unknown_parameter_is_refused(kind):
+    named = parameters(seed=9)
+    optimizer = adamw(named.items(), **HYPER)
+    path = "layers.0.gone/exp_avg"
+    tensors, plain = ({path: torch.zeros(2)}, {}) if kind == "tensor" else ({}, {path: 1})
+    with pytest.raises(ValueError, match=r"layers\.0\.gone"):
+        load_optimizer_state(optimizer, named.items(), tensors, plain)

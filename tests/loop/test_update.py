@@ -1,0 +1,37 @@
+"""The optimizer's update: what a bad step leaves as it was, whether the device or the host leaves it out."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support.parameters import parameters, set_gradients
+from torch import nn
+
+from lmtrain.loop.update import update
+from lmtrain.optimizer.adamw import adamw
+
+Named = dict[str, nn.Parameter]
+
+
+def fused(named: Named) -> torch.optim.Optimizer:
+    return adamw(named.items(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+
+def told_by_the_host(named: Named) -> torch.optim.Optimizer:
+    return torch.optim.SGD(named.values(), lr=1e-2, momentum=0.9)
+
+
+@pytest.mark.parametrize("make", [fused, told_by_the_host])
+def test_a_bad_step_is_left_out_and_the_others_are_plain_steps(make: Callable[[Named], torch.optim.Optimizer]) -> None:
+    named, plain = parameters(seed=1, dtype=torch.float32), parameters(seed=1, dtype=torch.float32)
+    optimizer, reference = make(named), make(plain)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    for step, bad in enumerate([False, True, False, True, True, False]):
+        set_gradients(named, step)
+        update(optimizer, scaler, torch.tensor(bad))
+        if not bad:
+            set_gradients(plain, step)
+            reference.step()
+        for name, param in named.items():  # also later: neither moments nor step counts have moved
+            assert torch.equal(param, plain[name]), name
+    assert not hasattr(optimizer, "found_inf")

@@ -1,0 +1,44 @@
+"""Which parameters decay, and what is logged of them."""
+
+import logging
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from support.parameters import parameters
+
+from lmtrain.model.llama import Llama
+from lmtrain.optimizer.adamw import adamw
+from lmtrain.optimizer.parameter_groups import decay_groups
+
+
+def test_a_frozen_parameter_is_left_alone(caplog):
+    named = parameters(seed=3)
+    named["cube"].requires_grad_(False)
+    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
+        groups = decay_groups(named.items(), weight_decay=0.1)
+    held = {id(param) for group in groups for param in group["params"]}
+    assert held == {id(param) for name, param in named.items() if name != "cube"}
+    assert caplog.messages == ["2 tensors decayed (48 params), 3 not decayed (10 params)"]
+
+
+def test_a_model_of_matrices_alone_has_one_group():
+    named = {name: param for name, param in parameters(seed=4).items() if param.ndim >= 2}
+    assert [len(group["params"]) for group in decay_groups(named.items(), weight_decay=0.1)] == [3]
+
+
+def test_the_production_model_logs_what_decays(caplog):
+    folder = Path(__file__).parents[2] / "conf"
+    config = OmegaConf.load(folder / "model/llama_50m.yaml")
+    config.update(block_size=512)
+    hyper = OmegaConf.to_container(OmegaConf.load(folder / "optimizer/adamw.yaml"))
+    assert (config.pop("_target_"), hyper.pop("_target_")) == (
+        "lmtrain.model.llama.Llama",
+        "lmtrain.optimizer.adamw.adamw",
+    )
+    with torch.device("meta"):
+        model = Llama(**config)
+    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
+        optimizer = adamw(model.named_parameters(), **hyper)
+    assert caplog.messages == ["113 tensors decayed (50,036,736 params), 33 not decayed (12,672 params)"]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
