@@ -1,7 +1,5 @@
 """What is seen of a sweep while it goes on: a live table in a terminal; else a line when a job starts, and ends."""
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +11,7 @@ from typing import Self
 from rich.live import Live
 from rich.table import Table
 
+from lmtrain.files.metrics import read_newest
 from lmtrain.sweep.job import Ended, Job
 from lmtrain.sweep.job_directory import composed
 from lmtrain.sweep.pool import JobPool, Running
@@ -22,7 +21,6 @@ from lmtrain.terminal.units import duration
 
 POLL_S = 0.1
 REFRESH_S = 0.5
-TAIL_BYTES = 16_000  # of metrics.jsonl: some fifty lines, of which one has a validation loss
 OTHER_ROWS = 8  # of a screen: the table's frame, its counts and the shell's line
 MAX_TITLE_CHARS = 80
 
@@ -41,22 +39,10 @@ class Progress:
 
 
 def read_progress(metrics: Path) -> Progress:
-    """Of a run that goes on, from its `metrics.jsonl`."""
-    try:
-        with metrics.open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
-            file.seek(start)
-            tail = file.read()
-    except OSError:
-        return Progress()
-    last: dict[str, float] = {}
-    for line in tail.split(b"\n")[1 if start else 0 : -1]:  # whole ones
-        try:
-            last |= json.loads(line)
-        except (ValueError, TypeError):
-            continue
-    seconds = last.get("seconds") or 0.0
-    return Progress(int(last.get("step", 0)), last.get("train/loss"), last.get("val/loss"), seconds)
+    """Return how far a run that goes on has got, from its `metrics.jsonl`."""
+    newest = read_newest(metrics)
+    seconds = newest.get("seconds") or 0.0
+    return Progress(int(newest.get("step") or 0), newest.get("train/loss"), newest.get("val/loss"), seconds)
 
 
 class SweepProgress:

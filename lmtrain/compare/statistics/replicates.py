@@ -10,12 +10,11 @@ import numpy as np
 from lmtrain.compare.labels import comparable, labels_of, printable
 from lmtrain.compare.runs import ASIDE, Run, differing_keys, forked_from
 from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.files.metrics import MEASURED
 from lmtrain.run.identity import config_hash
 
 ORIGIN_KEY = "from"  # among a group's settings: the parent of a forked run
 SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
-# They differ between two runs of the same bits.
-MEASURED = {"seconds", "tokens_per_second", "step_time_ms", "memory_gb", "mfu"}
 SAME_START = re.compile(r"(?!(model|data|prepare)\.|trainer\.gradient_accumulation_steps$|from$)")
 MAX_NAMED = 5
 MAX_ERROR_CHARS = 200
