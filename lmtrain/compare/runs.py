@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, printable, shown
-from lmtrain.compare.run_files import read_columns, read_config, read_object, read_text
+from lmtrain.compare.run_files import read_config, read_sample
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_columns
 
 AXES = ("step", "tokens", "flops", "seconds")
 # What changes no number of a run: how it is called, logged and kept.
@@ -171,7 +173,7 @@ def _natural(name: str) -> list[tuple[int, str]]:
 def _load(path: Path, warn: Callable[[str], None]) -> Run:
     """One run; its label and parent need the others."""
     config = read_config(path / "config.yaml")
-    result, environment = read_object(path / "result.json"), read_object(path / "environment.json")
+    result, environment = read_json(path / "result.json"), read_json(path / "environment.json")
     metrics = read_columns(path / "metrics.jsonl", warn)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
@@ -184,7 +186,7 @@ def _load(path: Path, warn: Callable[[str], None]) -> Run:
         result=result,
         environment=environment,
         metrics=metrics,
-        sample=read_text(path / "sample.txt"),
+        sample=read_sample(path / "sample.txt"),
         parent=None,
     )
 
