@@ -10,6 +10,7 @@ from lmtrain.compare.runs import AXES, Run, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
 from lmtrain.compare.statistics.replicates import groups, repeats
 from lmtrain.compare.values import Equal
+from lmtrain.errors import COMPLETED
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _value(value: str, metric: str, columns: Mapping[str, Column]) -> Callable[[
 
 def _outside(runs: Sequence[Run], metric: str, equal: Equal) -> list[str]:
     """Which run decides the equal step, where completed ones have no value there; and how to choose another."""
-    steps = {run.label: run.series(metric)[0] for run in runs if run.status == "completed"}
+    steps = {run.label: run.series(metric)[0] for run in runs if run.status == COMPLETED.status}
     ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
     found = []
     late = [ends[label] for label in ends if steps[label][0] > equal.place]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmtrain.compare.runs import AXES, Run
-from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 
 HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
 STANDING = ("at-step", "at-tokens", "at-flops", "at-seconds", "best", "final")  # which of its values stands for a run
@@ -33,7 +33,7 @@ def compared(runs: Sequence[Run], metric: str) -> list[Run]:
     Without a few much shorter ones: fewer than a third, each shorter than half of what the others have.
     """
     measured = [run for run in runs if len(run.series(metric)[0])]
-    completed = [run for run in measured if run.status == "completed"]
+    completed = [run for run in measured if run.status == COMPLETED.status]
     if len(completed) < 2:
         return [run for run in measured if run.status not in UNSUCCESSFUL] or measured
     ends = [run.series(metric)[0][-1] for run in completed]

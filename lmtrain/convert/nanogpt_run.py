@@ -17,6 +17,7 @@ from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
 from lmtrain.convert.nanogpt_checkpoint import NanoGPT, check_fit
 from lmtrain.data import tokenizer as tokenizers
+from lmtrain.errors import COMPLETED
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import StopRequest
@@ -105,7 +106,7 @@ def save_first_checkpoint(
         record={"run_id": now["run_id"], "config": OmegaConf.to_container(cfg), "environment": lasting(now)},
     )
     folder.save(state.step, trainer.checkpoint(), Retention(newest=1, best_step=state.best_step))
-    logger.close("completed")
+    logger.close(COMPLETED.status)
 
 
 def record(cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hydra_files: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.data.stored_tokenizer import StoredTokenizer
-from lmtrain.errors import ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
+from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import perplexity
@@ -77,7 +77,9 @@ def same_runs(run: Path, wanted: str) -> list[Path]:
     others = (path for path in sorted(run.parent.glob("*/result.json")) if path.parent != run)
     ended = ((path.parent, read_json(path)) for path in others)
     return [
-        path for path, result in ended if (result.get("config_hash"), result.get("status")) == (wanted, "completed")
+        path
+        for path, result in ended
+        if (result.get("config_hash"), result.get("status")) == (wanted, COMPLETED.status)
     ]
 
 
