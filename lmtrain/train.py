@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
 from lmtrain.files.limited import read_json
+from lmtrain.files.numbers import finite_or_none
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
@@ -91,8 +91,8 @@ def run(
             objective=state.best_val_loss,
             best_val_loss=state.best_val_loss,
             best_step=state.best_step,
-            final_train_loss=_finite(state.train_loss),
-            final_val_loss=_finite(state.val_loss),
+            final_train_loss=finite_or_none(state.train_loss),
+            final_val_loss=finite_or_none(state.val_loss),
             steps=state.step,
             tokens=state.tokens,
             bad_steps=state.bad_steps,
@@ -222,7 +222,3 @@ def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer
     """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
     return tokenizers.load(directory.path) if source and tokenizers.copy(source, directory.path) else None
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None

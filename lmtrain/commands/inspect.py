@@ -18,8 +18,9 @@ from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 from lmtrain.data.progress import PrepareProgress
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import si
+from lmtrain.terminal.units import percent, si
 
 FREQUENT = 12  # tokens in the table
 TEXT_COLUMNS = 92
@@ -195,11 +196,6 @@ def _share(repeats: Repeats, of_tokens: bool) -> str:
     return f"{repeats.repeated:,} ({share})" if repeats.looked_at == 1 else f"about {share}"
 
 
-def percent(number: float) -> str:
-    """At least two digits that count, so that what is rare is not 0%."""
-    return f"{number:.1%}" if number >= 0.01 else f"{100 * number:.2g}%"
-
-
 def frequent(inspected: Inspected) -> Table:
     """The most frequent tokens of each split, with their share."""
     table = Table("")
@@ -218,17 +214,16 @@ def frequent(inspected: Inspected) -> Table:
 
 def token(inspected: Inspected, number: int) -> str:
     text = inspected.text_of(number)
-    return f"{number}" if text is None else f"{printable(text)!r} {number}"
+    return f"{number}" if text is None else f"{_printable(text)!r} {number}"
 
 
 def lines(sample: Sample) -> list[str]:
     """The first lines of the text, wrapped; ids where there is no text."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1
-    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(printable(line), TEXT_COLUMNS)]
+    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(_printable(line), TEXT_COLUMNS)]
     return wrapped[:most] + ["…"] * (len(wrapped) > most)
 
 
-def printable(text: str) -> str:
-    """Without what moves a terminal's cursor or changes its colours."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+def _printable(text: str) -> str:
+    return printable(text, keep="\n\t", instead="\ufffd")

@@ -17,8 +17,8 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import refuse_existing_run
 from lmtrain.run.identity import ASIDE, config_hash
+from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
-from lmtrain.terminal.differences import differences
 
 
 def main(arguments: Sequence[str]) -> int:

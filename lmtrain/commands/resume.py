@@ -17,7 +17,7 @@ from lmtrain.config.preflight import preflight
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import started_in
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 # What may change without leave: the steps done stay as they are, and those to come are of the same kind.
 HARMLESS = (

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from lmtrain.compare import values
-from lmtrain.compare.labels import folder_names, short_names, shown
-from lmtrain.compare.runs import Run, differing_keys, number
+from lmtrain.compare.labels import folder_names, setting_text, short_names
+from lmtrain.compare.runs import Run, differing_keys
 from lmtrain.compare.values import Equal
-from lmtrain.terminal.units import duration, si
+from lmtrain.files.numbers import as_float
+from lmtrain.terminal.units import duration, loss_text, si
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -41,10 +42,6 @@ class Column:
     value: Callable[[Run], Any]
     show: Callable[[Any], str] = str
     is_text: bool = False
-
-
-def loss(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
 
 
 def count(value: float) -> str:
@@ -81,18 +78,18 @@ def available(runs: Sequence[Run], metric: str, places: Mapping[str, Equal]) -> 
         Column("seconds", "seconds", "time", lambda run: _last(run, "seconds"), duration),
         Column("parameters", "parameters", "params", lambda run: _whole(run.parameters), si),
         *(_at(metric, equal) for equal in places.values()),
-        Column("best", f"best {metric}", "best", lambda run: values.best(run, metric)[0], loss),
+        Column("best", f"best {metric}", "best", lambda run: values.best(run, metric)[0], loss_text),
         Column(
             "best_step", f"step of the best {metric}", "at step", lambda run: _whole(values.best(run, metric)[1]), count
         ),
-        Column("final", f"final {metric}", "final", lambda run: values.final(run, metric), loss),
+        Column("final", f"final {metric}", "final", lambda run: values.final(run, metric), loss_text),
         Column("tokens_per_second", "tokens/s (median)", "tok/s", values.speed, si),
     ]
     return {column.key: column for column in found}
 
 
 def config_column(key: str, header: str) -> Column:
-    return Column(key, key, header, lambda run: run.config.get(key), lambda value: shown(value, key))
+    return Column(key, key, header, lambda run: run.config.get(key), lambda value: setting_text(value, key))
 
 
 def chosen(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
@@ -144,10 +141,10 @@ def filtered(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[st
 
 def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, comparison: str) -> bool:
     if isinstance(wanted, float):
-        value = number(value)
+        value = as_float(value)
         return compare(value, wanted) if math.isfinite(value) else comparison == "!="
     if isinstance(wanted, str):
-        value = value if isinstance(value, str) else shown(value)
+        value = value if isinstance(value, str) else setting_text(value)
         # `model._target_=Llama` is enough.
         value = value.rpartition(".")[2] if "." not in wanted and value.endswith(f".{wanted}") else value
     return compare(value, wanted)
@@ -158,8 +155,8 @@ def ordered(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
 
     def key(run: Run) -> tuple[int, float, str]:
         value = column.value(run)
-        as_number = number(value)
-        return (0, as_number, "") if math.isfinite(as_number) else (1, 0.0, shown(value, column.key))
+        as_number = as_float(value)
+        return (0, as_number, "") if math.isfinite(as_number) else (1, 0.0, setting_text(value, column.key))
 
     def without(run: Run) -> bool:
         value = column.value(run)
@@ -176,7 +173,7 @@ def _at(metric: str, equal: Equal) -> Column:
         f"{metric} at {_in_full(equal)}" + ("" if equal.exact else " (interpolated)"),
         f"@{place(equal)}{mark}",
         lambda run: values.at(run, metric, equal),
-        loss,
+        loss_text,
     )
 
 
@@ -192,7 +189,7 @@ def _last(run: Run, axis: str) -> float:
 
 def _ended(run: Run, key: str) -> float:
     """As the run's result has it: steps that were not logged, as before a divergence, count too."""
-    told = number(run.result.get(key))
+    told = as_float(run.result.get(key))
     return float(np.fmax(told, _last(run, key)))
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmtrain.terminal.as_text import rounded
+
 MAX_LABEL_CHARS = 48
 MAX_VALUE_CHARS = 24
 NUMBER = re.compile(r"(?<==)[-+.\de]+")  # as in `lr=0.003`
@@ -52,7 +54,7 @@ def _fitting(
 def _label(config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()) -> str:
     """Of its `own` keys, the values of those in `whole` uncut."""
     names, own, whole = short_names(keys), set(own), set(whole)
-    texts = {key: shown(config.get(key), key) for key in keys if key in own}
+    texts = {key: setting_text(config.get(key), key) for key in keys if key in own}
     cut = {key: text if key in whole else middle_cut(text, MAX_VALUE_CHARS) for key, text in texts.items()}
     return " ".join(f"{names[key]}={text}" for key, text in cut.items())
 
@@ -65,20 +67,9 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return {key: name.rpartition(".")[2] if last[name.rpartition(".")[2]] == 1 else name for key, name in names.items()}
 
 
-def shown(value: Any, key: str = "") -> str:
-    """A config value as a person writes it, on one line, with nothing that would steer a terminal."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case str() if key.endswith("_target_"):
-            return printable(value.rpartition(".")[2])
-        case list():
-            return printable(f"[{','.join(shown(item) for item in value)}]")
-    return printable(str(value))
+def setting_text(value: Any, key: str = "") -> str:
+    """Return a config's value on one line, of a class or function its own name alone."""
+    return rounded(value.rpartition(".")[2] if isinstance(value, str) and key.endswith("_target_") else value)
 
 
 def middle_cut(text: str, limit: int) -> str:
@@ -101,10 +92,6 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     while len({part[-depth:] for part in parts}) < len(parts):
         depth += 1
     return ["/".join(part[-depth:]) for part in parts]
-
-
-def printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def comparable(value: Any) -> Any:

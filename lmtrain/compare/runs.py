@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, printable, shown
+from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_sample
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_columns
+from lmtrain.files.numbers import as_float
+from lmtrain.terminal.as_text import printable
 
 AXES = ("step", "tokens", "flops", "seconds")
 # What changes no number of a run: how it is called, logged and kept.
@@ -65,11 +67,11 @@ class Run:
     @property
     def parameters(self) -> float:
         """Of the model; NaN for a run that records none."""
-        return number(_part(self.environment, "model").get("parameters"))
+        return as_float(_part(self.environment, "model").get("parameters"))
 
     @property
     def flops_per_token(self) -> float:
-        return number(_part(self.environment, "model").get("flops_per_token"))
+        return as_float(_part(self.environment, "model").get("flops_per_token"))
 
     @property
     def steps(self) -> int:
@@ -77,11 +79,6 @@ class Run:
         logged = int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
         told = self.result.get("steps")  # more than were logged, where the last of them diverged
         return max(logged, told) if type(told) is int else logged
-
-
-def number(value: Any) -> float:
-    """NaN for what is none, as in a damaged or a stranger's file."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
 
 
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[Run]:
@@ -136,7 +133,7 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
     keys = differing_keys(runs)
     labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
     if "seed" in keys:
-        labels = [f"{label} seed={shown(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
+        labels = [f"{label} seed={setting_text(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
     times = Counter(labels)
     folders = folder_names([run.path for run in runs])
     named = []
@@ -177,7 +174,7 @@ def _load(path: Path, warn: Callable[[str], None]) -> Run:
     metrics = read_columns(path / "metrics.jsonl", warn)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
-    metrics["flops"] = metrics["tokens"] * number(_part(environment, "model").get("flops_per_token"))
+    metrics["flops"] = metrics["tokens"] * as_float(_part(environment, "model").get("flops_per_token"))
     return Run(
         path=path,
         label=path.name,

@@ -20,6 +20,7 @@ from omegaconf.grammar_parser import parse
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
+from lmtrain.terminal.as_text import printable
 
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 SHOWN_CHARS = 200
@@ -180,5 +181,5 @@ def _names_below(folder: Path, without: Path) -> Iterator[str]:
 
 def _shown(text: str) -> str:
     """Cut, and without what would steer a terminal."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable if len(printable) <= SHOWN_CHARS else f"{printable[:SHOWN_CHARS]}…"
+    text = printable(text)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

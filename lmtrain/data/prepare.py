@@ -28,7 +28,7 @@ from lmtrain.files.durable import sync, write_atomically
 from lmtrain.files.limited import read_json_limited
 from lmtrain.files.lock import owned
 from lmtrain.machine import available_cores
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.units import si
 
 INPUTS = "inputs.json"  # what the text was made from, beside meta.json

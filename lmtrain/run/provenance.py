@@ -13,7 +13,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.model.flops import flops_per_token
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import lasting
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 log = logging.getLogger(__name__)
 

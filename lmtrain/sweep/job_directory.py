@@ -21,7 +21,7 @@ from lmtrain.config.trust import names_to_trust, read_saved
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.identity import ASIDE, config_hash
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 SHOWN_DIFFERENCES = 5
 MAX_NAME_CHARS = 120

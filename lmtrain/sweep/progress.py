@@ -15,9 +15,9 @@ from lmtrain.files.metrics import read_newest
 from lmtrain.sweep.job import Ended, Job
 from lmtrain.sweep.job_directory import composed
 from lmtrain.sweep.pool import JobPool, Running
-from lmtrain.sweep.report import label, loss
+from lmtrain.sweep.report import label
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import duration
+from lmtrain.terminal.units import duration, loss_text
 
 POLL_S = 0.1
 REFRESH_S = 0.5
@@ -102,7 +102,7 @@ class SweepProgress:
             rows.add_row(*self._running_row(running))
         for one in self._ended[: -1 - max(0, console.height - OTHER_ROWS - len(self._pool.running)) : -1]:
             result = one.result
-            losses = [loss(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
+            losses = [loss_text(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
             rows.add_row(_cut(one.job.title), label(one), str(result.get("steps", "–")), *losses, "")
         counts = Counter({"running": len(self._pool.running)}) + Counter(map(label, self._ended))
         waiting = (self._total or 0) - sum(counts.values())
@@ -119,8 +119,8 @@ class SweepProgress:
             _cut(running.job.title),
             "resumed" if running.resumed else "running",
             f"{progress.step}/{max_steps}" if max_steps else str(progress.step),
-            loss(progress.train_loss),
-            loss(progress.val_loss),
+            loss_text(progress.train_loss),
+            loss_text(progress.val_loss),
             "–" if left is None else duration(left),
         ]
 

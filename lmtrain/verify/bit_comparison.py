@@ -14,7 +14,7 @@ from lmtrain.checkpoint.folder import CheckpointFolder, load
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import MEASURED, read_metrics
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 # What of a checkpoint's state.json training depends on, and what in there is time or identity: two runs differ in it.
 STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")

@@ -12,12 +12,13 @@ from scipy import stats
 from lmtrain.compare import values
 from lmtrain.compare.columns import place
 from lmtrain.compare.comparison import Compared
-from lmtrain.compare.labels import short_names, shown
+from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
 from lmtrain.compare.runs import AXES, Run, differing_keys, forked_from
 from lmtrain.compare.statistics.importance import importance
 from lmtrain.compare.statistics.replicates import origin
 from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.files.numbers import finite_or_none
 
 LOSS_POINTS, POINTS = 400, 160  # of a curve, for up to so many runs:
 FULL_RUNS = 100
@@ -43,7 +44,7 @@ def page_data(compared: Compared) -> dict[str, Any]:
     effects = {key: effect for effect in compared.conclusions.effects for key in (effect.key, *effect.alike)}
     found = [importance(key, [run.config.get(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
-    flat = [{key: shown(value, key) for key, value in run.config.items()} for run in runs]
+    flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
     common = {key: value for key, value in flat[0].items() if all(other.get(key) == value for other in flat)}
     index = {str(run.path.resolve()): number for number, run in enumerate(runs)}
     largest = max(Counter(groups).values())
@@ -52,7 +53,8 @@ def page_data(compared: Compared) -> dict[str, Any]:
         "axes": [axis for axis in AXES if any(np.isfinite(run.metrics[axis]).any() for run in runs)],
         "keys": [{"key": key, "name": name} for key, name in short_names(differing).items()],
         "importance": [
-            vars(one) | {"size": _finite(effect and effect.size), "effect_p": _finite(effect and effect.p)}
+            vars(one)
+            | {"size": finite_or_none(effect and effect.size), "effect_p": finite_or_none(effect and effect.p)}
             for one in sorted(filter(None, found), key=lambda one: -one.share)
             for effect in [effects.get(one.key)]
         ],
@@ -71,10 +73,10 @@ def page_data(compared: Compared) -> dict[str, Any]:
                 "path": str(run.path),
                 "status": run.status,
                 "group": group,
-                "outcome": _finite(out),
+                "outcome": finite_or_none(out),
                 "values": [_value(run.config.get(key), key) for key in differing],
                 "config": {key: value for key, value in flat[number].items() if key not in common},
-                "parameters": _finite(run.parameters),
+                "parameters": finite_or_none(run.parameters),
                 "parent": run.parent,
                 "origin": index.get(str(forked_from(run).get("run"))),
                 "sample": run.sample[:MAX_SAMPLE_CHARS] if run.sample else None,
@@ -158,19 +160,16 @@ def _facts(compared: Compared) -> list[dict[str, Any]]:
         (f"tokens {goal}", "count", [reached["tokens"] if reached else np.nan for reached in compared.reached]),
         (f"time {goal}", "time", [reached["seconds"] if reached else np.nan for reached in compared.reached]),
     ]
-    return [{"name": name, "kind": kind, "values": list(map(_finite, numbers))} for name, kind, numbers in columns]
+    return [
+        {"name": name, "kind": kind, "values": list(map(finite_or_none, numbers))} for name, kind, numbers in columns
+    ]
 
 
 def _last(run: Run, axis: str) -> float:
     return float(run.metrics[axis][-1]) if len(run.metrics[axis]) else float("nan")
 
 
-def _finite(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-    return float(value) if usable else None
-
-
 def _value(value: Any, key: str) -> float | str:
     """A number stays one, for an axis; all else is told as text."""
-    number = _finite(value)
-    return shown(value, key) if number is None else number
+    number = finite_or_none(value)
+    return setting_text(value, key) if number is None else number

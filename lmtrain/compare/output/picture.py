@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from lmtrain.compare.comparison import Compared
-from lmtrain.compare.labels import short_names, shown
+from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.page_data import outcome, replicate_numbers
 from lmtrain.compare.runs import Run, differing_keys
 from lmtrain.compare.statistics.importance import importance
@@ -176,8 +176,8 @@ def _labels(curves: Sequence[Curve], metric: str) -> tuple[str, list[str]]:
         outcomes = [outcome(run, metric) for run in firsts]
         found = [importance(key, [run.config.get(key) for run in firsts], outcomes) for key in keys]
         key = max((one for one in found if one), key=lambda one: one.share).key if any(found) else keys[0]
-        return names[key], [shown(run.config.get(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
+        return names[key], [setting_text(run.config.get(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
     if len(keys) == 1:
-        return names[keys[0]], [shown(run.config.get(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
-    labels = [" ".join(f"{names[key]}={shown(run.config.get(key), key)}" for key in keys) for run in firsts]
+        return names[keys[0]], [setting_text(run.config.get(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
+    labels = [" ".join(f"{names[key]}={setting_text(run.config.get(key), key)}" for key in keys) for run in firsts]
     return "", [(label or run.label)[:MAX_LEGEND_CHARS] for label, run in zip(labels, firsts, strict=True)]

@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.compare.columns import Column
-from lmtrain.compare.labels import middle_cut, shown
+from lmtrain.compare.labels import middle_cut, setting_text
 from lmtrain.compare.runs import Run
-from lmtrain.compare.statistics.conclusions import Conclusions, plus_minus
+from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, p_in_words, plus_minus
 from lmtrain.compare.statistics.effects import Effect
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.terminal.units import duration, si
@@ -127,7 +127,7 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
                 plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}",
                 f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
                 plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
-                _p(comparison.p) if comparison else "",
+                p_in_table(comparison.p) if comparison else "",
             ]
         )
     return rows
@@ -139,8 +139,8 @@ def effects_table(conclusions: Conclusions) -> Table:
         if not math.isfinite(effect.size):
             table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_untold(effect)))
             continue
-        means = ", ".join(f"{shown(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
-        p = NOTHING if effect.p is None else _p(effect.p)
+        means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
+        p = NOTHING if effect.p is None else p_in_table(effect.p)
         also = f"; with it change {', '.join(effect.alike)}" if effect.alike else ""
         table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(f"{means}{also}"))
     table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
@@ -177,12 +177,7 @@ def _untold(effect: Effect) -> str:
     if effect.rank is None:
         return text
     rank = effect.rank
-    p = _p(rank.p)
     return (
-        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, "
-        f"p {p if p.startswith('<') else f'= {p}'}), the others not held equal"
+        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, {p_in_words(rank.p)}), "
+        "the others not held equal"
     )
-
-
-def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from lmtrain.compare.columns import Column, loss
+from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import Compared
 from lmtrain.compare.output.tables import (
     SHOWN_GROUPS,
@@ -16,6 +16,7 @@ from lmtrain.compare.output.tables import (
 )
 from lmtrain.compare.statistics.conclusions import degrees
 from lmtrain.terminal.console import console
+from lmtrain.terminal.units import loss_text
 
 REACHED_ROWS = 10
 
@@ -75,7 +76,7 @@ def _show_reach(compared: Compared) -> None:
     if not math.isfinite(compared.goal):
         return
     chosen = ", which three runs in four reach (--reach chooses another)" if compared.goal_chosen else ""
-    _heading(f"first evaluation with {compared.metric} at {loss(compared.goal)} or better{chosen}")
+    _heading(f"first evaluation with {compared.metric} at {loss_text(compared.goal)} or better{chosen}")
     reached = sorted(
         zip(compared.runs, compared.reached, strict=True), key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf
     )

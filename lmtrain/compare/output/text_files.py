@@ -10,10 +10,11 @@ from typing import Any
 
 from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import Compared
-from lmtrain.compare.labels import shown
+from lmtrain.compare.labels import setting_text
 from lmtrain.compare.output.tables import GROUP_HEADERS, cell, group_rows, usual
 from lmtrain.compare.runs import Run
 from lmtrain.compare.statistics.significance import half_width
+from lmtrain.files.numbers import is_number, nan_as_null
 
 
 def as_csv(compared: Compared) -> str:
@@ -74,7 +75,7 @@ def as_json(compared: Compared) -> str:
         "sentences": conclusions.sentences,
         "notes": compared.notes,
     }
-    return json.dumps(_finite(content), indent=2, allow_nan=False) + "\n"
+    return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
 
 
 def as_markdown(compared: Compared) -> str:
@@ -104,21 +105,9 @@ def _table(headers: Sequence[str], is_text: Sequence[bool], rows: Sequence[Seque
 
 def _field(column: Column, run: Run) -> Any:
     value = column.value(run)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if is_number(value):
         return value if math.isfinite(value) else ""
-    return "" if value is None and column.is_text else shown(value)
-
-
-def _finite(value: Any) -> Any:
-    """With null for NaN, which JSON has not."""
-    match value:
-        case dict():
-            return {key: _finite(item) for key, item in value.items()}
-        case list() | tuple():
-            return [_finite(item) for item in value]
-        case float() if not math.isfinite(value):
-            return None
-    return value
+    return "" if value is None and column.is_text else setting_text(value)
 
 
 def _escaped(text: str) -> str:

@@ -22,6 +22,7 @@ from lmtrain.compare.statistics.significance import (
 MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
 MAX_HOLM_GROUPS = 60  # beyond, all pairs take too long: Bonferroni's correction, which is stricter
 SENTENCES = 3
+LEAST_P = 0.0001  # a smaller one says no more
 WOULD_DECIDE = "each would decide a difference of"
 
 
@@ -111,13 +112,13 @@ def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) ->
 
 def _better(a: Group, b: Group, test: Difference, p: float) -> str:
     by = plus_minus(abs(test.value), test.half_width)
-    return f"{a.label} is better than {b.label} by {by} ({_p(p)}, {_seeds(a, b)})"
+    return f"{a.label} is better than {b.label} by {by} ({p_in_words(p)}, {_seeds(a, b)})"
 
 
 def _undecided(a: Group, b: Group, test: Difference, p: float, noise: Noise) -> str:
     return (
         f"cannot tell {a.label} from {b.label}: they differ by {plus_minus(abs(test.value), test.half_width)} "
-        f"({_p(p)}, {_seeds(a, b)}), and the noise between seeds is {noise.sd:.2g}"
+        f"({p_in_words(p)}, {_seeds(a, b)}), and the noise between seeds is {noise.sd:.2g}"
     )
 
 
@@ -194,8 +195,14 @@ def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str
     return f"{value:.{digits}f} ± {half_width:.{digits}f}"
 
 
-def _p(p: float) -> str:
-    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+def p_in_table(p: float) -> str:
+    """Return a p-value as `0.012` or `<0.0001`."""
+    return f"{p:.2g}" if p >= LEAST_P else f"<{LEAST_P}"
+
+
+def p_in_words(p: float) -> str:
+    """Return a p-value as `p = 0.012` or `p < 0.0001`."""
+    return f"p = {p:.2g}" if p >= LEAST_P else f"p < {LEAST_P}"
 
 
 def _seeds(a: Group, b: Group) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import special
 
 from lmtrain.compare.statistics.significance import Correlation, Noise, pooled_noise, spearman
+from lmtrain.files.numbers import is_number
 
 ROUNDING = 1e-12  # relative; a noise below it is that of the arithmetic
 MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to analyse so
@@ -109,7 +110,7 @@ def _untold(
     numbers = [
         (float(setting[key]), float(np.mean(values)))
         for setting, values in zip(settings, samples, strict=True)
-        if _is_number(setting[key])
+        if is_number(setting[key])
     ]
     rank = spearman(*zip(*numbers, strict=True)) if numbers else None
     return Effect(key, {}, math.nan, None, None, together=together, rank=rank)
@@ -138,8 +139,4 @@ def _confounded(key: str, parts: Mapping[str, np.ndarray], weights: np.ndarray) 
 
 def _by_value(item: tuple[Any, float]) -> tuple[int, float, str]:
     value = item[0]
-    return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, float(value), "") if is_number(value) else (1, 0.0, str(value))

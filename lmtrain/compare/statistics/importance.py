@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from lmtrain.files.numbers import is_number
+
 MAX_LEVELS = 8  # more values of a number than this, as a random search has, are taken in quarters
 FEWEST_RUNS = 5
 
@@ -39,11 +41,7 @@ def importance(key: str, values: Sequence[Any], outcomes: Sequence[float]) -> Im
 
 def _levels(values: Sequence[Any]) -> list[Any]:
     """What the values are compared as: themselves, or their quarter among many different numbers."""
-    if len(set(map(repr, values))) > MAX_LEVELS and all(_is_number(value) for value in values):
+    if len(set(map(repr, values))) > MAX_LEVELS and all(is_number(value) for value in values):
         edges = np.quantile(np.array(values, float), [0.25, 0.5, 0.75])
         return [int(quarter) for quarter in np.searchsorted(edges, np.array(values, float))]
     return [repr(value) for value in values]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.labels import comparable, labels_of, printable
+from lmtrain.compare.labels import comparable, labels_of
 from lmtrain.compare.runs import ASIDE, Run, differing_keys, forked_from
-from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 from lmtrain.files.metrics import MEASURED
 from lmtrain.run.identity import config_hash
+from lmtrain.terminal.as_text import printable
 
 ORIGIN_KEY = "from"  # among a group's settings: the parent of a forked run
 SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
@@ -52,7 +53,7 @@ def groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[Gro
             label = f"{label} {setting[-1]}".strip()
         by_seed: dict[Any, list[float]] = {}
         for run in own:
-            if run.status == "completed" and np.isfinite(number := value(run)):
+            if run.status == COMPLETED.status and np.isfinite(number := value(run)):
                 by_seed.setdefault(run.seed, []).append(number)
         # The same seed again is no new draw of the noise.
         values = {seed: float(np.mean(numbers)) for seed, numbers in by_seed.items()}
@@ -113,7 +114,7 @@ def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
     """Runs that are in no mean, by the reason."""
     out: dict[str, list[Run]] = {}
     for run in runs:
-        if run.status != "completed":
+        if run.status != COMPLETED.status:
             out.setdefault(run.status, []).append(run)
         elif not np.isfinite(value(run)):
             out.setdefault("completed, but without such a value", []).append(run)

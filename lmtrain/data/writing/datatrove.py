@@ -32,7 +32,7 @@ from lmtrain.data.writing.ranks import RECORD, SETTINGS, TOKENS, Record, ShardWr
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync, write_atomically
 from lmtrain.files.limited import read_json_limited
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 
 class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
