@@ -20,7 +20,7 @@ def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list
 
     Two are the same only if these keys have the same values.
     """
-    settings = [tuple(comparable(config.get(key)) for key in keys) for config in configs]
+    settings = [tuple(hashable(config.get(key)) for key in keys) for config in configs]
     different = dict(zip(settings, configs, strict=True))
     common = [Counter(values) for values in zip(*different, strict=True)]
     kept = {setting: _fitting(config, keys, setting, common) for setting, config in different.items()}
@@ -55,7 +55,7 @@ def _label(config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], w
     """Of its `own` keys, the values of those in `whole` uncut."""
     names, own, whole = short_names(keys), set(own), set(whole)
     texts = {key: setting_text(config.get(key), key) for key in keys if key in own}
-    cut = {key: text if key in whole else middle_cut(text, MAX_VALUE_CHARS) for key, text in texts.items()}
+    cut = {key: text if key in whole else cut_middle(text, MAX_VALUE_CHARS) for key, text in texts.items()}
     return " ".join(f"{names[key]}={text}" for key, text in cut.items())
 
 
@@ -72,7 +72,7 @@ def setting_text(value: Any, key: str = "") -> str:
     return rounded(value.rpartition(".")[2] if isinstance(value, str) and key.endswith("_target_") else value)
 
 
-def middle_cut(text: str, limit: int) -> str:
+def cut_middle(text: str, limit: int) -> str:
     """Without its middle where it is too long: a path is told by its ends. A setting's number goes whole or stays."""
     if len(text) <= limit:
         return text
@@ -94,10 +94,10 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
-def comparable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """The same for equal values, and fit to be looked up."""
-    return as_json(value) if isinstance(value, list) else value
+    return canonical_json(value) if isinstance(value, list) else value
 
 
-def as_json(value: Any) -> str:
+def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)

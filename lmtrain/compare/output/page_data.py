@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lmtrain.compare import values
-from lmtrain.compare.columns import place
-from lmtrain.compare.comparison import Compared
+from lmtrain.compare.columns import place_text
+from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
+from lmtrain.compare.run_values import best_value, final_value, median_speed, sign, value_at
 from lmtrain.compare.runs import AXES, Run, differing_keys, forked_from
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.replicates import origin
+from lmtrain.compare.statistics.replicates import origin_label
 from lmtrain.errors import UNSUCCESSFUL
 from lmtrain.files.numbers import finite_or_none
 
@@ -31,17 +31,17 @@ def replicate_numbers(runs: Sequence[Run]) -> list[int]:
     """A number for each run, equal for those that differ in the seed alone, their origins' seeds included."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     numbers: dict[str, int] = {}
-    settings = [json.dumps([[run.config.get(key) for key in keys], origin(run)], default=str) for run in runs]
+    settings = [json.dumps([[run.config.get(key) for key in keys], origin_label(run)], default=str) for run in runs]
     return [numbers.setdefault(setting, len(numbers)) for setting in settings]
 
 
-def page_data(compared: Compared) -> dict[str, Any]:
+def page_data(comparison: RunComparison) -> dict[str, Any]:
     """All that the page's script is told. The runs are not none."""
-    runs, differing = compared.runs, compared.keys
+    runs, differing = comparison.runs, comparison.keys
     groups = replicate_numbers(runs)
-    metrics = _metrics(runs, compared.metric)
-    outcomes = [outcome(run, compared.metric) for run in runs]
-    effects = {key: effect for effect in compared.conclusions.effects for key in (effect.key, *effect.alike)}
+    metrics = _metric_names(runs, comparison.metric)
+    outcomes = [outcome(run, comparison.metric) for run in runs]
+    effects = {key: effect for effect in comparison.conclusions.effects for key in (effect.key, *effect.alike)}
     found = [importance(key, [run.config.get(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
@@ -58,12 +58,12 @@ def page_data(compared: Compared) -> dict[str, Any]:
             for one in sorted(filter(None, found), key=lambda one: -one.share)
             for effect in [effects.get(one.key)]
         ],
-        "metric": compared.metric,
-        "sign": values.sign(compared.metric),
-        "value": compared.value,
-        "groups": [GROUP_HEADERS, *group_rows(compared.conclusions)] if compared.conclusions.comparisons else [],
-        "sentences": [*compared.conclusions.sentences, *(f"note: {note}" for note in compared.notes)],
-        "facts": _facts(compared),
+        "metric": comparison.metric,
+        "sign": sign(comparison.metric),
+        "value": comparison.value,
+        "groups": [GROUP_HEADERS, *group_rows(comparison.conclusions)] if comparison.conclusions.comparisons else [],
+        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.notes)],
+        "facts": _table_columns(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
         "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max(2, largest))))],
@@ -74,7 +74,7 @@ def page_data(compared: Compared) -> dict[str, Any]:
                 "status": run.status,
                 "group": group,
                 "outcome": finite_or_none(out),
-                "values": [_value(run.config.get(key), key) for key in differing],
+                "values": [_axis_value(run.config.get(key), key) for key in differing],
                 "config": {key: value for key, value in flat[number].items() if key not in common},
                 "parameters": finite_or_none(run.parameters),
                 "parent": run.parent,
@@ -96,10 +96,10 @@ def as_script(data: Mapping[str, Any]) -> str:
 
 def outcome(run: Run, metric: str) -> float:
     """The best value of the metric; NaN for a run that has none, failed or diverged."""
-    return float("nan") if run.status in UNSUCCESSFUL else values.best(run, metric)[0]
+    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
 
 
-def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """At most so many points to draw, with each stretch's lowest and highest; and each stretch's means, to smooth.
 
     The means are empty where all points are kept.
@@ -116,7 +116,7 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarra
     return x[kept], y[kept], np.nanmean(xs, 1), np.nanmean(ys, 1)
 
 
-def _metrics(runs: Sequence[Run], first: str) -> list[str]:
+def _metric_names(runs: Sequence[Run], first: str) -> list[str]:
     """Those logged, the compared one first."""
     found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
     logged = [name for name in found if any(len(run.series(name)[0]) for run in runs)]
@@ -127,7 +127,7 @@ def _packed_series(run: Run, metric: str, share: float) -> list[str]:
     """Steps and values, then the steps and values of the means."""
     x, y = run.series(metric)
     most = max(FEWEST_POINTS, int((LOSS_POINTS if metric.endswith("loss") else POINTS) * share))
-    return [_packed(part) for part in thin(x, y, most)]
+    return [_packed(part) for part in thin_curve(x, y, most)]
 
 
 def _packed_axes(run: Run, most: int) -> dict[str, str]:
@@ -143,33 +143,33 @@ def _packed(numbers: np.ndarray) -> str:
         return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
 
 
-def _facts(compared: Compared) -> list[dict[str, Any]]:
+def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     """The table's numbers, a column each: a name, how it is written (`value`, `count` or `time`), a number a run."""
-    metric, runs = compared.metric, compared.runs
-    goal = f"to {compared.goal:.4g}"
-    columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [values.best(run, metric)[0] for run in runs])]
-    if equal := compared.places.get("step"):
-        columns.append((f"at {place(equal)}", "value", [values.at(run, metric, equal) for run in runs]))
+    metric, runs = comparison.metric, comparison.runs
+    goal = f"to {comparison.goal:.4g}"
+    columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [best_value(run, metric)[0] for run in runs])]
+    if equal := comparison.places.get("step"):
+        columns.append((f"at {place_text(equal)}", "value", [value_at(run, metric, equal) for run in runs]))
     columns += [
-        ("final", "value", [values.final(run, metric) for run in runs]),
+        ("final", "value", [final_value(run, metric) for run in runs]),
         ("steps", "count", [run.steps for run in runs]),
-        ("tokens", "count", [_last(run, "tokens") for run in runs]),
-        ("FLOPs", "count", [_last(run, "flops") for run in runs]),
-        ("time", "time", [_last(run, "seconds") for run in runs]),
-        ("tokens/s", "count", [values.speed(run) for run in runs]),
-        (f"tokens {goal}", "count", [reached["tokens"] if reached else np.nan for reached in compared.reached]),
-        (f"time {goal}", "time", [reached["seconds"] if reached else np.nan for reached in compared.reached]),
+        ("tokens", "count", [_last_on_axis(run, "tokens") for run in runs]),
+        ("FLOPs", "count", [_last_on_axis(run, "flops") for run in runs]),
+        ("time", "time", [_last_on_axis(run, "seconds") for run in runs]),
+        ("tokens/s", "count", [median_speed(run) for run in runs]),
+        (f"tokens {goal}", "count", [reached["tokens"] if reached else np.nan for reached in comparison.reached]),
+        (f"time {goal}", "time", [reached["seconds"] if reached else np.nan for reached in comparison.reached]),
     ]
     return [
         {"name": name, "kind": kind, "values": list(map(finite_or_none, numbers))} for name, kind, numbers in columns
     ]
 
 
-def _last(run: Run, axis: str) -> float:
+def _last_on_axis(run: Run, axis: str) -> float:
     return float(run.metrics[axis][-1]) if len(run.metrics[axis]) else float("nan")
 
 
-def _value(value: Any, key: str) -> float | str:
+def _axis_value(value: Any, key: str) -> float | str:
     """A number stays one, for an axis; all else is told as text."""
     number = finite_or_none(value)
     return setting_text(value, key) if number is None else number

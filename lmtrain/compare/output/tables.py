@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.compare.columns import Column
-from lmtrain.compare.labels import middle_cut, setting_text
+from lmtrain.compare.labels import cut_middle, setting_text
 from lmtrain.compare.runs import Run
 from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, p_in_words, plus_minus
 from lmtrain.compare.statistics.effects import Effect
@@ -30,25 +30,27 @@ GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "to the best", "p")
 NOTHING = "–"
 
 
-def cell(column: Column, run: Run) -> str:
+def cell_text(column: Column, run: Run) -> str:
     value = column.value(run)
     if value is None and column.is_text:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return NOTHING
-    return middle_cut(column.show(value), 2 * MAX_CELL if column.key in ("run", "parent") else MAX_CELL)
+    return cut_middle(column.show(value), 2 * MAX_CELL if column.key in ("run", "parent") else MAX_CELL)
 
 
-def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Column], list[str]]:
+def default_columns(
+    columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]
+) -> tuple[list[Column], list[str]]:
     """The columns to show, and what is the same for all of several runs, in words."""
     picked, same = [], []
     for key, column in columns.items():
-        if key in keys and all(_is_told(column, columns["run"], run) for run in runs):
+        if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
             continue
         if key in ALWAYS or key in keys:
             picked.append(column)
         elif key in DEFAULT:
-            texts = {cell(column, run) for run in runs}
+            texts = {cell_text(column, run) for run in runs}
             told = texts - {"", NOTHING}
             if len(texts) > 1 or (told and len(runs) == 1):
                 picked.append(column)
@@ -61,7 +63,7 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
     for column in picked:
         first = column
         if column.key.startswith("at_") or column.key in ("best", "final"):
-            first = seen.setdefault(tuple(cell(column, run) for run in runs), column)
+            first = seen.setdefault(tuple(cell_text(column, run) for run in runs), column)
         if first is column:
             distinct.append(column)
         elif not column.key.startswith("at_"):
@@ -69,20 +71,20 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
     return distinct, [*same, *(f"{' and '.join(headers)} = {first}" for first, headers in copies.items())]
 
 
-def _is_told(column: Column, called: Column, run: Run) -> bool:
+def _is_in_name(column: Column, called: Column, run: Run) -> bool:
     """Has the run's name, where it is a label, the whole value already?"""
-    return f"{column.header}={cell(column, run)}" in cell(called, run).split()
+    return f"{column.header}={cell_text(column, run)}" in cell_text(called, run).split()
 
 
-def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
+def fit_to_width(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
     """The columns that a terminal has room for, and those that it has not."""
     kept = list(columns)
     by_key = {column.key: column for column in columns}
     # Of the config's keys, first those that tell the fewest runs apart.
     keys = [column.key for column in columns if column.key not in (*ALWAYS, *DEFAULT)]
-    keys.sort(key=lambda key: (len({cell(by_key[key], run) for run in runs}), key != "seed"))
+    keys.sort(key=lambda key: (len({cell_text(by_key[key], run) for run in runs}), key != "seed"))
     order = [*DROPPED, *keys[:-2], "parent", "best", "status", *keys[-2:], "run"]
-    widths = {column.key: _width(column, runs) for column in columns}
+    widths = {column.key: _column_width(column, runs) for column in columns}
     for key in order:
         if sum(widths[column.key] + GAP for column in kept) <= width:
             break
@@ -91,22 +93,22 @@ def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[
     return kept, [column for column in columns if column not in kept]
 
 
-def _width(column: Column, runs: Sequence[Run]) -> int:
-    return max([*map(cell_len, column.header.split()), *(cell_len(cell(column, run)) for run in runs)])
+def _column_width(column: Column, runs: Sequence[Run]) -> int:
+    return max([*map(cell_len, column.header.split()), *(cell_len(cell_text(column, run)) for run in runs)])
 
 
 def runs_table(columns: Sequence[Column], runs: Sequence[Run]) -> Table:
-    table = _table()
+    table = _plain_table()
     for column in columns:
         left = column.is_text
         table.add_column(escape(column.header.replace(" ", "\n")), justify="left" if left else "right", no_wrap=True)
     for run in runs:
-        table.add_row(*(escape(cell(column, run)) for column in columns))
+        table.add_row(*(escape(cell_text(column, run)) for column in columns))
     return table
 
 
 def groups_table(conclusions: Conclusions) -> Table:
-    table = _table(*GROUP_HEADERS)
+    table = _plain_table(*GROUP_HEADERS)
     for row in group_rows(conclusions)[:SHOWN_GROUPS]:
         table.add_row(*map(escape, row))
     return table
@@ -134,10 +136,10 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
 
 
 def effects_table(conclusions: Conclusions) -> Table:
-    table = _table("setting", "effect", "p", "mean by value, the others equal")
+    table = _plain_table("setting", "effect", "p", "mean by value, the others equal")
     for effect in conclusions.effects:
         if not math.isfinite(effect.size):
-            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_untold(effect)))
+            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_why_undetermined(effect)))
             continue
         means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
         p = NOTHING if effect.p is None else p_in_table(effect.p)
@@ -148,13 +150,13 @@ def effects_table(conclusions: Conclusions) -> Table:
 
 
 def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Table:
-    table = _table("run", "step", "tokens", "FLOPs", "time")
+    table = _plain_table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:
-            table.add_row(escape(middle_cut(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
+            table.add_row(escape(cut_middle(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
         else:
             table.add_row(
-                escape(middle_cut(run.label, 2 * MAX_CELL)),
+                escape(cut_middle(run.label, 2 * MAX_CELL)),
                 f"{place['step']:.0f}",
                 *(si(place[axis]) if math.isfinite(place[axis]) else NOTHING for axis in ("tokens", "flops")),
                 duration(place["seconds"]),
@@ -162,14 +164,14 @@ def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Ta
     return table
 
 
-def _table(*headers: str) -> Table:
+def _plain_table(*headers: str) -> Table:
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP, 0, 0), show_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
 
 
-def _untold(effect: Effect) -> str:
+def _why_undetermined(effect: Effect) -> str:
     why = (
         f"always changes together with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
     )

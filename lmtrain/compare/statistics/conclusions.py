@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtrain.compare.statistics.effects import Effect, effects
-from lmtrain.compare.statistics.replicates import Group, same_start
+from lmtrain.compare.statistics.replicates import ReplicateGroup, start_alike
 from lmtrain.compare.statistics.significance import (
     ALPHA,
     MAX_SEEDS,
-    Difference,
-    Noise,
-    by_noise,
-    holm,
-    paired,
+    MeanDifference,
+    SeedNoise,
+    holm_correction,
+    paired_t_test,
     pooled_noise,
+    pooled_t_test,
     seeds_needed,
-    welch,
+    welch_t_test,
 )
 
 MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
@@ -27,11 +27,11 @@ WOULD_DECIDE = "each would decide a difference of"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class GroupComparison:
     """The best group against another; `p` holds for all pairs together."""
 
-    other: Group
-    difference: Difference
+    other: ReplicateGroup
+    difference: MeanDifference
     p: float
     sentence: str
 
@@ -40,15 +40,15 @@ class Comparison:
 class Conclusions:
     """`groups` from best to worst; `sentences` say it all for a person."""
 
-    groups: Sequence[Group]
-    noise: Noise | None
-    comparisons: Sequence[Comparison]
+    groups: Sequence[ReplicateGroup]
+    noise: SeedNoise | None
+    comparisons: Sequence[GroupComparison]
     effects: Sequence[Effect]
-    effects_noise: Noise | None
+    effects_noise: SeedNoise | None
     sentences: Sequence[str]
 
 
-def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None = None) -> Conclusions:
+def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: float | None = None) -> Conclusions:
     """`sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed)."""
     ranked = sorted(groups, key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
@@ -70,35 +70,37 @@ def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None
     return Conclusions(ranked, noise, comparisons, *_effects(ranked), [*sentences, *_remarks(ranked, comparisons)])
 
 
-def _effects(groups: Sequence[Group]) -> tuple[Sequence[Effect], Noise | None]:
+def _effects(groups: Sequence[ReplicateGroup]) -> tuple[Sequence[Effect], SeedNoise | None]:
     settings = [group.settings for group in groups]
     keys = [key for key in settings[0] if len({setting[key] for setting in settings}) > 1]
     found, noise = effects(settings, [group.sample for group in groups], keys)
     return found, noise
 
 
-def _test(a: Group, b: Group, noise: Noise, *, may_pair: bool) -> Difference:
+def _compare_groups(a: ReplicateGroup, b: ReplicateGroup, noise: SeedNoise, *, may_pair: bool) -> MeanDifference:
     if min(len(a.values), len(b.values)) < 2:
-        return by_noise(a.sample, b.sample, noise)
-    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and same_start(a, b):
-        return paired(a.sample, [b.values[seed] for seed in a.values])
-    return welch(a.sample, b.sample)
+        return pooled_t_test(a.sample, b.sample, noise)
+    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and start_alike(a, b):
+        return paired_t_test(a.sample, [b.values[seed] for seed in a.values])
+    return welch_t_test(a.sample, b.sample)
 
 
-def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) -> list[Comparison]:
+def _comparisons(ranked: Sequence[ReplicateGroup], noise: SeedNoise, wanted: float | None) -> list[GroupComparison]:
     """The best against each other one.
 
     The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them. Pairs of
     runs are for the plain question A or B: what the correction for many asks of a test, a few pairs can't give.
     """
     may_pair = len(ranked) == 2
-    tests = [_test(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
+    tests = [_compare_groups(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
     pairs = len(ranked) * (len(ranked) - 1) // 2
     if len(ranked) <= MAX_HOLM_GROUPS:
         others = [
-            _test(a, b, noise, may_pair=False).p for index, a in enumerate(ranked[1:], 1) for b in ranked[index + 1 :]
+            _compare_groups(a, b, noise, may_pair=False).p
+            for index, a in enumerate(ranked[1:], 1)
+            for b in ranked[index + 1 :]
         ]
-        ps = holm([*(test.p for test in tests), *others])[: len(tests)].tolist()
+        ps = holm_correction([*(test.p for test in tests), *others])[: len(tests)].tolist()
     else:
         ps = [min(1.0, test.p * pairs) for test in tests]
     found = []
@@ -106,23 +108,25 @@ def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) ->
         verdict = _better(ranked[0], other, test, p) if p < ALPHA else _undecided(ranked[0], other, test, p, noise)
         if p >= ALPHA:
             verdict += _more_seeds(ranked[0], other, test, noise, wanted, ALPHA / pairs)
-        found.append(Comparison(other, test, p, verdict))
+        found.append(GroupComparison(other, test, p, verdict))
     return found
 
 
-def _better(a: Group, b: Group, test: Difference, p: float) -> str:
+def _better(a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, p: float) -> str:
     by = plus_minus(abs(test.value), test.half_width)
     return f"{a.label} is better than {b.label} by {by} ({p_in_words(p)}, {_seeds(a, b)})"
 
 
-def _undecided(a: Group, b: Group, test: Difference, p: float, noise: Noise) -> str:
+def _undecided(a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, p: float, noise: SeedNoise) -> str:
     return (
         f"cannot tell {a.label} from {b.label}: they differ by {plus_minus(abs(test.value), test.half_width)} "
         f"({p_in_words(p)}, {_seeds(a, b)}), and the noise between seeds is {noise.sd:.2g}"
     )
 
 
-def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: float | None, alpha: float) -> str:
+def _more_seeds(
+    a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, noise: SeedNoise, wanted: float | None, alpha: float
+) -> str:
     """How many seeds would decide, with a power of 80%."""
     delta = abs(test.value) if wanted is None else wanted
     pairs = test.test.startswith("paired")
@@ -140,13 +144,13 @@ def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: floa
     return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DECIDE} {delta:.2g}"
 
 
-def _sd_of_differences(a: Group, b: Group) -> float:
+def _sd_of_differences(a: ReplicateGroup, b: ReplicateGroup) -> float:
     differences = [value - b.values[seed] for seed, value in a.values.items()]
     found = pooled_noise([differences])
     return found.sd if found else 0.0
 
 
-def _one_group(group: Group, noise: Noise | None) -> str:
+def _one_group(group: ReplicateGroup, noise: SeedNoise | None) -> str:
     if noise is None:
         return "one run: nothing to compare it with"
     return (
@@ -155,7 +159,7 @@ def _one_group(group: Group, noise: Noise | None) -> str:
     )
 
 
-def _no_seeds(ranked: Sequence[Group]) -> str:
+def _no_seeds(ranked: Sequence[ReplicateGroup]) -> str:
     first, second = ranked[:2]
     return (
         f"cannot tell: {first.label} came out {abs(first.mean - second.mean):.2g} better than {second.label}, but with "
@@ -163,7 +167,7 @@ def _no_seeds(ranked: Sequence[Group]) -> str:
     )
 
 
-def _remarks(ranked: Sequence[Group], comparisons: Sequence[Comparison]) -> list[str]:
+def _remarks(ranked: Sequence[ReplicateGroup], comparisons: Sequence[GroupComparison]) -> list[str]:
     tests = dict.fromkeys(comparison.difference.test for comparison in comparisons)
     pairs = len(ranked) * (len(ranked) - 1) // 2
     line = f"± is a 95% interval; p: {', '.join(tests)}, two-sided"
@@ -205,7 +209,7 @@ def p_in_words(p: float) -> str:
     return f"p = {p:.2g}" if p >= LEAST_P else f"p < {LEAST_P}"
 
 
-def _seeds(a: Group, b: Group) -> str:
+def _seeds(a: ReplicateGroup, b: ReplicateGroup) -> str:
     counts = len(a.values), len(b.values)
     if counts[0] == counts[1]:
         return f"{counts[0]} seeds each" if counts[0] > 1 else "one seed each"

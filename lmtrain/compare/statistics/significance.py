@@ -16,7 +16,7 @@ Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
-class Noise:
+class SeedNoise:
     """The standard deviation between seeds, and the degrees of freedom that it is known with."""
 
     sd: float
@@ -24,7 +24,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Difference:
+class MeanDifference:
     """Of two means, first less second, with the half width of its 95% interval."""
 
     value: float
@@ -37,43 +37,45 @@ def half_width(values: Values) -> float:
     """Of the 95% t interval of the mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
-    return float(_t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(_critical_t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def pooled_noise(samples: Sequence[Values]) -> Noise | None:
+def pooled_noise(samples: Sequence[Values]) -> SeedNoise | None:
     """Of groups that may have different means but share the noise; None if no group has two values."""
     several = [np.asarray(values, dtype=float) for values in samples if len(values) > 1]
     df = sum(len(values) - 1 for values in several)
     squares = sum(float(np.sum((values - values.mean()) ** 2)) for values in several)
-    return Noise(math.sqrt(squares / df), df) if df else None
+    return SeedNoise(math.sqrt(squares / df), df) if df else None
 
 
-def welch(a: Values, b: Values) -> Difference:
+def welch_t_test(a: Values, b: Values) -> MeanDifference:
     """Two independent groups of at least two values each, whose noise need not be the same (Welch 1947)."""
     parts = [float(np.var(values, ddof=1)) / len(values) for values in (a, b)]
     error = math.sqrt(sum(parts))
     terms = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
     df = sum(parts) ** 2 / terms if terms else float(len(a) + len(b) - 2)
-    return _difference(float(np.mean(a) - np.mean(b)), error, df, "Welch's t-test")
+    return _mean_difference(float(np.mean(a) - np.mean(b)), error, df, "Welch's t-test")
 
 
-def paired(a: Values, b: Values) -> Difference:
+def paired_t_test(a: Values, b: Values) -> MeanDifference:
     """Values that belong together in pairs: what a pair shares drops out."""
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    return _difference(float(differences.mean()), error, len(differences) - 1, "paired t-test")
+    return _mean_difference(float(differences.mean()), error, len(differences) - 1, "paired t-test")
 
 
-def by_noise(a: Values, b: Values, noise: Noise) -> Difference:
+def pooled_t_test(a: Values, b: Values, noise: SeedNoise) -> MeanDifference:
     """For groups of which one has a single value: its noise is taken to be that of the others."""
     error = noise.sd * math.sqrt(1 / len(a) + 1 / len(b))
-    return _difference(float(np.mean(a) - np.mean(b)), error, noise.df, "t-test with the pooled noise")
+    return _mean_difference(float(np.mean(a) - np.mean(b)), error, noise.df, "t-test with the pooled noise")
 
 
-def _difference(value: float, error: float, df: float, test: str) -> Difference:
+def _mean_difference(value: float, error: float, df: float, test: str) -> MeanDifference:
     if error == 0:  # the seeds change nothing at all
-        return Difference(value, 0.0, 0.0 if value else 1.0, test)
-    return Difference(value, float(_t(df) * error), float(2 * special.stdtr(df, -abs(value) / error)), test)
+        return MeanDifference(value, 0.0, 0.0 if value else 1.0, test)
+    return MeanDifference(
+        value, float(_critical_t(df) * error), float(2 * special.stdtr(df, -abs(value) / error)), test
+    )
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ def _ranks(values: Values) -> np.ndarray:
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
 
 
-def holm(ps: Values) -> np.ndarray:
+def holm_correction(ps: Values) -> np.ndarray:
     """p-values that hold for all of them together (Holm 1979), in the order given."""
     ps = np.asarray(ps, dtype=float)
     order = np.argsort(ps, kind="stable")
@@ -117,7 +119,7 @@ def power(difference: float, sd: float, seeds: int, *, pairs: bool = False, alph
     """
     df = (seeds - 1) * (1 if pairs else 2)
     shift = abs(difference) / sd * math.sqrt(seeds / (1 if pairs else 2))
-    critical = _t(df, alpha)
+    critical = _critical_t(df, alpha)
     return float(1 - special.nctdtr(df, shift, critical) + special.nctdtr(df, shift, -critical))
 
 
@@ -135,6 +137,6 @@ def seeds_needed(difference: float, sd: float, *, pairs: bool = False, alpha: fl
     return int(seeds) if seeds <= MAX_SEEDS else None
 
 
-def _t(df: float, alpha: float = ALPHA) -> float:
+def _critical_t(df: float, alpha: float = ALPHA) -> float:
     """Two-sided critical value."""
     return float(special.stdtrit(df, 1 - alpha / 2))
