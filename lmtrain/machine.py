@@ -46,7 +46,7 @@ GPUS = (
 )
 
 
-def known(device_name: str) -> Gpu | None:
+def known_gpu(device_name: str) -> Gpu | None:
     """The GPU that the driver calls so; None for one that is not in the table."""
     # As whole words: an L40 is no L4, a T400 no T4, and a laptop's RTX 4090 is another chip.
     whole = r"(?<!\w){}(?!\w| Ti| D\b| Laptop)"

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import PositiveInt, StringConstraints
 
-from lmtrain.machine import known
+from lmtrain.machine import known_gpu
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class System:
         """The vendor's FLOP/s of this device in 16 bits; None where it is unknown, or the run computes in 32."""
         if self.device.type == "cpu" or self.dtype == torch.float32:
             return None
-        gpu = known(torch.cuda.get_device_name(self.device))
+        gpu = known_gpu(torch.cuda.get_device_name(self.device))
         return gpu.peak_flops if gpu else None
 
     def process_bytes(self) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Schedule:
+class ScheduleFacts:
     """The learning rate's plan, as the config has it."""
 
     max_steps: int  # the run's
@@ -17,7 +17,7 @@ class Schedule:
     first_step: int = 0  # steps that a fork's origin did
 
     @classmethod
-    def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "Schedule":
+    def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "ScheduleFacts":
         """From the config's node of the scheduler, whoever wrote it; the keys are those of the shipped ones."""
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
         return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step)
@@ -34,8 +34,8 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Facts:
-    schedule: Schedule
+class RunFacts:
+    schedule: ScheduleFacts
     intervals: Intervals
     parameters: int
     step_tokens: int
@@ -57,7 +57,7 @@ class Facts:
     vocab_size: int | None = None
     d_model: int | None = None
     n_head: int | None = None
-    longest: int | None = None  # the model's own block_size
+    model_block_size: int | None = None  # the model's own block_size
     learned_positions: bool = False
     speed_to_float32: float | None = None  # of matrix products in the run's dtype on this CPU
     idle_gpu: bool = False
@@ -89,4 +89,4 @@ class Facts:
         return None if self.step_seconds is None else self.step_seconds * self.steps
 
 
-Remark = Callable[[Facts], str | None]
+Remark = Callable[[RunFacts], str | None]

@@ -18,7 +18,7 @@ KERNEL_S = 6e-6  # from one kernel's start to the next one's, however small, in 
 
 
 @dataclass(frozen=True)
-class Offer:
+class GpuEstimate:
     """A run on one GPU; None where the memory or the price is unknown."""
 
     gpu: Gpu
@@ -27,9 +27,9 @@ class Offer:
     dollars: float | None
 
 
-def offers(
+def gpu_estimates(
     flops: float, kernels: int, peak_bytes: int | None, *, mfu: float, dollars_per_hour: float | None = None
-) -> list[Offer]:
+) -> list[GpuEstimate]:
     """The run on every known GPU that is rented; `dollars_per_hour` takes the place of the table's prices.
 
     A run takes the time of its FLOPs at `mfu` of the peak, or that of starting its kernels, if that is longer.
@@ -41,7 +41,7 @@ def offers(
             continue
         seconds = max(flops / (gpu.peak_flops * mfu), kernels * KERNEL_S)
         fits = None if peak_bytes is None else peak_bytes <= USABLE * gpu.memory_gb * 1e9
-        found.append(Offer(gpu, fits, seconds, None if price is None else price * seconds / 3600))
+        found.append(GpuEstimate(gpu, fits, seconds, None if price is None else price * seconds / 3600))
     return found
 
 

@@ -36,11 +36,11 @@ CUDA_BLOCK = 512  # bytes that the caching allocator rounds up to
 CUDA_WORKSPACE = 2 * 8 * 4096 * 1024
 CUDA_CONTEXT = 500_000_000  # the driver's own, kernels loaded; outside of what torch counts
 
-Build = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
+BuildModelAndOptimizer = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
 
 
 @dataclass(frozen=True)
-class Numbers:
+class StepSettings:
     """How a step computes: where, in which dtype, and in how many micro-batches of which shape."""
 
     device: str  # cpu or cuda
@@ -52,7 +52,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """What a step takes. `peak` is in bytes by kind, at the moment when their sum is largest."""
 
     peak: Mapping[str, int]
@@ -66,7 +66,7 @@ class Step:
         return sum(self.peak.values())
 
 
-def simulate(build: Build, numbers: Numbers) -> Step:
+def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
     """Runs an optimizer step as the trainer does, its state grown, in a micro-batch that is not the first.
 
     `build` makes model and optimizer while tensors are fake.
@@ -75,17 +75,17 @@ def simulate(build: Build, numbers: Numbers) -> Step:
         Exception: whatever the model raises that wants to see data, or whose operations say nothing of shapes.
     """
     device = torch.device("cpu")  # of the fake tensors; what CUDA does otherwise is put in its place
-    as_on_cuda = numbers.device == "cuda"
+    as_on_cuda = settings.device == "cuda"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(FakeTensorMode())
-        ledger = stack.enter_context(Ledger(CUDA_BLOCK if as_on_cuda else 1))
+        ledger = stack.enter_context(MemoryLedger(CUDA_BLOCK if as_on_cuda else 1))
         ledger.kind = "weights"
         model, optimizer = build()
         model.train()
         params = [param for param in model.parameters() if param.requires_grad]
         ledger.kind = "activations"
-        shape = (numbers.batch_size, numbers.block_size)
+        shape = (settings.batch_size, settings.block_size)
         x = torch.zeros(shape, dtype=torch.int64, device=device)
         ledger.kind = "gradients"
         for param in params:
@@ -93,7 +93,7 @@ def simulate(build: Build, numbers: Numbers) -> Step:
             param.register_post_accumulate_grad_hook(lambda param: ledger.move(param.grad, "gradients"))  # type: ignore[no-untyped-call]
         ledger.kind = "optimizer"
         optimizer.step()
-        if numbers.micro_batches == 1:
+        if settings.micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
         model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
         state_bytes = sum(
@@ -105,26 +105,26 @@ def simulate(build: Build, numbers: Numbers) -> Step:
         ledger.kind = "activations"
         if as_on_cuda:
             stack.enter_context(_CudaKernels())
-        autocast = _autocast(numbers)
+        autocast = _autocast(settings)
         with autocast(), torch.no_grad():
             logits, loss = model(x, x)
         ledger.logits = tuple(logits.shape)
         ledger.move(logits, "logits")
-        if numbers.micro_batches == 1:
+        if settings.micro_batches == 1:
             del logits  # else the loop still holds those of the micro-batch before
         ledger.start()
         flops = FlopCounterMode(display=False)
         with flops:
             with autocast():
                 logits, loss = model(x, x)
-            (loss * (1 / numbers.micro_batches)).backward()
+            (loss * (1 / settings.micro_batches)).backward()
         kernels = ledger.kernels
         ledger.kind = "optimizer"
-        nn.utils.clip_grad_norm_(params, numbers.grad_clip)
+        nn.utils.clip_grad_norm_(params, settings.grad_clip)
         optimizer.step()
         if as_on_cuda:
             ledger.peak["workspace"] = CUDA_WORKSPACE
-        return Step(
+        return StepCost(
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
             checkpoint_bytes=model_bytes + state_bytes,
             micro_batch_flops=flops.get_total_flops(),
@@ -146,7 +146,7 @@ def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int
     return float(counter.get_total_flops() / x.numel())
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Who holds how much memory: every storage that an operation makes, by kind, until nobody refers to it."""
 
     def __init__(self, block: int) -> None:
@@ -157,7 +157,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._block, self._most = block, 0
-        self._live: dict[int, _Entry] = {}
+        self._live: dict[int, _LedgerEntry] = {}
 
     def start(self) -> None:
         """Looks for the peak, and counts, from here on."""
@@ -190,7 +190,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return "casts"
         return self.kind
 
-    def _entry(self, tensor: Tensor) -> "_Entry | None":
+    def _entry(self, tensor: Tensor) -> "_LedgerEntry | None":
         storage = tensor.untyped_storage()
         entry = self._live.get(id(storage))
         return entry if entry is not None and entry.storage() is storage else None
@@ -202,23 +202,23 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def gone(_: object) -> None:
             self.now[self._live.pop(key).kind] -= size
 
-        self._live[key] = _Entry(weakref.ref(storage, gone), size, kind)
+        self._live[key] = _LedgerEntry(weakref.ref(storage, gone), size, kind)
         self.now[kind] += size
         if (total := self.now.total()) > self._most:
             self.peak, self._most = Counter(self.now), total
 
 
 @dataclass
-class _Entry:
+class _LedgerEntry:
     storage: "weakref.ref[Any]"
     size: int
     kind: str
 
 
-def _autocast(numbers: Numbers) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    if numbers.dtype == torch.float32:
+def _autocast(settings: StepSettings) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    if settings.dtype == torch.float32:
         return contextlib.nullcontext
-    return lambda: torch.autocast("cpu", numbers.dtype)
+    return lambda: torch.autocast("cpu", settings.dtype)
 
 
 class _CudaKernels(TorchFunctionMode):

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmtrain.plan.facts import Facts
-from lmtrain.plan.hardware import Offer
-from lmtrain.plan.memory import Step
+from lmtrain.plan.facts import RunFacts
+from lmtrain.plan.hardware import GpuEstimate
+from lmtrain.plan.memory import StepCost
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Plan:
     machine: str
     model: str
     parts: Mapping[str, int]
-    facts: Facts
+    facts: RunFacts
     flops_per_token: float
     flops_from: str
-    here: Step | None
-    on_cuda: Step | None
+    here: StepCost | None
+    on_cuda: StepCost | None
     beside: Mapping[str, int]  # bytes beside the step's on this machine, by what they are for
     no_memory: str | None  # why the memory is unknown
     missing: Sequence[str]  # data
@@ -40,7 +40,7 @@ class Plan:
     checkpoints: int
     steps: Sequence[int]
     rates: Sequence[float]
-    offers: Sequence[Offer]
+    gpu_estimates: Sequence[GpuEstimate]
     mfu: float
     remarks: Sequence[str]
 
@@ -66,7 +66,7 @@ class Plan:
             return None
         return self.on_cuda.micro_batch_flops * self.facts.step_tokens / self.facts.micro_batch_tokens
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values; units are in the names."""
         facts = self.facts
         return {
@@ -87,8 +87,8 @@ class Plan:
                 "step_on_cuda": self.cuda_step_flops,
             },
             "memory_bytes": {
-                "here": _memory(self.here),
-                "on_cuda": _memory(self.on_cuda),
+                "here": _bytes_by_kind(self.here),
+                "on_cuda": _bytes_by_kind(self.on_cuda),
                 "beside": dict(self.beside),
                 "needed": facts.memory_needed,
                 "free": facts.memory_free,
@@ -104,8 +104,13 @@ class Plan:
             "dollars": self.dollars,
             "measured": asdict(self.measured) if self.measured else None,
             "gpu_models": [
-                {**asdict(offer.gpu), "fits": offer.fits, "seconds": offer.seconds, "dollars": offer.dollars}
-                for offer in self.offers
+                {
+                    **asdict(estimate.gpu),
+                    "fits": estimate.fits,
+                    "seconds": estimate.seconds,
+                    "dollars": estimate.dollars,
+                }
+                for estimate in self.gpu_estimates
             ],
             "assumed_mfu": self.mfu,
             "lr": [list(point) for point in zip(self.steps, self.rates, strict=True)],
@@ -113,5 +118,5 @@ class Plan:
         }
 
 
-def _memory(step: Step | None) -> dict[str, int] | None:
+def _bytes_by_kind(step: StepCost | None) -> dict[str, int] | None:
     return {**step.peak, "peak": step.peak_bytes} if step else None

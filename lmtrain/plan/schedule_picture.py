@@ -7,7 +7,9 @@ import plotext
 WIDTH, HEIGHT = 72, 12  # columns and lines
 
 
-def sampled(schedule: Callable[[int], float], max_steps: int, first_step: int = 0) -> tuple[list[int], list[float]]:
+def sample_rates(
+    schedule: Callable[[int], float], max_steps: int, first_step: int = 0
+) -> tuple[list[int], list[float]]:
     """Steps after `first_step`, its first and its last among them, and their rates; step s makes s steps done."""
     span = max_steps - first_step
     count = min(4 * WIDTH, span)
@@ -15,7 +17,7 @@ def sampled(schedule: Callable[[int], float], max_steps: int, first_step: int = 
     return steps, [float(schedule(step - 1)) for step in steps]
 
 
-def curve(steps: list[int], rates: list[float]) -> str:
+def draw_rates(steps: list[int], rates: list[float]) -> str:
     """A picture without colours; axes are in steps and in the rate itself."""
     figure = plotext.figure
     figure.clear()
