@@ -30,10 +30,10 @@ from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.parts import check_block_size, check_samples
 from lmtrain.run import report
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
-from lmtrain.run.environment import environment, lasting
-from lmtrain.run.identity import config_hash
-from lmtrain.run.info import plain, run_info
-from lmtrain.run.provenance import Resumed, record, size
+from lmtrain.run.environment import describe_environment, hardware_and_software
+from lmtrain.run.identity import config_hash, plain_config
+from lmtrain.run.logger_info import run_info
+from lmtrain.run.provenance import Resume, model_summary, record_start
 from lmtrain.run.result import Result
 from lmtrain.system import System
 from lmtrain.terminal.console import configure_logging
@@ -55,7 +55,7 @@ def run(
     run_dir: Path,
     hydra_files: Mapping[str, str],
     *,
-    resumed: Resumed | None = None,
+    resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains in a run directory and records how it ended; `resumed` is for a run that goes on.
@@ -85,7 +85,7 @@ def run(
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
         ending = ending_of(error)
-        report.tell_ending(error, directory.path)
+        report.log_ending(error, directory.path)
         result = Result(
             status=ending.status,
             objective=state.best_val_loss,
@@ -98,7 +98,7 @@ def run(
             bad_steps=state.bad_steps,
             seconds=round(state.seconds, 3),
             tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
-            config_hash=config_hash(plain(cfg)),
+            config_hash=config_hash(plain_config(cfg)),
             error=f"{type(error).__name__}: {error}" if error else None,
         )
         try:
@@ -120,7 +120,7 @@ def train(
     hydra_files: Mapping[str, str],
     state: TrainState,
     stop: StopRequest,
-    resumed: Resumed | None,
+    resumed: Resume | None,
     lineage: Mapping[str, Any],
 ) -> None:
     """Builds the parts in the order that data flows, and runs them; `state` is where the run is afterwards."""
@@ -148,7 +148,7 @@ def train(
             lineage = {**lineage, "forked_from": origin.record}
         tokenizer = _keep_tokenizer(cfg, directory)
         decode = tokenizer.decode if tokenizer else None
-        now = {**environment(run_id, system.describe()), **lineage}
+        now = {**describe_environment(run_id, system.describe()), **lineage}
         info = run_info(cfg, directory, run_id)
         metrics = JsonlLogger(directory.path / "metrics.jsonl")
         logger = CompositeLogger(
@@ -174,7 +174,7 @@ def train(
                 bad_batches=BadBatches(directory.path / "bad-batches", train_loader, decode),
                 stop=stop,
                 state=state,
-                record={"run_id": run_id, "config": info.config, "environment": lasting(now)},
+                record={"run_id": run_id, "config": info.config, "environment": hardware_and_software(now)},
             )
             if loaded is not None:
                 trainer.restore(loaded)
@@ -183,16 +183,16 @@ def train(
                 _refuse_no_steps(trainer, origin)
             logger.rewind(state.step if state.pending is None else state.step - 1)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                now |= {"model": size(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
+                now |= {"model": model_summary(model, train_loader), "data": trainer.snapshot.data["fingerprints"]}
                 then = loaded.state.get("environment") if loaded else None
-                record(cfg, directory, hydra_files, now, resumed, then)
+                record_start(cfg, directory, hydra_files, now, resumed, then)
         loaded = origin = None  # as much memory again
         report.announce(cfg, directory, trainer)
         try:
             trainer.fit()
         except DataError as error:
             again = report.resume_command(directory.path)
-            raise ConfigError(f"{error}; to continue when that is mended: {again}") from error
+            raise ConfigError(f"{error}; to continue when that is fixed: {again}") from error
     except BaseException as error:
         stop.defers = True  # how the run ended is settled
         logger.close(ending_of(error).status)
@@ -201,7 +201,7 @@ def train(
     logger.close(COMPLETED.status)
     if tokenizer is not None and cfg.sample_tokens:
         report.show_sample(model, tokenizer, system, train_loader.block_size, cfg, directory)
-    report.summarise(state, cfg, directory)
+    report.log_summary(state, cfg, directory)
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:

@@ -23,7 +23,7 @@ from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.run.directory import RunDirectory
-from lmtrain.run.environment import environment, lasting
+from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
 
@@ -41,7 +41,7 @@ def write_run(
     parts = build_parts(cfg, source)
     existed = run_dir.exists()
     with RunDirectory(run_dir) as directory:  # another process's is never touched
-        now = environment(directory.run_id(), parts["system"].describe())
+        now = describe_environment(directory.run_id(), parts["system"].describe())
         try:
             save_first_checkpoint(cfg, parts, directory, now)
             directory.write_json("imported.json", origin)
@@ -103,7 +103,11 @@ def save_first_checkpoint(
         saver=Saver(folder),
         bad_batches=BadBatches(directory.path / "bad-batches", parts["train_loader"], decode=None),
         stop=StopRequest(),
-        record={"run_id": now["run_id"], "config": OmegaConf.to_container(cfg), "environment": lasting(now)},
+        record={
+            "run_id": now["run_id"],
+            "config": OmegaConf.to_container(cfg),
+            "environment": hardware_and_software(now),
+        },
     )
     folder.save(state.step, trainer.checkpoint(), Retention(newest=1, best_step=state.best_step))
     logger.close(COMPLETED.status)

@@ -19,7 +19,7 @@ MAX_DIFF_CHARS = 1_000_000
 GIT_TIMEOUT_S = 5
 
 
-def environment(run_id: str, device: str) -> dict[str, Any]:
+def describe_environment(run_id: str, device: str) -> dict[str, Any]:
     """What else than the config a result may depend on. No environment variables: they hold secrets."""
     return {
         "run_id": run_id,
@@ -36,7 +36,7 @@ def environment(run_id: str, device: str) -> dict[str, Any]:
     }
 
 
-def lasting(environment: Mapping[str, Any]) -> dict[str, Any]:
+def hardware_and_software(environment: Mapping[str, Any]) -> dict[str, Any]:
     """The part of `environment` that the bits of a run depend on."""
     return {key: environment[key] for key in ("platform", "cpu", "device", "python", "packages")}
 

@@ -12,21 +12,21 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.files.limited import read_json
 from lmtrain.model.flops import flops_per_token
 from lmtrain.run.directory import RunDirectory
-from lmtrain.run.environment import lasting
+from lmtrain.run.environment import hardware_and_software
 from lmtrain.terminal.as_text import differences
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Resumed:
+class Resume:
     """A run that goes on from its newest checkpoint: what its config changes, a line each; `began` once it does."""
 
     changes: Sequence[str]
     began: bool = False
 
 
-def size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
+def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
     """What runs of different models are compared by."""
     return {
         "class": type(model).__name__,
@@ -35,12 +35,12 @@ def size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
     }
 
 
-def record(
+def record_start(
     cfg: DictConfig,
     directory: RunDirectory,
     hydra_files: Mapping[str, str],
     now: Mapping[str, Any],
-    resumed: Resumed | None,
+    resumed: Resume | None,
     then: Mapping[str, Any] | None,
 ) -> None:
     """Writes what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
@@ -55,6 +55,6 @@ def record(
     directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
     for line in resumed.changes:
         log.info("changed: %s", line)
-    since = differences(then, lasting(now)) if then else []
+    since = differences(then, hardware_and_software(now)) if then else []
     if since:
         log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder
@@ -19,11 +19,11 @@ from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.generate import generate
-from lmtrain.plan.facts import Schedule
+from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
-from lmtrain.run.identity import config_hash
+from lmtrain.run.identity import config_hash, plain_config
 from lmtrain.system import System
 from lmtrain.terminal.paths import short
 from lmtrain.terminal.units import duration, si, significant
@@ -42,7 +42,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     steps = trainer.max_steps - state.step
     log.info("run %s", short(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
-    for other in same_runs(directory.path, config_hash(OmegaConf.to_container(cfg))):  # type: ignore[arg-type]
+    for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = read_json(other / "result.json").get("best_val_loss")
         log.info("the same config as %s (completed%s)", short(other), f", best val {best:.4f}" if best else "")
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
@@ -57,7 +57,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
         log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
     if state.step >= trainer.max_steps:
         log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
-    for mistake in certain_mistakes(Schedule.of(cfg.scheduler, trainer.max_steps)):
+    for mistake in certain_mistakes(ScheduleFacts.of(cfg.scheduler, trainer.max_steps)):
         log.warning("%s", mistake)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
     # A quick bound first, so that small runs measure nothing: no device is slower than this.
@@ -106,7 +106,7 @@ def show_sample(
     write_atomically(directory.path / "sample.txt", f"{text}\n")
 
 
-def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
+def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
     path = short(directory.path)
     if state.val_loss is not None:
         log.info(
@@ -131,7 +131,7 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
     )
 
 
-def tell_ending(error: BaseException | None, path: Path) -> None:
+def log_ending(error: BaseException | None, path: Path) -> None:
     """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
     saved = CheckpointFolder(path / "checkpoints").steps()
     match error:
@@ -160,7 +160,7 @@ def tell_ending(error: BaseException | None, path: Path) -> None:
                 exc_info=error,
             )
             if saved:
-                log.error("to continue from step %d when that is mended: %s", saved[-1], resume_command(path))
+                log.error("to continue from step %d when that is fixed: %s", saved[-1], resume_command(path))
 
 
 def resume_command(run_dir: Path) -> str:
