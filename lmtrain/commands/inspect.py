@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, histograms included")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw a picture there; needs lmtrain[plot]")
     options = parser.parse_args(list(arguments))
-    check(options)
+    check_options(options)
 
     found = []
     with mistakes_of_the_user():
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     return 2 if any(inspected.problems for inspected in found) else 0
 
 
-def check(options: argparse.Namespace) -> None:
+def check_options(options: argparse.Namespace) -> None:
     """Finds the mistakes that would otherwise show after everything is read."""
     for folder in options.folders:
         if not folder.is_dir():
@@ -92,13 +92,13 @@ def check(options: argparse.Namespace) -> None:
 def show(inspected: Inspected) -> None:
     console.print(f"\n{heading(inspected)}", markup=False, style="bold")
     if inspected.splits:
-        console.print(numbers(inspected))
-        console.print(frequent(inspected))
+        console.print(statistics_table(inspected))
+        console.print(frequent_tokens_table(inspected))
     begins = "a document begins at" if inspected.end_of_text is not None else "from"
     for name, split in inspected.splits.items():
         for sample in split.samples:
             console.print(f"{name}: {begins} token {sample.position:,}", markup=False, style="dim")
-            console.print(textwrap.indent("\n".join(lines(sample)), "  │ "), markup=False)
+            console.print(textwrap.indent("\n".join(sample_lines(sample)), "  │ "), markup=False)
     for note in inspected.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
     for problem in inspected.problems:
@@ -119,7 +119,7 @@ def heading(inspected: Inspected) -> str:
     return f"{inspected.folder}: {', '.join(facts)}"
 
 
-def numbers(inspected: Inspected) -> Table:
+def statistics_table(inspected: Inspected) -> Table:
     """A column for each split, a section for each matter."""
     table = Table("", *map(escape, inspected.splits))
     for column in table.columns[1:]:
@@ -185,10 +185,10 @@ def _repeats(split: SplitReport) -> dict[str, str]:
         f"{PASSAGE_TOKENS}-token passages that repeat": split.repeated_passages,
         f"{PASSAGE_TOKENS}-token passages that stand in train": split.passages_in_train,
     }
-    return {title: _share(repeats, "documents" in title) for title, repeats in rows.items() if repeats}
+    return {title: _repeated_share(repeats, "documents" in title) for title, repeats in rows.items() if repeats}
 
 
-def _share(repeats: Repeats, of_tokens: bool) -> str:
+def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
     """How many repeat; an estimate is marked as one."""
     if not repeats.repeated:
         return "none" if repeats.looked_at == 1 else "none found"
@@ -196,7 +196,7 @@ def _share(repeats: Repeats, of_tokens: bool) -> str:
     return f"{repeats.repeated:,} ({share})" if repeats.looked_at == 1 else f"about {share}"
 
 
-def frequent(inspected: Inspected) -> Table:
+def frequent_tokens_table(inspected: Inspected) -> Table:
     """The most frequent tokens of each split, with their share."""
     table = Table("")
     columns = []
@@ -206,18 +206,18 @@ def frequent(inspected: Inspected) -> Table:
         statistics = split.statistics
         ids = statistics.most_frequent(FREQUENT)
         shares = [f"{statistics.token_counts[i] / statistics.tokens:.2%}" for i in ids]
-        columns += [[token(inspected, i) for i in ids], shares]
+        columns += [[token_text(inspected, i) for i in ids], shares]
     for rank in range(max(map(len, columns))):
         table.add_row(str(rank + 1), *(escape(column[rank]) if rank < len(column) else "" for column in columns))
     return table
 
 
-def token(inspected: Inspected, number: int) -> str:
+def token_text(inspected: Inspected, number: int) -> str:
     text = inspected.text_of(number)
     return f"{number}" if text is None else f"{_printable(text)!r} {number}"
 
 
-def lines(sample: Sample) -> list[str]:
+def sample_lines(sample: Sample) -> list[str]:
     """The first lines of the text, wrapped; ids where there is no text."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1

@@ -93,9 +93,9 @@ def _tell_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _tell_result(old: Path, new: Path) -> None:
-    from lmtrain.verify.bit_comparison import first_difference
+    from lmtrain.verify.bit_comparison import first_metric_difference
 
-    steps, difference = first_difference(old, new)
+    steps, difference = first_metric_difference(old, new)
     if difference is not None:
         console.print(f"another result: {difference}", style="yellow", markup=False)
     elif steps:

@@ -19,7 +19,7 @@ MAX_DELAY_S = 0.005  # after a phase was seen, so that its later parts are hit a
 
 
 @dataclass(frozen=True)
-class Moment:
+class KillMoment:
     """When to kill: `after_s` seconds, and then, if there is a `phase`, `delay_s` seconds after it is next seen."""
 
     after_s: float
@@ -28,7 +28,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedAttempt:
     """How an attempt ended: `killed` if it was by us, `phase` what it was doing then, `seen` what it did before.
 
     It began to train after `start_up_s` (None: it did not get there) and ended after `seconds`.
@@ -42,18 +42,20 @@ class Ended:
     seen: frozenset[str]
 
 
-def choose_moment(chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]) -> Moment:
+def choose_kill_moment(
+    chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]
+) -> KillMoment:
     """At random within the duration; every other time at a phase, of those that were hit least."""
     after_s = chance.uniform(0, duration_s)
     if not phases or chance.random() < 0.5:
-        return Moment(after_s)
+        return KillMoment(after_s)
     fewest = min(hits[phase] for phase in phases)
     phase = chance.choice(sorted(phase for phase in phases if hits[phase] == fewest))
     # Mostly the first time that it is seen: what comes later may come no more.
-    return Moment(after_s if chance.random() < 0.25 else 0.0, phase, MAX_DELAY_S * chance.random() ** 3)
+    return KillMoment(after_s if chance.random() < 0.25 else 0.0, phase, MAX_DELAY_S * chance.random() ** 3)
 
 
-class VictimServer:
+class AttemptServer:
     """A process that has imported torch, and forks attempts at `python -m lmtrain …`.
 
     Closing it ends the attempt that may be running.
@@ -76,9 +78,9 @@ class VictimServer:
         self,
         arguments: Sequence[str],
         output: Path,
-        moment: Moment | None = None,
+        moment: KillMoment | None = None,
         armed: Callable[[], bool] = lambda: True,
-    ) -> Ended:
+    ) -> EndedAttempt:
         """Runs one attempt to its end, or to the moment, whose seconds count from when `armed` first says so.
 
         Raises:
@@ -110,7 +112,7 @@ class VictimServer:
                 self._send("kill")
                 sent, timeout_s = True, None
         ended, began, code = time.monotonic(), phases.began(), int(answer)
-        return Ended(
+        return EndedAttempt(
             code,
             killed=sent and code == -signal.SIGKILL,
             phase=phases.now(),

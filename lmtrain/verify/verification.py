@@ -12,8 +12,8 @@ from pathlib import Path
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import BAD_CONFIG, ConfigError
-from lmtrain.verify.bit_comparison import Difference, UndisturbedRun
-from lmtrain.verify.kill import Ended, Moment, VictimServer, choose_moment
+from lmtrain.verify.bit_comparison import BitDifference, UndisturbedRun
+from lmtrain.verify.kill import AttemptServer, EndedAttempt, KillMoment, choose_kill_moment
 
 MAX_KILLS = 15  # a round; its last attempt is left alone
 PATIENCE = 4  # kills in a row without a new checkpoint; the next one waits for one
@@ -43,14 +43,14 @@ class FailedAttemptError(RuntimeError):
         self.output = output
 
 
-class NotTheSameError(RuntimeError):
+class BitsDifferError(RuntimeError):
     """A killed run that is not what the undisturbed one is; the earliest difference first.
 
     `unrepeatable` is the first difference between two undisturbed runs, None if there is none.
     """
 
     def __init__(
-        self, differences: Sequence[Difference], undisturbed: Path, killed: Path, unrepeatable: Difference | None
+        self, differences: Sequence[BitDifference], undisturbed: Path, killed: Path, unrepeatable: BitDifference | None
     ) -> None:
         super().__init__(str(differences[0]))
         self.differences, self.undisturbed, self.killed = differences, undisturbed, killed
@@ -68,7 +68,7 @@ class Verification:
         self.kills: list[Kill] = []
         self.rounds = 0
         self.undisturbed: UndisturbedRun | None = None
-        self._server: VictimServer | None = None
+        self._server: AttemptServer | None = None
         self._killed_here = 0
 
     def run_undisturbed(self) -> None:
@@ -96,7 +96,7 @@ class Verification:
         `on_kill` is told the number of kills so far.
 
         Raises:
-            NotTheSameError: after a kill or at the end.
+            BitsDifferError: after a kill or at the end.
             FailedAttemptError: an attempt fails by itself.
         """
         self.rounds += 1
@@ -111,7 +111,7 @@ class Verification:
             if hits.total() < min(kills, MAX_KILLS):
                 total = Counter(kill.phase for kill in self.kills)
                 expected_s = BEYOND * self._expected_s(resumes, before)
-                moment = choose_moment(self.chance, expected_s, self.phases, total)
+                moment = choose_kill_moment(self.chance, expected_s, self.phases, total)
             ended = self._run(arguments, output, moment, run if barren >= PATIENCE else None)
             self._learn(ended, resumes, before)
             if not ended.killed:
@@ -130,14 +130,14 @@ class Verification:
         return hits
 
     def _run(
-        self, arguments: Sequence[str], output: Path, moment: Moment | None = None, progress_of: Path | None = None
-    ) -> Ended:
+        self, arguments: Sequence[str], output: Path, moment: KillMoment | None = None, progress_of: Path | None = None
+    ) -> EndedAttempt:
         """One attempt; with `progress_of`, its moment comes after a new checkpoint there."""
         # What Python draws when it starts, such as its hashes, must not matter: all forks of one process share it.
         if self._server and self._killed_here >= KILLS_A_SERVER:
             self.close()
         if self._server is None:
-            self._server, self._killed_here = VictimServer(), 0
+            self._server, self._killed_here = AttemptServer(), 0
         before = _newest(progress_of) if progress_of else -1
         ended = self._server.run(
             arguments, output, moment, lambda: progress_of is None or _newest(progress_of) > before
@@ -155,14 +155,14 @@ class Verification:
         """The duration of an attempt that goes on from a step."""
         return self._start_up_s[resumes] + self._training_s * (1 - step / self.steps)
 
-    def _learn(self, ended: Ended, resumes: bool, step: int) -> None:
+    def _learn(self, ended: EndedAttempt, resumes: bool, step: int) -> None:
         """Later attempts may be quicker than the first, if they find something compiled or cached."""
         if ended.start_up_s is not None:
             self._start_up_s[resumes] = ended.start_up_s
             if not ended.killed and step <= self.steps / 2:
                 self._training_s = (ended.seconds - ended.start_up_s) / (1 - step / self.steps)
 
-    def _run_undisturbed(self, name: str) -> Ended:
+    def _run_undisturbed(self, name: str) -> EndedAttempt:
         arguments = [*self._fresh(self.folder / name), f"trainer.keep_checkpoints={KEEP_ALL}"]
         output = self.folder / f"{name}.output"
         self.close()
@@ -180,7 +180,7 @@ class Verification:
         # Is it the resume, or does this config never give the same bits twice?
         self._run_undisturbed("undisturbed-again")
         again = self.undisturbed.differences(self.folder / "undisturbed-again", completed=True)
-        raise NotTheSameError(found, self.undisturbed.path, run, again[0] if again else None)
+        raise BitsDifferError(found, self.undisturbed.path, run, again[0] if again else None)
 
 
 def is_run(run: Path) -> bool:
@@ -188,7 +188,7 @@ def is_run(run: Path) -> bool:
     return (run / "config.yaml").is_file() and (run / ".hydra" / "config.yaml").is_file()
 
 
-def raise_if_failed(ended: Ended, arguments: Sequence[str], output: Path) -> None:
+def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path) -> None:
     if ended.code == 0:
         return
     lines = output.read_text(errors="replace").splitlines()
