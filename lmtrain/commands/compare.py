@@ -73,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all options."""
     parser = argparse.ArgumentParser(prog="python -m lmtrain compare", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run or sweep directories, any folder above, or globs")
     parser.add_argument("--metric", default="val/loss", help="what to compare (default: val/loss)")
@@ -96,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Raises ConfigError for an unknown option; names the nearest."""
+    """Return the options; raise ConfigError for an unknown one, with the nearest known one."""
     known = make_parser()
     options, unknown = known.parse_known_args(join_sort_key(arguments))
     for word in unknown:
@@ -108,13 +109,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def join_sort_key(arguments: Sequence[str]) -> list[str]:
-    """`--sort -lr` as one word: argparse would take the second for an option."""
+    """Return the arguments with `--sort -lr` as one word: argparse would take the second for an option."""
     words = iter(arguments)
     return [f"--sort={next(words, '')}" if word == "--sort" else word for word in words]
 
 
 def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None:
-    """Finds the mistakes that would otherwise show after everything is read."""
+    """Find the mistakes that would otherwise show after everything is read."""
     if options.at_step is not None and options.at_step < 1:
         raise ConfigError(f"--at-step {options.at_step}: at least 1")
     if options.limit < 0:
@@ -137,7 +138,7 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
 
 
 def select_runs(options: argparse.Namespace) -> list[Run]:
-    """The runs asked for, in the order asked for."""
+    """Return the runs asked for, in the order asked for."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
 
     runs = load_runs(options.runs)

@@ -44,14 +44,14 @@ def main() -> int:
 
 
 def list_choices(group: str) -> str:
-    """The group and its choices, a line each."""
+    """Return the group and its choices, a line each."""
     choices = choices_in(group)
     width = max(map(len, choices), default=0)
     return "\n".join([f"  {group}", *(f"    {name:<{width}}  {meaning}" for name, meaning in choices.items())])
 
 
 def choices_in(group: str) -> Mapping[str, str]:
-    """A group's choices with the first comment of each file; the current folder's own shadow the shipped ones."""
+    """Return a group's choices with their files' first comments; the current folder's own shadow the shipped."""
     if group == "experiments":
         folders = [shipped("experiments"), Path.cwd() / "experiments"]
     else:

@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Finds the mistakes that would otherwise show after everything is read."""
+    """Find the mistakes that would otherwise show after everything is read."""
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
@@ -108,7 +108,7 @@ def show(inspected: Inspected) -> None:
 
 
 def heading(inspected: Inspected) -> str:
-    """The folder and its totals in one line."""
+    """Return the folder and its totals in one line."""
     facts = [f"{sum(split.statistics.tokens for split in inspected.splits.values()):,} tokens"]
     if inspected.vocab_size:
         facts.append(f"vocabulary of {inspected.vocab_size:,}")
@@ -120,7 +120,7 @@ def heading(inspected: Inspected) -> str:
 
 
 def statistics_table(inspected: Inspected) -> Table:
-    """A column for each split, a section for each matter."""
+    """Return a table with a column for each split, and a section for each subject."""
     table = Table("", *map(escape, inspected.splits))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -189,7 +189,7 @@ def _repeats(split: SplitReport) -> dict[str, str]:
 
 
 def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
-    """How many repeat; an estimate is marked as one."""
+    """Return how many repeat; an estimate is marked as one."""
     if not repeats.repeated:
         return "none" if repeats.looked_at == 1 else "none found"
     share = percent(repeats.share) + (f"; {percent(repeats.share_of_tokens)} of tokens" if of_tokens else "")
@@ -197,7 +197,7 @@ def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
 
 
 def frequent_tokens_table(inspected: Inspected) -> Table:
-    """The most frequent tokens of each split, with their share."""
+    """Return the most frequent tokens of each split, with their share."""
     table = Table("")
     columns = []
     for name, split in inspected.splits.items():
@@ -213,12 +213,13 @@ def frequent_tokens_table(inspected: Inspected) -> Table:
 
 
 def token_text(inspected: Inspected, number: int) -> str:
+    """Return a token's text and id."""
     text = inspected.text_of(number)
     return f"{number}" if text is None else f"{_printable(text)!r} {number}"
 
 
 def sample_lines(sample: Sample) -> list[str]:
-    """The first lines of the text, wrapped; ids where there is no text."""
+    """Return the first lines of the text, wrapped; ids where there is no text."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1
     wrapped = [part for line in text.splitlines() for part in textwrap.wrap(_printable(line), TEXT_COLUMNS)]

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; raises ConfigError for what is no override."""
+    """Return the options; raise ConfigError for what is no override."""
     parser = argparse.ArgumentParser(
         prog="python -m lmtrain verify-resume",
         description=DESCRIPTION,
@@ -122,7 +122,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def eventful_overrides(cfg: DictConfig, steps: int) -> list[str]:
-    """The overrides that make much happen in few steps, without another bit in the training.
+    """Return overrides that make much happen in few steps, without changing a bit of the training.
 
     Raises:
         ConfigError: a trainer of the user's own that can't be told.
@@ -140,6 +140,7 @@ def eventful_overrides(cfg: DictConfig, steps: int) -> list[str]:
 
 
 def verdict(verification: "Verification") -> str:
+    """Return the sentence that says what was proved."""
     kills, undisturbed = verification.kills, verification.undisturbed
     assert undisturbed is not None
     return (
@@ -149,7 +150,7 @@ def verdict(verification: "Verification") -> str:
 
 
 def json_report(verification: "Verification", error: Exception | None) -> dict[str, Any]:
-    """What `--json` has."""
+    """Return the content of the `--json` file."""
     undisturbed = verification.undisturbed
     return {
         "bit_for_bit": error is None,
@@ -211,12 +212,12 @@ def _show_difference(error: "BitsDifferError") -> None:
 
 
 def _without_loggers(overrides: Sequence[str]) -> list[str]:
-    """Settings of loggers would have nothing to apply to."""
+    """Return the overrides without those of loggers, which there are none of."""
     return [text for text in overrides if re.split("[=.@/]", text.lstrip("+~"))[0] != "logger"]
 
 
 def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -> Path:
-    """A folder on the disk that runs are on, as that is what is tested; without `keep`, it is removed in the end."""
+    """Make a folder on the disk that runs are on, as that disk is tested; without `keep` it is removed in the end."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         return keep.absolute()
@@ -236,7 +237,7 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM as an exception, so that what was started ends and what was written goes."""
+    """Turn SIGTERM into an exception, so that started processes end and written files are removed."""
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

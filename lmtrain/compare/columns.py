@@ -1,4 +1,4 @@
-"""What can be shown of a run, sorted and filtered by: its config's keys, and the numbers that stand for it."""
+"""What a run can be shown, sorted and filtered by: its config's keys, and the numbers that stand for it."""
 
 import difflib
 import math
@@ -33,7 +33,7 @@ CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Column:
-    """`name` is what files call it, with its unit; `header` what the terminal does."""
+    """A column of a table. `name` is its heading in files, with the unit; `header` its heading in the terminal."""
 
     key: str
     name: str
@@ -48,7 +48,7 @@ def with_commas(value: float) -> str:
 
 
 def place_text(equal: EqualPlace) -> str:
-    """`step 200`, `1.05M tokens`, `3.2P FLOPs`, `1m15s`."""
+    """Return a place as `step 200`, `1.05M tokens`, `3.2P FLOPs` or `1m15s`."""
     match equal.axis:
         case "step":
             return f"step {equal.place:.0f}"
@@ -58,7 +58,7 @@ def place_text(equal: EqualPlace) -> str:
 
 
 def available_columns(runs: Sequence[Run], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
-    """Every column that these runs have, by key, in the order of a table."""
+    """Return every column that these runs have, by key, in the order of a table."""
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
     # Where folders have long names, a table calls runs by what differs.
     longest = max(map(len, folders.values()), default=0)
@@ -96,7 +96,7 @@ def config_column(key: str, header: str) -> Column:
 
 
 def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
-    """The column by its key or as a table heads it, any config key, or the last part of one if only one key has it.
+    """Return a column by its key or its heading; or by a config key or, if only one key has it, its last part.
 
     Raises:
         ValueError: there is none; names the nearest.
@@ -123,7 +123,7 @@ def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], op
 
 
 def filter_runs(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[str, Column]) -> list[Run]:
-    """The runs for which every condition holds: `optimizer.lr>1e-3`, `status=completed`.
+    """Return the runs for which every condition holds: `optimizer.lr>1e-3`, `status=completed`.
 
     Raises:
         ValueError: a condition that can't be read, or an unknown key.
@@ -154,7 +154,7 @@ def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, compari
 
 
 def sort_runs(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
-    """Numbers by size, then text; runs without a value last, whichever way."""
+    """Return the runs by the column's number, then by its text; runs without a value are last in either direction."""
 
     def key(run: Run) -> tuple[int, float, str]:
         value = column.value(run)
@@ -191,7 +191,7 @@ def _last_on_axis(run: Run, axis: str) -> float:
 
 
 def _logged_or_in_result(run: Run, key: str) -> float:
-    """As the run's result has it: steps that were not logged, as before a divergence, count too."""
+    """Return the larger of the last logged value and the result's, which counts steps that were not logged, too."""
     told = as_float(run.result.get(key))
     return float(np.fmax(told, _last_on_axis(run, key)))
 
@@ -201,7 +201,7 @@ def _training_flops(run: Run) -> float:
 
 
 def _as_whole_number(value: float) -> float:
-    """As an integer, which a file then has without a point."""
+    """Return an integer where the value is one, so that files have it without a decimal point."""
     return int(value) if value.is_integer() else value
 
 

@@ -14,12 +14,12 @@ from lmtrain.errors import COMPLETED
 
 @dataclass(frozen=True)
 class RunComparison:
-    """`keys` are those that differ; `places` where runs are equal, by axis; `value` what the statistics are of, and
-    `axis` what that is equal in (step, if in nothing).
+    """The result of comparing runs.
 
-    `reached` holds, for each run in order, step, tokens, FLOPs and seconds at which it first was at `goal`, which was
-    given or (`goal_chosen`) is what three runs in four reach. `asked`
-    are the columns to show (None: those that tell the runs apart).
+    `keys` are the config keys that differ; `places` where runs are equal, by axis; `value` names what the statistics
+    are of, and `axis` what that is equal in (step, if in nothing). `reached` has, for each run in order, step,
+    tokens, FLOPs and seconds at which it first was at `goal`, which was given or (`goal_chosen`) is what three runs
+    in four reach. `asked` are the columns to show (None: those that tell the runs apart).
     """
 
     runs: Sequence[Run]
@@ -47,7 +47,7 @@ def compare(
     goal: float | None = None,
     asked: Sequence[str] | None = None,
 ) -> RunComparison:
-    """Compares runs by a metric.
+    """Compare runs by a metric.
 
     `value` is what stands for a run in the statistics, one of `VALUE_KINDS`; `difference` the one that more seeds
     should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do); `asked` are
@@ -92,7 +92,7 @@ def _value_function(value: str, metric: str, columns: Mapping[str, Column]) -> C
 
 
 def _missing_at_equal_step(runs: Sequence[Run], metric: str, equal: EqualPlace) -> list[str]:
-    """Which run decides the equal step, where completed ones have no value there; and how to choose another."""
+    """Return a note if completed runs lack a value at the equal step: which run decides it, and what to do."""
     steps = {run.label: run.series(metric)[0] for run in runs if run.status == COMPLETED.status}
     ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
     found = []
@@ -114,7 +114,7 @@ def _missing_at_equal_step(runs: Sequence[Run], metric: str, equal: EqualPlace) 
 
 
 def _value_name(value: str, metric: str, places: Mapping[str, EqualPlace]) -> str:
-    """`val/loss at step 200`, `best val/loss`."""
+    """Return `val/loss at step 200`, `best val/loss`."""
     if not value.startswith("at-"):
         return f"{value} {metric}"
     axis = value.removeprefix("at-")

@@ -1,4 +1,4 @@
-"""Reads config and sample of a run that may be a stranger's, may be damaged, and may still be being written."""
+"""Reads the config and the sample of a run whose files may be a stranger's, damaged, or still being written."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The numbers that stand for a run: its metric at an equal step, at its best, at its end; and when it got there."""
+"""The numbers that stand for a run: its metric at an equal step, its best and its last, and when it reached a goal."""
 
 import math
 from collections.abc import Sequence
@@ -30,14 +30,14 @@ class EqualPlace:
 
 
 def sign(metric: str) -> int:
-    """1 where less is better, as for a loss; −1 where more is."""
+    """Return 1 for a metric where less is better, such as a loss; −1 where more is."""
     return -1 if metric in HIGHER_IS_BETTER else 1
 
 
 def deciding_runs(runs: Sequence[Run], metric: str) -> list[Run]:
-    """The runs that decide where all are compared: the completed ones, or, with fewer than two, all that go well.
+    """Return the runs that decide where all are compared: the completed ones, or all that go well if under two are.
 
-    Without a few much shorter ones: fewer than a third, each shorter than half of what the others have.
+    A few much shorter ones do not decide: fewer than a third, each shorter than half of what the others have.
     """
     measured = [run for run in runs if len(run.series(metric)[0])]
     completed = [run for run in measured if run.status == COMPLETED.status]
@@ -49,7 +49,7 @@ def deciding_runs(runs: Sequence[Run], metric: str) -> list[Run]:
 
 
 def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
-    """By axis, the furthest place that the compared runs share; an axis that they do not all have is left out."""
+    """Return the furthest place that the deciding runs share, by axis; an axis that one of them lacks is left out."""
     deciding = deciding_runs(runs, metric)
     places = {}
     for axis in AXES:
@@ -65,7 +65,7 @@ def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -
 
 
 def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
-    """The metric there: as evaluated, or on the line between the evaluations before and after; else NaN."""
+    """Return the metric at a place: as evaluated, or on the line between the evaluations before and after; else NaN."""
     xs, ys = run.series(metric, equal.axis)
     if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
         return math.nan
@@ -73,7 +73,7 @@ def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
 
 
 def best_value(run: Run, metric: str) -> tuple[float, float]:
-    """The best value and its step; NaN without one."""
+    """Return the best value and its step; NaN for a run without one."""
     steps, values = run.series(metric)
     if not len(values):
         return math.nan, math.nan
@@ -82,24 +82,25 @@ def best_value(run: Run, metric: str) -> tuple[float, float]:
 
 
 def final_value(run: Run, metric: str) -> float:
+    """Return the last value; NaN for a run without one."""
     _, values = run.series(metric)
     return float(values[-1]) if len(values) else math.nan
 
 
 def median_speed(run: Run) -> float:
-    """Median tokens a second, which no stall and no compiling changes."""
+    """Return the median tokens per second, which neither a stall nor compilation changes."""
     _, values = run.series("tokens_per_second")
     return float(np.median(values)) if len(values) else math.nan
 
 
 def default_goal(runs: Sequence[Run], metric: str) -> float:
-    """What three in four of the compared runs reach, and of two both; NaN without runs."""
+    """Return the value that three in four of the deciding runs reach (of two runs, both); NaN without runs."""
     bests = [best_value(run, metric)[0] * sign(metric) for run in deciding_runs(runs, metric)]
     return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
 
 
 def when_reached(run: Run, metric: str, goal: float) -> dict[str, float] | None:
-    """Step, tokens, FLOPs and seconds of the first evaluation that is as good as the goal; None if there is none."""
+    """Return step, tokens, FLOPs and seconds of the first evaluation as good as the goal; None if there is none."""
     _, values = run.series(metric)
     good = np.flatnonzero(values * sign(metric) <= goal * sign(metric))
     if not len(good):

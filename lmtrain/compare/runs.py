@@ -41,7 +41,7 @@ SKIPPED_FOLDERS = {"checkpoints", ".hydra", "wandb", "bad-batches", ".git", "__p
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells it.
+    """One run, as its folder has it.
 
     `config` is resolved and flat, with dotted keys. `metrics` has a column a name, all of one length, with NaN where a
     line lacks it; among them always `step`, `tokens`, `seconds` and `flops`. `status` is that of `result.json`, or
@@ -59,7 +59,7 @@ class Run:
     parent: str | None
 
     def series(self, metric: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """The finite points of a metric over `step`, `tokens`, `flops` or `seconds`; empty if it was never logged."""
+        """Return the finite points of a metric over one of `AXES`; empty if it was never logged."""
         if metric not in self.metrics or x not in self.metrics:
             return np.empty(0), np.empty(0)
         xs, ys = self.metrics[x], self.metrics[metric]
@@ -72,7 +72,7 @@ class Run:
 
     @property
     def parameters(self) -> float:
-        """Of the model; NaN for a run that records none."""
+        """Return the number of the model's parameters; NaN for a run that records none."""
         return as_float(_mapping_at(self.environment, "model").get("parameters"))
 
     @property
@@ -81,16 +81,16 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps done."""
+        """Return the number of optimizer steps done."""
         logged = int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
         told = self.result.get("steps")  # more than were logged, where the last of them diverged
         return max(logged, told) if type(told) is int else logged
 
 
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[Run]:
-    """The runs in run directories, in any folder above them, and of globs; in the order given, and none twice.
+    """Return the runs in run directories, in any folder above them, and of globs: in the order given, each once.
 
-    Runs may still be going on. What is damaged is left out, and `warn` (default: stderr) is told in a line.
+    Runs may still be going on. Damaged files are left out, each with a line to `warn` (default: stderr).
 
     Raises:
         ValueError: a path that has no runs.
@@ -113,11 +113,11 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """The config keys in which the runs differ, in the config's order, `seed` last; a missing one is null.
+    """Return the config keys in which the runs differ, in the config's order, `seed` last; a missing one is null.
 
-    Without what changes no number, and without a key that only repeats another of the same last name: of the
-    scheduler's `lr` and `max_steps`, those of optimizer and trainer stay, which people set. The place of the
-    data counts only where the data are not the same.
+    Keys that change no number are left out, and those that only repeat another key of the same last name: the
+    scheduler's `lr` and `max_steps` repeat those of optimizer and trainer, which people set. The data's place counts
+    only where the data differ.
     """
     data = {_data_fingerprints(run) for run in runs}
     same_data = len(data) < 2 and "null" not in data
@@ -136,7 +136,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def with_labels(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels that tell them apart: what differs, as far as it fits, and the folder if need be."""
+    """Return the runs with labels that tell them apart: what differs, as far as it fits, and the folder if needed."""
     keys = differing_keys(runs)
     labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
     if "seed" in keys:
@@ -157,7 +157,7 @@ def _expand_glob(path: str | Path) -> list[Path]:
 
 
 def _run_directories(folder: Path) -> list[Path]:
-    """Those at or below a folder, without following links and without looking into runs."""
+    """Return the run directories at or below a folder, without following links or looking into runs."""
     try:
         entries = list(os.scandir(folder))
     except OSError:
@@ -170,12 +170,12 @@ def _run_directories(folder: Path) -> list[Path]:
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
+    """Return a sort key that puts 2 before 10."""
     return [(int(part[:18]), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
-    """One run; its label and parent need the others."""
+    """Return one run; its label and parent need the others."""
     config = read_config(path / "config.yaml")
     result, environment = read_json(path / "result.json"), read_json(path / "environment.json")
     metrics = read_columns(path / "metrics.jsonl", warn)
@@ -197,7 +197,7 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
 
 
 def _status_without_result(path: Path) -> str:
-    """`running` while a process holds the run's lock, which the kernel frees however that ends."""
+    """Return `running` while a process holds the run's lock, which the kernel frees however the process ends."""
     try:
         # Shared and for an instant: a run that starts just then would find its folder in use.
         if not (path / ".lock").is_file():  # a pipe in a stranger's folder would be waited for
@@ -232,7 +232,7 @@ def _parent_in_words(run: Run, name_of: Callable[[Mapping[str, Any]], str]) -> s
 
 
 def forked_from(run: Run) -> Mapping[str, Any]:
-    """`run`, `run_id` and `step` of the checkpoint that the run started from; empty for one that started afresh."""
+    """Return `run`, `run_id` and `step` of the checkpoint that the run started from; empty if it started afresh."""
     if recorded := _mapping_at(run.environment, "forked_from"):
         return recorded
     fork = run.config.get("fork")
@@ -245,7 +245,7 @@ def _mapping_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _data_fingerprints(run: Run) -> str:
-    """The fingerprints of its data."""
+    """Return the fingerprints of the run's data as text."""
     return canonical_json(run.environment.get("data"))
 
 

@@ -91,6 +91,6 @@ def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     columns = {name: np.array([line.get(name) for line in lines], dtype=float) for name in names}
     if np.all(np.diff(columns["step"]) > 0):
         return columns
-    # No step twice, and in order, whatever wrote the file: the last line of a step counts.
+    # No step twice, and in order, whoever wrote the file: the last line of a step counts.
     _, last = np.unique(columns["step"][::-1], return_index=True)
     return {name: column[::-1][last] for name, column in columns.items()}

@@ -1,4 +1,4 @@
-"""What is known of a run before it starts: what remarks are made of. None is what is not known, or has no meaning."""
+"""What is known of a run before it starts, for remarks about it. None means: not known, or without meaning."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ScheduleFacts:
-    """The learning rate's plan, as the config has it."""
+    """The learning rate's schedule, as the config has it."""
 
     max_steps: int  # the run's
     schedule_steps: int | None = None  # where the schedule itself ends
@@ -18,7 +18,7 @@ class ScheduleFacts:
 
     @classmethod
     def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "ScheduleFacts":
-        """From the config's node of the scheduler, whoever wrote it; the keys are those of the shipped ones."""
+        """Return the facts of the config's scheduler, which may be a user's; the keys are those of the shipped ones."""
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
         return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step)
 
@@ -72,7 +72,7 @@ class RunFacts:
 
     @property
     def steps(self) -> int:
-        """That the run itself does: of a fork, those after its origin's."""
+        """Return the steps that the run itself does: of a fork, those after its origin's."""
         return self.max_steps - self.first_step
 
     @property
@@ -81,7 +81,7 @@ class RunFacts:
 
     @property
     def tokens_per_parameter(self) -> float:
-        """Of all that the model will have been trained on."""
+        """Return the tokens per parameter at the end of the run, those of a fork's origin included."""
         return (self.tokens_before + self.tokens) / max(self.parameters, 1)
 
     @property

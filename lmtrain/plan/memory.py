@@ -1,7 +1,7 @@
 """A step's memory and FLOPs, found without its memory: the real step runs on tensors that have a shape and no data.
 
-What is counted is what the step's own operations ask the allocator for, and when they give it back; so nothing here
-knows of layers or architectures. What a kernel asks for inside itself is not seen.
+Counted is what the step's own operations request from the allocator, and when they give it back; so nothing here
+depends on layers or architectures. What a kernel allocates internally is not seen.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ BuildModelAndOptimizer = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step computes: where, in which dtype, and in how many micro-batches of which shape."""
+    """How a step computes: on which device, in which dtype, and in how many micro-batches of which shape."""
 
     device: str  # cpu or cuda
     dtype: torch.dtype
@@ -67,12 +67,12 @@ class StepCost:
 
 
 def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
-    """Runs an optimizer step as the trainer does, its state grown, in a micro-batch that is not the first.
+    """Run an optimizer step as the trainer does, with its state allocated, in a micro-batch that is not the first.
 
     `build` makes model and optimizer while tensors are fake.
 
     Raises:
-        Exception: whatever the model raises that wants to see data, or whose operations say nothing of shapes.
+        Exception: the model's own, if it wants to see data or its operations say nothing of shapes.
     """
     device = torch.device("cpu")  # of the fake tensors; what CUDA does otherwise is put in its place
     as_on_cuda = settings.device == "cuda"
@@ -134,9 +134,10 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
 
 
 def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
-    """FLOPs a token of forward and backward, matrix products alone, nothing computed twice, attention as if not causal.
+    """Return the FLOPs per token of forward and backward: matrix products only, nothing recomputed.
 
-    For models that do not say it of themselves; see `simulate` for what it raises.
+    Attention counts as if it were not causal. For models that do not count their own; see `simulate` for what it
+    raises.
     """
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
         model = build()
@@ -147,7 +148,7 @@ def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int
 
 
 class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Who holds how much memory: every storage that an operation makes, by kind, until nobody refers to it."""
+    """Counts the memory of every storage that an operation makes, by kind, until nothing refers to it."""
 
     def __init__(self, block: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -160,11 +161,11 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._live: dict[int, _LedgerEntry] = {}
 
     def start(self) -> None:
-        """Looks for the peak, and counts, from here on."""
+        """Start looking for the peak, and counting kernels."""
         self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
 
     def move(self, tensor: Tensor | None, kind: str) -> None:
-        """What turns out later: that a tensor of the backward is a parameter's gradient."""
+        """Count a tensor as another kind, as when a tensor of the backward becomes a parameter's gradient."""
         if tensor is not None and (entry := self._entry(tensor)) and entry.kind != kind:
             self.now[entry.kind] -= entry.size
             self.now[kind] += entry.size
@@ -222,7 +223,7 @@ def _autocast(settings: StepSettings) -> Callable[[], contextlib.AbstractContext
 
 
 class _CudaKernels(TorchFunctionMode):
-    """What keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
+    """Replaces what keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -242,7 +243,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that CUDA takes: flash in 16 bits, efficient for a mask or 32 bits, plain products for the rest."""
+    """Run the kernel that CUDA chooses: flash in 16 bits, efficient for a mask or 32 bits, else plain products."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
     aten = torch.ops.aten

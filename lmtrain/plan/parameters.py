@@ -1,4 +1,4 @@
-"""A model's parameters by part, of any architecture: by what its modules are and what they are called."""
+"""A model's parameters by part, for any architecture: by the classes and names of its modules."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ PARTS: Mapping[str, Callable[[ParameterPlace], bool]] = {
 
 
 def parameters_by_part(model: nn.Module, vocab_size: int | None) -> dict[str, int]:
-    """How many parameters each part has; one that two modules share counts once, where it comes first."""
+    """Return how many parameters each part has; one that two modules share counts once, where it comes first."""
     counts: Counter[str] = Counter()
     modules = dict(model.named_modules())
     for path, param in model.named_parameters():
@@ -45,7 +45,7 @@ def parameters_by_part(model: nn.Module, vocab_size: int | None) -> dict[str, in
 
 
 def has_learned_positions(model: nn.Module) -> bool:
-    """Whether an embedding stands for positions, a row each."""
+    """Return whether an embedding has a row for each position."""
     model_block_size = getattr(model, "block_size", None)
     return any(
         isinstance(module, nn.Embedding) and "pos" in name.lower() and module.num_embeddings == model_block_size

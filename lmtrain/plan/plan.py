@@ -20,7 +20,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """`machine` says where; `here` and `on_cuda` are the step there and on a CUDA device in 16 bits, None: unknown."""
+    """A run's plan; `here` and `on_cuda` are its step on this machine and on CUDA in 16 bits, None if unknown."""
 
     name: str
     fork: str | None  # the run whose checkpoint it starts from
@@ -54,20 +54,20 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """What the run costs on this machine; None: its price or its time is unknown."""
+        """Return what the run costs on this machine; None if its price or its time is unknown."""
         if self.dollars_per_hour is None or self.facts.seconds is None:
             return None
         return self.dollars_per_hour * self.facts.seconds / 3600
 
     @property
     def cuda_step_flops(self) -> float | None:
-        """As torch counts them there, with what fused attention computes again in the backward; None: unknown."""
+        """Return a step's FLOPs on CUDA, with what fused attention recomputes in the backward; None: unknown."""
         if self.on_cuda is None:
             return None
         return self.on_cuda.micro_batch_flops * self.facts.step_tokens / self.facts.micro_batch_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; units are in the names."""
+        """Return plain values with units in their names."""
         facts = self.facts
         return {
             "name": self.name,

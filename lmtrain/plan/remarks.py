@@ -1,4 +1,4 @@
-"""Likely mistakes in a run that is planned: each function sees one, and says it with the key and a way out."""
+"""Likely mistakes in a planned run: each function finds one, and names the key and the way out."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ MANY_EPOCHS = 4.0  # up to here repeated tokens are worth nearly as much as new 
 
 
 def remarks(facts: RunFacts) -> list[str]:
-    """All that is remarkable in a run, what certainly is a mistake first."""
+    """Return all remarks about a run, with those that are certainly mistakes first."""
     found = [*(remark(facts.schedule) for remark in SCHEDULE_REMARKS), *(remark(facts) for remark in RUN_REMARKS)]
     return [text for text in found if text is not None]
 
@@ -203,7 +203,7 @@ def positions_never_trained(facts: RunFacts) -> str | None:
 
 
 def _first_after(step: int, every: int) -> int:
-    """The first multiple of an interval that comes after a step."""
+    """Return the first multiple of an interval that comes after a step."""
     return (step // every + 1) * every
 
 

@@ -10,7 +10,7 @@ USUAL_RATES = (1e-6, 0.05)
 
 
 def certain_mistakes(schedule: ScheduleFacts) -> list[str]:
-    """What training itself warns of."""
+    """Return the remarks that are certain enough for training itself to warn of."""
     return [text for remark in CERTAIN_REMARKS if (text := remark(schedule)) is not None]
 
 

@@ -18,7 +18,7 @@ OPTIMAL = 20  # tokens a parameter (Hoffmann et al. 2022)
 
 
 def show(plan: Plan) -> None:
-    """Prints the plan: what the run is, what it takes, how the rate goes, and what is likely to be wrong."""
+    """Print the plan: what the run is, what it takes, the learning rate, and what is likely to be wrong."""
     _print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
     _print_heading("model and data")
     _print_rows(model_and_data(plan))

@@ -1,4 +1,4 @@
-"""What the loggers file a run under."""
+"""The name, group and tags that loggers file a run under."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ MAX_OVERRIDES_BYTES = 1_000_000
 
 
 def run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
-    """What its loggers file the run under."""
+    """Return what the loggers file the run under."""
     folder = directory.path.name
     return RunInfo(
         directory.path,
@@ -28,7 +28,7 @@ def run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
 
 
 def _tags(run_dir: Path) -> list[str]:
-    """The experiments that the run was composed from, and whether it is a job of a sweep."""
+    """Return the experiments that the run was composed from, and whether it is a job of a sweep."""
     try:
         overrides = read_limited(run_dir / ".hydra" / "overrides.yaml", MAX_OVERRIDES_BYTES).decode()
     except (OSError, ValueError):

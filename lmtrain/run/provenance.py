@@ -1,4 +1,4 @@
-"""What a run is made of, as its directory and its loggers keep it."""
+"""Records what a run is made of, when it starts and each time it is resumed."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,14 +20,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Resume:
-    """A run that goes on from its newest checkpoint: what its config changes, a line each; `began` once it does."""
+    """The resume of a run: what its config changes, a line each; `began` once the run goes on."""
 
     changes: Sequence[str]
     began: bool = False
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
-    """What runs of different models are compared by."""
+    """Return what runs of different models are compared by."""
     return {
         "class": type(model).__name__,
         "parameters": sum(param.numel() for param in model.parameters()),
@@ -43,7 +43,7 @@ def record_start(
     resumed: Resume | None,
     then: Mapping[str, Any] | None,
 ) -> None:
-    """Writes what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
+    """Write what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
     if resumed is None:
         directory.write_json("environment.json", now)
         return

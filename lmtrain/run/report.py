@@ -1,4 +1,4 @@
-"""What a run tells the person in front of it: before it starts, and how it ended."""
+"""What a run logs for the person in front of it: before it starts, and how it ended."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ LONG_RUN_S = 24 * 3600
 
 
 def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None:
-    """The run in a few lines before it starts, with a warning if it will take long."""
+    """Log the run in a few lines before it starts, with a warning if it will take long."""
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = trainer.step_samples * loader.block_size
@@ -73,7 +73,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
 
 
 def same_runs(run: Path, wanted: str) -> list[Path]:
-    """Completed runs beside this one that have the same config hash."""
+    """Return completed runs beside this one that have the same config hash."""
     others = (path for path in sorted(run.parent.glob("*/result.json")) if path.parent != run)
     ended = ((path.parent, read_json(path)) for path in others)
     return [
@@ -91,7 +91,7 @@ def show_sample(
     cfg: DictConfig,
     directory: RunDirectory,
 ) -> None:
-    """Text of the model's own for the log, and for `sample.txt`, where runs are compared by it."""
+    """Log a text of the model, and write it to `sample.txt`, where runs are compared by it."""
     prompt = torch.tensor([tokenizer.end_of_text or 0], device=system.device)
     ids = generate(
         model,
@@ -107,6 +107,7 @@ def show_sample(
 
 
 def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
+    """Log the final losses, the time, and what to do next."""
     path = short(directory.path)
     if state.val_loss is not None:
         log.info(
@@ -132,7 +133,7 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
 
 
 def log_ending(error: BaseException | None, path: Path) -> None:
-    """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
+    """Log how a run ended that did not complete; the traceback goes to `train.log`."""
     saved = CheckpointFolder(path / "checkpoints").steps()
     match error:
         case None:
@@ -164,4 +165,5 @@ def log_ending(error: BaseException | None, path: Path) -> None:
 
 
 def resume_command(run_dir: Path) -> str:
+    """Return the command that continues a run."""
     return f"python -m lmtrain {shlex.quote(f'resume={short(run_dir)}')}"

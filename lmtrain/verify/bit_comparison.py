@@ -26,7 +26,7 @@ COMPARED_RESULT = (
 
 @dataclass(frozen=True)
 class BitDifference:
-    """The first thing that is not the same in one place, in words: the undisturbed run's value, then the other's."""
+    """The first difference in one place, in words: the undisturbed run's value, then the other's."""
 
     step: int
     where: str
@@ -39,7 +39,7 @@ class BitDifference:
 class UndisturbedRun:
     """A completed run that kept every checkpoint, those of `steps`.
 
-    `compared_checkpoints` and `compared_lines` count what was found equal to its own.
+    `compared_checkpoints` and `compared_lines` count what was found equal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,10 +51,10 @@ class UndisturbedRun:
         self._seen: set[Any] = set()
 
     def differences(self, run: Path, *, completed: bool) -> list[BitDifference]:
-        """Everything in which the run is not what this one was at the same step, the earliest first.
+        """Return everything in which a run differs from this one at the same step, the earliest first.
 
-        A line or checkpoint that has not changed since it was found equal is not compared again. `completed` asks
-        for all lines and for the result, too.
+        A line or checkpoint that has not changed since it was found equal is not compared again. With `completed`,
+        the run must have all lines and the same result, too.
         """
         found = [*self._metric_differences(run, completed), *self._checkpoint_differences(run)]
         if completed:
@@ -141,7 +141,7 @@ def _checkpoint_difference(expected_path: Path, found_path: Path) -> str | None:
 
 
 def first_metric_difference(old: Path, new: Path) -> tuple[int, BitDifference | None]:
-    """How many steps both runs have a line of metrics for, and the first difference among these."""
+    """Return how many steps both runs have a line of metrics for, and the first difference among these."""
     before, after = (
         {int(line["step"]): _as_in_the_file(_without_measured(line)) for line in read_metrics(run / "metrics.jsonl")}
         for run in (old, new)
@@ -154,7 +154,7 @@ def first_metric_difference(old: Path, new: Path) -> tuple[int, BitDifference | 
 
 
 def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first tensor whose bytes are not the same, and how many more there are; None if there is none."""
+    """Return the first tensor whose bytes differ, and how many more there are; None if there is none."""
     names = dict.fromkeys([*expected, *found])
     described = [(name, _tensor_difference(expected.get(name), found.get(name))) for name in names]
     differing = [(name, what) for name, what in described if what]
@@ -196,11 +196,11 @@ def _without_measured(line: Mapping[str, float]) -> dict[str, float]:
 
 
 def _as_in_the_file(line: Mapping[str, float]) -> dict[str, str]:
-    """As in the file: a NaN is like another one there."""
+    """Return values as JSON has them, where one NaN is like another."""
     return {name: json.dumps(value) for name, value in line.items()}
 
 
 def _file_versions(path: Path) -> tuple[object, ...]:
-    """Changes with any change of a file in the folder."""
+    """Return a key that changes with any change of a file in the folder."""
     stats = ((file.name, file.stat()) for file in sorted(path.iterdir()))
     return (path, *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

@@ -1,4 +1,4 @@
-"""Where `verify-resume` kills: the moment of each kill, the process that is killed, and how that went."""
+"""The kills of `verify-resume`: when each one comes, the process that is killed, and how that attempt ended."""
 
 import json
 import random
@@ -29,7 +29,7 @@ class KillMoment:
 
 @dataclass(frozen=True)
 class EndedAttempt:
-    """How an attempt ended: `killed` if it was by us, `phase` what it was doing then, `seen` what it did before.
+    """How an attempt ended: `killed` if by us; `phase` is what it was doing then, and `seen` all that it did.
 
     It began to train after `start_up_s` (None: it did not get there) and ended after `seconds`.
     """
@@ -45,7 +45,7 @@ class EndedAttempt:
 def choose_kill_moment(
     chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]
 ) -> KillMoment:
-    """At random within the duration; every other time at a phase, of those that were hit least."""
+    """Return a random moment within the duration; every other time one in a phase, of those that were hit least."""
     after_s = chance.uniform(0, duration_s)
     if not phases or chance.random() < 0.5:
         return KillMoment(after_s)
@@ -56,7 +56,7 @@ def choose_kill_moment(
 
 
 class AttemptServer:
-    """A process that has imported torch, and forks attempts at `python -m lmtrain …`.
+    """A process that has imported torch, and runs attempts at `python -m lmtrain …` in forks of itself.
 
     Closing it ends the attempt that may be running.
     """
@@ -81,7 +81,7 @@ class AttemptServer:
         moment: KillMoment | None = None,
         armed: Callable[[], bool] = lambda: True,
     ) -> EndedAttempt:
-        """Runs one attempt to its end, or to the moment, whose seconds count from when `armed` first says so.
+        """Run one attempt to its end, or to the moment, whose seconds count from when `armed` first returns True.
 
         Raises:
             RuntimeError: the server itself has ended.
@@ -127,7 +127,7 @@ class AttemptServer:
         self.process.stdin.flush()
 
     def _answer(self, timeout_s: float | None) -> str | None:
-        """The next line, or None if it does not come in time."""
+        """Return the next line, or None if it does not come in time."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], timeout_s)[0]:
             return None

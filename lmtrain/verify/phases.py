@@ -27,7 +27,7 @@ COUNTERS = struct.Struct(f"<d{1 + len(PHASE_NAMES)}I")
 
 
 def code_of(name: str) -> CodeType:
-    """The code object of `module:qualified.name`."""
+    """Return the code object of `module:qualified.name`."""
     module, _, path = name.partition(":")
     function: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
     code: CodeType = function.__code__
@@ -69,7 +69,7 @@ def _codes_on_stack(frame: Any) -> Iterator[CodeType]:
 
 
 class PhaseFile:
-    """The other side of the file, from which a phase can be read even after the process was killed."""
+    """Reads the file of a PhaseMonitor, also after its process was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,11 +81,11 @@ class PhaseFile:
         return PHASE_NAMES[int(self._read()[1])]
 
     def began(self) -> float | None:
-        """When it had started up, by time.monotonic; None if it has not."""
+        """Return when it had started up, by time.monotonic; None if it has not."""
         return float(self._read()[0]) or None
 
     def seen(self) -> frozenset[str]:
-        """The phases that the process was seen in at least once."""
+        """Return the phases that the process was seen in at least once."""
         return frozenset(name for name, count in zip(PHASE_NAMES, self._read()[2:], strict=True) if count)
 
     def _read(self) -> tuple[Any, ...]:

@@ -25,7 +25,7 @@ KEEP_ALL = 1_000_000_000
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: what the run was doing and how long it had been at it, and the newest checkpoint it left (0: none)."""
+    """One kill: what the run was doing and for how long, and the newest checkpoint that it left (0: none)."""
 
     round: int
     phase: str
@@ -36,7 +36,7 @@ class Kill:
 
 
 class FailedAttemptError(RuntimeError):
-    """An attempt that ended by itself, and not well; `output` is the end of what it printed."""
+    """An attempt failed by itself; `output` is the end of what it printed."""
 
     def __init__(self, message: str, output: str) -> None:
         super().__init__(message)
@@ -44,7 +44,7 @@ class FailedAttemptError(RuntimeError):
 
 
 class BitsDifferError(RuntimeError):
-    """A killed run that is not what the undisturbed one is; the earliest difference first.
+    """A killed run differs from the undisturbed one; the earliest difference is first.
 
     `unrepeatable` is the first difference between two undisturbed runs, None if there is none.
     """
@@ -58,7 +58,7 @@ class BitsDifferError(RuntimeError):
 
 
 class Verification:
-    """Runs of one config in `folder`, and what came of them; to be closed."""
+    """Runs of one config in `folder`, and their results; must be closed."""
 
     def __init__(
         self, folder: Path, overrides: Sequence[str], chance: random.Random, keep_checkpoints: int, *, keep: bool
@@ -72,7 +72,7 @@ class Verification:
         self._killed_here = 0
 
     def run_undisturbed(self) -> None:
-        """The run that the others are compared with.
+        """Run the run that the others are compared with.
 
         Raises:
             ConfigError: a mistake that shows only when the parts are built.
@@ -91,7 +91,7 @@ class Verification:
             self.phases.add("pruning")
 
     def run_round(self, kills: int, on_kill: Callable[[int], object]) -> Counter[str]:
-        """One run, killed at most so many times until it completes; the phases it was killed in.
+        """Run one run, killed at most so many times until it completes; return the phases it was killed in.
 
         `on_kill` is told the number of kills so far.
 
@@ -132,7 +132,7 @@ class Verification:
     def _run(
         self, arguments: Sequence[str], output: Path, moment: KillMoment | None = None, progress_of: Path | None = None
     ) -> EndedAttempt:
-        """One attempt; with `progress_of`, its moment comes after a new checkpoint there."""
+        """Run one attempt; with `progress_of`, its moment comes after a new checkpoint there."""
         # What Python draws when it starts, such as its hashes, must not matter: all forks of one process share it.
         if self._server and self._killed_here >= KILLS_A_SERVER:
             self.close()
@@ -146,17 +146,17 @@ class Verification:
         return ended
 
     def close(self) -> None:
-        """Ends all processes."""
+        """End all processes."""
         server, self._server = self._server, None
         if server:
             server.close()
 
     def _expected_s(self, resumes: bool, step: int) -> float:
-        """The duration of an attempt that goes on from a step."""
+        """Return the duration of an attempt that goes on from a step."""
         return self._start_up_s[resumes] + self._training_s * (1 - step / self.steps)
 
     def _learn(self, ended: EndedAttempt, resumes: bool, step: int) -> None:
-        """Later attempts may be quicker than the first, if they find something compiled or cached."""
+        """Update the expected durations: later attempts may be quicker, if they find something compiled or cached."""
         if ended.start_up_s is not None:
             self._start_up_s[resumes] = ended.start_up_s
             if not ended.killed and step <= self.steps / 2:
@@ -184,11 +184,12 @@ class Verification:
 
 
 def is_run(run: Path) -> bool:
-    """Whether `resume=` finds a run there; a process that was killed earlier had not begun one."""
+    """Return whether `resume=` finds a run there; a process that was killed earlier had not begun one."""
     return (run / "config.yaml").is_file() and (run / ".hydra" / "config.yaml").is_file()
 
 
 def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path) -> None:
+    """Raise ConfigError or FailedAttemptError if an attempt ended by itself without success."""
     if ended.code == 0:
         return
     lines = output.read_text(errors="replace").splitlines()

@@ -15,7 +15,10 @@ SCRIPTS = ("data.js", "curves.js", "table.js", "settings.js", "main.js")  # run 
 
 
 def as_html(comparison: RunComparison) -> str:
-    """The page. What runs say, maybe a stranger's, is in it as data alone; its policy lets nothing else run or load."""
+    """Return the page.
+
+    Texts of runs, maybe a stranger's, are in it as data only; its policy lets nothing else run or load.
+    """
     count = len(comparison.runs)
     folder = files("lmtrain.compare.output") / "web"
     plotly = get_plotlyjs()

@@ -1,4 +1,4 @@
-"""What the page of a comparison draws, as one JSON object: curves thinned and packed, configs as their differences."""
+"""What the page of a comparison draws, as one JSON object: curves thinned and packed, configs by their differences."""
 
 import base64
 import json
@@ -28,7 +28,7 @@ MAX_SAMPLE_CHARS = 4000
 
 
 def replicate_numbers(runs: Sequence[Run]) -> list[int]:
-    """A number for each run, equal for those that differ in the seed alone, their origins' seeds included."""
+    """Return a number for each run, equal for runs that differ in the seed alone, their origins' seeds included."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     numbers: dict[str, int] = {}
     settings = [json.dumps([[run.config.get(key) for key in keys], origin_label(run)], default=str) for run in runs]
@@ -36,7 +36,7 @@ def replicate_numbers(runs: Sequence[Run]) -> list[int]:
 
 
 def page_data(comparison: RunComparison) -> dict[str, Any]:
-    """All that the page's script is told. The runs are not none."""
+    """Return all that the page's script gets; there must be at least one run."""
     runs, differing = comparison.runs, comparison.keys
     groups = replicate_numbers(runs)
     metrics = _metric_names(runs, comparison.metric)
@@ -89,20 +89,20 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
 
 
 def as_script(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element, whatever texts are in it."""
+    """Return JSON that may stand in a script element, with any text in it."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def outcome(run: Run, metric: str) -> float:
-    """The best value of the metric; NaN for a run that has none, failed or diverged."""
+    """Return the best value of the metric; NaN for a run that has none, failed or diverged."""
     return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most so many points to draw, with each stretch's lowest and highest; and each stretch's means, to smooth.
+    """Return at most so many points to draw, with the lowest and highest of each stretch; and the stretches' means.
 
-    The means are empty where all points are kept.
+    The means are for smoothing; they are empty where all points are kept.
     """
     if len(x) <= most:
         return x, y, np.empty(0), np.empty(0)
@@ -117,34 +117,34 @@ def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.
 
 
 def _metric_names(runs: Sequence[Run], first: str) -> list[str]:
-    """Those logged, the compared one first."""
+    """Return the logged metrics, the compared one first."""
     found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
     logged = [name for name in found if any(len(run.series(name)[0]) for run in runs)]
     return [name for name in dict.fromkeys([first, *FIRST_METRICS, *logged]) if name in logged]
 
 
 def _packed_series(run: Run, metric: str, share: float) -> list[str]:
-    """Steps and values, then the steps and values of the means."""
+    """Return steps and values, then the steps and values of the means."""
     x, y = run.series(metric)
     most = max(FEWEST_POINTS, int((LOSS_POINTS if metric.endswith("loss") else POINTS) * share))
     return [_packed(part) for part in thin_curve(x, y, most)]
 
 
 def _packed_axes(run: Run, most: int) -> dict[str, str]:
-    """Steps, and where they are on the other axes, for the page to interpolate between."""
+    """Return steps, and their places on the other axes, for the page to interpolate between."""
     rows = len(run.metrics["step"])
     kept = np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(int)) if rows else np.empty(0, int)
     return {axis: _packed(run.metrics[axis][kept]) for axis in AXES}
 
 
 def _packed(numbers: np.ndarray) -> str:
-    """Little-endian float32 in base64: seven digits, more than a screen has."""
+    """Return little-endian float32 in base64: seven digits, more than a screen has."""
     with np.errstate(over="ignore"):
         return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
 
 
 def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
-    """The table's numbers, a column each: a name, how it is written (`value`, `count` or `time`), a number a run."""
+    """Return the table's columns: a name, a kind (`value`, `count` or `time`), and a number for each run."""
     metric, runs = comparison.metric, comparison.runs
     goal = f"to {comparison.goal:.4g}"
     columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [best_value(run, metric)[0] for run in runs])]
@@ -170,6 +170,6 @@ def _last_on_axis(run: Run, axis: str) -> float:
 
 
 def _axis_value(value: Any, key: str) -> float | str:
-    """A number stays one, for an axis; all else is told as text."""
+    """Return a number as it is, for an axis; anything else as text."""
     number = finite_or_none(value)
     return setting_text(value, key) if number is None else number

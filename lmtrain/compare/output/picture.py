@@ -59,7 +59,7 @@ MIN_BAND_SEEDS = 3  # the interval of two is six times that of three, and hides 
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """The mean of some runs that differ in the seed alone, and half of its 95% interval; zeros for one run or two."""
+    """The mean of runs that differ in the seed alone, and half of its 95% interval; zeros for one or two runs."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -80,7 +80,7 @@ def as_svg(comparison: RunComparison) -> bytes:
 
 
 def _image_bytes(comparison: RunComparison, form: str) -> bytes:
-    """Raises ValueError where no run has the metric."""
+    """Return the picture's file; raises ValueError if no run has the metric."""
     curves = mean_curves(comparison.runs, comparison.metric, comparison.axis)
     if not curves:
         raise ValueError(f"--{form}: nothing to draw, no run has {comparison.metric} yet")
@@ -93,7 +93,7 @@ def _image_bytes(comparison: RunComparison, form: str) -> bytes:
 
 
 def mean_curves(runs: Sequence[Run], metric: str, x: str = "step") -> list[MeanCurve]:
-    """One for each set of replicates that has the metric, where all of them have values."""
+    """Return a curve for each set of replicates that has the metric, where all of them have values."""
     members: dict[int, list[Run]] = {}
     for number, run in zip(replicate_numbers(runs), runs, strict=True):
         if len(run.series(metric, x)[0]):
@@ -125,7 +125,7 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
 
 
 def typical_range(curves: Sequence[MeanCurve]) -> tuple[float, float]:
-    """From the lowest value to one that leaves out the steep first tenth, and runs much worse than the others."""
+    """Return the range from the lowest value to one that leaves out the steep first tenth, and outlying runs."""
     low = min(float((curve.mean - curve.half).min()) for curve in curves)
     tops = [float(np.quantile((curve.mean + curve.half)[len(curve.mean) // 10 :], 0.97)) for curve in curves]
     quarter, most = np.quantile(tops, [0.25, 0.75])
@@ -168,7 +168,7 @@ def _draw_curve(axes: Axes, curve: MeanCurve, look: int, label: str, thin: bool)
 
 
 def _legend(curves: Sequence[MeanCurve], metric: str) -> tuple[str, list[str]]:
-    """The legend's title and a label for each curve: what differs between them; among many, the setting that counts."""
+    """Return the legend's title and a label for each curve: what differs or, among many, what matters most."""
     firsts = [curve.runs[0] for curve in curves]
     keys = [key for key in differing_keys(firsts) if key != "seed"]
     names = short_names(keys)

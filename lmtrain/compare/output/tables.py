@@ -1,4 +1,4 @@
-"""Tables of runs and of what can be said of them, for a terminal of any width."""
+"""Tables of runs and of conclusions about them, for a terminal of any width."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,6 +31,7 @@ NOTHING = "–"
 
 
 def cell_text(column: Column, run: Run) -> str:
+    """Return a run's value in a column, cut where it is long."""
     value = column.value(run)
     if value is None and column.is_text:
         return ""
@@ -42,7 +43,7 @@ def cell_text(column: Column, run: Run) -> str:
 def default_columns(
     columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]
 ) -> tuple[list[Column], list[str]]:
-    """The columns to show, and what is the same for all of several runs, in words."""
+    """Return the columns to show, and in words what is the same for all of several runs."""
     picked, same = [], []
     for key, column in columns.items():
         if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
@@ -72,12 +73,12 @@ def default_columns(
 
 
 def _is_in_name(column: Column, called: Column, run: Run) -> bool:
-    """Has the run's name, where it is a label, the whole value already?"""
+    """Return whether the run's name, where it is a label, has the whole value already."""
     return f"{column.header}={cell_text(column, run)}" in cell_text(called, run).split()
 
 
 def fit_to_width(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
-    """The columns that a terminal has room for, and those that it has not."""
+    """Return the columns that a terminal has room for, and those that it has no room for."""
     kept = list(columns)
     by_key = {column.key: column for column in columns}
     # Of the config's keys, first those that tell the fewest runs apart.
@@ -115,7 +116,7 @@ def groups_table(conclusions: Conclusions) -> Table:
 
 
 def group_rows(conclusions: Conclusions) -> list[list[str]]:
-    """Means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
+    """Return means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
     by_group = {id(comparison.other): comparison for comparison in conclusions.comparisons}
     rows = []
     for group in conclusions.groups:

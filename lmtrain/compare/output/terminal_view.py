@@ -22,7 +22,7 @@ REACHED_ROWS = 10
 
 
 def show(comparison: RunComparison, *, limit: int = 40) -> None:
-    """`limit` is the rows of a table, 0 for all."""
+    """Print the comparison; `limit` is the number of rows of a table, 0 for all."""
     _show_runs(comparison, limit or len(comparison.runs))
     _show_statistics(comparison)
     _show_reach(comparison)

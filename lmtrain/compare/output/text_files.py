@@ -18,7 +18,7 @@ from lmtrain.files.numbers import is_number, nan_as_null
 
 
 def as_csv(comparison: RunComparison) -> str:
-    """A run a line, the columns asked for or every one; empty for what there is not."""
+    """Return a line for each run, with the columns asked for or every one; a missing value is empty."""
     columns = comparison.columns.values() if comparison.asked is None else comparison.asked
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -29,6 +29,7 @@ def as_csv(comparison: RunComparison) -> str:
 
 
 def as_json(comparison: RunComparison) -> str:
+    """Return all numbers, and the sentences."""
     conclusions = comparison.conclusions
     settings = {"metric": comparison.metric, "value": comparison.value, "goal": comparison.goal}
     content = {
@@ -79,7 +80,7 @@ def as_json(comparison: RunComparison) -> str:
 
 
 def as_markdown(comparison: RunComparison) -> str:
-    """The tables as the terminal has them, and the sentences below."""
+    """Return the tables as the terminal has them, and the sentences below."""
     columns: Sequence[Column]
     columns, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
     if comparison.asked is not None:
@@ -97,7 +98,7 @@ def as_markdown(comparison: RunComparison) -> str:
 
 
 def _markdown_table(headers: Sequence[str], is_text: Sequence[bool], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, and an empty one."""
+    """Return the lines of a Markdown table, and an empty one."""
     above = "|" + "|".join("---" if left else "---:" for left in is_text) + "|"
     first, *others = ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in [headers, *rows]]
     return [first, above, *others, ""]

@@ -1,4 +1,4 @@
-"""What can be said of groups of replicates, in numbers and in plain sentences."""
+"""Conclusions from groups of replicates, in numbers and in plain sentences."""
 
 import math
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ WOULD_DECIDE = "each would decide a difference of"
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """The best group against another; `p` holds for all pairs together."""
+    """The best group against another; `p` is corrected for all pairs."""
 
     other: ReplicateGroup
     difference: MeanDifference
@@ -38,7 +38,7 @@ class GroupComparison:
 
 @dataclass(frozen=True)
 class Conclusions:
-    """`groups` from best to worst; `sentences` say it all for a person."""
+    """`groups` are from best to worst; `sentences` say all of it for a person."""
 
     groups: Sequence[ReplicateGroup]
     noise: SeedNoise | None
@@ -49,7 +49,10 @@ class Conclusions:
 
 
 def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: float | None = None) -> Conclusions:
-    """`sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed)."""
+    """Compare groups of replicates.
+
+    `sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed).
+    """
     ranked = sorted(groups, key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
@@ -86,7 +89,7 @@ def _compare_groups(a: ReplicateGroup, b: ReplicateGroup, noise: SeedNoise, *, m
 
 
 def _comparisons(ranked: Sequence[ReplicateGroup], noise: SeedNoise, wanted: float | None) -> list[GroupComparison]:
-    """The best against each other one.
+    """Return the best group against each other one.
 
     The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them. Pairs of
     runs are for the plain question A or B: what the correction for many asks of a test, a few pairs can't give.
@@ -127,7 +130,7 @@ def _undecided(a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, p: fl
 def _more_seeds(
     a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, noise: SeedNoise, wanted: float | None, alpha: float
 ) -> str:
-    """How many seeds would decide, with a power of 80%."""
+    """Return how many seeds would decide, with a power of 80%, in words."""
     delta = abs(test.value) if wanted is None else wanted
     pairs = test.test.startswith("paired")
     sd = noise.sd
@@ -189,7 +192,7 @@ def _remarks(ranked: Sequence[ReplicateGroup], comparisons: Sequence[GroupCompar
 
 
 def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str:
-    """Both with the decimals that the interval is worth, `0.021 ± 0.006`, and so many digits of the value at least."""
+    """Return `0.021 ± 0.006`, with the decimals that the interval is worth, and at least so many digits."""
     if not half_width or not math.isfinite(half_width):
         return f"{value:.4g}"
     first = half_width * 10.0 ** (digits := max(0, -math.floor(math.log10(half_width))))

@@ -17,7 +17,7 @@ MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to
 
 @dataclass(frozen=True)
 class Effect:
-    """What one setting does, the others equal.
+    """The effect of one setting, with the others equal.
 
     `means` are by value of the setting, in the order of the values, adjusted to the average of the others; `size` is
     the largest less the smallest. `alike` are settings that change where this one does, as the warmup does with the
@@ -39,7 +39,7 @@ class Effect:
 def effects(
     settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], keys: Sequence[str]
 ) -> tuple[list[Effect], SeedNoise | None]:
-    """Each key's effect on the mean, largest first, and the noise that they are held against.
+    """Return each key's effect on the mean, largest first, and the noise that they are compared with.
 
     Group i has the values `samples[i]`, a seed each, under `settings[i]`. The model is additive: mean = constant + one
     term for the value of each key, fitted to the groups' means by least squares with the groups' sizes as weights. A
@@ -92,7 +92,7 @@ def effects(
 def _merge_equal_divisions(
     settings: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """The keys without those that divide the groups just as an earlier one does, and these by that one.
+    """Return the keys without those that divide the groups as an earlier key does, and the latter by that key.
 
     Not where a key has another value in each group: as all of them do then, that would make one setting of all.
     """
@@ -108,7 +108,7 @@ def _merge_equal_divisions(
 def _undetermined_effect(
     key: str, settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], together: tuple[str, ...] = ()
 ) -> Effect:
-    """Of a setting that no two groups share while the others are equal, as in a random search."""
+    """Return the effect of a setting that no two groups share while the others are equal, as in a random search."""
     numbers = [
         (float(setting[key]), float(np.mean(values)))
         for setting, values in zip(settings, samples, strict=True)
@@ -119,13 +119,13 @@ def _undetermined_effect(
 
 
 def _residual_squares(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:
-    """The sum of squares that the columns leave, and how many of them count."""
+    """Return the sum of squares that the columns leave unexplained, and the rank of the columns."""
     coefficients, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
     return float(np.sum((y - design @ coefficients) ** 2)), int(rank)
 
 
 def _confounded(key: str, parts: Mapping[str, np.ndarray], weights: np.ndarray) -> tuple[str, ...]:
-    """The other keys that alone tell this one's value; none if it takes several of them."""
+    """Return the other keys that determine this one's value by themselves; none if it takes several of them."""
     ones = np.ones((len(weights), 1))
     alone = []
     for other, part in parts.items():

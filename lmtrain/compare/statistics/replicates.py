@@ -23,7 +23,7 @@ MAX_ERROR_CHARS = 200
 
 @dataclass(frozen=True)
 class ReplicateGroup:
-    """The replicates of one setting: a value for each seed, of runs that completed; and how many did not end well."""
+    """The replicates of one setting: a value for each seed, of completed runs; and how many runs failed or diverged."""
 
     label: str
     settings: Mapping[str, Any]
@@ -40,7 +40,7 @@ class ReplicateGroup:
 
 
 def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[ReplicateGroup], list[str]]:
-    """The groups that have a value, in the order of their first runs; and what is left out, a line each."""
+    """Return the groups that have a value, in the order of their first runs; and lines about what is left out."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     members: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -70,16 +70,16 @@ def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tupl
 
 
 def start_alike(a: ReplicateGroup, b: ReplicateGroup) -> bool:
-    """Does a seed make the same initial weights and the same batches in both?
+    """Return whether a seed makes the same initial weights and the same batches in both groups.
 
-    In lmtrain it does, unless they differ in model or data. What a seed gives both then drops out of their difference:
-    a paired test is due, whatever the values turn out to be.
+    In lmtrain it does, unless they differ in model or data. What a seed gives both then drops out of their
+    difference: a paired test is right, no matter what the values are.
     """
     return all(SAME_START.match(key) for key, value in a.settings.items() if value != b.settings[key])
 
 
 def repeated_runs(runs: Sequence[Run]) -> list[str]:
-    """A line for each set of runs with the same config, seed included: did they give the same bits?"""
+    """Return a line for each set of runs with the same config, seed included: did they give the same bits?"""
     same: dict[str, list[Run]] = {}
     for run in runs:
         config = {key: value for key, value in run.config.items() if not NEUTRAL_SETTING.fullmatch(key)}
@@ -97,7 +97,7 @@ def _describe_repeats(digest: str, runs: Sequence[Run]) -> str:
 
 
 def _first_difference(a: Run, b: Run) -> str:
-    """The first step at which two runs differ; empty if they don't."""
+    """Return the first step at which two runs differ, in words; empty if they don't."""
     steps, rows_a, rows_b = np.intersect1d(a.metrics["step"], b.metrics["step"], return_indices=True)
     if not len(steps):
         return "no step in common"
@@ -111,7 +111,7 @@ def _first_difference(a: Run, b: Run) -> str:
 
 
 def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
-    """Runs that are in no mean, by the reason."""
+    """Return a line for each reason that leaves runs out of the means."""
     out: dict[str, list[Run]] = {}
     for run in runs:
         if run.status != COMPLETED.status:
@@ -124,7 +124,7 @@ def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
 
 
 def _first_error(runs: Sequence[Run]) -> str:
-    """Of the first that recorded one."""
+    """Return the first error that one of the runs recorded, to follow other words."""
     errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
     return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in UNSUCCESSFUL else ""
 
@@ -136,5 +136,5 @@ def _names(runs: Iterable[Run]) -> str:
 
 
 def origin_label(run: Run) -> str:
-    """The parent in words, with any seed: replicates of a fork may start from replicates."""
+    """Return the parent in words, with any seed: replicates of a fork may start from replicates."""
     return SEED.sub("seed=*", run.parent or "") if forked_from(run) else ""
