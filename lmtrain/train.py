@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
 from lmtrain.files.limited import read_json
+from lmtrain.files.numbers import finite_or_none
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
@@ -28,10 +28,10 @@ from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.parts import build_parts
 from lmtrain.run import report
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
-from lmtrain.run.environment import environment, lasting
-from lmtrain.run.identity import config_hash
-from lmtrain.run.info import plain, run_info
-from lmtrain.run.provenance import Resumed, record, size
+from lmtrain.run.environment import describe_environment, hardware_and_software
+from lmtrain.run.identity import config_hash, plain_config
+from lmtrain.run.logger_info import run_info
+from lmtrain.run.provenance import Resume, model_summary, record_start
 from lmtrain.run.result import Result
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Parts, Recorder, Trainer
@@ -52,7 +52,7 @@ def run(
     run_dir: Path,
     hydra_files: Mapping[str, str],
     *,
-    resumed: Resumed | None = None,
+    resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Trains in a run directory and records how it ended; `resumed` is for a run that goes on.
@@ -82,20 +82,20 @@ def run(
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
         ending = ending_of(error)
-        report.tell_ending(error, directory.path)
+        report.log_ending(error, directory.path)
         result = Result(
             status=ending.status,
             objective=state.best_val_loss,
             best_val_loss=state.best_val_loss,
             best_step=state.best_step,
-            final_train_loss=_finite(state.train_loss),
-            final_val_loss=_finite(state.val_loss),
+            final_train_loss=finite_or_none(state.train_loss),
+            final_val_loss=finite_or_none(state.val_loss),
             steps=state.step,
             tokens=state.tokens,
             bad_steps=state.bad_steps,
             seconds=round(state.seconds, 3),
             tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
-            config_hash=config_hash(plain(cfg)),
+            config_hash=config_hash(plain_config(cfg)),
             error=f"{type(error).__name__}: {error}" if error else None,
         )
         try:
@@ -117,7 +117,7 @@ def train(
     hydra_files: Mapping[str, str],
     state: TrainState,
     stop: StopRequest,
-    resumed: Resumed | None,
+    resumed: Resume | None,
     lineage: Mapping[str, Any],
 ) -> None:
     """Build the parts in the order that data flows, and run them; `state` is where the run is afterwards."""
@@ -128,7 +128,7 @@ def train(
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
         tokenizer = _keep_tokenizer(cfg, directory)
-        now = {**environment(run_id, parts.system.describe()), **lineage, **start.lineage}
+        now = {**describe_environment(run_id, parts.system.describe()), **lineage, **start.lineage}
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, now)
     try:
         with mistakes_of_the_user():
@@ -136,15 +136,18 @@ def train(
             start.restore(trainer)
             recorder.logger.rewind(state.logged_step)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                now |= {"model": size(parts.model, parts.train_loader), "data": trainer.snapshot.data["fingerprints"]}
-                record(cfg, directory, hydra_files, now, resumed, start.environment)
+                now |= {
+                    "model": model_summary(parts.model, parts.train_loader),
+                    "data": trainer.snapshot.data["fingerprints"],
+                }
+                record_start(cfg, directory, hydra_files, now, resumed, start.environment)
         del start  # as much memory again as the model and the optimizer take
         report.announce(cfg, directory, trainer)
         try:
             trainer.fit()
         except DataError as error:
             again = report.resume_command(directory.path)
-            raise ConfigError(f"{error}; to continue when that is mended: {again}") from error
+            raise ConfigError(f"{error}; to continue when that is fixed: {again}") from error
     except BaseException as error:
         stop.defers = True  # how the run ended is settled
         recorder.logger.close(ending_of(error).status)
@@ -153,7 +156,7 @@ def train(
     recorder.logger.close(COMPLETED.status)
     if tokenizer is not None and cfg.sample_tokens:
         report.show_sample(parts.model, tokenizer, parts.system, parts.train_loader.block_size, cfg, directory)
-    report.summarise(state, cfg, directory)
+    report.log_summary(state, cfg, directory)
 
 
 @dataclass(frozen=True)
@@ -227,7 +230,7 @@ def build_recorder(
             directory.path / "bad-batches", parts.train_loader, tokenizer.decode if tokenizer else None
         ),
         stop=stop,
-        identity={"run_id": now["run_id"], "config": info.config, "environment": lasting(now)},
+        identity={"run_id": now["run_id"], "config": info.config, "environment": hardware_and_software(now)},
     )
 
 
@@ -241,7 +244,3 @@ def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer
     """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
     return load_tokenizer(directory.path) if source and copy_tokenizer(source, directory.path) else None
-
-
-def _finite(number: float | None) -> float | None:
-    return number if number is not None and math.isfinite(number) else None

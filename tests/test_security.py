@@ -29,7 +29,7 @@ from lmtrain.data.text import inputs
 from lmtrain.data.writing import journal
 from lmtrain.errors import BrokenCheckpointError, ConfigError, DataError
 from lmtrain.files.limited import read_json
-from lmtrain.run.environment import environment
+from lmtrain.run.environment import describe_environment
 
 PACKAGE = Path(__file__).parent.parent / "lmtrain"
 SMALL = [text for text in TINY if not text.startswith("trainer.max_steps")]
@@ -511,7 +511,7 @@ def test_a_repository_s_own_config_runs_no_command(tmp_path: Path, monkeypatch: 
     if way in ("clean", "process"):
         git(repository, "config", "filter.a=b.required", "true")
     monkeypatch.chdir(repository)
-    recorded = environment("x", "cpu")["git"]
+    recorded = describe_environment("x", "cpu")["git"]
     assert "+two" in recorded["diff"]
     assert not marker.exists()
     subprocess.run(["git", "diff", "HEAD"], capture_output=True, stdin=subprocess.DEVNULL, timeout=30)

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lmtrain.compare import values
-from lmtrain.compare.runs import Run, labelled, load_runs
+from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
+from lmtrain.compare.runs import Run, load_runs, with_labels
 from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.errors import ConfigError
 
@@ -22,7 +22,7 @@ parent, status, steps, tokens, flops, seconds, parameters, at_step, at_tokens, a
 final, tokens_per_second, and every config key (lr for optimizer.lr where that is clear)."""
 
 
-# What can be written to a file: the function that makes its text or bytes of a `Compared`, imported when asked for.
+# What can be written to a file: the function that makes its text or bytes, imported when asked for.
 OUTPUTS: Mapping[str, tuple[str, str]] = {
     "csv": ("lmtrain.compare.output.text_files", "as_csv"),
     "json": ("lmtrain.compare.output.text_files", "as_json"),
@@ -42,15 +42,15 @@ MEANINGS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parsed(arguments)
+    options = parse_arguments(arguments)
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
-    check(options, files)
+    check_options(options, files)
     from lmtrain.compare.comparison import compare  # scipy takes half a second, which --help need not wait for
     from lmtrain.compare.output.terminal_view import show
 
     with mistakes_of_the_user():
-        compared = compare(
-            selected(options),
+        comparison = compare(
+            select_runs(options),
             metric=options.metric,
             at_step=options.at_step,
             value=options.value,
@@ -59,10 +59,10 @@ def main(arguments: Sequence[str]) -> int:
             asked=options.columns and options.columns.split(","),
         )
         if "-" not in files.values():
-            show(compared, limit=options.limit)
+            show(comparison, limit=options.limit)
         for kind, file in files.items():
             module, name = OUTPUTS[kind]
-            content = getattr(importlib.import_module(module), name)(compared)
+            content = getattr(importlib.import_module(module), name)(comparison)
             content = content.encode() if isinstance(content, str) else content
             if file == "-":
                 sys.stdout.buffer.write(content)
@@ -72,12 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all options."""
     parser = argparse.ArgumentParser(prog="python -m lmtrain compare", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run or sweep directories, any folder above, or globs")
     parser.add_argument("--metric", default="val/loss", help="what to compare (default: val/loss)")
     parser.add_argument("--at-step", type=int, metavar="N", help="the equal step (default: the last that all have)")
-    parser.add_argument("--value", choices=values.STANDING, default="at-step", help="a run's value in the statistics")
+    parser.add_argument("--value", choices=VALUE_KINDS, default="at-step", help="a run's value in the statistics")
     parser.add_argument(
         "--difference", type=float, metavar="D", help="that more seeds should decide (default: as seen)"
     )
@@ -95,10 +96,10 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parsed(arguments: Sequence[str]) -> argparse.Namespace:
-    """Raises ConfigError for an unknown option; names the nearest."""
-    known = parser()
-    options, unknown = known.parse_known_args(joined(arguments))
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; raise ConfigError for an unknown one, with the nearest known one."""
+    known = make_parser()
+    options, unknown = known.parse_known_args(join_sort_key(arguments))
     for word in unknown:
         flag = word.partition("=")[0]
         names = [name for action in known._actions for name in action.option_strings]
@@ -107,14 +108,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def joined(arguments: Sequence[str]) -> list[str]:
-    """`--sort -lr` as one word: argparse would take the second for an option."""
+def join_sort_key(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with `--sort -lr` as one word: argparse would take the second for an option."""
     words = iter(arguments)
     return [f"--sort={next(words, '')}" if word == "--sort" else word for word in words]
 
 
-def check(options: argparse.Namespace, files: Mapping[str, str]) -> None:
-    """Finds the mistakes that would otherwise show after everything is read."""
+def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None:
+    """Find the mistakes that would otherwise show after everything is read."""
     if options.at_step is not None and options.at_step < 1:
         raise ConfigError(f"--at-step {options.at_step}: at least 1")
     if options.limit < 0:
@@ -136,25 +137,25 @@ def check(options: argparse.Namespace, files: Mapping[str, str]) -> None:
             raise ConfigError(f"--{kind} {file}: there is no folder {Path(file).parent}")
 
 
-def selected(options: argparse.Namespace) -> list[Run]:
-    """The runs asked for, in the order asked for."""
-    from lmtrain.compare.columns import available, chosen, filtered, ordered
+def select_runs(options: argparse.Namespace) -> list[Run]:
+    """Return the runs asked for, in the order asked for."""
+    from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
 
     runs = load_runs(options.runs)
     if not runs:
         raise ConfigError(f"{' '.join(options.runs)}: no run there that can be read")
     if options.filter:
-        places = values.equal_places(runs, options.metric, options.at_step)
-        runs = filtered(runs, options.filter, available(runs, options.metric, places))
+        places = equal_places(runs, options.metric, options.at_step)
+        runs = filter_runs(runs, options.filter, available_columns(runs, options.metric, places))
         if not runs:
             raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run is left")
-        runs = labelled(runs)  # less differs among those that are left
-    columns = available(runs, options.metric, values.equal_places(runs, options.metric, options.at_step))
+        runs = with_labels(runs)  # less differs among those that are left
+    columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step))
     if options.sort is None:
         usual = columns.get("at_step", columns["best"])
-        return ordered(runs, usual, descending=values.sign(options.metric) < 0)
-    return ordered(
+        return sort_runs(runs, usual, descending=sign(options.metric) < 0)
+    return sort_runs(
         runs,
-        chosen(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}"),
+        find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}"),
         descending=options.sort.startswith("-"),
     )

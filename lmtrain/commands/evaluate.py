@@ -19,7 +19,7 @@ TRUST_HELP = "a class or function of a run's config that may be imported, as mym
 
 
 def finished_runs(path: Path) -> list[Path]:
-    """The run itself, or the runs of a sweep; says which are left out for want of a checkpoint."""
+    """Return the run itself, or the runs of a sweep; print which are left out for want of a checkpoint."""
     if (path / "config.yaml").is_file() and checkpoint_steps(path):
         return [path]
     if is_sweep(path):
@@ -29,7 +29,10 @@ def finished_runs(path: Path) -> list[Path]:
 
 
 def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:
-    """The run's own loader, reading another folder if one is given; relative paths may be those of where it started."""
+    """Return the config node of the run's own loader, reading another folder if one is given.
+
+    Relative paths may be those of the folder that the run was started in.
+    """
     node: dict[str, Any] = {str(key): value for key, value in data.items()}
     if folder is None:
         base = started_in(run) if (run / ".hydra" / "hydra.yaml").is_file() else None

@@ -38,20 +38,20 @@ def main() -> int:
     print(VERBS)
     print("Config groups, as group=choice:")
     for group in GROUPS:
-        print(listing(group))
+        print(list_choices(group))
     print(FOOTER)
     return 0
 
 
-def listing(group: str) -> str:
-    """The group and its choices, a line each."""
-    choices = shipped_and_own(group)
+def list_choices(group: str) -> str:
+    """Return the group and its choices, a line each."""
+    choices = choices_in(group)
     width = max(map(len, choices), default=0)
     return "\n".join([f"  {group}", *(f"    {name:<{width}}  {meaning}" for name, meaning in choices.items())])
 
 
-def shipped_and_own(group: str) -> Mapping[str, str]:
-    """A group's choices with the first comment of each file; the current folder's own shadow the shipped ones."""
+def choices_in(group: str) -> Mapping[str, str]:
+    """Return a group's choices with their files' first comments; the current folder's own shadow the shipped."""
     if group == "experiments":
         folders = [shipped("experiments"), Path.cwd() / "experiments"]
     else:

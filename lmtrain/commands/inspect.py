@@ -18,8 +18,9 @@ from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entr
 from lmtrain.data.progress import PrepareProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import si
+from lmtrain.terminal.units import percent, si
 
 FREQUENT = 12  # tokens in the table
 TEXT_COLUMNS = 92
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, histograms included")
     parser.add_argument("--png", type=Path, metavar="FILE", help="draw a picture there; needs lmtrain[plot]")
     options = parser.parse_args(list(arguments))
-    check(options)
+    check_options(options)
 
     found = []
     with mistakes_of_the_user():
@@ -68,8 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     return 2 if any(inspected.problems for inspected in found) else 0
 
 
-def check(options: argparse.Namespace) -> None:
-    """Finds the mistakes that would otherwise show after everything is read."""
+def check_options(options: argparse.Namespace) -> None:
+    """Find the mistakes that would otherwise show after everything is read."""
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
@@ -91,13 +92,13 @@ def check(options: argparse.Namespace) -> None:
 def show(inspected: Inspected) -> None:
     console.print(f"\n{heading(inspected)}", markup=False, style="bold")
     if inspected.splits:
-        console.print(numbers(inspected))
-        console.print(frequent(inspected))
+        console.print(statistics_table(inspected))
+        console.print(frequent_tokens_table(inspected))
     begins = "a document begins at" if inspected.end_of_text is not None else "from"
     for name, split in inspected.splits.items():
         for sample in split.samples:
             console.print(f"{name}: {begins} token {sample.position:,}", markup=False, style="dim")
-            console.print(textwrap.indent("\n".join(lines(sample)), "  │ "), markup=False)
+            console.print(textwrap.indent("\n".join(sample_lines(sample)), "  │ "), markup=False)
     for note in inspected.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
     for problem in inspected.problems:
@@ -107,7 +108,7 @@ def show(inspected: Inspected) -> None:
 
 
 def heading(inspected: Inspected) -> str:
-    """The folder and its totals in one line."""
+    """Return the folder and its totals in one line."""
     facts = [f"{sum(split.statistics.tokens for split in inspected.splits.values()):,} tokens"]
     if inspected.vocab_size:
         facts.append(f"vocabulary of {inspected.vocab_size:,}")
@@ -118,8 +119,8 @@ def heading(inspected: Inspected) -> str:
     return f"{inspected.folder}: {', '.join(facts)}"
 
 
-def numbers(inspected: Inspected) -> Table:
-    """A column for each split, a section for each matter."""
+def statistics_table(inspected: Inspected) -> Table:
+    """Return a table with a column for each split, and a section for each subject."""
     table = Table("", *map(escape, inspected.splits))
     for column in table.columns[1:]:
         column.justify = "right"
@@ -184,24 +185,19 @@ def _repeats(split: SplitReport) -> dict[str, str]:
         f"{PASSAGE_TOKENS}-token passages that repeat": split.repeated_passages,
         f"{PASSAGE_TOKENS}-token passages that stand in train": split.passages_in_train,
     }
-    return {title: _share(repeats, "documents" in title) for title, repeats in rows.items() if repeats}
+    return {title: _repeated_share(repeats, "documents" in title) for title, repeats in rows.items() if repeats}
 
 
-def _share(repeats: Repeats, of_tokens: bool) -> str:
-    """How many repeat; an estimate is marked as one."""
+def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
+    """Return how many repeat; an estimate is marked as one."""
     if not repeats.repeated:
         return "none" if repeats.looked_at == 1 else "none found"
     share = percent(repeats.share) + (f"; {percent(repeats.share_of_tokens)} of tokens" if of_tokens else "")
     return f"{repeats.repeated:,} ({share})" if repeats.looked_at == 1 else f"about {share}"
 
 
-def percent(number: float) -> str:
-    """At least two digits that count, so that what is rare is not 0%."""
-    return f"{number:.1%}" if number >= 0.01 else f"{100 * number:.2g}%"
-
-
-def frequent(inspected: Inspected) -> Table:
-    """The most frequent tokens of each split, with their share."""
+def frequent_tokens_table(inspected: Inspected) -> Table:
+    """Return the most frequent tokens of each split, with their share."""
     table = Table("")
     columns = []
     for name, split in inspected.splits.items():
@@ -210,25 +206,25 @@ def frequent(inspected: Inspected) -> Table:
         statistics = split.statistics
         ids = statistics.most_frequent(FREQUENT)
         shares = [f"{statistics.token_counts[i] / statistics.tokens:.2%}" for i in ids]
-        columns += [[token(inspected, i) for i in ids], shares]
+        columns += [[token_text(inspected, i) for i in ids], shares]
     for rank in range(max(map(len, columns))):
         table.add_row(str(rank + 1), *(escape(column[rank]) if rank < len(column) else "" for column in columns))
     return table
 
 
-def token(inspected: Inspected, number: int) -> str:
+def token_text(inspected: Inspected, number: int) -> str:
+    """Return a token's text and id."""
     text = inspected.text_of(number)
-    return f"{number}" if text is None else f"{printable(text)!r} {number}"
+    return f"{number}" if text is None else f"{_printable(text)!r} {number}"
 
 
-def lines(sample: Sample) -> list[str]:
-    """The first lines of the text, wrapped; ids where there is no text."""
+def sample_lines(sample: Sample) -> list[str]:
+    """Return the first lines of the text, wrapped; ids where there is no text."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1
-    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(printable(line), TEXT_COLUMNS)]
+    wrapped = [part for line in text.splitlines() for part in textwrap.wrap(_printable(line), TEXT_COLUMNS)]
     return wrapped[:most] + ["…"] * (len(wrapped) > most)
 
 
-def printable(text: str) -> str:
-    """Without what moves a terminal's cursor or changes its colours."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\ufffd" for character in text)
+def _printable(text: str) -> str:
+    return printable(text, keep="\n\t", instead="\ufffd")

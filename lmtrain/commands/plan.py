@@ -54,5 +54,5 @@ def main(arguments: Sequence[str]) -> int:
 
     show(plan)
     if options.json:
-        write_json_with_machine(options.json, overrides=options.overrides, **plan.as_json())
+        write_json_with_machine(options.json, overrides=options.overrides, **plan.to_dict())
     return 0

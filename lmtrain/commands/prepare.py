@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from lmtrain.commands.help import PREPARE_GROUPS, listing
+from lmtrain.commands.help import PREPARE_GROUPS, list_choices
 from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         description="Makes the token files that a data choice reads: text, from a source, through a tokenizer, some of "
         "it held out for validation.\nKilled, it goes on when started again. Training does the same by itself where "
         "the files are missing.",
-        epilog=EPILOG + "\n".join(listing(group) for group in ("data", *PREPARE_GROUPS)),
+        epilog=EPILOG + "\n".join(list_choices(group) for group in ("data", *PREPARE_GROUPS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", help="data=…, data.path=…, prepare/tokenizer=…, prepare.…=…")

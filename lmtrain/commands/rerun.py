@@ -16,9 +16,9 @@ from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import refuse_existing_run
-from lmtrain.run.identity import ASIDE, config_hash
+from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
+from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
-from lmtrain.terminal.differences import differences
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,12 +30,14 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
-    parser.add_argument("overrides", nargs="*", help=f"what changes no number: {', '.join(ASIDE[:2])}, hydra.run.dir")
+    parser.add_argument(
+        "overrides", nargs="*", help=f"what changes no number: {', '.join(NEUTRAL_KEYS[:2])}, hydra.run.dir"
+    )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.parse_args(list(arguments))
     run: Path = options.run
     for override in (given := parse(options.overrides)):
-        if override.key_or_group.partition(".")[0] not in (*ASIDE, "hydra"):
+        if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):
             raise ConfigError(f"{override.input_line}: --rerun changes nothing; to change a run, fork it: fork={run}")
 
     lines = [*overrides_of(run, options.trust, given, keeps_origin=True), *options.overrides]
@@ -70,7 +72,7 @@ def _refuse_another(before: DictConfig, now: DictConfig, run: Path) -> None:
     containers: list[Any] = [OmegaConf.to_container(cfg) for cfg in (before, now)]
     if len(set(map(config_hash, containers))) == 1:
         return
-    old, new = ({key: value for key, value in each.items() if key not in ASIDE} for each in containers)
+    old, new = ({key: value for key, value in each.items() if key not in NEUTRAL_KEYS} for each in containers)
     raise ConfigError(f"{run}: can't be repeated here, it would be another run: {'; '.join(differences(old, new))}")
 
 
@@ -91,9 +93,9 @@ def _tell_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _tell_result(old: Path, new: Path) -> None:
-    from lmtrain.verify.bit_comparison import first_difference
+    from lmtrain.verify.bit_comparison import first_metric_difference
 
-    steps, difference = first_difference(old, new)
+    steps, difference = first_metric_difference(old, new)
     if difference is not None:
         console.print(f"another result: {difference}", style="yellow", markup=False)
     elif steps:

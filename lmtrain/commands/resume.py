@@ -17,7 +17,7 @@ from lmtrain.config.preflight import preflight
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import started_in
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 # What may change without leave: the steps done stay as they are, and those to come are of the same kind.
 HARMLESS = (
@@ -82,11 +82,11 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
         )
     cfg = preflight(changed, begun=True)  # a recipe reads and writes where it says: not for a run that has its data
-    from lmtrain.run.provenance import Resumed
+    from lmtrain.run.provenance import Resume
     from lmtrain.train import run
 
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
-    return run(cfg, run_dir, hydra_files, resumed=Resumed(changes)).exit_code
+    return run(cfg, run_dir, hydra_files, resumed=Resume(changes)).exit_code
 
 
 def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:

@@ -23,10 +23,10 @@ from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration
-from lmtrain.verify.phases import NAMES
+from lmtrain.verify.phases import PHASE_NAMES
 
 if TYPE_CHECKING:
-    from lmtrain.verify.verification import NotTheSameError, Verification
+    from lmtrain.verify.verification import BitsDifferError, Verification
 
 INTERVALS = {"log_interval": 1, "checkpoint_interval": 3, "eval_interval": 4}
 EVAL_BATCHES = 2
@@ -54,15 +54,15 @@ Example: python -m lmtrain verify-resume experiments=quickstart model.dropout=0.
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parse(arguments)
+    options = parse_arguments(arguments)
     composed = compose(options.overrides, with_hydra=True)
     runs = Path(composed.hydra.run.dir).absolute().parent
     cfg = preflight(without_hydra(composed))
-    overrides = [*_without_loggers(options.overrides), *changes(cfg, options.steps)]
-    from lmtrain.verify.verification import FailedAttemptError, NotTheSameError, Verification  # with torch
+    overrides = [*_without_loggers(options.overrides), *eventful_overrides(cfg, options.steps)]
+    from lmtrain.verify.verification import BitsDifferError, FailedAttemptError, Verification  # with torch
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
-    error: FailedAttemptError | NotTheSameError | None = None
+    error: FailedAttemptError | BitsDifferError | None = None
     with _ended_by_sigterm(), contextlib.ExitStack() as removal:
         folder = _make_folder(options.keep, runs, removal)
         console.print(f"{options.steps} steps, {options.kills} kills; moments by --seed {seed}; runs in {folder}")
@@ -72,16 +72,18 @@ def main(arguments: Sequence[str]) -> int:
         try:
             with contextlib.closing(verification):
                 _verify(verification, options.kills)
-        except (FailedAttemptError, NotTheSameError) as caught:
+        except (FailedAttemptError, BitsDifferError) as caught:
             error = caught
             removal.pop_all()
     _show_kills(verification)
     if options.json:
-        write_json_with_machine(options.json, **numbers(verification, error), overrides=options.overrides, seed=seed)
+        write_json_with_machine(
+            options.json, **json_report(verification, error), overrides=options.overrides, seed=seed
+        )
     if error is None:
-        console.print(sentence(verification), style="bold green")
+        console.print(verdict(verification), style="bold green")
         return 0
-    if isinstance(error, NotTheSameError):
+    if isinstance(error, BitsDifferError):
         _show_difference(error)
     else:
         console.print(f"{error}\n{error.output}", markup=False)
@@ -89,8 +91,8 @@ def main(arguments: Sequence[str]) -> int:
     return 1
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options; raises ConfigError for what is no override."""
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; raise ConfigError for what is no override."""
     parser = argparse.ArgumentParser(
         prog="python -m lmtrain verify-resume",
         description=DESCRIPTION,
@@ -121,8 +123,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def changes(cfg: DictConfig, steps: int) -> list[str]:
-    """The overrides that make much happen in few steps, without another bit in the training.
+def eventful_overrides(cfg: DictConfig, steps: int) -> list[str]:
+    """Return overrides that make much happen in few steps, without changing a bit of the training.
 
     Raises:
         ConfigError: a trainer of the user's own that can't be told.
@@ -139,7 +141,8 @@ def changes(cfg: DictConfig, steps: int) -> list[str]:
     return [*overrides, "logger=[]", "sample_tokens=0"]
 
 
-def sentence(verification: "Verification") -> str:
+def verdict(verification: "Verification") -> str:
+    """Return the sentence that says what was proved."""
     kills, undisturbed = verification.kills, verification.undisturbed
     assert undisturbed is not None
     return (
@@ -148,8 +151,8 @@ def sentence(verification: "Verification") -> str:
     )
 
 
-def numbers(verification: "Verification", error: Exception | None) -> dict[str, Any]:
-    """What `--json` has."""
+def json_report(verification: "Verification", error: Exception | None) -> dict[str, Any]:
+    """Return the content of the `--json` file."""
     undisturbed = verification.undisturbed
     return {
         "bit_for_bit": error is None,
@@ -173,20 +176,22 @@ def _verify(verification: "Verification", kills: int) -> None:
         while (done := len(verification.kills)) < kills:
             status.update(f"{done} of {kills} kills")
             hits = verification.run_round(kills - done, lambda kill: status.update(f"{kill} of {kills} kills"))
-            where = ", ".join(f"{phase} {hits[phase]}" for phase in NAMES if hits[phase]) or "completed before one"
+            where = (
+                ", ".join(f"{phase} {hits[phase]}" for phase in PHASE_NAMES if hits[phase]) or "completed before one"
+            )
             console.print(f"round {verification.rounds}: {hits.total()} kills ({where}); the same bits")
 
 
 def _show_kills(verification: "Verification") -> None:
     table = Table("killed while", "kills", "resumed from steps")
-    for phase in NAMES:
+    for phase in PHASE_NAMES:
         kills = [kill for kill in verification.kills if kill.phase == phase]
         left = sorted({kill.checkpoint for kill in kills})
         table.add_row(phase, str(len(kills)), ", ".join(str(step) if step else "none" for step in left) or "–")
     console.print(table)
 
 
-def _show_difference(error: "NotTheSameError") -> None:
+def _show_difference(error: "BitsDifferError") -> None:
     console.print(f"not bit for bit: {error}", style="bold red", markup=False)
     others = error.differences[1:]
     for other in others[:OTHER_DIFFERENCES]:
@@ -209,12 +214,12 @@ def _show_difference(error: "NotTheSameError") -> None:
 
 
 def _without_loggers(overrides: Sequence[str]) -> list[str]:
-    """Settings of loggers would have nothing to apply to."""
+    """Return the overrides without those of loggers, which there are none of."""
     return [text for text in overrides if re.split("[=.@/]", text.lstrip("+~"))[0] != "logger"]
 
 
 def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -> Path:
-    """A folder on the disk that runs are on, as that is what is tested; without `keep`, it is removed in the end."""
+    """Make a folder on the disk that runs are on, as that disk is tested; without `keep` it is removed in the end."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         return keep.absolute()
@@ -234,7 +239,7 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
-    """SIGTERM as an exception, so that what was started ends and what was written goes."""
+    """Turn SIGTERM into an exception, so that started processes end and written files are removed."""
     previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield

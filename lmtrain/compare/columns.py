@@ -1,4 +1,4 @@
-"""What can be shown of a run, sorted and filtered by: its config's keys, and the numbers that stand for it."""
+"""What a run can be shown, sorted and filtered by: its config's keys, and the numbers that stand for it."""
 
 import difflib
 import math
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare import values
-from lmtrain.compare.labels import folder_names, short_names, shown
-from lmtrain.compare.runs import Run, differing_keys, number
-from lmtrain.compare.values import Equal
-from lmtrain.terminal.units import duration, si
+from lmtrain.compare.labels import folder_names, setting_text, short_names
+from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, value_at
+from lmtrain.compare.runs import Run, differing_keys
+from lmtrain.files.numbers import as_float
+from lmtrain.terminal.units import duration, loss_text, si
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -33,7 +33,7 @@ CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
 @dataclass(frozen=True)
 class Column:
-    """`name` is what files call it, with its unit; `header` what the terminal does."""
+    """A column of a table. `name` is its heading in files, with the unit; `header` its heading in the terminal."""
 
     key: str
     name: str
@@ -43,16 +43,12 @@ class Column:
     is_text: bool = False
 
 
-def loss(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
-
-
-def count(value: float) -> str:
+def with_commas(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def place(equal: Equal) -> str:
-    """`step 200`, `1.05M tokens`, `3.2P FLOPs`, `1m15s`."""
+def place_text(equal: EqualPlace) -> str:
+    """Return a place as `step 200`, `1.05M tokens`, `3.2P FLOPs` or `1m15s`."""
     match equal.axis:
         case "step":
             return f"step {equal.place:.0f}"
@@ -61,8 +57,8 @@ def place(equal: Equal) -> str:
     return f"{si(equal.place)} {'FLOPs' if equal.axis == 'flops' else equal.axis}"
 
 
-def available(runs: Sequence[Run], metric: str, places: Mapping[str, Equal]) -> dict[str, Column]:
-    """Every column that these runs have, by key, in the order of a table."""
+def available_columns(runs: Sequence[Run], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
+    """Return every column that these runs have, by key, in the order of a table."""
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
     # Where folders have long names, a table calls runs by what differs.
     longest = max(map(len, folders.values()), default=0)
@@ -75,28 +71,32 @@ def available(runs: Sequence[Run], metric: str, places: Mapping[str, Equal]) -> 
         *(config_column(key, name) for key, name in names.items()),
         Column("parent", "parent", "started", lambda run: run.parent, is_text=True),
         Column("status", "status", "status", lambda run: run.status, is_text=True),
-        Column("steps", "steps", "steps", lambda run: run.steps, count),
-        Column("tokens", "tokens", "tokens", lambda run: _whole(_ended(run, "tokens")), si),
-        Column("flops", "FLOPs", "FLOPs", lambda run: _whole(_flops(run)), si),
-        Column("seconds", "seconds", "time", lambda run: _last(run, "seconds"), duration),
-        Column("parameters", "parameters", "params", lambda run: _whole(run.parameters), si),
-        *(_at(metric, equal) for equal in places.values()),
-        Column("best", f"best {metric}", "best", lambda run: values.best(run, metric)[0], loss),
+        Column("steps", "steps", "steps", lambda run: run.steps, with_commas),
+        Column("tokens", "tokens", "tokens", lambda run: _as_whole_number(_logged_or_in_result(run, "tokens")), si),
+        Column("flops", "FLOPs", "FLOPs", lambda run: _as_whole_number(_training_flops(run)), si),
+        Column("seconds", "seconds", "time", lambda run: _last_on_axis(run, "seconds"), duration),
+        Column("parameters", "parameters", "params", lambda run: _as_whole_number(run.parameters), si),
+        *(_column_at(metric, equal) for equal in places.values()),
+        Column("best", f"best {metric}", "best", lambda run: best_value(run, metric)[0], loss_text),
         Column(
-            "best_step", f"step of the best {metric}", "at step", lambda run: _whole(values.best(run, metric)[1]), count
+            "best_step",
+            f"step of the best {metric}",
+            "at step",
+            lambda run: _as_whole_number(best_value(run, metric)[1]),
+            with_commas,
         ),
-        Column("final", f"final {metric}", "final", lambda run: values.final(run, metric), loss),
-        Column("tokens_per_second", "tokens/s (median)", "tok/s", values.speed, si),
+        Column("final", f"final {metric}", "final", lambda run: final_value(run, metric), loss_text),
+        Column("tokens_per_second", "tokens/s (median)", "tok/s", median_speed, si),
     ]
     return {column.key: column for column in found}
 
 
 def config_column(key: str, header: str) -> Column:
-    return Column(key, key, header, lambda run: run.config.get(key), lambda value: shown(value, key))
+    return Column(key, key, header, lambda run: run.config.get(key), lambda value: setting_text(value, key))
 
 
-def chosen(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
-    """The column by its key or as a table heads it, any config key, or the last part of one if only one key has it.
+def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
+    """Return a column by its key or its heading; or by a config key or, if only one key has it, its last part.
 
     Raises:
         ValueError: there is none; names the nearest.
@@ -122,8 +122,8 @@ def chosen(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option:
     raise ValueError(f"{option}: {key}: unknown key{nearest}")
 
 
-def filtered(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[str, Column]) -> list[Run]:
-    """The runs for which every condition holds: `optimizer.lr>1e-3`, `status=completed`.
+def filter_runs(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[str, Column]) -> list[Run]:
+    """Return the runs for which every condition holds: `optimizer.lr>1e-3`, `status=completed`.
 
     Raises:
         ValueError: a condition that can't be read, or an unknown key.
@@ -132,10 +132,10 @@ def filtered(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[st
         option = f"--filter {text!r}"
         if (match := CONDITION.fullmatch(text)) is None:
             raise ValueError(f"{option}: not a condition; write KEY=VALUE, or with !=, <, <=, > or >=")
-        column = chosen(match["key"], columns, runs, option)
+        column = find_column(match["key"], columns, runs, option)
         if not match["value"]:
             raise ValueError(f"{option}: nothing after {match['comparison']}; write KEY{match['comparison']}VALUE")
-        wanted, compare = _parsed(match["value"]), COMPARISONS[match["comparison"]]
+        wanted, compare = _parse_value(match["value"]), COMPARISONS[match["comparison"]]
         if match["comparison"].strip("=!") and not isinstance(wanted, float):
             raise ValueError(f"{option}: {match['value']} is no number, which {match['comparison']} needs")
         runs = [run for run in runs if _holds(column.value(run), compare, wanted, match["comparison"])]
@@ -144,68 +144,68 @@ def filtered(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[st
 
 def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, comparison: str) -> bool:
     if isinstance(wanted, float):
-        value = number(value)
+        value = as_float(value)
         return compare(value, wanted) if math.isfinite(value) else comparison == "!="
     if isinstance(wanted, str):
-        value = value if isinstance(value, str) else shown(value)
+        value = value if isinstance(value, str) else setting_text(value)
         # `model._target_=Llama` is enough.
         value = value.rpartition(".")[2] if "." not in wanted and value.endswith(f".{wanted}") else value
     return compare(value, wanted)
 
 
-def ordered(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
-    """Numbers by size, then text; runs without a value last, whichever way."""
+def sort_runs(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
+    """Return the runs by the column's number, then by its text; runs without a value are last in either direction."""
 
     def key(run: Run) -> tuple[int, float, str]:
         value = column.value(run)
-        as_number = number(value)
-        return (0, as_number, "") if math.isfinite(as_number) else (1, 0.0, shown(value, column.key))
+        as_number = as_float(value)
+        return (0, as_number, "") if math.isfinite(as_number) else (1, 0.0, setting_text(value, column.key))
 
-    def without(run: Run) -> bool:
+    def has_no_value(run: Run) -> bool:
         value = column.value(run)
         return value is None or (isinstance(value, float) and not math.isfinite(value))
 
-    ranked = sorted((run for run in runs if not without(run)), key=key, reverse=descending)
-    return [*ranked, *filter(without, runs)]
+    ranked = sorted((run for run in runs if not has_no_value(run)), key=key, reverse=descending)
+    return [*ranked, *filter(has_no_value, runs)]
 
 
-def _at(metric: str, equal: Equal) -> Column:
+def _column_at(metric: str, equal: EqualPlace) -> Column:
     mark = "" if equal.exact else "*"
     return Column(
         f"at_{equal.axis}",
-        f"{metric} at {_in_full(equal)}" + ("" if equal.exact else " (interpolated)"),
-        f"@{place(equal)}{mark}",
-        lambda run: values.at(run, metric, equal),
-        loss,
+        f"{metric} at {_place_in_full(equal)}" + ("" if equal.exact else " (interpolated)"),
+        f"@{place_text(equal)}{mark}",
+        lambda run: value_at(run, metric, equal),
+        loss_text,
     )
 
 
-def _in_full(equal: Equal) -> str:
+def _place_in_full(equal: EqualPlace) -> str:
     unit = {"step": "step {:.0f}", "tokens": "{:.0f} tokens", "flops": "{:.6g} FLOPs", "seconds": "{:.3f} seconds"}
     return unit[equal.axis].format(equal.place)
 
 
-def _last(run: Run, axis: str) -> float:
+def _last_on_axis(run: Run, axis: str) -> float:
     column = run.metrics[axis]
     return float(column[-1]) if len(column) else math.nan
 
 
-def _ended(run: Run, key: str) -> float:
-    """As the run's result has it: steps that were not logged, as before a divergence, count too."""
-    told = number(run.result.get(key))
-    return float(np.fmax(told, _last(run, key)))
+def _logged_or_in_result(run: Run, key: str) -> float:
+    """Return the larger of the last logged value and the result's, which counts steps that were not logged, too."""
+    told = as_float(run.result.get(key))
+    return float(np.fmax(told, _last_on_axis(run, key)))
 
 
-def _flops(run: Run) -> float:
-    return _ended(run, "tokens") * run.flops_per_token
+def _training_flops(run: Run) -> float:
+    return _logged_or_in_result(run, "tokens") * run.flops_per_token
 
 
-def _whole(value: float) -> float:
-    """As an integer, which a file then has without a point."""
+def _as_whole_number(value: float) -> float:
+    """Return an integer where the value is one, so that files have it without a decimal point."""
     return int(value) if value.is_integer() else value
 
 
-def _parsed(text: str) -> Any:
+def _parse_value(text: str) -> Any:
     if text.lower() in CONSTANTS:
         return CONSTANTS[text.lower()]
     try:

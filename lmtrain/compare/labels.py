@@ -1,4 +1,4 @@
-"""How runs, settings and values are called: short, on one line, and no two alike."""
+"""Short names of runs, settings and values: on one line, and no two alike."""
 
 import json
 import os
@@ -8,17 +8,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lmtrain.terminal.as_text import rounded
+
 MAX_LABEL_CHARS = 48
 MAX_VALUE_CHARS = 24
 NUMBER = re.compile(r"(?<==)[-+.\de]+")  # as in `lr=0.003`
 
 
 def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
-    """`lr=0.003 batch_size=8` for each; where that is too long, what most of them have goes first.
+    """Return `lr=0.003 batch_size=8` for each config; where that is too long, what most of them have goes first.
 
-    Two are the same only if these keys have the same values.
+    Two labels are the same only if these keys have the same values.
     """
-    settings = [tuple(comparable(config.get(key)) for key in keys) for config in configs]
+    settings = [tuple(hashable(config.get(key)) for key in keys) for config in configs]
     different = dict(zip(settings, configs, strict=True))
     common = [Counter(values) for values in zip(*different, strict=True)]
     kept = {setting: _fitting(config, keys, setting, common) for setting, config in different.items()}
@@ -38,7 +40,7 @@ def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list
 def _fitting(
     config: Mapping[str, Any], keys: Sequence[str], setting: Sequence[Any], common: Sequence[Mapping[Any, int]]
 ) -> set[str]:
-    """The keys that a label has room for, of those that the config has."""
+    """Return the keys that a label has room for, of those that the config has."""
     own = {key for key in keys if key in config}
     times = {key: counts[value] for key, value, counts in zip(keys, setting, common, strict=True)}
     # Of equally common ones the later: steps and warmup follow the batch size, say, and not the other way round.
@@ -50,39 +52,28 @@ def _fitting(
 
 
 def _label(config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()) -> str:
-    """Of its `own` keys, the values of those in `whole` uncut."""
+    """Return the label of the `own` keys; values of the keys in `whole` are not cut."""
     names, own, whole = short_names(keys), set(own), set(whole)
-    texts = {key: shown(config.get(key), key) for key in keys if key in own}
-    cut = {key: text if key in whole else middle_cut(text, MAX_VALUE_CHARS) for key, text in texts.items()}
+    texts = {key: setting_text(config.get(key), key) for key in keys if key in own}
+    cut = {key: text if key in whole else cut_middle(text, MAX_VALUE_CHARS) for key, text in texts.items()}
     return " ".join(f"{names[key]}={text}" for key, text in cut.items())
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Each key's last part, or as much more as tells it from the others: `lr`, `model` for `model._target_`."""
+    """Return each key's last part, or as much more as tells it from the others: `lr`, `model` for `model._target_`."""
     keys = list(keys)
     names = {key: (key.removesuffix("._target_")) for key in keys}
     last = Counter(name.rpartition(".")[2] for name in names.values())
     return {key: name.rpartition(".")[2] if last[name.rpartition(".")[2]] == 1 else name for key, name in names.items()}
 
 
-def shown(value: Any, key: str = "") -> str:
-    """A config value as a person writes it, on one line, with nothing that would steer a terminal."""
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return str(value).lower()
-        case float():
-            return f"{value:g}"
-        case str() if key.endswith("_target_"):
-            return printable(value.rpartition(".")[2])
-        case list():
-            return printable(f"[{','.join(shown(item) for item in value)}]")
-    return printable(str(value))
+def setting_text(value: Any, key: str = "") -> str:
+    """Return a config's value on one line; a class or function by its own name alone."""
+    return rounded(value.rpartition(".")[2] if isinstance(value, str) and key.endswith("_target_") else value)
 
 
-def middle_cut(text: str, limit: int) -> str:
-    """Without its middle where it is too long: a path is told by its ends. A setting's number goes whole or stays."""
+def cut_middle(text: str, limit: int) -> str:
+    """Return a text without its middle where it is too long; the number of a setting is kept or left out as a whole."""
     if len(text) <= limit:
         return text
     head, tail = limit // 2 - 1, len(text) - (limit - limit // 2)
@@ -95,7 +86,7 @@ def middle_cut(text: str, limit: int) -> str:
 
 
 def folder_names(paths: Sequence[Path]) -> list[str]:
-    """As many last parts of each path as tell the runs apart."""
+    """Return as many last parts of each path as tell the runs apart."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
@@ -103,14 +94,11 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(part[-depth:]) for part in parts]
 
 
-def printable(text: str) -> str:
-    return "".join(character if character.isprintable() else " " for character in text)
+def hashable(value: Any) -> Any:
+    """Return a value that can be a dictionary's key, the same for equal values."""
+    return canonical_json(value) if isinstance(value, list) else value
 
 
-def comparable(value: Any) -> Any:
-    """The same for equal values, and fit to be looked up."""
-    return as_json(value) if isinstance(value, list) else value
-
-
-def as_json(value: Any) -> str:
+def canonical_json(value: Any) -> str:
+    """Return JSON that is the same for equal values."""
     return json.dumps(value, sort_keys=True, default=str)

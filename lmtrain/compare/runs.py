@@ -13,25 +13,35 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, printable, shown
-from lmtrain.compare.run_files import read_columns, read_config, read_object, read_text
+from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
+from lmtrain.compare.run_files import read_config, read_sample
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_columns
+from lmtrain.files.numbers import as_float
+from lmtrain.run.identity import NEUTRAL_KEYS
+from lmtrain.terminal.as_text import printable
 
 AXES = ("step", "tokens", "flops", "seconds")
-# What changes no number of a run: how it is called, logged and kept.
-ASIDE = re.compile(
-    r"(name|resume|retry_failed|sample_tokens|logger(\..*)?"
-    r"|trainer\.(log_interval|checkpoint_interval|keep_checkpoints|keep_every))"
+# Settings that change no number of a run: beside those that its hash leaves out, how much is logged and kept.
+NEUTRAL_SETTING = re.compile(
+    "|".join(
+        [
+            *(rf"{key}(\..*)?" for key in NEUTRAL_KEYS),
+            "sample_tokens",
+            r"trainer\.(log_interval|checkpoint_interval|keep_checkpoints|keep_every)",
+        ]
+    )
 )
-ORIGIN = ("fork", "step")  # of a run that started from another's checkpoint; told as its parent
-DATA_PLACE = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # of no consequence where the fingerprints are equal
-FOLLOWS = "scheduler."  # whose values are taken from other parts, unless they are set
+ORIGIN_KEYS = ("fork", "step")  # of a run that started from another's checkpoint; told as its parent
+DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # of no consequence where the fingerprints are equal
+FOLLOWING_GROUP = "scheduler."  # whose values are taken from other parts, unless they are set
 MAX_STATUS_CHARS = 20
-NOT_ENTERED = {"checkpoints", ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
+SKIPPED_FOLDERS = {"checkpoints", ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run as its folder tells it.
+    """One run, as its folder has it.
 
     `config` is resolved and flat, with dotted keys. `metrics` has a column a name, all of one length, with NaN where a
     line lacks it; among them always `step`, `tokens`, `seconds` and `flops`. `status` is that of `result.json`, or
@@ -49,7 +59,7 @@ class Run:
     parent: str | None
 
     def series(self, metric: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """The finite points of a metric over `step`, `tokens`, `flops` or `seconds`; empty if it was never logged."""
+        """Return the finite points of a metric over one of `AXES`; empty if it was never logged."""
         if metric not in self.metrics or x not in self.metrics:
             return np.empty(0), np.empty(0)
         xs, ys = self.metrics[x], self.metrics[metric]
@@ -62,38 +72,33 @@ class Run:
 
     @property
     def parameters(self) -> float:
-        """Of the model; NaN for a run that records none."""
-        return number(_part(self.environment, "model").get("parameters"))
+        """Return the number of the model's parameters; NaN for a run that records none."""
+        return as_float(_mapping_at(self.environment, "model").get("parameters"))
 
     @property
     def flops_per_token(self) -> float:
-        return number(_part(self.environment, "model").get("flops_per_token"))
+        return as_float(_mapping_at(self.environment, "model").get("flops_per_token"))
 
     @property
     def steps(self) -> int:
-        """Optimizer steps done."""
+        """Return the number of optimizer steps done."""
         logged = int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
         told = self.result.get("steps")  # more than were logged, where the last of them diverged
         return max(logged, told) if type(told) is int else logged
 
 
-def number(value: Any) -> float:
-    """NaN for what is none, as in a damaged or a stranger's file."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else float("nan")
-
-
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[Run]:
-    """The runs in run directories, in any folder above them, and of globs; in the order given, and none twice.
+    """Return the runs in run directories, in any folder above them, and of globs: in the order given, each once.
 
-    Runs may still be going on. What is damaged is left out, and `warn` (default: stderr) is told in a line.
+    Runs may still be going on. Damaged files are left out, each with a line to `warn` (default: stderr).
 
     Raises:
         ValueError: a path that has no runs.
     """
-    warn = warn or _to_stderr
+    warn = warn or _print_to_stderr
     found: dict[str, Path] = {}
     for path in paths:
-        below = [run for start in _expanded(path) for run in _run_directories(start)]
+        below = [run for start in _expand_glob(path) for run in _run_directories(start)]
         if not below:
             raise ValueError(f"{path}: " + ("no runs there" if os.path.exists(path) else "no such file or directory"))
         for run in below:
@@ -101,40 +106,41 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
     runs = []
     for run in found.values():
         try:
-            runs.append(_load(run, warn))
+            runs.append(_load_run(run, warn))
         except (OSError, ValueError) as error:
             warn(f"left out: {printable(str(error))}")
-    return _with_parents(labelled(runs))
+    return _with_parents(with_labels(runs))
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """The config keys in which the runs differ, in the config's order, `seed` last; a missing one is null.
+    """Return the config keys in which the runs differ, in the config's order, `seed` last; a missing one is null.
 
-    Without what changes no number, and without a key that only repeats another of the same last name: of the
-    scheduler's `lr` and `max_steps`, those of optimizer and trainer stay, which people set. The place of the
-    data counts only where the data are not the same.
+    Keys that change no number are left out, and those that only repeat another key of the same last name: the
+    scheduler's `lr` and `max_steps` repeat those of optimizer and trainer, which people set. The data's place counts
+    only where the data differ.
     """
-    same_data = len({_data(run) for run in runs}) == 1 and _data(runs[0]) != "null" if runs else True
+    data = {_data_fingerprints(run) for run in runs}
+    same_data = len(data) < 2 and "null" not in data
     keys = dict.fromkeys(key for run in runs for key in run.config)
     columns: dict[tuple[str, tuple[Any, ...]], str] = {}
     for key in keys:
-        if ASIDE.fullmatch(key) or key in ORIGIN or (same_data and DATA_PLACE.fullmatch(key)):
+        if NEUTRAL_SETTING.fullmatch(key) or key in ORIGIN_KEYS or (same_data and DATA_PATH_KEYS.fullmatch(key)):
             continue
-        values = tuple(comparable(run.config.get(key)) for run in runs)
+        values = tuple(hashable(run.config.get(key)) for run in runs)
         if len(set(values)) > 1:
             alike = key.rpartition(".")[2], values
-            if columns.setdefault(alike, key).startswith(FOLLOWS):
+            if columns.setdefault(alike, key).startswith(FOLLOWING_GROUP):
                 columns[alike] = key
     differing = list(columns.values())
     return [key for key in differing if key != "seed"] + [key for key in differing if key == "seed"]
 
 
-def labelled(runs: Sequence[Run]) -> list[Run]:
-    """The runs with labels that tell them apart: what differs, as far as it fits, and the folder if need be."""
+def with_labels(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs with labels that tell them apart: what differs, as far as it fits, and the folder if needed."""
     keys = differing_keys(runs)
     labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
     if "seed" in keys:
-        labels = [f"{label} seed={shown(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
+        labels = [f"{label} seed={setting_text(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
     times = Counter(labels)
     folders = folder_names([run.path for run in runs])
     named = []
@@ -144,14 +150,14 @@ def labelled(runs: Sequence[Run]) -> list[Run]:
     return named
 
 
-def _expanded(path: str | Path) -> list[Path]:
+def _expand_glob(path: str | Path) -> list[Path]:
     if not os.path.exists(path) and glob.has_magic(str(path)):
-        return [Path(name) for name in sorted(glob.glob(str(path), recursive=True), key=_natural)]
+        return [Path(name) for name in sorted(glob.glob(str(path), recursive=True), key=_natural_order)]
     return [Path(path)]
 
 
 def _run_directories(folder: Path) -> list[Path]:
-    """Those at or below a folder, without following links and without looking into runs."""
+    """Return the run directories at or below a folder, without following links or looking into runs."""
     try:
         entries = list(os.scandir(folder))
     except OSError:
@@ -159,38 +165,39 @@ def _run_directories(folder: Path) -> list[Path]:
     names = {entry.name for entry in entries}
     if "config.yaml" in names and names & {"metrics.jsonl", "result.json", "environment.json"}:
         return [folder]
-    below = sorted((e.name for e in entries if e.is_dir(follow_symlinks=False)), key=_natural)
-    return [run for name in below if name not in NOT_ENTERED for run in _run_directories(folder / name)]
+    below = sorted((e.name for e in entries if e.is_dir(follow_symlinks=False)), key=_natural_order)
+    return [run for name in below if name not in SKIPPED_FOLDERS for run in _run_directories(folder / name)]
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts 2 before 10."""
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 2 before 10."""
     return [(int(part[:18]), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _load(path: Path, warn: Callable[[str], None]) -> Run:
-    """One run; its label and parent need the others."""
+def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
+    """Return one run; its label and parent need the others."""
     config = read_config(path / "config.yaml")
-    result, environment = read_object(path / "result.json"), read_object(path / "environment.json")
+    result, environment = read_json(path / "result.json"), read_json(path / "environment.json")
     metrics = read_columns(path / "metrics.jsonl", warn)
+    status = str(result["status"]) if "status" in result else _status_without_result(path)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
-    metrics["flops"] = metrics["tokens"] * number(_part(environment, "model").get("flops_per_token"))
+    metrics["flops"] = metrics["tokens"] * as_float(_mapping_at(environment, "model").get("flops_per_token"))
     return Run(
         path=path,
         label=path.name,
         config=config,
-        status=printable(str(result["status"]))[:MAX_STATUS_CHARS] if "status" in result else _without_result(path),
+        status=printable(status)[:MAX_STATUS_CHARS],
         result=result,
         environment=environment,
         metrics=metrics,
-        sample=read_text(path / "sample.txt"),
+        sample=read_sample(path / "sample.txt"),
         parent=None,
     )
 
 
-def _without_result(path: Path) -> str:
-    """`running` while a process holds the run's lock, which the kernel frees however that ends."""
+def _status_without_result(path: Path) -> str:
+    """Return `running` while a process holds the run's lock, which the kernel frees however the process ends."""
     try:
         # Shared and for an instant: a run that starts just then would find its folder in use.
         if not (path / ".lock").is_file():  # a pipe in a stranger's folder would be waited for
@@ -208,39 +215,39 @@ def _with_parents(runs: Sequence[Run]) -> list[Run]:
     by_id = {str(run.environment["run_id"]): run for run in runs if "run_id" in run.environment}
     by_path = {os.path.realpath(run.path): run for run in runs}
 
-    def called(origin: Mapping[str, Any]) -> str:
+    def name_of(origin: Mapping[str, Any]) -> str:
         parent = by_id.get(str(origin.get("run_id"))) or by_path.get(os.path.realpath(str(origin.get("run"))))
         return parent.label if parent else printable(str(origin.get("run") or origin.get("run_id")))
 
-    return [replace(run, parent=_parent(run, called)) for run in runs]
+    return [replace(run, parent=_parent_in_words(run, name_of)) for run in runs]
 
 
-def _parent(run: Run, called: Callable[[Mapping[str, Any]], str]) -> str | None:
+def _parent_in_words(run: Run, name_of: Callable[[Mapping[str, Any]], str]) -> str | None:
     if origin := forked_from(run):
         step = origin.get("step")
-        return f"from {called(origin)}" + (f" at step {step}" if isinstance(step, int) else "")
-    if again := _part(run.environment, "rerun_of"):
-        return f"repeats {called(again)}"
+        return f"from {name_of(origin)}" + (f" at step {step}" if isinstance(step, int) else "")
+    if again := _mapping_at(run.environment, "rerun_of"):
+        return f"repeats {name_of(again)}"
     return None
 
 
 def forked_from(run: Run) -> Mapping[str, Any]:
-    """`run`, `run_id` and `step` of the checkpoint that the run started from; empty for one that started afresh."""
-    if recorded := _part(run.environment, "forked_from"):
+    """Return `run`, `run_id` and `step` of the checkpoint that the run started from; empty if it started afresh."""
+    if recorded := _mapping_at(run.environment, "forked_from"):
         return recorded
     fork = run.config.get("fork")
     return {"run": fork, "step": run.config.get("step")} if isinstance(fork, str) else {}
 
 
-def _part(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _mapping_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     part = content.get(key)
     return part if isinstance(part, dict) else {}
 
 
-def _data(run: Run) -> str:
-    """The fingerprints of its data."""
-    return as_json(run.environment.get("data"))
+def _data_fingerprints(run: Run) -> str:
+    """Return the fingerprints of the run's data as text."""
+    return canonical_json(run.environment.get("data"))
 
 
-def _to_stderr(line: str) -> None:
+def _print_to_stderr(line: str) -> None:
     print(line, file=sys.stderr)  # noqa: T201

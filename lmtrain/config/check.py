@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationE
 
 from lmtrain.config.signature import Parameter, Signature, TargetError, signature_of
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import as_written
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def check_part(path: str, node: Any) -> None:
 def _check_node(path: str, node: Any, group: Group) -> dict[str, str]:
     """What is wrong, by key, worded so that key and text follow each other."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
-        return {path: f"={_shown(node)}: needs a _target_, the dotted path of a class or function"}
+        return {path: f"={as_written(node)}: needs a _target_, the dotted path of a class or function"}
     values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
     parts = {key: found for key, value in values.items() if (found := _parts(f"{path}.{key}", value))}
     try:
@@ -167,7 +168,7 @@ def _check_values(
     for key in [] if signature.open else [key for key in values if key not in known]:
         nearest = nearest_of(key, valid or known, prefix)
         listing = "" if nearest else f"; there are {', '.join(valid or known)}" if known else ""
-        problems[f"{prefix}{key}"] = f"={_shown(values[key])}: unknown key{nearest}{listing}"
+        problems[f"{prefix}{key}"] = f"={as_written(values[key])}: unknown key{nearest}{listing}"
     fields: dict[str, Any] = {}
     for index, (key, parameter) in enumerate(known.items()):
         if key not in values:
@@ -178,8 +179,8 @@ def _check_values(
             continue  # checked against signatures of their own
         if _is_part(parameter.annotation):
             problems[f"{prefix}{key}"] = (
-                f"={_shown(values[key])}: needs a _target_; a choice of a config group is written with a slash, "
-                f"{f'{prefix}{key}'.replace('.', '/')}={_shown(values[key])}"
+                f"={as_written(values[key])}: needs a _target_; a choice of a config group is written with a slash, "
+                f"{f'{prefix}{key}'.replace('.', '/')}={as_written(values[key])}"
             )
             continue
         if parameter.annotation is not Any:
@@ -204,16 +205,12 @@ def _check_values(
         for path, why in reasons.items():
             key, _, inner = path.partition(".")
             value = values[key][inner] if inner else values[key]
-            problems[f"{prefix}{path}"] = f"={_shown(value)}: {', or '.join(dict.fromkeys(why))}"
+            problems[f"{prefix}{path}"] = f"={as_written(value)}: {', or '.join(dict.fromkeys(why))}"
     else:
         for name, field in type(checked).model_fields.items():
             if isinstance(value := getattr(checked, name), int | float):
                 values[str(field.alias)] = value
     return problems
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def key_paths(node: Any, prefix: str = "") -> list[str]:

@@ -15,7 +15,7 @@ from lmtrain.config.compose import compose
 from lmtrain.config.overrides import _value, parse, quoted
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
-from lmtrain.files.limited import read_limited
+from lmtrain.files.limited import read_yaml_text
 
 MAX_BYTES = 100_000
 FORK = "++fork="
@@ -110,7 +110,7 @@ def _recorded(run_dir: Path) -> list[Override]:
     """The overrides that the run was started with."""
     path = run_dir / ".hydra" / "overrides.yaml"
     try:
-        lines = yaml.safe_load(read_limited(path, MAX_BYTES))
+        lines = yaml.safe_load(read_yaml_text(path, MAX_BYTES))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: can't be read: {error}") from error
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):

@@ -19,10 +19,9 @@ from omegaconf.grammar_parser import parse
 
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
-from lmtrain.files.limited import read_limited
+from lmtrain.files.limited import read_yaml_text
+from lmtrain.terminal.as_text import printable
 
-MAX_BYTES = 1_000_000  # a config has a few thousand
-MAX_DEPTH = 50
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 SHOWN_CHARS = 200
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
@@ -78,21 +77,17 @@ def read_saved(path: Path) -> DictConfig:
         ConfigError: it is not there, not such a file, or made to exhaust the memory.
     """
     try:
-        text = read_limited(path, MAX_BYTES).decode()
-        depth = 0
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError(f"{path}: has an alias (*{_shown(event.anchor)}), which lmtrain never writes")
-            if isinstance(event, yaml.ScalarEvent) and event.value.count("${") > MAX_INTERPOLATIONS:
-                raise ConfigError(f"{path}: {_shown(event.value)}: not an interpolation that can be read")
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > MAX_DEPTH:
-                raise ConfigError(f"{path}: nested more than {MAX_DEPTH} deep, which a config never is")
+        text = read_yaml_text(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(str(error)) from error
+    try:
+        if text.count("${") > MAX_INTERPOLATIONS:  # in the whole file; is it in one string?
+            for _, string in _texts(yaml.load(text, Loader=yaml.BaseLoader)):
+                if string.count("${") > MAX_INTERPOLATIONS:
+                    raise ConfigError(f"{path}: {_shown(string)}: not an interpolation that can be read")
         cfg = OmegaConf.create(text)
     except ConfigError:
         raise
-    except OSError as error:
-        raise ConfigError(str(error)) from error
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
     if not isinstance(cfg, DictConfig) or not cfg:
@@ -186,5 +181,5 @@ def _names_below(folder: Path, without: Path) -> Iterator[str]:
 
 def _shown(text: str) -> str:
     """Cut, and without what would steer a terminal."""
-    printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable if len(printable) <= SHOWN_CHARS else f"{printable[:SHOWN_CHARS]}…"
+    text = printable(text)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

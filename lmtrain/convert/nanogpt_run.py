@@ -22,7 +22,7 @@ from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.parts import build_parts, build_system
 from lmtrain.run.directory import RunDirectory
-from lmtrain.run.environment import environment, lasting
+from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.trainer import Parts, Recorder, Trainer
 
 
@@ -47,7 +47,7 @@ def write_run(
     state = _state_of(source, cfg)
     existed = run_dir.exists()
     with RunDirectory(run_dir) as directory:  # another process's is never touched
-        now = environment(directory.run_id(), parts.system.describe())
+        now = describe_environment(directory.run_id(), parts.system.describe())
         try:
             _save_first_checkpoint(cfg, parts, state, directory, now)
             directory.write_json("imported.json", origin)
@@ -94,7 +94,11 @@ def _save_first_checkpoint(
         logger=JsonlLogger(directory.path / "metrics.jsonl"),
         saver=Saver(folder),
         bad_batches=BadBatches(directory.path / "bad-batches", parts.train_loader, decode=None),
-        identity={"run_id": now["run_id"], "config": OmegaConf.to_container(cfg), "environment": lasting(now)},
+        identity={
+            "run_id": now["run_id"],
+            "config": OmegaConf.to_container(cfg),
+            "environment": hardware_and_software(now),
+        },
     )
     trainer: Trainer = build(cfg.trainer, parts, recorder, state)
     retention = Retention(newest=1, best_step=state.best_step)

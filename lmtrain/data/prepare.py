@@ -24,7 +24,7 @@ from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.lock import owned
 from lmtrain.machine import available_cores
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.units import si
 
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most

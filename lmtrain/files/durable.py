@@ -1,4 +1,4 @@
-"""Writing that a crash can't leave half done, and reading what may be damaged."""
+"""Writes files so that a crash can't leave them half done, and takes their checksums."""
 
 import hashlib
 import os
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """The file holds the old text or the new one, whole, whatever happens; the new one is on the disk afterwards."""
+    """Write a file that a crash leaves as it was or as it is now; it is on the disk when this returns."""
     partial = path.with_name(f".tmp-{path.name}")
     partial.unlink(missing_ok=True)  # of a killed process; or a link, which would be followed
     with partial.open("x", encoding="utf-8") as file:
@@ -17,7 +17,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Waits until the file's contents, or the folder's entries, are on the disk."""
+    """Wait until the file's contents, or the folder's entries, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -26,6 +26,6 @@ def sync(path: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the file's contents, as hexadecimal digits."""
+    """Return the SHA-256 of the file's contents as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

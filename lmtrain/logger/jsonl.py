@@ -2,13 +2,13 @@
 
 import errno
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.metrics import read_metrics
+from lmtrain.files.numbers import nan_as_null
 
 
 class JsonlLogger:
@@ -49,5 +49,4 @@ class JsonlLogger:
 
 
 def _line(metrics: Mapping[str, float]) -> str:
-    finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+    return json.dumps(nan_as_null(dict(metrics)), allow_nan=False) + "\n"

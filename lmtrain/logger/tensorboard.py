@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lmtrain.errors import COMPLETED
 from lmtrain.logger.base import RunInfo
 
 COMPARED = ("val/loss", "train/loss", "tokens_per_second")  # columns of the HParams tab
@@ -38,7 +39,7 @@ class TensorBoardLogger:
 
     def close(self, status: str) -> None:
         if self._writer:
-            self._writer._get_file_writer().add_summary(_session_end(succeeded=status == "completed"))
+            self._writer._get_file_writer().add_summary(_session_end(succeeded=status == COMPLETED.status))
             self._writer.close()
 
     def _open(self, first_step: int | None) -> Any:

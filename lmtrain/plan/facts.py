@@ -1,4 +1,4 @@
-"""What is known of a run before it starts: what remarks are made of. None is what is not known, or has no meaning."""
+"""What is known of a run before it starts, for remarks about it. None means: not known, or without meaning."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -6,8 +6,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """The learning rate's plan, as the config has it."""
+class ScheduleFacts:
+    """The learning rate's schedule, as the config has it."""
 
     max_steps: int  # the run's
     schedule_steps: int | None = None  # where the schedule itself ends
@@ -17,8 +17,8 @@ class Schedule:
     first_step: int = 0  # steps that a fork's origin did
 
     @classmethod
-    def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "Schedule":
-        """From the config's node of the scheduler, whoever wrote it; the keys are those of the shipped ones."""
+    def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "ScheduleFacts":
+        """Return the facts of the config's scheduler, which may be a user's; the keys are those of the shipped ones."""
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
         return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step)
 
@@ -34,8 +34,8 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Facts:
-    schedule: Schedule
+class RunFacts:
+    schedule: ScheduleFacts
     intervals: Intervals
     parameters: int
     step_tokens: int
@@ -57,7 +57,7 @@ class Facts:
     vocab_size: int | None = None
     d_model: int | None = None
     n_head: int | None = None
-    longest: int | None = None  # the model's own block_size
+    model_block_size: int | None = None  # the model's own block_size
     learned_positions: bool = False
     speed_to_float32: float | None = None  # of matrix products in the run's dtype on this CPU
     idle_gpu: bool = False
@@ -72,7 +72,7 @@ class Facts:
 
     @property
     def steps(self) -> int:
-        """That the run itself does: of a fork, those after its origin's."""
+        """Return the steps that the run itself does: of a fork, those after its origin's."""
         return self.max_steps - self.first_step
 
     @property
@@ -81,7 +81,7 @@ class Facts:
 
     @property
     def tokens_per_parameter(self) -> float:
-        """Of all that the model will have been trained on."""
+        """Return the tokens per parameter at the end of the run, those of a fork's origin included."""
         return (self.tokens_before + self.tokens) / max(self.parameters, 1)
 
     @property
@@ -89,4 +89,4 @@ class Facts:
         return None if self.step_seconds is None else self.step_seconds * self.steps
 
 
-Remark = Callable[[Facts], str | None]
+Remark = Callable[[RunFacts], str | None]

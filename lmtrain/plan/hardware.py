@@ -1,4 +1,4 @@
-"""What a run takes on machines: memory against what is there, time and money on GPUs that are not."""
+"""A run on hardware: its memory against what this machine has, its time and price on GPUs that may not be here."""
 
 import os
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ KERNEL_S = 6e-6  # from one kernel's start to the next one's, however small, in 
 
 
 @dataclass(frozen=True)
-class Offer:
-    """A run on one GPU; None where the memory or the price is unknown."""
+class GpuEstimate:
+    """A run on one GPU; None where memory or price is unknown."""
 
     gpu: Gpu
     fits: bool | None
@@ -27,10 +27,10 @@ class Offer:
     dollars: float | None
 
 
-def offers(
+def gpu_estimates(
     flops: float, kernels: int, peak_bytes: int | None, *, mfu: float, dollars_per_hour: float | None = None
-) -> list[Offer]:
-    """The run on every known GPU that is rented; `dollars_per_hour` takes the place of the table's prices.
+) -> list[GpuEstimate]:
+    """Return an estimate for every known GPU that can be rented; `dollars_per_hour` replaces the table's prices.
 
     A run takes the time of its FLOPs at `mfu` of the peak, or that of starting its kernels, if that is longer.
     """
@@ -41,12 +41,12 @@ def offers(
             continue
         seconds = max(flops / (gpu.peak_flops * mfu), kernels * KERNEL_S)
         fits = None if peak_bytes is None else peak_bytes <= USABLE * gpu.memory_gb * 1e9
-        found.append(Offer(gpu, fits, seconds, None if price is None else price * seconds / 3600))
+        found.append(GpuEstimate(gpu, fits, seconds, None if price is None else price * seconds / 3600))
     return found
 
 
 def memory_available() -> int | None:
-    """Bytes of RAM that a new process can have, within a container's limit; None where the kernel does not say."""
+    """Return the bytes of RAM that a new process can have, in a container's limit; None if the kernel is silent."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -64,12 +64,12 @@ def memory_available() -> int | None:
 
 
 def disk_free(path: Path) -> int:
-    """Bytes free where the path is, or will be."""
+    """Return the bytes free where the path is, or will be."""
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     stat = os.statvfs(there)
     return stat.f_bavail * stat.f_frsize
 
 
 def estimate_seconds(flops: float, system: System) -> float:
-    """How long the device takes for so many FLOPs of training, from one matrix product measured now."""
+    """Return how long the device takes for so many FLOPs of training, from one matrix product measured now."""
     return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])

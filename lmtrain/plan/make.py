@@ -17,10 +17,10 @@ from lmtrain.machine import find_gpu
 from lmtrain.model.flops import flops_per_token
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system
 from lmtrain.plan import hardware, parameters, schedule_picture
-from lmtrain.plan.facts import Facts, Intervals, Schedule
+from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.measure import measure
-from lmtrain.plan.memory import CUDA_CONTEXT, Numbers, Step, count_flops, simulate
+from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, count_flops, simulate
 from lmtrain.plan.plan import Measured, Plan
 from lmtrain.plan.remarks import remarks
 from lmtrain.system import System
@@ -42,8 +42,8 @@ class PlannedParts:
 class Work:
     """What a step takes: here, and on a CUDA device in 16 bits; None with `unknown_as`, where it can't be followed."""
 
-    here: Step | None
-    on_cuda: Step | None
+    here: StepCost | None
+    on_cuda: StepCost | None
     unknown_as: str | None
     flops_per_token: float
     flops_from: str
@@ -60,14 +60,14 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
     work = follow_a_step(cfg, parts)
     measured = measure(cfg, parts.system) if measures else None
     facts = facts_of(cfg, run_dir, parts, work, measured)
-    steps, rates = schedule_picture.sampled(parts.schedule, facts.max_steps, facts.first_step)
+    steps, rates = schedule_picture.sample_rates(parts.schedule, facts.max_steps, facts.first_step)
     kernels = work.on_cuda.micro_batch_kernels * facts.step_tokens // facts.micro_batch_tokens if work.on_cuda else 0
     return Plan(
         name=str(cfg.name),
         fork=cfg.get("fork"),
         machine=parts.system.describe(),
         model=type(parts.model).__name__,
-        parts=parameters.by_part(parts.model, facts.vocab_size),
+        parts=parameters.parameters_by_part(parts.model, facts.vocab_size),
         facts=facts,
         flops_per_token=work.flops_per_token,
         flops_from=work.flops_from,
@@ -81,7 +81,7 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
         checkpoints=_checkpoints_kept(cfg.trainer, facts),
         steps=steps,
         rates=rates,
-        offers=hardware.offers(
+        gpu_estimates=hardware.gpu_estimates(
             work.flops_per_token * facts.tokens,
             kernels * facts.steps,
             work.on_cuda.peak_bytes + CUDA_CONTEXT if work.on_cuda else None,
@@ -106,14 +106,14 @@ def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
     device, dtype = parts.system.device.type, parts.system.dtype
     micro_batches = min(_accumulation(cfg), 2)  # further ones take no more memory than the second
     sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
-    here, unknown_as = _simulated(cfg, Numbers(device, dtype, *sizes))
+    here, unknown_as = _simulated(cfg, StepSettings(device, dtype, *sizes))
     on_cuda = here
     if (device, dtype.itemsize) != ("cuda", 2):
-        on_cuda, _ = _simulated(cfg, Numbers("cuda", torch.bfloat16, *sizes))
+        on_cuda, _ = _simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
     return Work(here, on_cuda, unknown_as, *_flops(cfg, parts.model))
 
 
-def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None) -> Facts:
+def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None) -> RunFacts:
     """What is known of the run."""
     trainer, system, start = cfg.trainer, parts.system, parts.start
     device = system.device.type
@@ -130,8 +130,8 @@ def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured:
     peak = work.here.peak_bytes if work.here else None
     if measured and device == "cuda":
         peak = measured.peak_bytes
-    facts = Facts(
-        schedule=Schedule.of(cfg.scheduler, trainer.max_steps, start.step),
+    facts = RunFacts(
+        schedule=ScheduleFacts.of(cfg.scheduler, trainer.max_steps, start.step),
         intervals=Intervals(
             *(trainer.get(key) for key in ("eval_interval", "log_interval", "checkpoint_interval", "eval_batches"))
         ),
@@ -154,7 +154,7 @@ def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured:
         vocab_size=work.here.logits_shape[-1] if work.here else cfg.model.get("vocab_size"),
         d_model=cfg.model.get("d_model"),
         n_head=cfg.model.get("n_head"),
-        longest=getattr(parts.model, "block_size", None),
+        model_block_size=getattr(parts.model, "block_size", None),
         learned_positions=parameters.has_learned_positions(parts.model),
         speed_to_float32=system.speed_to_float32() if device == "cpu" else None,
         idle_gpu=device == "cpu" and torch.cuda.is_available(),
@@ -197,7 +197,7 @@ def _without_memory(cfg: Any) -> Any:
         return build_model(cfg)
 
 
-def _simulated(cfg: Any, numbers: Any) -> tuple[Step | None, str | None]:
+def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
     """The step, or the reason why it can't be known without running it."""
 
     def parts() -> Any:
@@ -205,7 +205,7 @@ def _simulated(cfg: Any, numbers: Any) -> tuple[Step | None, str | None]:
         return model, build_optimizer(cfg, model)
 
     try:
-        return simulate(parts, numbers), None
+        return simulate(parts, settings), None
     except Exception as error:  # whatever a user's model or optimizer does with data that is not there
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
@@ -224,7 +224,7 @@ def _price_here(system: System) -> float | None:
     return gpu.dollars_per_hour if gpu else None
 
 
-def _checkpoints_kept(trainer: Any, facts: Facts) -> int:
+def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
     """How many lie on the disk at once, with the best and the one that is being written."""
 
     def made(every: int | None) -> int:

@@ -1,7 +1,7 @@
 """A step's memory and FLOPs, found without its memory: the real step runs on tensors that have a shape and no data.
 
-What is counted is what the step's own operations ask the allocator for, and when they give it back; so nothing here
-knows of layers or architectures. What a kernel asks for inside itself is not seen.
+Counted is what the step's own operations request from the allocator, and when they give it back; so nothing here
+depends on layers or architectures. What a kernel allocates internally is not seen.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ CUDA_BLOCK = 512  # bytes that the caching allocator rounds up to
 CUDA_WORKSPACE = 2 * 8 * 4096 * 1024
 CUDA_CONTEXT = 500_000_000  # the driver's own, kernels loaded; outside of what torch counts
 
-Build = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
+BuildModelAndOptimizer = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """How a step computes: where, in which dtype, and in how many micro-batches of which shape."""
+class StepSettings:
+    """How a step computes: on which device, in which dtype, and in how many micro-batches of which shape."""
 
     device: str  # cpu or cuda
     dtype: torch.dtype
@@ -52,7 +52,7 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepCost:
     """What a step takes. `peak` is in bytes by kind, at the moment when their sum is largest."""
 
     peak: Mapping[str, int]
@@ -66,26 +66,26 @@ class Step:
         return sum(self.peak.values())
 
 
-def simulate(build: Build, numbers: Numbers) -> Step:
-    """Runs an optimizer step as the trainer does, its state grown, in a micro-batch that is not the first.
+def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
+    """Run an optimizer step as the trainer does, with its state allocated, in a micro-batch that is not the first.
 
     `build` makes model and optimizer while tensors are fake.
 
     Raises:
-        Exception: whatever the model raises that wants to see data, or whose operations say nothing of shapes.
+        Exception: the model's own, if it wants to see data or its operations say nothing of shapes.
     """
     device = torch.device("cpu")  # of the fake tensors; what CUDA does otherwise is put in its place
-    as_on_cuda = numbers.device == "cuda"
+    as_on_cuda = settings.device == "cuda"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(FakeTensorMode())
-        ledger = stack.enter_context(Ledger(CUDA_BLOCK if as_on_cuda else 1))
+        ledger = stack.enter_context(MemoryLedger(CUDA_BLOCK if as_on_cuda else 1))
         ledger.kind = "weights"
         model, optimizer = build()
         model.train()
         params = [param for param in model.parameters() if param.requires_grad]
         ledger.kind = "activations"
-        shape = (numbers.batch_size, numbers.block_size)
+        shape = (settings.batch_size, settings.block_size)
         x = torch.zeros(shape, dtype=torch.int64, device=device)
         ledger.kind = "gradients"
         for param in params:
@@ -93,7 +93,7 @@ def simulate(build: Build, numbers: Numbers) -> Step:
             param.register_post_accumulate_grad_hook(lambda param: ledger.move(param.grad, "gradients"))  # type: ignore[no-untyped-call]
         ledger.kind = "optimizer"
         optimizer.step()
-        if numbers.micro_batches == 1:
+        if settings.micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
         model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
         state_bytes = sum(
@@ -105,26 +105,26 @@ def simulate(build: Build, numbers: Numbers) -> Step:
         ledger.kind = "activations"
         if as_on_cuda:
             stack.enter_context(_CudaKernels())
-        autocast = _autocast(numbers)
+        autocast = _autocast(settings)
         with autocast(), torch.no_grad():
             logits, loss = model(x, x)
         ledger.logits = tuple(logits.shape)
         ledger.move(logits, "logits")
-        if numbers.micro_batches == 1:
+        if settings.micro_batches == 1:
             del logits  # else the loop still holds those of the micro-batch before
         ledger.start()
         flops = FlopCounterMode(display=False)
         with flops:
             with autocast():
                 logits, loss = model(x, x)
-            (loss * (1 / numbers.micro_batches)).backward()
+            (loss * (1 / settings.micro_batches)).backward()
         kernels = ledger.kernels
         ledger.kind = "optimizer"
-        nn.utils.clip_grad_norm_(params, numbers.grad_clip)
+        nn.utils.clip_grad_norm_(params, settings.grad_clip)
         optimizer.step()
         if as_on_cuda:
             ledger.peak["workspace"] = CUDA_WORKSPACE
-        return Step(
+        return StepCost(
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
             checkpoint_bytes=model_bytes + state_bytes,
             micro_batch_flops=flops.get_total_flops(),
@@ -134,9 +134,10 @@ def simulate(build: Build, numbers: Numbers) -> Step:
 
 
 def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
-    """FLOPs a token of forward and backward, matrix products alone, nothing computed twice, attention as if not causal.
+    """Return the FLOPs per token of forward and backward: matrix products only, nothing recomputed.
 
-    For models that do not say it of themselves; see `simulate` for what it raises.
+    Attention counts as if it were not causal. For models that do not count their own; see `simulate` for what it
+    raises.
     """
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
         model = build()
@@ -146,8 +147,8 @@ def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int
     return float(counter.get_total_flops() / x.numel())
 
 
-class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Who holds how much memory: every storage that an operation makes, by kind, until nobody refers to it."""
+class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the memory of every storage that an operation makes, by kind, until nothing refers to it."""
 
     def __init__(self, block: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -157,14 +158,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
         self._block, self._most = block, 0
-        self._live: dict[int, _Entry] = {}
+        self._live: dict[int, _LedgerEntry] = {}
 
     def start(self) -> None:
-        """Looks for the peak, and counts, from here on."""
+        """Start looking for the peak, and counting kernels."""
         self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
 
     def move(self, tensor: Tensor | None, kind: str) -> None:
-        """What turns out later: that a tensor of the backward is a parameter's gradient."""
+        """Count a tensor as another kind, as when a tensor of the backward becomes a parameter's gradient."""
         if tensor is not None and (entry := self._entry(tensor)) and entry.kind != kind:
             self.now[entry.kind] -= entry.size
             self.now[kind] += entry.size
@@ -190,7 +191,7 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return "casts"
         return self.kind
 
-    def _entry(self, tensor: Tensor) -> "_Entry | None":
+    def _entry(self, tensor: Tensor) -> "_LedgerEntry | None":
         storage = tensor.untyped_storage()
         entry = self._live.get(id(storage))
         return entry if entry is not None and entry.storage() is storage else None
@@ -202,27 +203,27 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def gone(_: object) -> None:
             self.now[self._live.pop(key).kind] -= size
 
-        self._live[key] = _Entry(weakref.ref(storage, gone), size, kind)
+        self._live[key] = _LedgerEntry(weakref.ref(storage, gone), size, kind)
         self.now[kind] += size
         if (total := self.now.total()) > self._most:
             self.peak, self._most = Counter(self.now), total
 
 
 @dataclass
-class _Entry:
+class _LedgerEntry:
     storage: "weakref.ref[Any]"
     size: int
     kind: str
 
 
-def _autocast(numbers: Numbers) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    if numbers.dtype == torch.float32:
+def _autocast(settings: StepSettings) -> Callable[[], contextlib.AbstractContextManager[Any]]:
+    if settings.dtype == torch.float32:
         return contextlib.nullcontext
-    return lambda: torch.autocast("cpu", numbers.dtype)
+    return lambda: torch.autocast("cpu", settings.dtype)
 
 
 class _CudaKernels(TorchFunctionMode):
-    """What keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
+    """Replaces what keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -242,7 +243,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The kernel that CUDA takes: flash in 16 bits, efficient for a mask or 32 bits, plain products for the rest."""
+    """Run the kernel that CUDA chooses: flash in 16 bits, efficient for a mask or 32 bits, else plain products."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
     aten = torch.ops.aten

@@ -1,4 +1,4 @@
-"""A model's parameters by part, of any architecture: by what its modules are and what they are called."""
+"""A model's parameters by part, for any architecture: by the classes and names of its modules."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from torch import nn
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterPlace:
     """Where a parameter is: the names from the model down to its module, and these modules' classes."""
 
     names: tuple[str, ...]
@@ -22,7 +22,7 @@ class Place:
 
 
 # The first that is true counts; what none is true of goes by the name of the model's own child.
-PARTS: Mapping[str, Callable[[Place], bool]] = {
+PARTS: Mapping[str, Callable[[ParameterPlace], bool]] = {
     "embedding": lambda place: isinstance(place.modules[-1], nn.Embedding),
     "norms": lambda place: "norm" in type(place.modules[-1]).__name__.lower(),
     "head": lambda place: len(place.names) == 1 and place.rows == place.vocab_size,
@@ -31,23 +31,23 @@ PARTS: Mapping[str, Callable[[Place], bool]] = {
 }
 
 
-def by_part(model: nn.Module, vocab_size: int | None) -> dict[str, int]:
-    """How many parameters each part has; one that two modules share counts once, where it comes first."""
+def parameters_by_part(model: nn.Module, vocab_size: int | None) -> dict[str, int]:
+    """Return how many parameters each part has; one that two modules share counts once, where it comes first."""
     counts: Counter[str] = Counter()
     modules = dict(model.named_modules())
     for path, param in model.named_parameters():
         names = tuple(path.split(".")[:-1])
         owners = tuple(modules[".".join(names[:depth])] for depth in range(len(names) + 1))
-        place = Place(names, owners, param.shape[0] if param.ndim else 1, vocab_size)
+        place = ParameterPlace(names, owners, param.shape[0] if param.ndim else 1, vocab_size)
         own_name = names[0] if names else path
         counts[next((part for part, is_one in PARTS.items() if is_one(place)), own_name)] += param.numel()
     return dict(counts)
 
 
 def has_learned_positions(model: nn.Module) -> bool:
-    """Whether an embedding stands for positions, a row each."""
-    longest = getattr(model, "block_size", None)
+    """Return whether an embedding has a row for each position."""
+    model_block_size = getattr(model, "block_size", None)
     return any(
-        isinstance(module, nn.Embedding) and "pos" in name.lower() and module.num_embeddings == longest
+        isinstance(module, nn.Embedding) and "pos" in name.lower() and module.num_embeddings == model_block_size
         for name, module in model.named_modules()
     )

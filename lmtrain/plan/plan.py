@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lmtrain.plan.facts import Facts
-from lmtrain.plan.hardware import Offer
-from lmtrain.plan.memory import Step
+from lmtrain.plan.facts import RunFacts
+from lmtrain.plan.hardware import GpuEstimate
+from lmtrain.plan.memory import StepCost
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,18 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """`machine` says where; `here` and `on_cuda` are the step there and on a CUDA device in 16 bits, None: unknown."""
+    """A run's plan; `here` and `on_cuda` are its step on this machine and on CUDA in 16 bits, None if unknown."""
 
     name: str
     fork: str | None  # the run whose checkpoint it starts from
     machine: str
     model: str
     parts: Mapping[str, int]
-    facts: Facts
+    facts: RunFacts
     flops_per_token: float
     flops_from: str
-    here: Step | None
-    on_cuda: Step | None
+    here: StepCost | None
+    on_cuda: StepCost | None
     beside: Mapping[str, int]  # bytes beside the step's on this machine, by what they are for
     no_memory: str | None  # why the memory is unknown
     missing: Sequence[str]  # data
@@ -40,7 +40,7 @@ class Plan:
     checkpoints: int
     steps: Sequence[int]
     rates: Sequence[float]
-    offers: Sequence[Offer]
+    gpu_estimates: Sequence[GpuEstimate]
     mfu: float
     remarks: Sequence[str]
 
@@ -54,20 +54,20 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """What the run costs on this machine; None: its price or its time is unknown."""
+        """Return what the run costs on this machine; None if its price or its time is unknown."""
         if self.dollars_per_hour is None or self.facts.seconds is None:
             return None
         return self.dollars_per_hour * self.facts.seconds / 3600
 
     @property
     def cuda_step_flops(self) -> float | None:
-        """As torch counts them there, with what fused attention computes again in the backward; None: unknown."""
+        """Return a step's FLOPs on CUDA, with what fused attention recomputes in the backward; None: unknown."""
         if self.on_cuda is None:
             return None
         return self.on_cuda.micro_batch_flops * self.facts.step_tokens / self.facts.micro_batch_tokens
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; units are in the names."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values with units in their names."""
         facts = self.facts
         return {
             "name": self.name,
@@ -87,8 +87,8 @@ class Plan:
                 "step_on_cuda": self.cuda_step_flops,
             },
             "memory_bytes": {
-                "here": _memory(self.here),
-                "on_cuda": _memory(self.on_cuda),
+                "here": _bytes_by_kind(self.here),
+                "on_cuda": _bytes_by_kind(self.on_cuda),
                 "beside": dict(self.beside),
                 "needed": facts.memory_needed,
                 "free": facts.memory_free,
@@ -104,8 +104,13 @@ class Plan:
             "dollars": self.dollars,
             "measured": asdict(self.measured) if self.measured else None,
             "gpu_models": [
-                {**asdict(offer.gpu), "fits": offer.fits, "seconds": offer.seconds, "dollars": offer.dollars}
-                for offer in self.offers
+                {
+                    **asdict(estimate.gpu),
+                    "fits": estimate.fits,
+                    "seconds": estimate.seconds,
+                    "dollars": estimate.dollars,
+                }
+                for estimate in self.gpu_estimates
             ],
             "assumed_mfu": self.mfu,
             "lr": [list(point) for point in zip(self.steps, self.rates, strict=True)],
@@ -113,5 +118,5 @@ class Plan:
         }
 
 
-def _memory(step: Step | None) -> dict[str, int] | None:
+def _bytes_by_kind(step: StepCost | None) -> dict[str, int] | None:
     return {**step.peak, "peak": step.peak_bytes} if step else None

@@ -1,24 +1,24 @@
-"""Likely mistakes in a run that is planned: each function sees one, and says it with the key and a way out."""
+"""Likely mistakes in a planned run: each function finds one, and names the key and the way out."""
 
 import math
 from collections.abc import Sequence
 
 from lmtrain.plan import hardware
-from lmtrain.plan.facts import Facts, Remark
-from lmtrain.plan.schedule_remarks import OF_SCHEDULES
+from lmtrain.plan.facts import Remark, RunFacts
+from lmtrain.plan.schedule_remarks import SCHEDULE_REMARKS
 from lmtrain.terminal.units import duration, si
 
 FEW_TOKENS, MANY_TOKENS = 5.0, 2000.0  # a parameter; the compute-optimal are about 20
 MANY_EPOCHS = 4.0  # up to here repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
 
 
-def remarks(facts: Facts) -> list[str]:
-    """All that is remarkable in a run, what certainly is a mistake first."""
-    found = [*(remark(facts.schedule) for remark in OF_SCHEDULES), *(remark(facts) for remark in OF_RUNS)]
+def remarks(facts: RunFacts) -> list[str]:
+    """Return all remarks about a run, with those that are certainly mistakes first."""
+    found = [*(remark(facts.schedule) for remark in SCHEDULE_REMARKS), *(remark(facts) for remark in RUN_REMARKS)]
     return [text for text in found if text is not None]
 
 
-def data_unseen(facts: Facts) -> str | None:
+def data_unseen(facts: RunFacts) -> str | None:
     unseen = {name: seen for name, seen in facts.epochs.items() if seen < 0.995}
     if not unseen:
         return None
@@ -31,7 +31,7 @@ def data_unseen(facts: Facts) -> str | None:
     return f"trainer.max_steps={facts.max_steps}: {seen} {verb} never seen{way_out}, or leave it so"
 
 
-def data_repeated(facts: Facts) -> str | None:
+def data_repeated(facts: RunFacts) -> str | None:
     often = _repeated(facts)
     if not often:
         return None
@@ -44,11 +44,11 @@ def data_repeated(facts: Facts) -> str | None:
     )
 
 
-def _repeated(facts: Facts) -> dict[str, float]:
+def _repeated(facts: RunFacts) -> dict[str, float]:
     return {name: seen for name, seen in facts.epochs.items() if seen > MANY_EPOCHS}
 
 
-def batch_larger_than_data(facts: Facts) -> str | None:
+def batch_larger_than_data(facts: RunFacts) -> str | None:
     if facts.steps_per_epoch is None or facts.steps_per_epoch >= 1:
         return None
     return (
@@ -57,7 +57,7 @@ def batch_larger_than_data(facts: Facts) -> str | None:
     )
 
 
-def few_tokens(facts: Facts) -> str | None:
+def few_tokens(facts: RunFacts) -> str | None:
     if facts.tokens_per_parameter >= FEW_TOKENS:
         return None
     told = f"{facts.tokens_per_parameter:.2g} tokens a parameter, where about 20 are compute-optimal"
@@ -68,7 +68,7 @@ def few_tokens(facts: Facts) -> str | None:
     return f"{told}: for these FLOPs {smaller} with more steps (trainer.max_steps) reaches a lower loss"
 
 
-def many_tokens(facts: Facts) -> str | None:
+def many_tokens(facts: RunFacts) -> str | None:
     if facts.tokens_per_parameter <= MANY_TOKENS:
         return None
     return (
@@ -77,7 +77,7 @@ def many_tokens(facts: Facts) -> str | None:
     )
 
 
-def never_evaluated_before_the_end(facts: Facts) -> str | None:
+def never_evaluated_before_the_end(facts: RunFacts) -> str | None:
     every = facts.intervals.evaluation
     if every is None or _first_after(facts.first_step, every) < facts.max_steps:
         return None
@@ -87,7 +87,7 @@ def never_evaluated_before_the_end(facts: Facts) -> str | None:
     )
 
 
-def evaluation_outweighs_training(facts: Facts) -> str | None:
+def evaluation_outweighs_training(facts: RunFacts) -> str | None:
     every, batches = facts.intervals.evaluation, facts.intervals.eval_batches
     evaluated = facts.val_tokens if batches is None else batches * facts.micro_batch_tokens
     if every is None or evaluated is None:
@@ -102,7 +102,7 @@ def evaluation_outweighs_training(facts: Facts) -> str | None:
     )
 
 
-def val_smaller_than_a_batch(facts: Facts) -> str | None:
+def val_smaller_than_a_batch(facts: RunFacts) -> str | None:
     if facts.val_tokens is None or facts.val_tokens >= facts.micro_batch_tokens:
         return None
     return (
@@ -111,7 +111,7 @@ def val_smaller_than_a_batch(facts: Facts) -> str | None:
     )
 
 
-def never_logged_in_between(facts: Facts) -> str | None:
+def never_logged_in_between(facts: RunFacts) -> str | None:
     every = facts.intervals.log
     if every is None or _first_after(facts.first_step, every) < facts.max_steps or facts.steps < 3:
         return None
@@ -119,7 +119,7 @@ def never_logged_in_between(facts: Facts) -> str | None:
     return f"trainer.log_interval={every}: only the first step and the last are logged; take {better}"
 
 
-def crash_loses_much(facts: Facts) -> str | None:
+def crash_loses_much(facts: RunFacts) -> str | None:
     every, seconds = facts.intervals.checkpoint, facts.step_seconds
     if every is None or seconds is None:
         return None
@@ -130,7 +130,7 @@ def crash_loses_much(facts: Facts) -> str | None:
     return f"trainer.checkpoint_interval={every}: a crash loses up to {duration(lost)} of work; take {better}"
 
 
-def saving_dominates(facts: Facts) -> str | None:
+def saving_dominates(facts: RunFacts) -> str | None:
     every = facts.intervals.checkpoint
     if every is None or facts.step_seconds is None or facts.checkpoint_bytes is None:
         return None
@@ -143,7 +143,7 @@ def saving_dominates(facts: Facts) -> str | None:
     )
 
 
-def disk_too_small(facts: Facts) -> str | None:
+def disk_too_small(facts: RunFacts) -> str | None:
     if facts.disk_needed is None or facts.disk_free is None or facts.disk_needed <= facts.disk_free:
         return None
     return (
@@ -152,7 +152,7 @@ def disk_too_small(facts: Facts) -> str | None:
     )
 
 
-def memory_too_small(facts: Facts) -> str | None:
+def memory_too_small(facts: RunFacts) -> str | None:
     if facts.memory_needed is None or facts.memory_free is None or facts.memory_needed <= facts.memory_free:
         return None
     smaller = ""
@@ -162,7 +162,7 @@ def memory_too_small(facts: Facts) -> str | None:
     return f"a step needs {si(facts.memory_needed)}B of memory, and {si(facts.memory_free)}B are there{smaller}"
 
 
-def vocabulary_unaligned(facts: Facts) -> str | None:
+def vocabulary_unaligned(facts: RunFacts) -> str | None:
     if facts.device != "cuda" or facts.vocab_size is None or facts.vocab_size % 64 == 0:
         return None
     return (
@@ -171,7 +171,7 @@ def vocabulary_unaligned(facts: Facts) -> str | None:
     )
 
 
-def heads_unaligned(facts: Facts) -> str | None:
+def heads_unaligned(facts: RunFacts) -> str | None:
     if facts.device != "cuda" or not facts.d_model or not facts.n_head or facts.d_model // facts.n_head % 8 == 0:
         return None
     return (
@@ -180,7 +180,7 @@ def heads_unaligned(facts: Facts) -> str | None:
     )
 
 
-def dtype_without_hardware(facts: Facts) -> str | None:
+def dtype_without_hardware(facts: RunFacts) -> str | None:
     if facts.speed_to_float32 is None or facts.speed_to_float32 >= 0.8:
         return None
     return (
@@ -189,25 +189,25 @@ def dtype_without_hardware(facts: Facts) -> str | None:
     )
 
 
-def gpu_left_idle(facts: Facts) -> str | None:
+def gpu_left_idle(facts: RunFacts) -> str | None:
     return "system.device=cpu: this machine has a GPU; system.device=auto takes it" if facts.idle_gpu else None
 
 
-def positions_never_trained(facts: Facts) -> str | None:
-    if not facts.learned_positions or facts.longest is None or facts.longest <= facts.block_size:
+def positions_never_trained(facts: RunFacts) -> str | None:
+    if not facts.learned_positions or facts.model_block_size is None or facts.model_block_size <= facts.block_size:
         return None
     return (
-        f"model.block_size={facts.longest}: positions from {facts.block_size} on are learned, and never trained, as "
-        f"data.block_size={facts.block_size}; make them the same"
+        f"model.block_size={facts.model_block_size}: positions from {facts.block_size} on are learned, and "
+        f"never trained, as data.block_size={facts.block_size}; make them the same"
     )
 
 
 def _first_after(step: int, every: int) -> int:
-    """The first multiple of an interval that comes after a step."""
+    """Return the first multiple of an interval that comes after a step."""
     return (step // every + 1) * every
 
 
-OF_RUNS: Sequence[Remark] = (
+RUN_REMARKS: Sequence[Remark] = (
     memory_too_small,
     disk_too_small,
     gpu_left_idle,

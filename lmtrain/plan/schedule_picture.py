@@ -1,4 +1,4 @@
-"""The learning rate over the run, as a picture that a terminal and a log file show alike."""
+"""The learning rate over the run, as a picture that looks the same in a terminal and a log file."""
 
 from collections.abc import Callable
 
@@ -7,16 +7,18 @@ import plotext
 WIDTH, HEIGHT = 72, 12  # columns and lines
 
 
-def sampled(schedule: Callable[[int], float], max_steps: int, first_step: int = 0) -> tuple[list[int], list[float]]:
-    """Steps after `first_step`, its first and its last among them, and their rates; step s makes s steps done."""
+def sample_rates(
+    schedule: Callable[[int], float], max_steps: int, first_step: int = 0
+) -> tuple[list[int], list[float]]:
+    """Return steps after `first_step`, with the first and the last, and their rates; step s makes s steps done."""
     span = max_steps - first_step
     count = min(4 * WIDTH, span)
     steps = sorted({first_step + 1 + round(i * (span - 1) / max(count - 1, 1)) for i in range(count)})
     return steps, [float(schedule(step - 1)) for step in steps]
 
 
-def curve(steps: list[int], rates: list[float]) -> str:
-    """A picture without colours; axes are in steps and in the rate itself."""
+def draw_rates(steps: list[int], rates: list[float]) -> str:
+    """Return a picture without colors; its axes are steps and the rate itself."""
     figure = plotext.figure
     figure.clear()
     figure.plot_size(WIDTH, HEIGHT)

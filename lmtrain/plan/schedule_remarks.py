@@ -2,19 +2,19 @@
 
 from functools import partial
 
-from lmtrain.plan.facts import Schedule
+from lmtrain.plan.facts import ScheduleFacts
 
 LONG_WARMUP = 0.2  # of the run
 SHORT_RUN = 100  # steps: a try that is to run, not to learn much
 USUAL_RATES = (1e-6, 0.05)
 
 
-def certain_mistakes(schedule: Schedule) -> list[str]:
-    """What training itself warns of."""
-    return [text for remark in CERTAIN if (text := remark(schedule)) is not None]
+def certain_mistakes(schedule: ScheduleFacts) -> list[str]:
+    """Return the remarks that are certain enough for training itself to warn of."""
+    return [text for remark in CERTAIN_REMARKS if (text := remark(schedule)) is not None]
 
 
-def warmup_never_ends(schedule: Schedule) -> str | None:
+def warmup_never_ends(schedule: ScheduleFacts) -> str | None:
     if schedule.warmup_steps is None or schedule.warmup_steps < schedule.max_steps:
         return None
     return (
@@ -23,7 +23,7 @@ def warmup_never_ends(schedule: Schedule) -> str | None:
     )
 
 
-def rate_rises(schedule: Schedule) -> str | None:
+def rate_rises(schedule: ScheduleFacts) -> str | None:
     if schedule.lr is None or schedule.min_lr is None or schedule.min_lr <= schedule.lr:
         return None
     return (
@@ -32,7 +32,7 @@ def rate_rises(schedule: Schedule) -> str | None:
     )
 
 
-def schedule_ends_early(schedule: Schedule, tolerance: float = 0.0) -> str | None:
+def schedule_ends_early(schedule: ScheduleFacts, tolerance: float = 0.0) -> str | None:
     end = schedule.schedule_steps
     if end is None or end >= schedule.max_steps * (1 - tolerance):
         return None
@@ -43,7 +43,7 @@ def schedule_ends_early(schedule: Schedule, tolerance: float = 0.0) -> str | Non
     )
 
 
-def schedule_ends_late(schedule: Schedule, tolerance: float = 0.0) -> str | None:
+def schedule_ends_late(schedule: ScheduleFacts, tolerance: float = 0.0) -> str | None:
     end = schedule.schedule_steps
     if end is None or end <= schedule.max_steps * (1 + tolerance):
         return None
@@ -53,7 +53,7 @@ def schedule_ends_late(schedule: Schedule, tolerance: float = 0.0) -> str | None
     )
 
 
-def warmup_is_long(schedule: Schedule) -> str | None:
+def warmup_is_long(schedule: ScheduleFacts) -> str | None:
     warmup, steps = schedule.warmup_steps, schedule.max_steps
     if warmup is None or warmup >= steps or warmup <= max(schedule.first_step, LONG_WARMUP * steps):
         return None
@@ -66,7 +66,7 @@ def _usual_warmup(max_steps: int) -> str:
     return f"a twentieth is usual, scheduler.warmup_steps={max_steps // 20}"
 
 
-def rate_is_unusual(schedule: Schedule) -> str | None:
+def rate_is_unusual(schedule: ScheduleFacts) -> str | None:
     if schedule.lr is None or USUAL_RATES[0] <= schedule.lr <= USUAL_RATES[1]:
         return None
     direction = "small" if schedule.lr < USUAL_RATES[0] else "large"
@@ -75,7 +75,7 @@ def rate_is_unusual(schedule: Schedule) -> str | None:
     )
 
 
-OF_SCHEDULES = (
+SCHEDULE_REMARKS = (
     warmup_never_ends,
     rate_rises,
     schedule_ends_early,
@@ -84,7 +84,7 @@ OF_SCHEDULES = (
     rate_is_unusual,
 )
 # A run may end somewhat beside its schedule on purpose, a branch of another run above all.
-CERTAIN = (
+CERTAIN_REMARKS = (
     warmup_never_ends,
     rate_rises,
     partial(schedule_ends_early, tolerance=0.1),

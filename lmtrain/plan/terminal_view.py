@@ -18,21 +18,21 @@ OPTIMAL = 20  # tokens a parameter (Hoffmann et al. 2022)
 
 
 def show(plan: Plan) -> None:
-    """Prints the plan: what the run is, what it takes, how the rate goes, and what is likely to be wrong."""
-    _line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
-    _head("model and data")
-    _rows(model_and_data(plan))
-    _head("memory, at the moment when a step holds most")
-    _memory(plan)
-    _head("time and disk")
-    _rows(time_and_disk(plan))
-    _head("on a GPU")
-    _gpus(plan)
-    _head("learning rate")
-    _line(schedule_picture.curve(list(plan.steps), list(plan.rates)))
-    _head("remarks" if plan.remarks else "no remarks")
+    """Print the plan: what the run is, what it takes, the learning rate, and what is likely to be wrong."""
+    _print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
+    _print_heading("model and data")
+    _print_rows(model_and_data(plan))
+    _print_heading("memory, at the moment when a step holds most")
+    _print_memory(plan)
+    _print_heading("time and disk")
+    _print_rows(time_and_disk(plan))
+    _print_heading("on a GPU")
+    _print_gpus(plan)
+    _print_heading("learning rate")
+    _print_line(schedule_picture.draw_rates(list(plan.steps), list(plan.rates)))
+    _print_heading("remarks" if plan.remarks else "no remarks")
     for remark in plan.remarks:
-        _line(f"! {remark}", style="yellow")
+        _print_line(f"! {remark}", style="yellow")
 
 
 def model_and_data(plan: Plan) -> list[tuple[str, str]]:
@@ -50,7 +50,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
         ("a step", f"{facts.step_tokens:,} tokens"),
-        ("the run", _steps(plan)),
+        ("the run", _steps_in_words(plan)),
         ("epochs", epochs),
         (
             "tokens a parameter",
@@ -60,7 +60,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     ]
 
 
-def _steps(plan: Plan) -> str:
+def _steps_in_words(plan: Plan) -> str:
     facts = plan.facts
     steps = f"{facts.steps:,} steps = {si(facts.tokens)} tokens"
     if plan.fork is None:
@@ -75,15 +75,15 @@ def _optimal(plan: Plan) -> str:
     return " (Hoffmann et al. 2022)" + (f": {steps:,.0f} steps" if steps > facts.first_step + 0.5 else "")
 
 
-def _memory(plan: Plan) -> None:
+def _print_memory(plan: Plan) -> None:
     if plan.here is None:
-        _line(f"  unknown, as a step can't be followed without its data ({plan.no_memory})")
+        _print_line(f"  unknown, as a step can't be followed without its data ({plan.no_memory})")
         return
     # Beside a step here the same step on CUDA, for those who plan on another machine.
     columns = {plan.machine.partition(" ")[0]: plan.here}
     if plan.on_cuda is not None and plan.on_cuda is not plan.here:
         columns["a GPU, bfloat16"] = plan.on_cuda
-    table = _table("", *columns)
+    table = _new_table("", *columns)
     for kind, meaning in KINDS.items():
         sizes = [step.peak.get(kind, 0) for step in columns.values()]
         if any(sizes) or kind == "gradients":
@@ -91,17 +91,17 @@ def _memory(plan: Plan) -> None:
     table.add_row("a step's peak, eager", *(_bytes(step.peak_bytes) for step in columns.values()), style="bold")
     for meaning, size in plan.beside.items():
         table.add_row(meaning, _bytes(size))
-    _print(table)
+    _print_table(table)
     if any(not step.peak.get("gradients") for step in columns.values()):
-        _line("  gradients –: a step holds most at its logits, before there is any gradient")
-    _line("  compiled, a step takes less: what is fused into one kernel is kept once")
+        _print_line("  gradients –: a step holds most at its logits, before there is any gradient")
+    _print_line("  compiled, a step takes less: what is fused into one kernel is kept once")
     facts = plan.facts
     if facts.memory_needed is not None and facts.memory_free is not None:
         fits = "fits" if facts.memory_needed <= facts.memory_free else "does not fit"
-        _line(f"  {_bytes(facts.memory_needed)} in all {fits}: {_bytes(facts.memory_free)} are there")
+        _print_line(f"  {_bytes(facts.memory_needed)} in all {fits}: {_bytes(facts.memory_free)} are there")
     if plan.measured:
         whose = "tensors" if facts.device == "cuda" else "the process"
-        _line(f"  measured: {_bytes(plan.measured.peak_bytes)} at most ({whose})")
+        _print_line(f"  measured: {_bytes(plan.measured.peak_bytes)} at most ({whose})")
 
 
 def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
@@ -130,18 +130,20 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def _gpus(plan: Plan) -> None:
+def _print_gpus(plan: Plan) -> None:
     if not plan.run_flops:
-        _line("  unknown: the model multiplies no matrices")
+        _print_line("  unknown: the model multiplies no matrices")
         return
-    table = _table("", "memory", "fits", "time", "cost")
-    for offer in plan.offers:
-        fits = {None: "?", True: "yes", False: "no"}[offer.fits]
-        dtype = "" if offer.gpu.bfloat16 else " (float16)"
-        cost = "" if offer.dollars is None else _dollars(offer.dollars)
-        table.add_row(f"{offer.gpu.name}{dtype}", f"{offer.gpu.memory_gb:g}GB", fits, _time(offer.seconds), cost)
-    _print(table)
-    _line(
+    table = _new_table("", "memory", "fits", "time", "cost")
+    for estimate in plan.gpu_estimates:
+        fits = {None: "?", True: "yes", False: "no"}[estimate.fits]
+        dtype = "" if estimate.gpu.bfloat16 else " (float16)"
+        cost = "" if estimate.dollars is None else _dollars(estimate.dollars)
+        table.add_row(
+            f"{estimate.gpu.name}{dtype}", f"{estimate.gpu.memory_gb:g}GB", fits, _time(estimate.seconds), cost
+        )
+    _print_table(table)
+    _print_line(
         f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu), or {1e6 * KERNEL_S:g} µs a kernel where that is longer; "
         f"prices of {PRICED}, one GPU on demand (--price)"
     )
@@ -159,29 +161,29 @@ def _bytes(size: float) -> str:
     return f"{si(size)}B"
 
 
-def _table(first: str, *others: str) -> Table:
+def _new_table(first: str, *others: str) -> Table:
     table = Table(first, box=None, pad_edge=False, padding=(0, 2), show_header=True, header_style="dim")
     for other in others:
         table.add_column(other, justify="right")
     return table
 
 
-def _rows(rows: Iterable[tuple[str, str]]) -> None:
+def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
         table.add_row(name, Text(text))
-    _print(table)
+    _print_table(table)
 
 
-def _print(table: Table) -> None:
+def _print_table(table: Table) -> None:
     console.print(Padding(table, (0, 0, 0, 2), expand=False), soft_wrap=False)
 
 
-def _head(text: str) -> None:
-    _line(f"\n{text}", style="bold")
+def _print_heading(text: str) -> None:
+    _print_line(f"\n{text}", style="bold")
 
 
-def _line(text: str, style: str | None = None) -> None:
+def _print_line(text: str, style: str | None = None) -> None:
     console.print(Text(text), style=style)

@@ -19,8 +19,8 @@ MAX_DIFF_CHARS = 1_000_000
 GIT_TIMEOUT_S = 5
 
 
-def environment(run_id: str, device: str) -> dict[str, Any]:
-    """What else than the config a result may depend on. No environment variables: they hold secrets."""
+def describe_environment(run_id: str, device: str) -> dict[str, Any]:
+    """Return what a result may depend on beside the config. No environment variables: they hold secrets."""
     return {
         "run_id": run_id,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -36,8 +36,8 @@ def environment(run_id: str, device: str) -> dict[str, Any]:
     }
 
 
-def lasting(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of `environment` that the bits of a run depend on."""
+def hardware_and_software(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an environment that the bits of a run depend on."""
     return {key: environment[key] for key in ("platform", "cpu", "device", "python", "packages")}
 
 
@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and uncommitted changes of the repository the run was started in; None outside of one."""
+    """Return commit and uncommitted changes of the repository the run was started in; None outside of one."""
     if shutil.which("git") is None:
         return None
     filters = (_run_git("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.") or "").split(
@@ -65,7 +65,7 @@ def _git() -> dict[str, Any] | None:
 
 
 def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
-    """What git prints, without the settings named, and running no command that the repository's config names."""
+    """Return what git prints, without the settings named, and running no command that the repository's config names."""
     settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
     settings |= dict.fromkeys(without, "")  # no command; and for `required`, no
     environment = {

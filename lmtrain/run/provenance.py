@@ -1,4 +1,4 @@
-"""What a run is made of, as its directory and its loggers keep it."""
+"""Records what a run is made of, when it starts and each time it is resumed."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,22 +12,22 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.files.limited import read_json
 from lmtrain.model.flops import flops_per_token
 from lmtrain.run.directory import RunDirectory
-from lmtrain.run.environment import lasting
-from lmtrain.terminal.differences import differences
+from lmtrain.run.environment import hardware_and_software
+from lmtrain.terminal.as_text import differences
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class Resumed:
-    """A run that goes on from its newest checkpoint: what its config changes, a line each; `began` once it does."""
+class Resume:
+    """The resume of a run: what its config changes, a line each; `began` once the run goes on."""
 
     changes: Sequence[str]
     began: bool = False
 
 
-def size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
-    """What runs of different models are compared by."""
+def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
+    """Return what runs of different models are compared by."""
     return {
         "class": type(model).__name__,
         "parameters": sum(param.numel() for param in model.parameters()),
@@ -35,15 +35,15 @@ def size(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
     }
 
 
-def record(
+def record_start(
     cfg: DictConfig,
     directory: RunDirectory,
     hydra_files: Mapping[str, str],
     now: Mapping[str, Any],
-    resumed: Resumed | None,
+    resumed: Resume | None,
     then: Mapping[str, Any] | None,
 ) -> None:
-    """Writes what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
+    """Write what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
     if resumed is None:
         directory.write_json("environment.json", now)
         return
@@ -55,6 +55,6 @@ def record(
     directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
     for line in resumed.changes:
         log.info("changed: %s", line)
-    since = differences(then, lasting(now)) if then else []
+    since = differences(then, hardware_and_software(now)) if then else []
     if since:
         log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))

@@ -1,4 +1,4 @@
-"""What a run tells the person in front of it: before it starts, and how it ended."""
+"""What a run logs for the person in front of it: before it starts, and how it ended."""
 
 import logging
 import math
@@ -7,23 +7,23 @@ import traceback
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.data.stored_tokenizer import StoredTokenizer
-from lmtrain.errors import ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
+from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.generate import generate
-from lmtrain.plan.facts import Schedule
+from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
-from lmtrain.run.identity import config_hash
+from lmtrain.run.identity import config_hash, plain_config
 from lmtrain.system import System
 from lmtrain.terminal.paths import short
 from lmtrain.terminal.units import duration, si, significant
@@ -35,14 +35,14 @@ LONG_RUN_S = 24 * 3600
 
 
 def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None:
-    """The run in a few lines before it starts, with a warning if it will take long."""
+    """Log the run in a few lines before it starts, with a warning if it will take long."""
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = trainer.step_samples * loader.block_size
     steps = trainer.max_steps - state.step
     log.info("run %s", short(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
-    for other in same_runs(directory.path, config_hash(OmegaConf.to_container(cfg))):  # type: ignore[arg-type]
+    for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = read_json(other / "result.json").get("best_val_loss")
         log.info("the same config as %s (completed%s)", short(other), f", best val {best:.4f}" if best else "")
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
@@ -57,7 +57,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
         log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
     if state.step >= trainer.max_steps:
         log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
-    for mistake in certain_mistakes(Schedule.of(cfg.scheduler, trainer.max_steps)):
+    for mistake in certain_mistakes(ScheduleFacts.of(cfg.scheduler, trainer.max_steps)):
         log.warning("%s", mistake)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
     # A quick bound first, so that small runs measure nothing: no device is slower than this.
@@ -73,11 +73,13 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
 
 
 def same_runs(run: Path, wanted: str) -> list[Path]:
-    """Completed runs beside this one that have the same config hash."""
+    """Return completed runs beside this one that have the same config hash."""
     others = (path for path in sorted(run.parent.glob("*/result.json")) if path.parent != run)
     ended = ((path.parent, read_json(path)) for path in others)
     return [
-        path for path, result in ended if (result.get("config_hash"), result.get("status")) == (wanted, "completed")
+        path
+        for path, result in ended
+        if (result.get("config_hash"), result.get("status")) == (wanted, COMPLETED.status)
     ]
 
 
@@ -89,7 +91,7 @@ def show_sample(
     cfg: DictConfig,
     directory: RunDirectory,
 ) -> None:
-    """Text of the model's own for the log, and for `sample.txt`, where runs are compared by it."""
+    """Log a text of the model, and write it to `sample.txt`, where runs are compared by it."""
     prompt = torch.tensor([tokenizer.end_of_text or 0], device=system.device)
     ids = generate(
         model,
@@ -104,7 +106,8 @@ def show_sample(
     write_atomically(directory.path / "sample.txt", f"{text}\n")
 
 
-def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
+def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
+    """Log the final losses, the time, and what to do next."""
     path = short(directory.path)
     if state.val_loss is not None:
         log.info(
@@ -129,8 +132,8 @@ def summarise(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> No
     )
 
 
-def tell_ending(error: BaseException | None, path: Path) -> None:
-    """Tells the person how a run ended that did not complete; the traceback goes to `train.log`."""
+def log_ending(error: BaseException | None, path: Path) -> None:
+    """Log how a run ended that did not complete; the traceback goes to `train.log`."""
     saved = CheckpointFolder(path / "checkpoints").steps()
     match error:
         case None:
@@ -158,8 +161,9 @@ def tell_ending(error: BaseException | None, path: Path) -> None:
                 exc_info=error,
             )
             if saved:
-                log.error("to continue from step %d when that is mended: %s", saved[-1], resume_command(path))
+                log.error("to continue from step %d when that is fixed: %s", saved[-1], resume_command(path))
 
 
 def resume_command(run_dir: Path) -> str:
+    """Return the command that continues a run."""
     return f"python -m lmtrain {shlex.quote(f'resume={short(run_dir)}')}"

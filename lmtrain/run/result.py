@@ -1,4 +1,4 @@
-"""How a run ended: `result.json` and its statuses."""
+"""How a run ended: the fields of `result.json`."""
 
 from dataclasses import dataclass
 

@@ -14,7 +14,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.check import nearest_of
-from lmtrain.errors import ConfigError, InterruptedBySignal
+from lmtrain.errors import FAILED, INTERRUPTED, ConfigError, InterruptedBySignal
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
@@ -138,6 +138,6 @@ class GridSweeper(Sweeper):
         if now.status is not None:
             return Ended(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
         result = read_json(job.directory / "result.json")
-        begun = result.get("status") or ("interrupted" if now.resumes else "not started")
+        begun = result.get("status") or (INTERRUPTED.status if now.resumes else "not started")
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
-        return Ended(job, "failed" if failure and returned else begun, None, reason, result, ran=now.resumes)
+        return Ended(job, FAILED.status if failure and returned else begun, None, reason, result, ran=now.resumes)

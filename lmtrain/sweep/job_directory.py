@@ -20,8 +20,8 @@ from lmtrain.config.recompose import FORK
 from lmtrain.config.trust import names_to_trust, read_saved
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.identity import ASIDE, config_hash
-from lmtrain.terminal.differences import differences
+from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
+from lmtrain.terminal.as_text import differences
 
 SHOWN_DIFFERENCES = 5
 MAX_NAME_CHARS = 120
@@ -55,7 +55,7 @@ def directory_name(overrides: Sequence[str]) -> str:
 
 def _is_aside(override: str) -> bool:
     key = override.partition("=")[0]
-    return key in ASIDE or key.startswith("hydra")
+    return key in NEUTRAL_KEYS or key.startswith("hydra")
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def searched(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str
 
 
 def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    before, after = ({key: value for key, value in one.items() if key not in ASIDE} for one in (saved, wanted))
+    before, after = ({key: value for key, value in one.items() if key not in NEUTRAL_KEYS} for one in (saved, wanted))
     lines = differences(before, after)
     more = f" and {len(lines) - SHOWN_DIFFERENCES} more" if len(lines) > SHOWN_DIFFERENCES else ""
     return (

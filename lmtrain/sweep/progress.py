@@ -1,7 +1,5 @@
 """What is seen of a sweep while it goes on: a live table in a terminal; else a line when a job starts, and ends."""
 
-import json
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,16 +11,16 @@ from typing import Self
 from rich.live import Live
 from rich.table import Table
 
+from lmtrain.files.metrics import read_newest
 from lmtrain.sweep.job import Ended, Job
 from lmtrain.sweep.job_directory import composed
 from lmtrain.sweep.pool import JobPool, Running
-from lmtrain.sweep.report import label, loss
+from lmtrain.sweep.report import label
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import duration
+from lmtrain.terminal.units import duration, loss_text
 
 POLL_S = 0.1
 REFRESH_S = 0.5
-TAIL_BYTES = 16_000  # of metrics.jsonl: some fifty lines, of which one has a validation loss
 OTHER_ROWS = 8  # of a screen: the table's frame, its counts and the shell's line
 MAX_TITLE_CHARS = 80
 
@@ -41,22 +39,10 @@ class Progress:
 
 
 def read_progress(metrics: Path) -> Progress:
-    """Of a run that goes on, from its `metrics.jsonl`."""
-    try:
-        with metrics.open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
-            file.seek(start)
-            tail = file.read()
-    except OSError:
-        return Progress()
-    last: dict[str, float] = {}
-    for line in tail.split(b"\n")[1 if start else 0 : -1]:  # whole ones
-        try:
-            last |= json.loads(line)
-        except (ValueError, TypeError):
-            continue
-    seconds = last.get("seconds") or 0.0
-    return Progress(int(last.get("step", 0)), last.get("train/loss"), last.get("val/loss"), seconds)
+    """Return how far a run that goes on has got, from its `metrics.jsonl`."""
+    newest = read_newest(metrics)
+    seconds = newest.get("seconds") or 0.0
+    return Progress(int(newest.get("step") or 0), newest.get("train/loss"), newest.get("val/loss"), seconds)
 
 
 class SweepProgress:
@@ -116,7 +102,7 @@ class SweepProgress:
             rows.add_row(*self._running_row(running))
         for one in self._ended[: -1 - max(0, console.height - OTHER_ROWS - len(self._pool.running)) : -1]:
             result = one.result
-            losses = [loss(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
+            losses = [loss_text(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
             rows.add_row(_cut(one.job.title), label(one), str(result.get("steps", "–")), *losses, "")
         counts = Counter({"running": len(self._pool.running)}) + Counter(map(label, self._ended))
         waiting = (self._total or 0) - sum(counts.values())
@@ -133,8 +119,8 @@ class SweepProgress:
             _cut(running.job.title),
             "resumed" if running.resumed else "running",
             f"{progress.step}/{max_steps}" if max_steps else str(progress.step),
-            loss(progress.train_loss),
-            loss(progress.val_loss),
+            loss_text(progress.train_loss),
+            loss_text(progress.val_loss),
             "–" if left is None else duration(left),
         ]
 

@@ -20,7 +20,7 @@ from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short
 from lmtrain.terminal.redact import redact, redacted
-from lmtrain.terminal.units import duration, si
+from lmtrain.terminal.units import duration, loss_text, si
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +91,9 @@ def table(ended: Sequence[Ended]) -> Table:
         rows.add_row(
             one.job.title,
             label(one),
-            loss(one.objective),
+            loss_text(one.objective),
             str(one.result.get("best_step") or "–"),
-            loss(one.result.get("final_train_loss")),
+            loss_text(one.result.get("final_train_loss")),
             si(one.result.get("tokens", 0)),
             duration(one.result.get("seconds", 0.0)),
             one.job.directory.name,
@@ -125,7 +125,3 @@ def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
 def _has_run(ended: Ended) -> bool:
     """Now or before; else something is in its way, another config in its directory say, which `reason` tells."""
     return ended.ran or bool(ended.result)
-
-
-def loss(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"

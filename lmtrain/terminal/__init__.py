@@ -1,1 +1,1 @@
-"""What a person sees: console, units, paths, texts without secrets."""
+"""What a person sees: console, numbers, values and paths as text, texts without secrets."""

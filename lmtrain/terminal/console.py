@@ -1,4 +1,4 @@
-"""What a person sees: one console for log lines and progress bar, and the wording of numbers."""
+"""What a person sees: one console for log lines and progress bars, and the log file."""
 
 import logging
 import sys
@@ -10,20 +10,26 @@ from lmtrain.terminal.redact import redact
 
 LOG_WIDTH = 200  # columns of a table where there is no terminal to ask
 
-console = Console(highlight=False, soft_wrap=True)
-if not console.is_terminal:
-    console = Console(highlight=False, soft_wrap=True, width=LOG_WIDTH)
+
+def _make_console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = LOG_WIDTH
+    return console
+
+
+console = _make_console()
 
 
 class RedactingFormatter(logging.Formatter):
-    """Takes secrets out of the whole of a log line, its traceback included."""
+    """Takes secrets out of a whole log line, its traceback included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class ConsoleHandler(logging.Handler):
-    """Log lines through the console, so that they appear above a progress bar and not inside it."""
+    """Prints log lines on the console, so that they appear above a progress bar and not inside it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
         logging.getLogger().removeHandler(self)  # nobody reads any more; the log file goes on
@@ -38,7 +44,7 @@ class ConsoleHandler(logging.Handler):
 
 
 class LogFileHandler(logging.FileHandler):
-    """A log file that may come to an end: a full disk is told once, and is no reason to stop a run."""
+    """A log file that may end early: a full disk is reported once, and does not stop a run."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
         logging.getLogger().removeHandler(self)
@@ -48,7 +54,7 @@ class LogFileHandler(logging.FileHandler):
 
 
 def configure_logging(run_dir: Path) -> None:
-    """Sends all log lines and warnings to `train.log`, and lmtrain's to the console; replaces an earlier call's."""
+    """Send all log lines and warnings to `train.log`, and lmtrain's to the console; replaces an earlier call."""
     file = LogFileHandler(run_dir / "train.log", encoding="utf-8")
     file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))

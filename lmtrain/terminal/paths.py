@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-STARTED_IN = Path.cwd()  # the shell's folder; a run that is resumed works in the one it was started in
+# The shell's folder, read at import: a resume changes to the folder that its run was started in.
+STARTED_IN = Path.cwd()
 
 
 def short(path: Path) -> str:
-    """As the person in front of the shell would write it: relative where it is below their folder."""
+    """Return a path as the person at the shell would write it: relative if it is below their folder."""
     return str(path.relative_to(STARTED_IN) if path.is_relative_to(STARTED_IN) else path)

@@ -24,14 +24,14 @@ PASSWORD_IN_URL = re.compile(r"""://[^\s/:@"'<>]*:[^\s/"'<>]+@|(?<=http)(s?)://[
 
 
 def redact(text: str) -> str:
-    """The text with `<NAME>` for each secret."""
+    """Return the text with `<NAME>` for each secret."""
     if (names := _names()) and (found := _pattern(tuple(names))):
         text = found.sub(lambda match: f"<{names[match[0]]}>", text)
     return PASSWORD_IN_URL.sub(lambda match: f"{match[1] or ''}://<credentials>@", text)
 
 
 def redacted(value: Any) -> Any:
-    """The same JSON value, its strings without secrets; numbers stay, so that it stays JSON."""
+    """Return the same JSON value with no secret in its strings; numbers stay as they are, so that it stays JSON."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -42,7 +42,7 @@ def redacted(value: Any) -> Any:
 
 
 def _names() -> dict[str, str]:
-    """The name of each secret, by its text as it is and as it looks within quotes or a URL; the longest first."""
+    """Return the name of each secret, by its text as it is and as it looks in quotes or a URL; the longest first."""
     secrets = {value.strip(): name for name, value in os.environ.items() if _is_secret(name, value.strip())}
     secrets = {**_netrc_passwords(os.environ.get("NETRC", "")), **secrets}
     spelled = {
@@ -63,7 +63,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def _is_path(value: str) -> bool:
-    """A path of a key file, say; a secret may begin with a slash, too."""
+    """Return whether the value is the path of a file, a key's say; a secret may begin with a slash, too."""
     if not value.startswith(("/", "~/", "./", "../")):
         return False
     try:

@@ -4,12 +4,24 @@ import math
 
 
 def significant(number: float) -> str:
-    """Four significant digits, never an exponent for everyday sizes."""
+    """Return four significant digits, never with an exponent for everyday sizes."""
     return f"{number:.4g}" if number < 1e6 else f"{number:.2e}"
 
 
+def loss_text(loss: float | None) -> str:
+    """Return a loss with four decimals, as every table and line has it; – where there is none."""
+    if loss is None:
+        return "–"
+    return f"{loss:.4f}" if abs(loss) < 1e4 else f"{loss:.3e}"
+
+
+def percent(share: float) -> str:
+    """Return a share with at least two digits that count, so that what is rare is not 0%."""
+    return f"{share:.1%}" if share >= 0.01 else f"{100 * share:.2g}%"
+
+
 def si(number: float) -> str:
-    """1234567 → 1.23M."""
+    """Return a number with an SI unit: 1234567 → 1.23M."""
     if not math.isfinite(number):
         return str(number)
     for scale, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -19,7 +31,7 @@ def si(number: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: 75 → 1m15s."""
+    """Return seconds in the two units that matter: 75 → 1m15s."""
     if not math.isfinite(seconds):
         return "unknown"
     whole = round(seconds)

@@ -14,19 +14,19 @@ from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import MEASURED, read_metrics
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 # What of a checkpoint's state.json training depends on, and what in there is time or identity: two runs differ in it.
-STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")
+COMPARED_STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")
 TIME_OR_IDENTITY = frozenset({"seconds", "run_id"})
-RESULT = (
+COMPARED_RESULT = (
     "status", "objective", "best_val_loss", "best_step", "final_train_loss", "final_val_loss", "steps", "tokens",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The first thing that is not the same in one place, in words: the undisturbed run's value, then the other's."""
+class BitDifference:
+    """The first difference in one place, in words: the undisturbed run's value, then the other's."""
 
     step: int
     where: str
@@ -39,7 +39,7 @@ class Difference:
 class UndisturbedRun:
     """A completed run that kept every checkpoint, those of `steps`.
 
-    `compared_checkpoints` and `compared_lines` count what was found equal to its own.
+    `compared_checkpoints` and `compared_lines` count what was found equal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,71 +47,73 @@ class UndisturbedRun:
         self.compared_checkpoints = self.compared_lines = 0
         self._folder = CheckpointFolder(path / "checkpoints")
         self.steps = frozenset(self._folder.steps())
-        self._metrics = [_unmeasured(line) for line in read_metrics(path / "metrics.jsonl")]
+        self._metrics = [_without_measured(line) for line in read_metrics(path / "metrics.jsonl")]
         self._seen: set[Any] = set()
 
-    def differences(self, run: Path, *, completed: bool) -> list[Difference]:
-        """Everything in which the run is not what this one was at the same step, the earliest first.
+    def differences(self, run: Path, *, completed: bool) -> list[BitDifference]:
+        """Return everything in which a run differs from this one at the same step, the earliest first.
 
-        A line or checkpoint that has not changed since it was found equal is not compared again. `completed` asks
-        for all lines and for the result, too.
+        A line or checkpoint that has not changed since it was found equal is not compared again. With `completed`,
+        the run must have all lines and the same result, too.
         """
-        found = [*self._of_metrics(run, completed), *self._of_checkpoints(run)]
+        found = [*self._metric_differences(run, completed), *self._checkpoint_differences(run)]
         if completed:
-            found += self._of_result(run)
+            found += self._result_differences(run)
         return sorted(found, key=lambda difference: difference.step)
 
-    def _of_metrics(self, run: Path, completed: bool) -> Iterator[Difference]:
+    def _metric_differences(self, run: Path, completed: bool) -> Iterator[BitDifference]:
         path = run / "metrics.jsonl"
         lines = read_metrics(path) if path.exists() else []
         steps: set[float] = set()
         for number, line in enumerate(lines):
             step = int(line["step"])
             if step in steps:
-                yield Difference(step, "metrics.jsonl", "the step is there twice")
+                yield BitDifference(step, "metrics.jsonl", "the step is there twice")
                 return
             steps.add(step)
             if number >= len(self._metrics):
-                yield Difference(step, "metrics.jsonl", "a line that the undisturbed run does not have")
+                yield BitDifference(step, "metrics.jsonl", "a line that the undisturbed run does not have")
                 return
             expected = self._metrics[number]
             if step != expected["step"]:
-                yield Difference(int(expected["step"]), "metrics.jsonl", f"its line is missing; step {step} follows")
+                yield BitDifference(int(expected["step"]), "metrics.jsonl", f"its line is missing; step {step} follows")
                 return
-            if changed := differences(_written(expected), _written(_unmeasured(line))):
-                yield Difference(step, "metrics.jsonl", "; ".join(changed))
+            if changed := differences(_as_in_the_file(expected), _as_in_the_file(_without_measured(line))):
+                yield BitDifference(step, "metrics.jsonl", "; ".join(changed))
                 return
             self.compared_lines += self._is_new((run, tuple(line.items())))
         if completed and len(lines) < len(self._metrics):
-            yield Difference(int(self._metrics[len(lines)]["step"]), "metrics.jsonl", "its line is missing at the end")
+            yield BitDifference(
+                int(self._metrics[len(lines)]["step"]), "metrics.jsonl", "its line is missing at the end"
+            )
 
-    def _of_checkpoints(self, run: Path) -> Iterator[Difference]:
+    def _checkpoint_differences(self, run: Path) -> Iterator[BitDifference]:
         folder = CheckpointFolder(run / "checkpoints")
         for name in folder.broken():
             step = int(re.sub(r"\D*(\d+).*", r"\1", name))
-            yield Difference(step, f"checkpoints/{name}", "a kill has left a complete checkpoint broken")
+            yield BitDifference(step, f"checkpoints/{name}", "a kill has left a complete checkpoint broken")
         for step in folder.steps():
             path = folder.at(step)
-            if (key := _identity(path)) in self._seen:
+            if (key := _file_versions(path)) in self._seen:
                 continue
             where = f"checkpoints/{path.name}"
             if step not in self.steps:
-                yield Difference(step, where, "the undisturbed run made no checkpoint of this step")
+                yield BitDifference(step, where, "the undisturbed run made no checkpoint of this step")
                 continue
             try:
-                if what := _of_checkpoint(self._folder.at(step), path):
-                    yield Difference(step, where, what)
+                if what := _checkpoint_difference(self._folder.at(step), path):
+                    yield BitDifference(step, where, what)
                     continue
             except BrokenCheckpointError as error:
-                yield Difference(step, where, f"a kill has left it broken: {error}")
+                yield BitDifference(step, where, f"a kill has left it broken: {error}")
                 continue
             self.compared_checkpoints += self._is_new(key)
 
-    def _of_result(self, run: Path) -> Iterator[Difference]:
+    def _result_differences(self, run: Path) -> Iterator[BitDifference]:
         expected, found = read_json(self.path / "result.json"), read_json(run / "result.json")
-        for name in RESULT:
+        for name in COMPARED_RESULT:
             for line in differences(expected.get(name), found.get(name), name):
-                yield Difference(int(expected["steps"]), "result.json", line)
+                yield BitDifference(int(expected["steps"]), "result.json", line)
 
     def _is_new(self, key: Any) -> bool:
         new = key not in self._seen
@@ -119,12 +121,16 @@ class UndisturbedRun:
         return new
 
 
-def _of_checkpoint(expected_path: Path, found_path: Path) -> str | None:
+def _checkpoint_difference(expected_path: Path, found_path: Path) -> str | None:
     expected, found = load_checkpoint(expected_path), load_checkpoint(found_path)
     parts = [
         line
-        for part in STATE
-        for line in differences(_timeless(expected.state.get(part)), _timeless(found.state.get(part)), part)
+        for part in COMPARED_STATE
+        for line in differences(
+            _without_time_and_identity(expected.state.get(part)),
+            _without_time_and_identity(found.state.get(part)),
+            part,
+        )
     ]
     for group in dict.fromkeys([*expected.tensors, *found.tensors]):
         if group not in expected.tensors or group not in found.tensors:
@@ -134,23 +140,23 @@ def _of_checkpoint(expected_path: Path, found_path: Path) -> str | None:
     return "; ".join(parts) or None
 
 
-def first_difference(old: Path, new: Path) -> tuple[int, Difference | None]:
-    """How many steps both runs have a line of metrics for, and the first difference among these."""
+def first_metric_difference(old: Path, new: Path) -> tuple[int, BitDifference | None]:
+    """Return how many steps both runs have a line of metrics for, and the first difference among these."""
     before, after = (
-        {int(line["step"]): _written(_unmeasured(line)) for line in read_metrics(run / "metrics.jsonl")}
+        {int(line["step"]): _as_in_the_file(_without_measured(line)) for line in read_metrics(run / "metrics.jsonl")}
         for run in (old, new)
     )
     steps = sorted(before.keys() & after.keys())
     for step in steps:
         if changed := differences(before[step], after[step]):
-            return len(steps), Difference(step, "metrics.jsonl", changed[0])
+            return len(steps), BitDifference(step, "metrics.jsonl", changed[0])
     return len(steps), None
 
 
 def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """The first tensor whose bytes are not the same, and how many more there are; None if there is none."""
+    """Return the first tensor whose bytes differ, and how many more there are; None if there is none."""
     names = dict.fromkeys([*expected, *found])
-    described = [(name, _of_tensor(expected.get(name), found.get(name))) for name in names]
+    described = [(name, _tensor_difference(expected.get(name), found.get(name))) for name in names]
     differing = [(name, what) for name, what in described if what]
     if not differing:
         return None
@@ -158,13 +164,13 @@ def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
     return f"{name}{what} ({len(differing)} of {len(names)} tensors differ)"
 
 
-def _of_tensor(expected: Tensor | None, found: Tensor | None) -> str | None:
+def _tensor_difference(expected: Tensor | None, found: Tensor | None) -> str | None:
     if expected is None or found is None:
         return " is in one of them alone"
     if (expected.dtype, expected.shape) != (found.dtype, found.shape):
         return f" is {expected.dtype} of shape {list(expected.shape)} → {found.dtype} of shape {list(found.shape)}"
     # By bytes: 0.0 equals -0.0 and a NaN equals nothing, but not here.
-    wrong = (_bytes(expected) != _bytes(found)).any(dim=1).nonzero().flatten()
+    wrong = (_element_bytes(expected) != _element_bytes(found)).any(dim=1).nonzero().flatten()
     if not len(wrong):
         return None
     index = torch.unravel_index(wrong[0], expected.shape)
@@ -173,26 +179,28 @@ def _of_tensor(expected: Tensor | None, found: Tensor | None) -> str | None:
     return f"{place} {values}, {len(wrong):,} of {expected.numel():,} elements"
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def _element_bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8).reshape(tensor.numel(), tensor.element_size())
 
 
-def _timeless(value: Any) -> Any:
+def _without_time_and_identity(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _timeless(inner) for name, inner in value.items() if name not in TIME_OR_IDENTITY}
+        return {
+            name: _without_time_and_identity(inner) for name, inner in value.items() if name not in TIME_OR_IDENTITY
+        }
     return value
 
 
-def _unmeasured(line: Mapping[str, float]) -> dict[str, float]:
+def _without_measured(line: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name not in MEASURED}
 
 
-def _written(line: Mapping[str, float]) -> dict[str, str]:
-    """As in the file: a NaN is like another one there."""
+def _as_in_the_file(line: Mapping[str, float]) -> dict[str, str]:
+    """Return values as JSON has them, where one NaN is like another."""
     return {name: json.dumps(value) for name, value in line.items()}
 
 
-def _identity(path: Path) -> tuple[object, ...]:
-    """Changes with any change of a file in the folder."""
+def _file_versions(path: Path) -> tuple[object, ...]:
+    """Return a key that changes with any change of a file in the folder."""
     stats = ((file.name, file.stat()) for file in sorted(path.iterdir()))
     return (path, *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

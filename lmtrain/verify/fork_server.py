@@ -1,9 +1,9 @@
 """The process that `verify-resume` kills: `python -m lmtrain …` in a fork of one that has imported torch already.
 
-Run as a module it is the parent of these forks, and is told what to do on its standard input, a line each:
-`{"arguments": […], "output": FILE, "phase": FILE}` starts an attempt (one at a time), `kill` ends it with SIGKILL. It
-says `ready` first, and then each attempt's return code, negative for a signal. When its input ends, so does it, and
-the attempt with it.
+Run as a module it is the parent of these forks, and reads commands from its standard input, one per line:
+`{"arguments": […], "output": FILE, "phase": FILE}` starts an attempt (one at a time), `kill` ends it with SIGKILL.
+It prints `ready` first, and then each attempt's return code, negative for a signal. When its input ends, so does it,
+and the attempt with it.
 """
 
 import atexit
@@ -31,7 +31,7 @@ POLL_S = 0.001
 
 
 def serve() -> dict[str, Any] | None:
-    """Starts attempts as told. Returns an attempt's request in its own, new process; else None, when all are done."""
+    """Start attempts as asked. Return an attempt's request in its own, new process, and None when all are done."""
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
     gc.freeze()  # what is collected never touches the memory shared with the forks
@@ -61,7 +61,7 @@ def serve() -> dict[str, Any] | None:
 
 
 class _Lines:
-    """Lines of a file descriptor, with a limit to the waiting: None when it is over, "" at the end."""
+    """Lines of a file descriptor, read with a timeout: None when it is over, "" at the end."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.pending = descriptor, b""
@@ -79,7 +79,7 @@ class _Lines:
 
 
 def _kill(child: int) -> None:
-    """Its process group, with what it may have started; not reaped yet, so that the number is still its own."""
+    """Kill the child's process group. The child is not reaped yet, so that its number is still its own."""
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:  # so young that it has no group yet
@@ -88,7 +88,7 @@ def _kill(child: int) -> None:
 
 
 def attempt(request: Mapping[str, Any]) -> NoReturn:
-    """Becomes `python -m lmtrain` with these arguments, watched by a PhaseMonitor, and ends."""
+    """Become `python -m lmtrain` with these arguments, watched by a PhaseMonitor, and end."""
     os.setsid()
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     silence = os.open(os.devnull, os.O_RDONLY)
@@ -100,7 +100,7 @@ def attempt(request: Mapping[str, Any]) -> NoReturn:
 
 
 def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
-    """Does what `python -m lmtrain` with these arguments does, and ends as it ends."""
+    """Do what `python -m lmtrain` with these arguments does, and end as it ends."""
     sys.argv = ["lmtrain", *arguments]
     code = 1
     try:

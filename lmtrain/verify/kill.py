@@ -1,4 +1,4 @@
-"""Where `verify-resume` kills: the moment of each kill, the process that is killed, and how that went."""
+"""The kills of `verify-resume`: when each one comes, the process that is killed, and how that attempt ended."""
 
 import json
 import random
@@ -19,7 +19,7 @@ MAX_DELAY_S = 0.005  # after a phase was seen, so that its later parts are hit a
 
 
 @dataclass(frozen=True)
-class Moment:
+class KillMoment:
     """When to kill: `after_s` seconds, and then, if there is a `phase`, `delay_s` seconds after it is next seen."""
 
     after_s: float
@@ -28,8 +28,8 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How an attempt ended: `killed` if it was by us, `phase` what it was doing then, `seen` what it did before.
+class EndedAttempt:
+    """How an attempt ended: `killed` if by us; `phase` is what it was doing then, and `seen` all that it did.
 
     It began to train after `start_up_s` (None: it did not get there) and ended after `seconds`.
     """
@@ -42,19 +42,21 @@ class Ended:
     seen: frozenset[str]
 
 
-def choose_moment(chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]) -> Moment:
-    """At random within the duration; every other time at a phase, of those that were hit least."""
+def choose_kill_moment(
+    chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]
+) -> KillMoment:
+    """Return a random moment within the duration; every other time one in a phase, of those that were hit least."""
     after_s = chance.uniform(0, duration_s)
     if not phases or chance.random() < 0.5:
-        return Moment(after_s)
+        return KillMoment(after_s)
     fewest = min(hits[phase] for phase in phases)
     phase = chance.choice(sorted(phase for phase in phases if hits[phase] == fewest))
     # Mostly the first time that it is seen: what comes later may come no more.
-    return Moment(after_s if chance.random() < 0.25 else 0.0, phase, MAX_DELAY_S * chance.random() ** 3)
+    return KillMoment(after_s if chance.random() < 0.25 else 0.0, phase, MAX_DELAY_S * chance.random() ** 3)
 
 
-class VictimServer:
-    """A process that has imported torch, and forks attempts at `python -m lmtrain …`.
+class AttemptServer:
+    """A process that has imported torch, and runs attempts at `python -m lmtrain …` in forks of itself.
 
     Closing it ends the attempt that may be running.
     """
@@ -76,10 +78,10 @@ class VictimServer:
         self,
         arguments: Sequence[str],
         output: Path,
-        moment: Moment | None = None,
+        moment: KillMoment | None = None,
         armed: Callable[[], bool] = lambda: True,
-    ) -> Ended:
-        """Runs one attempt to its end, or to the moment, whose seconds count from when `armed` first says so.
+    ) -> EndedAttempt:
+        """Run one attempt to its end, or to the moment, whose seconds count from when `armed` first returns True.
 
         Raises:
             RuntimeError: the server itself has ended.
@@ -110,7 +112,7 @@ class VictimServer:
                 self._send("kill")
                 sent, timeout_s = True, None
         ended, began, code = time.monotonic(), phases.began(), int(answer)
-        return Ended(
+        return EndedAttempt(
             code,
             killed=sent and code == -signal.SIGKILL,
             phase=phases.now(),
@@ -125,7 +127,7 @@ class VictimServer:
         self.process.stdin.flush()
 
     def _answer(self, timeout_s: float | None) -> str | None:
-        """The next line, or None if it does not come in time."""
+        """Return the next line, or None if it does not come in time."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], timeout_s)[0]:
             return None

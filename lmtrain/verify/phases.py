@@ -19,15 +19,15 @@ PHASES: Mapping[str, tuple[str, ...]] = {
     "evaluating": ("lmtrain.loop.evaluation:evaluate",),
     "training": ("lmtrain.trainer:Trainer.fit",),
 }
-BEFORE, AFTER = "start-up", "ending"
-NAMES = (BEFORE, *PHASES, AFTER)
+STARTING, ENDING = "start-up", "ending"
+PHASE_NAMES = (STARTING, *PHASES, ENDING)
 SAMPLE_S = 0.0005
 # When the first phase after the start-up was seen (time.monotonic), the number of the phase now, how often each was.
-COUNTERS = struct.Struct(f"<d{1 + len(NAMES)}I")
+COUNTERS = struct.Struct(f"<d{1 + len(PHASE_NAMES)}I")
 
 
 def code_of(name: str) -> CodeType:
-    """The code object of `module:qualified.name`."""
+    """Return the code object of `module:qualified.name`."""
     module, _, path = name.partition(":")
     function: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
     code: CodeType = function.__code__
@@ -44,10 +44,10 @@ class PhaseMonitor(threading.Thread):
         self.trained = False
 
     def run(self) -> None:
-        seen, began = [0] * len(NAMES), 0.0
+        seen, began = [0] * len(PHASE_NAMES), 0.0
         with self.path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS.size) as memory:
             while True:
-                number = NAMES.index(self.phase())
+                number = PHASE_NAMES.index(self.phase())
                 seen[number] += 1
                 if number and not began:
                     began = time.monotonic()
@@ -57,19 +57,19 @@ class PhaseMonitor(threading.Thread):
     def phase(self) -> str:
         own = threading.get_ident()
         frames = (frame for thread, frame in sys._current_frames().items() if thread != own)
-        found = {self.codes[code] for frame in frames for code in _codes(frame) if code in self.codes}
+        found = {self.codes[code] for frame in frames for code in _codes_on_stack(frame) if code in self.codes}
         self.trained = self.trained or bool(found)
-        return next((name for name in PHASES if name in found), AFTER if self.trained else BEFORE)
+        return next((name for name in PHASES if name in found), ENDING if self.trained else STARTING)
 
 
-def _codes(frame: Any) -> Iterator[CodeType]:
+def _codes_on_stack(frame: Any) -> Iterator[CodeType]:
     while frame is not None:
         yield frame.f_code
         frame = frame.f_back
 
 
 class PhaseFile:
-    """The other side of the file, from which a phase can be read even after the process was killed."""
+    """Reads the file of a PhaseMonitor, also after its process was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,15 +78,15 @@ class PhaseFile:
             self._memory = mmap.mmap(file.fileno(), COUNTERS.size, access=mmap.ACCESS_READ)
 
     def now(self) -> str:
-        return NAMES[int(self._read()[1])]
+        return PHASE_NAMES[int(self._read()[1])]
 
     def began(self) -> float | None:
-        """When it had started up, by time.monotonic; None if it has not."""
+        """Return when it had started up, by time.monotonic; None if it has not."""
         return float(self._read()[0]) or None
 
     def seen(self) -> frozenset[str]:
-        """The phases that the process was seen in at least once."""
-        return frozenset(name for name, count in zip(NAMES, self._read()[2:], strict=True) if count)
+        """Return the phases that the process was seen in at least once."""
+        return frozenset(name for name, count in zip(PHASE_NAMES, self._read()[2:], strict=True) if count)
 
     def _read(self) -> tuple[Any, ...]:
         return COUNTERS.unpack_from(self._memory)

@@ -12,8 +12,8 @@ from pathlib import Path
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import BAD_CONFIG, ConfigError
-from lmtrain.verify.bit_comparison import Difference, UndisturbedRun
-from lmtrain.verify.kill import Ended, Moment, VictimServer, choose_moment
+from lmtrain.verify.bit_comparison import BitDifference, UndisturbedRun
+from lmtrain.verify.kill import AttemptServer, EndedAttempt, KillMoment, choose_kill_moment
 
 MAX_KILLS = 15  # a round; its last attempt is left alone
 PATIENCE = 4  # kills in a row without a new checkpoint; the next one waits for one
@@ -25,7 +25,7 @@ KEEP_ALL = 1_000_000_000
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: what the run was doing and how long it had been at it, and the newest checkpoint it left (0: none)."""
+    """One kill: what the run was doing and for how long, and the newest checkpoint that it left (0: none)."""
 
     round: int
     phase: str
@@ -36,21 +36,21 @@ class Kill:
 
 
 class FailedAttemptError(RuntimeError):
-    """An attempt that ended by itself, and not well; `output` is the end of what it printed."""
+    """An attempt failed by itself; `output` is the end of what it printed."""
 
     def __init__(self, message: str, output: str) -> None:
         super().__init__(message)
         self.output = output
 
 
-class NotTheSameError(RuntimeError):
-    """A killed run that is not what the undisturbed one is; the earliest difference first.
+class BitsDifferError(RuntimeError):
+    """A killed run differs from the undisturbed one; the earliest difference is first.
 
     `unrepeatable` is the first difference between two undisturbed runs, None if there is none.
     """
 
     def __init__(
-        self, differences: Sequence[Difference], undisturbed: Path, killed: Path, unrepeatable: Difference | None
+        self, differences: Sequence[BitDifference], undisturbed: Path, killed: Path, unrepeatable: BitDifference | None
     ) -> None:
         super().__init__(str(differences[0]))
         self.differences, self.undisturbed, self.killed = differences, undisturbed, killed
@@ -58,7 +58,7 @@ class NotTheSameError(RuntimeError):
 
 
 class Verification:
-    """Runs of one config in `folder`, and what came of them; to be closed."""
+    """Runs of one config in `folder`, and their results; must be closed."""
 
     def __init__(
         self, folder: Path, overrides: Sequence[str], chance: random.Random, keep_checkpoints: int, *, keep: bool
@@ -68,11 +68,11 @@ class Verification:
         self.kills: list[Kill] = []
         self.rounds = 0
         self.undisturbed: UndisturbedRun | None = None
-        self._server: VictimServer | None = None
+        self._server: AttemptServer | None = None
         self._killed_here = 0
 
     def run_undisturbed(self) -> None:
-        """The run that the others are compared with.
+        """Run the run that the others are compared with.
 
         Raises:
             ConfigError: a mistake that shows only when the parts are built.
@@ -91,12 +91,12 @@ class Verification:
             self.phases.add("pruning")
 
     def run_round(self, kills: int, on_kill: Callable[[int], object]) -> Counter[str]:
-        """One run, killed at most so many times until it completes; the phases it was killed in.
+        """Run one run, killed at most so many times until it completes; return the phases it was killed in.
 
         `on_kill` is told the number of kills so far.
 
         Raises:
-            NotTheSameError: after a kill or at the end.
+            BitsDifferError: after a kill or at the end.
             FailedAttemptError: an attempt fails by itself.
         """
         self.rounds += 1
@@ -111,7 +111,7 @@ class Verification:
             if hits.total() < min(kills, MAX_KILLS):
                 total = Counter(kill.phase for kill in self.kills)
                 expected_s = BEYOND * self._expected_s(resumes, before)
-                moment = choose_moment(self.chance, expected_s, self.phases, total)
+                moment = choose_kill_moment(self.chance, expected_s, self.phases, total)
             ended = self._run(arguments, output, moment, run if barren >= PATIENCE else None)
             self._learn(ended, resumes, before)
             if not ended.killed:
@@ -130,14 +130,14 @@ class Verification:
         return hits
 
     def _run(
-        self, arguments: Sequence[str], output: Path, moment: Moment | None = None, progress_of: Path | None = None
-    ) -> Ended:
-        """One attempt; with `progress_of`, its moment comes after a new checkpoint there."""
+        self, arguments: Sequence[str], output: Path, moment: KillMoment | None = None, progress_of: Path | None = None
+    ) -> EndedAttempt:
+        """Run one attempt; with `progress_of`, its moment comes after a new checkpoint there."""
         # What Python draws when it starts, such as its hashes, must not matter: all forks of one process share it.
         if self._server and self._killed_here >= KILLS_A_SERVER:
             self.close()
         if self._server is None:
-            self._server, self._killed_here = VictimServer(), 0
+            self._server, self._killed_here = AttemptServer(), 0
         before = _newest(progress_of) if progress_of else -1
         ended = self._server.run(
             arguments, output, moment, lambda: progress_of is None or _newest(progress_of) > before
@@ -146,23 +146,23 @@ class Verification:
         return ended
 
     def close(self) -> None:
-        """Ends all processes."""
+        """End all processes."""
         server, self._server = self._server, None
         if server:
             server.close()
 
     def _expected_s(self, resumes: bool, step: int) -> float:
-        """The duration of an attempt that goes on from a step."""
+        """Return the duration of an attempt that goes on from a step."""
         return self._start_up_s[resumes] + self._training_s * (1 - step / self.steps)
 
-    def _learn(self, ended: Ended, resumes: bool, step: int) -> None:
-        """Later attempts may be quicker than the first, if they find something compiled or cached."""
+    def _learn(self, ended: EndedAttempt, resumes: bool, step: int) -> None:
+        """Update the expected durations: later attempts may be quicker, if they find something compiled or cached."""
         if ended.start_up_s is not None:
             self._start_up_s[resumes] = ended.start_up_s
             if not ended.killed and step <= self.steps / 2:
                 self._training_s = (ended.seconds - ended.start_up_s) / (1 - step / self.steps)
 
-    def _run_undisturbed(self, name: str) -> Ended:
+    def _run_undisturbed(self, name: str) -> EndedAttempt:
         arguments = [*self._fresh(self.folder / name), f"trainer.keep_checkpoints={KEEP_ALL}"]
         output = self.folder / f"{name}.output"
         self.close()
@@ -180,15 +180,16 @@ class Verification:
         # Is it the resume, or does this config never give the same bits twice?
         self._run_undisturbed("undisturbed-again")
         again = self.undisturbed.differences(self.folder / "undisturbed-again", completed=True)
-        raise NotTheSameError(found, self.undisturbed.path, run, again[0] if again else None)
+        raise BitsDifferError(found, self.undisturbed.path, run, again[0] if again else None)
 
 
 def is_run(run: Path) -> bool:
-    """Whether `resume=` finds a run there; a process that was killed earlier had not begun one."""
+    """Return whether `resume=` finds a run there; a process that was killed earlier had not begun one."""
     return (run / "config.yaml").is_file() and (run / ".hydra" / "config.yaml").is_file()
 
 
-def raise_if_failed(ended: Ended, arguments: Sequence[str], output: Path) -> None:
+def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path) -> None:
+    """Raise ConfigError or FailedAttemptError if an attempt ended by itself without success."""
     if ended.code == 0:
         return
     lines = output.read_text(errors="replace").splitlines()

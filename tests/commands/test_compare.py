@@ -10,12 +10,12 @@ from support.command_line import Cli
 from support.synthetic_runs import write_run, write_sweep
 
 from lmtrain.commands.compare import main
-from lmtrain.compare.columns import available, chosen, filtered, ordered
-from lmtrain.compare.comparison import Compared, compare
-from lmtrain.compare.output.tables import cell, fitted, usual
+from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
+from lmtrain.compare.comparison import RunComparison, compare
+from lmtrain.compare.output.tables import cell_text, default_columns, fit_to_width
 from lmtrain.compare.output.text_files import as_csv, as_json, as_markdown
+from lmtrain.compare.run_values import equal_places
 from lmtrain.compare.runs import Run, load_runs
-from lmtrain.compare.values import equal_places
 from lmtrain.errors import ConfigError
 
 
@@ -29,13 +29,13 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def compared(sweep: list[Run]) -> Compared:
+def comparison(sweep: list[Run]) -> RunComparison:
     return compare(sweep)
 
 
 def names(runs: list[Run], *conditions: str) -> list[str]:
-    columns = available(runs, "val/loss", equal_places(runs, "val/loss"))
-    return [run.path.name for run in filtered(runs, conditions, columns)]
+    columns = available_columns(runs, "val/loss", equal_places(runs, "val/loss"))
+    return [run.path.name for run in filter_runs(runs, conditions, columns)]
 
 
 def test_filters_take_config_keys_status_and_columns(sweep: list[Run]) -> None:
@@ -66,20 +66,20 @@ def test_a_condition_that_cannot_be_meant_is_named(sweep: list[Run], condition: 
 
 
 def test_order_is_by_size_with_nothing_last(sweep: list[Run]) -> None:
-    columns = available(sweep, "val/loss", equal_places(sweep, "val/loss"))
+    columns = available_columns(sweep, "val/loss", equal_places(sweep, "val/loss"))
     for descending in (False, True):
-        ranked = ordered(sweep, chosen("at_step", columns, sweep, "--sort"), descending)
+        ranked = sort_runs(sweep, find_column("at_step", columns, sweep, "--sort"), descending)
         assert ranked[-1].status == "diverged"
         losses = [columns["at_step"].value(run) for run in ranked[:-1]]
         assert losses == sorted(losses, reverse=descending)
 
 
-def test_the_table_shows_what_tells_runs_apart(compared: Compared) -> None:
-    columns, same = usual(compared.columns, compared.runs, compared.keys)
+def test_the_table_shows_what_tells_runs_apart(comparison: RunComparison) -> None:
+    columns, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
     shown = ["run", "optimizer.lr", "seed", "status", "steps", "tokens", "at_step", "best"]
     assert [column.key for column in columns] == shown
     assert "params 1M" in same
-    narrow, hidden = fitted(columns, compared.runs, 40)
+    narrow, hidden = fit_to_width(columns, comparison.runs, 40)
     assert [column.key for column in narrow] == ["run", "optimizer.lr", "seed", "at_step"]
     assert len(narrow) + len(hidden) == len(columns)
 
@@ -100,15 +100,15 @@ def test_a_strangers_values_steer_no_terminal(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"data.order": "\x1b[2J[red]shuffle\n"})
     write_run(tmp_path / "b")
     runs = load_runs([tmp_path])
-    column = available(runs, "val/loss", {})["data.order"]
-    assert cell(column, runs[0]) == " [2J[red]shuffle "
+    column = available_columns(runs, "val/loss", {})["data.order"]
+    assert cell_text(column, runs[0]) == " [2J[red]shuffle "
     assert all(run.label.isprintable() for run in runs)
 
 
-def test_csv_has_every_run_with_all_digits(compared: Compared) -> None:
-    rows = list(csv.DictReader(io.StringIO(as_csv(compared))))
+def test_csv_has_every_run_with_all_digits(comparison: RunComparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(as_csv(comparison))))
     assert len(rows) == 13
-    for row, run in zip(rows, compared.runs, strict=True):
+    for row, run in zip(rows, comparison.runs, strict=True):
         assert row["optimizer.lr"] == str(run.config["optimizer.lr"])
         assert row["parent"] == ""
         assert (row["tokens"], row["parameters"]) == (str(run.steps * 1024), "1000000")
@@ -118,8 +118,8 @@ def test_csv_has_every_run_with_all_digits(compared: Compared) -> None:
             assert row["val/loss at step 200"] == ""
 
 
-def test_json_is_strict_and_has_the_statistics(compared: Compared) -> None:
-    content = json.loads(as_json(compared), parse_constant=pytest.fail)
+def test_json_is_strict_and_has_the_statistics(comparison: RunComparison) -> None:
+    content = json.loads(as_json(comparison), parse_constant=pytest.fail)
     assert content["equal"]["step"] == {"axis": "step", "place": 200.0, "exact": True}
     assert [group["label"] for group in content["groups"]] == ["lr=0.008", "lr=0.004", "lr=0.002", "lr=0.001"]
     assert content["groups"][0]["failed"] == 1
@@ -130,11 +130,11 @@ def test_json_is_strict_and_has_the_statistics(compared: Compared) -> None:
     assert content["runs"][0]["reached"] is None
 
 
-def test_markdown_is_a_table_and_the_sentences(compared: Compared) -> None:
-    lines = as_markdown(compared).splitlines()
+def test_markdown_is_a_table_and_the_sentences(comparison: RunComparison) -> None:
+    lines = as_markdown(comparison).splitlines()
     assert lines[0] == "| run | lr | seed | status | steps | tokens | @step 200 | best |"
-    assert {line.count("|") for line in lines[: 2 + len(compared.runs)]} == {9}
-    assert f"- {compared.conclusions.sentences[0]}" in lines
+    assert {line.count("|") for line in lines[: 2 + len(comparison.runs)]} == {9}
+    assert f"- {comparison.conclusions.sentences[0]}" in lines
 
 
 def test_markdown_and_csv_have_the_columns_asked_for(sweep: list[Run]) -> None:
@@ -145,8 +145,8 @@ def test_markdown_and_csv_have_the_columns_asked_for(sweep: list[Run]) -> None:
     assert as_csv(asked).splitlines()[0] == "label,best val/loss"
 
 
-def test_the_command_shows_it_all(compared: Compared, cli: Cli) -> None:
-    folder = str(compared.runs[0].path.parent)
+def test_the_command_shows_it_all(comparison: RunComparison, cli: Cli) -> None:
+    folder = str(comparison.runs[0].path.parent)
     done = cli("compare", folder, "--reach", "3.2", "--limit", "5")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("\n13 runs, val/loss\n")
@@ -157,8 +157,8 @@ def test_the_command_shows_it_all(compared: Compared, cli: Cli) -> None:
     assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
 
 
-def test_options_change_what_is_shown(compared: Compared, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = str(compared.runs[0].path.parent)
+def test_options_change_what_is_shown(comparison: RunComparison, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = str(comparison.runs[0].path.parent)
 
     def shown(*options: str) -> str:
         assert main(options) == 0
@@ -192,8 +192,8 @@ def test_options_change_what_is_shown(compared: Compared, capfd: pytest.CaptureF
         (["RUNS", "--difference", "0"], "--difference 0.0: more than 0"),
     ],
 )
-def test_a_mistake_is_one_line(compared: Compared, options: list[str], message: str) -> None:
-    folder = str(compared.runs[0].path.parent)
+def test_a_mistake_is_one_line(comparison: RunComparison, options: list[str], message: str) -> None:
+    folder = str(comparison.runs[0].path.parent)
     with pytest.raises(ConfigError) as caught:
         main([folder if word == "RUNS" else word for word in options])
     assert str(caught.value) == message

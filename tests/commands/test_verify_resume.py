@@ -13,11 +13,11 @@ import pytest
 from support.command_line import Cli
 from support.tokens import TINY, write_failing_model
 
-from lmtrain.commands.verify_resume import changes
+from lmtrain.commands.verify_resume import eventful_overrides
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
-from lmtrain.verify.kill import MAX_DELAY_S, choose_moment
-from lmtrain.verify.phases import NAMES, PHASES, code_of
+from lmtrain.verify.kill import MAX_DELAY_S, choose_kill_moment
+from lmtrain.verify.phases import PHASE_NAMES, PHASES, code_of
 
 KILLS = 9  # of each dtype
 
@@ -54,7 +54,7 @@ def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path
         assert written["checkpoints"] >= written["rounds"]
         assert {kill["aimed_at"] for kill in kills} > {None}
         hits.update(kill["phase"] for kill in kills)
-    assert set(hits) == set(NAMES), hits
+    assert set(hits) == set(PHASE_NAMES), hits
     assert not list((tmp_path / "outputs").rglob("verify-resume-*"))
 
 
@@ -195,7 +195,7 @@ def test_the_functions_that_name_a_phase_exist() -> None:
 def test_moments_are_spread_and_favour_phases_that_were_missed() -> None:
     chance = random.Random(0)
     hits = Counter({"saving": 3, "training": 9})
-    moments = [choose_moment(chance, 2.0, {"saving", "training", "pruning"}, hits) for _ in range(400)]
+    moments = [choose_kill_moment(chance, 2.0, {"saving", "training", "pruning"}, hits) for _ in range(400)]
     aimed = [moment for moment in moments if moment.phase]
     assert {moment.phase for moment in aimed} == {"pruning"}
     assert 150 < len(aimed) < 250
@@ -209,10 +209,10 @@ def test_moments_are_spread_and_favour_phases_that_were_missed() -> None:
 def test_what_it_changes_leaves_the_training_as_it_is(tiny: list[str]) -> None:
     kept = [text for text in tiny if not text.startswith(("trainer", "scheduler"))]
     cfg = preflight(compose([*kept, "trainer.max_steps=600"]))
-    after = preflight(compose([*kept, "trainer.max_steps=600", *changes(cfg, 12)]))
+    after = preflight(compose([*kept, "trainer.max_steps=600", *eventful_overrides(cfg, 12)]))
     assert (after.trainer.max_steps, after.trainer.eval_batches, after.trainer.log_interval) == (12, 2, 1)
     assert after.scheduler == cfg.scheduler
     assert after.scheduler.max_steps == 600
     assert after.trainer.keep_checkpoints == cfg.trainer.keep_checkpoints
     one = preflight(compose([*kept, "trainer.eval_batches=1"]))
-    assert not [text for text in changes(one, 12) if "eval_batches" in text]
+    assert not [text for text in eventful_overrides(one, 12) if "eval_batches" in text]

@@ -2,7 +2,7 @@
 
 import itertools
 
-from lmtrain.compare.labels import MAX_LABEL_CHARS, labels_of, middle_cut
+from lmtrain.compare.labels import MAX_LABEL_CHARS, cut_middle, labels_of
 
 KEYS = ["optimizer.weight_decay", "trainer.grad_clip", "scheduler.warmup_steps", "optimizer.lr", "data.batch_size"]
 
@@ -26,7 +26,7 @@ def test_long_ones_leave_out_what_most_have_but_nothing_that_tells_them_apart() 
 def test_a_number_is_cut_nowhere() -> None:
     text = "from lr=0.001 min_lr=0.00025 weight_decay=0.125 at step 10"
     for limit in range(4, len(text)):
-        kept = middle_cut(text, limit)
+        kept = cut_middle(text, limit)
         assert len(kept) <= limit
         head, tail = kept.split("…")
         assert (text.startswith(head), text.endswith(tail)) == (True, True)

@@ -13,17 +13,17 @@ from support.command_line import Cli
 from support.synthetic_runs import PARAMETERS, STEP_TOKENS, write_run, write_sweep
 from support.tokens import TINY, write_tokens
 
-from lmtrain.compare.columns import available
+from lmtrain.compare.columns import available_columns
 from lmtrain.compare.comparison import compare
+from lmtrain.compare.run_values import best_value, default_goal, equal_places, final_value, value_at, when_reached
 from lmtrain.compare.runs import Run, differing_keys, load_runs
-from lmtrain.compare.statistics.replicates import groups, repeats
-from lmtrain.compare.values import at, best, default_goal, equal_places, final, reach
+from lmtrain.compare.statistics.replicates import repeated_runs, replicate_groups
 from lmtrain.run.directory import RunDirectory
 
 
 def values_at_step(runs: list[Run]) -> Callable[[Run], float]:
     place = equal_places(runs, "val/loss")["step"]
-    return lambda run: at(run, "val/loss", place)
+    return lambda run: value_at(run, "val/loss", place)
 
 
 def test_runs_are_found_in_folders_globs_and_sweeps_and_none_twice(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_a_run_before_its_first_line_is_a_run(tmp_path: Path) -> None:
     (run,) = load_runs([tmp_path])
     assert run.steps == 0
     assert len(run.series("val/loss")[0]) == 0
-    assert math.isnan(best(run, "val/loss")[0])
+    assert math.isnan(best_value(run, "val/loss")[0])
 
 
 @pytest.mark.parametrize(
@@ -169,13 +169,13 @@ def test_equal_places_are_where_all_completed_runs_were(tmp_path: Path) -> None:
     places = equal_places(runs, "val/loss")
     assert (places["step"].place, places["step"].exact) == (200, True)
     assert (places["seconds"].place, places["seconds"].exact) == (75, True)
-    assert at(runs[0], "val/loss", places["step"]) == pytest.approx(3.0)
-    assert math.isnan(at(runs[2], "val/loss", places["step"]))
+    assert value_at(runs[0], "val/loss", places["step"]) == pytest.approx(3.0)
+    assert math.isnan(value_at(runs[2], "val/loss", places["step"]))
     xs, ys = runs[0].series("val/loss", "seconds")  # evaluated after 50 s and 75 s
-    assert at(runs[0], "val/loss", places["seconds"]) == ys[xs == 75]
+    assert value_at(runs[0], "val/loss", places["seconds"]) == ys[xs == 75]
     between = equal_places(runs, "val/loss", at_step=125)["step"]
     assert not between.exact
-    assert at(runs[0], "val/loss", between) == pytest.approx((ys[1] + ys[2]) / 2)
+    assert value_at(runs[0], "val/loss", between) == pytest.approx((ys[1] + ys[2]) / 2)
 
 
 def test_a_few_short_runs_do_not_decide_where_all_are_equal(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_run_that_diverged_has_the_steps_of_its_result(tmp_path: Path) -> None
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_text(lines[0])  # the others were not to be logged yet
     (run,) = load_runs([tmp_path])
-    columns = available([run], "val/loss", {})
+    columns = available_columns([run], "val/loss", {})
     assert run.steps == 30
     assert columns["tokens"].value(run) == 30 * STEP_TOKENS
     assert columns["flops"].value(run) == 30 * STEP_TOKENS * 6 * PARAMETERS
@@ -211,14 +211,14 @@ def test_a_loss_is_reached_at_the_first_evaluation_that_has_it(tmp_path: Path) -
     write_run(tmp_path / "a", steps=200)
     (run,) = load_runs([tmp_path])
     losses = run.series("val/loss")[1]
-    assert reach(run, "val/loss", losses[1]) == {
+    assert when_reached(run, "val/loss", losses[1]) == {
         "step": 100,
         "tokens": 100 * STEP_TOKENS,
         "flops": 6 * PARAMETERS * 100 * STEP_TOKENS,
         "seconds": 50,
     }
-    assert reach(run, "val/loss", 2.9) is None
-    assert default_goal([run], "val/loss") == final(run, "val/loss")
+    assert when_reached(run, "val/loss", 2.9) is None
+    assert default_goal([run], "val/loss") == final_value(run, "val/loss")
 
 
 def test_replicates_differ_in_the_seed_alone(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_replicates_differ_in_the_seed_alone(tmp_path: Path) -> None:
     )
     write_run(tmp_path / "live", {"optimizer.lr": 2e-3, "seed": 5, "trainer.max_steps": 200}, steps=20, status=None)
     runs = load_runs([tmp_path])
-    found, notes = groups(runs, values_at_step(runs))
+    found, notes = replicate_groups(runs, values_at_step(runs))
     assert [(group.label, len(group.values), group.failed) for group in found] == [
         ("lr=0.001", 3, 0),
         ("lr=0.002", 3, 1),
@@ -246,13 +246,13 @@ def test_the_same_run_twice_is_one_draw_of_the_noise_and_is_recognised(tmp_path:
     write_run(tmp_path / "b", {"seed": 1, "name": "again"}, speed=3.0)
     write_run(tmp_path / "c", {"seed": 2}, final_loss=3.1)
     runs = load_runs([tmp_path])
-    (group,), _ = groups(runs, values_at_step(runs))
+    (group,), _ = replicate_groups(runs, values_at_step(runs))
     assert len(group.values) == 2
-    (line,) = repeats(runs)
+    (line,) = repeated_runs(runs)
     assert "seed=1 (a); seed=1 (b)" in line
     assert line.endswith("bit-equal in every step that they share")
     write_run(tmp_path / "d", {"seed": 2}, final_loss=3.1000001)
-    assert "not the same bits from step 1 (train/loss" in repeats(load_runs([tmp_path]))[1]
+    assert "not the same bits from step 1 (train/loss" in repeated_runs(load_runs([tmp_path]))[1]
 
 
 def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Pat
     assert runs["f1"].parent == "from lr=0.003 seed=1 at step 100"
     assert runs["z"].parent == "from outputs/gone"
     assert runs["f2"].metrics["step"][0] == 101
-    found, _ = groups(list(runs.values()), lambda run: final(run, "val/loss"))
+    found, _ = replicate_groups(list(runs.values()), lambda run: final_value(run, "val/loss"))
     assert {group.label: len(group.values) for group in found} == {
         "lr=0.0001 from lr=0.003 seed=* at step 100": 2,
         "lr=0.003": 2,

@@ -9,8 +9,9 @@ import pytest
 from omegaconf import OmegaConf
 
 from lmtrain.config.compose import compose
-from lmtrain.config.trust import MAX_BYTES, check_trust, read_saved
+from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
+from lmtrain.files.limited import MAX_YAML_BYTES
 
 LLAMA = {"_target_": "lmtrain.model.llama.Llama", "_recursive_": True, "_convert_": "all", "_partial_": False}
 
@@ -143,7 +144,7 @@ def bomb() -> str:
         ("a: &x {b: 1}\nc: {<<: *x}", "has an alias"),
         ("[" * 2000, "nested more than 50 deep"),
         ("a: {" * 60 + "}" * 60, "nested more than 50 deep"),
-        ("a: " + "x" * MAX_BYTES, "larger than 1,000,000 bytes"),
+        ("a: " + "x" * MAX_YAML_BYTES, "larger than 1,000,000 bytes"),
         ("a: 1" + "0" * 5000, "not the YAML of a config"),
         ("a: [1", "not the YAML of a config"),
         ("- 1", "not the YAML of a config"),

@@ -93,7 +93,7 @@ def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tm
     assert process.wait() == 2
     assert len(process.stderr.splitlines()) == 1
     assert "train.bin: became shorter while it was read, from 8,000 to 1,000 bytes" in process.stderr
-    assert "to continue when that is mended: python -m lmtrain resume=out" in process.stderr
+    assert "to continue when that is fixed: python -m lmtrain resume=out" in process.stderr
     logged = read_metrics(lines)[-1]["step"]
     assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == logged
     (folder / "train.bin").write_bytes(whole)

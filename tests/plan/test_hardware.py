@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from lmtrain.machine import GPUS, find_gpu
-from lmtrain.plan.hardware import KERNEL_S, USABLE, disk_free, memory_available, offers
+from lmtrain.plan.hardware import KERNEL_S, USABLE, disk_free, gpu_estimates, memory_available
 
 
 def test_a_large_run_takes_the_time_of_its_flops() -> None:
-    found = {offer.gpu.name: offer for offer in offers(1e20, 1000, int(30e9), mfu=0.4)}
+    found = {estimate.gpu.name: estimate for estimate in gpu_estimates(1e20, 1000, int(30e9), mfu=0.4)}
     h100 = found["H100"]
     assert h100.seconds == pytest.approx(1e20 / (0.4 * 989e12))
     assert h100.gpu.dollars_per_hour is not None
@@ -18,13 +18,13 @@ def test_a_large_run_takes_the_time_of_its_flops() -> None:
 
 
 def test_a_small_one_that_of_its_kernels() -> None:
-    assert {offer.seconds for offer in offers(1.0, 5000, None, mfu=0.4)} == {5000 * KERNEL_S}
+    assert {estimate.seconds for estimate in gpu_estimates(1.0, 5000, None, mfu=0.4)} == {5000 * KERNEL_S}
 
 
 def test_a_price_of_ones_own_and_memory_to_the_edge() -> None:
-    for offer in offers(1e18, 1, int(0.99 * USABLE * 24e9), mfu=0.5, dollars_per_hour=2.5):
-        assert offer.dollars == pytest.approx(offer.seconds / 3600 * 2.5)
-        assert offer.fits == (offer.gpu.memory_gb >= 24)
+    for estimate in gpu_estimates(1e18, 1, int(0.99 * USABLE * 24e9), mfu=0.5, dollars_per_hour=2.5):
+        assert estimate.dollars == pytest.approx(estimate.seconds / 3600 * 2.5)
+        assert estimate.fits == (estimate.gpu.memory_gb >= 24)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
     "name",
     ["GeForce GTX 480", "NVIDIA L40", "NVIDIA T400 4GB", "NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090 Laptop GPU"],
 )
-def test_unknown_gpus_are_not_guessed(name: str) -> None:
+def test_unfind_gpus_are_not_guessed(name: str) -> None:
     assert find_gpu(name) is None
 
 

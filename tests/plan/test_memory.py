@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 from lmtrain.optimizer.adamw import adamw
-from lmtrain.plan.memory import CUDA_WORKSPACE, Numbers, count_flops, simulate
+from lmtrain.plan.memory import CUDA_WORKSPACE, StepSettings, count_flops, simulate
 
 Make = Callable[[], nn.Module]
 
@@ -48,7 +48,7 @@ def adamw_of(model: nn.Module) -> torch.optim.Optimizer:
     return adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 
 
-def simulated(make: Make, numbers: Numbers) -> Any:
+def simulated(make: Make, numbers: StepSettings) -> Any:
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = make()
         return model, adamw_of(model)
@@ -56,7 +56,7 @@ def simulated(make: Make, numbers: Numbers) -> Any:
     return simulate(build, numbers)
 
 
-def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: Numbers) -> None:
+def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: StepSettings) -> None:
     """As `Trainer.step` does it, the logits held to the end."""
     tokens = torch.zeros((numbers.batch_size, numbers.block_size), dtype=torch.int64, device=numbers.device)
     for _number in range(numbers.micro_batches):
@@ -72,7 +72,7 @@ def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: Numbe
     optimizer.zero_grad(set_to_none=True)
 
 
-def measured_on_the_cpu(make: Make, numbers: Numbers) -> int:
+def measured_on_the_cpu(make: Make, numbers: StepSettings) -> int:
     """Bytes, from every allocation that torch makes."""
     model = make()
     optimizer = adamw_of(model)
@@ -97,7 +97,7 @@ def measured_on_the_cpu(make: Make, numbers: Numbers) -> int:
 def test_peak_is_that_of_a_real_step(
     make: Make, dtype: torch.dtype, batch_size: int, block_size: int, micro_batches: int
 ) -> None:
-    numbers = Numbers("cpu", dtype, micro_batches, batch_size, block_size)
+    numbers = StepSettings("cpu", dtype, micro_batches, batch_size, block_size)
     step = simulated(make, numbers)
     assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
     params = sum(param.nbytes for param in make().parameters())
@@ -131,7 +131,7 @@ def test_flops_are_those_torch_counts(make: Make, batch_size: int, block_size: i
 
 def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
     make = llama(n_head=16, vocab_size=256)
-    on_cuda = simulated(make, Numbers("cuda", torch.bfloat16, 1, 4, 128))
+    on_cuda = simulated(make, StepSettings("cuda", torch.bfloat16, 1, 4, 128))
     tokens = 4 * 128
     assert on_cuda.peak["workspace"] == CUDA_WORKSPACE
     model: Any = make()
@@ -140,13 +140,13 @@ def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
     # With the scores, (B, H, T, T) in two layers, it would be this much more.
     masked = simulated(
         llama(n_head=16, n_kv_head=8, vocab_size=256, mask_documents=True, end_of_text=0),
-        Numbers("cuda", torch.bfloat16, 1, 4, 128),
+        StepSettings("cuda", torch.bfloat16, 1, 4, 128),
     )
     assert masked.peak["activations"] - on_cuda.peak["activations"] > 2 * 2 * 4 * 16 * 128 * 128
 
 
 def test_a_longer_batch_takes_more_and_nothing_leaks() -> None:
-    numbers = [Numbers("cpu", torch.float32, 2, batch_size, 64) for batch_size in (2, 4)]
+    numbers = [StepSettings("cpu", torch.float32, 2, batch_size, 64) for batch_size in (2, 4)]
     small, large = (simulated(llama(), each).peak for each in numbers)
     assert large["activations"] == pytest.approx(2 * small["activations"], rel=0.15)
     assert large["logits"] == 2 * small["logits"]
@@ -165,14 +165,14 @@ def test_a_model_that_looks_at_its_data_can_not_be_followed() -> None:
             return logits, logits.mean() if tokens.sum().item() else None
 
     with pytest.raises(Exception, match="local_scalar_dense"):
-        simulated(Peeking, Numbers("cpu", torch.float32, 1, 2, 4))
+        simulated(Peeking, StepSettings("cpu", torch.float32, 1, 2, 4))
 
 
 def test_the_generators_are_left_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    simulated(llama(n_layer=1, dropout=0.1), Numbers("cpu", torch.float32, 1, 2, 16))
+    simulated(llama(n_layer=1, dropout=0.1), StepSettings("cpu", torch.float32, 1, 2, 16))
     assert torch.equal(torch.rand(3), expected)
 
 
@@ -193,7 +193,7 @@ def test_peak_is_that_of_a_real_step_on_cuda(
     sizes: dict[str, Any], batch_size: int, block_size: int, dtype: torch.dtype
 ) -> None:
     make = (gpt2 if "bias" in sizes else llama)(block_size=block_size, **sizes)
-    numbers = Numbers("cuda", dtype, 2, batch_size, block_size)
+    numbers = StepSettings("cuda", dtype, 2, batch_size, block_size)
     step = simulated(make, numbers)
     torch.cuda.empty_cache()
     model = make().cuda()

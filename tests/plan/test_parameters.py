@@ -7,7 +7,7 @@ from torch import nn
 
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
-from lmtrain.plan.parameters import by_part, has_learned_positions
+from lmtrain.plan.parameters import has_learned_positions, parameters_by_part
 
 SIZES: dict[str, Any] = {"vocab_size": 61, "block_size": 16, "n_layer": 2, "n_head": 4, "d_model": 32, "d_ff": 48}
 
@@ -15,16 +15,16 @@ SIZES: dict[str, Any] = {"vocab_size": 61, "block_size": 16, "n_layer": 2, "n_he
 def test_llama_tied_and_untied() -> None:
     attention = 2 * (2 * 32 * 32 + 2 * 32 * 16)  # two of four heads for keys and values
     parts = {"embedding": 61 * 32, "norms": 5 * 32, "attention": attention, "mlp": 2 * 3 * 32 * 48}
-    assert by_part(Llama(**SIZES, n_kv_head=2), 61) == parts
+    assert parameters_by_part(Llama(**SIZES, n_kv_head=2), 61) == parts
     untied = Llama(**SIZES, n_kv_head=2, tie_embeddings=False)
-    assert by_part(untied, 61) == {**parts, "head": 61 * 32}
-    assert sum(by_part(untied, 61).values()) == sum(param.numel() for param in untied.parameters())
+    assert parameters_by_part(untied, 61) == {**parts, "head": 61 * 32}
+    assert sum(parameters_by_part(untied, 61).values()) == sum(param.numel() for param in untied.parameters())
     assert not has_learned_positions(untied)
 
 
 def test_gpt2_with_its_positions() -> None:
     model = GPT2(**SIZES)
-    parts = by_part(model, 61)
+    parts = parameters_by_part(model, 61)
     assert parts["embedding"] == (61 + 16) * 32
     assert parts["attention"] == 2 * (4 * 32 * 32 + 4 * 32)
     assert sum(parts.values()) == sum(param.numel() for param in model.parameters())
@@ -41,7 +41,7 @@ def test_a_strangers_model_by_its_own_names() -> None:
             self.scale = nn.Parameter(torch.ones(3))
             self.lm_head = nn.Linear(8, 61, bias=False)
 
-    assert by_part(Stranger(), 61) == {
+    assert parameters_by_part(Stranger(), 61) == {
         "scale": 3,
         "embedding": 488,
         "mixer": 72,

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from lmtrain.plan.facts import Facts, Intervals, Schedule
-from lmtrain.plan.remarks import OF_RUNS, remarks
-from lmtrain.plan.schedule_remarks import CERTAIN, OF_SCHEDULES, certain_mistakes
+from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
+from lmtrain.plan.remarks import RUN_REMARKS, remarks
+from lmtrain.plan.schedule_remarks import CERTAIN_REMARKS, SCHEDULE_REMARKS, certain_mistakes
 
-SOUND = Facts(
-    schedule=Schedule(max_steps=5000, schedule_steps=5000, warmup_steps=200, lr=6e-4, min_lr=6e-5),
+SOUND = RunFacts(
+    schedule=ScheduleFacts(max_steps=5000, schedule_steps=5000, warmup_steps=200, lr=6e-4, min_lr=6e-5),
     intervals=Intervals(evaluation=200, log=10, checkpoint=200, eval_batches=None),
     parameters=8_000_000,
     step_tokens=32768,
@@ -31,17 +31,17 @@ SOUND = Facts(
     vocab_size=32000,
     d_model=384,
     n_head=6,
-    longest=512,
+    model_block_size=512,
     learned_positions=True,
     speed_to_float32=None,
 )
 
 
-def with_schedule(**changes: Any) -> Facts:
+def with_schedule(**changes: Any) -> RunFacts:
     return replace(SOUND, schedule=replace(SOUND.schedule, **changes))
 
 
-def with_intervals(**changes: Any) -> Facts:
+def with_intervals(**changes: Any) -> RunFacts:
     return replace(SOUND, intervals=replace(SOUND.intervals, **changes))
 
 
@@ -76,7 +76,7 @@ MISTAKES = {  # what is wrong, and what is said
     "never_logged_in_between": (with_intervals(log=5000), "trainer.log_interval=5000: .* take 50"),
     "crash_loses_much": (replace(SOUND, step_seconds=30.0), "trainer.checkpoint_interval=200: .* 1h40m .* take 60"),
     "saving_dominates": (with_intervals(checkpoint=1), "trainer.checkpoint_interval=1: writing .* take 12"),
-    "positions_never_trained": (replace(SOUND, longest=1024), "model.block_size=1024: positions from 512 on"),
+    "positions_never_trained": (replace(SOUND, model_block_size=1024), "model.block_size=1024: positions from 512 on"),
     "vocabulary_unaligned": (replace(SOUND, vocab_size=50257), "model.vocab_size=50257: .* 50304"),
     "heads_unaligned": (replace(SOUND, d_model=330, n_head=6), "model.n_head=6: heads are 55 wide"),
 }
@@ -87,7 +87,7 @@ def test_a_sound_run_has_no_remarks() -> None:
 
 
 def test_a_run_of_which_little_is_known_has_none_either() -> None:
-    unknown = Facts(Schedule(5000), Intervals(), 8_000_000, 32768, 8192, 512, "cpu", "float32")
+    unknown = RunFacts(ScheduleFacts(5000), Intervals(), 8_000_000, 32768, 8192, 512, "cpu", "float32")
     assert remarks(unknown) == []
 
 
@@ -101,7 +101,7 @@ def test_a_mistake_is_named(mistake: str) -> None:
 
 
 def test_every_remark_is_tried() -> None:
-    assert {remark.__name__ for remark in (*OF_SCHEDULES, *OF_RUNS)} == MISTAKES.keys()
+    assert {remark.__name__ for remark in (*SCHEDULE_REMARKS, *RUN_REMARKS)} == MISTAKES.keys()
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_every_remark_is_tried() -> None:
     ],
 )
 def test_training_warns_of_certain_mistakes_alone(changes: dict[str, Any], count: int) -> None:
-    assert len(CERTAIN) == 4
+    assert len(CERTAIN_REMARKS) == 4
     assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
 
 
@@ -131,7 +131,7 @@ def test_the_ways_out_do_not_contradict_each_other() -> None:
 
 
 def test_a_short_run_needs_no_warmup() -> None:
-    schedule = Schedule(max_steps=20, schedule_steps=20, warmup_steps=30, lr=6e-4, min_lr=6e-5)
+    schedule = ScheduleFacts(max_steps=20, schedule_steps=20, warmup_steps=30, lr=6e-4, min_lr=6e-5)
     assert certain_mistakes(schedule)[0].endswith("so short a run needs none, scheduler.warmup_steps=0")
 
 

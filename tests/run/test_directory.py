@@ -10,7 +10,7 @@ import pytest
 
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import RunDirectory
-from lmtrain.run.environment import environment
+from lmtrain.run.environment import describe_environment
 
 HOLD = """
 import sys, time
@@ -59,13 +59,13 @@ def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "topsecret")
-    assert environment("x", "cpu")["git"] is None
+    assert describe_environment("x", "cpu")["git"] is None
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
     (tmp_path / "a.py").write_text("one\n")
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
     (tmp_path / "a.py").write_text("two\n")
-    recorded = environment("x", "cpu")
+    recorded = describe_environment("x", "cpu")
     assert len(recorded["git"]["commit"]) == 40
     assert "+two" in recorded["git"]["diff"]
     assert recorded["packages"]["torch"]

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from lmtrain.sweep.progress import TAIL_BYTES, Progress, read_progress
+from lmtrain.files.metrics import TAIL_BYTES
+from lmtrain.sweep.progress import Progress, read_progress
 
 
 def test_progress_is_read_from_the_end_of_the_metrics(tmp_path: Path) -> None:

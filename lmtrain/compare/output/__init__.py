@@ -1,1 +1,1 @@
-"""What a comparison is shown as: terminal, tables, pictures, a web page."""
+"""A comparison as terminal text, tables, pictures and a web page."""

@@ -8,15 +8,18 @@ from importlib.resources import files
 
 from plotly.offline import get_plotlyjs
 
-from lmtrain.compare.comparison import Compared
+from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.output.page_data import as_script, page_data
 
 SCRIPTS = ("data.js", "curves.js", "table.js", "settings.js", "main.js")  # run as one, in this order
 
 
-def as_html(compared: Compared) -> str:
-    """The page. What runs say, maybe a stranger's, is in it as data alone; its policy lets nothing else run or load."""
-    count = len(compared.runs)
+def as_html(comparison: RunComparison) -> str:
+    """Return the page.
+
+    Texts of runs, maybe a stranger's, are in it as data only; its policy lets nothing else run or load.
+    """
+    count = len(comparison.runs)
     folder = files("lmtrain.compare.output") / "web"
     plotly = get_plotlyjs()
     script = "\n".join(
@@ -28,7 +31,7 @@ def as_html(compared: Compared) -> str:
         "TITLE": html.escape(f"{count} run{'s' * (count != 1)} compared"),
         "WRITTEN": html.escape(time.strftime("%Y-%m-%d %H:%M")),
         "STYLE": (folder / "page.css").read_text("utf-8"),
-        "DATA": as_script(page_data(compared)),
+        "DATA": as_script(page_data(comparison)),
         "PLOTLY": plotly,
         "SCRIPT": script,
     }

@@ -1,4 +1,4 @@
-"""What the page of a comparison draws, as one JSON object: curves thinned and packed, configs as their differences."""
+"""What the page of a comparison draws, as one JSON object: curves thinned and packed, configs by their differences."""
 
 import base64
 import json
@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from lmtrain.compare import values
-from lmtrain.compare.columns import place
-from lmtrain.compare.comparison import Compared
-from lmtrain.compare.labels import short_names, shown
+from lmtrain.compare.columns import place_text
+from lmtrain.compare.comparison import RunComparison
+from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
+from lmtrain.compare.run_values import best_value, final_value, median_speed, sign, value_at
 from lmtrain.compare.runs import AXES, Run, differing_keys, forked_from
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.replicates import origin
+from lmtrain.compare.statistics.replicates import origin_label
 from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.files.numbers import finite_or_none
 
 LOSS_POINTS, POINTS = 400, 160  # of a curve, for up to so many runs:
 FULL_RUNS = 100
@@ -27,23 +28,23 @@ MAX_SAMPLE_CHARS = 4000
 
 
 def replicate_numbers(runs: Sequence[Run]) -> list[int]:
-    """A number for each run, equal for those that differ in the seed alone, their origins' seeds included."""
+    """Return a number for each run, equal for runs that differ in the seed alone, their origins' seeds included."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     numbers: dict[str, int] = {}
-    settings = [json.dumps([[run.config.get(key) for key in keys], origin(run)], default=str) for run in runs]
+    settings = [json.dumps([[run.config.get(key) for key in keys], origin_label(run)], default=str) for run in runs]
     return [numbers.setdefault(setting, len(numbers)) for setting in settings]
 
 
-def page_data(compared: Compared) -> dict[str, Any]:
-    """All that the page's script is told. The runs are not none."""
-    runs, differing = compared.runs, compared.keys
+def page_data(comparison: RunComparison) -> dict[str, Any]:
+    """Return all that the page's script gets; there must be at least one run."""
+    runs, differing = comparison.runs, comparison.keys
     groups = replicate_numbers(runs)
-    metrics = _metrics(runs, compared.metric)
-    outcomes = [outcome(run, compared.metric) for run in runs]
-    effects = {key: effect for effect in compared.conclusions.effects for key in (effect.key, *effect.alike)}
+    metrics = _metric_names(runs, comparison.metric)
+    outcomes = [outcome(run, comparison.metric) for run in runs]
+    effects = {key: effect for effect in comparison.conclusions.effects for key in (effect.key, *effect.alike)}
     found = [importance(key, [run.config.get(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
-    flat = [{key: shown(value, key) for key, value in run.config.items()} for run in runs]
+    flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
     common = {key: value for key, value in flat[0].items() if all(other.get(key) == value for other in flat)}
     index = {str(run.path.resolve()): number for number, run in enumerate(runs)}
     largest = max(Counter(groups).values())
@@ -52,16 +53,17 @@ def page_data(compared: Compared) -> dict[str, Any]:
         "axes": [axis for axis in AXES if any(np.isfinite(run.metrics[axis]).any() for run in runs)],
         "keys": [{"key": key, "name": name} for key, name in short_names(differing).items()],
         "importance": [
-            vars(one) | {"size": _finite(effect and effect.size), "effect_p": _finite(effect and effect.p)}
+            vars(one)
+            | {"size": finite_or_none(effect and effect.size), "effect_p": finite_or_none(effect and effect.p)}
             for one in sorted(filter(None, found), key=lambda one: -one.share)
             for effect in [effects.get(one.key)]
         ],
-        "metric": compared.metric,
-        "sign": values.sign(compared.metric),
-        "value": compared.value,
-        "groups": [GROUP_HEADERS, *group_rows(compared.conclusions)] if compared.conclusions.comparisons else [],
-        "sentences": [*compared.conclusions.sentences, *(f"note: {note}" for note in compared.notes)],
-        "facts": _facts(compared),
+        "metric": comparison.metric,
+        "sign": sign(comparison.metric),
+        "value": comparison.value,
+        "groups": [GROUP_HEADERS, *group_rows(comparison.conclusions)] if comparison.conclusions.comparisons else [],
+        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.notes)],
+        "facts": _table_columns(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
         "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max(2, largest))))],
@@ -71,10 +73,10 @@ def page_data(compared: Compared) -> dict[str, Any]:
                 "path": str(run.path),
                 "status": run.status,
                 "group": group,
-                "outcome": _finite(out),
-                "values": [_value(run.config.get(key), key) for key in differing],
+                "outcome": finite_or_none(out),
+                "values": [_axis_value(run.config.get(key), key) for key in differing],
                 "config": {key: value for key, value in flat[number].items() if key not in common},
-                "parameters": _finite(run.parameters),
+                "parameters": finite_or_none(run.parameters),
                 "parent": run.parent,
                 "origin": index.get(str(forked_from(run).get("run"))),
                 "sample": run.sample[:MAX_SAMPLE_CHARS] if run.sample else None,
@@ -87,20 +89,20 @@ def page_data(compared: Compared) -> dict[str, Any]:
 
 
 def as_script(data: Mapping[str, Any]) -> str:
-    """JSON that may stand in a script element, whatever texts are in it."""
+    """Return JSON that may stand in a script element, with any text in it."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def outcome(run: Run, metric: str) -> float:
-    """The best value of the metric; NaN for a run that has none, failed or diverged."""
-    return float("nan") if run.status in UNSUCCESSFUL else values.best(run, metric)[0]
+    """Return the best value of the metric; NaN for a run that has none, failed or diverged."""
+    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
 
 
-def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """At most so many points to draw, with each stretch's lowest and highest; and each stretch's means, to smooth.
+def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return at most so many points to draw, with the lowest and highest of each stretch; and the stretches' means.
 
-    The means are empty where all points are kept.
+    The means are for smoothing; they are empty where all points are kept.
     """
     if len(x) <= most:
         return x, y, np.empty(0), np.empty(0)
@@ -114,63 +116,60 @@ def thin(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarra
     return x[kept], y[kept], np.nanmean(xs, 1), np.nanmean(ys, 1)
 
 
-def _metrics(runs: Sequence[Run], first: str) -> list[str]:
-    """Those logged, the compared one first."""
+def _metric_names(runs: Sequence[Run], first: str) -> list[str]:
+    """Return the logged metrics, the compared one first."""
     found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
     logged = [name for name in found if any(len(run.series(name)[0]) for run in runs)]
     return [name for name in dict.fromkeys([first, *FIRST_METRICS, *logged]) if name in logged]
 
 
 def _packed_series(run: Run, metric: str, share: float) -> list[str]:
-    """Steps and values, then the steps and values of the means."""
+    """Return steps and values, then the steps and values of the means."""
     x, y = run.series(metric)
     most = max(FEWEST_POINTS, int((LOSS_POINTS if metric.endswith("loss") else POINTS) * share))
-    return [_packed(part) for part in thin(x, y, most)]
+    return [_packed(part) for part in thin_curve(x, y, most)]
 
 
 def _packed_axes(run: Run, most: int) -> dict[str, str]:
-    """Steps, and where they are on the other axes, for the page to interpolate between."""
+    """Return steps, and their places on the other axes, for the page to interpolate between."""
     rows = len(run.metrics["step"])
     kept = np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(int)) if rows else np.empty(0, int)
     return {axis: _packed(run.metrics[axis][kept]) for axis in AXES}
 
 
 def _packed(numbers: np.ndarray) -> str:
-    """Little-endian float32 in base64: seven digits, more than a screen has."""
+    """Return little-endian float32 in base64: seven digits, more than a screen has."""
     with np.errstate(over="ignore"):
         return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
 
 
-def _facts(compared: Compared) -> list[dict[str, Any]]:
-    """The table's numbers, a column each: a name, how it is written (`value`, `count` or `time`), a number a run."""
-    metric, runs = compared.metric, compared.runs
-    goal = f"to {compared.goal:.4g}"
-    columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [values.best(run, metric)[0] for run in runs])]
-    if equal := compared.places.get("step"):
-        columns.append((f"at {place(equal)}", "value", [values.at(run, metric, equal) for run in runs]))
+def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
+    """Return the table's columns: a name, a kind (`value`, `count` or `time`), and a number for each run."""
+    metric, runs = comparison.metric, comparison.runs
+    goal = f"to {comparison.goal:.4g}"
+    columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [best_value(run, metric)[0] for run in runs])]
+    if equal := comparison.places.get("step"):
+        columns.append((f"at {place_text(equal)}", "value", [value_at(run, metric, equal) for run in runs]))
     columns += [
-        ("final", "value", [values.final(run, metric) for run in runs]),
+        ("final", "value", [final_value(run, metric) for run in runs]),
         ("steps", "count", [run.steps for run in runs]),
-        ("tokens", "count", [_last(run, "tokens") for run in runs]),
-        ("FLOPs", "count", [_last(run, "flops") for run in runs]),
-        ("time", "time", [_last(run, "seconds") for run in runs]),
-        ("tokens/s", "count", [values.speed(run) for run in runs]),
-        (f"tokens {goal}", "count", [reached["tokens"] if reached else np.nan for reached in compared.reached]),
-        (f"time {goal}", "time", [reached["seconds"] if reached else np.nan for reached in compared.reached]),
+        ("tokens", "count", [_last_on_axis(run, "tokens") for run in runs]),
+        ("FLOPs", "count", [_last_on_axis(run, "flops") for run in runs]),
+        ("time", "time", [_last_on_axis(run, "seconds") for run in runs]),
+        ("tokens/s", "count", [median_speed(run) for run in runs]),
+        (f"tokens {goal}", "count", [reached["tokens"] if reached else np.nan for reached in comparison.reached]),
+        (f"time {goal}", "time", [reached["seconds"] if reached else np.nan for reached in comparison.reached]),
     ]
-    return [{"name": name, "kind": kind, "values": list(map(_finite, numbers))} for name, kind, numbers in columns]
+    return [
+        {"name": name, "kind": kind, "values": list(map(finite_or_none, numbers))} for name, kind, numbers in columns
+    ]
 
 
-def _last(run: Run, axis: str) -> float:
+def _last_on_axis(run: Run, axis: str) -> float:
     return float(run.metrics[axis][-1]) if len(run.metrics[axis]) else float("nan")
 
 
-def _finite(value: Any) -> float | None:
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-    return float(value) if usable else None
-
-
-def _value(value: Any, key: str) -> float | str:
-    """A number stays one, for an axis; all else is told as text."""
-    number = _finite(value)
-    return shown(value, key) if number is None else number
+def _axis_value(value: Any, key: str) -> float | str:
+    """Return a number as it is, for an axis; anything else as text."""
+    number = finite_or_none(value)
+    return setting_text(value, key) if number is None else number

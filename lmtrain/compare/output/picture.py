@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from lmtrain.compare.comparison import Compared
-from lmtrain.compare.labels import short_names, shown
+from lmtrain.compare.comparison import RunComparison
+from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.page_data import outcome, replicate_numbers
 from lmtrain.compare.runs import Run, differing_keys
 from lmtrain.compare.statistics.importance import importance
@@ -58,8 +58,8 @@ MIN_BAND_SEEDS = 3  # the interval of two is six times that of three, and hides 
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The mean of some runs that differ in the seed alone, and half of its 95% interval; zeros for one run or two."""
+class MeanCurve:
+    """The mean of runs that differ in the seed alone, and half of its 95% interval; zeros for one or two runs."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -67,46 +67,46 @@ class Curve:
     runs: Sequence[Run]
 
 
-def as_png(compared: Compared) -> bytes:
-    return _saved(compared, "png")
+def as_png(comparison: RunComparison) -> bytes:
+    return _image_bytes(comparison, "png")
 
 
-def as_pdf(compared: Compared) -> bytes:
-    return _saved(compared, "pdf")
+def as_pdf(comparison: RunComparison) -> bytes:
+    return _image_bytes(comparison, "pdf")
 
 
-def as_svg(compared: Compared) -> bytes:
-    return _saved(compared, "svg")
+def as_svg(comparison: RunComparison) -> bytes:
+    return _image_bytes(comparison, "svg")
 
 
-def _saved(compared: Compared, form: str) -> bytes:
-    """Raises ValueError where no run has the metric."""
-    curves = curves_of(compared.runs, compared.metric, compared.axis)
+def _image_bytes(comparison: RunComparison, form: str) -> bytes:
+    """Return the picture's file; raises ValueError if no run has the metric."""
+    curves = mean_curves(comparison.runs, comparison.metric, comparison.axis)
     if not curves:
-        raise ValueError(f"--{form}: nothing to draw, no run has {compared.metric} yet")
+        raise ValueError(f"--{form}: nothing to draw, no run has {comparison.metric} yet")
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
-        figure = picture(curves, compared.metric, compared.axis)
+        figure = draw_figure(curves, comparison.metric, comparison.axis)
         FigureCanvasAgg(figure)
         figure.savefig(file, format=form, dpi=300)
     return file.getvalue()
 
 
-def curves_of(runs: Sequence[Run], metric: str, x: str = "step") -> list[Curve]:
-    """One for each set of replicates that has the metric, where all of them have values."""
+def mean_curves(runs: Sequence[Run], metric: str, x: str = "step") -> list[MeanCurve]:
+    """Return a curve for each set of replicates that has the metric, where all of them have values."""
     members: dict[int, list[Run]] = {}
     for number, run in zip(replicate_numbers(runs), runs, strict=True):
         if len(run.series(metric, x)[0]):
             members.setdefault(number, []).append(run)
-    return [curve for own in members.values() if (curve := _curve(own, metric, x))]
+    return [curve for own in members.values() if (curve := _mean_curve(own, metric, x))]
 
 
-def picture(curves: Sequence[Curve], metric: str, x: str = "step") -> Figure:
+def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Figure:
     width = COLUMN_INCHES if len(curves) <= COLUMN_CURVES else PAGE_INCHES
     figure = Figure(figsize=(width, 0.72 * COLUMN_INCHES if width == COLUMN_INCHES else 0.45 * PAGE_INCHES))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    title, labels = _labels(curves, metric)
+    title, labels = _legend(curves, metric)
     looks = {label: number for number, label in enumerate(sorted(set(labels), key=labels.index))}
     for curve, label in zip(curves, labels, strict=True):
         _draw_curve(axes, curve, looks[label], label, thin=len(curves) > NAMED_CURVES)
@@ -124,8 +124,8 @@ def picture(curves: Sequence[Curve], metric: str, x: str = "step") -> Figure:
     return figure
 
 
-def typical_range(curves: Sequence[Curve]) -> tuple[float, float]:
-    """From the lowest value to one that leaves out the steep first tenth, and runs much worse than the others."""
+def typical_range(curves: Sequence[MeanCurve]) -> tuple[float, float]:
+    """Return the range from the lowest value to one that leaves out the steep first tenth, and outlying runs."""
     low = min(float((curve.mean - curve.half).min()) for curve in curves)
     tops = [float(np.quantile((curve.mean + curve.half)[len(curve.mean) // 10 :], 0.97)) for curve in curves]
     quarter, most = np.quantile(tops, [0.25, 0.75])
@@ -134,7 +134,7 @@ def typical_range(curves: Sequence[Curve]) -> tuple[float, float]:
     return low - margin, top + margin
 
 
-def _curve(runs: Sequence[Run], metric: str, x: str) -> Curve | None:
+def _mean_curve(runs: Sequence[Run], metric: str, x: str) -> MeanCurve | None:
     series = [run.series(metric, x) for run in runs]
     start, end = max(xs[0] for xs, _ in series), min(xs[-1] for xs, _ in series)
     longest = max((xs for xs, _ in series), key=len)
@@ -146,10 +146,10 @@ def _curve(runs: Sequence[Run], metric: str, x: str) -> Curve | None:
     half = np.zeros(len(grid))
     if len(runs) >= MIN_BAND_SEEDS:
         half = stats.t.ppf(0.975, len(runs) - 1) * values.std(0, ddof=1) / np.sqrt(len(runs))
-    return Curve(grid, values.mean(0), half, runs)
+    return MeanCurve(grid, values.mean(0), half, runs)
 
 
-def _draw_curve(axes: Axes, curve: Curve, look: int, label: str, thin: bool) -> None:
+def _draw_curve(axes: Axes, curve: MeanCurve, look: int, label: str, thin: bool) -> None:
     color, dash = COLORS[look % len(COLORS)], DASHES[look // len(COLORS) % len(DASHES)]
     marker = "o" if len(curve.x) == 1 else ""
     axes.plot(
@@ -167,8 +167,8 @@ def _draw_curve(axes: Axes, curve: Curve, look: int, label: str, thin: bool) -> 
         axes.fill_between(curve.x, low, high, color=color, alpha=0.08 if thin else 0.2, linewidth=0)
 
 
-def _labels(curves: Sequence[Curve], metric: str) -> tuple[str, list[str]]:
-    """The legend's title and a label for each curve: what differs between them; among many, the setting that counts."""
+def _legend(curves: Sequence[MeanCurve], metric: str) -> tuple[str, list[str]]:
+    """Return the legend's title and a label for each curve: what differs or, among many, what matters most."""
     firsts = [curve.runs[0] for curve in curves]
     keys = [key for key in differing_keys(firsts) if key != "seed"]
     names = short_names(keys)
@@ -176,8 +176,8 @@ def _labels(curves: Sequence[Curve], metric: str) -> tuple[str, list[str]]:
         outcomes = [outcome(run, metric) for run in firsts]
         found = [importance(key, [run.config.get(key) for run in firsts], outcomes) for key in keys]
         key = max((one for one in found if one), key=lambda one: one.share).key if any(found) else keys[0]
-        return names[key], [shown(run.config.get(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
+        return names[key], [setting_text(run.config.get(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
     if len(keys) == 1:
-        return names[keys[0]], [shown(run.config.get(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
-    labels = [" ".join(f"{names[key]}={shown(run.config.get(key), key)}" for key in keys) for run in firsts]
+        return names[keys[0]], [setting_text(run.config.get(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
+    labels = [" ".join(f"{names[key]}={setting_text(run.config.get(key), key)}" for key in keys) for run in firsts]
     return "", [(label or run.label)[:MAX_LEGEND_CHARS] for label, run in zip(labels, firsts, strict=True)]

@@ -1,4 +1,4 @@
-"""Tables of runs and of what can be said of them, for a terminal of any width."""
+"""Tables of runs and of conclusions about them, for a terminal of any width."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.compare.columns import Column
-from lmtrain.compare.labels import middle_cut, shown
+from lmtrain.compare.labels import cut_middle, setting_text
 from lmtrain.compare.runs import Run
-from lmtrain.compare.statistics.conclusions import Conclusions, plus_minus
+from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, p_in_words, plus_minus
 from lmtrain.compare.statistics.effects import Effect
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.terminal.units import duration, si
@@ -30,25 +30,28 @@ GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "to the best", "p")
 NOTHING = "–"
 
 
-def cell(column: Column, run: Run) -> str:
+def cell_text(column: Column, run: Run) -> str:
+    """Return a run's value in a column, cut where it is long."""
     value = column.value(run)
     if value is None and column.is_text:
         return ""
     if isinstance(value, float) and not math.isfinite(value):
         return NOTHING
-    return middle_cut(column.show(value), 2 * MAX_CELL if column.key in ("run", "parent") else MAX_CELL)
+    return cut_middle(column.show(value), 2 * MAX_CELL if column.key in ("run", "parent") else MAX_CELL)
 
 
-def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]) -> tuple[list[Column], list[str]]:
-    """The columns to show, and what is the same for all of several runs, in words."""
+def default_columns(
+    columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]
+) -> tuple[list[Column], list[str]]:
+    """Return the columns to show, and in words what is the same for all of several runs."""
     picked, same = [], []
     for key, column in columns.items():
-        if key in keys and all(_is_told(column, columns["run"], run) for run in runs):
+        if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
             continue
         if key in ALWAYS or key in keys:
             picked.append(column)
         elif key in DEFAULT:
-            texts = {cell(column, run) for run in runs}
+            texts = {cell_text(column, run) for run in runs}
             told = texts - {"", NOTHING}
             if len(texts) > 1 or (told and len(runs) == 1):
                 picked.append(column)
@@ -61,7 +64,7 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
     for column in picked:
         first = column
         if column.key.startswith("at_") or column.key in ("best", "final"):
-            first = seen.setdefault(tuple(cell(column, run) for run in runs), column)
+            first = seen.setdefault(tuple(cell_text(column, run) for run in runs), column)
         if first is column:
             distinct.append(column)
         elif not column.key.startswith("at_"):
@@ -69,20 +72,20 @@ def usual(columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str
     return distinct, [*same, *(f"{' and '.join(headers)} = {first}" for first, headers in copies.items())]
 
 
-def _is_told(column: Column, called: Column, run: Run) -> bool:
-    """Has the run's name, where it is a label, the whole value already?"""
-    return f"{column.header}={cell(column, run)}" in cell(called, run).split()
+def _is_in_name(column: Column, called: Column, run: Run) -> bool:
+    """Return whether the run's name, where it is a label, has the whole value already."""
+    return f"{column.header}={cell_text(column, run)}" in cell_text(called, run).split()
 
 
-def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
-    """The columns that a terminal has room for, and those that it has not."""
+def fit_to_width(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
+    """Return the columns that a terminal has room for, and those that it has no room for."""
     kept = list(columns)
     by_key = {column.key: column for column in columns}
     # Of the config's keys, first those that tell the fewest runs apart.
     keys = [column.key for column in columns if column.key not in (*ALWAYS, *DEFAULT)]
-    keys.sort(key=lambda key: (len({cell(by_key[key], run) for run in runs}), key != "seed"))
+    keys.sort(key=lambda key: (len({cell_text(by_key[key], run) for run in runs}), key != "seed"))
     order = [*DROPPED, *keys[:-2], "parent", "best", "status", *keys[-2:], "run"]
-    widths = {column.key: _width(column, runs) for column in columns}
+    widths = {column.key: _column_width(column, runs) for column in columns}
     for key in order:
         if sum(widths[column.key] + GAP for column in kept) <= width:
             break
@@ -91,29 +94,29 @@ def fitted(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[
     return kept, [column for column in columns if column not in kept]
 
 
-def _width(column: Column, runs: Sequence[Run]) -> int:
-    return max([*map(cell_len, column.header.split()), *(cell_len(cell(column, run)) for run in runs)])
+def _column_width(column: Column, runs: Sequence[Run]) -> int:
+    return max([*map(cell_len, column.header.split()), *(cell_len(cell_text(column, run)) for run in runs)])
 
 
 def runs_table(columns: Sequence[Column], runs: Sequence[Run]) -> Table:
-    table = _table()
+    table = _plain_table()
     for column in columns:
         left = column.is_text
         table.add_column(escape(column.header.replace(" ", "\n")), justify="left" if left else "right", no_wrap=True)
     for run in runs:
-        table.add_row(*(escape(cell(column, run)) for column in columns))
+        table.add_row(*(escape(cell_text(column, run)) for column in columns))
     return table
 
 
 def groups_table(conclusions: Conclusions) -> Table:
-    table = _table(*GROUP_HEADERS)
+    table = _plain_table(*GROUP_HEADERS)
     for row in group_rows(conclusions)[:SHOWN_GROUPS]:
         table.add_row(*map(escape, row))
     return table
 
 
 def group_rows(conclusions: Conclusions) -> list[list[str]]:
-    """Means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
+    """Return means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
     by_group = {id(comparison.other): comparison for comparison in conclusions.comparisons}
     rows = []
     for group in conclusions.groups:
@@ -127,20 +130,20 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
                 plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}",
                 f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
                 plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
-                _p(comparison.p) if comparison else "",
+                p_in_table(comparison.p) if comparison else "",
             ]
         )
     return rows
 
 
 def effects_table(conclusions: Conclusions) -> Table:
-    table = _table("setting", "effect", "p", "mean by value, the others equal")
+    table = _plain_table("setting", "effect", "p", "mean by value, the others equal")
     for effect in conclusions.effects:
         if not math.isfinite(effect.size):
-            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_untold(effect)))
+            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_why_undetermined(effect)))
             continue
-        means = ", ".join(f"{shown(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
-        p = NOTHING if effect.p is None else _p(effect.p)
+        means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
+        p = NOTHING if effect.p is None else p_in_table(effect.p)
         also = f"; with it change {', '.join(effect.alike)}" if effect.alike else ""
         table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(f"{means}{also}"))
     table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
@@ -148,13 +151,13 @@ def effects_table(conclusions: Conclusions) -> Table:
 
 
 def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Table:
-    table = _table("run", "step", "tokens", "FLOPs", "time")
+    table = _plain_table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:
-            table.add_row(escape(middle_cut(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
+            table.add_row(escape(cut_middle(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
         else:
             table.add_row(
-                escape(middle_cut(run.label, 2 * MAX_CELL)),
+                escape(cut_middle(run.label, 2 * MAX_CELL)),
                 f"{place['step']:.0f}",
                 *(si(place[axis]) if math.isfinite(place[axis]) else NOTHING for axis in ("tokens", "flops")),
                 duration(place["seconds"]),
@@ -162,14 +165,14 @@ def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Ta
     return table
 
 
-def _table(*headers: str) -> Table:
+def _plain_table(*headers: str) -> Table:
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP, 0, 0), show_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
 
 
-def _untold(effect: Effect) -> str:
+def _why_undetermined(effect: Effect) -> str:
     why = (
         f"always changes together with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
     )
@@ -177,12 +180,7 @@ def _untold(effect: Effect) -> str:
     if effect.rank is None:
         return text
     rank = effect.rank
-    p = _p(rank.p)
     return (
-        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, "
-        f"p {p if p.startswith('<') else f'= {p}'}), the others not held equal"
+        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, {p_in_words(rank.p)}), "
+        "the others not held equal"
     )
-
-
-def _p(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "<0.0001"

@@ -3,90 +3,92 @@
 import math
 from collections.abc import Sequence
 
-from lmtrain.compare.columns import Column, loss
-from lmtrain.compare.comparison import Compared
+from lmtrain.compare.columns import Column
+from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.output.tables import (
     SHOWN_GROUPS,
+    default_columns,
     effects_table,
-    fitted,
+    fit_to_width,
     groups_table,
     reach_table,
     runs_table,
-    usual,
 )
 from lmtrain.compare.statistics.conclusions import degrees
 from lmtrain.terminal.console import console
+from lmtrain.terminal.units import loss_text
 
 REACHED_ROWS = 10
 
 
-def show(compared: Compared, *, limit: int = 40) -> None:
-    """`limit` is the rows of a table, 0 for all."""
-    _show_runs(compared, limit or len(compared.runs))
-    _show_statistics(compared)
-    _show_reach(compared)
+def show(comparison: RunComparison, *, limit: int = 40) -> None:
+    """Print the comparison; `limit` is the number of rows of a table, 0 for all."""
+    _show_runs(comparison, limit or len(comparison.runs))
+    _show_statistics(comparison)
+    _show_reach(comparison)
 
 
-def _show_runs(compared: Compared, limit: int) -> None:
-    runs = compared.runs[:limit]
+def _show_runs(comparison: RunComparison, limit: int) -> None:
+    runs = comparison.runs[:limit]
     same: Sequence[str] = []
     hidden: Sequence[Column] = []
-    picked = compared.asked
+    picked = comparison.asked
     if picked is None:
-        picked, same = usual(compared.columns, compared.runs, compared.keys)
-        picked, hidden = fitted(picked, runs, console.width)
-    count = f"{len(compared.runs)} run{'s' if len(compared.runs) > 1 else ''}"
-    _heading(f"{count}, {compared.metric}")
+        picked, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
+        picked, hidden = fit_to_width(picked, runs, console.width)
+    count = f"{len(comparison.runs)} run{'s' if len(comparison.runs) > 1 else ''}"
+    _print_heading(f"{count}, {comparison.metric}")
     console.print(runs_table(picked, runs))
     if same:
-        _dim(f"the same for all: {', '.join(same)}")
+        _print_dim(f"the same for all: {', '.join(same)}")
     if hidden:
-        _dim(f"no room for {', '.join(column.header for column in hidden)}: --columns, --csv or a wider terminal")
-    if len(compared.runs) > limit:
-        _dim(f"{len(compared.runs) - limit} more: --limit 0 shows all")
+        _print_dim(f"no room for {', '.join(column.header for column in hidden)}: --columns, --csv or a wider terminal")
+    if len(comparison.runs) > limit:
+        _print_dim(f"{len(comparison.runs) - limit} more: --limit 0 shows all")
     if any(column.header.endswith("*") for column in picked):
-        _dim("* between two evaluations: on the line from one to the next")
+        _print_dim("* between two evaluations: on the line from one to the next")
 
 
-def _show_statistics(compared: Compared) -> None:
-    conclusions = compared.conclusions
-    if len(compared.runs) > 1:
+def _show_statistics(comparison: RunComparison) -> None:
+    conclusions = comparison.conclusions
+    if len(comparison.runs) > 1:
         noise = conclusions.noise
         of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
-        _heading(f"{compared.value}{of}")
+        _print_heading(f"{comparison.value}{of}")
         if noise and len(conclusions.groups) > 1:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
-                _dim(f"{len(conclusions.groups) - SHOWN_GROUPS} more groups: --json has all")
+                _print_dim(f"{len(conclusions.groups) - SHOWN_GROUPS} more groups: --json has all")
         for sentence in conclusions.sentences:
             console.print(sentence, markup=False)
-    for note in compared.notes:
+    for note in comparison.notes:
         console.print(f"note: {note}", markup=False, style="yellow")
     if len(conclusions.effects) > 1:
         against = conclusions.effects_noise
         kind = (
             "the noise between seeds" if conclusions.noise else "what effects that add up leave unexplained (no seeds)"
         )
-        _heading("effect of each setting" + (f", against {kind}, {against.sd:.2g}" if against else ""))
+        _print_heading("effect of each setting" + (f", against {kind}, {against.sd:.2g}" if against else ""))
         console.print(effects_table(conclusions))
 
 
-def _show_reach(compared: Compared) -> None:
-    if not math.isfinite(compared.goal):
+def _show_reach(comparison: RunComparison) -> None:
+    if not math.isfinite(comparison.goal):
         return
-    chosen = ", which three runs in four reach (--reach chooses another)" if compared.goal_chosen else ""
-    _heading(f"first evaluation with {compared.metric} at {loss(compared.goal)} or better{chosen}")
+    chosen = ", which three runs in four reach (--reach chooses another)" if comparison.goal_chosen else ""
+    _print_heading(f"first evaluation with {comparison.metric} at {loss_text(comparison.goal)} or better{chosen}")
     reached = sorted(
-        zip(compared.runs, compared.reached, strict=True), key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf
+        zip(comparison.runs, comparison.reached, strict=True),
+        key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf,
     )
     console.print(reach_table(reached[:REACHED_ROWS]))
     if len(reached) > REACHED_ROWS:
-        _dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never came there: --json has all")
+        _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never came there: --json has all")
 
 
-def _heading(text: str) -> None:
+def _print_heading(text: str) -> None:
     console.print(f"\n{text}", markup=False, style="bold")
 
 
-def _dim(text: str) -> None:
+def _print_dim(text: str) -> None:
     console.print(text, markup=False, style="dim")

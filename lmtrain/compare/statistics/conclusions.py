@@ -1,54 +1,58 @@
-"""What can be said of groups of replicates, in numbers and in plain sentences."""
+"""Conclusions from groups of replicates, in numbers and in plain sentences."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtrain.compare.statistics.effects import Effect, effects
-from lmtrain.compare.statistics.replicates import Group, same_start
+from lmtrain.compare.statistics.replicates import ReplicateGroup, start_alike
 from lmtrain.compare.statistics.significance import (
     ALPHA,
     MAX_SEEDS,
-    Difference,
-    Noise,
-    by_noise,
-    holm,
-    paired,
+    MeanDifference,
+    SeedNoise,
+    holm_correction,
+    paired_t_test,
     pooled_noise,
+    pooled_t_test,
     seeds_needed,
-    welch,
+    welch_t_test,
 )
 
 MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
 MAX_HOLM_GROUPS = 60  # beyond, all pairs take too long: Bonferroni's correction, which is stricter
 SENTENCES = 3
+LEAST_P = 0.0001  # a smaller one says no more
 WOULD_DECIDE = "each would decide a difference of"
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The best group against another; `p` holds for all pairs together."""
+class GroupComparison:
+    """The best group against another; `p` is corrected for all pairs."""
 
-    other: Group
-    difference: Difference
+    other: ReplicateGroup
+    difference: MeanDifference
     p: float
     sentence: str
 
 
 @dataclass(frozen=True)
 class Conclusions:
-    """`groups` from best to worst; `sentences` say it all for a person."""
+    """`groups` are from best to worst; `sentences` say all of it for a person."""
 
-    groups: Sequence[Group]
-    noise: Noise | None
-    comparisons: Sequence[Comparison]
+    groups: Sequence[ReplicateGroup]
+    noise: SeedNoise | None
+    comparisons: Sequence[GroupComparison]
     effects: Sequence[Effect]
-    effects_noise: Noise | None
+    effects_noise: SeedNoise | None
     sentences: Sequence[str]
 
 
-def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None = None) -> Conclusions:
-    """`sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed)."""
+def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: float | None = None) -> Conclusions:
+    """Compare groups of replicates.
+
+    `sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed).
+    """
     ranked = sorted(groups, key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
@@ -69,35 +73,37 @@ def conclude(groups: Sequence[Group], *, sign: int = 1, difference: float | None
     return Conclusions(ranked, noise, comparisons, *_effects(ranked), [*sentences, *_remarks(ranked, comparisons)])
 
 
-def _effects(groups: Sequence[Group]) -> tuple[Sequence[Effect], Noise | None]:
+def _effects(groups: Sequence[ReplicateGroup]) -> tuple[Sequence[Effect], SeedNoise | None]:
     settings = [group.settings for group in groups]
     keys = [key for key in settings[0] if len({setting[key] for setting in settings}) > 1]
     found, noise = effects(settings, [group.sample for group in groups], keys)
     return found, noise
 
 
-def _test(a: Group, b: Group, noise: Noise, *, may_pair: bool) -> Difference:
+def _compare_groups(a: ReplicateGroup, b: ReplicateGroup, noise: SeedNoise, *, may_pair: bool) -> MeanDifference:
     if min(len(a.values), len(b.values)) < 2:
-        return by_noise(a.sample, b.sample, noise)
-    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and same_start(a, b):
-        return paired(a.sample, [b.values[seed] for seed in a.values])
-    return welch(a.sample, b.sample)
+        return pooled_t_test(a.sample, b.sample, noise)
+    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and start_alike(a, b):
+        return paired_t_test(a.sample, [b.values[seed] for seed in a.values])
+    return welch_t_test(a.sample, b.sample)
 
 
-def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) -> list[Comparison]:
-    """The best against each other one.
+def _comparisons(ranked: Sequence[ReplicateGroup], noise: SeedNoise, wanted: float | None) -> list[GroupComparison]:
+    """Return the best group against each other one.
 
     The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them. Pairs of
     runs are for the plain question A or B: what the correction for many asks of a test, a few pairs can't give.
     """
     may_pair = len(ranked) == 2
-    tests = [_test(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
+    tests = [_compare_groups(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
     pairs = len(ranked) * (len(ranked) - 1) // 2
     if len(ranked) <= MAX_HOLM_GROUPS:
         others = [
-            _test(a, b, noise, may_pair=False).p for index, a in enumerate(ranked[1:], 1) for b in ranked[index + 1 :]
+            _compare_groups(a, b, noise, may_pair=False).p
+            for index, a in enumerate(ranked[1:], 1)
+            for b in ranked[index + 1 :]
         ]
-        ps = holm([*(test.p for test in tests), *others])[: len(tests)].tolist()
+        ps = holm_correction([*(test.p for test in tests), *others])[: len(tests)].tolist()
     else:
         ps = [min(1.0, test.p * pairs) for test in tests]
     found = []
@@ -105,24 +111,26 @@ def _comparisons(ranked: Sequence[Group], noise: Noise, wanted: float | None) ->
         verdict = _better(ranked[0], other, test, p) if p < ALPHA else _undecided(ranked[0], other, test, p, noise)
         if p >= ALPHA:
             verdict += _more_seeds(ranked[0], other, test, noise, wanted, ALPHA / pairs)
-        found.append(Comparison(other, test, p, verdict))
+        found.append(GroupComparison(other, test, p, verdict))
     return found
 
 
-def _better(a: Group, b: Group, test: Difference, p: float) -> str:
+def _better(a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, p: float) -> str:
     by = plus_minus(abs(test.value), test.half_width)
-    return f"{a.label} is better than {b.label} by {by} ({_p(p)}, {_seeds(a, b)})"
+    return f"{a.label} is better than {b.label} by {by} ({p_in_words(p)}, {_seeds(a, b)})"
 
 
-def _undecided(a: Group, b: Group, test: Difference, p: float, noise: Noise) -> str:
+def _undecided(a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, p: float, noise: SeedNoise) -> str:
     return (
         f"cannot tell {a.label} from {b.label}: they differ by {plus_minus(abs(test.value), test.half_width)} "
-        f"({_p(p)}, {_seeds(a, b)}), and the noise between seeds is {noise.sd:.2g}"
+        f"({p_in_words(p)}, {_seeds(a, b)}), and the noise between seeds is {noise.sd:.2g}"
     )
 
 
-def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: float | None, alpha: float) -> str:
-    """How many seeds would decide, with a power of 80%."""
+def _more_seeds(
+    a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, noise: SeedNoise, wanted: float | None, alpha: float
+) -> str:
+    """Return how many seeds would decide, with a power of 80%, in words."""
     delta = abs(test.value) if wanted is None else wanted
     pairs = test.test.startswith("paired")
     sd = noise.sd
@@ -139,13 +147,13 @@ def _more_seeds(a: Group, b: Group, test: Difference, noise: Noise, wanted: floa
     return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DECIDE} {delta:.2g}"
 
 
-def _sd_of_differences(a: Group, b: Group) -> float:
+def _sd_of_differences(a: ReplicateGroup, b: ReplicateGroup) -> float:
     differences = [value - b.values[seed] for seed, value in a.values.items()]
     found = pooled_noise([differences])
     return found.sd if found else 0.0
 
 
-def _one_group(group: Group, noise: Noise | None) -> str:
+def _one_group(group: ReplicateGroup, noise: SeedNoise | None) -> str:
     if noise is None:
         return "one run: nothing to compare it with"
     return (
@@ -154,7 +162,7 @@ def _one_group(group: Group, noise: Noise | None) -> str:
     )
 
 
-def _no_seeds(ranked: Sequence[Group]) -> str:
+def _no_seeds(ranked: Sequence[ReplicateGroup]) -> str:
     first, second = ranked[:2]
     return (
         f"cannot tell: {first.label} came out {abs(first.mean - second.mean):.2g} better than {second.label}, but with "
@@ -162,7 +170,7 @@ def _no_seeds(ranked: Sequence[Group]) -> str:
     )
 
 
-def _remarks(ranked: Sequence[Group], comparisons: Sequence[Comparison]) -> list[str]:
+def _remarks(ranked: Sequence[ReplicateGroup], comparisons: Sequence[GroupComparison]) -> list[str]:
     tests = dict.fromkeys(comparison.difference.test for comparison in comparisons)
     pairs = len(ranked) * (len(ranked) - 1) // 2
     line = f"± is a 95% interval; p: {', '.join(tests)}, two-sided"
@@ -184,7 +192,7 @@ def _remarks(ranked: Sequence[Group], comparisons: Sequence[Comparison]) -> list
 
 
 def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str:
-    """Both with the decimals that the interval is worth, `0.021 ± 0.006`, and so many digits of the value at least."""
+    """Return `0.021 ± 0.006`, with the decimals that the interval is worth, and at least so many digits."""
     if not half_width or not math.isfinite(half_width):
         return f"{value:.4g}"
     first = half_width * 10.0 ** (digits := max(0, -math.floor(math.log10(half_width))))
@@ -194,11 +202,17 @@ def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str
     return f"{value:.{digits}f} ± {half_width:.{digits}f}"
 
 
-def _p(p: float) -> str:
-    return f"p = {p:.2g}" if p >= 1e-4 else "p < 0.0001"
+def p_in_table(p: float) -> str:
+    """Return a p-value as `0.012` or `<0.0001`."""
+    return f"{p:.2g}" if p >= LEAST_P else f"<{LEAST_P}"
 
 
-def _seeds(a: Group, b: Group) -> str:
+def p_in_words(p: float) -> str:
+    """Return a p-value as `p = 0.012` or `p < 0.0001`."""
+    return f"p = {p:.2g}" if p >= LEAST_P else f"p < {LEAST_P}"
+
+
+def _seeds(a: ReplicateGroup, b: ReplicateGroup) -> str:
     counts = len(a.values), len(b.values)
     if counts[0] == counts[1]:
         return f"{counts[0]} seeds each" if counts[0] > 1 else "one seed each"

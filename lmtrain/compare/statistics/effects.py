@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from lmtrain.compare.statistics.significance import Correlation, Noise, pooled_noise, spearman
+from lmtrain.compare.statistics.significance import Correlation, SeedNoise, pooled_noise, spearman
+from lmtrain.files.numbers import is_number
 
 ROUNDING = 1e-12  # relative; a noise below it is that of the arithmetic
 MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to analyse so
@@ -16,7 +17,7 @@ MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to
 
 @dataclass(frozen=True)
 class Effect:
-    """What one setting does, the others equal.
+    """The effect of one setting, with the others equal.
 
     `means` are by value of the setting, in the order of the values, adjusted to the average of the others; `size` is
     the largest less the smallest. `alike` are settings that change where this one does, as the warmup does with the
@@ -37,8 +38,8 @@ class Effect:
 
 def effects(
     settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], keys: Sequence[str]
-) -> tuple[list[Effect], Noise | None]:
-    """Each key's effect on the mean, largest first, and the noise that they are held against.
+) -> tuple[list[Effect], SeedNoise | None]:
+    """Return each key's effect on the mean, largest first, and the noise that they are compared with.
 
     Group i has the values `samples[i]`, a seed each, under `settings[i]`. The model is additive: mean = constant + one
     term for the value of each key, fitted to the groups' means by least squares with the groups' sizes as weights. A
@@ -47,10 +48,10 @@ def effects(
     within groups: an interaction of settings is not taken for noise. Without replicates, the model's residuals stand in
     for it, interactions and all.
     """
-    keys, alike = _merged(settings, keys)
+    keys, alike = _merge_equal_divisions(settings, keys)
     levels = {key: list(dict.fromkeys(setting[key] for setting in settings)) for key in keys}
     if sum(map(len, levels.values())) > MAX_COLUMNS:
-        return [_untold(key, settings, samples) for key in keys], None
+        return [_undetermined_effect(key, settings, samples) for key in keys], None
     weights = np.sqrt([len(values) for values in samples])
     y = np.array([np.mean(values) for values in samples]) * weights
     ones = np.ones((len(settings), 1))
@@ -59,10 +60,10 @@ def effects(
         for key in keys
     }
     design = np.hstack([ones, *parts.values()]) * weights[:, None]
-    squares, rank = _residual(design, y)
+    squares, rank = _residual_squares(design, y)
     noise = pooled_noise(samples)
     if noise is None and len(y) > rank:
-        noise = Noise(math.sqrt(squares / (len(y) - rank)), len(y) - rank)
+        noise = SeedNoise(math.sqrt(squares / (len(y) - rank)), len(y) - rank)
     coefficients = np.linalg.lstsq(design, y, rcond=None)[0]
     found, start = [], 1
     for key in keys:
@@ -73,10 +74,10 @@ def effects(
         adjusted = overall + terms - float(share @ terms[1:])
         others = np.delete(design, np.s_[start : start + width], axis=1)
         start += width
-        without, rank_without = _residual(others, y)
+        without, rank_without = _residual_squares(others, y)
         df = rank - rank_without
         if df < width:  # some of its values come only together with those of others
-            found.append(_untold(key, settings, samples, together=_confounded(key, parts, weights)))
+            found.append(_undetermined_effect(key, settings, samples, together=_confounded(key, parts, weights)))
             continue
         means = dict(sorted(zip(levels[key], map(float, adjusted), strict=True), key=_by_value))
         f = p = None
@@ -88,8 +89,10 @@ def effects(
     return found, noise
 
 
-def _merged(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """The keys without those that divide the groups just as an earlier one does, and these by that one.
+def _merge_equal_divisions(
+    settings: Sequence[Mapping[str, Any]], keys: Sequence[str]
+) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    """Return the keys without those that divide the groups as an earlier key does, and the latter by that key.
 
     Not where a key has another value in each group: as all of them do then, that would make one setting of all.
     """
@@ -102,27 +105,27 @@ def _merged(settings: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple
     return [first for first, *_ in firsts.values()], {first: tuple(others) for first, *others in firsts.values()}
 
 
-def _untold(
+def _undetermined_effect(
     key: str, settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], together: tuple[str, ...] = ()
 ) -> Effect:
-    """Of a setting that no two groups share while the others are equal, as in a random search."""
+    """Return the effect of a setting that no two groups share while the others are equal, as in a random search."""
     numbers = [
         (float(setting[key]), float(np.mean(values)))
         for setting, values in zip(settings, samples, strict=True)
-        if _is_number(setting[key])
+        if is_number(setting[key])
     ]
     rank = spearman(*zip(*numbers, strict=True)) if numbers else None
     return Effect(key, {}, math.nan, None, None, together=together, rank=rank)
 
 
-def _residual(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:
-    """The sum of squares that the columns leave, and how many of them count."""
+def _residual_squares(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:
+    """Return the sum of squares that the columns leave unexplained, and the rank of the columns."""
     coefficients, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
     return float(np.sum((y - design @ coefficients) ** 2)), int(rank)
 
 
 def _confounded(key: str, parts: Mapping[str, np.ndarray], weights: np.ndarray) -> tuple[str, ...]:
-    """The other keys that alone tell this one's value; none if it takes several of them."""
+    """Return the other keys that determine this one's value by themselves; none if it takes several of them."""
     ones = np.ones((len(weights), 1))
     alone = []
     for other, part in parts.items():
@@ -138,8 +141,4 @@ def _confounded(key: str, parts: Mapping[str, np.ndarray], weights: np.ndarray) 
 
 def _by_value(item: tuple[Any, float]) -> tuple[int, float, str]:
     value = item[0]
-    return (0, float(value), "") if _is_number(value) else (1, 0.0, str(value))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return (0, float(value), "") if is_number(value) else (1, 0.0, str(value))

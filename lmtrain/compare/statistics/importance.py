@@ -1,4 +1,4 @@
-"""Which settings the outcome follows, each taken alone: a rank test that needs neither replicates nor a model."""
+"""Which settings the outcome depends on, each taken alone: a rank test that needs neither replicates nor a model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from lmtrain.files.numbers import is_number
+
 MAX_LEVELS = 8  # more values of a number than this, as a random search has, are taken in quarters
 FEWEST_RUNS = 5
 
 
 @dataclass(frozen=True)
 class Importance:
-    """`share`: how much of the differences in rank the setting explains alone, 0 to 1; `p`: how often chance would."""
+    """`share` of the differences in rank that the setting explains alone, 0 to 1; `p`, how often chance would."""
 
     key: str
     share: float
@@ -23,9 +25,9 @@ class Importance:
 
 
 def importance(key: str, values: Sequence[Any], outcomes: Sequence[float]) -> Importance | None:
-    """Kruskal and Wallis' test, and eta² of its H as the share (Tomczak & Tomczak 2014).
+    """Return Kruskal and Wallis' test, and eta² of its H as the share (Tomczak & Tomczak 2014).
 
-    None where nothing can be said: fewer than five finite outcomes, or a value for every run, or but one.
+    None where nothing can be said: fewer than five finite outcomes, a value for every run, or only one value.
     """
     finite = [(value, float(out)) for value, out in zip(values, outcomes, strict=True) if np.isfinite(out)]
     levels = _levels([value for value, _ in finite])
@@ -38,12 +40,8 @@ def importance(key: str, values: Sequence[Any], outcomes: Sequence[float]) -> Im
 
 
 def _levels(values: Sequence[Any]) -> list[Any]:
-    """What the values are compared as: themselves, or their quarter among many different numbers."""
-    if len(set(map(repr, values))) > MAX_LEVELS and all(_is_number(value) for value in values):
+    """Return what the values are compared as: themselves, or their quarter among many different numbers."""
+    if len(set(map(repr, values))) > MAX_LEVELS and all(is_number(value) for value in values):
         edges = np.quantile(np.array(values, float), [0.25, 0.5, 0.75])
         return [int(quarter) for quarter in np.searchsorted(edges, np.array(values, float))]
     return [repr(value) for value in values]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -7,23 +7,23 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.labels import comparable, labels_of, printable
-from lmtrain.compare.runs import ASIDE, Run, differing_keys, forked_from
-from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.compare.labels import hashable, labels_of
+from lmtrain.compare.runs import NEUTRAL_SETTING, Run, differing_keys, forked_from
+from lmtrain.errors import COMPLETED, UNSUCCESSFUL
+from lmtrain.files.metrics import MEASURED
 from lmtrain.run.identity import config_hash
+from lmtrain.terminal.as_text import printable
 
 ORIGIN_KEY = "from"  # among a group's settings: the parent of a forked run
 SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
-# They differ between two runs of the same bits.
-MEASURED = {"seconds", "tokens_per_second", "step_time_ms", "memory_gb", "mfu"}
 SAME_START = re.compile(r"(?!(model|data|prepare)\.|trainer\.gradient_accumulation_steps$|from$)")
 MAX_NAMED = 5
 MAX_ERROR_CHARS = 200
 
 
 @dataclass(frozen=True)
-class Group:
-    """The replicates of one setting: a value for each seed, of runs that completed; and how many did not end well."""
+class ReplicateGroup:
+    """The replicates of one setting: a value for each seed, of completed runs; and how many runs failed or diverged."""
 
     label: str
     settings: Mapping[str, Any]
@@ -39,12 +39,12 @@ class Group:
         return float(np.mean(self.sample))
 
 
-def groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[Group], list[str]]:
-    """The groups that have a value, in the order of their first runs; and what is left out, a line each."""
+def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[ReplicateGroup], list[str]]:
+    """Return the groups that have a value, in the order of their first runs; and lines about what is left out."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     members: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        members.setdefault((*(comparable(run.config.get(key)) for key in keys), origin(run)), []).append(run)
+        members.setdefault((*(hashable(run.config.get(key)) for key in keys), origin_label(run)), []).append(run)
     with_origin = len({setting[-1] for setting in members}) > 1
     labels = labels_of([own[0].config for own in members.values()], keys)
     found, notes = [], []
@@ -53,14 +53,14 @@ def groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[Gro
             label = f"{label} {setting[-1]}".strip()
         by_seed: dict[Any, list[float]] = {}
         for run in own:
-            if run.status == "completed" and np.isfinite(number := value(run)):
+            if run.status == COMPLETED.status and np.isfinite(number := value(run)):
                 by_seed.setdefault(run.seed, []).append(number)
         # The same seed again is no new draw of the noise.
         values = {seed: float(np.mean(numbers)) for seed, numbers in by_seed.items()}
         failed = sum(run.status in UNSUCCESSFUL for run in own)
         if values:
             settings = dict(zip([*keys, *([ORIGIN_KEY] if with_origin else [])], setting, strict=False))
-            found.append(Group(label or "all runs", settings, values, failed))
+            found.append(ReplicateGroup(label or "all runs", settings, values, failed))
             if failed:
                 notes.append(
                     f"{found[-1].label}: {failed} of {len(own)} runs failed or diverged, and its mean is that of the "
@@ -69,35 +69,35 @@ def groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[Gro
     return found, [*_left_out(runs, value), *notes]
 
 
-def same_start(a: Group, b: Group) -> bool:
-    """Does a seed make the same initial weights and the same batches in both?
+def start_alike(a: ReplicateGroup, b: ReplicateGroup) -> bool:
+    """Return whether a seed makes the same initial weights and the same batches in both groups.
 
-    In lmtrain it does, unless they differ in model or data. What a seed gives both then drops out of their difference:
-    a paired test is due, whatever the values turn out to be.
+    In lmtrain it does, unless they differ in model or data. What a seed gives both then drops out of their
+    difference: a paired test is right, no matter what the values are.
     """
     return all(SAME_START.match(key) for key, value in a.settings.items() if value != b.settings[key])
 
 
-def repeats(runs: Sequence[Run]) -> list[str]:
-    """A line for each set of runs with the same config, seed included: did they give the same bits?"""
+def repeated_runs(runs: Sequence[Run]) -> list[str]:
+    """Return a line for each set of runs with the same config, seed included: did they give the same bits?"""
     same: dict[str, list[Run]] = {}
     for run in runs:
-        config = {key: value for key, value in run.config.items() if not ASIDE.fullmatch(key)}
+        config = {key: value for key, value in run.config.items() if not NEUTRAL_SETTING.fullmatch(key)}
         same.setdefault(config_hash(config), []).append(run)
-    return [_repeats(digest, own) for digest, own in same.items() if len(own) > 1]
+    return [_describe_repeats(digest, own) for digest, own in same.items() if len(own) > 1]
 
 
-def _repeats(digest: str, runs: Sequence[Run]) -> str:
+def _describe_repeats(digest: str, runs: Sequence[Run]) -> str:
     first = runs[0]
-    verdicts = [_difference(first, run) for run in runs[1:]]
+    verdicts = [_first_difference(first, run) for run in runs[1:]]
     verdict = next(filter(None, verdicts), "bit-equal in every step that they share")
     hashes = {str(run.result["config_hash"]) for run in runs if "config_hash" in run.result}
     shown_hash = hashes.pop() if len(hashes) == 1 else digest
-    return f"the same config and seed (hash {shown_hash}): {_named(runs)}; {verdict}"
+    return f"the same config and seed (hash {shown_hash}): {_names(runs)}; {verdict}"
 
 
-def _difference(a: Run, b: Run) -> str:
-    """The first step at which two runs differ; empty if they don't."""
+def _first_difference(a: Run, b: Run) -> str:
+    """Return the first step at which two runs differ, in words; empty if they don't."""
     steps, rows_a, rows_b = np.intersect1d(a.metrics["step"], b.metrics["step"], return_indices=True)
     if not len(steps):
         return "no step in common"
@@ -111,28 +111,30 @@ def _difference(a: Run, b: Run) -> str:
 
 
 def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
-    """Runs that are in no mean, by the reason."""
+    """Return a line for each reason that leaves runs out of the means."""
     out: dict[str, list[Run]] = {}
     for run in runs:
-        if run.status != "completed":
+        if run.status != COMPLETED.status:
             out.setdefault(run.status, []).append(run)
         elif not np.isfinite(value(run)):
             out.setdefault("completed, but without such a value", []).append(run)
-    return [f"not in the means: {len(left)} {reason} ({_named(left)}){_error(left)}" for reason, left in out.items()]
+    return [
+        f"not in the means: {len(left)} {reason} ({_names(left)}){_first_error(left)}" for reason, left in out.items()
+    ]
 
 
-def _error(runs: Sequence[Run]) -> str:
-    """Of the first that recorded one."""
+def _first_error(runs: Sequence[Run]) -> str:
+    """Return the first error that one of the runs recorded, to follow other words."""
     errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
     return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in UNSUCCESSFUL else ""
 
 
-def _named(runs: Iterable[Run]) -> str:
+def _names(runs: Iterable[Run]) -> str:
     labels = [run.label for run in runs]
     more = f" and {len(labels) - MAX_NAMED} more" if len(labels) > MAX_NAMED else ""
     return "; ".join(labels[:MAX_NAMED]) + more
 
 
-def origin(run: Run) -> str:
-    """The parent in words, with any seed: replicates of a fork may start from replicates."""
+def origin_label(run: Run) -> str:
+    """Return the parent in words, with any seed: replicates of a fork may start from replicates."""
     return SEED.sub("seed=*", run.parent or "") if forked_from(run) else ""

@@ -16,16 +16,16 @@ Values = Sequence[float] | np.ndarray
 
 
 @dataclass(frozen=True)
-class Noise:
-    """The standard deviation between seeds, and the degrees of freedom that it is known with."""
+class SeedNoise:
+    """The standard deviation between seeds, and its degrees of freedom."""
 
     sd: float
     df: int
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Of two means, first less second, with the half width of its 95% interval."""
+class MeanDifference:
+    """The difference of two means, first less second, with the half width of its 95% interval."""
 
     value: float
     half_width: float
@@ -34,51 +34,53 @@ class Difference:
 
 
 def half_width(values: Values) -> float:
-    """Of the 95% t interval of the mean; NaN for a single value."""
+    """Return the half width of the 95% t interval of the mean; NaN for a single value."""
     if len(values) < 2:
         return math.nan
-    return float(_t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(_critical_t(len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
-def pooled_noise(samples: Sequence[Values]) -> Noise | None:
-    """Of groups that may have different means but share the noise; None if no group has two values."""
+def pooled_noise(samples: Sequence[Values]) -> SeedNoise | None:
+    """Return the noise of groups that share it but may have different means; None if no group has two values."""
     several = [np.asarray(values, dtype=float) for values in samples if len(values) > 1]
     df = sum(len(values) - 1 for values in several)
     squares = sum(float(np.sum((values - values.mean()) ** 2)) for values in several)
-    return Noise(math.sqrt(squares / df), df) if df else None
+    return SeedNoise(math.sqrt(squares / df), df) if df else None
 
 
-def welch(a: Values, b: Values) -> Difference:
-    """Two independent groups of at least two values each, whose noise need not be the same (Welch 1947)."""
+def welch_t_test(a: Values, b: Values) -> MeanDifference:
+    """Compare two independent groups of at least two values each, whose noise may differ (Welch 1947)."""
     parts = [float(np.var(values, ddof=1)) / len(values) for values in (a, b)]
     error = math.sqrt(sum(parts))
     terms = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
     df = sum(parts) ** 2 / terms if terms else float(len(a) + len(b) - 2)
-    return _difference(float(np.mean(a) - np.mean(b)), error, df, "Welch's t-test")
+    return _mean_difference(float(np.mean(a) - np.mean(b)), error, df, "Welch's t-test")
 
 
-def paired(a: Values, b: Values) -> Difference:
-    """Values that belong together in pairs: what a pair shares drops out."""
+def paired_t_test(a: Values, b: Values) -> MeanDifference:
+    """Compare values that belong together in pairs: what a pair shares drops out."""
     differences = np.asarray(a, dtype=float) - np.asarray(b, dtype=float)
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
-    return _difference(float(differences.mean()), error, len(differences) - 1, "paired t-test")
+    return _mean_difference(float(differences.mean()), error, len(differences) - 1, "paired t-test")
 
 
-def by_noise(a: Values, b: Values, noise: Noise) -> Difference:
-    """For groups of which one has a single value: its noise is taken to be that of the others."""
+def pooled_t_test(a: Values, b: Values, noise: SeedNoise) -> MeanDifference:
+    """Compare groups of which one has a single value: its noise is assumed to be that of the others."""
     error = noise.sd * math.sqrt(1 / len(a) + 1 / len(b))
-    return _difference(float(np.mean(a) - np.mean(b)), error, noise.df, "t-test with the pooled noise")
+    return _mean_difference(float(np.mean(a) - np.mean(b)), error, noise.df, "t-test with the pooled noise")
 
 
-def _difference(value: float, error: float, df: float, test: str) -> Difference:
+def _mean_difference(value: float, error: float, df: float, test: str) -> MeanDifference:
     if error == 0:  # the seeds change nothing at all
-        return Difference(value, 0.0, 0.0 if value else 1.0, test)
-    return Difference(value, float(_t(df) * error), float(2 * special.stdtr(df, -abs(value) / error)), test)
+        return MeanDifference(value, 0.0, 0.0 if value else 1.0, test)
+    return MeanDifference(
+        value, float(_critical_t(df) * error), float(2 * special.stdtr(df, -abs(value) / error)), test
+    )
 
 
 @dataclass(frozen=True)
 class Correlation:
-    """Spearman's, of ranks: −1 to 1; `p` by Student's t, which is near enough from some ten values on."""
+    """Spearman's rank correlation, −1 to 1; `p` is by Student's t, which is close enough from about ten values on."""
 
     r: float
     p: float
@@ -86,7 +88,7 @@ class Correlation:
 
 
 def spearman(xs: Values, ys: Values) -> Correlation | None:
-    """Do these rise and fall together, in whatever curve? None for fewer than five, or where one stays the same."""
+    """Return how far these rise and fall together; None for fewer than five, or if one of them is constant."""
     n = len(xs)
     if n < FEWEST_RANKED or len(set(xs)) == 1 or len(set(ys)) == 1:
         return None
@@ -96,13 +98,13 @@ def spearman(xs: Values, ys: Values) -> Correlation | None:
 
 
 def _ranks(values: Values) -> np.ndarray:
-    """From 1 up; equal values share the mean of their ranks."""
+    """Return ranks from 1 up; equal values share the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
 
 
-def holm(ps: Values) -> np.ndarray:
-    """p-values that hold for all of them together (Holm 1979), in the order given."""
+def holm_correction(ps: Values) -> np.ndarray:
+    """Return p-values that hold for all tests together (Holm 1979), in the order given."""
     ps = np.asarray(ps, dtype=float)
     order = np.argsort(ps, kind="stable")
     adjusted = np.empty(len(ps))
@@ -111,18 +113,18 @@ def holm(ps: Values) -> np.ndarray:
 
 
 def power(difference: float, sd: float, seeds: int, *, pairs: bool = False, alpha: float = ALPHA) -> float:
-    """The chance that a two-sided t-test sees a true difference, with so many seeds each.
+    """Return the chance that a two-sided t-test detects a true difference with so many seeds each.
 
     `sd` is the noise between seeds; for a paired test, the standard deviation of a pair's difference.
     """
     df = (seeds - 1) * (1 if pairs else 2)
     shift = abs(difference) / sd * math.sqrt(seeds / (1 if pairs else 2))
-    critical = _t(df, alpha)
+    critical = _critical_t(df, alpha)
     return float(1 - special.nctdtr(df, shift, critical) + special.nctdtr(df, shift, -critical))
 
 
 def seeds_needed(difference: float, sd: float, *, pairs: bool = False, alpha: float = ALPHA) -> int | None:
-    """The fewest seeds each that see a true difference with a power of 80%; None for more than can be run."""
+    """Return the fewest seeds each that detect a true difference with a power of 80%; None for more than can be run."""
     if sd == 0:
         return 2 if difference else None
     if not difference:
@@ -135,6 +137,6 @@ def seeds_needed(difference: float, sd: float, *, pairs: bool = False, alpha: fl
     return int(seeds) if seeds <= MAX_SEEDS else None
 
 
-def _t(df: float, alpha: float = ALPHA) -> float:
-    """Two-sided critical value."""
+def _critical_t(df: float, alpha: float = ALPHA) -> float:
+    """Return the two-sided critical value."""
     return float(special.stdtrit(df, 1 - alpha / 2))

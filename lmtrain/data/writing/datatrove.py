@@ -40,7 +40,7 @@ from lmtrain.data.writing.rank_shards import (
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync, write_atomically
 from lmtrain.files.limited import read_json_limited
-from lmtrain.terminal.differences import differences
+from lmtrain.terminal.as_text import differences
 
 
 class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types

@@ -19,7 +19,7 @@ from pydantic import PositiveInt
 from lmtrain.config.build import build
 from lmtrain.config.check import check_part
 from lmtrain.config.overrides import quoted
-from lmtrain.errors import ConfigError, InterruptedBySignal, SweepEndedError, ending_by_signal
+from lmtrain.errors import FAILED, ConfigError, InterruptedBySignal, SweepEndedError, ending_by_signal
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
@@ -186,7 +186,7 @@ def _ended(job: Job, returned: JobReturn) -> Ended:
     if isinstance(failure, JobFailedError):
         return failure.ended
     result = read_json(job.directory / "result.json")
-    status = "failed" if failure else result.get("status", "failed")
+    status = FAILED.status if failure else result.get("status", FAILED.status)
     reason = f"{type(failure).__name__}: {failure}" if failure else result.get("error")
     return Ended(job, status, result.get("objective"), reason, result, ran=True)
 

@@ -16,6 +16,7 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import owned
 from lmtrain.sweep.search.space import SearchSpace
@@ -27,15 +28,20 @@ STUDY_FILE = "search.json"
 MAX_ROWS = 10
 MAX_SLICES = 8
 MAX_LOG_TICKS = 4
-COLOURS = {"completed": "#1f77b4", "pruned": "#ff7f0e", "failed": "#d62728", "diverged": "#9467bd"}
-MARKERS = {"completed": "o", "pruned": "x", "failed": "v", "diverged": "^"}
+COLORS = {
+    COMPLETED.status: "#1f77b4",
+    PRUNED.status: "#ff7f0e",
+    FAILED.status: "#d62728",
+    DIVERGED.status: "#9467bd",
+}
+MARKERS = {COMPLETED.status: "o", PRUNED.status: "x", FAILED.status: "v", DIVERGED.status: "^"}
 
 
 def kind(trial: FrozenTrial) -> str:
     """How it ended, for a reader."""
     if failed(trial):
-        return str(trial.user_attrs.get("status", "failed"))
-    return {TrialState.COMPLETE: "completed", TrialState.PRUNED: "pruned"}.get(trial.state, "unfinished")
+        return str(trial.user_attrs.get("status", FAILED.status))
+    return {TrialState.COMPLETE: COMPLETED.status, TrialState.PRUNED: PRUNED.status}.get(trial.state, "unfinished")
 
 
 def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial | None:
@@ -138,9 +144,9 @@ def write_picture(study: optuna.Study, path: Path) -> str:
 
 
 def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> None:
-    for name in COLOURS:
+    for name in COLORS:
         _scatter(axes, [(trial.number, trial) for trial in trials if kind(trial) == name], name)
-    done = [trial for trial in trials if kind(trial) == "completed"]
+    done = [trial for trial in trials if kind(trial) == COMPLETED.status]
     leaders = [ranked(done[: count + 1], direction)[0] for count in range(len(done))]
     if done:
         steps = [*(trial.number for trial in done), trials[-1].number]
@@ -170,7 +176,7 @@ def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
         places = {}
         if getattr(distribution, "log", False):
             _few_log_ticks(axes, [float(trial.params[key]) for trial in having])
-    for name in COLOURS:
+    for name in COLORS:
         points = [(places.get(str(trial.params[key]), trial.params[key]), trial) for trial in having]
         _scatter(axes, [point for point in points if kind(point[1]) == name], name)
     axes.set(xlabel=key, ylabel="validation loss")
@@ -198,7 +204,7 @@ def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) ->
     if points:
         losses = [trial.value for _, trial in points]
         places = [place for place, _ in points]
-        axes.scatter(places, losses, s=18, color=COLOURS[name], marker=MARKERS[name], label=name)
+        axes.scatter(places, losses, s=18, color=COLORS[name], marker=MARKERS[name], label=name)
 
 
 def _short(value: Any) -> str:

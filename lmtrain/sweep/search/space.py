@@ -12,6 +12,7 @@ from hydra.errors import HydraException
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import as_written
 
 TAGS = frozenset({"log"})
 
@@ -29,7 +30,7 @@ class SearchSpace:
 
     def varied(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """The part of that command line which is the trial's own."""
-        return tuple(f"{key}={_written(params[key])}" for key in self.distributions)
+        return tuple(f"{key}={as_written(params[key])}" for key in self.distributions)
 
     def corners(self) -> list[tuple[str, ...]]:
         """The trials at both ends of everything: if a whole range is a mistake, one of them shows it."""
@@ -148,11 +149,6 @@ def _range(value: RangeSweep) -> BaseDistribution:
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, step=int(step))
     return FloatDistribution(low, high, step=step)
-
-
-def _written(value: Any) -> str:
-    """As an override has it; choices that are no plain values are kept as they were written."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _size(each: BaseDistribution) -> float:

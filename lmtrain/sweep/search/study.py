@@ -17,7 +17,7 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from lmtrain.errors import ConfigError
+from lmtrain.errors import COMPLETED, PRUNED, ConfigError
 from lmtrain.files.lock import FileLock
 
 JOURNAL = "study.journal"
@@ -144,9 +144,9 @@ class SharedStudy:
             trial.set_user_attr("reason", reason)
         # Brute force, when everything was tried, asks Optuna's own loop to stop, which is not there; the trial is told.
         with contextlib.suppress(RuntimeError):
-            if status == "pruned":
+            if status == PRUNED.status:
                 self.study.tell(trial, state=TrialState.PRUNED)
-            elif status == "completed" and objective is not None and math.isfinite(objective):
+            elif status == COMPLETED.status and objective is not None and math.isfinite(objective):
                 self.study.tell(trial, objective)
             else:
                 trial.set_constraint(FAILED, 1.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from optuna.trial import Trial
 
+from lmtrain.errors import INTERRUPTED, PRUNED
 from lmtrain.files.metrics import read_metrics
 from lmtrain.loop.stop_request import PRUNE_FILE, ask_to_prune
 from lmtrain.sweep.job import Ended, Job
@@ -16,7 +17,7 @@ from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy
 
 LOOK_S = 0.25
-OPEN = ("interrupted", "not started")  # the trial is not told: its job goes on when the search does
+OPEN = (INTERRUPTED.status, "not started")  # the trial is not told: its job goes on when the search does
 
 
 @dataclass
@@ -50,7 +51,7 @@ class RunningTrial:
             return
         decided, self.hopeless = self.hopeless, None
         self.look()  # the last losses are the study's as well
-        if ended.status != "pruned" and (decided or self.hopeless):
+        if ended.status != PRUNED.status and (decided or self.hopeless):
             (self.job.directory / PRUNE_FILE).unlink(missing_ok=True)  # it came too late
         objective = ended.objective if ended.objective is not None else math.nan
         self.study.tell(self.trial, ended.status, objective, ended.reason)

@@ -18,7 +18,7 @@ from support.synthetic_runs import write_run, write_sweep
 
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.output.page import as_html
-from lmtrain.compare.output.page_data import thin
+from lmtrain.compare.output.page_data import thin_curve
 from lmtrain.compare.runs import load_runs
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>${window.hacked=1}%{x}"
@@ -294,15 +294,15 @@ def test_thinning_keeps_ends_extremes_and_means() -> None:
     x = np.arange(10_001.0)
     y = np.random.default_rng(0).standard_normal(len(x))
     y[1234], y[8765] = 50, -50
-    kept_x, kept_y, mean_x, mean_y = thin(x, y, 400)
+    kept_x, kept_y, mean_x, mean_y = thin_curve(x, y, 400)
     assert len(kept_x) <= 400
     assert {0, 1234, 8765, 10_000} <= set(kept_x)
     assert np.array_equal(kept_y, y[kept_x.astype(int)])
     width = int(np.searchsorted(x, mean_x[0])) * 2 + 1
     assert mean_y[0] == pytest.approx(y[:width].mean(), abs=0.02)
     assert len(mean_x) == len(mean_y) <= 200
-    assert thin(x[:400], y[:400], 400)[0] is not None
-    assert len(thin(x[:400], y[:400], 400)[2]) == 0
+    assert thin_curve(x[:400], y[:400], 400)[0] is not None
+    assert len(thin_curve(x[:400], y[:400], 400)[2]) == 0
 
 
 def test_the_command_writes_page_and_pictures(cli: Cli, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from scipy import stats
 from support.synthetic_runs import write_run
 
 from lmtrain.compare.comparison import compare
-from lmtrain.compare.output.picture import COLUMN_INCHES, PAGE_INCHES, as_png, curves_of, picture
+from lmtrain.compare.output.picture import COLUMN_INCHES, PAGE_INCHES, as_png, draw_figure, mean_curves
 from lmtrain.compare.runs import Run, load_runs
 
 
@@ -25,7 +25,7 @@ def runs_of(folder: Path, rates: int, seeds: int) -> list[Run]:
 
 def test_the_mean_and_its_interval_are_those_of_the_seeds(tmp_path: Path) -> None:
     runs = runs_of(tmp_path / "runs", 2, 3)
-    first, second = curves_of(runs, "val/loss")
+    first, second = mean_curves(runs, "val/loss")
     values = np.stack([run.series("val/loss")[1] for run in runs[:3]])  # (seeds, points)
     low, high = stats.t.interval(0.95, 2, loc=values.mean(0), scale=stats.sem(values))
     assert first.mean - first.half == pytest.approx(low)
@@ -36,12 +36,12 @@ def test_the_mean_and_its_interval_are_those_of_the_seeds(tmp_path: Path) -> Non
 def test_a_mean_ends_with_the_first_of_its_runs(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", {"seed": 1}, eval_interval=10)
     write_run(tmp_path / "runs" / "b", {"seed": 2, "trainer.max_steps": 200}, steps=120, eval_interval=10)
-    (curve,) = curves_of(load_runs([tmp_path / "runs"]), "val/loss")
+    (curve,) = mean_curves(load_runs([tmp_path / "runs"]), "val/loss")
     assert curve.x[-1] == 120
 
 
 def test_labels_have_units_and_the_legend_only_what_differs(tmp_path: Path) -> None:
-    (axes,) = picture(curves_of(runs_of(tmp_path / "runs", 2, 2), "val/loss"), "val/loss").axes
+    (axes,) = draw_figure(mean_curves(runs_of(tmp_path / "runs", 2, 2), "val/loss"), "val/loss").axes
     assert axes.get_xlabel() == "optimizer steps"
     assert axes.get_ylabel() == "validation loss (nats/token)"
     legend = axes.get_legend()

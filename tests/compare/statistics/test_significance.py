@@ -8,38 +8,38 @@ from scipy import stats
 
 from lmtrain.compare.statistics.conclusions import conclude, plus_minus
 from lmtrain.compare.statistics.effects import effects
-from lmtrain.compare.statistics.replicates import Group
+from lmtrain.compare.statistics.replicates import ReplicateGroup
 from lmtrain.compare.statistics.significance import (
     ALPHA,
     POWER,
-    by_noise,
     half_width,
-    holm,
-    paired,
+    holm_correction,
+    paired_t_test,
     pooled_noise,
+    pooled_t_test,
     power,
     seeds_needed,
     spearman,
-    welch,
+    welch_t_test,
 )
 
 A = [3.01, 3.03, 2.99, 3.02, 3.00]
 B = [3.04, 3.05, 3.01, 3.06, 3.02]
 
 
-def group(label: str, values: list[float], **settings: object) -> Group:
-    return Group(label, settings or {"lr": label}, dict(enumerate(values)), failed=0)
+def group(label: str, values: list[float], **settings: object) -> ReplicateGroup:
+    return ReplicateGroup(label, settings or {"lr": label}, dict(enumerate(values)), failed=0)
 
 
 def test_welchs_test_is_scipys() -> None:
-    ours, theirs = welch(A, B[:3]), stats.ttest_ind(A, B[:3], equal_var=False)
+    ours, theirs = welch_t_test(A, B[:3]), stats.ttest_ind(A, B[:3], equal_var=False)
     low, high = theirs.confidence_interval()
     assert ours.p == pytest.approx(theirs.pvalue)
     assert (ours.value - ours.half_width, ours.value + ours.half_width) == pytest.approx((low, high))
 
 
 def test_the_paired_test_is_scipys() -> None:
-    ours, theirs = paired(A, B), stats.ttest_rel(A, B)
+    ours, theirs = paired_t_test(A, B), stats.ttest_rel(A, B)
     low, high = theirs.confidence_interval()
     assert ours.p == pytest.approx(theirs.pvalue)
     assert (ours.value - ours.half_width, ours.value + ours.half_width) == pytest.approx((low, high))
@@ -49,7 +49,7 @@ def test_with_the_noise_of_the_two_groups_it_is_students_test() -> None:
     noise = pooled_noise([A, B])
     assert noise is not None
     assert noise.df == 8
-    assert by_noise(A, B, noise).p == pytest.approx(stats.ttest_ind(A, B).pvalue)
+    assert pooled_t_test(A, B, noise).p == pytest.approx(stats.ttest_ind(A, B).pvalue)
 
 
 def test_the_interval_of_a_mean_is_the_textbooks() -> None:
@@ -59,14 +59,14 @@ def test_the_interval_of_a_mean_is_the_textbooks() -> None:
 
 
 def test_seeds_that_change_nothing_leave_no_doubt() -> None:
-    assert welch([3.0, 3.0], [3.1, 3.1]).p == 0
-    assert welch([3.0, 3.0], [3.0, 3.0]).p == 1
+    assert welch_t_test([3.0, 3.0], [3.1, 3.1]).p == 0
+    assert welch_t_test([3.0, 3.0], [3.0, 3.0]).p == 1
 
 
 def test_holms_correction_is_that_of_his_paper() -> None:
     # 0.01·4, then the largest so far of 0.01·4, 0.02·3, 0.03·2, 0.04·1.
-    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
-    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm_correction([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm_correction([0.9, 0.8]) == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize(("difference", "seeds"), [(0.5, 64), (0.8, 26), (1.0, 17)])
@@ -81,7 +81,7 @@ def test_no_number_of_seeds_decides_nothing() -> None:
     assert seeds_needed(0.1, 0.0) == 2
 
 
-@pytest.mark.parametrize("test", [welch, paired])
+@pytest.mark.parametrize("test", [welch_t_test, paired_t_test])
 def test_of_equal_settings_one_in_twenty_seems_to_differ(test: object) -> None:
     generator = np.random.default_rng(1)
     draws = generator.standard_normal((3000, 2, 5))
@@ -93,7 +93,7 @@ def test_nineteen_in_twenty_intervals_hold_the_true_mean_and_the_true_difference
     generator = np.random.default_rng(2)
     draws = 3.0 + 0.02 * generator.standard_normal((3000, 2, 4))
     assert 0.938 < np.mean([abs(np.mean(a) - 3.0) <= half_width(a) for a, _ in draws]) < 0.962
-    differences = [welch(a, b) for a, b in draws]
+    differences = [welch_t_test(a, b) for a, b in draws]
     assert 0.938 < np.mean([abs(each.value) <= each.half_width for each in differences]) < 0.965
 
 
@@ -102,7 +102,7 @@ def test_the_recommended_seeds_see_the_difference_four_times_in_five() -> None:
     assert seeds is not None
     generator = np.random.default_rng(3)
     draws = 0.015 * generator.standard_normal((2000, 2, seeds)) + np.array([0.0, 0.02])[:, None]
-    assert 0.77 < np.mean([welch(a, b).p < ALPHA for a, b in draws]) < 0.85
+    assert 0.77 < np.mean([welch_t_test(a, b).p < ALPHA for a, b in draws]) < 0.85
 
 
 def test_the_best_of_several_equal_settings_is_seldom_called_better() -> None:

@@ -1,11 +1,10 @@
-"""Wording for people."""
+"""Numbers as a person reads them."""
 
 import math
 
 import pytest
 
-from lmtrain.logger.console import step_line
-from lmtrain.terminal.units import duration, si, significant
+from lmtrain.terminal.units import duration, loss_text, percent, si, significant
 
 
 @pytest.mark.parametrize(
@@ -30,11 +29,9 @@ def test_significant() -> None:
     assert significant(1.5e9) == "1.50e+09"
 
 
-def test_a_step_in_a_line() -> None:
-    metrics = {"train/loss": 2.5, "lr": 6e-4, "grad_norm": 0.51, "tokens_per_second": 11_200, "step_time_ms": 500.0}
-    assert step_line(40, 200, metrics) == (
-        "step  40/200  train 2.5000  lr 6.00e-04  grad 0.510  11.2k tok/s  1m20s left"
-    )
-    assert step_line(200, 200, {"val/loss": 2.0, "val/perplexity": math.exp(2)}) == (
-        "step 200/200  val 2.0000 (perplexity 7.389)"
-    )
+def test_a_loss_has_four_decimals_unless_it_is_huge() -> None:
+    assert [loss_text(loss) for loss in (2.94154, 123456.0, math.nan, None)] == ["2.9415", "1.235e+05", "nan", "–"]
+
+
+def test_a_rare_share_is_not_zero() -> None:
+    assert [percent(share) for share in (1.0, 0.123, 0.00123, 0.0)] == ["100.0%", "12.3%", "0.12%", "0%"]

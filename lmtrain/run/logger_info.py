@@ -1,34 +1,34 @@
-"""What the loggers file a run under."""
+"""The name, group and tags that loggers file a run under."""
 
 import re
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lmtrain.files.limited import read_limited
 from lmtrain.logger.base import RunInfo
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.run.directory import RunDirectory, is_sweep
+from lmtrain.run.identity import plain_config
 
 MAX_OVERRIDES_BYTES = 1_000_000
 
 
 def run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
-    """What its loggers file the run under."""
+    """Return what the loggers file the run under."""
     folder = directory.path.name
     return RunInfo(
         directory.path,
         run_id,
         name=folder if "=" in folder else f"{cfg.name}-{folder}",  # lr=0.001,seed=1 says what a job of a sweep is
         group=directory.path.parent.name,  # the runs of one name, or the jobs of one sweep
-        config=plain(cfg),
+        config=plain_config(cfg),
         tags=_tags(directory.path),
     )
 
 
 def _tags(run_dir: Path) -> list[str]:
-    """The experiments that the run was composed from, and whether it is a job of a sweep."""
+    """Return the experiments that the run was composed from, and whether it is a job of a sweep."""
     try:
         overrides = read_limited(run_dir / ".hydra" / "overrides.yaml", MAX_OVERRIDES_BYTES).decode()
     except (OSError, ValueError):
@@ -36,9 +36,3 @@ def _tags(run_dir: Path) -> list[str]:
     chosen = re.search(r"^- '?experiments=\[?([\w,./-]+)", overrides, re.MULTILINE)
     in_sweep = is_sweep(run_dir.parent) or agent_run_id() is not None
     return [*(chosen[1].split(",") if chosen else []), *(["sweep"] if in_sweep else [])]
-
-
-def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The config in plain containers."""
-    container: dict[str, Any] = OmegaConf.to_container(cfg)  # type: ignore[assignment]
-    return container

@@ -1,4 +1,4 @@
-"""The numbers that stand for a run: its metric at an equal step, at its best, at its end; and when it got there."""
+"""The numbers that stand for a run: its metric at an equal step, its best and its last, and when it reached a goal."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmtrain.compare.runs import AXES, Run
-from lmtrain.errors import UNSUCCESSFUL
+from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 
 HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
-STANDING = ("at-step", "at-tokens", "at-flops", "at-seconds", "best", "final")  # which of its values stands for a run
+VALUE_KINDS = (
+    "at-step",
+    "at-tokens",
+    "at-flops",
+    "at-seconds",
+    "best",
+    "final",
+)  # which of its values stands for a run
 
 
 @dataclass(frozen=True)
-class Equal:
+class EqualPlace:
     """A place on an axis where runs are compared; `exact` if all of them were evaluated right there."""
 
     axis: str
@@ -23,17 +30,17 @@ class Equal:
 
 
 def sign(metric: str) -> int:
-    """1 where less is better, as for a loss; −1 where more is."""
+    """Return 1 for a metric where less is better, such as a loss; −1 where more is."""
     return -1 if metric in HIGHER_IS_BETTER else 1
 
 
-def compared(runs: Sequence[Run], metric: str) -> list[Run]:
-    """The runs that decide where all are compared: the completed ones, or, with fewer than two, all that go well.
+def deciding_runs(runs: Sequence[Run], metric: str) -> list[Run]:
+    """Return the runs that decide where all are compared: the completed ones, or all that go well if under two are.
 
-    Without a few much shorter ones: fewer than a third, each shorter than half of what the others have.
+    A few much shorter ones do not decide: fewer than a third, each shorter than half of what the others have.
     """
     measured = [run for run in runs if len(run.series(metric)[0])]
-    completed = [run for run in measured if run.status == "completed"]
+    completed = [run for run in measured if run.status == COMPLETED.status]
     if len(completed) < 2:
         return [run for run in measured if run.status not in UNSUCCESSFUL] or measured
     ends = [run.series(metric)[0][-1] for run in completed]
@@ -41,9 +48,9 @@ def compared(runs: Sequence[Run], metric: str) -> list[Run]:
     return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= most]
 
 
-def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, Equal]:
-    """By axis, the furthest place that the compared runs share; an axis that they do not all have is left out."""
-    deciding = compared(runs, metric)
+def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
+    """Return the furthest place that the deciding runs share, by axis; an axis that one of them lacks is left out."""
+    deciding = deciding_runs(runs, metric)
     places = {}
     for axis in AXES:
         points = [run.series(metric, axis)[0] for run in deciding]
@@ -53,20 +60,20 @@ def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -
         place = max(shared) if axis == "step" and shared else min(float(xs[-1]) for xs in points)
         if axis == "step" and at_step is not None:
             place = float(at_step)
-        places[axis] = Equal(axis, place, all(place in xs for xs in points))
+        places[axis] = EqualPlace(axis, place, all(place in xs for xs in points))
     return places
 
 
-def at(run: Run, metric: str, equal: Equal) -> float:
-    """The metric there: as evaluated, or on the line between the evaluations before and after; else NaN."""
+def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
+    """Return the metric at a place: as evaluated, or on the line between the evaluations before and after; else NaN."""
     xs, ys = run.series(metric, equal.axis)
     if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
         return math.nan
     return float(np.interp(equal.place, xs, ys))
 
 
-def best(run: Run, metric: str) -> tuple[float, float]:
-    """The best value and its step; NaN without one."""
+def best_value(run: Run, metric: str) -> tuple[float, float]:
+    """Return the best value and its step; NaN for a run without one."""
     steps, values = run.series(metric)
     if not len(values):
         return math.nan, math.nan
@@ -74,25 +81,26 @@ def best(run: Run, metric: str) -> tuple[float, float]:
     return float(values[index]), float(steps[index])
 
 
-def final(run: Run, metric: str) -> float:
+def final_value(run: Run, metric: str) -> float:
+    """Return the last value; NaN for a run without one."""
     _, values = run.series(metric)
     return float(values[-1]) if len(values) else math.nan
 
 
-def speed(run: Run) -> float:
-    """Median tokens a second, which no stall and no compiling changes."""
+def median_speed(run: Run) -> float:
+    """Return the median tokens per second, which neither a stall nor compilation changes."""
     _, values = run.series("tokens_per_second")
     return float(np.median(values)) if len(values) else math.nan
 
 
 def default_goal(runs: Sequence[Run], metric: str) -> float:
-    """What three in four of the compared runs reach, and of two both; NaN without runs."""
-    bests = [best(run, metric)[0] * sign(metric) for run in compared(runs, metric)]
+    """Return the value that three in four of the deciding runs reach (of two runs, both); NaN without runs."""
+    bests = [best_value(run, metric)[0] * sign(metric) for run in deciding_runs(runs, metric)]
     return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
 
 
-def reach(run: Run, metric: str, goal: float) -> dict[str, float] | None:
-    """Step, tokens, FLOPs and seconds of the first evaluation that is as good as the goal; None if there is none."""
+def when_reached(run: Run, metric: str, goal: float) -> dict[str, float] | None:
+    """Return step, tokens, FLOPs and seconds of the first evaluation as good as the goal; None if there is none."""
     _, values = run.series(metric)
     good = np.flatnonzero(values * sign(metric) <= goal * sign(metric))
     if not len(good):

@@ -1,0 +1,31 @@
+"""Numbers in files: JSON has neither NaN nor infinity, and a damaged file may have anything in a number's place."""
+
+import math
+from typing import Any, TypeGuard
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Return whether a value is an integer or a float; a bool is neither."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def as_float(value: Any) -> float:
+    """Return a number as a float, and NaN for anything else."""
+    return float(value) if is_number(value) else math.nan
+
+
+def finite_or_none(value: Any) -> float | None:
+    """Return a finite number as a float, and None for anything else."""
+    return float(value) if is_number(value) and math.isfinite(value) else None
+
+
+def nan_as_null(value: Any) -> Any:
+    """Return nested containers with None for every NaN and infinity in them."""
+    match value:
+        case dict():
+            return {key: nan_as_null(item) for key, item in value.items()}
+        case list() | tuple():
+            return [nan_as_null(item) for item in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value

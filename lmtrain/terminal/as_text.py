@@ -1,0 +1,36 @@
+"""Values, and what changed between two of them, as text for a person."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def printable(text: str, *, keep: str = "", instead: str = " ") -> str:
+    """Return the text without what moves a terminal's cursor or changes its colors, apart from `keep`."""
+    return "".join(character if character.isprintable() or character in keep else instead for character in text)
+
+
+def as_written(value: Any) -> str:
+    """Return a value as YAML and overrides have it: `null`, `true`, `0.001`."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def rounded(value: Any) -> str:
+    """Return a value as `as_written` does, but on one line, and its numbers with six digits that count."""
+    match value:
+        case float():
+            return f"{value:g}"
+        case list():
+            return printable(f"[{','.join(map(rounded, value))}]")
+    return printable(as_written(value))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+    """Return `key: old → new` for every value in which two nested containers differ; a missing one counts as null."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
+    # As JSON, since that is how one of them may have been kept: a tuple is a list there.
+    return [] if json.dumps(old) == json.dumps(new) else [f"{path}: {old} → {new}"]

@@ -1,0 +1,63 @@
+"""Damaged and hostile files are read up to a size and a depth, or refused with a line."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lmtrain.files.limited import MAX_YAML_BYTES, MAX_YAML_DEPTH, FastSafeLoader, read_limited, read_yaml_text
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match="pipe: not a plain file"):
+        read_limited(tmp_path / "pipe", 10)
+    with pytest.raises(FileNotFoundError):
+        read_limited(tmp_path / "nothing", 10)
+
+
+def test_a_file_has_a_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    assert read_limited(tmp_path / "file", 5) == b"12345"
+    with pytest.raises(ValueError, match="file: larger than 4 bytes"):
+        read_limited(tmp_path / "file", 4)
+
+
+def column_by_column(line_end: str) -> str:
+    """A list in a mapping in a list …, each at the next column."""
+    return line_end.join(f"{' ' * (2 * level)}-{line_end}{' ' * (2 * level + 1)}a:" for level in range(40))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"-  " * 300_000, "nested more than 50 deep"),  # a segmentation fault of libyaml's composer
+        (b"? " * 200_000, "nested more than 50 deep"),
+        (b"[" * 2000, "nested more than 50 deep"),
+        (b"a: {" * 60, "nested more than 50 deep"),
+        (column_by_column("\n").encode(), "nested more than 50 deep"),
+        (column_by_column("\r").encode(), "nested more than 50 deep"),
+        (column_by_column("\x85").encode(), "nested more than 50 deep"),
+        (column_by_column("\u2028").encode(), "nested more than 50 deep"),
+        (("- " * 100_000).encode("utf-16"), "not YAML"),
+        (b"-\t" * 200_000, "not YAML"),
+        (b"a: &a [1]\nb: *a\n", r"has an alias \(\*a\)"),
+        (b"x: " + b"y" * MAX_YAML_BYTES, "larger than 1,000,000 bytes"),
+    ],
+)
+def test_yaml_that_a_loader_could_not_bear_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as raised:
+        read_yaml_text(path)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_other_yaml_is_returned_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    deepest = "".join(f"{' ' * level}a:\n" for level in range(MAX_YAML_DEPTH))
+    for text in ("a: 1\n", "a:\n- b\n- [c, {d: é}]\n", "text: 'R&D [1] {2} --- - -'\n", deepest):
+        path.write_text(text, encoding="utf-8")
+        assert read_yaml_text(path) == text
+        yaml.load(text, Loader=FastSafeLoader)
