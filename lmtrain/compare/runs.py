@@ -1,6 +1,5 @@
 """Finds runs and holds what is compared of each: config, result, environment, and every metric as an array."""
 
-import fcntl
 import glob
 import os
 import re
@@ -15,6 +14,7 @@ import numpy as np
 
 from lmtrain.compare.labels import as_json, comparable, folder_names, labels_of, printable, shown
 from lmtrain.compare.run_files import read_columns, read_config, read_object, read_text
+from lmtrain.files.lock import run_lock
 
 AXES = ("step", "tokens", "flops", "seconds")
 # What changes no number of a run: how it is called, logged and kept.
@@ -190,18 +190,11 @@ def _load(path: Path, warn: Callable[[str], None]) -> Run:
 
 
 def _without_result(path: Path) -> str:
-    """`running` while a process holds the run's lock, which the kernel frees however that ends."""
+    """Return `running` while a process holds the run's lock, else `unfinished`."""
     try:
-        # Shared and for an instant: a run that starts just then would find its folder in use.
-        if not (path / ".lock").is_file():  # a pipe in a stranger's folder would be waited for
-            return "unfinished"
-        with (path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    except OSError:
-        pass
-    return "unfinished"
+        return "running" if run_lock(path).is_held() else "unfinished"
+    except OSError:  # a file that may not be read
+        return "unfinished"
 
 
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
