@@ -75,13 +75,19 @@ def _redacted_str(value: object) -> str:
 
 
 def refuse_existing_run(run_dir: Path) -> None:
-    """Raises ConfigError if a run is there already: a new one would mix with it."""
+    """Raise ConfigError if a run is there already: a new one would mix with it."""
     if (run_dir / "metrics.jsonl").exists():
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
 
 
+def refuse_used_directory(run_dir: Path) -> None:
+    """Raise ConfigError unless the directory is empty or not there."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
+
+
 def started_in(run_dir: Path) -> Path | None:
-    """The folder that a run was started in, if it is still there."""
+    """Return the folder that a run was started in; None if it is gone or not recorded."""
     saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
     try:
         folder = saved["hydra"]["runtime"]["cwd"]
