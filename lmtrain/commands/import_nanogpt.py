@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.build import mistakes_of_the_user
-from lmtrain.config.compose import compose, texts_for_hydra_folder, without_hydra
-from lmtrain.config.preflight import preflight
-from lmtrain.errors import ConfigError
+from lmtrain.config.compose import compose
 from lmtrain.files.durable import sha256_of
+from lmtrain.run.new_run import new_run
 from lmtrain.terminal.console import console
 
 if TYPE_CHECKING:  # the help needs no torch
@@ -46,15 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     with mistakes_of_the_user():
         source = read_nanogpt_checkpoint(options.checkpoint)
         defaults = source.overrides()
-    composed = compose_from(defaults, options.overrides)
-    run_dir = Path(composed.hydra.run.dir)
-    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
-    composed.hydra.runtime.output_dir = str(run_dir.absolute())
-    settings = composed.hydra
-    composed = without_hydra(composed)
-    hydra_files = texts_for_hydra_folder(composed, settings)
-    cfg = preflight(composed)
+    run = new_run(with_defaults(defaults, options.overrides), needs_empty_directory=True)
     with mistakes_of_the_user():
         origin = {
             "checkpoint": str(options.checkpoint.resolve()),
@@ -63,13 +54,13 @@ def main(arguments: Sequence[str]) -> int:
             "model_args": source.model_args,
             "config": source.config,
         }
-        write_run(cfg, source, run_dir, hydra_files=hydra_files, origin=origin)
-    tell(options.checkpoint, source, cfg, run_dir)
+        write_run(run.cfg, source, run.directory, hydra_files=run.hydra_files, origin=origin)
+    print_summary(options.checkpoint, source, run.cfg, run.directory)
     return 0
 
 
-def compose_from(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> DictConfig:
-    """The config, with Hydra's settings, of the checkpoint's own values and then the user's overrides.
+def with_defaults(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of the checkpoint's own values, and then the user's.
 
     Where the user takes another choice of a group, the values that this one does not have are left out.
     """
@@ -80,14 +71,14 @@ def compose_from(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> D
         for key, value in defaults.items()
         if "." in key and OmegaConf.select(chosen, key, default=_MISSING) is not _MISSING
     ]
-    return compose([*groups, *values, *overrides], with_hydra=True)
+    return [*groups, *values, *overrides]
 
 
 _MISSING = object()
 
 
-def tell(path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_dir: Path) -> None:
-    """What was taken over, what is lmtrain's from here on, and how to go on."""
+def print_summary(path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_dir: Path) -> None:
+    """Print what was taken over, what is lmtrain's from here on, and how to go on."""
     from lmtrain.run.report import resume_command
 
     loss = "" if source.best_val_loss is None else f", val loss {source.best_val_loss:.4f}"

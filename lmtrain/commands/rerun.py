@@ -8,15 +8,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.config.compose import compose, texts_for_hydra_folder, without_hydra
 from lmtrain.config.overrides import parse
-from lmtrain.config.preflight import preflight
 from lmtrain.config.recompose import overrides_of
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.directory import refuse_existing_run
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
+from lmtrain.run.new_run import NewRun, new_run, start
+from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
 
@@ -40,35 +39,26 @@ def main(arguments: Sequence[str]) -> int:
         if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):
             raise ConfigError(f"{override.input_line}: --rerun changes nothing; to change a run, fork it: fork={run}")
 
-    lines = [*overrides_of(run, options.trust, given, keeps_origin=True), *options.overrides]
-    composed = compose(lines, with_hydra=True)
-    settings = composed.hydra
-    directory = Path(settings.run.dir)
-    settings.runtime.output_dir = str(directory.absolute())
-    composed = without_hydra(composed)
-    hydra_files = texts_for_hydra_folder(composed, settings)
-    cfg = preflight(composed)
-    refuse_existing_run(directory)
-    _refuse_another(read_saved(run / "config.yaml"), cfg, run)
-
-    # After the config is settled: these import torch.
-    from lmtrain.train import run as train
-
+    register_directory_resolver()
+    again = new_run([*overrides_of(run, options.trust, given, keeps_origin=True), *options.overrides])
+    _refuse_another(read_saved(run / "config.yaml"), again.cfg, run)
     then = read_json(run / "environment.json")
-    outcome = train(
-        cfg,
-        directory,
-        hydra_files,
-        lineage={"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}},
-    )
-    _tell_changes(then, read_json(directory / "environment.json"))
-    if outcome.exit_code == 0:
-        _tell_result(run, directory)
-    return outcome.exit_code
+    lineage = {"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}}
+
+    def train(new: NewRun) -> int:
+        from lmtrain.train import run  # torch, which nothing before needs
+
+        return run(new.cfg, new.directory, new.hydra_files, lineage=lineage).exit_code
+
+    exit_code = start(again, train)
+    _print_changes_since(then, read_json(again.directory / "environment.json"))
+    if exit_code == 0:
+        _print_whether_equal(run, again.directory)
+    return exit_code
 
 
 def _refuse_another(before: DictConfig, now: DictConfig, run: Path) -> None:
-    """Raises ConfigError unless the same would be computed."""
+    """Raise ConfigError unless the same would be computed."""
     containers: list[Any] = [OmegaConf.to_container(cfg) for cfg in (before, now)]
     if len(set(map(config_hash, containers))) == 1:
         return
@@ -76,8 +66,8 @@ def _refuse_another(before: DictConfig, now: DictConfig, run: Path) -> None:
     raise ConfigError(f"{run}: can't be repeated here, it would be another run: {'; '.join(differences(old, new))}")
 
 
-def _tell_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """What else than the config may make a difference."""
+def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Print what else than the config may make a difference."""
     found = [
         line
         for key in ("cpu", "device", "python", "packages", "data")
@@ -92,7 +82,8 @@ def _tell_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         console.print(f"not as it was: {line}", markup=False)
 
 
-def _tell_result(old: Path, new: Path) -> None:
+def _print_whether_equal(old: Path, new: Path) -> None:
+    """Compare the metrics of two runs, and print whether they are the same."""
     from lmtrain.verify.bit_comparison import first_metric_difference
 
     steps, difference = first_metric_difference(old, new)

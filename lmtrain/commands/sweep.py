@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -10,7 +11,7 @@ from lmtrain.config.compose import HYDRA_VERSION_BASE, MENU
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 
-# Launchers of others: the module that has to be there, and the extra that brings it.
+# Launchers that are packages of their own: the module that has to be there, and the extra that brings it.
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
@@ -19,12 +20,25 @@ LAUNCHERS = {
 }
 
 
-def _hand_to_hydra(task: Any) -> None:
+def run_hydra() -> None:
+    """Let Hydra do what `sys.argv` asks: sweep, or print a config (`--cfg`), its help, its information, a completion.
+
+    Raises:
+        ConfigError, SweepEndedError: as the sweepers do.
+        HydraException: the config cannot be composed.
+        SystemExit: Hydra has shown its help.
+    """
+    # Here, since a plain run needs none of it.
+    from lmtrain.sweep.plugins import register_plugins
+    from lmtrain.sweep.task import RunJob
+
+    register_plugins()
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name=MENU)
-    decorate(task)()
+    decorate(RunJob(Path.cwd()))()
 
 
-def _check_launcher(overrides: Sequence[str]) -> None:
+def check_launcher(overrides: Sequence[str]) -> None:
+    """Raise ConfigError if the overrides choose a launcher that is not installed."""
     for override in overrides:
         key, _, choice = override.partition("=")
         if key != "hydra/launcher" or choice not in LAUNCHERS:

@@ -1,6 +1,5 @@
 """Finds runs and holds what is compared of each: config, result, environment, and every metric as an array."""
 
-import fcntl
 import glob
 import os
 import re
@@ -16,6 +15,7 @@ import numpy as np
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_sample
 from lmtrain.files.limited import read_json
+from lmtrain.files.lock import run_lock
 from lmtrain.files.metrics import read_columns
 from lmtrain.files.numbers import as_float
 from lmtrain.run.identity import NEUTRAL_KEYS
@@ -199,16 +199,9 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
 def _status_without_result(path: Path) -> str:
     """Return `running` while a process holds the run's lock, which the kernel frees however the process ends."""
     try:
-        # Shared and for an instant: a run that starts just then would find its folder in use.
-        if not (path / ".lock").is_file():  # a pipe in a stranger's folder would be waited for
-            return "unfinished"
-        with (path / ".lock").open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return "running"
-    except OSError:
-        pass
-    return "unfinished"
+        return "running" if run_lock(path).is_held() else "unfinished"
+    except OSError:  # a file that may not be read
+        return "unfinished"
 
 
 def _with_parents(runs: Sequence[Run]) -> list[Run]:

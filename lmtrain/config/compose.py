@@ -21,13 +21,13 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
-from hydra.plugins.plugin import Plugin
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lmtrain.config.check import key_paths, nearest_of
+from lmtrain.config.experiments_source import ExperimentsSource
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 
@@ -47,31 +47,12 @@ class UserSearchPath(SearchPathPlugin):
 
 
 def set_up_hydra() -> None:
-    """Registers where configs are found and what they can compute; once, if Hydra does not start its plugins anew."""
+    """Register where configs are found, and what they can compute; again only if Hydra has started its plugins anew."""
     if UserSearchPath in Plugins.instance().discover(SearchPathPlugin):
         return
-    # Imported here for the start-up of the verbs that compose nothing.
-    from lmtrain.config.experiments_source import ExperimentsSource
-    from lmtrain.sweep.grid_sweeper import GridSweeper
-    from lmtrain.sweep.job_directory import directory_name
-    from lmtrain.sweep.launcher import ProcessLauncher
-    from lmtrain.sweep.search.optuna_sweeper import OptunaSweeper
-
     Plugins.instance().register(ExperimentsSource)
     Plugins.instance().register(UserSearchPath)
-    for plugin in (ProcessLauncher, GridSweeper, OptunaSweeper):
-        _register_as_installed(plugin)
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("job_directory", directory_name, replace=True)
-
-
-def _register_as_installed(plugin: type[Plugin]) -> None:
-    """Makes a launcher or sweeper known to Hydra as `hydra_plugins.lmtrain.…`: it takes those of no other package."""
-    module, plugin.__module__ = plugin.__module__, "hydra_plugins.lmtrain"
-    try:
-        Plugins.instance().register(plugin)
-    finally:
-        plugin.__module__ = module  # by which other launchers' processes find the class
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
@@ -103,8 +84,8 @@ def without_hydra(composed: DictConfig) -> DictConfig:
     return composed
 
 
-def texts_for_hydra_folder(composed: DictConfig, hydra_settings: Any) -> dict[str, str]:
-    """What Hydra itself would write into `.hydra/` when it starts a run, by file name."""
+def hydra_folder_texts(composed: DictConfig, hydra_settings: Any) -> dict[str, str]:
+    """Return what Hydra itself would write into `.hydra/` when it starts a run, by file name."""
     return {
         "config.yaml": OmegaConf.to_yaml(composed),
         "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_settings})),

@@ -1,27 +1,33 @@
 """Lets Hydra read the config group `experiments` from a folder of that name, without its siblings."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.object_type import ObjectType
-from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+
+from lmtrain.config.hydra_internals import folder_source
 
 GROUP = "experiments"
 
 
-class ExperimentsSource(FileConfigSource):
+class ExperimentsSource(ConfigSource):
     """`experiments://DIR`: the group `experiments` is DIR itself.
 
-    A search path entry for the parent folder would do, but would make `outputs`, `tests` and whatever else
+    A search path entry for the parent folder would do, but would make `outputs`, `tests` and everything else that
     lies beside it config groups as well.
     """
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider, path)
+        self.folder = folder_source(provider, Path(self.path))
 
     @staticmethod
     def scheme() -> str:
         return "experiments"
 
     def _inside(self, path: str) -> str | None:
-        """The path below DIR, or None outside the group."""
+        """Return the path below DIR; None outside the group."""
         if path == GROUP:
             return ""
         return path.removeprefix(f"{GROUP}/") if path.startswith(f"{GROUP}/") else None
@@ -30,24 +36,21 @@ class ExperimentsSource(FileConfigSource):
         inside = self._inside(config_path)
         if inside is None:
             raise ConfigLoadError(f"{config_path} is not in the group {GROUP}")
-        return super().load_config(inside)
+        return replace(self.folder.load_config(inside), path=self.full_path())
 
     def available(self) -> bool:
-        return super().is_group("")
+        return self.folder.available()
 
     def is_group(self, config_path: str) -> bool:
         inside = self._inside(config_path)
-        return config_path == "" or (inside is not None and super().is_group(inside))
+        return config_path == "" or (inside is not None and self.folder.is_group(inside))
 
     def is_config(self, config_path: str) -> bool:
         inside = self._inside(config_path)
-        return bool(inside) and super().is_config(str(inside))
+        return bool(inside) and self.folder.is_config(str(inside))
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         inside = self._inside(config_path)
         if inside is None:
             return [GROUP] if config_path == "" and results_filter in (None, ObjectType.GROUP) else []
-        found: list[str] = []
-        for entry in Path(self.path, inside).iterdir():
-            self._list_add_result(found, f"{config_path}/{entry.name}", entry.name, results_filter)
-        return sorted(set(found))
+        return self.folder.list(inside, results_filter)

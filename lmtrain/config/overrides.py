@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,6 +21,12 @@ def quoted(value: str) -> str:
     """As Hydra's override grammar takes any text; in double quotes, as a shell's single ones come around it."""
     before_a_quote = re.sub(r'(\\+)(?="|\Z)', r"\1\1", value)  # elsewhere a backslash is one
     return '"' + before_a_quote.replace('"', '\\"') + '"'
+
+
+def search_path_override(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str]:
+    """Return the override by which configs are also found in folders that `--config-dir` gives; empty without any."""
+    path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
+    return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -22,11 +22,21 @@ EXTRAS = {
 
 
 def preflight(composed: DictConfig, *, begun: bool = False) -> DictConfig:
-    """The checked config of a run that can start. Token files that have a recipe and are missing are made, except for a
-    run that has `begun`, which has its data; it has checkpoints as well, and may have outlived the one it is a fork of.
+    """Return the checked config of a run that can start, or that has `begun` and goes on.
 
     Raises:
         ConfigError: naming everything that is wrong with config or data.
+    """
+    return check_data(check_new_run(composed, begun=begun), begun=begun)
+
+
+def check_new_run(composed: DictConfig, *, begun: bool = False) -> DictConfig:
+    """Return the checked config of a run; do not look at its data yet.
+
+    A run that has `begun` has checkpoints, and may have outlived the one that it is a fork of.
+
+    Raises:
+        ConfigError: naming everything that is wrong with the config.
     """
     if composed.get("resume") is not None:
         raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
@@ -34,6 +44,17 @@ def preflight(composed: DictConfig, *, begun: bool = False) -> DictConfig:
         _check_origin(composed)
     cfg = check(composed)
     _check_extras(cfg)
+    return cfg
+
+
+def check_data(cfg: DictConfig, *, begun: bool = False) -> DictConfig:
+    """Return a checked config with what its data knows filled in.
+
+    Token files that are missing and have a recipe are made, except for a run that has `begun`, which has its data.
+
+    Raises:
+        ConfigError: naming what is wrong with the data.
+    """
     with mistakes_of_the_user():
         ensure_tokens(cfg, prepares=not begun)
         return fit_to_data(cfg)

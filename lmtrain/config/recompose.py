@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.check import GROUPS, key_paths
 from lmtrain.config.compose import compose
+from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import _value, parse, quoted
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
@@ -33,7 +33,7 @@ def forked(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: see `overrides_of`; there is no checkpoint.
     """
-    flags = get_args_parser().parse_args(list(arguments))
+    flags = parse_flags(arguments)
     forks = [text for text in flags.overrides if text.startswith("fork=") and text != "fork=null"]
     if not forks:
         return list(arguments)

@@ -22,7 +22,7 @@ from lmtrain.data.writing.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encode
 from lmtrain.data.writing.journal import Journal, SplitWriter
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
-from lmtrain.files.lock import owned
+from lmtrain.files.lock import locked_folder
 from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.units import si
@@ -50,7 +50,9 @@ class Recipe:
             OSError: no space left on the disk, say; the next call goes on.
         """
         partial = path.with_name(f".partial-{path.name}")
-        with owned(partial, lambda: progress.console.print("another process is preparing this; waiting for it …")):
+        with locked_folder(
+            partial, lambda: progress.console.print("another process is preparing this; waiting for it …")
+        ):
             if path.exists():  # another process made it meanwhile; the same recipe makes the same files
                 shutil.rmtree(partial)
                 return _existing(path, settings)

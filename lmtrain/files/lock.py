@@ -1,23 +1,115 @@
-"""A folder that one process at a time works in, until it is moved to its place."""
+"""Locks that processes hold on files and folders. The kernel frees them when a process dies, however it dies.
 
+This is the only place that calls flock, besides `logger/trackio_process.py`, a script that imports nothing of lmtrain.
+"""
+
+import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Self
+
+# A process that looks whether a lock is held has it for an instant itself, so one failed attempt proves nothing.
+PAUSES_S = (0.0, 0.05, 0.2)
+
+
+class FileLock:
+    """A lock on a file, which is made if it is not there; a link in its place is never followed.
+
+    Has the methods of Optuna's journal locks. Optuna's own are files that stay when their process is killed, and are
+    then waited for for 30 s.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor: int | None = None
+
+    def acquire(self) -> bool:
+        """Take the lock, waiting for the process that holds it; return True."""
+        descriptor = self._open()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        self._descriptor = descriptor
+        return True
+
+    def try_acquire(self, pauses_s: Sequence[float] = (0.0,)) -> bool:
+        """Take the lock if no process holds it; make an attempt after each of the pauses. Return whether it is ours."""
+        descriptor = self._open()
+        for pause_s in pauses_s:
+            time.sleep(pause_s)
+            if _lock_now(descriptor, fcntl.LOCK_EX):
+                self._descriptor = descriptor
+                return True
+        os.close(descriptor)
+        return False
+
+    def release(self) -> None:
+        """Close the file. A process that has inherited its descriptor goes on holding the lock."""
+        assert self._descriptor is not None
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def is_held(self) -> bool:
+        """Return whether a living process holds the lock; a file that cannot be a lock is held by nobody."""
+        try:
+            # A shared lock needs no write access. Opening does not wait, as it would for a stranger's pipe.
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                return False
+            raise
+        try:
+            return not _lock_now(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
+    def fileno(self) -> int:
+        """Return the descriptor that holds the lock, for a process that is to inherit it."""
+        assert self._descriptor is not None
+        return self._descriptor
+
+    def write_owner(self, text: str) -> None:
+        """Write into the file who holds the lock."""
+        os.ftruncate(self.fileno(), 0)
+        os.pwrite(self.fileno(), text.encode(), 0)
+
+    def owner(self) -> str:
+        """Return what the process that holds the lock has written; empty if it has written nothing."""
+        return self.path.read_text(errors="replace").strip()
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def _open(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+
+def run_lock(run_dir: Path) -> FileLock:
+    """Return the lock that the process of a run holds on the run's directory."""
+    return FileLock(run_dir / ".lock")
 
 
 @contextmanager
-def owned(folder: Path, on_waiting: Callable[[], None]) -> Iterator[None]:
-    """Makes the folder and holds its lock, waiting for another process that has it."""
+def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Make the folder and hold a lock on the folder itself, so that no file of ours is in it.
+
+    Calls `on_waiting` before it waits for another process. The folder may be moved or removed while it is locked:
+    whoever waits then makes a new one in the old place.
+    """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _lock_now(descriptor, fcntl.LOCK_EX):
                 on_waiting()
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if _is_at(descriptor, folder):
@@ -28,48 +120,17 @@ def owned(folder: Path, on_waiting: Callable[[], None]) -> Iterator[None]:
             os.close(descriptor)
 
 
+def _lock_now(descriptor: int, kind: int) -> bool:
+    """Take a lock on an open file without waiting; return whether it could be taken."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _is_at(descriptor: int, folder: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     except FileNotFoundError:
-        return False
-
-
-class FileLock:
-    """Held by one process at a time; the kernel frees it when that one dies, however it dies.
-
-    Optuna's own locks for a journal are files that stay when their process is killed, and are waited for for 30 s.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def acquire(self) -> bool:
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        return True
-
-    def release(self) -> None:
-        os.close(self._descriptor)
-
-    def __enter__(self) -> None:
-        self.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-    def is_held(self) -> bool:
-        """Whether a living process has it."""
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
         return False

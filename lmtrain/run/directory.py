@@ -1,11 +1,9 @@
 """The files of one run beside its checkpoints: who owns it, what it ran with, and how it ended."""
 
-import fcntl
 import json
 import os
 import secrets
 import socket
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +15,10 @@ from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
+from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
 SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
-LOCK_PAUSES_S = (0.0, 0.05, 0.2)
 
 
 class RunDirectory:
@@ -33,40 +31,22 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
-        self.lock = self.path / ".lock"
+        self.lock = run_lock(self.path)
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
         for entry in self.path.iterdir():
             if entry.is_symlink() and entry.name != "checkpoints":  # which may well lie on a larger disk
                 raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
-        # The kernel frees the lock when its process dies, however it dies: a stale one can't be.
-        self._file = self.lock.open("a+")
-        if not self._locked():
-            self._file.seek(0)
-            owner = self._file.read().strip() or "another process"
-            self._file.close()
-            raise ValueError(f"{self.path}: in use by {owner}") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        if not self.lock.try_acquire(PAUSES_S):
+            raise ValueError(f"{self.path}: in use by {self.lock.owner() or 'another process'}")
+        self.lock.write_owner(f"process {os.getpid()} on {socket.gethostname()}")
         return self
-
-    def _locked(self) -> bool:
-        """Tries more than once: whoever looks whether a run goes on holds its lock for an instant."""
-        for pause_s in LOCK_PAUSES_S:
-            time.sleep(pause_s)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            return True
-        return False
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self.lock.release()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Writes a whole file or none, without secrets: no reader ever sees half of it."""
@@ -95,13 +75,19 @@ def _redacted_str(value: object) -> str:
 
 
 def refuse_existing_run(run_dir: Path) -> None:
-    """Raises ConfigError if a run is there already: a new one would mix with it."""
+    """Raise ConfigError if a run is there already: a new one would mix with it."""
     if (run_dir / "metrics.jsonl").exists():
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
 
 
+def refuse_used_directory(run_dir: Path) -> None:
+    """Raise ConfigError unless the directory is empty or not there."""
+    if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
+        raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
+
+
 def started_in(run_dir: Path) -> Path | None:
-    """The folder that a run was started in, if it is still there."""
+    """Return the folder that a run was started in; None if it is gone or not recorded."""
     saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
     try:
         folder = saved["hydra"]["runtime"]["cwd"]

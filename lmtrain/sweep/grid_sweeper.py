@@ -7,13 +7,14 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.check import nearest_of
+from lmtrain.config.hydra_internals import failure_of, split_into_batches
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError, InterruptedBySignal
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import StopRequest
@@ -49,9 +50,6 @@ class GridSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        # Not at the top: Hydra's search for plugins would make another class of it.
-        from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
         assert self.config is not None
         assert self.hydra_context is not None
         self._check_settings()
@@ -65,7 +63,7 @@ class GridSweeper(Sweeper):
                         f"{override.input_line}: a sweep takes single values, a,b or range(a, b, step); an interval is "
                         "for a search, hydra/sweeper=optuna"
                     )
-            batches = BasicSweeper.split_arguments(parsed, self.max_batch_size)
+            batches = split_into_batches(parsed, self.max_batch_size)
         except HydraException as error:
             raise ConfigError(" ".join(str(error).split())) from error
         jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
@@ -131,7 +129,7 @@ class GridSweeper(Sweeper):
 
     def _ended(self, job: Job, returned: JobReturn | None, trouble: Exception | None, before: bool) -> Ended:
         """How a job ended, by what the launcher returned and, without that, by what lies in its directory."""
-        failure = returned._return_value if returned and returned.status is JobStatus.FAILED else trouble
+        failure = (failure_of(returned) if returned else None) or trouble
         if isinstance(failure, JobFailedError):
             return replace(failure.ended, job=job)
         now = to_do(job.directory, job.overrides, self._path, retry_failed=False)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
-from lmtrain.config.overrides import quoted
+from lmtrain.config.overrides import quoted, search_path_override
 from lmtrain.config.preflight import preflight
 from lmtrain.config.recompose import FORK
 from lmtrain.config.trust import names_to_trust, read_saved
@@ -51,6 +51,11 @@ def directory_name(overrides: Sequence[str]) -> str:
     lengths = itertools.accumulate(len(word) + 1 for word in safe)
     shown = [word for word, length in zip(safe, lengths, strict=True) if length <= MAX_NAME_CHARS - len(digest)]
     return ",".join([*shown, digest])
+
+
+def register_directory_resolver() -> None:
+    """Let configs name a job's directory, as `hydra.sweep.subdir` in `conf/config.yaml` does."""
+    OmegaConf.register_new_resolver("job_directory", directory_name, replace=True)
 
 
 def _is_aside(override: str) -> bool:
@@ -131,13 +136,7 @@ def to_do(directory: Path, overrides: tuple[str, ...], search_path: tuple[str, .
 def search_path(hydra_settings: Any) -> list[str]:
     """Where a sweep finds configs beside the usual places, in the form that its jobs take: an override, or none."""
     given = [source.path for source in hydra_settings.runtime.config_sources if source.provider == "command-line"]
-    return searched(given, hydra_settings.searchpath or ())
-
-
-def searched(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str]:
-    """What `--config-dir` adds to a search path, as an override, or none."""
-    path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
-    return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
+    return search_path_override(given, hydra_settings.searchpath or ())
 
 
 def _other(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:

@@ -1,7 +1,5 @@
 """The jobs of sweeps and searches: each in a fresh interpreter, if its directory shows that it is to be done."""
 
-import contextlib
-import fcntl
 import os
 import shlex
 import signal
@@ -17,6 +15,7 @@ from typing import Any, Self
 
 from lmtrain.errors import INTERRUPTED, SUCCESSFUL, status_of
 from lmtrain.files.limited import read_json
+from lmtrain.files.lock import FileLock, run_lock
 from lmtrain.loop.stop_request import SIGNALS
 from lmtrain.sweep.gpus import deal
 from lmtrain.sweep.job import Ended, Job
@@ -38,7 +37,7 @@ class Running:
     process: "subprocess.Popen[bytes]"
     slot: int
     resumed: bool
-    lock: int  # held by the process as well, which may outlive this one
+    lock: FileLock  # held by the process as well, which may outlive this one
     log_start: int
     result_before: int | None
     forwarded: int = 0  # of the signals that came
@@ -81,7 +80,7 @@ class JobPool:
                 self._note(signal.SIGTERM, None)
             for running in self.running:
                 running.process.wait()
-                os.close(running.lock)
+                running.lock.release()
         finally:
             for number, handler in self._previous.items():
                 signal.signal(number, handler)
@@ -116,7 +115,7 @@ class JobPool:
             if (code := running.process.poll()) is not None:
                 self.running.remove(running)
                 ended.append(self._end(running, code))
-                os.close(running.lock)
+                running.lock.release()
         for job in self._queue:
             if self.stopped is not None:
                 ended.append(Ended(job, "not started", None, None, {}, ran=False))
@@ -135,7 +134,7 @@ class JobPool:
     def _start(self, job: Job) -> Ended | None:
         """Starts the job's process if there is a slot and nobody else runs it; how it ended, if it has before."""
         slot = self._slot()
-        if (slot is None and not job.directory.is_dir()) or (lock := _lock(job.directory)) is None:
+        if (slot is None and not job.directory.is_dir()) or (lock := _lock_job(job.directory)) is None:
             return None
         try:
             decision = to_do(job.directory, job.overrides, self._search_path, retry_failed=self._retry_failed)
@@ -149,7 +148,7 @@ class JobPool:
             return None
         finally:
             if lock is not None:
-                os.close(lock)
+                lock.release()
 
     def _end(self, running: Running, code: int) -> Ended:
         fresh = code == 0 or _written_at(running.job.directory) != running.result_before
@@ -171,25 +170,23 @@ class JobPool:
                 running.process.send_signal(self._signals[running.forwarded - 1])
 
 
-def _lock(directory: Path) -> int | None:
-    """The descriptor that holds a job's directory for its process and this one; None if it is in use elsewhere.
+def _lock_job(directory: Path) -> FileLock | None:
+    """Lock a job's directory for its process and this one; return None if another process uses it.
 
-    The kernel frees it when both are gone, so an orphan of a killed sweep keeps its directory to itself.
+    The kernel frees the lock when both are gone, so an orphan of a killed sweep keeps its directory to itself.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with contextlib.suppress(FileNotFoundError), (directory / ".lock").open() as run_lock:  # a run without a sweep
-            fcntl.flock(run_lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    lock = FileLock(directory / LOCK)
+    if not lock.try_acquire():
         return None
-    return descriptor
+    if run_lock(directory).is_held():  # by a run that no sweep has started
+        lock.release()
+        return None
+    return lock
 
 
 def _run(
-    job: Job, arguments: Sequence[str], resumes: bool, slot: int, variables: Mapping[str, str], lock: int
+    job: Job, arguments: Sequence[str], resumes: bool, slot: int, variables: Mapping[str, str], lock: FileLock
 ) -> Running:
     command = [sys.executable, "-m", "lmtrain", *arguments]
     if not resumes:
@@ -207,7 +204,7 @@ def _run(
             stderr=subprocess.STDOUT,
             env={**inherited, **variables, PARENT: str(os.getpid())},
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
-            pass_fds=[lock],
+            pass_fds=[lock.fileno()],
         )
     return Running(job, process, slot, resumes, lock, log_start, result_before)
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically
-from lmtrain.files.lock import owned
+from lmtrain.files.lock import locked_folder
 from lmtrain.sweep.job import Ended
 from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
@@ -54,7 +54,7 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
             for one in ended
         ],
     }
-    with owned(sweep_dir, on_waiting=lambda: None):  # two of the same command end at the same time
+    with locked_folder(sweep_dir):  # two of the same command end at the same time
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
     console.print(table(ended))
     for one in ended:

@@ -9,16 +9,14 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from lmtrain.config.compose import set_up_hydra
 from lmtrain.errors import SUCCESSFUL
 from lmtrain.sweep.job import Job
 from lmtrain.sweep.job_directory import search_path
 from lmtrain.sweep.launcher import JobFailedError, JobStoppedError
+from lmtrain.sweep.plugins import register_plugins
 from lmtrain.sweep.pool import JobPool
 
 POLL_S = 0.1
-
-set_up_hydra()  # such a process imports this module alone, and has a directory to name
 
 
 @dataclass(frozen=True)
@@ -37,7 +35,7 @@ class RunJob:
             os.chdir(self.folder)
             if str(self.folder) not in sys.path:
                 sys.path.insert(0, str(self.folder))  # a user's own model
-        set_up_hydra()  # Hydra has started its plugins anew
+        register_plugins()
         settings = HydraConfig.get()
         directory = Path(os.path.abspath(self.folder / settings.sweep.dir / settings.sweep.subdir))
         with JobPool(

@@ -14,8 +14,9 @@ from support.command_line import Cli
 from support.nanogpt_model import CONFIG, Harmful, Training
 
 from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
-from lmtrain.commands.import_nanogpt import compose_from
+from lmtrain.commands.import_nanogpt import with_defaults
 from lmtrain.config.build import build
+from lmtrain.config.compose import compose
 from lmtrain.convert.nanogpt_checkpoint import our_name, parse_nanogpt_checkpoint
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
@@ -100,7 +101,8 @@ def test_logits_of_the_imported_run_are_nanogpts_in_float64(
 
 def test_the_users_overrides_win_and_another_choice_of_a_group_keeps_what_fits() -> None:
     defaults = parse_nanogpt_checkpoint(Training(bias=False).train(1).content()).overrides()
-    cfg = compose_from(defaults, ["optimizer.lr=1e-4", "data.path=x", "data.order=shuffle", "scheduler=constant"])
+    own = ["optimizer.lr=1e-4", "data.path=x", "data.order=shuffle", "scheduler=constant"]
+    cfg = compose(with_defaults(defaults, own))
     assert (cfg.optimizer.lr, cfg.data.order, cfg.data.batch_size) == (1e-4, "shuffle", 4)
     assert dict(cfg.scheduler) == {
         "_target_": "lmtrain.scheduler.constant",

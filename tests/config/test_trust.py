@@ -33,7 +33,7 @@ def test_every_shipped_choice_is_trusted(tmp_path: Path) -> None:
         ({"_target_": "os.system"}, "model._target_=os.system"),
         ({**LLAMA, "part": {"_target_": "os.system", "_partial_": True}}, "model.part._target_=os.system"),
         ({**LLAMA, "parts": [1, [{"_target_": "os.system"}]]}, "model.parts.1.0._target_=os.system"),
-        ({**LLAMA, "plain": {"deep": {"_target_": "lmtrain.files.lock.owned"}}}, "model.plain.deep._target_="),
+        ({**LLAMA, "plain": {"deep": {"_target_": "lmtrain.files.lock.locked_folder"}}}, "model.plain.deep._target_="),
         ({"_target_": 3}, "model._target_=3: not the dotted path"),
         ({"_target_": ["os.system"]}, "model._target_=['os.system']: not the dotted path"),
         ({"_target_": "${name}"}, "model._target_=${name}: not the dotted path"),

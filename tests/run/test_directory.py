@@ -31,7 +31,7 @@ def test_one_owner_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
     process.kill()
     process.communicate()
     with RunDirectory(tmp_path) as directory:
-        assert directory.lock.read_text().startswith(f"process {os.getpid()} on ")
+        assert directory.lock.owner().startswith(f"process {os.getpid()} on ")
 
 
 def test_json_is_whole_or_absent(tmp_path: Path) -> None:

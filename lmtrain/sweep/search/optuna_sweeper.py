@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -18,6 +18,7 @@ from pydantic import PositiveInt
 
 from lmtrain.config.build import build
 from lmtrain.config.check import check_part
+from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import FAILED, ConfigError, InterruptedBySignal, SweepEndedError, ending_by_signal
 from lmtrain.files.limited import read_json
@@ -90,7 +91,7 @@ class OptunaSweeper(Sweeper):
             )
         from lmtrain.sweep.search.report import close
         from lmtrain.sweep.search.space import parse
-        from lmtrain.sweep.search.study import SharedStudy
+        from lmtrain.sweep.search.study import SharedStudy, quiet_optuna
         from lmtrain.sweep.search.trials import Search
 
         space = parse(params, arguments, self.hydra_context.config_loader)
@@ -99,7 +100,7 @@ class OptunaSweeper(Sweeper):
             composed(corner, self._path, None)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         sweep_dir.mkdir(parents=True, exist_ok=True)
-        with SharedStudy(
+        shared = SharedStudy(
             sweep_dir,
             storage=settings.storage,
             name=settings.study_name,
@@ -107,7 +108,8 @@ class OptunaSweeper(Sweeper):
             sampler=settings.sampler,  # type: ignore[arg-type]
             pruner=settings.pruner,  # type: ignore[arg-type]
             fixed=space.fixed,
-        ) as study:
+        )
+        with quiet_optuna(), shared as study:
             OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
             search = Search(study, space, sweep_dir, study.limit(settings.n_trials, space.size()))
             if (drawn_from := study.last_space()) and (changes := space.changes(drawn_from)):
@@ -182,7 +184,7 @@ class OptunaSweeper(Sweeper):
 
 
 def _ended(job: Job, returned: JobReturn) -> Ended:
-    failure = returned._return_value if returned.status is JobStatus.FAILED else None
+    failure = failure_of(returned)
     if isinstance(failure, JobFailedError):
         return failure.ended
     result = read_json(job.directory / "result.json")

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
-from lmtrain.files.lock import owned
+from lmtrain.files.lock import locked_folder
 from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy, failed, ranked
 from lmtrain.terminal.console import console
@@ -66,7 +66,7 @@ def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial |
             for trial in trials
         ],
     }
-    with owned(folder, on_waiting=lambda: None):  # its workers end at the same time
+    with locked_folder(folder):  # its workers end at the same time
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
         picture = write_picture(study.study, folder / "study.png")
     console.print(f"everything is in {short(folder)}{picture}", markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ import contextlib
 import math
 import secrets
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -25,8 +25,18 @@ WORKERS = ".workers"
 FAILED = "failed"  # Optuna's name for the constraint that a trial violates by not having a loss
 NO_LOSS_YET = 100.0  # nats; what a trial without a loss counts as, where no other has one: far above ln(any vocabulary)
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+@contextlib.contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Silence Optuna's own lines about every trial, and its warnings that a feature is experimental."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)
 
 
 class SharedStudy:

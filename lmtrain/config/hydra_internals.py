@@ -1,0 +1,68 @@
+"""All that lmtrain borrows from Hydra's private modules and attributes, behind functions with plain names.
+
+A new version of Hydra may change any of it. `tests/config/test_hydra_internals.py` checks what is relied on here.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.config_source import ConfigSource
+from hydra.plugins.plugin import Plugin
+from hydra.types import HydraContext
+from omegaconf import DictConfig
+
+INSTALLED_AS = "hydra_plugins.lmtrain"  # Hydra takes launchers and sweepers from modules of this package alone
+
+
+def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return Hydra's own flags (`--cfg`, `-m`, …) of a command line, with the rest of it as `overrides`."""
+    return get_args_parser().parse_args(list(arguments))
+
+
+def context_of_one_run(composed: DictConfig) -> HydraContext:
+    """Return the context in which `hydra.core.utils.run_job` runs a config that is composed already.
+
+    It has the callbacks that `hydra.callbacks` names, and a loader that finds nothing, since `run_job` loads nothing.
+    """
+    return HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(composed))
+
+
+def folder_source(provider: str, folder: Path) -> ConfigSource:
+    """Return the source by which Hydra reads the YAML files of a folder."""
+    # Not at the top: Hydra's search for plugins makes another class of it.
+    from hydra._internal.core_plugins.file_config_source import FileConfigSource
+
+    source: ConfigSource = FileConfigSource(provider=provider, path=f"file://{folder}")
+    return source
+
+
+def split_into_batches(overrides: Sequence[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+    """Return the command line of each job of a grid sweep, in batches of at most that size (None: in one)."""
+    # Not at the top: Hydra's search for plugins makes another class of it.
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    batches: list[list[list[str]]] = BasicSweeper.split_arguments(list(overrides), max_batch_size)
+    return batches
+
+
+def failure_of(returned: JobReturn) -> Any:
+    """Return the exception that ended a job; None for a job that completed. `return_value` would raise it."""
+    return returned._return_value if returned.status is JobStatus.FAILED else None
+
+
+def register_as_installed(plugin: type[Plugin]) -> None:
+    """Make a launcher or sweeper of lmtrain known to Hydra as `hydra_plugins.lmtrain.CLASS`."""
+    module, plugin.__module__ = plugin.__module__, INSTALLED_AS
+    try:
+        Plugins.instance().register(plugin)
+    finally:
+        plugin.__module__ = module  # by which the processes of other launchers find the class

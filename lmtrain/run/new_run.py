@@ -1,0 +1,98 @@
+"""The one way to start a new run: compose, check, directory, Hydra's files, data; then as Hydra runs a job.
+
+A run without a verb, a job of a sweep, a fork, `--rerun` and `import` all begin here.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.utils import env_override, run_job
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from lmtrain.config.compose import MENU, compose, hydra_folder_texts, without_hydra
+from lmtrain.config.hydra_internals import context_of_one_run
+from lmtrain.config.preflight import check_data, check_new_run
+from lmtrain.errors import ConfigError
+from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """A run that can start. Nothing has been written yet, except token files that were missing.
+
+    `cfg` is resolved and checked; `directory` holds no run; `hydra_files` are the texts for its folder `.hydra`, by
+    file name; `composed` is what Hydra composed, with its own settings.
+    """
+
+    cfg: DictConfig
+    directory: Path
+    hydra_files: Mapping[str, str]
+    composed: DictConfig
+
+
+def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) -> NewRun:
+    """Compose and check a new run, and make its data if that is missing and has a recipe.
+
+    Raises:
+        ConfigError: a mistake in config or data, or a directory that holds a run already (`needs_empty_directory`:
+            that holds anything). Nothing is left behind then.
+    """
+    composed = compose(overrides, with_hydra=True)
+    settings = composed.hydra
+    if settings.mode not in (None, RunMode.RUN):
+        raise ConfigError(f"hydra.mode={settings.mode.name}: add -m for a sweep")
+    if settings.job.chdir:
+        raise ConfigError("hydra.job.chdir=true: relative paths are those of the folder that the command is given in")
+    settings.mode = RunMode.RUN
+    directory = Path(settings.run.dir)  # before the copy, which then has the same time and id in it
+    settings.runtime.output_dir = os.path.abspath(directory)
+    own = without_hydra(copy.deepcopy(composed))
+    with env_override(settings.job.env_set):
+        try:
+            cfg = check_new_run(own)
+        except ConfigError as error:
+            raise ConfigError(_with_experiment(str(error), overrides)) from error
+        (refuse_used_directory if needs_empty_directory else refuse_existing_run)(directory)
+        hydra_files = hydra_folder_texts(own, settings)
+        cfg = check_data(cfg)
+    return NewRun(cfg, directory, hydra_files, composed)
+
+
+def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
+    """Call `train` as Hydra runs a job: with its callbacks and `hydra.job.env_set`; return the exit code.
+
+    Whatever `train` raises is raised here. `train` should import torch itself, so that the variables are set by then.
+    """
+    mistakes: list[ConfigError] = []
+
+    def job(task_config: DictConfig) -> int | None:
+        try:
+            return train(run)
+        except ConfigError as error:  # Hydra would announce it in its own words
+            mistakes.append(error)
+            return None
+
+    context = context_of_one_run(run.composed)
+    context.callbacks.on_run_start(config=run.composed, config_name=MENU)
+    returned = run_job(job, run.composed, "hydra.run.dir", None, context)
+    context.callbacks.on_run_end(config=run.composed, config_name=MENU, job_return=returned)
+    if mistakes:
+        raise mistakes[0]
+    exit_code: int = returned.return_value  # or the exception that ended it
+    return exit_code
+
+
+def _with_experiment(problems: str, overrides: Sequence[str]) -> str:
+    """Add to each unknown key that no override gives that the experiment sets it, for another choice of its group."""
+    experiment = next((text for text in overrides if text.startswith("experiments=")), None)
+    lines = problems.splitlines()
+    for number, line in enumerate(lines):
+        key = line.partition("=")[0]
+        given = any(text.lstrip("+").startswith(f"{key}=") for text in overrides)
+        if experiment and ": unknown key" in line and not given:
+            lines[number] = f"{line}; set by {experiment}; '~{key}' leaves it out"
+    return "\n".join(lines)

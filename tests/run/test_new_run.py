@@ -1,0 +1,114 @@
+"""The one way to start a run: what it settles, in which order, and what it leaves behind when it refuses."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from support.tokens import TINY
+
+from lmtrain.errors import ConfigError
+from lmtrain.run.new_run import NewRun, new_run, start
+
+RECIPE = ["data=text", "prepare.source.files=book.txt", "prepare.tokenizer.vocab_size=300", "data.path=tokens"]
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def tiny(token_folder: Path) -> list[str]:
+    return [*TINY, f"data.path={token_folder}", "logger=[]"]
+
+
+def test_a_new_run_is_settled_before_anything_is_written(tiny: list[str], tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    run = new_run([*tiny, "name='mine-${run_id:}'"])
+    assert sorted(tmp_path.rglob("*")) == before
+    assert run.cfg.model.vocab_size == 61  # the data's
+    folder = run.directory.parent.name
+    assert folder == run.cfg.name != "mine-${run_id:}"
+    assert run.directory.name.endswith(folder.removeprefix("mine"))  # one id in both
+    assert sorted(run.hydra_files) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
+    texts = {name: yaml.safe_load(text) for name, text in run.hydra_files.items()}
+    assert texts["config.yaml"]["name"] == "mine-${run_id:}"
+    assert "hydra" not in texts["config.yaml"]
+    settings = texts["hydra.yaml"]["hydra"]
+    assert settings["mode"] == "RUN"
+    assert settings["runtime"]["output_dir"] == str(run.directory.absolute())
+    assert settings["sweep"]["subdir"].startswith("${job_directory:")  # which nothing needs to resolve
+    assert texts["overrides.yaml"] == [*tiny, "name='mine-${run_id:}'"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.max_stepz=3"], "trainer.max_stepz=3: unknown key"),
+        (["optimizer.lr=high"], "optimizer.lr=high: input should be a valid number"),
+        (["++resume=old"], "resume=old: give it on the command line"),
+        (["step=3"], "step=3: goes with fork=RUN_DIR"),
+        (["hydra.mode=MULTIRUN"], "hydra.mode=MULTIRUN: add -m for a sweep"),
+        (["hydra.job.chdir=true"], "hydra.job.chdir=true: relative paths are those"),
+        (["hydra.run.dir=old"], "hydra.run.dir=old: holds a run already"),
+    ],
+)
+def test_no_data_is_made_for_a_run_that_is_refused(tmp_path: Path, overrides: list[str], message: str) -> None:
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "metrics.jsonl").touch()
+    (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
+    with pytest.raises(ConfigError) as caught:
+        new_run([*RECIPE, *overrides])
+    assert str(caught.value).startswith(message)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["book.txt", "old"]
+
+
+def test_a_mistake_in_the_config_is_told_before_one_in_the_directory(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"trainer\.max_stepz=3: unknown key"):
+        new_run([*tiny, "trainer.max_stepz=3", f"hydra.run.dir={tmp_path}"])
+
+
+def test_a_directory_with_other_files_is_refused_on_request(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert new_run([*tiny, "hydra.run.dir=run"], needs_empty_directory=True).directory == Path("run")
+    (tmp_path / "run" / "job.log").touch()  # as a sweep makes it before its job starts
+    assert new_run([*tiny, "hydra.run.dir=run"]).directory == Path("run")
+    with pytest.raises(ConfigError, match=r"^hydra\.run\.dir=run: is there already; give another$"):
+        new_run([*tiny, "hydra.run.dir=run"], needs_empty_directory=True)
+
+
+def test_an_experiments_key_of_another_choice_is_told_as_such(tiny: list[str], tmp_path: Path) -> None:
+    (tmp_path / "experiments").mkdir()
+    lines = ["# @package _global_", "scheduler:", "  min_lr: 0.0"]
+    (tmp_path / "experiments" / "mine.yaml").write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match=r"set by experiments=mine; '~scheduler.min_lr' leaves it out"):
+        new_run([*tiny, "experiments=mine", "scheduler=constant"])
+
+
+def test_the_environment_that_hydra_sets_holds_for_preflight_and_start(
+    tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WIDTH", raising=False)
+    run = new_run([*tiny, "+hydra.job.env_set.WIDTH='48'", "model.d_ff='${oc.decode:${oc.env:WIDTH}}'"])
+    assert run.cfg.model.d_ff == 48
+    assert "WIDTH" not in os.environ
+
+    def train(given: NewRun) -> int:
+        assert given is run
+        return int(os.environ["WIDTH"])
+
+    assert start(run, train) == 48
+    assert "WIDTH" not in os.environ
+
+
+def test_what_training_raises_is_raised(tiny: list[str]) -> None:
+    for error in (ConfigError("data.path=x: gone"), RuntimeError("out of memory")):
+
+        def train(run: NewRun, error: Exception = error) -> int:
+            raise error
+
+        with pytest.raises(type(error)) as caught:
+            start(new_run(tiny), train)
+        assert caught.value is error
