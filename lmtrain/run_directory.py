@@ -160,7 +160,7 @@ def _version(package: str) -> str | None:
 
 def _cpu_name() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -202,7 +202,7 @@ def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
         done = subprocess.run(
             ["git", *words],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=GIT_TIMEOUT_S,
             env=environment,

@@ -191,7 +191,7 @@ def is_run(run: Path) -> bool:
 def raise_if_failed(ended: Ended, arguments: Sequence[str], output: Path) -> None:
     if ended.code == 0:
         return
-    lines = output.read_text(errors="replace").splitlines()
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("config error: ") for line in lines if line.startswith("config error: ")]
     if ended.code == BAD_CONFIG and mistakes:
         raise ConfigError(mistakes[-1])

@@ -29,7 +29,7 @@ def median(rounds: Sequence[Mapping[str, float]], name: str) -> float:
 def processor() -> str:
     """The CPU's name where the system tells it."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
 
@@ -41,4 +41,4 @@ def write_json(path: Path, **results: Any) -> None:
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
-    path.write_text(json.dumps({**results, "machine": machine}, indent=2) + "\n")
+    path.write_text(json.dumps({**results, "machine": machine}, indent=2) + "\n", encoding="utf-8")

@@ -44,7 +44,7 @@ def offers(
 def memory_available() -> int | None:
     """Bytes of RAM that a new process can have, within a container's limit; None where the kernel does not say."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         pages = os.sysconf_names.get("SC_PHYS_PAGES")
