@@ -56,7 +56,7 @@ def find_gpu(device_name: str) -> Gpu | None:
 def cpu_name() -> str:
     """Return the model name of the CPU, or the machine type where the system does not say more."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
@@ -70,7 +70,7 @@ def write_json_with_machine(path: Path, **results: Any) -> None:
         "platform": platform.platform(),
         "python": platform.python_version(),
     }
-    path.write_text(json.dumps({**results, "machine": machine}, indent=2) + "\n")
+    path.write_text(json.dumps({**results, "machine": machine}, indent=2) + "\n", encoding="utf-8")
 
 
 def available_cores() -> int:

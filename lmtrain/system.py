@@ -144,7 +144,7 @@ class System:
         """RAM that this process holds at the moment."""
         statm = Path("/proc/self/statm")
         if statm.exists():
-            return int(statm.read_text().split()[1]) * resource.getpagesize()
+            return int(statm.read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def speed_to_float32(self) -> float:

@@ -155,7 +155,7 @@ def dangers(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_in_the_package_could_run_what_lies_in_a_file(path: Path) -> None:
-    assert dangers(path.read_text()) == ["eval"] * EVALUATES.get(path.name, 0)
+    assert dangers(path.read_text(encoding="utf-8")) == ["eval"] * EVALUATES.get(path.name, 0)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def evil(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def hostile(path: Path, key: str, value: Any) -> None:
     cfg = OmegaConf.load(path)
     OmegaConf.update(cfg, key, value, force_add=True)
-    path.write_text(OmegaConf.to_yaml(cfg))
+    path.write_text(OmegaConf.to_yaml(cfg), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

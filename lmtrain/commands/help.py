@@ -60,5 +60,7 @@ def choices_in(group: str) -> Mapping[str, str]:
 
 
 def _meaning(path: Path) -> str:
-    comments = (line.removeprefix("#").strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    comments = (
+        line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
+    )
     return next((comment for comment in comments if comment and not comment.startswith("@package")), "")

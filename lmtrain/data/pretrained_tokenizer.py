@@ -68,7 +68,8 @@ def _convert(folder: Path, into: Path) -> None:
         [sys.executable, "-c", _CONVERT, folder.absolute(), into],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if done.returncode or not (into / TOKENIZER_FILE).is_file():
         reason = done.stderr.strip().splitlines() or ["it has no fast form of this kind"]

@@ -40,7 +40,7 @@ def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> 
     """`init` is for `trackio.init`; the file `lock` keeps a resumed run from its killed predecessor's process."""
     import trackio
 
-    with open(lock, "a") as file:
+    with open(lock, "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         _follow(items, init, trackio)
 

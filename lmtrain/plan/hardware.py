@@ -48,7 +48,7 @@ def gpu_estimates(
 def memory_available() -> int | None:
     """Return the bytes of RAM that a new process can have, in a container's limit; None if the kernel is silent."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         pages = os.sysconf_names.get("SC_PHYS_PAGES")

@@ -80,7 +80,7 @@ def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
         done = subprocess.run(
             ["git", *words],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=GIT_TIMEOUT_S,
             env=environment,

@@ -192,7 +192,7 @@ def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path)
     """Raise ConfigError or FailedAttemptError if an attempt ended by itself without success."""
     if ended.code == 0:
         return
-    lines = output.read_text(errors="replace").splitlines()
+    lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("config error: ") for line in lines if line.startswith("config error: ")]
     if ended.code == BAD_CONFIG.exit_code and mistakes:
         raise ConfigError(mistakes[-1])

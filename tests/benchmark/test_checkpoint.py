@@ -24,7 +24,7 @@ def test_numbers_of_every_round(here: Path, capsys: pytest.CaptureFixture[str]) 
     overrides = [*TINY_MODEL, "model.vocab_size=61", *UNTOUCHED]
     assert main(["checkpoint", *overrides, "--rounds", "2", "--json", "numbers.json"]) == 0
     assert [path.name for path in here.iterdir()] == ["numbers.json"]
-    numbers = json.loads(Path("numbers.json").read_text())
+    numbers = json.loads(Path("numbers.json").read_text(encoding="utf-8"))
     assert numbers["first_stalls"].keys() == FIRST.keys()
     assert [seconds.keys() for seconds in numbers["seconds"]] == [MEASURED.keys()] * 2
     for seconds in numbers["seconds"]:

@@ -41,7 +41,7 @@ def save(folder: CheckpointFolder, step: int) -> Path:
 
 
 def nested(path: Path) -> None:
-    path.write_text("[" * 500_000)
+    path.write_text("[" * 500_000, encoding="utf-8")
 
 
 def link_to_itself_elsewhere(path: Path) -> None:
@@ -54,7 +54,7 @@ def manifest_with(**entries: object) -> Callable[[Path], None]:
     """Adds them, or puts them in place of what the manifest says."""
 
     def change(path: Path) -> None:
-        path.write_text(json.dumps({**json.loads(path.read_text()), **entries}))
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **entries}), encoding="utf-8")
 
     return change
 

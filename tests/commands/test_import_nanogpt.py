@@ -1,5 +1,6 @@
 """`import` as a person uses it: a nanoGPT checkpoint goes on training here, to the same parameters."""
 
+import copy
 import json
 import shlex
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import torch
 from omegaconf import OmegaConf
 from support.command_line import Cli
 from support.nanogpt_model import CONFIG, Harmful, Training
+from support.rounding import FLOAT32, rounding_error
+from torch import Tensor
 
 from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
 from lmtrain.commands.import_nanogpt import with_defaults
@@ -40,13 +43,21 @@ def checkpoint_at(run: Path, step: int) -> Checkpoint:
     return load_checkpoint(run / "checkpoints" / f"step-{step:08d}")
 
 
-def assert_as(found: Checkpoint, theirs: Training, tolerance: float) -> None:
-    """The checkpoint's parameters and moments are theirs."""
+def tensors(theirs: Training) -> dict[str, Tensor]:
+    """The parameters and moments, under our names."""
+    named = {f"model/{our_name(name)}": param.detach() for name, param in theirs.model.named_parameters()}
     for name, param in theirs.model.named_parameters():
-        close = {"rtol": 0, "atol": tolerance, "msg": lambda text, name=name: f"{name}: {text}"}
-        torch.testing.assert_close(found.tensors["model"][our_name(name)], param.detach(), **close)
-        for key, value in theirs.optimizer.state[param].items():
-            torch.testing.assert_close(found.tensors["optimizer"][f"{our_name(name)}/{key}"], value, **close)
+        state = theirs.optimizer.state[param].items()
+        named |= {f"optimizer/{our_name(name)}/{key}": value for key, value in state}
+    return named
+
+
+def assert_as(found: Checkpoint, theirs: dict[str, Tensor], errors: list[float]) -> None:
+    """The checkpoint's parameters and moments are theirs."""
+    for (path, value), error in zip(theirs.items(), errors, strict=True):
+        part, _, name = path.partition("/")
+        close = {"rtol": 0, "atol": error, "msg": lambda text, path=path: f"{path}: {text}"}
+        torch.testing.assert_close(found.tensors[part][name].to(value.dtype), value, **close)
 
 
 @pytest.mark.slow
@@ -59,7 +70,8 @@ def test_an_imported_run_goes_on_to_the_parameters_that_nanogpt_itself_reaches(t
     assert "AdamW state at step 7, val loss 3.2500" in done.stdout
     assert "the order of batches is lmtrain's from here on (data.order=random)" in done.stdout
     run = tmp_path / "run"
-    assert_as(checkpoint_at(run, ITERATIONS), theirs, 0)
+    imported = tensors(theirs)
+    assert_as(checkpoint_at(run, ITERATIONS), imported, [0.0] * len(imported))
     state = checkpoint_at(run, ITERATIONS).state["train"]
     assert (state["step"], state["tokens"]) == (ITERATIONS, ITERATIONS * 2 * 4 * 16)
     assert (state["best_val_loss"], state["best_step"]) == (3.25, ITERATIONS)
@@ -78,10 +90,21 @@ def test_an_imported_run_goes_on_to_the_parameters_that_nanogpt_itself_reaches(t
 
     cfg = OmegaConf.load(run / "config.yaml")
     loader = build({**cfg.data, "path": str(tmp_path / "tokens")}, split="train", seed=cfg.seed)
-    for step, line in zip(range(ITERATIONS, ITERATIONS + 4), metrics, strict=True):
-        assert line["lr"] == pytest.approx(theirs.learning_rate(), rel=1e-12)
-        theirs.step([loader.batch(2 * step), loader.batch(2 * step + 1)])
-    assert_as(checkpoint_at(run, ITERATIONS + 4), theirs, 2e-6)
+    rates = []
+
+    def further() -> dict[str, Tensor]:
+        """Where nanoGPT itself gets to, in float64."""
+        exact = copy.deepcopy(theirs).double()
+        rates.clear()
+        for step in range(ITERATIONS, ITERATIONS + 4):
+            rates.append(exact.learning_rate())
+            exact.step([loader.batch(2 * step), loader.batch(2 * step + 1)])
+        return tensors(exact)
+
+    longest_sum = 128  # over the width of the MLP
+    errors = rounding_error(lambda: list(further().values()), longest_sum, FLOAT32)
+    assert_as(checkpoint_at(run, ITERATIONS + 4), further(), errors)
+    assert [line["lr"] for line in metrics] == pytest.approx(rates, rel=1e-12)
 
 
 def test_logits_of_the_imported_run_are_nanogpts_in_float64(
@@ -96,7 +119,7 @@ def test_logits_of_the_imported_run_are_nanogpts_in_float64(
     tokens = torch.randint(0, 61, (3, 16))
     logits, _ = loaded.model.double()(tokens)
     assert logits.std() > 0.1
-    torch.testing.assert_close(logits, theirs.double().model(tokens), rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits, theirs.double().model(tokens), rtol=0, atol=1e-10)
 
 
 def test_the_users_overrides_win_and_another_choice_of_a_group_keeps_what_fits() -> None:

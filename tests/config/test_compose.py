@@ -67,7 +67,7 @@ def test_the_production_experiment_is_the_defaults_spelled_out() -> None:
 
 @pytest.mark.parametrize("path", sorted(shipped("experiments").glob("*.yaml")), ids=lambda path: path.stem)
 def test_experiments_are_deltas(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert text.startswith("# @package _global_\n")
     assert "_target_" not in text
     check(compose([f"experiments={path.stem}"]))

@@ -47,7 +47,7 @@ def test_logits_are_equal_in_float64(bias: bool) -> None:
     x, _ = batch()
     logits, _ = gpt2(source)(x)
     assert logits.std() > 0.1
-    torch.testing.assert_close(logits, theirs.model(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(logits, theirs.model(x), rtol=0, atol=1e-10)  # a hundred thousand roundings of float64
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -76,7 +76,8 @@ def test_the_next_steps_are_equal_in_float64(bias: bool) -> None:
             either.zero_grad()
     for name, param in theirs.model.named_parameters():
         moved = dict(named)[our_name(name)]
-        torch.testing.assert_close(moved, param, rtol=0, atol=1e-10)
+        # Where gradients cancel to 1e-15, AdamW divides by its eps of 1e-8: 1e-9 for each step of a rate of 1e-2.
+        torch.testing.assert_close(moved, param, rtol=0, atol=1e-8)
         assert not torch.equal(moved, before[our_name(name)])
 
 

@@ -54,7 +54,7 @@ def test_leaving_ends_the_thread_though_the_queue_is_full(long):
         assert len(prefetching()) == 1
         assert not made.acquire(timeout=0.1)  # and no further one is made
         start = time.perf_counter()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 30  # which is not for ever
 
 
 @pytest.mark.usefixtures("ends_its_thread")

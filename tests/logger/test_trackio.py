@@ -76,9 +76,9 @@ sys.addaudithook(audit)
     )
     os.environ["PYTHONPATH"] = str(tmp_path / "spy")
     try:
-        start = time.perf_counter()
+        start = time.process_time()  # of this process: others may have the CPU
         first, other = logger(tmp_path / "runs" / "a"), logger(tmp_path / "runs" / "b")
-        assert time.perf_counter() - start < 1.0  # importing trackio takes longer
+        assert time.process_time() - start < 1.0  # importing trackio takes longer
     finally:
         del os.environ["PYTHONPATH"]
     start = time.perf_counter()

@@ -49,7 +49,8 @@ def test_scores_are_those_of_a_reference_and_bad_steps_stay_out_of_the_window(
         expected = reference_scores(history, values, window)
         bad, scores = judge(detector, *values)
         if all(map(math.isfinite, values)):
-            assert scores == pytest.approx(expected, rel=1e-3, abs=1e-3)
+            # float32 keeps a value, of at most 30 medians, to 2⁻²⁴; the spread is at least 0.01 medians.
+            assert scores == pytest.approx(expected, rel=1e-6, abs=30 * 2**-24 / 0.01)
             if all(abs(score - zscore) > 0.01 for score in expected):
                 assert bad == any(score > zscore for score in expected)
         else:

@@ -82,7 +82,7 @@ with StopRequest() as stop:
     time.sleep(REPEAT_S + 0.3)
     assert process.poll() is None
     process.send_signal(second)
-    output, errors = process.communicate(timeout=10)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == ending_by_signal(second).exit_code
     assert output == ""
     assert "once more leaves at once" in errors

@@ -101,7 +101,7 @@ def test_logits_are_transformers_logits_in_float64(changes):
         ours, theirs = model(x)[0], in_transformers(model, **changes)(x).logits
     assert ours.dtype == torch.float64
     assert ours.std() > 0.1
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # a million roundings of float64
 
 
 def test_the_two_gelus_differ():
@@ -119,11 +119,13 @@ def test_loss_is_the_mean_over_targets_that_count():
     logits, loss = model(x, y)
     counted = y != -100
     chosen = logits.log_softmax(-1)[counted].gather(-1, y[counted].unsqueeze(-1))
-    torch.testing.assert_close(loss, -chosen.mean(), rtol=1e-12, atol=0)
-    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()), rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss, -chosen.mean(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()), rtol=1e-10, atol=0)
     labels = torch.cat((x[:, :1], y[:, :-1]), dim=1)  # transformers shifts them itself, and takes logits as float32
     theirs = in_transformers(model)(x, labels=labels).loss
-    torch.testing.assert_close(loss.float(), theirs.float(), rtol=1e-5, atol=0)
+    # In float32, a rounding for each term of the log-sum-exp and for each target.
+    float32_error = (model.vocab_size + y.numel()) * torch.finfo(torch.float32).eps * logits.abs().max().item()
+    torch.testing.assert_close(loss, theirs.double(), rtol=0, atol=float32_error)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_later_tokens_do_not_reach_earlier_logits(changed):
     other[:, changed:] = (other[:, changed:] + 1) % model.vocab_size
     with torch.no_grad():
         before, after = model(x)[0], model(other)[0]
-    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=1e-12)
+    torch.testing.assert_close(before[:, :changed], after[:, :changed], rtol=0, atol=1e-10)
     assert ((before - after)[:, changed:].abs().amax(-1) > 1e-6).all()
 
 

@@ -30,6 +30,7 @@ def test_twenty_steps_are_algorithm_2_of_the_paper():
             v[name] = beta2 * v[name] + (1 - beta2) * g**2
             m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)
             theta[name] = theta[name] - lr * m_hat / (np.sqrt(v_hat) + eps)
+            # Twenty steps are 200 roundings of 1.1e-16; a value near 0 was at most 0.1 before, by 20 rates of 3e-3.
             np.testing.assert_allclose(named[name].detach().numpy(), theta[name], rtol=1e-12, atol=1e-14)
 
 
@@ -42,6 +43,7 @@ def test_without_a_gradient_only_tensors_of_two_or_more_dimensions_shrink():
     optimizer.step()
     for name, param in named.items():
         factor = 1 - 3e-3 * 0.1 if len(SHAPES[name]) >= 2 else 1.0
+        # Nine roundings of float64; three are needed.
         torch.testing.assert_close(param.detach(), before[name] * factor, rtol=1e-15, atol=0)
 
 

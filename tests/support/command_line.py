@@ -23,7 +23,7 @@ class Started:
         code = self.folder / "code"
         return int(code.read_text()) if code.exists() else None
 
-    def wait(self, timeout: float = 60) -> int:
+    def wait(self, timeout: float = 120) -> int:
         deadline = time.monotonic() + timeout
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:

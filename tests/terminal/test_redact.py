@@ -88,10 +88,10 @@ def test_passwords_in_urls(text: str, shown: str) -> None:
 
 
 def test_a_large_diff_takes_no_time() -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for text in ("a" * 1_000_000, "http://" * 150_000, "://a:" * 200_000, "http://" + "a:" * 500_000):
         redact(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5  # what backtracks would take hours
 
 
 def test_logs_and_json_hold_none(

@@ -64,9 +64,9 @@ def change_checkpoint(run: Path, step: int, name: str, change: Callable[[Path], 
 
 def in_json(change: Callable[[Any], None]) -> Callable[[Path], None]:
     def edit(path: Path) -> None:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
 
     return edit
 

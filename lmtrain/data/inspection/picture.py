@@ -142,7 +142,7 @@ def _draw_comparison(axes: Axes, folder: Inspected) -> None:
     divergence = (val - train) * np.log(val / train)
     places = np.log([train, val]).T / np.log(max(2, ends[1] / ends[0]))  # (ids, 2), in widths of the axes
     named: list[int] = []
-    for point in np.argsort(-divergence)[: 3 * NAMED].tolist():
+    for point in np.argsort(-divergence, kind="stable")[: 3 * NAMED].tolist():
         above = bool(val[point] > train[point])
         too_near = (np.abs(places[named] - places[point]) < (0.2, 0.045)).all(axis=1).any()
         if too_near or len(named) == NAMED or not divergence[point]:

@@ -57,7 +57,7 @@ def page(browser: webdriver.Chrome, few: Path) -> Page:
 
 def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "page.html"
-    elsewhere.write_text(few.read_text())
+    elsewhere.write_text(few.read_text(encoding="utf-8"))
     page = Page(browser, elsewhere)
     assert sorted(page.curves()) == [f"run{number}" for number in range(6)]
     assert page.complaints() == []
@@ -75,17 +75,17 @@ def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, 
 def test_the_policy_refuses_the_network_and_scripts_from_elsewhere(
     browser: webdriver.Chrome, few: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text(few.read_text())
+    (tmp_path / "page.html").write_text(few.read_text(encoding="utf-8"))
     page = Page(browser, tmp_path / "page.html")
     page.run(
         "window.outcome = []; fetch('http://127.0.0.1:9/').catch(() => window.outcome.push('refused'));"
         "const made = document.createElement('script'); made.textContent = 'window.outcome.push(1)';"
         "document.body.append(made); document.body.insertAdjacentHTML('beforeend', '<img src=\"http://127.0.0.1:9/x\">');"
     )
-    time.sleep(0.2)
-    assert page.run("return window.outcome") == ["refused"]
-    complaints = page.complaints()
-    assert len(complaints) >= 3
+    wait = WebDriverWait(browser, 30)
+    assert wait.until(lambda _: page.run("return window.outcome")) == ["refused"]
+    complaints: list[str] = []
+    wait.until(lambda _: complaints.extend(page.complaints()) or len(complaints) >= 3)
     assert all("Content Security Policy" in line for line in complaints)
 
 
@@ -172,8 +172,9 @@ def test_the_pointer_over_a_curve_tells_its_run_and_values(page: Page) -> None:
     x, y = page.run(f"{axes} return [xaxis.d2p(arguments[0]), yaxis.d2p(arguments[1])]", curve["x"][20], curve["y"][20])
     size = plot.size
     offset = round(x - size["width"] / 2), round(y - size["height"] / 2)
-    ActionChains(page.browser).move_to_element_with_offset(plot, *offset).pause(0.2).perform()
-    assert page.text("#curves .hoverlayer") == f"{curve['text']}val/loss {curve['y'][20]:.5g}step 105"
+    ActionChains(page.browser).move_to_element_with_offset(plot, *offset).perform()
+    shown = WebDriverWait(page.browser, 30).until(lambda _: page.text("#curves .hoverlayer"))
+    assert shown == f"{curve['text']}val/loss {curve['y'][20]:.5g}step 105"
     assert page.text("#runs tr.hot").startswith(curve["text"])
 
 

@@ -1,0 +1,62 @@
+"""How far rounding may move a result: found in float64, and so the same on every processor."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Unit roundoffs: the largest relative error of one operation.
+FLOAT64 = 2.0**-53
+FLOAT32 = 2.0**-24
+TENSOR_FLOAT32 = 2.0**-11
+BFLOAT16 = 2.0**-8
+SAMPLES = 4
+
+
+class Perturbed(TorchDispatchMode):
+    """Moves every float64 value that an operator writes by ±`relative` of itself, with a random sign."""
+
+    def __init__(self, relative: float, seed: int) -> None:
+        super().__init__()
+        self.relative, self.generator = relative, torch.Generator().manual_seed(seed)
+
+    def move(self, value: Any) -> None:
+        if isinstance(value, list | tuple):
+            for each in value:
+                self.move(each)
+        elif isinstance(value, Tensor) and value.dtype == torch.float64:
+            signs = 2 * torch.randint(2, value.shape, generator=self.generator) - 1
+            value.mul_(1 + self.relative * signs)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        schema = func._schema
+        for index, argument in enumerate(schema.arguments):
+            if argument.is_write:  # an operator that works in place
+                self.move(args[index] if index < len(args) else kwargs.get(argument.name))
+        if not any(returned.alias_info for returned in schema.returns):  # a view would be moved a second time
+            self.move(result)
+        return result
+
+
+def rounding_error(compute: Callable[[], Sequence[Tensor]], terms: int, unit: float) -> list[float]:
+    """Bound the error of each result of `compute` in a format whose unit roundoff is `unit`.
+
+    `compute` computes in float64. `terms` is the length of its longest sum; in a format whose products are added up in
+    float32 it is 2, for the roundings of the two factors. A sum of n products is the exact sum of factors that are off
+    by at most n · u, whatever the order of the additions (Higham, "Accuracy and Stability of Numerical Algorithms",
+    section 3.1). So every value is moved by n · u, and the largest change among `SAMPLES` random choices of the signs
+    is the bound. Real errors are about a hundredth of it: those of a sum grow with √n, those of most operations are u.
+    """
+    scale = max(1.0, FLOAT32 / unit)  # what float64 could not resolve is found at float32's size; it is linear
+    exact = [tensor.detach().clone() for tensor in compute()]
+    errors = [0.0] * len(exact)
+    for seed in range(SAMPLES):
+        with Perturbed(terms * unit * scale, seed):
+            moved = [tensor.detach() for tensor in compute()]
+        changes = [(one - other).abs().max().item() for one, other in zip(moved, exact, strict=True)]
+        errors = [max(pair) for pair in zip(errors, changes, strict=True)]
+    return [error / scale for error in errors]
