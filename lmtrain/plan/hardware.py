@@ -55,9 +55,9 @@ def memory_available() -> int | None:
         return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if pages is not None else None
     group = Path("/sys/fs/cgroup")
     try:
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
         cache = int(stat["inactive_file"]) + int(stat["active_file"])  # the kernel's own, given up on demand
-        limit = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()) + cache
+        limit = int((group / "memory.max").read_text(encoding="ascii")) - int((group / "memory.current").read_text(encoding="ascii")) + cache
     except (OSError, ValueError, KeyError):  # no container, or "max"
         return free
     return max(min(free, limit), 0)
