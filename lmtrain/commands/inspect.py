@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.config.build import mistakes_of_the_user
-from lmtrain.data.inspection.folder import Inspected, Sample, SplitReport, inspect
+from lmtrain.data.inspection.folder import Excerpt, InspectedFolder, SplitReport, inspect_folder
 from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import printable
@@ -47,8 +47,8 @@ def main(arguments: Sequence[str]) -> int:
     found = []
     with mistakes_of_the_user():
         for folder in options.folders:
-            with PrepareProgress() as progress:
-                inspected = inspect(
+            with DataProgress() as progress:
+                inspected = inspect_folder(
                     folder,
                     tokenizer=options.tokenizer,
                     end_of_text=options.end_of_text,
@@ -62,9 +62,9 @@ def main(arguments: Sequence[str]) -> int:
             options.json.write_text(json.dumps({"folders": [each.as_json() for each in found]}, allow_nan=False) + "\n")
             console.print(f"numbers: {options.json}", markup=False)
         if options.png:
-            from lmtrain.data.inspection.picture import draw
+            from lmtrain.data.inspection.picture import draw_folders
 
-            draw(found, options.png)
+            draw_folders(found, options.png)
             console.print(f"picture: {options.png}", markup=False)
     return 2 if any(inspected.problems for inspected in found) else 0
 
@@ -89,7 +89,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError(f"--png {options.png}: needs matplotlib; install it with pip install 'lmtrain[plot]'")
 
 
-def show(inspected: Inspected) -> None:
+def show(inspected: InspectedFolder) -> None:
     console.print(f"\n{heading(inspected)}", markup=False, style="bold")
     if inspected.splits:
         console.print(statistics_table(inspected))
@@ -107,7 +107,7 @@ def show(inspected: Inspected) -> None:
         console.print("checksums, ids and tokenizer are what meta.json says", style="green")
 
 
-def heading(inspected: Inspected) -> str:
+def heading(inspected: InspectedFolder) -> str:
     """Return the folder and its totals in one line."""
     facts = [f"{sum(split.statistics.tokens for split in inspected.splits.values()):,} tokens"]
     if inspected.vocab_size:
@@ -119,7 +119,7 @@ def heading(inspected: Inspected) -> str:
     return f"{inspected.folder}: {', '.join(facts)}"
 
 
-def statistics_table(inspected: Inspected) -> Table:
+def statistics_table(inspected: InspectedFolder) -> Table:
     """Return a table with a column for each split, and a section for each subject."""
     table = Table("", *map(escape, inspected.splits))
     for column in table.columns[1:]:
@@ -196,7 +196,7 @@ def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
     return f"{repeats.repeated:,} ({share})" if repeats.looked_at == 1 else f"about {share}"
 
 
-def frequent_tokens_table(inspected: Inspected) -> Table:
+def frequent_tokens_table(inspected: InspectedFolder) -> Table:
     """Return the most frequent tokens of each split, with their share."""
     table = Table("")
     columns = []
@@ -212,13 +212,13 @@ def frequent_tokens_table(inspected: Inspected) -> Table:
     return table
 
 
-def token_text(inspected: Inspected, number: int) -> str:
+def token_text(inspected: InspectedFolder, number: int) -> str:
     """Return a token's text and id."""
     text = inspected.text_of(number)
     return f"{number}" if text is None else f"{_printable(text)!r} {number}"
 
 
-def sample_lines(sample: Sample) -> list[str]:
+def sample_lines(sample: Excerpt) -> list[str]:
     """Return the first lines of the text, wrapped; ids where there is no text."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1

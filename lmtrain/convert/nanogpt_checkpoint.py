@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.convert.nanogpt_settings import Value, model_overrides, number, settings_overrides
+from lmtrain.convert.nanogpt_settings import Value, checked_number, model_overrides, settings_overrides
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.terminal.listing import first_few
 
@@ -163,9 +163,12 @@ def convert_optimizer(
     # As the groups have them: nanoGPT's own resume takes these, too, and not the ones of its config.
     group = groups[0]
     overrides: dict[str, Value] = {
-        f"optimizer.{key}": number(f"optimizer: {key}", group[key]) for key in ("weight_decay", "eps")
+        f"optimizer.{key}": checked_number(f"optimizer: {key}", group[key]) for key in ("weight_decay", "eps")
     }
-    return tensors, {**overrides, "optimizer.betas": [number("optimizer: betas", beta) for beta in group["betas"]]}
+    return tensors, {
+        **overrides,
+        "optimizer.betas": [checked_number("optimizer: betas", beta) for beta in group["betas"]],
+    }
 
 
 def check_weights_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -40,13 +40,13 @@ def model_overrides(model_args: Mapping[str, Any]) -> dict[str, Value]:
     """Return `model=gpt2` in nanoGPT's sizes and with its exact GELU.
 
     Raises:
-        ValueError: an argument is missing, or unknown: what it would change can't be told.
+        ValueError: an argument is missing, or unknown: what it changes is not known.
     """
     if missing := [key for key in MODEL_ARGS if key not in model_args]:
         raise ValueError(f"model_args has no {', '.join(missing)}")
     if unknown := [key for key in model_args if key not in MODEL_ARGS]:
         raise ValueError(f"model_args has {first_few(unknown)}, which nanoGPT's GPT-2 does not")
-    values = {ours: number(f"model_args.{key}", model_args[key]) for key, ours in MODEL_ARGS.items()}
+    values = {ours: checked_number(f"model_args.{key}", model_args[key]) for key, ours in MODEL_ARGS.items()}
     for key in MODEL_ARGS.keys() - {"bias", "dropout"}:
         if not isinstance(model_args[key], int) or model_args[key] < 1:
             raise ValueError(f"model_args.{key}={model_args[key]}: not a size")
@@ -65,16 +65,16 @@ def settings_overrides(config: Mapping[str, Any]) -> dict[str, Value]:
         known |= SCHEDULE
     else:  # neither decay nor warmup
         overrides |= {"scheduler": "constant", "scheduler.warmup_steps": 0}
-    overrides |= {ours: number(f"config.{key}", config[key]) for key, ours in known.items() if key in config}
+    overrides |= {ours: checked_number(f"config.{key}", config[key]) for key, ours in known.items() if key in config}
     if "dtype" in config:
         if config["dtype"] not in DTYPES:
             raise ValueError(f"config.dtype={config['dtype']!r}: not one of {', '.join(DTYPES)}")
-        # Anywhere but on CUDA, nanoGPT computes in float32 whatever its dtype says.
+        # Anywhere but on CUDA, nanoGPT computes in float32 and ignores its dtype.
         overrides["system.dtype"] = config["dtype"] if "cuda" in str(config.get("device", "cuda")) else "float32"
     return overrides
 
 
-def number(name: str, value: object) -> Number:
+def checked_number(name: str, value: object) -> Number:
     """Return the value. Raises ValueError if it is no number."""
     if not isinstance(value, bool | int | float):
         raise ValueError(f"{name}={value!r}: not a number")

@@ -57,7 +57,8 @@ def memory_available() -> int | None:
     try:
         stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
         cache = int(stat["inactive_file"]) + int(stat["active_file"])  # the kernel's own, given up on demand
-        limit = int((group / "memory.max").read_text(encoding="ascii")) - int((group / "memory.current").read_text(encoding="ascii")) + cache
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        limit += cache - used
     except (OSError, ValueError, KeyError):  # no container, or "max"
         return free
     return max(min(free, limit), 0)
