@@ -8,7 +8,7 @@ from typing import Any
 
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
-from lmtrain.checkpoint.steps import CHECKPOINTS
+from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
 from lmtrain.errors import BrokenCheckpointError
 
 log = logging.getLogger(__name__)
@@ -34,15 +34,8 @@ def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
     Raises:
         ValueError: there is none, or it is broken.
     """
-    folder = CheckpointFolder(run / CHECKPOINTS)
-    steps = folder.steps()
-    if not steps:
-        raise ValueError(f"fork={run}: no run with a checkpoint there")
-    wanted = steps[-1] if step is None else step
-    if wanted not in steps:
-        raise ValueError(f"step={wanted}: {run} has checkpoints of the steps {', '.join(map(str, steps))}")
     try:
-        checkpoint = load_checkpoint(folder.at(wanted))
+        checkpoint = load_checkpoint(CheckpointFolder(run / CHECKPOINTS).at(step_to_fork(run, step)))
     except BrokenCheckpointError as error:
         raise ValueError(f"fork={run}: {error}") from error
     return ForkOrigin(run, checkpoint, train_state(checkpoint))

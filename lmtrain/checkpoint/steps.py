@@ -25,3 +25,17 @@ def steps_in(checkpoints: Path) -> list[int]:
 def checkpoint_steps(run_dir: Path) -> list[int]:
     """Return the steps that a run has checkpoints of, in ascending order."""
     return steps_in(run_dir / CHECKPOINTS)
+
+
+def step_to_fork(run_dir: Path, step: int | None) -> int:
+    """Return the step of the checkpoint that a fork of a run starts from; None asks for the newest.
+
+    Raises:
+        ValueError: the run has no such checkpoint, by the names alone.
+    """
+    steps = checkpoint_steps(run_dir)
+    if not steps:
+        raise ValueError(f"fork={run_dir}: no run with a checkpoint there")
+    if step is not None and step not in steps:
+        raise ValueError(f"step={step}: {run_dir} has checkpoints of the steps {', '.join(map(str, steps))}")
+    return steps[-1] if step is None else step

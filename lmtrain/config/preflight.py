@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.checkpoint.steps import step_to_fork
 from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.check import check
 from lmtrain.config.token_files import ensure_tokens, fit_to_data, token_folders
@@ -61,16 +61,15 @@ def check_data(cfg: DictConfig, *, begun: bool = False) -> DictConfig:
 
 
 def _check_origin(composed: DictConfig) -> None:
-    """Of a fork: is there such a checkpoint? Whether it is whole is seen when it is read."""
+    """Check that a fork has a checkpoint to start from; whether it is whole is seen when it is read."""
     run, step = composed.get("fork"), composed.get("step")
     if run is None:
         if step is not None:
             raise ConfigError(f"step={step}: goes with fork=RUN_DIR, and is the step of its checkpoint")
         return
-    steps = checkpoint_steps(Path(run))
-    if isinstance(step, int) and step not in steps:
-        there = f"checkpoints of the steps {', '.join(map(str, steps))}" if steps else "no checkpoint"
-        raise ConfigError(f"step={step}: {run} has {there}")
+    if isinstance(step, int):  # anything else is refused by `check`
+        with mistakes_of_the_user():
+            step_to_fork(Path(run), step)
 
 
 def _check_extras(cfg: DictConfig) -> None:

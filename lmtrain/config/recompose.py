@@ -8,7 +8,8 @@ import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.checkpoint.steps import step_to_fork
+from lmtrain.config.build import mistakes_of_the_user
 from lmtrain.config.check import GROUPS, key_paths
 from lmtrain.config.compose import compose
 from lmtrain.config.hydra_internals import parse_flags
@@ -46,10 +47,8 @@ def forked(arguments: Sequence[str]) -> list[str]:
     own = overrides_of(run, trusted, given)
     rest = [_line(override) for override in given if override.key_or_group != "trust"]
     if not any(override.key_or_group == "step" for override in given):
-        steps = checkpoint_steps(run)
-        if not steps:
-            raise ConfigError(f"fork={run}: no checkpoint there yet")
-        rest.append(f"step={steps[-1]}")
+        with mistakes_of_the_user():
+            rest.append(f"step={step_to_fork(run, None)}")
     others = [text for text in arguments if text not in flags.overrides]
     return [*others, *own, f"{FORK}{quoted(str(run))}", *rest]
 
