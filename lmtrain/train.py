@@ -15,7 +15,7 @@ from lmtrain.checkpoint import fork
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.stored_tokenizer import StoredTokenizer
@@ -69,7 +69,7 @@ def run(
     """
     state = TrainState()
     with contextlib.ExitStack() as stack:
-        with mistakes_of_the_user():
+        with raising_config_errors():
             directory = stack.enter_context(RunDirectory(run_dir))
         if resumed is None:
             refuse_existing_run(directory.path)
@@ -124,7 +124,7 @@ def train(
     lineage: Mapping[str, Any],
 ) -> None:
     """Builds the parts in the order that data flows, and runs them; `state` is where the run is afterwards."""
-    with mistakes_of_the_user():
+    with raising_config_errors():
         system: System = build(cfg.system)  # first: it sets how memory is allocated
         system.seed(cfg.seed)
         train_loader = build(cfg.data, split="train", seed=cfg.seed)
@@ -159,7 +159,7 @@ def train(
             ],
         )
     try:
-        with mistakes_of_the_user():
+        with raising_config_errors():
             trainer: Trainer = build(
                 cfg.trainer,
                 model=model,

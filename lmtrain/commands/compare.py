@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmtrain.compare import values
 from lmtrain.compare.runs import Run, labelled, load_runs
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.compare.comparison import compare  # scipy takes half a second, which --help need not wait for
     from lmtrain.compare.output.terminal_view import show
 
-    with mistakes_of_the_user():
+    with raising_config_errors():
         compared = compare(
             selected(options),
             metric=options.metric,

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.inspection.folder import Inspected, Sample, SplitReport, inspect
 from lmtrain.data.inspection.repeats import Repeats
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
     check(options)
 
     found = []
-    with mistakes_of_the_user():
+    with raising_config_errors():
         for folder in options.folders:
             with PrepareProgress() as progress:
                 inspected = inspect(

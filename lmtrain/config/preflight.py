@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import checkpoint_steps
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
-from lmtrain.config.token_files import ensure_tokens, fit_to_data, token_folders
+from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -55,13 +55,13 @@ def check_data(cfg: DictConfig, *, begun: bool = False) -> DictConfig:
     Raises:
         ConfigError: naming what is wrong with the data.
     """
-    with mistakes_of_the_user():
+    with raising_config_errors():
         ensure_tokens(cfg, prepares=not begun)
-        return fit_to_data(cfg)
+        return fill_in_from_data(cfg)
 
 
 def _check_origin(composed: DictConfig) -> None:
-    """Of a fork: is there such a checkpoint? Whether it is whole is seen when it is read."""
+    """Raise ConfigError if a fork's checkpoint is not there. Whether it is whole is seen when it is read."""
     run, step = composed.get("fork"), composed.get("step")
     if run is None:
         if step is not None:
@@ -81,7 +81,7 @@ def _check_extras(cfg: DictConfig) -> None:
 
 
 def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
-    """The checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
+    """Return the checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
 
     Without its token files a model's vocabulary is the one that `prepare` is asked for.
 
@@ -94,8 +94,8 @@ def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
     cfg = check(composed)
     missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]
     if not missing:
-        with mistakes_of_the_user():
-            return fit_to_data(cfg), []
+        with raising_config_errors():
+            return fill_in_from_data(cfg), []
     if cfg.model.get("vocab_size", 0) is None:
         asked = OmegaConf.select(cfg, "prepare.tokenizer.vocab_size")
         if asked is None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from lmtrain.checkpoint.fork import first_state, load_origin
 from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.machine import known
 from lmtrain.model.flops import flops_per_token
 from lmtrain.parts import check_block_size, check_samples
@@ -54,7 +54,7 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
     Raises:
         ConfigError: a mistake that only building shows.
     """
-    with mistakes_of_the_user():
+    with raising_config_errors():
         parts = build_parts(cfg, missing)
     work = follow_a_step(cfg, parts)
     measured = measure(cfg, parts.system, parts.train_loader, parts.val_loader) if measures else None

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint import folder as checkpoint
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.data import tokenizer as tokenizers
 from lmtrain.data.stored_tokenizer import StoredTokenizer
@@ -47,7 +47,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = read_saved(run_dir / "config.yaml")
     check_trust(cfg, trusted, run_dir, option="--trust ")
-    with mistakes_of_the_user():
+    with raising_config_errors():
         system: System = build(cfg.system, device=device, compile=False)
         model: nn.Module = build(cfg.model)
         has_tokenizer = (run_dir / tokenizers.FILE).is_file()
