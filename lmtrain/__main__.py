@@ -1,4 +1,4 @@
-"""`python -m lmtrain [VERB] …`: picks the verb; without one, trains."""
+"""`python -m lmtrain [VERB] …`: picks the verb; without a verb, trains."""
 
 import ctypes
 import difflib
@@ -27,13 +27,13 @@ VERBS = {  # and the module of lmtrain.commands that does it
 
 
 def main() -> None:
-    """The entry point; its exit codes are 0, 2 (a mistake in config or input), 3, 130, 143 and 1, as in the README."""
+    """Run a command and exit, with 0, 2 (a mistake in config or input), 3, 130, 143 or 1, as the README says."""
     if parent := os.environ.pop("LMTRAIN_PARENT", None):
-        end_with(int(parent))
+        stop_with_parent(int(parent))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
     try:
-        code = checked_dispatch(sys.argv[1:])
+        code = dispatch_and_report_errors(sys.argv[1:])
         # All is done and said; what is left is Python's own end, which takes a moment and needs no interruption.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
@@ -42,8 +42,8 @@ def main() -> None:
     sys.exit(code)
 
 
-def checked_dispatch(arguments: Sequence[str]) -> int:
-    """`dispatch`, with a user's mistake as one line and the exit code 2."""
+def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
+    """Run a command and return its exit code; a user's mistake is one line and the exit code 2."""
     from lmtrain.errors import ConfigError
 
     try:
@@ -59,8 +59,8 @@ def checked_dispatch(arguments: Sequence[str]) -> int:
     return code
 
 
-def end_with(parent: int) -> None:
-    """A job of a sweep stops, with everything saved, when the sweep is killed: no orphan goes on with its GPU."""
+def stop_with_parent(parent: int) -> None:
+    """Stop this job of a sweep, with everything saved, when the sweep is killed: no orphan goes on with its GPU."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it came too late
@@ -68,6 +68,7 @@ def end_with(parent: int) -> None:
 
 
 def dispatch(arguments: Sequence[str]) -> int:
+    """Run the command that the arguments ask for, and return its exit code."""
     from lmtrain.errors import ConfigError
 
     first = arguments[0] if arguments else ""

@@ -13,7 +13,7 @@ from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
@@ -66,7 +66,7 @@ def run(
     """
     state = TrainState()
     with contextlib.ExitStack() as stack:
-        with mistakes_of_the_user():
+        with raising_config_errors():
             directory = stack.enter_context(RunDirectory(run_dir))
         if resumed is None:
             refuse_existing_run(directory.path)
@@ -121,7 +121,7 @@ def train(
     lineage: Mapping[str, Any],
 ) -> None:
     """Build the parts in the order that data flows, and run them; `state` is where the run is afterwards."""
-    with mistakes_of_the_user():
+    with raising_config_errors():
         parts = build_parts(cfg)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder(directory.path / "checkpoints", run_id)
@@ -131,7 +131,7 @@ def train(
         now = {**describe_environment(run_id, parts.system.describe()), **lineage, **start.lineage}
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, now)
     try:
-        with mistakes_of_the_user():
+        with raising_config_errors():
             trainer: Trainer = build(cfg.trainer, parts, recorder, state)
             start.restore(trainer)
             recorder.logger.rewind(state.logged_step)

@@ -317,6 +317,17 @@ def test_hydras_own_settings_of_a_job_hold_for_a_run(tiny: list[str], tmp_path: 
     assert f"output_dir: {run}\n" in saved
 
 
+def test_hydras_own_settings_hold_for_a_run_that_is_repeated(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "told.py").write_text(CALLBACKS)
+    settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD='48'"]
+    assert cli(*tiny, "name=mine", "trainer.max_steps=1", "hydra.run.dir=first").returncode == 0
+    done = cli("--rerun", "first", *settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
+    assert told == ["run starts mine", "job starts with 48", "job ends 0", "run ends"]
+    assert "the same as first, to the last digit of 1 lines of metrics" in done.stdout
+
+
 @pytest.mark.slow
 def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)

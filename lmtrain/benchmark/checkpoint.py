@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lmtrain.benchmark.turns import median, ratio, rotated
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("model.vocab_size=null: no data is read here to take it from; give a number")
 
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=Path.cwd()) as place:
-        with mistakes_of_the_user():
+        with raising_config_errors():
             contest = _Contest(cfg, Path(place))
         first = contest.first_stalls()
         contenders: dict[str, Callable[[], dict[str, float]]] = {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lmtrain.benchmark.turns import median, ratio, rotated
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.config.token_files import ensure_tokens
@@ -55,12 +55,12 @@ def main(arguments: Sequence[str]) -> int:
     results = {}
     with _overrides(options.overrides, options.tokens) as overrides:
         cfg = check(compose(overrides), groups=["data", "prepare"])
-        with mistakes_of_the_user():
+        with raising_config_errors():
             ensure_tokens(cfg)
         table = Table("batch", *(f"{name} µs" for name in CONTENDERS), "rows / loader", "loader / copy", "RSS growth")
         for batch_size, block_size in shapes:
             node = {**cfg.data, "batch_size": batch_size, "block_size": block_size}
-            with mistakes_of_the_user():
+            with raising_config_errors():
                 loader = build(node, split="train", seed=cfg.get("seed", 0))
             contenders = _contenders(loader)
             rounds = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from lmtrain.benchmark.turns import median, ratio, rotated
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     if cfg.prepare is None:
         raise ConfigError("benchmark prepare: this data choice has no recipe (prepare)")
 
-    with mistakes_of_the_user(), tempfile.TemporaryDirectory() as folder:
+    with raising_config_errors(), tempfile.TemporaryDirectory() as folder:
         contenders, size = _contenders(build(cfg.prepare), Path(folder), options.megabytes << 20)
         rounds = [
             {name: call(number) for name, call in rotated(contenders, number)} for number in range(options.rounds)

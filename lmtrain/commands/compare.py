@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
 from lmtrain.compare.runs import Run, load_runs, with_labels
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 
 DESCRIPTION = """\
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.compare.comparison import compare  # scipy takes half a second, which --help need not wait for
     from lmtrain.compare.output.terminal_view import show
 
-    with mistakes_of_the_user():
+    with raising_config_errors():
         comparison = compare(
             select_runs(options),
             metric=options.metric,

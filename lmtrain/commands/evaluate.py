@@ -11,7 +11,7 @@ from rich.table import Table
 
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.errors import ConfigError
-from lmtrain.run.directory import is_sweep, started_in
+from lmtrain.run.directory import is_sweep, starting_folder
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import significant
 
@@ -35,7 +35,7 @@ def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any
     """
     node: dict[str, Any] = {str(key): value for key, value in data.items()}
     if folder is None:
-        base = started_in(run) if (run / ".hydra" / "hydra.yaml").is_file() else None
+        base = starting_folder(run) if (run / ".hydra" / "hydra.yaml").is_file() else None
         if base and node.get("path") is not None and not Path(node["path"]).is_dir():
             node["path"] = str(base / node["path"])
         if base and node.get("paths"):
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{', '.join(map(str, options.runs))}: no run with a checkpoint there")
 
     # After the arguments are understood: these import torch.
-    from lmtrain.config.build import build, mistakes_of_the_user
+    from lmtrain.config.build import build, raising_config_errors
     from lmtrain.config.token_files import token_folders
     from lmtrain.data.meta import check_tokenizer
     from lmtrain.loop.evaluation import evaluate, perplexity
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     for run in runs:
         loaded = load_run(run, options.checkpoint, options.device, options.trust)
         node = OmegaConf.create(data_node(loaded.cfg.data, options.data, run))
-        with mistakes_of_the_user():
+        with raising_config_errors():
             for folder in token_folders(node).values():
                 check_tokenizer(folder, beside=run)
             loader = build(node, split=options.split, seed=loaded.cfg.seed)

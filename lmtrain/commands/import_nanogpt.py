@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
 from lmtrain.files.durable import sha256_of
 from lmtrain.run.new_run import new_run
@@ -35,18 +35,18 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT.pt", help="nanoGPT's checkpoint")
-    parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and whatever else shall differ")
+    parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and everything else that is to differ")
     options = parser.parse_args(list(arguments))
 
     # After the arguments are understood: these import torch.
     from lmtrain.convert.nanogpt_checkpoint import read_nanogpt_checkpoint
     from lmtrain.convert.nanogpt_run import write_run
 
-    with mistakes_of_the_user():
+    with raising_config_errors():
         source = read_nanogpt_checkpoint(options.checkpoint)
         defaults = source.overrides()
     run = new_run(with_defaults(defaults, options.overrides), needs_empty_directory=True)
-    with mistakes_of_the_user():
+    with raising_config_errors():
         origin = {
             "checkpoint": str(options.checkpoint.resolve()),
             "sha256": sha256_of(options.checkpoint),

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.data.inspection.folder import Excerpt, InspectedFolder, SplitReport, inspect_folder
 from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     check_options(options)
 
     found = []
-    with mistakes_of_the_user():
+    with raising_config_errors():
         for folder in options.folders:
             with DataProgress() as progress:
                 inspected = inspect_folder(

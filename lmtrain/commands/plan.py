@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmtrain.config.compose import compose, without_hydra
-from lmtrain.config.overrides import parse
+from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.preflight import check_for_plan
-from lmtrain.config.recompose import forked
+from lmtrain.config.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--price {options.price}: dollars an hour, at least 0")
     if options.json and not options.json.absolute().parent.is_dir():
         raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
-    for override in parse(options.overrides):
+    for override in parse_overrides(options.overrides):
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: several values; a plan is of one run, give one")
-    composed = compose(forked(options.overrides), with_hydra=True)
+    composed = compose(expand_fork(options.overrides), with_hydra=True)
     run_dir = Path(composed.hydra.run.dir)
     cfg, missing = check_for_plan(without_hydra(composed))
     if options.measure and missing:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from lmtrain.commands.help import PREPARE_GROUPS, list_choices
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.config.token_files import ensure_tokens
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(
             f"data={cfg.data.path}: this data choice has no recipe (prepare); its token files are made elsewhere"
         )
-    with mistakes_of_the_user():
+    with raising_config_errors():
         try:
             made = ensure_tokens(cfg, check_text=True)
         except KeyboardInterrupt:

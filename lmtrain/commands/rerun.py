@@ -8,8 +8,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.config.overrides import parse
-from lmtrain.config.recompose import overrides_of
+from lmtrain.config.overrides import parse_overrides
+from lmtrain.config.recompose import overrides_to_recompose
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
@@ -35,13 +35,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.parse_args(list(arguments))
     run: Path = options.run
-    for override in (given := parse(options.overrides)):
+    for override in (given := parse_overrides(options.overrides)):
         if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):
             raise ConfigError(f"{override.input_line}: --rerun changes nothing; to change a run, fork it: fork={run}")
 
     register_directory_resolver()
-    again = new_run([*overrides_of(run, options.trust, given, keeps_origin=True), *options.overrides])
-    _refuse_another(read_saved(run / "config.yaml"), again.cfg, run)
+    again = new_run([*overrides_to_recompose(run, options.trust, given, keeps_origin=True), *options.overrides])
+    _refuse_changed_config(read_saved(run / "config.yaml"), again.cfg, run)
     then = read_json(run / "environment.json")
     lineage = {"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}}
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     return exit_code
 
 
-def _refuse_another(before: DictConfig, now: DictConfig, run: Path) -> None:
+def _refuse_changed_config(before: DictConfig, now: DictConfig, run: Path) -> None:
     """Raise ConfigError unless the same would be computed."""
     containers: list[Any] = [OmegaConf.to_container(cfg) for cfg in (before, now)]
     if len(set(map(config_hash, containers))) == 1:

@@ -10,17 +10,17 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from lmtrain.config.check import check, key_paths, nearest_of, refers
+from lmtrain.config.check import check, did_you_mean, is_reference, key_paths
 from lmtrain.config.compose import set_up_hydra
 from lmtrain.config.overrides import apply_overrides
 from lmtrain.config.preflight import preflight
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
-from lmtrain.run.directory import started_in
+from lmtrain.run.directory import starting_folder
 from lmtrain.terminal.as_text import differences
 
-# What may change without leave: the steps done stay as they are, and those to come are of the same kind.
-HARMLESS = (
+# What may change without `allow_changes`: the steps done stay as they are, and those to come are of the same kind.
+FREE_TO_CHANGE = (
     "data.path",  # and data.paths; the fingerprint tells whether it is the same data
     "prepare",
     "trainer.max_steps",
@@ -33,11 +33,11 @@ HARMLESS = (
     "sample_tokens",
 )
 # The cut of a step's samples into micro-batches: the state and the data order stay exact, only roundings differ.
-CUT = ("data.batch_size", "trainer.gradient_accumulation_steps")
+MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
 
 
 def main(run_dir: Path, arguments: Sequence[str]) -> int:
-    """Continues a run with the config it was started with, and the changes that are given.
+    """Continue a run with the config it was started with, and the changes that are given.
 
     Raises:
         ConfigError: no run there, a change that `allow_changes` does not list, or code that nothing but the run's own
@@ -53,7 +53,7 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     if origin := [text for text in arguments if text.lstrip("+").startswith(("fork=", "step="))]:
         raise ConfigError(f"{origin[0]}: resume goes on with a run, fork starts another from it; give one of the two")
     set_up_hydra()
-    permissions = {key: _names(arguments, key) for key in ("allow_changes", "trust")}
+    permissions = {key: _listed_names(arguments, key) for key in ("allow_changes", "trust")}
     overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
     composed, before = read_saved(composed_path), read_saved(resolved_path)
     # Before anything is resolved, looked up or built.
@@ -61,19 +61,21 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
         check_trust(saved, permissions["trust"], run_dir)
     changed = apply_overrides(composed, overrides)
     given, run_dir = run_dir, run_dir.resolve()
-    _go_where_it_was_started(run_dir, with_modules=bool(permissions["trust"]))
+    _change_to_starting_folder(run_dir, with_modules=bool(permissions["trust"]))
     checked = check(changed)
     for key in ("vocab_size", "end_of_text"):  # the data's
         if checked.model.get(key, 0) is None:
             checked.model[key] = before.model[key]
     changes = differences(OmegaConf.to_container(before), OmegaConf.to_container(checked))
-    own = [line for line in changes if not refers(changed, line.partition(":")[0])]  # not those that follow from them
+    own = [
+        line for line in changes if not is_reference(changed, line.partition(":")[0])
+    ]  # not those that follow from them
     for name in permissions["allow_changes"]:
         if OmegaConf.select(changed, name) is None:
             raise ConfigError(
-                f"allow_changes={name}: unknown key{nearest_of(name, key_paths(OmegaConf.to_container(changed)))}"
+                f"allow_changes={name}: unknown key{did_you_mean(name, key_paths(OmegaConf.to_container(changed)))}"
             )
-    refused = _refused(own, permissions["allow_changes"], before, checked)
+    refused = _refused_changes(own, permissions["allow_changes"], before, checked)
     if refused:
         keys = ",".join(line.partition(":")[0] for line in refused)
         allowing = [*(text for text in arguments if not text.startswith("allow_changes=")), f"allow_changes=[{keys}]"]
@@ -89,9 +91,9 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     return run(cfg, run_dir, hydra_files, resumed=Resume(changes)).exit_code
 
 
-def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:
-    """Relative paths are those of that folder, and modules too, if the user trusts the run with some."""
-    if (folder := started_in(run_dir)) is None:
+def _change_to_starting_folder(run_dir: Path, *, with_modules: bool) -> None:
+    """Change to the folder that the run was started in, for its relative paths; `with_modules`: import from it, too."""
+    if (folder := starting_folder(run_dir)) is None:
         return
     os.chdir(folder)
     if with_modules and str(folder) not in sys.path:
@@ -99,8 +101,8 @@ def _go_where_it_was_started(run_dir: Path, *, with_modules: bool) -> None:
         sys.path.append(str(folder))
 
 
-def _names(arguments: Sequence[str], key: str) -> list[str]:
-    """The names that `key=a` or `key=[a,b]` lists on the command line; nothing saved with a run can give them."""
+def _listed_names(arguments: Sequence[str], key: str) -> list[str]:
+    """Return the names that `key=a` or `key=[a,b]` lists on the command line; nothing saved in a run gives any."""
     given = [text for text in arguments if text.partition("=")[0] == key]
     if not given:
         return []
@@ -111,23 +113,21 @@ def _names(arguments: Sequence[str], key: str) -> list[str]:
     return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
-def _refused(changes: Sequence[str], allowed: Sequence[str], before: Any, after: Any) -> list[str]:
-    """The changes that neither are harmless nor were allowed, by their key or a key above it."""
-    harmless = list(HARMLESS)
+def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any, after: Any) -> list[str]:
+    """Return the changes that are neither free nor allowed, by their key or a key above it."""
+    free = list(FREE_TO_CHANGE)
     if after.trainer.get("on_bad_step") == "rewind":
-        harmless.remove("trainer.checkpoint_interval")  # it says what a rewind goes back to
+        free.remove("trainer.checkpoint_interval")  # it says what a rewind goes back to
     if _step_samples(before) == _step_samples(after):
-        harmless.extend(CUT)
+        free.extend(MICRO_BATCH_KEYS)
     refused = []
     for line in changes:
         key = line.partition(":")[0]
-        if not key.startswith(tuple(harmless)) and not any(
-            key == name or key.startswith(f"{name}.") for name in allowed
-        ):
+        if not key.startswith(tuple(free)) and not any(key == name or key.startswith(f"{name}.") for name in allowed):
             refused.append(line)
     return refused
 
 
 def _step_samples(cfg: Any) -> int | None:
-    sizes = [OmegaConf.select(cfg, key) for key in CUT]
+    sizes = [OmegaConf.select(cfg, key) for key in MICRO_BATCH_KEYS]
     return None if None in sizes else int(sizes[0] * sizes[1])

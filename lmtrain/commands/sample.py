@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     loaded = load_run(options.run, options.checkpoint, options.device, options.trust)
     if loaded.tokenizer is None:
         raise ConfigError(f"{options.run}: has no tokenizer.json, since its data had none")
-    with mistakes_of_the_user():  # characters that the run's text did not have
+    with raising_config_errors():  # characters that the run's text did not have
         ids = loaded.tokenizer.encode(options.prompt) or [loaded.tokenizer.end_of_text or 0]
     prompt = torch.tensor(ids, device=loaded.system.device)
     generator = torch.Generator().manual_seed(options.seed)

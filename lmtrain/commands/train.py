@@ -9,10 +9,10 @@ from pathlib import Path
 from hydra.errors import HydraException
 
 from lmtrain.commands.sweep import check_launcher, run_hydra
-from lmtrain.config.compose import explain
+from lmtrain.config.compose import explain_hydra_error
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import search_path_override
-from lmtrain.config.recompose import forked
+from lmtrain.config.recompose import expand_fork
 from lmtrain.errors import ConfigError, SweepEndedError
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     """Train, sweep, or print what Hydra is asked for; return the exit code."""
     # Hydra prints errors its own way and leaves with 1; like this they come to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    arguments = forked(arguments)
+    arguments = expand_fork(arguments)
     flags = parse_flags(arguments)
     _check_flags(flags)
     sys.argv[1:] = arguments  # where Hydra reads them, and what a run records
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
         return start(new_run([*search_path, *flags.overrides]), _train)
     except HydraException as error:
-        raise ConfigError(explain(error, flags.overrides)) from error
+        raise ConfigError(explain_hydra_error(error, flags.overrides)) from error
     except OSError as error:  # a folder that can't be made, say
         raise ConfigError(str(error)) from error
     except SweepEndedError as ended:

@@ -11,7 +11,7 @@ from lmtrain.errors import ConfigError
 
 
 def build(node: Any, *arguments: Any, **objects: Any) -> Any:
-    """Instantiates one checked node, and is the only place to do so; a node of `_partial_` stays a function.
+    """Instantiate one checked node; a node with `_partial_` stays a function. Nothing else instantiates nodes.
 
     Lists and dicts of the config reach the target as plain ones, and `objects` as they are: Hydra itself would
     copy them, and turn a dataclass among them into a dict.
@@ -21,8 +21,8 @@ def build(node: Any, *arguments: Any, **objects: Any) -> Any:
 
 
 @contextlib.contextmanager
-def mistakes_of_the_user() -> Iterator[None]:
-    """While parts are built, a ValueError names a key, a value and the way out, and an OSError a file."""
+def raising_config_errors() -> Iterator[None]:
+    """Turn the errors that building parts raises for a user's mistake (ValueError, OSError) into ConfigError."""
     try:
         yield
     except InstantiationException as error:  # of a part of a part, which Hydra builds

@@ -18,25 +18,28 @@ from lmtrain.terminal.as_text import as_written
 
 
 @dataclass(frozen=True)
-class Group:
-    """What lmtrain itself passes to a group's target, beside what its YAML spells out."""
+class PassedArguments:
+    """The arguments that lmtrain itself passes to a group's target: how many by position, and which by keyword.
+
+    The group's YAML spells out all others.
+    """
 
     positional: int = 0
     keywords: frozenset[str] = frozenset()
 
 
-SCHEDULER = Group(positional=1)  # the step
-GROUPS: Mapping[str, Group] = {
-    "prepare": Group(),
-    "data": Group(keywords=frozenset({"split", "seed"})),
-    "model": Group(),
-    "optimizer": Group(positional=1),  # the model's named parameters
+SCHEDULER = PassedArguments(positional=1)  # the step
+GROUPS: Mapping[str, PassedArguments] = {
+    "prepare": PassedArguments(),
+    "data": PassedArguments(keywords=frozenset({"split", "seed"})),
+    "model": PassedArguments(),
+    "optimizer": PassedArguments(positional=1),  # the model's named parameters
     "scheduler": SCHEDULER,
-    "system": Group(),
-    "trainer": Group(positional=3),  # parts, recorder, state
+    "system": PassedArguments(),
+    "trainer": PassedArguments(positional=3),  # parts, recorder, state
 }
-LOGGER = Group(positional=1)  # the RunInfo; `logger` holds several nodes, one a member
-PART = Group()  # a part of a part
+LOGGER = PassedArguments(positional=1)  # the RunInfo; `logger` holds several nodes, one a member
+PART = PassedArguments()  # a part of a part
 
 ROOT: Mapping[str, Parameter] = {
     "name": Parameter(str | int, required=True),
@@ -51,7 +54,7 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 
 
 def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
-    """The config resolved, its numbers in the types that their targets ask for; `groups` limits what is checked.
+    """Return the config resolved, its numbers in the types that their targets ask for; `groups` limits what is checked.
 
     Raises:
         ConfigError: unknown keys, wrong types and values out of range, all of them in one message.
@@ -84,21 +87,21 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         elif key != "prepare" or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
     # A wrong value that others refer to is one mistake.
-    own = {key: text for key, text in problems.items() if not refers(cfg, key)}
+    own = {key: text for key, text in problems.items() if not is_reference(cfg, key)}
     if problems:
         raise ConfigError("\n".join(f"{key}{text}" for key, text in (own or problems).items()))
     return OmegaConf.create(root)
 
 
-def refers(cfg: DictConfig, key: str) -> bool:
-    """Whether the unresolved value at a dotted key is another's, `${…}`."""
+def is_reference(cfg: DictConfig, key: str) -> bool:
+    """Return whether the unresolved value at a dotted key is that of another key, `${…}`."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
 
 
 def check_part(path: str, node: Any) -> None:
-    """Checks a node that is none of the run's config, at that path.
+    """Check a node that is not part of a run's config; the messages give it that path.
 
     Raises:
         ConfigError: as `check`.
@@ -107,8 +110,8 @@ def check_part(path: str, node: Any) -> None:
         raise ConfigError("\n".join(f"{key}{text}" for key, text in problems.items()))
 
 
-def _check_node(path: str, node: Any, group: Group) -> dict[str, str]:
-    """What is wrong, by key, worded so that key and text follow each other."""
+def _check_node(path: str, node: Any, passed: PassedArguments) -> dict[str, str]:
+    """Return what is wrong, by key, worded so that the text can follow the key."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         return {path: f"={as_written(node)}: needs a _target_, the dotted path of a class or function"}
     values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
@@ -118,14 +121,14 @@ def _check_node(path: str, node: Any, group: Group) -> dict[str, str]:
     except TargetError as error:
         return {f"{path}._target_": f"={node['_target_']}: {error}"}
     # A scheduler is called with the step: the function itself if it is _partial_, or what a class makes.
-    positional = group.positional if group is not SCHEDULER or node.get("_partial_") else 0
-    ours = {*list(signature.parameters)[:positional], *group.keywords}
+    positional = passed.positional if passed is not SCHEDULER or node.get("_partial_") else 0
+    ours = {*list(signature.parameters)[:positional], *passed.keywords}
     problems = {f"{path}.{key}": f"={values.pop(key)}: set by lmtrain itself" for key in sorted(ours & values.keys())}
     for found in parts.values():
         for part_path, part in found:
             problems |= _check_node(part_path, part, PART)
     # A part that is handed on unfinished gets the rest of its arguments later, from the part that calls it.
-    lenient = group is PART and bool(node.get("_partial_"))
+    lenient = passed is PART and bool(node.get("_partial_"))
     tunable = {
         name: Parameter(parameter.annotation, parameter.required and not lenient)
         for name, parameter in signature.parameters.items()
@@ -137,7 +140,7 @@ def _check_node(path: str, node: Any, group: Group) -> dict[str, str]:
 
 
 def _parts(path: str, value: Any) -> list[tuple[str, Any]]:
-    """The parts in a value, with their paths: the value itself, or what it lists."""
+    """Return the parts in a value, with their paths: the value itself, or what it lists."""
     if isinstance(value, dict) and "_target_" in value:
         return [(path, value)]
     if isinstance(value, dict):
@@ -148,12 +151,12 @@ def _parts(path: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_part(annotation: Any) -> bool:
-    """Whether only an object made by lmtrain can be meant: a protocol's, or a function."""
+    """Return whether only an object made by lmtrain can be meant: one of a protocol, or a function."""
     return bool(getattr(annotation, "_is_protocol", False)) or typing.get_origin(annotation) is Callable
 
 
 def _integral(value: Any) -> Any:
-    """1e4 is a whole number; a float parameter turns it back."""
+    """Turn whole numbers such as 1e4 into ints; a float parameter turns them back."""
     if isinstance(value, list):
         return [_integral(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -162,11 +165,11 @@ def _integral(value: Any) -> Any:
 def _check_values(
     prefix: str, values: dict[str, Any], signature: Signature, valid: Sequence[str] = ()
 ) -> dict[str, str]:
-    """What is wrong in one node, by key; its numbers are put into the types asked for, in place."""
+    """Return what is wrong in one node, by key, and put its numbers into the types asked for, in place."""
     problems: dict[str, str] = {}
     known = signature.parameters
     for key in [] if signature.open else [key for key in values if key not in known]:
-        nearest = nearest_of(key, valid or known, prefix)
+        nearest = did_you_mean(key, valid or known, prefix)
         listing = "" if nearest else f"; there are {', '.join(valid or known)}" if known else ""
         problems[f"{prefix}{key}"] = f"={as_written(values[key])}: unknown key{nearest}{listing}"
     fields: dict[str, Any] = {}
@@ -214,7 +217,7 @@ def _check_values(
 
 
 def key_paths(node: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of a nested container."""
+    """Return all dotted keys of a nested container."""
     if not isinstance(node, dict):
         return []
     paths = []
@@ -223,8 +226,8 @@ def key_paths(node: Any, prefix: str = "") -> list[str]:
     return paths
 
 
-def nearest_of(key: str, valid: Iterable[str], prefix: str = "") -> str:
-    """`; did you mean …?` for the valid key that comes nearest, by its whole path or its last part; else ''."""
+def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean …?` with the nearest valid key, by its whole path or its last part; '' without one."""
     valid = list(valid)
     by_path = difflib.get_close_matches(key, valid, n=1, cutoff=0.7)
     last_parts = {path.rpartition(".")[2]: path for path in reversed(valid)}

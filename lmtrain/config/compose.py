@@ -1,6 +1,6 @@
-"""Composes a run's config from its groups, and builds the parts it names.
+"""Composes a run's config from its groups.
 
-Hydra alone takes a misspelt key behind `+`, an unknown key in an experiment file and `lr=abc`. Here, and in `checks`,
+Hydra alone takes a misspelt key behind `+`, an unknown key in an experiment file and `lr=abc`. Here, and in `check`,
 each is a `ConfigError` that names the key, the value and the way out, before torch is imported or anything is written.
 """
 
@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lmtrain.config.check import key_paths, nearest_of
+from lmtrain.config.check import did_you_mean, key_paths
 from lmtrain.config.experiments_source import ExperimentsSource
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
@@ -56,7 +56,7 @@ def set_up_hydra() -> None:
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    """The config that Hydra composes from the menu and the overrides, unresolved and unchecked.
+    """Return the config that Hydra composes from the menu and the overrides, unresolved and unchecked.
 
     `with_hydra` keeps Hydra's own settings in it, as the key `hydra`.
 
@@ -72,13 +72,13 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
-        raise ConfigError(explain(error, overrides)) from error
+        raise ConfigError(explain_hydra_error(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
-    """The config alone, of one composed with Hydra's settings."""
+    """Remove Hydra's settings from a composed config, in place, and return it."""
     with open_dict(composed):
         composed.pop("hydra")
     return composed
@@ -93,8 +93,8 @@ def hydra_folder_texts(composed: DictConfig, hydra_settings: Any) -> dict[str, s
     }
 
 
-def explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's own words are for its developers: names the key, the value and what comes nearest."""
+def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
+    """Return an error of Hydra's in a user's terms: the key, the value and the nearest valid ones."""
     match error:
         case OverrideParseException():
             reason = str(error).splitlines()[0]
@@ -102,7 +102,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
         case MissingConfigException(missing_cfg_file=str(missing), options=options):
             group, _, choice = missing.rpartition("/")
             options = options or _choices(group)  # Hydra gives none where several can be chosen
-            nearest = nearest_of(choice, options)
+            nearest = did_you_mean(choice, options)
             return f"{group}={choice}: no such choice{nearest}" + (
                 f" (there are {', '.join(options)})" if options else ""
             )
@@ -126,7 +126,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> str:
             valid = key_paths(OmegaConf.to_container(compose(others)))
         except ConfigError:
             valid = []
-        return f"{key}={value}: unknown key{nearest_of(key, valid)}"
+        return f"{key}={value}: unknown key{did_you_mean(key, valid)}"
     cause = error.__cause__
     first, *more = message.splitlines()
     if first.endswith(":") and more:

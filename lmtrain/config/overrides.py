@@ -10,15 +10,15 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.check import key_paths, nearest_of
-from lmtrain.config.compose import explain
+from lmtrain.config.check import did_you_mean, key_paths
+from lmtrain.config.compose import explain_hydra_error
 from lmtrain.errors import ConfigError
 
 _MISSING = object()
 
 
 def quoted(value: str) -> str:
-    """As Hydra's override grammar takes any text; in double quotes, as a shell's single ones come around it."""
+    """Return a text in double quotes, as Hydra's override grammar takes it; a shell's single quotes go around it."""
     before_a_quote = re.sub(r'(\\+)(?="|\Z)', r"\1\1", value)  # elsewhere a backslash is one
     return '"' + before_a_quote.replace('"', '\\"') + '"'
 
@@ -30,19 +30,19 @@ def search_path_override(folders: Sequence[str], searchpath: Sequence[str] = ())
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """A copy of a composed config with values changed; for a run that goes on, whose groups are already chosen."""
+    """Return a copy of a composed config with values changed, for a run that goes on: its groups are chosen already."""
     cfg = cfg.copy()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except OverrideParseException as error:
-        raise ConfigError(explain(error, overrides)) from error
+        raise ConfigError(explain_hydra_error(error, overrides)) from error
     for override in parsed:
         key = override.key_or_group
         if override.is_sweep_override() or override.is_delete() or override.is_add():
             raise ConfigError(f"{override.input_line}: resume takes plain key=value changes alone")
         if OmegaConf.select(cfg, key, default=_MISSING) is _MISSING:
             raise ConfigError(
-                f"{key}={override.value()}: unknown key{nearest_of(key, key_paths(OmegaConf.to_container(cfg)))}"
+                f"{key}={override.value()}: unknown key{did_you_mean(key, key_paths(OmegaConf.to_container(cfg)))}"
             )
         if isinstance(OmegaConf.select(cfg, key), DictConfig):
             raise ConfigError(f"{override.input_line}: a resumed run keeps its config groups; start a new run instead")
@@ -50,16 +50,16 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     return cfg
 
 
-def parse(lines: Sequence[str]) -> list[Override]:
-    """Raises ConfigError for one that is no override."""
+def parse_overrides(lines: Sequence[str]) -> list[Override]:
+    """Return overrides as Hydra reads them; raise ConfigError for a text that is no override."""
     try:
         return OverridesParser.create().parse_overrides(list(lines))
     except OverrideParseException as error:
         raise ConfigError(f"{error.override}: not a valid override; write key=value") from error
 
 
-def _value(value: Any) -> str:
-    """As Hydra's override grammar reads it back."""
+def override_value(value: Any) -> str:
+    """Return a value as Hydra's override grammar reads it back."""
     match value:
         case None:
             return "null"
@@ -68,7 +68,7 @@ def _value(value: Any) -> str:
         case str():
             return quoted(value)
         case list():
-            return f"[{','.join(map(_value, value))}]"
+            return f"[{','.join(map(override_value, value))}]"
         case dict():  # in a list
-            return f"{{{','.join(f'{key}:{_value(item)}' for key, item in value.items())}}}"
+            return f"{{{','.join(f'{key}:{override_value(item)}' for key, item in value.items())}}}"
     return repr(value)

@@ -7,9 +7,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import step_to_fork
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
-from lmtrain.config.token_files import ensure_tokens, fit_to_data, token_folders
+from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ def check_data(cfg: DictConfig, *, begun: bool = False) -> DictConfig:
     Raises:
         ConfigError: naming what is wrong with the data.
     """
-    with mistakes_of_the_user():
+    with raising_config_errors():
         ensure_tokens(cfg, prepares=not begun)
-        return fit_to_data(cfg)
+        return fill_in_from_data(cfg)
 
 
 def _check_origin(composed: DictConfig) -> None:
@@ -68,7 +68,7 @@ def _check_origin(composed: DictConfig) -> None:
             raise ConfigError(f"step={step}: goes with fork=RUN_DIR, and is the step of its checkpoint")
         return
     if isinstance(step, int):  # anything else is refused by `check`
-        with mistakes_of_the_user():
+        with raising_config_errors():
             step_to_fork(Path(run), step)
 
 
@@ -80,7 +80,7 @@ def _check_extras(cfg: DictConfig) -> None:
 
 
 def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
-    """The checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
+    """Return the checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
 
     Without its token files a model's vocabulary is the one that `prepare` is asked for.
 
@@ -93,8 +93,8 @@ def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
     cfg = check(composed)
     missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]
     if not missing:
-        with mistakes_of_the_user():
-            return fit_to_data(cfg), []
+        with raising_config_errors():
+            return fill_in_from_data(cfg), []
     if cfg.model.get("vocab_size", 0) is None:
         asked = OmegaConf.select(cfg, "prepare.tokenizer.vocab_size")
         if asked is None:

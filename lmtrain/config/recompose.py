@@ -9,11 +9,11 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import step_to_fork
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import GROUPS, key_paths
 from lmtrain.config.compose import compose
 from lmtrain.config.hydra_internals import parse_flags
-from lmtrain.config.overrides import _value, parse, quoted
+from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
@@ -24,15 +24,15 @@ ORIGIN = ("fork", "step")
 ASKED = ("resume", "retry_failed")  # of the command, not of the run
 
 
-def forked(arguments: Sequence[str]) -> list[str]:
-    """A command line with `fork=RUN_DIR`, preceded by what composes that run; any other as it is.
+def expand_fork(arguments: Sequence[str]) -> list[str]:
+    """Put before a command line with `fork=RUN_DIR` what composes that run; return any other command line as it is.
 
     `step` becomes a number, so that the same command means the same when the run has gone on. `fork` itself is written
     `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it. It stands between what is the
     run's and what is the command's own.
 
     Raises:
-        ConfigError: see `overrides_of`; there is no checkpoint.
+        ConfigError: as `overrides_to_recompose`; or the run has no checkpoint.
     """
     flags = parse_flags(arguments)
     forks = [text for text in flags.overrides if text.startswith("fork=") and text != "fork=null"]
@@ -42,23 +42,23 @@ def forked(arguments: Sequence[str]) -> list[str]:
     run = Path(forks[-1].removeprefix("fork=").strip("'\""))
     if not run.is_dir():
         raise ConfigError(f"fork={run}: no such run directory; it is one run, and step=N,M sweeps over its checkpoints")
-    given = parse([text for text in flags.overrides if text not in forks])
-    trusted = [str(name) for override in given if override.key_or_group == "trust" for name in _listed(override)]
-    own = overrides_of(run, trusted, given)
-    rest = [_line(override) for override in given if override.key_or_group != "trust"]
+    given = parse_overrides([text for text in flags.overrides if text not in forks])
+    trusted = [str(name) for override in given if override.key_or_group == "trust" for name in _as_list(override)]
+    own = overrides_to_recompose(run, trusted, given)
+    rest = [_text(override) for override in given if override.key_or_group != "trust"]
     if not any(override.key_or_group == "step" for override in given):
-        with mistakes_of_the_user():
+        with raising_config_errors():
             rest.append(f"step={step_to_fork(run, None)}")
     others = [text for text in arguments if text not in flags.overrides]
     return [*others, *own, f"{FORK}{quoted(str(run))}", *rest]
 
 
-def overrides_of(
+def overrides_to_recompose(
     run_dir: Path, trusted: Collection[str], given: Sequence[Override] = (), *, keeps_origin: bool = False
 ) -> list[str]:
-    """Overrides that compose the run's config anew, as it was saved, in the current folder.
+    """Return overrides that compose the run's config anew, as it was saved, in the current folder.
 
-    Config files may have changed since the run: whatever they would make another is set to what it was. Where `given`
+    Config files may have changed since the run: every value that they would change is set to what it was. Where `given`
     overrides, which are to follow these, take another choice of a group, the run's own values of that group that the
     new choice does not have are left out. `keeps_origin`: of a fork, that it is one.
 
@@ -70,8 +70,8 @@ def overrides_of(
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
     without = ASKED if keeps_origin else (*ASKED, *ORIGIN)
-    own = [override for override in _recorded(run_dir) if override.key_or_group not in without]
-    own_lines = [_line(override) for override in own]
+    own = [override for override in _recorded_overrides(run_dir) if override.key_or_group not in without]
+    own_lines = [_text(override) for override in own]
     now = compose(own_lines)
     check_trust(now, trusted, run_dir)
     if not any(override.key_or_group == "name" for override in given):
@@ -80,10 +80,10 @@ def overrides_of(
                 raise ConfigError(f"{run_dir}: name={name}: leads out of outputs/; give another, name=NAME")
     differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(now))
     restored = [(key, line) for key, line in differing if key.partition(".")[0] not in (*without, "hydra")]
-    if choices := [f"{override.key_or_group}={_first(override)}" for override in given if _is_choice(override)]:
-        other = compose([*(_line(override) for override in own if _is_choice(override)), *choices])
+    if choices := [f"{override.key_or_group}={_first_choice(override)}" for override in given if _is_choice(override)]:
+        other = compose([*(_text(override) for override in own if _is_choice(override)), *choices])
         keys = set(key_paths(OmegaConf.to_container(other)))
-        own_lines = [_line(override) for override in own if _is_choice(override) or override.key_or_group in keys]
+        own_lines = [_text(override) for override in own if _is_choice(override) or override.key_or_group in keys]
         own_lines += _without_leftovers(other, choices)
         groups = {choice.partition("=")[0].partition("/")[0] for choice in choices}
         restored = [(key, line) for key, line in restored if key.partition(".")[0] not in groups]
@@ -91,7 +91,7 @@ def overrides_of(
 
 
 def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str]:
-    """Deletes what an experiment set for a group and the group's new choice does not have."""
+    """Return overrides that delete what an experiment set for a group and the group's new choice does not have."""
     pure = OmegaConf.to_container(compose(choices))
     left = OmegaConf.to_container(composed)
     assert isinstance(pure, dict)
@@ -105,8 +105,8 @@ def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str
     ]
 
 
-def _recorded(run_dir: Path) -> list[Override]:
-    """The overrides that the run was started with."""
+def _recorded_overrides(run_dir: Path) -> list[Override]:
+    """Return the overrides that the run was started with."""
     path = run_dir / ".hydra" / "overrides.yaml"
     try:
         lines = yaml.safe_load(read_yaml_text(path, MAX_BYTES))
@@ -114,50 +114,50 @@ def _recorded(run_dir: Path) -> list[Override]:
         raise ConfigError(f"{path}: can't be read: {error}") from error
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ConfigError(f"{path}: not a list of overrides")
-    overrides = parse(lines)
+    overrides = parse_overrides(lines)
     # lmtrain never records one there; from a stranger's folder it would say where this process writes, or what it runs.
-    if hydras := [_line(override) for override in overrides if _sets_hydra(override)]:
+    if hydras := [_text(override) for override in overrides if _sets_hydra(override)]:
         raise ConfigError(f"{path}: {hydras[0]}: sets Hydra itself, which no run's own overrides do")
     return overrides
 
 
 def _sets_hydra(override: Override) -> bool:
-    """By its key, or by the package that a choice is put into: `+data@hydra.run=…`."""
+    """Return whether an override sets Hydra, by its key or by its package, as in `+data@hydra.run=…`."""
     return any((name or "").startswith("hydra") for name in (override.key_or_group, override.package))
 
 
 def _differing(path: str, saved: Any, now: Any) -> Iterator[tuple[str, str]]:
-    """Keys with the overrides that make `now` what was saved, interpolations as such."""
+    """Yield keys with the overrides that make `now` what was saved, interpolations as such."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
             here = f"{path}.{key}" if path else str(key)
             if key not in saved:
                 yield here, f"~{here}"
             elif key not in now:
-                yield here, f"++{here}={_value(saved[key])}"
+                yield here, f"++{here}={override_value(saved[key])}"
             else:
                 yield from _differing(here, saved[key], now[key])
     elif isinstance(saved, dict):
         yield path, f"++{path}={{}}"
         yield from _differing(path, saved, {})
     elif saved != now or type(saved) is not type(now):
-        yield path, f"++{path}={_value(saved)}"
+        yield path, f"++{path}={override_value(saved)}"
 
 
-def _listed(override: Override) -> list[Any]:
+def _as_list(override: Override) -> list[Any]:
     value = override.value()
     return value if isinstance(value, list) else [value]
 
 
-def _line(override: Override) -> str:
+def _text(override: Override) -> str:
     return str(override.input_line)
 
 
 def _is_choice(override: Override) -> bool:
-    """Of a config group, not of a value in one."""
+    """Return whether an override chooses from a config group, and does not set a value in one."""
     return override.key_or_group in (*GROUPS, "logger", "experiments") or "/" in override.key_or_group
 
 
-def _first(override: Override) -> str:
-    """The override itself, or the first of a sweep: another may have other keys, which Hydra tells then."""
+def _first_choice(override: Override) -> str:
+    """Return the choice, or the first of a sweep: another may have other keys, which Hydra reports then."""
     return next(iter(override.sweep_string_iterator())) if override.is_sweep_override() else str(override.value())

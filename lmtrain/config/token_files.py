@@ -65,8 +65,8 @@ def _remark_on_changes(path: Path) -> None:
         console.print(f"{path} was prepared from files that have changed since: {changed}; remove it to prepare anew")
 
 
-def fit_to_data(cfg: DictConfig) -> DictConfig:
-    """Fills in what the data knows: a `model.vocab_size` of null, and `model.end_of_text` where it masks documents.
+def fill_in_from_data(cfg: DictConfig) -> DictConfig:
+    """Fill in what the data knows: a `model.vocab_size` of null, and `model.end_of_text` where it masks documents.
 
     Raises:
         ValueError: a vocabulary too small, or null where the data does not say; a tokenizer that is not the one that

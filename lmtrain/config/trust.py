@@ -64,8 +64,8 @@ def check_trust(
             raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
 
 
-def names_to_trust(cfg: DictConfig) -> list[str]:
-    """What of an unresolved config that the user composed a resume of its run would not take without `trust`."""
+def names_that_need_trust(cfg: DictConfig) -> list[str]:
+    """Return the names in an unresolved config that a resume of its run would refuse without `trust`."""
     names = dict.fromkeys(name for _, name in _names(OmegaConf.to_container(cfg)))
     return [name for name in names if name not in _shipped_names() and not LMTRAIN_VARIABLE.fullmatch(name)]
 

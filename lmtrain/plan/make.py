@@ -11,7 +11,7 @@ from torch import nn
 
 from lmtrain.checkpoint.fork import check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.build import build, mistakes_of_the_user
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
 from lmtrain.machine import find_gpu
 from lmtrain.model.flops import flops_per_token
@@ -55,7 +55,7 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
     Raises:
         ConfigError: a mistake that only building shows.
     """
-    with mistakes_of_the_user():
+    with raising_config_errors():
         parts = planned_parts(cfg, missing)
     work = follow_a_step(cfg, parts)
     measured = measure(cfg, parts.system) if measures else None

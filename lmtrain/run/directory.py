@@ -49,24 +49,24 @@ class RunDirectory:
         self.lock.release()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a whole file or none, without secrets: no reader ever sees half of it."""
+        """Write a whole file or none, without secrets: no reader ever sees half of it."""
         write_atomically(self.path / name, json.dumps(redacted(content), indent=2, default=_redacted_str) + "\n")
 
     def write_config(self, resolved: str, hydra_files: Mapping[str, str]) -> None:
-        """The texts of `config.yaml`, and of the files in `.hydra/` by name."""
+        """Write `config.yaml`, and the files in `.hydra/` whose texts are given by name."""
         write_atomically(self.path / "config.yaml", resolved)
         (self.path / ".hydra").mkdir(exist_ok=True)
         for name, text in hydra_files.items():
             write_atomically(self.path / ".hydra" / name, text)
 
     def run_id(self, given: str | None = None) -> str:
-        """The identity of this run for W&B: given or drawn once, and kept in `environment.json`."""
+        """Return the identity of this run for W&B, given or drawn once, and kept in `environment.json`."""
         recorded = read_json(self.path / "environment.json").get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether the folders in it are the jobs of a sweep or a search."""
+    """Return whether the folders in a folder are the jobs of a sweep or a search."""
     return (folder / SWEEP_CONFIG).is_file()
 
 
@@ -74,9 +74,14 @@ def _redacted_str(value: object) -> str:
     return redact(str(value))
 
 
+def holds_run(run_dir: Path) -> bool:
+    """Return whether a run has written metrics there: its config.yaml is complete by then, and no new run may begin."""
+    return (run_dir / "metrics.jsonl").exists()
+
+
 def refuse_existing_run(run_dir: Path) -> None:
     """Raise ConfigError if a run is there already: a new one would mix with it."""
-    if (run_dir / "metrics.jsonl").exists():
+    if holds_run(run_dir):
         raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
 
 
@@ -86,7 +91,7 @@ def refuse_used_directory(run_dir: Path) -> None:
         raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
 
 
-def started_in(run_dir: Path) -> Path | None:
+def starting_folder(run_dir: Path) -> Path | None:
     """Return the folder that a run was started in; None if it is gone or not recorded."""
     saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
     try:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
-from lmtrain.config.build import mistakes_of_the_user
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
@@ -47,7 +47,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = read_saved(run_dir / "config.yaml")
     check_trust(cfg, trusted, run_dir, option="--trust ")
-    with mistakes_of_the_user():
+    with raising_config_errors():
         system = build_system(cfg, device=device, compile=False)
         model = build_model(cfg)
         has_tokenizer = (run_dir / TOKENIZER_FILE).is_file()

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.utils import env_override, run_job
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lmtrain.config.compose import MENU, compose, hydra_folder_texts, without_hydra
+from lmtrain.config.compose import MENU, compose, explain_hydra_error, hydra_folder_texts, without_hydra
 from lmtrain.config.hydra_internals import context_of_one_run
 from lmtrain.config.preflight import check_data, check_new_run
 from lmtrain.errors import ConfigError
@@ -66,6 +67,9 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     """Call `train` as Hydra runs a job: with its callbacks and `hydra.job.env_set`; return the exit code.
 
     Whatever `train` raises is raised here. `train` should import torch itself, so that the variables are set by then.
+
+    Raises:
+        ConfigError: the directory or a callback can't be made.
     """
     mistakes: list[ConfigError] = []
 
@@ -76,13 +80,18 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
             mistakes.append(error)
             return None
 
-    context = context_of_one_run(run.composed)
-    context.callbacks.on_run_start(config=run.composed, config_name=MENU)
-    returned = run_job(job, run.composed, "hydra.run.dir", None, context)
-    context.callbacks.on_run_end(config=run.composed, config_name=MENU, job_return=returned)
-    if mistakes:
-        raise mistakes[0]
-    exit_code: int = returned.return_value  # or the exception that ended it
+    try:
+        context = context_of_one_run(run.composed)
+        context.callbacks.on_run_start(config=run.composed, config_name=MENU)
+        returned = run_job(job, run.composed, "hydra.run.dir", None, context)
+        context.callbacks.on_run_end(config=run.composed, config_name=MENU, job_return=returned)
+        if mistakes:
+            raise mistakes[0]
+        exit_code: int = returned.return_value  # or the exception that ended it
+    except HydraException as error:  # a callback that can't be made
+        raise ConfigError(explain_hydra_error(error, run.composed.hydra.overrides.task)) from error
+    except OSError as error:  # a folder that can't be made
+        raise ConfigError(str(error)) from error
     return exit_code
 
 

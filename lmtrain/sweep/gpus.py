@@ -15,7 +15,7 @@ NVIDIA_SMI_TIMEOUT_S = 30
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them, without loading CUDA."""
+    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them, without loading CUDA."""
     visible = os.environ.get(VISIBLE)
     if visible is not None:
         named = [name.strip() for name in visible.split(",")]
@@ -33,11 +33,11 @@ def visible_gpus() -> list[str]:
     return [name for name in names if name.startswith("MIG-") or name not in sliced]
 
 
-def deal(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping[str, str]]:
-    """The environment variables of each of the `n_jobs` slots (null: one a deal; without GPUs, one).
+def slot_variables(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping[str, str]]:
+    """Return the environment variables of each of the `n_jobs` slots, which say what GPUs or cores a job may use.
 
-    More jobs than deals share them evenly. Without GPUs, each gets its share of the cores. `gpus_per_job` null leaves
-    all as it is.
+    `n_jobs` null: as many slots as there are groups of `gpus_per_job` GPUs; without GPUs, one. More slots than groups
+    share them evenly. Without GPUs, each slot gets its share of the cores. `gpus_per_job` null changes nothing.
 
     Raises:
         ConfigError: there are some GPUs, but fewer than one job is to have.

@@ -1,4 +1,4 @@
-"""A sweep over all combinations of values, under any launcher: every config checked before, every job told of after."""
+"""A sweep over all combinations of values, under any launcher: checks every config first, reports every job last."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,16 +13,17 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.check import nearest_of
+from lmtrain.config.check import did_you_mean
 from lmtrain.config.hydra_internals import failure_of, split_into_batches
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError, InterruptedBySignal
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
-from lmtrain.sweep.job import Ended, Job
-from lmtrain.sweep.job_directory import check_config, composed, search_path, to_do
+from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job_config import check_job_config, job_config, sweep_search_path
+from lmtrain.sweep.job_directory import remaining_work
 from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
-from lmtrain.sweep.report import close, tell_of_launcher
+from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_report, write_report
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short
 
@@ -30,7 +31,7 @@ VALID = ("max_batch_size", "params")
 
 
 class GridSweeper(Sweeper):
-    """`hydra/sweeper=grid`: as Hydra's basic one; a job that fails keeps no other from being run, or from being shown.
+    """`hydra/sweeper=grid`: as Hydra's basic sweeper, but a job that fails stops no other job, and hides none.
 
     Raises:
         ConfigError: a mistake in any job's config; nothing is left behind then.
@@ -40,7 +41,7 @@ class GridSweeper(Sweeper):
     def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None, **unknown: Any) -> None:
         self.max_batch_size = max_batch_size
         self.params = params or {}
-        self.unknown = unknown  # told of in `sweep`, where a mistake is told as one
+        self.unknown = unknown  # checked in `sweep`, where a mistake becomes one line
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -53,7 +54,7 @@ class GridSweeper(Sweeper):
         assert self.config is not None
         assert self.hydra_context is not None
         self._check_settings()
-        self._path = tuple(search_path(self.config.hydra))
+        self._path = tuple(sweep_search_path(self.config.hydra))
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         try:
             parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
@@ -67,7 +68,7 @@ class GridSweeper(Sweeper):
         except HydraException as error:
             raise ConfigError(" ".join(str(error).split())) from error
         jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
-        self._check(jobs)
+        self._check_jobs(jobs)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
@@ -76,21 +77,24 @@ class GridSweeper(Sweeper):
         before = {
             job
             for job in jobs
-            if to_do(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
+            if remaining_work(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
         }
         returned: list[JobReturn] = []
-        stopped, trouble = self._launch(batches, returned)
+        stopped, launcher_error = self._launch(batches, returned)
         missing = [None] * (len(jobs) - len(returned))
         ended = [
-            self._ended(job, one, trouble, job in before) for job, one in zip(jobs, [*returned, *missing], strict=True)
+            self._job_end(job, one, launcher_error, job in before)
+            for job, one in zip(jobs, [*returned, *missing], strict=True)
         ]
-        if trouble is not None:
-            tell_of_launcher(trouble)
-        close(sweep_dir.absolute(), ended, stopped)
+        if launcher_error is not None:
+            show_launcher_failure(launcher_error)
+        write_report(sweep_dir.absolute(), ended, stopped)
+        show_report(sweep_dir.absolute(), ended, stopped)
+        raise_if_unfinished(ended, stopped)
 
     def _check_settings(self) -> None:
         for key, value in self.unknown.items():
-            way_out = nearest_of(key, VALID, "hydra.sweeper.") or (
+            way_out = did_you_mean(key, VALID, "hydra.sweeper.") or (
                 f"; hydra/sweeper=grid has {' and '.join(VALID)} alone; an experiment that searches tries everything "
                 "with hydra/sweeper/sampler=grid"
             )
@@ -99,17 +103,17 @@ class GridSweeper(Sweeper):
         if size is not None and not (isinstance(size, int) and size > 0):
             raise ConfigError(f"hydra.sweeper.max_batch_size={size}: give a whole number, 1 or more")
 
-    def _check(self, jobs: Sequence[Job]) -> None:
-        """Every job's config, and then the data: a typo in the last one should not wait for the others."""
+    def _check_jobs(self, jobs: Sequence[Job]) -> None:
+        """Check every job's config, and then the data: a typo in the last one should not wait for the others."""
         for job in jobs:
-            check_config(job.overrides, self._path)
+            check_job_config(job.overrides, self._path)
         for job in jobs:
-            composed(job.overrides, self._path, job.directory)
+            job_config(job.overrides, self._path, job.directory)
 
     def _launch(
         self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]
     ) -> tuple[int | None, Exception | None]:
-        """Fills in what the launcher returns; the signal that stopped it, and what went wrong with the launcher."""
+        """Fill in what the launcher returns; return the signal that stopped it, and the launcher's own error."""
         assert self.launcher is not None
         try:
             with StopRequest():
@@ -127,15 +131,15 @@ class GridSweeper(Sweeper):
             return None, error
         return None, None
 
-    def _ended(self, job: Job, returned: JobReturn | None, trouble: Exception | None, before: bool) -> Ended:
-        """How a job ended, by what the launcher returned and, without that, by what lies in its directory."""
-        failure = (failure_of(returned) if returned else None) or trouble
+    def _job_end(self, job: Job, returned: JobReturn | None, launcher_error: Exception | None, before: bool) -> JobEnd:
+        """Return how a job ended, by what the launcher returned and, without that, by what lies in its directory."""
+        failure = (failure_of(returned) if returned else None) or launcher_error
         if isinstance(failure, JobFailedError):
             return replace(failure.ended, job=job)
-        now = to_do(job.directory, job.overrides, self._path, retry_failed=False)
+        now = remaining_work(job.directory, job.overrides, self._path, retry_failed=False)
         if now.status is not None:
-            return Ended(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
+            return JobEnd(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
         result = read_json(job.directory / "result.json")
         begun = result.get("status") or (INTERRUPTED.status if now.resumes else "not started")
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
-        return Ended(job, FAILED.status if failure and returned else begun, None, reason, result, ran=now.resumes)
+        return JobEnd(job, FAILED.status if failure and returned else begun, None, reason, result, ran=now.resumes)

@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep: what it overrides, where it goes, and what it is called (what tells it from the others)."""
+    """A run of a sweep: its overrides, its directory, and a title that tells it from the others."""
 
     overrides: tuple[str, ...]
     directory: Path
@@ -16,8 +16,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job ended: `status` as in `result.json`, or "not started"; `ran`: here and now, not before."""
+class JobEnd:
+    """How a job ended: `status` as in `result.json`, or "not started"; `ran` if it ran in this sweep, not before."""
 
     job: Job
     status: str

@@ -12,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.compose import compose
 from lmtrain.errors import SUCCESSFUL
-from lmtrain.sweep.job import Ended, Job
-from lmtrain.sweep.job_directory import directory_name, search_path
+from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job_config import sweep_search_path
+from lmtrain.sweep.job_directory import directory_name
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import run_all
 
@@ -21,9 +22,9 @@ SUBDIR = "${job_directory:${hydra.overrides.task}}"  # as in conf/config.yaml
 
 
 class JobFailedError(RuntimeError):
-    """A job is not done; `ended` is how it ended. As an exception, for Hydra has no other way to say so."""
+    """A job is not done; `ended` says how it ended. An exception, since Hydra has no other way to report it."""
 
-    def __init__(self, ended: Ended) -> None:
+    def __init__(self, ended: JobEnd) -> None:
         super().__init__(ended)
         self.ended = ended
 
@@ -36,18 +37,18 @@ class JobStoppedError(BaseException):
 
 
 class ProcessLauncher(Launcher):
-    """`hydra/launcher=process`: `n_jobs` at once (null: one a deal of `gpus_per_job` GPUs; without any, one)."""
+    """`hydra/launcher=process`: `n_jobs` at once (null: one for each `gpus_per_job` GPUs; without any, one)."""
 
     def __init__(self, n_jobs: int | None, gpus_per_job: int) -> None:
         self.n_jobs = n_jobs
         self.gpus_per_job = gpus_per_job
-        self.stopped: int | None = None  # the signal that did it
+        self.stopped: int | None = None  # the signal that stopped it
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        path = search_path(self.config.hydra)
+        path = sweep_search_path(self.config.hydra)
         with JobPool(
             n_jobs=self.n_jobs,
             gpus_per_job=self.gpus_per_job,
@@ -60,7 +61,7 @@ class ProcessLauncher(Launcher):
 
 
 def jobs_of(config: DictConfig, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
-    """A sweep's jobs, each in its directory under every launcher, and called by the overrides that not all share."""
+    """Return a sweep's jobs: their directories are the same under every launcher, their titles what not all share."""
     sweep_dir = Path(config.hydra.sweep.dir).absolute()
     own: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     shared = Counter(override for overrides in job_overrides for override in set(overrides))
@@ -76,7 +77,7 @@ def jobs_of(config: DictConfig, job_overrides: Sequence[Sequence[str]], first_nu
     return jobs
 
 
-def _job_return(ended: Ended) -> JobReturn:
+def _job_return(ended: JobEnd) -> JobReturn:
     job = JobReturn(overrides=list(ended.job.overrides), task_name="lmtrain", working_dir=str(ended.job.directory))
     job.status = JobStatus.COMPLETED if ended.status in SUCCESSFUL else JobStatus.FAILED
     job.return_value = ended.objective if ended.status in SUCCESSFUL else JobFailedError(ended)

@@ -1,4 +1,4 @@
-"""The jobs of sweeps and searches: each in a fresh interpreter, if its directory shows that it is to be done."""
+"""Runs the jobs of sweeps and searches, each in a fresh interpreter, if its directory leaves something to be done."""
 
 import os
 import shlex
@@ -17,12 +17,12 @@ from lmtrain.errors import INTERRUPTED, SUCCESSFUL, status_of
 from lmtrain.files.limited import read_json
 from lmtrain.files.lock import FileLock, run_lock
 from lmtrain.loop.stop_request import SIGNALS
-from lmtrain.sweep.gpus import deal
-from lmtrain.sweep.job import Ended, Job
-from lmtrain.sweep.job_directory import to_do
+from lmtrain.sweep.gpus import slot_variables
+from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job_directory import RemainingWork, remaining_work
 from lmtrain.terminal.redact import redacted
 
-PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops (`__main__.end_with`)
+PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops (`__main__.stop_with_parent`)
 AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # by which `wandb agent` knows the one run it has started
 LOG = "job.log"
 LOCK = ".job.lock"
@@ -30,7 +30,7 @@ LOG_TAIL_BYTES = 20_000
 
 
 @dataclass
-class Running:
+class RunningJob:
     """A job's process."""
 
     job: Job
@@ -45,11 +45,11 @@ class Running:
 
 
 class JobPool:
-    """Runs up to `n_jobs` jobs at once (null: as many as there are deals of `gpus_per_job` GPUs; without any, one).
+    """Runs up to `n_jobs` jobs at once (null: one for each `gpus_per_job` GPUs; without any, one).
 
-    Nobody waits in here: `poll`, a few times a second, starts what can start and returns what has ended. A job that is
-    being run by another process is waited for. The first signal that asks to stop reaches every job that runs, which
-    saves and stops, and no other one starts; further signals reach them as well. Leaving the pool stops what runs.
+    No method waits: `poll`, a few times a second, starts what can start and returns what has ended. A job that another
+    process is running stays in the queue. The first signal that asks to stop reaches every job that runs, which saves
+    and stops, and no other job starts; further signals reach them as well. Leaving the pool stops what runs.
 
     Raises:
         ConfigError: there are fewer GPUs than `gpus_per_job`.
@@ -58,18 +58,18 @@ class JobPool:
     def __init__(
         self, *, n_jobs: int | None, gpus_per_job: int | None, retry_failed: bool, search_path: Sequence[str] = ()
     ) -> None:
-        self._slots = deal(n_jobs, gpus_per_job)  # each one's environment variables
+        self._slots = slot_variables(n_jobs, gpus_per_job)  # each one's environment variables
         self._retry_failed = retry_failed
         self._search_path = tuple(search_path)
         self._queue: list[Job] = []
         self._looked_at: set[int] = set()
         self._signals: list[int] = []
         self._previous: dict[int, Any] = {}
-        self.running: list[Running] = []
+        self.running: list[RunningJob] = []
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
         return self
 
     def __exit__(
@@ -77,7 +77,7 @@ class JobPool:
     ) -> None:
         try:
             if self.running:
-                self._note(signal.SIGTERM, None)
+                self._on_signal(signal.SIGTERM, None)
             for running in self.running:
                 running.process.wait()
                 running.lock.release()
@@ -87,7 +87,7 @@ class JobPool:
 
     @property
     def stopped(self) -> int | None:
-        """The signal that asked to stop."""
+        """The signal that asked to stop; None if none came."""
         return self._signals[0] if self._signals else None
 
     @property
@@ -107,9 +107,9 @@ class JobPool:
     def submit(self, job: Job) -> None:
         self._queue.append(job)
 
-    def poll(self) -> list[Ended]:
-        """Starts what can start; what has ended since the last call."""
-        self._forward()
+    def poll(self) -> list[JobEnd]:
+        """Start what can start; return what has ended since the last call."""
+        self._forward_signals()
         ended = []
         for running in self.running[:]:
             if (code := running.process.poll()) is not None:
@@ -118,52 +118,52 @@ class JobPool:
                 running.lock.release()
         for job in self._queue:
             if self.stopped is not None:
-                ended.append(Ended(job, "not started", None, None, {}, ran=False))
-            elif (self._slot() is not None or id(job) not in self._looked_at) and (outcome := self._start(job)):
+                ended.append(JobEnd(job, "not started", None, None, {}, ran=False))
+            elif (self._free_slot() is not None or id(job) not in self._looked_at) and (outcome := self._start(job)):
                 ended.append(outcome)
-            self._looked_at.add(id(job))  # what was done before is told at once, and the rest in its turn
+            self._looked_at.add(id(job))  # what was done before is returned at once, and the rest in its turn
         settled = {id(one.job) for one in self.running} | {id(one.job) for one in ended}
         self._queue = [job for job in self._queue if id(job) not in settled]
         self._looked_at -= settled
         return ended
 
-    def _slot(self) -> int | None:
+    def _free_slot(self) -> int | None:
         used = {running.slot for running in self.running}
         return next((slot for slot in range(len(self._slots)) if slot not in used), None)
 
-    def _start(self, job: Job) -> Ended | None:
-        """Starts the job's process if there is a slot and nobody else runs it; how it ended, if it has before."""
-        slot = self._slot()
+    def _start(self, job: Job) -> JobEnd | None:
+        """Start the job's process if it can start; return how the job ended, if it has ended before."""
+        slot = self._free_slot()
         if (slot is None and not job.directory.is_dir()) or (lock := _lock_job(job.directory)) is None:
             return None
         try:
-            decision = to_do(job.directory, job.overrides, self._search_path, retry_failed=self._retry_failed)
-            if decision.status is not None:
-                result = decision.result
+            work = remaining_work(job.directory, job.overrides, self._search_path, retry_failed=self._retry_failed)
+            if work.status is not None:
+                result = work.result
                 objective = result.get("objective")
-                return Ended(job, decision.status, objective, decision.reason, result, ran=False)
+                return JobEnd(job, work.status, objective, work.reason, result, ran=False)
             if slot is not None:
-                self.running.append(_run(job, decision.arguments, decision.resumes, slot, self._slots[slot], lock))
+                self.running.append(_start_process(job, work, slot, self._slots[slot], lock))
                 lock = None
             return None
         finally:
             if lock is not None:
                 lock.release()
 
-    def _end(self, running: Running, code: int) -> Ended:
-        fresh = code == 0 or _written_at(running.job.directory) != running.result_before
+    def _end(self, running: RunningJob, code: int) -> JobEnd:
+        fresh = code == 0 or _result_time_ns(running.job.directory) != running.result_before
         result = read_json(running.job.directory / "result.json") if fresh else {}
         status = result.get("status") or status_of(code)
         if not fresh and self.stopped is not None:  # before it could see to signals
             status = INTERRUPTED.status
-        reason = None if status in SUCCESSFUL else result.get("error") or _reason(running, code)
-        return Ended(running.job, status, result.get("objective"), reason, result, ran=True)
+        reason = None if status in SUCCESSFUL else result.get("error") or _failure_reason(running, code)
+        return JobEnd(running.job, status, result.get("objective"), reason, result, ran=True)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals.append(number)
-        self._forward()
+        self._forward_signals()
 
-    def _forward(self) -> None:
+    def _forward_signals(self) -> None:
         for running in self.running:
             while running.forwarded < len(self._signals):
                 running.forwarded += 1
@@ -185,13 +185,13 @@ def _lock_job(directory: Path) -> FileLock | None:
     return lock
 
 
-def _run(
-    job: Job, arguments: Sequence[str], resumes: bool, slot: int, variables: Mapping[str, str], lock: FileLock
-) -> Running:
-    command = [sys.executable, "-m", "lmtrain", *arguments]
-    if not resumes:
+def _start_process(
+    job: Job, work: RemainingWork, slot: int, variables: Mapping[str, str], lock: FileLock
+) -> RunningJob:
+    command = [sys.executable, "-m", "lmtrain", *work.arguments]
+    if not work.resumes:
         (job.directory / "result.json").unlink(missing_ok=True)  # of a failed one that is run anew
-    result_before = _written_at(job.directory)
+    result_before = _result_time_ns(job.directory)
     inherited = {name: value for name, value in os.environ.items() if name not in AGENTS}
     with (job.directory / LOG).open("ab") as log:
         log_start = log.tell()
@@ -206,19 +206,19 @@ def _run(
             start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
             pass_fds=[lock.fileno()],
         )
-    return Running(job, process, slot, resumes, lock, log_start, result_before)
+    return RunningJob(job, process, slot, work.resumes, lock, log_start, result_before)
 
 
-def _written_at(directory: Path) -> int | None:
-    """Tells a result from the one before."""
+def _result_time_ns(directory: Path) -> int | None:
+    """Return when the result was written, which tells it from the one before; None without a result."""
     try:
         return (directory / "result.json").stat().st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def _reason(running: Running, code: int) -> str:
-    """Why a process ended that has left no result: what killed it, or its last words."""
+def _failure_reason(running: RunningJob, code: int) -> str:
+    """Return why a process ended that has left no result: the signal that killed it, or its last line."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

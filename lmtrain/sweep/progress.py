@@ -1,4 +1,4 @@
-"""What is seen of a sweep while it goes on: a live table in a terminal; else a line when a job starts, and ends."""
+"""Shows a sweep while it goes on: a live table in a terminal; else a line when a job starts or ends."""
 
 import time
 from collections import Counter
@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from lmtrain.files.metrics import read_newest
-from lmtrain.sweep.job import Ended, Job
-from lmtrain.sweep.job_directory import composed
-from lmtrain.sweep.pool import JobPool, Running
-from lmtrain.sweep.report import label
+from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job_config import job_config
+from lmtrain.sweep.pool import JobPool, RunningJob
+from lmtrain.sweep.report import status_label
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration, loss_text
 
@@ -55,9 +55,9 @@ class SweepProgress:
         self._pool = pool
         self._total = total
         self._search_path = tuple(search_path)
-        self._ended: list[Ended] = []
+        self._ended: list[JobEnd] = []
         self._started = 0
-        self._announced: list[Running] = []
+        self._announced: list[RunningJob] = []
         self._shown_at = 0.0
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
 
@@ -72,7 +72,7 @@ class SweepProgress:
         if self._live is not None:
             self._live.stop()
 
-    def show(self, ended: Sequence[Ended]) -> None:
+    def show(self, ended: Sequence[JobEnd]) -> None:
         self._ended += ended
         if self._live is None:
             self._print_lines(ended)
@@ -80,17 +80,17 @@ class SweepProgress:
             self._shown_at = time.monotonic()
             self._live.update(self._table(), refresh=True)
 
-    def _print_lines(self, ended: Sequence[Ended]) -> None:
+    def _print_lines(self, ended: Sequence[JobEnd]) -> None:
         for one in ended:
             words = [f"val {one.objective:.4f}"] if one.objective is not None else []
             words += [one.reason] if one.reason else []
-            console.print(f"{self._count(one)} {one.job.title}: {'; '.join([label(one), *words])}", markup=False)
+            console.print(f"{self._count(one)} {one.job.title}: {'; '.join([status_label(one), *words])}", markup=False)
         for running in self._pool.running:
             if not any(running is one for one in self._announced):
                 console.print(f"{'resumed' if running.resumed else 'started'} {running.job.title}", markup=False)
         self._announced = [*self._pool.running]
 
-    def _count(self, one: Ended) -> str:
+    def _count(self, one: JobEnd) -> str:
         done = next(number for number, other in enumerate(self._ended, 1) if other is one)
         return f"[{done}/{self._total}]" if self._total else f"[{done}]"
 
@@ -103,20 +103,20 @@ class SweepProgress:
         for one in self._ended[: -1 - max(0, console.height - OTHER_ROWS - len(self._pool.running)) : -1]:
             result = one.result
             losses = [loss_text(result.get(key)) for key in ("final_train_loss", "best_val_loss")]
-            rows.add_row(_cut(one.job.title), label(one), str(result.get("steps", "–")), *losses, "")
-        counts = Counter({"running": len(self._pool.running)}) + Counter(map(label, self._ended))
+            rows.add_row(_shortened(one.job.title), status_label(one), str(result.get("steps", "–")), *losses, "")
+        counts = Counter({"running": len(self._pool.running)}) + Counter(map(status_label, self._ended))
         waiting = (self._total or 0) - sum(counts.values())
         words = [f"{count} {name}" for name, count in [*counts.items(), ("waiting", waiting)] if count > 0]
         rows.caption = ", ".join(words) + ("; stopping" if self._pool.stopped is not None else "")
         return rows
 
-    def _running_row(self, running: Running) -> list[str]:
-        config = composed(running.job.overrides, self._search_path, running.job.directory).config
+    def _running_row(self, running: RunningJob) -> list[str]:
+        config = job_config(running.job.overrides, self._search_path, running.job.directory).config
         max_steps = config.get("trainer", {}).get("max_steps")  # a trainer of the user's own may have none
         progress = read_progress(running.job.directory / "metrics.jsonl")
         left = progress.seconds_left(max_steps) if max_steps else None
         return [
-            _cut(running.job.title),
+            _shortened(running.job.title),
             "resumed" if running.resumed else "running",
             f"{progress.step}/{max_steps}" if max_steps else str(progress.step),
             loss_text(progress.train_loss),
@@ -125,11 +125,11 @@ class SweepProgress:
         ]
 
 
-def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> list[Ended]:
-    """Runs and shows the jobs; how they ended, in their own order."""
+def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> list[JobEnd]:
+    """Run and show the jobs; return how they ended, in their own order."""
     for job in jobs:
         pool.submit(job)
-    ended: list[Ended] = []
+    ended: list[JobEnd] = []
     with SweepProgress(pool, len(jobs), search_path) as progress:
         while pool.unfinished:
             ended += (now := pool.poll())
@@ -139,5 +139,5 @@ def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> l
     return [next(one for one in ended if one.job is job) for job in jobs]
 
 
-def _cut(title: str) -> str:
+def _shortened(title: str) -> str:
     return title if len(title) <= MAX_TITLE_CHARS else f"{title[: MAX_TITLE_CHARS - 1]}…"

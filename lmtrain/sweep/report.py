@@ -15,7 +15,7 @@ from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
-from lmtrain.sweep.job import Ended
+from lmtrain.sweep.job import JobEnd
 from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short
@@ -28,15 +28,8 @@ SWEEP_FILE = "sweep.json"
 RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "seconds", "config_hash")
 
 
-def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
-    """Shows and records how each job ended, best first.
-
-    Raises:
-        SweepEndedError: some are not done, or a signal stopped the sweep.
-    """
-    ended = sorted(
-        ended, key=lambda one: (one.status not in SUCCESSFUL, math.inf if one.objective is None else one.objective)
-    )
+def write_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
+    """Record in `sweep.json` how each job ended, best first; `stopped` is the signal that stopped the sweep."""
     content = {
         "command": ["lmtrain", *sys.argv[1:]],
         "stopped": stopped,
@@ -51,38 +44,55 @@ def close(sweep_dir: Path, ended: Sequence[Ended], stopped: int | None) -> None:
                 **{key: one.result.get(key) for key in RESULT},
                 "overrides": list(one.job.overrides),
             }
-            for one in ended
+            for one in best_first(ended)
         ],
     }
     with locked_folder(sweep_dir):  # two of the same command end at the same time
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
-    console.print(table(ended))
+
+
+def show_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
+    """Print how each job ended, best first, why some failed, and the commands that continue and compare."""
+    ended = best_first(ended)
+    console.print(jobs_table(ended))
     for one in ended:
         if one.status not in SUCCESSFUL and one.status != "not started":
             where = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
             words = [one.job.title, one.status, *([one.reason] if one.reason else [])]
             console.print(redact(f"{': '.join(words)}{where}"), markup=False)
-    console.print(f"{summary(ended)}; everything is in {short(sweep_dir)}", markup=False)
+    console.print(f"{count_by_status(ended)}; everything is in {short(sweep_dir)}", markup=False)
     missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - SUCCESSFUL
     if missing or stopped is not None:
         again = command_to_continue(sweep_dir, retries=bool(missing & UNSUCCESSFUL))
         console.print(f"to continue: {again}", markup=False)
     if any(one.result for one in ended):
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(sweep_dir))}", markup=False)
+
+
+def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:
+    """Raise SweepEndedError, with the exit code of the command, if a signal stopped the sweep or a job is not done."""
     if stopped is not None:
         raise SweepEndedError(ending_by_signal(stopped).exit_code)
     if any(one.status not in SUCCESSFUL for one in ended):
         raise SweepEndedError(1)
 
 
-def tell_of_launcher(error: Exception) -> None:
-    """That a launcher of others failed by itself; how its jobs are is in their directories."""
+def best_first(ended: Sequence[JobEnd]) -> list[JobEnd]:
+    """Return the jobs that are done by their loss, and then the others."""
+    return sorted(
+        ended, key=lambda one: (one.status not in SUCCESSFUL, math.inf if one.objective is None else one.objective)
+    )
+
+
+def show_launcher_failure(error: Exception) -> None:
+    """Print that a launcher failed by itself; how its jobs ended is in their directories."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     console.print(redact(f"the launcher failed: {reason}"), markup=False, soft_wrap=True)
     log.debug("its traceback", exc_info=error)
 
 
-def table(ended: Sequence[Ended]) -> Table:
+def jobs_table(ended: Sequence[JobEnd]) -> Table:
+    """Return a table with a row for each job."""
     rows = Table()
     for heading in ("job", "status", "best val", "at step", "train", "tokens", "time", "directory"):
         words = heading in ("job", "status", "directory")
@@ -90,7 +100,7 @@ def table(ended: Sequence[Ended]) -> Table:
     for one in ended:
         rows.add_row(
             one.job.title,
-            label(one),
+            status_label(one),
             loss_text(one.objective),
             str(one.result.get("best_step") or "–"),
             loss_text(one.result.get("final_train_loss")),
@@ -101,19 +111,19 @@ def table(ended: Sequence[Ended]) -> Table:
     return rows
 
 
-def label(ended: Ended) -> str:
-    """The status, and whether it is an earlier sweep's."""
+def status_label(ended: JobEnd) -> str:
+    """Return a job's status, and whether an earlier sweep brought it there."""
     return ended.status if ended.ran or ended.status == "not started" or not ended.result else f"{ended.status} before"
 
 
-def summary(ended: Sequence[Ended]) -> str:
-    """12 jobs: 10 completed, 2 failed."""
-    counts = Counter(map(label, ended))
+def count_by_status(ended: Sequence[JobEnd]) -> str:
+    """Return how many jobs ended how: `12 jobs: 10 completed, 2 failed`."""
+    counts = Counter(map(status_label, ended))
     return f"{len(ended)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"
 
 
 def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
-    """The same command in the same directory, which runs what is missing; `retries`: and what has failed."""
+    """Return the same command for the same directory, which runs what is missing; `retries`: and what has failed."""
     given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
     path = short(sweep_dir)
     plain = all(character.isalnum() or character in "/_.-" for character in path)
@@ -122,6 +132,6 @@ def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
     return f"python -m lmtrain {shlex.join(redacted(words))}"
 
 
-def _has_run(ended: Ended) -> bool:
-    """Now or before; else something is in its way, another config in its directory say, which `reason` tells."""
+def _has_run(ended: JobEnd) -> bool:
+    """Return whether a job ran, now or before. Else `reason` says what is in its way: a run of another config, say."""
     return ended.ran or bool(ended.result)

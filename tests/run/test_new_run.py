@@ -112,3 +112,19 @@ def test_what_training_raises_is_raised(tiny: list[str]) -> None:
         with pytest.raises(type(error)) as caught:
             start(new_run(tiny), train)
         assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("hydra.run.dir=book.txt/run", "book.txt"),
+        ("+hydra.callbacks.mine._target_=no.such.Callback", "Error locating target 'no.such.Callback'"),
+    ],
+)
+def test_what_cannot_be_made_is_a_mistake_in_the_config(
+    tiny: list[str], tmp_path: Path, override: str, message: str
+) -> None:
+    (tmp_path / "book.txt").touch()
+    with pytest.raises(ConfigError) as caught:
+        start(new_run([*tiny, override]), lambda run: 0)
+    assert message in str(caught.value)

@@ -14,14 +14,16 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lmtrain.config.compose import set_up_hydra
 from lmtrain.terminal import paths
 from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests, which end what they have started
-    for slow in SLOW_IMPORTS:
+    for slow in (*SLOW_IMPORTS, "lmtrain.sweep.task"):
         importlib.import_module(slow)
+    set_up_hydra()  # Hydra's search for plugins takes longer than what most commands do
     gc.freeze()
     for line in sys.stdin:
         with contextlib.suppress(ChildProcessError):  # none is left

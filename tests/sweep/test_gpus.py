@@ -7,7 +7,7 @@ import pytest
 
 from lmtrain.errors import ConfigError
 from lmtrain.machine import available_cores
-from lmtrain.sweep.gpus import THREADS, VISIBLE, deal, visible_gpus
+from lmtrain.sweep.gpus import THREADS, VISIBLE, slot_variables, visible_gpus
 
 Machine = pytest.MonkeyPatch
 
@@ -43,7 +43,7 @@ def test_gpus_are_those_that_can_be_seen(machine: Machine, tmp_path: Path) -> No
 
 def test_each_job_gets_its_own_and_more_jobs_share_evenly(machine: Machine) -> None:
     def dealt(n_jobs: int | None, gpus_per_job: int) -> list[str]:
-        return [slot[VISIBLE] for slot in deal(n_jobs, gpus_per_job)]
+        return [slot[VISIBLE] for slot in slot_variables(n_jobs, gpus_per_job)]
 
     assert dealt(None, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
     assert dealt(2, 1) == ["GPU-0", "GPU-1"]
@@ -52,16 +52,16 @@ def test_each_job_gets_its_own_and_more_jobs_share_evenly(machine: Machine) -> N
     assert dealt(None, 3) == ["GPU-0,GPU-1,GPU-2"]
     assert dealt(2, 0) == ["", ""]  # on the CPU
     with pytest.raises(ConfigError, match="gpus_per_job=5: there are 4 GPUs"):
-        deal(1, 5)
+        slot_variables(1, 5)
 
 
 def test_jobs_on_a_cpu_share_its_cores(machine: Machine) -> None:
     machine.setenv(VISIBLE, "")
-    assert deal(None, 1) == [{}]
-    assert deal(3, 1) == [{THREADS: str(max(1, available_cores() // 3))}] * 3
+    assert slot_variables(None, 1) == [{}]
+    assert slot_variables(3, 1) == [{THREADS: str(max(1, available_cores() // 3))}] * 3
     machine.setenv(THREADS, "7")
-    assert deal(3, 1) == [{}] * 3
+    assert slot_variables(3, 1) == [{}] * 3
     with pytest.raises(ConfigError, match="gpus_per_job=2: there are 0 GPUs"):
-        deal(1, 2)
+        slot_variables(1, 2)
     with pytest.raises(ConfigError, match="n_jobs=0: give a whole number, 1 or more"):
-        deal(0, 1)
+        slot_variables(0, 1)

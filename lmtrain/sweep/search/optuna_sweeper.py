@@ -24,12 +24,12 @@ from lmtrain.errors import FAILED, ConfigError, InterruptedBySignal, SweepEndedE
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
-from lmtrain.sweep.job import Ended, Job
-from lmtrain.sweep.job_directory import composed, search_path
+from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job_config import job_config, sweep_search_path
 from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
-from lmtrain.sweep.report import command_to_continue, tell_of_launcher
+from lmtrain.sweep.report import command_to_continue, show_launcher_failure
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:  # Optuna is an extra, and takes a second to import; every sta
 WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna: pip install -e '.[optuna]'"
 
 
-class Settings:
-    """What `conf/hydra/sweeper/optuna.yaml` says; `sampler` and `pruner` are Optuna's own."""
+class SearchSettings:
+    """The settings of `conf/hydra/sweeper/optuna.yaml`; `sampler` and `pruner` are Optuna's own."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Settings:
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: asks for a trial whenever there is room for a job, and tells how it ended.
+    """`hydra/sweeper=optuna`: asks the study for a trial whenever there is room for a job, and tells it how that ended.
 
     With the process launcher each trial starts as another one ends; other launchers get them in batches of `n_jobs`.
     """
@@ -68,7 +68,7 @@ class OptunaSweeper(Sweeper):
     launcher: Launcher
 
     def __init__(self, **settings: Any) -> None:
-        """They are checked in `sweep`, where a mistake is told as one."""
+        """Take the settings; they are checked in `sweep`, where a mistake becomes one line."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -77,27 +77,27 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Runs what is left of the search.
+        """Run what is left of the search.
 
         Raises:
             ConfigError: a mistake in the search's settings, its space or the trials' config, before anything runs.
             SweepEndedError: a signal stopped it, or no trial at all has a loss.
         """
-        settings, params = settings_of(self.config)
+        settings, params = read_settings(self.config)
         if self.config.retry_failed:
             raise ConfigError(
                 "retry_failed=true: a search has learnt from the trials that failed, and goes on with others; give "
                 "more hydra.sweeper.n_trials, or another hydra.sweep.dir"
             )
-        from lmtrain.sweep.search.report import close
-        from lmtrain.sweep.search.space import parse
-        from lmtrain.sweep.search.study import SharedStudy, quiet_optuna
+        from lmtrain.sweep.search.report import show_report, write_report
+        from lmtrain.sweep.search.space import parse_space
+        from lmtrain.sweep.search.study import SharedStudy, quiet_optuna, rank_completed
         from lmtrain.sweep.search.trials import Search
 
-        space = parse(params, arguments, self.hydra_context.config_loader)
-        self._path = tuple(search_path(self.config.hydra))
+        space = parse_space(params, arguments, self.hydra_context.config_loader)
+        self._path = tuple(sweep_search_path(self.config.hydra))
         for corner in space.corners():
-            composed(corner, self._path, None)
+            job_config(corner, self._path, None)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         sweep_dir.mkdir(parents=True, exist_ok=True)
         shared = SharedStudy(
@@ -111,28 +111,30 @@ class OptunaSweeper(Sweeper):
         )
         with quiet_optuna(), shared as study:
             OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
-            search = Search(study, space, sweep_dir, study.limit(settings.n_trials, space.size()))
-            if (drawn_from := study.last_space()) and (changes := space.changes(drawn_from)):
+            search = Search(study, space, sweep_dir, study.trial_limit(settings.n_trials, space.size()))
+            if (drawn_from := study.newest_distributions()) and (changes := space.changes(drawn_from)):
                 told = f"another search space than before: {'; '.join(changes)}; the trials so far count as they are"
                 console.print(told, markup=False)
             done = sum(trial.state.is_finished() for trial in study.trials())
             before = f", {done} done before" if done else ""
             console.print(f"search of {search.n_trials} trials in {short(sweep_dir)}{before}", markup=False)
             if isinstance(self.launcher, ProcessLauncher):
-                stopped, trouble = self._side_by_side(search, settings), None
+                stopped, launcher_error = self._run_concurrently(search, settings), None
             else:
-                stopped, trouble = self._in_batches(search, settings)
-            best = close(study, space, sweep_dir)
-        if trouble is not None:
-            tell_of_launcher(trouble)
-        if stopped is not None or trouble is not None:
+                stopped, launcher_error = self._run_in_batches(search, settings)
+            about_picture = write_report(study, sweep_dir)
+            show_report(study, space, sweep_dir, about_picture)
+            has_best = bool(rank_completed(study.trials(), study.direction))
+        if launcher_error is not None:
+            show_launcher_failure(launcher_error)
+        if stopped is not None or launcher_error is not None:
             console.print(f"to continue: {command_to_continue(sweep_dir)}", markup=False, soft_wrap=True)
             raise SweepEndedError(1 if stopped is None else ending_by_signal(stopped).exit_code)
-        if best is None:
+        if not has_best:
             raise SweepEndedError(1)
 
-    def _side_by_side(self, search: "Search", settings: Settings) -> int | None:
-        """With processes of lmtrain's own; the signal that stopped it."""
+    def _run_concurrently(self, search: "Search", settings: SearchSettings) -> int | None:
+        """Run trials in processes of lmtrain's own; return the signal that stopped the search."""
         launcher = self.config.hydra.launcher
         running: dict[Job, RunningTrial] = {}
         with (
@@ -145,28 +147,28 @@ class OptunaSweeper(Sweeper):
             SweepProgress(pool, None, self._path) as progress,
         ):
             while True:
-                while pool.free and pool.stopped is None and (one := search.next()) is not None:
+                while pool.free and pool.stopped is None and (one := search.next_trial()) is not None:
                     running[one.job] = one
                     pool.submit(one.job)
                 if not pool.unfinished:
                     return pool.stopped
                 ended = pool.poll()
                 for job_end in ended:
-                    running.pop(job_end.job).end(job_end)
+                    running.pop(job_end.job).report_end(job_end)
                 for one in running.values():
-                    one.look()
+                    one.report_losses()
                 progress.show(ended)
                 time.sleep(POLL_S)
 
-    def _in_batches(self, search: "Search", settings: Settings) -> tuple[int | None, Exception | None]:
-        """With a launcher of others; the signal that stopped it, and what went wrong with the launcher."""
-        from lmtrain.sweep.search.trials import Watch
+    def _run_in_batches(self, search: "Search", settings: SearchSettings) -> tuple[int | None, Exception | None]:
+        """Run trials with another launcher; return the signal that stopped the search, and the launcher's own error."""
+        from lmtrain.sweep.search.trials import TrialWatcher
 
         n_jobs = settings.n_jobs or max(1, self.config.hydra.launcher.get("n_jobs") or 1)
-        while batch := [one for _ in range(n_jobs) if (one := search.next()) is not None]:
+        while batch := [one for _ in range(n_jobs) if (one := search.next_trial()) is not None]:
             overrides = [[*one.job.overrides, f"hydra.sweep.subdir={quoted(one.job.directory.name)}"] for one in batch]
             try:
-                with StopRequest(), Watch(batch):
+                with StopRequest(), TrialWatcher(batch):
                     returned = self.launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
             except InterruptedBySignal as signal:
                 return signal.number, None
@@ -177,24 +179,25 @@ class OptunaSweeper(Sweeper):
             except Exception as error:  # a launcher's own, which may be anything
                 return None, error
             for one, job_return in zip(batch, returned, strict=True):
-                ended = _ended(one.job, job_return)
-                one.end(ended)
+                ended = _job_end(one.job, job_return)
+                one.report_end(ended)
                 console.print(f"{one.job.title}: {ended.status}", markup=False)
         return None, None
 
 
-def _ended(job: Job, returned: JobReturn) -> Ended:
+def _job_end(job: Job, returned: JobReturn) -> JobEnd:
+    """Return how a job ended, by what the launcher returned and by the result in its directory."""
     failure = failure_of(returned)
     if isinstance(failure, JobFailedError):
         return failure.ended
     result = read_json(job.directory / "result.json")
     status = FAILED.status if failure else result.get("status", FAILED.status)
     reason = f"{type(failure).__name__}: {failure}" if failure else result.get("error")
-    return Ended(job, status, result.get("objective"), reason, result, ran=True)
+    return JobEnd(job, status, result.get("objective"), reason, result, ran=True)
 
 
-def settings_of(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
-    """The settings, built, and the search space as it is written."""
+def read_settings(config: DictConfig) -> tuple[SearchSettings, dict[str, Any]]:
+    """Return the settings, built, and the search space as it is written."""
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError(WITHOUT_OPTUNA)
     try:
@@ -202,7 +205,7 @@ def settings_of(config: DictConfig) -> tuple[Settings, dict[str, Any]]:
     except OmegaConfBaseException as error:
         raise ConfigError(f"hydra.sweeper: {str(error).splitlines()[0]}") from error
     params = node.pop("params", None) or {}
-    node |= {"_target_": f"{Settings.__module__}.{Settings.__name__}"}
+    node |= {"_target_": f"{SearchSettings.__module__}.{SearchSettings.__name__}"}
     del node["_recursive_"]
     check_part("hydra.sweeper", node)
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
 from lmtrain.sweep.search.space import SearchSpace
-from lmtrain.sweep.search.study import SharedStudy, failed, ranked
+from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short
 
@@ -37,18 +37,20 @@ COLORS = {
 MARKERS = {COMPLETED.status: "o", PRUNED.status: "x", FAILED.status: "v", DIVERGED.status: "^"}
 
 
-def kind(trial: FrozenTrial) -> str:
-    """How it ended, for a reader."""
-    if failed(trial):
+def trial_status(trial: FrozenTrial) -> str:
+    """Return how a trial ended, for a reader."""
+    if has_no_loss(trial):
         return str(trial.user_attrs.get("status", FAILED.status))
     return {TrialState.COMPLETE: COMPLETED.status, TrialState.PRUNED: PRUNED.status}.get(trial.state, "unfinished")
 
 
-def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial | None:
-    """Shows and records how the search stands; its best trial."""
+def write_report(study: SharedStudy, folder: Path) -> str:
+    """Record every trial in `search.json`, with a picture beside it.
+
+    Returns what there is to say about the picture, to follow other words.
+    """
     trials = study.trials()
-    best = ranked(trials, study.direction)
-    print_trials(trials, best)
+    best = rank_completed(trials, study.direction)
     content = {
         "study": study.name,
         "direction": study.direction,
@@ -57,8 +59,8 @@ def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial |
         "trials": [
             {
                 "number": trial.number,
-                "status": kind(trial),
-                "objective": None if failed(trial) else trial.value,
+                "status": trial_status(trial),
+                "objective": None if has_no_loss(trial) else trial.value,
                 "params": trial.params,
                 "directory": trial.user_attrs.get("directory"),
                 "reason": trial.user_attrs.get("reason"),
@@ -68,17 +70,23 @@ def close(study: SharedStudy, space: SearchSpace, folder: Path) -> FrozenTrial |
     }
     with locked_folder(folder):  # its workers end at the same time
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
-        picture = write_picture(study.study, folder / "study.png")
-    console.print(f"everything is in {short(folder)}{picture}", markup=False, soft_wrap=True)
+        return write_picture(study.study, folder / "study.png")
+
+
+def show_report(study: SharedStudy, space: SearchSpace, folder: Path, about_picture: str) -> None:
+    """Print how the search stands, and the commands that compare its runs and repeat the best one."""
+    trials = study.trials()
+    best = rank_completed(trials, study.direction)
+    print_trials(trials, best)
+    console.print(f"everything is in {short(folder)}{about_picture}", markup=False, soft_wrap=True)
     if best:
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(folder))}", markup=False)
         command = shlex.join(["python", "-m", "lmtrain", *space.overrides(best[0].params)])
         console.print(f"the best once more: {command}", markup=False, soft_wrap=True)
-    return best[0] if best else None
 
 
 def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
-    """The best trials with their values, how many ended how, and why some failed."""
+    """Print the best trials with their values, how many ended how, and why some failed."""
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     table = Table()
     for heading in ("trial", "best val", *names, "directory"):
@@ -92,16 +100,16 @@ def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> 
         )
     if best:
         console.print(table)
-    counts = Counter(map(kind, trials))
+    counts = Counter(map(trial_status, trials))
     console.print(f"{len(trials)} trials: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     for trial in trials:
-        if failed(trial):
+        if has_no_loss(trial):
             reason = trial.user_attrs.get("reason", "no loss")
-            console.print(f"trial {trial.number}: {kind(trial)}: {reason}", markup=False)
+            console.print(f"trial {trial.number}: {trial_status(trial)}: {reason}", markup=False)
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """How much of the difference between good and other trials each parameter makes (PED-ANOVA, arXiv:2304.10255).
+    """Return how much each parameter tells good trials from others (PED-ANOVA, arXiv:2304.10255).
 
     Empty where there are too few trials to tell.
     """
@@ -114,7 +122,7 @@ def importances(study: optuna.Study) -> dict[str, float]:
 
 
 def write_picture(study: optuna.Study, path: Path) -> str:
-    """The search as a PNG: each trial's loss in its order, what mattered, and the loss over each parameter.
+    """Draw the search as a PNG: each trial's loss in its order, what mattered, and the loss over each parameter.
 
     Returns what there is to say about it, to follow other words.
     """
@@ -145,13 +153,13 @@ def write_picture(study: optuna.Study, path: Path) -> str:
 
 def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> None:
     for name in COLORS:
-        _scatter(axes, [(trial.number, trial) for trial in trials if kind(trial) == name], name)
-    done = [trial for trial in trials if kind(trial) == COMPLETED.status]
-    leaders = [ranked(done[: count + 1], direction)[0] for count in range(len(done))]
+        _scatter(axes, [(trial.number, trial) for trial in trials if trial_status(trial) == name], name)
+    done = [trial for trial in trials if trial_status(trial) == COMPLETED.status]
+    leaders = [rank_completed(done[: count + 1], direction)[0] for count in range(len(done))]
     if done:
         steps = [*(trial.number for trial in done), trials[-1].number]
         losses = [*(trial.value for trial in leaders), leaders[-1].value]
-        axes.step(steps, losses, where="post", color="0.4", linewidth=1, label="best so far")
+        axes.step(steps, losses, where="post", color="0.4", linewidth=1, status_label="best so far")
     axes.set(xlabel="trial", ylabel="validation loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=7)
@@ -165,7 +173,7 @@ def _draw_importances(axes: Any, matter: dict[str, float]) -> None:
 
 
 def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
-    """The loss over one parameter."""
+    """Draw the loss over one parameter."""
     having = [trial for trial in trials if key in trial.params]
     distribution = having[0].distributions[key]
     if isinstance(distribution, CategoricalDistribution):  # as places: choices may be numbers and words
@@ -178,12 +186,12 @@ def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
             _few_log_ticks(axes, [float(trial.params[key]) for trial in having])
     for name in COLORS:
         points = [(places.get(str(trial.params[key]), trial.params[key]), trial) for trial in having]
-        _scatter(axes, [point for point in points if kind(point[1]) == name], name)
+        _scatter(axes, [point for point in points if trial_status(point[1]) == name], name)
     axes.set(xlabel=key, ylabel="validation loss")
 
 
 def _few_log_ticks(axes: Any, values: Sequence[float]) -> None:
-    """A log axis with at most four labels, in plain numbers: of a decade or less, matplotlib's would overlap."""
+    """Give a log axis at most four labels, in plain numbers: matplotlib's own overlap where it has a decade or less."""
     from matplotlib.ticker import FixedLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -204,7 +212,7 @@ def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) ->
     if points:
         losses = [trial.value for _, trial in points]
         places = [place for place, _ in points]
-        axes.scatter(places, losses, s=18, color=COLORS[name], marker=MARKERS[name], label=name)
+        axes.scatter(places, losses, s=18, color=COLORS[name], marker=MARKERS[name], status_label=name)
 
 
 def _short(value: Any) -> str:

@@ -25,26 +25,26 @@ class SearchSpace:
     distributions: Mapping[str, BaseDistribution]
 
     def overrides(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """The command line of the trial with these values; the same values always make the same one."""
+        """Return the command line of the trial with these values; the same values always make the same one."""
         return (*self.fixed, *self.varied(params))
 
     def varied(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """The part of that command line which is the trial's own."""
+        """Return the part of that command line which is the trial's own."""
         return tuple(f"{key}={as_written(params[key])}" for key in self.distributions)
 
     def corners(self) -> list[tuple[str, ...]]:
-        """The trials at both ends of everything: if a whole range is a mistake, one of them shows it."""
+        """Return the trials at both ends of every range: if a whole range is a mistake, one of them shows it."""
         return [self.overrides({key: ends[at] for key, ends in self._ends().items()}) for at in (0, -1)]
 
     def size(self) -> float:
-        """The number of different trials; infinite if something is continuous."""
-        return math.prod(map(_size, self.distributions.values()))
+        """Return the number of different trials; infinite if something is continuous."""
+        return math.prod(map(_number_of_values, self.distributions.values()))
 
     def changes(self, before: Mapping[str, BaseDistribution]) -> list[str]:
-        """What has become another since trials were drawn from `before`, a line for each key."""
+        """Return what has changed since trials were drawn from `before`, a line for each key."""
         keys = {**before, **self.distributions}
         return [
-            f"{key}: {shown(before.get(key))} → {shown(self.distributions.get(key))}"
+            f"{key}: {describe(before.get(key))} → {describe(self.distributions.get(key))}"
             for key in keys
             if before.get(key) != self.distributions.get(key)
         ]
@@ -56,8 +56,8 @@ class SearchSpace:
         }
 
 
-def shown(distribution: BaseDistribution | None) -> str:
-    """For a reader: 0.0001 … 0.01 (log)."""
+def describe(distribution: BaseDistribution | None) -> str:
+    """Return a distribution in words, such as `0.0001 … 0.01 (log)`."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return ", ".join(map(str, choices))
@@ -69,10 +69,10 @@ def shown(distribution: BaseDistribution | None) -> str:
     return "not varied"
 
 
-def parse(
+def parse_space(
     params: Mapping[str, Any], arguments: Sequence[str], config_loader: ConfigLoader | None = None
 ) -> SearchSpace:
-    """The space of `hydra.sweeper.params` and of the command line, which has the last word about a key.
+    """Return the space of `hydra.sweeper.params` and of the command line, which has the last word about a key.
 
     `interval(a, b)` is continuous, `int(interval(a, b))` whole numbers with both ends, each on a logarithmic scale as
     `tag(log, …)`; `range(a, b, step)` are numbers without b, as everywhere in Hydra; `choice(a, b)` and `a,b` have no
@@ -151,7 +151,7 @@ def _range(value: RangeSweep) -> BaseDistribution:
     return FloatDistribution(low, high, step=step)
 
 
-def _size(each: BaseDistribution) -> float:
+def _number_of_values(each: BaseDistribution) -> float:
     match each:
         case CategoricalDistribution(choices=choices):
             return len(choices)

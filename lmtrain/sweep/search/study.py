@@ -64,15 +64,15 @@ class SharedStudy:
         self.sampler, self.pruner, self.fixed = sampler, pruner, list(fixed)
         self.token = secrets.token_hex(4)
         self._workers = folder / WORKERS
-        self._alone = FileLock(self._workers / "lock")
-        self._alive = self._lock_of(self.token)
+        self._study_lock = FileLock(self._workers / "lock")
+        self._worker_lock = self._lock_of(self.token)
 
     def __enter__(self) -> Self:
         self._workers.mkdir(parents=True, exist_ok=True)
-        with self._alone:
+        with self._study_lock:
             try:
                 self.study = optuna.create_study(
-                    storage=_open(self.storage, self.folder),
+                    storage=_open_storage(self.storage, self.folder),
                     study_name=self.name,
                     direction=self.direction,
                     sampler=self.sampler,
@@ -93,24 +93,24 @@ class SharedStudy:
                 self.study.set_user_attr("fixed", self.fixed)
             else:  # else the sampler would draw again what it drew when the study began, or draws for another worker
                 self.sampler.reseed_rng()
-        self._alive.acquire()
+        self._worker_lock.acquire()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._alive.path.unlink(missing_ok=True)
-        self._alive.release()
+        self._worker_lock.path.unlink(missing_ok=True)
+        self._worker_lock.release()
 
     def next_trial(self, distributions: Mapping[str, BaseDistribution], n_trials: float) -> Trial | None:
-        """One that a dead worker has left; else a new one, up to `n_trials` of all workers together; else None.
+        """Return a trial that a dead worker has left; else a new one, up to `n_trials` of all workers; else None.
 
         Raises:
             ConfigError: the space is not the one that the study was begun with.
         """
-        with self._alone:
+        with self._study_lock:
             trials = self.study.get_trials(deepcopy=False)
-            if left := next(filter(self._is_left, trials), None):
+            if left := next(filter(self._was_left_behind, trials), None):
                 trial = Trial(self.study, left._trial_id)  # study.ask() would make another one
             elif len(trials) >= n_trials:
                 return None
@@ -118,7 +118,7 @@ class SharedStudy:
                 trial = self.study.ask()
             try:
                 with warnings.catch_warnings():
-                    # That one left behind keeps its value though the range is another now: as it shall.
+                    # A trial left behind keeps its value, also where the range is another now.
                     warnings.filterwarnings("ignore", "Inconsistent parameter values", RuntimeWarning)
                     for name, distribution in distributions.items():
                         _suggest(trial, name, distribution)
@@ -131,7 +131,7 @@ class SharedStudy:
         return trial
 
     def report(self, trial: Trial, losses: Iterable[tuple[int, float]]) -> str | None:
-        """Tells the study the validation losses by step; why the trial is hopeless, if it is."""
+        """Report validation losses by step; return why the trial is hopeless, or None."""
         known = self.trials()[trial.number].intermediate_values
         for step, loss in losses:
             if step not in known:
@@ -142,7 +142,7 @@ class SharedStudy:
         return None
 
     def tell(self, trial: Trial, status: str, objective: float | None, reason: str | None) -> None:
-        """How a trial ended that is not to go on.
+        """Report how a trial ended that will not go on.
 
         One without a loss (diverged, failed, out of memory) counts as the worst that any trial has shown. Left out, as
         Optuna's state FAIL is by its samplers, its region would be tried again and again; an infinite or a huge value
@@ -165,12 +165,12 @@ class SharedStudy:
     def trials(self) -> list[FrozenTrial]:
         return self.study.get_trials(deepcopy=False)
 
-    def last_space(self) -> Mapping[str, BaseDistribution]:
-        """What the newest trial was drawn from; empty before the first."""
+    def newest_distributions(self) -> Mapping[str, BaseDistribution]:
+        """Return what the newest trial was drawn from; empty before the first."""
         return next((trial.distributions for trial in reversed(self.trials()) if trial.distributions), {})
 
-    def limit(self, n_trials: int, size: float) -> float:
-        """How many trials there will be, of a space of that size."""
+    def trial_limit(self, n_trials: int, size: float) -> float:
+        """Return how many trials there will be, of a space of that size."""
         return min(n_trials, size) if isinstance(self.sampler, BruteForceSampler) else n_trials
 
     def _worst(self) -> float:
@@ -184,7 +184,7 @@ class SharedStudy:
             return max(shown, default=NO_LOSS_YET)
         return min(shown, default=-NO_LOSS_YET)
 
-    def _is_left(self, trial: FrozenTrial) -> bool:
+    def _was_left_behind(self, trial: FrozenTrial) -> bool:
         if trial.state is not TrialState.RUNNING:
             return False
         worker = trial.user_attrs.get("worker")  # none: killed while it asked
@@ -194,29 +194,29 @@ class SharedStudy:
         return FileLock(self._workers / worker)
 
 
-def failed(trial: FrozenTrial) -> bool:
-    """Whether it ended without a loss."""
+def has_no_loss(trial: FrozenTrial) -> bool:
+    """Return whether a trial ended without a loss."""
     return any(value > 0 for value in trial.constraints.values())
 
 
-def ranked(trials: Iterable[FrozenTrial], direction: str) -> list[FrozenTrial]:
-    """The completed ones, best first."""
-    done = [trial for trial in trials if trial.state is TrialState.COMPLETE and not failed(trial)]
+def rank_completed(trials: Iterable[FrozenTrial], direction: str) -> list[FrozenTrial]:
+    """Return the completed trials, best first."""
+    done = [trial for trial in trials if trial.state is TrialState.COMPLETE and not has_no_loss(trial)]
     return sorted(done, key=lambda trial: trial.value or 0.0, reverse=direction == "maximize")
 
 
-def _open(storage: str | None, folder: Path) -> BaseStorage:
+def _open_storage(storage: str | None, folder: Path) -> BaseStorage:
     if storage is not None and "://" in storage:
         return RDBStorage(storage)
     path = folder / JOURNAL if storage is None else Path(storage)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
     with lock:
-        _mend(path)
+        _drop_incomplete_line(path)
     return JournalStorage(JournalFileBackend(str(path), lock))  # type: ignore[arg-type]
 
 
-def _mend(path: Path) -> None:
-    """Removes a last line that was not written whole, to which the next one would be added."""
+def _drop_incomplete_line(path: Path) -> None:
+    """Remove a last line that was not written whole, since the next one would be added to it."""
     with path.open("a+b") as file:
         file.seek(0)
         content = file.read()

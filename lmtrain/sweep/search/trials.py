@@ -1,4 +1,4 @@
-"""The trials of a study as runs: where each goes, how it does while it runs, and how it ended."""
+"""The trials of a study as runs: their directories, their losses while they run, and how they ended."""
 
 import math
 import threading
@@ -11,13 +11,13 @@ from optuna.trial import Trial
 from lmtrain.errors import INTERRUPTED, PRUNED
 from lmtrain.files.metrics import read_metrics
 from lmtrain.loop.stop_request import PRUNE_FILE, ask_to_prune
-from lmtrain.sweep.job import Ended, Job
+from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_directory import directory_name
 from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy
 
 LOOK_S = 0.25
-OPEN = (INTERRUPTED.status, "not started")  # the trial is not told: its job goes on when the search does
+UNFINISHED = (INTERRUPTED.status, "not started")  # not reported: the job goes on when the search does
 
 
 @dataclass
@@ -31,8 +31,8 @@ class RunningTrial:
     read_bytes: int = 0
     hopeless: str | None = None
 
-    def look(self) -> None:
-        """Reports new validation losses, and asks the run to end if they are hopeless."""
+    def report_losses(self) -> None:
+        """Report new validation losses to the study, and ask the run to end if they are hopeless."""
         metrics = self.job.directory / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
         if self.hopeless is None and size != self.read_bytes:
@@ -45,12 +45,12 @@ class RunningTrial:
         if self.hopeless is not None and not (self.job.directory / PRUNE_FILE).exists():
             ask_to_prune(self.job.directory, self.hopeless)
 
-    def end(self, ended: Ended) -> None:
-        """Tells the study how the job ended."""
-        if ended.status in OPEN:
+    def report_end(self, ended: JobEnd) -> None:
+        """Report to the study how the job ended."""
+        if ended.status in UNFINISHED:
             return
         decided, self.hopeless = self.hopeless, None
-        self.look()  # the last losses are the study's as well
+        self.report_losses()  # the last ones
         if ended.status != PRUNED.status and (decided or self.hopeless):
             (self.job.directory / PRUNE_FILE).unlink(missing_ok=True)  # it came too late
         objective = ended.objective if ended.objective is not None else math.nan
@@ -63,8 +63,8 @@ class Search:
     def __init__(self, study: SharedStudy, space: SearchSpace, folder: Path, n_trials: float) -> None:
         self.study, self.space, self.folder, self.n_trials = study, space, folder, n_trials
 
-    def next(self) -> RunningTrial | None:
-        """The next trial there is to run."""
+    def next_trial(self) -> RunningTrial | None:
+        """Return the next trial to run; None if there is none."""
         trial = self.study.next_trial(self.space.distributions, self.n_trials)
         if trial is None:
             return None
@@ -75,8 +75,8 @@ class Search:
         return RunningTrial(self.study, trial, job)
 
 
-class Watch:
-    """Looks at running trials from a thread of its own, while a launcher has the main one (a context manager)."""
+class TrialWatcher:
+    """Reports the losses of running trials from a thread, while a launcher has the main one (a context manager)."""
 
     def __init__(self, running: Sequence[RunningTrial]) -> None:
         self.running, self.over = running, threading.Event()
@@ -86,7 +86,7 @@ class Watch:
         while not self.over.wait(LOOK_S):
             for one in self.running:
                 if not (one.job.directory / "result.json").exists():
-                    one.look()
+                    one.report_losses()
 
     def __enter__(self) -> None:
         self.thread.start()

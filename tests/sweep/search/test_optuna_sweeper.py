@@ -15,7 +15,7 @@ from lmtrain.config.compose import compose
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.metrics import read_metrics
-from lmtrain.sweep.search.optuna_sweeper import settings_of
+from lmtrain.sweep.search.optuna_sweeper import read_settings
 
 SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweep.dir=search"]
 
@@ -167,7 +167,7 @@ finally:
 )
 def test_a_wrong_setting_of_the_search_is_named(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        settings_of(compose(["experiments=search", *arguments], with_hydra=True))
+        read_settings(compose(["experiments=search", *arguments], with_hydra=True))
     assert message in str(raised.value)
 
 
@@ -177,7 +177,7 @@ def test_each_choice_is_one_of_optunas(kind: str) -> None:
     assert len(choices) >= 5
     for choice in choices:
         composed = compose(["experiments=search", f"hydra/sweeper/{kind}={choice}"], with_hydra=True)
-        settings, params = settings_of(composed)
+        settings, params = read_settings(composed)
         part = getattr(settings, kind)
         assert f"optuna.{kind}s.{type(part).__name__}" == composed.hydra.sweeper[kind]._target_
         assert params["optimizer.lr"].startswith("tag(log")

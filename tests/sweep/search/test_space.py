@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from lmtrain.errors import ConfigError
-from lmtrain.sweep.search.space import parse
+from lmtrain.sweep.search.space import parse_space
 
 
 @pytest.mark.parametrize(
@@ -27,7 +27,7 @@ from lmtrain.sweep.search.space import parse
     ],
 )
 def test_each_kind_of_values(text: str, distribution: BaseDistribution, size: float) -> None:
-    for space in (parse({"key": text}, []), parse({}, [f"key={text}"])):
+    for space in (parse_space({"key": text}, []), parse_space({}, [f"key={text}"])):
         assert space.distributions == {"key": distribution}
         assert space.size() == size
 
@@ -39,7 +39,7 @@ def test_discrete_values_are_those_of_hydras_own_sweeper(text: str) -> None:
         parser.parse_override(f"key={value}").value()
         for value in parser.parse_override(f"key={text}").sweep_string_iterator()
     ]
-    space = parse({}, [f"key={text}"])
+    space = parse_space({}, [f"key={text}"])
     (distribution,) = space.distributions.values()
     values: Any
     if isinstance(distribution, CategoricalDistribution):
@@ -55,7 +55,7 @@ def test_discrete_values_are_those_of_hydras_own_sweeper(text: str) -> None:
 
 
 def test_the_command_line_has_the_last_word_and_the_rest_is_shared() -> None:
-    space = parse(
+    space = parse_space(
         {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "model.n_layer": "2,4", "seed": 3},
         ["experiments=quickstart", "model.n_layer=8", "data.block_size=64,128"],
     )
@@ -87,16 +87,16 @@ def test_the_command_line_has_the_last_word_and_the_rest_is_shared() -> None:
 )
 def test_a_mistake_names_key_and_value(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        parse({"optimizer.lr": text}, [])
+        parse_space({"optimizer.lr": text}, [])
     assert str(raised.value).startswith(f"optimizer.lr={text}: ")
     assert message in str(raised.value)
 
 
 def test_what_has_changed_is_told_by_key() -> None:
-    before = parse(
+    before = parse_space(
         {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "seed": "range(1, 9)", "model.n_layer": "2,4"}, []
     )
-    now = parse(
+    now = parse_space(
         {"optimizer.lr": "interval(1e-4, 0.1)", "seed": "range(1, 9)", "model.dropout": "range(0, 0.5, 0.1)"}, []
     )
     assert now.changes(now.distributions) == []
@@ -109,4 +109,4 @@ def test_what_has_changed_is_told_by_key() -> None:
 
 def test_nothing_to_search_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="nothing to search; give a key several values"):
-        parse({}, ["optimizer.lr=1"])
+        parse_space({}, ["optimizer.lr=1"])

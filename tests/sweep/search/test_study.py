@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from lmtrain.errors import ConfigError
-from lmtrain.sweep.search.study import JOURNAL, SharedStudy, failed, ranked
+from lmtrain.sweep.search.study import JOURNAL, SharedStudy, has_no_loss, rank_completed
 
 TESTS = Path(__file__).parents[2]
 
@@ -99,12 +99,12 @@ def test_a_trial_without_a_loss_is_the_worst_and_never_the_best(tmp_path: Path) 
             else:
                 study.tell(trial, "completed", 5 - x, None)
         trials = study.trials()
-    assert {trial.value for trial in trials if failed(trial)} == {9.0}
+    assert {trial.value for trial in trials if has_no_loss(trial)} == {9.0}
     assert all(trial.state is TrialState.COMPLETE for trial in trials)
-    best = ranked(trials, "minimize")
-    assert not any(map(failed, best))
+    best = rank_completed(trials, "minimize")
+    assert not any(map(has_no_loss, best))
     assert best[0].value == study.study.best_value
-    late = [trial for trial in trials[15:] if failed(trial)]
+    late = [trial for trial in trials[15:] if has_no_loss(trial)]
     assert len(late) < 10  # as it keeps away from there: chance alone would make 10 or more of 15
 
 
@@ -114,25 +114,25 @@ def test_the_first_of_all_may_fail(tmp_path: Path) -> None:
         assert trial is not None
         study.tell(trial, "failed", None, "no memory")
         (only,) = study.trials()
-        assert failed(only)
+        assert has_no_loss(only)
         assert math.isfinite(only.value or math.nan)
 
 
 def test_one_left_behind_keeps_its_values_though_the_range_is_another_now(tmp_path: Path) -> None:
     with shared(tmp_path) as study:
-        assert study.last_space() == {}
+        assert study.newest_distributions() == {}
         left = study.next_trial(SPACE, 9)
         assert left is not None
     wider = {**SPACE, "x": FloatDistribution(2, 3)}
     with shared(tmp_path) as study, warnings.catch_warnings():
         warnings.simplefilter("error")  # Optuna's own would only puzzle
-        assert study.last_space() == SPACE
+        assert study.newest_distributions() == SPACE
         taken, new = (study.next_trial(wider, 9) for _ in range(2))
         assert taken is not None
         assert new is not None
         assert (taken.number, taken.params) == (left.number, left.params)
         assert new.params["x"] >= 2
-        assert study.last_space() == wider
+        assert study.newest_distributions() == wider
 
 
 def test_a_hopeless_trial_is_known_by_its_losses(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_study_that_goes_on_draws_anew_and_is_of_one_thing(tmp_path: Path) -> 
 def test_brute_force_ends_with_the_space(tmp_path: Path) -> None:
     space = {"n": IntDistribution(1, 3)}
     with shared(tmp_path, sampler=optuna.samplers.BruteForceSampler(seed=0)) as study:
-        limit = study.limit(10, 3)
+        limit = study.trial_limit(10, 3)
         while trial := study.next_trial(space, limit):
             study.tell(trial, "completed", float(trial.params["n"]), None)
         assert sorted(trial.params["n"] for trial in study.trials()) == [1, 2, 3]
