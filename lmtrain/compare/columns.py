@@ -74,7 +74,7 @@ def available_columns(runs: Sequence[Run], metric: str, places: Mapping[str, Equ
         Column("steps", "steps", "steps", lambda run: run.steps, with_commas),
         Column("tokens", "tokens", "tokens", lambda run: _as_whole_number(_logged_or_in_result(run, "tokens")), si),
         Column("flops", "FLOPs", "FLOPs", lambda run: _as_whole_number(_training_flops(run)), si),
-        Column("seconds", "seconds", "time", lambda run: _last_on_axis(run, "seconds"), duration),
+        Column("seconds", "seconds", "time", lambda run: run.last("seconds"), duration),
         Column("parameters", "parameters", "params", lambda run: _as_whole_number(run.parameters), si),
         *(_column_at(metric, equal) for equal in places.values()),
         Column("best", f"best {metric}", "best", lambda run: best_value(run, metric)[0], loss_text),
@@ -185,15 +185,10 @@ def _place_in_full(equal: EqualPlace) -> str:
     return unit[equal.axis].format(equal.place)
 
 
-def _last_on_axis(run: Run, axis: str) -> float:
-    column = run.metrics[axis]
-    return float(column[-1]) if len(column) else math.nan
-
-
 def _logged_or_in_result(run: Run, key: str) -> float:
     """Return the larger of the last logged value and the result's, which counts steps that were not logged, too."""
     told = as_float(run.result.get(key))
-    return float(np.fmax(told, _last_on_axis(run, key)))
+    return float(np.fmax(told, run.last(key)))
 
 
 def _training_flops(run: Run) -> float:

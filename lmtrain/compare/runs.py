@@ -66,6 +66,11 @@ class Run:
         finite = np.isfinite(xs) & np.isfinite(ys)
         return xs[finite], ys[finite]
 
+    def last(self, metric: str) -> float:
+        """Return the last line's value; NaN for a run without lines."""
+        column = self.metrics[metric]
+        return float(column[-1]) if len(column) else float("nan")
+
     @property
     def seed(self) -> Any:
         return self.config.get("seed")

@@ -82,7 +82,7 @@ def read_saved(path: Path) -> DictConfig:
         raise ConfigError(str(error)) from error
     try:
         if text.count("${") > MAX_INTERPOLATIONS:  # in the whole file; is it in one string?
-            for _, string in _texts(yaml.load(text, Loader=yaml.BaseLoader)):
+            for _, string in _texts(yaml.safe_load(text)):
                 if string.count("${") > MAX_INTERPOLATIONS:
                     raise ConfigError(f"{path}: {_shown(string)}: not an interpolation that can be read")
         cfg = OmegaConf.create(text)

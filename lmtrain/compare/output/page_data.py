@@ -153,9 +153,9 @@ def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     columns += [
         ("final", "value", [final_value(run, metric) for run in runs]),
         ("steps", "count", [run.steps for run in runs]),
-        ("tokens", "count", [_last_on_axis(run, "tokens") for run in runs]),
-        ("FLOPs", "count", [_last_on_axis(run, "flops") for run in runs]),
-        ("time", "time", [_last_on_axis(run, "seconds") for run in runs]),
+        ("tokens", "count", [run.last("tokens") for run in runs]),
+        ("FLOPs", "count", [run.last("flops") for run in runs]),
+        ("time", "time", [run.last("seconds") for run in runs]),
         ("tokens/s", "count", [median_speed(run) for run in runs]),
         (f"tokens {goal}", "count", [reached["tokens"] if reached else np.nan for reached in comparison.reached]),
         (f"time {goal}", "time", [reached["seconds"] if reached else np.nan for reached in comparison.reached]),
@@ -163,10 +163,6 @@ def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     return [
         {"name": name, "kind": kind, "values": list(map(finite_or_none, numbers))} for name, kind, numbers in columns
     ]
-
-
-def _last_on_axis(run: Run, axis: str) -> float:
-    return float(run.metrics[axis][-1]) if len(run.metrics[axis]) else float("nan")
 
 
 def _axis_value(value: Any, key: str) -> float | str:
