@@ -16,7 +16,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import trackio_process
 from lmtrain.logger.base import RunInfo, folder_below
-from lmtrain.terminal.paths import STARTED_IN, short
+from lmtrain.terminal.paths import STARTED_IN, short_path
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TrackioLogger:
         if folder is not None:
             path = folder_below("logger.trackio.folder", folder)
             environment[OWN_FOLDER] = str(path)
-            self.shown_by = f"{OWN_FOLDER}={shlex.quote(short(path))} {self.shown_by}"
+            self.shown_by = f"{OWN_FOLDER}={shlex.quote(short_path(path))} {self.shown_by}"
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
         self._process = subprocess.Popen(
             # -P: beside the script there is a trackio.py that is not trackio.

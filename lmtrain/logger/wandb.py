@@ -16,7 +16,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
 from lmtrain.logger.base import RunInfo, folder_below
-from lmtrain.terminal.paths import STARTED_IN, short
+from lmtrain.terminal.paths import STARTED_IN, short_path
 from lmtrain.terminal.redact import redacted
 
 log = logging.getLogger(__name__)
@@ -87,7 +87,9 @@ class WandbLogger:
             self._client.kill()  # the thread sees that, and says so
             self._thread.join(GRACE_S)
         if self._client and Path(self._client.directory).name.startswith(OFFLINE_PREFIX):
-            log.info("to upload it to W&B: wandb sync %s/wandb/%s*", shlex.quote(short(self.run_dir)), OFFLINE_PREFIX)
+            log.info(
+                "to upload it to W&B: wandb sync %s/wandb/%s*", shlex.quote(short_path(self.run_dir)), OFFLINE_PREFIX
+            )
 
     def _work(self) -> None:
         try:

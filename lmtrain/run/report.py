@@ -25,7 +25,7 @@ from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
 from lmtrain.run.identity import config_hash, plain_config
 from lmtrain.system import System
-from lmtrain.terminal.paths import short
+from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.units import duration, si, significant
 from lmtrain.trainer import Trainer
 
@@ -40,11 +40,11 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = trainer.step_samples * loader.block_size
     steps = trainer.max_steps - state.step
-    log.info("run %s", short(directory.path))
+    log.info("run %s", short_path(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = read_json(other / "result.json").get("best_val_loss")
-        log.info("the same config as %s (completed%s)", short(other), f", best val {best:.4f}" if best else "")
+        log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
     log.info(
         "%s steps of %s tokens = %s, %s",
@@ -108,7 +108,7 @@ def show_sample(
 
 def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> None:
     """Log the final losses, the time, and what to do next."""
-    path = short(directory.path)
+    path = short_path(directory.path)
     if state.val_loss is not None:
         log.info(
             "final loss: train %.4f, val %.4f (perplexity %s; best %.4f at step %s)",
@@ -155,9 +155,9 @@ def log_ending(error: BaseException | None, path: Path) -> None:
                 "failed: %s: %s (%s:%s; traceback in %s)",
                 type(error).__name__,
                 error,
-                short(Path(last.filename)),
+                short_path(Path(last.filename)),
                 last.lineno,
-                short(path / "train.log"),
+                short_path(path / "train.log"),
                 exc_info=error,
             )
             if saved:
@@ -166,4 +166,4 @@ def log_ending(error: BaseException | None, path: Path) -> None:
 
 def resume_command(run_dir: Path) -> str:
     """Return the command that continues a run."""
-    return f"python -m lmtrain {shlex.quote(f'resume={short(run_dir)}')}"
+    return f"python -m lmtrain {shlex.quote(f'resume={short_path(run_dir)}')}"

@@ -25,7 +25,7 @@ from lmtrain.sweep.job_directory import remaining_work
 from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
 from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_report, write_report
 from lmtrain.terminal.console import console
-from lmtrain.terminal.paths import short
+from lmtrain.terminal.paths import short_path
 
 VALID = ("max_batch_size", "params")
 
@@ -72,7 +72,7 @@ class GridSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
-        console.print(f"sweep of {len(jobs)} jobs in {short(sweep_dir.absolute())}", markup=False)
+        console.print(f"sweep of {len(jobs)} jobs in {short_path(sweep_dir.absolute())}", markup=False)
         retry = self.config.retry_failed
         before = {
             job

@@ -18,7 +18,7 @@ from lmtrain.files.lock import locked_folder
 from lmtrain.sweep.job import JobEnd
 from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
-from lmtrain.terminal.paths import short
+from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.redact import redact, redacted
 from lmtrain.terminal.units import duration, loss_text, si
 
@@ -57,16 +57,16 @@ def show_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -
     console.print(jobs_table(ended))
     for one in ended:
         if one.status not in SUCCESSFUL and one.status != "not started":
-            where = f" ({short(one.job.directory)}/{LOG})" if _has_run(one) else ""
+            where = f" ({short_path(one.job.directory)}/{LOG})" if _has_run(one) else ""
             words = [one.job.title, one.status, *([one.reason] if one.reason else [])]
             console.print(redact(f"{': '.join(words)}{where}"), markup=False)
-    console.print(f"{count_by_status(ended)}; everything is in {short(sweep_dir)}", markup=False)
+    console.print(f"{count_by_status(ended)}; everything is in {short_path(sweep_dir)}", markup=False)
     missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - SUCCESSFUL
     if missing or stopped is not None:
         again = command_to_continue(sweep_dir, retries=bool(missing & UNSUCCESSFUL))
         console.print(f"to continue: {again}", markup=False)
     if any(one.result for one in ended):
-        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(sweep_dir))}", markup=False)
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(sweep_dir))}", markup=False)
 
 
 def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:
@@ -125,7 +125,7 @@ def count_by_status(ended: Sequence[JobEnd]) -> str:
 def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
     """Return the same command for the same directory, which runs what is missing; `retries`: and what has failed."""
     given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
-    path = short(sweep_dir)
+    path = short_path(sweep_dir)
     plain = all(character.isalnum() or character in "/_.-" for character in path)
     retry = ["retry_failed=true"] if retries else []
     words = [*given, f"hydra.sweep.dir={path if plain else quoted(path)}", *retry]

@@ -6,6 +6,6 @@ from pathlib import Path
 STARTED_IN = Path.cwd()
 
 
-def short(path: Path) -> str:
+def short_path(path: Path) -> str:
     """Return a path as the person at the shell would write it: relative if it is below their folder."""
     return str(path.relative_to(STARTED_IN) if path.is_relative_to(STARTED_IN) else path)

@@ -31,7 +31,7 @@ from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
 from lmtrain.sweep.report import command_to_continue, show_launcher_failure
 from lmtrain.terminal.console import console
-from lmtrain.terminal.paths import short
+from lmtrain.terminal.paths import short_path
 
 if TYPE_CHECKING:  # Optuna is an extra, and takes a second to import; every start of lmtrain comes by here
     from lmtrain.sweep.search.trials import RunningTrial, Search
@@ -117,7 +117,7 @@ class OptunaSweeper(Sweeper):
                 console.print(told, markup=False)
             done = sum(trial.state.is_finished() for trial in study.trials())
             before = f", {done} done before" if done else ""
-            console.print(f"search of {search.n_trials} trials in {short(sweep_dir)}{before}", markup=False)
+            console.print(f"search of {search.n_trials} trials in {short_path(sweep_dir)}{before}", markup=False)
             if isinstance(self.launcher, ProcessLauncher):
                 stopped, launcher_error = self._run_concurrently(search, settings), None
             else:

@@ -22,7 +22,7 @@ from lmtrain.files.lock import locked_folder
 from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
-from lmtrain.terminal.paths import short
+from lmtrain.terminal.paths import short_path
 
 STUDY_FILE = "search.json"
 MAX_ROWS = 10
@@ -78,9 +78,9 @@ def show_report(study: SharedStudy, space: SearchSpace, folder: Path, about_pict
     trials = study.trials()
     best = rank_completed(trials, study.direction)
     print_trials(trials, best)
-    console.print(f"everything is in {short(folder)}{about_picture}", markup=False, soft_wrap=True)
+    console.print(f"everything is in {short_path(folder)}{about_picture}", markup=False, soft_wrap=True)
     if best:
-        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short(folder))}", markup=False)
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(folder))}", markup=False)
         command = shlex.join(["python", "-m", "lmtrain", *space.overrides(best[0].params)])
         console.print(f"the best once more: {command}", markup=False, soft_wrap=True)
 
