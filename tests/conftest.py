@@ -20,6 +20,7 @@ from lmtrain.data.tokens import Meta, Split, TokenizerFile, write_meta
 from lmtrain.durable import sha256_of
 
 VOCAB_SIZE = 61
+UTF8 = {"PYTHONIOENCODING": "utf-8"}  # what a command prints is compared, with marks that not every locale has
 
 # A model and a run so small that a step takes milliseconds; everything else as shipped.
 TINY = [
@@ -131,11 +132,11 @@ class Started:
 
     @property
     def stdout(self) -> str:
-        return (self.folder / "stdout").read_text(errors="replace")
+        return (self.folder / "stdout").read_text(encoding="utf-8", errors="replace")
 
     @property
     def stderr(self) -> str:
-        return (self.folder / "stderr").read_text(errors="replace")
+        return (self.folder / "stderr").read_text(encoding="utf-8", errors="replace")
 
 
 class Cli:
@@ -156,7 +157,7 @@ class Cli:
                 cwd=self.folder,
                 env=clean_environment() | environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 timeout=timeout,
                 check=False,
             )
@@ -193,7 +194,10 @@ class Cli:
 @pytest.fixture(scope="session")
 def cli_server() -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, str(Path(__file__).with_name("forked_cli.py"))]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | UTF8
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         yield process
         process.communicate()  # ends its input
 
@@ -216,4 +220,4 @@ def module_cli(tmp_path_factory: pytest.TempPathFactory, cli_server: "subprocess
 
 def clean_environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "LMTRAIN_", "HYDRA_"))}
-    return kept | {"PYTHONPATH": ""}
+    return kept | UTF8 | {"PYTHONPATH": ""}

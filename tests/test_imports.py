@@ -155,7 +155,7 @@ finally:
 
 
 def test_another_programs_checkpoint_is_read_as_tensors_and_plain_values_alone() -> None:
-    tree = ast.parse((PACKAGE / "nanogpt.py").read_text())
+    tree = ast.parse((PACKAGE / "nanogpt.py").read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]
     assert len(calls) == len(loads) == 1
