@@ -1,8 +1,10 @@
 """`python -m lmtrain [VERB] …`: picks the verb; without a verb, trains."""
 
+import codecs
 import ctypes
 import difflib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -32,6 +34,10 @@ def main() -> None:
         stop_with_parent(int(parent))
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
+    for stream in (sys.stdout, sys.stderr):
+        # A mark that the locale's encoding lacks is shown as a question mark, and is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="replace")
     try:
         code = dispatch_and_report_errors(sys.argv[1:])
         # All is done and said; what is left is Python's own end, which takes a moment and needs no interruption.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.command_line import Cli
+from support.command_line import UTF8, Cli
 from support.tokens import write_tokens
 
 # Two threads only get in each other's way with models this small. Set before any test imports torch.
@@ -23,7 +23,10 @@ def token_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def cli_server() -> Iterator["subprocess.Popen[str]"]:
     command = [sys.executable, str(Path(__file__).with_name("support") / "fork_server.py")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    environment = os.environ | UTF8
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
         yield process
         process.communicate()  # ends its input
 

@@ -113,7 +113,11 @@ def test_private_names_of_hydra_stand_in_one_file() -> None:
 
 
 def test_files_and_folders_stay_small() -> None:
-    long = {name: lines for name, path in NAMES.items() if (lines := len(path.read_text().splitlines())) > 300}
+    long = {
+        name: lines
+        for name, path in NAMES.items()
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 300
+    }
     folders = {path.parent for path in modules()}
     full = {str(folder): count for folder in folders if (count := len(list(folder.glob("[!_]*.py")))) > 15}
     assert not long
@@ -152,7 +156,7 @@ finally:
 
 
 def test_another_programs_checkpoint_is_read_as_tensors_and_plain_values_alone() -> None:
-    tree = ast.parse(NAMES["lmtrain.convert.nanogpt_checkpoint"].read_text())
+    tree = ast.parse(NAMES["lmtrain.convert.nanogpt_checkpoint"].read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]
     assert len(calls) == len(loads) == 1

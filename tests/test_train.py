@@ -375,6 +375,15 @@ def test_help_is_quick_and_names_everything(cli: Cli) -> None:
     assert "llama_50m" in cli("--cfg", "job").stdout or "d_model: 384" in cli("--cfg", "job").stdout
 
 
+def test_a_locale_without_a_mark_shows_a_question_mark(cli: Cli) -> None:
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
+    own_interpreter = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    done = cli("--help", **ascii_locale, **own_interpreter)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.isascii()
+    assert "python -m lmtrain inspect FOLDER?" in done.stdout
+
+
 def test_help_that_is_read_in_part_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "lmtrain", "--help"],
@@ -382,7 +391,7 @@ def test_help_that_is_read_in_part_is_no_error(tmp_path: Path) -> None:
         env=clean_environment() | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         bufsize=1,
     )
     assert process.stdout is not None

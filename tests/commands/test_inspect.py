@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -174,8 +175,8 @@ def missing_shard(folder: Path) -> str:
 
 
 def another_tokenizer(folder: Path) -> str:
-    text = (folder / TOKENIZER_FILE).read_text()
-    (folder / TOKENIZER_FILE).write_text(text + " ")
+    with (folder / TOKENIZER_FILE).open("ab") as file:
+        file.write(b" ")
     return "tokenizer.json: not the tokenizer that meta.json names"
 
 
@@ -343,4 +344,5 @@ def test_it_needs_no_torch(tmp_path):
         "import sys; from lmtrain.__main__ import dispatch; dispatch(sys.argv[1:]); assert 'torch' not in sys.modules"
     )
     flags = ["inspect", str(folder), "--json", str(tmp_path / "a.json")]
-    subprocess.run([sys.executable, "-c", script, *flags], check=True, capture_output=True, timeout=60)
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    subprocess.run([sys.executable, "-c", script, *flags], check=True, capture_output=True, timeout=60, env=environment)

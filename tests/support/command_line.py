@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lmtrain.files.metrics import read_metrics
 
+UTF8 = {"PYTHONIOENCODING": "utf-8"}  # what a command prints is compared, with marks that not every locale has
+
 
 class Started:
     """A command that goes on in the background, as `subprocess.Popen` would show it; its output is in files."""
@@ -48,11 +50,11 @@ class Started:
 
     @property
     def stdout(self) -> str:
-        return (self.folder / "stdout").read_text(errors="replace")
+        return (self.folder / "stdout").read_text(encoding="utf-8", errors="replace")
 
     @property
     def stderr(self) -> str:
-        return (self.folder / "stderr").read_text(errors="replace")
+        return (self.folder / "stderr").read_text(encoding="utf-8", errors="replace")
 
 
 class Cli:
@@ -73,7 +75,7 @@ class Cli:
                 cwd=self.folder,
                 env=clean_environment() | environment,
                 capture_output=True,
-                text=True,
+                encoding="utf-8",
                 timeout=timeout,
                 check=False,
             )
@@ -109,7 +111,7 @@ class Cli:
 
 def clean_environment() -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "LMTRAIN_", "HYDRA_"))}
-    return kept | {"PYTHONPATH": ""}
+    return kept | UTF8 | {"PYTHONPATH": ""}
 
 
 def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:

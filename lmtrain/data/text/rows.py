@@ -1,9 +1,11 @@
 """Rows of datasets as the `datasets` library streams them, a file at a time, with the text of each."""
 
+import codecs
 import copy
 import importlib
 import importlib.util
 import json
+import locale
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 
 FORMATS = ("json", "parquet", "csv", "text", "arrow")
 BATCH_ROWS = 64  # turned into Python strings at once
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 BLOCK_BYTES = 1 << 20  # of lines that the library holds at once; its own 10 MB are three times slower
 MISTAKES = {  # among errors of the hub
     "DataFilesNotFoundError",
@@ -98,6 +101,10 @@ class Dataset:
             raise ValueError(f"{name}: can't be read as {self.builder.name} ({one_line(error)}){hint}") from error
 
     def _stream(self, builder: Any, split: str, name: str, **options: Any) -> Any:
+        encoding = locale.getpreferredencoding(False)
+        by_fsspec = self.commit is not None or Path(name).suffix in COMPRESSED
+        if builder.name == "text" and by_fsspec and codecs.lookup(encoding).name != "utf-8":
+            raise ValueError(f"the datasets library would read it in the locale's {encoding}; set PYTHONUTF8=1")
         data_files = library("datasets.data_files")
         one = object.__new__(type(builder))  # copy.copy would share the attributes, which reading changes
         one.__dict__ |= builder.__dict__ | {"config": copy.copy(builder.config), "info": copy.copy(builder.info)}

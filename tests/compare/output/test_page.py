@@ -57,7 +57,7 @@ def page(browser: webdriver.Chrome, few: Path) -> Page:
 
 def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "page.html"
-    elsewhere.write_text(few.read_text(encoding="utf-8"))
+    elsewhere.write_bytes(few.read_bytes())
     page = Page(browser, elsewhere)
     assert sorted(page.curves()) == [f"run{number}" for number in range(6)]
     assert page.complaints() == []
@@ -75,7 +75,7 @@ def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, 
 def test_the_policy_refuses_the_network_and_scripts_from_elsewhere(
     browser: webdriver.Chrome, few: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "page.html").write_text(few.read_text(encoding="utf-8"))
+    (tmp_path / "page.html").write_bytes(few.read_bytes())
     page = Page(browser, tmp_path / "page.html")
     page.run(
         "window.outcome = []; fetch('http://127.0.0.1:9/').catch(() => window.outcome.push('refused'));"
@@ -236,7 +236,7 @@ def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> 
         forked = environment | {"forked_from": {"run": HOSTILE, "run_id": HOSTILE, "step": 1}}
         (run / "environment.json").write_text(json.dumps(forked))
     file = page_of(folder)
-    assert HOSTILE not in file.read_text()
+    assert HOSTILE not in file.read_text(encoding="utf-8")
     page = Page(browser, file)
     page.choose("metric", HOSTILE)
     page.choose("color", "data.note")
@@ -311,7 +311,7 @@ def test_the_command_writes_page_and_pictures(cli: Cli, tmp_path: Path) -> None:
     done = cli("compare", "outputs", "--html", "page.html", "--png", "a.png", "--pdf", "a.pdf", "--svg", "a.svg")
     assert done.returncode == 0, done.stderr
     assert "html: page.html" in done.stdout
-    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     other = cli("compare", "outputs", "--png", "b.pdf")
     assert (other.returncode, other.stderr) == (
         2,

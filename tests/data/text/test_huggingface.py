@@ -1,13 +1,16 @@
 """Rows of every format are read as they are, go on at exactly the next one, and say where they are wrong."""
 
 import bz2
+import codecs
 import csv
 import gzip
 import importlib.util
 import io
 import json
+import locale
 import lzma
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -85,6 +88,11 @@ def rows_of(count: int, first: int = 0) -> list[dict[str, Any]]:
     ]
 
 
+READS_COMPRESSED_TEXT = pytest.mark.skipif(
+    codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8", reason="is refused in this locale"
+)
+
+
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -104,7 +112,13 @@ FORMATS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "write", "suffix"), FORMATS, ids=[suffix for _, _, suffix in FORMATS])
+@pytest.mark.parametrize(
+    ("path", "write", "suffix"),
+    [
+        pytest.param(*each, id=each[2], marks=READS_COMPRESSED_TEXT if each[2].endswith(tuple(COMPRESSED)[1:]) else ())
+        for each in FORMATS
+    ],
+)
 def test_rows_are_read_and_gone_on_with(
     folder: Path, path: str, write: Callable[[Rows], bytes], suffix: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +216,7 @@ def test_only_the_text_of_a_row_matters(folder: Path) -> None:
     assert (inputs["a.jsonl"]["rows"], inputs["a.jsonl"]["empty_rows"]) == (20006, 3)
 
 
+@READS_COMPRESSED_TEXT
 def test_frames_one_after_the_other_are_one_file(folder: Path) -> None:
     for suffix, compress in COMPRESSED.items():
         (folder / f"a.jsonl{suffix}").write_bytes(compress(jsonl(rows_of(40))) + compress(jsonl(rows_of(40, first=40))))
@@ -227,6 +242,7 @@ def test_files_by_split(folder: Path) -> None:
     assert [document.name for document in HuggingFace("json", splits="validation", files=files).read()] == names[3:]
 
 
+@READS_COMPRESSED_TEXT
 @pytest.mark.parametrize(("write", "suffix"), [(jsonl, "jsonl.gz"), (parquet, "parquet"), (comma_separated, "csv")])
 def test_a_dataset_folder(folder: Path, write: Callable[[Rows], bytes], suffix: str) -> None:
     (folder / "set" / "data").mkdir(parents=True)
@@ -308,6 +324,7 @@ GOOD = jsonl(rows_of(200))
         ("arrow", "a", arrow([{"txt": "x"}]), r"^a has no field 'text' .*, but txt$"),
     ],
 )
+@READS_COMPRESSED_TEXT
 def test_mistakes_in_files_are_told_in_one_line(
     folder: Path, path: str, name: str, content: bytes, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,13 +395,25 @@ def test_a_missing_library_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         HuggingFace("json", files="a")
 
 
+def test_a_locale_that_would_change_the_text_is_refused(folder: Path) -> None:
+    (folder / "a.txt.gz").write_bytes(gzip.compress("é\n".encode()))
+    script = (
+        "from lmtrain.data.text.huggingface import HuggingFace; HuggingFace('text', files='a.txt.gz').scan(lambda _: 0)"
+    )
+    ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    _, errors = process(script, folder, **ascii_locale).communicate(timeout=60)
+    assert re.search(r"a\.txt\.gz: can't be read as text \(.* in the locale's .*; set PYTHONUTF8=1\)", errors)
+    output, errors = process(script, folder, **ascii_locale | {"PYTHONUTF8": "1"}).communicate(timeout=60)
+    assert (output, errors) == ("", "")
+
+
 # The hub: a process each, as the library takes its settings from the environment once
 
 
 def process(script: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-u", "-c", script],
-        env={**os.environ, "HF_HOME": str(folder / "home"), "USE_TORCH": "0", **environment},
+        env={**os.environ, "HF_HOME": str(folder / "home"), "USE_TORCH": "0", "PYTHONUTF8": "1", **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

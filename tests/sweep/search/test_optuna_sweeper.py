@@ -184,8 +184,8 @@ def test_each_choice_is_one_of_optunas(kind: str) -> None:
 
 
 def test_the_readme_shows_the_example_there_is() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text()
-    example = (shipped("experiments") / "search.yaml").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+    example = (shipped("experiments") / "search.yaml").read_text(encoding="utf-8")
     assert "python -m lmtrain -m experiments=search" in readme
     lines = [line for line in readme.splitlines() if "optimizer.lr: tag(log" in line]
     assert len(lines) == 1
