@@ -78,7 +78,7 @@ class FileLock:
 
     def owner(self) -> str:
         """Return what the process that holds the lock has written; empty if it has written nothing."""
-        return self.path.read_text(errors="replace").strip()
+        return self.path.read_text(encoding="utf-8", errors="replace").strip()
 
     def __enter__(self) -> Self:
         self.acquire()

@@ -23,7 +23,7 @@ class Started:
 
     def poll(self) -> int | None:
         code = self.folder / "code"
-        return int(code.read_text()) if code.exists() else None
+        return int(code.read_text(encoding="utf-8")) if code.exists() else None
 
     def wait(self, timeout: float = 120) -> int:
         deadline = time.monotonic() + timeout
