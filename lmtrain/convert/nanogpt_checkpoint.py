@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lmtrain.convert.nanogpt_settings import Value, checked_number, model_overrides, settings_overrides
 from lmtrain.model.gpt2 import GPT2
-from lmtrain.terminal.listing import first_few
+from lmtrain.terminal.as_text import first_few
 
 KEYS = ("model", "optimizer", "model_args", "iter_num", "best_val_loss")
 NO_LOSS_YET = 1e9  # nanoGPT's best_val_loss before its first evaluation

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lmtrain.terminal.listing import first_few
+from lmtrain.terminal.as_text import first_few
 
 Number = bool | int | float
 Value = Number | str | list[Number]

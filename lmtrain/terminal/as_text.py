@@ -1,7 +1,7 @@
-"""Values, and what changed between two of them, as text for a person."""
+"""Values, lists of them, and what changed between two of them, as text for a person."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -25,6 +25,12 @@ def rounded(value: Any) -> str:
         case list():
             return printable(f"[{','.join(map(rounded, value))}]")
     return printable(as_written(value))
+
+
+def first_few(items: Iterable[object], most: int = 3) -> str:
+    """Return the first items, and how many more there are: `a, b, c and 1,234 more`."""
+    names = [str(item) for item in items]
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -13,7 +13,7 @@ from lmtrain.data.text.files import matching_files
 from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, input_sha256, stamp_of
 from lmtrain.data.text.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
 from lmtrain.data.text.source import Advance, PositionedReader
-from lmtrain.terminal.listing import first_few
+from lmtrain.terminal.as_text import first_few
 
 
 class HuggingFace:

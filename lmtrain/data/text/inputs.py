@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited
-from lmtrain.terminal.listing import first_few
+from lmtrain.terminal.as_text import first_few
 
 INPUTS_FILE = "inputs.json"  # beside meta.json
 MAX_INPUTS_BYTES = 256 << 20  # of a million files

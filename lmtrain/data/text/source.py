@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, ClassVar, Generic, Protocol, Self, TypeVar
 from lmtrain.data.text.document import PART_BYTES, Document, document_parts
 from lmtrain.data.text.files import READ_BYTES, BufferedFile, TextScan, matching_files
 from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, open_binary, stamp_of
-from lmtrain.terminal.listing import first_few
+from lmtrain.terminal.as_text import first_few
 
 Advance = Callable[[int], None]  # gets the number of bytes that were just done
 

@@ -15,7 +15,7 @@ from lmtrain.data.writing.journal import SplitWriter
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.limited import read_json_limited
-from lmtrain.terminal.listing import first_few
+from lmtrain.terminal.as_text import first_few
 
 SETTINGS_FILE, RECORD_FILE, TOKENS_FOLDER = "settings.json", "record.json", "tokens"  # in the hidden folder
 
