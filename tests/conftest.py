@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,9 @@ from lmtrain.durable import sha256_of
 
 VOCAB_SIZE = 61
 UTF8 = {"PYTHONIOENCODING": "utf-8"}  # what a command prints is compared, with marks that not every locale has
+
+COMPILES = bool(shutil.which("g++")) and (Path(sysconfig.get_path("include")) / "Python.h").exists()
+NEEDS_A_COMPILER = pytest.mark.skipif(not COMPILES, reason="torch.compile needs g++ and Python.h (python3-dev)")
 
 # A model and a run so small that a step takes milliseconds; everything else as shipped.
 TINY = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Cli, Started, clean_environment, write_failing_model
+from conftest import NEEDS_A_COMPILER, TINY, Cli, Started, clean_environment, write_failing_model
 
 from lmtrain.checkpoint import load
 from lmtrain.logger.jsonl import read_metrics
@@ -214,6 +214,7 @@ def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tm
 
 
 @pytest.mark.slow
+@NEEDS_A_COMPILER
 def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     command = [*tiny, "model.n_layer=6", "system.compile=true", "trainer.max_steps=100000", "hydra.run.dir=out"]
     # Compiled anew, however often this was run before.

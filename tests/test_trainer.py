@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import VOCAB_SIZE, write_tokens
+from conftest import NEEDS_A_COMPILER, VOCAB_SIZE, write_tokens
 from rounding import FLOAT32, rounding_error
 from tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from torch import Tensor, nn
@@ -413,6 +413,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@NEEDS_A_COMPILER
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_run_trains_alike_and_saves_plain_names(token_folder: Path, tmp_path: Path) -> None:
     eager = make_trainer(token_folder, tmp_path / "eager", model=tiny_llama().double())
