@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.command_line import Cli, clean_environment, wait_for_line, wait_for_step
+from support.compiler import NEEDS_A_COMPILER
 from support.tokens import TINY, write_failing_model
 
 from lmtrain.checkpoint.folder import load_checkpoint
@@ -191,6 +192,7 @@ def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tm
 
 
 @pytest.mark.slow
+@NEEDS_A_COMPILER
 def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     command = [*tiny, "model.n_layer=6", "system.compile=true", "trainer.max_steps=100000", "hydra.run.dir=out"]
     # Compiled anew, however often this was run before.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.compiler import NEEDS_A_COMPILER
 from support.rounding import FLOAT32, rounding_error
 from support.tiny_trainer import Prodigal, assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from support.tokens import VOCAB_SIZE, write_tokens
@@ -406,6 +407,7 @@ def _fresh_compiler() -> Iterator[None]:
 
 
 @pytest.mark.slow
+@NEEDS_A_COMPILER
 @pytest.mark.usefixtures("_fresh_compiler")
 def test_a_compiled_run_trains_alike_and_saves_plain_names(token_folder: Path, tmp_path: Path) -> None:
     eager = make_trainer(token_folder, tmp_path / "eager", model=tiny_llama().double())

@@ -174,7 +174,7 @@ def test_mistakes_about_pretrained_tokenizers_say_what_to_do(tmp_path: Path, mon
     with pytest.raises(ValueError, match=r"^prepare.tokenizer.path=.*llama: .*tokenizer_config.json: not the settings"):
         Pretrained(str(folder)).fit(NoText())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"^prepare.tokenizer.path=.*empty: no tokenizer.json in it, nor"):
+    with pytest.raises(ValueError, match=r"^prepare.tokenizer.path=.*empty: no tokenizer.json in it, and nothing"):
         Pretrained(str(tmp_path / "empty")).fit(NoText())
     characters = Characters().fit(Texts("abc"))
     characters.tokenizer.save(str(tmp_path / "characters.json"))

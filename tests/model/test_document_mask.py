@@ -1,7 +1,6 @@
 """Packed documents against the same documents alone, in both models; nothing leaks; compiled once for all batches."""
 
 import copy
-import shutil
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
+from support.compiler import NEEDS_A_COMPILER
 from support.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -227,11 +227,9 @@ def test_bfloat16_is_near(name: str) -> None:
     assert (rounded - expected).norm() < 0.05 * expected.norm()  # twelve roundings of 2⁻⁸ in a row
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_A_COMPILER])])
 @pytest.mark.parametrize("name", ["grouped-query", "gpt2"])
 def test_one_graph_serves_every_batch(name: str, backend: str) -> None:
-    if backend == "inductor" and not shutil.which("g++"):
-        pytest.skip("needs a C++ compiler")
     torch._dynamo.reset()
     counters.clear()
     model = build(name, mask_documents=True, end_of_text=END_OF_TEXT, n_layer=1).double()
