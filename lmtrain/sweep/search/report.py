@@ -159,7 +159,7 @@ def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> N
     if done:
         steps = [*(trial.number for trial in done), trials[-1].number]
         losses = [*(trial.value for trial in leaders), leaders[-1].value]
-        axes.step(steps, losses, where="post", color="0.4", linewidth=1, status_label="best so far")
+        axes.step(steps, losses, where="post", color="0.4", linewidth=1, label="best so far")
     axes.set(xlabel="trial", ylabel="validation loss")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(fontsize=7)
@@ -212,7 +212,7 @@ def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) ->
     if points:
         losses = [trial.value for _, trial in points]
         places = [place for place, _ in points]
-        axes.scatter(places, losses, s=18, color=COLORS[name], marker=MARKERS[name], status_label=name)
+        axes.scatter(places, losses, s=18, color=COLORS[name], marker=MARKERS[name], label=name)
 
 
 def _short(value: Any) -> str:

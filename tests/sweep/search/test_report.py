@@ -1,15 +1,40 @@
 """The picture of a study."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("optuna")
 pytest.importorskip("matplotlib")
 
+import optuna
 from matplotlib.figure import Figure
 
-from lmtrain.sweep.search.report import MAX_LOG_TICKS, _few_log_ticks
+from lmtrain.sweep.search.report import MAX_LOG_TICKS, _few_log_ticks, write_picture
+from lmtrain.sweep.search.study import quiet_optuna
+
+
+def test_a_study_is_drawn(tmp_path: Path) -> None:
+    distributions = {
+        "optimizer.lr": optuna.distributions.FloatDistribution(1e-4, 1e-1, log=True),
+        "model": optuna.distributions.CategoricalDistribution(["gpt2", "llama"]),
+    }
+    complete, pruned = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+    with quiet_optuna():
+        study = optuna.create_study(study_name="search")
+        for number in range(12):
+            params = {"optimizer.lr": 10.0 ** -(1 + number % 4), "model": ["gpt2", "llama"][number % 2]}
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params=params,
+                    distributions=distributions,
+                    value=1.0 + number % 5,
+                    state=pruned if number % 3 == 2 else complete,
+                )
+            )
+        assert write_picture(study, tmp_path / "study.png") == ", as a picture in study.png"
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
