@@ -77,8 +77,8 @@ def read_yaml_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
 def _may_nest_deeply(text: str) -> bool:
     """Return False for most files, at a tenth of the time that it takes to look at every event."""
     indent = max((len(line) - len(line.lstrip(INDENTS)) for line in text.splitlines()), default=0)
-    # A level is a bracket, or a list or a mapping that begins at a column of its own.
-    return "&" in text or 2 * indent + text.count("[") + text.count("{") >= MAX_YAML_DEPTH
+    # A level is a bracket, or a list or a mapping that begins at a column of its own; a byte order mark takes none.
+    return "&" in text or "\ufeff" in text or 2 * indent + text.count("[") + text.count("{") >= MAX_YAML_DEPTH
 
 
 def _check_events(path: Path, text: str) -> None:

@@ -33,6 +33,7 @@ def column_by_column(line_end: str) -> str:
     ("content", "message"),
     [
         (b"-  " * 300_000, "nested more than 50 deep"),  # a segmentation fault of libyaml's composer
+        (("\ufeff" + "- " * 200_000).encode(), "nested more than 50 deep"),
         (b"? " * 200_000, "nested more than 50 deep"),
         (b"[" * 2000, "nested more than 50 deep"),
         (b"a: {" * 60, "nested more than 50 deep"),
