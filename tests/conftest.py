@@ -11,8 +11,15 @@ import pytest
 from support.command_line import UTF8, Cli
 from support.tokens import write_tokens
 
+from lmtrain.terminal.paths import shell_folder
+
 # Two threads only get in each other's way with models this small. Set before any test imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _each_test_is_a_command_of_its_own() -> None:
+    shell_folder.cache_clear()
 
 
 @pytest.fixture

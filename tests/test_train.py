@@ -218,6 +218,7 @@ def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
     process = cli.start("resume=../out", "trainer.max_steps=100000", folder=tmp_path / "elsewhere")
     wait_for_step(tmp_path / "out", 6)
     process.kill()
+    assert f"run {tmp_path / 'out'}\n" in process.stdout  # not below the folder that the command was given in
     assert not (tmp_path / "out" / "result.json").exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
     for manifest in (tmp_path / "out" / "checkpoints").glob("step-*/MANIFEST.json"):

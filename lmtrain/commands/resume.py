@@ -1,6 +1,5 @@
 """`python -m lmtrain resume=RUN_DIR [key=value …]`: goes on with a run in its own directory."""
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import starting_folder
 from lmtrain.terminal.as_text import differences
+from lmtrain.terminal.paths import change_folder
 
 # What may change without `allow_changes`: the steps done stay as they are, and those to come are of the same kind.
 FREE_TO_CHANGE = (
@@ -95,7 +95,7 @@ def _change_to_starting_folder(run_dir: Path, *, with_modules: bool) -> None:
     """Change to the folder that the run was started in, for its relative paths; `with_modules`: import from it, too."""
     if (folder := starting_folder(run_dir)) is None:
         return
-    os.chdir(folder)
+    change_folder(folder)
     if with_modules and str(folder) not in sys.path:
         # Last, so that it can't stand in for a module of the user's own or of an installed package.
         sys.path.append(str(folder))

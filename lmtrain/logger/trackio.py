@@ -16,7 +16,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import trackio_process
 from lmtrain.logger.base import RunInfo, folder_below
-from lmtrain.terminal.paths import STARTED_IN, short_path
+from lmtrain.terminal.paths import shell_folder, short_path
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class TrackioLogger:
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
             start_new_session=True,  # a Ctrl-C is for the run
-            cwd=STARTED_IN,
+            cwd=shell_folder(),
             env=environment,
         )
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()

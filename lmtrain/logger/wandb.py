@@ -16,7 +16,7 @@ from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
 from lmtrain.logger.base import RunInfo, folder_below
-from lmtrain.terminal.paths import STARTED_IN, short_path
+from lmtrain.terminal.paths import shell_folder, short_path
 from lmtrain.terminal.redact import redacted
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class _Client:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # a Ctrl-C is for the run
-                cwd=STARTED_IN,  # W&B reads settings, its server's address among them, from the folder it is in
+                cwd=shell_folder(),  # W&B reads settings, its server's address among them, from the folder it is in
                 env=environment,
             )
         self.send(redacted(sys.argv))

@@ -15,6 +15,7 @@ from lmtrain.sweep.job_config import sweep_search_path
 from lmtrain.sweep.launcher import JobFailedError, JobStoppedError
 from lmtrain.sweep.plugins import register_plugins
 from lmtrain.sweep.pool import JobPool
+from lmtrain.terminal.paths import change_folder
 
 POLL_S = 0.1
 
@@ -37,7 +38,7 @@ class RunJob:
             JobStoppedError: a signal stopped it, and no other job may be started here.
         """
         if self.folder.is_dir():  # of another machine, perhaps
-            os.chdir(self.folder)
+            change_folder(self.folder)
             if str(self.folder) not in sys.path:
                 sys.path.insert(0, str(self.folder))  # a user's own model
         register_plugins()  # Hydra has started its plugins anew

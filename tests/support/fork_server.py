@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lmtrain.config.compose import set_up_hydra
-from lmtrain.terminal import paths
 from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
 
 
@@ -59,7 +58,6 @@ def run(request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["environment"])
     for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_RDWR), descriptor)
-    paths.STARTED_IN = Path.cwd()
     become_lmtrain(request["arguments"])
 
 
