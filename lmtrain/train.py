@@ -191,6 +191,7 @@ class Start:
         """
         if self.own is not None:
             trainer.snapshot.restore(self.own)
+            trainer.snapshot.check_batch_size(trainer.state.samples)
         elif self.origin is not None:
             begin_fork(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)
             check_steps_left(self.origin, trainer.max_steps)

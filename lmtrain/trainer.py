@@ -274,8 +274,8 @@ class Trainer:
             self.on_bad_step(bad, batch_file)
 
     def _rewind(self, bad: BadStep) -> None:
-        self.state.seconds = self.clock.run_seconds()
         self.checkpoints.rewind(self.state, bad, self.step_samples)
+        self.state.seconds = self.clock.run_seconds()  # the way back counts, too
         self.logger.rewind(self.state.logged_step)
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:

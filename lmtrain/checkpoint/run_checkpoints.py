@@ -45,7 +45,7 @@ class RunCheckpoints:
     def rewind(self, state: TrainState, bad: BadStep, step_samples: int) -> None:
         """Take the run back to its last regular checkpoint before the bad step, and leave out the data up to that step.
 
-        The time spent and the number of bad steps stay in `state`; `step_samples` is the size of the bad step's batch.
+        The time and the number of bad steps in `state` stay; `step_samples` is the number of samples of the bad step.
 
         Raises:
             DivergedError: there is no such checkpoint.

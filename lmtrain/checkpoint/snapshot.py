@@ -127,13 +127,11 @@ class Snapshot:
         """Put everything back but the TrainState.
 
         Raises:
-            ValueError: the data is not what the run was trained on, the model is another one, or a batch would begin
-                in the middle of one that the run has seen.
+            ValueError: the data is not what the run was trained on, or the model is another one.
         """
         if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
             raise ValueError(f"the checkpoint has no {' and no '.join(sorted(missing))}")
         self._check_data(checkpoint.state["data"])
-        self._check_batch_size(checkpoint.state["train"]["samples"])
         try:
             self.model.load_state_dict(dict(checkpoint.tensors["model"]))
         except RuntimeError as error:
@@ -161,7 +159,8 @@ class Snapshot:
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
-    def _check_batch_size(self, samples: int) -> None:
+    def check_batch_size(self, samples: int) -> None:
+        """Raise ValueError if the next batch would begin in the middle of one that the run has seen."""
         batch_size = self.loaders["train"].batch_size
         if samples % batch_size:
             raise ValueError(

@@ -156,6 +156,31 @@ def test_a_rewind_goes_on_from_the_last_regular_checkpoint_without_the_bad_data(
     assert strip == timeless_metrics(tmp_path / "by-hand")
 
 
+def test_a_rewind_may_lead_into_the_middle_of_a_batch(token_folder: Path, tmp_path: Path) -> None:
+    """Of another size, which a resume was allowed: the run goes on after the bad step, where a batch does begin."""
+    tokens = np.fromfile(token_folder / "train.bin", "<u2")
+    tokens[16 * 14 : 16 * 14 + 17] = POISON
+    tokens.tofile(token_folder / "train.bin")
+
+    def trainer(max_steps: int, batch_size: int, accumulation: int) -> Any:
+        return make_trainer(
+            token_folder,
+            tmp_path / "out",
+            model=poisoned(),
+            order="sequential",
+            on_bad_step="rewind",
+            checkpoint_interval=2,
+            max_steps=max_steps,
+            batch_size=batch_size,
+            gradient_accumulation_steps=accumulation,
+        )
+
+    trainer(3, 4, 1).fit()
+    resumed = trainer(6, 3, 2)
+    resumed.fit()  # step 4 is bad, and step 2 has seen 8 samples
+    assert (resumed.state.step, resumed.state.samples, resumed.state.bad_steps) == (6, 18 + 4 * 6, 1)
+
+
 def test_a_model_that_stays_bad_is_not_rewound_for_ever(poisoned_folder: Path, tmp_path: Path) -> None:
     tokens = np.full(4000, POISON, "<u2")
     tokens[: 16 * 8 * 4] = 1  # fine up to step 4

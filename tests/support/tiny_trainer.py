@@ -89,6 +89,7 @@ def make_trainer(
     )
     if loaded:
         trainer.snapshot.restore(loaded)
+        trainer.snapshot.check_batch_size(state.samples)
     metrics.rewind(state.logged_step)
     return trainer
 
