@@ -55,7 +55,7 @@ def run(
     resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Trains in a run directory and records how it ended; `resumed` is for a run that goes on.
+    """Train in a run directory and record how the run ended; `resumed` is for a run that goes on.
 
     `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
     `lineage` is what `environment.json` says of the run that this one repeats.
@@ -242,6 +242,6 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
-    """The data's tokenizer, copied into the run, so that sampling needs nothing else; None if there is none."""
+    """Copy the data's tokenizer into the run, so that sampling needs nothing else; return None if there is none."""
     source = next(iter(token_folders(cfg.data).values()), None)
     return load_tokenizer(directory.path) if source and copy_tokenizer(source, directory.path) else None

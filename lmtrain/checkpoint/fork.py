@@ -62,7 +62,7 @@ def check_steps_left(origin: ForkOrigin, max_steps: int) -> None:
 
 
 def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_size: int) -> None:
-    """Puts the origin's state into the parts of the fork, and its place in the data into `state`.
+    """Put the origin's state into the parts of the fork, and its place in the data into `state`.
 
     Weights always; the optimizer's state, if it is the same optimizer; the scaler's, if both have one; the random
     generators', if the seed is the same; the place in the data, if it is the same data in the same order. What is left

@@ -50,7 +50,7 @@ class _NotPlainError(Exception):
 
 
 def signature_of(target: str, typed: Collection[str]) -> Signature:
-    """The signature of the callable that a `_target_` names, with the annotations of at least the `typed` parameters.
+    """Return the signature of the callable that a `_target_` names, with annotations of the `typed` parameters at least.
 
     Raises:
         TargetError: no such module or attribute, or it can't be imported or called.
@@ -65,7 +65,7 @@ def signature_of(target: str, typed: Collection[str]) -> Signature:
 
 
 def locate(target: str) -> Any:
-    """Imports the object behind a dotted path."""
+    """Import and return the object behind a dotted path."""
     parts = target.split(".")
     for size in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:size])
@@ -172,7 +172,7 @@ def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Sig
 
 
 def _bound(tree: ast.Module) -> Counter[str]:
-    """How often the module's own scope binds each name; "*" for a star import."""
+    """Return how often the module's own scope binds each name; "*" stands for a star import."""
     names: Counter[str] = Counter()
     nodes: list[ast.AST] = [*tree.body]
     while nodes:
@@ -189,7 +189,7 @@ def _bound(tree: ast.Module) -> Counter[str]:
 
 
 def _has_quotes(annotation: Any) -> bool:
-    """Whether a forward reference is left in it, which only its module can resolve."""
+    """Return whether a forward reference is left in an annotation, which only its module can resolve."""
     if isinstance(annotation, str | typing.ForwardRef):
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)

@@ -12,14 +12,14 @@ from lmtrain.terminal.units import duration
 
 
 def token_folders(data: DictConfig) -> dict[str, Path]:
-    """The folders a data choice reads, by key; none for a loader of the user's own, which knows its data itself."""
+    """Return the folders that a data choice reads, by key; none for a user's own loader, which knows its data."""
     if data.get("paths"):
         return {f"data.paths.{name}": Path(path) for name, path in data.paths.items()}
     return {"data.path": Path(data.path)} if data.get("path") is not None else {}
 
 
 def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool = True) -> bool:
-    """Prepares `data.path` if it is missing and `prepare` says how (and `prepares`); whether it did.
+    """Prepare `data.path` if it is missing, `prepare` says how, and `prepares`; return whether it was prepared.
 
     Raises:
         ValueError: it is missing and there is no recipe, it was prepared by another one, or (`check_text`) from text

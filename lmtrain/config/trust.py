@@ -35,10 +35,10 @@ def check_trust(
     folder: Path | None = None,
     option: str = "trust=",
 ) -> None:
-    """Is everything that a run's config would import, call or look up allowed?
+    """Check that everything that a run's config would import, call or look up is allowed.
 
-    Imports nothing itself, so it comes before the config is checked or built. What becomes an interpolation only when
-    it is resolved (an escaped one, or one put together from two) is refused: it would be looked up later. `folder` is
+    This imports nothing, so it comes before the config is checked or built. What becomes an interpolation only when it
+    is resolved (an escaped one, or one put together from two) is refused: it would be looked up later. `folder` is
     the one that the command is given in (default: the current one), and `option` how the command trusts a name, for
     the message.
 
@@ -71,7 +71,7 @@ def names_that_need_trust(cfg: DictConfig) -> list[str]:
 
 
 def read_saved(path: Path) -> DictConfig:
-    """A YAML file that OmegaConf wrote into a run's folder, unresolved.
+    """Return the content of a YAML file that OmegaConf wrote into a run's folder, unresolved.
 
     Raises:
         ConfigError: it is not there, not such a file, or made to exhaust the memory.
@@ -97,7 +97,7 @@ def read_saved(path: Path) -> DictConfig:
 
 
 def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every key with a `_target_` or a resolver call, and that: `mymodels.Bigram`, `oc.env:HOME`.
+    """Yield every key with a `_target_` or a resolver call, and that: `mymodels.Bigram`, `oc.env:HOME`.
 
     Raises:
         ConfigError: a `_target_` that is no name, an interpolation that can't be read.
@@ -120,7 +120,7 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """All strings, keys among them, with their paths."""
+    """Yield all strings, keys among them, with their paths."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield path, str(key)
@@ -133,7 +133,7 @@ def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _calls(text: str, path: str) -> list[str]:
-    """The resolver calls in a string, also those within others, without white space: `oc.env:HOME`.
+    """Return the resolver calls in a string, also those within others, without white space: `oc.env:HOME`.
 
     OmegaConf's own parser finds them: what it takes for a call, and nothing else, is one.
     """
@@ -158,7 +158,7 @@ def _shipped_names() -> frozenset[str]:
 
 
 def _own_names(folder: Path, run_dir: Path) -> set[str]:
-    """Of the user's own configs, which are not those of runs that happen to lie among them."""
+    """Return the names in the user's own configs, without those of runs that happen to lie among them."""
     return {name for own in ("conf", "experiments") for name in _names_below(folder / own, run_dir)}
 
 
@@ -181,6 +181,6 @@ def _names_below(folder: Path, without: Path) -> Iterator[str]:
 
 
 def _shown(text: str) -> str:
-    """Cut, and without what would steer a terminal."""
+    """Return the text for a message: cut, and without what would steer a terminal."""
     text = printable(text)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

@@ -22,7 +22,10 @@ class BadBatches:
         self.folder, self.loader, self.decode = folder, loader, decode
 
     def keep(self, bad: BadStep) -> Path:
-        """Writes the samples of a bad step, made anew from its position in the data order; not more than MAX_KEPT."""
+        """Write the samples of a bad step, made anew from their place in the data order; return the file.
+
+        Beyond MAX_KEPT files none is written.
+        """
         size = self.loader.batch_size
         first = bad.first_sample // size
         content = {

@@ -16,7 +16,7 @@ LEAST_SPREAD = 0.01  # of the median: a loss that hardly moves has no spikes
 
 
 class Verdict(NamedTuple):
-    """Of one step, on the device: whether it is bad (a scalar, bool), and its robust z-scores (2,)."""
+    """The judgement of a step, on the device: whether it is bad (a scalar, bool), and its robust z-scores (2,)."""
 
     bad: Tensor
     scores: Tensor
@@ -37,7 +37,7 @@ class SpikeDetector:
         self.window = torch.full((window if zscore else 0, len(NAMES)), math.nan, device=device)  # NaN = still empty
 
     def judge(self, loss: Tensor, grad_norm: Tensor) -> Verdict:
-        """Of scalars on the device; nothing waits for it. A good step becomes part of the window."""
+        """Judge a step by scalars on the device, without waiting for it. A good step becomes part of the window."""
         values = torch.stack([loss.float(), grad_norm.float()])
         finite = values.isfinite()
         if self._ignore_norm:
@@ -61,7 +61,7 @@ class SpikeDetector:
 
 
 def _median(values: Tensor, filled: Tensor) -> Tensor:
-    """Of the columns of (W, 2), whose `filled` numbers come before the NaNs when sorted; the lower of two."""
+    """Return the lower median of each column of (W, 2), among its `filled` numbers, which sort before NaN."""
     # Not torch.median: on CUDA it has no deterministic form.
     ordered = values.sort(dim=0, stable=True).values
     return ordered.gather(0, ((filled - 1).clamp(min=0) // 2)[None])[0]
@@ -69,7 +69,7 @@ def _median(values: Tensor, filled: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class BadStep:
-    """What the host knows of one: `step` optimizer steps are done with it, its samples begin at `first_sample`."""
+    """What the host knows of a bad step: it is step number `step`, and its samples begin at `first_sample`."""
 
     step: int
     first_sample: int
@@ -98,7 +98,7 @@ class BadStepMonitor:
     def record(
         self, step: int, first_sample: int, loss: Tensor, grad_norm: Tensor, verdict: Verdict, losses: Sequence[Tensor]
     ) -> None:
-        """Starts the copy of a step's numbers to the host."""
+        """Start the copy of a step's numbers to the host."""
         parts = [verdict.bad, loss, grad_norm, *verdict.scores, *losses]
         values = torch.stack([part.detach().double() for part in parts])
         ready = None
@@ -109,7 +109,7 @@ class BadStepMonitor:
         self._pending.append((step, first_sample, values, ready))
 
     def bad_steps(self, *, newest: bool) -> Iterator[BadStep]:
-        """Those among the steps noted and not yet looked at, without the `newest` one unless it is asked for."""
+        """Yield the bad ones of the recorded steps that were not looked at yet; the last step only if `newest`."""
         while len(self._pending) > (0 if newest else 1):
             step, first_sample, values, ready = self._pending.popleft()
             if ready is not None:

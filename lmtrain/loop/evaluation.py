@@ -15,7 +15,7 @@ from lmtrain.system import System
 def evaluate(
     model: nn.Module, forward: Callable[..., Any], batches: Iterable[tuple[Tensor, Tensor]], system: System
 ) -> float:
-    """Mean loss in nats over all target tokens of the batches; changes neither the model nor torch's generators."""
+    """Return the mean loss in nats over all target tokens; change neither the model nor torch's generators."""
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
     training = model.training
@@ -35,7 +35,7 @@ def evaluate(
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where a float can't hold it."""
+    """Return exp(loss), infinite where a float can't hold it."""
     return math.exp(loss) if loss < 700 else math.inf
 
 

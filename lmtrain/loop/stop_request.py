@@ -25,12 +25,12 @@ REPEAT_S = 0.5  # one signal, sent to a process group and forwarded by a launche
 
 
 def ask_to_prune(run_dir: Path, reason: str) -> None:
-    """Asks the run in that directory to save and end; from any process or machine that can write there."""
+    """Ask the run in a directory to save and end, from any process or machine that can write there."""
     write_atomically(run_dir / PRUNE_FILE, json.dumps({"reason": reason}) + "\n")
 
 
 class StopRequest:
-    """Notes the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process at once, whatever it does.
+    """Notes the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process at once, in any state.
 
     The first one raises InterruptedBySignal where it comes, unless the training loop `defers` it: there, between two
     steps is the place to stop, and the loop looks at `signal` once a step. In `at_once`, inside of that, it raises
@@ -61,7 +61,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises InterruptedBySignal if a signal has come, or as soon as one does."""
+        """Raise InterruptedBySignal if a signal has come, or as soon as one comes."""
         deferred, self.defers = self.defers, False
         try:
             if self.signal is not None:
@@ -71,8 +71,10 @@ class StopRequest:
             self.defers = deferred
 
     def asked(self, *, looks: bool) -> InterruptedBySignal | PrunedError | None:
-        """What to raise once all is saved, if anything asks for it; `looks` for the file as well (a stat: 2 µs, or a
-        way over the network and back)."""
+        """Return what to raise once all is saved; None if nothing asks to stop.
+
+        With `looks`, look for the file as well: a stat, which takes 2 µs, or a round trip over the network.
+        """
         if self.signal is not None:
             return InterruptedBySignal(self.signal)
         if not looks or self.prune_file is None or not self.prune_file.exists():

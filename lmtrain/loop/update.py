@@ -4,7 +4,7 @@ import torch
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor) -> None:
-    """One optimizer step, left out if `bad` (a scalar on the device, bool) is true.
+    """Do one optimizer step, or leave it out if `bad` (a scalar on the device, bool) is true.
 
     A fused optimizer decides that on the device. Any other has to be told by the host, which waits for the device. An
     enabled scaler, which has unscaled the gradients, leaves out by itself what is not finite, and lowers its scale.

@@ -50,7 +50,7 @@ class Work:
 
 
 def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu: float, price: float | None) -> Plan:
-    """The plan; with `measures`, after a few real steps. `missing` is data that has no token files.
+    """Make the plan; with `measures`, after a few real steps. `missing` is data that has no token files.
 
     Raises:
         ConfigError: a mistake that only building shows.
@@ -102,7 +102,7 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
 
 
 def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
-    """Finds memory and FLOPs of a step, of one or more micro-batches, without taking it."""
+    """Find memory and FLOPs of a step, of one or more micro-batches, without taking it."""
     device, dtype = parts.system.device.type, parts.system.dtype
     micro_batches = min(_accumulation(cfg), 2)  # further ones take no more memory than the second
     sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
@@ -114,7 +114,7 @@ def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
 
 
 def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None) -> RunFacts:
-    """What is known of the run."""
+    """Return what is known of the run."""
     trainer, system, start = cfg.trainer, parts.system, parts.start
     device = system.device.type
     batch_size, block_size = cfg.data.batch_size, cfg.data.block_size
@@ -163,7 +163,7 @@ def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured:
 
 
 def _start(cfg: Any) -> TrainState:
-    """Where a fork begins, with its origin's checkpoint verified; zeros for a run that starts afresh.
+    """Return where a fork begins, after its origin's checkpoint was verified; zeros for a run that starts afresh.
 
     Raises:
         ValueError: no such checkpoint, or no step is left to do after it.
@@ -179,7 +179,7 @@ def _start(cfg: Any) -> TrainState:
 
 
 def _reads_on(then: Mapping[str, Any], now: Any) -> bool:
-    """Is the fork's data that of its origin, in the same order? As configs tell it: `begin_fork` asks the files."""
+    """Return whether the configs say that a fork reads on in its origin's data; `begin_fork` asks the files."""
     settings = [{**config["data"], "batch_size": None} for config in (then, now)]
     return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
 
@@ -189,7 +189,7 @@ def _accumulation(cfg: Any) -> int:
 
 
 def _without_memory(cfg: Any) -> Any:
-    """The model with shapes alone; of one that can't be built so, the real one."""
+    """Build the model with shapes alone; if it can't be built so, the real one."""
     try:
         with torch.device("meta"):
             return build_model(cfg)
@@ -198,7 +198,7 @@ def _without_memory(cfg: Any) -> Any:
 
 
 def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
-    """The step, or the reason why it can't be known without running it."""
+    """Return what a step costs, or the reason why that can't be known without running it."""
 
     def parts() -> Any:
         model = build_model(cfg)
@@ -225,7 +225,7 @@ def _price_here(system: System) -> float | None:
 
 
 def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
-    """How many lie on the disk at once, with the best and the one that is being written."""
+    """Return how many lie on the disk at once, with the best and the one that is being written."""
 
     def made(every: int | None) -> int:
         return facts.max_steps // every - facts.first_step // every if every else 0
@@ -237,7 +237,7 @@ def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
 
 
 def _beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
-    """Memory on the device beside the step's own: bytes by what they are for."""
+    """Return the memory on the device beside the step's own: bytes by what they are for."""
     if system.device.type == "cuda":
         return {"CUDA context": CUDA_CONTEXT}
     return {"copy for checkpoints": checkpoint_bytes or 0, "Python and torch": system.process_bytes()}

@@ -29,7 +29,7 @@ class LoadedRun:
 
 
 def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = ()) -> LoadedRun:
-    """The run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
+    """Load the run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
 
     Of the parts that its config names, only those are built that `check_trust` allows, or that are `trusted`.
 
@@ -63,7 +63,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
 
 
 def _step(which: str, checkpoints: CheckpointFolder) -> int:
-    """The step that is meant; the links of these names are for people, and a kill may leave them behind."""
+    """Return the step that is meant. Links of these names are for people: a kill may leave them out of date."""
     latest = checkpoints.steps()[-1]
     if which == "latest":
         return latest
