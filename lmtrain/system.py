@@ -28,7 +28,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def make_malloc_keep_memory() -> None:
-    """Makes glibc keep freed memory for the next allocation, rather than hand it back to the kernel.
+    """Make glibc keep freed memory for the next allocation, rather than hand it back to the kernel.
 
     A training step frees and asks again for the same gigabytes; each time the kernel would map and clear every page
     anew (140,000 page faults a step for a 50M-parameter model, a tenth of its time on a CPU). Where the C
@@ -75,7 +75,7 @@ class System:
                     f"system.device={device}: this machine has {count} CUDA devices; take system.device=auto"
                 )
             torch.cuda.set_device(self.device)
-        self.dtype_name = self._resolve(dtype)
+        self.dtype_name = self._resolve_dtype(dtype)
         self.dtype: torch.dtype = getattr(torch, self.dtype_name)
         self.compiles = self.device.type == "cuda" if compile == "auto" else compile
         if threads:
@@ -94,7 +94,7 @@ class System:
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
 
-    def _resolve(self, dtype: Dtype) -> str:
+    def _resolve_dtype(self, dtype: Dtype) -> str:
         if self.device.type == "cuda":
             has_bfloat16 = torch.cuda.get_device_capability(self.device) >= (8, 0)
             if dtype == "bfloat16" and not has_bfloat16:
@@ -103,56 +103,56 @@ class System:
         return "float32" if dtype == "auto" else dtype
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Mixed precision for one forward pass; nothing for float32."""
+        """Return the context of one forward pass: mixed precision, or nothing for float32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss so that float16 gradients do not vanish; does nothing for the other dtypes."""
+        """Return what scales the loss so that float16 gradients do not vanish; it does nothing for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def compile(self, model: torch.nn.Module) -> Callable[..., Any]:
-        """The callable to train with; the model itself stays what is saved, so no `_orig_mod.` enters a checkpoint."""
+        """Return the callable to train with; the model itself is still what is saved, without any `_orig_mod.`."""
         return torch.compile(model) if self.compiles else model
 
     def seed(self, seed: int) -> None:
-        """Seeds every generator that a model or a user's part may draw from."""
+        """Seed every generator that a model or a user's part may draw from."""
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
     def synchronize(self) -> None:
-        """Waits for the device, for a clock that is right."""
+        """Wait for the device, so that a clock is right."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def memory_gb(self) -> float:
-        """Peak memory in GB (10^9 bytes): the tensors' on a GPU, the whole process's on a CPU."""
+        """Return the peak memory in GB (10^9 bytes): the tensors' on a GPU, the whole process's on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def peak_flops(self) -> float | None:
-        """The vendor's FLOP/s of this device in 16 bits; None where it is unknown, or the run computes in 32."""
+        """Return the vendor's FLOP/s of this device in 16 bits; None if unknown, or if the run computes in 32."""
         if self.device.type == "cpu" or self.dtype == torch.float32:
             return None
         gpu = find_gpu(torch.cuda.get_device_name(self.device))
         return gpu.peak_flops if gpu else None
 
     def process_bytes(self) -> int:
-        """RAM that this process holds at the moment."""
+        """Return the bytes of RAM that this process holds now."""
         statm = Path("/proc/self/statm")
         if statm.exists():
             return int(statm.read_text().split()[1]) * resource.getpagesize()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def speed_to_float32(self) -> float:
-        """How fast a matrix product is in the run's dtype; below 1 where the processor has to make do."""
+        """Return the speed of a matrix product in the run's dtype over float32's; below 1 on CPUs that emulate it."""
         return 1.0 if self.dtype == torch.float32 else self.measure_flops() / self.measure_flops(torch.float32)
 
     def measure_flops(self, dtype: torch.dtype | None = None) -> float:
-        """FLOP/s of one large matrix product, in the run's dtype if no other, best of three; takes under a second."""
+        """Return the FLOP/s of a large matrix product, in the run's dtype by default: best of three, in a second."""
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.ones(n, n, device=self.device, dtype=dtype or self.dtype)
         seconds = []
@@ -173,7 +173,7 @@ class System:
         return f"{self.device} ({name}), {self.dtype_name}, {'compiled' if self.compiles else 'eager'}"
 
     def generator_state(self) -> dict[str, torch.Tensor]:
-        """The state of all random generators, as tensors that a file without pickle can hold."""
+        """Return the state of all random generators, as tensors that a file without pickle can hold."""
         version, words, gauss = random.getstate()
         _, key, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
         state = {
@@ -188,7 +188,7 @@ class System:
         return state
 
     def load_generator_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Puts back what `generator_state` gave; a run that moved from CPU to CUDA seeds the latter anew."""
+        """Put back what `generator_state` gave; a run that moved from CPU to CUDA seeds the latter anew."""
         version, *words = state["python"].tolist()
         gauss = state["python_gauss"].tolist()
         random.setstate((version, tuple(words), gauss[0] if gauss else None))

@@ -363,7 +363,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
     for name in names:
         (data / name).write_text("[" * 100_000)
     assert inputs.read_inputs(data) is None
-    assert journal.read(data) is None
+    assert journal.read_journal(data) is None
     assert read_json(data / "result.json") == {}
     with pytest.raises(DataError, match=r"tokenizer_config\.json: .*nested too deeply"):
         stored_tokenizer.eos_tokens(data)
@@ -372,7 +372,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
         os.truncate(data / name, 1 << 30)  # a hole, which costs nothing but memory if it is read
     before = peak_memory()
     assert inputs.read_inputs(data) is None
-    assert journal.read(data) is None
+    assert journal.read_journal(data) is None
     assert read_json(data / "result.json") == {}
     with pytest.raises(DataError, match=r"tokenizer_config\.json: .*larger than"):
         stored_tokenizer.eos_tokens(data)

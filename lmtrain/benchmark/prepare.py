@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, Callable[[int], float]], int]:
     from lmtrain.data.prepare import Recipe
-    from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.progress import DataProgress
     from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
     from lmtrain.data.text.holdout import by_document
     from lmtrain.data.text.source import TextFiles
@@ -89,7 +89,7 @@ def _contenders(recipe: "Recipe", folder: Path, wanted: int) -> tuple[dict[str, 
         holdout = partial(by_document, val_share=0.05)
         path = folder / (f"tokens-{number}" if number else "trained")
         started = time.perf_counter()
-        with PrepareProgress() as progress:
+        with DataProgress() as progress:
             Recipe(source, tokenizer, holdout, recipe.workers).prepare(path, {}, progress)
         return time.perf_counter() - started
 

@@ -55,7 +55,7 @@ class Retention:
     protected: frozenset[int] = frozenset()
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Of ascending steps."""
+        """Return those of ascending steps that stay."""
         regular = {step for step in steps if self.every and step % self.every == 0}
         return set(steps) & {*steps[-self.newest :], *regular, *self.protected, self.best_step}
 
@@ -70,7 +70,7 @@ class CheckpointFolder:
     def __init__(self, path: Path, run_id: str | None = None) -> None:
         self.path, self.run_id = path, run_id
         self._resumed_from: set[int] = set()
-        self._others: set[int] = set()  # steps of other runs' checkpoints, as far as they were told of
+        self._others: set[int] = set()  # steps of other runs' checkpoints, that were warned of
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, in ascending order."""
@@ -81,7 +81,7 @@ class CheckpointFolder:
         return self.path / step_folder(step)
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> Path:
-        """Commits the state of a step, then removes the checkpoints of this run that `retention` does not keep.
+        """Commit the state of a step, then remove the checkpoints of this run that `retention` does not keep.
 
         A valid checkpoint of this step stays as it is; the one that the run resumed from is always kept.
 
@@ -100,11 +100,11 @@ class CheckpointFolder:
         return final
 
     def load_latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, on the CPU; broken ones are set aside, loudly. None if there is none."""
+        """Return the newest checkpoint that verifies, on the CPU; None if there is none. Broken ones are set aside."""
         return self._newest(self.steps())
 
     def load_before(self, step: int, *, every: int, first: int) -> Checkpoint | None:
-        """As `load_latest`, of the steps before `step` that are a multiple of `every`, or the `first` one."""
+        """Return the newest one that verifies of the steps before `step` that are multiples of `every`, or `first`."""
         steps = [earlier for earlier in self.steps() if earlier < step]
         return self._newest([earlier for earlier in steps if earlier % every == 0 or earlier == first])
 
@@ -120,16 +120,16 @@ class CheckpointFolder:
         return None
 
     def discard_after(self, step: int) -> None:
-        """Removes this run's checkpoints of later steps, before a run that went back gets to those steps again."""
+        """Remove this run's checkpoints of later steps, before a run that went back gets to those steps again."""
         self._remove(later for later in self.steps() if later > step)
         self._link("latest", step)
 
     def broken(self) -> list[str]:
-        """Names of the checkpoints that were set aside."""
+        """Return the names of the checkpoints that were set aside as broken."""
         return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
 
     def _is_there(self, path: Path) -> bool:
-        """Whether an intact checkpoint of this run is; another one is set aside."""
+        """Return whether an intact checkpoint of this run is there; set any other one aside."""
         if os.path.lexists(path):  # a symlink to nowhere, too
             try:
                 verify_checkpoint(path)
@@ -178,7 +178,7 @@ class CheckpointFolder:
             shutil.rmtree(doomed)
 
     def _link(self, name: str, step: int) -> None:
-        """For people; a folder of that name, as a copy that follows links makes it, stays."""
+        """Make a link for people; a folder of that name, as a copy that follows links makes it, stays."""
         if (self.path / name).is_dir() and not (self.path / name).is_symlink():
             return
         link = self.path / f"{PARTIAL}{name}"
@@ -204,10 +204,10 @@ class CheckpointFolder:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raises BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
+    """Raise a BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
 
     Raises:
-        OSError: that can't be told now: no permission, too many open files, a disk that does not answer.
+        OSError: it can't be seen now: no permission, too many open files, a disk that does not answer.
     """
     manifest = _read_json(path / MANIFEST, MANIFEST_BYTES)
     if STATE not in manifest:
@@ -227,7 +227,7 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Verifies and reads one checkpoint folder, tensors on the CPU.
+    """Verify and read one checkpoint folder, tensors on the CPU.
 
     Raises:
         BrokenCheckpointError: it does not verify, or holds something else.
@@ -243,7 +243,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_json(path: Path, limit: int) -> dict[str, Any]:
-    """Raises BrokenCheckpointError if the file is not there or no JSON object."""
+    """Return a file's JSON object. Raises BrokenCheckpointError if the file is not there or holds none."""
     try:
         content = json.loads(read_limited(path, limit))
     except FileNotFoundError:
@@ -267,7 +267,7 @@ def _check_finite(checkpoint: Checkpoint) -> None:
 
 
 def _owner(path: Path) -> str | None:
-    """The id of the run that a checkpoint says it is of."""
+    """Return the id of the run that a checkpoint says it is of."""
     try:
         run_id = _read_json(path / STATE, STATE_BYTES).get("run_id")
     except (OSError, BrokenCheckpointError):
@@ -276,7 +276,7 @@ def _owner(path: Path) -> str | None:
 
 
 def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """On the CPU and contiguous, each with memory of its own: safetensors refuses tensors that share it."""
+    """Return the tensors on the CPU, each with memory of its own: safetensors refuses tensors that share it."""
     stored: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

@@ -99,5 +99,5 @@ def _chosen(config: Mapping[str, Any], group: str) -> Any:
 
 
 def _order(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What a sample's number stands for, beside the data itself."""
+    """Return what the meaning of a sample's number depends on, beside the data itself."""
     return (config["seed"], *(config["data"].get(key) for key in ("_target_", "order", "block_size", "weights")))

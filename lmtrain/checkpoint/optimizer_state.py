@@ -12,7 +12,7 @@ Groups = list[dict[str, Any]]
 def optimizer_state(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The optimizer's state by parameter name: tensors as `<parameter>/<key>`, everything else likewise."""
+    """Return the optimizer's state as `<parameter>/<key>`: its tensors, and everything else."""
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
     for name, param in named_parameters:
@@ -27,7 +27,7 @@ def load_optimizer_state(
     tensors: Mapping[str, torch.Tensor],
     plain: Mapping[str, Any],
 ) -> None:
-    """Puts back what `optimizer_state` gave, in the dtypes it was saved in, on each parameter's device.
+    """Put back what `optimizer_state` gave, in the dtypes it was saved in, on each parameter's device.
 
     `Optimizer.load_state_dict` goes by position, and casts the moments to the parameter's dtype.
 
@@ -48,14 +48,14 @@ def load_optimizer_state(
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> Groups:
-    """The numbers of each parameter group, without its parameters, and without the rate, which the schedule sets."""
+    """Return the numbers of each parameter group, without its parameters and the rate that the schedule sets."""
     return [
         {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
     ]
 
 
 def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
-    """What the steps have changed of `group_values`; AdamW's never change, Prodigy's and schedule-free ones' do.
+    """Return what the steps have changed of `group_values`: nothing for AdamW, but something for Prodigy.
 
     The others are the config's, which a resume may have been allowed to change.
     """
@@ -66,7 +66,7 @@ def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
 
 
 def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Groups) -> None:
-    """Puts back what `changed_groups` gave, and everything else as it was before the first step.
+    """Put back what `changed_groups` gave, and everything else as it was before the first step.
 
     Raises:
         ValueError: the optimizer has other groups.
@@ -85,7 +85,7 @@ def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Grou
 
 
 def _plain(value: Any) -> Any:
-    """As JSON holds it."""
+    """Return a value as JSON holds it."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value

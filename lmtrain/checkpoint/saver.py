@@ -31,7 +31,7 @@ class Saver:
         self._error: BaseException | None = None
 
     def reserve(self, checkpoint: Checkpoint) -> None:
-        """Asks for the memory of the copies beforehand and in the background; the first save stalls for it otherwise.
+        """Allocate the memory of the copies in the background; without this the first save waits for it.
 
         To the kernel a page is new until it is written, which takes longer than the copy.
         """
@@ -47,7 +47,7 @@ class Saver:
         self._start(fill)
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> None:
-        """Copies the state and returns; waits for the save before this one, if that is not done yet."""
+        """Copy the state and return; wait for the save before this one, if that is not done yet."""
         self.wait()
         copied, ready = self._copy(checkpoint)
 
@@ -60,12 +60,12 @@ class Saver:
         self._start(write)
 
     def check(self) -> None:
-        """Raises the error of a save that has failed meanwhile; waits for nothing."""
+        """Raise the error of a save that has failed; wait for nothing."""
         if self._error is not None:
             self.wait()
 
     def wait(self) -> None:
-        """Returns when nothing is left to save."""
+        """Wait until nothing is left to save."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -87,7 +87,7 @@ class Saver:
             log.error("and the last checkpoint could not be saved: %s: %s", type(failed).__name__, failed)
 
     def _copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-        """The state as it is now, on the CPU, once the event has happened."""
+        """Return the state as it is now, on the CPU, valid once the event has happened."""
         copies: dict[str, dict[str, torch.Tensor]] = {}
         cuda = False
         for file, tensors in checkpoint.tensors.items():
@@ -103,7 +103,7 @@ class Saver:
         return Checkpoint(copies, copy.deepcopy(checkpoint.state), checkpoint.unchecked), ready
 
     def _buffer(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Memory on the host for a copy of the tensor, the same each time."""
+        """Return memory on the host for a copy of the tensor, the same each time."""
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
             # Pinned memory lets the device copy by itself while the host goes on.

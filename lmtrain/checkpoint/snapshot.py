@@ -18,7 +18,7 @@ from lmtrain.checkpoint.optimizer_state import (
     optimizer_state,
 )
 from lmtrain.data.loader import TokenLoader
-from lmtrain.data.order import VERSION as ORDER_VERSION
+from lmtrain.data.order import ORDER_VERSION
 from lmtrain.errors import DataError
 from lmtrain.loop.bad_steps import SpikeDetector
 from lmtrain.system import System

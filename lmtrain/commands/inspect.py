@@ -12,10 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.config.build import mistakes_of_the_user
-from lmtrain.data.inspection.folder import Inspected, Sample, SplitReport, inspect
+from lmtrain.data.inspection.folder import Excerpt, InspectedFolder, SplitReport, inspect_folder
 from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.console import console
@@ -46,8 +46,8 @@ def main(arguments: Sequence[str]) -> int:
     found = []
     with mistakes_of_the_user():
         for folder in options.folders:
-            with PrepareProgress() as progress:
-                inspected = inspect(
+            with DataProgress() as progress:
+                inspected = inspect_folder(
                     folder,
                     tokenizer=options.tokenizer,
                     end_of_text=options.end_of_text,
@@ -61,9 +61,9 @@ def main(arguments: Sequence[str]) -> int:
             options.json.write_text(json.dumps({"folders": [each.as_json() for each in found]}, allow_nan=False) + "\n")
             console.print(f"numbers: {options.json}", markup=False)
         if options.png:
-            from lmtrain.data.inspection.picture import draw
+            from lmtrain.data.inspection.picture import draw_folders
 
-            draw(found, options.png)
+            draw_folders(found, options.png)
             console.print(f"picture: {options.png}", markup=False)
     return 2 if any(inspected.problems for inspected in found) else 0
 
@@ -88,7 +88,7 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--png {options.png}: needs matplotlib; install it with pip install 'lmtrain[plot]'")
 
 
-def show(inspected: Inspected) -> None:
+def show(inspected: InspectedFolder) -> None:
     console.print(f"\n{heading(inspected)}", markup=False, style="bold")
     if inspected.splits:
         console.print(numbers(inspected))
@@ -106,7 +106,7 @@ def show(inspected: Inspected) -> None:
         console.print("checksums, ids and tokenizer are what meta.json says", style="green")
 
 
-def heading(inspected: Inspected) -> str:
+def heading(inspected: InspectedFolder) -> str:
     """The folder and its totals in one line."""
     facts = [f"{sum(split.statistics.tokens for split in inspected.splits.values()):,} tokens"]
     if inspected.vocab_size:
@@ -118,7 +118,7 @@ def heading(inspected: Inspected) -> str:
     return f"{inspected.folder}: {', '.join(facts)}"
 
 
-def numbers(inspected: Inspected) -> Table:
+def numbers(inspected: InspectedFolder) -> Table:
     """A column for each split, a section for each matter."""
     table = Table("", *map(escape, inspected.splits))
     for column in table.columns[1:]:
@@ -200,7 +200,7 @@ def percent(number: float) -> str:
     return f"{number:.1%}" if number >= 0.01 else f"{100 * number:.2g}%"
 
 
-def frequent(inspected: Inspected) -> Table:
+def frequent(inspected: InspectedFolder) -> Table:
     """The most frequent tokens of each split, with their share."""
     table = Table("")
     columns = []
@@ -216,12 +216,12 @@ def frequent(inspected: Inspected) -> Table:
     return table
 
 
-def token(inspected: Inspected, number: int) -> str:
+def token(inspected: InspectedFolder, number: int) -> str:
     text = inspected.text_of(number)
     return f"{number}" if text is None else f"{printable(text)!r} {number}"
 
 
-def lines(sample: Sample) -> list[str]:
+def lines(sample: Excerpt) -> list[str]:
     """The first lines of the text, wrapped; ids where there is no text."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1

@@ -38,11 +38,11 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
                 raise ValueError(f"{key}={path}: no token files (*.bin) in it; see `python -m lmtrain prepare --help`")
         return False
     from lmtrain.data.prepare import prepare
-    from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.progress import DataProgress
 
     path = Path(cfg.data.path)
     settings: dict[str, Any] = OmegaConf.to_container(cfg.prepare)  # type: ignore[assignment]
-    with PrepareProgress() as progress:
+    with DataProgress() as progress:
         meta, seconds = prepare(path, settings, build, progress, check_text=check_text)
     if seconds:
         counts = ", ".join(

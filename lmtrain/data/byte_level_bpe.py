@@ -32,9 +32,9 @@ _PROBES += [" ", "\t", "\n", "\r", "\u3000", "\x85"]
 
 
 def tokenizer_of_tiktoken(encoding: "tiktoken.Encoding") -> Tokenizer:
-    """The tokenizer that makes the same ids.
+    """Return the tokenizer that makes the same ids.
 
-    tiktoken joins the two neighbours whose bytes together have the lowest rank, so a token is made from whatever halves
+    tiktoken joins the two neighbours whose bytes together have the lowest rank, so a token is made from the halves that
     its own bytes come down to; here every pair of halves is a merge, in the order of the ranks. A piece that is a token
     is taken whole by both.
 
@@ -74,7 +74,7 @@ def tokenizer_of_tiktoken(encoding: "tiktoken.Encoding") -> Tokenizer:
 
 
 def _oniguruma(pattern: str) -> str:
-    """The pattern in the syntax of tokenizers, where three things mean something else: $, ^ and {1,3}+."""
+    """Return the pattern in the syntax of tokenizers, where three things mean something else: $, ^ and {1,3}+."""
     parts: list[str] = []
     for part in re.findall(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\d+(?:,\d*)?\}\+|[\s\S]", pattern):
         if part in ("^", "$"):
@@ -86,7 +86,10 @@ def _oniguruma(pattern: str) -> str:
 
 
 def gpt2_encoder(stored: StoredTokenizer, special: str) -> Encode:
-    """Encodes by a byte-level BPE with GPT-2's pattern: as fast as what is installed allows, always to the same ids."""
+    """Return a function that encodes by a byte-level BPE with GPT-2's pattern.
+
+    It is as fast as the installed packages allow, and its ids are always the same.
+    """
     try:
         import tiktoken
     except ImportError:
@@ -98,7 +101,10 @@ def gpt2_encoder(stored: StoredTokenizer, special: str) -> Encode:
 
 
 def tiktoken_encoder(encoding: "tiktoken.Encoding", stored: StoredTokenizer) -> Encode:
-    """Encodes by tiktoken, to the same ids as `stored`; on all cores unless TOKENIZERS_PARALLELISM=false."""
+    """Return a function that encodes by tiktoken, to the same ids as `stored`.
+
+    It uses all cores unless TOKENIZERS_PARALLELISM=false.
+    """
 
     def one(text: str) -> Ids:
         try:

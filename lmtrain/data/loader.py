@@ -1,4 +1,4 @@
-"""Batches from a token file: a pure function of the micro-batch's index, prepared ahead on a thread."""
+"""Batches from token files: a pure function of the micro-batch's index."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from pydantic import NonNegativeInt, PositiveInt
 
 from lmtrain.data.meta import Tokens
-from lmtrain.data.order import ORDERS, blocks
+from lmtrain.data.order import ORDERS, block_count
 from lmtrain.data.token_files import TokenFiles
 from lmtrain.errors import DataError
 
@@ -39,7 +39,7 @@ class Samples:
         self.meta = self.tokens.meta
         self.vocab_size = vocab_size or (self.meta.vocab_size if self.meta else None)
         self.order = ORDERS[order]
-        self.blocks = blocks(len(self.tokens), block_size)
+        self.blocks = block_count(len(self.tokens), block_size)
         if self.blocks < 1:
             raise DataError(
                 f"data.block_size={block_size}: {folder / split}.bin has {len(self.tokens):,} tokens, "
@@ -49,7 +49,7 @@ class Samples:
         self._ready: tuple[int, Tokens] = (0, np.empty((0, block_size + 1), self.tokens.dtype))
 
     def windows(self, first: int, count: int) -> Tokens:
-        """Samples first … first+count-1, not to be written to: (count, block_size + 1).
+        """Return samples first … first+count-1, not to be written to: (count, block_size + 1).
 
         Raises:
             DataError: an id that is too large, named with file and position; a file that became shorter.
@@ -63,7 +63,7 @@ class Samples:
         return ready[first - start : first - start + count]
 
     def _checked_windows(self, first: int, needed: int, count: int) -> Tokens:
-        """As many of `count` as are in order, at least `needed`."""
+        """Return as many of `count` samples as are in order, at least `needed`."""
         offsets = self._sample_offsets(first, count)
         windows = self.tokens.windows(offsets, self.block_size + 1)
         if self.vocab_size is not None and windows.max() >= self.vocab_size:
@@ -74,11 +74,11 @@ class Samples:
         return windows
 
     def locate_samples(self, first: int, count: int) -> list[tuple[Path, int]]:
-        """For each of samples first … first+count-1 the file it begins in, and the number of its first token there."""
+        """Return, for samples first … first+count-1, the file each begins in and the number of its first token."""
         return [self.tokens.locate_token(int(offset)) for offset in self._sample_offsets(first, count)]
 
     def whole_split(self, batch_size: int) -> Batches:
-        """Every target token of the split once, in file order.
+        """Yield every target token of the split once, in file order.
 
         All batches are (B, T), so that a compiled model is compiled once; where the last block is short or the last
         batch not full, the targets left over are IGNORE.
@@ -100,7 +100,7 @@ class Samples:
         raise DataError(f"{path}: token {number:,} is {token}, not below the vocabulary size of {self.vocab_size:,}")
 
     def _sample_offsets(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """Token offsets of consecutive samples; the chunk of the order they lie in is kept for the next call."""
+        """Return token offsets of consecutive samples; keep their chunk of the order for the next call."""
         # Short epochs have orders of their own, each of which takes a call.
         size = min(ORDER_CHUNK, max(self.blocks, count))
         parts = []
@@ -127,7 +127,7 @@ class Samples:
 class TokenLoader:
     """Samples of `block_size` tokens and the same shifted by one, from a split of the token files at `path`.
 
-    Sample `s` is row `s % batch_size` of batch `s // batch_size`, whatever the batch size: the same global batch
+    Sample `s` is row `s % batch_size` of batch `s // batch_size`, for every batch size: the same global batch
     cut into other micro-batches, or dealt out to ranks, holds the same samples. An id of `vocab_size` or above is
     refused when it is read (null: what `meta.json` says).
 
@@ -162,40 +162,40 @@ class TokenLoader:
 
     @property
     def sampled_bytes_per_token(self) -> float | None:
-        """As `bytes_per_token`, of what `batch` gives."""
+        """The same as `bytes_per_token`, of what `batch` gives."""
         return self.bytes_per_token
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the split's contents."""
+        """A text that changes with the split's contents."""
         return self.samples.tokens.fingerprint
 
     @property
     def file_stamps(self) -> dict[str, list[int]]:
-        """What tells quickly that no file was touched; see `TokenFiles.file_stamps`."""
+        """What shows quickly that no file was touched; see `TokenFiles.file_stamps`."""
         return self.samples.tokens.file_stamps
 
     def check_contents(self) -> bool:
-        """Compares the files with their checksums; False where there are none. Raises DataError."""
+        """Compare the files with their checksums; return False where there are none. Raises DataError."""
         return self.samples.tokens.check_contents()
 
     def epochs(self, samples: int) -> Mapping[str, float]:
-        """How often the data has been seen after so many samples."""
+        """Return how often the data has been seen after so many samples."""
         return {self.path: samples / self.samples.blocks}
 
     def batch(self, index: int) -> Batch:
-        """Micro-batch `index` ≥ 0: x and y, int64 (B, T) on the CPU."""
+        """Return micro-batch `index` ≥ 0: inputs and targets, int64 (B, T) on the CPU."""
         return inputs_and_targets(self.samples.windows(index * self.batch_size, self.batch_size))
 
     def locate_batch(self, index: int) -> list[tuple[Path, int]]:
-        """Where each sample of micro-batch `index` comes from: the file, and the number of its first token there."""
+        """Return where each sample of micro-batch `index` comes from: file, and number of its first token there."""
         return self.samples.locate_samples(index * self.batch_size, self.batch_size)
 
     def whole_split(self) -> Batches:
-        """Every target token of the split once, in file order; see `Samples.whole_split`."""
+        """Return every target token of the split once, in file order; see `Samples.whole_split`."""
         return self.samples.whole_split(self.batch_size)
 
 
 def inputs_and_targets(windows: Tokens) -> Batch:
-    """Windows (B, T + 1) as x and y, each (B, T)."""
+    """Return windows (B, T + 1) as inputs and targets, each (B, T)."""
     return torch.from_numpy(windows[:, :-1].astype(np.int64)), torch.from_numpy(windows[:, 1:].astype(np.int64))

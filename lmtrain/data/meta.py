@@ -69,9 +69,14 @@ class Meta:
     recipe: dict[str, Any]
     format_version: int = FORMAT_VERSION
 
+    def files(self, split: str) -> tuple[Shard, ...]:
+        """Return the files of a split, in order."""
+        said = self.splits[split]
+        return said.shards or (Shard(f"{split}.bin", said.tokens, said.sha256),)
+
 
 def write_meta(folder: Path, meta: Meta) -> None:
-    """Writes `meta.json`; on the disk when it returns."""
+    """Write `meta.json`; it is on the disk when this returns."""
     with (folder / "meta.json").open("w") as file:
         file.write(json.dumps(asdict(meta), indent=2) + "\n")
         file.flush()
@@ -79,7 +84,7 @@ def write_meta(folder: Path, meta: Meta) -> None:
 
 
 def read_meta(folder: Path) -> Meta | None:
-    """The folder's `meta.json`; None for a bare folder.
+    """Return the folder's `meta.json`; None for a bare folder.
 
     Raises:
         DataError: it is not one that this version reads.
@@ -105,7 +110,7 @@ def read_meta(folder: Path) -> Meta | None:
 
 
 def _check_names(meta: Meta) -> None:
-    """Raises ValueError if a file it names is not one of the folder's own: it is read, hashed and shown."""
+    """Raise a ValueError if a file that it names is not one of the folder's own: it is read, hashed and shown."""
     shards = [shard.file for split in meta.splits.values() for shard in split.shards]
     for name in [*meta.splits, *shards, *([meta.tokenizer.file] if meta.tokenizer.file else [])]:
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -113,7 +118,7 @@ def _check_names(meta: Meta) -> None:
 
 
 def _check_types(meta: Meta) -> None:
-    """Raises TypeError if a number or checksum is none: it would fail where it is used."""
+    """Raise a TypeError if a number or checksum is none: it would fail where it is used."""
     shards = [shard for split in meta.splits.values() for shard in split.shards]
     counts: list[Any] = [meta.vocab_size, 0 if meta.end_of_text is None else meta.end_of_text]
     counts += [shard.tokens for shard in shards]
@@ -130,7 +135,7 @@ def _check_types(meta: Meta) -> None:
 
 
 def check_tokenizer(tokens: Path, beside: Path) -> None:
-    """Is the tokenizer stored in the folder `beside` the one that `tokens` was made with, as far as both say?
+    """Check that the tokenizer in the folder `beside` is the one that `tokens` was made with, as far as both say.
 
     Raises:
         DataError: it is another.
@@ -146,5 +151,5 @@ def _split(fields: dict[str, Any]) -> Split:
 
 
 def smallest_dtype(vocab_size: int) -> str:
-    """uint16 as long as every id fits."""
+    """Return uint16 as long as every id fits in it, else uint32."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"

@@ -71,11 +71,11 @@ class Mixture:
         self._weights = weights
         _check_tokenizers(self.sources)
         limits = [
-            # Validation looks at the whole split, or at as much of it as it is told to.
+            # Validation looks at the whole split, or at as much of it as the trainer asks for.
             samples.blocks * max_epochs[name] if split == "train" and max_epochs and name in max_epochs else None
             for name, samples in self.sources.items()
         ]
-        self._phases, self.max_samples = plan(shares(weights), limits)
+        self._phases, self.max_samples = mixture_phases(whole_shares(weights), limits)
 
     @property
     def total_tokens(self) -> int:
@@ -91,7 +91,7 @@ class Mixture:
 
     @property
     def sampled_bytes_per_token(self) -> float | None:
-        """As `bytes_per_token`, of what `batch` gives: by weight."""
+        """The same as `bytes_per_token`, of what `batch` gives: by weight."""
         per_token = {
             name: split.bytes / split.tokens
             for name, samples in self.sources.items()
@@ -103,13 +103,13 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the contents of any source, with their names and their weights."""
+        """A text that changes with the contents of any source, with their names and their weights."""
         parts = [(name, samples.tokens.fingerprint, self._weights[name]) for name, samples in self.sources.items()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def file_stamps(self) -> dict[str, list[int]]:
-        """What tells quickly that no file was touched; see `TokenFiles.file_stamps`."""
+        """What shows quickly that no file was touched; see `TokenFiles.file_stamps`."""
         return {
             f"{name}/{file}": stamp
             for name, samples in self.sources.items()
@@ -117,17 +117,17 @@ class Mixture:
         }
 
     def check_contents(self) -> bool:
-        """Compares the files with their checksums; False where one has none. Raises DataError."""
+        """Compare the files with their checksums; return False where one has none. Raises DataError."""
         checked = [samples.tokens.check_contents() for samples in self.sources.values()]
         return all(checked)
 
     def epochs(self, samples: int) -> Mapping[str, float]:
-        """How often each source has been seen after so many samples."""
+        """Return how often each source has been seen after so many samples."""
         _, numbers = self._assign(samples if self.max_samples is None else min(samples, self.max_samples), 0)
         return {name: n / source.blocks for n, (name, source) in zip(numbers, self.sources.items(), strict=True)}
 
     def batch(self, index: int) -> Batch:
-        """Micro-batch `index` ≥ 0: x and y, int64 (B, T) on the CPU.
+        """Return micro-batch `index` ≥ 0: inputs and targets, int64 (B, T) on the CPU.
 
         Raises:
             DataError: every source has been seen as often as `max_epochs` allows.
@@ -145,7 +145,7 @@ class Mixture:
         return inputs_and_targets(windows)
 
     def locate_batch(self, index: int) -> list[tuple[Path, int]]:
-        """Where each sample of micro-batch `index` comes from: the file, and the number of its first token there."""
+        """Return where each sample of micro-batch `index` comes from: file, and number of its first token there."""
         source_of, firsts = self._assign(index * self.batch_size, self.batch_size)
         places = [
             iter(samples.locate_samples(int(first), int((source_of == number).sum())))
@@ -154,11 +154,11 @@ class Mixture:
         return [next(places[number]) for number in source_of]
 
     def whole_split(self) -> Batches:
-        """Every target token of every source's split once, one source after the other."""
+        """Return every target token of every source's split once, one source after the other."""
         return chain.from_iterable(samples.whole_split(self.batch_size) for samples in self.sources.values())
 
     def _assign(self, first: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """The source of each of `count` samples from `first` on, and how many samples of each source are before."""
+        """Return the source of each of `count` samples from `first` on, and how many samples of each are before."""
         source_of = np.empty(count, np.int64)
         starts = [phase.start for phase in self._phases]
         current = bisect_right(starts, first) - 1
@@ -175,8 +175,8 @@ class Mixture:
         return source_of, before
 
 
-def shares(weights: Mapping[str, float]) -> list[int]:
-    """The smallest whole numbers in the proportions of the weights, taken as the decimals they are written as.
+def whole_shares(weights: Mapping[str, float]) -> list[int]:
+    """Return the smallest whole numbers in the proportions of the weights, taken as the decimals they are written as.
 
     Raises:
         ValueError: they add up to more than LARGEST_PERIOD.
@@ -194,8 +194,8 @@ def shares(weights: Mapping[str, float]) -> list[int]:
     return whole
 
 
-def plan(weights: list[int], limits: list[int | None]) -> tuple[list[Phase], int | None]:
-    """The phases in which ever fewer sources are left, and the sample after the last (None: it goes on for ever)."""
+def mixture_phases(weights: list[int], limits: list[int | None]) -> tuple[list[Phase], int | None]:
+    """Return the phases, in which ever fewer sources are left, and the sample after the last (None: there is none)."""
     phases: list[Phase] = []
     used = np.zeros(len(weights), np.int64)
     start = 0

@@ -1,6 +1,6 @@
 """The order samples are read in: pure functions of (sample number, seed, split), O(1) to reach any of them.
 
-`VERSION` stands for everything here: a change that alters any order must change it.
+`ORDER_VERSION` stands for everything here: a change that alters any order must change it.
 """
 
 import hashlib
@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-VERSION = 1
+ORDER_VERSION = 1
 ROUNDS = 12  # at 8 a chi-squared test over all orders of five elements fails
 
 UInt64s = npt.NDArray[np.uint64]
 Int64s = npt.NDArray[np.int64]
 
 
-def keys(*parts: object, count: int) -> UInt64s:
-    """`count` independent 64-bit keys from whatever identifies a stream."""
-    material = repr((VERSION, *parts)).encode()
+def derive_keys(*parts: object, count: int) -> UInt64s:
+    """Return `count` independent 64-bit keys from the values that identify a stream."""
+    material = repr((ORDER_VERSION, *parts)).encode()
     blocks = [
         hashlib.blake2b(material, digest_size=64, salt=i.to_bytes(8, "little")).digest() for i in range(-(-count // 8))
     ]
@@ -35,7 +35,7 @@ def _splitmix64(x: UInt64s) -> UInt64s:
 
 
 def permute(indices: Int64s, n: int, *, seed: int, stream: str, epoch: int) -> Int64s:
-    """Where a pseudo-random permutation of range(n) sends each index, in O(1) memory.
+    """Return where a pseudo-random permutation of range(n) sends each index, in O(1) memory.
 
     An additive Feistel network on Z_a × Z_b with a ≈ b ≈ √n is a bijection of range(a·b) by construction; an
     output ≥ n walks on along its cycle until it is inside (Black and Rogaway, "Ciphers with arbitrary finite
@@ -43,7 +43,7 @@ def permute(indices: Int64s, n: int, *, seed: int, stream: str, epoch: int) -> I
     """
     side = math.isqrt(n - 1) + 1
     a, b = np.uint64(side), np.uint64(-(-n // side))
-    round_keys = keys("shuffle", n, seed, stream, epoch, count=ROUNDS)
+    round_keys = derive_keys("shuffle", n, seed, stream, epoch, count=ROUNDS)
     result = indices.astype(np.uint64)
     walking = np.arange(len(result))
     while len(walking):
@@ -57,8 +57,8 @@ def permute(indices: Int64s, n: int, *, seed: int, stream: str, epoch: int) -> I
 
 
 def shuffle(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
-    """Token offsets of samples first … first+count-1: every whole block once an epoch, each epoch in its own order."""
-    n = blocks(tokens, block_size)
+    """Return offsets of samples first … first+count-1: every whole block once an epoch, in an order of its own."""
+    n = block_count(tokens, block_size)
     samples = np.arange(first, first + count)
     offsets = np.empty(count, np.int64)
     for epoch in range(first // n, (first + count - 1) // n + 1):
@@ -68,10 +68,10 @@ def shuffle(first: int, count: int, *, tokens: int, block_size: int, seed: int, 
 
 
 def random(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
-    """Uniform offsets with replacement: word number `sample` of a Philox stream, scaled by multiply-shift."""
+    """Return uniform offsets with replacement: word number `sample` of a Philox stream, scaled by multiply-shift."""
     n = tokens - block_size
     # Raw words alone: numpy's Generator methods may change between versions. A counter step makes four words.
-    generator = np.random.Philox(key=keys("random", seed, stream, count=2), counter=first // 4)
+    generator = np.random.Philox(key=derive_keys("random", seed, stream, count=2), counter=first // 4)
     words = generator.random_raw(first % 4 + count)[first % 4 :].astype(np.uint64)
     # floor(word · n / 2^64) in 32-bit halves, exact for n < 2^63.
     low, high = np.uint64(n & 0xFFFFFFFF), np.uint64(n >> 32)
@@ -84,18 +84,18 @@ def random(first: int, count: int, *, tokens: int, block_size: int, seed: int, s
 
 
 def sequential(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
-    """Blocks in file order, from the start again after the last."""
+    """Return the offsets of blocks in file order, from the start again after the last."""
     samples = np.arange(first, first + count, dtype=np.int64)
-    return np.asarray(samples % blocks(tokens, block_size) * block_size, dtype=np.int64)
+    return np.asarray(samples % block_count(tokens, block_size) * block_size, dtype=np.int64)
 
 
-def blocks(tokens: int, block_size: int) -> int:
-    """Whole blocks of `block_size` inputs that each have a next token as target."""
+def block_count(tokens: int, block_size: int) -> int:
+    """Return the number of whole blocks of `block_size` inputs that each have a next token as target."""
     return (tokens - 1) // block_size
 
 
 def interleave(shares: Sequence[int]) -> Int64s:
-    """Which source each of sum(shares) samples comes from: source k `shares[k]` times, evenly spread.
+    """Return which source each of sum(shares) samples comes from: source k `shares[k]` times, evenly spread.
 
     Among the first n there are n · shares[k] / sum(shares) of source k, to within 1 - 1 / (2K - 2) for K sources; so
     it is when the whole repeats. Source: Tijdeman, "The chairman assignment problem" (1980).

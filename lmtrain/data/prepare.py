@@ -10,16 +10,15 @@ from typing import Any
 from pydantic import PositiveInt
 
 from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import meta_of_splits, save_tokenizer
-from lmtrain.data.text.holdout import Held, Holdout
+from lmtrain.data.text.holdout import Holdout, SplitText
 from lmtrain.data.text.inputs import Inputs, read_inputs, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
-from lmtrain.data.writing import journal as journals
-from lmtrain.data.writing.encode import ITEM_BYTES, PROCESSES_FROM_BYTES, Encoder, Item, encode
-from lmtrain.data.writing.journal import Journal, SplitWriter
+from lmtrain.data.writing.encode import BATCH_BYTES, PROCESSES_FROM_BYTES, Encoder, TextBatch, encode_in_processes
+from lmtrain.data.writing.journal import JOURNAL_FILE, Journal, SplitWriter, read_journal
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.lock import owned
@@ -39,8 +38,8 @@ class Recipe:
     ) -> None:
         self.source, self.tokenizer, self.holdout, self.workers = source, tokenizer, holdout, workers
 
-    def prepare(self, path: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> Meta:
-        """Makes the folder: in a hidden one beside it, which is moved to its place when complete.
+    def prepare(self, path: Path, settings: Mapping[str, Any], progress: DataProgress) -> Meta:
+        """Make the folder: in a hidden one beside it, which is moved to its place when complete.
 
         A process that was killed left that folder; this one goes on from its last commit if settings and text are the
         same. `settings` is the config this object was built from; it is kept in `meta.json`.
@@ -53,19 +52,19 @@ class Recipe:
         with owned(partial, lambda: progress.console.print("another process is preparing this; waiting for it …")):
             if path.exists():  # another process made it meanwhile; the same recipe makes the same files
                 shutil.rmtree(partial)
-                return _existing(path, settings)
+                return _read_existing(path, settings)
             try:
                 meta = self._prepare(path, partial, settings, progress)
             except ValueError:  # a mistake in settings or text
-                if (left := journals.read(partial)) is None or not left.splits:
+                if (left := read_journal(partial)) is None or not left.splits:
                     shutil.rmtree(partial)
                 raise
             os.rename(partial, path)
             sync(path.parent)
-            (path / journals.FILE).unlink()  # not before: a kill in between would find the work of nobody
+            (path / JOURNAL_FILE).unlink()  # not before: a kill in between would find the work of nobody
         return meta
 
-    def _prepare(self, path: Path, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> Meta:
+    def _prepare(self, path: Path, folder: Path, settings: Mapping[str, Any], progress: DataProgress) -> Meta:
         journal, inputs = self._earlier(folder, settings, progress) or self._begin(folder, settings, progress)
         total = self.source.text_bytes(inputs)
         if total == 0:
@@ -80,10 +79,10 @@ class Recipe:
         return self._finish(folder, journal)
 
     def _earlier(
-        self, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress
+        self, folder: Path, settings: Mapping[str, Any], progress: DataProgress
     ) -> tuple[Journal, Inputs] | None:
-        """Where another process stopped, if it is of use."""
-        journal, inputs = journals.read(folder), read_inputs(folder)
+        """Return where another process stopped, if it is of use."""
+        journal, inputs = read_journal(folder), read_inputs(folder)
         if journal is None or inputs is None:
             return None
         tokens = sum(split.tokens for split in journal.splits.values())
@@ -97,7 +96,7 @@ class Recipe:
         progress.console.print(f"going on where an earlier process stopped, after {tokens:,} tokens")
         return journal, inputs
 
-    def _begin(self, folder: Path, settings: Mapping[str, Any], progress: PrepareProgress) -> tuple[Journal, Inputs]:
+    def _begin(self, folder: Path, settings: Mapping[str, Any], progress: DataProgress) -> tuple[Journal, Inputs]:
         progress.stage("reading text", None)
         inputs = self.source.scan(progress.advance)
         for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
@@ -107,32 +106,33 @@ class Recipe:
         journal.write(folder)
         return journal, inputs
 
-    def _encode(self, folder: Path, journal: Journal, total: int | None, progress: PrepareProgress) -> None:
+    def _encode(self, folder: Path, journal: Journal, total: int | None, progress: DataProgress) -> None:
         encoder = Encoder(self.tokenizer, folder)
         itemsize = encoder.dtype.itemsize
         try:
             writers = {
-                split: SplitWriter(_unfinished(folder, split), itemsize, journal.splits.get(split)) for split in SPLITS
+                split: SplitWriter(_unfinished_file(folder, split), itemsize, journal.splits.get(split))
+                for split in SPLITS
             }
         except ValueError as error:
             progress.console.print(f"starting anew: {error}")
             journal.splits, journal.position = {}, None
-            writers = {split: SplitWriter(_unfinished(folder, split), itemsize, None) for split in SPLITS}
+            writers = {split: SplitWriter(_unfinished_file(folder, split), itemsize, None) for split in SPLITS}
         done = sum(split.bytes for split in journal.splits.values())
         if total is not None:
             self._check_space(folder, total - done, encoder)
         workers = self.workers or (available_cores() if (total or PROCESSES_FROM_BYTES) >= PROCESSES_FROM_BYTES else 1)
         progress.stage("encoding", total, done)
         committed = time.monotonic()
-        items = _items(self.source, self.holdout, journal.position)
-        here = ((item, encoder(item.texts)) for item in items)
-        for item, chunks in here if workers == 1 else encode(items, self.tokenizer, folder, workers):
+        batches = _text_batches(self.source, self.holdout, journal.position)
+        here = ((batch, encoder(batch.texts)) for batch in batches)
+        for batch, chunks in here if workers == 1 else encode_in_processes(batches, self.tokenizer, folder, workers):
             for split, chunk in chunks.items():
                 writers[split].write(chunk)
                 progress.advance(chunk.bytes, chunk.tokens)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 journal.splits = {split: writer.flushed() for split, writer in writers.items()}
-                journal.position = item.position
+                journal.position = batch.position
                 journal.write(folder)
                 committed = time.monotonic()
         journal.splits = {split: writer.close() for split, writer in writers.items()}
@@ -147,8 +147,8 @@ class Recipe:
         journal.write(folder)
 
     def _check_space(self, folder: Path, left_bytes: int, encoder: Encoder) -> None:
-        """Refuses to start what the disk can't hold, going by the first text's tokens a byte."""
-        first = next(_items(self.source, self.holdout, None), Item([], None))
+        """Refuse to start what the disk can't hold, going by the first text's tokens a byte."""
+        first = next(_text_batches(self.source, self.holdout, None), TextBatch([], None))
         chunks = encoder(first.texts).values()
         tokens_per_byte = sum(chunk.tokens for chunk in chunks) / max(1, sum(chunk.bytes for chunk in chunks))
         needed = int(1.1 * left_bytes * tokens_per_byte * encoder.dtype.itemsize) + SPARE_BYTES
@@ -160,38 +160,38 @@ class Recipe:
             )
 
     def _finish(self, folder: Path, journal: Journal) -> Meta:
-        """Gives the files their names; done again, it does no harm."""
+        """Give the files their names; done again, it does no harm."""
         for split in journal.splits:
-            if _unfinished(folder, split).exists():
-                os.rename(_unfinished(folder, split), folder / f"{split}.bin")
+            if _unfinished_file(folder, split).exists():
+                os.rename(_unfinished_file(folder, split), folder / f"{split}.bin")
         meta = meta_of_splits(folder, self.tokenizer.kind, journal.splits, dict(journal.recipe))
         write_meta(folder, meta)
         sync(folder)
         return meta
 
 
-def _items(source: Source, holdout: Holdout, position: Any) -> Iterator[Item]:
+def _text_batches(source: Source, holdout: Holdout, position: Any) -> Iterator[TextBatch]:
     reader = source.read(position)
-    texts: list[Held] = []
+    texts: list[SplitText] = []
     size = 0
     for document in reader:
-        for held in holdout(document):
-            texts.append(held)
-            size += len(held.text)
-        if size >= ITEM_BYTES:
-            yield Item(texts, reader.position())
+        for split_text in holdout(document):
+            texts.append(split_text)
+            size += len(split_text.text)
+        if size >= BATCH_BYTES:
+            yield TextBatch(texts, reader.position())
             texts, size = [], 0
     if texts:
-        yield Item(texts, reader.position())
+        yield TextBatch(texts, reader.position())
 
 
-def _unfinished(folder: Path, split: str) -> Path:
-    """Not yet a `.bin`, as a folder of those can be read without `meta.json`."""
+def _unfinished_file(folder: Path, split: str) -> Path:
+    """Return the name of a file that is no `.bin` yet, as a folder of those can be read without `meta.json`."""
     return folder / f"{split}.unfinished"
 
 
-def _existing(path: Path, settings: Mapping[str, Any]) -> Meta:
-    """The folder's meta.
+def _read_existing(path: Path, settings: Mapping[str, Any]) -> Meta:
+    """Return the meta of a folder that is there.
 
     Raises:
         DataError: it was prepared with other settings, or not at all; the message lists what differs.
@@ -213,11 +213,11 @@ def prepare(
     path: Path,
     config: Mapping[str, Any],
     build: Callable[[Any], Recipe],
-    progress: PrepareProgress,
+    progress: DataProgress,
     *,
     check_text: bool = False,
 ) -> tuple[Meta, float]:
-    """Makes the token folder unless it is there; its meta, and the seconds it took (0 if it was there).
+    """Make the token folder unless it is there; return its meta, and the seconds it took (0 if it was there).
 
     Raises:
         ValueError: it is there and was made with other settings, or (`check_text`) from other text.
@@ -226,7 +226,7 @@ def prepare(
         raise DataError(f"data.path={path}: give a folder of its own")
     settings = {key: value for key, value in config.items() if key != "workers"}  # which changes nothing
     if path.exists() and any(path.iterdir()):
-        meta = _existing(path, settings)
+        meta = _read_existing(path, settings)
         inputs = read_inputs(path) if check_text else None
         if inputs is not None and (changed := build(config).source.changes(inputs)):
             raise DataError(

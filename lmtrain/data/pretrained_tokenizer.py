@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
 
-# Whatever a tokenizer may consist of, and no weights.
+# All that a tokenizer may consist of, and no weights.
 _HUB_FILES = [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json"]
 _SLOW_FILES = ["*.model", "vocab*", "merges.txt", "*.tiktoken"]  # what can be made into a tokenizer.json
 
@@ -25,7 +25,7 @@ AutoTokenizer.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])
 
 @contextmanager
 def find_tokenizer_file(path: str) -> Iterator[Path]:
-    """The file, with the settings of its folder beside it; it may go away afterwards.
+    """Yield the file, with the settings of its folder beside it; it may go away afterwards.
 
     Raises:
         ValueError: there is none, and none can be fetched or made; begins with what is wrong.
@@ -46,7 +46,7 @@ def find_tokenizer_file(path: str) -> Iterator[Path]:
 
 
 def _fetched(name: str) -> Path:
-    """The folder that the hub's files were put into, now or earlier."""
+    """Return the folder that the hub's files were put into, now or earlier."""
     from huggingface_hub import snapshot_download
 
     try:

@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar in a terminal, a line now and then elsewhere."""
+"""How far a preparation or inspection is: a bar in a terminal, a line now and then elsewhere."""
 
 import time
 from types import TracebackType
@@ -20,8 +20,8 @@ class TokensPerSecond(ProgressColumn):
         return Text(f"{si(tokens / seconds)} tok/s" if tokens and seconds else "")
 
 
-class PrepareProgress:
-    """Bytes of text done, tokens a second and time left, a stage after the other. Use it as a context manager."""
+class DataProgress:
+    """Shows bytes of data done, tokens a second and time left, stage by stage. Use it as a context manager."""
 
     def __init__(self, output: Console = console) -> None:
         self.console = output
@@ -38,7 +38,7 @@ class PrepareProgress:
         self.stage("starting", None)
 
     def stage(self, name: str, total_bytes: int | None, done_bytes: int = 0) -> None:
-        """What is done next, on so many bytes of text (None: unknown), some of them done by an earlier process."""
+        """Begin a stage on so many bytes of text (None: unknown), some of them done by an earlier process."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
         self._task = self._bar.add_task(name, total=total_bytes, completed=done_bytes, tokens=0)

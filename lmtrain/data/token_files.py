@@ -1,4 +1,4 @@
-"""A split's tokens as one sequence, whatever files they lie in.
+"""A split's tokens as one sequence, from one file or from many.
 
 Read are `<split>.bin`, numbered shards (`train_000000.bin`, `fineweb_train_000001.bin`), and shards with the header of
 256 int32 that llm.c and modded-nanogpt write. A folder without `meta.json` is uint16 unless a header says otherwise.
@@ -66,7 +66,7 @@ class TokenFiles:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the contents: the split's checksum, or the sizes and ends of files that have none."""
+        """The split's checksum, or a hash of the sizes and ends of files that have none."""
         if self.meta is not None:
             return self.meta.splits[self.split].sha256
         digest = hashlib.sha256()
@@ -84,22 +84,20 @@ class TokenFiles:
         return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
     def check_contents(self) -> bool:
-        """Reads all files again; whether there are checksums to compare them with.
+        """Read all files again; return whether there are checksums to compare them with.
 
         Raises:
             DataError: a file is not the one that was prepared.
         """
         if self.meta is None:
             return False
-        said = self.meta.splits[self.split]
-        checksums = {shard.file: shard.sha256 for shard in said.shards} or {f"{self.split}.bin": said.sha256}
-        for name, sha256 in checksums.items():
-            if sha256_of(self.folder / name) != sha256:
-                raise DataError(f"{self.folder / name}: not the file that meta.json describes (another SHA-256)")
+        for shard in self.meta.files(self.split):
+            if sha256_of(self.folder / shard.file) != shard.sha256:
+                raise DataError(f"{self.folder / shard.file}: not the file that meta.json describes (another SHA-256)")
         return True
 
     def windows(self, offsets: npt.NDArray[np.int64], length: int) -> Tokens:
-        """Copies of the `length` tokens from each offset on: (len(offsets), length)."""
+        """Return copies of the `length` tokens from each offset on: (len(offsets), length)."""
         if len(self.files) == 1:
             file = self.files[0]
             _check_size(file)
@@ -114,18 +112,18 @@ class TokenFiles:
         return windows
 
     def span(self, start: int, stop: int) -> Tokens:
-        """A copy of tokens start … stop-1, fewer at the end."""
+        """Return a copy of tokens start … stop-1, fewer at the end."""
         span = np.empty(max(0, min(stop, len(self)) - start), self.dtype)
         self._read_into(span, start)
         return span
 
     def locate_token(self, position: int) -> tuple[Path, int]:
-        """The file that holds a token, and the token's number in it."""
+        """Return the file that holds a token, and the token's number in it."""
         index = int(np.searchsorted(self.ends, position, side="right"))
         return self.files[index].path, position - int(self.ends[index] - len(self.files[index].tokens))
 
     def release(self) -> None:
-        """Gives back the memory of pages read so far; the next reading finds them in the system's page cache."""
+        """Give back the memory of pages read so far; the next read finds them in the system's page cache."""
         if self._large:
             for file in self.files:
                 file.mapped.madvise(mmap.MADV_DONTNEED)
@@ -142,26 +140,24 @@ class TokenFiles:
             done, index = done + len(part), index + 1
 
     def _check_against(self, meta: Meta) -> None:
-        said = meta.splits.get(self.split)
-        if said is None:
+        if self.split not in meta.splits:
             raise DataError(
                 f"{self.files[0].path}: meta.json, which lists {', '.join(meta.splits)}, knows nothing of it"
             )
         expected = {file.path.name: len(file.tokens) for file in self.files}
-        listed = {shard.file: shard.tokens for shard in said.shards}
-        for name, count in (listed or {f"{self.split}.bin": said.tokens}).items():
-            if expected[name] != count:
+        for shard in meta.files(self.split):
+            if expected[shard.file] != shard.tokens:
                 raise DataError(
-                    f"{self.folder / name}: holds {expected[name]:,} tokens, but meta.json says {count:,}; "
-                    "prepare it again"
+                    f"{self.folder / shard.file}: holds {expected[shard.file]:,} tokens, but meta.json says "
+                    f"{shard.tokens:,}; prepare it again"
                 )
 
 
 def split_files(folder: Path, split: str, meta: Meta | None) -> list[Path]:
-    """The files of a split, in order: what `meta.json` lists, `<split>.bin`, or numbered shards."""
+    """Return the files of a split, in order: what `meta.json` lists, `<split>.bin`, or numbered shards."""
     single = folder / f"{split}.bin"
-    if meta and split in meta.splits and meta.splits[split].shards:
-        paths = [folder / shard.file for shard in meta.splits[split].shards]
+    if meta and split in meta.splits:
+        paths = [folder / shard.file for shard in meta.files(split)]
     elif meta or single.is_file():
         if not meta and (more := numbered_shards(folder, split)):
             raise DataError(f"{folder}: has both {single.name} and shards of {split} ({more[0].name}, …); part them")
@@ -176,7 +172,7 @@ def split_files(folder: Path, split: str, meta: Meta | None) -> list[Path]:
 
 
 def numbered_shards(folder: Path, split: str) -> list[Path]:
-    """Numbered shards `<split>_<number>.bin`, or `<name>_<split>_<number>.bin`, by their numbers.
+    """Return the numbered shards `<split>_<number>.bin`, or `<name>_<split>_<number>.bin`, by their numbers.
 
     Raises:
         DataError: one is missing in between, or there are several names.
@@ -197,7 +193,7 @@ def numbered_shards(folder: Path, split: str) -> list[Path]:
 
 
 def split_names_in(folder: Path) -> list[str]:
-    """The splits that a folder has files of."""
+    """Return the splits that a folder has files of."""
     names = {found[0] if (found := _numbered(path)) else path.stem for path in folder.glob("*.bin")}
     return sorted(names)
 
@@ -233,12 +229,12 @@ def _open(path: Path, meta: Meta | None) -> TokenFile:
 
 
 def _looks_like_uint32(tokens: Tokens) -> bool:
-    """Are the upper halves where they would be, of a vocabulary below 196,608?"""
+    """Return whether every second number could be the upper half of an id below 196,608."""
     return len(tokens) >= 64 and bool((tokens[1::2] <= 2).all()) and float((tokens[::2] > 2).mean()) > 0.5
 
 
 def _allow_files(count: int) -> None:
-    """Each mapped shard keeps a descriptor; the usual soft limit of 1,024 is for programs that use select()."""
+    """Raise the limit of open files: each mapped shard keeps a descriptor, and the usual soft limit is 1,024."""
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = soft + 2 * count if most == resource.RLIM_INFINITY else min(most, soft + 2 * count)
     if count > FEW_FILES and soft != resource.RLIM_INFINITY:
@@ -246,7 +242,7 @@ def _allow_files(count: int) -> None:
 
 
 def _check_size(file: TokenFile) -> None:
-    """Before mapped memory is read: beyond the end of a file that became shorter, reading it ends the process."""
+    """Check before mapped memory is read: a read beyond the end of a file that became shorter ends the process."""
     size = file.mapped.size()
     if size < file.size:
         raise DataError(f"{file.path}: became shorter while it was read, from {file.size:,} to {size:,} bytes")

@@ -33,17 +33,17 @@ class Logger(Protocol):
     """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keeps one step's metrics; must not wait for a network."""
+        """Keep one step's metrics; must not wait for a network."""
 
     def close(self, status: str) -> None:
-        """Called once at the end, with the run's status as in `result.json`."""
+        """End the log; called once, with the run's status as in `result.json`."""
 
 
 class RunLogger(Logger, Protocol):
     """What the training loop logs to: it can go back."""
 
     def rewind(self, step: int) -> None:
-        """The steps after this one count no longer: they are about to be run again."""
+        """Forget the steps after this one: they are about to be run again."""
 
 
 class CompositeLogger:
@@ -60,7 +60,7 @@ class CompositeLogger:
         self._each("log", step, metrics)
 
     def rewind(self, step: int) -> None:
-        """Of the truth and the members that can; the others may show a step twice."""
+        """Rewind the truth and the members that can; the others may show a step twice."""
         self.truth.rewind(step)
         self._each("rewind", step)
 
@@ -92,7 +92,7 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def folder_below(key: str, folder: str) -> Path:
-    """A folder that a config names for all runs to write to, as an absolute path.
+    """Return the folder that a config names for all runs to write to, as an absolute path.
 
     Raises:
         ValueError: it is not below the current folder, where a config that others wrote should not reach.

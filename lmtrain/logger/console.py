@@ -64,7 +64,7 @@ class _TrainProgress(Progress):
 
 
 def step_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
-    """One step's metrics as a line to read at a glance; what was not measured is left out."""
+    """Return one step's metrics as a line to read at a glance; what was not measured is left out."""
     parts = [f"step {step:>{len(str(max_steps))}}/{max_steps}"]
     if "train/loss" in metrics:
         parts.append(f"train {metrics['train/loss']:.4f}")

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row a logged step, a column a metric, for spreadsheets and whatever else reads no JSON."""
+"""`metrics.csv`: a row a logged step, a column a metric, for spreadsheets and other programs that read no JSON."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ class CsvLogger:
             self._file.write(self._text([row]).encode())  # in one write: a kill cuts the last row at worst
 
     def rewind(self, step: int) -> None:
-        """Removes the rows after a step."""
+        """Remove the rows after a step."""
         rows = read_rows(self.path) if self.path.exists() else []
         self._write(list(rows[0]) if rows else [STEP], [row for row in rows if int(row[STEP]) <= step])
 
@@ -50,6 +50,6 @@ class CsvLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a `metrics.csv`; a last one cut short by a kill is left out."""
+    """Return the rows of a `metrics.csv`; a last one cut short by a kill is left out."""
     whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
     return [row for row in csv.DictReader(whole.splitlines()) if str(row.get(STEP)).isdecimal()]

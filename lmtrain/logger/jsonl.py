@@ -30,18 +30,18 @@ class JsonlLogger:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, "no space for a whole line", str(self.path))
         except OSError:
-            self._file.truncate(end)  # no half line, whatever comes next
+            self._file.truncate(end)  # no half line stays
             raise
 
     def rewind(self, step: int) -> None:
-        """Removes the lines after a step."""
+        """Remove the lines after a step."""
         self._file.close()
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         write_atomically(self.path, "".join(map(_line, kept)))
         self._file = self.path.open("ab", buffering=0)
 
     def sync(self) -> None:
-        """Waits until all lines are on the disk."""
+        """Wait until all lines are on the disk."""
         os.fsync(self._file.fileno())
 
     def close(self, status: str) -> None:

@@ -31,7 +31,7 @@ class TensorBoardLogger:
         self._writer.flush()
 
     def rewind(self, step: int) -> None:
-        """The steps after this one are no longer shown: a reader meets a file that takes them back."""
+        """Hide the steps after this one: a reader meets a file that takes them back."""
         if self._writer:
             self._writer.close()
         self._writer = self._open(first_step=step + 1)
@@ -55,7 +55,7 @@ class TensorBoardLogger:
 
 
 def _session_end(*, succeeded: bool) -> Any:
-    """torch's own says success whatever happened."""
+    """Return the summary that ends a session; torch's own one always says success."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams.api_pb2 import Status
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo

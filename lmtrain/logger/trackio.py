@@ -84,7 +84,7 @@ class TrackioLogger:
             self._queue.put(item)
 
     def _feed(self) -> None:
-        """Writes to the process, for which the training need not wait."""
+        """Write to the process; the training need not wait for it."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -97,7 +97,7 @@ class TrackioLogger:
 
 
 def local_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Without what makes trackio send anything: its servers and the token of Hugging Face's hub."""
+    """Return the environment without what makes trackio send anything: its servers and the token of the hub."""
     kept = {
         name: value
         for name, value in environment.items()

@@ -37,7 +37,10 @@ def main() -> None:
 
 
 def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> None:
-    """`init` is for `trackio.init`; the file `lock` keeps a resumed run from its killed predecessor's process."""
+    """Log items to trackio; `init` is for `trackio.init`.
+
+    The file `lock` keeps a resumed run from the process of its killed predecessor.
+    """
     import trackio
 
     with open(lock, "a") as file:
@@ -61,7 +64,7 @@ def _follow(items: Iterable[dict[str, Any]], init: dict[str, Any], trackio: Any)
 
 
 def forget(project: str, name: str, after: int) -> None:
-    """Removes the run's steps after one; trackio's own interface removes whole runs alone."""
+    """Remove the run's steps after one; trackio's own interface can only remove whole runs."""
     from trackio.sqlite_storage import SQLiteStorage
 
     path = SQLiteStorage.get_project_db_path(project)

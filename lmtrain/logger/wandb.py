@@ -36,7 +36,7 @@ class WandbLogger:
 
     Offline (the default) nothing leaves the machine; `wandb sync` uploads later. Online, a server that refuses or
     does not answer within `init_timeout_s` makes the run an offline one, and W&B gives up after `finish_timeout_s` on
-    what is not uploaded at the end; both with a warning. Whatever W&B does, `log` returns at once and `close` within
+    what is not uploaded at the end; both with a warning. In any case `log` returns at once and `close` within
     these times and a few seconds, and nothing of W&B runs in this process. If this process is killed, W&B finishes
     with the status "killed". A run that `wandb agent` starts is online, under the id and in the project that the agent
     gives.
@@ -136,7 +136,7 @@ class WandbLogger:
 
 
 def agent_run_id() -> str | None:
-    """The id that `wandb agent` has given to the run it started, which is this process; None without an agent."""
+    """Return the id that `wandb agent` gave to this process's run; None if no agent started it."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
 
 
@@ -179,7 +179,7 @@ class _Client:
             raise
 
     def receive(self, timeout_s: float) -> str:
-        """The directory that it answers with; waits so long at most."""
+        """Return the directory that it answers with; wait for at most `timeout_s`."""
         if not self._connection.poll(timeout_s):
             self.kill()
             raise WandbError(f"no answer within {timeout_s:g} s")
@@ -192,7 +192,7 @@ class _Client:
         return reply["directory"]
 
     def end(self) -> None:
-        """Waits for a moment, in case it is about to end by itself."""
+        """Wait for a moment, in case it is about to end by itself; else kill it."""
         try:
             self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:

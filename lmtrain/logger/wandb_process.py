@@ -29,12 +29,12 @@ class Reply(TypedDict):
 
 
 def send(connection: Connection, item: Any) -> None:
-    """Raises ConnectionError if the other process has ended."""
+    """Send an item as JSON. Raises ConnectionError if the other process has ended."""
     connection.send_bytes(json.dumps(item, default=str).encode())
 
 
 def receive(connection: Connection) -> Any:
-    """Raises EOFError or OSError if the other process has ended."""
+    """Return the next item. Raises EOFError or OSError if the other process has ended."""
     return json.loads(connection.recv_bytes())
 
 
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[str, Any], links: str | None) -> None:
-    """`links` is a folder that gets a link to the run's files."""
+    """Log to W&B what comes through the connection; `links` is a folder that gets a link to the run's files."""
     import wandb
 
     run = wandb.init(**init, settings=wandb.Settings(**settings))
@@ -76,7 +76,7 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
 
 
 def _link(links: Path, files: Path) -> None:
-    """Makes a run's files one of those in a folder that `wandb leet` shows; a folder that can't be written has none."""
+    """Link a run's files into a folder that `wandb leet` shows, if that folder can be written."""
     place = links / files.name
     with contextlib.suppress(OSError):
         links.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def _answer(connection: Connection, reply: Reply) -> None:
 
 
 def _items(connection: Connection) -> Iterator[dict[str, float] | str]:
-    """Metrics, up to a status or the run's death."""
+    """Yield metrics, up to a status or the run's death."""
     item: dict[str, float] | str = {}
     while not isinstance(item, str):
         try:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data.meta import Meta, Split, TokenizerFile, write_meta
-from lmtrain.data.mixture import Mixture, shares
+from lmtrain.data.mixture import Mixture, whole_shares
 
 SIZES = {"a": 400, "b": 250, "c": 100}  # blocks of 4
 
@@ -107,11 +107,11 @@ def test_validation_reads_every_source_whole(folders):
 
 
 def test_weights_are_shares_in_any_unit(folders):
-    assert shares({"a": 0.65, "b": 0.25, "c": 0.1}) == [13, 5, 2]
-    assert shares({"a": 3.0, "b": 1e0}) == [3, 1]
-    assert shares({"a": 0.1, "b": 0.2, "c": 0.7}) == [1, 2, 7]
+    assert whole_shares({"a": 0.65, "b": 0.25, "c": 0.1}) == [13, 5, 2]
+    assert whole_shares({"a": 3.0, "b": 1e0}) == [3, 1]
+    assert whole_shares({"a": 0.1, "b": 0.2, "c": 0.7}) == [1, 2, 7]
     with pytest.raises(ValueError, match=r"data\.weights: a=0\.123456789, b=1\.0 repeat only after"):
-        shares({"a": 0.123456789, "b": 1.0})
+        whole_shares({"a": 0.123456789, "b": 1.0})
     one, same = (mixture(folders, weights) for weights in ({"a": 0.3, "b": 0.1}, {"a": 3.0, "b": 1.0}))
     assert np.array_equal(first_tokens(one, 100), first_tokens(same, 100))
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data import order
-from lmtrain.data.order import ORDERS, blocks, keys, permute, random, sequential, shuffle
+from lmtrain.data.order import ORDERS, block_count, derive_keys, permute, random, sequential, shuffle
 
 QUANTILE_999 = {5: 20.5, 23: 49.7, 119: 173.6, 255: 330.5}  # of chi-squared, by degrees of freedom
 
@@ -46,7 +46,7 @@ def inverse(image: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     """Undoes `permute`, in Python's own integers: round by round backwards, and along the cycle while outside."""
     side = math.isqrt(n - 1) + 1
     a, b = side, -(-n // side)
-    round_keys = keys("shuffle", n, seed, "train", epoch, count=order.ROUNDS).tolist()
+    round_keys = derive_keys("shuffle", n, seed, "train", epoch, count=order.ROUNDS).tolist()
 
     def mixed(x: int, key: int) -> int:
         x = ((x ^ key) + 0x9E3779B97F4A7C15) % 2**64
@@ -148,7 +148,7 @@ def test_permuted_indices_are_spread_evenly(n):
 
 @pytest.mark.parametrize(("tokens", "block_size", "expected"), [(641, 64, 10), (640, 64, 9), (65, 64, 1), (64, 64, 0)])
 def test_a_block_has_a_target_for_each_input(tokens, block_size, expected):
-    assert blocks(tokens, block_size) == expected
+    assert block_count(tokens, block_size) == expected
 
 
 @settings(deadline=None)
@@ -180,7 +180,7 @@ def test_sequential_is_the_file_again_and_again(first, count, n, block_size):
     stream=streams,
 )
 def test_random_is_exact_arithmetic_on_the_words_of_philox(tokens, first, seed, stream):
-    words = np.random.Philox(key=keys("random", seed, stream, count=2)).random_raw(1_050)
+    words = np.random.Philox(key=derive_keys("random", seed, stream, count=2)).random_raw(1_050)
     expected = [int(word) * (tokens - 100) >> 64 for word in words[first : first + 50]]
     offsets = random(first, 50, tokens=tokens, block_size=100, seed=seed, stream=stream)
     assert offsets.dtype == np.int64
@@ -254,9 +254,9 @@ def test_seeds_and_splits_have_orders_of_their_own(name):
 
 
 def test_shuffle_and_random_do_not_share_a_stream():
-    assert not np.array_equal(keys("shuffle", 0, "train", count=2), keys("random", 0, "train", count=2))
-    assert np.array_equal(keys("random", 0, "train", count=12)[:8], keys("random", 0, "train", count=8))
-    assert len(set(keys("random", 0, "train", count=1_000).tolist())) == 1_000
+    assert not np.array_equal(derive_keys("shuffle", 0, "train", count=2), derive_keys("random", 0, "train", count=2))
+    assert np.array_equal(derive_keys("random", 0, "train", count=12)[:8], derive_keys("random", 0, "train", count=8))
+    assert len(set(derive_keys("random", 0, "train", count=1_000).tolist())) == 1_000
 
 
 # Sources of a mixture
@@ -276,7 +276,7 @@ def test_interleaved_sources_keep_their_shares_at_every_moment(weights):
     assert np.array_equal(np.bincount(chosen, minlength=sources), 2 * np.array(weights))
 
 
-# Golden vectors: they change only together with order.VERSION. To renew them, print the calls below.
+# Golden vectors: they change only together with ORDER_VERSION. To renew them, print the calls below.
 
 SMALL = {"tokens": 641, "block_size": 64, "seed": 1337, "stream": "train"}
 LARGE = {"tokens": 10**12, "block_size": 1024, "seed": 7, "stream": "val"}
@@ -323,7 +323,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("name", [*ORDERS])
 def test_the_order_is_that_of_version_1(name):
-    assert order.VERSION == 1
+    assert order.ORDER_VERSION == 1
     assert ORDERS[name](0, len(GOLDEN[name][0]), **SMALL).tolist() == GOLDEN[name][0]
     assert ORDERS[name](10**9, 4, **LARGE).tolist() == GOLDEN[name][1]
 
@@ -332,4 +332,8 @@ def test_permutation_and_keys_are_those_of_version_1():
     image = permute(np.arange(12), 12, seed=0, stream="x", epoch=3)
     assert order.interleave([5, 3, 2]).tolist() == [0, 1, 0, 2, 0, 1, 0, 2, 1, 0]
     assert image.tolist() == [2, 0, 10, 9, 6, 1, 4, 7, 3, 11, 8, 5]
-    assert keys("random", 0, "t", count=3).tolist() == [4376309301614291492, 16176895528255898925, 10685607710752147435]
+    assert derive_keys("random", 0, "t", count=3).tolist() == [
+        4376309301614291492,
+        16176895528255898925,
+        10685607710752147435,
+    ]

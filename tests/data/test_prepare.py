@@ -22,7 +22,7 @@ import pytest
 from lmtrain.data import prepare as module
 from lmtrain.data.meta import Meta, read_meta
 from lmtrain.data.prepare import Recipe, prepare
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import load_tokenizer
 from lmtrain.data.text.holdout import by_document, by_name, tail_of_each_document
 from lmtrain.data.text.inputs import changed_inputs
@@ -36,7 +36,7 @@ TAIL = partial(tail_of_each_document, val_share=0.1)
 
 
 def made(path: Path, source: Source, tokenizer: CorpusTokenizer, holdout: object = DOCUMENTS, workers: int = 1) -> Path:
-    with PrepareProgress() as progress:
+    with DataProgress() as progress:
         Recipe(source, tokenizer, holdout, workers).prepare(path, {"a": 1}, progress)  # type: ignore[arg-type]
     return path
 
@@ -122,7 +122,7 @@ def test_files_can_be_held_out_by_name(tmp_path: Path, corpus: Path) -> None:
 def test_the_result_does_not_depend_on_the_number_of_processes(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ITEM_BYTES", 10_000)  # so that there is something to deal out
+    monkeypatch.setattr(module, "BATCH_BYTES", 10_000)  # so that there is something to deal out
     results = [
         contents(made(tmp_path / str(workers), TextFiles(f"{corpus}/*.txt"), BPE(400), workers=workers))
         for workers in (1, 2, 3)
@@ -138,16 +138,16 @@ from functools import partial
 from pathlib import Path
 from lmtrain.data import prepare as module
 from lmtrain.data.text.holdout import by_document
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.text.source import TextFiles
 from lmtrain.data.tokenizer import BPE
 
 module.COMMIT_SECONDS = 0.05
-module.ITEM_BYTES = 20_000
+module.BATCH_BYTES = 20_000
 if __name__ == "__main__":
     text, out, workers = sys.argv[1:]
     recipe = module.Recipe(TextFiles(text, "<|end|>"), BPE(600), partial(by_document, val_share=0.1), int(workers))
-    with PrepareProgress() as progress:
+    with DataProgress() as progress:
         recipe.prepare(Path(out), {"workers": "none of the settings"}, progress)
 """
 
@@ -277,7 +277,7 @@ def alive(pid: int) -> bool:
 
 def partly_made(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]) -> Path:
     """What is left of a preparation that was stopped between two commits."""
-    monkeypatch.setattr(module, "ITEM_BYTES", 10_000)
+    monkeypatch.setattr(module, "BATCH_BYTES", 10_000)
     monkeypatch.setattr(module, "COMMIT_SECONDS", 0.0)
     writes = iter([True] * 12)
 
@@ -291,14 +291,14 @@ def partly_made(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, s
 
     monkeypatch.setattr(module.SplitWriter, "write", stopping)
     recipe = Recipe(TextFiles(f"{corpus}/*.txt"), BPE(400), DOCUMENTS, 1)
-    with pytest.raises(Stopped), PrepareProgress() as progress:
+    with pytest.raises(Stopped), DataProgress() as progress:
         recipe.prepare(tmp_path / "out", settings, progress)
     monkeypatch.undo()
     return tmp_path / ".partial-out"
 
 
 def finished(tmp_path: Path, corpus: Path, settings: dict[str, int], capsys: pytest.CaptureFixture[str]) -> str:
-    with PrepareProgress() as progress:
+    with DataProgress() as progress:
         Recipe(TextFiles(f"{corpus}/*.txt"), BPE(400), DOCUMENTS, 1).prepare(tmp_path / "out", settings, progress)
     expected = made(tmp_path / "expected", TextFiles(f"{corpus}/*.txt"), BPE(400))
     for name in ("train.bin", "val.bin", "tokenizer.json"):
@@ -369,7 +369,7 @@ def test_a_kill_between_the_last_two_steps_loses_nothing(
         with pytest.raises(ZeroDivisionError):
             made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
     with monkeypatch.context() as patched:
-        patched.setattr(module, "encode", lambda *arguments: pytest.fail("encoded again"))
+        patched.setattr(module, "encode_in_processes", lambda *arguments: pytest.fail("encoded again"))
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
     assert "going on where an earlier process stopped" in capsys.readouterr().out
     assert contents(made(tmp_path / "whole", TextFiles(f"{corpus}/*.txt"), BPE(400))) == contents(tmp_path / "out")
@@ -422,7 +422,7 @@ def test_too_little_space_is_said_before_the_work(
 
 
 def prepared(path: Path, settings: dict[str, object], recipe: Recipe, **options: bool) -> tuple[Meta, float]:
-    with PrepareProgress() as progress:
+    with DataProgress() as progress:
         return prepare(path, settings, lambda _: recipe, progress, **options)
 
 

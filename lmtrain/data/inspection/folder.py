@@ -20,7 +20,7 @@ from lmtrain.data.inspection.statistics import (
     unigram_loss,
 )
 from lmtrain.data.meta import SPLITS, Meta, read_meta
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.data.token_files import TokenFiles, split_names_in
 from lmtrain.errors import DataError
@@ -30,7 +30,7 @@ SAMPLE_TOKENS = 160
 
 
 @dataclass(frozen=True)
-class Sample:
+class Excerpt:
     """The first tokens of a document, or of the split from any place on if documents are not known."""
 
     position: int  # in the split
@@ -49,7 +49,7 @@ class SplitReport:
     repeated_passages: Repeats
     documents_in_train: Repeats | None
     passages_in_train: Repeats | None
-    samples: list[Sample]
+    samples: list[Excerpt]
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -67,8 +67,8 @@ class SplitReport:
 
 
 @dataclass(frozen=True)
-class Inspected:
-    """A folder; `problems` are what makes its files unfit for training, `notes` what is worth knowing."""
+class InspectedFolder:
+    """What was found in a folder; `problems` make its files unfit for training, `notes` are worth knowing."""
 
     folder: Path
     meta: Meta | None
@@ -83,7 +83,7 @@ class Inspected:
         return _vocab_size(self.meta, self.tokenizer)
 
     def text_of(self, token: int) -> str | None:
-        """What an id stands for; a part of a character, or an id without text, by its name in the vocabulary."""
+        """Return what an id stands for; a part of a character, or an id without text, by its name in the vocabulary."""
         if self.tokenizer is None:
             return None
         text = self.tokenizer.decode([token])
@@ -134,10 +134,10 @@ class Inspected:
         }
 
 
-def inspect(
-    folder: Path, *, tokenizer: Path | None, end_of_text: int | None, samples: int, seed: int, progress: PrepareProgress
-) -> Inspected:
-    """Reads every token of the folder once, and says what is wrong with it without stopping there.
+def inspect_folder(
+    folder: Path, *, tokenizer: Path | None, end_of_text: int | None, samples: int, seed: int, progress: DataProgress
+) -> InspectedFolder:
+    """Read every token of the folder once, and say what is wrong with it without stopping there.
 
     `tokenizer` is a folder to take `tokenizer.json` from if there is none; `end_of_text` goes before the folder's own.
 
@@ -190,11 +190,11 @@ def inspect(
             f"“about” is estimated from 1 in {round(1 / looked_at):,} of all different texts, chosen by their hash; "
             "one that stands there very often may count too much or not at all"
         )
-    return Inspected(folder, meta, stored, end_of_text, splits, notes, problems)
+    return InspectedFolder(folder, meta, stored, end_of_text, splits, notes, problems)
 
 
 def split_names(folder: Path, meta: Meta | None) -> list[str]:
-    """The splits of a folder, train first; `fineweb_train_000001.bin` belongs to train, as for the loader."""
+    """Return the splits of a folder, train first; `fineweb_train_000001.bin` belongs to train, as for the loader."""
     names = list(meta.splits) if meta else split_names_in(folder)
     for split in SPLITS:
         named = [name for name in names if name.endswith(f"_{split}")]
@@ -208,7 +208,7 @@ def _vocab_size(meta: Meta | None, tokenizer: StoredTokenizer | None) -> int | N
 
 
 def _tokenizer(folder: Path, other: Path | None, problems: list[str]) -> StoredTokenizer | None:
-    """The tokenizer to show tokens with, if there is one."""
+    """Return the tokenizer to show tokens with, if there is one."""
     path = next((path for path in (folder, other) if path and (path / TOKENIZER_FILE).is_file()), None)
     try:
         return load_tokenizer(path) if path else None
@@ -236,16 +236,16 @@ def _report(
         repeated_passages=pieces.passages.repeats(),
         documents_in_train=pieces.documents.repeats_of(others.documents) if documents and others else None,
         passages_in_train=pieces.passages.repeats_of(others.passages) if others else None,
-        samples=[_sample(files, start, tokenizer, end_of_text) for start in found.starts],
+        samples=[_excerpt(files, start, tokenizer, end_of_text) for start in found.starts],
     )
 
 
-def _sample(files: TokenFiles, start: int, tokenizer: StoredTokenizer | None, end_of_text: int | None) -> Sample:
+def _excerpt(files: TokenFiles, start: int, tokenizer: StoredTokenizer | None, end_of_text: int | None) -> Excerpt:
     tokens = files.span(start, start + SAMPLE_TOKENS)
     if end_of_text is not None:
         tokens = tokens[: np.argmax(np.append(tokens == end_of_text, True))]
     ids: Sequence[int] = tokens.tolist()
-    return Sample(start, list(ids), tokenizer.decode(ids) if tokenizer else None)
+    return Excerpt(start, list(ids), tokenizer.decode(ids) if tokenizer else None)
 
 
 def _documents_as_json(split: SplitReport, lengths: Lengths) -> dict[str, Any]:

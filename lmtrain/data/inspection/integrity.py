@@ -9,7 +9,7 @@ from lmtrain.files.durable import sha256_of
 
 
 def folder_problems(folder: Path, meta: Meta | None) -> list[str]:
-    """A tokenizer that is not the one the tokens were made with."""
+    """Report a tokenizer that is not the one the tokens were made with."""
     if meta is None or not meta.tokenizer.file:
         return []
     stored = folder / meta.tokenizer.file
@@ -21,21 +21,20 @@ def folder_problems(folder: Path, meta: Meta | None) -> list[str]:
 
 
 def folder_notes(folder: Path, meta: Meta | None) -> list[str]:
-    """What is not checked or not read."""
+    """Report what is not checked or not read."""
     if meta is None:
         return ["no meta.json: nothing says what the files should hold; those without a header are read as uint16"]
-    known = {shard.file for split in meta.splits.values() for shard in split.shards}
-    known |= {f"{name}.bin" for name, split in meta.splits.items() if not split.shards}
+    known = {shard.file for split in meta.splits for shard in meta.files(split)}
     others = sorted(path.name for path in folder.glob("*.bin") if path.name not in known)
     return [f"{', '.join(others)}: left out, not in meta.json"] if others else []
 
 
 def split_problems(files: TokenFiles, found: SplitStatistics, vocab_size: int | None) -> list[str]:
-    """How the files differ from what meta.json says of them, and ids that no model of this vocabulary takes."""
+    """Report how the files differ from what meta.json says, and ids that no model of this vocabulary takes."""
     problems = []
     if files.meta:
         said = files.meta.splits[files.split]
-        checksums = {shard.file: shard.sha256 for shard in said.shards} or {f"{files.split}.bin": said.sha256}
+        checksums = {shard.file: shard.sha256 for shard in files.meta.files(files.split)}
         for file in found.files:
             if file.sha256 != checksums[file.path.name]:
                 problems.append(
@@ -62,7 +61,7 @@ def split_problems(files: TokenFiles, found: SplitStatistics, vocab_size: int | 
 
 
 def split_notes(files: TokenFiles, found: SplitStatistics, end_of_text: int | None) -> list[str]:
-    """What looks odd, but may be meant."""
+    """Report what looks odd, but may be meant."""
     notes = []
     if end_of_text is not None:
         ends = int(found.token_counts[end_of_text]) if end_of_text < len(found.token_counts) else 0

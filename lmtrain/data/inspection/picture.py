@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, PercentFormatter
 
-from lmtrain.data.inspection.folder import Inspected
+from lmtrain.data.inspection.folder import InspectedFolder
 from lmtrain.data.inspection.statistics import Lengths
 from lmtrain.terminal.units import si
 
@@ -37,8 +37,8 @@ STYLE: Any = {
 }
 
 
-def draw(folders: Sequence[Inspected], path: Path) -> None:
-    """Writes a PNG with a row for each folder that could be read."""
+def draw_folders(folders: Sequence[InspectedFolder], path: Path) -> None:
+    """Write a PNG with a row for each folder that could be read."""
     shown = [folder for folder in folders if folder.splits]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14, ROW_INCHES * max(1, len(shown))), dpi=120, layout="constrained")
@@ -48,7 +48,7 @@ def draw(folders: Sequence[Inspected], path: Path) -> None:
         figure.savefig(path, format="png")
 
 
-def _draw_row(figure: SubFigure, folder: Inspected) -> None:
+def _draw_row(figure: SubFigure, folder: InspectedFolder) -> None:
     total = sum(split.statistics.tokens for split in folder.splits.values())
     of = f"vocabulary of {folder.vocab_size:,}" if folder.vocab_size else "vocabulary unknown"
     parts = [f"{name} {si(split.statistics.tokens)}" for name, split in folder.splits.items()]
@@ -69,11 +69,11 @@ def _draw_row(figure: SubFigure, folder: Inspected) -> None:
         each.minorticks_off()  # on logarithmic axes they take most of the drawing time
 
 
-def _draw_frequencies(axes: Axes, folder: Inspected) -> None:
-    """Zipf's curve."""
+def _draw_frequencies(axes: Axes, folder: InspectedFolder) -> None:
+    """Draw Zipf's curve."""
     for (name, split), color in zip(folder.splits.items(), _colors(folder), strict=True):
         shares = _sorted_shares(folder, name)
-        ranks = _ranks(len(shares))
+        ranks = _curve_ranks(len(shares))
         axes.loglog(ranks, shares[ranks - 1], color=color, linewidth=2, label=_with(name, split.statistics.ids_in_use))
     guide = np.array([1, len(shares)])
     axes.loglog(
@@ -89,10 +89,10 @@ def _with(name: str, ids: int) -> str:
     return f"{name}: {ids:,} ids in use"
 
 
-def _draw_coverage(axes: Axes, folder: Inspected) -> None:
+def _draw_coverage(axes: Axes, folder: InspectedFolder) -> None:
     for name, color in zip(folder.splits, _colors(folder), strict=True):
         shares = np.cumsum(_sorted_shares(folder, name))
-        ranks = _ranks(len(shares))
+        ranks = _curve_ranks(len(shares))
         axes.semilogx(ranks, shares[ranks - 1], color=color, linewidth=2, label=name)
     axes.set(
         title="What the most frequent ids make up", xlabel="most frequent ids", ylabel="share of tokens", ylim=(0, 1)
@@ -102,7 +102,7 @@ def _draw_coverage(axes: Axes, folder: Inspected) -> None:
     axes.legend(loc="upper left")
 
 
-def _draw_lengths(axes: Axes, folder: Inspected) -> None:
+def _draw_lengths(axes: Axes, folder: InspectedFolder) -> None:
     lengths = _lengths(folder)
     counts = [counted for counted in lengths.values() if counted and counted.total]
     shortest, longest = min(c.lengths[0] for c in counts), max(c.lengths[-1] for c in counts)
@@ -126,8 +126,8 @@ def _draw_lengths(axes: Axes, folder: Inspected) -> None:
     axes.legend(loc="upper left")
 
 
-def _draw_comparison(axes: Axes, folder: Inspected) -> None:
-    """Every id's share in train and val; names those that add most to the divergence between the two."""
+def _draw_comparison(axes: Axes, folder: InspectedFolder) -> None:
+    """Draw every id's share in train and val; name those that add most to the divergence between the two."""
     counts = [folder.splits[name].statistics.token_counts for name in ("train", "val")]
     both = np.zeros((2, max(map(len, counts))))
     for row, count in zip(both, counts, strict=True):
@@ -169,7 +169,7 @@ def _draw_comparison(axes: Axes, folder: Inspected) -> None:
         axis.set_major_locator(LogLocator(numticks=6))
 
 
-def _draw_most_frequent(axes: Axes, folder: Inspected) -> None:
+def _draw_most_frequent(axes: Axes, folder: InspectedFolder) -> None:
     name, split = next(iter(folder.splits.items()))
     ids = split.statistics.most_frequent(20)
     shares = split.statistics.token_counts[ids] / split.statistics.tokens
@@ -181,27 +181,27 @@ def _draw_most_frequent(axes: Axes, folder: Inspected) -> None:
     axes.xaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _lengths(folder: Inspected) -> dict[str, Lengths | None]:
+def _lengths(folder: InspectedFolder) -> dict[str, Lengths | None]:
     return {name: split.statistics.lengths for name, split in folder.splits.items()}
 
 
-def _colors(folder: Inspected) -> list[str]:
+def _colors(folder: InspectedFolder) -> list[str]:
     return [COLORS[i % len(COLORS)] for i in range(len(folder.splits))]
 
 
-def _sorted_shares(folder: Inspected, name: str) -> npt.NDArray[np.float64]:
-    """Of the ids that occur, the most frequent first."""
+def _sorted_shares(folder: InspectedFolder, name: str) -> npt.NDArray[np.float64]:
+    """Return the shares of the ids that occur, the most frequent first."""
     counts = folder.splits[name].statistics.token_counts
     shares: npt.NDArray[np.float64] = -np.sort(-counts[counts > 0]) / max(1, counts.sum())
     return shares
 
 
-def _ranks(ids: int) -> npt.NDArray[np.int64]:
-    """From 1 on, closer together where they are few."""
+def _curve_ranks(ids: int) -> npt.NDArray[np.int64]:
+    """Return the ranks that a curve is drawn at: from 1 on, closer together where they are few."""
     return np.unique(np.geomspace(1, ids, CURVE_POINTS).astype(np.int64))
 
 
-def _name(folder: Inspected, token: int) -> str:
+def _name(folder: InspectedFolder, token: int) -> str:
     text = folder.text_of(token)
     if text is None:
         return str(token)

@@ -35,12 +35,12 @@ class SpanHash:
         np.cumsum(self._products[:n], out=self._sums[1 : n + 1])
 
     def spans(self, starts: Counts, ends: Counts) -> Hashes:
-        """Of tokens starts[i] … ends[i]-1."""
+        """Return the hashes of tokens starts[i] … ends[i]-1."""
         hashes: Hashes = (self._sums[ends] - self._sums[starts]) * self._inverses[starts]
         return hashes
 
     def windows(self, tokens: int, length: int) -> Hashes:
-        """Of every window of `length` of the chunk's first `tokens`; overwritten by the next call."""
+        """Return the hash of every window of `length` of the chunk's first `tokens`; overwritten by the next call."""
         count = max(0, tokens - length + 1)
         windows = self._windows[:count]
         np.subtract(self._sums[length : length + count], self._sums[:count], out=windows)
@@ -54,13 +54,13 @@ def _powers(base: int, most: int) -> Hashes:
     return np.cumprod(powers, dtype=np.uint64)
 
 
-def joined(first: int, first_tokens: int, second: int) -> int:
-    """The hash of two spans one after the other."""
+def joined_hash(first: int, first_tokens: int, second: int) -> int:
+    """Return the hash of two spans one after the other."""
     return (first + pow(BASE, first_tokens, 1 << 64) * second) & MASK
 
 
-def scrambled(hashes: Hashes, lengths: Counts) -> Hashes:
-    """Hashes of spans of different lengths, spread over all of 0 … 2⁶⁴-1 (the finalizer of splitmix64)."""
+def scrambled_hashes(hashes: Hashes, lengths: Counts) -> Hashes:
+    """Return hashes of spans of different lengths, spread over all of 0 … 2⁶⁴-1 (the finalizer of splitmix64)."""
     mixed = hashes + lengths.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -86,7 +86,7 @@ class Repeats(NamedTuple):
         return self.repeated_tokens / max(1, self.tokens)
 
 
-class Subset:
+class HashSubset:
     """Hashes of pieces, at most `most` of them: all that are below a limit, which is halved when there are too many.
 
     So a piece is in it with all its copies or not at all, in every split alike, however the pieces come.
@@ -116,7 +116,7 @@ class Subset:
             self._count = len(self._hashes[0])
 
     def repeats(self) -> Repeats:
-        """How many of the pieces repeat an earlier one."""
+        """Return how many of the pieces repeat an earlier one."""
         hashes, lengths = self._sorted()
         repeated = np.append(False, hashes[1:] == hashes[:-1])[: len(hashes)]
         return Repeats(
@@ -127,8 +127,8 @@ class Subset:
             0.5**self.halvings,
         )
 
-    def repeats_of(self, other: "Subset") -> Repeats:
-        """How many of the pieces stand in the other subset."""
+    def repeats_of(self, other: "HashSubset") -> Repeats:
+        """Return how many of the pieces stand in the other subset."""
         halvings = max(self.halvings, other.halvings)
         hashes, lengths = self._sorted()
         count = int(np.searchsorted(hashes, np.uint64(MASK >> halvings), side="right"))
@@ -151,8 +151,8 @@ class Subset:
         return self._hashes[0], self._lengths[0]
 
 
-class Documents(NamedTuple):
-    """Those that end in one chunk; `starts` are places in the split."""
+class ChunkDocuments(NamedTuple):
+    """The documents that end in one chunk; `starts` are places in the split."""
 
     starts: Counts
     lengths: Counts  # tokens, without the end of text
@@ -171,13 +171,13 @@ class Pieces:
         self, end_of_text: int | None, passage_tokens: int, chunk_tokens: int, most_documents: int, most_passages: int
     ) -> None:
         self.end_of_text, self.passage_tokens = end_of_text, passage_tokens
-        self.documents, self.passages = Subset(most_documents), Subset(most_passages)
+        self.documents, self.passages = HashSubset(most_documents), HashSubset(most_passages)
         self._hash = SpanHash(chunk_tokens + passage_tokens)
         self._tail: npt.NDArray[Any] = np.empty(0, np.uint32)  # of the chunk before: a passage's tokens but one
         self._read = 0
         self._open_hash = self._open_tokens = 0  # of the document that goes on in the next chunk
 
-    def read(self, tokens: Tokens) -> Documents:
+    def read(self, tokens: Tokens) -> ChunkDocuments:
         carried = len(self._tail)
         tokens = np.concatenate([self._tail.astype(tokens.dtype), tokens])
         self._hash.read(tokens)
@@ -188,12 +188,12 @@ class Pieces:
         self._tail = tokens[max(0, len(tokens) - self.passage_tokens + 1) :]
         return documents
 
-    def close(self) -> Documents:
-        """The last document, unless an end of text closed it."""
+    def close(self) -> ChunkDocuments:
+        """Return the last document, unless an end of text closed it."""
         length = np.array([self._open_tokens] if self._open_tokens and self.end_of_text is not None else [], np.int64)
-        hashes = scrambled(np.array([self._open_hash] * len(length), np.uint64), length)
+        hashes = scrambled_hashes(np.array([self._open_hash] * len(length), np.uint64), length)
         self.documents.add(hashes, length)
-        return Documents(self._read - length, length, hashes, 0)
+        return ChunkDocuments(self._read - length, length, hashes, 0)
 
     def _read_passages(self, tokens: Tokens, marks: Counts) -> None:
         hashes = self._hash.windows(len(tokens), self.passage_tokens)
@@ -206,12 +206,12 @@ class Pieces:
         starts = np.flatnonzero(chosen)
         self.passages.add(hashes[starts], np.full(len(starts), self.passage_tokens))
 
-    def _read_documents(self, begin: int, end: int, marks: Counts) -> Documents:
-        """Of the chunk's tokens begin … end-1, which the marks end documents in."""
+    def _read_documents(self, begin: int, end: int, marks: Counts) -> ChunkDocuments:
+        """Return the documents that the marks end among the chunk's tokens begin … end-1."""
         bounds = np.concatenate([[begin], marks + 1])
         starts, ends = bounds[:-1], np.append(marks, end)
         hashes, lengths = self._hash.spans(bounds, ends), ends - bounds
-        hashes[0] = joined(self._open_hash, self._open_tokens, int(hashes[0]))
+        hashes[0] = joined_hash(self._open_hash, self._open_tokens, int(hashes[0]))
         lengths[0] += self._open_tokens
         starts = starts + (self._read - begin)
         starts[:1] -= self._open_tokens
@@ -220,6 +220,6 @@ class Pieces:
         full = lengths > 0
         # An end of text at the very start opens a document and ends none.
         empty = len(full) - int(full.sum()) - int(len(full) > 0 and starts[0] == 0 and not full[0])
-        found = Documents(starts[full], lengths[full], scrambled(hashes[full], lengths[full]), empty)
+        found = ChunkDocuments(starts[full], lengths[full], scrambled_hashes(hashes[full], lengths[full]), empty)
         self.documents.add(found.hashes, found.lengths)
         return found

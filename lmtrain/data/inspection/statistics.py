@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lmtrain.data.inspection.repeats import Counts, Documents, Pieces
+from lmtrain.data.inspection.repeats import ChunkDocuments, Counts, Pieces
 from lmtrain.data.meta import Tokens
 from lmtrain.data.token_files import TokenFiles
 
@@ -23,8 +23,8 @@ LONGER_THAN = tuple(512 << i for i in range(8))  # tokens: the usual block sizes
 
 
 @dataclass(frozen=True)
-class File:
-    """One file of a split."""
+class HashedFile:
+    """One file of a split, with the SHA-256 of its bytes."""
 
     path: Path
     tokens: int
@@ -48,7 +48,7 @@ class Lengths:
         return int(self.lengths @ self.documents) / self.total
 
     def quantile(self, share: float) -> int:
-        """The smallest length that so many of the documents do not exceed."""
+        """Return the smallest length that this share of the documents does not exceed."""
         at_most = np.cumsum(self.documents)
         return int(self.lengths[np.searchsorted(at_most, share * self.total)])
 
@@ -60,7 +60,7 @@ class Lengths:
 class SplitStatistics:
     """One split; `starts` are places where documents begin, or any places if documents are not known."""
 
-    files: tuple[File, ...]
+    files: tuple[HashedFile, ...]
     dtype: str
     sha256: str  # of all files, one after the other
     token_counts: Counts  # by id, up to the largest one
@@ -84,24 +84,24 @@ class SplitStatistics:
         return int(np.count_nonzero(self.token_counts))
 
     def above(self, vocab_size: int) -> int:
-        """Tokens whose id is not below the vocabulary size."""
+        """Return the number of tokens whose id is not below the vocabulary size."""
         return int(self.token_counts[vocab_size:].sum()) + self.beyond
 
     def most_frequent(self, count: int) -> list[int]:
-        """Ids, the most frequent first; of equally frequent ones the smaller first."""
+        """Return ids, the most frequent first; of equally frequent ones the smaller first."""
         order = np.argsort(-self.token_counts, kind="stable")[:count]
         return [int(i) for i in order if self.token_counts[i]]
 
 
 def entropy(counts: Counts) -> float:
-    """In nats a token, of the distribution with these counts: the loss of a model that knows it and nothing else."""
+    """Return the entropy of these counts in nats a token: the loss of a model that knows them and nothing else."""
     seen = counts[counts > 0].astype(np.float64)
     total = seen.sum()
     return float(-(seen / total) @ np.log(seen / total)) if total else 0.0
 
 
 def unigram_loss(counts: Counts, train_counts: Counts, vocab_size: int) -> float:
-    """The loss, in nats, of a model that gives every token its share of the training tokens.
+    """Return the loss, in nats, of a model that gives every token its share of the training tokens.
 
     Each of the vocabulary's ids counts one more than it was seen, as an unseen one would cost infinitely much.
     """
@@ -126,7 +126,9 @@ def read_split(
     most_passages: int = MOST_PASSAGES,
     advance: Callable[[int, int], None] = lambda bytes_read, tokens: None,
 ) -> tuple[SplitStatistics, Pieces]:
-    """Reads a split once; also returns its documents and passages. `chunk_tokens` changes nothing in the result.
+    """Read a split once; return its statistics, and its documents and passages.
+
+    `chunk_tokens` changes nothing in the result.
 
     Raises:
         DataError: a file became shorter meanwhile.
@@ -185,15 +187,15 @@ class Digests:
     def all(self) -> str:
         return (self._all if len(self._files) > 1 else self._each[0]).hexdigest()
 
-    def files(self) -> tuple[File, ...]:
+    def files(self) -> tuple[HashedFile, ...]:
         return tuple(
-            File(file.path, len(file.tokens), file.size, digest.hexdigest())
+            HashedFile(file.path, len(file.tokens), file.size, digest.hexdigest())
             for file, digest in zip(self._files, self._each, strict=True)
         )
 
 
 def _read_ahead(files: TokenFiles, chunk_tokens: int, digests: Digests) -> Iterator[Tokens]:
-    """The split in chunks that lie in one file each; the next one is read and hashed while this one is worked on."""
+    """Yield the split in chunks that lie in one file each; read and hash the next one while this one is used."""
 
     def read(index: int, start: int, stop: int) -> Tokens:
         tokens = files.span(start, stop)
@@ -263,7 +265,7 @@ class SampleStarts:
         self._starts: list[int] = []
         self._last: list[int] = []
 
-    def add(self, documents: Documents) -> None:
+    def add(self, documents: ChunkDocuments) -> None:
         starts = documents.starts
         behind = np.searchsorted(starts, self.targets[self._found :])
         behind = behind[behind < len(starts)]
@@ -272,6 +274,6 @@ class SampleStarts:
         self._last = starts[-1:].tolist() or self._last
 
     def found(self) -> tuple[int, ...]:
-        """Fewer where there are few documents; the last one for targets behind its beginning."""
+        """Return the places; fewer where there are few documents, the last one for targets behind its beginning."""
         missing = self._last if self._found < len(self.targets) else []
         return tuple(sorted({*self._starts, *missing}))

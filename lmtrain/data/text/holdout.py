@@ -13,7 +13,7 @@ from lmtrain.data.text.document import Document, utf8_bytes
 Share = Annotated[float, Interval(gt=0, lt=1)]
 
 
-class Held(NamedTuple):
+class SplitText(NamedTuple):
     """A text, never empty, and the split it goes to."""
 
     split: str  # train or val
@@ -21,16 +21,16 @@ class Held(NamedTuple):
     ends: bool  # the document has no more text in that split, so an end-of-text id may follow
 
 
-Holdout = Callable[[Document], Iterable[Held]]
+Holdout = Callable[[Document], Iterable[SplitText]]
 
 
-def by_document(document: Document, *, val_share: Share) -> Iterator[Held]:
+def by_document(document: Document, *, val_share: Share) -> Iterator[SplitText]:
     """Hold out whole documents, chosen by a hash of their text: the same ones in any corpus, and all copies of one.
 
     A document that comes in parts is chosen by its name.
     """
     chosen_by = document.text if document.whole else document.name
-    yield Held("val" if uniform_hash(chosen_by.encode()) < val_share else "train", document.text, document.last)
+    yield SplitText("val" if uniform_hash(chosen_by.encode()) < val_share else "train", document.text, document.last)
 
 
 def uniform_hash(data: bytes) -> float:
@@ -38,7 +38,7 @@ def uniform_hash(data: bytes) -> float:
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest()) / 2**64
 
 
-def tail_of_each_document(document: Document, *, val_share: Share) -> Iterator[Held]:
+def tail_of_each_document(document: Document, *, val_share: Share) -> Iterator[SplitText]:
     """Hold out the last share of every document's UTF-8 bytes; works for a single file as well.
 
     The character that the cut falls into is the last one of the training text.
@@ -47,9 +47,9 @@ def tail_of_each_document(document: Document, *, val_share: Share) -> Iterator[H
     cut = int((part_bytes if document.size is None else document.size) * (1 - val_share)) - document.start
     train, val = _split_at(document.text, min(max(cut, 0), part_bytes))
     if train:
-        yield Held("train", train, cut <= part_bytes)
+        yield SplitText("train", train, cut <= part_bytes)
     if val:
-        yield Held("val", val, document.last)
+        yield SplitText("val", val, document.last)
 
 
 def _split_at(text: str, byte: int) -> tuple[str, str]:
@@ -61,7 +61,7 @@ def _split_at(text: str, byte: int) -> tuple[str, str]:
     return data[:byte].decode(), data[byte:].decode()
 
 
-def by_name(document: Document, *, val: str | list[str]) -> Iterator[Held]:
+def by_name(document: Document, *, val: str | list[str]) -> Iterator[SplitText]:
     """Hold out the documents whose name, or whose file's name, one of the patterns matches as a whole.
 
     "*/val/*.txt" holds out files, in one document or many; "validation:*" a dataset's own split.
@@ -69,4 +69,4 @@ def by_name(document: Document, *, val: str | list[str]) -> Iterator[Held]:
     patterns = [val] if isinstance(val, str) else val
     names = (document.name, re.sub(r":\d+$", "", document.name))
     held_out = any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-    yield Held("val" if held_out else "train", document.text, document.last)
+    yield SplitText("val" if held_out else "train", document.text, document.last)

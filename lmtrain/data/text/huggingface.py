@@ -109,12 +109,12 @@ class HuggingFace:
             return input_changes(inputs, self._paths(), self.stamps)
         try:
             self._commit = self._resolve()
-        except OSError:  # the hub is out of reach, so it has told of no change
+        except OSError:  # the hub is out of reach, so it reports no change
             self._commit = str(then)
         return [] if self._commit == then else [f"{self.path}: commit {then} → {self._commit}"]
 
     def _paths(self) -> dict[str, Path]:
-        """The files there are now; none are no error here."""
+        """Return the files that there are now; none is no error here."""
         try:
             # A format's are found without the library, whose import takes seconds.
             files = self._matching() if self.path in FORMATS else self._opened(None).files
@@ -126,7 +126,7 @@ class HuggingFace:
         return RowReader(self, position, part_bytes)
 
     def open(self, commit: str | None = None) -> Dataset:
-        """The dataset; one of the hub at that commit, or at the one that was seen first."""
+        """Return the dataset; one of the hub at that commit, or at the one that was seen first."""
         if not self.is_local:
             self._commit = commit or self._commit or self._resolve()
         if self._dataset is None or self._dataset.commit != self._commit:

@@ -34,7 +34,7 @@ class Dataset:
     going on from that reads the file from its start, too.
 
     JSON Lines are read as lines and parsed here. The library's JSON reader takes the types of all fields from the first
-    10 MB; a later value of another type, in whatever field, is an error to it, or silently changes texts: a number
+    10 MB; a later value of another type, in any field, is an error to it, or silently changes texts: a number
     among them quotes and escapes its neighbours.
     """
 
@@ -58,7 +58,7 @@ class Dataset:
             _set(builder, fragment_scan_options=library("pyarrow.dataset").ParquetFragmentScanOptions(**options))
 
     def batches(self, split: str, name: str, skip: int = 0) -> Iterator[tuple[int, int, list[str | None]]]:
-        """Rows of a file in batches: the first one's number, how many, their texts (those before row `skip` without).
+        """Yield rows of a file in batches: the first one's number, how many, their texts (none before row `skip`).
 
         Raises:
             ValueError: a row that is no text, or a file that can't be read.
@@ -88,7 +88,7 @@ class Dataset:
     def _tables(self, builder: Any, split: str, name: str) -> Iterator[Any]:
         try:
             yield from self._stream(builder, split, name).with_format("arrow").iter(BATCH_ROWS)
-        except Exception as error:  # of whatever library opens, unpacks or parses the file
+        except Exception as error:  # of any library that opens, unpacks or parses the file
             if self.commit is None and isinstance(error, OSError) and error.errno is not None:
                 raise
             if self.commit is not None and not isinstance(error, ValueError):
@@ -106,7 +106,7 @@ class Dataset:
         return one.as_streaming_dataset(split)
 
     def _check_column(self, split: str, name: str) -> None:
-        """Raises a ValueError if a file can't be read since the column is not there."""
+        """Raise a ValueError if a file can't be read since the column is not there."""
         try:
             stream = self._stream(self.builder, split, name, columns=None, usecols=None, features=None)
             columns = next(stream.with_format("arrow").iter(1)).column_names
@@ -170,7 +170,7 @@ def _no_field(field: str, there: Iterable[Any]) -> str:
 
 
 def open_files(kind: str, files: FilesBySplit, field: str) -> Dataset:
-    """Files of this machine."""
+    """Return files of this machine as a dataset."""
     with TemporaryDirectory() as cache:
         return Dataset(_builder(kind, cache), _builder("text", cache), files, field)
 
@@ -183,7 +183,7 @@ def open_dataset(
     field: str,
     commit: str | None,
 ) -> Dataset:
-    """A dataset folder, or a dataset of the hub if there is a commit.
+    """Return a dataset folder, or a dataset of the hub if there is a commit.
 
     Raises:
         ValueError: it has no such configuration, split or files, or others than rows.
@@ -210,7 +210,7 @@ def open_dataset(
 
 
 def commit_of(path: str, revision: str | None) -> str:
-    """The commit that a revision of a hub dataset stands for.
+    """Return the commit that a revision of a hub dataset stands for.
 
     Raises:
         ValueError: there is none.
@@ -223,7 +223,7 @@ def commit_of(path: str, revision: str | None) -> str:
 
 
 def library(module: str) -> Any:
-    """A module of `datasets` or below it, which are slow to import and talkative; what matters comes as an error."""
+    """Return a module of `datasets` or below it, without their progress bars and logs."""
     datasets = importlib.import_module("datasets")
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
@@ -242,7 +242,7 @@ def _set(builder: Any, **options: Any) -> None:
 
 
 def _failed(what: str, error: Exception, on_hub: bool) -> ValueError | OSError:
-    """A mistake of the user's, or a hub that does not answer now but may later."""
+    """Return the error to raise: a user's mistake, or a hub that does not answer now but may later."""
     mistake = not on_hub or isinstance(error, ValueError) or type(error).__name__ in MISTAKES
     return (ValueError if mistake else OSError)(f"{what}: {one_line(error)}")
 
@@ -253,7 +253,7 @@ def one_line(error: Exception) -> str:
 
 
 def check_zstandard(name: str, path: Path) -> None:
-    """Raises a ValueError if a zstandard file ends early, which the library takes for its end."""
+    """Raise a ValueError if a zstandard file ends early, which the library takes for its end."""
     with path.open("rb") as file:
         if file.read(4) != b"\x28\xb5\x2f\xfd" or importlib.util.find_spec("zstandard") is None:
             return

@@ -14,7 +14,7 @@ from lmtrain.data.text.files import READ_BYTES, BufferedFile, TextScan, matching
 from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, open_binary, stamp_of
 from lmtrain.terminal.listing import first_few
 
-Advance = Callable[[int], None]  # is told how many bytes were just done
+Advance = Callable[[int], None]  # gets the number of bytes that were just done
 
 
 class Reader(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lmtrain.data.progress import PrepareProgress
+from lmtrain.data.progress import DataProgress
 from lmtrain.data.text.document import cut_text
 from lmtrain.data.text.holdout import Holdout, uniform_hash
 from lmtrain.data.text.source import Source
@@ -13,16 +13,16 @@ SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is traine
 class TrainingText:
     """The texts of a source; `total` is their size in bytes, if it is known."""
 
-    def __init__(self, source: Source, holdout: Holdout, total: int | None, progress: PrepareProgress) -> None:
+    def __init__(self, source: Source, holdout: Holdout, total: int | None, progress: DataProgress) -> None:
         self.source, self.holdout, self.total, self.progress = source, holdout, total, progress
 
     def texts(self) -> Iterator[str]:
         """Yield every text of every split, in order."""
         self.progress.stage("reading the vocabulary", self.total)
         for document in self.source.read():
-            for held in self.holdout(document):
-                self.progress.advance(len(held.text.encode()))
-                yield held.text
+            for split_text in self.holdout(document):
+                self.progress.advance(len(split_text.text.encode()))
+                yield split_text.text
 
     def train_sample(self, max_bytes: int) -> Iterator[str]:
         """Yield texts of the training split, evenly from all of it; the first ones where its size is unknown."""
@@ -30,7 +30,7 @@ class TrainingText:
         self.progress.stage("training tokenizer", self.total and int(share * self.total))
         number, drawn = 0, 0
         for document in self.source.read():
-            train = (held.text for held in self.holdout(document) if held.split == "train")
+            train = (found.text for found in self.holdout(document) if found.split == "train")
             for piece in (piece for text in train for piece in cut_text(text, SAMPLE_CHARS)):
                 number += 1
                 if share < 1 and uniform_hash(number.to_bytes(8, "little")) >= share:

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 try:
     from datatrove.pipeline.base import PipelineStep
@@ -24,18 +24,18 @@ except ImportError as error:
 from lmtrain.data.meta import MAX_JSON_BYTES, SPLITS, read_meta
 from lmtrain.data.stored_tokenizer import Encode, StoredTokenizer, load_tokenizer, save_tokenizer
 from lmtrain.data.text.document import PART_BYTES, text_parts
-from lmtrain.data.text.holdout import Held, Holdout
+from lmtrain.data.text.holdout import Holdout, SplitText
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Pretrained
-from lmtrain.data.writing.encode import ITEM_BYTES, Encoder
+from lmtrain.data.writing.encode import BATCH_BYTES, Encoder
 from lmtrain.data.writing.rank_shards import (
-    RECORD,
-    SETTINGS,
-    TOKENS,
-    Record,
+    RECORD_FILE,
+    SETTINGS_FILE,
+    TOKENS_FOLDER,
+    RankRecord,
     ShardWriter,
-    finish,
+    finish_token_folder,
     has_entries,
-    unfinished,
+    unfinished_folder,
 )
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync, write_atomically
@@ -67,27 +67,27 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens={shard_tokens}: at least 1")
         self.folder = Path(folder).absolute()  # nodes may start in another one
-        self.tokenizer = _Stored(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
+        self.tokenizer = _FolderTokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
         self.holdout, self.shard_tokens = holdout, shard_tokens
         self._begin()
 
     def _begin(self) -> None:
-        begun = unfinished(self.folder)
+        begun = unfinished_folder(self.folder)
         settings: dict[str, Any] = {
             "tokenizer": {"kind": self.tokenizer.kind, **vars(self.tokenizer)},
-            "holdout": _described(self.holdout),
+            "holdout": _holdout_settings(self.holdout),
             "shard_tokens": self.shard_tokens,
         }
         settings = json.loads(json.dumps(settings, default=str))  # a tokenizer of one's own may hold anything
-        if (begun / SETTINGS).exists():
-            earlier = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
+        if (begun / SETTINGS_FILE).exists():
+            earlier = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES)
         elif has_entries(self.folder):
             meta = read_meta(self.folder)
             earlier = {key: meta.recipe.get(key) for key in settings} if meta else {}
         else:
             begun.mkdir(parents=True, exist_ok=True)
             save_tokenizer(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
-            write_atomically(begun / SETTINGS, json.dumps(settings, indent=1) + "\n")  # last
+            write_atomically(begun / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")  # last
             earlier = settings
         if changed := differences(earlier, settings):
             raise DataError(
@@ -96,8 +96,8 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
             )
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        begun = unfinished(self.folder)
-        if not begun.exists() or (begun / TOKENS).exists():
+        begun = unfinished_folder(self.folder)
+        if not begun.exists() or (begun / TOKENS_FOLDER).exists():
             raise DataError(
                 f"{self.folder}: is finished, or {begun} is gone; remove it and datatrove's logging_dir to start anew"
             )
@@ -118,8 +118,8 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
                     writers[split].write(chunk)
                     self.stat_update("documents", value=chunk.documents, unit="batch")
                     self.stat_update(f"{split}_tokens", value=chunk.tokens, unit="batch")
-        record = Record(rank, world_size, {split: writer.finish() for split, writer in writers.items()})
-        write_atomically(writing / RECORD, json.dumps(asdict(record), indent=1) + "\n")
+        record = RankRecord(rank, world_size, {split: writer.finish() for split, writer in writers.items()})
+        write_atomically(writing / RECORD_FILE, json.dumps(asdict(record), indent=1) + "\n")
         sync(writing)
         os.rename(writing, own)
         sync(begun)
@@ -138,14 +138,12 @@ class Finish(PipelineStep):  # type: ignore[misc]
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         if world_size != 1:
             raise ValueError(f"Finish: tasks={world_size}: it is one task")
-        for split, counted in finish(self.folder).splits.items():
+        for split, counted in finish_token_folder(self.folder).splits.items():
             self.stat_update(f"{split}_tokens", value=counted.tokens, unit="folder")
 
 
-class _Stored:
+class _FolderTokenizer:
     """The tokenizer of a folder, beside token files or not."""
-
-    FASTEST: ClassVar[dict[str, CorpusTokenizer]] = {one.kind: one for one in (BPE(257), Bytes(), Characters())}
 
     def __init__(self, folder: Path) -> None:
         meta = read_meta(folder)
@@ -157,7 +155,8 @@ class _Stored:
         return load_tokenizer(Path(self.folder))
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        same = self.FASTEST.get(self.kind)
+        kinds: tuple[CorpusTokenizer, ...] = (BPE(257), Bytes(), Characters())
+        same = next((tokenizer for tokenizer in kinds if tokenizer.kind == self.kind), None)
         return same.encoder(stored) if same else stored.encode_batch
 
 
@@ -177,25 +176,27 @@ class _NoCorpus:
         self.texts()
 
 
-def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[Held]]:
-    texts: list[Held] = []
+def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[SplitText]]:
+    texts: list[SplitText] = []
     size = 0
     for document in data:
         # As the sources of `prepare` give it: a long text in parts, an empty one not at all.
         for part, _ in text_parts(str(document.id), document.text, 0, PART_BYTES) if document.text else ():
-            for held in holdout(part):
-                texts.append(held)
-                size += len(held.text)
-            if size >= ITEM_BYTES:
+            for split_text in holdout(part):
+                texts.append(split_text)
+                size += len(split_text.text)
+            if size >= BATCH_BYTES:
                 yield texts
                 texts, size = [], 0
     if texts:
         yield texts
 
 
-def _described(holdout: Any) -> dict[str, Any]:
-    """As its config has it."""
+def _holdout_settings(holdout: Any) -> dict[str, Any]:
+    """Return the holdout as its config has it."""
     if isinstance(holdout, functools.partial):
-        return {**_described(holdout.func), **holdout.keywords} | ({"args": holdout.args} if holdout.args else {})
+        return {**_holdout_settings(holdout.func), **holdout.keywords} | (
+            {"args": holdout.args} if holdout.args else {}
+        )
     named = holdout if hasattr(holdout, "__qualname__") else type(holdout)
     return {"_target_": f"{named.__module__}.{named.__qualname__}"}

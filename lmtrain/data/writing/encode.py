@@ -16,25 +16,25 @@ import numpy as np
 
 from lmtrain.data.meta import DTYPES, smallest_dtype
 from lmtrain.data.stored_tokenizer import Encode, load_tokenizer
-from lmtrain.data.text.holdout import Held
+from lmtrain.data.text.holdout import SplitText
 from lmtrain.data.tokenizer import CorpusTokenizer
 from lmtrain.errors import DataError
 
-ITEM_BYTES = 2 << 20  # text a process is given at once
-AHEAD = 3  # items in flight for each process
+BATCH_BYTES = 2 << 20  # text a process is given at once
+BATCHES_AHEAD = 3  # in flight for each process
 PATIENCE_S = 5.0  # with a task, before asking whether the pool is still there
 PROCESSES_FROM_BYTES = 16 << 20  # smaller corpora are done before processes have started; threads serve them
 
 
-class Item(NamedTuple):
+class TextBatch(NamedTuple):
     """Some texts, and where the source is after them."""
 
-    texts: list[Held]
+    texts: list[SplitText]
     position: Any
 
 
 @dataclass
-class Chunk:
+class EncodedTexts:
     """Encoded texts of one split."""
 
     data: bytes = b""
@@ -45,7 +45,7 @@ class Chunk:
 
 
 class Encoder:
-    """Encodes the texts of items by the tokenizer that is stored in a folder."""
+    """Encodes batches of texts by the tokenizer that is stored in a folder."""
 
     def __init__(self, tokenizer: CorpusTokenizer, folder: Path) -> None:
         stored = load_tokenizer(folder)
@@ -53,15 +53,15 @@ class Encoder:
         self.end_of_text, self.vocab_size = stored.end_of_text, stored.vocab_size
         self.dtype = DTYPES[smallest_dtype(stored.vocab_size)]
 
-    def __call__(self, texts: Sequence[Held]) -> dict[str, Chunk]:
+    def __call__(self, texts: Sequence[SplitText]) -> dict[str, EncodedTexts]:
         end = np.array([] if self.end_of_text is None else [self.end_of_text], np.uint32)
         parts: dict[str, list[Any]] = {}
-        chunks: dict[str, Chunk] = {}
-        for held, ids in zip(texts, self.encode([held.text for held in texts]), strict=True):
-            chunk = chunks.setdefault(held.split, Chunk())
-            parts.setdefault(held.split, []).extend((ids, end) if held.ends else (ids,))
-            chunk.documents += held.ends
-            chunk.bytes += len(held.text.encode())
+        chunks: dict[str, EncodedTexts] = {}
+        for text, ids in zip(texts, self.encode([text.text for text in texts]), strict=True):
+            chunk = chunks.setdefault(text.split, EncodedTexts())
+            parts.setdefault(text.split, []).extend((ids, end) if text.ends else (ids,))
+            chunk.documents += text.ends
+            chunk.bytes += len(text.text.encode())
         for split, chunk in chunks.items():
             ids = np.concatenate(parts[split])
             chunk.tokens, chunk.max_id = len(ids), int(ids.max(initial=0))
@@ -71,22 +71,22 @@ class Encoder:
         return chunks
 
 
-def encode(
-    items: Iterable[Item], tokenizer: CorpusTokenizer, folder: Path, workers: int
-) -> Iterator[tuple[Item, dict[str, Chunk]]]:
-    """The items, in order, with their texts encoded by so many processes.
+def encode_in_processes(
+    batches: Iterable[TextBatch], tokenizer: CorpusTokenizer, folder: Path, workers: int
+) -> Iterator[tuple[TextBatch, dict[str, EncodedTexts]]]:
+    """Yield the batches, in order, with their texts encoded by so many processes.
 
     Raises:
         OSError: a process died, killed for want of memory, say.
     """
-    flying: deque[tuple[Item, Future[dict[str, Chunk]]]] = deque()
+    flying: deque[tuple[TextBatch, Future[dict[str, EncodedTexts]]]] = deque()
     # Started afresh, as forking a process that has threads can hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, folder))
     try:
-        for item in items:
-            flying.append((item, pool.submit(_work, item.texts)))
-            if len(flying) >= AHEAD * workers:
+        for batch in batches:
+            flying.append((batch, pool.submit(_work, batch.texts)))
+            if len(flying) >= BATCHES_AHEAD * workers:
                 done, result = flying.popleft()
                 yield done, _wait_for(result, pool)
         for done, result in flying:
@@ -100,8 +100,8 @@ def encode(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _wait_for(result: Future[dict[str, Chunk]], pool: ProcessPoolExecutor) -> dict[str, Chunk]:
-    """Of a task. A pool that breaks in the very moment of being handed one may forget it, and nobody would answer."""
+def _wait_for(result: Future[dict[str, EncodedTexts]], pool: ProcessPoolExecutor) -> dict[str, EncodedTexts]:
+    """Return the result of a task. A pool that breaks in the moment it gets a task may forget it for ever."""
     while True:
         done, _ = wait([result], timeout=PATIENCE_S)
         if done:
@@ -131,5 +131,5 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _work(texts: Sequence[Held]) -> dict[str, Chunk]:
+def _work(texts: Sequence[SplitText]) -> dict[str, EncodedTexts]:
     return _encoder(texts)

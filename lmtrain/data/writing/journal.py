@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmtrain.data.meta import MAX_JSON_BYTES, Split
-from lmtrain.data.writing.encode import Chunk
+from lmtrain.data.writing.encode import EncodedTexts
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited
 
-FILE = "journal.json"
+JOURNAL_FILE = "journal.json"
 FORMAT_VERSION = 1
 
 
@@ -33,13 +33,13 @@ class Journal:
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
-        write_atomically(folder / FILE, json.dumps(asdict(self)))
+        write_atomically(folder / JOURNAL_FILE, json.dumps(asdict(self)))
 
 
-def read(folder: Path) -> Journal | None:
-    """The journal of an earlier process; None if there is none that can be used."""
+def read_journal(folder: Path) -> Journal | None:
+    """Return the journal of an earlier process; None if there is none that can be used."""
     try:
-        fields = read_json_limited(folder / FILE, MAX_JSON_BYTES)
+        fields = read_json_limited(folder / JOURNAL_FILE, MAX_JSON_BYTES)
         if fields["format_version"] != FORMAT_VERSION:
             return None
         splits = {name: Split(**{**split, "shards": ()}) for name, split in fields["splits"].items()}
@@ -75,7 +75,7 @@ class SplitWriter:
         self.tokens, self.max_id = committed.tokens, committed.max_id
         self.documents, self.bytes = committed.documents, committed.bytes
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, chunk: EncodedTexts) -> None:
         self.file.write(chunk.data)
         self.sha256.update(chunk.data)
         self.tokens += chunk.tokens
@@ -84,13 +84,13 @@ class SplitWriter:
         self.bytes += chunk.bytes
 
     def flushed(self) -> Split:
-        """What has been written, all of it on the disk."""
+        """Return what has been written, all of it on the disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
         return Split(self.tokens, self.max_id, self.documents, self.bytes, self.sha256.hexdigest())
 
     def close(self) -> Split:
-        """The end of it: what has been written."""
+        """End the file; return what has been written."""
         written = self.flushed()
         self.file.close()
         return written

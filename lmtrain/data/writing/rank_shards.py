@@ -10,37 +10,38 @@ from typing import Any
 
 from lmtrain.data.meta import MAX_JSON_BYTES, SPLITS, Meta, Shard, Split, read_meta, write_meta
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits
-from lmtrain.data.writing.encode import Chunk
+from lmtrain.data.writing.encode import EncodedTexts
 from lmtrain.data.writing.journal import SplitWriter
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.limited import read_json_limited
+from lmtrain.terminal.listing import first_few
 
-SETTINGS, RECORD, TOKENS = "settings.json", "record.json", "tokens"  # in the hidden folder
+SETTINGS_FILE, RECORD_FILE, TOKENS_FOLDER = "settings.json", "record.json", "tokens"  # in the hidden folder
 
-AGAIN = (
+RUN_AGAIN = (
     "run the same pipeline again: datatrove runs the ranks that have no file completions/RANK in its logging_dir "
     "(remove one that is there)"
 )
 
 
-def finish(folder: str | Path) -> Meta:
-    """Makes the token folder of what the ranks of `TokenShards` wrote; done again, it does no harm.
+def finish_token_folder(folder: str | Path) -> Meta:
+    """Make the token folder of what the ranks of `TokenShards` wrote; done again, it does no harm.
 
     Raises:
         DataError: a rank is missing, or its files are not what it wrote; a split has no tokens.
     """
     folder = Path(folder).absolute()
-    begun = unfinished(folder)
-    tokens = begun / TOKENS  # once it is there, the ranks have been checked and write no more
+    begun = unfinished_folder(folder)
+    tokens = begun / TOKENS_FOLDER  # once it is there, the ranks have been checked and write no more
     if has_entries(folder):
         return _finished(folder, begun)
     if not begun.exists():
         raise DataError(f"{folder}: nothing to finish, as no pipeline with TokenShards has begun it")
     records = _records(begun)
     if not tokens.exists():
-        checked = _checked(folder, begun, records)
-        ready = begun / f".{TOKENS}"
+        checked = _checked_meta(folder, begun, records)
+        ready = begun / f".{TOKENS_FOLDER}"
         ready.mkdir(exist_ok=True)
         for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
             shutil.copyfile(begun / name, ready / name)
@@ -50,7 +51,7 @@ def finish(folder: str | Path) -> Meta:
     meta = read_meta(tokens)
     assert meta is not None
     for split in SPLITS:
-        for (path, _), shard in zip(_files(begun, records, split), meta.splits[split].shards, strict=True):
+        for (path, _), shard in zip(_shards_of(begun, records, split), meta.splits[split].shards, strict=True):
             if path.exists():  # else an earlier process moved it
                 os.rename(path, tokens / shard.file)
     sync(tokens)
@@ -61,23 +62,23 @@ def finish(folder: str | Path) -> Meta:
 
 
 def _finished(folder: Path, begun: Path) -> Meta:
-    """The meta of a folder that is there; removes what an earlier process had no time to."""
+    """Return the meta of a folder that is there; remove what an earlier process had no time to."""
     meta = read_meta(folder)
-    settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES) if (begun / SETTINGS).exists() else {}
-    if meta is None or (begun / TOKENS).exists() or not settings.items() <= meta.recipe.items():
+    settings = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES) if (begun / SETTINGS_FILE).exists() else {}
+    if meta is None or (begun / TOKENS_FOLDER).exists() or not settings.items() <= meta.recipe.items():
         raise DataError(f"{folder}: is not empty, and not of this pipeline; move it away, and finish again")
     if begun.exists():
         shutil.rmtree(begun)
     return meta
 
 
-def unfinished(folder: Path) -> Path:
-    """Where the ranks write until the folder is finished."""
+def unfinished_folder(folder: Path) -> Path:
+    """Return where the ranks write until the folder is finished."""
     return folder.with_name(f".ranks-{folder.name}")
 
 
 @dataclass(frozen=True)
-class Record:
+class RankRecord:
     """`record.json` of a rank: its files of each split, in order."""
 
     rank: int
@@ -93,10 +94,10 @@ class ShardWriter:
         self.written: list[Split] = []
         self.writer: SplitWriter | None = None
 
-    def write(self, chunk: Chunk) -> None:
+    def write(self, chunk: EncodedTexts) -> None:
         while chunk.tokens:
             if self.writer is None:
-                self.writer = SplitWriter(self.folder / _file(self.split, len(self.written)), self.itemsize, None)
+                self.writer = SplitWriter(self.folder / _shard_name(self.split, len(self.written)), self.itemsize, None)
             fitting, chunk = self._cut(chunk, self.shard_tokens - self.writer.tokens)
             self.writer.write(fitting)
             if self.writer.tokens == self.shard_tokens:
@@ -108,41 +109,41 @@ class ShardWriter:
             self.writer = None
         return self.written
 
-    def _cut(self, chunk: Chunk, tokens: int) -> tuple[Chunk, Chunk]:
-        """The first tokens, and the rest, which is the one that counts the documents."""
+    def _cut(self, chunk: EncodedTexts, tokens: int) -> tuple[EncodedTexts, EncodedTexts]:
+        """Return the first tokens, and the rest, which is the one that counts the documents."""
         if chunk.tokens <= tokens:
-            return chunk, Chunk()
+            return chunk, EncodedTexts()
         cut = tokens * self.itemsize
         rest = replace(chunk, data=chunk.data[cut:], tokens=chunk.tokens - tokens)
-        return Chunk(chunk.data[:cut], tokens, chunk.max_id), rest
+        return EncodedTexts(chunk.data[:cut], tokens, chunk.max_id), rest
 
 
-def _records(begun: Path) -> list[Record]:
-    """Those of all ranks, in order.
+def _records(begun: Path) -> list[RankRecord]:
+    """Return the records of all ranks, in order.
 
     Raises:
         DataError: one is missing, or they are of pipelines with different numbers of tasks.
     """
-    records: dict[int, Record] = {}
-    for path in begun.glob(f"[0-9]*/{RECORD}"):
+    records: dict[int, RankRecord] = {}
+    for path in begun.glob(f"[0-9]*/{RECORD_FILE}"):
         fields = read_json_limited(path, MAX_JSON_BYTES)
         splits = {name: [Split(**{**split, "shards": ()}) for split in of] for name, of in fields["splits"].items()}
-        records[int(path.parent.name)] = Record(fields["rank"], fields["world_size"], splits)
+        records[int(path.parent.name)] = RankRecord(fields["rank"], fields["world_size"], splits)
     sizes = sorted({record.world_size for record in records.values()})
     if not sizes:
-        raise DataError(f"{begun}: no rank has finished; {AGAIN}")
+        raise DataError(f"{begun}: no rank has finished; {RUN_AGAIN}")
     if len(sizes) > 1:
         raise DataError(
             f"{begun}: ranks of pipelines of {' and '.join(map(str, sizes))} tasks, whose documents overlap; remove it "
             "and datatrove's logging_dir to start anew"
         )
     if missing := [rank for rank in range(sizes[0]) if rank not in records]:
-        raise DataError(f"{begun}: {_ranks(missing)} of {sizes[0]} did not finish; {AGAIN}")
+        raise DataError(f"{begun}: {_named_ranks(missing)} of {sizes[0]} did not finish; {RUN_AGAIN}")
     return [records[rank] for rank in range(sizes[0])]
 
 
-def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
-    """What the ranks' files add up to; reads each of them.
+def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
+    """Return the meta that the ranks' files add up to; reads each of them.
 
     Raises:
         DataError: files are not what their rank wrote, or a split is empty.
@@ -150,7 +151,7 @@ def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
     damaged: dict[int, Path] = {}
     splits = {}
     for split in SPLITS:
-        files = _files(begun, records, split)
+        files = _shards_of(begun, records, split)
         whole = hashlib.sha256()
         for path, written in files:
             if not path.is_file() or _sha256(path, whole) != written.sha256:
@@ -162,24 +163,25 @@ def _checked(folder: Path, begun: Path, records: list[Record]) -> Meta:
             bytes=sum(written.bytes for _, written in files),
             sha256=whole.hexdigest(),
             shards=tuple(
-                Shard(_file(split, number), written.tokens, written.sha256) for number, (_, written) in enumerate(files)
+                Shard(_shard_name(split, number), written.tokens, written.sha256)
+                for number, (_, written) in enumerate(files)
             ),
         )
     if damaged:
         named = ", ".join(map(str, list(damaged.values())[:8]))
-        raise DataError(f"{named}: missing, or not what {_ranks(sorted(damaged))} wrote; {AGAIN}")
+        raise DataError(f"{named}: missing, or not what {_named_ranks(sorted(damaged))} wrote; {RUN_AGAIN}")
     for split, counted in splits.items():
         if counted.tokens < 2:
             raise DataError(
                 f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share, or see what the "
                 f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
             )
-    settings = read_json_limited(begun / SETTINGS, MAX_JSON_BYTES)
+    settings = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES)
     return meta_of_splits(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 
 def _sha256(path: Path, whole: Any) -> str:
-    """The file's own, while `whole` goes on over all files."""
+    """Return the file's own SHA-256, while `whole` goes on over all files."""
     own = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -188,22 +190,22 @@ def _sha256(path: Path, whole: Any) -> str:
     return own.hexdigest()
 
 
-def _files(begun: Path, records: Iterable[Record], split: str) -> list[tuple[Path, Split]]:
+def _shards_of(begun: Path, records: Iterable[RankRecord], split: str) -> list[tuple[Path, Split]]:
     return [
-        (begun / f"{record.rank:05}" / _file(split, number), written)
+        (begun / f"{record.rank:05}" / _shard_name(split, number), written)
         for record in records
         for number, written in enumerate(record.splits[split])
     ]
 
 
-def _file(split: str, number: int) -> str:
+def _shard_name(split: str, number: int) -> str:
     return f"{split}_{number:06}.bin"
 
 
-def _ranks(ranks: list[int]) -> str:
-    named = ", ".join(map(str, ranks[:8])) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
-    return f"rank{'s' * (len(ranks) > 1)} {named}"
+def _named_ranks(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {first_few(ranks, 8)}"
 
 
 def has_entries(folder: Path) -> bool:
+    """Return whether the folder is there and not empty."""
     return folder.is_dir() and any(folder.iterdir())

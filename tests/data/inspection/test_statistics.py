@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.data.inspection.repeats import SpanHash, Subset, joined
+from lmtrain.data.inspection.repeats import HashSubset, SpanHash, joined_hash
 from lmtrain.data.inspection.statistics import (
     MOST_IDS,
     MOST_LENGTHS,
@@ -178,7 +178,7 @@ def test_too_many_pieces_are_estimated():
     """A tenth of the pieces stand there again, and a fifth of the other split's: seen in an eighth as well."""
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 1 << 64, 80_000, np.uint64)
-    train, val = Subset(15_000), Subset(20_000)
+    train, val = HashSubset(15_000), HashSubset(20_000)
     for part in np.array_split(np.concatenate([hashes, hashes[:8_000]]), 13):
         train.add(part, np.full(len(part), 7))
     other = np.concatenate([hashes[:6_000], generator.integers(0, 1 << 64, 24_000, np.uint64)])
@@ -201,7 +201,7 @@ def test_a_span_has_its_hash_wherever_it_stands(tokens, data):
         reader.read(np.array(before + span, np.uint32))
         return int(reader.spans(np.array([len(before)]), np.array([len(before) + len(span)]))[0])
 
-    assert hash_of(tokens) == hash_of(tokens, before) == joined(hash_of(tokens[:cut]), cut, hash_of(tokens[cut:]))
+    assert hash_of(tokens) == hash_of(tokens, before) == joined_hash(hash_of(tokens[:cut]), cut, hash_of(tokens[cut:]))
 
 
 @given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=20), train=st.lists(st.integers(0, 50), max_size=20))

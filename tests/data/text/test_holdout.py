@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmtrain.data.text.document import Document
-from lmtrain.data.text.holdout import Held, by_document, by_name, tail_of_each_document
+from lmtrain.data.text.holdout import SplitText, by_document, by_name, tail_of_each_document
 from lmtrain.data.text.source import TextFiles
 
 TEXTS = st.text(st.sampled_from("ab \né狐🦊"), min_size=1, max_size=60)
@@ -24,8 +24,8 @@ def in_parts(text: str, cuts: Iterable[int]) -> list[Document]:
     return [Document("name", text[begin:end], len(text[:begin].encode()), size) for begin, end in pairwise(places)]
 
 
-def held(documents: list[Document], holdout: Callable[[Document], Iterable[Held]]) -> dict[str, list[Held]]:
-    splits: dict[str, list[Held]] = {"train": [], "val": []}
+def held(documents: list[Document], holdout: Callable[[Document], Iterable[SplitText]]) -> dict[str, list[SplitText]]:
+    splits: dict[str, list[SplitText]] = {"train": [], "val": []}
     for document in documents:
         for item in holdout(document):
             assert item.text
@@ -33,7 +33,7 @@ def held(documents: list[Document], holdout: Callable[[Document], Iterable[Held]
     return splits
 
 
-def joined(items: list[Held]) -> str:
+def joined(items: list[SplitText]) -> str:
     return "".join(item.text for item in items)
 
 
@@ -102,6 +102,6 @@ def test_a_document_in_parts_is_kept_together(text: str, cuts: list[int], val_sh
     ],
 )
 def test_documents_are_chosen_by_name(val: str | list[str], name: str, split: str) -> None:
-    assert list(by_name(Document(name, "text"), val=val)) == [Held(split, "text", True)]
+    assert list(by_name(Document(name, "text"), val=val)) == [SplitText(split, "text", True)]
     parts = [next(iter(by_name(part, val=val))) for part in (Document(name, "te", 0, 4), Document(name, "xt", 2, 4))]
-    assert parts == [Held(split, "te", False), Held(split, "xt", True)]
+    assert parts == [SplitText(split, "te", False), SplitText(split, "xt", True)]

@@ -29,9 +29,9 @@ from lmtrain.data.text.source import Document
 from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.tokenizer import BPE, Bytes
 from lmtrain.data.writing import datatrove as token_shards
-from lmtrain.data.writing import ranks
+from lmtrain.data.writing import rank_shards
 from lmtrain.data.writing.datatrove import Finish, TokenShards
-from lmtrain.data.writing.rank_shards import finish, unfinished
+from lmtrain.data.writing.rank_shards import finish_token_folder, unfinished_folder
 from lmtrain.errors import DataError
 
 EXAMPLE = Path(__file__).parents[3] / "experiments" / "datatrove" / "tokenize_jsonl.py"
@@ -90,7 +90,7 @@ def contents(folder: Path) -> dict[str, str]:
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reference") / "web"
     run_all(shards_step(folder))
-    finish(folder)
+    finish_token_folder(folder)
     return folder
 
 
@@ -132,7 +132,7 @@ def test_the_folder_is_one_that_training_reads(reference: Path) -> None:
     assert len(meta.splits["train"].shards) > TASKS
     assert meta.tokenizer.sha256 == hashlib.sha256((reference / meta.tokenizer.file).read_bytes()).hexdigest()
     assert {path.suffix for path in reference.iterdir()} == {".bin", ".json"}
-    assert not unfinished(reference).exists()
+    assert not unfinished_folder(reference).exists()
     x, y = TokenLoader(str(reference), "train", batch_size=2, block_size=3_000, seed=0, order="sequential").batch(0)
     tokens = TokenFiles(reference, "train").span(0, 3_001)
     assert (x[0].numpy() == tokens[:-1]).all()
@@ -142,14 +142,14 @@ def test_the_folder_is_one_that_training_reads(reference: Path) -> None:
 def test_one_task_makes_the_tokens_that_prepare_makes(tmp_path: Path, corpus: Path) -> None:
     pytest.importorskip("datasets", reason="needs lmtrain[data]")
     from lmtrain.data.prepare import Recipe
-    from lmtrain.data.progress import PrepareProgress
+    from lmtrain.data.progress import DataProgress
     from lmtrain.data.text.huggingface import HuggingFace
 
     source = HuggingFace("json", files=f"{corpus}/*.jsonl*")
-    with PrepareProgress() as progress:
+    with DataProgress() as progress:
         Recipe(source, BPE(400), HOLDOUT, workers=1).prepare(tmp_path / "prepared", {}, progress)
     run_all(shards_step(tmp_path / "web", tokenizer=tmp_path / "prepared"), tasks=1)
-    meta, prepared = finish(tmp_path / "web"), read_meta(tmp_path / "prepared")
+    meta, prepared = finish_token_folder(tmp_path / "web"), read_meta(tmp_path / "prepared")
     assert prepared is not None
     for split, counted in meta.splits.items():
         assert {**vars(counted), "shards": ()} == vars(prepared.splits[split])
@@ -163,7 +163,7 @@ def test_long_documents_come_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(token_shards, "PART_BYTES", 100)
     folder = tmp_path / "web"
     run_all(shards_step(folder, holdout=partial(tail_of_each_document, val_share=0.3)))
-    finish(folder)
+    finish_token_folder(folder)
     train, val = documents_of(folder, "train"), documents_of(folder, "val")
     texts = [text(number) for rank in range(TASKS) for number in numbers(rank)]
     assert [start + end for start, end in zip(train, val, strict=True)] == texts
@@ -187,7 +187,7 @@ def kill(data, rank, world_size):
             os.kill(os.getpid(), signal.SIGKILL)
         yield document
 
-token_shards.ITEM_BYTES = 500  # so that there is something on the disk by then
+token_shards.BATCH_BYTES = 500  # so that there is something on the disk by then
 shards = token_shards.TokenShards(folder, Bytes(), partial(by_document, val_share=0.2), 2_000)
 ranks = LocalPipelineExecutor([JsonlReader(texts), kill, shards], tasks=3, workers=1, logging_dir=logs + "/ranks")
 LocalPipelineExecutor([token_shards.Finish(folder)], tasks=1, depends=ranks, logging_dir=logs + "/finish").run()
@@ -209,12 +209,12 @@ def run_script(corpus: Path, folder: Path, *, killed: bool) -> str:
 def test_a_killed_rank_is_run_again(tmp_path: Path, corpus: Path, reference: Path) -> None:
     folder = tmp_path / "web"
     run_script(corpus, folder, killed=True)
-    begun = unfinished(folder)
+    begun = unfinished_folder(folder)
     assert not folder.exists()
     assert [path.name for path in begun.glob("[0-9]*")] == ["00000"]
     assert len(list((begun / ".00001").glob("train_*.bin"))) > 1
     with pytest.raises(DataError, match=r"ranks 1, 2 of 3 did not finish.*completions/RANK"):
-        finish(folder)
+        finish_token_folder(folder)
     kept = {path.stat().st_ino for path in (begun / "00000").glob("*.bin")}
     assert "Skipping 1 already completed tasks" in run_script(corpus, folder, killed=False)
     assert contents(folder) == contents(reference)
@@ -223,15 +223,15 @@ def test_a_killed_rank_is_run_again(tmp_path: Path, corpus: Path, reference: Pat
 
 def test_a_rank_run_again_replaces_its_own_files_only(tmp_path: Path, reference: Path) -> None:
     step = run_all(shards_step(tmp_path / "web"))
-    begun = unfinished(tmp_path / "web")
+    begun = unfinished_folder(tmp_path / "web")
     others = {path: path.stat().st_mtime_ns for rank in (0, 2) for path in (begun / f"{rank:05}").iterdir()}
     with pytest.raises(KeyboardInterrupt):
         run_rank(step, 1, killed_after=3)
     with pytest.raises(DataError, match="rank 1 of 3 did not finish"):
-        finish(tmp_path / "web")
+        finish_token_folder(tmp_path / "web")
     run_rank(step, 1)
     assert {path: path.stat().st_mtime_ns for path in others} == others
-    finish(tmp_path / "web")
+    finish_token_folder(tmp_path / "web")
     assert contents(tmp_path / "web") == contents(reference)
 
 
@@ -249,12 +249,12 @@ def flip_a_bit(path: Path) -> None:
 def test_a_damaged_rank_is_named(tmp_path: Path, reference: Path, damage: Callable[[Path], object]) -> None:
     folder = tmp_path / "web"
     step = run_all(shards_step(folder))
-    damage(unfinished(folder) / "00002" / "val_000000.bin")
+    damage(unfinished_folder(folder) / "00002" / "val_000000.bin")
     with pytest.raises(DataError, match=r"00002/val_000000.bin: missing, or not what rank 2 wrote; run the same"):
-        finish(folder)
+        finish_token_folder(folder)
     assert not folder.exists()
     run_rank(step, 2)
-    finish(folder)
+    finish_token_folder(folder)
     assert contents(folder) == contents(reference)
 
 
@@ -265,7 +265,7 @@ class Killed(BaseException):
 def test_finish_can_be_killed_anywhere(tmp_path: Path, reference: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "web"
     step = run_all(shards_step(folder))
-    rename, rmtree = os.rename, ranks.shutil.rmtree
+    rename, rmtree = os.rename, rank_shards.shutil.rmtree
     left = 0
 
     def or_killed(call: Callable[..., None]) -> Callable[..., None]:
@@ -282,25 +282,25 @@ def test_finish_can_be_killed_anywhere(tmp_path: Path, reference: Path, monkeypa
         left = done
         with monkeypatch.context() as patched:
             patched.setattr(os, "rename", or_killed(rename))
-            patched.setattr(ranks.shutil, "rmtree", or_killed(rmtree))
+            patched.setattr(rank_shards.shutil, "rmtree", or_killed(rmtree))
             try:
-                finish(folder)
+                finish_token_folder(folder)
                 break
             except Killed:
                 assert not folder.exists() or contents(folder) == contents(reference)
-        if (unfinished(folder) / "tokens").exists():
+        if (unfinished_folder(folder) / "tokens").exists():
             with pytest.raises(DataError, match="is finished"):
                 run_rank(step, 0)
     assert done > 2
     assert contents(folder) == contents(reference)
-    assert finish(folder) == read_meta(folder)
-    assert not unfinished(folder).exists()
+    assert finish_token_folder(folder) == read_meta(folder)
+    assert not unfinished_folder(folder).exists()
 
 
 def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "web"
     step = run_all(shards_step(folder))
-    finish(folder)
+    finish_token_folder(folder)
     before = contents(folder)
     shards_step(folder)  # the same script once more, of which datatrove then runs nothing
     with pytest.raises(DataError, match=r"web: is finished"):
@@ -314,30 +314,30 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "web"
     with pytest.raises(DataError, match="nothing to finish"):
-        finish(folder)
+        finish_token_folder(folder)
     with pytest.raises(ValueError, match="kind bpe learns from text; let `lmtrain prepare` train it on a sample"):
         shards_step(folder, tokenizer=BPE(300))
     step = shards_step(folder)
     with pytest.raises(DataError, match="no rank has finished"):
-        finish(folder)
+        finish_token_folder(folder)
     with pytest.raises(DataError, match=r"other settings \(holdout.val_share: 0.2 → 0.5\)"):
         shards_step(folder, holdout=partial(by_document, val_share=0.5))
     run_rank(step, 0, tasks=3)
     run_rank(step, 1, tasks=2)
     with pytest.raises(DataError, match="ranks of pipelines of 2 and 3 tasks, whose documents overlap"):
-        finish(folder)
+        finish_token_folder(folder)
     with pytest.raises(ValueError, match="tasks=2: it is one task"):
         Finish(folder).run(None, 0, 2)
     nothing_held_out = shards_step(tmp_path / "all", holdout=partial(by_document, val_share=1e-9))
     run_rank(nothing_held_out, 0, tasks=1)
     with pytest.raises(DataError, match="all: the val split got 0 tokens"):
-        finish(tmp_path / "all")
+        finish_token_folder(tmp_path / "all")
 
 
 def test_ranks_without_documents_write_no_shards(tmp_path: Path, reference: Path) -> None:
     folder = tmp_path / "web"
     run_all(shards_step(folder, shard_tokens=1 << 30), tasks=9)  # of four files
-    meta = finish(folder)
+    meta = finish_token_folder(folder)
     assert len(meta.splits["train"].shards) == 4
     assert sorted(documents_of(folder, "train")) == sorted(documents_of(reference, "train"))
 

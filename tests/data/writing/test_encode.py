@@ -15,10 +15,10 @@ def test_a_task_that_a_broken_pool_has_forgotten_is_not_waited_for(monkeypatch: 
     monkeypatch.setattr(encode, "PATIENCE_S", 0.2)
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
     try:
-        forgotten: Future[dict[str, encode.Chunk]] = Future()
+        forgotten: Future[dict[str, encode.EncodedTexts]] = Future()
         worker = pool.submit(os.getpid).result(timeout=60)
-        slow: Future[dict[str, encode.Chunk]] = Future()
-        slow.set_result({"train": encode.Chunk(tokens=3)})
+        slow: Future[dict[str, encode.EncodedTexts]] = Future()
+        slow.set_result({"train": encode.EncodedTexts(tokens=3)})
         assert encode._wait_for(slow, pool)["train"].tokens == 3
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(BrokenProcessPool):
