@@ -178,6 +178,7 @@ def test_a_terabyte_opens_at_once(tmp_path, order):
     assert resident_mb() - before < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [None, 16 * 2**20])
 def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypatch, mapped):
     if mapped:  # the file counts as a large one, whose pages are given back
@@ -290,6 +291,7 @@ def test_the_vocabulary_of_meta_json_is_kept_to(tmp_path):
         list(loader(folder).whole_split())
 
 
+@pytest.mark.slow
 def test_a_file_that_becomes_shorter_is_an_error_and_no_bus_error(tmp_path):
     # In a process of its own, which a bus error would kill.
     write(tmp_path, train=np.arange(60_000))
