@@ -239,6 +239,7 @@ class Slow:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:

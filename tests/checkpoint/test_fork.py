@@ -49,6 +49,7 @@ def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tm
     assert OmegaConf.load(fork / "config.yaml").step == 8
 
 
+@pytest.mark.slow
 def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: Path, cli: Cli) -> None:
     # The origin's own scheduler.warmup_steps stays, scheduler.max_steps is nothing that the other schedule has.
     train(cli, "fork=runs/origin", "scheduler=constant", "optimizer.lr=1e-3", "trainer.max_steps=16",

@@ -101,6 +101,7 @@ def test_a_batch_depends_on_its_index_alone(long, order):
         assert torch.equal(y, expected[index][1])
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_loader_get_the_right_batches(long):
     jumps = [np.random.default_rng(seed).integers(0, 1_500, 60).tolist() for seed in range(4)]
     expected = {index: loader(long, batch_size=8, block_size=2).batch(index)[0] for index in {*chain(*jumps)}}

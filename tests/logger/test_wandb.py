@@ -164,6 +164,7 @@ run_dir = Path({str(run_dir)!r})
     )
 
 
+@pytest.mark.slow
 def test_offline_all_is_in_the_run_directory_and_in_one_file(
     run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,8 @@ from lmtrain.compare.output.page import as_html
 from lmtrain.compare.output.page_data import thin_curve
 from lmtrain.compare.runs import load_runs
 
+pytestmark = pytest.mark.slow  # each opens the page in a browser
+
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>${window.hacked=1}%{x}"
 
 
@@ -89,7 +91,6 @@ def test_the_policy_refuses_the_network_and_scripts_from_elsewhere(
     assert all("Content Security Policy" in line for line in complaints)
 
 
-@pytest.mark.slow
 def test_axes_metrics_and_scales(page: Page) -> None:
     steps = page.curves()["run0"]
     assert page.axis("xaxis") == {"type": "linear", "range": [5, 200], "whole": True, "title": "optimizer steps"}
@@ -225,7 +226,6 @@ def test_a_narrow_and_a_dark_screen(page: Page) -> None:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-@pytest.mark.slow
 def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     for seed in (1, 2, 3):
@@ -254,7 +254,6 @@ def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> 
     assert page.complaints() == []
 
 
-@pytest.mark.slow
 def test_two_hundred_runs(browser: webdriver.Chrome, tmp_path: Path) -> None:
     file = page_of(write_sweep(tmp_path / "runs", 200, steps=500, log_interval=2))
     assert file.stat().st_size < 15e6
@@ -286,7 +285,6 @@ def test_two_hundred_runs(browser: webdriver.Chrome, tmp_path: Path) -> None:
     assert page.complaints() == []
 
 
-@pytest.mark.slow
 def test_runs_that_have_just_begun_have_a_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "one", status=None, steps=0)
     page = Page(browser, page_of(tmp_path / "runs"))
@@ -309,7 +307,6 @@ def test_thinning_keeps_ends_extremes_and_means() -> None:
     assert len(thin_curve(x[:400], y[:400], 400)[2]) == 0
 
 
-@pytest.mark.slow
 def test_the_command_writes_page_and_pictures(cli: Cli, tmp_path: Path) -> None:
     write_sweep(tmp_path / "outputs", 4, seeds=2, steps=50, eval_interval=10)
     done = cli("compare", "outputs", "--html", "page.html", "--png", "a.png", "--pdf", "a.pdf", "--svg", "a.svg")
