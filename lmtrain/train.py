@@ -124,7 +124,7 @@ def train(
     with raising_config_errors():
         parts = build_parts(cfg)
         run_id = directory.run_id(given=agent_run_id())
-        checkpoints = CheckpointFolder(directory.path / "checkpoints", run_id)
+        checkpoints = CheckpointFolder.of_run(directory.path, run_id)
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
         tokenizer = _keep_tokenizer(cfg, directory)
@@ -236,7 +236,7 @@ def build_recorder(
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
-    done = max(CheckpointFolder(run_dir / "checkpoints").steps(), default=0)
+    done = max(CheckpointFolder.of_run(run_dir).steps(), default=0)
     if cfg.trainer.get("max_steps", done) < done:
         raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
 

@@ -63,6 +63,7 @@ def bytes_below(path: Path) -> int:
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
+@pytest.mark.slow
 def test_a_disk_that_gets_full_at_any_moment_loses_nothing(token_folder: Path, tmp_path: Path, never: Trainer) -> None:
     one = bytes_below(never.saver.folder.at(9))
     stopped_at = set()
@@ -111,6 +112,7 @@ def test_a_file_that_may_not_grow_loses_nothing(token_folder: Path, tmp_path: Pa
     assert_same_run(never, resumed, out, tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -237,6 +239,7 @@ class Slow:
 """
 
 
+@pytest.mark.slow
 def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -250,6 +253,7 @@ def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_resume_that_cannot_begin_leaves_the_run_as_it_was(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.move(token_folder, tmp_path / "moved")
     assert cli(*TINY, "data.path=moved", "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
@@ -268,6 +272,7 @@ def test_a_resume_that_cannot_begin_leaves_the_run_as_it_was(token_folder: Path,
         assert {name: (tmp_path / "out" / name).read_bytes() for name in kept} == before
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_prepare_its_data_again(tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
     text = ["data=text", "prepare.source.files=book.txt", "prepare.tokenizer.vocab_size=300", "data.path=tokens"]
@@ -319,6 +324,7 @@ time.time = time_that_goes_back
 """
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_harms_nothing(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(BACKWARDS)

@@ -86,6 +86,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc's malloc")
 def test_kept_memory_saves_page_faults() -> None:
     # glibc raises its threshold as it sees fit, after what was freed before; one that is given stays.

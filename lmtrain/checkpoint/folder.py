@@ -12,13 +12,13 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lmtrain.checkpoint.steps import step_folder, steps_in
+from lmtrain.checkpoint.steps import CHECKPOINTS, step_folder, steps_in
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 from lmtrain.files.durable import sha256_of, sync
 from lmtrain.files.limited import read_limited
@@ -71,6 +71,11 @@ class CheckpointFolder:
         self.path, self.run_id = path, run_id
         self._resumed_from: set[int] = set()
         self._others: set[int] = set()  # steps of other runs' checkpoints, that were warned of
+
+    @classmethod
+    def of_run(cls, run_dir: Path, run_id: str | None = None) -> Self:
+        """Return the checkpoints in a run directory."""
+        return cls(run_dir / CHECKPOINTS, run_id)
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, in ascending order."""

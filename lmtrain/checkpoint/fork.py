@@ -8,7 +8,7 @@ from typing import Any
 
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
-from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
+from lmtrain.checkpoint.steps import step_to_fork
 from lmtrain.errors import BrokenCheckpointError
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
         ValueError: there is none, or it is broken.
     """
     try:
-        checkpoint = load_checkpoint(CheckpointFolder(run / CHECKPOINTS).at(step_to_fork(run, step)))
+        checkpoint = load_checkpoint(CheckpointFolder.of_run(run).at(step_to_fork(run, step)))
     except BrokenCheckpointError as error:
         raise ValueError(f"fork={run}: {error}") from error
     return ForkOrigin(run, checkpoint, train_state(checkpoint))

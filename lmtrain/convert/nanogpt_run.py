@@ -89,7 +89,7 @@ def _save_first_checkpoint(
     cfg: DictConfig, parts: Parts, state: TrainState, directory: RunDirectory, now: Mapping[str, Any]
 ) -> None:
     """Save as the trainer itself would after the step of `state`, and begin `metrics.jsonl`, which marks a run."""
-    folder = CheckpointFolder(directory.path / "checkpoints", now["run_id"])
+    folder = CheckpointFolder.of_run(directory.path, now["run_id"])
     recorder = Recorder(
         logger=JsonlLogger(directory.path / "metrics.jsonl"),
         saver=Saver(folder),

@@ -38,7 +38,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
-    checkpoints = CheckpointFolder(run_dir / "checkpoints")
+    checkpoints = CheckpointFolder.of_run(run_dir)
     steps = checkpoints.steps()
     if not steps:
         raise ConfigError(f"{run_dir}: no checkpoint yet")

@@ -134,7 +134,7 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
 
 def log_ending(error: BaseException | None, path: Path) -> None:
     """Log how a run ended that did not complete; the traceback goes to `train.log`."""
-    saved = CheckpointFolder(path / "checkpoints").steps()
+    saved = CheckpointFolder.of_run(path).steps()
     match error:
         case None:
             pass

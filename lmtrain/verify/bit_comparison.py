@@ -45,7 +45,7 @@ class UndisturbedRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.compared_checkpoints = self.compared_lines = 0
-        self._folder = CheckpointFolder(path / "checkpoints")
+        self._folder = CheckpointFolder.of_run(path)
         self.steps = frozenset(self._folder.steps())
         self._metrics = [_without_measured(line) for line in read_metrics(path / "metrics.jsonl")]
         self._seen: set[Any] = set()
@@ -88,7 +88,7 @@ class UndisturbedRun:
             )
 
     def _checkpoint_differences(self, run: Path) -> Iterator[BitDifference]:
-        folder = CheckpointFolder(run / "checkpoints")
+        folder = CheckpointFolder.of_run(run)
         for name in folder.broken():
             step = int(re.sub(r"\D*(\d+).*", r"\1", name))
             yield BitDifference(step, f"checkpoints/{name}", "a kill has left a complete checkpoint broken")

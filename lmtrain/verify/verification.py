@@ -202,4 +202,4 @@ def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path)
 
 
 def _newest(run: Path) -> int:
-    return max(CheckpointFolder(run / "checkpoints").steps(), default=0)
+    return max(CheckpointFolder.of_run(run).steps(), default=0)

@@ -193,6 +193,7 @@ def test_what_may_not_be_read_is_not_broken(open_folder: Path, locked: str) -> N
     assert folder.broken() == []
 
 
+@pytest.mark.slow
 def test_a_lack_of_memory_is_no_damage(folder: CheckpointFolder) -> None:
     for step in (1, 2):
         folder.save(step, Checkpoint({"model": {"w": torch.zeros(30_000_000)}}), Retention(newest=9))

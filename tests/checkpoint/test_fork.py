@@ -34,6 +34,7 @@ def train(cli: Cli, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
     said = train(cli, "fork=runs/origin", "step=8", "hydra.run.dir=runs/fork")
     fork = tmp_path / "runs" / "fork"
@@ -48,6 +49,7 @@ def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tm
     assert OmegaConf.load(fork / "config.yaml").step == 8
 
 
+@pytest.mark.slow
 def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: Path, cli: Cli) -> None:
     # The origin's own scheduler.warmup_steps stays, scheduler.max_steps is nothing that the other schedule has.
     train(cli, "fork=runs/origin", "scheduler=constant", "optimizer.lr=1e-3", "trainer.max_steps=16",
@@ -62,6 +64,7 @@ def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: P
     assert result["best_val_loss"] == min(line["val/loss"] for line in lines if "val/loss" in line)
 
 
+@pytest.mark.slow
 def test_what_an_experiment_set_for_a_group_goes_with_the_groups_choice(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -164,6 +167,7 @@ def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, 
     assert read_json(again / "environment.json")["rerun_of"]["run"] == str(origin)
 
 
+@pytest.mark.slow
 def test_a_fork_is_repeated_as_one(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=8", "optimizer.lr=1e-3", "hydra.run.dir=runs/fork")
     said = train(cli, "--rerun", "runs/fork", "hydra.run.dir=runs/again")
@@ -175,6 +179,7 @@ def test_the_same_config_is_recognised(origin: Path, cli: Cli) -> None:
     assert "the same config as runs/origin (completed" in said
 
 
+@pytest.mark.slow
 def test_what_a_strangers_run_was_started_with_is_not_simply_done(origin: Path, tmp_path: Path, cli: Cli) -> None:
     recorded = origin / ".hydra" / "overrides.yaml"
     own = recorded.read_text()

@@ -31,6 +31,7 @@ folder = CheckpointFolder(Path({str(path)!r}))
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_no_checkpoint(folder: CheckpointFolder) -> None:
     folder.save(10, a_checkpoint(10.0), Retention(2))
     # A file larger than the limit fails in the middle of a write, as on a full disk.
@@ -53,6 +54,7 @@ saver.wait()
     assert value(folder, 10) == 10.0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_many_saves(folder: CheckpointFolder) -> None:
     script = """
 torch.set_num_threads(1)
@@ -80,6 +82,7 @@ with Saver(folder) as saver:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 @pytest.mark.parametrize("end", ["kill", "exit"])
 def test_a_process_that_ends_during_a_save_leaves_whole_checkpoints_alone(

@@ -264,6 +264,7 @@ def test_text_that_would_move_the_cursor_is_shown_harmless(tmp_path, capsys):
     assert "\ufffd[31mred [bold]fat[/bold]" in output
 
 
+@pytest.mark.slow
 def test_a_picture_has_a_row_for_each_folder(tmp_path, capsys):
     """Also for folders with very little in them: no division by nothing, no empty axis."""
     image = pytest.importorskip("matplotlib.image")

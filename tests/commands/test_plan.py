@@ -45,6 +45,7 @@ def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folde
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_measured_steps_take_the_place_of_an_estimate(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     text, numbers = planned(cli, tmp_path, f"data.path={token_folder}", "--measure")
     assert numbers["measured"]["steps"] == 5
@@ -67,6 +68,7 @@ def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, 
     assert "--measure: data.path=data/stdlib has no token files" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_fork_is_planned_from_its_checkpoint_on(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     origin = ["trainer.keep_every=4", "hydra.run.dir=runs/origin"]
     assert cli(*TINY, f"data.path={token_folder}", *origin).returncode == 0

@@ -115,6 +115,7 @@ def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
         assert str(folder / name) in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     write_failing_model(tmp_path, "RuntimeError('a bug in the model')", calls=0)
     kept = [text for text in tiny if not text.startswith("model")]
@@ -150,6 +151,7 @@ def test_mistakes_are_config_errors_and_leave_nothing(
     assert folders(tmp_path) == {"data"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_verification_leaves_no_process_behind(
     tiny: list[str], tmp_path: Path, cli: Cli, number: int

@@ -283,6 +283,7 @@ def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
     assert time.process_time() - began < 4  # 0.3 on a core of its own
 
 
+@pytest.mark.slow
 def test_synthetic_runs_have_the_files_of_real_ones(tmp_path: Path, cli: Cli) -> None:
     write_tokens(tmp_path / "data" / "tiny")
     for seed in (1, 2):

@@ -11,6 +11,7 @@ from lmtrain.data import byte_level_bpe
 pytestmark = pytest.mark.usefixtures("tiktoken_plugin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODINGS)
 @given(text=TEXTS)
 @settings(max_examples=400, deadline=None)

@@ -71,6 +71,7 @@ def test_a_mixture_trains_and_its_killed_run_resumes_to_the_same_losses(tmp_path
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tmp_path: Path, cli: Cli) -> None:
     folder = write_tokens(tmp_path / "tokens")
     whole = (folder / "train.bin").read_bytes()

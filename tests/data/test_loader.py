@@ -101,6 +101,7 @@ def test_a_batch_depends_on_its_index_alone(long, order):
         assert torch.equal(y, expected[index][1])
 
 
+@pytest.mark.slow
 def test_threads_that_share_a_loader_get_the_right_batches(long):
     jumps = [np.random.default_rng(seed).integers(0, 1_500, 60).tolist() for seed in range(4)]
     expected = {index: loader(long, batch_size=8, block_size=2).batch(index)[0] for index in {*chain(*jumps)}}
@@ -178,6 +179,7 @@ def test_a_terabyte_opens_at_once(tmp_path, order):
     assert resident_mb() - before < 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapped", [None, 16 * 2**20])
 def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypatch, mapped):
     if mapped:  # the file counts as a large one, whose pages are given back
@@ -290,6 +292,7 @@ def test_the_vocabulary_of_meta_json_is_kept_to(tmp_path):
         list(loader(folder).whole_split())
 
 
+@pytest.mark.slow
 def test_a_file_that_becomes_shorter_is_an_error_and_no_bus_error(tmp_path):
     # In a process of its own, which a bus error would kill.
     write(tmp_path, train=np.arange(60_000))

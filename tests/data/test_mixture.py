@@ -65,6 +65,7 @@ def test_each_source_shows_each_of_its_blocks_once_an_epoch(folders):
             assert sorted(own[epoch * blocks : (epoch + 1) * blocks]) == [*range(0, 4 * blocks, 4)]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(index=st.integers(0, 300) | st.integers(0, 10**10), limited=st.booleans())
 def test_samples_do_not_depend_on_how_the_global_batch_is_cut(folders, index, limited):

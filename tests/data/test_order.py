@@ -110,11 +110,13 @@ def test_permute_does_not_look_at_its_neighbours():
     assert np.array_equal(indices, np.arange(1_000))  # and changes nothing in place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "samples"), [(3, 1_500), (4, 3_000), (5, 6_000)])
 def test_every_order_of_few_elements_is_as_likely(n, samples):
     assert over_all_orders(n, samples) < QUANTILE_999[math.factorial(n) - 1]
 
 
+@pytest.mark.slow
 def test_too_few_rounds_would_be_noticed(monkeypatch):
     monkeypatch.setattr(order, "ROUNDS", 8)
     assert over_all_orders(5, 6_000) > QUANTILE_999[119]

@@ -44,6 +44,7 @@ assert "torch" not in sys.modules
     assert no_name.startswith("prepare.tokenizer.path=not a name: no such file")
 
 
+@pytest.mark.slow
 def test_a_folder_without_tokenizer_json_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, stored = fitted("bpe")
     stored.tokenizer.model.save(str(tmp_path))  # vocab.json and merges.txt, as GPT-2 was published

@@ -88,6 +88,7 @@ def test_a_missing_package_is_told_before_anything_is_made(
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 def test_a_jobs_name_and_tags_say_what_it_is(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
     given = [text for text in TINY if not text.startswith(("logger", "trainer.max_steps"))]
     (tmp_path / "outputs" / "sweep-1").mkdir(parents=True)

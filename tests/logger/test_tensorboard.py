@@ -69,6 +69,7 @@ def test_how_it_ended(tmp_path: Path, status: str, code: int) -> None:
     assert hparams(tmp_path, "session_end_info").status == code
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_what_was_logged_and_a_resume_shows_each_step_once(tmp_path: Path) -> None:
     script = f"""
 import os, sys

@@ -164,6 +164,7 @@ run_dir = Path({str(run_dir)!r})
     )
 
 
+@pytest.mark.slow
 def test_offline_all_is_in_the_run_directory_and_in_one_file(
     run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,6 +209,7 @@ def test_online_all_arrives(run_dir: Path, server: WandbServer, caplog: pytest.L
     assert warnings(caplog) == []
 
 
+@pytest.mark.slow
 def test_online_a_resume_drops_no_step(run_dir: Path, server: WandbServer) -> None:
     for status, steps in (("interrupted", (1, 2, 3, 4, 5)), ("completed", (4, 5, 6, 7, 8))):
         wandb = logger(run_dir, mode="online")
@@ -220,6 +222,7 @@ def test_online_a_resume_drops_no_step(run_dir: Path, server: WandbServer) -> No
     assert (run.summary["status"], run.exit_code) == ("completed", 0)
 
 
+@pytest.mark.slow
 def test_offline_a_resume_drops_no_step_when_a_user_syncs_it(run_dir: Path, server: WandbServer) -> None:
     for status, steps in (("interrupted", (1, 2, 3, 4, 5)), ("completed", (4, 5, 6, 7, 8))):
         wandb = logger(run_dir)
@@ -241,6 +244,7 @@ def test_offline_a_resume_drops_no_step_when_a_user_syncs_it(run_dir: Path, serv
     assert [line["_step"] for line in run.history] == list(range(10))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["refuses", "is not there", "wants a key"])
 def test_a_server_that_is_no_help_makes_the_run_an_offline_one(
     trouble: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -267,6 +271,7 @@ def test_a_server_that_is_no_help_makes_the_run_an_offline_one(
     assert re.search(reasons[trouble], warning)
 
 
+@pytest.mark.slow
 def test_a_server_that_goes_away_loses_nothing(
     run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -286,6 +291,7 @@ def test_a_server_that_goes_away_loses_nothing(
     assert history(read_run(file)) == expected(*range(1, 1001))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wandb_process", "wandb-core"])
 def test_a_crash_of_wandb_is_a_warning(name: str, run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     wandb = logger(run_dir)
@@ -298,6 +304,7 @@ def test_a_crash_of_wandb_is_a_warning(name: str, run_dir: Path, caplog: pytest.
     assert warning.endswith("it is left out from here, metrics.jsonl has everything")
 
 
+@pytest.mark.slow
 def test_a_hanging_wandb_is_killed_in_the_end(
     run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -315,6 +322,7 @@ def test_a_hanging_wandb_is_killed_in_the_end(
     kill(processes(run_dir))  # wandb-core, which would end by itself if it weren't stopped
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["hangs", "goes away"])
 def test_the_process_exits_at_once_after_closing(trouble: str, run_dir: Path) -> None:
     with WandbServer(hang=trouble == "hangs") as server:
@@ -447,6 +455,7 @@ print(json.dumps([before, during, state(), time.monotonic()]))
     assert history(offline_runs(run_dir)[0]) == expected(1, 2)
 
 
+@pytest.mark.slow
 def test_the_line_that_uploads_an_offline_run_with_its_tags(
     run_dir: Path, caplog: pytest.LogCaptureFixture, server: WandbServer
 ) -> None:
@@ -463,6 +472,7 @@ def test_the_line_that_uploads_an_offline_run_with_its_tags(
     assert server.runs["ida"].tags == ["x", "smoke", "y" * 64]
 
 
+@pytest.mark.slow
 def test_leet_shows_the_runs_by_their_links(run_dir: Path, home: Path) -> None:
     (home / "outputs" / "wandb").mkdir(parents=True)
     (home / "outputs" / "wandb" / "offline-run-20261122_000000-gone").symlink_to("../gone")

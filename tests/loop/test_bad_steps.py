@@ -33,6 +33,7 @@ def reference_scores(history: list[tuple[float, float]], values: tuple[float, fl
     return scores
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), window=st.sampled_from([4, 20, 33]), zscore=st.sampled_from([3.0, 8.0]))
 def test_scores_are_those_of_a_reference_and_bad_steps_stay_out_of_the_window(

@@ -61,6 +61,7 @@ def test_a_pruned_run_goes_on_to_the_bits_of_one_never_asked(
     assert timeless_metrics(tmp_path / "pruned") == timeless_metrics(tmp_path / "never")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_pruned_says_so_and_its_resume_takes_no_notice(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:

@@ -227,6 +227,7 @@ def test_bfloat16_is_near(name: str) -> None:
     assert (rounded - expected).norm() < 0.05 * expected.norm()  # twelve roundings of 2⁻⁸ in a row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_A_COMPILER])])
 @pytest.mark.parametrize("name", ["grouped-query", "gpt2"])
 def test_one_graph_serves_every_batch(name: str, backend: str) -> None:

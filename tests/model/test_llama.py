@@ -161,6 +161,7 @@ def test_fresh_loss_is_that_of_a_uniform_guess(changes):
     assert loss == pytest.approx(math.log(model.vocab_size), abs=0.1)
 
 
+@pytest.mark.slow
 def test_fresh_loss_of_the_production_model():
     model = Llama(**production())
     x, y = batch(32_000, 2, 256)

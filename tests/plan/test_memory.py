@@ -93,6 +93,7 @@ def measured_on_the_cpu(make: Make, numbers: StepSettings) -> int:
     return sum(tensor.nbytes for tensor in held) + most
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(ARGUMENTS, SHAPES)
 def test_peak_is_that_of_a_real_step(
     make: Make, dtype: torch.dtype, batch_size: int, block_size: int, micro_batches: int
@@ -129,6 +130,7 @@ def test_flops_are_those_torch_counts(make: Make, batch_size: int, block_size: i
     assert count_flops(make, 1, block_size) == pytest.approx(by_torch, rel=0.01)
 
 
+@pytest.mark.slow
 def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
     make = llama(n_head=16, vocab_size=256)
     on_cuda = simulated(make, StepSettings("cuda", torch.bfloat16, 1, 4, 128))
@@ -145,6 +147,7 @@ def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
     assert masked.peak["activations"] - on_cuda.peak["activations"] > 2 * 2 * 4 * 16 * 128 * 128
 
 
+@pytest.mark.slow
 def test_a_longer_batch_takes_more_and_nothing_leaks() -> None:
     numbers = [StepSettings("cpu", torch.float32, 2, batch_size, 64) for batch_size in (2, 4)]
     small, large = (simulated(llama(), each).peak for each in numbers)

@@ -94,6 +94,7 @@ class Broken(Launcher):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sweeper", ["grid", "optuna"])
 def test_a_launcher_that_fails_is_told_in_a_line(tmp_path: Path, token_folder: Path, cli: Cli, sweeper: str) -> None:
     (tmp_path / "hydra_plugins").mkdir()

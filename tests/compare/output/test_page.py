@@ -21,6 +21,8 @@ from lmtrain.compare.output.page import as_html
 from lmtrain.compare.output.page_data import thin_curve
 from lmtrain.compare.runs import load_runs
 
+pytestmark = pytest.mark.slow  # each opens the page in a browser
+
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>${window.hacked=1}%{x}"
 
 
@@ -252,7 +254,6 @@ def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> 
     assert page.complaints() == []
 
 
-@pytest.mark.slow
 def test_two_hundred_runs(browser: webdriver.Chrome, tmp_path: Path) -> None:
     file = page_of(write_sweep(tmp_path / "runs", 200, steps=500, log_interval=2))
     assert file.stat().st_size < 15e6

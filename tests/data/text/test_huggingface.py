@@ -395,6 +395,7 @@ def test_a_missing_library_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> N
         HuggingFace("json", files="a")
 
 
+@pytest.mark.slow
 def test_a_locale_that_would_change_the_text_is_refused(folder: Path) -> None:
     (folder / "a.txt.gz").write_bytes(gzip.compress("é\n".encode()))
     script = (
@@ -455,6 +456,7 @@ step(make().changes(inputs), error(lambda: make().scan(print)))
 """
 
 
+@pytest.mark.slow
 def test_a_dataset_of_the_hub_is_read_at_one_commit(folder: Path) -> None:
     hub = Hub("lab/corpus")
     files = {
@@ -526,6 +528,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 def test_without_a_network(folder: Path) -> None:
     (folder / "a.jsonl").write_bytes(jsonl([{"text": "here"}]))
     output, errors = process(OFFLINE, folder, HF_HUB_OFFLINE="1").communicate(timeout=60)

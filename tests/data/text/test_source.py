@@ -144,6 +144,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_a_document_of_any_size_needs_little_memory(tmp_path: Path) -> None:
     block = ("Some words, an é and a 🦊, in lines as they are in a book, of a paragraph each.\n" * 12000).encode()
     with (tmp_path / "large.txt").open("wb") as file:

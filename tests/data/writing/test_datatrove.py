@@ -374,6 +374,7 @@ def run_example(folder: Path, *arguments: object, **environment: str) -> "subpro
     return done
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "slurm"])
 def test_the_example_with_two_ranks_at_once_or_more(
     tmp_path: Path, corpus: Path, reference: Path, executor: str

@@ -171,6 +171,7 @@ def test_a_wrong_setting_of_the_search_is_named(arguments: list[str], message: s
     assert message in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sampler", "pruner"])
 def test_each_choice_is_one_of_optunas(kind: str) -> None:
     choices = sorted(path.stem for path in (shipped("conf") / "hydra" / "sweeper" / kind).glob("*.yaml"))
