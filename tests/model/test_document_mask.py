@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from support.compiler import NEEDS_A_COMPILER
 from support.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 from torch import Tensor
-from torch._dynamo.utils import counters
 
 from lmtrain.model.document_mask import mask_and_positions
 from lmtrain.model.gpt2 import GPT2
@@ -231,6 +230,8 @@ def test_bfloat16_is_near(name: str) -> None:
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[pytest.mark.slow, NEEDS_A_COMPILER])])
 @pytest.mark.parametrize("name", ["grouped-query", "gpt2"])
 def test_one_graph_serves_every_batch(name: str, backend: str) -> None:
+    from torch._dynamo.utils import counters  # the compiler takes seconds to import
+
     torch._dynamo.reset()
     counters.clear()
     model = build(name, mask_documents=True, end_of_text=END_OF_TEXT, n_layer=1).double()

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from lmtrain.model.gpt2 import GPT2
 
@@ -46,7 +45,9 @@ def randomised(dtype: torch.dtype, **changes: Any) -> GPT2:
     return model
 
 
-def in_transformers(model: GPT2, **changes: Any) -> GPT2LMHeadModel:
+def in_transformers(model: GPT2, **changes: Any) -> Any:
+    from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds, in a process that may need none of it
+
     config = {**TINY, "d_ff": None, "bias": True, "gelu": "tanh", "tie_embeddings": True, **changes}
     theirs = GPT2LMHeadModel(
         GPT2Config(

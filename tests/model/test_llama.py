@@ -12,8 +12,6 @@ from omegaconf import OmegaConf
 from support.rounding import FLOAT32, rounding_error
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from lmtrain.model.llama import Llama, rope_table
 
@@ -58,7 +56,9 @@ def randomised(dtype: torch.dtype, **changes: Any) -> Llama:
     return model
 
 
-def in_transformers(model: Llama, **changes: Any) -> LlamaForCausalLM:
+def in_transformers(model: Llama, **changes: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM  # takes seconds, in a process that may need none of it
+
     config = {**TINY, "rope_base": 10000.0, "norm_eps": 1e-5, "tie_embeddings": True, **changes}
     theirs = LlamaForCausalLM(
         LlamaConfig(
@@ -105,6 +105,8 @@ def batch(vocab_size: int, rows: int, length: int) -> tuple[torch.Tensor, torch.
 def test_logits_are_transformers_logits_in_float64(changes, monkeypatch):
     def unrounded(norm, x):  # the same formula as theirs, which casts to float32 in between
         return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
+
+    from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", unrounded)
     model = randomised(torch.float64, **changes)
