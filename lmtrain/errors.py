@@ -1,4 +1,4 @@
-"""Every error that lmtrain raises on purpose, and every way a run can end: its status and its exit code."""
+"""The errors that end a run or a command, and every way that a run can end: its status and its exit code."""
 
 import signal
 from dataclasses import dataclass

@@ -71,7 +71,7 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     Raises:
         ValueError: the model is another one, or the optimizer's state does not fit.
     """
-    then, now = origin.checkpoint.state["config"], snapshot.record["config"]
+    then, now = origin.checkpoint.state["config"], snapshot.identity["config"]
     fresh = []
     try:
         snapshot.model.load_state_dict(dict(origin.checkpoint.tensors["model"]))

@@ -77,7 +77,7 @@ def train_state(checkpoint: Checkpoint) -> TrainState:
 class Snapshot:
     """The parts whose state makes up a run: `take` copies it into a checkpoint, `restore` puts it back.
 
-    `record` says what else the state belongs to: the run's id, its config, the versions of the software. Nothing is
+    `identity` says what else the state belongs to: the run's id, its config, the versions of the software. Nothing is
     ever built from it.
     """
 
@@ -88,7 +88,7 @@ class Snapshot:
     system: System
     detector: SpikeDetector
     loaders: Mapping[str, TokenLoader]
-    record: Mapping[str, Any]
+    identity: Mapping[str, Any]
 
     @cached_property
     def data(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ class Snapshot:
                 "rng-0": self.system.generator_state(),
             },
             state={
-                **self.record,
+                **self.identity,
                 "format_version": FORMAT_VERSION,
                 "train": asdict(state),
                 "optimizer": plain,

@@ -50,7 +50,7 @@ class _NotPlainError(Exception):
 
 
 def signature_of(target: str, typed: Collection[str]) -> Signature:
-    """Return the signature of the callable that a `_target_` names; the `typed` parameters have their annotations.
+    """Return the signature of the callable that a `_target_` names, with annotations of at least the `typed` ones.
 
     Raises:
         TargetError: no such module or attribute, or it can't be imported or called.

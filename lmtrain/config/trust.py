@@ -81,7 +81,7 @@ def read_saved(path: Path) -> DictConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     try:
-        # In the whole file; are they in one string? After a backslash, as in "\\x24{", none is seen in the text itself.
+        # In the whole file; are they in one string? After a backslash, as in "\x24{", none is seen in the text itself.
         if text.count("${") > MAX_INTERPOLATIONS or "\\" in text:
             for _, string in _texts(yaml.safe_load(text)):
                 if string.count("${") > MAX_INTERPOLATIONS:

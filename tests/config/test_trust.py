@@ -152,6 +152,8 @@ def bomb() -> str:
         ("a: !!python/object/apply:os.system [touch owned]", "not the YAML of a config"),
         ("a: !!python/name:os.system", "not the YAML of a config"),
         ("a: !!set {b}", "not the YAML of a config"),
+        ("a: " + "${b}" * 30, "not an interpolation that can be read"),
+        ('a: "' + r"\x24{b}" * 30 + '"', "not an interpolation that can be read"),
     ],
 )
 def test_any_other_yaml_is_one_line(text: str, message: str, tmp_path: Path) -> None:
