@@ -12,8 +12,8 @@ from torch import nn
 
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
+from lmtrain.loop.training_parts import Parts
 from lmtrain.system import System
-from lmtrain.trainer import Parts
 
 
 def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
@@ -43,7 +43,7 @@ def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Build the model on the CPU, so that one seed makes one model, whatever it is trained on.
+    """Build the model on the CPU, so that one seed makes one model for every device.
 
     Under `torch.device("meta")` it has shapes alone.
     """

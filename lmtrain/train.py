@@ -25,6 +25,7 @@ from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
+from lmtrain.loop.training_parts import Parts
 from lmtrain.parts import build_parts
 from lmtrain.run import report
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
@@ -34,7 +35,7 @@ from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, model_summary, record_start
 from lmtrain.run.result import Result
 from lmtrain.terminal.console import configure_logging
-from lmtrain.trainer import Parts, Recorder, Trainer
+from lmtrain.trainer import Recorder, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -128,19 +129,19 @@ def train(
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
         tokenizer = _keep_tokenizer(cfg, directory)
-        now = {**describe_environment(run_id, parts.system.describe()), **lineage, **start.lineage}
-        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, now)
+        environment = {**describe_environment(run_id, parts.system.describe()), **lineage, **start.lineage}
+        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, environment)
     try:
         with raising_config_errors():
             trainer: Trainer = build(cfg.trainer, parts, recorder, state)
             start.restore(trainer)
             recorder.logger.rewind(state.logged_step)
             if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                now |= {
+                environment |= {
                     "model": model_summary(parts.model, parts.train_loader),
                     "data": trainer.snapshot.data["fingerprints"],
                 }
-                record_start(cfg, directory, hydra_files, now, resumed, start.environment)
+                record_start(cfg, directory, hydra_files, environment, resumed, start.environment)
         del start  # as much memory again as the model and the optimizer take
         report.announce(cfg, directory, trainer)
         try:
@@ -218,10 +219,10 @@ def build_recorder(
     state: TrainState,
     stop: StopRequest,
     tokenizer: StoredTokenizer | None,
-    now: Mapping[str, Any],
+    environment: Mapping[str, Any],
 ) -> Recorder:
-    """Build what records the run in its directory and with its loggers; `now` is the environment that it runs in."""
-    info = run_info(cfg, directory, now["run_id"])
+    """Build what records the run in its directory and with its loggers; `environment` describes where it runs."""
+    info = run_info(cfg, directory, environment["run_id"])
     metrics = JsonlLogger(directory.path / "metrics.jsonl")
     console = ConsoleLogger(lambda: state.step, cfg.trainer.max_steps)
     return Recorder(
@@ -231,7 +232,11 @@ def build_recorder(
             directory.path / "bad-batches", parts.train_loader, tokenizer.decode if tokenizer else None
         ),
         stop=stop,
-        identity={"run_id": now["run_id"], "config": info.config, "environment": hardware_and_software(now)},
+        identity={
+            "run_id": environment["run_id"],
+            "config": info.config,
+            "environment": hardware_and_software(environment),
+        },
     )
 
 

@@ -1,6 +1,5 @@
 """The training loop: micro-batches, backward, clip, step; evaluation, logging and checkpoints around it."""
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +9,9 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.checkpoint.optimizer_state import group_values
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState
-from lmtrain.data.loader import TokenLoader
 from lmtrain.data.prefetch import Prefetcher
 from lmtrain.errors import DataError, DivergedError
 from lmtrain.logger.base import RunLogger
@@ -24,26 +21,13 @@ from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.stop_request import StopRequest
+from lmtrain.loop.training_parts import Parts
 from lmtrain.loop.update import update
 from lmtrain.model.flops import flops_per_token
-from lmtrain.scheduler import Schedule
-from lmtrain.system import System
 
 STOP_FILE_STEPS = 10  # between looks for a request to be pruned; on a network file system each may take a millisecond
 
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What computes a run, in the order that data flows; `parts.build_parts` builds it from a config."""
-
-    system: System
-    train_loader: TokenLoader
-    val_loader: TokenLoader
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: Schedule
 
 
 @dataclass(frozen=True)
@@ -110,28 +94,17 @@ class Trainer:
         self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
         self.step_samples = gradient_accumulation_steps * self.train_loader.batch_size
         self.grad_clip, self.on_bad_step = grad_clip or math.inf, policies.POLICIES[on_bad_step]
-        self.eval_interval, self.log_interval, self.checkpoint_interval = (
-            eval_interval,
-            log_interval,
-            checkpoint_interval,
-        )
+        self.eval_interval, self.log_interval = eval_interval, log_interval
+        self.checkpoint_interval = checkpoint_interval
         self.forward = self.system.compile(self.model)
         self.scaler = self.system.scaler()
-        self.evaluator = Evaluator(
-            *(self.model, self.forward, self.system, parts.train_loader, parts.val_loader),
-            batches=eval_batches,
-            train_batches=eval_train_batches,
-        )
+        self.evaluator = Evaluator(parts, self.forward, batches=eval_batches, train_batches=eval_train_batches)
         self.params = [param for param in self.model.parameters() if param.requires_grad]
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
         self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.seconds)
-        loaders, groups = {"train": parts.train_loader, "val": parts.val_loader}, group_values(self.optimizer)
-        self.snapshot = Snapshot(
-            *(self.model, self.optimizer, copy.deepcopy(groups), self.scaler, self.system, self.detector, loaders),
-            recorder.identity,
-        )
+        self.snapshot = Snapshot(parts, self.scaler, self.detector, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,
             self.saver,
@@ -168,7 +141,14 @@ class Trainer:
             if state.pending is not None:
                 self._finish_step(state.pending, evaluates=True, saves=True)
             while state.step < self.max_steps:
-                loss, grad_norm = self._step_on_good_data()
+                try:
+                    loss, grad_norm = self.step()
+                except DataError:
+                    self._apply_policy(newest=True)  # to the step before, which has not been looked at yet
+                    raise
+                if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
+                    self.stop.defers = True
+                    self.saver.reserve(self.snapshot.take(state))
                 last = state.step == self.max_steps
                 logs = state.step % self.log_interval == 0 or last or state.step == 1
                 evaluates = state.step % self.eval_interval == 0 or last
@@ -214,17 +194,6 @@ class Trainer:
         self.state.samples += self.step_samples
         self.state.tokens += targets
         return total, grad_norm
-
-    def _step_on_good_data(self) -> tuple[Tensor, Tensor]:
-        try:
-            result = self.step()
-        except DataError:
-            self._apply_policy(newest=True)  # to the step before, which has not been looked at yet
-            raise
-        if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
-            self.stop.defers = True
-            self.saver.reserve(self.snapshot.take(self.state))
-        return result
 
     def _finish_step(self, metrics: Metrics, *, evaluates: bool, saves: bool) -> None:
         """Do what comes after the update: an evaluation, a line in the log, a checkpoint."""

@@ -28,7 +28,7 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.units import si
 
 if TYPE_CHECKING:
-    from lmtrain.trainer import Parts
+    from lmtrain.loop.training_parts import Parts
 
 CONTENDERS = {
     "trainer": "lmtrain's Trainer.fit",

@@ -1,5 +1,6 @@
 """The whole state of a run as one checkpoint, and back: all that a bitwise resume needs."""
 
+import copy
 import logging
 import math
 from collections.abc import Mapping
@@ -8,12 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from lmtrain.checkpoint.folder import Checkpoint
 from lmtrain.checkpoint.optimizer_state import (
-    Groups,
     changed_groups,
+    group_values,
     load_groups,
     load_optimizer_state,
     optimizer_state,
@@ -22,7 +22,7 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.data.order import ORDER_VERSION
 from lmtrain.errors import DataError
 from lmtrain.loop.bad_steps import SpikeDetector
-from lmtrain.system import System
+from lmtrain.loop.training_parts import Parts
 
 log = logging.getLogger(__name__)
 
@@ -73,22 +73,21 @@ def train_state(checkpoint: Checkpoint) -> TrainState:
     return TrainState(**checkpoint.state["train"])
 
 
-@dataclass(frozen=True)
 class Snapshot:
-    """The parts whose state makes up a run: `take` copies it into a checkpoint, `restore` puts it back.
+    """The state that makes up a run: `take` copies it into a checkpoint, `restore` puts it back into the parts.
 
     `identity` says what else the state belongs to: the run's id, its config, the versions of the software. Nothing is
     ever built from it.
     """
 
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    initial_groups: Groups  # the optimizer's own numbers before the first step
-    scaler: torch.amp.GradScaler
-    system: System
-    detector: SpikeDetector
-    loaders: Mapping[str, TokenLoader]
-    identity: Mapping[str, Any]
+    def __init__(
+        self, parts: Parts, scaler: torch.amp.GradScaler, detector: SpikeDetector, identity: Mapping[str, Any]
+    ) -> None:
+        self.model, self.optimizer, self.system = parts.model, parts.optimizer, parts.system
+        self.loaders: Mapping[str, TokenLoader] = {"train": parts.train_loader, "val": parts.val_loader}
+        self.scaler, self.detector, self.identity = scaler, detector, identity
+        # The optimizer's own numbers before the first step.
+        self.initial_groups = copy.deepcopy(group_values(parts.optimizer))
 
     @cached_property
     def data(self) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
     check_options(options, files)
     from lmtrain.compare.comparison import compare  # scipy takes half a second, which --help need not wait for
-    from lmtrain.compare.output.terminal_view import show
+    from lmtrain.compare.output.terminal_view import show_comparison
 
     with raising_config_errors():
         comparison = compare(
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             asked=options.columns and options.columns.split(","),
         )
         if "-" not in files.values():
-            show(comparison, limit=options.limit)
+            show_comparison(comparison, limit=options.limit)
         for kind, file in files.items():
             module, name = OUTPUTS[kind]
             content = getattr(importlib.import_module(module), name)(comparison)

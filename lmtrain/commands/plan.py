@@ -48,11 +48,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.measure and missing:
         raise ConfigError(f"--measure: {missing[0]} has no token files; python -m lmtrain prepare makes them")
     from lmtrain.plan.make import make  # torch, which help and mistakes need not wait for
-    from lmtrain.plan.terminal_view import show
+    from lmtrain.plan.terminal_view import show_plan
 
     plan = make(cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
 
-    show(plan)
+    show_plan(plan)
     if options.json:
         write_json_with_machine(options.json, overrides=options.overrides, **plan.to_dict())
     return 0

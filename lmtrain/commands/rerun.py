@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lmtrain --rerun",
         description="Repeats a run: its config, seed and data, in a new run directory. Give it in the folder that the "
-        "run was started in.\nWhat else has changed since (code, versions, machine) is told first, and at the end "
+        "run was started in.\nWhat else has changed since (code, versions, machine) is printed first, and at the end "
         "whether every number is the same.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

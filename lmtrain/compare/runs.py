@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_sample
 from lmtrain.files.limited import read_json
@@ -36,7 +37,7 @@ ORIGIN_KEYS = ("fork", "step")  # of a run that started from another's checkpoin
 DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # of no consequence where the fingerprints are equal
 FOLLOWING_GROUP = "scheduler."  # whose values are taken from other parts, unless they are set
 MAX_STATUS_CHARS = 20
-SKIPPED_FOLDERS = {"checkpoints", ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
+SKIPPED_FOLDERS = {CHECKPOINTS, ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Reads what a `_target_` takes, without importing it where its source alone tells.
 
 Importing a model imports torch, which takes seconds; a misspelt key should be told at once. So plain
-functions and classes are read from their syntax tree, and whatever is less plain (a decorator, an inherited
+functions and classes are read from their syntax tree, and anything less plain (a decorator, an inherited
 `__init__`, a needed annotation from a heavy module) is imported and inspected. Both ways give the same signature.
 """
 

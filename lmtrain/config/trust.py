@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
+from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
@@ -165,7 +166,7 @@ def _own_names(folder: Path, run_dir: Path) -> set[str]:
 def _names_below(folder: Path, without: Path) -> Iterator[str]:
     without = without.resolve()
     for root, folders, files in os.walk(folder.resolve()):
-        if Path(root).is_relative_to(without) or ".hydra" in folders or "checkpoints" in folders:
+        if Path(root).is_relative_to(without) or ".hydra" in folders or CHECKPOINTS in folders:
             folders.clear()
             continue
         for file in files:

@@ -19,11 +19,12 @@ from lmtrain.data.stored_tokenizer import copy_tokenizer
 from lmtrain.errors import COMPLETED
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
+from lmtrain.loop.training_parts import Parts
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.parts import build_parts, build_system
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import describe_environment, hardware_and_software
-from lmtrain.trainer import Parts, Recorder, Trainer
+from lmtrain.trainer import Recorder, Trainer
 
 
 def write_run(

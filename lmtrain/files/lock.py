@@ -31,20 +31,27 @@ class FileLock:
     def acquire(self) -> bool:
         """Take the lock, waiting for the process that holds it; return True."""
         descriptor = self._open()
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except BaseException:  # a file system without locks; a signal
+            os.close(descriptor)
+            raise
         self._descriptor = descriptor
         return True
 
     def try_acquire(self, pauses_s: Sequence[float] = (0.0,)) -> bool:
         """Take the lock if no process holds it; make an attempt after each of the pauses. Return whether it is ours."""
         descriptor = self._open()
-        for pause_s in pauses_s:
-            time.sleep(pause_s)
-            if _lock_now(descriptor, fcntl.LOCK_EX):
-                self._descriptor = descriptor
-                return True
-        os.close(descriptor)
-        return False
+        try:
+            for pause_s in pauses_s:
+                time.sleep(pause_s)
+                if _lock_now(descriptor, fcntl.LOCK_EX):
+                    self._descriptor = descriptor
+                    return True
+            return False
+        finally:
+            if self._descriptor != descriptor:
+                os.close(descriptor)
 
     def release(self) -> None:
         """Close the file. A process that has inherited its descriptor goes on holding the lock."""
@@ -103,7 +110,7 @@ def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -
     """Make the folder and hold a lock on the folder itself, so that no file of ours is in it.
 
     Calls `on_waiting` before it waits for another process. The folder may be moved or removed while it is locked:
-    whoever waits then makes a new one in the old place.
+    a process that waits then makes a new one in the old place.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)

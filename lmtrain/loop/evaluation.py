@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.prefetch import MicroBatch
+from lmtrain.loop.training_parts import Parts
 from lmtrain.system import System
 
 
@@ -45,19 +46,9 @@ class Evaluator:
     `forward` is the model as it trains (compiled, say); `batches` limits the validation (None: the whole split).
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        forward: Callable[..., Any],
-        system: System,
-        train_loader: TokenLoader,
-        val_loader: TokenLoader,
-        *,
-        batches: int | None,
-        train_batches: int,
-    ) -> None:
-        self.model, self.forward, self.system = model, forward, system
-        self.train_loader, self.val_loader = train_loader, val_loader
+    def __init__(self, parts: Parts, forward: Callable[..., Any], *, batches: int | None, train_batches: int) -> None:
+        self.model, self.forward, self.system = parts.model, forward, parts.system
+        self.train_loader, self.val_loader = parts.train_loader, parts.val_loader
         self.batches, self.train_batches = batches, train_batches
 
     def loss(self, loader: TokenLoader, batches: int | None) -> float:

@@ -206,7 +206,7 @@ def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
 
     try:
         return simulate(parts, settings), None
-    except Exception as error:  # whatever a user's model or optimizer does with data that is not there
+    except Exception as error:  # a user's model or optimizer may do anything with data that is not there
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -230,7 +230,7 @@ def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
     def made(every: int | None) -> int:
         return facts.max_steps // every - facts.first_step // every if every else 0
 
-    # The last step is saved whatever the intervals say.
+    # The last step is always saved.
     all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
     kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
     return int(min(kept, all_of_them) + 1)

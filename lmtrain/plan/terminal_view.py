@@ -17,7 +17,7 @@ from lmtrain.terminal.units import duration, si
 OPTIMAL = 20  # tokens a parameter (Hoffmann et al. 2022)
 
 
-def show(plan: Plan) -> None:
+def show_plan(plan: Plan) -> None:
     """Print the plan: what the run is, what it takes, the learning rate, and what is likely to be wrong."""
     _print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
     _print_heading("model and data")

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from omegaconf import OmegaConf
 
+from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import write_atomically
@@ -36,7 +37,7 @@ class RunDirectory:
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
         for entry in self.path.iterdir():
-            if entry.is_symlink() and entry.name != "checkpoints":  # which may well lie on a larger disk
+            if entry.is_symlink() and entry.name != CHECKPOINTS:  # which may well lie on a larger disk
                 raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
         if not self.lock.try_acquire(PAUSES_S):
             raise ValueError(f"{self.path}: in use by {self.lock.owner() or 'another process'}")

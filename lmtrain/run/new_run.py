@@ -66,7 +66,7 @@ def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) ->
 def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     """Call `train` as Hydra runs a job: with its callbacks and `hydra.job.env_set`; return the exit code.
 
-    Whatever `train` raises is raised here. `train` should import torch itself, so that the variables are set by then.
+    An exception of `train` is raised here. `train` should import torch itself, so that the variables are set by then.
 
     Raises:
         ConfigError: the directory or a callback can't be made.

@@ -39,22 +39,23 @@ def record_start(
     cfg: DictConfig,
     directory: RunDirectory,
     hydra_files: Mapping[str, str],
-    now: Mapping[str, Any],
+    environment: Mapping[str, Any],
     resumed: Resume | None,
-    then: Mapping[str, Any] | None,
+    saved_environment: Mapping[str, Any] | None,
 ) -> None:
-    """Write what the run is made of; a resume is added to that, with what has changed since the checkpoint."""
+    """Write what the run is made of; a resume is added to that, with what has changed since the
+    checkpoint, which was saved in `saved_environment`."""
     if resumed is None:
-        directory.write_json("environment.json", now)
+        directory.write_json("environment.json", environment)
         return
     resumed.began = True
     (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
-    first = read_json(directory.path / "environment.json") or dict(now)
-    again = {key: value for key, value in now.items() if key != "run_id"} | {"changes": list(resumed.changes)}
+    first = read_json(directory.path / "environment.json") or dict(environment)
+    again = {key: value for key, value in environment.items() if key != "run_id"} | {"changes": list(resumed.changes)}
     directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
     directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
     for line in resumed.changes:
         log.info("changed: %s", line)
-    since = differences(then, hardware_and_software(now)) if then else []
+    since = differences(saved_environment, hardware_and_software(environment)) if saved_environment else []
     if since:
         log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))

@@ -54,7 +54,7 @@ def slot_variables(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping
         deals = [gpus[at : at + gpus_per_job] for at in range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)]
         return [{VISIBLE: ",".join(deals[slot % len(deals)])} for slot in range(n_jobs or len(deals))]
     slots = n_jobs or 1
-    variables = {} if gpus_per_job else {VISIBLE: ""}  # 0: on the CPU, whatever there is
+    variables = {} if gpus_per_job else {VISIBLE: ""}  # 0: on the CPU, even if there are GPUs
     if slots > 1 and THREADS not in os.environ:
         variables[THREADS] = str(max(1, available_cores() // slots))
     return [variables] * slots

@@ -19,11 +19,11 @@ from lmtrain.errors import FAILED, INTERRUPTED, ConfigError, InterruptedBySignal
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
-from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_config import check_job_config, job_config, sweep_search_path
 from lmtrain.sweep.job_directory import remaining_work
 from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
-from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_report, write_report
+from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_sweep_report, write_sweep_report
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
 
@@ -88,8 +88,8 @@ class GridSweeper(Sweeper):
         ]
         if launcher_error is not None:
             show_launcher_failure(launcher_error)
-        write_report(sweep_dir.absolute(), ended, stopped)
-        show_report(sweep_dir.absolute(), ended, stopped)
+        write_sweep_report(sweep_dir.absolute(), ended, stopped)
+        show_sweep_report(sweep_dir.absolute(), ended, stopped)
         raise_if_unfinished(ended, stopped)
 
     def _check_settings(self) -> None:
@@ -140,6 +140,6 @@ class GridSweeper(Sweeper):
         if now.status is not None:
             return JobEnd(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
         result = read_json(job.directory / "result.json")
-        begun = result.get("status") or (INTERRUPTED.status if now.resumes else "not started")
+        begun = result.get("status") or (INTERRUPTED.status if now.resumes else NOT_STARTED)
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
         return JobEnd(job, FAILED.status if failure and returned else begun, None, reason, result, ran=now.resumes)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+NOT_STARTED = "not started"  # a job that a signal to the sweep came before
+
 
 @dataclass(frozen=True)
 class Job:
@@ -17,7 +19,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: `status` as in `result.json`, or "not started"; `ran` if it ran in this sweep, not before."""
+    """How a job ended: `status` as in `result.json`, or NOT_STARTED; `ran` if it ran in this sweep, not before."""
 
     job: Job
     status: str

@@ -18,7 +18,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.files.lock import FileLock, run_lock
 from lmtrain.loop.stop_request import SIGNALS
 from lmtrain.sweep.gpus import slot_variables
-from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_directory import RemainingWork, remaining_work
 from lmtrain.terminal.redact import redacted
 
@@ -118,7 +118,7 @@ class JobPool:
                 running.lock.release()
         for job in self._queue:
             if self.stopped is not None:
-                ended.append(JobEnd(job, "not started", None, None, {}, ran=False))
+                ended.append(JobEnd(job, NOT_STARTED, None, None, {}, ran=False))
             elif (self._free_slot() is not None or id(job) not in self._looked_at) and (outcome := self._start(job)):
                 ended.append(outcome)
             self._looked_at.add(id(job))  # what was done before is returned at once, and the rest in its turn

@@ -15,7 +15,7 @@ from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
-from lmtrain.sweep.job import JobEnd
+from lmtrain.sweep.job import NOT_STARTED, JobEnd
 from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
@@ -28,7 +28,7 @@ SWEEP_FILE = "sweep.json"
 RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "seconds", "config_hash")
 
 
-def write_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
+def write_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
     """Record in `sweep.json` how each job ended, best first; `stopped` is the signal that stopped the sweep."""
     content = {
         "command": ["lmtrain", *sys.argv[1:]],
@@ -51,17 +51,17 @@ def write_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) 
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
 
 
-def show_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
+def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
     """Print how each job ended, best first, why some failed, and the commands that continue and compare."""
     ended = best_first(ended)
     console.print(jobs_table(ended))
     for one in ended:
-        if one.status not in SUCCESSFUL and one.status != "not started":
+        if one.status not in SUCCESSFUL and one.status != NOT_STARTED:
             where = f" ({short_path(one.job.directory)}/{LOG})" if _has_run(one) else ""
             words = [one.job.title, one.status, *([one.reason] if one.reason else [])]
             console.print(redact(f"{': '.join(words)}{where}"), markup=False)
     console.print(f"{count_by_status(ended)}; everything is in {short_path(sweep_dir)}", markup=False)
-    missing = {one.status for one in ended if one.status == "not started" or _has_run(one)} - SUCCESSFUL
+    missing = {one.status for one in ended if one.status == NOT_STARTED or _has_run(one)} - SUCCESSFUL
     if missing or stopped is not None:
         again = command_to_continue(sweep_dir, retries=bool(missing & UNSUCCESSFUL))
         console.print(f"to continue: {again}", markup=False)
@@ -113,7 +113,7 @@ def jobs_table(ended: Sequence[JobEnd]) -> Table:
 
 def status_label(ended: JobEnd) -> str:
     """Return a job's status, and whether an earlier sweep brought it there."""
-    return ended.status if ended.ran or ended.status == "not started" or not ended.result else f"{ended.status} before"
+    return ended.status if ended.ran or ended.status == NOT_STARTED or not ended.result else f"{ended.status} before"
 
 
 def count_by_status(ended: Sequence[JobEnd]) -> str:

@@ -1,7 +1,7 @@
 """Runs `python -m lmtrain …` in forks of a process that has imported torch already, which saves seconds a command.
 
 Each line of the standard input is a request: arguments, folder, environment, the files that the output goes to, and
-the file that shall hold the exit code when there is one. The process's number is the answer, a line.
+the file that will hold the exit code when there is one. The process's number is the answer, a line.
 """
 
 import contextlib

@@ -15,11 +15,12 @@ from lmtrain.files.metrics import MEASURED, read_metrics
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import StopRequest
+from lmtrain.loop.training_parts import Parts
 from lmtrain.model.llama import Llama
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.scheduler import cosine
 from lmtrain.system import System
-from lmtrain.trainer import Parts, Recorder, Trainer
+from lmtrain.trainer import Recorder, Trainer
 from support.tokens import VOCAB_SIZE
 
 DEFAULTS: dict[str, Any] = {

@@ -21,7 +21,7 @@ from lmtrain.terminal.units import loss_text
 REACHED_ROWS = 10
 
 
-def show(comparison: RunComparison, *, limit: int = 40) -> None:
+def show_comparison(comparison: RunComparison, *, limit: int = 40) -> None:
     """Print the comparison; `limit` is the number of rows of a table, 0 for all."""
     _show_runs(comparison, limit or len(comparison.runs))
     _show_statistics(comparison)

@@ -89,7 +89,7 @@ class OptunaSweeper(Sweeper):
                 "retry_failed=true: a search has learnt from the trials that failed, and goes on with others; give "
                 "more hydra.sweeper.n_trials, or another hydra.sweep.dir"
             )
-        from lmtrain.sweep.search.report import show_report, write_report
+        from lmtrain.sweep.search.report import show_search_report, write_search_report
         from lmtrain.sweep.search.space import parse_space
         from lmtrain.sweep.search.study import SharedStudy, quiet_optuna, rank_completed
         from lmtrain.sweep.search.trials import Search
@@ -122,8 +122,8 @@ class OptunaSweeper(Sweeper):
                 stopped, launcher_error = self._run_concurrently(search, settings), None
             else:
                 stopped, launcher_error = self._run_in_batches(search, settings)
-            about_picture = write_report(study, sweep_dir)
-            show_report(study, space, sweep_dir, about_picture)
+            about_picture = write_search_report(study, sweep_dir)
+            show_search_report(study, space, sweep_dir, about_picture)
             has_best = bool(rank_completed(study.trials(), study.direction))
         if launcher_error is not None:
             show_launcher_failure(launcher_error)

@@ -44,7 +44,7 @@ def trial_status(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: COMPLETED.status, TrialState.PRUNED: PRUNED.status}.get(trial.state, "unfinished")
 
 
-def write_report(study: SharedStudy, folder: Path) -> str:
+def write_search_report(study: SharedStudy, folder: Path) -> str:
     """Record every trial in `search.json`, with a picture beside it.
 
     Returns what there is to say about the picture, to follow other words.
@@ -73,7 +73,7 @@ def write_report(study: SharedStudy, folder: Path) -> str:
         return write_picture(study.study, folder / "study.png")
 
 
-def show_report(study: SharedStudy, space: SearchSpace, folder: Path, about_picture: str) -> None:
+def show_search_report(study: SharedStudy, space: SearchSpace, folder: Path, about_picture: str) -> None:
     """Print how the search stands, and the commands that compare its runs and repeat the best one."""
     trials = study.trials()
     best = rank_completed(trials, study.direction)

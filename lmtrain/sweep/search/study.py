@@ -79,7 +79,7 @@ class SharedStudy:
                     pruner=self.pruner,
                     load_if_exists=True,
                 )
-            except Exception as error:  # whatever the database in question raises
+            except Exception as error:  # each database raises its own
                 raise ConfigError(
                     f"hydra.sweeper.storage={self.storage or self.folder / JOURNAL}: can't be used: {error}"
                 ) from error

@@ -11,18 +11,18 @@ from optuna.trial import Trial
 from lmtrain.errors import INTERRUPTED, PRUNED
 from lmtrain.files.metrics import read_metrics
 from lmtrain.loop.stop_request import PRUNE_FILE, ask_to_prune
-from lmtrain.sweep.job import Job, JobEnd
+from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_directory import directory_name
 from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy
 
 LOOK_S = 0.25
-UNFINISHED = (INTERRUPTED.status, "not started")  # not reported: the job goes on when the search does
+UNFINISHED = (INTERRUPTED.status, NOT_STARTED)  # not reported: the job goes on when the search does
 
 
 @dataclass
 class RunningTrial:
-    """A trial whose job runs, watched through its `metrics.jsonl`, whoever runs it on whatever machine."""
+    """A trial whose job runs, watched through its `metrics.jsonl`, on any machine."""
 
     study: SharedStudy
     trial: Trial

@@ -1,0 +1,61 @@
+"""The parts of a run, built from its config: on the device and with the seed that it names, and fitting each other."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from support.tokens import TINY
+
+from lmtrain.config.check import check
+from lmtrain.config.compose import compose
+from lmtrain.parts import build_loaders, build_model, build_parts, build_system
+
+
+@pytest.fixture
+def overrides(token_folder: Path) -> list[str]:
+    return [*TINY, f"data.path={token_folder}", "model.vocab_size=61"]
+
+
+def config(overrides: list[str], *changes: str) -> DictConfig:
+    return check(compose([*overrides, *changes]))
+
+
+def test_one_seed_makes_one_model(overrides: list[str]) -> None:
+    one, same, other = (build_parts(config(overrides, f"seed={seed}")).model for seed in (1, 1, 2))
+    pairs = zip(one.parameters(), same.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert not all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_the_optimizer_has_the_parameters_of_the_model(overrides: list[str]) -> None:
+    parts = build_parts(config(overrides))
+    held = {param for group in parts.optimizer.param_groups for param in group["params"]}
+    assert held == set(parts.model.parameters())
+    assert parts.schedule(0) > 0
+    assert (parts.train_loader.batch(0)[0].shape, parts.val_loader.batch(0)[0].shape) == ((4, 16), (4, 16))
+
+
+def test_a_command_may_bring_a_system_of_its_own(overrides: list[str]) -> None:
+    cfg = config(overrides, "system.dtype=bfloat16")
+    assert build_parts(cfg).system.dtype_name == "bfloat16"
+    assert build_parts(cfg, build_system(cfg, dtype="float32")).system.dtype_name == "float32"
+
+
+def test_blocks_longer_than_the_model_takes_are_refused(overrides: list[str]) -> None:
+    cfg = config(overrides, "model=gpt2", "model.block_size=8", "model.vocab_size=61")
+    with pytest.raises(ValueError, match=r"^data\.block_size=16: longer than model\.block_size=8$"):
+        build_model(cfg)
+
+
+def test_data_that_is_used_up_before_the_end_is_refused(overrides: list[str], token_folder: Path) -> None:
+    mixture = ["data=mixture", f"+data.paths.a={token_folder}", "+data.weights.a=1", "+data.max_epochs.a=1"]
+    changes = ["data.batch_size=4", "data.block_size=16", "trainer.max_steps=1000"]
+    kept = [text for text in overrides if not text.startswith("data")]
+    with pytest.raises(ValueError, match=r"^trainer\.max_steps=1000: data\.max_epochs allows"):
+        build_loaders(config(kept, *mixture, *changes))
+
+
+def test_a_model_with_shapes_alone(overrides: list[str]) -> None:
+    with torch.device("meta"):
+        assert {param.device.type for param in build_model(config(overrides)).parameters()} == {"meta"}
