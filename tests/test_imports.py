@@ -112,6 +112,21 @@ def test_private_names_of_hydra_stand_in_one_file() -> None:
     assert users == ["lmtrain.config.hydra_internals"]
 
 
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_nothing_happens_at_import_but_definitions(path: Path) -> None:
+    """No call stands alone, and nothing loops or branches; a missing package may be caught."""
+    definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Try)
+    conditions = {"TYPE_CHECKING", "__name__ == '__main__'"}
+    others = [
+        ast.unparse(node)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if not isinstance(node, definitions)
+        and not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+        and not (isinstance(node, ast.If) and ast.unparse(node.test) in conditions)
+    ]
+    assert not others
+
+
 def test_files_and_folders_stay_small() -> None:
     long = {
         name: lines

@@ -27,8 +27,10 @@ _BYTE = {character: byte for byte, character in BYTE_ALPHABET.items()}
 GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 
 # Letters of all kinds, marks, numbers, punctuation, spaces: conversions are tried on all triples of them.
-_PROBES = ["a", "S", "ſ", "é", "\u0301", "ʰ", "ǅ", "狐", "1", "²", "'", "!", "/", "_", "🦊", "\u200d", "\0"]
-_PROBES += [" ", "\t", "\n", "\r", "\u3000", "\x85"]
+_PROBES = (
+    *("a", "S", "ſ", "é", "\u0301", "ʰ", "ǅ", "狐", "1", "²", "'", "!", "/", "_", "🦊", "\u200d", "\0"),
+    *(" ", "\t", "\n", "\r", "\u3000", "\x85"),
+)
 
 
 def tokenizer_of_tiktoken(encoding: "tiktoken.Encoding") -> Tokenizer:
