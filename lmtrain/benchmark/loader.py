@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
         epilog="Without overrides, on random tokens; with some, on data of yours: data=tokens data.path=data/books",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--shapes", nargs="+", default=["16x512", "64x1024"], help="BATCHxBLOCK (default: both)")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["16x512", "64x1024"], help="BATCHxBLOCK (default: 16x512 64x1024)"
+    )
     parser.add_argument("--rounds", type=int, default=21, help="rounds that count (default: 21)")
     parser.add_argument("--calls", type=int, default=100, help="batches a round (default: 100)")
     parser.add_argument("--batches", type=int, default=100_000, help="over which memory is watched (default: 100,000)")

@@ -7,6 +7,8 @@ ratio within a round.
 import importlib
 from collections.abc import Sequence
 
+from lmtrain.errors import ConfigError
+
 KINDS = {
     "step": "a training step against bare loops; what `benchmark` alone means",
     "loader": "batches against stacked slices of a memmap, and against a plain copy of the same memory",
@@ -21,5 +23,8 @@ def main(arguments: Sequence[str]) -> int:
         for kind, meaning in KINDS.items():
             print(f"  {kind:<10} {meaning}")
         return 0
-    kind, rest = (arguments[0], arguments[1:]) if arguments and arguments[0] in KINDS else ("step", arguments)
+    first = arguments[0] if arguments else ""
+    if first and first not in KINDS and not first.startswith(("-", "+", "~")) and "=" not in first:
+        raise ConfigError(f"benchmark {first}: no such kind; there are {', '.join(KINDS)}")
+    kind, rest = (first, arguments[1:]) if first in KINDS else ("step", arguments)
     return int(importlib.import_module(f"lmtrain.benchmark.{kind}").main(rest))

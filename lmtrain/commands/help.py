@@ -24,7 +24,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain compare RUN…                 runs side by side: table, statistics, a page of curves (--html)
   python -m lmtrain import CKPT.pt data.path=…   a run directory that goes on where a nanoGPT checkpoint stands
   python -m lmtrain verify-resume [overrides]    kills runs of this config: do they resume bit for bit?
-  python -m lmtrain benchmark [KIND] …           speed of step, loader, prepare against what the machine can do
+  python -m lmtrain benchmark [KIND] …           speed of step, loader, prepare, checkpoint, against the machine's own
 
 Each verb has its own --help. A first run, two minutes on a CPU: python -m lmtrain experiments=quickstart
 """

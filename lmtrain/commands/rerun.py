@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("run", type=Path, metavar="RUN_DIR")
     parser.add_argument(
-        "overrides", nargs="*", help=f"what changes no number: {', '.join(NEUTRAL_KEYS[:2])}, hydra.run.dir"
+        "overrides", nargs="*", default=[], help=f"what changes no number: {', '.join(NEUTRAL_KEYS[:2])}, hydra.run.dir"
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.parse_args(list(arguments))

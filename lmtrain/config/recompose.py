@@ -38,6 +38,8 @@ def expand_fork(arguments: Sequence[str]) -> list[str]:
     forks = [text for text in flags.overrides if text.startswith("fork=") and text != "fork=null"]
     if not forks:
         return list(arguments)
+    if forks[-1] == "fork=":
+        raise ConfigError("fork=: empty; give a run directory")
     # A path and no value of Hydra's grammar: the jobs of a sweep have directories like `lr=0.001,seed=1`.
     run = Path(forks[-1].removeprefix("fork=").strip("'\""))
     if not run.is_dir():

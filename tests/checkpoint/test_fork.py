@@ -134,6 +134,7 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
     ("arguments", "message"),
     [
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
+        (["fork="], "fork=: empty; give a run directory"),
         (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_model=64"], "does not fit the model"),
