@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m lmtrain benchmark checkpoint",
         description="Times saving the state of a config's model and optimizer, in the loop and beside it, in turns.",
-        epilog="Example: python -m lmtrain benchmark checkpoint model=llama_10m model.vocab_size=4096; it needs no data, and writes into a "
-        "folder of its own in the current one, where outputs/ would be.",
+        epilog="Example: python -m lmtrain benchmark checkpoint model=llama_10m model.vocab_size=4096; it needs "
+        "no data, and writes into a folder of its own in the current one, where outputs/ would be.",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: 7)")
