@@ -15,14 +15,19 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.check import did_you_mean
 from lmtrain.config.hydra_internals import failure_of, split_into_batches
-from lmtrain.errors import FAILED, INTERRUPTED, ConfigError, InterruptedBySignal
+from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_config import check_job_config, job_config, sweep_search_path
 from lmtrain.sweep.job_directory import remaining_work
-from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher, jobs_of
+from lmtrain.sweep.launcher import (
+    JobFailedError,
+    LaunchEnd,
+    ProcessLauncher,
+    jobs_of,
+    noting_launch_end,
+)
 from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_sweep_report, write_sweep_report
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
@@ -80,17 +85,17 @@ class GridSweeper(Sweeper):
             if remaining_work(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
         }
         returned: list[JobReturn] = []
-        stopped, launcher_error = self._launch(batches, returned)
+        end = self._launch(batches, returned)
         missing = [None] * (len(jobs) - len(returned))
         ended = [
-            self._job_end(job, one, launcher_error, job in before)
+            self._job_end(job, one, end.error, job in before)
             for job, one in zip(jobs, [*returned, *missing], strict=True)
         ]
-        if launcher_error is not None:
-            show_launcher_failure(launcher_error)
-        write_sweep_report(sweep_dir.absolute(), ended, stopped)
-        show_sweep_report(sweep_dir.absolute(), ended, stopped)
-        raise_if_unfinished(ended, stopped)
+        if end.error is not None:
+            show_launcher_failure(end.error)
+        write_sweep_report(sweep_dir.absolute(), ended, end.stopped)
+        show_sweep_report(sweep_dir.absolute(), ended, end.stopped)
+        raise_if_unfinished(ended, end.stopped)
 
     def _check_settings(self) -> None:
         for key, value in self.unknown.items():
@@ -110,26 +115,16 @@ class GridSweeper(Sweeper):
         for job in jobs:
             job_config(job.overrides, self._path, job.directory)
 
-    def _launch(
-        self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]
-    ) -> tuple[int | None, Exception | None]:
-        """Fill in what the launcher returns; return the signal that stopped it, and the launcher's own error."""
+    def _launch(self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]) -> LaunchEnd:
+        """Fill in what the launcher returns; return what ended it early."""
         assert self.launcher is not None
-        try:
-            with StopRequest():
-                for batch in batches:
-                    returned += self.launcher.launch(batch, initial_job_idx=len(returned))
-                    if isinstance(self.launcher, ProcessLauncher) and self.launcher.stopped is not None:
-                        return self.launcher.stopped, None
-        except InterruptedBySignal as signal:
-            return signal.number, None
-        except JobStoppedError as signal:
-            return int(signal.args[0]), None
-        except ConfigError:
-            raise
-        except Exception as error:  # a launcher's own, which may be anything: the jobs that ended have their results
-            return None, error
-        return None, None
+        with noting_launch_end() as end:
+            for batch in batches:
+                returned += self.launcher.launch(batch, initial_job_idx=len(returned))
+                if isinstance(self.launcher, ProcessLauncher) and self.launcher.stopped is not None:
+                    end.stopped = self.launcher.stopped
+                    break
+        return end
 
     def _job_end(self, job: Job, returned: JobReturn | None, launcher_error: Exception | None, before: bool) -> JobEnd:
         """Return how a job ended, by what the launcher returned and, without that, by what lies in its directory."""

@@ -1,7 +1,9 @@
 """Starts the jobs of a sweep, each in a fresh interpreter: no flag, thread count or memory of one reaches the next."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.compose import compose
-from lmtrain.errors import SUCCESSFUL
+from lmtrain.errors import SUCCESSFUL, ConfigError, InterruptedBySignal
+from lmtrain.loop.stop_request import StopRequest
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import sweep_search_path
 from lmtrain.sweep.job_directory import directory_name
@@ -34,6 +37,31 @@ class JobFailedError(RuntimeError):
 
 class JobStoppedError(BaseException):
     """A signal, this number, stopped a job and with it the process that it was started from."""
+
+
+@dataclass
+class LaunchEnd:
+    """What ended the work of a launcher early: a signal, by its number, or an error of the launcher's own."""
+
+    stopped: int | None = None
+    error: Exception | None = None
+
+
+@contextmanager
+def noting_launch_end() -> Iterator[LaunchEnd]:
+    """Note what ends a launcher in the `with` block, and go on after the block; a ConfigError is raised."""
+    end = LaunchEnd()
+    try:
+        with StopRequest():
+            yield end
+    except InterruptedBySignal as signal:
+        end.stopped = signal.number
+    except JobStoppedError as signal:
+        end.stopped = int(signal.args[0])
+    except ConfigError:
+        raise
+    except Exception as error:  # another package's launcher may raise anything; jobs that ended have their results
+        end.error = error
 
 
 class ProcessLauncher(Launcher):

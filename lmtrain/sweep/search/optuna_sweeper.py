@@ -20,13 +20,12 @@ from lmtrain.config.build import build
 from lmtrain.config.check import check_part
 from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.overrides import quoted
-from lmtrain.errors import FAILED, ConfigError, InterruptedBySignal, SweepEndedError, ending_by_signal
+from lmtrain.errors import FAILED, ConfigError, SweepEndedError, ending_by_signal
 from lmtrain.files.limited import read_json
-from lmtrain.loop.stop_request import StopRequest
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config, sweep_search_path
-from lmtrain.sweep.launcher import JobFailedError, JobStoppedError, ProcessLauncher
+from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
 from lmtrain.sweep.report import command_to_continue, show_launcher_failure
@@ -119,17 +118,17 @@ class OptunaSweeper(Sweeper):
             before = f", {done} done before" if done else ""
             console.print(f"search of {search.n_trials} trials in {short_path(sweep_dir)}{before}", markup=False)
             if isinstance(self.launcher, ProcessLauncher):
-                stopped, launcher_error = self._run_concurrently(search, settings), None
+                end = LaunchEnd(stopped=self._run_concurrently(search, settings))
             else:
-                stopped, launcher_error = self._run_in_batches(search, settings)
+                end = self._run_in_batches(search, settings)
             about_picture = write_search_report(study, sweep_dir)
             show_search_report(study, space, sweep_dir, about_picture)
             has_best = bool(rank_completed(study.trials(), study.direction))
-        if launcher_error is not None:
-            show_launcher_failure(launcher_error)
-        if stopped is not None or launcher_error is not None:
+        if end.error is not None:
+            show_launcher_failure(end.error)
+        if end.stopped is not None or end.error is not None:
             console.print(f"to continue: {command_to_continue(sweep_dir)}", markup=False, soft_wrap=True)
-            raise SweepEndedError(1 if stopped is None else ending_by_signal(stopped).exit_code)
+            raise SweepEndedError(1 if end.stopped is None else ending_by_signal(end.stopped).exit_code)
         if not has_best:
             raise SweepEndedError(1)
 
@@ -160,29 +159,22 @@ class OptunaSweeper(Sweeper):
                 progress.show(ended)
                 time.sleep(POLL_S)
 
-    def _run_in_batches(self, search: "Search", settings: SearchSettings) -> tuple[int | None, Exception | None]:
-        """Run trials with another launcher; return the signal that stopped the search, and the launcher's own error."""
+    def _run_in_batches(self, search: "Search", settings: SearchSettings) -> LaunchEnd:
+        """Run trials with another launcher; return what ended it early."""
         from lmtrain.sweep.search.trials import TrialWatcher
 
         n_jobs = settings.n_jobs or max(1, self.config.hydra.launcher.get("n_jobs") or 1)
         while batch := [one for _ in range(n_jobs) if (one := search.next_trial()) is not None]:
             overrides = [[*one.job.overrides, f"hydra.sweep.subdir={quoted(one.job.directory.name)}"] for one in batch]
-            try:
-                with StopRequest(), TrialWatcher(batch):
-                    returned = self.launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
-            except InterruptedBySignal as signal:
-                return signal.number, None
-            except JobStoppedError as signal:
-                return int(signal.args[0]), None
-            except ConfigError:
-                raise
-            except Exception as error:  # a launcher's own, which may be anything
-                return None, error
+            with noting_launch_end() as end, TrialWatcher(batch):
+                returned = self.launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
+            if end.stopped is not None or end.error is not None:
+                return end
             for one, job_return in zip(batch, returned, strict=True):
                 ended = _job_end(one.job, job_return)
                 one.report_end(ended)
                 console.print(f"{one.job.title}: {ended.status}", markup=False)
-        return None, None
+        return LaunchEnd()
 
 
 def _job_end(job: Job, returned: JobReturn) -> JobEnd:
