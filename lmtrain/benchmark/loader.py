@@ -6,12 +6,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lmtrain.benchmark.turns import median, ratio, rotated
+from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
@@ -28,7 +29,6 @@ CONTENDERS = {
     "rows": "torch.stack of per-row slices of a memmap, as most training scripts read tokens",
     "copy": "a clone of the batch, which is in the cache already",
 }
-WARMUP_ROUNDS = 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,10 +65,8 @@ def main(arguments: Sequence[str]) -> int:
             with raising_config_errors():
                 loader = build(node, split="train", seed=cfg.get("seed", 0))
             contenders = _contenders(loader)
-            rounds = [
-                {name: _seconds(call, number, options.calls) for name, call in rotated(contenders, number)}
-                for number in range(WARMUP_ROUNDS + options.rounds)
-            ][WARMUP_ROUNDS:]
+            measure = partial(_seconds, calls=options.calls)
+            rounds = take_turns(contenders, options.rounds, measure, warmup=WARMUP_ROUNDS)
             growth = _growth_mb(loader.batch, options.batches)
             table.add_row(
                 f"{batch_size} × {block_size}",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from lmtrain.benchmark.turns import median, ratio, rotated
+from lmtrain.benchmark.turns import median, ratio, take_turns
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
@@ -49,9 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
     with raising_config_errors(), tempfile.TemporaryDirectory() as folder:
         contenders, size = _contenders(build(cfg.prepare), Path(folder), options.megabytes << 20)
-        rounds = [
-            {name: call(number) for name, call in rotated(contenders, number)} for number in range(options.rounds)
-        ]
+        rounds = take_turns(contenders, options.rounds, lambda call, number: call(number))
     console.print(f"medians of {options.rounds} rounds over {si(size)}B of text; the ratio is the median of a round's")
     table = Table("", "seconds", "bytes/s", "rate to the tokenizer's")
     for name in CONTENDERS:

@@ -6,7 +6,6 @@ one as for the other; what counts is the ratio within a round.
 
 import argparse
 import contextlib
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 from rich.table import Table
 
-from lmtrain.benchmark.turns import ratio, rotated
+from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
 from lmtrain.config.build import build
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
@@ -36,7 +35,6 @@ CONTENDERS = {
     "plain": "the bare loop, eager, with the C library's own memory settings",
 }
 PLAIN = {"keep_freed_memory": False, "compile": False}
-WARMUP_ROUNDS = 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,14 +55,11 @@ def main(arguments: Sequence[str]) -> int:
         processes = {
             name: stack.enter_context(_Contender(name, options.overrides, options.steps)) for name in CONTENDERS
         }
-        rounds = [
-            {name: process.round() for name, process in rotated(processes, number)}
-            for number in range(WARMUP_ROUNDS + options.rounds)
-        ][WARMUP_ROUNDS:]
+        rounds = take_turns(processes, options.rounds, lambda process, _: process.round(), warmup=WARMUP_ROUNDS)
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
     table = Table("loop", "ms a step", "tokens/s", "to bare", "to plain")
     for name in CONTENDERS:
-        seconds = statistics.median(each[name] for each in rounds)
+        seconds = median(rounds, name)
         table.add_row(
             name,
             f"{1000 * seconds:.1f}",
