@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import logging
 import os
 import platform
 import random
@@ -17,8 +16,6 @@ import torch
 from pydantic import PositiveInt, StringConstraints
 
 from lmtrain.machine import find_gpu
-
-log = logging.getLogger(__name__)
 
 # mallopt's parameters in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3

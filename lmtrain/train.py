@@ -13,6 +13,7 @@ from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
+from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
@@ -241,7 +242,7 @@ def build_recorder(
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
-    done = max(CheckpointFolder.of_run(run_dir).steps(), default=0)
+    done = max(checkpoint_steps(run_dir), default=0)
     if cfg.trainer.get("max_steps", done) < done:
         raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
 

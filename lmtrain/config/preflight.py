@@ -1,7 +1,6 @@
 """What is settled before a run starts, without torch: the config is right, the token files are there and fit it."""
 
 import importlib.util
-import logging
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -11,8 +10,6 @@ from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 # The packages, and extras of their names, that optional parts need.
 EXTRAS = {

@@ -5,11 +5,12 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from lmtrain.files.limited import read_limited
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Measured by a clock, or of the process and not of the training: they differ between two runs of the same bits.
 MEASURED = frozenset({"step_time_ms", "tokens_per_second", "seconds", "memory_gb", "mfu"})
@@ -23,7 +24,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return _intact(path.read_bytes().splitlines())
 
 
-def read_columns(path: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray]:
+def read_columns(path: Path, warn: Callable[[str], None]) -> "dict[str, np.ndarray]":
     """Return each metric as a column, with NaN where a line lacks it or has a null; empty columns without a file.
 
     The file may be a stranger's. `warn` is called if a line is damaged, except for the half line at the end that a run
@@ -84,7 +85,9 @@ def _intact(lines: Iterable[bytes]) -> list[dict[str, float]]:
     return found
 
 
-def _columns(lines: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _columns(lines: list[dict[str, Any]]) -> "dict[str, np.ndarray]":
+    import numpy as np  # for columns alone: a sweep reads lines, and starts without it
+
     names = dict.fromkeys(["step"] + [name for keys in {tuple(line): None for line in lines} for name in keys])
     if len(names) > MAX_COLUMNS:
         raise ValueError(f"{len(names)} metrics")

@@ -55,7 +55,7 @@ def _git() -> dict[str, Any] | None:
     filters = (_run_git("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.") or "").split(
         "\0"
     )
-    # Of the repository's own: the user's and the machine's, of git-lfs say, are theirs.
+    # Only the repository's own filters: those of the user and the machine, such as git-lfs, are trusted.
     own = [key for scope, key in zip(filters[::2], filters[1::2], strict=False) if scope in ("local", "worktree")]
     if (commit := _run_git("rev-parse", "HEAD")) is None:
         return None
@@ -71,7 +71,7 @@ def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
     environment = {
         **os.environ,
         "GIT_ALLOW_PROTOCOL": "",  # nothing is fetched for a diff
-        "GIT_OPTIONAL_LOCKS": "0",  # nor is the index written
+        "GIT_OPTIONAL_LOCKS": "0",  # the index is not written either
         "GIT_CONFIG_COUNT": str(len(settings)),
     }
     for number, (key, value) in enumerate(settings.items()):

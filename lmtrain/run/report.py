@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
@@ -134,7 +134,7 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
 
 def log_ending(error: BaseException | None, path: Path) -> None:
     """Log how a run ended that did not complete; the traceback goes to `train.log`."""
-    saved = CheckpointFolder.of_run(path).steps()
+    saved = checkpoint_steps(path)
     match error:
         case None:
             pass

@@ -19,7 +19,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.run.directory import holds_run
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
 from lmtrain.sweep.job_config import job_config
-from lmtrain.terminal.as_text import differences
+from lmtrain.terminal.as_text import differences, first_few
 
 SHOWN_DIFFERENCES = 5
 MAX_NAME_CHARS = 120
@@ -98,9 +98,5 @@ def remaining_work(
 def _describe_other_run(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
     """Return in what the run in a directory differs from the job that is to go there, and the way out."""
     before, after = ({key: value for key, value in one.items() if key not in NEUTRAL_KEYS} for one in (saved, wanted))
-    lines = differences(before, after)
-    more = f" and {len(lines) - SHOWN_DIFFERENCES} more" if len(lines) > SHOWN_DIFFERENCES else ""
-    return (
-        f"{directory}: holds a run of another config ({'; '.join(lines[:SHOWN_DIFFERENCES])}{more}); move it away, or "
-        "give another hydra.sweep.dir"
-    )
+    found = first_few(differences(before, after), SHOWN_DIFFERENCES, separator="; ")
+    return f"{directory}: holds a run of another config ({found}); move it away, or give another hydra.sweep.dir"

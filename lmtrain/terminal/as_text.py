@@ -27,10 +27,10 @@ def rounded(value: Any) -> str:
     return printable(as_written(value))
 
 
-def first_few(items: Iterable[object], most: int = 3) -> str:
+def first_few(items: Iterable[object], most: int = 3, *, separator: str = ", ") -> str:
     """Return the first items, and how many more there are: `a, b, c and 1,234 more`."""
     names = [str(item) for item in items]
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+    return separator.join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import BAD_CONFIG, ConfigError
 from lmtrain.verify.bit_comparison import BitDifference, UndisturbedRun
@@ -202,4 +202,4 @@ def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path)
 
 
 def _newest(run: Path) -> int:
-    return max(CheckpointFolder.of_run(run).steps(), default=0)
+    return max(checkpoint_steps(run), default=0)

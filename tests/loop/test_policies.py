@@ -157,7 +157,7 @@ def test_a_rewind_goes_on_from_the_last_regular_checkpoint_without_the_bad_data(
 
 
 def test_a_rewind_may_lead_into_the_middle_of_a_batch(token_folder: Path, tmp_path: Path) -> None:
-    """Of another size, which a resume was allowed: the run goes on after the bad step, where a batch does begin."""
+    """A resume was allowed another batch size: the run goes on after the bad step, where a batch does begin."""
     tokens = np.fromfile(token_folder / "train.bin", "<u2")
     tokens[16 * 14 : 16 * 14 + 17] = POISON
     tokens.tofile(token_folder / "train.bin")

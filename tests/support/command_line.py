@@ -126,7 +126,7 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
 
 
 def wait_for_line(words: str, process: Started, timeout_s: float = 60) -> str:
-    """Of its standard output."""
+    """Return the first line with these words on the standard output of a process, once it is there."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         ended, lines = process.poll() is not None, process.stdout.splitlines()

@@ -12,7 +12,7 @@ from lmtrain.compare.runs import NEUTRAL_SETTING, Run, differing_keys, forked_fr
 from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 from lmtrain.files.metrics import MEASURED
 from lmtrain.run.identity import config_hash
-from lmtrain.terminal.as_text import printable
+from lmtrain.terminal.as_text import first_few, printable
 
 ORIGIN_KEY = "from"  # among a group's settings: the parent of a forked run
 SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
@@ -130,9 +130,7 @@ def _first_error(runs: Sequence[Run]) -> str:
 
 
 def _names(runs: Iterable[Run]) -> str:
-    labels = [run.label for run in runs]
-    more = f" and {len(labels) - MAX_NAMED} more" if len(labels) > MAX_NAMED else ""
-    return "; ".join(labels[:MAX_NAMED]) + more
+    return first_few((run.label for run in runs), MAX_NAMED, separator="; ")
 
 
 def origin_label(run: Run) -> str:
