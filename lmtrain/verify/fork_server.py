@@ -109,10 +109,9 @@ def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
-    # All that Python does at the end, but for freeing its memory, which takes seconds when it is that of a fork.
-    for thread in threading.enumerate():
-        if not thread.daemon and thread is not threading.main_thread():
-            thread.join()
+    # All that Python does at the end, but for freeing its memory, which takes seconds when it is that of a fork. The
+    # first call asks the threads of executors to end, which wait for work until then, and joins all that are no daemons.
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

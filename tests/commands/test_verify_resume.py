@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 from support.command_line import Cli
+from support.compiler import NEEDS_A_COMPILER
 from support.tokens import TINY, write_failing_model
+from support.user_model import write_my_model
 
 from lmtrain.commands.verify_resume import eventful_overrides
 from lmtrain.config.compose import compose
@@ -113,6 +115,18 @@ def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
     for name in ("undisturbed", f"killed-{written['rounds']}"):
         assert (folder / name / "metrics.jsonl").is_file()
         assert str(folder / name) in done.stdout
+
+
+@pytest.mark.slow
+@NEEDS_A_COMPILER
+def test_a_run_that_compiles_its_model_anew_ends(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    write_my_model(tmp_path)  # small, and so compiled in a moment
+    kept = [text for text in tiny if not text.startswith("model")]
+    done = cli("verify-resume", *kept, "model=mine", "system.compile=true", "--kills", "1", "--steps", "6",
+               timeout=300, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit for bit: 1 kills" in done.stdout
+    assert list((tmp_path / "cache").rglob("*.so"))  # it was compiled here
 
 
 @pytest.mark.slow
