@@ -116,15 +116,13 @@ class Trainer:
 
     def fit(self) -> None:
         """Run the steps that are left; `state` is that of the last one afterwards."""
-        rewound_to: list[int] = []
         with self.saver:
             while True:
                 try:
                     return self._run_steps()
                 except policies.RewindError as error:
                     self._rewind(error.bad)
-                    rewound_to.append(self.state.step)
-                    if rewound_to.count(rewound_to[-1]) > policies.MAX_REWINDS:
+                    if self.state.rewinds > policies.MAX_REWINDS:
                         raise DivergedError(f"{error}, and {policies.MAX_REWINDS} rewinds did not help") from error
                 except DataError:  # between two steps: the last one is whole, and must not be lost
                     if self.state.step:

@@ -45,7 +45,7 @@ class RunCheckpoints:
     def rewind(self, state: TrainState, bad: BadStep, step_samples: int) -> None:
         """Take the run back to its last regular checkpoint before the bad step, and leave out the data up to that step.
 
-        The time and the number of bad steps in `state` stay; `step_samples` is the number of samples of the bad step.
+        `step_samples` is the number of samples of the bad step.
 
         Raises:
             DivergedError: there is no such checkpoint.
@@ -57,7 +57,7 @@ class RunCheckpoints:
             raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
         then = train_state(loaded)
         folder.discard_after(then.step)
-        vars(state).update(vars(then), seconds=state.seconds, bad_steps=state.bad_steps)
+        state.go_back(then)
         self.snapshot.restore(loaded)
         state.samples = bad.first_sample + step_samples
         log.warning("back to step %d; the data up to sample %d is left out", state.step, state.samples)

@@ -43,7 +43,9 @@ class TrainState:
     bad_steps: int = 0  # so far, left out or gone back from
     bad_in_a_row: int = 0  # and how many of them the last one ended
     last_bad_step: int = 0
-    first_step: int = 0  # where the run began: not at 0 if it was imported
+    rewound_to: int | None = None  # the step of the last rewind's checkpoint
+    rewinds: int = 0  # to that checkpoint, so far
+    first_step: int = 0  # where the run began: not at 0 if it was imported or is a fork
     regular_best_step: int | None = None  # the best one as of the last regular checkpoint, which a rewind goes back to
     pending: dict[str, float] | None = None  # metrics of this step, whose evaluation is still to come
     seconds: float = 0.0  # training, evaluating and saving, over all resumes
@@ -64,6 +66,12 @@ class TrainState:
         self.bad_steps += 1
         self.bad_in_a_row = self.bad_in_a_row + 1 if step == self.last_bad_step + 1 else 1
         self.last_bad_step = step
+
+    def go_back(self, then: "TrainState") -> None:
+        """Become what the run was `then`, but for what has happened since: the time, bad steps and rewinds."""
+        rewinds = self.rewinds + 1 if self.rewound_to == then.step else 1
+        since = {"seconds": self.seconds, "bad_steps": self.bad_steps, "rewound_to": then.step, "rewinds": rewinds}
+        vars(self).update(vars(then) | since)
 
 
 def train_state(checkpoint: Checkpoint) -> TrainState:

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import MEASURED, read_metrics
 from lmtrain.terminal.as_text import differences
 
-# What of a checkpoint's state.json training depends on, and what in there is time or identity: two runs differ in it.
+# What of a checkpoint's state.json training depends on, and what in there is time or identity (of a file, too): two
+# runs differ in it.
 COMPARED_STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")
-TIME_OR_IDENTITY = frozenset({"seconds", "run_id"})
+TIME_OR_IDENTITY = frozenset({"seconds", "run_id", "stamps"})
 COMPARED_RESULT = (
     "status", "objective", "best_val_loss", "best_step", "final_train_loss", "final_val_loss", "steps", "tokens",
 )  # fmt: skip
@@ -48,15 +49,17 @@ class UndisturbedRun:
         self._folder = CheckpointFolder.of_run(path)
         self.steps = frozenset(self._folder.steps())
         self._metrics = [_without_measured(line) for line in read_metrics(path / "metrics.jsonl")]
+        # What a run has of a step while it has met fewer bad steps than this run in the end, a rewind will take back.
+        self._bad_steps = {line["step"]: line.get("bad_steps", 0) for line in self._metrics}
         self._seen: set[Any] = set()
 
     def differences(self, run: Path, *, completed: bool) -> list[BitDifference]:
         """Return everything in which a run differs from this one at the same step, the earliest first.
 
         A line or checkpoint that has not changed since it was found equal is not compared again. With `completed`,
-        the run must have all lines and the same result, too.
+        the run must have all lines and the same result, too; before, what a rewind will take back is not compared.
         """
-        found = [*self._metric_differences(run, completed), *self._checkpoint_differences(run)]
+        found = [*self._metric_differences(run, completed), *self._checkpoint_differences(run, completed)]
         if completed:
             found += self._result_differences(run)
         return sorted(found, key=lambda difference: difference.step)
@@ -78,6 +81,8 @@ class UndisturbedRun:
             if step != expected["step"]:
                 yield BitDifference(int(expected["step"]), "metrics.jsonl", f"its line is missing; step {step} follows")
                 return
+            if not completed and line.get("bad_steps", 0) < self._bad_steps[step]:
+                return
             if changed := differences(_as_in_the_file(expected), _as_in_the_file(_without_measured(line))):
                 yield BitDifference(step, "metrics.jsonl", "; ".join(changed))
                 return
@@ -87,7 +92,7 @@ class UndisturbedRun:
                 int(self._metrics[len(lines)]["step"]), "metrics.jsonl", "its line is missing at the end"
             )
 
-    def _checkpoint_differences(self, run: Path) -> Iterator[BitDifference]:
+    def _checkpoint_differences(self, run: Path, completed: bool) -> Iterator[BitDifference]:
         folder = CheckpointFolder.of_run(run)
         for name in folder.broken():
             step = int(re.sub(r"\D*(\d+).*", r"\1", name))
@@ -97,11 +102,14 @@ class UndisturbedRun:
             if (key := _file_versions(path)) in self._seen:
                 continue
             where = f"checkpoints/{path.name}"
-            if step not in self.steps:
-                yield BitDifference(step, where, "the undisturbed run made no checkpoint of this step")
-                continue
             try:
-                if what := _checkpoint_difference(self._folder.at(step), path):
+                found = load_checkpoint(path)
+                if not completed and found.state["train"].get("bad_steps", 0) < self._bad_steps.get(step, 0):
+                    continue
+                if step not in self.steps:
+                    yield BitDifference(step, where, "the undisturbed run made no checkpoint of this step")
+                    continue
+                if what := _checkpoint_difference(load_checkpoint(self._folder.at(step)), found):
                     yield BitDifference(step, where, what)
                     continue
             except BrokenCheckpointError as error:
@@ -121,8 +129,7 @@ class UndisturbedRun:
         return new
 
 
-def _checkpoint_difference(expected_path: Path, found_path: Path) -> str | None:
-    expected, found = load_checkpoint(expected_path), load_checkpoint(found_path)
+def _checkpoint_difference(expected: Checkpoint, found: Checkpoint) -> str | None:
     parts = [
         line
         for part in COMPARED_STATE

@@ -21,6 +21,7 @@ from lmtrain.loop.policies import MAX_BAD_STEPS_IN_A_ROW
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.model.llama import Llama
 from lmtrain.system import System
+from lmtrain.verify.bit_comparison import UndisturbedRun
 
 POISON = VOCAB_SIZE - 1
 STEP_SAMPLES = 8  # two micro-batches of four
@@ -191,6 +192,61 @@ def test_a_model_that_stays_bad_is_not_rewound_for_ever(poisoned_folder: Path, t
     made = trainer(poisoned_folder, tmp_path / "none", "rewind", checkpoint_interval=100, eval_interval=100)
     with pytest.raises(DivergedError, match="no checkpoint to go back to"):
         made.fit()
+
+
+@pytest.mark.parametrize("at_rewind", [1, 3])
+def test_rewinds_before_a_stop_count_after_it(token_folder: Path, tmp_path: Path, at_rewind: int) -> None:
+    tokens = np.fromfile(token_folder / "train.bin", "<u2")
+    for step in (5, 7, 9, 11):  # every other one after step 3, the last regular checkpoint
+        tokens[16 * 8 * (step - 1) : 16 * 8 * (step - 1) + 17] = POISON
+    tokens.tofile(token_folder / "train.bin")
+    changes = {"checkpoint_interval": 3, "eval_interval": 100}
+    with StopRequest() as stop:
+        stopped = trainer(token_folder, tmp_path / "out", "rewind", stop=stop, **changes)
+        one_step = stopped.step
+
+        def step() -> Any:
+            if (stopped.state.step, stopped.state.bad_steps) == (3, at_rewind):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return one_step()
+
+        stopped.step = step
+        with pytest.raises(InterruptedBySignal):
+            stopped.fit()
+    assert (stopped.state.step, stopped.state.bad_steps) == (4, at_rewind)
+    resumed = trainer(token_folder, tmp_path / "out", "rewind", **changes)
+    with pytest.raises(DivergedError, match="3 rewinds did not help"):
+        resumed.fit()
+    assert resumed.state.bad_steps == 4
+
+
+def test_what_a_rewind_will_take_back_is_no_difference_to_an_undisturbed_run(
+    poisoned_folder: Path, tmp_path: Path
+) -> None:
+    changes = {"checkpoint_interval": 3, "eval_interval": 2, "eval_batches": 1, "max_steps": 6}
+    trainer(poisoned_folder, tmp_path / "undisturbed", "rewind", keep_checkpoints=100, **changes).fit()
+    undisturbed = UndisturbedRun(tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    made = trainer(poisoned_folder, run, "rewind", **changes)
+    one_step = made.step
+    steps = []
+
+    def step() -> Any:  # here any step may end with a kill
+        made.saver.wait()
+        steps.append(made.state.step)
+        assert undisturbed.differences(run, completed=False) == []
+        return one_step()
+
+    made.step = step
+    made.fit()
+    assert [step for step in steps if steps.count(step) > 1] == [3, 4, 3, 4]
+    assert undisturbed.differences(run, completed=True) == []
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines[3] = lines[3].replace('"bad_steps": 1', '"bad_steps": 0')
+    (run / "metrics.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert [str(found) for found in undisturbed.differences(run, completed=True)] == [
+        "step 4, metrics.jsonl: bad_steps: 1 → 0"
+    ]
 
 
 TO_BE_STOPPED = {"checkpoint_interval": 3, "eval_interval": 4, "keep_checkpoints": 1, "spike_zscore": 50.0}
