@@ -143,6 +143,8 @@ def train(
                     "data": trainer.snapshot.data["fingerprints"],
                 }
                 record_start(cfg, directory, hydra_files, environment, resumed, start.environment)
+            if start.origin is not None:
+                trainer.checkpoints.save(state)  # a resume needs the origin no more, which may remove its checkpoint
         del start  # as much memory again as the model and the optimizer take
         report.announce(cfg, directory, trainer)
         try:

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
-from support.command_line import Cli
+from support.command_line import Cli, wait_for_step
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
 from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
 
@@ -105,6 +106,25 @@ def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> 
     train(cli, "resume=runs/short", "trainer.max_steps=12", "allow_changes=[scheduler]")
     whole = [line["step"] for line in timeless_metrics(tmp_path / "runs" / "short")]
     assert whole == list(range(5, 13))
+
+
+@pytest.mark.slow
+def test_a_fork_killed_early_resumes_without_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    losses = {line["step"]: line["train/loss"] for line in timeless_metrics(origin)}
+    fork = tmp_path / "runs" / "fork"
+    process = cli.start("fork=runs/origin", "step=8", "hydra.run.dir=runs/fork", "trainer.max_steps=100000",
+                        "scheduler.max_steps=12", "trainer.checkpoint_interval=100000",
+                        "trainer.eval_interval=100000")  # fmt: skip
+    wait_for_step(fork, 9)
+    process.kill()
+    assert checkpoint_steps(fork) == [8]
+    shutil.rmtree(origin)
+    process = cli.start("resume=runs/fork")
+    wait_for_step(fork, 12)
+    process.kill()
+    lines = timeless_metrics(fork)
+    assert [line["step"] for line in lines] == list(range(9, 9 + len(lines)))
+    assert [line["train/loss"] for line in lines[:4]] == [losses[step] for step in range(9, 13)]
 
 
 def test_a_job_of_a_sweep_is_forked_by_its_path(origin: Path, tmp_path: Path, cli: Cli) -> None:
