@@ -195,6 +195,7 @@ class Start:
         """
         if self.own is not None:
             trainer.snapshot.restore(self.own)
+            trainer.snapshot.begin_order_anew_if_changed(self.own, trainer.state)
             trainer.snapshot.check_batch_size(trainer.state.samples)
         elif self.origin is not None:
             begin_fork(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmtrain.checkpoint.data_place import order_changes
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
 from lmtrain.checkpoint.steps import step_to_fork
@@ -65,8 +66,8 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     """Put the origin's state into the parts of the fork, and its place in the data into `state`.
 
     Weights always; the optimizer's state, if it is the same optimizer; the scaler's, if both have one; the random
-    generators', if the seed is the same; the place in the data, if it is the same data in the same order. What is left
-    out is logged.
+    generators', if the seed is the same; the place in the data and the losses that spikes are measured against, if it
+    is the same data in the same order. What is left out is logged.
 
     Raises:
         ValueError: the model is another one, or the optimizer's state does not fit.
@@ -88,7 +89,9 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
         fresh.append("the random generators")
     data = origin.checkpoint.state["data"]
     same = all(data[key] == snapshot.data[key] for key in ("fingerprints", "order_version"))
-    if not same or _order(then) != _order(now):
+    if same and not order_changes(then, now):
+        snapshot.restore_detector(origin.checkpoint)
+    else:
         state.samples = 0
         fresh.append("the order of the data")
     # A batch begins where one of this size can.
@@ -99,7 +102,3 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
 def _chosen(config: Mapping[str, Any], group: str) -> Any:
     return config[group].get("_target_")
 
-
-def _order(config: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what the meaning of a sample's number depends on, beside the data itself."""
-    return (config["seed"], *(config["data"].get(key) for key in ("_target_", "order", "block_size", "weights")))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from lmtrain.checkpoint.data_place import order_changes
 from lmtrain.checkpoint.folder import Checkpoint
 from lmtrain.checkpoint.optimizer_state import (
     changed_groups,
@@ -145,9 +146,7 @@ class Snapshot:
             raise ValueError(f"the checkpoint does not fit the model: {error}") from error
         self.restore_optimizer(checkpoint)
         self.restore_scaler(checkpoint)
-        window = checkpoint.tensors["detector"]["window"]
-        if window.shape == self.detector.window.shape:  # another size was allowed: it fills anew
-            self.detector.window = window.to(self.detector.window.device, copy=True)
+        self.restore_detector(checkpoint)
         self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
 
     def restore_optimizer(self, checkpoint: Checkpoint) -> None:
@@ -165,6 +164,22 @@ class Snapshot:
         """Put the gradient scaler's state back, if the run that saved had one and this run has one."""
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def restore_detector(self, checkpoint: Checkpoint) -> None:
+        """Put back the losses that spikes are measured against; if this run keeps another number, they begin anew."""
+        window = checkpoint.tensors["detector"]["window"]
+        if window.shape == self.detector.window.shape:
+            self.detector.window = window.to(self.detector.window.device, copy=True)
+
+    def begin_order_anew_if_changed(self, checkpoint: Checkpoint, state: TrainState) -> None:
+        """Move `state` to the start of the data order, and say so, if it is not the order of the checkpoint's run."""
+        if changes := order_changes(checkpoint.state["config"], self.identity["config"]):
+            log.warning(
+                "another order of the data (%s): it begins anew, after %s samples of the old one",
+                "; ".join(changes),
+                f"{state.samples:,}",
+            )
+            state.samples = 0
 
     def check_batch_size(self, samples: int) -> None:
         """Raise ValueError if the next batch would begin in the middle of one that the run has seen."""

@@ -103,8 +103,8 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """A text that changes with the contents of any source, with their names and their weights."""
-        parts = [(name, samples.tokens.fingerprint, self._weights[name]) for name, samples in self.sources.items()]
+        """A text that changes with the contents of any source, and with their names and order."""
+        parts = [(name, samples.tokens.fingerprint) for name, samples in self.sources.items()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property

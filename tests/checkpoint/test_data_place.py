@@ -1,0 +1,72 @@
+"""A resume with another order of the data says so, and begins that order anew."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.command_line import Cli
+from support.tokens import TINY
+
+from lmtrain.checkpoint.data_place import order_changes
+from lmtrain.checkpoint.folder import load_checkpoint
+
+CONFIG = {
+    "seed": 1,
+    "data": {
+        "_target_": "lmtrain.data.mixture.Mixture",
+        "paths": {"a": "data/a"},
+        "weights": {"a": 1.0},
+        "max_epochs": None,
+        "order": "shuffle",
+        "batch_size": 4,
+        "block_size": 16,
+        "vocab_size": 61,
+    },
+}
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    config: dict[str, Any] = copy.deepcopy(CONFIG)
+    group, _, name = key.rpartition(".")
+    (config[group] if group else config)[name] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("seed", 2, "seed: 1 → 2"),
+        ("data.order", "random", "data.order: shuffle → random"),
+        ("data.block_size", 8, "data.block_size: 16 → 8"),
+        ("data.weights", {"a": 2.0}, "data.weights.a: 1.0 → 2.0"),
+        ("data.max_epochs", {"a": 1}, "data.max_epochs: None → {'a': 1}"),
+        ("data.of_my_own", True, "data.of_my_own: None → True"),
+    ],
+)
+def test_what_makes_the_numbers_of_samples_others(key: str, value: Any, line: str) -> None:
+    assert order_changes(CONFIG, changed(key, value)) == [line]
+
+
+@pytest.mark.parametrize(("key", "value"), [("data.batch_size", 8), ("data.paths", {"a": "b"}), ("name", "x")])
+def test_what_leaves_every_sample_where_it_is(key: str, value: Any) -> None:
+    assert order_changes(CONFIG, changed(key, value)) == []
+
+
+def test_a_resume_with_another_block_size_begins_its_order(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    def samples() -> int:
+        seen: int = load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["samples"]
+        return seen
+
+    assert cli(*TINY, f"data.path={token_folder}", "trainer.max_steps=3", "hydra.run.dir=out").returncode == 0
+    assert samples() == 3 * 8
+    more = ["trainer.max_steps=4", "data.block_size=8", "allow_changes=[data.block_size]"]
+    done = cli("resume=out", *more)
+    assert done.returncode == 0, done.stderr
+    said = "another order of the data (data.block_size: 16 → 8): it begins anew, after 24 samples of the old one"
+    assert said in " ".join(done.stdout.split())
+    assert samples() == 8
+    done = cli("resume=out", "trainer.max_steps=5")
+    assert done.returncode == 0, done.stderr
+    assert "begins anew" not in done.stdout
+    assert samples() == 2 * 8
