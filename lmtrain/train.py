@@ -130,7 +130,8 @@ def train(
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
         tokenizer = _keep_tokenizer(cfg, directory)
-        environment = {**describe_environment(run_id, parts.system.describe()), **lineage, **start.lineage}
+        described = describe_environment(run_id, parts.system.describe(), plain_config(cfg))
+        environment = {**described, **lineage, **start.lineage}
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, environment)
     try:
         with raising_config_errors():
@@ -240,6 +241,7 @@ def build_recorder(
             "run_id": environment["run_id"],
             "config": info.config,
             "environment": hardware_and_software(environment),
+            "code": environment["code"],
         },
     )
 

@@ -359,6 +359,11 @@ def test_a_data_file_that_was_replaced_is_named(
         trainer(token_folder, tmp_path / "out")
     file.write_bytes(content)
     trainer(token_folder, tmp_path / "out", max_steps=6).fit()
+    times = file.stat()
+    file.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times leaves it
+    with pytest.raises(ValueError, match=rf"not the data that this run was trained on: .*{split}\.bin"):
+        trainer(token_folder, tmp_path / "out")
     # Without a meta.json only a part can be compared, and that is said.
     for name in ("meta.json", "train.bin", "val.bin"):
         (token_folder / name).rename(tmp_path / name)
@@ -367,7 +372,7 @@ def test_a_data_file_that_was_replaced_is_named(
     trainer(bare, tmp_path / "other", max_steps=4).fit()
     os.utime(bare / f"{split}.bin")
     trainer(bare, tmp_path / "other", max_steps=4)
-    assert f"the files of {split} were written or moved since the checkpoint" in caplog.text
+    assert f"the files of {split} were changed or moved since the checkpoint" in caplog.text
     torch.manual_seed(0)
 
 

@@ -101,4 +101,3 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
 
 def _chosen(config: Mapping[str, Any], group: str) -> Any:
     return config[group].get("_target_")
-

@@ -216,7 +216,7 @@ class Snapshot:
                 ) from error
             if not checked:
                 log.warning(
-                    "%s: the files of %s were written or moved since the checkpoint, and have no meta.json: only their "
+                    "%s: the files of %s were changed or moved since the checkpoint, and have no meta.json: only their "
                     "sizes and ends could be compared",
                     path,
                     split,

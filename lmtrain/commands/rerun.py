@@ -70,7 +70,7 @@ def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     """Print what else than the config may make a difference."""
     found = [
         line
-        for key in ("cpu", "device", "python", "packages", "data")
+        for key in ("cpu", "device", "python", "packages", "lmtrain_source", "code", "data")
         for line in differences(then.get(key), now.get(key), key)
     ]
     before, after = ((each.get("git") or {}) for each in (then, now))

@@ -2,20 +2,24 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
 from lmtrain.config.check import check, did_you_mean, is_reference, key_paths
 from lmtrain.config.compose import set_up_hydra
 from lmtrain.config.overrides import apply_overrides
 from lmtrain.config.preflight import preflight
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
+from lmtrain.files.limited import read_json
 from lmtrain.run.directory import starting_folder
+from lmtrain.run.identity import plain_config
+from lmtrain.run.source_code import changed_sources, source_hashes
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.paths import change_folder
 
@@ -40,8 +44,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     """Continue a run with the config it was started with, and the changes that are given.
 
     Raises:
-        ConfigError: no run there, a change that `allow_changes` does not list, or code that nothing but the run's own
-            config names and `trust` does not list.
+        ConfigError: no run there, a change of the config or of the code it names that `allow_changes` does not list, or
+            code that nothing but the run's own config names and `trust` does not list.
     """
     composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
     if not composed_path.is_file() or not resolved_path.is_file():
@@ -66,7 +70,10 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     for key in ("vocab_size", "end_of_text"):  # the data's
         if checked.model.get(key, 0) is None:
             checked.model[key] = before.model[key]
-    changes = differences(OmegaConf.to_container(before), OmegaConf.to_container(checked))
+    changes = [
+        *differences(OmegaConf.to_container(before), OmegaConf.to_container(checked)),
+        *_changed_code(run_dir, plain_config(checked)),
+    ]
     own = [
         line for line in changes if not is_reference(changed, line.partition(":")[0])
     ]  # not those that follow from them
@@ -77,7 +84,7 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
             )
     refused = _refused_changes(own, permissions["allow_changes"], before, checked)
     if refused:
-        keys = ",".join(line.partition(":")[0] for line in refused)
+        keys = ",".join(dict.fromkeys(line.partition(":")[0] for line in refused))
         allowing = [*(text for text in arguments if not text.startswith("allow_changes=")), f"allow_changes=[{keys}]"]
         raise ConfigError(
             f"resume={given}: would change the run ({'; '.join(refused)}); start a new one for that, or allow it: "
@@ -89,6 +96,17 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
 
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
     return run(cfg, run_dir, hydra_files, resumed=Resume(changes)).exit_code
+
+
+def _changed_code(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return `key: files` for the source of a `_target_` that is no longer what the newest checkpoint was made with."""
+    newest = max(checkpoint_steps(run_dir), default=None)
+    if newest is None:
+        return []
+    saved = read_json(run_dir / CHECKPOINTS / step_folder(newest) / "state.json").get("code")
+    then = {key: hashes for key, hashes in saved.items() if isinstance(hashes, dict)} if isinstance(saved, dict) else {}
+    changed = changed_sources(then, source_hashes(config))
+    return [f"{key}: {', '.join(files)} changed since step {newest}" for key, files in changed.items()]
 
 
 def _change_to_starting_folder(run_dir: Path, *, with_modules: bool) -> None:

@@ -79,9 +79,13 @@ class TokenFiles:
 
     @property
     def file_stamps(self) -> dict[str, list[int]]:
-        """Size and time of the last change (ns) of each file: while these stay, so do the contents."""
+        """Size, mtime and ctime (ns) of each file: while these stay, so do the contents.
+
+        A copy that keeps times sets the mtime back, but not the ctime. The inode is not among them: some network file
+        systems give another one with every mount, and all data would be read for nothing.
+        """
         stats = {file.path.name: file.path.stat() for file in self.files}
-        return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+        return {name: [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for name, stat in stats.items()}
 
     def check_contents(self) -> bool:
         """Read all files again; return whether there are checksums to compare them with.

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lmtrain.machine import cpu_name
+from lmtrain.run.source_code import lmtrain_hash, source_hashes, targets
 from lmtrain.terminal.redact import redact, redacted
 
 PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
@@ -19,8 +20,12 @@ MAX_DIFF_CHARS = 1_000_000
 GIT_TIMEOUT_S = 5
 
 
-def describe_environment(run_id: str, device: str) -> dict[str, Any]:
-    """Return what a result may depend on beside the config. No environment variables: they hold secrets."""
+def describe_environment(run_id: str, device: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what a result may depend on beside the config (in plain containers), which says what code it names.
+
+    No environment variables: they hold secrets.
+    """
+    named = {target.partition(".")[0] for _, target in targets(config)}
     return {
         "run_id": run_id,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -31,14 +36,17 @@ def describe_environment(run_id: str, device: str) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "device": device,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES}
+        | {name: found for name in sorted(named.difference(PACKAGES)) if (found := _version(name))},
+        "lmtrain_source": lmtrain_hash(),
+        "code": source_hashes(config or {}),
         "git": _git(),
     }
 
 
 def hardware_and_software(environment: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of an environment that the bits of a run depend on."""
-    return {key: environment[key] for key in ("platform", "cpu", "device", "python", "packages")}
+    return {key: environment[key] for key in ("platform", "cpu", "device", "python", "packages", "lmtrain_source")}
 
 
 def _version(package: str) -> str | None:

@@ -110,7 +110,7 @@ def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
     except BaseException:
         traceback.print_exc()
     # All that Python does at the end, but for freeing its memory, which takes seconds when it is that of a fork. The
-    # first call asks the threads of executors to end, which wait for work until then, and joins all that are no daemons.
+    # first call asks the threads of executors to end, which wait for work until then, and joins all but daemons.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()

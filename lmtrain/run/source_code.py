@@ -1,0 +1,130 @@
+"""The source code that a run's config names outside lmtrain: a hash of each file, and what has changed since."""
+
+import ast
+import hashlib
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Iterator, Mapping
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+import lmtrain
+from lmtrain.terminal.paths import short_path
+
+LMTRAIN = Path(lmtrain.__file__).resolve().parent
+STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
+INSTALLED = frozenset({"site-packages", "dist-packages"})  # the folders' names
+HASH_DIGITS = 16
+
+SourceHashes = Mapping[str, Mapping[str, str]]
+
+
+def source_hashes(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return for each key of a `_target_` outside lmtrain a hash of every source file that it is made of, by module.
+
+    Covered are the target's module, the packages around it, and all modules that these import by a statement
+    anywhere in them, directly or not. Not covered are the standard library and installed packages, modules that are
+    imported by a computed name, and files that the code reads.
+    """
+    found = {key: _module_hashes(target.rpartition(".")[0]) for key, target in targets(config)}
+    return {key: hashes for key, hashes in found.items() if hashes}
+
+
+def changed_sources(then: SourceHashes, now: SourceHashes) -> dict[str, list[str]]:
+    """Return for each key the files that belonged to its target at both times, and differ."""
+    changed = {}
+    for key in then.keys() & now.keys():
+        modules = [module for module, digest in now[key].items() if then[key].get(module, digest) != digest]
+        if files := [short_path(path) for module in modules if (path := _source_of(module)) is not None]:
+            changed[key] = files
+    return dict(sorted(changed.items()))
+
+
+def targets(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys and values of all `_target_` outside lmtrain."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if key != "_target_":
+                yield from targets(value, f"{path}{key}.")
+            elif isinstance(value, str) and not value.startswith("lmtrain."):
+                yield f"{path}{key}", value
+    elif isinstance(config, list):
+        for number, value in enumerate(config):
+            yield from targets(value, f"{path}{number}.")
+
+
+def lmtrain_hash() -> str:
+    """Return a hash of lmtrain's own source, which a checkout changes more often than its version."""
+    digest = hashlib.sha256()
+    for path in sorted(LMTRAIN.rglob("*.py")):
+        digest.update(f"{path.relative_to(LMTRAIN)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:HASH_DIGITS]
+
+
+def _module_hashes(module: str) -> dict[str, str]:
+    hashes: dict[str, str] = {}
+    waiting = [*_with_packages(module)]
+    seen = set(waiting)
+    while waiting:
+        name = waiting.pop()
+        if (path := _source_of(name)) is None:
+            continue
+        source = path.read_bytes()
+        hashes[name] = hashlib.sha256(source).hexdigest()[:HASH_DIGITS]
+        imported = {each for found in _imports(source, name, path) for each in _with_packages(found)}
+        waiting += sorted(imported - seen)
+        seen |= imported
+    return dict(sorted(hashes.items()))
+
+
+def _with_packages(module: str) -> Iterator[str]:
+    """Yield `a`, `a.b` and `a.b.c` for `a.b.c`: importing it runs them all."""
+    parts = module.split(".")
+    yield from (".".join(parts[: size + 1]) for size in range(len(parts)))
+
+
+def _source_of(module: str) -> Path | None:
+    """Return the file of a module of the user's own; None for any other, or if there is none."""
+    spec = _find_without_importing(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return None
+    path = Path(spec.origin).resolve()
+    own = path.is_file() and not INSTALLED & {*path.parts} and not {LMTRAIN, STDLIB} & {*path.parents}
+    return path if own else None
+
+
+def _find_without_importing(module: str) -> ModuleSpec | None:
+    """Return what `importlib.util.find_spec` does; that would import the packages around it: torch for `torch.nn`."""
+    name, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(name)
+        folders = [] if spec is None else [*(spec.submodule_search_locations or ())]
+        for part in rest:
+            name = f"{name}.{part}"
+            try:
+                spec = PathFinder.find_spec(name, folders)
+            except KeyError:  # a folder without an __init__.py in another one, which was not imported
+                spec, folders = None, [os.path.join(folder, part) for folder in folders]
+            else:
+                folders = [] if spec is None else [*(spec.submodule_search_locations or ())]
+    except (ImportError, ValueError):  # a module that was made by code
+        return None
+    return spec
+
+
+def _imports(source: bytes, module: str, path: Path) -> Iterator[str]:
+    """Yield the full names in all import statements; some may be names in a module."""
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        nodes = [*ast.walk(ast.parse(source))]
+    except (SyntaxError, ValueError):  # it can't be imported either
+        return
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            around = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*around, *([node.module] if node.module else [])])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))

@@ -1,0 +1,88 @@
+"""The code of a user's own that a run is made of: what is covered, and that a resume names what has changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.command_line import Cli
+from support.tokens import TINY
+from support.user_model import write_my_model
+
+from lmtrain.run.source_code import changed_sources, lmtrain_hash, source_hashes
+
+CONFIG = {
+    "model": {"_target_": "net.model.Model", "parts": [{"_target_": "other.Part"}]},
+    "optimizer": {"_target_": "torch.optim.SGD"},
+    "scheduler": {"_target_": "lmtrain.scheduler.cosine"},
+}
+FILES = {
+    "net/__init__.py": "",
+    "net/model.py": "import json\nimport torch.nn\nfrom . import blocks\nfrom .deep.layers import Layer\n",
+    "net/blocks.py": "from ..outside import x\n",  # beyond the package: it can't be imported
+    "net/deep/__init__.py": "from net.unused_name import nothing\n",
+    "net/deep/layers.py": "def later():\n    import helper\n",
+    "net/unused.py": "",
+    "other.py": "import helper, net.model\n",
+    "helper.py": "this is no Python",
+    "spaces/inner/module.py": "",
+}
+
+
+@pytest.fixture
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_a_target_is_its_module_the_packages_around_it_and_all_that_they_import(code: Path) -> None:
+    found = source_hashes(CONFIG)
+    net = ["net", "net.blocks", "net.deep", "net.deep.layers", "net.model"]
+    assert {key: [*hashes] for key, hashes in found.items()} == {
+        "model._target_": ["helper", *net],
+        "model.parts.0._target_": ["helper", *net, "other"],
+    }
+    assert source_hashes({"model": {"_target_": "spaces.inner.module.Thing"}})["model._target_"].keys() == {
+        "spaces.inner.module"
+    }
+
+
+def test_only_what_was_there_both_times_and_differs_has_changed(code: Path) -> None:
+    before = source_hashes(CONFIG)
+    (code / "net" / "unused.py").write_text("a = 1")
+    (code / "net" / "model.py").write_text("from . import blocks, new\n")
+    (code / "net" / "new.py").write_text("")
+    changed = changed_sources(before, source_hashes(CONFIG))
+    model = str(code / "net" / "model.py")
+    assert changed == {"model._target_": [model], "model.parts.0._target_": [model]}
+    assert changed_sources({}, before) == changed_sources(before, before) == {}
+
+
+def test_the_hash_of_lmtrain_is_the_same_each_time() -> None:
+    assert lmtrain_hash() == lmtrain_hash()
+
+
+def test_a_resume_with_other_code_is_refused_until_it_is_allowed(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    write_my_model(tmp_path)
+    model = tmp_path / "mymodels.py"
+    model.write_text(f"import scales\n{model.read_text()}")
+    (tmp_path / "scales.py").write_text("SCALE = 1\n")
+    kept = [text for text in TINY if not text.startswith("model")]
+    run = [*kept, f"data.path={token_folder}", "model=mine", "hydra.run.dir=out", "trainer.max_steps=2"]
+    assert cli(*run).returncode == 0
+    more = ["resume=out", "trainer.max_steps=3"]
+    (tmp_path / "scales.py").write_text("SCALE = 2\n")
+    done = cli(*more)
+    assert done.returncode == 2
+    assert (
+        "resume=out: would change the run (model._target_: scales.py changed since step 2); start a new one for that, "
+        "or allow it: python -m lmtrain resume=out trainer.max_steps=3 'allow_changes=[model._target_]'"
+    ) in done.stderr
+    done = cli(*more, "allow_changes=[model]")
+    assert done.returncode == 0, done.stderr
+    assert "changed: model._target_: scales.py changed since step 2" in done.stdout
+    environment = json.loads((tmp_path / "out" / "environment.json").read_text())
+    assert environment["resumes"][0]["code"] != environment["code"]
+    assert cli("resume=out", "trainer.max_steps=4").returncode == 0
