@@ -70,7 +70,7 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     is the same data in the same order. What is left out is logged.
 
     Raises:
-        ValueError: the model is another one, or the optimizer's state does not fit.
+        ValueError: the model is another one, the optimizer's state does not fit, or a file of the same data was changed.
     """
     then, now = origin.checkpoint.state["config"], snapshot.identity["config"]
     fresh = []
@@ -89,6 +89,8 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
         fresh.append("the random generators")
     data = origin.checkpoint.state["data"]
     same = all(data[key] == snapshot.data[key] for key in ("fingerprints", "order_version"))
+    if same:
+        snapshot.check_contents(data)
     if same and not order_changes(then, now):
         snapshot.restore_detector(origin.checkpoint)
     else:

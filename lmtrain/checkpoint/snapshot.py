@@ -28,6 +28,7 @@ from lmtrain.loop.training_parts import Parts
 log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
+DATA_WAY_OUT = "put it back, give the folder it was moved to, or start a new run"
 
 
 @dataclass
@@ -192,7 +193,6 @@ class Snapshot:
 
     def _check_data(self, then: Mapping[str, Any]) -> None:
         path = self.loaders["train"].path
-        way_out = "put it back, give the folder it was moved to, or start a new run"
         now = self.data
         if then["order_version"] != ORDER_VERSION:
             raise ValueError(
@@ -203,16 +203,25 @@ class Snapshot:
         if other:
             raise ValueError(
                 f"data.path={path}: not the data that this run was trained on (the {' and '.join(other)} split is "
-                f"another); {way_out}"
+                f"another); {DATA_WAY_OUT}"
             )
+        self.check_contents(then)
+
+    def check_contents(self, then: Mapping[str, Any]) -> None:
+        """Compare files that were touched since `then` with their checksums; warn of those that have none.
+
+        Raises:
+            ValueError: a file is another.
+        """
+        path = self.loaders["train"].path
         for split, loader in self.loaders.items():
-            if then["stamps"][split] == now["stamps"][split]:
+            if then["stamps"][split] == self.data["stamps"][split]:
                 continue
             try:
                 checked = loader.check_contents()
             except DataError as error:
                 raise ValueError(
-                    f"data.path={path}: not the data that this run was trained on: {error}; {way_out}"
+                    f"data.path={path}: not the data that this run was trained on: {error}; {DATA_WAY_OUT}"
                 ) from error
             if not checked:
                 log.warning(

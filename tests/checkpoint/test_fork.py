@@ -1,5 +1,6 @@
 """Runs that start from a checkpoint of another, and runs that repeat one: real ones, by the command line."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,18 @@ def test_a_fork_with_other_data_and_seed_begins_that_data(origin: Path, tmp_path
     state = load_checkpoint(tmp_path / "runs" / "other" / "checkpoints" / "step-00000012").state["train"]
     assert state["samples"] == (12 - 4) * 8
     assert state["tokens"] == 12 * 8 * 16
+
+
+def test_data_that_was_changed_under_its_name_is_refused(origin: Path, token_folder: Path, cli: Cli) -> None:
+    file = token_folder / "train.bin"
+    times = file.stat()
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = cli("fork=runs/origin", "step=4", f"data.path={token_folder}")
+    assert done.returncode == 2
+    assert f"data.path={token_folder}: not the data that this run was trained on: {file}: not the file" in done.stderr
 
 
 def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, tmp_path: Path, cli: Cli) -> None:
