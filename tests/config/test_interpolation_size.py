@@ -1,5 +1,6 @@
 """A config that would grow without end is refused before anything in it is resolved; any other one is resolved."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ def chain(value: Any, last: Any, first: str = "a") -> dict[str, Any]:
             return node.replace("NEXT", following)
         return [with_next(item, following) for item in node]
 
-    return {link: with_next(value, following) for link, following in zip(links, links[1:], strict=False)} | {
+    return {link: with_next(value, following) for link, following in pairwise(links)} | {
         links[-1]: last
     }
 
