@@ -21,9 +21,7 @@ def chain(value: Any, last: Any, first: str = "a") -> dict[str, Any]:
             return node.replace("NEXT", following)
         return [with_next(item, following) for item in node]
 
-    return {link: with_next(value, following) for link, following in pairwise(links)} | {
-        links[-1]: last
-    }
+    return {link: with_next(value, following) for link, following in pairwise(links)} | {links[-1]: last}
 
 
 @pytest.mark.parametrize(
