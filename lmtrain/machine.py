@@ -76,3 +76,16 @@ def write_json_with_machine(path: Path, **results: Any) -> None:
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int:
+    """Return the bytes of RAM and swap that this machine has, or that its container may use."""
+    most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        most += next(1024 * int(line.split()[1]) for line in lines if line.startswith("SwapTotal:"))
+        group = Path("/sys/fs/cgroup")
+        limits = [(group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.swap.max")]
+    except (OSError, StopIteration):
+        return most
+    return most if "max" in limits else min(most, sum(map(int, limits)))

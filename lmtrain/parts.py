@@ -4,15 +4,20 @@ this. What has to fit between parts is checked here, once.
 All functions raise ValueError, or ConfigError, for a mistake that only building shows.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from lmtrain.checkpoint.stored_model import stored_model_size
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
 from lmtrain.loop.training_parts import Parts
+from lmtrain.machine import total_memory
+from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
 
 
@@ -52,6 +57,20 @@ def build_model(cfg: DictConfig) -> nn.Module:
     if longest is not None and cfg.data.get("block_size", 0) > longest:
         raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
     return model
+
+
+def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
+    """Check that the model fits into this machine's memory, and is no larger than the one in the checkpoints, if any.
+
+    It comes first, before any memory is taken.
+    """
+    found = [size for path in checkpoints if (size := stored_model_size(path))]
+    stored = max(found, key=lambda size: size[1], default=(None, None))
+    try:
+        refuse_too_large(lambda: build_model(cfg), SizeLimit(total_memory(), *stored))
+    except ModelTooLargeError as error:
+        sizes = ", ".join(f"{key}={value}" for key, value in cfg.model.items() if type(value) is int)
+        raise ValueError(f"model ({sizes}): {error}") from error
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:

@@ -13,7 +13,7 @@ from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState, train_state
-from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
@@ -27,7 +27,7 @@ from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.loop.training_parts import Parts
-from lmtrain.parts import build_parts
+from lmtrain.parts import build_parts, check_model_size
 from lmtrain.run import report
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
 from lmtrain.run.environment import describe_environment, hardware_and_software
@@ -75,9 +75,10 @@ def run(
             directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
         else:
             _refuse_fewer_steps(cfg, directory.path)
-        configure_logging(directory.path)
+        with raising_config_errors():  # a folder in a file's place
+            configure_logging(directory.path)
+            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
         error: BaseException | None = None
-        stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
         try:
             train(cfg, directory, hydra_files, state, stop, resumed, lineage or {})
         except BaseException as caught:
@@ -124,6 +125,7 @@ def train(
 ) -> None:
     """Build the parts in the order that data flows, and run them; `state` is where the run is afterwards."""
     with raising_config_errors():
+        check_model_size(cfg, _start_checkpoints(cfg, directory.path))
         parts = build_parts(cfg)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
@@ -214,6 +216,16 @@ def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
     if broken := checkpoints.broken():
         raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
     return Start(origin=load_fork_origin(Path(cfg.fork), cfg.step)) if cfg.get("fork") else Start()
+
+
+def _start_checkpoints(cfg: DictConfig, run_dir: Path) -> list[Path]:
+    """Return the checkpoints that the run may start from: its own, or else its origin's."""
+    if steps := checkpoint_steps(run_dir):
+        return [CheckpointFolder.of_run(run_dir).at(step) for step in steps]
+    if not cfg.get("fork"):
+        return []
+    origin = Path(cfg.fork)
+    return [CheckpointFolder.of_run(origin).at(step_to_fork(origin, cfg.step))]
 
 
 def build_recorder(

@@ -292,6 +292,29 @@ def test_a_saved_config_does_not_read_the_environment(work: Path, monkeypatch: p
     assert dispatch(["evaluate", "out"]) == 0
 
 
+SIZES = [("d_model", 200_000), ("n_layer", 2_000_000), ("vocab_size", 10**12), ("block_size", 10**10)]
+
+
+@pytest.mark.parametrize(("key", "value"), SIZES)
+def test_sizes_that_a_checkpoint_does_not_have_take_no_memory(work: Path, key: str, value: int) -> None:
+    hostile(work / "out" / "config.yaml", f"model.{key}", value)
+    before = peak_memory()
+    with pytest.raises(ConfigError, match=rf"^model \(.*{key}={value}.*\): "):
+        dispatch(["evaluate", "out"])
+    assert peak_memory() - before < 100 << 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["resume=out", "fork=out"])
+def test_nor_do_they_in_a_run_that_goes_on(work: Path, cli: Cli, command: str) -> None:
+    for name in ("config.yaml", ".hydra/config.yaml"):
+        hostile(work / "out" / name, "model.d_model", 200_000)
+    done = cli(command, "trainer.max_steps=6", *(["hydra.run.dir=new"] if command == "fork=out" else []))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "d_model=200000" in done.stderr
+    assert "parameters of the checkpoint" in done.stderr
+
+
 @pytest.mark.parametrize("name", ["../secret.json", "{work}/secret.json", "..", "./state.json", "a/../state.json", ""])
 def test_a_manifest_names_nothing_outside_the_checkpoint(work: Path, name: str) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP

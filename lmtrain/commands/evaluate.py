@@ -23,7 +23,8 @@ def finished_runs(path: Path) -> list[Path]:
     if (path / "config.yaml").is_file() and checkpoint_steps(path):
         return [path]
     if is_sweep(path):
-        return [run for job in sorted(path.iterdir()) if job.is_dir() for run in finished_runs(job)]
+        jobs = [job for job in sorted(path.iterdir()) if job.is_dir() and not job.is_symlink()]  # which may lead back
+        return [run for job in jobs for run in finished_runs(job)]
     console.print(f"{path}: left out, no run with a checkpoint")
     return []
 

@@ -18,14 +18,16 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
+from lmtrain.config.interpolation_size import check_resolved_size
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
-from lmtrain.files.limited import read_yaml_text
+from lmtrain.files.limited import MAX_YAML_BYTES, read_limited, read_yaml_text
 from lmtrain.terminal.as_text import printable
 
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 SHOWN_CHARS = 200
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
+MAX_IN_A_FILE = 5_000
 
 
 def check_trust(
@@ -57,8 +59,9 @@ def check_trust(
     if refused:
         raise ConfigError("\n".join(dict.fromkeys(refused)))
     try:
+        check_resolved_size(OmegaConf.to_container(cfg))
         resolved = OmegaConf.to_container(cfg, resolve=True)
-    except (OmegaConfBaseException, RecursionError) as error:
+    except (OmegaConfBaseException, ValueError, RecursionError) as error:
         raise ConfigError(f"{run_dir}: {_shown(str(error).splitlines()[0])}") from error
     for key, text in _texts(resolved):
         if "${" in text:
@@ -84,9 +87,13 @@ def read_saved(path: Path) -> DictConfig:
     try:
         # In the whole file; are they in one string? After a backslash, as in "\x24{", none is seen in the text itself.
         if text.count("${") > MAX_INTERPOLATIONS or "\\" in text:
+            total = 0
             for _, string in _texts(yaml.safe_load(text)):
-                if string.count("${") > MAX_INTERPOLATIONS:
+                total += (count := string.count("${"))
+                if count > MAX_INTERPOLATIONS:
                     raise ConfigError(f"{path}: {_shown(string)}: not an interpolation that can be read")
+            if total > MAX_IN_A_FILE:
+                raise ConfigError(f"{path}: has {total:,} interpolations, more than a config ever has")
         cfg = OmegaConf.create(text)
     except ConfigError:
         raise
@@ -173,7 +180,7 @@ def _names_below(folder: Path, without: Path) -> Iterator[str]:
             if not file.endswith((".yaml", ".yml")):
                 continue
             try:
-                content = yaml.safe_load((Path(root) / file).read_bytes())
+                content = yaml.safe_load(read_limited(Path(root) / file, MAX_YAML_BYTES))
                 if isinstance(content, dict):
                     content.pop("hydra", None)  # no run's config has it
                 yield from [name for _, name in _names(content)]

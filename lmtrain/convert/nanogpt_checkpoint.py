@@ -6,7 +6,8 @@ alone. What nanoGPT calls an iteration is an optimizer step here.
 
 import math
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lmtrain.model.gpt2 import GPT2
 from lmtrain.terminal.as_text import first_few
 
 KEYS = ("model", "optimizer", "model_args", "iter_num", "best_val_loss")
+MOST_ITERATIONS = 10**12
 NO_LOSS_YET = 1e9  # nanoGPT's best_val_loss before its first evaluation
 
 OUTER = {"transformer.wte": "embedding", "transformer.wpe": "positions", "transformer.ln_f": "norm"}
@@ -64,6 +66,7 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
     if not path.is_file():
         inside = path / "ckpt.pt"
         raise ValueError(f"{path}: no such file" + (f"; did you mean {inside}?" if inside.is_file() else ""))
+    _refuse_compressed(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
@@ -95,8 +98,11 @@ def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
         if key in ("model", "optimizer", "model_args", "config") and not isinstance(value, dict):
             raise ValueError(f"{key} is a {type(value).__name__}, not a dict")
     iter_num, loss = content["iter_num"], _scalar("best_val_loss", content["best_val_loss"])
-    if not isinstance(iter_num, int) or isinstance(iter_num, bool) or iter_num < 0:
+    if type(iter_num) is not int or not 0 <= iter_num <= MOST_ITERATIONS:
         raise ValueError(f"iter_num={iter_num!r}: not a number of iterations")
+    states = content["optimizer"].get("state")
+    parts = [content["model"], *(states.values() if isinstance(states, dict) else ())]
+    _refuse_shared_memory([value for part in parts if isinstance(part, dict) for value in part.values()])
     weights = convert_weights(content["model"])
     _check_sizes(content["model_args"], weights)
     # Before the optimizer, whose indices say nothing if the weights are others.
@@ -140,6 +146,8 @@ def convert_optimizer(
     groups, state = optimizer.get("param_groups"), optimizer.get("state")
     if not isinstance(groups, list) or not isinstance(state, dict) or not all(map(_is_adamw, groups)):
         raise ValueError("optimizer: not the state of AdamW (state, and param_groups with betas, eps, weight_decay)")
+    if not all(type(index) is int for group in groups for index in group["params"]):
+        raise ValueError("optimizer: params of a group are not indices")
     if (sizes := [len(group["params"]) for group in groups]) != [len(decayed), len(undecayed)]:
         raise ValueError(
             f"optimizer: groups of {' and '.join(map(str, sizes))} tensors, where nanoGPT's AdamW decays "
@@ -237,10 +245,37 @@ def _is_adamw(group: object) -> bool:
     )
 
 
+def _refuse_compressed(path: Path) -> None:
+    """Raise a ValueError for an archive that would fill more memory than the file has bytes; torch.save makes none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # torch 1.5 and earlier; damage, which torch names
+        return
+    if unpacked > path.stat().st_size:
+        raise ValueError(
+            f"{path}: compressed, to unpack to {unpacked:,} bytes, which torch.save never does; not loaded"
+        )
+
+
+def _refuse_shared_memory(values: Sequence[object]) -> None:
+    """Raise a ValueError if tensors have more elements than the file: a view may repeat one number without end."""
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    if odd := [tensor for tensor in tensors if tensor.layout != torch.strided or tensor.device.type != "cpu"]:
+        raise ValueError(f"a tensor of {_size(odd[0])} is not a plain one ({odd[0].layout}, {odd[0].device})")
+    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    claimed = sum(tensor.nbytes for tensor in tensors)
+    if claimed > 2 * sum(stored.values()):  # the output layer is the embedding, under another name
+        raise ValueError(f"its tensors would take {claimed:,} bytes, but it holds {sum(stored.values()):,}")
+
+
 def _scalar(name: str, value: object) -> float:
     if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.numel() != 1):
         raise ValueError(f"{name} is {_size(value)}, not a number")
-    return float(value)
+    try:
+        return float(value)
+    except (OverflowError, TypeError, RuntimeError) as error:  # an integer beyond all floats; a complex tensor
+        raise ValueError(f"{name} is not a number that a float can hold") from error
 
 
 def _size(value: object) -> str:

@@ -33,6 +33,7 @@ SCHEDULE = {
     "min_lr": "scheduler.min_lr",
     "lr_decay_iters": "scheduler.max_steps",
 }
+LARGEST_NUMBER = 1e15
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -75,7 +76,7 @@ def settings_overrides(config: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def checked_number(name: str, value: object) -> Number:
-    """Return the value. Raises ValueError if it is no number."""
-    if not isinstance(value, bool | int | float):
+    """Return the value. Raises ValueError if it is no number, or larger than any setting."""
+    if not isinstance(value, bool | int | float) or not abs(value) <= LARGEST_NUMBER:
         raise ValueError(f"{name}={value!r}: not a number")
     return value

@@ -90,7 +90,7 @@ def read_meta(folder: Path) -> Meta | None:
         DataError: it is not one that this version reads.
     """
     path = folder / "meta.json"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
         fields = read_json_limited(path, MAX_JSON_BYTES)
@@ -104,7 +104,7 @@ def read_meta(folder: Path) -> Meta | None:
         _check_types(meta)
     except DataError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
         raise DataError(f"{path}: not a meta.json of token files ({type(error).__name__}: {error})") from error
     return meta
 

@@ -1,9 +1,10 @@
 """Reads files that may be damaged or hostile: up to a size, and JSON and YAML without what exhausts the memory."""
 
 import json
+import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -14,6 +15,28 @@ INDENTS = " \t-?:"  # what a line of YAML may begin with, apart from the content
 FastSafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML came with libyaml
 
 
+def open_plain_file(path: Path) -> BinaryIO:
+    """Open a file to read its bytes; do not wait for a pipe, or wake a device, that stands in a file's place.
+
+    Raises:
+        OSError: it can't be opened, or is no plain file.
+    """
+    check_plain(path, path.stat())
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have been replaced since
+    try:
+        check_plain(path, os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def check_plain(path: Path, status: os.stat_result) -> None:
+    """Raise FileNotFoundError unless it is the status of a plain file."""
+    if not stat.S_ISREG(status.st_mode):
+        raise FileNotFoundError(f"{path}: not a plain file")
+
+
 def read_limited(path: Path, limit: int) -> bytes:
     """Return the whole file, which must not have more than `limit` bytes.
 
@@ -21,9 +44,7 @@ def read_limited(path: Path, limit: int) -> bytes:
         ValueError: it has more.
         OSError: it can't be read, or is no plain file.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # open() would wait for a pipe in a stranger's folder
-        raise FileNotFoundError(f"{path}: not a plain file")
-    with path.open("rb") as file:
+    with open_plain_file(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"{path}: larger than {limit:,} bytes, which such a file never is")

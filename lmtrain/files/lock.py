@@ -13,8 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from lmtrain.files.limited import check_plain, read_limited
+
 # A process that looks whether a lock is held has it for an instant itself, so one failed attempt proves nothing.
 PAUSES_S = (0.0, 0.05, 0.2)
+MAX_OWNER_BYTES = 10_000
 
 
 class FileLock:
@@ -85,7 +88,7 @@ class FileLock:
 
     def owner(self) -> str:
         """Return what the process that holds the lock has written; empty if it has written nothing."""
-        return self.path.read_text(encoding="utf-8", errors="replace").strip()
+        return read_limited(self.path, MAX_OWNER_BYTES).decode(errors="replace").strip()
 
     def __enter__(self) -> Self:
         self.acquire()
@@ -97,7 +100,13 @@ class FileLock:
         self.release()
 
     def _open(self) -> int:
-        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            check_plain(self.path, os.fstat(descriptor))
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
 
 
 def run_lock(run_dir: Path) -> FileLock:

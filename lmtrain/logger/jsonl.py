@@ -2,13 +2,17 @@
 
 import errno
 import json
+import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lmtrain.files.durable import write_atomically
-from lmtrain.files.metrics import read_metrics
+from lmtrain.files.metrics import metric_lines
 from lmtrain.files.numbers import nan_as_null
+
+log = logging.getLogger(__name__)
 
 
 class JsonlLogger:
@@ -34,11 +38,26 @@ class JsonlLogger:
             raise
 
     def rewind(self, step: int) -> None:
-        """Remove the lines after a step."""
+        """Remove the lines after a step, and with a warning what is no line of metrics, or is a step again."""
         self._file.close()
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
-        write_atomically(self.path, "".join(map(_line, kept)))
+        write_atomically(self.path, self._kept(step))
         self._file = self.path.open("ab", buffering=0)
+
+    def _kept(self, step: int) -> Iterator[str]:
+        last, again = -math.inf, 0
+        for text, line in metric_lines(self.path, log.warning):
+            at = line["step"]
+            assert at is not None
+            if at > step:
+                continue
+            if at <= last:
+                again += 1
+                continue
+            last = at
+            is_strict = text.endswith("\n") and "NaN" not in text and "Infinity" not in text
+            yield text if is_strict else _line(line)
+        if again:
+            log.warning("%s: %d lines repeat a step, or go back to an earlier one; left out", self.path, again)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""
@@ -48,5 +67,5 @@ class JsonlLogger:
         self._file.close()
 
 
-def _line(metrics: Mapping[str, float]) -> str:
+def _line(metrics: Mapping[str, float | None]) -> str:
     return json.dumps(nan_as_null(dict(metrics)), allow_nan=False) + "\n"

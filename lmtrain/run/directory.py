@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 import socket
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
+OWN_FOLDERS = (".hydra", CHECKPOINTS, "bad-batches", "tensorboard", "wandb")  # of a run, which it writes into
 SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
 
 
@@ -27,7 +29,7 @@ class RunDirectory:
 
     Raises:
         ValueError: on entering, if another process owns it, which the message names; or if something in it is a link,
-            by which a run that others made could have files elsewhere overwritten.
+            by which a run that others made could have files elsewhere overwritten, or no file at all.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,6 +38,7 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
+        refuse_other_than_files(self.path)
         for entry in self.path.iterdir():
             if entry.is_symlink() and entry.name != CHECKPOINTS:  # which may well lie on a larger disk
                 raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
@@ -64,6 +67,15 @@ class RunDirectory:
         """Return the identity of this run for W&B, given or drawn once, and kept in `environment.json`."""
         recorded = read_json(self.path / "environment.json").get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)
+
+
+def refuse_other_than_files(run_dir: Path) -> None:
+    """Raise ValueError if a pipe, a socket or a device is in a run's directory: opening it would wait, or act."""
+    for folder in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            mode = entry.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise ValueError(f"{entry}: neither a file nor a folder; remove it, lmtrain does not make it")
 
 
 def is_sweep(folder: Path) -> bool:

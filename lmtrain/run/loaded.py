@@ -13,7 +13,7 @@ from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.parts import build_model, build_system
+from lmtrain.parts import build_model, build_system, check_model_size
 from lmtrain.system import System
 
 
@@ -48,6 +48,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     cfg = read_saved(run_dir / "config.yaml")
     check_trust(cfg, trusted, run_dir, option="--trust ")
     with raising_config_errors():
+        check_model_size(cfg, [path])
         system = build_system(cfg, device=device, compile=False)
         model = build_model(cfg)
         has_tokenizer = (run_dir / TOKENIZER_FILE).is_file()

@@ -154,6 +154,7 @@ def bomb() -> str:
         ("a: !!set {b}", "not the YAML of a config"),
         ("a: " + "${b}" * 30, "not an interpolation that can be read"),
         ('a: "' + r"\x24{b}" * 30 + '"', "not an interpolation that can be read"),
+        ("a: 1\n" + "\n".join(f"b{number}: ${{a}}" for number in range(5001)), "has 5,001 interpolations"),
     ],
 )
 def test_any_other_yaml_is_one_line(text: str, message: str, tmp_path: Path) -> None:
@@ -180,3 +181,8 @@ def test_any_other_yaml_is_one_line(text: str, message: str, tmp_path: Path) -> 
 def test_an_interpolation_that_appears_only_when_the_config_is_resolved_is_refused(hidden: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"hides an interpolation"):
         check(hidden, tmp_path)
+
+
+def test_interpolations_that_grow_without_end_are_not_resolved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run: a\d+: resolving its interpolations would take too long$"):
+        check({f"a{number}": f"${{a{number + 1}}}${{a{number + 1}}}" for number in range(30)} | {"a30": ""}, tmp_path)

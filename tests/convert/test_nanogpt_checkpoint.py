@@ -1,6 +1,7 @@
 """nanoGPT's weights and optimizer state mean the same under lmtrain's names, and a wrong file is one clear line."""
 
 import math
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,6 +208,8 @@ def swap_states(content: dict[str, Any]) -> None:
         (lambda c: c.update(model=[1]), "model is a list, not a dict"),
         (lambda c: c.update(config="x"), "config is a str, not a dict"),
         (lambda c: c.update(iter_num=-1), "iter_num=-1: not a number of iterations"),
+        (lambda c: c.update(iter_num=10**30), "iter_num=1000000000000000000000000000000: not a number of iterations"),
+        (lambda c: c.update(best_val_loss=10**400), "best_val_loss is not a number that a float can hold"),
         (lambda c: c.update(best_val_loss="low"), "best_val_loss is a str, not a number"),
         (lambda c: c["model_args"].pop("n_embd"), "model_args has no n_embd"),
         (lambda c: c["model_args"].update(use_rmsnorm=True), "model_args has use_rmsnorm, which nanoGPT's GPT-2 does"),
@@ -242,6 +245,9 @@ def swap_states(content: dict[str, Any]) -> None:
         ),
         (lambda c: c["optimizer"]["state"][1].update(step="x"), "optimizer: step of state 1 is a str, not a number"),
         (lambda c: c["optimizer"]["param_groups"][0].update(betas=0.9), "optimizer: not the state of AdamW"),
+        (lambda c: c["optimizer"]["param_groups"][0].update(params=[[1]]), "params of a group are not indices"),
+        (lambda c: c["config"].update(batch_size=math.inf), "config.batch_size=inf: not a number"),
+        (lambda c: c["config"].update(batch_size=10**30), "config.batch_size=1000000000000000000000000000000: not a"),
         (lambda c: c["config"].update(batch_size="4,5"), "config.batch_size='4,5': not a number"),
         (lambda c: c["config"].update(dtype="float8"), "config.dtype='float8': not one of float32, bfloat16, float16"),
     ],
@@ -277,6 +283,43 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
     assert not trap.exists()
     torch.load(path, weights_only=False)
     assert trap.exists()  # the trap is one
+
+
+def wide_by_repetition(content: dict[str, Any]) -> None:
+    """64,000 × 60,000 weights, all of them one number."""
+    content["model"][WTE] = content["model"]["lm_head.weight"] = torch.zeros(1).expand(64_000, 60_000)
+    content["model_args"].update(vocab_size=64_000, n_embd=60_000)
+
+
+def moments_by_repetition(content: dict[str, Any]) -> None:
+    content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(1).expand(64_000, 60_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (wide_by_repetition, "its tensors would take 30,720,"),
+        (moments_by_repetition, "its tensors would take 15,360,"),
+        (lambda c: c["model"].update({C_FC: torch.eye(3).to_sparse()}), r"a tensor of 3 × 3 is not a plain one \("),
+        (lambda c: c["model"].update({C_FC: torch.empty(3, device="meta")}), r"a tensor of 3 is not a plain one \("),
+    ],
+)
+def test_tensors_without_the_memory_they_claim_are_refused(change: Change, message: str, tmp_path: Path) -> None:
+    content = Training(bias=False).train(1).content()
+    change(content)
+    torch.save(content, tmp_path / "ckpt.pt")
+    with pytest.raises(ValueError, match=rf"ckpt\.pt: {message}"):
+        read_nanogpt_checkpoint(tmp_path / "ckpt.pt")
+
+
+def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"model": torch.zeros(10_000_000)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "ckpt.pt", "w") as small:
+        for entry in plain.infolist():
+            small.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "ckpt.pt").stat().st_size < 1_000_000
+    with pytest.raises(ValueError, match=r"ckpt\.pt: compressed, to unpack to 40,000,"):
+        read_nanogpt_checkpoint(tmp_path / "ckpt.pt")
 
 
 def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Damaged and hostile files are read up to a size and a depth, or refused with a line."""
 
+import contextlib
 import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,22 @@ import yaml
 from lmtrain.files.limited import MAX_YAML_BYTES, MAX_YAML_DEPTH, FastSafeLoader, read_limited, read_yaml_text
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(FileNotFoundError, match="pipe: not a plain file"):
-        read_limited(tmp_path / "pipe", 10)
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "socket", "link to a device"])
+def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "pipe"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path = Path("/dev/zero")
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):  # a socket's path is short
+            server.bind("pipe")
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(FileNotFoundError, match=f"{path}: not a plain file"):
+        read_limited(path, 10)
     with pytest.raises(FileNotFoundError):
         read_limited(tmp_path / "nothing", 10)
 

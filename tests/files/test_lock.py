@@ -89,6 +89,8 @@ def test_what_is_no_lock_is_held_by_nobody_and_not_waited_for(tmp_path: Path, ki
         assert (tmp_path / "mine").read_text() == "precious"
     elif kind == "pipe":
         os.mkfifo(lock.path)
+        with pytest.raises(OSError, match="not a plain file"):
+            lock.try_acquire()
     else:
         lock.path.mkdir()
     assert not lock.is_held()

@@ -1,13 +1,16 @@
-"""`metrics.jsonl` is read up to the first damaged line, and from its end while a run goes on."""
+"""`metrics.jsonl` is read without what is no line of metrics, and from its end while a run goes on."""
 
 import json
 import math
+import os
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lmtrain.files.metrics import TAIL_BYTES, read_columns, read_metrics, read_newest
+from lmtrain.files.metrics import MAX_LINE_BYTES, TAIL_BYTES, metric_lines, read_columns, read_metrics, read_newest
 
 LINES = '{"step": 1, "train/loss": 2.0}\n{"step": 2, "train/loss": null, "lr": 0.1}\n'
 
@@ -33,18 +36,54 @@ def test_without_a_file_there_is_no_line(tmp_path: Path) -> None:
     assert read_newest(tmp_path / "none") == {}
 
 
-@pytest.mark.parametrize(
-    "damaged",
-    ['{"step": 3, "tr', "[]", "3", '{"train/loss": 1.0}', '{"step": null}', '{"step": "x"}', '{"step": 3, "a": "?"}',
-     '{"step": 3, "a": []}', f'{{"step": 3, "a": 1{"0" * 400}}}', "[" * 100_000, '{"step": 3, "\udcff": 1}'],
-)  # fmt: skip
-def test_the_lines_before_a_damaged_one_count(damaged: str, tmp_path: Path) -> None:
+OTHER_LINES = [
+    '{"step": 3, "tr', "[]", "3", '{"train/loss": 1.0}', '{"step": null}', '{"step": "3"}', '{"step": true}',
+    '{"step": 3, "a": "?"}', '{"step": 3, "a": "4"}', '{"step": 3, "a": []}', '{"step": 3, "a": {}}', '{"a": 1}',
+    f'{{"step": 3, "a": 1{"0" * 400}}}', f'{{"step": 1{"0" * 400}}}', '{"step": Infinity}', '{"step": NaN}',
+    '{"step": 3.5}', "[" * 100_000, '{"step": 3, "\udcff": 1}', "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("other", OTHER_LINES, ids=lambda line: line[:20])
+def test_what_is_no_line_of_metrics_is_left_out(other: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{LINES}{damaged}\n{{"step": 4}}\n', encoding="utf-8", errors="surrogateescape")
+    path.write_text(f'{LINES}{other}\n{{"step": 4}}\n', encoding="utf-8", errors="surrogateescape")
+    assert [line["step"] for line in read_metrics(path)] == [1, 2, 4]
+    assert read_newest(path)["step"] == 4
+    for read in (read_columns, lambda path, warn: list(metric_lines(path, warn))):
+        warnings: list[str] = []
+        read(path, warnings.append)
+        assert warnings == [f"{path}: line 3 is not a line of metrics; left out"]
+    assert read_columns(path, warnings.append)["step"].tolist() == [1, 2, 4]
+
+
+def test_a_line_without_end_is_not_kept_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{LINES}{{"step": 3, "{"x" * 10 * MAX_LINE_BYTES}": 1}}\n{{"step": 4}}\n')
     warnings: list[str] = []
-    assert [line["step"] for line in read_metrics(path)] == [1, 2]
-    assert read_columns(path, warnings.append)["step"].tolist() == [1, 2]
-    assert warnings == [f"{path}: line 3 is damaged; the 2 lines before it count"]
+    tracemalloc.start()
+    try:
+        assert [line["step"] for _, line in metric_lines(path, warnings.append)] == [1, 2, 4]
+        assert tracemalloc.get_traced_memory()[1] < 5 * MAX_LINE_BYTES
+    finally:
+        tracemalloc.stop()
+    assert warnings == [f"{path}: line 3 is not a line of metrics; left out"]
+
+
+def test_many_such_lines_are_one_warning(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("?\n" + LINES + "?\n?\n")
+    warnings: list[str] = []
+    assert len(list(metric_lines(path, warnings.append))) == 2
+    assert warnings == [f"{path}: line 1 and 2 more are not lines of metrics; left out"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_plain_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(tmp_path / "metrics.jsonl")
+    with pytest.raises(OSError, match="not a plain file"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    assert read_newest(tmp_path / "metrics.jsonl") == {}
 
 
 def test_half_a_line_at_the_end_may_just_be_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import math
 import resource
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,40 @@ def test_a_run_that_goes_back_goes_on_after_the_lines_that_count(tmp_path: Path)
     logger.sync()
     logger.close("completed")
     assert [(line["step"], line["train/loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def test_what_is_no_line_of_metrics_stops_no_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log_steps(path, 1, 7, after=0)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], '{"a":1}', '{"step":"5"}', lines[1], *lines[3:], '{"step":5,"x":{}}', ""]))
+    resumed(path, 5).close("completed")
+    assert path.read_text().splitlines() == lines[:5]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path}: line 4 and 2 more are not lines of metrics; left out",
+        f"{path}: 1 lines repeat a step, or go back to an earlier one; left out",
+    ]
+
+
+def test_numbers_that_json_does_not_have_are_nulls_after_a_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "NaN": 1.0}\n{"step": 2, "x": NaN, "y": -Infinity}\n')
+    resumed(path, 2).close("completed")
+    assert [strict(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "NaN": 1.0},
+        {"step": 2, "x": None, "y": None},
+    ]
+
+
+def test_a_long_file_takes_little_memory_to_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("w") as file:
+        file.writelines(f'{{"step": {step}, "train/loss": 0.1234567890123456}}\n' for step in range(1, 20_001))
+    tracemalloc.start()
+    try:
+        resumed(path, 19_000).close("completed")
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 900_000
+    assert most < 200_000

@@ -72,6 +72,14 @@ def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
     assert "topsecret" not in json.dumps(recorded)
 
 
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "train.log", ".tmp-result.json", ".hydra/config.yaml"])
+def test_a_pipe_in_a_run_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: neither a file nor a folder"), RunDirectory(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "train.log", ".hydra", ".tmp-result.json"])
 def test_a_link_in_a_run_is_not_written_through(tmp_path: Path, name: str) -> None:
     (tmp_path / "mine").write_text("precious")
