@@ -1,4 +1,4 @@
-"""Text that is not lmtrain's own is shown as it is and acts on nothing: no markup, no emoji, no link, no escape code."""
+"""Text that is not our own is shown as it is and acts on nothing: no markup, emoji, link or escape code."""
 
 import io
 import logging
