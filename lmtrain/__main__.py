@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 import lmtrain
 
@@ -38,6 +39,7 @@ def main() -> None:
         # A mark that the locale's encoding lacks is shown as a question mark, and is no reason to fail.
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors="replace")
+    sys.excepthook = print_traceback
     try:
         code = dispatch_and_report_errors(sys.argv[1:])
         # All is done and said; what is left is Python's own end, which takes a moment and needs no interruption.
@@ -51,18 +53,32 @@ def main() -> None:
 def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; a user's mistake is one line and the exit code 2."""
     from lmtrain.errors import ConfigError
+    from lmtrain.terminal.as_text import visible
 
     try:
-        code = dispatch(arguments)
+        try:
+            code = dispatch(arguments)
+        except SystemExit:  # of argparse, after --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except ConfigError as error:
         for line in str(error).splitlines():
-            print(f"config error: {line}", file=sys.stderr)
+            print(f"config error: {visible(line)}", file=sys.stderr)
         code = 2
     return code
+
+
+def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody expected; a message may have in it what a stranger wrote."""
+    import traceback
+
+    from lmtrain.terminal.as_text import visible
+
+    sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
 
 
 def stop_with_parent(parent: int) -> None:

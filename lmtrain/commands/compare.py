@@ -7,11 +7,16 @@ import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
 from lmtrain.compare.runs import Run, load_runs, with_labels
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import visible
+
+if TYPE_CHECKING:  # with scipy
+    from lmtrain.compare.comparison import RunComparison
 
 DESCRIPTION = """\
 Runs side by side: what differs in their configs, their losses at equal steps, tokens, FLOPs and seconds, and whether
@@ -58,18 +63,25 @@ def main(arguments: Sequence[str]) -> int:
             goal=options.reach,
             asked=options.columns and options.columns.split(","),
         )
-        if "-" not in files.values():
-            show_comparison(comparison, limit=options.limit)
-        for kind, file in files.items():
-            module, name = OUTPUTS[kind]
-            content = getattr(importlib.import_module(module), name)(comparison)
-            content = content.encode() if isinstance(content, str) else content
-            if file == "-":
-                sys.stdout.buffer.write(content)
-            else:
-                Path(file).write_bytes(content)
-                print(f"{kind}: {file}", file=sys.stderr if "-" in files.values() else sys.stdout)
+        contents = {file: output_bytes(kind, comparison) for kind, file in files.items()}
+        piped = contents.pop("-", None)
+        for file, content in contents.items():  # before anything is printed, which may end early: `| head`
+            Path(file).write_bytes(content)
+    if piped is None:
+        show_comparison(comparison, limit=options.limit)
+    else:
+        sys.stdout.buffer.write(piped)
+    for kind, file in files.items():
+        if file != "-":
+            print(f"{kind}: {visible(file)}", file=sys.stdout if piped is None else sys.stderr)
     return 0
+
+
+def output_bytes(kind: str, comparison: "RunComparison") -> bytes:
+    """Return the content of a file of one of `OUTPUTS`."""
+    module, name = OUTPUTS[kind]
+    content: str | bytes = getattr(importlib.import_module(module), name)(comparison)
+    return content.encode() if isinstance(content, str) else content
 
 
 def make_parser() -> argparse.ArgumentParser:

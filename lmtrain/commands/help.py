@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lmtrain.config.shipped import shipped
+from lmtrain.terminal.as_text import visible
 
 PREPARE_GROUPS = ("prepare/source", "prepare/tokenizer", "prepare/holdout")
 GROUPS = ("experiments", "data", *PREPARE_GROUPS, "model", "optimizer", "scheduler", "system", "trainer", "logger")
@@ -38,7 +39,7 @@ def main() -> int:
     print(VERBS)
     print("Config groups, as group=choice:")
     for group in GROUPS:
-        print(list_choices(group))
+        print(visible(list_choices(group)))
     print(FOOTER)
     return 0
 

@@ -8,7 +8,6 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.config.build import raising_config_errors
@@ -60,12 +59,12 @@ def main(arguments: Sequence[str]) -> int:
             found.append(inspected)
         if options.json:
             options.json.write_text(json.dumps({"folders": [each.as_json() for each in found]}, allow_nan=False) + "\n")
-            console.print(f"numbers: {options.json}", markup=False)
+            console.print(f"numbers: {options.json}")
         if options.png:
             from lmtrain.data.inspection.picture import draw_folders
 
             draw_folders(found, options.png)
-            console.print(f"picture: {options.png}", markup=False)
+            console.print(f"picture: {options.png}")
     return 2 if any(inspected.problems for inspected in found) else 0
 
 
@@ -90,19 +89,19 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 def show(inspected: InspectedFolder) -> None:
-    console.print(f"\n{heading(inspected)}", markup=False, style="bold")
+    console.print(f"\n{heading(inspected)}", style="bold")
     if inspected.splits:
         console.print(statistics_table(inspected))
         console.print(frequent_tokens_table(inspected))
     begins = "a document begins at" if inspected.end_of_text is not None else "from"
     for name, split in inspected.splits.items():
         for sample in split.samples:
-            console.print(f"{name}: {begins} token {sample.position:,}", markup=False, style="dim")
-            console.print(textwrap.indent("\n".join(sample_lines(sample)), "  │ "), markup=False)
+            console.print(f"{name}: {begins} token {sample.position:,}", style="dim")
+            console.print(textwrap.indent("\n".join(sample_lines(sample)), "  │ "))
     for note in inspected.notes:
-        console.print(f"note: {note}", markup=False, style="yellow")
+        console.print(f"note: {note}", style="yellow")
     for problem in inspected.problems:
-        console.print(f"problem: {problem}", markup=False, style="bold red")
+        console.print(f"problem: {problem}", style="bold red")
     if inspected.meta and not inspected.problems:
         console.print("checksums, ids and tokenizer are what meta.json says", style="green")
 
@@ -121,7 +120,7 @@ def heading(inspected: InspectedFolder) -> str:
 
 def statistics_table(inspected: InspectedFolder) -> Table:
     """Return a table with a column for each split, and a section for each subject."""
-    table = Table("", *map(escape, inspected.splits))
+    table = Table("", *inspected.splits)
     for column in table.columns[1:]:
         column.justify = "right"
     of_splits = [
@@ -130,7 +129,7 @@ def statistics_table(inspected: InspectedFolder) -> Table:
     ]
     for sections in zip(*of_splits, strict=True):
         for title in dict.fromkeys(title for section in sections for title in section):
-            table.add_row(title, *(escape(section.get(title, "–")) for section in sections))
+            table.add_row(title, *(section.get(title, "–") for section in sections))
         table.add_section()
     return table
 
@@ -201,14 +200,14 @@ def frequent_tokens_table(inspected: InspectedFolder) -> Table:
     table = Table("")
     columns = []
     for name, split in inspected.splits.items():
-        table.add_column(escape(f"most frequent in {name}"))
+        table.add_column(f"most frequent in {name}")
         table.add_column("share", justify="right")
         statistics = split.statistics
         ids = statistics.most_frequent(FREQUENT)
         shares = [f"{statistics.token_counts[i] / statistics.tokens:.2%}" for i in ids]
         columns += [[token_text(inspected, i) for i in ids], shares]
     for rank in range(max(map(len, columns))):
-        table.add_row(str(rank + 1), *(escape(column[rank]) if rank < len(column) else "" for column in columns))
+        table.add_row(str(rank + 1), *(column[rank] if rank < len(column) else "" for column in columns))
     return table
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import visible
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
             top_k=options.top_k or None,
             generator=generator,
         )
-        print(loaded.tokenizer.decode(tokens.tolist()))
+        print(visible(loaded.tokenizer.decode(tokens.tolist())))
         if options.count > 1:
             print("-" * 60)
     return 0

@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         return start(new_run([*search_path, *flags.overrides]), _train)
     except HydraException as error:
         raise ConfigError(explain_hydra_error(error, flags.overrides)) from error
+    except BrokenPipeError:  # whoever reads what is printed has seen enough
+        raise
     except OSError as error:  # a folder that can't be made, say
         raise ConfigError(str(error)) from error
     except SweepEndedError as ended:

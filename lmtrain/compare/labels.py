@@ -41,22 +41,30 @@ def _fitting(
     config: Mapping[str, Any], keys: Sequence[str], setting: Sequence[Any], common: Sequence[Mapping[Any, int]]
 ) -> set[str]:
     """Return the keys that a label has room for, of those that the config has."""
-    own = {key for key in keys if key in config}
+    words = _words(config, {key for key in keys if key in config}, keys)
     times = {key: counts[value] for key, value, counts in zip(keys, setting, common, strict=True)}
     # Of equally common ones the later: steps and warmup follow the batch size, say, and not the other way round.
-    spare = sorted((key for key in keys if key in own), key=lambda key: (-times[key], -keys.index(key)))
+    spare = sorted(words, key=lambda key: times[key])[::-1]
+    length = sum(len(word) + 1 for word in words.values()) - 1
     for key in spare[:-1]:
-        if len(_label(config, own, keys)) > MAX_LABEL_CHARS:
-            own.remove(key)
-    return own
+        if length > MAX_LABEL_CHARS:
+            length -= len(words.pop(key)) + 1
+    return set(words)
 
 
 def _label(config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()) -> str:
     """Return the label of the `own` keys; values of the keys in `whole` are not cut."""
+    return " ".join(_words(config, own, keys, whole).values())
+
+
+def _words(
+    config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()
+) -> dict[str, str]:
+    """Return `lr=0.003` for each of the `own` keys, in the order of `keys`."""
     names, own, whole = short_names(keys), set(own), set(whole)
     texts = {key: setting_text(config.get(key), key) for key in keys if key in own}
     cut = {key: text if key in whole else cut_middle(text, MAX_VALUE_CHARS) for key, text in texts.items()}
-    return " ".join(f"{names[key]}={text}" for key, text in cut.items())
+    return {key: f"{names[key]}={text}" for key, text in cut.items()}
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

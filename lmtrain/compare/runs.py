@@ -14,13 +14,11 @@ import numpy as np
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
-from lmtrain.compare.run_files import read_config, read_sample
-from lmtrain.files.limited import read_json
+from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
 from lmtrain.files.lock import run_lock
-from lmtrain.files.metrics import read_columns
 from lmtrain.files.numbers import as_float
 from lmtrain.run.identity import NEUTRAL_KEYS
-from lmtrain.terminal.as_text import printable
+from lmtrain.terminal.as_text import printable, visible
 
 AXES = ("step", "tokens", "flops", "seconds")
 # Settings that change no number of a run: beside those that its hash leaves out, how much is logged and kept.
@@ -96,7 +94,8 @@ class Run:
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[Run]:
     """Return the runs in run directories, in any folder above them, and of globs: in the order given, each once.
 
-    Runs may still be going on. Damaged files are left out, each with a line to `warn` (default: stderr).
+    Runs may still be going on. A run with a damaged file is left out, with a line to `warn` (default: stderr); damaged
+    lines of metrics are left out in the same way.
 
     Raises:
         ValueError: a path that has no runs.
@@ -114,7 +113,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
         try:
             runs.append(_load_run(run, warn))
         except (OSError, ValueError) as error:
-            warn(f"left out: {printable(str(error))}")
+            warn(f"left out: {' '.join(str(error).split())}")
     return _with_parents(with_labels(runs))
 
 
@@ -164,15 +163,20 @@ def _expand_glob(path: str | Path) -> list[Path]:
 
 def _run_directories(folder: Path) -> list[Path]:
     """Return the run directories at or below a folder, without following links or looking into runs."""
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        return []
-    names = {entry.name for entry in entries}
-    if "config.yaml" in names and names & {"metrics.jsonl", "result.json", "environment.json"}:
-        return [folder]
-    below = sorted((e.name for e in entries if e.is_dir(follow_symlinks=False)), key=_natural_order)
-    return [run for name in below if name not in SKIPPED_FOLDERS for run in _run_directories(folder / name)]
+    found, folders = [], [os.fspath(folder)]
+    while folders:  # not recursive: folders may be nested more deeply than Python's calls
+        path = folders.pop()
+        try:
+            entries = list(os.scandir(path))
+        except OSError:
+            continue
+        names = {entry.name for entry in entries}
+        if "config.yaml" in names and names & {"metrics.jsonl", "result.json", "environment.json"}:
+            found.append(Path(path))
+        else:
+            below = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)} - SKIPPED_FOLDERS
+            folders += [os.path.join(path, name) for name in sorted(below, key=_natural_order, reverse=True)]
+    return found
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
@@ -183,9 +187,9 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     """Return one run; its label and parent need the others."""
     config = read_config(path / "config.yaml")
-    result, environment = read_json(path / "result.json"), read_json(path / "environment.json")
-    metrics = read_columns(path / "metrics.jsonl", warn)
-    status = str(result["status"]) if "status" in result else _status_without_result(path)
+    result, environment = read_record(path / "result.json"), read_record(path / "environment.json")
+    metrics = read_series(path / "metrics.jsonl", warn)
+    status = result.get("status") or _status_without_result(path)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
     metrics["flops"] = metrics["tokens"] * as_float(_mapping_at(environment, "model").get("flops_per_token"))
@@ -215,10 +219,17 @@ def _with_parents(runs: Sequence[Run]) -> list[Run]:
     by_path = {os.path.realpath(run.path): run for run in runs}
 
     def name_of(origin: Mapping[str, Any]) -> str:
-        parent = by_id.get(str(origin.get("run_id"))) or by_path.get(os.path.realpath(str(origin.get("run"))))
+        parent = by_id.get(str(origin.get("run_id"))) or by_path.get(_real_path(str(origin.get("run"))))
         return parent.label if parent else printable(str(origin.get("run") or origin.get("run_id")))
 
     return [replace(run, parent=_parent_in_words(run, name_of)) for run in runs]
+
+
+def _real_path(text: str) -> str:
+    try:
+        return os.path.realpath(text)
+    except ValueError:  # it has a NUL, or what no file system can encode
+        return text
 
 
 def _parent_in_words(run: Run, name_of: Callable[[Mapping[str, Any]], str]) -> str | None:
@@ -249,4 +260,4 @@ def _data_fingerprints(run: Run) -> str:
 
 
 def _print_to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
+    print(visible(line), file=sys.stderr)  # noqa: T201

@@ -26,7 +26,7 @@ class DataProgress:
     def __init__(self, output: Console = console) -> None:
         self.console = output
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(),
             DownloadColumn(),
             TokensPerSecond(),

@@ -10,13 +10,17 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def as_float(value: Any) -> float:
-    """Return a number as a float, and NaN for anything else."""
-    return float(value) if is_number(value) else math.nan
+    """Return a number as a float, and NaN for anything else, such as an integer too large for a float."""
+    try:
+        return float(value) if is_number(value) else math.nan
+    except OverflowError:
+        return math.nan
 
 
 def finite_or_none(value: Any) -> float | None:
     """Return a finite number as a float, and None for anything else."""
-    return float(value) if is_number(value) and math.isfinite(value) else None
+    number = as_float(value)
+    return number if math.isfinite(number) else None
 
 
 def nan_as_null(value: Any) -> Any:

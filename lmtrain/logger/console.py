@@ -36,9 +36,9 @@ class _TrainProgress(Progress):
     def __init__(self, steps_done: Callable[[], int], max_steps: int) -> None:
         self._steps_done = steps_done
         super().__init__(
-            TextColumn("step {task.completed}/{task.total}"),
+            TextColumn("step {task.completed}/{task.total}", markup=False),
             BarColumn(bar_width=None),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=console,
             refresh_per_second=REFRESHES_PER_SECOND,
             transient=True,

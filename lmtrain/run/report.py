@@ -16,6 +16,7 @@ from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
+from lmtrain.files.numbers import finite_or_none
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.generate import generate
@@ -25,6 +26,7 @@ from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
 from lmtrain.run.identity import config_hash, plain_config
 from lmtrain.system import System
+from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.units import duration, si, significant
 from lmtrain.trainer import Trainer
@@ -43,7 +45,7 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     log.info("run %s", short_path(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
-        best = read_json(other / "result.json").get("best_val_loss")
+        best = finite_or_none(read_json(other / "result.json").get("best_val_loss"))
         log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
     log.info(
@@ -101,7 +103,7 @@ def show_sample(
         vocab_size=tokenizer.vocab_size,
         generator=torch.Generator().manual_seed(cfg.seed),
     )
-    text = tokenizer.decode(ids[1:].tolist()).strip("\n")
+    text = visible(tokenizer.decode(ids[1:].tolist()).strip("\n"))
     log.info("a sample of the model's text:\n%s\n%s\n%s", "-" * 60, text, "-" * 60)
     write_atomically(directory.path / "sample.txt", f"{text}\n")
 

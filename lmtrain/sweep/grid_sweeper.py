@@ -77,7 +77,7 @@ class GridSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         sweep_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
-        console.print(f"sweep of {len(jobs)} jobs in {short_path(sweep_dir.absolute())}", markup=False)
+        console.print(f"sweep of {len(jobs)} jobs in {short_path(sweep_dir.absolute())}")
         retry = self.config.retry_failed
         before = {
             job

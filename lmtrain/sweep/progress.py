@@ -84,10 +84,10 @@ class SweepProgress:
         for one in ended:
             words = [f"val {one.objective:.4f}"] if one.objective is not None else []
             words += [one.reason] if one.reason else []
-            console.print(f"{self._count(one)} {one.job.title}: {'; '.join([status_label(one), *words])}", markup=False)
+            console.print(f"{self._count(one)} {one.job.title}: {'; '.join([status_label(one), *words])}")
         for running in self._pool.running:
             if not any(running is one for one in self._announced):
-                console.print(f"{'resumed' if running.resumed else 'started'} {running.job.title}", markup=False)
+                console.print(f"{'resumed' if running.resumed else 'started'} {running.job.title}")
         self._announced = [*self._pool.running]
 
     def _count(self, one: JobEnd) -> str:

@@ -59,14 +59,14 @@ def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | N
         if one.status not in SUCCESSFUL and one.status != NOT_STARTED:
             where = f" ({short_path(one.job.directory)}/{LOG})" if _has_run(one) else ""
             words = [one.job.title, one.status, *([one.reason] if one.reason else [])]
-            console.print(redact(f"{': '.join(words)}{where}"), markup=False)
-    console.print(f"{count_by_status(ended)}; everything is in {short_path(sweep_dir)}", markup=False)
+            console.print(redact(f"{': '.join(words)}{where}"))
+    console.print(f"{count_by_status(ended)}; everything is in {short_path(sweep_dir)}")
     missing = {one.status for one in ended if one.status == NOT_STARTED or _has_run(one)} - SUCCESSFUL
     if missing or stopped is not None:
         again = command_to_continue(sweep_dir, retries=bool(missing & UNSUCCESSFUL))
-        console.print(f"to continue: {again}", markup=False)
+        console.print(f"to continue: {again}")
     if any(one.result for one in ended):
-        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(sweep_dir))}", markup=False)
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(sweep_dir))}")
 
 
 def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:
@@ -87,7 +87,7 @@ def best_first(ended: Sequence[JobEnd]) -> list[JobEnd]:
 def show_launcher_failure(error: Exception) -> None:
     """Print that a launcher failed by itself; how its jobs ended is in their directories."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    console.print(redact(f"the launcher failed: {reason}"), markup=False, soft_wrap=True)
+    console.print(redact(f"the launcher failed: {reason}"), soft_wrap=True)
     log.debug("its traceback", exc_info=error)
 
 

@@ -1,8 +1,18 @@
 """Values, lists of them, and what changed between two of them, as text for a person."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+# What acts on a terminal, apart from line ends and tabs: control characters, those that turn the direction of what
+# follows, and halves of characters, which no encoding has.
+ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def visible(text: str) -> str:
+    """Return the text with `\\x1b` for the escape character, and so on for all that acts; line ends and tabs stay."""
+    return ACTING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def printable(text: str, *, keep: str = "", instead: str = " ") -> str:

@@ -1,18 +1,49 @@
 """What a person sees: one console for log lines and progress bars, and the log file."""
 
 import logging
+import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
 
+from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact
 
 LOG_WIDTH = 200  # columns of a table where there is no terminal to ask
 
 
+class PlainConsole(Console):
+    """Prints text as it is: no `[markup]`, no `:emoji:`, no links, and what would act on the terminal is visible.
+
+    Nearly all texts have something in them that is not lmtrain's own: a path, a name, a token. Styles are given as
+    `style=` or as `rich.text.Text`; of `rich.progress`, a `TextColumn` needs `markup=False`.
+    """
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **settings)
+
+    def render_str(self, text: str, **settings: Any) -> Text:  # type: ignore[override]
+        """Return the text for printing or measuring; rich calls this for each string, in tables as well."""
+        return super().render_str(visible(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield what is to be written; here every text comes by, one in a `Text` as well."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> None:
+        """Print nothing more: whoever reads, `head` say, has seen enough. The command goes on, and writes its files."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _make_console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(soft_wrap=True)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console
@@ -22,10 +53,10 @@ console = _make_console()
 
 
 class RedactingFormatter(logging.Formatter):
-    """Takes secrets out of a whole log line, its traceback included."""
+    """Takes secrets and what acts on a terminal out of a whole log line, its traceback included."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
+        return visible(redact(super().format(record)))
 
 
 class ConsoleHandler(logging.Handler):
@@ -38,8 +69,8 @@ class ConsoleHandler(logging.Handler):
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
         # A traceback is for the log file; here the message is enough.
         try:
-            console.print(redact(record.getMessage()), style=style, markup=False)
-        except (OSError, SystemExit):  # rich's way to say that nobody reads any more: no reason to stop a run
+            console.print(redact(record.getMessage()), style=style)
+        except OSError:  # the terminal has gone: no reason to stop a run
             self.handleError(record)
 
 
@@ -48,9 +79,7 @@ class LogFileHandler(logging.FileHandler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
         logging.getLogger().removeHandler(self)
-        console.print(
-            f"{self.baseFilename}: can't be written any more: {sys.exception()}", style="yellow", markup=False
-        )
+        console.print(f"{self.baseFilename}: can't be written any more: {sys.exception()}", style="yellow")
 
 
 def configure_logging(run_dir: Path) -> None:

@@ -3,20 +3,28 @@
 import csv
 import io
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from support.command_line import Cli
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from support.command_line import Cli, clean_environment
 from support.synthetic_runs import write_run, write_sweep
 
 from lmtrain.commands.compare import main
 from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
 from lmtrain.compare.comparison import RunComparison, compare
 from lmtrain.compare.output.tables import cell_text, default_columns, fit_to_width
-from lmtrain.compare.output.text_files import as_csv, as_json, as_markdown
+from lmtrain.compare.output.text_files import _escape_markdown, _list_item, as_csv, as_json, as_markdown
 from lmtrain.compare.run_values import equal_places
 from lmtrain.compare.runs import Run, load_runs
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import visible
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +151,72 @@ def test_markdown_and_csv_have_the_columns_asked_for(sweep: list[Run]) -> None:
     assert lines[0] == "| label | best |"
     assert "| setting | seeds | mean ± 95% | SD | to the best | p |" in lines
     assert as_csv(asked).splitlines()[0] == "label,best val/loss"
+
+
+# What is in a cell stays in it: no link, image, HTML, formula or emphasis comes of it.
+ODD_TEXTS = st.text(alphabet="ab0 \t\n[]()!<>&|`*_~$\\\\#+-=.:/@'\"\x1b\ud800;", max_size=30) | st.sampled_from(
+    ["[a](javascript:x)", "![a](http://a/b.png)", "<img src=x>", "https://a.b", "www.a.b", "<https://a.b>", "`a`",
+     "__a__", "| a |", "a|b", "\\\\|", "&lt;b&gt;", "- a", "# a", "1. a", "> a", "```", "---", "[a]: http://b", "$a$"]
+)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(ODD_TEXTS)
+def test_markdown_shows_any_text_as_it_is(text: str) -> None:
+    shown = " ".join(visible(text).split())
+    render = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse
+    escaped = _escape_markdown(text)
+    table, item = render(f"| a | b |\n|---|---|\n| {escaped} | x |"), render(_list_item(text))
+    for blocks in (table, item):
+        kinds = {token.type for block in blocks for token in (block, *(block.children or ()))}
+        assert not kinds & {"link_open", "image", "html_inline", "html_block", "code_inline", "em_open", "strong_open",
+                            "s_open", "heading_open", "hr", "fence", "code_block", "blockquote_open"}  # fmt: skip
+        texts = ["".join(child.content for child in block.children or ()) for block in blocks if block.children]
+        assert texts == (["a", "b"] if blocks is table else []) + [shown] * bool(shown) + ["x"] * (blocks is table)
+    assert len([block for block in table if block.type == "td_open"]) == 2
+    assert len([block for block in item if block.type.endswith("list_open")]) == 1
+    assert not re.search(r"(?<!\\)(://|www\.)", escaped, re.IGNORECASE)  # GitHub's Markdown makes links of these
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [
+        ("=HYPERLINK(1)", "'=HYPERLINK(1)"),
+        ("+1+cmd|' /C calc'!A0", "'+1+cmd|' /C calc'!A0"),
+        ("-2+3", "'-2+3"),
+        ("@SUM(1)", "'@SUM(1)"),
+        ("\t=1+1", "' =1+1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("-1", "-1"),
+        ("+.5e-3", "+.5e-3"),
+        (-0.5, "-0.5"),
+        (-3, "-3"),
+        ("a=b", "a=b"),
+        (["=1"], "[=1]"),
+    ],
+)
+def test_a_cell_of_csv_is_no_formula(tmp_path: Path, value: object, cell: str) -> None:
+    write_run(tmp_path / "a", {"data.note": value, "=1+1": 2}, steps=2, eval_interval=1)
+    write_run(tmp_path / "=1+1", steps=2, eval_interval=1)
+    rows = list(csv.DictReader(io.StringIO(as_csv(compare(load_runs([tmp_path]), asked=["run", "note", "=1+1"])))))
+    assert [row["data.note"] for row in rows if row["run"] == "a"] == [cell]
+    assert {row["run"] for row in rows} == {"a", "'=1+1"}
+    assert rows[0].keys() == {"run", "data.note", "'=1+1"}
+
+
+@pytest.mark.slow
+def test_files_are_written_though_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    write_sweep(tmp_path / "outputs", 4, seeds=2, steps=20, eval_interval=10)
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "lmtrain", "compare", "outputs", "--csv", "a.csv", "--html", "a.html"],
+        cwd=tmp_path, env=clean_environment(), stdout=write, stderr=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    os.close(write)
+    assert done.stderr == ""
+    assert (tmp_path / "a.csv").read_text().count("\n") == 5
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_the_command_shows_it_all(comparison: RunComparison, cli: Cli) -> None:

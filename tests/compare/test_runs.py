@@ -116,6 +116,8 @@ def test_a_run_before_its_first_line_is_a_run(tmp_path: Path) -> None:
         ("config.yaml", b"\xff\xfe\x00"),
         ("config.yaml", b"x: " + b"y" * 1_100_000),
         ("config.yaml", b""),
+        ("environment.json", b"[" * 100_000),
+        ("result.json", b'{"status": "completed", '),
     ],
 )
 def test_what_is_damaged_or_hostile_is_left_out_with_a_line(tmp_path: Path, file: str, content: bytes) -> None:
@@ -133,14 +135,13 @@ def test_damaged_parts_leave_the_rest(tmp_path: Path) -> None:
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_bytes(b"".join(lines[:60]) + b'{"step": "x"}\n' + b"".join(lines[60:]))
     (folder / "result.json").write_text('{"status": "\\u001b[31mfine", "best_val_loss": "?"}')
-    (folder / "environment.json").write_text("[" * 100_000)
     (folder / "sample.txt").mkdir()
     warnings: list[str] = []
     (run,) = load_runs([tmp_path], warnings.append)
     assert run.steps == 200
     assert "line 61 is not a line of metrics" in warnings[0]
     assert "\x1b" not in run.status
-    assert (dict(run.environment), run.sample) == ({}, None)
+    assert run.sample is None
 
 
 def test_a_pipe_in_a_strangers_folder_is_not_waited_for(tmp_path: Path) -> None:

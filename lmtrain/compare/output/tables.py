@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from rich import box
 from rich.cells import cell_len
-from rich.markup import escape
 from rich.table import Table
 
 from lmtrain.compare.columns import Column
@@ -102,16 +101,16 @@ def runs_table(columns: Sequence[Column], runs: Sequence[Run]) -> Table:
     table = _plain_table()
     for column in columns:
         left = column.is_text
-        table.add_column(escape(column.header.replace(" ", "\n")), justify="left" if left else "right", no_wrap=True)
+        table.add_column(column.header.replace(" ", "\n"), justify="left" if left else "right", no_wrap=True)
     for run in runs:
-        table.add_row(*(escape(cell_text(column, run)) for column in columns))
+        table.add_row(*(cell_text(column, run) for column in columns))
     return table
 
 
 def groups_table(conclusions: Conclusions) -> Table:
     table = _plain_table(*GROUP_HEADERS)
     for row in group_rows(conclusions)[:SHOWN_GROUPS]:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     return table
 
 
@@ -140,12 +139,12 @@ def effects_table(conclusions: Conclusions) -> Table:
     table = _plain_table("setting", "effect", "p", "mean by value, the others equal")
     for effect in conclusions.effects:
         if not math.isfinite(effect.size):
-            table.add_row(escape(effect.key), NOTHING, NOTHING, escape(_why_undetermined(effect)))
+            table.add_row(effect.key, NOTHING, NOTHING, _why_undetermined(effect))
             continue
         means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
         p = NOTHING if effect.p is None else p_in_table(effect.p)
         also = f"; with it change {', '.join(effect.alike)}" if effect.alike else ""
-        table.add_row(escape(effect.key), f"{effect.size:.4f}", p, escape(f"{means}{also}"))
+        table.add_row(effect.key, f"{effect.size:.4f}", p, f"{means}{also}")
     table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
     return table
 
@@ -154,10 +153,10 @@ def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Ta
     table = _plain_table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:
-            table.add_row(escape(cut_middle(run.label, 2 * MAX_CELL)), "not reached", "", "", "")
+            table.add_row(cut_middle(run.label, 2 * MAX_CELL), "not reached", "", "", "")
         else:
             table.add_row(
-                escape(cut_middle(run.label, 2 * MAX_CELL)),
+                cut_middle(run.label, 2 * MAX_CELL),
                 f"{place['step']:.0f}",
                 *(si(place[axis]) if math.isfinite(place[axis]) else NOTHING for axis in ("tokens", "flops")),
                 duration(place["seconds"]),

@@ -60,9 +60,9 @@ def _show_statistics(comparison: RunComparison) -> None:
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{len(conclusions.groups) - SHOWN_GROUPS} more groups: --json has all")
         for sentence in conclusions.sentences:
-            console.print(sentence, markup=False)
+            console.print(sentence)
     for note in comparison.notes:
-        console.print(f"note: {note}", markup=False, style="yellow")
+        console.print(f"note: {note}", style="yellow")
     if len(conclusions.effects) > 1:
         against = conclusions.effects_noise
         kind = (
@@ -87,8 +87,8 @@ def _show_reach(comparison: RunComparison) -> None:
 
 
 def _print_heading(text: str) -> None:
-    console.print(f"\n{text}", markup=False, style="bold")
+    console.print(f"\n{text}", style="bold")
 
 
 def _print_dim(text: str) -> None:
-    console.print(text, markup=False, style="dim")
+    console.print(text, style="dim")

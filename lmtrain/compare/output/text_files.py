@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -15,6 +16,13 @@ from lmtrain.compare.output.tables import GROUP_HEADERS, cell_text, default_colu
 from lmtrain.compare.runs import Run
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.files.numbers import is_number, nan_as_null
+from lmtrain.terminal.as_text import visible
+
+FORMULA = re.compile(r"\s*[-=+@\uff0b\uff0d\uff1d\uff20]")  # what begins one in a spreadsheet, also in full width
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
+MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")  # not the _ of batch_size
+ADDRESS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # becomes a link without any mark
+LIST_OR_HEADING = re.compile(r"^(\d*)([-+#.)]+)(?=\s|$)")
 
 
 def as_csv(comparison: RunComparison) -> str:
@@ -22,7 +30,7 @@ def as_csv(comparison: RunComparison) -> str:
     columns = comparison.columns.values() if comparison.asked is None else comparison.asked
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
+    writer.writerow([_as_plain_text(column.name) for column in columns])
     for run in comparison.runs:
         writer.writerow([_csv_field(column, run) for column in columns])
     return file.getvalue()
@@ -89,11 +97,11 @@ def as_markdown(comparison: RunComparison) -> str:
     lines = _markdown_table([column.header for column in columns], [column.is_text for column in columns], rows)
     if same:
         lines += [f"The same for all: {', '.join(map(_escape_markdown, same))}.", ""]
-    lines += [f"Of {comparison.value}:", ""]
+    lines += [f"Of {_escape_markdown(comparison.value)}:", ""]
     conclusions = comparison.conclusions
     if conclusions.comparisons:
         lines += _markdown_table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
-    lines += [f"- {_escape_markdown(line)}" for line in [*conclusions.sentences, *comparison.notes]]
+    lines += map(_list_item, [*conclusions.sentences, *comparison.notes])
     return "\n".join(lines) + "\n"
 
 
@@ -108,8 +116,19 @@ def _csv_field(column: Column, run: Run) -> Any:
     value = column.value(run)
     if is_number(value):
         return value if math.isfinite(value) else ""
-    return "" if value is None and column.is_text else setting_text(value)
+    return "" if value is None and column.is_text else _as_plain_text(setting_text(value))
+
+
+def _as_plain_text(text: str) -> str:
+    """Return a text for a cell that a spreadsheet takes for no formula, which could start a program."""
+    return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
 def _escape_markdown(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """Return a text on one line, so that Markdown shows it as it is: no link, image, HTML, formula or emphasis."""
+    text = visible(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return ADDRESS.sub(r"\\\g<0>", MARKDOWN.sub(r"\\\g<0>", text))
+
+
+def _list_item(text: str) -> str:
+    return "- " + LIST_OR_HEADING.sub(r"\1\\\2", _escape_markdown(text))

@@ -54,7 +54,7 @@ def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tupl
         by_seed: dict[Any, list[float]] = {}
         for run in own:
             if run.status == COMPLETED.status and np.isfinite(number := value(run)):
-                by_seed.setdefault(run.seed, []).append(number)
+                by_seed.setdefault(hashable(run.seed), []).append(number)
         # The same seed again is no new draw of the noise.
         values = {seed: float(np.mean(numbers)) for seed, numbers in by_seed.items()}
         failed = sum(run.status in UNSUCCESSFUL for run in own)

@@ -14,6 +14,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, PercentFo
 
 from lmtrain.data.inspection.folder import InspectedFolder
 from lmtrain.data.inspection.statistics import Lengths
+from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.units import si
 
 ROW_INCHES = 4.6
@@ -52,7 +53,7 @@ def _draw_row(figure: SubFigure, folder: InspectedFolder) -> None:
     total = sum(split.statistics.tokens for split in folder.splits.values())
     of = f"vocabulary of {folder.vocab_size:,}" if folder.vocab_size else "vocabulary unknown"
     parts = [f"{name} {si(split.statistics.tokens)}" for name, split in folder.splits.items()]
-    name = str(folder.folder)
+    name = visible(str(folder.folder))
     name = name if len(name) <= TITLE_PATH else f"…{name[-TITLE_PATH:]}"
     figure.suptitle(f"{name}: {si(total)} tokens ({', '.join(parts)}), {of}", fontsize=13, fontweight="bold")
     left, middle, right = axes = figure.subplots(1, 3)

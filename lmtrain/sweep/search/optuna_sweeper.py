@@ -113,10 +113,10 @@ class OptunaSweeper(Sweeper):
             search = Search(study, space, sweep_dir, study.trial_limit(settings.n_trials, space.size()))
             if (drawn_from := study.newest_distributions()) and (changes := space.changes(drawn_from)):
                 told = f"another search space than before: {'; '.join(changes)}; the trials so far count as they are"
-                console.print(told, markup=False)
+                console.print(told)
             done = sum(trial.state.is_finished() for trial in study.trials())
             before = f", {done} done before" if done else ""
-            console.print(f"search of {search.n_trials} trials in {short_path(sweep_dir)}{before}", markup=False)
+            console.print(f"search of {search.n_trials} trials in {short_path(sweep_dir)}{before}")
             if isinstance(self.launcher, ProcessLauncher):
                 end = LaunchEnd(stopped=self._run_concurrently(search, settings))
             else:
@@ -127,7 +127,7 @@ class OptunaSweeper(Sweeper):
         if end.error is not None:
             show_launcher_failure(end.error)
         if end.stopped is not None or end.error is not None:
-            console.print(f"to continue: {command_to_continue(sweep_dir)}", markup=False, soft_wrap=True)
+            console.print(f"to continue: {command_to_continue(sweep_dir)}", soft_wrap=True)
             raise SweepEndedError(1 if end.stopped is None else ending_by_signal(end.stopped).exit_code)
         if not has_best:
             raise SweepEndedError(1)
@@ -173,7 +173,7 @@ class OptunaSweeper(Sweeper):
             for one, job_return in zip(batch, returned, strict=True):
                 ended = _job_end(one.job, job_return)
                 one.report_end(ended)
-                console.print(f"{one.job.title}: {ended.status}", markup=False)
+                console.print(f"{one.job.title}: {ended.status}")
         return LaunchEnd()
 
 

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
@@ -23,6 +23,9 @@ from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
+
+if TYPE_CHECKING:  # an extra
+    from matplotlib.figure import Figure
 
 STUDY_FILE = "search.json"
 MAX_ROWS = 10
@@ -78,11 +81,11 @@ def show_search_report(study: SharedStudy, space: SearchSpace, folder: Path, abo
     trials = study.trials()
     best = rank_completed(trials, study.direction)
     print_trials(trials, best)
-    console.print(f"everything is in {short_path(folder)}{about_picture}", markup=False, soft_wrap=True)
+    console.print(f"everything is in {short_path(folder)}{about_picture}", soft_wrap=True)
     if best:
-        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(folder))}", markup=False)
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(folder))}")
         command = shlex.join(["python", "-m", "lmtrain", *space.overrides(best[0].params)])
-        console.print(f"the best once more: {command}", markup=False, soft_wrap=True)
+        console.print(f"the best once more: {command}", soft_wrap=True)
 
 
 def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
@@ -105,7 +108,7 @@ def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> 
     for trial in trials:
         if has_no_loss(trial):
             reason = trial.user_attrs.get("reason", "no loss")
-            console.print(f"trial {trial.number}: {trial_status(trial)}: {reason}", markup=False)
+            console.print(f"trial {trial.number}: {trial_status(trial)}: {reason}")
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
@@ -131,6 +134,14 @@ def write_picture(study: optuna.Study, path: Path) -> str:
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
     if not trials:
         return ""
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False}):  # a choice, such as a path, may have a $ in it
+        _draw_study(study, trials).savefig(path, dpi=130)
+    return f", as a picture in {path.name}"
+
+
+def _draw_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> "Figure":
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))[:MAX_SLICES]
@@ -147,8 +158,7 @@ def write_picture(study: optuna.Study, path: Path) -> str:
     for number, name in enumerate(names):
         _draw_slice(figure.add_subplot(grid[1 + number // columns, number % columns]), trials, name)
     figure.suptitle(f"{study.study_name}: {len(trials)} trials", fontsize=11)
-    figure.savefig(path, dpi=130)
-    return f", as a picture in {path.name}"
+    return figure
 
 
 def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> None:

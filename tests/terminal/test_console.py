@@ -1,0 +1,114 @@
+"""Text that is not our own is shown as it is and acts on nothing: no markup, emoji, link or escape code."""
+
+import io
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from rich.table import Table
+from rich.text import Text
+
+from lmtrain.data.progress import DataProgress
+from lmtrain.terminal.as_text import visible
+from lmtrain.terminal.console import PlainConsole, RedactingFormatter, configure_logging, console
+
+# Markup that is closed but never opened is an error of rich's; then colors, an emoji, a link, and what sets a title.
+TEXT = "[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \x1b[31m\x1b]0;title\x07 \x9b2J \r \u202e \ud800 \\[y]"
+SHOWN = (
+    "[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \\x1b[31m\\x1b]0;title\\x07 \\x9b2J \\r \\u202e \\ud800 \\[y]"
+)
+
+
+@pytest.fixture
+def terminal() -> PlainConsole:
+    return PlainConsole(file=io.StringIO(), force_terminal=True, width=400, color_system=None, soft_wrap=True)
+
+
+def written(terminal: PlainConsole) -> str:
+    assert isinstance(terminal.file, io.StringIO)
+    return terminal.file.getvalue()
+
+
+def test_what_acts_is_made_visible_and_nothing_else_changes() -> None:
+    assert visible(TEXT) == SHOWN
+    text = "a\tb\nc é 漢字 \u00a0\u3000\u200d 👩\u200d🔬 עברית"
+    assert visible(text) == text
+
+
+def test_a_line_and_a_table_show_it_as_it_is(terminal: PlainConsole) -> None:
+    terminal.print(TEXT)
+    table = Table(TEXT, title=TEXT, caption=TEXT)
+    table.add_row(TEXT)
+    terminal.print(table)
+    assert written(terminal).count(SHOWN) == 5
+    assert written(terminal).replace("\n", "").isprintable()
+    borders = {len(line) for line in written(terminal).splitlines() if line.startswith(("┏", "┃", "│", "└"))}
+    assert borders == {len(SHOWN) + 4}  # a cell is as wide as what is shown
+
+
+def test_styles_of_our_own_are_still_there() -> None:
+    colors = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
+    colors.print("[a]", style="red")
+    colors.print(Text("[b]", "red"))
+    assert written(colors) == "\x1b[31m[a]\x1b[0m\n\x1b[31m[b]\x1b[0m\n"
+
+
+def test_a_text_and_a_progress_bar_act_on_nothing(terminal: PlainConsole) -> None:
+    with DataProgress(terminal) as progress:
+        progress.stage(TEXT, 10)
+        progress.advance(5)
+    terminal.print(Text(TEXT))
+    shown = re.sub(r"\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K|\n", "", written(terminal))  # the bar's own
+    assert shown.count("[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \\x1b[31m") >= 2
+    assert shown.isprintable()
+
+
+@pytest.fixture
+def logged(tmp_path: Path) -> Iterator[Path]:
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    configure_logging(tmp_path)
+    yield tmp_path / "train.log"
+    for handler in set(root.handlers) - set(before[0]):
+        handler.close()
+    root.handlers[:], root.level = before
+    logging.captureWarnings(False)
+
+
+def test_log_lines_show_it_as_it_is(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("lmtrain.x").info("%s\nsecond line", TEXT)
+    logging.getLogger("other.library").warning("%s", TEXT)
+    try:
+        raise ValueError(TEXT)
+    except ValueError:
+        logging.getLogger("lmtrain.x").exception("failed")
+    assert logged.read_text(encoding="utf-8").count(SHOWN) == 3
+    assert f"{SHOWN}\nsecond line" in logged.read_text(encoding="utf-8")
+    assert "\x1b" not in logged.read_text(encoding="utf-8")
+    assert capsys.readouterr().out.count(SHOWN) == 2
+
+
+def test_the_console_of_every_command_is_a_plain_one() -> None:
+    assert isinstance(console, PlainConsole)
+    assert RedactingFormatter("%(message)s").format(logging.makeLogRecord({"msg": TEXT})) == SHOWN
+
+
+def test_when_nobody_reads_any_more_the_command_goes_on(tmp_path: Path) -> None:
+    code = (
+        "from lmtrain.terminal.console import console\n"
+        "for number in range(3):\n    console.print('x' * 100_000)\n"
+        "print('more')\nopen('written', 'w').close()"
+    )
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, cwd=tmp_path, text=True, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "written").exists()
