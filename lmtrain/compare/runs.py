@@ -16,9 +16,11 @@ from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_sample
 from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import run_lock
 from lmtrain.files.metrics import read_columns
 from lmtrain.files.numbers import as_float
+from lmtrain.run.directory import RUN_FILES
 from lmtrain.run.identity import NEUTRAL_KEYS
 from lmtrain.terminal.as_text import printable
 
@@ -182,6 +184,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 
 def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     """Return one run; its label and parent need the others."""
+    refuse_links(path, RUN_FILES)  # a text of this machine should not end up in a report
     config = read_config(path / "config.yaml")
     result, environment = read_json(path / "result.json"), read_json(path / "environment.json")
     metrics = read_columns(path / "metrics.jsonl", warn)

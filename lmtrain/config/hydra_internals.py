@@ -12,6 +12,7 @@ from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -34,6 +35,12 @@ def context_of_one_run(composed: DictConfig) -> HydraContext:
     It has the callbacks that `hydra.callbacks` names, and a loader that finds nothing, since `run_job` loads nothing.
     """
     return HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(composed))
+
+
+def group_exists(loader: ConfigLoader, name: str) -> bool:
+    """Return whether Hydra takes an override with this key for a choice from a config group."""
+    repository: Any = loader.repository  # type: ignore[attr-defined]
+    return bool(repository.group_exists(name))
 
 
 def folder_source(provider: str, folder: Path) -> ConfigSource:

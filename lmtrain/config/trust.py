@@ -23,6 +23,9 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
 from lmtrain.terminal.as_text import printable
 
+CONFIG = "config.yaml"  # of a run
+EXPERIMENTS = "experiments"  # a config group, and a folder
+PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")  # installed; Hydra takes no others
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 SHOWN_CHARS = 200
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
@@ -47,9 +50,11 @@ def check_trust(
         ConfigError: a `_target_` or a resolver call that neither lmtrain's conf nor the user's own has, nor `trusted`;
             values that can't be resolved, or hide an interpolation.
     """
+    if "hydra" in cfg:
+        raise ConfigError(f"{run_dir}: its config has a key hydra, which no run's own has: it would set Hydra itself")
     allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
     refused = [
-        f"{run_dir}: {_shown(key)}={_shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
+        f"{run_dir}: {shown(key)}={shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
         f"does, and it would run code or read settings of yours; if you trust it, add {option}{shlex.quote(name)}"
         for key, name in _names(OmegaConf.to_container(cfg))
         if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)
@@ -59,10 +64,29 @@ def check_trust(
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{run_dir}: {_shown(str(error).splitlines()[0])}") from error
+        raise ConfigError(f"{run_dir}: {shown(str(error).splitlines()[0])}") from error
     for key, text in _texts(resolved):
         if "${" in text:
-            raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
+            raise ConfigError(f"{run_dir}: {shown(key)}={shown(text)}: hides an interpolation, which no run writes")
+
+
+def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
+    """Check what Hydra itself would import, call or look up, where the choices of a saved run are composed.
+
+    Its settings come from the user's own configs, so this finds only what got there in another way.
+
+    Raises:
+        ConfigError: a `_target_` or a resolver call that is neither in a config of lmtrain's or the user's own, nor a
+            plugin's, nor `trusted`.
+    """
+    own = [name for folder in ("conf", EXPERIMENTS) for name in _names_below(Path(folder), run_dir, of_hydra=True)]
+    allowed = {*trusted, *_shipped_hydra_names(), *_own_names(Path.cwd(), run_dir), *own}
+    for key, name in _names(OmegaConf.to_container(settings), "hydra"):
+        if name not in allowed and not PLUGIN.fullmatch(name) and not LMTRAIN_VARIABLE.fullmatch(name):
+            raise ConfigError(
+                f"{run_dir}: {shown(key)}={shown(name)}: comes with what the run chooses, but neither lmtrain nor your "
+                f"own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
+            )
 
 
 def names_that_need_trust(cfg: DictConfig) -> list[str]:
@@ -86,12 +110,12 @@ def read_saved(path: Path) -> DictConfig:
         if text.count("${") > MAX_INTERPOLATIONS or "\\" in text:
             for _, string in _texts(yaml.safe_load(text)):
                 if string.count("${") > MAX_INTERPOLATIONS:
-                    raise ConfigError(f"{path}: {_shown(string)}: not an interpolation that can be read")
+                    raise ConfigError(f"{path}: {shown(string)}: not an interpolation that can be read")
         cfg = OmegaConf.create(text)
     except ConfigError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
+        raise ConfigError(f"{path}: not the YAML of a config ({shown(str(error))})") from error
     if not isinstance(cfg, DictConfig) or not cfg:
         raise ConfigError(f"{path}: not the YAML of a config")
     return cfg
@@ -111,7 +135,7 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             elif isinstance(value, str) and "${" not in value:
                 yield here, value
             else:
-                raise ConfigError(f"{_shown(here)}={_shown(str(value))}: not the dotted path of a class or function")
+                raise ConfigError(f"{shown(here)}={shown(str(value))}: not the dotted path of a class or function")
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _names(value, f"{path}.{index}")
@@ -143,7 +167,7 @@ def _calls(text: str, path: str) -> list[str]:
             raise RecursionError
         nodes = [parse(text)]
     except (GrammarParseError, RecursionError) as error:
-        raise ConfigError(f"{_shown(path)}={_shown(text)}: not an interpolation that can be read") from error
+        raise ConfigError(f"{shown(path)}={shown(text)}: not an interpolation that can be read") from error
     calls = []
     while nodes:
         node = nodes.pop()
@@ -158,15 +182,47 @@ def _shipped_names() -> frozenset[str]:
     return frozenset(_names_below(shipped("conf"), shipped("conf") / "hydra"))
 
 
+@cache
+def _shipped_hydra_names() -> frozenset[str]:
+    conf, experiments = shipped("conf"), shipped("experiments")
+    settings = [name for folder in (conf, experiments) for name in _names_below(folder, None, of_hydra=True)]
+    return frozenset([*settings, *_names_below(conf / "hydra", None)])
+
+
 def _own_names(folder: Path, run_dir: Path) -> set[str]:
     """Return the names in the user's own configs, without those of runs that happen to lie among them."""
     return {name for own in ("conf", "experiments") for name in _names_below(folder / own, run_dir)}
 
 
-def _names_below(folder: Path, without: Path) -> Iterator[str]:
-    without = without.resolve()
+def lies_in_a_run(config: Path, run_dir: Path, folder: Path | None = None) -> bool:
+    """Return whether a config of the user's own, by its group and its name, lies in the run or in another run's folder.
+
+    `folder` is the one that the command is given in (default: the current one).
+    """
+    folder = folder or Path.cwd()
+    own = [folder / "conf" / config]
+    if config.parts[0] == EXPERIMENTS:
+        own.append(folder / config)
+    return any(
+        _is_run_folder(parent, run_dir)
+        for path in own
+        for parent in path.parents
+        if parent.is_relative_to(folder) and parent != folder
+    ) or any(
+        path.with_name(f"{path.name.removesuffix('.yaml')}.yaml").resolve().is_relative_to(run_dir.resolve())
+        for path in own
+    )
+
+
+def _is_run_folder(folder: Path, run_dir: Path | None) -> bool:
+    inside = run_dir is not None and folder.resolve().is_relative_to(run_dir.resolve())
+    return inside or (folder / ".hydra").is_dir() or all((folder / name).exists() for name in (CHECKPOINTS, CONFIG))
+
+
+def _names_below(folder: Path, without: Path | None, *, of_hydra: bool = False) -> Iterator[str]:
+    """Return the names in the configs in a folder, but for runs' own; `of_hydra`: those in their settings of Hydra."""
     for root, folders, files in os.walk(folder.resolve()):
-        if Path(root).is_relative_to(without) or ".hydra" in folders or CHECKPOINTS in folders:
+        if _is_run_folder(Path(root), without):
             folders.clear()
             continue
         for file in files:
@@ -174,14 +230,13 @@ def _names_below(folder: Path, without: Path) -> Iterator[str]:
                 continue
             try:
                 content = yaml.safe_load((Path(root) / file).read_bytes())
-                if isinstance(content, dict):
-                    content.pop("hydra", None)  # no run's config has it
-                yield from [name for _, name in _names(content)]
+                settings = content.pop("hydra", None) if isinstance(content, dict) else None
+                yield from [name for _, name in _names(settings if of_hydra else content)]
             except (OSError, yaml.YAMLError, ValueError, RecursionError):
                 continue  # it names nothing, then; composing from it says what is wrong
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
     """Return the text for a message: cut, and without what would steer a terminal."""
     text = printable(text)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

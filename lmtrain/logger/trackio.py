@@ -37,7 +37,7 @@ class TrackioLogger:
         environment = local_environment(os.environ)
         self.shown_by = f"trackio show --project {shlex.quote(project)}"
         if folder is not None:
-            path = folder_below("logger.trackio.folder", folder)
+            path = folder_below("logger.trackio.folder", folder, run.directory)
             environment[OWN_FOLDER] = str(path)
             self.shown_by = f"{OWN_FOLDER}={shlex.quote(short_path(path))} {self.shown_by}"
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)

@@ -16,10 +16,25 @@ from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
 SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
+# What commands read of a run, beside its checkpoints.
+RUN_FILES = (
+    ".hydra",
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+    "sample.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+# The folders of a run that it goes on writing into. W&B links files into the folders of its earlier runs, by their
+# absolute paths, which are not listed here.
+WRITTEN_FOLDERS = (".hydra", CHECKPOINTS, "bad-batches", "tensorboard", "wandb", "wandb/logs")
 
 
 class RunDirectory:
@@ -36,9 +51,7 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
-        for entry in self.path.iterdir():
-            if entry.is_symlink() and entry.name != CHECKPOINTS:  # which may well lie on a larger disk
-                raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
+        refuse_links_in_run(self.path)
         if not self.lock.try_acquire(PAUSES_S):
             raise ValueError(f"{self.path}: in use by {self.lock.owner() or 'another process'}")
         self.lock.write_owner(f"process {os.getpid()} on {socket.gethostname()}")
@@ -64,6 +77,11 @@ class RunDirectory:
         """Return the identity of this run for W&B, given or drawn once, and kept in `environment.json`."""
         recorded = read_json(self.path / "environment.json").get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)
+
+
+def refuse_links_in_run(run_dir: Path) -> None:
+    """Raise ValueError if something in a run's directory is a link, or in one of its folders leads out of the run."""
+    refuse_links(run_dir, below=WRITTEN_FOLDERS)
 
 
 def is_sweep(folder: Path) -> bool:

@@ -1,0 +1,98 @@
+"""The overrides that a saved run was started with: read, and held to what a run of lmtrain's own can have recorded.
+
+Whoever wrote the folder should not choose what is composed here. A choice is a plain name, found on the user's own
+search path (`./conf`, `./experiments`, and what is shipped), and nothing sets Hydra itself.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.core.override_parser.types import Override
+
+from lmtrain.config.check import GROUPS
+from lmtrain.config.compose import is_group
+from lmtrain.config.overrides import parse_overrides
+from lmtrain.config.trust import lies_in_a_run, shown
+from lmtrain.errors import ConfigError
+from lmtrain.files.limited import read_yaml_text
+
+MAX_BYTES = 100_000
+PLAIN_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*")
+KEY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
+PACKAGES = (*GROUPS, "logger")  # what a choice may be put into; a name below it may follow, as in `logger.second`
+
+
+def recorded_overrides(run_dir: Path) -> list[Override]:
+    """Return the overrides that the run was started with.
+
+    Raises:
+        ConfigError: they can't be read, or one of them is none that a run of lmtrain's own records.
+    """
+    path = run_dir / ".hydra" / "overrides.yaml"
+    try:
+        lines = yaml.safe_load(read_yaml_text(path, MAX_BYTES))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}") from error
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise ConfigError(f"{path}: not a list of overrides")
+    overrides = parse_overrides(lines)
+    for override in overrides:
+        if refused := _refusal(override, run_dir):
+            raise ConfigError(f"{path}: {shown(str(override.input_line))}: {refused}")
+    return overrides
+
+
+def check_restored(lines: Sequence[tuple[str, str]], run_dir: Path) -> None:
+    """Check that overrides made of a saved config, with the keys that they are to set, set these and no others.
+
+    Raises:
+        ConfigError: a key of the config would be read as something else, such as a choice from a group.
+    """
+    for (key, _), override in zip(lines, parse_overrides([line for _, line in lines]), strict=True):
+        plain = KEY.fullmatch(key) and override.key_or_group == key and override.package is None
+        if not plain or _sets_hydra(override) or override.is_sweep_override():
+            raise ConfigError(f"{run_dir}: {shown(key)}: not a key that a run's config has")
+
+
+def is_choice(override: Override) -> bool:
+    """Return whether an override chooses from a config group, and does not set a value in one."""
+    key = override.key_or_group
+    if "/" in key or override.package is not None:
+        return True
+    return not isinstance(override.value(), dict) and is_group(key)
+
+
+def _refusal(override: Override, run_dir: Path) -> str | None:
+    """Return why a run of lmtrain's own would not have recorded an override; None if it may have."""
+    if _sets_hydra(override):
+        return "sets Hydra itself, which no run's own overrides do"
+    if not override.key_or_group:
+        return "has no key"
+    if override.is_sweep_override():
+        return "several values, where a run has one"
+    if not is_choice(override):
+        return None
+    package = override.package
+    if package is not None and not (KEY.fullmatch(package) and package.partition(".")[0] in PACKAGES):
+        return f"puts a choice into {shown(package)!r}, which no run's own overrides do"
+    for name in _chosen_names(override):
+        if not PLAIN_NAME.fullmatch(name) or ".." in name:
+            return "a choice of a saved run is a plain name, without a path out of the group's folder"
+        if lies_in_a_run(Path(override.key_or_group, name), run_dir):
+            return "chooses a config that lies in a run's directory, where others may have put it"
+    return None
+
+
+def _sets_hydra(override: Override) -> bool:
+    """Return whether an override sets Hydra, by its key or by its package, as in `+data@hydra.run=…`."""
+    return any((name or "").startswith("hydra") for name in (override.key_or_group, override.package))
+
+
+def _chosen_names(override: Override) -> Iterator[str]:
+    value: Any = override.value()
+    for name in value if isinstance(value, list) else [value]:
+        if name is not None and name != "":  # `~data`, `experiments=null`
+            yield str(name)
