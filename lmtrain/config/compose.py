@@ -4,10 +4,9 @@ Hydra alone takes a misspelt key behind `+`, an unknown key in an experiment fil
 each is a `ConfigError` that names the key, the value and the way out, before torch is imported or anything is written.
 """
 
-import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from yaml import YAMLError
 
 from lmtrain.config.check import did_you_mean, key_paths
 from lmtrain.config.experiments_source import ExperimentsSource
-from lmtrain.config.hydra_internals import group_exists
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 
@@ -65,32 +63,18 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     Raises:
         ConfigError: an override that can't be parsed, an unknown key, group or choice.
     """
-    try:
-        with _menu():
-            return hydra.compose(MENU, list(overrides), return_hydra_config=with_hydra)
-    except YAMLError as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
-        raise ConfigError(explain_hydra_error(error, overrides)) from error
-
-
-@contextlib.contextmanager
-def _menu() -> Iterator[None]:
-    """Let Hydra compose from the menu in the `with` block."""
     set_up_hydra()
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
-            yield
+            return hydra.compose(MENU, list(overrides), return_hydra_config=with_hydra)
+    except YAMLError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
+        raise ConfigError(explain_hydra_error(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
-
-
-def is_group(key: str) -> bool:
-    """Return whether an override with this key chooses from a config group, of the user's own or a shipped one."""
-    with _menu():
-        return group_exists(GlobalHydra.instance().config_loader(), key)
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
@@ -156,5 +140,5 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _choices(group: str) -> list[str]:
-    with _menu():
+    with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
         return GlobalHydra.instance().config_loader().get_group_options(group)

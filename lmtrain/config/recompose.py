@@ -1,7 +1,6 @@
 """The command line that composes what another run was: to fork it, and to repeat it."""
 
 import copy
-import itertools
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from lmtrain.config.check import GROUPS, key_paths
 from lmtrain.config.compose import compose, without_hydra
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
-from lmtrain.config.recorded import check_restored, is_choice, recorded_overrides
+from lmtrain.config.recorded import check_restored, recorded_overrides
 from lmtrain.config.recorded_paths import check_preparation, check_run_folder
 from lmtrain.config.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
 from lmtrain.errors import ConfigError
@@ -80,24 +79,20 @@ def overrides_to_recompose(
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
     without = ASKED if keeps_origin else (*ASKED, *ORIGIN)
-    own = [override for override in recorded_overrides(run_dir) if override.key_or_group not in without]
-    own_lines = [_text(override) for override in own]
+    own = [one for one in recorded_overrides(run_dir) if one.key not in without]
+    own_lines = [one.line for one in own]
     now = _compose_trusted(own_lines, trusted, run_dir)
+    check_run_folder(now, given, run_dir)
     differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(without_hydra(copy.deepcopy(now))))
     restored = [(key, line) for key, line in differing if key.partition(".")[0] not in without]
     if restored:
         check_restored(restored, run_dir)
         now = _compose_trusted([*own_lines, *(line for _, line in restored)], trusted, run_dir)
-    check_run_folder(now, given, run_dir)
-    chosen = [is_choice(override) for override in own]
+        check_run_folder(now, given, run_dir)
     if choices := [f"{override.key_or_group}={_first_choice(override)}" for override in given if _replaces(override)]:
-        other = compose([*itertools.compress(own_lines, chosen), *choices])
+        other = compose([*(one.line for one in own if one.chooses), *choices])
         keys = set(key_paths(OmegaConf.to_container(other)))
-        own_lines = [
-            line
-            for line, override, is_one in zip(own_lines, own, chosen, strict=True)
-            if is_one or override.key_or_group in keys
-        ]
+        own_lines = [one.line for one in own if one.chooses or one.key in keys]
         own_lines += _without_leftovers(other, choices)
         groups = {choice.partition("=")[0].partition("/")[0] for choice in choices}
         if "data" in groups:

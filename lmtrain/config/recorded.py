@@ -5,7 +5,8 @@ search path (`./conf`, `./experiments`, and what is shipped), and nothing sets H
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ import yaml
 from hydra.core.override_parser.types import Override
 
 from lmtrain.config.check import GROUPS
-from lmtrain.config.compose import is_group
+from lmtrain.config.compose import set_up_hydra
+from lmtrain.config.hydra_internals import test_for_groups
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.config.trust import lies_in_a_run, shown
+from lmtrain.config.shipped import shipped
+from lmtrain.config.trust import lies_in_a_run
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
+from lmtrain.terminal.as_text import shown
 
 MAX_BYTES = 100_000
 PLAIN_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*")
@@ -25,7 +29,23 @@ KEY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 PACKAGES = (*GROUPS, "logger")  # what a choice may be put into; a name below it may follow, as in `logger.second`
 
 
-def recorded_overrides(run_dir: Path) -> list[Override]:
+@dataclass(frozen=True)
+class Recorded:
+    """An override of a saved run; `chooses` if it takes a choice from a config group, and sets no value in one."""
+
+    override: Override
+    chooses: bool
+
+    @property
+    def key(self) -> str:
+        return str(self.override.key_or_group)
+
+    @property
+    def line(self) -> str:
+        return str(self.override.input_line)
+
+
+def recorded_overrides(run_dir: Path) -> list[Recorded]:
     """Return the overrides that the run was started with.
 
     Raises:
@@ -38,11 +58,13 @@ def recorded_overrides(run_dir: Path) -> list[Override]:
         raise ConfigError(f"{path}: can't be read: {error}") from error
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise ConfigError(f"{path}: not a list of overrides")
-    overrides = parse_overrides(lines)
-    for override in overrides:
-        if refused := _refusal(override, run_dir):
-            raise ConfigError(f"{path}: {shown(str(override.input_line))}: {refused}")
-    return overrides
+    set_up_hydra()
+    is_group = test_for_groups(shipped("conf"))
+    recorded = [Recorded(override, _chooses(override, is_group)) for override in parse_overrides(lines)]
+    for one in recorded:
+        if refused := _refusal(one, run_dir):
+            raise ConfigError(f"{path}: {shown(one.line)}: {refused}")
+    return recorded
 
 
 def check_restored(lines: Sequence[tuple[str, str]], run_dir: Path) -> None:
@@ -57,23 +79,21 @@ def check_restored(lines: Sequence[tuple[str, str]], run_dir: Path) -> None:
             raise ConfigError(f"{run_dir}: {shown(key)}: not a key that a run's config has")
 
 
-def is_choice(override: Override) -> bool:
-    """Return whether an override chooses from a config group, and does not set a value in one."""
+def _chooses(override: Override, is_group: Callable[[str], bool]) -> bool:
     key = override.key_or_group
-    if "/" in key or override.package is not None:
-        return True
-    return not isinstance(override.value(), dict) and is_group(key)
+    return "/" in key or override.package is not None or (is_group(key) and not isinstance(override.value(), dict))
 
 
-def _refusal(override: Override, run_dir: Path) -> str | None:
+def _refusal(recorded: Recorded, run_dir: Path) -> str | None:
     """Return why a run of lmtrain's own would not have recorded an override; None if it may have."""
+    override = recorded.override
     if _sets_hydra(override):
         return "sets Hydra itself, which no run's own overrides do"
-    if not override.key_or_group:
+    if not recorded.key:
         return "has no key"
     if override.is_sweep_override():
         return "several values, where a run has one"
-    if not is_choice(override):
+    if not recorded.chooses:
         return None
     package = override.package
     if package is not None and not (KEY.fullmatch(package) and package.partition(".")[0] in PACKAGES):
@@ -81,7 +101,7 @@ def _refusal(override: Override, run_dir: Path) -> str | None:
     for name in _chosen_names(override):
         if not PLAIN_NAME.fullmatch(name) or ".." in name:
             return "a choice of a saved run is a plain name, without a path out of the group's folder"
-        if lies_in_a_run(Path(override.key_or_group, name), run_dir):
+        if lies_in_a_run(Path(recorded.key, name), run_dir):
             return "chooses a config that lies in a run's directory, where others may have put it"
     return None
 

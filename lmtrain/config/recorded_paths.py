@@ -3,6 +3,7 @@
 What the user's own configs and command line say is not held to anything.
 """
 
+import copy
 import os
 import re
 import shlex
@@ -12,15 +13,16 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config.compose import compose
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.config.trust import shown
 from lmtrain.data.text.files import matching_files
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import stays_inside
+from lmtrain.terminal.as_text import shown
 
-OF_THE_RUN = re.compile(r"\$\{(?!hydra[.}])[\w.]+\}")  # in a setting of Hydra's: a value of the config, as ${name}
+OF_THE_RUN = re.compile(r"\$\{(?!hydra[.}])([\w.]+)\}")  # in a setting of Hydra's: a value of the config, as ${name}
 GLOB = re.compile(r"[*?[]")
 DATA_FOLDER = "LMTRAIN_DATA"  # the variable by which a user moves all data elsewhere
 
@@ -34,31 +36,31 @@ def check_run_folder(composed: DictConfig, given: Sequence[Override], run_dir: P
     Raises:
         ConfigError: the run's values would lead to another place.
     """
-    keys = {override.key_or_group: override for override in given}
+    keys = {override.key_or_group for override in given}
     if "name" not in keys:
         name = str(composed.get("name"))
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"{run_dir}: name={shown(name)}: leads out of outputs/; give another, name=NAME")
     for kind in ("run", "sweep"):
         written = str(OmegaConf.to_container(composed.hydra[kind])["dir"])  # type: ignore[index,call-overload]
-        value = OF_THE_RUN.search(written)
-        if value is None or f"hydra.{kind}.dir" in keys:
+        values = [value for value in OF_THE_RUN.finditer(written) if value[1] not in keys]
+        if not values or f"hydra.{kind}.dir" in keys:
             continue
+        value = values[0]
         folder = Path(_resolved(composed, kind, written))
         base = Path(_resolved(composed, kind, written[: value.start()]) + "x").parent
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(base)):
             raise ConfigError(
                 f"{run_dir}: hydra.{kind}.dir={shown(str(folder))}: leads out of {base} by the run's "
-                f"{value[0][2:-1]}; give another, {value[0][2:-1]}=…"
+                f"{value[1]}; give another, {value[1]}=…"
             )
 
 
 def _resolved(composed: DictConfig, kind: str, text: str) -> str:
     """Return what a text in the place of `hydra.run.dir` or `hydra.sweep.dir` becomes."""
-    settings = composed.hydra[kind].copy()
-    settings._set_parent(composed.hydra)
-    OmegaConf.update(settings, "dir", text)
-    return str(settings.dir)
+    changed = copy.deepcopy(composed)
+    OmegaConf.update(changed, f"hydra.{kind}.dir", text)
+    return str(changed.hydra[kind].dir)
 
 
 def check_preparation(lines: Sequence[str], given: Sequence[Override], run_dir: Path) -> None:
@@ -71,13 +73,19 @@ def check_preparation(lines: Sequence[str], given: Sequence[Override], run_dir: 
         ConfigError: data would be made so.
     """
     own = [override for override in parse_overrides(lines) if _of_data(override.key_or_group)]
-    keys = [override.key_or_group for override in own if "/" not in override.key_or_group]
-    if not any("." in key for key in keys):
+    # What a choice brings is the user's own, or shipped.
+    keys = [one.key_or_group for one in own if "." in one.key_or_group or isinstance(one.value(), dict)]
+    if not keys:
         return
     cfg = compose([*lines, *(_first_value(override) for override in given if not override.is_interval_sweep())])
-    if cfg.get("prepare") is None or _has_tokens(cfg, given):
+    sweeps = any(override.is_sweep_override() and _of_data(override.key_or_group) for override in given)
+    if not sweeps and (cfg.get("prepare") is None or _has_tokens(cfg)):
         return
-    for key, value in (found for own_key in keys for found in _paths_below(own_key, cfg)):
+    try:
+        paths = [found for key in keys for found in _paths_below(key, cfg)]
+    except OmegaConfBaseException:  # what is given makes it no config at all, which is said where it is checked
+        return
+    for key, value in paths:
         if not _is_given(key, given) and _leads_out(value):
             recipe = shlex.join(str(override.input_line) for override in own)
             raise ConfigError(
@@ -92,8 +100,7 @@ def _of_data(key: str) -> bool:
 
 def _paths_below(key: str, cfg: DictConfig) -> Iterator[tuple[str, str]]:
     """Yield what may be paths at or below a key, of those that matter when data is made: `data.path`, `prepare.*`."""
-    if not _of_data(key) or "/" in key or (node := OmegaConf.select(cfg, key)) is None:
-        return
+    node = OmegaConf.select(cfg, key)
     resolved = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     for path, text in _strings(key, resolved):
         if path == "data.path" or (path.startswith("prepare.") and not path.endswith("._target_")):
@@ -141,9 +148,6 @@ def _first_value(override: Override) -> str:
     return f"{override.get_key_element()}={next(iter(override.sweep_string_iterator()))}"
 
 
-def _has_tokens(cfg: DictConfig, given: Sequence[Override]) -> bool:
-    """Return whether the data is there; where the command takes several in turn, one of them may not be."""
-    if any(_of_data(override.key_or_group) and override.is_sweep_override() for override in given):
-        return False
+def _has_tokens(cfg: DictConfig) -> bool:
     path = OmegaConf.select(cfg, "data.path")
     return path is not None and any(Path(path).glob("*.bin"))

@@ -21,13 +21,12 @@ from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
-from lmtrain.terminal.as_text import printable
+from lmtrain.terminal.as_text import shown as _shown
 
 CONFIG = "config.yaml"  # of a run
 EXPERIMENTS = "experiments"  # a config group, and a folder
 PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")  # installed; Hydra takes no others
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
-SHOWN_CHARS = 200
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
 
 
@@ -54,7 +53,7 @@ def check_trust(
         raise ConfigError(f"{run_dir}: its config has a key hydra, which no run's own has: it would set Hydra itself")
     allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
     refused = [
-        f"{run_dir}: {shown(key)}={shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
+        f"{run_dir}: {_shown(key)}={_shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
         f"does, and it would run code or read settings of yours; if you trust it, add {option}{shlex.quote(name)}"
         for key, name in _names(OmegaConf.to_container(cfg))
         if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)
@@ -64,10 +63,10 @@ def check_trust(
     try:
         resolved = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, RecursionError) as error:
-        raise ConfigError(f"{run_dir}: {shown(str(error).splitlines()[0])}") from error
+        raise ConfigError(f"{run_dir}: {_shown(str(error).splitlines()[0])}") from error
     for key, text in _texts(resolved):
         if "${" in text:
-            raise ConfigError(f"{run_dir}: {shown(key)}={shown(text)}: hides an interpolation, which no run writes")
+            raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
 
 
 def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
@@ -84,8 +83,8 @@ def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: P
     for key, name in _names(OmegaConf.to_container(settings), "hydra"):
         if name not in allowed and not PLUGIN.fullmatch(name) and not LMTRAIN_VARIABLE.fullmatch(name):
             raise ConfigError(
-                f"{run_dir}: {shown(key)}={shown(name)}: comes with what the run chooses, but neither lmtrain nor your "
-                f"own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
+                f"{run_dir}: {_shown(key)}={_shown(name)}: comes with what the run chooses, but neither lmtrain nor "
+                f"your own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
             )
 
 
@@ -110,12 +109,12 @@ def read_saved(path: Path) -> DictConfig:
         if text.count("${") > MAX_INTERPOLATIONS or "\\" in text:
             for _, string in _texts(yaml.safe_load(text)):
                 if string.count("${") > MAX_INTERPOLATIONS:
-                    raise ConfigError(f"{path}: {shown(string)}: not an interpolation that can be read")
+                    raise ConfigError(f"{path}: {_shown(string)}: not an interpolation that can be read")
         cfg = OmegaConf.create(text)
     except ConfigError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not the YAML of a config ({shown(str(error))})") from error
+        raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
     if not isinstance(cfg, DictConfig) or not cfg:
         raise ConfigError(f"{path}: not the YAML of a config")
     return cfg
@@ -135,7 +134,7 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             elif isinstance(value, str) and "${" not in value:
                 yield here, value
             else:
-                raise ConfigError(f"{shown(here)}={shown(str(value))}: not the dotted path of a class or function")
+                raise ConfigError(f"{_shown(here)}={_shown(str(value))}: not the dotted path of a class or function")
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _names(value, f"{path}.{index}")
@@ -167,7 +166,7 @@ def _calls(text: str, path: str) -> list[str]:
             raise RecursionError
         nodes = [parse(text)]
     except (GrammarParseError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)}={shown(text)}: not an interpolation that can be read") from error
+        raise ConfigError(f"{_shown(path)}={_shown(text)}: not an interpolation that can be read") from error
     calls = []
     while nodes:
         node = nodes.pop()
@@ -234,9 +233,3 @@ def _names_below(folder: Path, without: Path | None, *, of_hydra: bool = False) 
                 yield from [name for _, name in _names(settings if of_hydra else content)]
             except (OSError, yaml.YAMLError, ValueError, RecursionError):
                 continue  # it names nothing, then; composing from it says what is wrong
-
-
-def shown(text: str) -> str:
-    """Return the text for a message: cut, and without what would steer a terminal."""
-    text = printable(text)
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

@@ -4,10 +4,18 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SHOWN_CHARS = 200
+
 
 def printable(text: str, *, keep: str = "", instead: str = " ") -> str:
     """Return the text without what moves a terminal's cursor or changes its colors, apart from `keep`."""
     return "".join(character if character.isprintable() or character in keep else instead for character in text)
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text for a message: cut, and without what would steer a terminal."""
+    text = printable(text)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 def as_written(value: Any) -> str:

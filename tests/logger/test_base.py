@@ -117,7 +117,7 @@ def test_a_config_by_dotted_key() -> None:
 
 def test_a_folder_for_all_runs_is_below_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert folder_below("logger.a.folder", "outputs/a") == tmp_path / "outputs" / "a"
+    assert folder_below("logger.a.folder", "outputs/a", tmp_path / "run") == tmp_path / "outputs" / "a"
     for elsewhere in ("/somewhere", "../somewhere", "a/../../b"):
         with pytest.raises(ValueError, match=r"^logger.a.folder=.*: give a folder below the one you work in, or null$"):
-            folder_below("logger.a.folder", elsewhere)
+            folder_below("logger.a.folder", elsewhere, tmp_path / "run")
