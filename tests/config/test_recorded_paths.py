@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from support.saved_run import record, write_saved_run
 
+from lmtrain.commands.rerun import main as rerun
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.config.recompose import overrides_to_recompose
+from lmtrain.config.recompose import expand_fork, overrides_to_recompose
 from lmtrain.config.recorded_paths import check_preparation
 from lmtrain.errors import ConfigError
 
@@ -66,6 +67,16 @@ def test_a_saved_run_has_nothing_made_or_read_elsewhere(work: Path, checked: Che
         return
     with pytest.raises(ConfigError, match=r"outputs/run: (data\.path|prepare\.\S+)=\S+: leads out of this folder"):
         checked("data=text", *own)
+
+
+def test_forks_and_reruns_are_held_to_it_and_plans_make_nothing(work: Path) -> None:
+    own = ("model=llama_1m", "data=text", "data.path=../mine/new", "prepare.source.files=texts/*.txt")
+    run = write_saved_run(Path("outputs", "run"), *own)
+    for command in (expand_fork, rerun):
+        with pytest.raises(ConfigError, match=r"outputs/run: data\.path=\.\./mine/new: leads out of this folder"):
+            command([f"fork={run}", "step=4"] if command is expand_fork else [str(run)])
+    assert expand_fork([f"fork={run}", "step=4", "data.path=../mine/new"])[-1] == "data.path=../mine/new"
+    assert expand_fork([f"fork={run}", "step=4"], prepares=False)[-1] == "step=4"
 
 
 def test_the_way_out_is_a_command_of_the_users_own(checked: Check, work: Path) -> None:
