@@ -252,6 +252,73 @@ def test_a_resume_imports_and_looks_up_nothing_of_the_run_alone(
     assert SECRET not in done.stdout + done.stderr
 
 
+PAYLOAD = "# @package _global_\nhydra: {callbacks: {evil: {_target_: evil.Evil}}, run: {dir: elsewhere}}\n"
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["experiments=/proc/self/cwd/out/payload", "experiments=../out/payload", "+data@_global_=../../out/payload"],
+)
+def test_what_a_strangers_run_chooses_by_a_path_is_not_composed(work: Path, evil: Path, line: str) -> None:
+    (work / "out" / "payload.yaml").write_text(PAYLOAD)
+    with (work / "out" / ".hydra" / "overrides.yaml").open("a") as recorded:
+        recorded.write(f"- {line}\n")
+    before = sorted(work.iterdir())
+    for command in (["fork=out"], ["-m", "fork=out", "seed=1,2"], ["--rerun", "out"], ["plan", "fork=out"]):
+        with pytest.raises(ConfigError, match=r"out/\.hydra/overrides\.yaml: "):
+            dispatch(command)
+    assert not evil.exists()
+    assert sorted(work.iterdir()) == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "wandb/logs", ".hydra", "metrics.jsonl", "train.log"])
+def test_a_run_is_not_resumed_through_a_link(work: Path, tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    mine, place = tmp_path_factory.mktemp("mine") / "it", work / "out" / name
+    place.parent.mkdir(exist_ok=True)
+    if place.exists():
+        shutil.move(place, mine)
+    place.symlink_to(mine)
+    kept = contents(mine)
+    if mine.is_dir():
+        (mine / ".tmp-step-00000004").mkdir()
+    with pytest.raises(ConfigError, match=f"out/{name}: a link"):
+        dispatch(["resume=out", "trainer.max_steps=5"])
+    assert contents(mine) == kept
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "sample"])
+@pytest.mark.parametrize("name", ["checkpoints", f"checkpoints/{STEP}", "config.yaml", "tokenizer.json"])
+def test_a_command_that_reads_a_run_is_not_led_out_of_it(
+    work: Path, tmp_path_factory: pytest.TempPathFactory, verb: str, name: str
+) -> None:
+    mine = tmp_path_factory.mktemp("mine") / "it"
+    shutil.move(work / "out" / name, mine)
+    (work / "out" / name).symlink_to(mine)
+    with pytest.raises(ConfigError, match=rf"out/{Path(name).parts[0]}\S*: a link"):  # `best` leads there as well
+        dispatch([verb, "out"])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in [folder, *folder.rglob("*")] if path.is_file()}
+
+
+@pytest.mark.parametrize(("logger", "key"), [("wandb.WandbLogger", "links"), ("trackio.TrackioLogger", "folder")])
+def test_a_resume_writes_nothing_in_the_folder_that_a_strangers_run_names(
+    work: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli, logger: str, key: str
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "data").symlink_to(work / "data")
+    hostile(work / "out" / ".hydra" / "hydra.yaml", "hydra.runtime.cwd", str(elsewhere))
+    name = logger.partition(".")[0]
+    node = {"_target_": f"lmtrain.logger.{logger}", "project": "x", key: "here"}
+    for file in ("config.yaml", ".hydra/config.yaml"):
+        hostile(work / "out" / file, f"logger.{name}", node)
+    done = cli("resume=out", "trainer.max_steps=5", "allow_changes=[scheduler]")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"logger.{name}.{key}=here: lies in {elsewhere}, which the run says it was started in" in done.stderr
+    assert os.listdir(elsewhere) == ["data"]
+
+
 def test_a_resume_takes_no_modules_from_a_folder_that_the_run_names(work: Path, cli: Cli) -> None:
     (work / "elsewhere").mkdir()
     (work / "elsewhere" / "data").symlink_to(work / "data")

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lmtrain.checkpoint.steps import CHECKPOINTS, step_folder, steps_in
+from lmtrain.checkpoint.steps import CHECKPOINTS, step_folder, step_of, steps_in
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 from lmtrain.files.durable import sha256_of, sync
 from lmtrain.files.limited import read_limited
@@ -150,7 +150,7 @@ class CheckpointFolder:
 
     def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        for leftover in self.path.glob(f"{PARTIAL}*"):  # of a killed save or prune; the run's lock says they are ours
+        for leftover in filter(_is_leftover, self.path.iterdir()):  # the run's lock says that nobody writes it now
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         self._check_space(checkpoint)
         partial = self.path / f"{PARTIAL}{final.name}"
@@ -206,6 +206,16 @@ class CheckpointFolder:
         free = shutil.disk_usage(self.path).free
         if free < needed * FREE_SPACE_FACTOR:
             raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+
+
+def _is_leftover(path: Path) -> bool:
+    """Return whether a killed save or prune has left this; no other name that begins like one is removed."""
+    if path.is_symlink():
+        return path.name in (f"{PARTIAL}latest", f"{PARTIAL}best")
+    return any(
+        path.name.startswith(prefix) and step_of(path.name.removeprefix(prefix)) is not None
+        for prefix in (PARTIAL, DELETED)
+    )
 
 
 def verify_checkpoint(path: Path) -> None:

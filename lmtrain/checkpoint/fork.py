@@ -9,8 +9,9 @@ from typing import Any
 from lmtrain.checkpoint.data_place import order_changes
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
-from lmtrain.checkpoint.steps import step_to_fork
+from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
 from lmtrain.errors import BrokenCheckpointError
+from lmtrain.files.links import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
     Raises:
         ValueError: there is none, or it is broken.
     """
+    refuse_links(run, [CHECKPOINTS], below=[CHECKPOINTS])
     try:
         checkpoint = load_checkpoint(CheckpointFolder.of_run(run).at(step_to_fork(run, step)))
     except BrokenCheckpointError as error:

@@ -11,15 +11,20 @@ def step_folder(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def steps_in(checkpoints: Path) -> list[int]:
-    """Return the steps that a folder has checkpoints of, in ascending order, by the names alone.
+def step_of(name: str) -> int | None:
+    """Return the step that a folder's name stands for.
 
-    A name counts only if a save would give it: `step-5` and `step-00000005.old` are no checkpoints.
+    A name counts only if a save would give it: `step-5` and `step-00000005.old` are no checkpoints, and give None.
     """
+    found = re.fullmatch(r"step-([0-9]{8,})", name)
+    return int(found[1]) if found and name == step_folder(int(found[1])) else None
+
+
+def steps_in(checkpoints: Path) -> list[int]:
+    """Return the steps that a folder has checkpoints of, in ascending order, by the names alone."""
     if not checkpoints.is_dir():
         return []
-    found = (re.fullmatch(r"step-([0-9]{8,})", entry.name) for entry in checkpoints.iterdir())
-    return sorted(int(name[1]) for name in found if name and name[0] == step_folder(int(name[1])))
+    return sorted(step for entry in checkpoints.iterdir() if (step := step_of(entry.name)) is not None)
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:

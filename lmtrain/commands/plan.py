@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
     for override in parse_overrides(options.overrides):
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: several values; a plan is of one run, give one")
-    composed = compose(expand_fork(options.overrides), with_hydra=True)
+    composed = compose(expand_fork(options.overrides, prepares=False), with_hydra=True)
     run_dir = Path(composed.hydra.run.dir)
     cfg, missing = check_for_plan(without_hydra(composed))
     if options.measure and missing:

@@ -8,11 +8,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.commands.evaluate import TRUST_HELP
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recompose import overrides_to_recompose
+from lmtrain.config.recorded_paths import check_preparation
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
+from lmtrain.run.directory import RUN_FILES
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
@@ -39,8 +43,12 @@ def main(arguments: Sequence[str]) -> int:
         if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):
             raise ConfigError(f"{override.input_line}: --rerun changes nothing; to change a run, fork it: fork={run}")
 
+    with raising_config_errors():
+        refuse_links(run, RUN_FILES)
     register_directory_resolver()
-    again = new_run([*overrides_to_recompose(run, options.trust, given, keeps_origin=True), *options.overrides])
+    own = overrides_to_recompose(run, options.trust, given, keeps_origin=True)
+    check_preparation(own, given, run)
+    again = new_run([*own, *options.overrides])
     _refuse_changed_config(read_saved(run / "config.yaml"), again.cfg, run)
     then = read_json(run / "environment.json")
     lineage = {"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}}

@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, did_you_mean, is_reference, key_paths
 from lmtrain.config.compose import set_up_hydra
 from lmtrain.config.overrides import apply_overrides
@@ -17,7 +18,7 @@ from lmtrain.config.preflight import preflight
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.directory import starting_folder
+from lmtrain.run.directory import refuse_strange_entries, starting_folder
 from lmtrain.run.identity import plain_config
 from lmtrain.run.source_code import changed_sources, source_hashes
 from lmtrain.terminal.as_text import differences
@@ -56,6 +57,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
         raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
     if origin := [text for text in arguments if text.lstrip("+").startswith(("fork=", "step="))]:
         raise ConfigError(f"{origin[0]}: resume goes on with a run, fork starts another from it; give one of the two")
+    with raising_config_errors():
+        refuse_strange_entries(run_dir)  # before anything is read through one
     set_up_hydra()
     permissions = {key: _listed_names(arguments, key) for key in ("allow_changes", "trust")}
     overrides = [text for text in arguments if text.partition("=")[0] not in permissions]

@@ -15,8 +15,10 @@ import numpy as np
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
+from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import run_lock
 from lmtrain.files.numbers import as_float
+from lmtrain.run.directory import RUN_FILES
 from lmtrain.run.identity import NEUTRAL_KEYS
 from lmtrain.terminal.as_text import printable, visible
 
@@ -186,6 +188,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
 
 def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     """Return one run; its label and parent need the others."""
+    refuse_links(path, RUN_FILES)  # a text of this machine should not end up in a report
     config = read_config(path / "config.yaml")
     result, environment = read_record(path / "result.json"), read_record(path / "environment.json")
     metrics = read_series(path / "metrics.jsonl", warn)

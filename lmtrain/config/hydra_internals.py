@@ -4,14 +4,15 @@ A new version of Hydra may change any of it. `tests/config/test_hydra_internals.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.callbacks import Callbacks
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -34,6 +35,15 @@ def context_of_one_run(composed: DictConfig) -> HydraContext:
     It has the callbacks that `hydra.callbacks` names, and a loader that finds nothing, since `run_job` loads nothing.
     """
     return HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(composed))
+
+
+def test_for_groups(folder: Path) -> Callable[[str], bool]:
+    """Return a function that says whether Hydra takes an override with this key for a choice from a config group.
+
+    `folder` has the menu; Hydra's plugins say where else configs are found.
+    """
+    repository = ConfigRepository(create_config_search_path(f"file://{folder}"))
+    return lambda key: bool(repository.group_exists(key))
 
 
 def folder_source(provider: str, folder: Path) -> ConfigSource:

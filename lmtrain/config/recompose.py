@@ -1,38 +1,39 @@
 """The command line that composes what another run was: to fork it, and to repeat it."""
 
+import copy
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.checkpoint.steps import step_to_fork
+from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import GROUPS, key_paths
-from lmtrain.config.compose import compose
+from lmtrain.config.compose import compose, without_hydra
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
-from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.config.recorded import check_restored, recorded_overrides
+from lmtrain.config.recorded_paths import check_preparation, check_run_folder
+from lmtrain.config.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
 from lmtrain.errors import ConfigError
-from lmtrain.files.limited import read_yaml_text
+from lmtrain.files.links import refuse_links
 
-MAX_BYTES = 100_000
 FORK = "++fork="
 ORIGIN = ("fork", "step")
 ASKED = ("resume", "retry_failed")  # of the command, not of the run
 
 
-def expand_fork(arguments: Sequence[str]) -> list[str]:
+def expand_fork(arguments: Sequence[str], *, prepares: bool = True) -> list[str]:
     """Put before a command line with `fork=RUN_DIR` what composes that run; return any other command line as it is.
 
     `step` becomes a number, so that the same command means the same when the run has gone on. `fork` itself is written
     `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it. It stands between what is the
-    run's and what is the command's own.
+    run's and what is the command's own. `prepares`: the command makes data that is missing.
 
     Raises:
-        ConfigError: as `overrides_to_recompose`; or the run has no checkpoint.
+        ConfigError: as `overrides_to_recompose` and `check_preparation`; or the run has no checkpoint.
     """
     flags = parse_flags(arguments)
     forks = [text for text in flags.overrides if text.startswith("fork=") and text != "fork=null"]
@@ -47,7 +48,10 @@ def expand_fork(arguments: Sequence[str]) -> list[str]:
     given = parse_overrides([text for text in flags.overrides if text not in forks])
     trusted = [str(name) for override in given if override.key_or_group == "trust" for name in _as_list(override)]
     own = overrides_to_recompose(run, trusted, given)
-    rest = [_text(override) for override in given if override.key_or_group != "trust"]
+    given = [override for override in given if override.key_or_group != "trust"]
+    if prepares:
+        check_preparation(own, given, run)
+    rest = [_text(override) for override in given]
     if not any(override.key_or_group == "step" for override in given):
         with raising_config_errors():
             rest.append(f"step={step_to_fork(run, None)}")
@@ -65,31 +69,44 @@ def overrides_to_recompose(
     new choice does not have are left out. `keeps_origin`: of a fork, that it is one.
 
     Raises:
-        ConfigError: no run there, or one whose config names what is not to be trusted (see `check_trust`).
+        ConfigError: no run there; one whose config names what is not to be trusted (see `check_trust`), or whose own
+            overrides do more than a run's can (see `config/recorded.py`); a folder that leads elsewhere.
     """
     if not (run_dir / ".hydra" / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run there (no .hydra/config.yaml)")
+    with raising_config_errors():
+        refuse_links(run_dir, (".hydra", CHECKPOINTS), below=(".hydra", CHECKPOINTS))
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
     without = ASKED if keeps_origin else (*ASKED, *ORIGIN)
-    own = [override for override in _recorded_overrides(run_dir) if override.key_or_group not in without]
-    own_lines = [_text(override) for override in own]
-    now = compose(own_lines)
-    check_trust(now, trusted, run_dir)
-    if not any(override.key_or_group == "name" for override in given):
-        for name in (saved.get("name"), now.get("name")):  # a folder of outputs/, which this process makes
-            if Path(str(name)).is_absolute() or ".." in Path(str(name)).parts:
-                raise ConfigError(f"{run_dir}: name={name}: leads out of outputs/; give another, name=NAME")
-    differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(now))
-    restored = [(key, line) for key, line in differing if key.partition(".")[0] not in (*without, "hydra")]
-    if choices := [f"{override.key_or_group}={_first_choice(override)}" for override in given if _is_choice(override)]:
-        other = compose([*(_text(override) for override in own if _is_choice(override)), *choices])
+    own = [one for one in recorded_overrides(run_dir) if one.key not in without]
+    own_lines = [one.line for one in own]
+    now = _compose_trusted(own_lines, trusted, run_dir)
+    check_run_folder(now, given, run_dir)
+    differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(without_hydra(copy.deepcopy(now))))
+    restored = [(key, line) for key, line in differing if key.partition(".")[0] not in without]
+    if restored:
+        check_restored(restored, run_dir)
+        now = _compose_trusted([*own_lines, *(line for _, line in restored)], trusted, run_dir)
+        check_run_folder(now, given, run_dir)
+    if choices := [f"{override.key_or_group}={_first_choice(override)}" for override in given if _replaces(override)]:
+        other = compose([*(one.line for one in own if one.chooses), *choices])
         keys = set(key_paths(OmegaConf.to_container(other)))
-        own_lines = [_text(override) for override in own if _is_choice(override) or override.key_or_group in keys]
+        own_lines = [one.line for one in own if one.chooses or one.key in keys]
         own_lines += _without_leftovers(other, choices)
         groups = {choice.partition("=")[0].partition("/")[0] for choice in choices}
+        if "data" in groups:
+            groups.add("prepare")  # which a data choice brings
         restored = [(key, line) for key, line in restored if key.partition(".")[0] not in groups]
     return [*own_lines, *(line for _, line in restored)]
+
+
+def _compose_trusted(lines: Sequence[str], trusted: Collection[str], run_dir: Path) -> DictConfig:
+    """Return what a run's own overrides compose, with Hydra's settings, all of it checked; nothing is built."""
+    composed = compose(lines, with_hydra=True)
+    check_hydra_trust(composed.hydra, trusted, run_dir)
+    check_trust(without_hydra(copy.deepcopy(composed)), trusted, run_dir)
+    return composed
 
 
 def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str]:
@@ -105,27 +122,6 @@ def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str
         for key in left[group]
         if key not in pure[group]
     ]
-
-
-def _recorded_overrides(run_dir: Path) -> list[Override]:
-    """Return the overrides that the run was started with."""
-    path = run_dir / ".hydra" / "overrides.yaml"
-    try:
-        lines = yaml.safe_load(read_yaml_text(path, MAX_BYTES))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: can't be read: {error}") from error
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise ConfigError(f"{path}: not a list of overrides")
-    overrides = parse_overrides(lines)
-    # lmtrain never records one there; from a stranger's folder it would say where this process writes, or what it runs.
-    if hydras := [_text(override) for override in overrides if _sets_hydra(override)]:
-        raise ConfigError(f"{path}: {hydras[0]}: sets Hydra itself, which no run's own overrides do")
-    return overrides
-
-
-def _sets_hydra(override: Override) -> bool:
-    """Return whether an override sets Hydra, by its key or by its package, as in `+data@hydra.run=…`."""
-    return any((name or "").startswith("hydra") for name in (override.key_or_group, override.package))
 
 
 def _differing(path: str, saved: Any, now: Any) -> Iterator[tuple[str, str]]:
@@ -155,9 +151,9 @@ def _text(override: Override) -> str:
     return str(override.input_line)
 
 
-def _is_choice(override: Override) -> bool:
-    """Return whether an override chooses from a config group, and does not set a value in one."""
-    return override.key_or_group in (*GROUPS, "logger", "experiments") or "/" in override.key_or_group
+def _replaces(override: Override) -> bool:
+    """Return whether an override of the command takes another choice of a group that the menu has."""
+    return override.key_or_group in (*GROUPS, "logger", EXPERIMENTS) or "/" in override.key_or_group
 
 
 def _first_choice(override: Override) -> str:

@@ -22,10 +22,12 @@ from lmtrain.config.interpolation_size import check_resolved_size
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import MAX_YAML_BYTES, read_limited, read_yaml_text
-from lmtrain.terminal.as_text import printable
+from lmtrain.terminal.as_text import shown as _shown
 
+CONFIG = "config.yaml"  # of a run
+EXPERIMENTS = "experiments"  # a config group, and a folder
+PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")  # installed; Hydra takes no others
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
-SHOWN_CHARS = 200
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
 MAX_IN_A_FILE = 5_000
 
@@ -49,6 +51,8 @@ def check_trust(
         ConfigError: a `_target_` or a resolver call that neither lmtrain's conf nor the user's own has, nor `trusted`;
             values that can't be resolved, or hide an interpolation.
     """
+    if "hydra" in cfg:
+        raise ConfigError(f"{run_dir}: its config has a key hydra, which no run's own has: it would set Hydra itself")
     allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
     refused = [
         f"{run_dir}: {_shown(key)}={_shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
@@ -66,6 +70,25 @@ def check_trust(
     for key, text in _texts(resolved):
         if "${" in text:
             raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
+
+
+def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
+    """Check what Hydra itself would import, call or look up, where the choices of a saved run are composed.
+
+    Its settings come from the user's own configs, so this finds only what got there in another way.
+
+    Raises:
+        ConfigError: a `_target_` or a resolver call that is neither in a config of lmtrain's or the user's own, nor a
+            plugin's, nor `trusted`.
+    """
+    own = [name for folder in ("conf", EXPERIMENTS) for name in _names_below(Path(folder), run_dir, of_hydra=True)]
+    allowed = {*trusted, *_shipped_hydra_names(), *_own_names(Path.cwd(), run_dir), *own}
+    for key, name in _names(OmegaConf.to_container(settings), "hydra"):
+        if name not in allowed and not PLUGIN.fullmatch(name) and not LMTRAIN_VARIABLE.fullmatch(name):
+            raise ConfigError(
+                f"{run_dir}: {_shown(key)}={_shown(name)}: comes with what the run chooses, but neither lmtrain nor "
+                f"your own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
+            )
 
 
 def names_that_need_trust(cfg: DictConfig) -> list[str]:
@@ -165,15 +188,47 @@ def _shipped_names() -> frozenset[str]:
     return frozenset(_names_below(shipped("conf"), shipped("conf") / "hydra"))
 
 
+@cache
+def _shipped_hydra_names() -> frozenset[str]:
+    conf, experiments = shipped("conf"), shipped("experiments")
+    settings = [name for folder in (conf, experiments) for name in _names_below(folder, None, of_hydra=True)]
+    return frozenset([*settings, *_names_below(conf / "hydra", None)])
+
+
 def _own_names(folder: Path, run_dir: Path) -> set[str]:
     """Return the names in the user's own configs, without those of runs that happen to lie among them."""
     return {name for own in ("conf", "experiments") for name in _names_below(folder / own, run_dir)}
 
 
-def _names_below(folder: Path, without: Path) -> Iterator[str]:
-    without = without.resolve()
+def lies_in_a_run(config: Path, run_dir: Path, folder: Path | None = None) -> bool:
+    """Return whether a config of the user's own, by its group and its name, lies in the run or in another run's folder.
+
+    `folder` is the one that the command is given in (default: the current one).
+    """
+    folder = folder or Path.cwd()
+    own = [folder / "conf" / config]
+    if config.parts[0] == EXPERIMENTS:
+        own.append(folder / config)
+    return any(
+        _is_run_folder(parent, run_dir)
+        for path in own
+        for parent in path.parents
+        if parent.is_relative_to(folder) and parent != folder
+    ) or any(
+        path.with_name(f"{path.name.removesuffix('.yaml')}.yaml").resolve().is_relative_to(run_dir.resolve())
+        for path in own
+    )
+
+
+def _is_run_folder(folder: Path, run_dir: Path | None) -> bool:
+    inside = run_dir is not None and folder.resolve().is_relative_to(run_dir.resolve())
+    return inside or (folder / ".hydra").is_dir() or all((folder / name).exists() for name in (CHECKPOINTS, CONFIG))
+
+
+def _names_below(folder: Path, without: Path | None, *, of_hydra: bool = False) -> Iterator[str]:
+    """Return the names in the configs in a folder, but for runs' own; `of_hydra`: those in their settings of Hydra."""
     for root, folders, files in os.walk(folder.resolve()):
-        if Path(root).is_relative_to(without) or ".hydra" in folders or CHECKPOINTS in folders:
+        if _is_run_folder(Path(root), without):
             folders.clear()
             continue
         for file in files:
@@ -181,14 +236,7 @@ def _names_below(folder: Path, without: Path) -> Iterator[str]:
                 continue
             try:
                 content = yaml.safe_load(read_limited(Path(root) / file, MAX_YAML_BYTES))
-                if isinstance(content, dict):
-                    content.pop("hydra", None)  # no run's config has it
-                yield from [name for _, name in _names(content)]
+                settings = content.pop("hydra", None) if isinstance(content, dict) else None
+                yield from [name for _, name in _names(settings if of_hydra else content)]
             except (OSError, yaml.YAMLError, ValueError, RecursionError):
                 continue  # it names nothing, then; composing from it says what is wrong
-
-
-def _shown(text: str) -> str:
-    """Return the text for a message: cut, and without what would steer a terminal."""
-    text = printable(text)
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"

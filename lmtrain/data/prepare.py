@@ -1,5 +1,6 @@
 """Text → tokenizer → token files: `Recipe(source, tokenizer, holdout).prepare(path)`, described by `prepare.*`."""
 
+import contextlib
 import os
 import shutil
 import time
@@ -11,9 +12,9 @@ from pydantic import PositiveInt
 
 from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import DataProgress
-from lmtrain.data.stored_tokenizer import meta_of_splits, save_tokenizer
+from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits, save_tokenizer
 from lmtrain.data.text.holdout import Holdout, SplitText
-from lmtrain.data.text.inputs import Inputs, read_inputs, write_inputs
+from lmtrain.data.text.inputs import INPUTS_FILE, Inputs, read_inputs, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
@@ -21,6 +22,7 @@ from lmtrain.data.writing.encode import BATCH_BYTES, PROCESSES_FROM_BYTES, Encod
 from lmtrain.data.writing.journal import JOURNAL_FILE, Journal, SplitWriter, read_journal
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
+from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import locked_folder
 from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import differences
@@ -49,17 +51,19 @@ class Recipe:
             OSError: no space left on the disk, say; the next call goes on.
         """
         partial = path.with_name(f".partial-{path.name}")
+        refuse_links(partial.parent, [partial.name])  # what lies there is written over
+        refuse_links(partial)
         with locked_folder(
             partial, lambda: progress.console.print("another process is preparing this; waiting for it …")
         ):
             if path.exists():  # another process made it meanwhile; the same recipe makes the same files
-                shutil.rmtree(partial)
+                _remove_unfinished(partial)
                 return _read_existing(path, settings)
             try:
                 meta = self._prepare(path, partial, settings, progress)
             except ValueError:  # a mistake in settings or text
                 if (left := read_journal(partial)) is None or not left.splits:
-                    shutil.rmtree(partial)
+                    _remove_unfinished(partial)
                 raise
             os.rename(partial, path)
             sync(path.parent)
@@ -102,6 +106,8 @@ class Recipe:
         progress.stage("reading text", None)
         inputs = self.source.scan(progress.advance)
         for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
+            if not _is_unfinished(entry):
+                raise DataError(f"{entry}: not of a preparation of lmtrain, which needs this folder; move it away")
             entry.unlink()
         write_inputs(folder, inputs)
         journal = Journal(settings)
@@ -190,6 +196,21 @@ def _text_batches(source: Source, holdout: Holdout, position: Any) -> Iterator[T
 def _unfinished_file(folder: Path, split: str) -> Path:
     """Return the name of a file that is no `.bin` yet, as a folder of those can be read without `meta.json`."""
     return folder / f"{split}.unfinished"
+
+
+def _is_unfinished(entry: Path) -> bool:
+    """Return whether an entry of the hidden folder is a file that a preparation writes."""
+    own = {JOURNAL_FILE, INPUTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "meta.json"}
+    own |= {f"{split}.{suffix}" for split in SPLITS for suffix in ("unfinished", "bin")}
+    return entry.name.removeprefix(".tmp-") in own and not entry.is_dir()
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the hidden folder of a preparation; what others have put there stays, and the folder with it."""
+    for entry in filter(_is_unfinished, list(folder.iterdir())):
+        entry.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _read_existing(path: Path, settings: Mapping[str, Any]) -> Meta:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from lmtrain.files.links import stays_inside
+from lmtrain.terminal.paths import shell_folder
+
 log = logging.getLogger(__name__)
 
 
@@ -91,13 +94,23 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def folder_below(key: str, folder: str) -> Path:
+def folder_below(key: str, folder: str, run_dir: Path) -> Path:
     """Return the folder that a config names for all runs to write to, as an absolute path.
 
     Raises:
-        ValueError: it is not below the current folder, where a config that others wrote should not reach.
+        ValueError: it lies neither below the folder that the command was given in nor in the run's directory; a config
+            that others wrote should not reach further. A run that is resumed goes on in the folder that it says it was
+            started in, which may be another one.
     """
     path = Path(folder)
     if path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{key}={folder}: give a folder below the one you work in, or null")
-    return Path.cwd() / path
+    path = Path.cwd() / path
+    if any(stays_inside(path, place) for place in (shell_folder(), run_dir)):
+        return path
+    if shell_folder() != Path.cwd():
+        raise ValueError(
+            f"{key}={folder}: lies in {Path.cwd()}, which the run says it was started in; give the command there, or "
+            f"with {key}=null"
+        )
+    raise ValueError(f"{key}={folder}: a link leads from there out of the folder you work in; give another, or null")

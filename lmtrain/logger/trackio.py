@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import PositiveFloat
 
+from lmtrain.files.links import refuse_links
 from lmtrain.logger import trackio_process
 from lmtrain.logger.base import RunInfo, folder_below
 from lmtrain.terminal.paths import shell_folder, short_path
@@ -37,7 +38,8 @@ class TrackioLogger:
         environment = local_environment(os.environ)
         self.shown_by = f"trackio show --project {shlex.quote(project)}"
         if folder is not None:
-            path = folder_below("logger.trackio.folder", folder)
+            path = folder_below("logger.trackio.folder", folder, run.directory)
+            refuse_links(path)  # to a database elsewhere
             environment[OWN_FOLDER] = str(path)
             self.shown_by = f"{OWN_FOLDER}={shlex.quote(short_path(path))} {self.shown_by}"
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)

@@ -57,7 +57,9 @@ class WandbLogger:
     ) -> None:
         agents = run.id == agent_run_id()
         self.mode = "online" if agents and mode == "offline" else mode
-        self.links = str(folder_below("logger.wandb.links", links)) if links and mode != "disabled" else None
+        self.links = (
+            str(folder_below("logger.wandb.links", links, run.directory)) if links and mode != "disabled" else None
+        )
         self.init_timeout_s, self.finish_timeout_s = init_timeout_s, finish_timeout_s
         self.run_dir = run.directory
         self.init = {

@@ -17,11 +17,25 @@ from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
-OWN_FOLDERS = (".hydra", CHECKPOINTS, "bad-batches", "tensorboard", "wandb")  # of a run, which it writes into
 SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
+# What commands read of a run, beside its checkpoints.
+RUN_FILES = (
+    ".hydra",
+    "config.yaml",
+    "environment.json",
+    "metrics.jsonl",
+    "result.json",
+    "sample.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
+# The folders of a run that it goes on writing into. W&B links files into the folders of its earlier runs, by their
+# absolute paths, which are not listed here.
+WRITTEN_FOLDERS = (".hydra", CHECKPOINTS, "bad-batches", "tensorboard", "wandb", "wandb/logs")
 
 
 class RunDirectory:
@@ -38,10 +52,7 @@ class RunDirectory:
 
     def __enter__(self) -> Self:
         self.path.mkdir(parents=True, exist_ok=True)
-        refuse_other_than_files(self.path)
-        for entry in self.path.iterdir():
-            if entry.is_symlink() and entry.name != CHECKPOINTS:  # which may well lie on a larger disk
-                raise ValueError(f"{entry}: a link, which lmtrain does not make and would write through")
+        refuse_strange_entries(self.path)
         if not self.lock.try_acquire(PAUSES_S):
             raise ValueError(f"{self.path}: in use by {self.lock.owner() or 'another process'}")
         self.lock.write_owner(f"process {os.getpid()} on {socket.gethostname()}")
@@ -69,9 +80,14 @@ class RunDirectory:
         return str(recorded) if recorded else given or secrets.token_hex(4)
 
 
-def refuse_other_than_files(run_dir: Path) -> None:
-    """Raise ValueError if a pipe, a socket or a device is in a run's directory: opening it would wait, or act."""
-    for folder in (run_dir, *(run_dir / name for name in OWN_FOLDERS)):
+def refuse_strange_entries(run_dir: Path) -> None:
+    """Check that a run's directory and its folders hold files and folders alone, and no link leads out of the run.
+
+    Raises:
+        ValueError: a link, or a pipe, a socket or a device, which would wait, or act, when it is opened.
+    """
+    refuse_links(run_dir, below=WRITTEN_FOLDERS)
+    for folder in (run_dir, *(run_dir / name for name in WRITTEN_FOLDERS)):
         for entry in folder.iterdir() if folder.is_dir() else ():
             mode = entry.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):

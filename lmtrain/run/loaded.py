@@ -8,12 +8,15 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.trust import check_trust, read_saved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
 from lmtrain.parts import build_model, build_system, check_model_size
+from lmtrain.run.directory import RUN_FILES
 from lmtrain.system import System
 
 
@@ -38,6 +41,8 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
+    with raising_config_errors():
+        refuse_links(run_dir, (*RUN_FILES, CHECKPOINTS), below=[CHECKPOINTS])
     checkpoints = CheckpointFolder.of_run(run_dir)
     steps = checkpoints.steps()
     if not steps:

@@ -20,7 +20,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_config import check_job_config, job_config, sweep_search_path
-from lmtrain.sweep.job_directory import remaining_work
+from lmtrain.sweep.job_directory import make_sweep_directory, remaining_work
 from lmtrain.sweep.launcher import (
     JobFailedError,
     LaunchEnd,
@@ -75,7 +75,7 @@ class GridSweeper(Sweeper):
         jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
         self._check_jobs(jobs)
         sweep_dir = Path(self.config.hydra.sweep.dir)
-        sweep_dir.mkdir(parents=True, exist_ok=True)
+        make_sweep_directory(sweep_dir)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
         console.print(f"sweep of {len(jobs)} jobs in {short_path(sweep_dir.absolute())}")
         retry = self.config.retry_failed

@@ -11,12 +11,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import quoted
 from lmtrain.config.recompose import FORK
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.directory import holds_run
+from lmtrain.files.links import refuse_links
+from lmtrain.run.directory import holds_run, refuse_strange_entries
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
 from lmtrain.sweep.job_config import job_config
 from lmtrain.terminal.as_text import differences, first_few
@@ -61,6 +63,17 @@ def _is_aside(override: str) -> bool:
     return key in NEUTRAL_KEYS or key.startswith("hydra")
 
 
+def make_sweep_directory(sweep_dir: Path) -> None:
+    """Make the directory of a sweep if it is not there.
+
+    Raises:
+        ConfigError: something in it is a link, by which a sweep that others made could have files elsewhere written.
+    """
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    with raising_config_errors():
+        refuse_links(sweep_dir)
+
+
 @dataclass(frozen=True)
 class RemainingWork:
     """What is left of a job: a process with these arguments; or nothing, since the job has ended with `status`."""
@@ -75,7 +88,11 @@ class RemainingWork:
 def remaining_work(
     directory: Path, overrides: tuple[str, ...], search_path: tuple[str, ...], *, retry_failed: bool
 ) -> RemainingWork:
-    """Return what the files in a job's directory leave to be done."""
+    """Return what the files in a job's directory leave to be done; a job with links among them has failed."""
+    try:
+        refuse_strange_entries(directory)
+    except ValueError as error:
+        return RemainingWork(status=FAILED.status, reason=str(error))
     result = read_json(directory / "result.json")
     status = result.get("status")
     begun = holds_run(directory)

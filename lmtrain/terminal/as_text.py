@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+SHOWN_CHARS = 200
 # What acts on a terminal, apart from line ends and tabs: control characters, those that turn the direction of what
 # follows, and halves of characters, which no encoding has.
 ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -18,6 +19,12 @@ def visible(text: str) -> str:
 def printable(text: str, *, keep: str = "", instead: str = " ") -> str:
     """Return the text without what moves a terminal's cursor or changes its colors, apart from `keep`."""
     return "".join(character if character.isprintable() or character in keep else instead for character in text)
+
+
+def shown(text: str) -> str:
+    """Return a stranger's text for a message: cut, and without what would steer a terminal."""
+    text = printable(text)
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 def as_written(value: Any) -> str:

@@ -127,6 +127,19 @@ def test_what_a_kill_left_is_cleared_away(folder: CheckpointFolder) -> None:
     assert entries(folder) == ["latest", "step-00000010", "step-00000020"]
 
 
+def test_other_names_that_begin_like_a_leftover_stay(folder: CheckpointFolder, tmp_path: Path) -> None:
+    save(folder, 10)
+    (tmp_path / "mine").mkdir()
+    names = [".tmp-", ".tmp-notes", ".tmp-step-5", ".tmp-step-00000020.bak", ".tmp-del-x", ".tmp-del-", ".tmp-best.txt"]
+    for name in names:
+        (folder.path / name).mkdir()
+    (folder.path / ".tmp-link").symlink_to(tmp_path / "mine")
+    (folder.path / ".tmp-del-step-00000030").symlink_to(tmp_path / "mine")
+    save(folder, 20)
+    left = {".tmp-link", ".tmp-del-step-00000030", *names}
+    assert set(entries(folder)) == {"latest", "step-00000010", "step-00000020", *left}
+
+
 def test_no_space_is_seen_before_writing(folder: CheckpointFolder) -> None:
     folder.path.mkdir()
     huge = torch.zeros(1, dtype=torch.int32).expand(2**50)  # takes no memory, but counts as what it would write

@@ -40,6 +40,20 @@ def test_runs_are_found_in_folders_globs_and_sweeps_and_none_twice(tmp_path: Pat
         load_runs([tmp_path / "empty"])
 
 
+@pytest.mark.parametrize("name", ["sample.txt", "config.yaml", "metrics.jsonl", "result.json", "environment.json"])
+def test_a_file_of_this_machine_does_not_get_into_a_report_by_a_link(tmp_path: Path, name: str) -> None:
+    write_run(tmp_path / "runs" / "a")
+    write_run(tmp_path / "runs" / "b")
+    write_run(tmp_path / "mine")
+    (tmp_path / "mine" / "sample.txt").write_text("a secret")
+    (tmp_path / "runs" / "a" / name).unlink(missing_ok=True)
+    (tmp_path / "runs" / "a" / name).symlink_to(tmp_path / "mine" / name)
+    said: list[str] = []
+    assert [run.path.name for run in load_runs([tmp_path / "runs"], said.append)] == ["b"]
+    assert len(said) == 1
+    assert said[0].startswith(f"left out: {tmp_path}/runs/a/{name}: a link")
+
+
 def test_a_run_holds_its_columns(tmp_path: Path) -> None:
     write_run(tmp_path / "a", steps=100, log_interval=10)
     (run,) = load_runs([tmp_path])

@@ -23,6 +23,11 @@ BORROWED: dict[str, tuple[Sequence[str], str]] = {
     "hydra._internal.callbacks.Callbacks": (("config",), "hydra.callbacks of a run"),
     "hydra._internal.config_loader_impl.ConfigLoaderImpl": (("config_search_path",), "the context of a run"),
     "hydra._internal.config_search_path_impl.ConfigSearchPathImpl": ((), "the context of a run"),
+    "hydra._internal.utils.create_config_search_path": (("search_path_dir",), "what a saved run chose from groups"),
+    "hydra._internal.config_repository.ConfigRepository": (
+        ("config_search_path",),
+        "what a saved run chose from groups",
+    ),
     "hydra._internal.core_plugins.file_config_source.FileConfigSource": (
         ("provider", "path"),
         "config/experiments_source.py, which reads experiments/",

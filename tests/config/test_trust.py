@@ -120,6 +120,11 @@ def test_plain_interpolations_and_lmtrains_own_variables_are_trusted(
     check(mine, tmp_path)
 
 
+def test_a_key_hydra_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its config has a key hydra, which no run's own has"):
+        check({"name": "x", "hydra": {"callbacks": {}}}, tmp_path)
+
+
 def test_a_name_does_not_steer_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         check({"a\x1b[2J": {"_target_": "x" * 100_000}}, tmp_path)

@@ -349,6 +349,29 @@ def test_a_damaged_file_starts_anew(
     assert "train.unfinished: is not what was committed" in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
+@pytest.mark.parametrize("name", ["", "train.unfinished", "anything"])
+def test_a_link_in_the_place_of_what_is_made_is_not_followed(tmp_path: Path, corpus: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "precious").write_text("precious")
+    place = tmp_path / ".partial-out" / name
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match=f"{place}: a link"):
+        made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
+    assert contents(tmp_path / "mine") == {"precious": b"precious"}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "folder/notes.txt", "train.unfinished/notes.txt", ".tmp-notes.txt"])
+def test_what_others_put_into_the_hidden_folder_is_not_removed(tmp_path: Path, corpus: Path, name: str) -> None:
+    notes = tmp_path / ".partial-out" / name
+    notes.parent.mkdir(parents=True)
+    notes.write_text("precious")
+    (tmp_path / ".partial-out" / "journal.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"/\.partial-out/\S+: not of a preparation of lmtrain, .* move it away"):
+        made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
+    assert notes.read_text() == "precious"
+
+
 def test_text_that_is_out_of_reach_loses_nothing(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from lmtrain.logger.base import CompositeLogger, RunInfo, folder_below
+from lmtrain.terminal.paths import change_folder
 
 
 class Forgetful:
@@ -117,7 +118,31 @@ def test_a_config_by_dotted_key() -> None:
 
 def test_a_folder_for_all_runs_is_below_the_current_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert folder_below("logger.a.folder", "outputs/a") == tmp_path / "outputs" / "a"
+    assert folder_below("logger.a.folder", "outputs/a", tmp_path / "run") == tmp_path / "outputs" / "a"
     for elsewhere in ("/somewhere", "../somewhere", "a/../../b"):
         with pytest.raises(ValueError, match=r"^logger.a.folder=.*: give a folder below the one you work in, or null$"):
-            folder_below("logger.a.folder", elsewhere)
+            folder_below("logger.a.folder", elsewhere, tmp_path / "run")
+
+
+def test_a_folder_for_all_runs_lies_where_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here/started", "elsewhere/run", "disk"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here")
+    run_dir = tmp_path / "elsewhere" / "run"
+    (tmp_path / "here" / "outputs").symlink_to(tmp_path / "disk")
+    (tmp_path / "here" / "started" / "out").symlink_to(tmp_path / "elsewhere")
+    assert folder_below("logger.a.folder", "outputs/a", run_dir) == tmp_path / "here" / "outputs" / "a"
+    with pytest.raises(ValueError, match=r"^logger.a.folder=started/out/a: a link leads from there out of the folder"):
+        folder_below("logger.a.folder", "started/out/a", run_dir)
+    change_folder(tmp_path / "here" / "started")  # as a resume does, to where the run says it was started
+    assert folder_below("logger.a.folder", "a", run_dir) == tmp_path / "here" / "started" / "a"
+    change_folder(tmp_path / "elsewhere")
+    assert folder_below("logger.a.folder", "run/a", run_dir) == run_dir / "a"
+    with pytest.raises(
+        ValueError,
+        match=r"^logger.a.folder=a: lies in .*/elsewhere, which the run says it was started in; give the command there, "
+        "or with logger.a.folder=null$",
+    ):
+        folder_below("logger.a.folder", "a", run_dir)

@@ -90,11 +90,36 @@ def test_a_link_in_a_run_is_not_written_through(tmp_path: Path, name: str) -> No
     assert (tmp_path / "mine").read_text() == "precious"
 
 
-def test_checkpoints_may_lie_elsewhere_and_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["checkpoints", "wandb", "tensorboard", "bad-batches", "wandb/logs", "wandb/latest-run", "wandb/logs/core.log",
+     ".hydra/config.yaml", "checkpoints/latest", "checkpoints/step-00000004", "tensorboard/events"],
+)  # fmt: skip
+def test_a_link_that_leads_out_of_a_run_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
+    with pytest.raises(ValueError, match=rf"/run/{name}: a link.* in its place, or remove it"):
+        RunDirectory(tmp_path / "run").__enter__()
+    assert [*(tmp_path / "mine").iterdir()] == []
+
+
+def test_links_that_lmtrain_and_wandb_make_stay_after_a_run_has_moved(tmp_path: Path) -> None:
+    first = tmp_path / "first"
+    for folder in ("checkpoints", "wandb/logs", "wandb/offline-run-1/logs"):
+        (first / folder).mkdir(parents=True)
+    (first / "checkpoints" / "latest").symlink_to("step-00000004")
+    (first / "wandb" / "latest-run").symlink_to("offline-run-1")
+    (first / "wandb" / "offline-run-1" / "logs" / "debug-core.log").symlink_to(first / "wandb" / "logs" / "core.log")
+    with RunDirectory(first):
+        pass
+    with RunDirectory(first.rename(tmp_path / "second")):
+        pass
+
+
+def test_a_file_is_never_written_through_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("precious")
-    (tmp_path / "disk").mkdir()
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
     with RunDirectory(tmp_path / "run") as directory:
         (tmp_path / "run" / ".tmp-result.json").symlink_to(tmp_path / "mine")
         directory.write_json("result.json", {"status": "completed"})

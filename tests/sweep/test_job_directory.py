@@ -1,12 +1,14 @@
-"""What a job's directory is called."""
+"""What a job's directory is called, and links in it and in a sweep's."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmtrain.sweep.job_directory import MAX_NAME_CHARS, directory_name
+from lmtrain.errors import ConfigError
+from lmtrain.sweep.job_directory import MAX_NAME_CHARS, directory_name, make_sweep_directory, remaining_work
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,21 @@ def test_neither_a_prefix_nor_an_odd_character_makes_two_jobs_one() -> None:
         )
     ]  # fmt: skip
     assert all(one != other for one, other in itertools.combinations(names, 2))
+
+
+def test_a_link_in_a_sweeps_directory_is_refused(tmp_path: Path) -> None:
+    make_sweep_directory(tmp_path / "sweep")
+    (tmp_path / "sweep" / "seed=1").mkdir()
+    make_sweep_directory(tmp_path / "sweep")
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / "sweep" / "multirun.yaml").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match=r"/sweep/multirun\.yaml: a link"):
+        make_sweep_directory(tmp_path / "sweep")
+
+
+@pytest.mark.parametrize("name", ["job.log", "result.json", "checkpoints"])
+def test_a_job_with_a_link_among_its_files_has_failed(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).symlink_to(tmp_path.parent)
+    work = remaining_work(tmp_path, ("seed=1",), (), retry_failed=True)
+    assert work.status == "failed"
+    assert str(work.reason).startswith(f"{tmp_path / name}: a link")

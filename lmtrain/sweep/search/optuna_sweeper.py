@@ -25,6 +25,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config, sweep_search_path
+from lmtrain.sweep.job_directory import make_sweep_directory
 from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
@@ -98,7 +99,7 @@ class OptunaSweeper(Sweeper):
         for corner in space.corners():
             job_config(corner, self._path, None)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
-        sweep_dir.mkdir(parents=True, exist_ok=True)
+        make_sweep_directory(sweep_dir)
         shared = SharedStudy(
             sweep_dir,
             storage=settings.storage,
