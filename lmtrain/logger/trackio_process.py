@@ -18,7 +18,7 @@ from typing import Any
 
 def main() -> None:
     # These are for the run, which then ends the input.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     failures: list[str] = []  # which trackio, by itself, only warns of
 
