@@ -56,6 +56,9 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except PermissionError as error:
+        print(f"config error: {error.filename or error}: may not be read or written by you", file=sys.stderr)
+        code = 2
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"config error: {line}", file=sys.stderr)

@@ -22,6 +22,7 @@ from lmtrain.data.writing.journal import JOURNAL_FILE, Journal, SplitWriter, rea
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.lock import locked_folder
+from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.units import si
@@ -154,8 +155,8 @@ class Recipe:
         chunks = encoder(first.texts).values()
         tokens_per_byte = sum(chunk.tokens for chunk in chunks) / max(1, sum(chunk.bytes for chunk in chunks))
         needed = int(1.1 * left_bytes * tokens_per_byte * encoder.dtype.itemsize) + SPARE_BYTES
-        free = shutil.disk_usage(folder).free
-        if free < needed:
+        free = free_bytes(folder)
+        if free is not None and free < needed:
             raise OSError(
                 f"{folder.parent}: the tokens need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make "
                 "room, or give another place (data.path, LMTRAIN_DATA)"

@@ -44,7 +44,8 @@ def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> 
     import trackio
 
     with open(lock, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         _follow(items, init, trackio)
 
 

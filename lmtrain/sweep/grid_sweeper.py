@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.config.check import did_you_mean
 from lmtrain.config.hydra_internals import failure_of, split_into_batches
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
+from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
@@ -75,7 +76,7 @@ class GridSweeper(Sweeper):
         jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
         self._check_jobs(jobs)
         sweep_dir = Path(self.config.hydra.sweep.dir)
-        sweep_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(sweep_dir)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
         console.print(f"sweep of {len(jobs)} jobs in {short_path(sweep_dir.absolute())}", markup=False)
         retry = self.config.retry_failed

@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lmtrain.errors import INTERRUPTED, SUCCESSFUL, status_of
+from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
 from lmtrain.files.lock import FileLock, run_lock
 from lmtrain.loop.stop_request import signals_to_handle
@@ -175,7 +176,7 @@ def _lock_job(directory: Path) -> FileLock | None:
 
     The kernel frees the lock when both are gone, so an orphan of a killed sweep keeps its directory to itself.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     lock = FileLock(directory / LOCK)
     if not lock.try_acquire():
         return None

@@ -18,9 +18,10 @@ def prepare_streams() -> None:
         if stream is None:  # `>&-`
             # Takes the lowest free descriptor, which is the stream's own. Otherwise the next file that is opened would
             # take it, and get what a library or a handler of signals writes to standard error.
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (as long as the process)
-            os.set_inheritable(stream.fileno(), True)
-            setattr(sys, name, stream)
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(descriptor, True)
+            opened = open(descriptor, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, opened)
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
             # A letter that the locale lacks, or a byte of a file's name that is no UTF-8, becomes a question mark.
             stream.reconfigure(errors="replace")

@@ -1,6 +1,5 @@
 """Searches with Optuna: each trial is chosen by how those before it ended, and one without hope ends early."""
 
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable
@@ -21,7 +20,9 @@ from lmtrain.config.check import check_part
 from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import FAILED, ConfigError, SweepEndedError, ending_by_signal
+from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
+from lmtrain.machine import is_installed
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config, sweep_search_path
@@ -98,7 +99,7 @@ class OptunaSweeper(Sweeper):
         for corner in space.corners():
             job_config(corner, self._path, None)
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
-        sweep_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(sweep_dir)
         shared = SharedStudy(
             sweep_dir,
             storage=settings.storage,
@@ -190,7 +191,7 @@ def _job_end(job: Job, returned: JobReturn) -> JobEnd:
 
 def read_settings(config: DictConfig) -> tuple[SearchSettings, dict[str, Any]]:
     """Return the settings, built, and the search space as it is written."""
-    if importlib.util.find_spec("optuna") is None:
+    if not is_installed("optuna"):
         raise ConfigError(WITHOUT_OPTUNA)
     try:
         node: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True, throw_on_missing=True)
