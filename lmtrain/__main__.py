@@ -1,10 +1,8 @@
 """`python -m lmtrain [VERB] …`: picks the verb; without a verb, trains."""
 
-import codecs
 import ctypes
 import difflib
 import importlib
-import io
 import os
 import signal
 import sys
@@ -13,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 import lmtrain
+from lmtrain.terminal.streams import outlive_reader, prepare_streams
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -27,18 +26,12 @@ VERBS = {  # and the module of lmtrain.commands that does it
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
 }
+LEAVE_FILES = ("prepare", "import", "verify-resume")  # and so go on when nobody reads what they print
 
 
 def main() -> None:
     """Run a command and exit, with 0, 2 (a mistake in config or input), 3, 130, 143 or 1, as the README says."""
-    if parent := os.environ.pop("LMTRAIN_PARENT", None):
-        stop_with_parent(int(parent))
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
-    for stream in (sys.stdout, sys.stderr):
-        # A mark that the locale's encoding lacks is shown as a question mark, and is no reason to fail.
-        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
-            stream.reconfigure(errors="replace")
+    prepare_streams()
     sys.excepthook = print_traceback
     try:
         code = dispatch_and_report_errors(sys.argv[1:])
@@ -56,6 +49,11 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     from lmtrain.terminal.as_text import visible
 
     try:
+        if parent := os.environ.pop("LMTRAIN_PARENT", None):
+            stop_with_parent(_whole_number("LMTRAIN_PARENT", parent))
+        folder = _current_folder()
+        if folder not in sys.path:
+            sys.path.insert(0, folder)  # a user's own model; the installed script would not see it
         try:
             code = dispatch(arguments)
         except SystemExit:  # of argparse, after --help
@@ -65,6 +63,9 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except PermissionError as error:
+        print(f"config error: {error.filename or error}: may not be read or written by you", file=sys.stderr)
+        code = 2
     except ConfigError as error:
         for line in str(error).splitlines():
             print(f"config error: {visible(line)}", file=sys.stderr)
@@ -102,6 +103,8 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return help_command.main()
     if first in VERBS:
+        if first in LEAVE_FILES:
+            outlive_reader()
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
@@ -110,11 +113,12 @@ def dispatch(arguments: Sequence[str]) -> int:
             f"{first}: neither a verb ({', '.join(VERBS)}) nor an override (key=value)"
             + (f"; did you mean {nearest[0]}?" if nearest else "")
         )
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _whole_number("WORLD_SIZE", os.environ.get("WORLD_SIZE") or "1") > 1:
         raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
     if first == "--rerun":
         from lmtrain.commands import rerun
 
+        outlive_reader()
         return rerun.main(arguments[1:])
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
     forked = any(text.startswith("fork=") for text in arguments)
@@ -127,10 +131,29 @@ def dispatch(arguments: Sequence[str]) -> int:
         others = [text for text in arguments if not text.startswith("resume=")]
         from lmtrain.commands import resume
 
+        outlive_reader()
         return resume.main(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)
     from lmtrain.commands import train
 
     return train.main(arguments)
+
+
+def _current_folder() -> str:
+    from lmtrain.errors import ConfigError
+
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder was removed or replaced; change to one that is there") from None
+
+
+def _whole_number(name: str, value: str) -> int:
+    from lmtrain.errors import ConfigError
+
+    try:
+        return int(value)
+    except ValueError:
+        raise ConfigError(f"{name}={value}: an environment variable that must be a whole number; unset it") from None
 
 
 if __name__ == "__main__":

@@ -58,7 +58,8 @@ FAILED = Ending("failed", 1)
 BAD_CONFIG = Ending("failed", 2)
 DIVERGED = Ending("diverged", 3)
 INTERRUPTED = Ending("interrupted", 128 + signal.SIGINT)  # Ctrl-C; everything is saved
-TERMINATED = Ending("interrupted", 128 + signal.SIGTERM)  # also a scheduler's warning, SIGUSR1; everything is saved
+# Also a scheduler's warning, SIGUSR1, and a terminal that is gone, SIGHUP; everything is saved.
+TERMINATED = Ending("interrupted", 128 + signal.SIGTERM)
 
 SUCCESSFUL = frozenset({COMPLETED.status, PRUNED.status})
 UNSUCCESSFUL = frozenset({FAILED.status, DIVERGED.status})  # an interrupted run is neither: it can go on

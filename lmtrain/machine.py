@@ -1,5 +1,6 @@
-"""The machine: its CPU and cores, and what data sheets say of GPUs that it may or may not have."""
+"""The machine: its CPU, cores and libraries, and what data sheets say of GPUs that it may or may not have."""
 
+import importlib.util
 import json
 import os
 import platform
@@ -60,6 +61,12 @@ def cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def is_installed(library: str) -> bool:
+    """Return whether a library can be imported. A folder of its name, with data perhaps, is none."""
+    found = importlib.util.find_spec(library)
+    return found is not None and found.origin is not None
 
 
 def write_json_with_machine(path: Path, **results: Any) -> None:

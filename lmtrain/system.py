@@ -2,10 +2,13 @@
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 import random
 import resource
+import shutil
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +19,8 @@ import torch
 from pydantic import PositiveInt, StringConstraints
 
 from lmtrain.machine import find_gpu
+
+log = logging.getLogger(__name__)
 
 # mallopt's parameters in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
@@ -38,16 +43,29 @@ def make_malloc_keep_memory() -> None:
         mallopt(parameter, value)
 
 
+def missing_to_compile(device_type: str) -> str | None:
+    """Return what this machine lacks for `torch.compile`, in a few words; None if it lacks nothing."""
+    # Triton, for CUDA, takes the first of two; Inductor, for the CPU, the third. The variables name another.
+    variable, compilers = ("CC", ["gcc", "clang"]) if device_type == "cuda" else ("CXX", ["g++"])
+    named = os.environ.get(variable)
+    if not any(map(shutil.which, [named] if named else compilers)):
+        asked = f"{variable}={named}, is not there" if named else f"{' or '.join(compilers)}, is not in PATH"
+        return f"torch.compile needs a compiler, and {asked}"
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        return "torch.compile needs Python.h, of the package python3-dev or similar"
+    return None
+
+
 class System:
     """Device, dtype and compilation of a run, and everything that differs between CPU and CUDA.
 
-    `auto` picks cuda where there is one; bfloat16 on a GPU that has it, else float32; compilation on cuda. `threads`
-    limits the CPU threads of a step (null: one a core). `keep_freed_memory` is glibc's, for training on the CPU.
-    `tf32` lets a GPU multiply float32 in TensorFloat-32; `deterministic` takes the algorithms that give the same
-    bits every time; an operation that has none fails then.
+    `auto` picks cuda where there is one; bfloat16 on a GPU that has it, else float32; compilation on cuda, if this
+    machine can. `threads` limits the CPU threads of a step (null: one a core). `keep_freed_memory` is glibc's, for
+    training on the CPU. `tf32` lets a GPU multiply float32 in TensorFloat-32; `deterministic` takes the algorithms that
+    give the same bits every time; an operation that has none fails then.
 
     Raises:
-        ValueError: a device that is not there, a dtype that it cannot compute in.
+        ValueError: a device that is not there, a dtype that it cannot compute in, no compiler to compile with.
     """
 
     def __init__(
@@ -74,7 +92,7 @@ class System:
             torch.cuda.set_device(self.device)
         self.dtype_name = self._resolve_dtype(dtype)
         self.dtype: torch.dtype = getattr(torch, self.dtype_name)
-        self.compiles = self.device.type == "cuda" if compile == "auto" else compile
+        self.compiles = self._resolve_compile(compile)
         if threads:
             torch.set_num_threads(threads)
         if self.device.type == "cuda":
@@ -90,6 +108,15 @@ class System:
             # The filling of memory that is written anyway costs a tenth of a step.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
+
+    def _resolve_compile(self, compile: bool | Literal["auto"]) -> bool:
+        wanted = self.device.type == "cuda" if compile == "auto" else compile
+        missing = missing_to_compile(self.device.type) if wanted else None
+        if missing and compile != "auto":
+            raise ValueError(f"system.compile=true: {missing}; install that, or take system.compile=false")
+        if missing:
+            log.warning("the model is not compiled, which is slower: %s; or say system.compile=false", missing)
+        return wanted and not missing
 
     def _resolve_dtype(self, dtype: Dtype) -> str:
         if self.device.type == "cuda":

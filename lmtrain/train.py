@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
-from lmtrain.errors import COMPLETED, ConfigError, DataError, ending_of
+from lmtrain.errors import COMPLETED, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.files.numbers import finite_or_none
 from lmtrain.logger.base import CompositeLogger
@@ -39,6 +39,8 @@ from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Recorder, Trainer
 
 log = logging.getLogger(__name__)
+
+Afterwards = Callable[[str], None]  # takes the status in `result.json`
 
 
 @dataclass(frozen=True)
@@ -79,39 +81,67 @@ def run(
             configure_logging(directory.path)
             stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
         error: BaseException | None = None
+        afterwards: list[Afterwards] = []
         try:
-            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {})
+            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {}, afterwards)
         except BaseException as caught:
             error = caught
-        stop.defers = True  # the rest takes no time, and says how the run ended
+        stop.defers = True  # the result takes no time, and says how the run ended
         ending = ending_of(error)
-        report.log_ending(error, directory.path)
-        result = Result(
-            status=ending.status,
-            objective=state.best_val_loss,
-            best_val_loss=state.best_val_loss,
-            best_step=state.best_step,
-            final_train_loss=finite_or_none(state.train_loss),
-            final_val_loss=finite_or_none(state.val_loss),
-            steps=state.step,
-            tokens=state.tokens,
-            bad_steps=state.bad_steps,
-            seconds=round(state.seconds, 3),
-            tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
-            config_hash=config_hash(plain_config(cfg)),
-            error=f"{type(error).__name__}: {error}" if error else None,
-        )
-        try:
-            # A resume that could not begin, or had nothing left to do, changes nothing of how a run ended; but one that
-            # was killed after its last step has not ended yet.
-            ended = read_json(directory.path / "result.json").get("status") == COMPLETED.status
-            if resumed is None or resumed.began or (error is None and not ended):
-                directory.write_json("result.json", asdict(result))
-        except OSError as refused:
-            log.error("result.json could not be written: %s", refused)
+        # A resume that could not begin, or had nothing left to do, changes nothing of how a run ended; but one that was
+        # killed after its last step has not ended yet.
+        ended = read_json(directory.path / "result.json").get("status") == COMPLETED.status
+        if resumed is None or resumed.began or (error is None and not ended):
+            write_result(cfg, directory, state, ending.status, error)
+        for task in afterwards:
+            _do_afterwards(task, ending.status, stop)
+        if error is None:
+            report.log_summary(state, cfg, directory)
+        else:
+            report.log_ending(error, directory.path)
     if isinstance(error, ConfigError):
         raise error
     return Outcome(ending.exit_code, state.best_val_loss)
+
+
+def write_result(
+    cfg: DictConfig, directory: RunDirectory, state: TrainState, status: str, error: BaseException | None
+) -> None:
+    """Write `result.json`; a disk that refuses is logged, and changes nothing of how the run ended."""
+    result = Result(
+        status=status,
+        objective=state.best_val_loss,
+        best_val_loss=state.best_val_loss,
+        best_step=state.best_step,
+        final_train_loss=finite_or_none(state.train_loss),
+        final_val_loss=finite_or_none(state.val_loss),
+        steps=state.step,
+        tokens=state.tokens,
+        bad_steps=state.bad_steps,
+        seconds=round(state.seconds, 3),
+        tokens_per_second=round(state.tokens / state.seconds, 1) if state.seconds else 0.0,
+        config_hash=config_hash(plain_config(cfg)),
+        error=f"{type(error).__name__}: {error}" if error else None,
+    )
+    try:
+        directory.write_json("result.json", asdict(result))
+    except OSError as refused:
+        log.error("result.json could not be written: %s", refused)
+
+
+def _do_afterwards(task: Afterwards, status: str, stop: StopRequest) -> None:
+    """Do what is left when the result is written: a signal cuts it short, and no error changes how the run ended."""
+    try:
+        try:
+            stop.defers = False
+            task(status)
+        finally:
+            stop.defers = True  # also for what is logged here
+    except InterruptedBySignal as signal:
+        log.warning("%s, when the run had ended: %s", signal, status)
+    except Exception as error:
+        log.warning("%s: %s, when the run had ended: %s", type(error).__name__, error, status)
+        log.debug("its traceback", exc_info=True)
 
 
 def train(
@@ -122,8 +152,12 @@ def train(
     stop: StopRequest,
     resumed: Resume | None,
     lineage: Mapping[str, Any],
+    afterwards: list[Afterwards],
 ) -> None:
-    """Build the parts in the order that data flows, and run them; `state` is where the run is afterwards."""
+    """Build the parts in the order that data flows, and run them; `state` is where the run is when this returns.
+
+    What is to be done when the result is written, and may take long or fail, is added to `afterwards`.
+    """
     with raising_config_errors():
         check_model_size(cfg, _start_checkpoints(cfg, directory.path))
         parts = build_parts(cfg)
@@ -135,35 +169,35 @@ def train(
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg))
         environment = {**described, **lineage, **start.lineage}
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, environment)
+    afterwards.append(recorder.logger.close)
+    with raising_config_errors():
+        trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+        start.restore(trainer)
+        recorder.logger.rewind(state.logged_step)
+        if resumed is None or state.step < trainer.max_steps or state.pending is not None:
+            environment |= {
+                "model": model_summary(parts.model, parts.train_loader),
+                "data": trainer.snapshot.data["fingerprints"],
+            }
+            record_start(cfg, directory, hydra_files, environment, resumed, start.environment)
+        if start.origin is not None:
+            trainer.checkpoints.save(state)  # a resume needs the origin no more, which may remove its checkpoint
+    del start  # as much memory again as the model and the optimizer take
+    report.announce(cfg, directory, trainer)
     try:
-        with raising_config_errors():
-            trainer: Trainer = build(cfg.trainer, parts, recorder, state)
-            start.restore(trainer)
-            recorder.logger.rewind(state.logged_step)
-            if resumed is None or state.step < trainer.max_steps or state.pending is not None:
-                environment |= {
-                    "model": model_summary(parts.model, parts.train_loader),
-                    "data": trainer.snapshot.data["fingerprints"],
-                }
-                record_start(cfg, directory, hydra_files, environment, resumed, start.environment)
-            if start.origin is not None:
-                trainer.checkpoints.save(state)  # a resume needs the origin no more, which may remove its checkpoint
-        del start  # as much memory again as the model and the optimizer take
-        report.announce(cfg, directory, trainer)
-        try:
-            trainer.fit()
-        except DataError as error:
-            again = report.resume_command(directory.path)
-            raise ConfigError(f"{error}; to continue when that is fixed: {again}") from error
-    except BaseException as error:
-        stop.defers = True  # how the run ended is settled
-        recorder.logger.close(ending_of(error).status)
-        raise
+        trainer.fit()
+    except DataError as error:
+        again = report.resume_command(directory.path)
+        raise ConfigError(f"{error}; to continue when that is fixed: {again}") from error
     stop.defers = True
-    recorder.logger.close(COMPLETED.status)
     if tokenizer is not None and cfg.sample_tokens:
-        report.show_sample(parts.model, tokenizer, parts.system, parts.train_loader.block_size, cfg, directory)
-    report.log_summary(state, cfg, directory)
+        block_size = trainer.train_loader.block_size
+
+        def sample(status: str) -> None:
+            with stop.at_once():
+                report.show_sample(parts.model, tokenizer, parts.system, block_size, cfg, directory)
+
+        afterwards.append(sample)
 
 
 @dataclass(frozen=True)

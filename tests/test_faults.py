@@ -235,7 +235,7 @@ class Slow:
 
     def close(self, status):
         print("closing", status, flush=True)
-        time.sleep(2)
+        time.sleep(300)
 """
 
 
@@ -248,9 +248,38 @@ def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     (tmp_path / "conf" / "logger" / "slow.yaml").write_text("# @package logger.slow\n_target_: mylog.Slow\n")
     process = cli.start(*TINY, f"data.path={token_folder}", "hydra.run.dir=out", "logger=slow")
     wait_for_line("closing completed", process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait() == 0
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert "stopped by SIGTERM, when the run had ended: completed" in process.stdout
+    assert "everything is in out" in process.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("happens", ["SIGINT", "SIGHUP", "an error"])
+def test_what_happens_to_the_closing_sample_changes_nothing_of_how_the_run_ended(
+    tmp_path: Path, cli: Cli, happens: str
+) -> None:
+    (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
+    text = ["data=text", "prepare.source.files=book.txt", "prepare.tokenizer.vocab_size=300", "data.path=tokens"]
+    tiny = [each for each in TINY if each not in ("data=tokens", "sample_tokens=0")]
+    process = cli.start(*text, *tiny, "hydra.run.dir=out", "trainer.max_steps=4", "sample_tokens=10000000")
+    result = tmp_path / "out" / "result.json"
+    if happens == "an error":
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "sample.txt").mkdir()
+        process.end()
+        process = cli.start(*text, *tiny, "hydra.run.dir=out", "trainer.max_steps=4", "sample_tokens=3")
+    else:
+        deadline = time.monotonic() + 60
+        while not result.exists():
+            assert time.monotonic() < deadline, process.stdout
+            time.sleep(0.02)
+        process.send_signal(getattr(signal, happens))
+    assert process.wait(60) == 0, process.stdout
+    assert json.loads(result.read_text())["status"] == "completed"
+    assert ", when the run had ended: completed" in process.stdout
+    assert "final loss: " in process.stdout
 
 
 @pytest.mark.slow

@@ -6,13 +6,14 @@ import random
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from lmtrain.system import System
+from lmtrain.system import System, missing_to_compile
 
 
 def test_auto_on_a_cpu() -> None:
@@ -46,6 +47,18 @@ def test_a_device_that_is_not_there(device: str, message: str) -> None:
         System(device=device)
 
 
+def test_without_a_compiler_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ValueError, match=r"system.compile=true: .* g\+\+, is not in PATH; .* system.compile=false"):
+        System(device="cpu", compile=True)
+    assert not System(device="cpu").compiles
+    monkeypatch.setenv("CC", "no-such-cc")
+    assert "CC=no-such-cc, is not there" in (missing_to_compile("cuda") or "")
+    (tmp_path / "no-such-cc").touch(0o755)
+    assert "compiler" not in (missing_to_compile("cuda") or "")
+
+
 def draws() -> list[Any]:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(3).tolist()]
 
@@ -73,7 +86,7 @@ def test_seeding_repeats() -> None:
 
 PAGE_FAULTS = """
 import ctypes, resource, sys, torch
-from lmtrain.system import System
+from lmtrain.system import System, missing_to_compile
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault for 512
 System(device="cpu", keep_freed_memory=sys.argv[1] == "True", threads=1)
 def step():

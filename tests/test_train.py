@@ -131,6 +131,37 @@ def test_a_signal_saves_and_stops_and_resume_goes_on(
     assert steps == sorted(set(steps))
 
 
+IN_A_TERMINAL = """
+import fcntl, runpy, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+sys.argv[0] = "lmtrain"
+runpy.run_module("lmtrain", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_saves_and_stops(tiny: list[str], tmp_path: Path) -> None:
+    terminal, inside = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_A_TERMINAL, *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
+        cwd=tmp_path,
+        env=clean_environment(),
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+    )
+    os.close(inside)
+    shown = b""
+    while b"val " not in shown:  # read, or the run would wait for a terminal that is full
+        assert process.poll() is None, shown
+        shown += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait(60) == 143
+    assert result(tmp_path / "out")["status"] == "interrupted"
+    assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] >= 4
+
+
 def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
     for arguments, message in (

@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, step_folder, step_of, steps_in
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
-from lmtrain.files.durable import sha256_of, sync
+from lmtrain.files.durable import make_folder, sha256_of, sync
 from lmtrain.files.limited import read_limited
+from lmtrain.files.unsupported import copy_mode, free_bytes, link_for_people
 
 log = logging.getLogger(__name__)
 
@@ -149,19 +150,20 @@ class CheckpointFolder:
         return not path.is_symlink() and _owner(path) == self.run_id
 
     def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         for leftover in filter(_is_leftover, self.path.iterdir()):  # the run's lock says that nobody writes it now
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         self._check_space(checkpoint)
         partial = self.path / f"{PARTIAL}{final.name}"
         partial.mkdir()
         try:
+            (partial / STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n", encoding="utf-8")
             for name, tensors in checkpoint.tensors.items():
-                save_file(_storable(tensors), partial / f"{name}.safetensors")
-            (partial / STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n")
+                save_file(_storable(tensors), partial / f"{name}.safetensors")  # for its owner alone
+                copy_mode(partial / STATE, partial / f"{name}.safetensors")
             files = sorted(partial.iterdir())
             manifest = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in files}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
             sync(partial / MANIFEST)
             sync(partial)
             os.rename(partial, final)
@@ -186,10 +188,7 @@ class CheckpointFolder:
         """Make a link for people; a folder of that name, as a copy that follows links makes it, stays."""
         if (self.path / name).is_dir() and not (self.path / name).is_symlink():
             return
-        link = self.path / f"{PARTIAL}{name}"
-        link.unlink(missing_ok=True)
-        link.symlink_to(self.at(step).name)
-        os.replace(link, self.path / name)
+        link_for_people(self.path / name, self.at(step).name)
 
     def _quarantine(self, path: Path, error: BrokenCheckpointError) -> None:
         self._set_aside(path, f"{BROKEN}{path.name}", f"broken ({error})")
@@ -203,8 +202,8 @@ class CheckpointFolder:
 
     def _check_space(self, checkpoint: Checkpoint) -> None:
         needed = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
-        free = shutil.disk_usage(self.path).free
-        if free < needed * FREE_SPACE_FACTOR:
+        free = free_bytes(self.path)
+        if free is not None and free < needed * FREE_SPACE_FACTOR:
             raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
 
 

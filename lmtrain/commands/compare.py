@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import importlib
-import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
 from lmtrain.compare.runs import Run, load_runs, with_labels
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
+from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import visible
 
 if TYPE_CHECKING:  # with scipy
@@ -137,7 +137,7 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
     if list(files.values()).count("-") > 1:
         raise ConfigError(f"--{' - --'.join(files)} -: one of them at a time")
     for kind, file in files.items():
-        if kind in NEEDED and importlib.util.find_spec(NEEDED[kind]) is None:
+        if kind in NEEDED and not is_installed(NEEDED[kind]):
             raise ConfigError(f"--{kind} {file}: needs {NEEDED[kind]}; install it with pip install 'lmtrain[plot]'")
         suffix = Path(file).suffix[1:].lower()
         if suffix and suffix not in {kind, *SUFFIXES.get(kind, ())}:

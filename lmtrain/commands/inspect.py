@@ -1,7 +1,6 @@
 """`python -m lmtrain inspect FOLDER…`: what is in folders of token files, and whether they are sound."""
 
 import argparse
-import importlib.util
 import json
 import math
 import textwrap
@@ -17,6 +16,7 @@ from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entr
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
+from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import percent, si
@@ -84,7 +84,7 @@ def check_options(options: argparse.Namespace) -> None:
             raise ConfigError(f"--{name} {file}: is a folder; give a file")
         if file and not file.parent.is_dir():
             raise ConfigError(f"--{name} {file}: there is no folder {file.parent}")
-    if options.png and importlib.util.find_spec("matplotlib") is None:
+    if options.png and not is_installed("matplotlib"):
         raise ConfigError(f"--png {options.png}: needs matplotlib; install it with pip install 'lmtrain[plot]'")
 
 

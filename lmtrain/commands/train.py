@@ -16,6 +16,7 @@ from lmtrain.config.recompose import expand_fork
 from lmtrain.errors import ConfigError, SweepEndedError
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
+from lmtrain.terminal.streams import outlive_reader
 
 # Flags of Hydra's that jobs of sweeps, resumes and forks could not follow.
 REFUSED = {
@@ -34,6 +35,8 @@ def main(arguments: Sequence[str]) -> int:
     _check_flags(flags)
     sys.argv[1:] = arguments  # where Hydra reads them, and what a run records
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
+    if not asks:
+        outlive_reader()
     try:
         if asks or flags.multirun:
             run_hydra()

@@ -19,7 +19,8 @@ from rich.table import Table
 
 from lmtrain.config.compose import compose, without_hydra
 from lmtrain.config.preflight import preflight
-from lmtrain.errors import ConfigError
+from lmtrain.errors import TERMINATED, ConfigError
+from lmtrain.loop.stop_request import signals_to_handle
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     error: FailedAttemptError | BitsDifferError | None = None
-    with _ended_by_sigterm(), contextlib.ExitStack() as removal:
+    with _ended_by_signals(), contextlib.ExitStack() as removal:
         folder = _make_folder(options.keep, runs, removal)
         console.print(f"{options.steps} steps, {options.kills} kills; moments by --seed {seed}; runs in {folder}")
         verification = Verification(
@@ -238,10 +239,15 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
 
 @contextlib.contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into an exception, so that started processes end and written files are removed."""
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def _ended_by_signals() -> Iterator[None]:
+    """Turn a signal that asks to stop into an exception, so that started processes end and written files are removed.
+
+    SIGINT is one already.
+    """
+    numbers = [number for number in signals_to_handle() if number != signal.SIGINT]
+    previous = {number: signal.signal(number, lambda *_: sys.exit(TERMINATED.exit_code)) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,6 +1,5 @@
 """What is settled before a run starts, without torch: the config is right, the token files are there and fit it."""
 
-import importlib.util
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -10,6 +9,7 @@ from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError
+from lmtrain.machine import is_installed
 
 # The packages, and extras of their names, that optional parts need.
 EXTRAS = {
@@ -72,7 +72,7 @@ def _check_origin(composed: DictConfig) -> None:
 def _check_extras(cfg: DictConfig) -> None:
     for name, node in cfg.logger.items():
         package = EXTRAS.get(node["_target_"])
-        if package and importlib.util.find_spec(package) is None:
+        if package and not is_installed(package):
             raise ConfigError(f"logger={name}: needs the {package} package; pip install -e '.[{package}]'")
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from lmtrain.data.stored_tokenizer import Encode, Ids, StoredTokenizer
-from lmtrain.machine import available_cores
+from lmtrain.machine import available_cores, is_installed
 
 if TYPE_CHECKING:
     import tiktoken
@@ -92,10 +92,10 @@ def gpt2_encoder(stored: StoredTokenizer, special: str) -> Encode:
 
     It is as fast as the installed packages allow, and its ids are always the same.
     """
-    try:
-        import tiktoken
-    except ImportError:
+    if not is_installed("tiktoken"):
         return stored.encode_batch
+    import tiktoken
+
     vocabulary = stored.tokenizer.get_vocab(with_added_tokens=False)
     ranks = {bytes(_BYTE[one] for one in token): rank for token, rank in vocabulary.items() if token != special}
     encoding = tiktoken.Encoding("gpt2", pat_str=GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={})

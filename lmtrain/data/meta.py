@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmtrain.errors import DataError
-from lmtrain.files.durable import sha256_of
+from lmtrain.files.durable import sha256_of, write_atomically
 from lmtrain.files.limited import read_json_limited
 
 FORMAT_VERSION = 1
@@ -77,10 +77,7 @@ class Meta:
 
 def write_meta(folder: Path, meta: Meta) -> None:
     """Write `meta.json`; it is on the disk when this returns."""
-    with (folder / "meta.json").open("w") as file:
-        file.write(json.dumps(asdict(meta), indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    write_atomically(folder / "meta.json", json.dumps(asdict(meta), indent=2) + "\n")
 
 
 def read_meta(folder: Path) -> Meta | None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import locked_folder
+from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.units import si
@@ -160,8 +160,8 @@ class Recipe:
         chunks = encoder(first.texts).values()
         tokens_per_byte = sum(chunk.tokens for chunk in chunks) / max(1, sum(chunk.bytes for chunk in chunks))
         needed = int(1.1 * left_bytes * tokens_per_byte * encoder.dtype.itemsize) + SPARE_BYTES
-        free = shutil.disk_usage(folder).free
-        if free < needed:
+        free = free_bytes(folder)
+        if free is not None and free < needed:
             raise OSError(
                 f"{folder.parent}: the tokens need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make "
                 "room, or give another place (data.path, LMTRAIN_DATA)"

@@ -1,6 +1,5 @@
 """Finds the `tokenizer.json` that a path or a name on the Hugging Face hub stands for."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
+from lmtrain.machine import is_installed
 
 # All that a tokenizer may consist of, and no weights.
 _HUB_FILES = [TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json", "config.json"]
@@ -59,7 +59,7 @@ def _fetched(name: str) -> Path:
 
 
 def _convert(folder: Path, into: Path) -> None:
-    if importlib.util.find_spec("transformers") is None:
+    if not is_installed("transformers"):
         raise ValueError(
             f"has no {TOKENIZER_FILE}, and making one needs the transformers package: "
             "pip install 'lmtrain[transformers]'"

@@ -14,10 +14,13 @@ from types import TracebackType
 from typing import Self
 
 from lmtrain.files.limited import check_plain, read_limited
+from lmtrain.files.unsupported import UNSUPPORTED, warn_once
 
 # A process that looks whether a lock is held has it for an instant itself, so one failed attempt proves nothing.
 PAUSES_S = (0.0, 0.05, 0.2)
 MAX_OWNER_BYTES = 10_000
+# Lustre, FUSE; NFS without its lock service; NFS for a folder, or another file that is open for reading.
+NO_LOCKS = UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}
 
 
 class FileLock:
@@ -35,8 +38,8 @@ class FileLock:
         """Take the lock, waiting for the process that holds it; return True."""
         descriptor = self._open()
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        except BaseException:  # a file system without locks; a signal
+            _flock(descriptor, fcntl.LOCK_EX, self.path)
+        except BaseException:  # a signal, say
             os.close(descriptor)
             raise
         self._descriptor = descriptor
@@ -48,7 +51,7 @@ class FileLock:
         try:
             for pause_s in pauses_s:
                 time.sleep(pause_s)
-                if _lock_now(descriptor, fcntl.LOCK_EX):
+                if _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, self.path):
                     self._descriptor = descriptor
                     return True
             return False
@@ -72,7 +75,7 @@ class FileLock:
                 return False
             raise
         try:
-            return not _lock_now(descriptor, fcntl.LOCK_SH)
+            return not _flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB, self.path)
         finally:
             os.close(descriptor)
 
@@ -125,9 +128,9 @@ def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            if not _lock_now(descriptor, fcntl.LOCK_EX):
+            if not _flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, folder):
                 on_waiting()
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                _flock(descriptor, fcntl.LOCK_EX, folder)
             if _is_at(descriptor, folder):
                 yield
                 return
@@ -136,12 +139,23 @@ def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -
             os.close(descriptor)
 
 
-def _lock_now(descriptor: int, kind: int) -> bool:
-    """Take a lock on an open file without waiting; return whether it could be taken."""
+def _flock(descriptor: int, kind: int, path: Path) -> bool:
+    """Take a lock on an open file or folder; return False if another process holds it and `kind` says not to wait.
+
+    On a file system without locks, which is warned of, every process takes every lock.
+    """
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind)
     except BlockingIOError:
         return False
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        warn_once(
+            "flock",
+            f"{path}: this file system has no locks ({error.strerror}), so that nothing keeps two processes from using "
+            "one folder at the same time; start only one",
+        )
     return True
 
 

@@ -1,5 +1,6 @@
 """What a logger is, and several as one."""
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ class RunLogger(Logger, Protocol):
 class CompositeLogger:
     """Several loggers as one: the `truth`, whose errors stop the run, and optional `members`, whose errors do not.
 
-    A member that fails is dropped with a warning; `close` closes all the members even if the truth's own fails.
+    A member that fails is dropped with a warning. `close` closes all of them, also if a signal cuts one of them short.
     """
 
     def __init__(self, truth: RunLogger, members: Sequence[Logger]) -> None:
@@ -68,22 +69,25 @@ class CompositeLogger:
         self._each("rewind", step)
 
     def close(self, status: str) -> None:
-        try:
-            self.truth.close(status)
-        finally:
-            self._each("close", status)
+        with contextlib.ExitStack() as stack:
+            for member in reversed(self.members):
+                stack.callback(self._call, member, "close", status)
+            stack.callback(self.truth.close, status)
 
     def _each(self, method: str, *arguments: Any) -> None:
         for member in self.members[:]:
-            try:
-                if method != "rewind" or hasattr(member, method):
-                    getattr(member, method)(*arguments)
-            except Exception as error:
-                self.members.remove(member)
-                log.warning(
-                    "%s failed and is left out from here: %s: %s", type(member).__name__, type(error).__name__, error
-                )
-                log.debug("its traceback", exc_info=True)
+            self._call(member, method, *arguments)
+
+    def _call(self, member: Logger, method: str, *arguments: Any) -> None:
+        try:
+            if method != "rewind" or hasattr(member, method):
+                getattr(member, method)(*arguments)
+        except Exception as error:
+            self.members.remove(member)
+            log.warning(
+                "%s failed and is left out from here: %s: %s", type(member).__name__, type(error).__name__, error
+            )
+            log.debug("its traceback", exc_info=True)
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

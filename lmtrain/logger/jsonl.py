@@ -4,11 +4,10 @@ import errno
 import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from lmtrain.files.durable import write_atomically
+from lmtrain.files.durable import flush_to_disk, write_atomically
 from lmtrain.files.metrics import metric_lines
 from lmtrain.files.numbers import nan_as_null
 
@@ -61,7 +60,7 @@ class JsonlLogger:
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""
-        os.fsync(self._file.fileno())
+        flush_to_disk(self._file.fileno(), self.path)
 
     def close(self, status: str) -> None:
         self._file.close()

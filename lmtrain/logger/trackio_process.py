@@ -18,7 +18,7 @@ from typing import Any
 
 def main() -> None:
     # These are for the run, which then ends the input.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     failures: list[str] = []  # which trackio, by itself, only warns of
 
@@ -44,7 +44,8 @@ def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> 
     import trackio
 
     with open(lock, "a", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
         _follow(items, init, trackio)
 
 

@@ -40,9 +40,8 @@ def receive(connection: Connection) -> Any:
 
 def main() -> None:
     # These are for the run, which then says how it ended.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # Slurm sends its warning to every process
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # Slurm sends its warning, the last, to every process
     connection = Connection(int(sys.argv[1]))
     sys.argv[:] = receive(connection)  # W&B shows it
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.data.loader import IGNORE, TokenLoader
-from lmtrain.files.durable import write_atomically
+from lmtrain.files.durable import make_folder, write_atomically
 from lmtrain.loop.bad_steps import BadStep
 
 MAX_KEPT = 100  # a batch takes some 20 bytes a token
@@ -38,7 +38,7 @@ class BadBatches:
                 for number, loss in enumerate(bad.micro_batch_losses)
             ],
         }
-        self.folder.mkdir(exist_ok=True)
+        make_folder(self.folder)
         path = self.folder / f"step-{bad.step:08d}-sample-{bad.first_sample:012d}.json"
         if len(list(self.folder.glob("step-*.json"))) >= MAX_KEPT:
             return self.folder / "(full)"

@@ -18,7 +18,8 @@ from lmtrain.files.limited import read_json_limited
 
 STDERR = 2
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the last is Slurm's warning that time runs out
+# SIGHUP: the terminal is gone, as when a connection is lost. SIGUSR1: Slurm's warning that time runs out.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PRUNE_FILE = "prune.json"
 PRUNE_FILE_BYTES = 10_000
 REPEAT_S = 0.5  # one signal, sent to a process group and forwarded by a launcher as well, arrives twice
@@ -29,8 +30,14 @@ def ask_to_prune(run_dir: Path, reason: str) -> None:
     write_atomically(run_dir / PRUNE_FILE, json.dumps({"reason": reason}) + "\n")
 
 
+def signals_to_handle() -> list[signal.Signals]:
+    """Return those of SIGNALS that ask this process to stop: under `nohup` a hang-up does not."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+
+
 class StopRequest:
-    """Notes the first SIGINT, SIGTERM or SIGUSR1; a second one ends the process at once, in any state.
+    """Notes the first of SIGNALS that comes; a second one ends the process at once, in any state.
 
     The first one raises InterruptedBySignal where it comes, unless the training loop `defers` it: there, between two
     steps is the place to stop, and the loop looks at `signal` once a step. In `at_once`, inside of that, it raises
@@ -50,7 +57,7 @@ class StopRequest:
         if self.prune_file is not None:
             self.prune_file.unlink(missing_ok=True)
         if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
-            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._note) for number in signals_to_handle()}
         return self
 
     def __exit__(

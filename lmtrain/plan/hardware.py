@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import GPUS, Gpu
 from lmtrain.system import System
 
@@ -64,11 +65,10 @@ def memory_available() -> int | None:
     return max(min(free, limit), 0)
 
 
-def disk_free(path: Path) -> int:
-    """Return the bytes free where the path is, or will be."""
+def disk_free(path: Path) -> int | None:
+    """Return the bytes free where the path is, or will be; None if the file system does not say."""
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    stat = os.statvfs(there)
-    return stat.f_bavail * stat.f_frsize
+    return free_bytes(there)
 
 
 def estimate_seconds(flops: float, system: System) -> float:

@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
-from lmtrain.files.durable import write_atomically
+from lmtrain.files.durable import make_folder, write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import PAUSES_S, run_lock
@@ -51,7 +51,7 @@ class RunDirectory:
         self.lock = run_lock(self.path)
 
     def __enter__(self) -> Self:
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         refuse_strange_entries(self.path)
         if not self.lock.try_acquire(PAUSES_S):
             raise ValueError(f"{self.path}: in use by {self.lock.owner() or 'another process'}")
@@ -70,7 +70,7 @@ class RunDirectory:
     def write_config(self, resolved: str, hydra_files: Mapping[str, str]) -> None:
         """Write `config.yaml`, and the files in `.hydra/` whose texts are given by name."""
         write_atomically(self.path / "config.yaml", resolved)
-        (self.path / ".hydra").mkdir(exist_ok=True)
+        make_folder(self.path / ".hydra")
         for name, text in hydra_files.items():
             write_atomically(self.path / ".hydra" / name, text)
 

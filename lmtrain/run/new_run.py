@@ -18,6 +18,7 @@ from lmtrain.config.compose import MENU, compose, explain_hydra_error, hydra_fol
 from lmtrain.config.hydra_internals import context_of_one_run
 from lmtrain.config.preflight import check_data, check_new_run
 from lmtrain.errors import ConfigError
+from lmtrain.files.durable import make_folder
 from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
 
 
@@ -83,6 +84,7 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     try:
         context = context_of_one_run(run.composed)
         context.callbacks.on_run_start(config=run.composed, config_name=MENU)
+        make_folder(run.directory)  # Hydra makes it as well, but does not wait until it is on the disk
         returned = run_job(job, run.composed, "hydra.run.dir", None, context)
         context.callbacks.on_run_end(config=run.composed, config_name=MENU, job_return=returned)
         if mistakes:

@@ -16,6 +16,7 @@ from lmtrain.config.overrides import quoted
 from lmtrain.config.recompose import FORK
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
+from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
 from lmtrain.run.directory import holds_run, refuse_strange_entries
@@ -69,7 +70,7 @@ def make_sweep_directory(sweep_dir: Path) -> None:
     Raises:
         ConfigError: something in it is a link, by which a sweep that others made could have files elsewhere written.
     """
-    sweep_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(sweep_dir)
     with raising_config_errors():
         refuse_links(sweep_dir)
 

@@ -14,9 +14,10 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from lmtrain.errors import INTERRUPTED, SUCCESSFUL, status_of
+from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
 from lmtrain.files.lock import FileLock, run_lock
-from lmtrain.loop.stop_request import SIGNALS
+from lmtrain.loop.stop_request import signals_to_handle
 from lmtrain.sweep.gpus import slot_variables
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_directory import RemainingWork, remaining_work
@@ -69,7 +70,7 @@ class JobPool:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
-            self._previous = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._on_signal) for number in signals_to_handle()}
         return self
 
     def __exit__(
@@ -175,7 +176,7 @@ def _lock_job(directory: Path) -> FileLock | None:
 
     The kernel frees the lock when both are gone, so an orphan of a killed sweep keeps its directory to itself.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    make_folder(directory)
     lock = FileLock(directory / LOCK)
     if not lock.try_acquire():
         return None

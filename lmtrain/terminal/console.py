@@ -62,16 +62,10 @@ class RedactingFormatter(logging.Formatter):
 class ConsoleHandler(logging.Handler):
     """Prints log lines on the console, so that they appear above a progress bar and not inside it."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
-        logging.getLogger().removeHandler(self)  # nobody reads any more; the log file goes on
-
     def emit(self, record: logging.LogRecord) -> None:
         style = {logging.WARNING: "yellow", logging.ERROR: "bold red"}.get(record.levelno)
         # A traceback is for the log file; here the message is enough.
-        try:
-            console.print(redact(record.getMessage()), style=style)
-        except OSError:  # the terminal has gone: no reason to stop a run
-            self.handleError(record)
+        console.print(redact(record.getMessage()), style=style)
 
 
 class LogFileHandler(logging.FileHandler):
@@ -84,7 +78,7 @@ class LogFileHandler(logging.FileHandler):
 
 def configure_logging(run_dir: Path) -> None:
     """Send all log lines and warnings to `train.log`, and lmtrain's to the console; replaces an earlier call."""
-    file = LogFileHandler(run_dir / "train.log", encoding="utf-8")
+    file = LogFileHandler(run_dir / "train.log", encoding="utf-8", errors="backslashreplace")
     file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
     file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))
     # In a terminal the bar shows every step; the lines of steps that were only logged go to the file.

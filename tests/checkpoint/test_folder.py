@@ -78,6 +78,16 @@ def test_the_files_are_safetensors_and_json_alone(folder: CheckpointFolder) -> N
     assert not [file for file in folder.path.iterdir() if file.name.startswith(".tmp")]
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
+def test_every_file_has_the_mode_that_the_umask_gives(folder: CheckpointFolder, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        saved = save(folder, 3)
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in saved.iterdir()} == {0o666 & ~umask}
+
+
 def test_newest_and_best_are_kept_and_linked(folder: CheckpointFolder) -> None:
     for step in (10, 20, 30, 40, 50):
         save(folder, step, best_step=20 if step >= 20 else 10)

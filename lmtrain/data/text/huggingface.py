@@ -1,7 +1,6 @@
 """Text from JSON Lines, Parquet, CSV and hub datasets, through the `datasets` library (the extra `lmtrain[data]`)."""
 
 import difflib
-import importlib.util
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from lmtrain.data.text.files import matching_files
 from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, input_sha256, stamp_of
 from lmtrain.data.text.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
 from lmtrain.data.text.source import Advance, PositionedReader
+from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import first_few
 
 
@@ -39,7 +39,7 @@ class HuggingFace:
         text: str = "text",
         revision: str | None = None,
     ) -> None:
-        if importlib.util.find_spec("datasets") is None:
+        if not is_installed("datasets"):
             raise ValueError("prepare.source: needs the datasets package; pip install 'lmtrain[data]'")
         self.path, self.name, self.field, self.revision = path, name, text, revision
         self.splits = [splits] if isinstance(splits, str) else splits

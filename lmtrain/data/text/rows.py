@@ -3,7 +3,6 @@
 import codecs
 import copy
 import importlib
-import importlib.util
 import json
 import locale
 import logging
@@ -13,6 +12,8 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+from lmtrain.machine import is_installed
 
 FORMATS = ("json", "parquet", "csv", "text", "arrow")
 BATCH_ROWS = 64  # turned into Python strings at once
@@ -262,7 +263,7 @@ def one_line(error: Exception) -> str:
 def check_zstandard(name: str, path: Path) -> None:
     """Raise a ValueError if a zstandard file ends early, which the library takes for its end."""
     with path.open("rb") as file:
-        if file.read(4) != b"\x28\xb5\x2f\xfd" or importlib.util.find_spec("zstandard") is None:
+        if file.read(4) != b"\x28\xb5\x2f\xfd" or not is_installed("zstandard"):
             return
         file.seek(0)
         zstandard = importlib.import_module("zstandard")

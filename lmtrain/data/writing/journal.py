@@ -6,7 +6,6 @@ says how much of them counts and where the source was; what a kill leaves beyond
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, BinaryIO
 
 from lmtrain.data.meta import MAX_JSON_BYTES, Split
 from lmtrain.data.writing.encode import EncodedTexts
-from lmtrain.files.durable import write_atomically
+from lmtrain.files.durable import flush_to_disk, write_atomically
 from lmtrain.files.limited import read_json_limited
 
 JOURNAL_FILE = "journal.json"
@@ -86,7 +85,7 @@ class SplitWriter:
     def flushed(self) -> Split:
         """Return what has been written, all of it on the disk."""
         self.file.flush()
-        os.fsync(self.file.fileno())
+        flush_to_disk(self.file.fileno(), self.path)
         return Split(self.tokens, self.max_id, self.documents, self.bytes, self.sha256.hexdigest())
 
     def close(self) -> Split:

@@ -1,6 +1,5 @@
 """Searches with Optuna: each trial is chosen by how those before it ended, and one without hope ends early."""
 
-import importlib.util
 import time
 import warnings
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import FAILED, ConfigError, SweepEndedError, ending_by_signal
 from lmtrain.files.limited import read_json
+from lmtrain.machine import is_installed
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config, sweep_search_path
@@ -191,7 +191,7 @@ def _job_end(job: Job, returned: JobReturn) -> JobEnd:
 
 def read_settings(config: DictConfig) -> tuple[SearchSettings, dict[str, Any]]:
     """Return the settings, built, and the search space as it is written."""
-    if importlib.util.find_spec("optuna") is None:
+    if not is_installed("optuna"):
         raise ConfigError(WITHOUT_OPTUNA)
     try:
         node: Any = OmegaConf.to_container(config.hydra.sweeper, resolve=True, throw_on_missing=True)

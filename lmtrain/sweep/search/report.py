@@ -1,6 +1,5 @@
 """What a study has found: a table of its best trials, and a picture."""
 
-import importlib.util
 import json
 import math
 import shlex
@@ -19,6 +18,7 @@ from rich.table import Table
 from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
+from lmtrain.machine import is_installed
 from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
@@ -129,7 +129,7 @@ def write_picture(study: optuna.Study, path: Path) -> str:
 
     Returns what there is to say about it, to follow other words.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not is_installed("matplotlib"):
         return f"; for a picture of it, {path.name}: pip install -e '.[plot]'"
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
     if not trials:
