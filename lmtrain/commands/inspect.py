@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import textwrap
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
+from lmtrain.data.token_type import TokenType
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.console import console
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="prepared, or bare .bin files")
     parser.add_argument("--end-of-text", type=int, metavar="ID", help="the id between documents (default: meta.json's)")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="has tokenizer.json, for folders without one")
+    parser.add_argument("--dtype", choices=typing.get_args(TokenType), help="of bare files (default: uint16, checked)")
     parser.add_argument("--samples", type=int, default=3, help="documents to show the beginning of (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="chooses them (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, histograms included")
@@ -55,6 +58,7 @@ def main(arguments: Sequence[str]) -> int:
                     samples=options.samples,
                     seed=options.seed,
                     progress=progress,
+                    dtype=options.dtype,
                 )
             show(inspected)
             found.append(inspected)

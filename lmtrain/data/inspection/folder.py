@@ -23,6 +23,7 @@ from lmtrain.data.meta import SPLITS, Meta, read_meta
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.data.token_files import TokenFiles, split_names_in
+from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 
 MOST_FREQUENT = 50  # in the JSON file
@@ -135,11 +136,19 @@ class InspectedFolder:
 
 
 def inspect_folder(
-    folder: Path, *, tokenizer: Path | None, end_of_text: int | None, samples: int, seed: int, progress: DataProgress
+    folder: Path,
+    *,
+    tokenizer: Path | None,
+    end_of_text: int | None,
+    samples: int,
+    seed: int,
+    progress: DataProgress,
+    dtype: TokenType | None = None,
 ) -> InspectedFolder:
     """Read every token of the folder once, and say what is wrong with it without stopping there.
 
-    `tokenizer` is a folder to take `tokenizer.json` from if there is none; `end_of_text` goes before the folder's own.
+    `tokenizer` is a folder to take `tokenizer.json` from if there is none; `end_of_text` goes before the folder's own;
+    `dtype` is the type of bare files, as in `TokenFiles`.
 
     Raises:
         DataError: the folder has no token files, or a `meta.json` that can't be read.
@@ -150,7 +159,7 @@ def inspect_folder(
         others = sorted(path.parent.name for path in folder.glob("*/*.bin"))
         there = f"; there are in {', '.join(dict.fromkeys(others))}" if others else ""
         raise DataError(f"{folder}: no token files (*.bin) there{there}")
-    problems, notes = integrity.folder_problems(folder, meta), integrity.folder_notes(folder, meta)
+    problems, notes = integrity.folder_problems(folder, meta), integrity.folder_notes(folder, meta, dtype)
     stored = _tokenizer(folder, tokenizer, problems)
     if end_of_text is None:
         end_of_text = meta.end_of_text if meta else stored.end_of_text if stored else None
@@ -158,7 +167,7 @@ def inspect_folder(
     read: dict[str, tuple[TokenFiles, SplitStatistics, Pieces]] = {}
     for name in names:
         try:
-            files = TokenFiles(folder, name)
+            files = TokenFiles(folder, name, dtype)
             progress.stage(f"{folder}: {name}", len(files) * files.dtype.itemsize)
             found, pieces = read_split(
                 files,
