@@ -146,6 +146,8 @@ def _files(split: SplitReport) -> dict[str, str]:
         "files": files[0].path.name if len(files) == 1 else f"{len(files)} shards",
         "on disk": f"{si(split.statistics.bytes)}B as {split.statistics.dtype}",
     }
+    if split.text_bytes and split.lost_share:
+        rows["text that no token stands for"] = percent(split.lost_share)
     if split.text_bytes and split.bytes_per_token:
         rows["text"] = f"{si(split.text_bytes)}B, {split.bytes_per_token:.3f} a token"
     return rows

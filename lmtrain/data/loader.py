@@ -168,9 +168,12 @@ class TokenLoader:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`."""
+        """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`.
+
+        Text that the tokenizer lost does not count.
+        """
         split = self.samples.meta.splits[self.split] if self.samples.meta else None
-        return split.bytes / split.tokens if split else None
+        return split.kept_bytes / split.tokens if split else None
 
     @property
     def sampled_bytes_per_token(self) -> float | None:

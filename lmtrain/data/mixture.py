@@ -90,13 +90,13 @@ class Mixture:
         splits = [samples.meta.splits[self.split] for samples in self.sources.values() if samples.meta]
         if len(splits) < len(self.sources):
             return None
-        return sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
+        return sum(split.kept_bytes for split in splits) / sum(split.tokens for split in splits)
 
     @property
     def sampled_bytes_per_token(self) -> float | None:
         """The same as `bytes_per_token`, of what `batch` gives: by weight."""
         per_token = {
-            name: split.bytes / split.tokens
+            name: split.kept_bytes / split.tokens
             for name, samples in self.sources.items()
             if samples.meta and (split := samples.meta.splits[self.split])
         }

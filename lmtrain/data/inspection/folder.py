@@ -45,6 +45,7 @@ class SplitReport:
 
     statistics: SplitStatistics
     text_bytes: int | None
+    lost_share: float | None  # of those bytes, what no token stands for; None: not known
     unigram_loss: float | None  # in nats, of a model that knows the token frequencies of train; None without train
     repeated_documents: Repeats | None
     repeated_passages: Repeats
@@ -54,7 +55,9 @@ class SplitReport:
 
     @property
     def bytes_per_token(self) -> float | None:
-        return self.text_bytes / self.statistics.tokens if self.text_bytes else None
+        if not self.text_bytes or self.lost_share is None:
+            return None
+        return self.text_bytes * (1 - self.lost_share) / self.statistics.tokens
 
     def repeats(self) -> list[Repeats]:
         every = (self.repeated_documents, self.documents_in_train, self.repeated_passages, self.passages_in_train)
@@ -113,6 +116,7 @@ class InspectedFolder:
             "tokens": statistics.tokens,
             "bytes": statistics.bytes,
             "text_bytes": split.text_bytes,
+            "lost_share": split.lost_share,
             "bytes_per_token": split.bytes_per_token,
             "ids_in_use": statistics.ids_in_use,
             "max_id": statistics.max_id,
@@ -240,6 +244,7 @@ def _report(
     return SplitReport(
         statistics=found,
         text_bytes=files.meta.splits[files.split].bytes if files.meta else None,
+        lost_share=files.meta.splits[files.split].lost_share if files.meta else None,
         unigram_loss=unigram_loss(found.token_counts, train[1].token_counts, vocab_size or 0) if train else None,
         repeated_documents=pieces.documents.repeats() if documents else None,
         repeated_passages=pieces.passages.repeats(),
