@@ -53,7 +53,7 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     from lmtrain.errors import ConfigError
 
     try:
-        code = dispatch(arguments)
+        code = dispatch(_with_homes(arguments))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,6 +63,17 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
             print(f"config error: {line}", file=sys.stderr)
         code = 2
     return code
+
+
+def _with_homes(arguments: Sequence[str]) -> list[str]:
+    """Put the user's home into all arguments that are paths, so that no command has to; a prompt is a text."""
+    from lmtrain.terminal.paths import argument_with_home
+
+    before = ["", *arguments]
+    return [
+        given if "--prompt" in (option, given.partition("=")[0]) else argument_with_home(given)
+        for option, given in zip(before, arguments, strict=False)
+    ]
 
 
 def stop_with_parent(parent: int) -> None:

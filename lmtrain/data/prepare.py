@@ -216,8 +216,9 @@ def _read_existing(path: Path, settings: Mapping[str, Any]) -> Meta:
     """
     meta = read_meta(path)
     if meta is None:
+        to_train = f"; data=tokens data.path={path} trains on it as it is" if any(path.glob("*.bin")) else ""
         raise DataError(
-            f"data.path={path}: has no meta.json, so it was made elsewhere; give a new folder to prepare into"
+            f"data.path={path}: has no meta.json, so it was made elsewhere{to_train}; to prepare, give a new folder"
         )
     if changed := differences(meta.recipe, settings, "prepare"):
         raise DataError(
@@ -252,7 +253,14 @@ def prepare(
                 "remove the folder to prepare it again"
             )
         return meta, 0.0
-    if path.exists():
-        path.rmdir()
+    place = path.resolve() if path.is_symlink() else path  # a link stays, and what it leads to is made
+    if place.exists():
+        try:
+            place.rmdir()
+        except OSError as error:
+            raise DataError(
+                f"data.path={path}: can't be replaced by the new token folder ({error.strerror}), as a mounted volume "
+                f"can't; give a folder in it: data.path={path / 'tokens'}"
+            ) from error
     started = time.perf_counter()
-    return build(config).prepare(path, settings, progress), time.perf_counter() - started
+    return build(config).prepare(place, settings, progress), time.perf_counter() - started
