@@ -55,7 +55,7 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
         if folder not in sys.path:
             sys.path.insert(0, folder)  # a user's own model; the installed script would not see it
         try:
-            code = dispatch(arguments)
+            code = dispatch(_with_homes(arguments))
         except SystemExit:  # of argparse, after --help
             sys.stdout.flush()
             raise
@@ -80,6 +80,17 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
     from lmtrain.terminal.as_text import visible
 
     sys.stderr.write(visible("".join(traceback.format_exception(kind, error, trace))))
+
+
+def _with_homes(arguments: Sequence[str]) -> list[str]:
+    """Put the user's home into all arguments that are paths, so that no command has to; a prompt is a text."""
+    from lmtrain.terminal.paths import argument_with_home
+
+    before = ["", *arguments]
+    return [
+        given if "--prompt" in (option, given.partition("=")[0]) else argument_with_home(given)
+        for option, given in zip(before, arguments, strict=False)
+    ]
 
 
 def stop_with_parent(parent: int) -> None:

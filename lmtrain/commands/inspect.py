@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import textwrap
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lmtrain.data.inspection.repeats import Repeats
 from lmtrain.data.inspection.statistics import LONGER_THAN, PASSAGE_TOKENS, entropy
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
+from lmtrain.data.token_type import TokenType
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import printable
@@ -36,6 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="prepared, or bare .bin files")
     parser.add_argument("--end-of-text", type=int, metavar="ID", help="the id between documents (default: meta.json's)")
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="has tokenizer.json, for folders without one")
+    parser.add_argument("--dtype", choices=typing.get_args(TokenType), help="of bare files (default: uint16, checked)")
     parser.add_argument("--samples", type=int, default=3, help="documents to show the beginning of (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="chooses them (default: 0)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, histograms included")
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
                     samples=options.samples,
                     seed=options.seed,
                     progress=progress,
+                    dtype=options.dtype,
                 )
             show(inspected)
             found.append(inspected)
@@ -141,6 +145,8 @@ def _files(split: SplitReport) -> dict[str, str]:
         "files": files[0].path.name if len(files) == 1 else f"{len(files)} shards",
         "on disk": f"{si(split.statistics.bytes)}B as {split.statistics.dtype}",
     }
+    if split.text_bytes and split.lost_share:
+        rows["text that no token stands for"] = percent(split.lost_share)
     if split.text_bytes and split.bytes_per_token:
         rows["text"] = f"{si(split.text_bytes)}B, {split.bytes_per_token:.3f} a token"
     return rows

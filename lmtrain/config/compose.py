@@ -30,6 +30,7 @@ from lmtrain.config.check import did_you_mean, key_paths
 from lmtrain.config.experiments_source import ExperimentsSource
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.paths import argument_with_home, with_home
 
 HYDRA_VERSION_BASE = "1.3"
 MENU = "config"  # conf/config.yaml
@@ -64,17 +65,27 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
         ConfigError: an override that can't be parsed, an unknown key, group or choice.
     """
     set_up_hydra()
+    overrides = [argument_with_home(text) for text in overrides]
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
-            return hydra.compose(MENU, list(overrides), return_hydra_config=with_hydra)
+            return _with_homes(hydra.compose(MENU, overrides, return_hydra_config=with_hydra))
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
         raise ConfigError(explain_hydra_error(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _with_homes(composed: DictConfig) -> DictConfig:
+    """Put the user's home into the paths that are used before the config is checked, in place; return the config."""
+    for parent, key in ((composed, "fork"), (composed.get("hydra", {}).get("run", {}), "dir")):
+        raw = OmegaConf.to_container(parent, resolve=False).get(key) if parent else None
+        if isinstance(raw, str) and raw.startswith("~/"):
+            OmegaConf.update(parent, key, with_home(raw))
+    return composed
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:

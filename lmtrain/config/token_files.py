@@ -8,7 +8,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.build import build
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import duration
+from lmtrain.terminal.units import duration, percent
+
+REMARKABLE_LOSS = 0.001  # of the text; bits per byte of two tokenizers rarely differ by less
 
 
 def token_folders(data: DictConfig) -> dict[str, Path]:
@@ -49,6 +51,13 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
             f"{name} {split.tokens:,} tokens of {split.documents:,} documents" for name, split in meta.splits.items()
         )
         console.print(f"prepared {path} in {duration(seconds)}: {counts}; vocabulary {meta.vocab_size:,}")
+        if any(split.lost_share > REMARKABLE_LOSS for split in meta.splits.values()):
+            shares = ", ".join(f"{name} {percent(split.lost_share)}" for name, split in meta.splits.items())
+            console.print(
+                f"warning: the tokenizer has no tokens for some of the text ({shares}), which is dropped or unknown; "
+                "bits per byte count the rest",
+                style="yellow",
+            )
         asked = cfg.prepare.tokenizer.get("vocab_size", meta.vocab_size)
         if meta.vocab_size < asked:
             console.print(f"(the text has no more to give than that, of prepare.tokenizer.vocab_size={asked})")

@@ -12,6 +12,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from lmtrain.data.meta import Tokens
 from lmtrain.data.order import ORDERS, block_count
 from lmtrain.data.token_files import TokenFiles
+from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 
 IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy
@@ -26,16 +27,25 @@ class Samples:
     """Samples of one split of one folder, by number: windows of block_size + 1 tokens, in the order of `order`.
 
     `stream` names the order beside the seed. An id of `vocab_size` or above is refused (None: what `meta.json` says).
+    `dtype` is the type of bare files, as in `TokenFiles`.
 
     Raises:
         DataError: the split is missing, damaged, or has not one block of block_size + 1 tokens.
     """
 
     def __init__(
-        self, folder: Path, split: str, block_size: int, seed: int, order: str, stream: str, vocab_size: int | None
+        self,
+        folder: Path,
+        split: str,
+        block_size: int,
+        seed: int,
+        order: str,
+        stream: str,
+        vocab_size: int | None,
+        dtype: TokenType | None = None,
     ) -> None:
         self.block_size, self.seed, self.stream = block_size, seed, stream
-        self.tokens = TokenFiles(folder, split)
+        self.tokens = TokenFiles(folder, split, dtype)
         self.meta = self.tokens.meta
         self.vocab_size = vocab_size or (self.meta.vocab_size if self.meta else None)
         self.order = ORDERS[order]
@@ -129,11 +139,12 @@ class TokenLoader:
 
     Sample `s` is row `s % batch_size` of batch `s // batch_size`, for every batch size: the same global batch
     cut into other micro-batches, or dealt out to ranks, holds the same samples. An id of `vocab_size` or above is
-    refused when it is read (null: what `meta.json` says).
+    refused when it is read (null: what `meta.json` says). `dtype` is the type of files without `meta.json` or header;
+    null: uint16, unless they look like another.
 
     Raises:
-        DataError: the split is missing, damaged, or has not one block of block_size + 1 tokens; from reading, an id
-            that is too large or a file that became shorter.
+        DataError: the split is missing, damaged, of another type, or has not one block of block_size + 1 tokens; from
+            reading, an id that is too large or a file that became shorter.
     """
 
     def __init__(
@@ -145,10 +156,11 @@ class TokenLoader:
         seed: NonNegativeInt,
         order: Literal["shuffle", "random", "sequential"] = "shuffle",
         vocab_size: PositiveInt | None = None,
+        dtype: TokenType | None = None,
     ) -> None:
         self.path, self.split, self.batch_size, self.block_size, self.seed = path, split, batch_size, block_size, seed
         self.max_samples: int | None = None  # it begins again and again
-        self.samples = Samples(Path(path), split, block_size, seed, order, stream=split, vocab_size=vocab_size)
+        self.samples = Samples(Path(path), split, block_size, seed, order, split, vocab_size, dtype)
 
     @property
     def total_tokens(self) -> int:
@@ -156,9 +168,12 @@ class TokenLoader:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`."""
+        """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`.
+
+        Text that the tokenizer lost does not count.
+        """
         split = self.samples.meta.splits[self.split] if self.samples.meta else None
-        return split.bytes / split.tokens if split else None
+        return split.kept_bytes / split.tokens if split else None
 
     @property
     def sampled_bytes_per_token(self) -> float | None:

@@ -37,7 +37,8 @@ class Shard:
 class Split:
     """A split's tokens, and the UTF-8 bytes of the text they stand for.
 
-    They lie in `<split>.bin`, or in `shards`, whose `sha256` is then that of theirs, one after the other.
+    They lie in `<split>.bin`, or in `shards`, whose `sha256` is then that of theirs, one after the other. Of
+    `checked_bytes` of the text, `lost_share` is what no token stands for; 0 of 0 where the tokenizer knows every text.
     """
 
     tokens: int
@@ -46,6 +47,18 @@ class Split:
     bytes: int
     sha256: str
     shards: tuple[Shard, ...] = ()
+    checked_bytes: int = 0
+    lost_share: float = 0.0
+
+    @property
+    def lost_bytes(self) -> int:
+        """Of the bytes that were checked."""
+        return round(self.lost_share * self.checked_bytes)
+
+    @property
+    def kept_bytes(self) -> float:
+        """UTF-8 bytes of the text that the tokens really stand for."""
+        return self.bytes * (1 - self.lost_share)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,9 @@ def _check_types(meta: Meta) -> None:
     counts += [shard.tokens for shard in shards]
     sums: list[Any] = [meta.tokenizer.sha256, *(shard.sha256 for shard in shards)]
     for split in meta.splits.values():
-        counts += [split.tokens, split.max_id, split.documents, split.bytes]
+        counts += [split.tokens, split.max_id, split.documents, split.bytes, split.checked_bytes]
+        if not 0 <= split.lost_share <= 1:
+            raise ValueError(f"lost_share {split.lost_share!r} is no share")
         sums.append(split.sha256)
     if wrong := [count for count in counts if type(count) is not int]:
         raise TypeError(f"{wrong[0]!r} is no whole number")

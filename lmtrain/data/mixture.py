@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmtrain.data.loader import Batch, Batches, Samples, inputs_and_targets
 from lmtrain.data.order import interleave
+from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 
 LARGEST_PERIOD = 100_000  # samples after which the proportions repeat: five digits of a weight
@@ -37,7 +38,8 @@ class Mixture:
     Which sample of which source a batch holds is a pure function of (weights, seed, index). In the first n samples
     each source has its share to within one block, for every n; so in any window, too, if there are two sources, and
     to within two blocks if there are more (within one is impossible then: Fraenkel's conjecture). A source that was
-    seen `max_epochs[name]` times drops out, and the others share its place in their proportions.
+    seen `max_epochs[name]` times drops out, and the others share its place in their proportions. `dtype` is the type of
+    all files without `meta.json` or header (null: uint16).
 
     Raises:
         DataError: a folder is damaged, or was made with another tokenizer than the first; from reading, when every
@@ -56,6 +58,7 @@ class Mixture:
         max_epochs: dict[str, PositiveInt] | None = None,
         order: Literal["shuffle", "random", "sequential"] = "shuffle",
         vocab_size: PositiveInt | None = None,
+        dtype: TokenType | None = None,
     ) -> None:
         if not paths or paths.keys() != weights.keys():
             raise ValueError(f"data.weights: needs one for each of data.paths ({', '.join(paths) or 'none given'})")
@@ -65,7 +68,7 @@ class Mixture:
         self.split, self.batch_size, self.block_size, self.seed = split, batch_size, block_size, seed
         self.path = " + ".join(paths.values())
         self.sources = {
-            name: Samples(Path(path), split, block_size, seed, order, f"{split}/{name}", vocab_size)
+            name: Samples(Path(path), split, block_size, seed, order, f"{split}/{name}", vocab_size, dtype)
             for name, path in paths.items()
         }
         self._weights = weights
@@ -87,13 +90,13 @@ class Mixture:
         splits = [samples.meta.splits[self.split] for samples in self.sources.values() if samples.meta]
         if len(splits) < len(self.sources):
             return None
-        return sum(split.bytes for split in splits) / sum(split.tokens for split in splits)
+        return sum(split.kept_bytes for split in splits) / sum(split.tokens for split in splits)
 
     @property
     def sampled_bytes_per_token(self) -> float | None:
         """The same as `bytes_per_token`, of what `batch` gives: by weight."""
         per_token = {
-            name: split.bytes / split.tokens
+            name: split.kept_bytes / split.tokens
             for name, samples in self.sources.items()
             if samples.meta and (split := samples.meta.splits[self.split])
         }

@@ -19,6 +19,7 @@ from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
 from lmtrain.data.writing.encode import BATCH_BYTES, PROCESSES_FROM_BYTES, Encoder, TextBatch, encode_in_processes
 from lmtrain.data.writing.journal import JOURNAL_FILE, Journal, SplitWriter, read_journal
+from lmtrain.data.writing.lost_text import MAX_LOST_SHARE, Share, check_lost_text
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.links import refuse_links
@@ -29,16 +30,27 @@ from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.units import si
 
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
+LOST_SETTING = "prepare.max_lost_share"
+UNRECORDED = ("workers", "max_lost_share")  # settings that change nothing in what is made
 SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
 
 
 class Recipe:
-    """How a folder of token files is made from text; `workers` processes encode (null: one a core)."""
+    """How a folder of token files is made from text; `workers` processes encode (null: one a core).
+
+    Text of which the tokenizer has no tokens for more than `max_lost_share` is refused.
+    """
 
     def __init__(
-        self, source: Source, tokenizer: CorpusTokenizer, holdout: Holdout, workers: PositiveInt | None = None
+        self,
+        source: Source,
+        tokenizer: CorpusTokenizer,
+        holdout: Holdout,
+        workers: PositiveInt | None = None,
+        max_lost_share: Share = MAX_LOST_SHARE,
     ) -> None:
         self.source, self.tokenizer, self.holdout, self.workers = source, tokenizer, holdout, workers
+        self.max_lost_share = max_lost_share
 
     def prepare(self, path: Path, settings: Mapping[str, Any], progress: DataProgress) -> Meta:
         """Make the folder: in a hidden one beside it, which is moved to its place when complete.
@@ -138,11 +150,15 @@ class Recipe:
             for split, chunk in chunks.items():
                 writers[split].write(chunk)
                 progress.advance(chunk.bytes, chunk.tokens)
+            if total is not None:
+                check_lost_text(writers.values(), total, self.max_lost_share, LOST_SETTING)
             if time.monotonic() - committed > COMMIT_SECONDS:
                 journal.splits = {split: writer.flushed() for split, writer in writers.items()}
                 journal.position = batch.position
                 journal.write(folder)
                 committed = time.monotonic()
+        read = sum(writer.bytes for writer in writers.values())
+        check_lost_text(writers.values(), read, self.max_lost_share, LOST_SETTING)
         journal.splits = {split: writer.close() for split, writer in writers.items()}
         for split, counted in journal.splits.items():
             if counted.tokens < 2:
@@ -221,8 +237,9 @@ def _read_existing(path: Path, settings: Mapping[str, Any]) -> Meta:
     """
     meta = read_meta(path)
     if meta is None:
+        to_train = f"; data=tokens data.path={path} trains on it as it is" if any(path.glob("*.bin")) else ""
         raise DataError(
-            f"data.path={path}: has no meta.json, so it was made elsewhere; give a new folder to prepare into"
+            f"data.path={path}: has no meta.json, so it was made elsewhere{to_train}; to prepare, give a new folder"
         )
     if changed := differences(meta.recipe, settings, "prepare"):
         raise DataError(
@@ -247,7 +264,7 @@ def prepare(
     """
     if not path.name or path.is_file():
         raise DataError(f"data.path={path}: give a folder of its own")
-    settings = {key: value for key, value in config.items() if key != "workers"}  # which changes nothing
+    settings = {key: value for key, value in config.items() if key not in UNRECORDED}
     if path.exists() and any(path.iterdir()):
         meta = _read_existing(path, settings)
         inputs = read_inputs(path) if check_text else None
@@ -257,7 +274,14 @@ def prepare(
                 "remove the folder to prepare it again"
             )
         return meta, 0.0
-    if path.exists():
-        path.rmdir()
+    place = path.resolve() if path.is_symlink() else path  # a link stays, and what it leads to is made
+    if place.exists():
+        try:
+            place.rmdir()
+        except OSError as error:
+            raise DataError(
+                f"data.path={path}: can't be replaced by the new token folder ({error.strerror}), as a mounted volume "
+                f"can't; give a folder in it: data.path={path / 'tokens'}"
+            ) from error
     started = time.perf_counter()
-    return build(config).prepare(path, settings, progress), time.perf_counter() - started
+    return build(config).prepare(place, settings, progress), time.perf_counter() - started

@@ -1,7 +1,8 @@
 """A split's tokens as one sequence, from one file or from many.
 
 Read are `<split>.bin`, numbered shards (`train_000000.bin`, `fineweb_train_000001.bin`), and shards with the header of
-256 int32 that llm.c and modded-nanogpt write. A folder without `meta.json` is uint16 unless a header says otherwise.
+256 int32 that llm.c and modded-nanogpt write. Files without `meta.json` or a header are uint16 unless the caller says
+otherwise.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmtrain.data.meta import DTYPES, Meta, Tokens, read_meta
+from lmtrain.data.token_type import check_is_uint16, dtype_of
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sha256_of
 
@@ -39,24 +41,30 @@ class TokenFile(NamedTuple):
 
 
 class TokenFiles:
-    """The tokens of `<folder>/<split>`, mapped into memory, read-only; opening reads none of them.
+    """The tokens of `<folder>/<split>`, mapped into memory, read-only; opening reads next to nothing of them.
+
+    `dtype` is the type of files that don't say it (None: uint16, unless they look like another).
 
     Raises:
         DataError: no file, or one that is empty or not of the size that its dtype, its header or `meta.json` says;
             from reading, one that became shorter meanwhile.
     """
 
-    def __init__(self, folder: Path, split: str) -> None:
+    def __init__(self, folder: Path, split: str, dtype: str | None = None) -> None:
         self.folder, self.split = folder, split
         self.meta: Meta | None = read_meta(folder)
         paths = split_files(folder, split, self.meta)
         _allow_files(len(paths))
-        self.files = [_open(path, self.meta) for path in paths]
+        self.files = [_open(path, self.meta, dtype) for path in paths]
         dtypes = {file.tokens.dtype.name for file in self.files}
         if len(dtypes) > 1:
             raise DataError(f"{folder}: the shards of {split} are of different types ({', '.join(sorted(dtypes))})")
         if self.meta:
             self._check_against(self.meta)
+        elif dtype is None:
+            for file in self.files[:: 1 + len(self.files) // FEW_FILES]:
+                if not file.offset:
+                    check_is_uint16(file.path, file.mapped)
         self.dtype = self.files[0].tokens.dtype
         self.ends = np.cumsum([len(file.tokens) for file in self.files])
         self._large = sum(file.size for file in self.files) > MAPPED_BYTES
@@ -69,7 +77,7 @@ class TokenFiles:
         """The split's checksum, or a hash of the sizes and ends of files that have none."""
         if self.meta is not None:
             return self.meta.splits[self.split].sha256
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(b"" if self.dtype.itemsize == 2 else self.dtype.name.encode())
         for file in self.files:
             end = 1 << 20
             digest.update(str(file.size).encode())
@@ -207,10 +215,10 @@ def _numbered(path: Path) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match else None
 
 
-def _open(path: Path, meta: Meta | None) -> TokenFile:
+def _open(path: Path, meta: Meta | None, stated: str | None) -> TokenFile:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        offset, dtype = 0, DTYPES[meta.dtype if meta else "uint16"]
+        offset, dtype = 0, DTYPES[meta.dtype] if meta else dtype_of(stated or "uint16")
         head = file.read(HEADER_BYTES)
         if not meta and len(head) == HEADER_BYTES:
             magic, version, count = np.frombuffer(head, "<i4")[:3].tolist()
@@ -224,17 +232,7 @@ def _open(path: Path, meta: Meta | None) -> TokenFile:
             raise DataError(f"{path}: {size - offset:,} bytes is not a whole, positive number of {dtype.name} tokens")
         mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
     tokens: Tokens = np.frombuffer(mapped, dtype, offset=offset)
-    if not meta and not offset and _looks_like_uint32(tokens[:4096]):
-        raise DataError(
-            f"{path}: every second uint16 of it is 0, 1 or 2, so these seem to be uint32 tokens; only a meta.json or "
-            "llm.c's header can say so, or write them as uint16"
-        )
     return TokenFile(path, mapped, offset, size, tokens)
-
-
-def _looks_like_uint32(tokens: Tokens) -> bool:
-    """Return whether every second number could be the upper half of an id below 196,608."""
-    return len(tokens) >= 64 and bool((tokens[1::2] <= 2).all()) and float((tokens[::2] > 2).mean()) > 0.5
 
 
 def _allow_files(count: int) -> None:

@@ -1,6 +1,7 @@
 """Paths as a person reads them."""
 
 import os
+import re
 from functools import cache
 from pathlib import Path
 
@@ -15,6 +16,20 @@ def change_folder(folder: Path) -> None:
     """Make another folder the current one. Only this function does so, for it notes `shell_folder` first."""
     shell_folder()
     os.chdir(folder)
+
+
+def with_home(text: str) -> str:
+    """Return a text with the user's home in place of `~` if it begins with `~/`, as a shell gives unquoted words."""
+    return os.path.expanduser(text) if text.startswith("~/") else text
+
+
+def argument_with_home(argument: str) -> str:
+    """Return a command's argument with the home in it: of `~/x`, `key=~/x`, `--option=~/x` and `key=[~/x,~/y]`.
+
+    Shells leave all but the first as they are, and any word in quotes; Hydra's grammar has no unquoted `~`.
+    """
+    home = os.path.expanduser("~/")
+    return re.sub(r"""(\A|[=\[,:] *)(["']?)~/""", lambda found: f"{found[1]}{found[2]}{home}", argument)
 
 
 def short_path(path: Path) -> str:

@@ -1,5 +1,6 @@
 """Text to token files: what comes out decodes to what went in, however often it was killed and by however many made."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -415,6 +416,46 @@ def test_a_damaged_journal_starts_anew(
     assert "going on" not in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_and_leads_to_the_new_folder(tmp_path: Path, corpus: Path, there: bool) -> None:
+    (tmp_path / "disk").mkdir()
+    if there:
+        (tmp_path / "disk" / "tokens").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "disk" / "tokens")
+    with DataProgress() as progress:
+        prepare(
+            tmp_path / "data", {"a": 1}, lambda _: Recipe(TextFiles(f"{corpus}/*"), Bytes(), DOCUMENTS, 1), progress
+        )
+    assert (tmp_path / "data").is_symlink()
+    assert read_meta(tmp_path / "disk" / "tokens") is not None
+
+
+def mounting() -> list[str]:
+    """The command that runs another one where it can mount a file system of its own; empty if nobody may here."""
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    with contextlib.suppress(OSError):
+        if subprocess.run([*command, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode == 0:
+            return command
+    return []
+
+
+@pytest.mark.skipif(not mounting(), reason="needs a mount namespace of its own")
+def test_a_mounted_empty_volume_is_refused_before_the_work(tmp_path: Path, corpus: Path) -> None:
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    script = f"""
+from pathlib import Path
+from lmtrain.data.prepare import prepare
+from lmtrain.data.progress import DataProgress
+with DataProgress() as progress:
+    prepare(Path({str(volume)!r}), {{}}, None, progress)
+"""
+    command = f"mount -t tmpfs none {volume} && exec {sys.executable} -c '{script.replace(chr(39), chr(34))}'"
+    run = subprocess.run([*mounting(), command], capture_output=True, text=True, check=False)
+    assert f"data.path={volume}: can't be replaced" in run.stderr
+    assert f"give a folder in it: data.path={volume}/tokens" in run.stderr
+
+
 # Mistakes
 
 
@@ -480,9 +521,16 @@ def test_changed_text_is_noticed(tmp_path: Path, corpus: Path) -> None:
 def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"has no meta.json"):
+    with pytest.raises(ValueError, match=r"has no meta\.json"):
         prepared(tmp_path / "out", {}, Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS))
     assert (tmp_path / "out" / "precious.txt").read_text() == "x"
+
+
+def test_for_a_bare_token_folder_the_data_choice_that_reads_it_is_named(tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    np.arange(500, dtype="<u2").tofile(tmp_path / "bare" / "train.bin")
+    with pytest.raises(ValueError, match=rf"has no meta\.json.*; data=tokens data\.path={tmp_path}/bare trains on it"):
+        prepared(tmp_path / "bare", {}, Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS))
 
 
 @pytest.mark.parametrize(

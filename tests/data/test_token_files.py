@@ -156,12 +156,3 @@ def test_an_empty_header_is_no_file_of_tokens(tmp_path):
     write_shard(tmp_path / "train.bin", np.arange(0), header=True)
     with pytest.raises(ValueError, match=r"train\.bin: 0 bytes"):
         TokenFiles(tmp_path, "train")
-
-
-@pytest.mark.parametrize("vocabulary", [50_000, 128_000])
-def test_uint32_without_a_word_about_it_is_noticed(tmp_path, vocabulary):
-    write_shard(tmp_path / "train.bin", np.random.default_rng(0).integers(0, vocabulary, 500), "uint32")
-    with pytest.raises(ValueError, match=r"train\.bin: every second uint16 .* seem to be uint32 tokens"):
-        TokenFiles(tmp_path, "train")
-    write_shard(tmp_path / "train.bin", np.arange(500) % 7)
-    assert len(TokenFiles(tmp_path, "train")) == 500

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import lmtrain
-from lmtrain.terminal.paths import change_folder, short_path
+from lmtrain.terminal.paths import argument_with_home, change_folder, short_path
 
 PACKAGE = Path(lmtrain.__file__).parent
 
@@ -30,3 +30,25 @@ def test_the_folder_is_not_looked_up_by_an_import(tmp_path: Path) -> None:
     script = "import os; from lmtrain.terminal.paths import shell_folder; os.chdir(os.sep); print(shell_folder())"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "/"
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("~/runs/a", "{home}/runs/a"),
+        ("data.path=~/books", "data.path={home}/books"),
+        ("+data.path=~/books", "+data.path={home}/books"),
+        ("resume='~/runs/a b'", "resume='{home}/runs/a b'"),
+        ("--json=~/plan.json", "--json={home}/plan.json"),
+        ("data.paths={a: ~/a, b: '~/b'}", "data.paths={{a: {home}/a, b: '{home}/b'}}"),
+        ("prepare.source.files=[~/a,~/b]", "prepare.source.files=[{home}/a,{home}/b]"),
+        ("~hydra.callbacks", "~hydra.callbacks"),  # Hydra's way to delete
+        ("data.path=a~/b", "data.path=a~/b"),
+        ("data.path=~", "data.path=~"),
+        ("", ""),
+        ("a\n~/b", "a\n~/b"),
+    ],
+)
+def test_the_home_in_an_argument(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str, expected: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert argument_with_home(argument) == expected.format(home=tmp_path)

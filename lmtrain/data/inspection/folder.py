@@ -23,6 +23,7 @@ from lmtrain.data.meta import SPLITS, Meta, read_meta
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.data.token_files import TokenFiles, split_names_in
+from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 
 MOST_FREQUENT = 50  # in the JSON file
@@ -44,6 +45,7 @@ class SplitReport:
 
     statistics: SplitStatistics
     text_bytes: int | None
+    lost_share: float | None  # of those bytes, what no token stands for; None: not known
     unigram_loss: float | None  # in nats, of a model that knows the token frequencies of train; None without train
     repeated_documents: Repeats | None
     repeated_passages: Repeats
@@ -53,7 +55,9 @@ class SplitReport:
 
     @property
     def bytes_per_token(self) -> float | None:
-        return self.text_bytes / self.statistics.tokens if self.text_bytes else None
+        if not self.text_bytes or self.lost_share is None:
+            return None
+        return self.text_bytes * (1 - self.lost_share) / self.statistics.tokens
 
     def repeats(self) -> list[Repeats]:
         every = (self.repeated_documents, self.documents_in_train, self.repeated_passages, self.passages_in_train)
@@ -112,6 +116,7 @@ class InspectedFolder:
             "tokens": statistics.tokens,
             "bytes": statistics.bytes,
             "text_bytes": split.text_bytes,
+            "lost_share": split.lost_share,
             "bytes_per_token": split.bytes_per_token,
             "ids_in_use": statistics.ids_in_use,
             "max_id": statistics.max_id,
@@ -135,11 +140,19 @@ class InspectedFolder:
 
 
 def inspect_folder(
-    folder: Path, *, tokenizer: Path | None, end_of_text: int | None, samples: int, seed: int, progress: DataProgress
+    folder: Path,
+    *,
+    tokenizer: Path | None,
+    end_of_text: int | None,
+    samples: int,
+    seed: int,
+    progress: DataProgress,
+    dtype: TokenType | None = None,
 ) -> InspectedFolder:
     """Read every token of the folder once, and say what is wrong with it without stopping there.
 
-    `tokenizer` is a folder to take `tokenizer.json` from if there is none; `end_of_text` goes before the folder's own.
+    `tokenizer` is a folder to take `tokenizer.json` from if there is none; `end_of_text` goes before the folder's own;
+    `dtype` is the type of bare files, as in `TokenFiles`.
 
     Raises:
         DataError: the folder has no token files, or a `meta.json` that can't be read.
@@ -150,7 +163,7 @@ def inspect_folder(
         others = sorted(path.parent.name for path in folder.glob("*/*.bin"))
         there = f"; there are in {', '.join(dict.fromkeys(others))}" if others else ""
         raise DataError(f"{folder}: no token files (*.bin) there{there}")
-    problems, notes = integrity.folder_problems(folder, meta), integrity.folder_notes(folder, meta)
+    problems, notes = integrity.folder_problems(folder, meta), integrity.folder_notes(folder, meta, dtype)
     stored = _tokenizer(folder, tokenizer, problems)
     if end_of_text is None:
         end_of_text = meta.end_of_text if meta else stored.end_of_text if stored else None
@@ -158,7 +171,7 @@ def inspect_folder(
     read: dict[str, tuple[TokenFiles, SplitStatistics, Pieces]] = {}
     for name in names:
         try:
-            files = TokenFiles(folder, name)
+            files = TokenFiles(folder, name, dtype)
             progress.stage(f"{folder}: {name}", len(files) * files.dtype.itemsize)
             found, pieces = read_split(
                 files,
@@ -231,6 +244,7 @@ def _report(
     return SplitReport(
         statistics=found,
         text_bytes=files.meta.splits[files.split].bytes if files.meta else None,
+        lost_share=files.meta.splits[files.split].lost_share if files.meta else None,
         unigram_loss=unigram_loss(found.token_counts, train[1].token_counts, vocab_size or 0) if train else None,
         repeated_documents=pieces.documents.repeats() if documents else None,
         repeated_passages=pieces.passages.repeats(),

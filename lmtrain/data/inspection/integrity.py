@@ -20,10 +20,13 @@ def folder_problems(folder: Path, meta: Meta | None) -> list[str]:
     return []
 
 
-def folder_notes(folder: Path, meta: Meta | None) -> list[str]:
+def folder_notes(folder: Path, meta: Meta | None, dtype: str | None = None) -> list[str]:
     """Report what is not checked or not read."""
     if meta is None:
-        return ["no meta.json: nothing says what the files should hold; those without a header are read as uint16"]
+        return [
+            "no meta.json: nothing says what the files should hold; those without a header are read as "
+            f"{dtype or 'uint16'}"
+        ]
     known = {shard.file for split in meta.splits for shard in meta.files(split)}
     others = sorted(path.name for path in folder.glob("*.bin") if path.name not in known)
     return [f"{', '.join(others)}: left out, not in meta.json"] if others else []

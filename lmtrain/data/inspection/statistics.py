@@ -233,7 +233,7 @@ class TokenCounts:
             few = tokens[tokens < self.most_ids]
             self.beyond += len(tokens) - len(few)
             tokens = few
-        counted = np.bincount(tokens, minlength=len(self.counts))
+        counted = np.bincount(tokens.astype(np.int64, copy=False), minlength=len(self.counts))
         counted[: len(self.counts)] += self.counts
         self.counts = counted
 

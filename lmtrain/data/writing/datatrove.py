@@ -27,6 +27,7 @@ from lmtrain.data.text.document import PART_BYTES, text_parts
 from lmtrain.data.text.holdout import Holdout, SplitText
 from lmtrain.data.tokenizer import BPE, Bytes, Characters, Corpus, CorpusTokenizer, Pretrained
 from lmtrain.data.writing.encode import BATCH_BYTES, Encoder
+from lmtrain.data.writing.lost_text import MAX_LOST_SHARE, check_lost_text
 from lmtrain.data.writing.rank_shards import (
     RECORD_FILE,
     SETTINGS_FILE,
@@ -54,21 +55,27 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
     learns from text is trained on a sample first, by `lmtrain prepare`.
 
     Raises:
-        ValueError: the folder is there, or was begun, with other settings; a tokenizer that needs text.
+        ValueError: the folder is there, or was begun, with other settings; a tokenizer that needs text; from `run`, one
+            that has no tokens for more than `max_lost_share` of a rank's text.
     """
 
     type = "TOKENIZER"
     name = "lmtrain token shards"
 
     def __init__(
-        self, folder: str | Path, tokenizer: CorpusTokenizer | str | Path, holdout: Holdout, shard_tokens: int = 1 << 30
+        self,
+        folder: str | Path,
+        tokenizer: CorpusTokenizer | str | Path,
+        holdout: Holdout,
+        shard_tokens: int = 1 << 30,
+        max_lost_share: float = MAX_LOST_SHARE,
     ) -> None:
         super().__init__()
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens={shard_tokens}: at least 1")
         self.folder = Path(folder).absolute()  # nodes may start in another one
         self.tokenizer = _FolderTokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
-        self.holdout, self.shard_tokens = holdout, shard_tokens
+        self.holdout, self.shard_tokens, self.max_lost_share = holdout, shard_tokens, max_lost_share
         self._begin()
 
     def _begin(self) -> None:
@@ -119,6 +126,8 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
                     self.stat_update("documents", value=chunk.documents, unit="batch")
                     self.stat_update(f"{split}_tokens", value=chunk.tokens, unit="batch")
         record = RankRecord(rank, world_size, {split: writer.finish() for split, writer in writers.items()})
+        shards = [shard for written in record.splits.values() for shard in written]
+        check_lost_text(shards, sum(shard.bytes for shard in shards), self.max_lost_share, "max_lost_share")
         write_atomically(writing / RECORD_FILE, json.dumps(asdict(record), indent=1) + "\n")
         sync(writing)
         os.rename(writing, own)

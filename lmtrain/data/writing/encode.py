@@ -18,6 +18,7 @@ from lmtrain.data.meta import DTYPES, smallest_dtype
 from lmtrain.data.stored_tokenizer import Encode, load_tokenizer
 from lmtrain.data.text.holdout import SplitText
 from lmtrain.data.tokenizer import CorpusTokenizer
+from lmtrain.data.writing.lost_text import LostTextMeter
 from lmtrain.errors import DataError
 
 BATCH_BYTES = 2 << 20  # text a process is given at once
@@ -42,6 +43,8 @@ class EncodedTexts:
     max_id: int = 0
     documents: int = 0
     bytes: int = 0
+    checked_bytes: int = 0  # looked at for text that no token stands for
+    lost_bytes: int = 0
 
 
 class Encoder:
@@ -52,6 +55,7 @@ class Encoder:
         self.encode: Encode = tokenizer.encoder(stored)
         self.end_of_text, self.vocab_size = stored.end_of_text, stored.vocab_size
         self.dtype = DTYPES[smallest_dtype(stored.vocab_size)]
+        self.lost_text = LostTextMeter(stored)
 
     def __call__(self, texts: Sequence[SplitText]) -> dict[str, EncodedTexts]:
         end = np.array([] if self.end_of_text is None else [self.end_of_text], np.uint32)
@@ -68,6 +72,8 @@ class Encoder:
             if chunk.max_id >= self.vocab_size:  # checked before the cast, which would wrap it
                 raise DataError(f"the tokenizer made id {chunk.max_id}, not below its size of {self.vocab_size}")
             chunk.data = ids.astype(self.dtype).tobytes()
+            lost = self.lost_text([text.text for text in texts if text.split == split])
+            chunk.checked_bytes, chunk.lost_bytes = lost
         return chunks
 
 

@@ -57,6 +57,7 @@ class SplitWriter:
     def __init__(self, path: Path, itemsize: int, committed: Split | None) -> None:
         self.path = path
         self.tokens = self.max_id = self.documents = self.bytes = 0
+        self.checked_bytes = self.lost_bytes = 0
         self.sha256 = hashlib.sha256()
         path.touch()
         self.file: BinaryIO = path.open("r+b")
@@ -73,6 +74,7 @@ class SplitWriter:
             raise ValueError(f"{self.path}: is not what was committed")
         self.tokens, self.max_id = committed.tokens, committed.max_id
         self.documents, self.bytes = committed.documents, committed.bytes
+        self.checked_bytes, self.lost_bytes = committed.checked_bytes, committed.lost_bytes
 
     def write(self, chunk: EncodedTexts) -> None:
         self.file.write(chunk.data)
@@ -81,12 +83,22 @@ class SplitWriter:
         self.max_id = max(self.max_id, chunk.max_id)
         self.documents += chunk.documents
         self.bytes += chunk.bytes
+        self.checked_bytes += chunk.checked_bytes
+        self.lost_bytes += chunk.lost_bytes
 
     def flushed(self) -> Split:
         """Return what has been written, all of it on the disk."""
         self.file.flush()
         flush_to_disk(self.file.fileno(), self.path)
-        return Split(self.tokens, self.max_id, self.documents, self.bytes, self.sha256.hexdigest())
+        return Split(
+            self.tokens,
+            self.max_id,
+            self.documents,
+            self.bytes,
+            self.sha256.hexdigest(),
+            checked_bytes=self.checked_bytes,
+            lost_share=self.lost_bytes / max(1, self.checked_bytes),
+        )
 
     def close(self) -> Split:
         """End the file; return what has been written."""

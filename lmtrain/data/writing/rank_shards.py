@@ -156,6 +156,7 @@ def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
         for path, written in files:
             if not path.is_file() or _sha256(path, whole) != written.sha256:
                 damaged.setdefault(int(path.parent.name), path)
+        checked_bytes = sum(written.checked_bytes for _, written in files)
         splits[split] = Split(
             tokens=sum(written.tokens for _, written in files),
             max_id=max((written.max_id for _, written in files), default=0),
@@ -166,6 +167,8 @@ def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
                 Shard(_shard_name(split, number), written.tokens, written.sha256)
                 for number, (_, written) in enumerate(files)
             ),
+            checked_bytes=checked_bytes,
+            lost_share=sum(written.lost_bytes for _, written in files) / max(1, checked_bytes),
         )
     if damaged:
         named = ", ".join(map(str, list(damaged.values())[:8]))
