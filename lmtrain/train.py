@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,12 @@ def run(
     *,
     resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Train in a run directory and record how the run ended; `resumed` is for a run that goes on.
 
     `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
-    `lineage` is what `environment.json` says of the run that this one repeats.
+    `lineage` is what `environment.json` says of the run that this one repeats; `notes` are logged before it starts.
 
     Raises:
         ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
@@ -79,7 +80,7 @@ def run(
         error: BaseException | None = None
         stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
         try:
-            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {})
+            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {}, notes)
         except BaseException as caught:
             error = caught
         stop.defers = True  # the rest takes no time, and says how the run ended
@@ -121,6 +122,7 @@ def train(
     stop: StopRequest,
     resumed: Resume | None,
     lineage: Mapping[str, Any],
+    notes: Sequence[str],
 ) -> None:
     """Build the parts in the order that data flows, and run them; `state` is where the run is afterwards."""
     with raising_config_errors():
@@ -144,7 +146,7 @@ def train(
                 }
                 record_start(cfg, directory, hydra_files, environment, resumed, start.environment)
         del start  # as much memory again as the model and the optimizer take
-        report.announce(cfg, directory, trainer)
+        report.announce(cfg, directory, trainer, notes)
         try:
             trainer.fit()
         except DataError as error:

@@ -15,11 +15,11 @@ from lmtrain.config.compose import compose
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
 
 MAX_BYTES = 100_000
-FORK = "++fork="
 ORIGIN = ("fork", "step")
 ASKED = ("resume", "retry_failed")  # of the command, not of the run
 

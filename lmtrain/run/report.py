@@ -4,6 +4,7 @@ import logging
 import math
 import shlex
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,8 +35,8 @@ log = logging.getLogger(__name__)
 LONG_RUN_S = 24 * 3600
 
 
-def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None:
-    """Log the run in a few lines before it starts, with a warning if it will take long."""
+def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer, notes: Sequence[str] = ()) -> None:
+    """Log the run in a few lines before it starts, with notes on its config, and a warning if it will take long."""
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = trainer.step_samples * loader.block_size
@@ -57,6 +58,8 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
         log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
     if state.step >= trainer.max_steps:
         log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
+    for note in notes:
+        log.warning("%s", note)
     for mistake in certain_mistakes(ScheduleFacts.of(cfg.scheduler, trainer.max_steps)):
         log.warning("%s", mistake)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps

@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from lmtrain.config.overrides import quoted
-from lmtrain.config.recompose import FORK
 from lmtrain.config.trust import read_saved
+from lmtrain.config.written_for import FORK
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import holds_run
