@@ -146,7 +146,7 @@ def train(
                 }
                 record_start(cfg, directory, hydra_files, environment, resumed, start.environment)
         del start  # as much memory again as the model and the optimizer take
-        report.announce(cfg, directory, trainer, notes)
+        report.announce(cfg, directory, trainer, notes, resumed.changes if resumed else ())
         try:
             trainer.fit()
         except DataError as error:
