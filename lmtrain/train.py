@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,12 @@ def run(
     *,
     resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
 ) -> Outcome:
     """Train in a run directory and record how the run ended; `resumed` is for a run that goes on.
 
     `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
-    `lineage` is what `environment.json` says of the run that this one repeats.
+    `lineage` is what `environment.json` says of the run that this one repeats; `notes` are logged before it starts.
 
     Raises:
         ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
@@ -83,7 +84,7 @@ def run(
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
-            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {}, afterwards)
+            train(cfg, directory, hydra_files, state, stop, resumed, lineage or {}, notes, afterwards)
         except BaseException as caught:
             error = caught
         stop.defers = True  # the result takes no time, and says how the run ended
@@ -152,6 +153,7 @@ def train(
     stop: StopRequest,
     resumed: Resume | None,
     lineage: Mapping[str, Any],
+    notes: Sequence[str],
     afterwards: list[Afterwards],
 ) -> None:
     """Build the parts in the order that data flows, and run them; `state` is where the run is when this returns.
@@ -183,7 +185,7 @@ def train(
         if start.origin is not None:
             trainer.checkpoints.save(state)  # a resume needs the origin no more, which may remove its checkpoint
     del start  # as much memory again as the model and the optimizer take
-    report.announce(cfg, directory, trainer)
+    report.announce(cfg, directory, trainer, notes, resumed.changes if resumed else ())
     try:
         trainer.fit()
     except DataError as error:

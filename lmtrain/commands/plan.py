@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from lmtrain.config.compose import compose, without_hydra
+from lmtrain.config.compose import compose_with_notes, without_hydra
+from lmtrain.config.conf_source import naming_origins
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.preflight import check_for_plan
 from lmtrain.config.recompose import expand_fork
@@ -42,16 +44,17 @@ def main(arguments: Sequence[str]) -> int:
     for override in parse_overrides(options.overrides):
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: several values; a plan is of one run, give one")
-    composed = compose(expand_fork(options.overrides, prepares=False), with_hydra=True)
-    run_dir = Path(composed.hydra.run.dir)
-    cfg, missing = check_for_plan(without_hydra(composed))
+    composition = compose_with_notes(expand_fork(options.overrides, prepares=False))
+    run_dir = Path(composition.config.hydra.run.dir)
+    with naming_origins(options.overrides, composition.choices):
+        cfg, missing = check_for_plan(without_hydra(composition.config))
     if options.measure and missing:
         raise ConfigError(f"--measure: {missing[0]} has no token files; python -m lmtrain prepare makes them")
     from lmtrain.plan.make import make  # torch, which help and mistakes need not wait for
     from lmtrain.plan.terminal_view import show_plan
 
     plan = make(cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
-
+    plan = replace(plan, remarks=[*composition.notes, *plan.remarks])
     show_plan(plan)
     if options.json:
         write_json_with_machine(options.json, overrides=options.overrides, **plan.to_dict())

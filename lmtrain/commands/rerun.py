@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     def train(new: NewRun) -> int:
         from lmtrain.train import run  # torch, which nothing before needs
 
-        return run(new.cfg, new.directory, new.hydra_files, lineage=lineage).exit_code
+        return run(new.cfg, new.directory, new.hydra_files, lineage=lineage, notes=new.notes).exit_code
 
     exit_code = start(again, train)
     _print_changes_since(then, read_json(again.directory / "environment.json"))

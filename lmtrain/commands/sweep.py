@@ -1,14 +1,19 @@
 """`python -m lmtrain -m …`: a sweep or a search, run by Hydra's launchers and sweepers."""
 
+import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import hydra
 
-from lmtrain.config.compose import HYDRA_VERSION_BASE, MENU
+from lmtrain.config.compose import HYDRA_VERSION_BASE, compose_with_notes
+from lmtrain.config.conf_source import MENU
+from lmtrain.config.overrides import search_path_override
 from lmtrain.config.shipped import shipped
+from lmtrain.config.written_for import reading_experiments, without_left_out
 from lmtrain.errors import ConfigError
 
 # Launchers that are packages of their own: the module that has to be there, and the extra that brings it.
@@ -20,7 +25,7 @@ LAUNCHERS = {
 }
 
 
-def run_hydra() -> None:
+def run_hydra(flags: argparse.Namespace) -> None:
     """Let Hydra do what `sys.argv` asks: sweep, or print a config (`--cfg`), its help, its information, a completion.
 
     Raises:
@@ -34,7 +39,19 @@ def run_hydra() -> None:
 
     register_plugins()
     decorate: Any = hydra.main(version_base=HYDRA_VERSION_BASE, config_path=str(shipped("conf")), config_name=MENU)
-    decorate(RunJob(Path.cwd()))()
+    run = decorate(RunJob(Path.cwd()))
+    if not flags.cfg or flags.multirun:
+        run()
+        return
+    # Hydra composes what it prints by itself: what is left out of experiments, it leaves out as well.
+    search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
+    composition = compose_with_notes([*search_path, *flags.overrides])
+    for note in composition.notes:
+        print(note, file=sys.stderr)
+    others = [text for text in sys.argv[1:] if text not in flags.overrides]
+    sys.argv[1:] = [*others, *without_left_out(flags.overrides, composition.left_out)]
+    with reading_experiments(composition.left_out):
+        run()
 
 
 def check_launcher(overrides: Sequence[str]) -> None:

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         outlive_reader()
     try:
         if asks or flags.multirun:
-            run_hydra()
+            run_hydra(flags)
             return 0
         register_directory_resolver()  # for a callback that resolves all of Hydra's settings
         search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
@@ -68,4 +68,4 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def _train(run: NewRun) -> int:
     from lmtrain.train import run as train  # torch, which nothing before needs
 
-    return train(run.cfg, run.directory, run.hydra_files).exit_code
+    return train(run.cfg, run.directory, run.hydra_files, notes=run.notes).exit_code

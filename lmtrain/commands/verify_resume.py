@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
-from lmtrain.config.compose import compose, without_hydra
+from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import TERMINATED, ConfigError
 from lmtrain.loop.stop_request import signals_to_handle
@@ -56,9 +56,11 @@ Example: python -m lmtrain verify-resume experiments=quickstart model.dropout=0.
 
 def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
-    composed = compose(options.overrides, with_hydra=True)
-    runs = Path(composed.hydra.run.dir).absolute().parent
-    cfg = preflight(without_hydra(composed))
+    composition = compose_with_notes(options.overrides)
+    runs = Path(composition.config.hydra.run.dir).absolute().parent
+    cfg = preflight(without_hydra(composition.config))
+    for note in composition.notes:
+        console.print(note, style="yellow", markup=False)
     overrides = [*_without_loggers(options.overrides), *eventful_overrides(cfg, options.steps)]
     from lmtrain.verify.verification import BitsDifferError, FailedAttemptError, Verification  # with torch
 

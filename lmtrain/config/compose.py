@@ -6,7 +6,8 @@ each is a `ConfigError` that names the key, the value and the way out, before to
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,26 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from lmtrain.config.check import did_you_mean, key_paths
-from lmtrain.config.experiments_source import ExperimentsSource
+from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
+from lmtrain.config.experiments_source import GROUP, ExperimentsSource
 from lmtrain.config.shipped import shipped
+from lmtrain.config.written_for import (
+    FORK,
+    GROUPS,
+    SCHEDULER,
+    ExperimentFile,
+    forked_run,
+    keys_to_leave_out,
+    mismatches,
+    notes_on,
+    reading_experiments,
+    without_left_out,
+)
 from lmtrain.errors import ConfigError
-from lmtrain.terminal.paths import argument_with_home, with_home
+from lmtrain.terminal.paths import argument_with_home, short_path, with_home
 
 HYDRA_VERSION_BASE = "1.3"
-MENU = "config"  # conf/config.yaml
+NOT_A_MENU = f"not read, since a menu of lmtrain's has {', '.join(IN_EVERY_MENU)}"
 
 
 class UserSearchPath(SearchPathPlugin):
@@ -41,7 +55,7 @@ class UserSearchPath(SearchPathPlugin):
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("lmtrain", f"experiments://{shipped('experiments')}")
-        for folder, scheme in (("experiments", "experiments"), ("conf", "file")):
+        for folder, scheme in (("experiments", "experiments"), ("conf", "conf")):
             own = Path.cwd() / folder
             if own.is_dir() and own != shipped(folder):
                 search_path.prepend("user", f"{scheme}://{own}")
@@ -52,8 +66,23 @@ def set_up_hydra() -> None:
     if UserSearchPath in Plugins.instance().discover(SearchPathPlugin):
         return
     Plugins.instance().register(ExperimentsSource)
+    Plugins.instance().register(ConfSource)
     Plugins.instance().register(UserSearchPath)
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """A config as composed, unresolved and unchecked, with Hydra's own settings in it as the key `hydra`.
+
+    `choices` are those of its config groups. `left_out` are the keys that were left out of experiments and of a forked
+    run, as they have no use for these choices, and `notes` say so.
+    """
+
+    config: DictConfig
+    choices: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    left_out: Mapping[str, Collection[str]] = field(default_factory=dict)
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
@@ -64,13 +93,23 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
     Raises:
         ConfigError: an override that can't be parsed, an unknown key, group or choice.
     """
+    config = compose_with_notes(overrides).config
+    return config if with_hydra else without_hydra(config)
+
+
+def compose_with_notes(overrides: Sequence[str]) -> Composition:
+    """Return what `compose` does, with what should be said about it before a run starts."""
     set_up_hydra()
     overrides = [argument_with_home(text) for text in overrides]
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
-            return _with_homes(hydra.compose(MENU, overrides, return_hydra_config=with_hydra))
+            composition = _compose_for_choices(overrides)
+            _put_homes(composition.config)
+            return composition
+    except ConfigError:
+        raise
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
@@ -79,13 +118,71 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
         GlobalHydra.instance().hydra = outer
 
 
-def _with_homes(composed: DictConfig) -> DictConfig:
-    """Put the user's home into the paths that are used before the config is checked, in place; return the config."""
+def _put_homes(composed: DictConfig) -> None:
+    """Put the user's home into the paths that are used before the config is checked, in place."""
     for parent, key in ((composed, "fork"), (composed.get("hydra", {}).get("run", {}), "dir")):
         raw = OmegaConf.to_container(parent, resolve=False).get(key) if parent else None
         if isinstance(raw, str) and raw.startswith("~/"):
             OmegaConf.update(parent, key, with_home(raw))
-    return composed
+
+
+def _compose_for_choices(overrides: Sequence[str]) -> Composition:
+    """Compose; where experiments or a forked run were written for other choices, without what has no use for these."""
+    fork_at = max((at for at, text in enumerate(overrides) if text.startswith(FORK)), default=0)
+    origins, own = overrides[:fork_at], overrides[fork_at:]
+    fork, trial = None, {}
+    if {*GROUPS} & _keys(own) and origins:
+        before = choices_of(_read_and_compose(origins, {})[0])
+        fork = forked_run(OverridesParser.create().parse_overrides(list(origins)), own[0].removeprefix(FORK), before)
+        trial = {fork.path: [key for group in GROUPS for key in fork.values(group)]}
+    composed, files = _read_and_compose(overrides, trial)
+    files = {fork.path: fork, **files} if fork is not None else files
+    found = mismatches(files, choices_of(composed), _keys(overrides), menu_choices)
+    left_out = keys_to_leave_out(found)
+    if left_out != trial:
+        composed, _ = _read_and_compose(overrides, left_out)
+    if left_out:
+        known = {f"{SCHEDULER}.{key}" for key in composed.get(SCHEDULER) or ()}  # what the schedule itself has
+        if (fewer := keys_to_leave_out(found, kept=known)) != left_out:
+            left_out = fewer
+            composed, _ = _read_and_compose(overrides, left_out)
+    given = _keys(own) | (_keys(origins) - {*left_out.get(fork.path if fork else "", ())})
+    notes = notes_on(found, left_out, given)
+    if (menu := foreign_menu()) is not None:
+        notes.append(f"{short_path(menu)}: {NOT_A_MENU}")
+    _refuse_without_package(composed, files)
+    return Composition(composed, dict(choices_of(composed)), notes, left_out)
+
+
+def _refuse_without_package(composed: DictConfig, files: Mapping[str, ExperimentFile]) -> None:
+    """Raise ConfigError if an experiment's values have gone into a group called experiments."""
+    if GROUP not in composed:
+        return
+    for file in files.values():
+        if file.package != "_global_":
+            raise ConfigError(
+                f"{short_path(file.source)}: its first line must be `# @package _global_`; without it, its values are "
+                f"those of a group called {GROUP}, which nothing reads"
+            )
+
+
+def _read_and_compose(
+    overrides: Sequence[str], left_out: Mapping[str, Collection[str]]
+) -> tuple[DictConfig, Mapping[str, ExperimentFile]]:
+    with reading_experiments(left_out) as reading:
+        lines = without_left_out(overrides, left_out)
+        return hydra.compose(MENU, lines, return_hydra_config=True), reading.files
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    """Return the keys and groups that overrides set."""
+    return {re.split("[=@]", text.lstrip("+~"))[0] for text in overrides}
+
+
+def choices_of(composed: DictConfig) -> Mapping[str, Any]:
+    """Return the choice of each config group of a config that has Hydra's settings."""
+    choices: Mapping[str, Any] = composed.hydra.runtime.choices
+    return choices
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
@@ -137,7 +234,9 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
             valid = key_paths(OmegaConf.to_container(compose(others)))
         except ConfigError:
             valid = []
-        return f"{key}={value}: unknown key{did_you_mean(key, valid)}"
+        menu = foreign_menu()
+        about_menu = f" ({short_path(menu)}: {NOT_A_MENU})" if menu else ""
+        return f"{key}={value}: unknown key{did_you_mean(key, valid)}{about_menu}"
     cause = error.__cause__
     first, *more = message.splitlines()
     if first.endswith(":") and more:

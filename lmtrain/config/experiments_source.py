@@ -2,11 +2,15 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
+from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.config.conf_source import check_encoding
 from lmtrain.config.hydra_internals import folder_source
+from lmtrain.config.written_for import ExperimentFile, note_and_leave_out
 
 GROUP = "experiments"
 
@@ -36,7 +40,14 @@ class ExperimentsSource(ConfigSource):
         inside = self._inside(config_path)
         if inside is None:
             raise ConfigLoadError(f"{config_path} is not in the group {GROUP}")
-        return replace(self.folder.load_config(inside), path=self.full_path())
+        path = Path(self.path, f"{inside}.yaml")
+        check_encoding(path)
+        loaded = replace(self.folder.load_config(inside), path=self.full_path())
+        if isinstance(loaded.config, DictConfig):
+            content: Any = OmegaConf.to_container(loaded.config)
+            file = ExperimentFile(config_path, content, path, loaded.header["package"])
+            loaded.config = OmegaConf.create(note_and_leave_out(file))
+        return loaded
 
     def available(self) -> bool:
         return self.folder.available()

@@ -17,10 +17,10 @@ from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.recorded import check_restored, recorded_overrides
 from lmtrain.config.recorded_paths import check_preparation, check_run_folder
 from lmtrain.config.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
+from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links
 
-FORK = "++fork="
 ORIGIN = ("fork", "step")
 ASKED = ("resume", "retry_failed")  # of the command, not of the run
 

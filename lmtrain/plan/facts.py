@@ -14,13 +14,16 @@ class ScheduleFacts:
     warmup_steps: int | None = None
     lr: float | None = None
     min_lr: float | None = None
-    first_step: int = 0  # steps that a fork's origin did
+    first_step: int = 0  # steps that were done before: those of a fork's origin, or of the run that goes on
+    is_adamw: bool = True  # the optimizer, for which rates are usual or not
 
     @classmethod
-    def of(cls, scheduler: Mapping[str, Any], max_steps: int, first_step: int = 0) -> "ScheduleFacts":
-        """Return the facts of the config's scheduler, which may be a user's; the keys are those of the shipped ones."""
+    def of(cls, cfg: Mapping[str, Any], first_step: int = 0) -> "ScheduleFacts":
+        """Return the facts of a config, whose scheduler may be a user's; the keys are those of the shipped ones."""
+        scheduler, max_steps = cfg["scheduler"], cfg["trainer"]["max_steps"]
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
-        return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step)
+        is_adamw = "adamw" in cfg["optimizer"]["_target_"].lower()
+        return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step, is_adamw=is_adamw)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured:
     if measured and device == "cuda":
         peak = measured.peak_bytes
     facts = RunFacts(
-        schedule=ScheduleFacts.of(cfg.scheduler, trainer.max_steps, start.step),
+        schedule=ScheduleFacts.of(cfg, start.step),
         intervals=Intervals(
             *(trainer.get(key) for key in ("eval_interval", "log_interval", "checkpoint_interval", "eval_batches"))
         ),

@@ -1,7 +1,7 @@
 """Likely mistakes in a planned run: each function finds one, and names the key and the way out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lmtrain.plan import hardware
 from lmtrain.plan.facts import Remark, RunFacts
@@ -10,6 +10,7 @@ from lmtrain.terminal.units import duration, si
 
 FEW_TOKENS, MANY_TOKENS = 5.0, 2000.0  # a parameter; the compute-optimal are about 20
 MANY_EPOCHS = 4.0  # up to here repeated tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
+VERY_MANY_EPOCHS = 16.0  # from here on they are worth nearly nothing
 
 
 def remarks(facts: RunFacts) -> list[str]:
@@ -41,6 +42,18 @@ def data_repeated(facts: RunFacts) -> str | None:
     return (
         f"trainer.max_steps={facts.max_steps}: sees {seen}; beyond four epochs, repeated tokens teach ever less "
         f"(Muennighoff et al. 2023): more data, {fewer}, or model.dropout=0.1 against learning it by heart"
+    )
+
+
+def data_repeated_far_too_often(epochs: Mapping[str, float], max_steps: int) -> str | None:
+    """Return the remark that is certain enough for training itself to warn of, for a model without dropout."""
+    often = {name: seen for name, seen in epochs.items() if seen > VERY_MANY_EPOCHS}
+    if not often:
+        return None
+    seen = ", ".join(f"{name} {times:.3g} times" for name, times in often.items())
+    return (
+        f"trainer.max_steps={max_steps}: sees {seen}; beyond {VERY_MANY_EPOCHS:.0f} epochs, repeated tokens teach next "
+        "to nothing (Muennighoff et al. 2023): more data, fewer steps, or model.dropout=0.1 against it"
     )
 
 

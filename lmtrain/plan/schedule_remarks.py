@@ -4,7 +4,7 @@ from functools import partial
 
 from lmtrain.plan.facts import ScheduleFacts
 
-LONG_WARMUP = 0.2  # of the run
+LONG_WARMUP, VERY_LONG_WARMUP = 0.2, 0.5  # of the run
 SHORT_RUN = 100  # steps: a try that is to run, not to learn much
 USUAL_RATES = (1e-6, 0.05)
 
@@ -43,6 +43,12 @@ def schedule_ends_early(schedule: ScheduleFacts, tolerance: float = 0.0) -> str 
     )
 
 
+def schedule_ends_too_early(schedule: ScheduleFacts) -> str | None:
+    """Remark on an end that is surely not meant; one that came before the run went on is how it stays at that rate."""
+    end = schedule.schedule_steps
+    return None if end is not None and end <= schedule.first_step else schedule_ends_early(schedule, tolerance=0.1)
+
+
 def schedule_ends_late(schedule: ScheduleFacts, tolerance: float = 0.0) -> str | None:
     end = schedule.schedule_steps
     if end is None or end <= schedule.max_steps * (1 + tolerance):
@@ -66,8 +72,13 @@ def _usual_warmup(max_steps: int) -> str:
     return f"a twentieth is usual, scheduler.warmup_steps={max_steps // 20}"
 
 
+def warmup_is_most_of_the_run(schedule: ScheduleFacts) -> str | None:
+    warmup, steps = schedule.warmup_steps, schedule.max_steps
+    return None if steps < SHORT_RUN or (warmup or 0) <= VERY_LONG_WARMUP * steps else warmup_is_long(schedule)
+
+
 def rate_is_unusual(schedule: ScheduleFacts) -> str | None:
-    if schedule.lr is None or USUAL_RATES[0] <= schedule.lr <= USUAL_RATES[1]:
+    if not schedule.is_adamw or schedule.lr is None or USUAL_RATES[0] <= schedule.lr <= USUAL_RATES[1]:
         return None
     direction = "small" if schedule.lr < USUAL_RATES[0] else "large"
     return (
@@ -87,6 +98,8 @@ SCHEDULE_REMARKS = (
 CERTAIN_REMARKS = (
     warmup_never_ends,
     rate_rises,
-    partial(schedule_ends_early, tolerance=0.1),
+    schedule_ends_too_early,
     partial(schedule_ends_late, tolerance=0.1),
+    warmup_is_most_of_the_run,
+    rate_is_unusual,
 )

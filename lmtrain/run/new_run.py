@@ -14,7 +14,8 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from lmtrain.config.compose import MENU, compose, explain_hydra_error, hydra_folder_texts, without_hydra
+from lmtrain.config.compose import compose_with_notes, explain_hydra_error, hydra_folder_texts, without_hydra
+from lmtrain.config.conf_source import MENU, naming_origins
 from lmtrain.config.hydra_internals import context_of_one_run
 from lmtrain.config.preflight import check_data, check_new_run
 from lmtrain.errors import ConfigError
@@ -27,13 +28,14 @@ class NewRun:
     """A run that can start. Nothing has been written yet, except token files that were missing.
 
     `cfg` is resolved and checked; `directory` holds no run; `hydra_files` are the texts for its folder `.hydra`, by
-    file name; `composed` is what Hydra composed, with its own settings.
+    file name; `composed` is what Hydra composed, with its own settings; `notes` say what is surprising about it.
     """
 
     cfg: DictConfig
     directory: Path
     hydra_files: Mapping[str, str]
     composed: DictConfig
+    notes: Sequence[str] = ()
 
 
 def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) -> NewRun:
@@ -43,7 +45,8 @@ def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) ->
         ConfigError: a mistake in config or data, or a directory that holds a run already (`needs_empty_directory`:
             that holds anything). Nothing is left behind then.
     """
-    composed = compose(overrides, with_hydra=True)
+    composition = compose_with_notes(overrides)
+    composed = composition.config
     settings = composed.hydra
     if settings.mode not in (None, RunMode.RUN):
         raise ConfigError(f"hydra.mode={settings.mode.name}: add -m for a sweep")
@@ -54,14 +57,12 @@ def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) ->
     settings.runtime.output_dir = os.path.abspath(directory)
     own = without_hydra(copy.deepcopy(composed))
     with env_override(settings.job.env_set):
-        try:
+        with naming_origins(overrides, composition.choices):
             cfg = check_new_run(own)
-        except ConfigError as error:
-            raise ConfigError(_with_experiment(str(error), overrides)) from error
         (refuse_used_directory if needs_empty_directory else refuse_existing_run)(directory)
         hydra_files = hydra_folder_texts(own, settings)
         cfg = check_data(cfg)
-    return NewRun(cfg, directory, hydra_files, composed)
+    return NewRun(cfg, directory, hydra_files, composed, composition.notes)
 
 
 def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
@@ -95,15 +96,3 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     except OSError as error:  # a folder that can't be made
         raise ConfigError(str(error)) from error
     return exit_code
-
-
-def _with_experiment(problems: str, overrides: Sequence[str]) -> str:
-    """Add to each unknown key that no override gives that the experiment sets it, for another choice of its group."""
-    experiment = next((text for text in overrides if text.startswith("experiments=")), None)
-    lines = problems.splitlines()
-    for number, line in enumerate(lines):
-        key = line.partition("=")[0]
-        given = any(text.lstrip("+").startswith(f"{key}=") for text in overrides)
-        if experiment and ": unknown key" in line and not given:
-            lines[number] = f"{line}; set by {experiment}; '~{key}' leaves it out"
-    return "\n".join(lines)

@@ -4,6 +4,7 @@ import logging
 import math
 import shlex
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +17,14 @@ from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_newest
 from lmtrain.files.numbers import finite_or_none
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.generate import generate
 from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
+from lmtrain.plan.remarks import data_repeated_far_too_often
 from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
 from lmtrain.run.identity import config_hash, plain_config
@@ -34,10 +37,17 @@ from lmtrain.trainer import Trainer
 log = logging.getLogger(__name__)
 
 LONG_RUN_S = 24 * 3600
+SAME_RATE = 1.1  # up to this factor
+SCHEDULE_END = "scheduler.max_steps:"  # how a change of it begins
 
 
-def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None:
-    """Log the run in a few lines before it starts, with a warning if it will take long."""
+def announce(
+    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, notes: Sequence[str] = (), changes: Sequence[str] = ()
+) -> None:
+    """Log the run in a few lines before it starts, with what is surely not meant, and a warning if it will take long.
+
+    `notes` are on how its config was composed, and `changes` are what a resume changes.
+    """
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = trainer.step_samples * loader.block_size
@@ -58,9 +68,12 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
     if state.step:
         log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
     if state.step >= trainer.max_steps:
-        log.info("nothing left to do: go on with trainer.max_steps=%d, say", 2 * state.step)
-    for mistake in certain_mistakes(ScheduleFacts.of(cfg.scheduler, trainer.max_steps)):
-        log.warning("%s", mistake)
+        log.info("nothing left to do; to go on: %s", extension_command(cfg, directory.path, 2 * state.step))
+    repeated = data_repeated_far_too_often(epochs, trainer.max_steps) if not cfg.model.get("dropout") else None
+    mistakes = certain_mistakes(ScheduleFacts.of(cfg, state.step))
+    for note in (*notes, _rate_that_rises_again(cfg, directory, trainer, changes), *mistakes, repeated):
+        if note is not None:
+            log.warning("%s", note)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
     # A quick bound first, so that small runs measure nothing: no device is slower than this.
     if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
@@ -72,6 +85,28 @@ def announce(cfg: DictConfig, directory: RunDirectory, trainer: Trainer) -> None
             system.device,
             " or system.dtype=float32" if system.device.type == "cpu" and system.dtype_name != "float32" else "",
         )
+
+
+def _rate_that_rises_again(
+    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, changes: Sequence[str]
+) -> str | None:
+    """Return a warning if more steps stretch the schedule of a run so that its learning rate goes up again."""
+    step = trainer.state.step
+    before, now = read_newest(directory.path / "metrics.jsonl").get("lr"), trainer.schedule(step)
+    extended = any(change.startswith(("trainer.max_steps:", SCHEDULE_END)) for change in changes)
+    if not extended or before is None or now <= SAME_RATE * before or step <= (cfg.scheduler.get("warmup_steps") or 0):
+        return None
+    ends = [change.partition(": ")[2].partition(" → ")[0] for change in changes if change.startswith(SCHEDULE_END)]
+    way_out = f"; scheduler.max_steps={ends[0]} keeps the schedule as it was" if ends and _ends_above_zero(cfg) else ""
+    return (
+        f"the learning rate goes up again, from {before:.3g} at step {step:,} to {now:.3g}, as its schedule ends later "
+        f"now: some of what the low rate has gained is lost for a while{way_out}"
+    )
+
+
+def _ends_above_zero(cfg: DictConfig) -> bool:
+    """Return whether the schedule has an end after which training goes on at a rate of its own."""
+    return "max_steps" in cfg.scheduler and bool(cfg.scheduler.get("min_lr"))
 
 
 def same_runs(run: Path, wanted: str) -> list[Path]:
@@ -124,13 +159,10 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
     if is_sweep(directory.path.parent):
         return  # a job of a sweep, which closes with its own table
     log.info(
-        "next: python -m lmtrain sample %s --count 3\n"
-        "      python -m lmtrain evaluate %s\n"
-        "      %s trainer.max_steps=%d",
+        "next: python -m lmtrain sample %s --count 3\n      python -m lmtrain evaluate %s\n      %s",
         shlex.quote(path),
         shlex.quote(path),
-        resume_command(directory.path),
-        2 * cfg.trainer.max_steps,
+        extension_command(cfg, directory.path, 2 * cfg.trainer.max_steps),
     )
 
 
@@ -164,6 +196,12 @@ def log_ending(error: BaseException | None, path: Path) -> None:
             )
             if saved:
                 log.error("to continue from step %d when that is fixed: %s", saved[-1], resume_command(path))
+
+
+def extension_command(cfg: DictConfig, run_dir: Path, max_steps: int) -> str:
+    """Return the command that goes on with a finished run, at the rate at which its schedule has ended."""
+    stays = f" scheduler.max_steps={cfg.scheduler.max_steps}" if _ends_above_zero(cfg) else ""
+    return f"{resume_command(run_dir)} trainer.max_steps={max_steps}{stays}"
 
 
 def resume_command(run_dir: Path) -> str:

@@ -19,7 +19,7 @@ from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
-from lmtrain.sweep.job_config import check_job_config, job_config, sweep_search_path
+from lmtrain.sweep.job_config import check_job_config, job_config, show_notes, sweep_search_path
 from lmtrain.sweep.job_directory import make_sweep_directory, remaining_work
 from lmtrain.sweep.launcher import (
     JobFailedError,
@@ -112,8 +112,7 @@ class GridSweeper(Sweeper):
         """Check every job's config, and then the data: a typo in the last one should not wait for the others."""
         for job in jobs:
             check_job_config(job.overrides, self._path)
-        for job in jobs:
-            job_config(job.overrides, self._path, job.directory)
+        show_notes(job_config(job.overrides, self._path, job.directory) for job in jobs)
 
     def _launch(self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]) -> LaunchEnd:
         """Fill in what the launcher returns; return what ended it early."""

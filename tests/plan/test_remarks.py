@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
-from lmtrain.plan.remarks import RUN_REMARKS, remarks
+from lmtrain.plan.remarks import RUN_REMARKS, data_repeated_far_too_often, remarks
 from lmtrain.plan.schedule_remarks import CERTAIN_REMARKS, SCHEDULE_REMARKS, certain_mistakes
 
 SOUND = RunFacts(
@@ -115,11 +115,31 @@ def test_every_remark_is_tried() -> None:
         ({"schedule_steps": 2500}, 1),
         ({"schedule_steps": 50_000}, 1),
         ({"warmup_steps": 1500}, 0),
+        ({"warmup_steps": 3000}, 1),
+        ({"warmup_steps": 60, "max_steps": 90, "schedule_steps": 90}, 0),  # a try
+        ({"lr": 0.6}, 1),
+        ({"lr": 0.6, "is_adamw": False}, 0),
+        ({"schedule_steps": 2500, "first_step": 2400}, 1),
+        ({"schedule_steps": 2500, "first_step": 2500}, 0),  # a run that goes on at its final rate
     ],
 )
 def test_training_warns_of_certain_mistakes_alone(changes: dict[str, Any], count: int) -> None:
-    assert len(CERTAIN_REMARKS) == 4
+    assert len(CERTAIN_REMARKS) == 6
     assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
+
+
+def test_training_warns_of_data_that_it_sees_far_too_often() -> None:
+    assert data_repeated_far_too_often({"data/a": 15.0, "data/b": 1.0}, 500) is None
+    remark = data_repeated_far_too_often({"data/a": 26.4, "data/b": 1.0}, 500)
+    assert remark is not None
+    assert remark.startswith("trainer.max_steps=500: sees data/a 26.4 times; beyond 16 epochs")
+
+
+def test_a_rate_is_unusual_for_adamw_alone() -> None:
+    cfg = {"scheduler": {"lr": 0.1}, "trainer": {"max_steps": 100}, "optimizer": {"_target_": "torch.optim.SGD"}}
+    assert certain_mistakes(ScheduleFacts.of(cfg)) == []
+    cfg["optimizer"] = {"_target_": "torch.optim.AdamW"}
+    assert certain_mistakes(ScheduleFacts.of(cfg))[0].startswith("optimizer.lr=0.1: unusually large")
 
 
 def test_the_ways_out_do_not_contradict_each_other() -> None:

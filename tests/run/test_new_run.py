@@ -81,10 +81,10 @@ def test_a_directory_with_other_files_is_refused_on_request(tiny: list[str], tmp
 
 def test_an_experiments_key_of_another_choice_is_told_as_such(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "experiments").mkdir()
-    lines = ["# @package _global_", "scheduler:", "  min_lr: 0.0"]
+    lines = ["# @package _global_", "model:", "  gelu: exact"]
     (tmp_path / "experiments" / "mine.yaml").write_text("\n".join(lines))
-    with pytest.raises(ConfigError, match=r"set by experiments=mine; '~scheduler.min_lr' leaves it out"):
-        new_run([*tiny, "experiments=mine", "scheduler=constant"])
+    with pytest.raises(ConfigError, match=r"set by experiments=mine; '~model.gelu' leaves it out"):
+        new_run([*tiny, "experiments=mine"])
 
 
 def test_the_environment_that_hydra_sets_holds_for_preflight_and_start(

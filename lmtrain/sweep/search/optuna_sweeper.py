@@ -24,7 +24,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.machine import is_installed
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
-from lmtrain.sweep.job_config import job_config, sweep_search_path
+from lmtrain.sweep.job_config import job_config, show_notes, sweep_search_path
 from lmtrain.sweep.job_directory import make_sweep_directory
 from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end
 from lmtrain.sweep.pool import JobPool
@@ -96,8 +96,7 @@ class OptunaSweeper(Sweeper):
 
         space = parse_space(params, arguments, self.hydra_context.config_loader)
         self._path = tuple(sweep_search_path(self.config.hydra))
-        for corner in space.corners():
-            job_config(corner, self._path, None)
+        show_notes(job_config(corner, self._path, None) for corner in space.corners())
         sweep_dir = Path(self.config.hydra.sweep.dir).absolute()
         make_sweep_directory(sweep_dir)
         shared = SharedStudy(

@@ -1,0 +1,208 @@
+"""An experiment's rates stay with the optimizer and the schedule that they were found for."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from support.command_line import Cli
+from support.tokens import TINY
+
+from lmtrain.config.compose import Composition, compose, compose_with_notes
+from lmtrain.config.recompose import expand_fork
+from lmtrain.run.new_run import new_run
+from lmtrain.sweep.job_config import job_config
+
+PARTS = """\
+import torch
+
+def lion(named_parameters, lr: float, weight_decay: float):
+    return torch.optim.SGD([parameter for _, parameter in named_parameters], lr=lr, weight_decay=weight_decay)
+
+def wsd(step: int, *, lr: float, warmup_steps: int, decay_steps: int) -> float:
+    return lr
+"""
+FILES = {
+    "rates_parts.py": PARTS,
+    "conf/optimizer/lion.yaml": "_target_: rates_parts.lion\nlr: 3e-4\nweight_decay: 0.5\n",
+    "conf/scheduler/wsd.yaml": "_target_: rates_parts.wsd\n_partial_: true\nlr: ${optimizer.lr}\nwarmup_steps: 50\n"
+    "decay_steps: 100\n",
+    "experiments/adam.yaml": "optimizer: {lr: 3e-3, betas: [0.9, 0.99]}\nscheduler: {warmup_steps: 20, min_lr: 1e-4}\n"
+    "trainer: {max_steps: 400}\n",
+    "experiments/with_lion.yaml": "defaults:\n  - override /optimizer: lion\noptimizer: {lr: 2e-5}\n",
+    "experiments/adam_then_lion.yaml": "defaults:\n  - adam\n  - override /optimizer: lion\noptimizer: {lr: 1e-5}\n",
+    "experiments/on_lion.yaml": "defaults:\n  - /experiments/with_lion\noptimizer: {weight_decay: 0.7}\n",
+    "experiments/follows.yaml": "optimizer: {lr: 1e-3}\nscheduler: {min_lr: '${optimizer.lr}'}\n",
+    "experiments/sweeps.yaml": "defaults:\n  - adam\nhydra:\n  sweeper:\n    params:\n      optimizer.lr: 1e-3,1e-2\n",
+}
+LION = {"lr": 3e-4, "weight_decay": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_with_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        header = "# @package _global_\n" if name.startswith("experiments") else ""
+        (tmp_path / name).write_text(header + text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("rates_parts", None)
+
+
+def optimizer_of(composition: Composition) -> dict[str, object]:
+    node = OmegaConf.to_container(composition.config.optimizer)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items() if key != "_target_"}
+
+
+def test_an_optimizer_that_is_chosen_keeps_its_own_values() -> None:
+    taken = compose_with_notes(["experiments=adam", "optimizer=lion"])
+    assert optimizer_of(taken) == LION
+    assert taken.config.scheduler.min_lr == 6e-5  # cosine's own
+    assert taken.config.scheduler.warmup_steps == 20
+    assert taken.config.trainer.max_steps == 400
+    assert taken.config.hydra.overrides.task == ["experiments=adam", "optimizer=lion"]
+    assert taken.notes == [
+        "experiments=adam: written for optimizer=adamw, not for lion; left out, so that lion's own values hold: "
+        "optimizer.lr=0.003, optimizer.betas=[0.9,0.99], scheduler.min_lr=0.0001; optimizer.lr=VALUE sets one"
+    ]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [["experiments=adam"], ["experiments=adam", "optimizer=adamw"], ["experiments=adam", "scheduler=cosine"]],
+)
+def test_the_choices_that_an_experiment_was_written_for_get_its_values(overrides: list[str]) -> None:
+    taken = compose_with_notes(overrides)
+    assert (taken.config.optimizer.lr, taken.config.optimizer.betas) == (3e-3, [0.9, 0.99])
+    assert taken.config.scheduler.min_lr == 1e-4
+    assert not taken.notes
+
+
+def test_the_command_line_always_wins() -> None:
+    taken = compose_with_notes(["experiments=adam", "optimizer=lion", "optimizer.lr=1e-5", "scheduler.min_lr=1e-6"])
+    assert optimizer_of(taken) == {**LION, "lr": 1e-5}
+    assert taken.config.scheduler.min_lr == 1e-6
+    (note,) = taken.notes
+    assert "hold: optimizer.betas=[0.9,0.99]; optimizer.betas=VALUE" in note
+
+
+def test_a_rate_that_follows_the_optimizers_stays() -> None:
+    taken = compose_with_notes(["experiments=follows", "optimizer=lion"])
+    assert taken.config.scheduler.min_lr == LION["lr"]
+
+
+def test_an_experiment_of_another_optimizer_is_written_for_that_one() -> None:
+    assert optimizer_of(compose_with_notes(["experiments=with_lion"])) == {**LION, "lr": 2e-5}
+    other_way_round = compose_with_notes(["experiments=with_lion", "optimizer=adamw"])
+    assert other_way_round.config.optimizer.lr == 6e-4
+    assert "written for optimizer=lion, not for adamw" in other_way_round.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "values"),
+    [
+        ("adam_then_lion", {**LION, "lr": 1e-5}),  # of the outer one: lion's; adam's betas would be unknown
+        ("on_lion", {"lr": 2e-5, "weight_decay": 0.7}),  # both are lion's, though one alone says so
+        ("[adam,with_lion]", {**LION, "lr": 2e-5}),
+    ],
+)
+def test_each_experiment_counts_for_itself_where_several_are_read(choice: str, values: dict[str, float]) -> None:
+    taken = compose_with_notes([f"experiments={choice}"])
+    assert optimizer_of(taken) == values
+    assert [note.partition(":")[0] for note in taken.notes] == (["experiments=adam"] if "adam" in choice else [])
+    assert compose_with_notes([f"experiments={choice}", "optimizer=adamw"]).config.optimizer.lr == (
+        3e-3 if "adam" in choice else 6e-4
+    )
+
+
+def test_a_schedule_that_is_chosen_takes_what_it_has_and_says_so() -> None:
+    taken = compose_with_notes(["experiments=adam", "scheduler=wsd"])
+    scheduler = taken.config.scheduler
+    assert (scheduler.warmup_steps, scheduler.decay_steps, "min_lr" in scheduler) == (20, 100, False)
+    assert taken.config.optimizer.lr == 3e-3
+    assert taken.notes == [
+        "experiments=adam: written for scheduler=cosine, not for wsd; left out, as wsd has no such key: "
+        "scheduler.min_lr=0.0001; kept, though found with cosine: optimizer.lr=0.003, scheduler.warmup_steps=20"
+    ]
+
+
+def test_the_ranges_of_a_search_are_named() -> None:
+    taken = compose_with_notes(["experiments=sweeps", "optimizer=lion"])
+    assert taken.notes[0].startswith("experiments=sweeps and experiments=adam: ")
+    assert taken.notes[0].endswith("the ranges of its search are for adamw, too: optimizer.lr")
+
+
+def test_jobs_of_a_sweep_are_composed_each_by_itself(token_folder: Path) -> None:
+    common = (*TINY, f"data.path={token_folder}", "experiments=adam")
+    lion = job_config((*common, "optimizer=lion"), (), None)
+    adamw = job_config((*common, "optimizer=adamw"), (), None)
+    assert (lion.config["optimizer"]["lr"], adamw.config["optimizer"]["lr"]) == (3e-4, 3e-3)
+    assert (len(lion.notes), adamw.notes) == (1, [])
+
+
+@pytest.fixture
+def parent(token_folder: Path) -> Path:
+    """The directory of a run with a rate of its own, as far as composing needs it."""
+    rates = ["optimizer.lr=2e-3", "scheduler.min_lr=5e-4"]
+    run = new_run([*TINY, f"data.path={token_folder}", "experiments=adam", *rates])
+    directory = Path("parent")
+    (directory / ".hydra").mkdir(parents=True)
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(run.cfg), encoding="utf-8")
+    for name, text in run.hydra_files.items():
+        (directory / ".hydra" / name).write_text(text, encoding="utf-8")
+    return directory
+
+
+def test_a_fork_leaves_the_rates_of_another_optimizer_behind(parent: Path) -> None:
+    taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", "optimizer=lion"]))
+    assert optimizer_of(taken) == LION
+    assert taken.config.scheduler.min_lr == 6e-5
+    assert taken.config.trainer.max_steps == 12
+    assert taken.notes[0].startswith("fork=parent and experiments=adam: written for optimizer=adamw, not for lion")
+    assert "optimizer.lr=0.002" in taken.notes[0]
+    recorded = taken.config.hydra.overrides.task  # from which this fork is composed again
+    assert optimizer_of(compose_with_notes(recorded)) == LION
+    without = [text for text in recorded if not text.startswith("++fork")]  # as a fork of this fork begins
+    assert optimizer_of(compose_with_notes(without)) == LION
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [[], ["optimizer=adamw"], ["optimizer.weight_decay=0.3"]])
+def test_a_fork_with_the_same_optimizer_keeps_its_rates(parent: Path, given: list[str]) -> None:
+    taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", *given]))
+    assert (taken.config.optimizer.lr, taken.config.scheduler.min_lr) == (2e-3, 5e-4)
+    assert not taken.notes
+
+
+@pytest.mark.slow
+def test_jobs_that_sweep_over_the_optimizers_of_a_fork_keep_what_is_theirs(parent: Path) -> None:
+    swept = expand_fork(["-m", f"fork={parent}", "step=4", "optimizer=adamw,lion"])
+    rates = {}
+    for choice in ("adamw", "lion"):
+        overrides = [text.replace("adamw,lion", choice) for text in swept if text != "-m"]
+        rates[choice] = compose(overrides).optimizer.lr
+    assert rates == {"adamw": 2e-3, "lion": 3e-4}
+
+
+@pytest.mark.slow
+def test_a_fork_with_another_schedule_keeps_what_that_has(parent: Path) -> None:
+    taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", "scheduler=wsd"]))
+    assert (taken.config.scheduler.warmup_steps, taken.config.optimizer.lr) == (3, 2e-3)
+    assert "min_lr" not in taken.config.scheduler
+
+
+@pytest.mark.slow
+def test_a_run_and_what_hydra_prints_go_the_same_way(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+    mine = [*TINY, f"data.path={token_folder}", "experiments=adam", "optimizer=lion", "trainer.max_steps=1"]
+    done = cli(*mine, "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "written for optimizer=adamw, not for lion" in done.stdout
+    assert "written for optimizer=adamw, not for lion" in (tmp_path / "run" / "train.log").read_text(encoding="utf-8")
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").optimizer.lr == 3e-4
+    assert list(OmegaConf.load(tmp_path / "run" / ".hydra" / "overrides.yaml")) == mine
+    again = cli("--rerun", "run", "hydra.run.dir=again")
+    assert "the same as run, to the last digit" in again.stdout, again.stdout + again.stderr
+    printed = cli("--cfg", "job", "--package", "optimizer", *mine)
+    assert "lr: 0.0003" in printed.stdout
+    assert "written for optimizer=adamw, not for lion" in printed.stderr

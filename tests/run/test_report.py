@@ -1,0 +1,62 @@
+"""What a run says of itself: the command that goes on with it, and what is surely not meant."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+from support.command_line import Cli
+from support.tokens import TINY
+
+from lmtrain.files.metrics import read_metrics
+from lmtrain.run.report import extension_command
+
+MIN_LR = 6e-5  # cosine's
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "stays"),
+    [
+        ({"max_steps": 20, "min_lr": 1e-4}, " scheduler.max_steps=20"),
+        ({"max_steps": 20, "min_lr": 0.0}, ""),  # there is no rate to go on at
+        ({"warmup_steps": 3}, ""),  # it has no end
+    ],
+)
+def test_a_finished_run_goes_on_at_its_final_rate(scheduler: dict[str, float], stays: str) -> None:
+    cfg = OmegaConf.create({"scheduler": scheduler})
+    assert isinstance(cfg, DictConfig)
+    assert extension_command(cfg, Path("run"), 40) == f"python -m lmtrain resume=run trainer.max_steps=40{stays}"
+
+
+@pytest.mark.slow
+def test_a_schedule_that_is_stretched_is_warned_of_and_the_suggested_command_is_not(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
+    done = cli(*TINY, f"data.path={token_folder}", "hydra.run.dir=run")
+    assert done.returncode == 0, done.stderr
+    suggested = done.stdout.splitlines()[-1].strip().removeprefix("python -m lmtrain ")
+    assert suggested == "resume=run trainer.max_steps=24 scheduler.max_steps=12"
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+
+    stretched = cli("resume=other", "trainer.max_steps=24")
+    (warning,) = [line for line in stretched.stdout.splitlines() if "goes up again" in line]
+    rate = read_metrics(tmp_path / "other" / "metrics.jsonl")[12]["lr"]
+    assert rate > 4 * MIN_LR
+    assert f"at step 12 to {rate:.3g}, as its schedule ends later now" in warning
+    assert warning.endswith("; scheduler.max_steps=12 keeps the schedule as it was")
+
+    gone_on = cli(*suggested.split())
+    assert "goes up again" not in gone_on.stdout
+    assert "the schedule ends before the run" not in gone_on.stdout
+    assert {line["lr"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")[12:]} == {MIN_LR}
+
+
+@pytest.mark.slow
+def test_training_says_what_is_surely_not_meant(token_folder: Path, cli: Cli) -> None:
+    many = ["trainer.max_steps=110", "scheduler.warmup_steps=80", "data.batch_size=32", "trainer.eval_interval=1000"]
+    common = [*TINY, f"data.path={token_folder}", *many, "trainer.checkpoint_interval=1000", "trainer.log_interval=50"]
+    said = cli(*common).stdout
+    assert "scheduler.warmup_steps=80: 73% of the run; a twentieth is usual, scheduler.warmup_steps=5" in said
+    assert re.search(r"trainer.max_steps=110: sees \S*tiny 28[.\d]* times", said)
+    assert "repeated tokens" not in cli(*common, "model.dropout=0.1").stdout
