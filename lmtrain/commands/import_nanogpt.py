@@ -13,6 +13,7 @@ from lmtrain.config.compose import compose
 from lmtrain.files.durable import sha256_of
 from lmtrain.run.new_run import new_run
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser
 
 if TYPE_CHECKING:  # the help needs no torch
     from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint
@@ -27,7 +28,7 @@ your own overrides win. A checkpoint from before nanoGPT used nn.GELU wants mode
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain import",
         description="Makes a run directory whose first checkpoint is the state of nanoGPT's ckpt.pt: weights, AdamW "
         "moments and step.\nTraining goes on there, with resume=RUN_DIR.",
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT.pt", help="nanoGPT's checkpoint")
     parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and everything else that is to differ")
-    options = parser.parse_args(list(arguments))
+    options = parser.read(arguments)
 
     # After the arguments are understood: these import torch.
     from lmtrain.convert.nanogpt_checkpoint import read_nanogpt_checkpoint

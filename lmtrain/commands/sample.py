@@ -1,31 +1,32 @@
 """`python -m lmtrain sample RUN_DIR --prompt …`: text from a checkpoint."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lmtrain sample", description="Writes text with a trained model.")
+    parser = OptionParser(prog="python -m lmtrain sample", description="Writes text with a trained model.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory")
     parser.add_argument("--prompt", default="", help="the text to continue (default: the start of a document)")
-    parser.add_argument("--tokens", type=int, default=200, help="how many to add (default: 200)")
-    parser.add_argument("--count", type=int, default=1, help="how many texts (default: 1)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 = always the likeliest (default: 0.8)")
-    parser.add_argument("--top-k", type=int, default=50, help="choose among so many; 0 = all (default: 50)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default: 0)")
+    parser.add_argument("--tokens", type=WholeNumber(1), default=200, help="how many to add (default: 200)")
+    parser.add_argument("--count", type=WholeNumber(1), default=1, help="how many texts (default: 1)")
+    parser.add_argument(
+        "--temperature",
+        type=Number(at_least=0, at_most=1000),
+        default=0.8,
+        help="0 = always the likeliest (default: 0.8)",
+    )
+    parser.add_argument("--top-k", type=WholeNumber(), default=50, help="choose among so many; 0 = all (default: 50)")
+    parser.add_argument("--seed", type=WholeNumber(), default=0, help="the same seed gives the same text (default: 0)")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
-    options = parser.parse_args(list(arguments))
-    for name in ("tokens", "count", "temperature", "top_k"):
-        if getattr(options, name) < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 0")
-
+    options = parser.read(arguments)
     if not (options.run / "config.yaml").is_file():
         raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
 
