@@ -2,11 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber
+
+if TYPE_CHECKING:
+    from lmtrain.data.stored_tokenizer import StoredTokenizer
+    from lmtrain.run.loaded import LoadedRun
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,6 +31,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=WholeNumber(), default=0, help="the same seed gives the same text (default: 0)")
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="for a run without one: a tokenizer.json, a meta.pkl of characters, or a folder that has one",
+    )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
     if not (options.run / "config.yaml").is_file():
@@ -37,10 +49,9 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.run.loaded import load_run
 
     loaded = load_run(options.run, options.checkpoint, options.device, options.trust)
-    if loaded.tokenizer is None:
-        raise ConfigError(f"{options.run}: has no tokenizer.json, since its data had none")
+    tokenizer = _choose_tokenizer(loaded, options.run, options.tokenizer)
     with raising_config_errors():  # characters that the run's text did not have
-        ids = loaded.tokenizer.encode(options.prompt) or [loaded.tokenizer.end_of_text or 0]
+        ids = tokenizer.encode(options.prompt) or [tokenizer.end_of_text or 0]
     prompt = torch.tensor(ids, device=loaded.system.device)
     generator = torch.Generator().manual_seed(options.seed)
     for _ in range(options.count):
@@ -49,12 +60,48 @@ def main(arguments: Sequence[str]) -> int:
             prompt,
             options.tokens,
             block_size=loaded.cfg.data.block_size,
-            vocab_size=loaded.tokenizer.vocab_size,
+            vocab_size=tokenizer.vocab_size,
             temperature=options.temperature,
             top_k=options.top_k or None,
             generator=generator,
         )
-        print(loaded.tokenizer.decode(tokens.tolist()))
+        print(tokenizer.decode(tokens.tolist()))
         if options.count > 1:
             print("-" * 60)
     return 0
+
+
+def _choose_tokenizer(loaded: "LoadedRun", run: Path, given: Path | None) -> "StoredTokenizer":
+    """Return the run's own tokenizer or, of a run that has none, the one that is given.
+
+    Raises:
+        ConfigError: there is none, there are two, or the one that is given has more ids than the run.
+    """
+    if loaded.tokenizer is not None:
+        if given is not None:
+            raise ConfigError(f"--tokenizer {given}: {run} has its own ({TOKENIZER_FILE}); leave the option out")
+        return loaded.tokenizer
+    if given is None:
+        raise ConfigError(f"{run}: has no {TOKENIZER_FILE}, since its data had none; --tokenizer PATH gives one")
+    with raising_config_errors():
+        tokenizer = _read_tokenizer(given)
+    known = loaded.cfg.model.get("vocab_size")
+    if known is not None and tokenizer.vocab_size > known:
+        raise ConfigError(
+            f"--tokenizer {given}: has {tokenizer.vocab_size:,} ids, but the model of {run} has {known:,}: it is not "
+            "the one of its data"
+        )
+    return tokenizer
+
+
+def _read_tokenizer(path: Path) -> "StoredTokenizer":
+    """Return the tokenizer in a file, or in a folder; raise ValueError if there is none, or it is damaged."""
+    from lmtrain.convert.nanogpt_characters import CHARACTERS_FILE, read_characters
+    from lmtrain.data.stored_tokenizer import load_tokenizer
+
+    inside = next((path / name for name in (TOKENIZER_FILE, CHARACTERS_FILE) if (path / name).is_file()), None)
+    if (file := inside or path).is_dir():
+        raise ValueError(f"--tokenizer {path}: no {TOKENIZER_FILE} and no {CHARACTERS_FILE} there")
+    if not file.is_file():
+        raise ValueError(f"--tokenizer {path}: no such file or folder")
+    return read_characters(file) if file.suffix == ".pkl" else load_tokenizer(file.parent, file.name)

@@ -127,7 +127,7 @@ def write_picture(study: optuna.Study, path: Path) -> str:
     Returns what there is to say about it, to follow other words.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        return f"; for a picture of it, {path.name}: pip install -e '.[plot]'"
+        return f"; for a picture of it, {path.name}: pip install 'lmtrain[plot]'"
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
     if not trials:
         return ""
