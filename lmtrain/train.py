@@ -16,7 +16,7 @@ from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
-from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, load_tokenizer
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, copy_tokenizer, load_tokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.files.numbers import finite_or_none
@@ -301,6 +301,11 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
-    """Copy the data's tokenizer into the run, so that sampling needs nothing else; return None if there is none."""
+    """Copy the data's tokenizer into the run, so that sampling needs nothing else; return None if there is none.
+
+    Where the data has none, an imported run may have one.
+    """
     source = next(iter(token_folders(cfg.data).values()), None)
-    return load_tokenizer(directory.path) if source and copy_tokenizer(source, directory.path) else None
+    if source is not None:
+        copy_tokenizer(source, directory.path)
+    return load_tokenizer(directory.path) if (directory.path / TOKENIZER_FILE).is_file() else None

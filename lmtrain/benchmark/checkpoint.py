@@ -1,6 +1,5 @@
 """`python -m lmtrain benchmark checkpoint [overrides]`: how long training stands still for a checkpoint."""
 
-import argparse
 import tempfile
 import threading
 import time
@@ -17,6 +16,7 @@ from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import si
 
 if TYPE_CHECKING:
@@ -40,18 +40,16 @@ TARGET = 0.10  # of a synchronous save
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain benchmark checkpoint",
         description="Times saving the state of a config's model and optimizer, in the loop and beside it, in turns.",
         epilog="Example: python -m lmtrain benchmark checkpoint model=llama_10m model.vocab_size=4096; it needs "
         "no data, and writes into a folder of its own in the current one, where outputs/ would be.",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: 7)")
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
-    options = parser.parse_args(list(arguments))
-    if options.rounds < 1:
-        raise ConfigError("--rounds: at least 1")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=7, help="rounds that count (default: 7)")
+    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["model", "optimizer", "system"])
     if cfg.model.get("vocab_size", 0) is None:
         raise ConfigError("model.vocab_size=null: no data is read here to take it from; give a number")

@@ -1,6 +1,5 @@
 """`python -m lmtrain benchmark loader [overrides]`: what a batch costs."""
 
-import argparse
 import resource
 import tempfile
 import time
@@ -20,6 +19,7 @@ from lmtrain.config.token_files import ensure_tokens
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 
 if TYPE_CHECKING:
     from lmtrain.data.loader import TokenLoader
@@ -32,7 +32,7 @@ CONTENDERS = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain benchmark loader",
         description="Times batches with a warm page cache on one thread, and watches memory over many of them.",
         epilog="Without overrides, on random tokens; with some, on data of yours: data=tokens data.path=data/books",
@@ -41,15 +41,17 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--shapes", nargs="+", default=["16x512", "64x1024"], help="BATCHxBLOCK (default: 16x512 64x1024)"
     )
-    parser.add_argument("--rounds", type=int, default=21, help="rounds that count (default: 21)")
-    parser.add_argument("--calls", type=int, default=100, help="batches a round (default: 100)")
-    parser.add_argument("--batches", type=int, default=100_000, help="over which memory is watched (default: 100,000)")
-    parser.add_argument("--tokens", type=int, default=100_000_000, help="random ones, without overrides (default: 10⁸)")
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
-    options = parser.parse_args(list(arguments))
+    parser.add_argument("--rounds", type=WholeNumber(1), default=21, help="rounds that count (default: 21)")
+    parser.add_argument("--calls", type=WholeNumber(1), default=100, help="batches a round (default: 100)")
+    parser.add_argument(
+        "--batches", type=WholeNumber(1), default=100_000, help="over which memory is watched (default: 100,000)"
+    )
+    parser.add_argument(
+        "--tokens", type=WholeNumber(2000), default=100_000_000, help="random ones, without overrides (default: 10⁸)"
+    )
+    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    options = parser.read(arguments)
     shapes = [_shape(text) for text in options.shapes]
-    if min(options.rounds, options.calls, options.batches, options.tokens // 2000) < 1:
-        raise ConfigError("--rounds, --calls, --batches: at least 1; --tokens: at least 2000")
 
     import torch
 

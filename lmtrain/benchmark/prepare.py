@@ -1,6 +1,5 @@
 """`python -m lmtrain benchmark prepare [overrides]`: text to token files, against the tokenizer alone."""
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from lmtrain.config.compose import compose
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import si
 
 if TYPE_CHECKING:
@@ -31,18 +31,16 @@ BATCH_CHARS = 16 << 20  # of one encode_batch: as many documents as fit well int
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain benchmark prepare",
         description="Times prepare with a trained tokenizer against that tokenizer's own rate, in turns.",
         epilog="The text is that of the data choice (default: data=stdlib), repeated until there is enough of it.",
     )
     parser.add_argument("overrides", nargs="*", help="data=…, prepare.…=…")
-    parser.add_argument("--megabytes", type=int, default=128, help="of text (default: 128)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
-    options = parser.parse_args(list(arguments))
-    if options.rounds < 1 or options.megabytes < 1:
-        raise ConfigError("--rounds and --megabytes: at least 1")
+    parser.add_argument("--megabytes", type=WholeNumber(1), default=128, help="of text (default: 128)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="rounds (default: 5)")
+    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["data", "prepare"])
     if cfg.prepare is None:
         raise ConfigError("benchmark prepare: this data choice has no recipe (prepare)")

@@ -4,7 +4,6 @@ Each contender is a process of its own, and they take turns, a round each, so th
 one as for the other; what counts is the ratio within a round.
 """
 
-import argparse
 import contextlib
 import subprocess
 import sys
@@ -21,9 +20,9 @@ from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
 from lmtrain.config.build import build
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
-from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import si
 
 if TYPE_CHECKING:
@@ -38,18 +37,16 @@ PLAIN = {"keep_freed_memory": False, "compile": False}
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain benchmark step",
         description="Times optimizer steps of a config: the trainer against bare loops, in turns.",
         epilog="Example: python -m lmtrain benchmark step experiments=shakespeare_char --steps 50",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--rounds", type=int, default=11, help="rounds that count (default: 11)")
-    parser.add_argument("--steps", type=int, default=5, help="optimizer steps a round (default: 5)")
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
-    options = parser.parse_args(list(arguments))
-    if options.rounds < 1 or options.steps < 1:
-        raise ConfigError("--rounds and --steps: at least 1")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=11, help="rounds that count (default: 11)")
+    parser.add_argument("--steps", type=WholeNumber(1), default=5, help="optimizer steps a round (default: 5)")
+    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    options = parser.read(arguments)
     cfg = preflight(compose(options.overrides))
     with contextlib.ExitStack() as stack:
         processes = {

@@ -1,7 +1,6 @@
 """`python -m lmtrain compare RUN…`: runs side by side, and whether their differences are more than noise."""
 
 import argparse
-import difflib
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import visible
+from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:  # with scipy
     from lmtrain.compare.comparison import RunComparison
@@ -84,21 +84,25 @@ def output_bytes(kind: str, comparison: "RunComparison") -> bytes:
     return content.encode() if isinstance(content, str) else content
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> OptionParser:
     """Return the parser of all options."""
-    parser = argparse.ArgumentParser(prog="python -m lmtrain compare", description=DESCRIPTION, epilog=EPILOG)
+    parser = OptionParser(prog="python -m lmtrain compare", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run or sweep directories, any folder above, or globs")
     parser.add_argument("--metric", default="val/loss", help="what to compare (default: val/loss)")
-    parser.add_argument("--at-step", type=int, metavar="N", help="the equal step (default: the last that all have)")
+    parser.add_argument(
+        "--at-step", type=WholeNumber(1), metavar="N", help="the equal step (default: the last that all have)"
+    )
     parser.add_argument("--value", choices=VALUE_KINDS, default="at-step", help="a run's value in the statistics")
     parser.add_argument(
-        "--difference", type=float, metavar="D", help="that more seeds should decide (default: as seen)"
+        "--difference", type=Number(above=0), metavar="D", help="that more seeds should decide (default: as seen)"
     )
-    parser.add_argument("--reach", type=float, metavar="VALUE", help="time to it (default: what 3 runs in 4 reach)")
+    parser.add_argument("--reach", type=Number(), metavar="VALUE", help="time to it (default: what 3 runs in 4 reach)")
     parser.add_argument("--filter", action="append", default=[], metavar="COND", help="'optimizer.lr>1e-3'; repeatable")
     parser.add_argument("--sort", metavar="KEY", help="a column or config key; -KEY: descending (default: best first)")
     parser.add_argument("--columns", metavar="KEY,…", help="these alone (default: those that tell runs apart)")
-    parser.add_argument("--limit", type=int, default=40, metavar="N", help="rows of a table; 0 = all (default: 40)")
+    parser.add_argument(
+        "--limit", type=WholeNumber(), default=40, metavar="N", help="rows of a table; 0 = all (default: 40)"
+    )
     for kind in OUTPUTS:
         parser.add_argument(
             f"--{kind}",
@@ -109,15 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; raise ConfigError for an unknown one, with the nearest known one."""
-    known = make_parser()
-    options, unknown = known.parse_known_args(join_sort_key(arguments))
-    for word in unknown:
-        flag = word.partition("=")[0]
-        names = [name for action in known._actions for name in action.option_strings]
-        near = difflib.get_close_matches(flag, names, n=1)
-        raise ConfigError(f"{flag}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them"))
-    return options
+    """Return the options; raise ConfigError for a mistake in them."""
+    return make_parser().read(join_sort_key(arguments))
 
 
 def join_sort_key(arguments: Sequence[str]) -> list[str]:
@@ -128,12 +125,6 @@ def join_sort_key(arguments: Sequence[str]) -> list[str]:
 
 def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None:
     """Find the mistakes that would otherwise show after everything is read."""
-    if options.at_step is not None and options.at_step < 1:
-        raise ConfigError(f"--at-step {options.at_step}: at least 1")
-    if options.limit < 0:
-        raise ConfigError(f"--limit {options.limit}: at least 0")
-    if options.difference is not None and not options.difference > 0:
-        raise ConfigError(f"--difference {options.difference}: more than 0")
     if list(files.values()).count("-") > 1:
         raise ConfigError(f"--{' - --'.join(files)} -: one of them at a time")
     for kind, file in files.items():

@@ -1,6 +1,5 @@
 """`python -m lmtrain evaluate RUN_DIR…`: loss, perplexity and bits per byte of checkpoints on a whole split."""
 
-import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import is_sweep, starting_folder
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser
 from lmtrain.terminal.units import significant
 
 TRUST_HELP = "a class or function of a run's config that may be imported, as mymodels.Bigram; repeatable"
@@ -53,7 +53,7 @@ def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain evaluate", description="Loss of trained models over a whole split, every token once."
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run directories")
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
-    options = parser.parse_args(list(arguments))
+    options = parser.read(arguments)
 
     runs = [run for path in options.runs for run in finished_runs(path)]
     if not runs:

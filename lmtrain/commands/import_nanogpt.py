@@ -10,24 +10,28 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
+from lmtrain.config.token_files import token_folders
 from lmtrain.files.durable import sha256_of
 from lmtrain.run.new_run import new_run
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser
 
 if TYPE_CHECKING:  # the help needs no torch
     from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint
     from lmtrain.convert.nanogpt_settings import Value
+    from lmtrain.data.stored_tokenizer import StoredTokenizer
 
 EPILOG = """\
 for example:  python -m lmtrain import out-shakespeare-char/ckpt.pt data.path=data/shakespeare_char
 
 data.path is nanoGPT's folder of train.bin and val.bin. Sizes, batch, schedule and optimizer come from the checkpoint;
-your own overrides win. A checkpoint from before nanoGPT used nn.GELU wants model.gelu=tanh.
+your own overrides win. The characters of a meta.pkl there become the tokenizer. A checkpoint from before nanoGPT used
+nn.GELU wants model.gelu=tanh.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain import",
         description="Makes a run directory whose first checkpoint is the state of nanoGPT's ckpt.pt: weights, AdamW "
         "moments and step.\nTraining goes on there, with resume=RUN_DIR.",
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT.pt", help="nanoGPT's checkpoint")
     parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and everything else that is to differ")
-    options = parser.parse_args(list(arguments))
+    options = parser.read(arguments)
 
     # After the arguments are understood: these import torch.
     from lmtrain.convert.nanogpt_checkpoint import read_nanogpt_checkpoint
@@ -46,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         source = read_nanogpt_checkpoint(options.checkpoint)
         defaults = source.overrides()
     run = new_run(with_defaults(defaults, options.overrides), needs_empty_directory=True)
+    characters, about_characters = find_characters(run.cfg, options.checkpoint)
     with raising_config_errors():
         origin = {
             "checkpoint": str(options.checkpoint.resolve()),
@@ -54,9 +59,33 @@ def main(arguments: Sequence[str]) -> int:
             "model_args": source.model_args,
             "config": source.config,
         }
-        write_run(run.cfg, source, run.directory, hydra_files=run.hydra_files, origin=origin)
-    print_summary(options.checkpoint, source, run.cfg, run.directory)
+        write_run(run.cfg, source, run.directory, hydra_files=run.hydra_files, origin=origin, characters=characters)
+    print_summary(options.checkpoint, source, run.cfg, run.directory, about_characters)
     return 0
+
+
+def find_characters(cfg: DictConfig, checkpoint: Path) -> "tuple[StoredTokenizer | None, str]":
+    """Return the tokenizer of nanoGPT's `meta.pkl` beside the data or the checkpoint, and what to say of that file.
+
+    A run goes on without it, so a file that can't be used is no error.
+    """
+    from lmtrain.convert.nanogpt_characters import CHARACTERS_FILE, read_characters
+    from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
+
+    data = list(token_folders(cfg.data).values())
+    if any((folder / TOKENIZER_FILE).is_file() for folder in data):
+        return None, ""  # the data has a tokenizer of its own
+    folders = [*data, checkpoint.parent]
+    path = next((folder / CHARACTERS_FILE for folder in folders if (folder / CHARACTERS_FILE).is_file()), None)
+    if path is None:
+        return None, ""
+    try:
+        found = read_characters(path)
+    except (OSError, ValueError) as error:
+        return None, f"left out {error}"
+    if found.vocab_size > (known := cfg.model.get("vocab_size", found.vocab_size)):
+        return None, f"left out {path}: its ids go up to {found.vocab_size - 1}, the model's to {known - 1}"
+    return found, f"the tokenizer is the {len(found.tokenizer.get_vocab()):,} characters of {path}"
 
 
 def with_defaults(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> list[str]:
@@ -77,9 +106,11 @@ def with_defaults(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> 
 _MISSING = object()
 
 
-def print_summary(path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_dir: Path) -> None:
+def print_summary(
+    path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_dir: Path, about_characters: str
+) -> None:
     """Print what was taken over, what is lmtrain's from here on, and how to go on."""
-    from lmtrain.run.report import resume_command
+    from lmtrain.run.report import resume_command, sample_command
 
     loss = "" if source.best_val_loss is None else f", val loss {source.best_val_loss:.4f}"
     params = sum(value.numel() for value in source.weights.values())
@@ -87,10 +118,14 @@ def print_summary(path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_
     if not source.config:
         console.print("it says nothing of its training: batch size, learning rate and schedule are those of lmtrain")
     console.print(f"the order of batches is lmtrain's from here on (data.order={cfg.data.get('order')})")
+    if about_characters:
+        console.print(about_characters, markup=False)
     steps = cfg.trainer.max_steps
     if steps <= source.iter_num:
         steps = max(2 * source.iter_num, 1)
         decay = cfg.scheduler.get("max_steps")
         if decay is not None and decay < steps:
             console.print(f"the schedule ends at step {decay:,}; scheduler.max_steps moves that")
-    console.print(f"next: {resume_command(run_dir.resolve())} trainer.max_steps={steps}")
+    console.print(f"next: {resume_command(run_dir.resolve())} trainer.max_steps={steps}", markup=False)
+    if sample := sample_command(run_dir.resolve()):
+        console.print(f"      {sample}", markup=False)

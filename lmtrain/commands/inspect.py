@@ -21,6 +21,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import percent, si
 
 FREQUENT = 12  # tokens in the table
@@ -29,21 +30,25 @@ SAMPLE_LINES = 6
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain inspect",
         description="What folders of token files hold: documents, vocabulary, text that stands there twice, or in "
         "validation and training. Reads every token and checks the files against meta.json.",
         epilog="Exit code 2 if something is not what it should be.",
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="prepared, or bare .bin files")
-    parser.add_argument("--end-of-text", type=int, metavar="ID", help="the id between documents (default: meta.json's)")
+    parser.add_argument(
+        "--end-of-text", type=WholeNumber(), metavar="ID", help="the id between documents (default: meta.json's)"
+    )
     parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="has tokenizer.json, for folders without one")
     parser.add_argument("--dtype", choices=typing.get_args(TokenType), help="of bare files (default: uint16, checked)")
-    parser.add_argument("--samples", type=int, default=3, help="documents to show the beginning of (default: 3)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses them (default: 0)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers there, histograms included")
-    parser.add_argument("--png", type=Path, metavar="FILE", help="draw a picture there; needs lmtrain[plot]")
-    options = parser.parse_args(list(arguments))
+    parser.add_argument(
+        "--samples", type=WholeNumber(), default=3, help="documents to show the beginning of (default: 3)"
+    )
+    parser.add_argument("--seed", type=WholeNumber(), default=0, help="chooses them (default: 0)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers there, histograms included")
+    parser.add_argument("--png", type=output_file, metavar="FILE", help="draw a picture there; needs lmtrain[plot]")
+    options = parser.read(arguments)
     check_options(options)
 
     found = []
@@ -79,15 +84,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise ConfigError(f"{folder}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
     if options.tokenizer and not (options.tokenizer / TOKENIZER_FILE).is_file():
         raise ConfigError(f"--tokenizer {options.tokenizer}: no {TOKENIZER_FILE} there")
-    for name in ("samples", "seed", "end_of_text"):
-        if (getattr(options, name) or 0) < 0:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 0")
-    for name in ("json", "png"):
-        file = getattr(options, name)
-        if file and file.is_dir():
-            raise ConfigError(f"--{name} {file}: is a folder; give a file")
-        if file and not file.parent.is_dir():
-            raise ConfigError(f"--{name} {file}: there is no folder {file.parent}")
     if options.png and not is_installed("matplotlib"):
         raise ConfigError(f"--png {options.png}: needs matplotlib; install it with pip install 'lmtrain[plot]'")
 

@@ -1,6 +1,5 @@
 """`python -m lmtrain plan [overrides]`: what this run would be, before it takes any time."""
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,13 @@ from lmtrain.config.preflight import check_for_plan
 from lmtrain.config.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
+from lmtrain.terminal.options import Number, OptionParser, output_file
 
 DEFAULT_MFU = 0.35  # of a compiled Llama of 50M parameters or more
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain plan",
         description="What a run would be: its size, FLOPs, memory, disk, time, cost and learning rate, and likely "
         "mistakes in it. Trains nothing, prepares nothing.",
@@ -26,21 +26,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training, fork=RUN_DIR too")
     parser.add_argument("--measure", action="store_true", help="time a few real steps here, and their memory")
     parser.add_argument(
-        "--price", type=float, help="dollars an hour, of this machine and any GPU (default: a table's for GPUs)"
+        "--price",
+        type=Number(at_least=0),
+        help="dollars an hour, of this machine and any GPU (default: a table's for GPUs)",
     )
     parser.add_argument(
-        "--mfu", type=float, default=DEFAULT_MFU, help=f"share of a GPU's peak that is reached (default: {DEFAULT_MFU})"
+        "--mfu",
+        type=Number(above=0, at_most=1),
+        default=DEFAULT_MFU,
+        help=f"share of a GPU's peak that is reached (default: {DEFAULT_MFU})",
     )
-    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     if several := {"-m", "--multirun"} & {*arguments}:
         raise ConfigError(f"{several.pop()}: a plan is of one run; leave it out, and give each key one value")
-    options = parser.parse_intermixed_args(list(arguments))
-    if not 0 < options.mfu <= 1:
-        raise ConfigError(f"--mfu {options.mfu}: a share, above 0 and at most 1")
-    if options.price is not None and options.price < 0:
-        raise ConfigError(f"--price {options.price}: dollars an hour, at least 0")
-    if options.json and not options.json.absolute().parent.is_dir():
-        raise ConfigError(f"--json {options.json}: there is no folder {options.json.parent}")
+    options = parser.read(arguments)
     for override in parse_overrides(options.overrides):
         if override.is_sweep_override():
             raise ConfigError(f"{override.input_line}: several values; a plan is of one run, give one")

@@ -10,6 +10,7 @@ from lmtrain.config.compose import compose
 from lmtrain.config.token_files import ensure_tokens
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser
 
 EPILOG = """\
 your own text:  python -m lmtrain prepare data=text prepare.source.files='books/*.txt' data.path=data/books
@@ -21,7 +22,7 @@ choices:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain prepare",
         description="Makes the token files that a data choice reads: text, from a source, through a tokenizer, some of "
         "it held out for validation.\nKilled, it goes on when started again. Training does the same by itself where "
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", help="data=…, data.path=…, prepare/tokenizer=…, prepare.…=…")
-    options = parser.parse_args(list(arguments))
+    options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["prepare", "data"])
     if cfg.prepare is None:
         raise ConfigError(

@@ -22,10 +22,11 @@ from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain --rerun",
         description="Repeats a run: its config, seed and data, in a new run directory. Give it in the folder that the "
         "run was started in.\nWhat else has changed since (code, versions, machine) is printed first, and at the end "
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         "overrides", nargs="*", default=[], help=f"what changes no number: {', '.join(NEUTRAL_KEYS[:2])}, hydra.run.dir"
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
-    options = parser.parse_args(list(arguments))
+    options = parser.read(arguments)
     run: Path = options.run
     for override in (given := parse_overrides(options.overrides)):
         if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):

@@ -64,4 +64,4 @@ def check_launcher(overrides: Sequence[str]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"{override}: not installed here; pip install -e '.[{extra}]'") from error
+            raise ConfigError(f"{override}: not installed here; pip install 'lmtrain[{extra}]'") from error

@@ -23,6 +23,7 @@ from lmtrain.errors import TERMINATED, ConfigError
 from lmtrain.loop.stop_request import signals_to_handle
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import duration
 from lmtrain.verify.phases import PHASE_NAMES
 
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options; raise ConfigError for what is no override."""
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         prog="python -m lmtrain verify-resume",
         description=DESCRIPTION,
         epilog=EPILOG,
@@ -104,25 +105,26 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--kills", type=int, default=10, help="kills in all (default: 10)")
-    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of a run (default: 12)")
-    parser.add_argument("--seed", type=int, help="draws the moments of the kills (default: another one each time)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write kills and result to this file")
+    parser.add_argument("--kills", type=WholeNumber(1), default=10, help="kills in all (default: 10)")
+    parser.add_argument(
+        "--steps",
+        type=WholeNumber(MIN_STEPS, reason=", for several checkpoints"),
+        default=12,
+        help="optimizer steps of a run (default: 12)",
+    )
+    parser.add_argument(
+        "--seed", type=WholeNumber(), help="draws the moments of the kills (default: another one each time)"
+    )
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write kills and result to this file")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="put the runs into this new folder, and leave them")
-    options, unknown = parser.parse_known_intermixed_args(list(arguments))
-    if unknown:
-        raise ConfigError(f"{unknown[0]}: verify-resume takes key=value overrides of one run, and the flags of --help")
+    if several := {"-m", "--multirun"} & {*arguments}:
+        raise ConfigError(f"{several.pop()}: verify-resume takes key=value overrides of one run")
+    options = parser.read(arguments)
     for text in options.overrides:
         if text.lstrip("+~").startswith("resume=") and text != "resume=null":
             raise ConfigError(f"{text}: verify-resume starts runs of its own; give what your run was started with")
-    if options.kills < 1:
-        raise ConfigError(f"--kills {options.kills}: at least 1")
-    if options.steps < MIN_STEPS:
-        raise ConfigError(f"--steps {options.steps}: at least {MIN_STEPS}, for several checkpoints")
     if options.keep and options.keep.exists() and (not options.keep.is_dir() or any(options.keep.iterdir())):
         raise ConfigError(f"--keep {options.keep}: is there already; give a new folder")
-    if options.json and (options.json.is_dir() or not options.json.absolute().parent.is_dir()):
-        raise ConfigError(f"--json {options.json}: can't be written; give a file in a folder that exists")
     return options
 
 

@@ -21,12 +21,27 @@ from hydra.plugins.plugin import Plugin
 from hydra.types import HydraContext
 from omegaconf import DictConfig
 
+from lmtrain.errors import ConfigError
+from lmtrain.terminal.options import unknown_option
+
 INSTALLED_AS = "hydra_plugins.lmtrain"  # Hydra takes launchers and sweepers from modules of this package alone
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return Hydra's own flags (`--cfg`, `-m`, …) of a command line, with the rest of it as `overrides`."""
-    return get_args_parser().parse_args(list(arguments))
+    """Return Hydra's own flags (`--cfg`, `-m`, …) of a command line, with the rest of it as `overrides`.
+
+    Raises:
+        ConfigError: an unknown flag, or one without its value.
+    """
+    parser: argparse.ArgumentParser = get_args_parser()
+    parser.exit_on_error = False
+    try:
+        flags, unknown = parser.parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name}: {error.message}") from error
+    if unknown:
+        raise unknown_option(unknown[0], parser)
+    return flags
 
 
 def context_of_one_run(composed: DictConfig) -> HydraContext:

@@ -73,7 +73,7 @@ def _check_extras(cfg: DictConfig) -> None:
     for name, node in cfg.logger.items():
         package = EXTRAS.get(node["_target_"])
         if package and not is_installed(package):
-            raise ConfigError(f"logger={name}: needs the {package} package; pip install -e '.[{package}]'")
+            raise ConfigError(f"logger={name}: needs the {package} package; pip install 'lmtrain[{package}]'")
 
 
 def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:

@@ -91,10 +91,16 @@ def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: P
             )
 
 
-def names_that_need_trust(cfg: DictConfig) -> list[str]:
+def names_that_need_trust(cfg: DictConfig, *, also_allowed: Collection[str] = ()) -> list[str]:
     """Return the names in an unresolved config that a resume of its run would refuse without `trust`."""
     names = dict.fromkeys(name for _, name in _names(OmegaConf.to_container(cfg)))
-    return [name for name in names if name not in _shipped_names() and not LMTRAIN_VARIABLE.fullmatch(name)]
+    allowed = {*_shipped_names(), *also_allowed}
+    return [name for name in names if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)]
+
+
+def names_to_trust_again(path: Path, run_dir: Path, folder: Path) -> list[str]:
+    """Return the names in a config file of a run that a command given in `folder` has to trust."""
+    return names_that_need_trust(read_saved(path), also_allowed=_own_names(folder, run_dir))
 
 
 def read_saved(path: Path) -> DictConfig:

@@ -15,7 +15,7 @@ from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
 from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint, check_weights_fit
-from lmtrain.data.stored_tokenizer import copy_tokenizer
+from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, save_tokenizer
 from lmtrain.errors import COMPLETED
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
@@ -34,10 +34,12 @@ def write_run(
     *,
     hydra_files: Mapping[str, str],
     origin: Mapping[str, Any],
+    characters: StoredTokenizer | None,
 ) -> None:
     """Fill the directory, which is empty or not there, or leave it so.
 
-    `hydra_files` go into `.hydra/`, and `origin` becomes `imported.json`.
+    `hydra_files` go into `.hydra/`, and `origin` becomes `imported.json`. `characters` is the tokenizer of nanoGPT's
+    `meta.pkl`, if there is one.
 
     Raises:
         ValueError: the checkpoint does not fit the config, or the directory is in use.
@@ -52,7 +54,7 @@ def write_run(
         try:
             _save_first_checkpoint(cfg, parts, state, directory, now)
             directory.write_json("imported.json", origin)
-            _write_run_files(cfg, directory, now, hydra_files)
+            _write_run_files(cfg, directory, now, hydra_files, characters)
         except BaseException:
             for path in directory.path.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -108,11 +110,16 @@ def _save_first_checkpoint(
 
 
 def _write_run_files(
-    cfg: DictConfig, directory: RunDirectory, now: Mapping[str, Any], hydra_files: Mapping[str, str]
+    cfg: DictConfig,
+    directory: RunDirectory,
+    now: Mapping[str, Any],
+    hydra_files: Mapping[str, str],
+    characters: StoredTokenizer | None,
 ) -> None:
-    """Write the files that a resume reads, and copy the data's tokenizer, for sampling."""
+    """Write the files that a resume reads, and for sampling the data's tokenizer, or else that of the characters."""
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
-    if folder is not None:
-        copy_tokenizer(folder, directory.path)
+    has_own = folder is not None and copy_tokenizer(folder, directory.path)
+    if characters is not None and not has_own:
+        save_tokenizer(directory.path, characters)
     directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)

@@ -100,7 +100,7 @@ def save_tokenizer(folder: Path, stored: StoredTokenizer) -> None:
     write_atomically(folder / TOKENIZER_CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
-def load_tokenizer(folder: Path) -> StoredTokenizer:
+def load_tokenizer(folder: Path, name: str = TOKENIZER_FILE) -> StoredTokenizer:
     """Return the tokenizer that was saved in a folder, or came there from elsewhere.
 
     Without a word on `eos_token` in the folder, a well-known special token is the end of text, if there is one.
@@ -108,12 +108,12 @@ def load_tokenizer(folder: Path) -> StoredTokenizer:
     Raises:
         DataError: a file is missing or damaged.
     """
-    tokenizer = read_tokenizer_file(folder / TOKENIZER_FILE)
+    tokenizer = read_tokenizer_file(folder / name)
     ends = eos_tokens(folder) or well_known_ends(tokenizer)
     token = ends[0] if ends else None
     end_of_text = None if token is None else tokenizer.token_to_id(token)
     if token is not None and end_of_text is None:
-        raise DataError(f"{folder / TOKENIZER_CONFIG_FILE}: eos_token {token!r} is not in {TOKENIZER_FILE}")
+        raise DataError(f"{folder / TOKENIZER_CONFIG_FILE}: eos_token {token!r} is not in {name}")
     return StoredTokenizer(tokenizer, end_of_text)
 
 

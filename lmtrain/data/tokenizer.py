@@ -1,7 +1,7 @@
 """Tokenizers that a corpus can be prepared with, as `prepare.tokenizer` describes them."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -90,10 +90,7 @@ class Characters:
         for text in corpus.texts():
             seen[_code_points(text)] = True
         characters = map(chr, np.flatnonzero(seen).tolist())
-        tokenizer = Tokenizer(models.WordLevel({character: number for number, character in enumerate(characters)}))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        tokenizer.decoder = decoders.Fuse()
-        return StoredTokenizer(tokenizer, end_of_text=None)
+        return tokenizer_of_characters({character: number for number, character in enumerate(characters)})
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
         unknown = np.uint32(0xFFFFFFFF)
@@ -109,6 +106,14 @@ class Characters:
             return encoded
 
         return encode
+
+
+def tokenizer_of_characters(ids: Mapping[str, int]) -> StoredTokenizer:
+    """Return the tokenizer that gives every character its id; there is no end of text."""
+    tokenizer = Tokenizer(models.WordLevel(dict(ids)))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return StoredTokenizer(tokenizer, end_of_text=None)
 
 
 def _code_points(text: str) -> npt.NDArray[np.uint32]:

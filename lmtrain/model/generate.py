@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+ALWAYS_THE_LIKELIEST = 1e-6  # a temperature below which dividing the logits by it may overflow
+
 
 @torch.no_grad()
 def generate(
@@ -28,7 +30,7 @@ def generate(
     for _ in range(count):
         logits, _ = model(tokens[None, -block_size:])
         logits = logits[0, -1, :vocab_size].float()
-        if temperature == 0:
+        if temperature < ALWAYS_THE_LIKELIEST:
             choice = logits.argmax(keepdim=True)
         else:
             if top_k is not None and top_k < len(logits):

@@ -13,7 +13,9 @@ from torch import nn
 
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
-from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.config.overrides import quoted
+from lmtrain.config.trust import names_to_trust_again
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
@@ -30,7 +32,7 @@ from lmtrain.run.directory import RunDirectory, is_sweep
 from lmtrain.run.identity import config_hash, plain_config
 from lmtrain.system import System
 from lmtrain.terminal.as_text import visible
-from lmtrain.terminal.paths import short_path
+from lmtrain.terminal.paths import shell_folder, short_path
 from lmtrain.terminal.units import duration, si, significant
 from lmtrain.trainer import Trainer
 
@@ -158,12 +160,12 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
     log.info("took %s; everything is in %s", duration(state.seconds), path)
     if is_sweep(directory.path.parent):
         return  # a job of a sweep, which closes with its own table
-    log.info(
-        "next: python -m lmtrain sample %s --count 3\n      python -m lmtrain evaluate %s\n      %s",
-        shlex.quote(path),
-        shlex.quote(path),
+    commands = [
+        f"{command} --count 3" if (command := sample_command(directory.path)) else None,
+        _command("evaluate", directory.path) if state.val_loss is not None else None,
         extension_command(cfg, directory.path, 2 * cfg.trainer.max_steps),
-    )
+    ]
+    log.info("next: %s", "\n      ".join(command for command in commands if command))
 
 
 def log_ending(error: BaseException | None, path: Path) -> None:
@@ -178,7 +180,10 @@ def log_ending(error: BaseException | None, path: Path) -> None:
             log.error("diverged: %s", error)
         case PrunedError():
             log.warning(
-                "pruned: %s; saved after step %d; to go on all the same: %s", error, saved[-1], resume_command(path)
+                "pruned: %s; saved after step %d; to go on all the same: %s",
+                error,
+                max(saved, default=0),
+                resume_command(path),
             )
         case InterruptedBySignal():
             where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
@@ -206,4 +211,26 @@ def extension_command(cfg: DictConfig, run_dir: Path, max_steps: int) -> str:
 
 def resume_command(run_dir: Path) -> str:
     """Return the command that continues a run."""
-    return f"python -m lmtrain {shlex.quote(f'resume={short_path(run_dir)}')}"
+    words = [f"resume={short_path(run_dir)}"]
+    if names := _names_to_trust(run_dir / ".hydra" / "config.yaml", run_dir):
+        words.append(f"trust=[{','.join(map(quoted, names))}]")
+    return f"python -m lmtrain {shlex.join(words)}"
+
+
+def sample_command(run_dir: Path) -> str | None:
+    """Return the command that shows a run's text; None for a run without a tokenizer."""
+    return _command("sample", run_dir) if (run_dir / TOKENIZER_FILE).is_file() else None
+
+
+def _command(verb: str, run_dir: Path) -> str:
+    """Return the command of a verb that reads a run."""
+    trust = [word for name in _names_to_trust(run_dir / "config.yaml", run_dir) for word in ("--trust", name)]
+    return f"python -m lmtrain {shlex.join([verb, short_path(run_dir), *trust])}"
+
+
+def _names_to_trust(path: Path, run_dir: Path) -> list[str]:
+    """Return the names in a config of a run that its user must trust; none while the file can't be read."""
+    try:
+        return names_to_trust_again(path, run_dir, shell_folder())
+    except ConfigError:
+        return []

@@ -263,7 +263,7 @@ def test_options_change_what_is_shown(comparison: RunComparison, capfd: pytest.C
         (["RUNS", "--png", "a.jpg"], "--png a.jpg: would be no jpg file; give a.png"),
         (["RUNS", "--csv", "a.json"], "--csv a.json: would be no json file; give --json a.json"),
         (["RUNS", "--srt", "lr"], "--srt: no such option; did you mean --sort?"),
-        (["RUNS", "--difference", "0"], "--difference 0.0: more than 0"),
+        (["RUNS", "--difference", "0"], "--difference 0: above 0"),
     ],
 )
 def test_a_mistake_is_one_line(comparison: RunComparison, options: list[str], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,52 @@ def test_a_finished_run_and_one_without_config_are_told_how_to_go_on(tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "says nothing of its training: batch size, learning rate and schedule are those of lmtrain" in done.stdout
     assert checkpoint_at(tmp_path / "bare", 20).state["train"]["tokens"] == 20 * 4 * 16 * 16
+
+
+@pytest.mark.slow
+def test_every_command_that_is_suggested_works_with_the_characters_of_a_meta_pkl(tmp_path: Path, cli: Cli) -> None:
+    Training(bias=False).train(1).save(tmp_path / "ckpt.pt")
+    characters = {chr(65 + number): number for number in range(61)}
+    (tmp_path / "tokens" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 61, "stoi": characters}))
+    done = cli("import", "ckpt.pt", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert "the tokenizer is the 61 characters of tokens/meta.pkl" in done.stdout
+    suggested = done.stdout.partition("next: ")[2].splitlines()
+    assert [line.strip() for line in suggested] == [
+        f"python -m lmtrain resume=run trainer.max_steps={CONFIG['max_iters']}",
+        "python -m lmtrain sample run",
+    ]
+    sampled = cli(*shlex.split(suggested[1])[3:], "--prompt=AB", "--tokens=3", "--device=cpu")
+    assert sampled.returncode == 0, sampled.stderr
+    assert (sampled.stdout[:2], len(sampled.stdout)) == ("AB", 2 + 3 + 1)
+    resumed = cli("resume=run", "trainer.max_steps=2", "trainer.eval_batches=1")
+    assert resumed.returncode == 0, resumed.stderr
+    commands = [line.strip() for line in resumed.stdout.partition("next: ")[2].splitlines()]
+    assert [command.split()[3] for command in commands] == ["sample", "evaluate", "resume=run"]
+    for command in commands[:2]:
+        done = cli(*shlex.split(command)[3:], "--device=cpu")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"stoi": {chr(65 + number): number for number in range(70)}}, "its ids go up to 69, the model's to 63"),
+        ({"stoi": 5}, "has no ids of characters (stoi)"),
+        ({"trap": Harmful(Path("trap"))}, "holds more than dicts, lists, text and integers ("),
+    ],
+)
+def test_a_meta_pkl_that_cannot_be_used_is_named_and_left_out(
+    content: object, message: str, tmp_path: Path, cli: Cli
+) -> None:
+    Training(bias=False).train(1).save(tmp_path / "ckpt.pt")
+    (tmp_path / "tokens" / "meta.pkl").write_bytes(pickle.dumps(content))
+    done = cli("import", "ckpt.pt", *RUN)
+    assert done.returncode == 0, done.stderr
+    assert f"left out tokens/meta.pkl: {message}" in done.stdout
+    assert "sample" not in done.stdout
+    assert not (tmp_path / "trap").exists()
+    assert not (tmp_path / "run" / "tokenizer.json").exists()
 
 
 def harmful(content: dict[str, Any]) -> None:

@@ -143,7 +143,7 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["model.n_head=3"], "model.d_model=32: must be an even multiple of model.n_head=3"),
         (["model.block_size=8"], "data.block_size=16: longer than model.block_size=8"),
         (["resume=outputs/a"], "resume=outputs/a: a plan is of a new run"),
-        (["--mfu=7"], "--mfu 7.0: a share"),
+        (["--mfu=7"], "--mfu 7: above 0 and at most 1"),
         (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
         (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; a plan is of one run, give one"),
         (["-m"], "-m: a plan is of one run; leave it out"),

@@ -151,7 +151,7 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
         (["--kills", "0"], "--kills 0: at least 1"),
         (["--steps", "5"], "--steps 5: at least 6"),
         (["--keep", "data"], "--keep data: is there already"),
-        (["--json", "nowhere/out.json"], "--json nowhere/out.json: can't be written"),
+        (["--json", "nowhere/out.json"], "--json nowhere/out.json: there is no folder nowhere"),
         (["model.n_head=5"], "model.d_model=32: must be an even multiple of model.n_head=5"),  # found by the first run
     ],
 )

@@ -1,6 +1,7 @@
-"""What a run says of itself: the command that goes on with it, and what is surely not meant."""
+"""What a run says of itself: commands that work in its situation, and what is surely not meant."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from omegaconf import DictConfig, OmegaConf
 from support.command_line import Cli
 from support.tokens import TINY
+from support.user_model import MY_MODEL
 
 from lmtrain.files.metrics import read_metrics
 from lmtrain.run.report import extension_command
@@ -60,3 +62,19 @@ def test_training_says_what_is_surely_not_meant(token_folder: Path, cli: Cli) ->
     assert "scheduler.warmup_steps=80: 73% of the run; a twentieth is usual, scheduler.warmup_steps=5" in said
     assert re.search(r"trainer.max_steps=110: sees \S*tiny 28[.\d]* times", said)
     assert "repeated tokens" not in cli(*common, "model.dropout=0.1").stdout
+
+
+@pytest.mark.slow
+def test_suggested_commands_trust_what_only_the_command_line_names(
+    cli: Cli, tmp_path: Path, token_folder: Path
+) -> None:
+    (tmp_path / "mymodels.py").write_text(MY_MODEL)
+    own = ["~model", "+model={_target_:mymodels.Mine,vocab_size:61}"]
+    tiny = [text for text in TINY if not text.startswith("model")]
+    done = cli(*tiny, *own, f"data.path={token_folder}", "trainer.max_steps=1", "hydra.run.dir=my run")
+    assert done.returncode == 0, done.stderr
+    commands = [line.strip() for line in done.stdout.partition("next: ")[2].splitlines()]
+    assert [command.split()[3] for command in commands] == ["evaluate", "'resume=my"]
+    for command in commands:
+        done = cli(*shlex.split(command)[3:])
+        assert done.returncode == 0, done.stderr

@@ -36,7 +36,7 @@ from lmtrain.terminal.paths import short_path
 if TYPE_CHECKING:  # Optuna is an extra, and takes a second to import; every start of lmtrain comes by here
     from lmtrain.sweep.search.trials import RunningTrial, Search
 
-WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna: pip install -e '.[optuna]'"
+WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna: pip install 'lmtrain[optuna]'"
 
 
 class SearchSettings:

@@ -130,7 +130,7 @@ def write_picture(study: optuna.Study, path: Path) -> str:
     Returns what there is to say about it, to follow other words.
     """
     if not is_installed("matplotlib"):
-        return f"; for a picture of it, {path.name}: pip install -e '.[plot]'"
+        return f"; for a picture of it, {path.name}: pip install 'lmtrain[plot]'"
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
     if not trials:
         return ""

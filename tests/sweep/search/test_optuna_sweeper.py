@@ -148,7 +148,7 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "config error: hydra/sweeper=optuna: needs Optuna: pip install -e '.[optuna]'\n"
+    assert done.stderr == "config error: hydra/sweeper=optuna: needs Optuna: pip install 'lmtrain[optuna]'\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""`sample` with the run's own tokenizer, with one that is given, and with neither."""
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+from support.command_line import Cli
+from support.tokens import TINY, write_tokens
+from tokenizers import Tokenizer, models
+
+from lmtrain.commands.sample import main
+from lmtrain.data.tokenizer import tokenizer_of_characters
+from lmtrain.errors import ConfigError
+
+CHARACTERS = "\n !.,'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # not all of the vocabulary, as of many runs
+IDS = {character: number for number, character in enumerate(CHARACTERS)}
+ASKED = ["--prompt", "Hi", "--tokens", "5", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def folder(module_cli: Cli) -> Path:
+    """A folder with a run that has no tokenizer, as its data has none."""
+    folder = module_cli.folder
+    write_tokens(folder / "data")
+    done = module_cli(*TINY, "data.path=data", "trainer.max_steps=1", "hydra.run.dir=out")
+    assert done.returncode == 0, done.stderr
+    (folder / "characters").mkdir()
+    (folder / "characters" / "meta.pkl").write_bytes(pickle.dumps({"stoi": IDS}))
+    (folder / "tokenizer").mkdir()
+    tokenizer_of_characters(IDS).tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    (folder / "tokenizer" / "other.json").write_bytes((folder / "tokenizer" / "tokenizer.json").read_bytes())
+    Tokenizer(models.WordLevel({chr(100 + number): number for number in range(62)})).save(str(folder / "large.json"))
+    (folder / "hint.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_run_without_a_tokenizer_suggests_no_sample(folder: Path) -> None:
+    closing = (folder / "hint.txt").read_text().partition("next: ")[2].splitlines()
+    assert [re.sub(" {2,}", "", line) for line in closing] == [
+        "python -m lmtrain evaluate out",
+        "python -m lmtrain resume=out trainer.max_steps=2",
+    ]
+
+
+def test_a_tokenizer_that_is_given_in_any_form(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for path in ("characters", "characters/meta.pkl", "tokenizer", "tokenizer/tokenizer.json", "tokenizer/other.json"):
+        assert main(["out", *ASKED, "--tokenizer", path]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("Hi")
+    assert len(texts[0]) == len("Hi") + 5 + len("\n")
+    assert set(texts) == {texts[0]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "out: has no tokenizer.json, since its data had none; --tokenizer PATH gives one"),
+        (["--tokenizer", "nowhere"], "--tokenizer nowhere: no such file or folder"),
+        (["--tokenizer", "data"], "--tokenizer data: no tokenizer.json and no meta.pkl there"),
+        (["--tokenizer", "data/train.bin"], "data/train.bin: not a file that the tokenizers library reads"),
+        (["--tokenizer", "large.json"], "--tokenizer large.json: has 62 ids, but the model of out has 61"),
+        (["--tokenizer", "tokenizer", "--prompt", "Hi?"], "the tokenizer does not know '?'"),
+    ],
+)
+def test_mistakes_are_one_line(here: Path, arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        main(["out", *ASKED, *arguments])
+    assert str(caught.value).startswith(message)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_run_with_its_own_tokenizer_takes_no_other(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = here / "out" / "tokenizer.json"
+    own.write_bytes((here / "tokenizer" / "tokenizer.json").read_bytes())
+    try:
+        assert main(["out", *ASKED]) == 0
+        assert capsys.readouterr().out.startswith("Hi")
+        with pytest.raises(ConfigError, match=r"^--tokenizer characters: out has its own \(tokenizer.json\)"):
+            main(["out", *ASKED, "--tokenizer", "characters"])
+    finally:
+        own.unlink()
