@@ -83,6 +83,7 @@ def test_the_environment_has_the_code_and_the_versions_of_the_packages_that_targ
     assert hardware_and_software(recorded)["lmtrain_source"] == lmtrain_hash()
 
 
+@pytest.mark.slow
 def test_a_resume_with_other_code_is_refused_until_it_is_allowed(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     write_my_model(tmp_path)
     model = tmp_path / "mymodels.py"
