@@ -72,7 +72,7 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     is the same data in the same order. What is left out is logged.
 
     Raises:
-        ValueError: the model is another one, the optimizer's state does not fit, or a file of the same data was changed.
+        ValueError: the model is another one, the optimizer's state does not fit, or a file of the data was changed.
     """
     then, now = origin.checkpoint.state["config"], snapshot.identity["config"]
     fresh = []

@@ -47,7 +47,8 @@ Device, dtype, compilation, dropout, accumulation, data order and schedule are t
 few steps, these are not: trainer.max_steps (--steps; the schedule keeps its own), trainer.log_interval=1,
 .checkpoint_interval={INTERVALS["checkpoint_interval"]}, .eval_interval={INTERVALS["eval_interval"]}, at most \
 {EVAL_BATCHES} batches an evaluation, logger=[] and sample_tokens=0. None of
-them changes a bit of the training. The undisturbed run keeps all of its checkpoints, which needs disk space.
+them changes a bit of the training, but for the checkpoint that trainer.on_bad_step=rewind goes back to. The undisturbed
+run keeps all of its checkpoints, which needs disk space.
 
 Exit codes: 0 bit for bit; 1 a difference, or a run that failed by itself; 2 a mistake in the config.
 

@@ -53,6 +53,7 @@ def test_what_leaves_every_sample_where_it_is(key: str, value: Any) -> None:
     assert order_changes(CONFIG, changed(key, value)) == []
 
 
+@pytest.mark.slow
 def test_a_resume_with_another_block_size_begins_its_order(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     def samples() -> int:
         seen: int = load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["samples"]

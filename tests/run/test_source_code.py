@@ -1,6 +1,7 @@
 """The code of a user's own that a run is made of: what is covered, and that a resume names what has changed."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from support.command_line import Cli
 from support.tokens import TINY
 from support.user_model import write_my_model
 
+from lmtrain.run import source_code
+from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.run.source_code import changed_sources, lmtrain_hash, source_hashes
 
 CONFIG = {
@@ -60,10 +63,27 @@ def test_only_what_was_there_both_times_and_differs_has_changed(code: Path) -> N
     assert changed_sources({}, before) == changed_sources(before, before) == {}
 
 
-def test_the_hash_of_lmtrain_is_the_same_each_time() -> None:
+def test_the_hash_of_lmtrain_changes_with_any_of_its_files(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lmtrain_hash() == lmtrain_hash()
+    monkeypatch.setattr(source_code, "LMTRAIN", code)
+    seen = {lmtrain_hash()}
+    (code / "net" / "unused.py").write_text("a = 1")
+    seen.add(lmtrain_hash())
+    (code / "other.py").rename(code / "another.py")
+    seen.add(lmtrain_hash())
+    assert len(seen) == 3
 
 
+def test_the_environment_has_the_code_and_the_versions_of_the_packages_that_targets_are_from(code: Path) -> None:
+    config = {**CONFIG, "logger": {"mine": {"_target_": "rich.table.Table"}}}
+    recorded = describe_environment("x", "cpu", config)
+    assert recorded["code"] == source_hashes(CONFIG)
+    assert recorded["packages"]["rich"] == version("rich")
+    assert not {"net", "other"} & recorded["packages"].keys()
+    assert hardware_and_software(recorded)["lmtrain_source"] == lmtrain_hash()
+
+
+@pytest.mark.slow
 def test_a_resume_with_other_code_is_refused_until_it_is_allowed(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     write_my_model(tmp_path)
     model = tmp_path / "mymodels.py"

@@ -34,7 +34,11 @@ def write_run(path: Path, clock: float) -> Path:
         }
         state = {
             "train": {"step": step, "tokens": 128 * step, "train_loss": math.nan, "seconds": clock},
-            "data": {"fingerprints": {"train": "1a", "val": "2b"}, "order_version": 1},
+            "data": {
+                "fingerprints": {"train": "1a", "val": "2b"},
+                "order_version": 1,
+                "stamps": {"train": {"train.bin": [8, clock]}},
+            },
             "config": {"name": f"at {clock}"},
         }
         folder.save(step, Checkpoint(tensors, state), Retention(newest=9))
