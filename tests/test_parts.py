@@ -48,6 +48,13 @@ def test_blocks_longer_than_the_model_takes_are_refused(overrides: list[str]) ->
         build_model(cfg)
 
 
+def test_a_batch_beyond_the_memory_is_refused(overrides: list[str]) -> None:
+    with pytest.raises(
+        ValueError, match=r"^data\.batch_size=1000000000000: the token ids of such a batch take 256,000 GB"
+    ):
+        build_loaders(config(overrides, "data.batch_size=1000000000000"))
+
+
 def test_data_that_is_used_up_before_the_end_is_refused(overrides: list[str], token_folder: Path) -> None:
     mixture = ["data=mixture", f"+data.paths.a={token_folder}", "+data.weights.a=1", "+data.max_epochs.a=1"]
     changes = ["data.batch_size=4", "data.block_size=16", "trainer.max_steps=1000"]

@@ -14,6 +14,7 @@ from lmtrain.data.order import ORDERS, block_count
 from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
+from lmtrain.machine import total_memory
 
 IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy
 READ_BYTES = 128 << 10
@@ -134,6 +135,15 @@ class Samples:
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
+def check_batch_fits(batch_size: int, block_size: int) -> None:
+    """Raise ValueError if the ids and targets of a micro-batch, of 8 bytes each, need more than this machine has."""
+    if (needed := 16 * batch_size * block_size) > total_memory():
+        raise ValueError(
+            f"data.batch_size={batch_size}: the token ids of such a batch take {needed / 1e9:,.0f} GB, more than this "
+            "machine has"
+        )
+
+
 class TokenLoader:
     """Samples of `block_size` tokens and the same shifted by one, from a split of the token files at `path`.
 
@@ -158,6 +168,7 @@ class TokenLoader:
         vocab_size: PositiveInt | None = None,
         dtype: TokenType | None = None,
     ) -> None:
+        check_batch_fits(batch_size, block_size)
         self.path, self.split, self.batch_size, self.block_size, self.seed = path, split, batch_size, block_size, seed
         self.max_samples: int | None = None  # it begins again and again
         self.samples = Samples(Path(path), split, block_size, seed, order, split, vocab_size, dtype)

@@ -18,6 +18,7 @@ from lmtrain.files.limited import read_json_limited
 
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64 << 20  # of a file beside tokens; a list of 100,000 shards has 12 MB
+MAX_VOCAB_SIZE = 1 << 32
 SPLITS = ("train", "val")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
@@ -112,6 +113,7 @@ def read_meta(folder: Path) -> Meta | None:
         meta = Meta(**{**fields, "tokenizer": TokenizerFile(**fields["tokenizer"]), "splits": splits})
         _check_names(meta)
         _check_types(meta)
+        _check_sizes(meta)
     except DataError:
         raise
     except (KeyError, TypeError, AttributeError, ValueError, OSError) as error:
@@ -138,12 +140,24 @@ def _check_types(meta: Meta) -> None:
         if not 0 <= split.lost_share <= 1:
             raise ValueError(f"lost_share {split.lost_share!r} is no share")
         sums.append(split.sha256)
-    if wrong := [count for count in counts if type(count) is not int]:
-        raise TypeError(f"{wrong[0]!r} is no whole number")
+    if wrong := [count for count in counts if type(count) is not int or not 0 <= count < 1 << 63]:
+        raise TypeError(f"{wrong[0]!r} is no whole number from 0 on, of 63 bits")
     if wrong := [checksum for checksum in sums if not isinstance(checksum, str)]:
         raise TypeError(f"{wrong[0]!r} is no checksum")
     if not isinstance(meta.recipe, dict):
         raise TypeError(f"recipe {meta.recipe!r}")
+
+
+def _check_sizes(meta: Meta) -> None:
+    """Raise a ValueError for a vocabulary that no ids can have, or shards that are not their split.
+
+    The files' own sizes are seen when they are opened.
+    """
+    if not 1 <= meta.vocab_size <= MAX_VOCAB_SIZE:
+        raise ValueError(f"vocab_size {meta.vocab_size:,} is not from 1 to {MAX_VOCAB_SIZE:,}, which ids can have")
+    for name, split in meta.splits.items():
+        if split.shards and sum(shard.tokens for shard in split.shards) != split.tokens:
+            raise ValueError(f"{name} has {split.tokens:,} tokens, but its shards together have another number")
 
 
 def check_tokenizer(tokens: Path, beside: Path) -> None:

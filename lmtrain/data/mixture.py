@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from lmtrain.data.loader import Batch, Batches, Samples, inputs_and_targets
+from lmtrain.data.loader import Batch, Batches, Samples, check_batch_fits, inputs_and_targets
 from lmtrain.data.order import interleave
 from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
@@ -64,6 +64,7 @@ class Mixture:
             raise ValueError(f"data.weights: needs one for each of data.paths ({', '.join(paths) or 'none given'})")
         if unknown := (max_epochs or {}).keys() - paths.keys():
             raise ValueError(f"data.max_epochs.{min(unknown)}: no such source; there are {', '.join(paths)}")
+        check_batch_fits(batch_size, block_size)
         weights = {name: weights[name] for name in paths}  # in one order
         self.split, self.batch_size, self.block_size, self.seed = split, batch_size, block_size, seed
         self.path = " + ".join(paths.values())

@@ -12,12 +12,14 @@ import numpy.typing as npt
 from tokenizers import Tokenizer, models
 
 from lmtrain.data.meta import MAX_JSON_BYTES, Meta, Split, TokenizerFile, smallest_dtype
+from lmtrain.data.tokenizer_trial import try_tokenizer
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sha256_of, write_atomically
-from lmtrain.files.limited import read_json_limited
+from lmtrain.files.limited import read_json_limited, read_limited
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+MAX_TOKENIZER_BYTES = 256 << 20  # a million tokens take some 80 MB
 
 END_OF_TEXT = "<|endoftext|>"
 # Of GPT-2 and most after it, Llama 3, SentencePiece, Gemma, DeepSeek.
@@ -66,7 +68,8 @@ class StoredTokenizer:
         """Return the ids of several texts, encoded on all cores unless TOKENIZERS_PARALLELISM=false."""
         try:
             encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        except Exception as error:  # the library raises nothing more precise
+        except BaseException as error:
+            _raise_unless_of_the_library(error)
             characters = set().union(*texts)
             surrogates = [character for character in characters if "\ud800" <= character <= "\udfff"]
             by_character = isinstance(self.tokenizer.model, models.WordLevel)
@@ -78,8 +81,22 @@ class StoredTokenizer:
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids, without special tokens; what was encoded if the tokenizer loses nothing."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        """Return the text of the ids, without special tokens; what was encoded if the tokenizer loses nothing.
+
+        Raises:
+            ValueError: the tokenizer's own decoder fails.
+        """
+        try:
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        except BaseException as error:
+            _raise_unless_of_the_library(error)
+            raise ValueError(f"the tokenizer can't decode the tokens ({error})") from error
+
+
+def _raise_unless_of_the_library(error: BaseException) -> None:
+    """Raise the error again unless the tokenizers library may have raised it: any Exception, or a panic of Rust's."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
 
 
 def unknown_characters(characters: Iterable[str]) -> str:
@@ -121,7 +138,7 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
     """Copy the files of a stored tokenizer; return False if there is none."""
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
         if (source / name).is_file():
-            write_atomically(folder / name, (source / name).read_text(encoding="utf-8"))
+            write_atomically(folder / name, read_limited(source / name, MAX_TOKENIZER_BYTES).decode())
     return (source / TOKENIZER_FILE).is_file()
 
 
@@ -139,13 +156,15 @@ def meta_of_splits(folder: Path, kind: str, splits: dict[str, Split], recipe: di
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
-    """Return what a `tokenizer.json` holds.
+    """Return what a `tokenizer.json` holds, after a process of its own could load and use it.
 
     Raises:
-        DataError: it is none.
+        DataError: it is none, or would end or fill a process.
     """
     try:
-        return Tokenizer.from_file(str(path))
+        content = read_limited(path, MAX_TOKENIZER_BYTES)
+        try_tokenizer(content)
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises nothing more precise
         raise DataError(f"{path}: not a file that the tokenizers library reads ({error})") from error
 

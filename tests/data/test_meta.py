@@ -1,6 +1,7 @@
 """A `meta.json` that is damaged or of another kind is named."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -16,6 +17,10 @@ from support.numbered_tokens import loader, write
         ({"splits": {"train": {"tokens": 100}}}, "not a meta.json"),
         ({"splits": []}, "not a meta.json"),
         ({"unknown": 1}, "not a meta.json.*unknown"),
+        ({"vocab_size": 10**12}, "vocab_size 1,000,000,000,000 is not from 1 to 4,294,967,296, which ids can have"),
+        ({"vocab_size": 0}, "vocab_size 0 is not from 1 to"),
+        ({"vocab_size": -5}, "-5 is no whole number from 0 on"),
+        ({"end_of_text": 10**400}, "is no whole number from 0 on"),
     ],
 )
 def test_a_meta_json_of_another_kind_is_named(tmp_path, change, message):
@@ -31,3 +36,24 @@ def test_a_damaged_meta_json_is_named(tmp_path, content):
     (tmp_path / "meta.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"meta\.json"):
         loader(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_meta_json_that_is_no_file_is_named(tmp_path, make):
+    write(tmp_path, "uint16", train=np.arange(100))
+    (tmp_path / "meta.json").unlink()
+    make(tmp_path / "meta.json")
+    with pytest.raises(ValueError, match=r"meta\.json: .*not a plain file"):
+        loader(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [0, 99, 10**18, -100])
+def test_a_number_of_tokens_that_the_files_do_not_have_is_named(tmp_path, tokens):
+    path = write(tmp_path, "uint16", train=np.arange(100)) / "meta.json"
+    fields = json.loads(path.read_text())
+    train = fields["splits"]["train"]
+    for shards in ([], [{"file": "train.bin", "tokens": 100, "sha256": train["sha256"]}]):
+        fields["splits"]["train"] = {**train, "tokens": tokens, "shards": shards}
+        path.write_text(json.dumps(fields))
+        with pytest.raises(ValueError, match=r"meta\.json"):
+            loader(tmp_path)

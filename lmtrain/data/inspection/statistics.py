@@ -18,6 +18,7 @@ PASSAGE_TOKENS = 64
 MOST_DOCUMENTS = 1 << 24  # hashes held, 16 bytes each; of more documents, a part that the hash chooses
 MOST_PASSAGES = 1 << 21
 MOST_IDS = 1 << 20  # counted one by one; larger than any vocabulary, so what is beyond is damaged
+MOST_VOCABULARY = 1 << 24  # where meta.json says so; what says more is damaged
 MOST_LENGTHS = 1 << 20  # counted one by one; longer documents are few enough to be listed
 LONGER_THAN = tuple(512 << i for i in range(8))  # tokens: the usual block sizes
 
@@ -105,12 +106,12 @@ def unigram_loss(counts: Counts, train_counts: Counts, vocab_size: int) -> float
 
     Each of the vocabulary's ids counts one more than it was seen, as an unseen one would cost infinitely much.
     """
-    size = max(vocab_size, len(counts), len(train_counts))
-    known = np.ones(size)
+    known = np.ones(max(len(counts), len(train_counts)))
     known[: len(train_counts)] += train_counts
     seen = np.flatnonzero(counts)
     shares = counts[seen] / counts.sum()
-    return float(-shares @ np.log(known[seen] / known.sum()))
+    total = known.sum() + max(vocab_size - len(known), 0)  # no vector of ids that do not occur: there may be billions
+    return float(-shares @ np.log(known[seen] / total))
 
 
 def read_split(
@@ -218,7 +219,7 @@ class TokenCounts:
     """How often each id occurs, and where the first one stands that is too large."""
 
     def __init__(self, vocab_size: int | None) -> None:
-        self.vocab_size, self.most_ids = vocab_size, max(MOST_IDS, vocab_size or 0)
+        self.vocab_size, self.most_ids = vocab_size, max(MOST_IDS, min(vocab_size or 0, MOST_VOCABULARY))
         self.counts = np.zeros(0, np.int64)
         self.max_id = self.beyond = self._read = 0
         self.first_too_large: int | None = None

@@ -15,6 +15,7 @@ from lmtrain.data.inspection.statistics import (
     MOST_IDS,
     MOST_LENGTHS,
     SplitStatistics,
+    TokenCounts,
     entropy,
     read_split,
     unigram_loss,
@@ -215,6 +216,16 @@ def test_entropy_and_unigram_loss(counts, train):
     total = sum(train) + vocab_size
     expected = -sum(math.log((known.get(token, 0) + 1) / total) for token in tokens) / len(tokens)
     assert unigram_loss(np.array(counts), np.array(train, np.int64), vocab_size) == pytest.approx(expected)
+
+
+def test_a_vocabulary_of_billions_takes_no_memory():
+    counts = np.array([3, 1])
+    assert unigram_loss(counts, counts, 1 << 32) == pytest.approx(
+        math.log(2**32 + 4) - (3 * math.log(4) + math.log(2)) / 4
+    )
+    read = TokenCounts(1 << 32)
+    read.read(np.array([5, 4_000_000_000], "<u4"))
+    assert (len(read.counts), read.beyond) == (6, 1)
 
 
 @settings(deadline=None, max_examples=40)

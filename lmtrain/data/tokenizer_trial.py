@@ -1,0 +1,102 @@
+"""Tries a `tokenizer.json` in a process of its own: some files end the process that loads or uses them.
+
+The tokenizers library panics, aborts, or fills the memory on some of what a stranger may write into one. This file is
+that process, too; as such it imports nothing of lmtrain.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from functools import lru_cache
+from typing import Any
+
+CPU_SECONDS = 60  # the largest tokenizers take a few
+WAIT_SECONDS = 600  # on a machine that is busy
+ADDRESS_SPACE = 4 << 30
+MAX_GROWTH = 1_000  # characters that normalizer or decoder may make of one
+MAX_TOKEN_CHARS = 10_000
+TRIED_TOKENS = 2_000
+TEXT = f"The quick brown fox, 1234.5 times: ÄÖ é 你好 🙂 <x> ##a ▁b\n\n\t  end {'a' * 200}"
+
+
+class TokenizerRefusedError(ValueError):
+    """A tokenizer can't be used; the message says why."""
+
+
+@lru_cache(maxsize=2)  # a process loads the same one several times
+def try_tokenizer(content: bytes) -> None:
+    """Load and use the tokenizer of a `tokenizer.json` in a process with limits of time and memory.
+
+    Raises:
+        TokenizerRefusedError: the library does not read it, it makes texts too long, or that process failed.
+    """
+    # One thread: each further one would reserve address space.
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1", "RUST_BACKTRACE": "0"}
+    command = [sys.executable, "-P", __file__]
+    try:
+        done = subprocess.run(
+            command, input=content, env=environment, capture_output=True, timeout=WAIT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise TokenizerRefusedError(f"not loaded within {WAIT_SECONDS} s") from error
+    if done.returncode:
+        said = done.stdout.decode(errors="replace").strip().splitlines()
+        raise TokenizerRefusedError(said[-1] if said else "a process that used it was ended by an error of the library")
+
+
+def problem_of(content: bytes) -> str | None:
+    """Return what is wrong with a tokenizer; the process that calls this may end, or take long."""
+    from tokenizers import Tokenizer  # which a caller of `try_tokenizer` may not need
+
+    try:
+        tokenizer = Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing more precise
+        return str(error)
+    for part in (tokenizer.normalizer, tokenizer.decoder):
+        if part is not None and growth(json.loads(part.__getstate__())) > MAX_GROWTH:
+            return f"its {type(part).__name__} would make more than {MAX_GROWTH:,} characters of one"
+    tokens = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if any(len(token) > MAX_TOKEN_CHARS for token, _ in tokens):
+        return f"it has a token of more than {MAX_TOKEN_CHARS:,} characters"
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    first = tokens[:TRIED_TOKENS]
+    for text in (TEXT, " ".join(token for token, _ in first)):
+        with contextlib.suppress(Exception):  # a character that it does not know; a panic is no Exception
+            tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    tokenizer.decode([number for _, number in first])
+    return None
+
+
+def growth(node: Any) -> int:
+    """Return how many characters a part of a tokenizer, as JSON has it, may make of one."""
+    if isinstance(node, list):
+        factor = 1
+        for item in node:
+            factor = min(factor * growth(item), MAX_GROWTH + 1)
+        return factor
+    if not isinstance(node, dict):
+        return 1
+    if node.get("type") == "Replace":
+        pattern = node["pattern"].get("String", "")  # a regular expression may match a single character, or none
+        return len(node["content"]) // max(1, len(pattern)) + 1
+    if node.get("type") == "Prepend":
+        return 1 + len(node["prepend"])
+    return growth(list(node.values()))
+
+
+def _main() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for kind, most in ((resource.RLIMIT_AS, ADDRESS_SPACE), (resource.RLIMIT_CPU, CPU_SECONDS)):
+        _, hard = resource.getrlimit(kind)
+        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    if problem := problem_of(sys.stdin.buffer.read()):
+        sys.stdout.write(f"{problem}\n")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _main()
