@@ -42,7 +42,6 @@ def test_every_command_shows_them_as_they_are(tmp_path: Path, cli: Cli) -> None:
 
     data = f"data.path='{NAME}'"
     training = [text for text in TINY if not text.startswith(("sample_tokens", "trainer.max_steps"))]
-    run("plan", "plan", *training, data)
     run("train", *training, data, "trainer.max_steps=4", "sample_tokens=20", "hydra.run.dir=out")
     run_dir = tmp_path / f"out {NAME}"
     run_dir.parent.mkdir()
@@ -71,9 +70,7 @@ def test_every_command_shows_them_as_they_are(tmp_path: Path, cli: Cli) -> None:
     [
         ["--help"],
         ["evaluate", "--help"],
-        ["compare", "runs"],
         ["compare", "runs", "--csv", "-"],
-        ["plan", *TINY, "data.path=data"],
         ["inspect", "data"],
         ["prepare", "data=text", "prepare.source.files=a.txt", "prepare.tokenizer.vocab_size=300", "data.path=made"],
         ["--cfg", "job", *TINY, "data.path=data"],

@@ -26,7 +26,9 @@ from lmtrain.sweep.launcher import (
     LaunchEnd,
     ProcessLauncher,
     jobs_of,
+    names_directories,
     noting_launch_end,
+    with_directory,
 )
 from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_sweep_report, write_sweep_report
 from lmtrain.terminal.console import console
@@ -72,7 +74,11 @@ class GridSweeper(Sweeper):
             batches = split_into_batches(parsed, self.max_batch_size)
         except HydraException as error:
             raise ConfigError(" ".join(str(error).split())) from error
-        jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0)
+        swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+        jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0, swept)
+        if names_directories(self.config):
+            ordered = iter(jobs)
+            batches = [[with_directory(next(ordered)) for _ in batch] for batch in batches]
         self._check_jobs(jobs)
         sweep_dir = Path(self.config.hydra.sweep.dir)
         make_sweep_directory(sweep_dir)

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ MAX_NAME_CHARS = 120
 QUOTES = "'\""
 
 
-def directory_name(overrides: Sequence[str]) -> str:
-    """Return a readable name made of a job's overrides alone, so that every sweep with this job finds its directory.
+def directory_name(overrides: Sequence[str], swept: Collection[str] = ()) -> str:
+    """Return a readable name made of a job's overrides, those of the `swept` keys first: they tell the jobs apart.
 
     `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`; of a fork, the run that it starts from and what follows `++fork`,
     since what stands before it is that run's. Where the name says less than the overrides do, as they are too many or
@@ -42,9 +42,12 @@ def directory_name(overrides: Sequence[str]) -> str:
     forks = [at for at, override in enumerate(kept) if override.startswith(FORK)]
     pairs = sorted(tuple(override.partition("=")[::2]) for override in kept[forks[-1] + 1 if forks else 0 :])
     last_parts = Counter(key.rpartition(".")[2] for key, _ in pairs)
-    short = [(last if last_parts[last := key.rpartition(".")[2]] == 1 else key, value) for key, value in pairs]
+    named: dict[bool, list[str]] = {True: [], False: []}
+    for key, value in pairs:
+        last = key.rpartition(".")[2]
+        named[key in swept].append(f"{last if last_parts[last] == 1 else key}={value}")
     origin = [f"fork={Path(kept[at].removeprefix(FORK).strip(QUOTES)).name}" for at in forks[-1:]]
-    words = [*origin, *(f"{key}={value}" for key, value in short)]
+    words = [*named[True], *origin, *named[False]]
     safe = [re.sub(r"[^\w.=+-]+", "_", word, flags=re.ASCII).lstrip(".-") for word in words]
     if not origin and words == safe and len(",".join(words)) <= MAX_NAME_CHARS:
         return ",".join(words)
@@ -52,6 +55,13 @@ def directory_name(overrides: Sequence[str]) -> str:
     lengths = itertools.accumulate(len(word) + 1 for word in safe)
     shown = [word for word, length in zip(safe, lengths, strict=True) if length <= MAX_NAME_CHARS - len(digest)]
     return ",".join([*shown, digest])
+
+
+def name_without_order(name: str) -> str:
+    """Return what the names of one job's directory have in common, whichever of its keys were swept."""
+    words = name.split(",")
+    is_hash = "=" not in words[-1]
+    return words[-1] if is_hash else ",".join(sorted(words))
 
 
 def register_directory_resolver() -> None:

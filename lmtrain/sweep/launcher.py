@@ -1,7 +1,7 @@
 """Starts the jobs of a sweep, each in a fresh interpreter: no flag, thread count or memory of one reaches the next."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,16 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.compose import compose
+from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, ConfigError, InterruptedBySignal
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import sweep_search_path
-from lmtrain.sweep.job_directory import directory_name
+from lmtrain.sweep.job_directory import directory_name, name_without_order
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import run_all
 
+GIVEN_SUBDIR = "hydra.sweep.subdir="
 SUBDIR = "${job_directory:${hydra.overrides.task}}"  # as in conf/config.yaml
 
 
@@ -88,21 +90,41 @@ class ProcessLauncher(Launcher):
         return [_job_return(one) for one in ended]
 
 
-def jobs_of(config: DictConfig, job_overrides: Sequence[Sequence[str]], first_number: int) -> list[Job]:
-    """Return a sweep's jobs: their directories are the same under every launcher, their titles what not all share."""
+def jobs_of(
+    config: DictConfig, job_overrides: Sequence[Sequence[str]], first_number: int, swept: Collection[str] = ()
+) -> list[Job]:
+    """Return a sweep's jobs: their directories are the same under every launcher, their titles what not all share.
+
+    A job that has a directory keeps it, also where other keys were swept when it was made.
+    """
     sweep_dir = Path(config.hydra.sweep.dir).absolute()
-    own: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    found = {name_without_order(path.name): path.name for path in sorted(sweep_dir.glob("*"), reverse=True)}
     shared = Counter(override for overrides in job_overrides for override in set(overrides))
     jobs = []
     for number, overrides in enumerate(job_overrides, first_number):
-        if own["subdir"] == SUBDIR:  # composing would only take its time
-            subdir = directory_name(overrides)
+        if overrides and overrides[-1].startswith(GIVEN_SUBDIR):  # by `with_directory`
+            *overrides, given = overrides
+            subdir = given.removeprefix(GIVEN_SUBDIR).strip('"')
+        elif names_directories(config):  # composing would only take its time
+            name = directory_name(overrides, swept)
+            subdir = found.get(name_without_order(name), name)
         else:
             numbered = [*config.hydra.overrides.hydra, *overrides, f"hydra.job.num={number}", f"hydra.job.id={number}"]
             subdir = str(compose(numbered, with_hydra=True).hydra.sweep.subdir)
         title = " ".join(override for override in overrides if shared[override] < len(job_overrides))
         jobs.append(Job(tuple(overrides), sweep_dir / subdir, title or directory_name(overrides)))
     return jobs
+
+
+def names_directories(config: DictConfig) -> bool:
+    """Return whether lmtrain names the directories of a sweep's jobs, and not the user."""
+    own: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    return bool(own["subdir"] == SUBDIR)
+
+
+def with_directory(job: Job) -> list[str]:
+    """Return a job's overrides and, as the last one, the name of its directory, for any launcher."""
+    return [*job.overrides, f"{GIVEN_SUBDIR}{quoted(job.directory.name)}"]
 
 
 def _job_return(ended: JobEnd) -> JobReturn:

@@ -25,6 +25,7 @@ from lmtrain.terminal.units import duration, loss_text, si
 log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
+TABLE_COLUMNS = 100  # of the terminal, at most: what a page or a chat has room for
 RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "seconds", "config_hash")
 
 
@@ -54,7 +55,7 @@ def write_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | 
 def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
     """Print how each job ended, best first, why some failed, and the commands that continue and compare."""
     ended = best_first(ended)
-    console.print(jobs_table(ended))
+    console.print(jobs_table(ended), width=min(console.width, TABLE_COLUMNS))
     for one in ended:
         if one.status not in SUCCESSFUL and one.status != NOT_STARTED:
             where = f" ({short_path(one.job.directory)}/{LOG})" if _has_run(one) else ""
@@ -92,10 +93,10 @@ def show_launcher_failure(error: Exception) -> None:
 
 
 def jobs_table(ended: Sequence[JobEnd]) -> Table:
-    """Return a table with a row for each job."""
+    """Return a table with a row for each job; its directory is called by the same values."""
     rows = Table()
-    for heading in ("job", "status", "best val", "at step", "train", "tokens", "time", "directory"):
-        words = heading in ("job", "status", "directory")
+    for heading in ("job", "status", "best val", "at step", "train", "tokens", "time"):
+        words = heading in ("job", "status")
         rows.add_column(heading, overflow="fold", justify="left" if words else "right")
     for one in ended:
         rows.add_row(
@@ -106,7 +107,6 @@ def jobs_table(ended: Sequence[JobEnd]) -> Table:
             loss_text(one.result.get("final_train_loss")),
             si(one.result.get("tokens", 0)),
             duration(one.result.get("seconds", 0.0)),
-            one.job.directory.name,
         )
     return rows
 

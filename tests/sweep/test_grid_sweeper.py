@@ -142,7 +142,7 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     two = [*one_by_one, "hydra.launcher.n_jobs=2"]
     done = cli(*two, "optimizer.lr=1e-3,1e9", WANDB_SWEEP_ID="agents", WANDB_RUN_ID="agents")
     assert done.returncode == 1, done.stdout + done.stderr
-    failed, diverged = (f"experiments=tiny,model=fails,lr={lr}" for lr in ("0.001", "1000000000.0"))
+    failed, diverged = (f"lr={lr},experiments=tiny,model=fails" for lr in ("0.001", "1000000000.0"))
     assert statuses(tmp_path) == {failed: "failed", diverged: "diverged"}
     ids = {json.loads(path.read_text())["run_id"] for path in tmp_path.glob("sweep/*/environment.json")}
     assert len(ids - {"agents"}) == 2  # which is for the one run that an agent starts
@@ -160,7 +160,7 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     joblib = "hydra/launcher=joblib"
     done = cli(*one_by_one, "optimizer.lr=1e-2,1e9,1e-3", joblib, PYTHONPATH="", timeout=240)
     assert done.returncode == 1, done.stdout + done.stderr
-    good = "experiments=tiny,model=fails,lr=0.01"
+    good = "lr=0.01,experiments=tiny,model=fails"
     assert ran(tmp_path) == {good}
     assert (tmp_path / "sweep" / good / "job.log").stat().st_size
     assert statuses(tmp_path) == {good: "completed", failed: "failed", diverged: "diverged"}
@@ -172,7 +172,7 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     closing = done.stdout[done.stdout.index("┏") :]
     best_first = sorted((good, failed), key=lambda name: result(tmp_path / "sweep" / name)["objective"])
     assert [f"lr={lr}" for lr in re.findall(r"│ optimizer\.lr=(\S+)", closing)] == [
-        name.rpartition(",")[2] for name in best_first
+        name.partition(",")[0] for name in best_first
     ]
     assert "2 jobs: 1 completed before, 1 completed; everything is in sweep" in closing
 
@@ -270,7 +270,7 @@ def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[st
             cli("experiments=tiny", steps[0], *all_kept, f"seed={seed}", f"hydra.run.dir=never-{seed}").returncode == 0
         )
         never = UndisturbedRun(tmp_path / f"never-{seed}")
-        (run,) = (tmp_path / "sweep").glob(f"*,seed={seed},*")
+        (run,) = (tmp_path / "sweep").glob(f"seed={seed},*")
         # A checkpoint that a signal left behind knows of its step as half done; all that comes after is compared.
         last = "checkpoints/step-00000040"
         half_done = load_checkpoint(run / last).state["train"]["pending"] is not None

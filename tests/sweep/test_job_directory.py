@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.errors import ConfigError
-from lmtrain.sweep.job_directory import MAX_NAME_CHARS, directory_name, make_sweep_directory, remaining_work
+from lmtrain.sweep.job_directory import (
+    MAX_NAME_CHARS,
+    directory_name,
+    make_sweep_directory,
+    name_without_order,
+    remaining_work,
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +32,18 @@ def test_a_directory_is_called_by_what_its_job_overrides(overrides: list[str], n
     assert directory_name(overrides) == name
 
 
+def test_what_is_swept_comes_first_and_is_kept_where_a_name_is_cut() -> None:
+    swept = {"seed", "optimizer.lr"}
+    job = ["experiments=quickstart", "optimizer.lr=0.001", "seed=1"]
+    assert directory_name(job, swept) == "lr=0.001,seed=1,experiments=quickstart"
+    assert directory_name([*job, "data.path=a/b"], swept).startswith("lr=0.001,seed=1,path=a_b,experiments=quick")
+    assert directory_name([*job, f"a.note={'x' * 100}"], swept).startswith("lr=0.001,seed=1,")
+    fork = ["model=gpt2", '++fork="runs/lr=0.1"', "step=40", "seed=2"]
+    assert directory_name(fork, {"seed"}).startswith("seed=2,fork=lr=0.1,step=40,")
+    # Of a key given twice the last one counts.
+    assert directory_name(["seed=1", "seed=2"]) != directory_name(["seed=2"])
+
+
 overrides = st.lists(
     st.tuples(st.from_regex(r"[a-z]{1,4}", fullmatch=True), st.text(max_size=60)),
     min_size=1,
@@ -35,13 +53,19 @@ overrides = st.lists(
 
 
 @settings(max_examples=50)
-@given(overrides, overrides)
-def test_names_are_fit_for_a_file_system_and_differ_if_the_jobs_do(one: list[str], other: list[str]) -> None:
-    for name in (directory_name(one), directory_name(other)):
+@given(overrides, overrides, st.sets(st.integers(0, 11)))
+def test_names_are_fit_for_a_file_system_and_differ_if_the_jobs_do(
+    one: list[str], other: list[str], numbers: set[int]
+) -> None:
+    swept = {text.partition("=")[0] for number, text in enumerate([*one, *other]) if number in numbers}
+    for name in (directory_name(one), directory_name(other, swept)):
         assert len(name) <= MAX_NAME_CHARS
         assert not name.startswith((".", "-"))
         assert all(character.isascii() and (character.isalnum() or character in "_.=,+-") for character in name)
     assert (directory_name(one) == directory_name(other)) == (sorted(one) == sorted(other))
+    assert name_without_order(directory_name(other)) == name_without_order(directory_name(other, swept))
+    same = name_without_order(directory_name(one)) == name_without_order(directory_name(other, swept))
+    assert same == (sorted(one) == sorted(other))
 
 
 def test_neither_a_prefix_nor_an_odd_character_makes_two_jobs_one() -> None:

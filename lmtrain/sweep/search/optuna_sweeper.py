@@ -18,7 +18,6 @@ from pydantic import PositiveInt
 from lmtrain.config.build import build
 from lmtrain.config.check import check_part
 from lmtrain.config.hydra_internals import failure_of
-from lmtrain.config.overrides import quoted
 from lmtrain.errors import FAILED, ConfigError, SweepEndedError, ending_by_signal
 from lmtrain.files.limited import read_json
 from lmtrain.machine import is_installed
@@ -26,7 +25,7 @@ from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config, show_notes, sweep_search_path
 from lmtrain.sweep.job_directory import make_sweep_directory
-from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end
+from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end, with_directory
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
 from lmtrain.sweep.report import command_to_continue, show_launcher_failure
@@ -165,7 +164,7 @@ class OptunaSweeper(Sweeper):
 
         n_jobs = settings.n_jobs or max(1, self.config.hydra.launcher.get("n_jobs") or 1)
         while batch := [one for _ in range(n_jobs) if (one := search.next_trial()) is not None]:
-            overrides = [[*one.job.overrides, f"hydra.sweep.subdir={quoted(one.job.directory.name)}"] for one in batch]
+            overrides = [with_directory(one.job) for one in batch]
             with noting_launch_end() as end, TrialWatcher(batch):
                 returned = self.launcher.launch(overrides, initial_job_idx=batch[0].trial.number)
             if end.stopped is not None or end.error is not None:

@@ -15,11 +15,13 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
+from lmtrain.compare.labels import short_names
 from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
 from lmtrain.machine import is_installed
-from lmtrain.sweep.search.space import SearchSpace
+from lmtrain.sweep.report import TABLE_COLUMNS
+from lmtrain.sweep.search.space import SearchSpace, short_number
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
@@ -64,7 +66,7 @@ def write_search_report(study: SharedStudy, folder: Path) -> str:
                 "number": trial.number,
                 "status": trial_status(trial),
                 "objective": None if has_no_loss(trial) else trial.value,
-                "params": trial.params,
+                "params": _params(trial),
                 "directory": trial.user_attrs.get("directory"),
                 "reason": trial.user_attrs.get("reason"),
             }
@@ -90,19 +92,15 @@ def show_search_report(study: SharedStudy, space: SearchSpace, folder: Path, abo
 
 def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
     """Print the best trials with their values, how many ended how, and why some failed."""
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
+    names = short_names(dict.fromkeys(name for trial in trials for name in trial.params))
     table = Table()
-    for heading in ("trial", "best val", *names, "directory"):
-        table.add_column(heading, overflow="fold", justify="left" if heading == "directory" else "right")
+    for heading in ("trial", "best val", *names.values()):  # a directory is called by the values
+        table.add_column(heading, overflow="fold", justify="right")
     for trial in best[:MAX_ROWS]:
-        table.add_row(
-            str(trial.number),
-            f"{trial.value:.4f}",
-            *(_short(trial.params.get(name, "–")) for name in names),
-            str(trial.user_attrs.get("directory", "")),
-        )
+        params = _params(trial)
+        table.add_row(str(trial.number), f"{trial.value:.4f}", *(str(params.get(name, "–")) for name in names))
     if best:
-        console.print(table)
+        console.print(table, width=min(console.width, TABLE_COLUMNS))
     counts = Counter(map(trial_status, trials))
     console.print(f"{len(trials)} trials: {', '.join(f'{count} {name}' for name, count in counts.items())}")
     for trial in trials:
@@ -225,5 +223,6 @@ def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) ->
         axes.scatter(places, losses, s=18, color=COLORS[name], marker=MARKERS[name], label=name)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the trial's values, as its run has them."""
+    return {key: short_number(value, trial.distributions[key]) for key, value in trial.params.items()}

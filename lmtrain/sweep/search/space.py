@@ -14,6 +14,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import as_written
 
+DIGITS = 4
 TAGS = frozenset({"log"})
 
 
@@ -30,7 +31,8 @@ class SearchSpace:
 
     def varied(self, params: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the part of that command line which is the trial's own."""
-        return tuple(f"{key}={as_written(params[key])}" for key in self.distributions)
+        drawn = {key: short_number(params[key], each) for key, each in self.distributions.items()}
+        return tuple(f"{key}={as_written(value)}" for key, value in drawn.items())
 
     def corners(self) -> list[tuple[str, ...]]:
         """Return the trials at both ends of every range: if a whole range is a mistake, one of them shows it."""
@@ -67,6 +69,20 @@ def describe(distribution: BaseDistribution | None) -> str:
         ):
             return f"{low:g} … {high:g}" + (" (log)" if log else f" (by {step:g})" if step and step != 1 else "")
     return "not varied"
+
+
+def short_number(value: Any, distribution: BaseDistribution) -> Any:
+    """Return a drawn number with four digits that count, of the value and of the range; anything else as it is.
+
+    With all seventeen digits, the names of runs and the commands that repeat them would be hard to read.
+    """
+    match distribution:
+        case FloatDistribution(low=low, high=high, step=step) if low < high:
+            unit = min(filter(None, (abs(value), high - low, step)))
+            rounded = round(value, DIGITS - 1 - math.floor(math.log10(unit)))
+            if (low <= rounded <= high) == (low <= value <= high):
+                return rounded
+    return value
 
 
 def parse_space(

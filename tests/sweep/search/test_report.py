@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 import optuna
 from matplotlib.figure import Figure
 
-from lmtrain.sweep.search.report import MAX_LOG_TICKS, _few_log_ticks, write_picture
+from lmtrain.sweep.search.report import MAX_LOG_TICKS, _few_log_ticks, print_trials, write_picture
 from lmtrain.sweep.search.study import quiet_optuna
 
 
@@ -35,6 +35,36 @@ def test_a_study_is_drawn(tmp_path: Path) -> None:
             )
         assert write_picture(study, tmp_path / "study.png") == ", as a picture in study.png"
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_trials_fit_a_hundred_columns_and_have_the_values_of_their_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["optimizer.lr", "optimizer.weight_decay", "scheduler.warmup_share", "model.dropout", "data.path"]
+    numbers = {name: optuna.distributions.FloatDistribution(1e-4, 1.0, log=True) for name in names[:4]}
+    distributions = numbers | {"data.path": optuna.distributions.CategoricalDistribution(["$a/b[/x]$", "$"])}
+    params = dict.fromkeys(names[:4], 0.0123456789) | {"data.path": "$a/b[/x]$"}
+    trials = [
+        optuna.trial.create_trial(params=params, distributions=distributions, value=float(number))
+        for number in range(3)
+    ]
+    print_trials(trials, trials)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 100
+    assert shown.count("0.01235") == 12
+    assert "$a/b[/x]$" in shown
+    assert "optimizer" not in shown  # lr says it
+
+
+def test_choices_that_look_like_mathematics_are_drawn_as_they_are(tmp_path: Path) -> None:
+    distribution = optuna.distributions.CategoricalDistribution(["$\\x$", "$\\frac$"])
+    with quiet_optuna():
+        study = optuna.create_study(study_name="$\\x$")
+        for choice in distribution.choices:
+            study.add_trial(
+                optuna.trial.create_trial(
+                    params={"data.path": choice}, distributions={"data.path": distribution}, value=1
+                )
+            )
+        assert write_picture(study, tmp_path / "study.png") == ", as a picture in study.png"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,26 @@ def test_discrete_values_are_those_of_hydras_own_sweeper(text: str) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "written"),
+    [
+        ("tag(log, interval(1e-4, 1e-2))", 0.0003342330176505329, "0.0003342"),
+        ("interval(0.5, 1.5)", 0.6586839721544656, "0.6587"),
+        ("interval(0.99, 0.999)", 0.99123456789, "0.991235"),  # there are as many values in a narrow range
+        ("interval(1000000.0, 1000010.0)", 1000001.23456, "1000001.23"),
+        ("interval(0.0, 1.23456789)", 1.23456788, "1.23456788"),  # rounded, it would be outside
+        ("interval(0.0, 1.0)", 0.0, "0.0"),
+        ("interval(0.0, 1.0)", 1e-9, "1e-09"),
+        ("interval(0.0, 1.0)", 12.345678, "12.346"),  # drawn when the range was another
+        ("range(0.1, 0.5, 0.1)", 0.30000000000000004, "0.3"),
+        ("range(0.0, 1.0, 0.00001)", 0.12345, "0.12345"),
+        ("choice(0.123456789,1)", 0.123456789, "0.123456789"),  # as the user wrote it
+    ],
+)
+def test_a_drawn_number_has_the_digits_that_count(text: str, value: float, written: str) -> None:
+    assert parse_space({}, [f"key={text}"]).varied({"key": value}) == (f"key={written}",)
+
+
 def test_the_command_line_has_the_last_word_and_the_rest_is_shared() -> None:
     space = parse_space(
         {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "model.n_layer": "2,4", "seed": 3},
