@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from lmtrain.config.compose import MENU, compose, explain_hydra_error, hydra_folder_texts, without_hydra
 from lmtrain.config.hydra_internals import context_of_one_run
 from lmtrain.config.preflight import check_data, check_new_run
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, os_error_line
 from lmtrain.files.durable import make_folder
 from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
 
@@ -93,7 +93,7 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     except HydraException as error:  # a callback that can't be made
         raise ConfigError(explain_hydra_error(error, run.composed.hydra.overrides.task)) from error
     except OSError as error:  # a folder that can't be made
-        raise ConfigError(str(error)) from error
+        raise ConfigError(os_error_line(error)) from error
     return exit_code
 
 
