@@ -45,7 +45,7 @@ def main() -> None:
 
 def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; a user's mistake is one line and the exit code 2."""
-    from lmtrain.errors import ConfigError
+    from lmtrain.errors import ConfigError, os_error_line
     from lmtrain.terminal.as_text import visible
 
     try:
@@ -64,7 +64,7 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except PermissionError as error:
-        print(f"config error: {error.filename or error}: may not be read or written by you", file=sys.stderr)
+        print(f"config error: {os_error_line(error)}", file=sys.stderr)
         code = 2
     except ConfigError as error:
         for line in str(error).splitlines():

@@ -44,6 +44,11 @@ class SweepEndedError(RuntimeError):
         self.exit_code = exit_code
 
 
+def os_error_line(error: OSError) -> str:
+    """Return an error of the operating system for a reader: `FILE: what is wrong with it`."""
+    return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+
+
 @dataclass(frozen=True)
 class Ending:
     """A way for a run to end: the `status` in its `result.json`, and the exit code of its process."""

@@ -13,7 +13,7 @@ from lmtrain.config.compose import explain_hydra_error
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import search_path_override
 from lmtrain.config.recompose import expand_fork
-from lmtrain.errors import ConfigError, SweepEndedError
+from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.streams import outlive_reader
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # whoever reads what is printed has seen enough
         raise
     except OSError as error:  # a folder that can't be made, say
-        raise ConfigError(str(error)) from error
+        raise ConfigError(os_error_line(error)) from error
     except SweepEndedError as ended:
         return ended.exit_code
 

@@ -7,7 +7,7 @@ from typing import Any
 import hydra
 from hydra.errors import InstantiationException
 
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, os_error_line
 
 
 def build(node: Any, *arguments: Any, **objects: Any) -> Any:
@@ -35,5 +35,7 @@ def raising_config_errors() -> Iterator[None]:
                 "that folder in PYTHONPATH"
             ) from error
         raise
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise ConfigError(os_error_line(error)) from error
+    except ValueError as error:
         raise ConfigError(str(error)) from error

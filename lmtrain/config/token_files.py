@@ -36,7 +36,7 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
                     "see `python -m lmtrain prepare --help`" if prepares else f"give the one it is in now: {key}=DIR"
                 )
                 raise ValueError(f"{key}={path}: no such folder{there}; {way_out}")
-            if not any(path.glob("*.bin")):
+            if not any(file.suffix == ".bin" for file in path.iterdir()):
                 raise ValueError(f"{key}={path}: no token files (*.bin) in it; see `python -m lmtrain prepare --help`")
         return False
     from lmtrain.data.prepare import prepare

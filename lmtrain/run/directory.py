@@ -1,5 +1,6 @@
 """The files of one run beside its checkpoints: who owns it, what it ran with, and how it ended."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -75,8 +76,15 @@ class RunDirectory:
             write_atomically(self.path / ".hydra" / name, text)
 
     def run_id(self, given: str | None = None) -> str:
-        """Return the identity of this run for W&B, given or drawn once, and kept in `environment.json`."""
-        recorded = read_json(self.path / "environment.json").get("run_id")
+        """Return the identity of this run for W&B, given or drawn once, and kept in `environment.json`.
+
+        Raises:
+            PermissionError: that file may not be read, and the run would get another identity.
+        """
+        path = self.path / "environment.json"
+        with contextlib.suppress(FileNotFoundError):
+            os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
+        recorded = read_json(path).get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)
 
 

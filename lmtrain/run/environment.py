@@ -1,14 +1,19 @@
 """What a run's result depends on beside its config: machine, versions, code."""
 
+import contextlib
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from lmtrain.machine import cpu_name
@@ -16,8 +21,11 @@ from lmtrain.run.source_code import lmtrain_hash, source_hashes, targets
 from lmtrain.terminal.redact import redact, redacted
 
 PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
-MAX_DIFF_CHARS = 1_000_000
-GIT_TIMEOUT_S = 5
+MAX_DIFF_BYTES = 1_000_000
+LONGEST_SECRET = 10_000  # bytes, at the end of a diff that is cut, which may be a part of one
+MAX_NAMES = 1000  # of files that are changed or not in git
+GIT_TIMEOUT_S = 5.0
+BINARY = "Binary files "  # begins git's line about changes that it does not show
 
 
 def describe_environment(run_id: str, device: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -57,24 +65,71 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Return commit and uncommitted changes of the repository the run was started in; None outside of one."""
+    """Return commit and uncommitted changes of the repository the run was started in; None outside of one.
+
+    What takes longer than GIT_TIMEOUT_S altogether is left out, as are the changes beyond MAX_DIFF_BYTES;
+    `diff_truncated` says that there are more.
+    """
     if shutil.which("git") is None:
         return None
-    filters = (_run_git("config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.") or "").split(
-        "\0"
-    )
+    deadline = time.monotonic() + GIT_TIMEOUT_S
+    filters = _run_git(deadline, "config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.")
+    scopes_and_keys = filters.text.split("\0")
     # Only the repository's own filters: those of the user and the machine, such as git-lfs, are trusted.
-    own = [key for scope, key in zip(filters[::2], filters[1::2], strict=False) if scope in ("local", "worktree")]
-    if (commit := _run_git("rev-parse", "HEAD")) is None:
+    own = [
+        key
+        for scope, key in zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
+        if scope in ("local", "worktree")
+    ]
+    found = _run_git(deadline, "rev-parse", "HEAD", "--show-toplevel")
+    if not found.complete:
         return None
-    diff = _run_git("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty", "HEAD", without=own) or ""
-    diff = redact(diff)  # before it is cut, perhaps in the middle of a secret
-    return {"commit": commit.strip(), "diff": diff[:MAX_DIFF_CHARS], "diff_truncated": len(diff) > MAX_DIFF_CHARS}
+    commit, _, root = found.text.rstrip("\n").partition("\n")
+    changes = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
+    names = _run_git(deadline, *changes, "--name-only", "-z", "HEAD", without=own)
+    changed = [name for name in names.text.split("\0") if name][:MAX_NAMES]
+    large = [name for name in changed if _size(Path(root, name)) > MAX_DIFF_BYTES]  # which git would read whole
+    left_out = [f":(top,exclude,literal){name}" for name in large]
+    diff = _run_git(deadline, *changes, "HEAD", "--", ":(top)", *left_out, without=own)
+    others = _run_git(deadline, "ls-files", "--others", "--exclude-standard", "--directory", "-z", without=own)
+    text = redact(diff.text)
+    if not diff.complete:
+        text = text[:-LONGEST_SECRET]  # of which the end may be half a secret
+    has_binary = any(line.startswith(BINARY) for line in text.splitlines())
+    return {
+        "commit": commit,
+        "diff": text,
+        "diff_truncated": bool(large) or has_binary or not (diff.complete and names.complete),
+        "changed": redacted(changed),
+        "untracked": redacted([name for name in others.text.split("\0") if name][:MAX_NAMES]),
+    }
 
 
-def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
-    """Return what git prints, without the settings named, and running no command that the repository's config names."""
-    settings = {"core.fsmonitor": "false", "core.hooksPath": os.devnull}
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except OSError:
+        return 0
+
+
+@dataclass(frozen=True)
+class _GitOutput:
+    """What git printed; `complete` if it ended well, and not for printing too much or taking too long."""
+
+    text: str = ""
+    complete: bool = False
+
+
+def _run_git(deadline: float, *words: str, without: Sequence[str] = ()) -> _GitOutput:
+    """Run git without the settings named, and without any command that the repository's config names.
+
+    It is ended at the deadline (by time.monotonic), and when it has printed enough.
+    """
+    settings = {
+        "core.fsmonitor": "false",
+        "core.hooksPath": os.devnull,
+        "core.bigFileThreshold": str(MAX_DIFF_BYTES),  # of larger ones, as committed, no lines are shown
+    }
     settings |= dict.fromkeys(without, "")  # no command; and for `required`, no
     environment = {
         **os.environ,
@@ -85,14 +140,28 @@ def _run_git(*words: str, without: Sequence[str] = ()) -> str | None:
     for number, (key, value) in enumerate(settings.items()):
         environment |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
     try:
-        done = subprocess.run(
+        process = subprocess.Popen(
             ["git", *words],
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=GIT_TIMEOUT_S,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             env=environment,
+            start_new_session=True,  # filters and all end with it
         )
-    except (OSError, subprocess.TimeoutExpired, ValueError):  # the last: a NUL in a hostile key
-        return None
-    return done.stdout if done.returncode == 0 else None
+    except (OSError, ValueError):  # the latter: a NUL in a hostile key
+        return _GitOutput()
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(max(0.0, deadline - time.monotonic()), kill)
+    timer.start()
+    with process:
+        assert process.stdout is not None
+        printed = process.stdout.read(MAX_DIFF_BYTES + LONGEST_SECRET)
+        if process.stdout.read(1):
+            kill()
+        complete = process.wait() == 0
+        timer.cancel()
+    return _GitOutput(printed.decode(errors="replace"), complete)

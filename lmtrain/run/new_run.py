@@ -18,7 +18,7 @@ from lmtrain.config.compose import compose_with_notes, explain_hydra_error, hydr
 from lmtrain.config.conf_source import MENU, naming_origins
 from lmtrain.config.hydra_internals import context_of_one_run
 from lmtrain.config.preflight import check_data, check_new_run
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, os_error_line
 from lmtrain.files.durable import make_folder
 from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
 
@@ -94,5 +94,5 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     except HydraException as error:  # a callback that can't be made
         raise ConfigError(explain_hydra_error(error, run.composed.hydra.overrides.task)) from error
     except OSError as error:  # a folder that can't be made
-        raise ConfigError(str(error)) from error
+        raise ConfigError(os_error_line(error)) from error
     return exit_code

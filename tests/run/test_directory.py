@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from lmtrain.files.limited import read_json
+from lmtrain.run import environment
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import describe_environment
 
@@ -68,6 +71,9 @@ def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
     recorded = describe_environment("x", "cpu")
     assert len(recorded["git"]["commit"]) == 40
     assert "+two" in recorded["git"]["diff"]
+    assert not recorded["git"]["diff_truncated"]
+    assert recorded["git"]["changed"] == ["a.py"]
+    assert recorded["git"]["untracked"] == []
     assert recorded["packages"]["torch"]
     assert "topsecret" not in json.dumps(recorded)
 
@@ -78,6 +84,50 @@ def test_a_pipe_in_a_run_is_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(tmp_path / name)
     with pytest.raises(ValueError, match=f"{name}: neither a file nor a folder"), RunDirectory(tmp_path):
         pass
+
+
+def test_of_large_changes_the_names_are_recorded_and_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = "s3cr3t-" * 20
+    monkeypatch.setenv("MY_TOKEN", secret)
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x"]
+    large, many = tmp_path / "large.txt", [tmp_path / f"{number}.txt" for number in range(3)]
+    for path in (large, *many):
+        path.write_text("")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    with large.open("wb") as file:
+        file.truncate(200_000_000_000)  # which would take git minutes to read
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "file").touch()
+    (tmp_path / f"{secret}.txt").touch()
+    recorded = describe_environment("x", "cpu")["git"]
+    assert recorded["diff_truncated"]
+    assert recorded["diff"] == ""
+    assert recorded["changed"] == ["large.txt"]
+    assert sorted(recorded["untracked"]) == ["<MY_TOKEN>.txt", "new/"]
+    large.write_text("")
+    for path in many:
+        path.write_text(f"{secret}\n" * 6000)  # 840 kB each
+    tracemalloc.start()
+    recorded = describe_environment("x", "cpu")["git"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert recorded["diff_truncated"]
+    assert 50_000 < len(recorded["diff"]) < 1_000_000
+    assert "s3cr3t" not in json.dumps(recorded)
+    assert recorded["changed"] == ["0.txt", "1.txt", "2.txt"]
+
+
+def test_git_that_takes_too_long_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "git").write_text("#!/bin/sh\nsleep 100 &\nwait\n")
+    (tmp_path / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(environment, "GIT_TIMEOUT_S", 0.2)
+    started = time.monotonic()
+    assert describe_environment("x", "cpu")["git"] is None
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl", "train.log", ".hydra", ".tmp-result.json"])

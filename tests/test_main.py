@@ -1,0 +1,106 @@
+"""What the command line makes of its surroundings: variables, folders and files that are not as they should be."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.command_line import Cli
+from support.permissions import modes_that_hold
+from support.tokens import TINY, write_tokens
+
+from lmtrain.__main__ import dispatch_and_report_errors
+
+
+@contextlib.contextmanager
+def in_folder(folder: Path) -> Iterator[None]:
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("WORLD_SIZE", "two", "WORLD_SIZE=two: an environment variable that must be a whole number; unset it"),
+        ("WORLD_SIZE", "2", "WORLD_SIZE: lmtrain trains in one process; start it without torchrun"),
+        ("WORLD_SIZE", "", "data.path=nowhere: no such folder"),
+        ("LMTRAIN_PARENT", "abc", "LMTRAIN_PARENT=abc: an environment variable that must be a whole number; unset it"),
+        ("LMTRAIN_PARENT", "", "data.path=nowhere: no such folder"),
+    ],
+)
+def test_a_variable_of_the_environment_is_a_number_or_named(
+    name: str,
+    value: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
+    assert dispatch_and_report_errors(["data=tokens", "data.path=nowhere"]) == 2
+    assert capsys.readouterr().err.startswith(f"config error: {message}")
+
+
+def test_a_folder_that_was_removed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "gone").mkdir()
+    with in_folder(tmp_path / "gone"):
+        (tmp_path / "gone").rmdir()
+        assert dispatch_and_report_errors(["--help"]) == 2
+    assert capsys.readouterr().err == (
+        "config error: the current folder was removed or replaced; change to one that is there\n"
+    )
+
+
+def test_a_folder_with_the_name_of_a_library_does_not_stand_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tokens(tmp_path / "tokens")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("lmtrain.config.preflight.EXTRAS", {"lmtrain.logger.csv.CsvLogger": "not_installed"})
+    (tmp_path / "not_installed").mkdir()
+    tiny = [text for text in TINY if text != "logger=[]"]
+    assert dispatch_and_report_errors([*tiny, "data.path=tokens", "logger=csv"]) == 2
+    assert "logger=csv: needs the not_installed package" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_what_may_not_be_read_is_one_line(
+    tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
+    text = ["data=text", "prepare.source.files=book.txt", "prepare.tokenizer.vocab_size=300", "data.path=tokens"]
+    tiny = [each for each in TINY if each != "data=tokens"]
+    assert cli(*text, *tiny, "hydra.run.dir=out", "trainer.max_steps=1").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    run, checkpoint = Path("out"), Path("out/checkpoints/step-00000001")
+    evaluate, sample, resume = ["evaluate", "out"], ["sample", "out", "--tokens", "1"], ["resume=out"]
+    compare, inspect = ["compare", "out"], ["inspect", "tokens"]
+    for path, commands in (
+        (run, [evaluate, sample, compare, resume]),
+        (run / "config.yaml", [evaluate, resume]),
+        (run / "metrics.jsonl", [compare]),
+        (run / "environment.json", [resume]),
+        (checkpoint / "model.safetensors", [evaluate, sample, resume]),
+        (Path("tokens"), [evaluate, inspect, resume]),
+        (Path("tokens/train.bin"), [inspect, resume]),
+    ):
+        before = path.stat().st_mode & 0o777
+        path.chmod(0)
+        try:
+            for command in commands:
+                with modes_that_hold():
+                    assert dispatch_and_report_errors(command) == 2, (path, command)
+                shown = capsys.readouterr()
+                assert "Traceback" not in shown.err + shown.out
+                assert path.name in shown.err + shown.out, (path, command)
+        finally:
+            path.chmod(before)
+    for command in (evaluate, sample, compare, inspect):
+        assert dispatch_and_report_errors(command) == 0, command
