@@ -10,7 +10,7 @@ from support.saved_run import change_saved, record, write_saved_run
 from lmtrain.config.compose import compose
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recompose import overrides_to_recompose
-from lmtrain.config.recorded import recorded_overrides
+from lmtrain.config.recorded.overrides import recorded_overrides
 from lmtrain.config.trust import check_hydra_trust
 from lmtrain.errors import ConfigError
 
@@ -93,7 +93,7 @@ def test_choices_of_the_users_own_are_composed_with_their_settings_of_hydra(run:
         "conf/extra/plain.yaml": "# @package _global_\nsample_tokens: 3\n",
     }.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
+        Path(path).write_text(text, encoding="utf-8")
     recorded = ["experiments=[mine,study/first]", "+extra=plain", "+logger@logger.second=csv", "data=tokens.yaml",
                 "data.path=data/x", "data.order=random", "+trainer/nothing@trainer.x=null"]  # fmt: skip
     record(run, recorded[:-1])

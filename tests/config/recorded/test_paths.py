@@ -9,7 +9,7 @@ from support.saved_run import record, write_saved_run
 from lmtrain.commands.rerun import main as rerun
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recompose import expand_fork, overrides_to_recompose
-from lmtrain.config.recorded_paths import check_preparation
+from lmtrain.config.recorded.paths import check_preparation
 from lmtrain.errors import ConfigError
 
 Check = Callable[..., None]
@@ -117,7 +117,7 @@ def test_a_data_choice_of_the_users_own_may_lie_anywhere(checked: Check, work: P
     Path("conf/data").mkdir(parents=True)
     folder = work.parent / "mine"
     text = f"# @package _global_\ndefaults: [text, _self_]\ndata: {{path: {folder}/x}}\n"
-    Path("conf/data/mine.yaml").write_text(f"{text}prepare: {{source: {{files: {folder}/*.txt}}}}\n")
+    Path("conf/data/mine.yaml").write_text(f"{text}prepare: {{source: {{files: {folder}/*.txt}}}}\n", encoding="utf-8")
     checked("data=mine", "data.batch_size=4")
 
 
@@ -145,7 +145,9 @@ def test_outputs_may_be_a_link_and_the_users_own_settings_may_name_any_place(wor
     overrides_to_recompose(run, ())
     Path("experiments").mkdir()
     place = work.parent / "mine"
-    Path("experiments/far.yaml").write_text(f"# @package _global_\nhydra: {{run: {{dir: '{place}/${{name}}/x'}}}}\n")
+    Path("experiments/far.yaml").write_text(
+        f"# @package _global_\nhydra: {{run: {{dir: '{place}/${{name}}/x'}}}}\n", encoding="utf-8"
+    )
     record(run, ["model=llama_1m", "name=deep/name", "experiments=far"])
     overrides_to_recompose(run, ())
     (place / "deep").symlink_to(work)
