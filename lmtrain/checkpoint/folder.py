@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lmtrain.checkpoint.steps import CHECKPOINTS, step_folder, step_of, steps_in
+from lmtrain.checkpoint.steps import CHECKPOINTS, DELETED, PARTIAL, is_leftover, step_folder, steps_in
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 from lmtrain.files.durable import make_folder, sha256_of, sync
 from lmtrain.files.limited import read_limited
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
 MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # more than either ever has
-PARTIAL, DELETED, BROKEN, OTHER = ".tmp-", ".tmp-del-", "broken-", "other-"
+BROKEN, OTHER = "broken-", "other-"
 FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 FREE_SPACE_FACTOR = 1.1  # beyond the tensors' own bytes
 
@@ -151,7 +151,7 @@ class CheckpointFolder:
 
     def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
         make_folder(self.path)
-        for leftover in filter(_is_leftover, self.path.iterdir()):  # the run's lock says that nobody writes it now
+        for leftover in filter(is_leftover, self.path.iterdir()):  # the run's lock says that nobody writes it now
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         self._check_space(checkpoint)
         partial = self.path / f"{PARTIAL}{final.name}"
@@ -205,16 +205,6 @@ class CheckpointFolder:
         free = free_bytes(self.path)
         if free is not None and free < needed * FREE_SPACE_FACTOR:
             raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
-
-
-def _is_leftover(path: Path) -> bool:
-    """Return whether a killed save or prune has left this; no other name that begins like one is removed."""
-    if path.is_symlink():
-        return path.name in (f"{PARTIAL}latest", f"{PARTIAL}best")
-    return any(
-        path.name.startswith(prefix) and step_of(path.name.removeprefix(prefix)) is not None
-        for prefix in (PARTIAL, DELETED)
-    )
 
 
 def verify_checkpoint(path: Path) -> None:

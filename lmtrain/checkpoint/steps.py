@@ -6,6 +6,9 @@ from pathlib import Path
 CHECKPOINTS = "checkpoints"  # the folder of a run directory that they lie in
 
 
+PARTIAL, DELETED = ".tmp-", ".tmp-del-"  # what the names of folders begin with that are written, and removed
+
+
 def step_folder(step: int) -> str:
     """Return the name of the folder that the checkpoint of a step lies in."""
     return f"step-{step:08d}"
@@ -25,6 +28,16 @@ def steps_in(checkpoints: Path) -> list[int]:
     if not checkpoints.is_dir():
         return []
     return sorted(step for entry in checkpoints.iterdir() if (step := step_of(entry.name)) is not None)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a killed save or prune has left this; no other name that begins like one is removed."""
+    if path.is_symlink():
+        return path.name in (f"{PARTIAL}latest", f"{PARTIAL}best")
+    return any(
+        path.name.startswith(prefix) and step_of(path.name.removeprefix(prefix)) is not None
+        for prefix in (PARTIAL, DELETED)
+    )
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:

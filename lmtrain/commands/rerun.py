@@ -11,7 +11,7 @@ from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recompose import overrides_to_recompose
-from lmtrain.config.recorded_paths import check_preparation
+from lmtrain.config.recorded.paths import check_preparation
 from lmtrain.config.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json

@@ -14,8 +14,8 @@ from lmtrain.config.check import GROUPS, key_paths
 from lmtrain.config.compose import compose, without_hydra
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
-from lmtrain.config.recorded import check_restored, recorded_overrides
-from lmtrain.config.recorded_paths import check_preparation, check_run_folder
+from lmtrain.config.recorded.overrides import check_restored, recorded_overrides
+from lmtrain.config.recorded.paths import check_preparation, check_run_folder
 from lmtrain.config.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
 from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
@@ -70,7 +70,7 @@ def overrides_to_recompose(
 
     Raises:
         ConfigError: no run there; one whose config names what is not to be trusted (see `check_trust`), or whose own
-            overrides do more than a run's can (see `config/recorded.py`); a folder that leads elsewhere.
+            overrides do more than a run's can (see `config/recorded/overrides.py`); a folder that leads elsewhere.
     """
     if not (run_dir / ".hydra" / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: no run there (no .hydra/config.yaml)")

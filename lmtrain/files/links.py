@@ -16,8 +16,8 @@ def refuse_links(folder: Path, names: Collection[str] | None = None, *, below: I
     for entry in _entries(folder):
         if entry.is_symlink() and (names is None or entry.name in names):
             raise ValueError(
-                f"{entry.path}: a link, which lmtrain does not make and would write or read through; put what it leads to "
-                "in its place, or remove it"
+                f"{entry.path}: a link, which lmtrain does not make and would write or read through; put what it leads "
+                "to in its place, or remove it"
             )
     for inner in below:
         for entry in _entries(folder / inner):

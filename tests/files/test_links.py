@@ -1,4 +1,4 @@
-"""Links that lead out of a folder are seen; those that stay in it, or that the user's own folder begins with, are not."""
+"""Links that lead out of a folder are seen; those that stay in it, and the user's own at the top, are allowed."""
 
 from pathlib import Path
 

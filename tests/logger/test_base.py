@@ -142,7 +142,7 @@ def test_a_folder_for_all_runs_lies_where_the_command_was_given(
     assert folder_below("logger.a.folder", "run/a", run_dir) == run_dir / "a"
     with pytest.raises(
         ValueError,
-        match=r"^logger.a.folder=a: lies in .*/elsewhere, which the run says it was started in; give the command there, "
-        "or with logger.a.folder=null$",
+        match=r"^logger.a.folder=a: lies in .*/elsewhere, which the run says it was started in; give the command there"
+        ", or with logger.a.folder=null$",
     ):
         folder_below("logger.a.folder", "a", run_dir)

@@ -10,7 +10,7 @@ from support.saved_run import change_saved, record, write_saved_run
 from lmtrain.config.compose import compose
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recompose import overrides_to_recompose
-from lmtrain.config.recorded import recorded_overrides
+from lmtrain.config.recorded.overrides import recorded_overrides
 from lmtrain.config.trust import check_hydra_trust
 from lmtrain.errors import ConfigError
 
@@ -73,7 +73,6 @@ def test_what_no_run_of_lmtrain_records_is_refused(run: Path, line: str, message
         ("", {"hydra": {"run": {"dir": "x"}}}, ": not a key"),
         ("data@_global_", "../outputs/evil/payload", "data@_global_: not a key"),
         ("prepare/source", "../../outputs/evil/payload", "prepare/source: not a key"),
-        ("data@hydra.run", "tokens", "data@hydra.run: not a key"),
         ("experiments", "../outputs/evil/payload", "force-add of config groups is not supported"),
         ("name", [{"x: 1, _target_": "os.system"}], r"_target_=os\.system"),
     ],

@@ -1,0 +1,1 @@
+"""What a saved run says: which overrides it can have recorded, and where its paths may lead."""
