@@ -13,7 +13,7 @@ from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import meta_of_splits, save_tokenizer
 from lmtrain.data.text.holdout import Holdout, SplitText
-from lmtrain.data.text.inputs import Inputs, read_inputs, write_inputs
+from lmtrain.data.text.inputs import Inputs, read_inputs, remarks_on, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
@@ -24,7 +24,7 @@ from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.lock import locked_folder
 from lmtrain.machine import available_cores
-from lmtrain.terminal.as_text import differences
+from lmtrain.terminal.as_text import differences, printable
 from lmtrain.terminal.units import si
 
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
@@ -113,6 +113,8 @@ class Recipe:
     def _begin(self, folder: Path, settings: Mapping[str, Any], progress: DataProgress) -> tuple[Journal, Inputs]:
         progress.stage("reading text", None)
         inputs = self.source.scan(progress.advance)
+        for remark in remarks_on(inputs):
+            progress.console.print(printable(f"note: {remark}"), markup=False, style="yellow")
         for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
             entry.unlink()
         write_inputs(folder, inputs)
