@@ -13,7 +13,7 @@ from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits, save_tokenizer
 from lmtrain.data.text.holdout import Holdout, SplitText
-from lmtrain.data.text.inputs import INPUTS_FILE, Inputs, read_inputs, write_inputs
+from lmtrain.data.text.inputs import INPUTS_FILE, Inputs, read_inputs, remarks_on, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
 from lmtrain.data.tokenizer import CorpusTokenizer
@@ -26,7 +26,7 @@ from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import locked_folder
 from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import available_cores
-from lmtrain.terminal.as_text import differences
+from lmtrain.terminal.as_text import differences, printable
 from lmtrain.terminal.units import si
 
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
@@ -117,6 +117,8 @@ class Recipe:
     def _begin(self, folder: Path, settings: Mapping[str, Any], progress: DataProgress) -> tuple[Journal, Inputs]:
         progress.stage("reading text", None)
         inputs = self.source.scan(progress.advance)
+        for remark in remarks_on(inputs):
+            progress.console.print(printable(f"note: {remark}"), style="yellow")
         for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
             if not _is_unfinished(entry):
                 raise DataError(f"{entry}: not of a preparation of lmtrain, which needs this folder; move it away")

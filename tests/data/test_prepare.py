@@ -416,6 +416,21 @@ def test_a_damaged_journal_starts_anew(
     assert "going on" not in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
+def test_a_file_name_that_is_not_utf_8(tmp_path: Path) -> None:
+    """A long text is held out by its name."""
+    for number in range(8):
+        (tmp_path / os.fsdecode(b"caf\xe9%d.txt" % number)).write_bytes(b"some words of a long text\n" * 50_000)
+    source = TextFiles(f"{tmp_path}/*.txt")
+    folder = made(tmp_path / "out", source, Bytes(), partial(by_document, val_share=0.5))
+    meta = read_meta(folder)
+    assert meta is not None
+    assert sum(split.documents for split in meta.splits.values()) == 8
+    assert changed_inputs(folder) == ""
+    os.utime(tmp_path / os.fsdecode(b"caf\xe90.txt"))
+    (tmp_path / os.fsdecode(b"caf\xe91.txt")).write_bytes(b"changed")
+    assert "1.txt" in changed_inputs(folder)
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_a_link_stays_and_leads_to_the_new_folder(tmp_path: Path, corpus: Path, there: bool) -> None:
     (tmp_path / "disk").mkdir()

@@ -1,32 +1,15 @@
-"""Text files as they lie on the disk: found, checked, counted, and read by offset."""
+"""Text files as they lie on the disk: checked, counted, and read by offset."""
 
 import codecs
-import glob
 import hashlib
+import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
 READ_BYTES = 1 << 20
-
-
-def matching_files(patterns: list[str], key: str = "prepare.source.files") -> dict[str, Path]:
-    """Return the files that match, sorted by path and named by it.
-
-    Raises:
-        ValueError: there are none.
-    """
-    found: set[Path] = set()
-    for pattern in patterns:
-        expanded = str(Path(pattern).expanduser())
-        names = [expanded] if os.path.isfile(expanded) else glob.glob(expanded, recursive=True)
-        found.update(Path(name) for name in names if os.path.isfile(name))
-    if not found:
-        folders = [pattern for pattern in patterns if Path(pattern).expanduser().is_dir()]
-        hint = f"; for the files in the folder, write {folders[0]}/*, or {folders[0]}/**/*.txt" if folders else ""
-        raise ValueError(f"{key}={', '.join(patterns)}: no such file in {Path.cwd()}{hint}")
-    return {path.as_posix(): path for path in sorted(found)}
 
 
 class TextScan:
@@ -39,9 +22,10 @@ class TextScan:
     def __init__(self, name: str, separator: bytes | None) -> None:
         self.name, self.separator = name, separator
         self.sha256 = hashlib.sha256()
-        self.text_bytes = self.separators = 0
+        self.text_bytes = self.separators = self.crlf_lines = 0
         self._head = self._unfinished = self._tail = b""
         self._bytes = 0
+        self._last = b""
 
     def add(self, chunk: bytes) -> None:
         self.sha256.update(chunk)
@@ -58,6 +42,8 @@ class TextScan:
         self._unfinished = data[used:]
         self._bytes += len(chunk)
         self.text_bytes += len(chunk)
+        self.crlf_lines += (self._last + chunk).count(b"\r\n")
+        self._last = chunk[-1:]
         if self.separator is not None:
             *before, rest = (self._tail + chunk).split(self.separator)
             self.separators += len(before)
@@ -89,6 +75,23 @@ def _hint(head: bytes) -> str:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
         return "; it looks like UTF-16: convert it (iconv -f utf-16 -t utf-8)"
     return "; convert it (iconv -f latin1 -t utf-8, say), or leave it out"
+
+
+def check_zstandard(name: str, path: Path) -> None:
+    """Raise a ValueError if a zstandard file ends early, which the library takes for its end."""
+    with path.open("rb") as file:
+        if file.read(4) != b"\x28\xb5\x2f\xfd" or importlib.util.find_spec("zstandard") is None:
+            return
+        file.seek(0)
+        zstandard = importlib.import_module("zstandard")
+        frame = None
+        while chunk := file.read(1 << 16):  # which may unpack to much
+            while chunk:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame.decompress(chunk)
+                chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+        if frame is not None:
+            raise ValueError(f"{name}: ends early, as a copy does that was broken off")
 
 
 class BufferedFile:

@@ -30,7 +30,8 @@ def by_document(document: Document, *, val_share: Share) -> Iterator[SplitText]:
     A document that comes in parts is chosen by its name.
     """
     chosen_by = document.text if document.whole else document.name
-    yield SplitText("val" if uniform_hash(chosen_by.encode()) < val_share else "train", document.text, document.last)
+    data = chosen_by.encode(errors="surrogateescape")  # a file's name may be no UTF-8
+    yield SplitText("val" if uniform_hash(data) < val_share else "train", document.text, document.last)
 
 
 def uniform_hash(data: bytes) -> float:

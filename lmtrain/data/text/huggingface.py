@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.data.text.document import PART_BYTES, Document, text_parts, utf8_bytes
-from lmtrain.data.text.files import matching_files
+from lmtrain.data.text.files import check_zstandard
 from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, input_sha256, stamp_of
-from lmtrain.data.text.rows import FORMATS, Dataset, check_zstandard, commit_of, open_dataset, open_files
+from lmtrain.data.text.matching import matching_files, other_names
+from lmtrain.data.text.rows import FORMATS, Dataset, commit_of, open_dataset, open_files
 from lmtrain.data.text.source import Advance, PositionedReader
 from lmtrain.machine import is_installed
 from lmtrain.terminal.as_text import first_few
@@ -22,7 +23,8 @@ class HuggingFace:
     `path` is a format (json, parquet, csv, arrow, or text for lines), a folder, or a hub id; `name` the configuration
     of a dataset that has several. `files` may be compressed; those of several splits are given by split. `text` is the
     field ("a.b" for one within another); a row where it is null or empty is no document. `revision` is a branch, tag
-    or commit of the hub; the commit it stands for at the first look is read to the end.
+    or commit of the hub; the commit it stands for at the first look is read to the end. A row without the field is an
+    error, or, with `skip_missing`, no document either; how many there are is reported.
 
     A row is held in memory whole; so are a Parquet row group's texts, and a JSON file that is one array.
 
@@ -38,10 +40,12 @@ class HuggingFace:
         files: str | list[str] | dict[str, str | list[str]] | None = None,
         text: str = "text",
         revision: str | None = None,
+        skip_missing: bool = False,
     ) -> None:
         if not is_installed("datasets"):
             raise ValueError("prepare.source: needs the datasets package; pip install 'lmtrain[data]'")
         self.path, self.name, self.field, self.revision = path, name, text, revision
+        self.skip_missing = skip_missing
         self.splits = [splits] if isinstance(splits, str) else splits
         self.files = None if files is None else _by_split(files, self.splits)
         self.is_local = path in FORMATS or Path(path).expanduser().is_dir()
@@ -75,11 +79,14 @@ class HuggingFace:
             return {self.path: {"commit": dataset.commit}}
         inputs: Inputs = {}
         for split, files in dataset.files.items():
+            others = other_names(self.files[split]) if self.files and self.path in FORMATS else {}
             for name, path in files.items():
                 try:
                     inputs[name] = self._scan_file(dataset, split, name, Path(path), advance)
                 except OSError as error:
                     raise ValueError(f"{name}: {error.strerror or error}") from error
+                if name in others:
+                    inputs[name]["other_names"] = others[name]
         if not self.text_bytes(inputs):
             raise ValueError(f"prepare.source.text={self.field}: no text in {first_few(inputs)}")
         return inputs
@@ -89,12 +96,16 @@ class HuggingFace:
         sha256 = input_sha256(path)
         check_zstandard(name, path)
         rows = empty = text_bytes = 0
+        missing_before = dataset.missing_rows
         for _, count, texts in dataset.batches(split, name):
             read = sum(utf8_bytes(text) for text in texts if text)
             rows, empty, text_bytes = rows + count, empty + sum(not text for text in texts), text_bytes + read
             advance(read)
         check_unchanged(name, path, self.stamps)
-        counted = {"text_bytes": text_bytes, "rows": rows, "empty_rows": empty}
+        missing = dataset.missing_rows - missing_before
+        counted = {"text_bytes": text_bytes, "rows": rows, "empty_rows": empty - missing}
+        if missing:
+            counted["missing_rows"] = missing
         return {"bytes": size, "mtime_ns": mtime_ns, "sha256": sha256, **counted}
 
     def text_bytes(self, inputs: Inputs) -> int | None:
@@ -135,8 +146,10 @@ class HuggingFace:
 
     def _opened(self, commit: str | None) -> Dataset:
         if self.path in FORMATS:
-            return open_files(self.path, self._matching(), self.field)
-        return open_dataset(self.path, self.name, self.splits, self.files, self.field, commit)
+            return open_files(self.path, self._matching(), self.field, self.skip_missing)
+        return open_dataset(
+            self.path, self.name, self.splits, self.files, self.field, commit, skip_missing=self.skip_missing
+        )
 
     def _matching(self) -> dict[str, dict[str, str]]:
         assert self.files is not None

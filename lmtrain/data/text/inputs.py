@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited
@@ -13,7 +13,7 @@ from lmtrain.terminal.as_text import first_few
 INPUTS_FILE = "inputs.json"  # beside meta.json
 MAX_INPUTS_BYTES = 256 << 20  # of a million files
 
-Scanned = dict[str, int | str]  # what a scan notes of one file; JSON
+Scanned = dict[str, Any]  # what a scan notes of one file; JSON
 Inputs = dict[str, Scanned]  # what text was made from, by name; JSON
 Stamp = tuple[int, int]  # size and modification time (ns), by which a change is noticed without reading the file
 
@@ -86,6 +86,31 @@ def read_inputs(folder: Path) -> Inputs | None:
         return None
     sound = isinstance(inputs, dict) and all(isinstance(then, dict) for then in inputs.values())
     return inputs if sound else None
+
+
+def remarks_on(inputs: Inputs) -> list[str]:
+    """Return what a scan found that a person may not expect, in lines."""
+    remarks = []
+    names = [name for scanned in inputs.values() for name in scanned.get("other_names", ())]
+    if names:
+        remarks.append(f"{first_few(names)}: left out, as the same files are read by other names")
+    crlf = {name: scanned for name, scanned in inputs.items() if scanned.get("crlf_lines")}
+    if whole := [name for name, scanned in crlf.items() if not scanned["separators"]]:
+        remarks.append(f"{first_few(whole)}: is one document, as its lines end in CRLF; {crlf_way_out()}")
+    if cut := [name for name, scanned in crlf.items() if scanned["separators"]]:
+        remarks.append(
+            f"{first_few(cut)}: has lines that end in CRLF, of which the separator takes one half; {crlf_way_out()}"
+        )
+    if missing := {name: scanned["missing_rows"] for name, scanned in inputs.items() if scanned.get("missing_rows")}:
+        rows = sum(missing.values())
+        remarks.append(f"{rows:,} row{'s' * (rows > 1)} without the field skipped (in {first_few(missing)})")
+    return remarks
+
+
+def crlf_way_out(separator: str = "\n") -> str:
+    """Return what to do about lines that end in CRLF where a separator is made of newlines."""
+    crlf = separator.replace("\n", r"\r\n")
+    return f"""give prepare.source.separator=$'"{crlf}"' (in a shell), or take the \\r out (sed -i 's/\\r$//' FILE)"""
 
 
 def changed_inputs(folder: Path) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from lmtrain.machine import is_installed
-
 FORMATS = ("json", "parquet", "csv", "text", "arrow")
 BATCH_ROWS = 64  # turned into Python strings at once
+ALL_COLUMNS = {"columns": None, "usecols": None, "features": None}  # options that read them
+READ_ROWS = 1024  # of Parquet at once; the library's own choice, the first row group's, fails where that has none
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 BLOCK_BYTES = 1 << 20  # of lines that the library holds at once; its own 10 MB are three times slower
 MISTAKES = {  # among errors of the hub
@@ -27,6 +27,11 @@ MISTAKES = {  # among errors of the hub
     "RepositoryNotFoundError",
     "RevisionNotFoundError",
 }
+
+
+class NoFieldError(ValueError):
+    """A row, or a whole file, lacks the field that holds the text."""
+
 
 FilesBySplit = dict[str, dict[str, str]]  # by split and name: what the library opens
 
@@ -40,16 +45,30 @@ class Dataset:
     JSON Lines are read as lines and parsed here. The library's JSON reader takes the types of all fields from the first
     10 MB; a later value of another type, in any field, is an error to it, or silently changes texts: a number
     among them quotes and escapes its neighbours.
+
+    With `skip_missing`, rows without the field have no text, and `missing_rows` counts them; else they are an error.
     """
 
-    def __init__(self, builder: Any, lines: Any, files: FilesBySplit, field: str, commit: str | None = None) -> None:
+    def __init__(
+        self,
+        builder: Any,
+        lines: Any,
+        files: FilesBySplit,
+        field: str,
+        commit: str | None = None,
+        skip_missing: bool = False,
+    ) -> None:
         self.builder, self.lines, self.files, self.field, self.commit = builder, lines, files, field, commit
+        self.skip_missing = skip_missing
+        self.missing_rows = 0  # read so far
         for by_line in (builder, lines) if builder.name == "text" else (lines,):
             _set(by_line, encoding="utf-8-sig", chunksize=BLOCK_BYTES)
         if builder.name == "json":  # for files that are one array
             _set(builder, on_mixed_types=None, parse_agent_traces=False)
         if builder.name == "csv":
             _set(builder, keep_default_na=False, na_filter=False, chunksize=1000)  # "NA" is a text
+        if builder.name == "parquet":
+            _set(builder, batch_size=READ_ROWS)
         if "." in field:  # a column of that name, or one within another: the columns will tell
             return
         if builder.name == "csv":
@@ -90,6 +109,8 @@ class Dataset:
         return self._tables(self.builder, split, name), self._of_columns
 
     def _tables(self, builder: Any, split: str, name: str) -> Iterator[Any]:
+        if builder.name == "csv" and self.commit is None and not Path(self.files[split][name]).stat().st_size:
+            return  # without even a header
         try:
             yield from self._stream(builder, split, name).with_format("arrow").iter(BATCH_ROWS)
         except Exception as error:  # of any library that opens, unpacks or parses the file
@@ -97,7 +118,13 @@ class Dataset:
                 raise
             if self.commit is not None and not isinstance(error, ValueError):
                 raise OSError(f"{name}: the hub broke off ({one_line(error)})") from error
-            self._check_column(split, name)
+            try:
+                self._check_column(split, name)
+            except NoFieldError:
+                if not self.skip_missing:
+                    raise
+                yield from self._stream(builder, split, name, **ALL_COLUMNS).with_format("arrow").iter(BATCH_ROWS)
+                return
             hint = "; rename it, as [ ] and :: in a name confuse the library" if re.search(r"\[|\]|::", name) else ""
             raise ValueError(f"{name}: can't be read as {self.builder.name} ({one_line(error)}){hint}") from error
 
@@ -116,22 +143,41 @@ class Dataset:
     def _check_column(self, split: str, name: str) -> None:
         """Raise a ValueError if a file can't be read since the column is not there."""
         try:
-            stream = self._stream(self.builder, split, name, columns=None, usecols=None, features=None)
+            stream = self._stream(self.builder, split, name, **ALL_COLUMNS)
             columns = next(stream.with_format("arrow").iter(1)).column_names
         except Exception:  # it is for another reason
             return
         if self.field.split(".")[0] not in columns:
-            raise ValueError(f"{name} {_no_field(self.field, columns)}")
+            raise NoFieldError(f"{name} {_no_field(self.field, columns)}")
 
     def _of_columns(self, name: str, first: int, table: Any) -> list[str | None]:
         column = self.field if self.field in table.column_names else self.field.split(".")[0]
+        if column not in table.column_names and self.skip_missing:
+            self.missing_rows += table.num_rows
+            return [None] * int(table.num_rows)
         if column not in table.column_names:
-            raise ValueError(f"{name} {_no_field(column, table.column_names)}")
+            raise NoFieldError(f"{name} {_no_field(column, table.column_names)}")
         values = table.column(column).to_pylist()
-        return _each(values, lambda value: self._text({column: value}), f"{name}, row", first)
+        return self._each(values, lambda value: self._text({column: value}), f"{name}, row", first)
 
     def _of_lines(self, name: str, first: int, table: Any) -> list[str | None]:
-        return _each(table.column("text").to_pylist(), self._of_line, f"{name}, line", first + 1)
+        return self._each(table.column("text").to_pylist(), self._of_line, f"{name}, line", first + 1)
+
+    def _each(
+        self, values: Iterable[Any], text: Callable[[Any], str | None], where: str, first: int
+    ) -> list[str | None]:
+        texts: list[str | None] = []
+        for value in values:
+            try:
+                texts.append(text(value))
+            except NoFieldError as error:
+                if not self.skip_missing:
+                    raise ValueError(f"{where} {first + len(texts)} {error}") from error
+                self.missing_rows += 1
+                texts.append(None)
+            except ValueError as error:
+                raise ValueError(f"{where} {first + len(texts)} {error}") from error
+        return texts
 
     def _of_line(self, line: str) -> str | None:
         if not line.strip():
@@ -156,31 +202,24 @@ class Dataset:
             if not isinstance(value, dict):
                 raise ValueError(f"is of the type {type(value).__name__}, without a field {field!r}")
             if field not in value:
-                raise ValueError(_no_field(field, value))
+                raise NoFieldError(_no_field(field, value))
             value = value[field]
         if value is None or isinstance(value, str):
             return value
         raise ValueError(f"has no text in {self.field}, but the type {type(value).__name__}")
 
 
-def _each(values: Iterable[Any], text: Callable[[Any], str | None], where: str, first: int) -> list[str | None]:
-    texts: list[str | None] = []
-    try:
-        for value in values:
-            texts.append(text(value))
-    except ValueError as error:
-        raise ValueError(f"{where} {first + len(texts)} {error}") from error
-    return texts
-
-
 def _no_field(field: str, there: Iterable[Any]) -> str:
-    return f"has no field {field!r} (prepare.source.text), but {', '.join(map(str, there))}"
+    return (
+        f"has no field {field!r} (prepare.source.text), but {', '.join(map(str, there))}; "
+        "prepare.source.skip_missing=true skips such rows"
+    )
 
 
-def open_files(kind: str, files: FilesBySplit, field: str) -> Dataset:
+def open_files(kind: str, files: FilesBySplit, field: str, skip_missing: bool) -> Dataset:
     """Return files of this machine as a dataset."""
     with TemporaryDirectory() as cache:
-        return Dataset(_builder(kind, cache), _builder("text", cache), files, field)
+        return Dataset(_builder(kind, cache), _builder("text", cache), files, field, skip_missing=skip_missing)
 
 
 def open_dataset(
@@ -190,6 +229,7 @@ def open_dataset(
     patterns: dict[str, list[str]] | None,
     field: str,
     commit: str | None,
+    skip_missing: bool,
 ) -> Dataset:
     """Return a dataset folder, or a dataset of the hub if there is a commit.
 
@@ -214,7 +254,7 @@ def open_dataset(
         within = f"hf://datasets/{path}@{commit}/" if commit else f"{place}/"
         shown = "" if commit else f"{Path(path).as_posix()}/"
         files = {split: {shown + file.removeprefix(within): file for file in there[split]} for split in splits}
-        return Dataset(builder, _builder("text", cache), files, field, commit)
+        return Dataset(builder, _builder("text", cache), files, field, commit, skip_missing)
 
 
 def commit_of(path: str, revision: str | None) -> str:
@@ -258,20 +298,3 @@ def _failed(what: str, error: Exception, on_hub: bool) -> ValueError | OSError:
 def one_line(error: Exception) -> str:
     line = " ".join(str(error).split()) or type(error).__name__
     return line if len(line) <= 300 else f"{line[:300]} …"
-
-
-def check_zstandard(name: str, path: Path) -> None:
-    """Raise a ValueError if a zstandard file ends early, which the library takes for its end."""
-    with path.open("rb") as file:
-        if file.read(4) != b"\x28\xb5\x2f\xfd" or not is_installed("zstandard"):
-            return
-        file.seek(0)
-        zstandard = importlib.import_module("zstandard")
-        frame = None
-        while chunk := file.read(1 << 16):  # which may unpack to much
-            while chunk:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                frame.decompress(chunk)
-                chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
-        if frame is not None:
-            raise ValueError(f"{name}: ends early, as a copy does that was broken off")

@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Generic, Protocol, Self, TypeVar
 
 from lmtrain.data.text.document import PART_BYTES, Document, document_parts
-from lmtrain.data.text.files import READ_BYTES, BufferedFile, TextScan, matching_files
-from lmtrain.data.text.inputs import Inputs, Scanned, Stamp, check_unchanged, input_changes, open_binary, stamp_of
+from lmtrain.data.text.files import READ_BYTES, BufferedFile, TextScan
+from lmtrain.data.text.inputs import (
+    Inputs,
+    Scanned,
+    Stamp,
+    check_unchanged,
+    crlf_way_out,
+    input_changes,
+    open_binary,
+    stamp_of,
+)
+from lmtrain.data.text.matching import matching_files, other_names
 from lmtrain.terminal.as_text import first_few
 
 Advance = Callable[[int], None]  # gets the number of bytes that were just done
@@ -98,12 +108,17 @@ class FileSource:
         """Return the files by name."""
         raise NotImplementedError
 
+    def other_names(self) -> dict[str, list[str]]:
+        """Return the names that were left out since they are of the same files."""
+        return {}
+
     def open(self, path: Path) -> BinaryIO:
         return open_binary(path)
 
     def scan(self, advance: Advance) -> Inputs:
         inputs: Inputs = {}
         separators = 0
+        other_names = self.other_names()
         for name, path in self.paths().items():
             try:
                 self.stamps[name] = size, mtime_ns = stamp_of(path)
@@ -119,10 +134,17 @@ class FileSource:
             hashed: Scanned = {"sha256": scan.sha256.hexdigest(), "text_bytes": scan.text_bytes}
             inputs[name] = {"bytes": size, "mtime_ns": mtime_ns, **hashed}
             separators += scan.separators
+            if more := other_names.get(name):
+                inputs[name]["other_names"] = more
+            if scan.crlf_lines and _is_of_newlines(self.separator):
+                inputs[name]["crlf_lines"] = scan.crlf_lines
+                inputs[name]["separators"] = scan.separators
         if not self.text_bytes(inputs):
             raise ValueError(f"prepare.source: no text in {first_few(inputs)}")
         if self.separator is not None and not separators:
             hint = r"""; a newline is "\n" in YAML, $'"\n"' in a shell""" if b"\\" in self.separator else ""
+            if any("crlf_lines" in scanned for scanned in inputs.values()):
+                hint = f"; the lines end in CRLF: {crlf_way_out(self.separator.decode())}"
             raise ValueError(
                 f"prepare.source.separator={self.separator.decode()!r}: is nowhere in {first_few(inputs)}; "
                 f"null makes each file one document{hint}"
@@ -210,6 +232,10 @@ class FileReader(PositionedReader[FilePosition]):
                 yield document
 
 
+def _is_of_newlines(separator: bytes | None) -> bool:
+    return separator is not None and separator.strip(b"\n") == b""
+
+
 class TextFiles(FileSource):
     """Plain UTF-8 text files, sorted by path.
 
@@ -230,6 +256,9 @@ class TextFiles(FileSource):
 
     def paths(self) -> dict[str, Path]:
         return matching_files(self.patterns)
+
+    def other_names(self) -> dict[str, list[str]]:
+        return other_names(self.patterns)
 
 
 class StandardLibrary(FileSource):

@@ -28,6 +28,7 @@ from support.hub_server import Hub
 
 from lmtrain.data.text.document import Document
 from lmtrain.data.text.huggingface import HuggingFace
+from lmtrain.data.text.inputs import remarks_on
 
 Rows = Iterable[dict[str, Any]]
 
@@ -198,7 +199,7 @@ def test_fields_within_fields(folder: Path, write: Callable[[Rows], bytes]) -> N
     path = "parquet" if write is parquet else "json"
     assert [document.text for document in HuggingFace(path, files="a", text="a.b.c").read()] == ["one", "two"]
     assert [document.text for document in HuggingFace(path, files="a", text="a.b").read()] == ["x", "y"]
-    with pytest.raises(ValueError, match=r"a, (line 1|row 0) has no field 'z' .prepare.source.text., but b$"):
+    with pytest.raises(ValueError, match=r"a, (line 1|row 0) has no field 'z' .prepare.source.text., but b; prepare"):
         HuggingFace(path, files="a", text="a.z").scan(advance)
 
 
@@ -292,7 +293,12 @@ GOOD = jsonl(rows_of(200))
 @pytest.mark.parametrize(
     ("path", "name", "content", "message"),
     [
-        ("json", "a", GOOD + b'{"txt": "x", "id": 1}\n', r"^a, line 201 has no field 'text' .*, but txt, id$"),
+        (
+            "json",
+            "a",
+            GOOD + b'{"txt": "x", "id": 1}\n',
+            r"^a, line 201 has no field 'text' .*, but txt, id; prepare",
+        ),
         ("json", "a", GOOD + b'{"text": 5}\n', r"^a, line 201 has no text in text, but the type int$"),
         ("json", "a", GOOD + b'{"text": ["x"]}\n', r"^a, line 201 has no text in text, but the type list$"),
         ("json", "a", GOOD + b'{"text": "x"\n', r"^a, line 201 is not JSON .*; each line is to be an object$"),
@@ -300,7 +306,12 @@ GOOD = jsonl(rows_of(200))
         ("json", "a", GOOD + rb'{"text": "a\ud800b"}', r"^a, line 201 has half a character .'.ud800'. in text$"),
         ("json", "a", b'{\n "text": "x"\n}\n', r"^a, line 1 is not JSON .*; each line is to be an object$"),
         ("json", "a", array([{"text": "x"}, {"text": None}, {"txt": 1}])[:-5], r"^a: can't be read as json"),
-        ("json", "a", array([{"txt": "x"}]), r"^a has no field 'text' .prepare.source.text., but txt$"),
+        (
+            "json",
+            "a",
+            array([{"txt": "x"}]),
+            r"^a has no field 'text' .prepare.source.text., but txt; prepare",
+        ),
         ("json", "a", GOOD + b'{"text": "\xff"}\n', r"^a: can't be read as json .*can't decode byte 0xff"),
         ("json", "a.gz", gzip.compress(GOOD)[:-20], r"^a.gz: can't be read as json .*ended before"),
         ("json", "a.gz", b"\x1f\x8b garbage", r"^a.gz: can't be read as json "),
@@ -316,12 +327,27 @@ GOOD = jsonl(rows_of(200))
         ("json", "a", b"", r"^prepare.source.text=text: no text in a$"),
         ("parquet", "a", GOOD, r"^a: can't be read as parquet "),
         ("parquet", "a", parquet(rows_of(30))[:-9], r"^a: can't be read as parquet "),
-        ("parquet", "a", parquet([{"txt": "x", "id": 1}]), r"^a has no field 'text' .*, but txt, id$"),
+        (
+            "parquet",
+            "a",
+            parquet([{"txt": "x", "id": 1}]),
+            r"^a has no field 'text' .*, but txt, id; prepare\.source\.skip_missing=true skips such rows$",
+        ),
         ("parquet", "a", parquet([{"text": 1}] * 99), r"^a, row 0 has no text in text, but the type int$"),
         ("parquet", "a", parquet([{"text": b"1"}]), r"^a, row 0 has no text in text, but the type bytes$"),
-        ("csv", "a", b"txt,id\nx,1\n", r"^a has no field 'text' .*, but txt, id$"),
+        (
+            "csv",
+            "a",
+            b"txt,id\nx,1\n",
+            r"^a has no field 'text' .*, but txt, id; prepare\.source\.skip_missing=true skips such rows$",
+        ),
         ("csv", "a", b'text,id\n"x,1\n', r"^a: can't be read as csv .*EOF inside string"),
-        ("arrow", "a", arrow([{"txt": "x"}]), r"^a has no field 'text' .*, but txt$"),
+        (
+            "arrow",
+            "a",
+            arrow([{"txt": "x"}]),
+            r"^a has no field 'text' .*, but txt; prepare\.source\.skip_missing=true skips such rows$",
+        ),
     ],
 )
 @READS_COMPRESSED_TEXT
@@ -502,7 +528,7 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(folder: Path) -> None:
     assert nothing[0] == no_revision[0] == no_field[0] == "ValueError"
     assert nothing[1].startswith("prepare.source.path=lab/nothing: is no folder here, and the hub: ")
     assert "404" in no_revision[1]
-    assert no_field[1] == "data/train-0.parquet has no field 'txt' (prepare.source.text), but text"
+    assert no_field[1].startswith("data/train-0.parquet has no field 'txt' (prepare.source.text), but text")
 
     hub.stop()
     go_on()
@@ -515,6 +541,58 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(folder: Path) -> None:
     assert running.wait(30) == 0
     assert running.stderr.read() == ""
     assert not [path for path in (folder / "home").rglob("*") if path.name.startswith("train-")]
+
+
+# Rows and files without text
+
+
+@pytest.mark.parametrize("number_of_the_empty_one", [0, 1, 2])
+def test_a_parquet_file_without_rows_is_read(folder: Path, number_of_the_empty_one: int) -> None:
+    for number in range(3):
+        rows = 0 if number == number_of_the_empty_one else 4
+        table = pyarrow.table({"text": pyarrow.array([f"{number}: {row}" for row in range(rows)], pyarrow.string())})
+        pyarrow.parquet.write_table(table, folder / f"{number}.parquet")
+    source = HuggingFace("parquet", files="*.parquet")
+    assert source.text_bytes(source.scan(lambda size: None)) == 2 * 4 * len("0: 0")
+    expected = [f"{number}: {row}" for number in range(3) for row in range(4) if number != number_of_the_empty_one]
+    assert [document.text for document in source.read()] == expected
+
+
+def test_a_csv_file_of_no_bytes_is_read(folder: Path) -> None:
+    (folder / "a.csv").write_bytes(b"")
+    (folder / "b.csv").write_bytes(b"text\nhello\n")
+    source = HuggingFace("csv", files="*.csv")
+    source.scan(lambda size: None)
+    assert [document.text for document in source.read()] == ["hello"]
+
+
+WITHOUT_TEXT = {
+    "json": jsonl([{"text": "a"}, {"txt": "b"}, {"text": None}, {"text": "c"}]),
+    "parquet": parquet([{"txt": "a"}, {"txt": "b"}]),
+}
+
+
+@pytest.mark.parametrize(("kind", "where"), [("json", "b, line 2"), ("parquet", "b")])
+def test_a_missing_field_is_an_error_that_names_file_row_and_way_out(folder: Path, kind: str, where: str) -> None:
+    (folder / "a").write_bytes({"json": jsonl, "parquet": parquet}[kind]([{"text": "first"}]))
+    (folder / "b").write_bytes(WITHOUT_TEXT[kind])
+    with pytest.raises(ValueError, match=rf"{where} has no field 'text' .* prepare\.source\.skip_missing=true skips"):
+        HuggingFace(kind, files=["a", "b"]).scan(lambda size: None)
+
+
+@pytest.mark.parametrize(("kind", "rest", "missing"), [("json", ["a", "c"], 1), ("parquet", [], 2)])
+def test_rows_without_the_field_are_skipped_and_counted(folder: Path, kind: str, rest: list[str], missing: int) -> None:
+    (folder / "a").write_bytes({"json": jsonl, "parquet": parquet}[kind]([{"text": "first"}]))
+    (folder / "b").write_bytes(WITHOUT_TEXT[kind])
+    source = HuggingFace(kind, files=["a", "b"], skip_missing=True)
+    inputs = source.scan(lambda size: None)
+    assert inputs["b"]["missing_rows"] == missing
+    assert inputs["b"]["empty_rows"] == (1 if kind == "json" else 0)
+    noun = "row" if missing == 1 else "rows"
+    assert remarks_on(inputs) == [f"{missing} {noun} without the field skipped (in b)"]
+    documents = list(source.read())
+    assert [document.text for document in documents] == ["first", *rest]
+    assert documents[-1].name == f"train:{4 if rest else 0}"
 
 
 OFFLINE = """

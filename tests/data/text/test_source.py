@@ -4,17 +4,20 @@ import codecs
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmtrain.data.text.document import Document
 from lmtrain.data.text.files import TextScan
+from lmtrain.data.text.inputs import remarks_on
 from lmtrain.data.text.source import FileSource, StandardLibrary, TextFiles
 
 # Few characters, so that separators and their beginnings are met often; of one to four bytes.
@@ -248,6 +251,39 @@ def test_mistakes_are_told_in_one_line(
     with pytest.raises(ValueError, match=message) as raised:
         TextFiles(files, separator).scan(advance)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("separator", "remark"),
+    [
+        ("\n\n", r"crlf\.txt: is one document, as its lines end in CRLF; give prepare\.source\.separator="),
+        ("\n", r"crlf\.txt: has lines that end in CRLF"),
+        ("\r\n\r\n", None),
+        ("<|eot|>", None),
+    ],
+)
+def test_lines_that_end_in_crlf_are_said_where_newlines_part_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, remark: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crlf.txt").write_bytes(b"a\r\n\r\nb\r\n")
+    (tmp_path / "plain.txt").write_bytes(b"c\n\nd<|eot|>e\n")
+    remarks = remarks_on(TextFiles("*.txt", separator).scan(lambda size: None))
+    assert len(remarks) == (remark is not None)
+    assert not remark or re.match(remark, remarks[0])
+
+
+def test_the_way_out_for_crlf_works_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "crlf.txt").write_bytes(b"a\r\n\r\nb\r\n")
+    with pytest.raises(ValueError, match="the lines end in CRLF: give prepare") as raised:
+        TextFiles("crlf.txt", "\n\n").scan(lambda size: None)
+    given, converted = re.fullmatch(r".*give (\S+) \(in a shell\), .*\((sed .*)\)", str(raised.value)).groups()
+    override = subprocess.run(["bash", "-c", f"printf %s {given}"], capture_output=True, check=True).stdout.decode()
+    separator = OverridesParser.create().parse_override(override).value()
+    assert [document.text for document in TextFiles("crlf.txt", separator).read()] == ["a", "b\r\n"]
+    subprocess.run(["sh", "-c", converted.replace("FILE", "crlf.txt")], check=True)
+    assert [document.text for document in TextFiles("crlf.txt", "\n\n").read()] == ["a", "b\n"]
 
 
 def test_the_separator_may_not_be_empty() -> None:

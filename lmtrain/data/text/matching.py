@@ -1,0 +1,106 @@
+"""The files that globs stand for: each real file once, by whatever names, links and loops of links it is reached."""
+
+import fnmatch
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+Identity = tuple[int, int]  # device and inode
+
+
+def matching_files(patterns: list[str], key: str = "prepare.source.files") -> dict[str, Path]:
+    """Return the files that match, sorted by path and named by it; of several names for one file, one that is no link.
+
+    A name with brackets is taken as it is where there is such a file or folder.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = [names[0] for names in _names_by_file(patterns).values()]
+    if not found:
+        raise ValueError(f"{key}={', '.join(patterns)}: no such file in {Path.cwd()}{_hint(patterns)}")
+    return {path.as_posix(): path for path in sorted(found)}
+
+
+def other_names(patterns: list[str]) -> dict[str, list[str]]:
+    """Return the names that `matching_files` left out, by the name that it chose for their file."""
+    return {
+        first.as_posix(): [name.as_posix() for name in more]
+        for first, *more in _names_by_file(patterns).values()
+        if more
+    }
+
+
+def _names_by_file(patterns: list[str]) -> dict[Identity, list[Path]]:
+    names: dict[Identity, list[Path]] = {}
+    for path in {path for pattern in patterns for path in _expanded(Path(pattern).expanduser())}:
+        if path.is_file():
+            names.setdefault(_identity(path), []).append(path)
+    for several in names.values():
+        if len(several) > 1:
+            several.sort(key=lambda path: (os.path.realpath(path) != os.path.abspath(path), path))
+    return names
+
+
+def _hint(patterns: list[str]) -> str:
+    folders = [pattern for pattern in patterns if Path(pattern).expanduser().is_dir()]
+    if folders:
+        return f"; for the files in the folder, write {folders[0]}/*, or {folders[0]}/**/*.txt"
+    if bracketed := [pattern for pattern in patterns if "[" in pattern]:
+        escaped = bracketed[0].replace("[", "[[]")
+        return f"; brackets stand for one of several characters, and a bracket itself is [[], as in {escaped}"
+    return ""
+
+
+def _expanded(pattern: Path) -> Iterable[Path]:
+    """Return what a glob matches, as `glob.glob` does: names that begin with a dot only where the pattern says so."""
+    parts = list(pattern.parts)
+    places = [Path(parts.pop(0))] if pattern.is_absolute() else [Path()]
+    if parts[-1:] == ["**"]:
+        parts.append("*")
+    for part in parts:
+        if part == "**":
+            places = list(_folders_below(places))
+        else:
+            places = [place for folder in places for place in _matching_entries(folder, part)]
+    return places
+
+
+def _matching_entries(folder: Path, part: str) -> Iterator[Path]:
+    magic = any(character in part for character in "*?[")
+    if not magic or ("[" in part and os.path.lexists(folder / part)):
+        if os.path.lexists(folder / part):
+            yield folder / part
+        return
+    for entry in _entries(folder):
+        if fnmatch.fnmatchcase(entry.name, part) and (part.startswith(".") or not entry.name.startswith(".")):
+            yield folder / entry.name
+
+
+def _folders_below(tops: Iterable[Path]) -> Iterator[Path]:
+    """Yield the folders and all folders below them, each real one once; those that only links lead to come last."""
+    seen: set[Identity] = set()
+    waiting, links = list(tops)[::-1], list[Path]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop()
+        if not folder.is_dir() or _identity(folder) in seen:
+            continue
+        seen.add(_identity(folder))
+        yield folder
+        for entry in reversed(_entries(folder)):
+            if not entry.name.startswith(".") and entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(folder / entry.name)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder, sorted; nothing if it is none, or can't be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError:
+        return []
+
+
+def _identity(path: Path) -> Identity:
+    status = path.stat()
+    return status.st_dev, status.st_ino
