@@ -14,36 +14,45 @@ from typing import Any
 class Gpu:
     """`name` is, as whole words, part of the driver's; `peak_flops` are FLOP/s of dense 16-bit matrix products.
 
-    `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of `PRICED`; None: hardly rented.
+    `bandwidth` is the memory's, in bytes a second; both are the data sheet's. `product_share` is the share of the peak
+    that the largest products reach. `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of
+    `PRICED`; None: hardly rented.
     """
 
     name: str
     memory_gb: float
     peak_flops: float
+    bandwidth: float
+    product_share: float
     dollars_per_hour: float | None = None
     bfloat16: bool = True
 
 
 PRICED = "2025"
+# Shares of the peak. Blackwell, Hopper and A100: the largest bfloat16 products that Bekman ("Machine Learning
+# Engineering", maximum achievable matmul FLOPS) found: B200 1745 of 2250, H100 795 of 989, A100 271 of 312 TFLOP/s; an
+# H100 and an H200 measured for lmtrain reach 798. Cards that their power limit keeps below their clock reach less:
+# about 230 of 362 (L40S), 60 of 121 (L4), 75 of 125 (A10), 28 of 65 (T4, which throttles at 70 W) in published tests;
+# so do PCIe cards beside SXM ones. GeForce cards and the A10G are rated for sums in float32, and come close to that.
 # The first name that fits counts.
 GPUS = (
-    Gpu("B200", 180, 2250e12, 5.0),
-    Gpu("GH200", 96, 989e12, 2.0),
-    Gpu("H200", 141, 989e12, 3.5),
-    Gpu("H100 PCIe", 80, 756e12, 2.4),
-    Gpu("H100 NVL", 94, 835e12),
-    Gpu("H100", 80, 989e12, 3.0),
-    Gpu("A100-SXM4-40GB", 40, 312e12, 1.3),
-    Gpu("A100-PCIE-40GB", 40, 312e12),
-    Gpu("A100", 80, 312e12, 1.8),
-    Gpu("L40S", 48, 362e12, 1.0),
-    Gpu("L4", 24, 121e12, 0.7),
-    Gpu("A10G", 24, 70e12, 1.0),
-    Gpu("A10", 24, 125e12),
-    Gpu("RTX 4090", 24, 165e12, 0.4),
-    Gpu("RTX 3090", 24, 71e12, 0.25),
-    Gpu("V100", 16, 125e12, bfloat16=False),
-    Gpu("T4", 16, 65e12, 0.35, bfloat16=False),
+    Gpu("B200", 180, 2250e12, 7.7e12, 0.78, 5.0),
+    Gpu("GH200", 96, 989e12, 4.0e12, 0.8, 2.0),
+    Gpu("H200", 141, 989e12, 4.8e12, 0.8, 3.5),
+    Gpu("H100 PCIe", 80, 756e12, 2.0e12, 0.7, 2.4),
+    Gpu("H100 NVL", 94, 835e12, 3.9e12, 0.7),
+    Gpu("H100", 80, 989e12, 3.35e12, 0.8, 3.0),
+    Gpu("A100-SXM4-40GB", 40, 312e12, 1.555e12, 0.87, 1.3),
+    Gpu("A100-PCIE-40GB", 40, 312e12, 1.555e12, 0.75),
+    Gpu("A100", 80, 312e12, 2.0e12, 0.87, 1.8),
+    Gpu("L40S", 48, 362e12, 0.864e12, 0.64, 1.0),
+    Gpu("L4", 24, 121e12, 0.3e12, 0.5, 0.7),
+    Gpu("A10G", 24, 70e12, 0.6e12, 0.85, 1.0),
+    Gpu("A10", 24, 125e12, 0.6e12, 0.6),
+    Gpu("RTX 4090", 24, 165e12, 1.008e12, 0.95, 0.4),
+    Gpu("RTX 3090", 24, 71e12, 0.936e12, 0.95, 0.25),
+    Gpu("V100", 16, 125e12, 0.9e12, 0.75, bfloat16=False),
+    Gpu("T4", 16, 65e12, 0.32e12, 0.43, 0.35, bfloat16=False),
 )
 
 

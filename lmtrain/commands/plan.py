@@ -1,8 +1,14 @@
 """`python -m lmtrain plan [overrides]`: what this run would be, before it takes any time."""
 
-from collections.abc import Sequence
+import argparse
+import contextlib
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.conf_source import naming_origins
@@ -11,9 +17,8 @@ from lmtrain.config.preflight import check_for_plan
 from lmtrain.config.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
+from lmtrain.terminal.console import console
 from lmtrain.terminal.options import Number, OptionParser, output_file
-
-DEFAULT_MFU = 0.35  # of a compiled Llama of 50M parameters or more
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -21,9 +26,11 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m lmtrain plan",
         description="What a run would be: its size, FLOPs, memory, disk, time, cost and learning rate, and likely "
         "mistakes in it. Trains nothing, prepares nothing.",
-        epilog="Example: python -m lmtrain plan experiments=quickstart optimizer.lr=1e-3",
+        epilog="Examples: python -m lmtrain plan experiments=quickstart optimizer.lr=1e-3; "
+        "python -m lmtrain plan -m optimizer.lr=1e-3,3e-4 seed=1,2,3",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training, fork=RUN_DIR too")
+    parser.add_argument("-m", "--multirun", action="store_true", help="of a sweep: all its jobs, and what they take")
     parser.add_argument("--measure", action="store_true", help="time a few real steps here, and their memory")
     parser.add_argument(
         "--price",
@@ -33,28 +40,102 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--mfu",
         type=Number(above=0, at_most=1),
-        default=DEFAULT_MFU,
-        help=f"share of a GPU's peak that is reached (default: {DEFAULT_MFU})",
+        help="share of a GPU's peak that is reached (default: from its peak and its memory's bandwidth)",
     )
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
-    if several := {"-m", "--multirun"} & {*arguments}:
-        raise ConfigError(f"{several.pop()}: a plan is of one run; leave it out, and give each key one value")
     options = parser.read(arguments)
+    if options.multirun and options.measure:
+        raise ConfigError("--measure: times the steps of one run; leave it or -m out")
+    numbers = _plan_sweep(options) if options.multirun else _plan_run(options)
+    if options.json:
+        write_json_with_machine(options.json, overrides=options.overrides, **numbers)
+    return 0
+
+
+def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
+    """Show the plan of a run, and return its numbers."""
     for override in parse_overrides(options.overrides):
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values; a plan is of one run, give one")
+            raise ConfigError(f"{override.input_line}: several values; give one, or add -m for the plan of a sweep")
     composition = compose_with_notes(expand_fork(options.overrides, prepares=False))
     run_dir = Path(composition.config.hydra.run.dir)
     with naming_origins(options.overrides, composition.choices):
         cfg, missing = check_for_plan(without_hydra(composition.config))
     if options.measure and missing:
-        raise ConfigError(f"--measure: {missing[0]} has no token files; python -m lmtrain prepare makes them")
+        way_out = (
+            "python -m lmtrain prepare makes them, with the same overrides"
+            if cfg.prepare is not None
+            else "give a folder that has some"
+        )
+        raise ConfigError(f"--measure: {missing[0]} has no token files; {way_out}")
     from lmtrain.plan.make import make  # torch, which help and mistakes need not wait for
     from lmtrain.plan.terminal_view import show_plan
 
-    plan = make(cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
+    with _without_warnings_of_torch():
+        plan = make(cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
     plan = replace(plan, remarks=[*composition.notes, *plan.remarks])
     show_plan(plan)
-    if options.json:
-        write_json_with_machine(options.json, overrides=options.overrides, **plan.to_dict())
-    return 0
+    return plan.to_dict()
+
+
+def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
+    """Show the plan of all jobs of a sweep, or of a search, and return its numbers."""
+    from lmtrain.sweep.planned_jobs import planned_jobs
+
+    asked = planned_jobs(expand_fork(options.overrides))
+    checked = []
+    notes: dict[str, None] = {}
+    for job in asked.jobs:
+        composition = compose_with_notes(job.overrides)
+        notes |= dict.fromkeys(composition.notes)
+        with naming_origins(job.overrides, composition.choices):
+            checked.append((job, *check_for_plan(without_hydra(composition.config))))
+    from lmtrain.plan.make import Once, make  # as above
+    from lmtrain.plan.sweep_plan import PlannedJob, SweepPlan
+    from lmtrain.plan.sweep_view import show_sweep_plan
+
+    once = Once()
+    with _without_warnings_of_torch():
+        jobs = [
+            PlannedJob(
+                job.title,
+                job.overrides,
+                asked.trials or 1,
+                make(cfg, job.directory, missing, mfu=options.mfu, price=options.price, once=once),
+            )
+            for job, cfg, missing in checked
+        ]
+    sweep = SweepPlan(jobs, asked.n_jobs)
+    show_sweep_plan(sweep, mfu=options.mfu)
+    for note in notes:
+        console.print(note, style="yellow")
+    return sweep.to_dict()
+
+
+@contextlib.contextmanager
+def _without_warnings_of_torch() -> Iterator[None]:
+    """Hide what torch remarks on tensors without data: nothing is trained. A user's own warnings are shown."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            show = warnings.showwarning
+
+            def show_others(message: Warning | str, *about: Any, **more: Any) -> None:
+                if not _is_of_torch(message):
+                    show(message, *about, **more)
+
+            warnings.showwarning = show_others
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _is_of_torch(message: Warning | str) -> bool:
+    """Return whether torch gives the warning that is being shown, also where it gives it in its caller's name."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, "warnings"):
+        frame = frame.f_back
+    module = frame.f_globals.get("__name__", "") if frame else ""
+    return module.partition(".")[0] == "torch" or "(Triggered internally at" in str(message)

@@ -6,12 +6,14 @@ each is a `ConfigError` that names the key, the value and the way out, before to
 
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -250,5 +252,13 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _choices(group: str) -> list[str]:
+    with config_loader() as loader:
+        return loader.get_group_options(group)
+
+
+@contextmanager
+def config_loader() -> Iterator[ConfigLoader]:
+    """Give Hydra's loader of configs, which knows the choices of each group."""
+    set_up_hydra()
     with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
-        return GlobalHydra.instance().config_loader().get_group_options(group)
+        yield GlobalHydra.instance().config_loader()

@@ -1,5 +1,6 @@
 """Makes a plan of a run: builds what can be built without its memory, and asks it."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,7 +50,30 @@ class Work:
     flops_from: str
 
 
-def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu: float, price: float | None) -> Plan:
+class Once:
+    """What the plans of one command share: a step that several jobs of a sweep take is followed once."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Any] = {}
+
+    def get(self, key: object, compute: Callable[[], Any]) -> Any:
+        """Return what `compute` returned when the key was asked for first."""
+        text = json.dumps(key, default=str)
+        if text not in self._values:
+            self._values[text] = compute()
+        return self._values[text]
+
+
+def make(
+    cfg: Any,
+    run_dir: Path,
+    missing: Sequence[str],
+    *,
+    measures: bool = False,
+    mfu: float | None = None,
+    price: float | None = None,
+    once: Once | None = None,
+) -> Plan:
     """Make the plan; with `measures`, after a few real steps. `missing` is data that has no token files.
 
     Raises:
@@ -57,11 +81,11 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
     """
     with raising_config_errors():
         parts = planned_parts(cfg, missing)
-    work = follow_a_step(cfg, parts)
+    once = once or Once()
+    work: Work = once.get(["work", parts.system.describe(), _what_a_step_takes(cfg)], lambda: follow_a_step(cfg, parts))
     measured = measure(cfg, parts.system) if measures else None
-    facts = facts_of(cfg, run_dir, parts, work, measured)
+    facts = facts_of(cfg, run_dir, parts, work, measured, once)
     steps, rates = schedule_picture.sample_rates(parts.schedule, facts.max_steps, facts.first_step)
-    kernels = work.on_cuda.micro_batch_kernels * facts.step_tokens // facts.micro_batch_tokens if work.on_cuda else 0
     return Plan(
         name=str(cfg.name),
         fork=cfg.get("fork"),
@@ -76,14 +100,19 @@ def make(cfg: Any, run_dir: Path, missing: Sequence[str], *, measures: bool, mfu
         beside=_beside(parts.system, facts.checkpoint_bytes),
         no_memory=work.unknown_as,
         missing=missing,
+        has_recipe=cfg.get("prepare") is not None,
         measured=measured,
         dollars_per_hour=_price_here(parts.system) if price is None else price,
         checkpoints=_checkpoints_kept(cfg.trainer, facts),
         steps=steps,
         rates=rates,
         gpu_estimates=hardware.gpu_estimates(
-            work.flops_per_token * facts.tokens,
-            kernels * facts.steps,
+            hardware.Workload(
+                work.flops_per_token * facts.tokens,
+                facts.steps,
+                facts.step_tokens // facts.micro_batch_tokens,
+                work.on_cuda,
+            ),
             work.on_cuda.peak_bytes + CUDA_CONTEXT if work.on_cuda else None,
             mfu=mfu,
             dollars_per_hour=price,
@@ -113,7 +142,9 @@ def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
     return Work(here, on_cuda, unknown_as, *_flops(cfg, parts.model))
 
 
-def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None) -> RunFacts:
+def facts_of(
+    cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None, once: Once
+) -> RunFacts:
     """Return what is known of the run."""
     trainer, system, start = cfg.trainer, parts.system, parts.start
     device = system.device.type
@@ -122,7 +153,12 @@ def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured:
     steps = trainer.max_steps - start.step
     own_epochs = parts.train_loader.epochs(steps * step_samples) if parts.train_loader else {}
     estimated = (
-        estimate_seconds(work.flops_per_token * step_samples * block_size, system) if work.flops_per_token else None
+        work.flops_per_token
+        * step_samples
+        * block_size
+        * once.get(["seconds a FLOP", system.describe()], lambda: estimate_seconds(1.0, system))
+        if work.flops_per_token
+        else None
     )
     count = sum(param.numel() for param in parts.model.parameters())
     # Without a followed step: float32 weights, and AdamW's two moments.
@@ -156,10 +192,21 @@ def facts_of(cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured:
         n_head=cfg.model.get("n_head"),
         model_block_size=getattr(parts.model, "block_size", None),
         learned_positions=parameters.has_learned_positions(parts.model),
-        speed_to_float32=system.speed_to_float32() if device == "cpu" else None,
+        speed_to_float32=(once.get(["speed", system.describe()], system.speed_to_float32) if device == "cpu" else None),
         idle_gpu=device == "cpu" and torch.cuda.is_available(),
     )
     return replace(facts, disk_needed=_checkpoints_kept(trainer, facts) * checkpoint_bytes)
+
+
+def _what_a_step_takes(cfg: Any) -> Any:
+    """Return what memory and time of a step depend on: not on numbers such as the optimizer's learning rate."""
+    plain: Any = OmegaConf.to_container(cfg)
+    optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
+    return [plain["model"], plain["data"], optimizer, _accumulation(cfg)]
+
+
+def _is_rate(value: Any) -> bool:
+    return all(isinstance(item, float) for item in (value if isinstance(value, list) else [value]))
 
 
 def _start(cfg: Any) -> TrainState:

@@ -8,19 +8,19 @@ import contextlib
 import math
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from lmtrain.plan.cuda_kernels import CudaKernels
 
 KINDS = {  # in the order in which they are shown
     "weights": "weights",
@@ -52,6 +52,19 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
+class Operations:
+    """What operations compute and move: of every matrix product its FLOPs and bytes, of all others their bytes.
+
+    A product reads its inputs and writes its result; an operation that has no result writes what it has read. Fused
+    attention, a product of its own kind, moves next to nothing for what it computes.
+    """
+
+    products: Sequence[tuple[float, int]]
+    attention_flops: float
+    other_bytes: int
+
+
+@dataclass(frozen=True)
 class StepCost:
     """What a step takes. `peak` is in bytes by kind, at the moment when their sum is largest."""
 
@@ -60,6 +73,8 @@ class StepCost:
     micro_batch_flops: float  # as torch counts them: with what fused attention computes again in the backward
     micro_batch_kernels: int  # operations that compute something, each a kernel of its own on an eager device
     logits_shape: tuple[int, ...]
+    micro_batch_operations: Operations
+    update_operations: Operations  # of clipping and the optimizer, once a step
 
     @property
     def peak_bytes(self) -> int:
@@ -104,7 +119,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         )
         ledger.kind = "activations"
         if as_on_cuda:
-            stack.enter_context(_CudaKernels())
+            stack.enter_context(CudaKernels())
         autocast = _autocast(settings)
         with autocast(), torch.no_grad():
             logits, loss = model(x, x)
@@ -118,7 +133,8 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             with autocast():
                 logits, loss = model(x, x)
             (loss * (1 / settings.micro_batches)).backward()
-        kernels = ledger.kernels
+        kernels, micro_batch_operations = ledger.kernels, ledger.operations()
+        ledger.start_operations()
         ledger.kind = "optimizer"
         nn.utils.clip_grad_norm_(params, settings.grad_clip)
         optimizer.step()
@@ -130,6 +146,8 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             micro_batch_flops=flops.get_total_flops(),
             micro_batch_kernels=kernels,
             logits_shape=tuple(logits.shape),
+            micro_batch_operations=micro_batch_operations,
+            update_operations=ledger.operations(),
         )
 
 
@@ -159,10 +177,21 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak: Counter[str] = Counter()
         self._block, self._most = block, 0
         self._live: dict[int, _LedgerEntry] = {}
+        self._products: list[tuple[float, int]] = []
+        self._attention_flops, self._other_bytes = 0.0, 0
 
     def start(self) -> None:
         """Start looking for the peak, and counting kernels."""
         self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
+        self.start_operations()
+
+    def start_operations(self) -> None:
+        """Start counting what is computed and moved."""
+        self._products, self._attention_flops, self._other_bytes = [], 0.0, 0
+
+    def operations(self) -> Operations:
+        """Return what was computed and moved since `start_operations`."""
+        return Operations(tuple(self._products), self._attention_flops, self._other_bytes)
 
     def move(self, tensor: Tensor | None, kind: str) -> None:
         """Count a tensor as another kind, as when a tensor of the backward becomes a parameter's gradient."""
@@ -179,7 +208,22 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in new:
             self._add(tensor, self._kind_of(func, tensor, args))
         self.kernels += bool(new)  # a view makes no storage
+        self._count_operation(func, args, kwargs or {}, out, bool(new))
         return out
+
+    def _count_operation(
+        self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, is_new: bool
+    ) -> None:
+        inputs = {id(leaf): leaf.nbytes for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        written = sum(leaf.nbytes for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
+        if func.overloadpacket in flop_registry:
+            flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
+            if "attention" in func.overloadpacket.__name__:
+                self._attention_flops += flops
+            else:
+                self._products.append((flops, sum(inputs.values()) + written))
+        elif is_new or func._schema.is_mutable:
+            self._other_bytes += sum(inputs.values()) + (written or sum(inputs.values()))
 
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
         if self.kind == "activations":
@@ -220,50 +264,3 @@ def _autocast(settings: StepSettings) -> Callable[[], contextlib.AbstractContext
     if settings.dtype == torch.float32:
         return contextlib.nullcontext
     return lambda: torch.autocast("cpu", settings.dtype)
-
-
-class _CudaKernels(TorchFunctionMode):
-    """Replaces what keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
-
-    def __torch_function__(
-        self, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        replacement = {F.scaled_dot_product_attention: _attention, F.dropout: _dropout}.get(func, func)
-        return replacement(*args, **kwargs)
-
-
-def _attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Run the kernel that CUDA chooses: flash in 16 bits, efficient for a mask or 32 bits, else plain products."""
-    if torch.is_autocast_enabled("cpu"):
-        q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
-    aten = torch.ops.aten
-    if attn_mask is None and q.dtype != torch.float32:
-        out = aten._scaled_dot_product_flash_attention(q, k, v, dropout_p, is_causal, scale=scale)[0]
-    elif not enable_gqa:
-        if attn_mask is not None:
-            bias = attn_mask if attn_mask.is_floating_point() else attn_mask.to(q.dtype)
-            attn_mask = bias.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-        out = aten._scaled_dot_product_efficient_attention(q, k, v, attn_mask, True, dropout_p, is_causal, scale=scale)[
-            0
-        ]
-    else:
-        with sdpa_kernel(SDPBackend.MATH):
-            out = F.scaled_dot_product_attention(
-                q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
-    return cast(Tensor, out)
-
-
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    # Its mask has a byte an element; the CPU's, which is a factor, has the input's size.
-    return torch.native_dropout(input, p, training)[0] if training and p else input

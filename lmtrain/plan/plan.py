@@ -35,13 +35,14 @@ class Plan:
     beside: Mapping[str, int]  # bytes beside the step's on this machine, by what they are for
     no_memory: str | None  # why the memory is unknown
     missing: Sequence[str]  # data
+    has_recipe: bool  # by which missing data can be prepared
     measured: Measured | None
     dollars_per_hour: float | None  # of this machine
     checkpoints: int
     steps: Sequence[int]
     rates: Sequence[float]
     gpu_estimates: Sequence[GpuEstimate]
-    mfu: float
+    mfu: float | None  # asked for; None: each GPU's own
     remarks: Sequence[str]
 
     @property
@@ -109,6 +110,8 @@ class Plan:
                     "fits": estimate.fits,
                     "seconds": estimate.seconds,
                     "dollars": estimate.dollars,
+                    "bound_by": estimate.bound_by,
+                    "mfu": estimate.mfu,
                 }
                 for estimate in self.gpu_estimates
             ],

@@ -1,6 +1,6 @@
 """A plan as a person reads it."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.padding import Padding
 from rich.table import Table
@@ -8,38 +8,44 @@ from rich.text import Text
 
 from lmtrain.machine import PRICED
 from lmtrain.plan import schedule_picture
-from lmtrain.plan.hardware import KERNEL_S
+from lmtrain.plan.hardware import BOUND_BY, KERNEL_S, LAUNCHES, GpuEstimate
 from lmtrain.plan.memory import KINDS
 from lmtrain.plan.plan import Plan
+from lmtrain.plan.sweep_plan import GpuTotal
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import duration, si
+from lmtrain.terminal.units import duration, percent, si
 
 OPTIMAL = 20  # tokens a parameter (Hoffmann et al. 2022)
 
 
 def show_plan(plan: Plan) -> None:
     """Print the plan: what the run is, what it takes, the learning rate, and what is likely to be wrong."""
-    _print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
-    _print_heading("model and data")
-    _print_rows(model_and_data(plan))
-    _print_heading("memory, at the moment when a step holds most")
+    print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
+    print_heading("model and data")
+    print_rows(model_and_data(plan))
+    print_heading("memory, at the moment when a step holds most")
     _print_memory(plan)
-    _print_heading("time and disk")
-    _print_rows(time_and_disk(plan))
-    _print_heading("on a GPU")
+    print_heading("time and disk")
+    print_rows(time_and_disk(plan))
+    print_heading("on a GPU")
     _print_gpus(plan)
-    _print_heading("learning rate")
-    _print_line(schedule_picture.draw_rates(list(plan.steps), list(plan.rates)))
-    _print_heading("remarks" if plan.remarks else "no remarks")
+    print_heading("learning rate")
+    print_line(schedule_picture.draw_rates(list(plan.steps), list(plan.rates)))
+    print_heading("remarks" if plan.remarks else "no remarks")
     for remark in plan.remarks:
-        _print_line(f"! {remark}", style="yellow")
+        print_line(f"! {remark}", style="yellow")
 
 
 def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts
     parts = ", ".join(f"{part} {si(count)}" for part, count in plan.parts.items())
     if plan.missing:
-        epochs = f"unknown: {', '.join(plan.missing)} has no token files yet (python -m lmtrain prepare)"
+        way_out = (
+            " yet; python -m lmtrain prepare makes them, with the same overrides"
+            if plan.has_recipe
+            else ", and this data choice has no recipe to make them"
+        )
+        epochs = f"unknown: {', '.join(plan.missing)} has no token files{way_out}"
     else:
         epochs = ", ".join(f"{seen:.3g} of {name}" for name, seen in facts.epochs.items())
         epochs += " (with what it saw before the fork, where the data and its order are the same)" * bool(plan.fork)
@@ -77,31 +83,31 @@ def _optimal(plan: Plan) -> str:
 
 def _print_memory(plan: Plan) -> None:
     if plan.here is None:
-        _print_line(f"  unknown, as a step can't be followed without its data ({plan.no_memory})")
+        print_line(f"  unknown, as a step can't be followed without its data ({plan.no_memory})")
         return
     # Beside a step here the same step on CUDA, for those who plan on another machine.
     columns = {plan.machine.partition(" ")[0]: plan.here}
     if plan.on_cuda is not None and plan.on_cuda is not plan.here:
         columns["a GPU, bfloat16"] = plan.on_cuda
-    table = _new_table("", *columns)
+    table = new_table("", *columns)
     for kind, meaning in KINDS.items():
         sizes = [step.peak.get(kind, 0) for step in columns.values()]
         if any(sizes) or kind == "gradients":
-            table.add_row(meaning, *(_bytes(size) if size else "–" for size in sizes))
-    table.add_row("a step's peak, eager", *(_bytes(step.peak_bytes) for step in columns.values()), style="bold")
+            table.add_row(meaning, *(as_bytes(size) if size else "–" for size in sizes))
+    table.add_row("a step's peak, eager", *(as_bytes(step.peak_bytes) for step in columns.values()), style="bold")
     for meaning, size in plan.beside.items():
-        table.add_row(meaning, _bytes(size))
-    _print_table(table)
+        table.add_row(meaning, as_bytes(size))
+    print_table(table)
     if any(not step.peak.get("gradients") for step in columns.values()):
-        _print_line("  gradients –: a step holds most at its logits, before there is any gradient")
-    _print_line("  compiled, a step takes less: what is fused into one kernel is kept once")
+        print_line("  gradients –: a step holds most at its logits, before there is any gradient")
+    print_line("  compiled, a step takes less: what is fused into one kernel is kept once")
     facts = plan.facts
     if facts.memory_needed is not None and facts.memory_free is not None:
         fits = "fits" if facts.memory_needed <= facts.memory_free else "does not fit"
-        _print_line(f"  {_bytes(facts.memory_needed)} in all {fits}: {_bytes(facts.memory_free)} are there")
+        print_line(f"  {as_bytes(facts.memory_needed)} in all {fits}: {as_bytes(facts.memory_free)} are there")
     if plan.measured:
         whose = "tensors" if facts.device == "cuda" else "the process"
-        _print_line(f"  measured: {_bytes(plan.measured.peak_bytes)} at most ({whose})")
+        print_line(f"  measured: {as_bytes(plan.measured.peak_bytes)} at most ({whose})")
 
 
 def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
@@ -117,14 +123,14 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
         )
         step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
         speed = f"{step} a step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
-        cost = "" if plan.dollars is None else f" and {_dollars(plan.dollars)}"
-        rows.append(("here", f"{_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
+        cost = "" if plan.dollars is None else f" and {as_dollars(plan.dollars)}"
+        rows.append(("here", f"{as_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
     if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
         rows.append(
             (
                 "checkpoints",
-                f"{plan.checkpoints} × {_bytes(facts.checkpoint_bytes)} = {_bytes(facts.disk_needed)}; "
-                f"{_bytes(facts.disk_free)} are free",
+                f"{plan.checkpoints} × {as_bytes(facts.checkpoint_bytes)} = {as_bytes(facts.disk_needed)}; "
+                f"{as_bytes(facts.disk_free)} are free",
             )
         )
     return rows
@@ -132,58 +138,77 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
 
 def _print_gpus(plan: Plan) -> None:
     if not plan.run_flops:
-        _print_line("  unknown: the model multiplies no matrices")
+        print_line("  unknown: the model multiplies no matrices")
         return
-    table = _new_table("", "memory", "fits", "time", "cost")
-    for estimate in plan.gpu_estimates:
+    print_gpu_table(plan.gpu_estimates, mfu=plan.mfu)
+
+
+def print_gpu_table(estimates: Sequence[GpuEstimate | GpuTotal], *, mfu: float | None) -> None:
+    """Print a row for each GPU, and what the estimates come from; `mfu` is the one that was asked for."""
+    shares = any(isinstance(estimate, GpuEstimate) for estimate in estimates)
+    table = new_table("", "memory", "fits", "time", "cost", *(["MFU"] if shares else []), "bound by")
+    for estimate in estimates:
         fits = {None: "?", True: "yes", False: "no"}[estimate.fits]
         dtype = "" if estimate.gpu.bfloat16 else " (float16)"
-        cost = "" if estimate.dollars is None else _dollars(estimate.dollars)
         table.add_row(
-            f"{estimate.gpu.name}{dtype}", f"{estimate.gpu.memory_gb:g}GB", fits, _time(estimate.seconds), cost
+            f"{estimate.gpu.name}{dtype}",
+            f"{estimate.gpu.memory_gb:g}GB",
+            fits,
+            as_time(estimate.seconds),
+            "" if estimate.dollars is None else as_dollars(estimate.dollars),
+            *([percent(estimate.mfu)] if isinstance(estimate, GpuEstimate) else []),
+            estimate.bound_by,
         )
-    _print_table(table)
-    _print_line(
-        f"  at {plan.mfu:.0%} of the peak in 16 bits (--mfu), or {1e6 * KERNEL_S:g} µs a kernel where that is longer; "
-        f"prices of {PRICED}, one GPU on demand (--price)"
+    print_table(table)
+    for kind in dict.fromkeys(estimate.bound_by for estimate in estimates):
+        if mfu is None or kind == LAUNCHES:
+            print_line(f"  {kind}: {BOUND_BY[kind]}")
+    how = (
+        "from each GPU's peak in 16 bits and its memory's bandwidth (--mfu gives a share of the peak instead)"
+        if mfu is None
+        else f"at {mfu:.0%} of the peak in 16 bits (--mfu)"
+    )
+    print_line(
+        f"  {how}, or {1e6 * KERNEL_S:g} µs a kernel where that is longer; prices of {PRICED}, one GPU on demand "
+        "(--price)"
     )
 
 
-def _time(seconds: float) -> str:
+def as_time(seconds: float) -> str:
     return duration(seconds) if seconds >= 1 else "under 1s"
 
 
-def _dollars(amount: float) -> str:
+def as_dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.005 else "under a cent"
 
 
-def _bytes(size: float) -> str:
+def as_bytes(size: float) -> str:
     return f"{si(size)}B"
 
 
-def _new_table(first: str, *others: str) -> Table:
+def new_table(first: str, *others: str) -> Table:
     table = Table(first, box=None, pad_edge=False, padding=(0, 2), show_header=True, header_style="dim")
     for other in others:
         table.add_column(other, justify="right")
     return table
 
 
-def _print_rows(rows: Iterable[tuple[str, str]]) -> None:
+def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, text in rows:
         table.add_row(name, Text(text))
-    _print_table(table)
+    print_table(table)
 
 
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
     console.print(Padding(table, (0, 0, 0, 2), expand=False), soft_wrap=False)
 
 
-def _print_heading(text: str) -> None:
-    _print_line(f"\n{text}", style="bold")
+def print_heading(text: str) -> None:
+    print_line(f"\n{text}", style="bold")
 
 
-def _print_line(text: str, style: str | None = None) -> None:
+def print_line(text: str, style: str | None = None) -> None:
     console.print(Text(text), style=style)

@@ -5,19 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.check import did_you_mean
-from lmtrain.config.hydra_internals import failure_of, split_into_batches
+from lmtrain.config.hydra_internals import failure_of
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import SWEEP_CONFIG
+from lmtrain.sweep.grid import expand_grid
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_config import check_job_config, job_config, show_notes, sweep_search_path
 from lmtrain.sweep.job_directory import make_sweep_directory, remaining_work
@@ -62,20 +61,9 @@ class GridSweeper(Sweeper):
         assert self.hydra_context is not None
         self._check_settings()
         self._path = tuple(sweep_search_path(self.config.hydra))
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        try:
-            parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in self.params.items()), *arguments])
-            for override in parsed:
-                if override.is_interval_sweep():
-                    raise ConfigError(
-                        f"{override.input_line}: a sweep takes single values, a,b or range(a, b, step); an interval is "
-                        "for a search, hydra/sweeper=optuna"
-                    )
-            batches = split_into_batches(parsed, self.max_batch_size)
-        except HydraException as error:
-            raise ConfigError(" ".join(str(error).split())) from error
-        swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
-        jobs = jobs_of(self.config, [overrides for batch in batches for overrides in batch], 0, swept)
+        grid = expand_grid(self.params, arguments, self.hydra_context.config_loader, self.max_batch_size)
+        batches = grid.batches
+        jobs = jobs_of(self.config, grid.jobs(), 0, grid.swept)
         if names_directories(self.config):
             ordered = iter(jobs)
             batches = [[with_directory(next(ordered)) for _ in batch] for batch in batches]

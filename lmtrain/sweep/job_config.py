@@ -59,7 +59,7 @@ def job_config(overrides: tuple[str, ...], search_path: tuple[str, ...], directo
 def show_notes(jobs: Iterable[JobConfig]) -> None:
     """Print what is surprising about the configs of a sweep's jobs, once for all of them."""
     for note in dict.fromkeys(note for job in jobs for note in job.notes):
-        console.print(note, style="yellow", markup=False)
+        console.print(note, style="yellow")
 
 
 def sweep_search_path(hydra_settings: Any) -> list[str]:

@@ -31,7 +31,10 @@ def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folde
     assert numbers["disk_bytes"]["checkpoint"] == pytest.approx(3 * 4 * PARAMETERS, rel=0.01)
     # Steps 4, 8 and 12: two that are kept, the best, and one that is being written.
     assert numbers["disk_bytes"]["checkpoints"] == 4
+    assert "python -m lmtrain prepare" not in text
     a100 = next(gpu for gpu in numbers["gpu_models"] if gpu["name"] == "A100")
+    assert a100["bound_by"] == "launches"
+    assert "launches: starting kernels" in text
     assert a100["fits"] is True
     assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # so small a model waits for its kernels
     assert a100["dollars"] == pytest.approx(a100["seconds"] / 100)
@@ -61,8 +64,10 @@ def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, 
     assert numbers["epochs"] is None
     assert numbers["memory_bytes"]["here"]["peak"] > 0
     assert numbers["parameters"]["embedding"] == 4096 * 32  # as prepare is asked for
-    assert "has no token files yet" in text
+    assert "has no token files yet; python -m lmtrain prepare makes them, with the same overrides" in text
     assert not (tmp_path / "data").exists()
+    done = cli("plan", *TINY, "data.path=none", "model.vocab_size=61")
+    assert "data.path=none has no token files, and this data choice has no recipe to make them" in done.stdout
     refused = cli("plan", *TINY, "data=stdlib", "--measure")
     assert refused.returncode == 2
     assert "--measure: data.path=data/stdlib has no token files" in refused.stderr
@@ -145,8 +150,10 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["resume=outputs/a"], "resume=outputs/a: a plan is of a new run"),
         (["--mfu=7"], "--mfu 7: above 0 and at most 1"),
         (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
-        (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; a plan is of one run, give one"),
-        (["-m"], "-m: a plan is of one run; leave it out"),
+        (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; give one, or add -m for the plan of"),
+        (["-m", "--measure", "seed=1,2"], "--measure: times the steps of one run; leave it or -m out"),
+        (["-m", "seed=1,x"], "seed=x: input should be a valid integer"),
+        (["-m", "seed=interval(1, 5)"], "an interval is for a search, hydra/sweeper=optuna"),
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
     ],
 )
@@ -155,6 +162,73 @@ def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, argumen
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_is_planned_job_by_job_and_in_all(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    swept = ["trainer.max_steps=12,24", "optimizer.lr=1e-3,3e-4", "seed=1,2,3"]
+    text, numbers = planned(cli, tmp_path, "-m", f"data.path={token_folder}", "--price=36", *swept)
+    total, plans = numbers["total"], [job["plan"] for job in numbers["jobs"]]
+    assert total["jobs"] == len(plans) == 12
+    values = [dict(text.split("=", 1) for text in job["overrides"]) for job in numbers["jobs"]]
+    assert {(own["trainer.max_steps"], own["optimizer.lr"], own["seed"]) for own in values} == {
+        (steps, lr, seed) for steps in ("12", "24") for lr in ("0.001", "0.0003") for seed in ("1", "2", "3")
+    }
+    assert total["tokens"] == 6 * (12 + 24) * 128
+    for key, of_plan in (("seconds", ("seconds", "run")), ("disk_bytes", ("disk_bytes", "needed"))):
+        assert total[key] == pytest.approx(sum(plan[of_plan[0]][of_plan[1]] for plan in plans))
+    assert total["dollars"] == pytest.approx(total["seconds"] / 100)
+    h100 = next(gpu for gpu in total["gpu_models"] if gpu["name"] == "H100")
+    each = [gpu for plan in plans for gpu in plan["gpu_models"] if gpu["name"] == "H100"]
+    assert h100["seconds"] == pytest.approx(sum(gpu["seconds"] for gpu in each))
+    rows = [line.split()[:2] for line in text.splitlines() if line.startswith("  trainer.max_steps=")]
+    assert rows == [["trainer.max_steps=12", "6"], ["trainer.max_steps=24", "6"]]  # those of the same size in one row
+    assert "12 jobs of lmtrain" in text
+    assert "(6 of 12 jobs)" in text  # a remark on the share of the data that is never seen
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "plan.json"}
+
+
+@pytest.mark.slow
+def test_sweeps_of_experiments_and_of_forks_and_searches_are_planned(
+    cli: Cli, tmp_path: Path, token_folder: Path
+) -> None:
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.yaml").write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      seed: range(1, 4)\n      model.d_model: 32,64\n"
+        "  launcher:\n    n_jobs: 3\n"
+    )
+    own = [text for text in TINY if not text.startswith("model.d_model")]
+    json_file = tmp_path / "plan.json"
+
+    def plan(*arguments: str) -> tuple[str, dict[str, Any]]:
+        done = cli("plan", "-m", f"--json={json_file}", *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, json.loads(json_file.read_text())["total"]
+
+    text, total = plan(*own, f"data.path={token_folder}", "experiments=mine")
+    assert (total["jobs"], total["at_once"]) == (6, 3)
+    assert "3 at once (hydra.launcher.n_jobs)" in text
+    assert plan(*own, f"data.path={token_folder}", "experiments=mine", "seed=7")[1]["jobs"] == 2
+    _, total = plan(*TINY, f"data.path={token_folder}", "hydra/sweeper=optuna", "optimizer.lr=interval(1e-4, 1e-2)")
+    assert (total["jobs"], total["tokens"]) == (20, 20 * 12 * 128)
+    assert cli(*TINY, f"data.path={token_folder}", "hydra.run.dir=origin").returncode == 0
+    _, total = plan("fork=origin", "step=8,12", "seed=1,2", "trainer.max_steps=20")
+    assert (total["jobs"], total["tokens"]) == (4, 2 * (12 + 8) * 128)
+
+
+def test_warnings_of_torch_are_not_shown_and_a_users_own_are(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+    (tmp_path / "mymodels.py").write_text(
+        f"import warnings\n{MODEL}".replace(
+            "        logits =", "        warnings.warn('of my own')\n        logits ="
+        ).replace(
+            "super().__init__()", "super().__init__(); nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 1), 1)"
+        )
+    )
+    common = [text for text in TINY if not text.startswith("model")]
+    model = ["~model", "+model={_target_:mymodels.Bigram,vocab_size:61}"]
+    done = cli("plan", *common, *model, f"data.path={token_folder}")
+    assert done.returncode == 0, done.stderr
+    assert "of my own" in done.stderr
+    assert "enable_nested_tensor" not in done.stdout + done.stderr
 
 
 def test_training_warns_of_a_warmup_that_never_ends(cli: Cli, token_folder: Path) -> None:

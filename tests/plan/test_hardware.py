@@ -1,28 +1,110 @@
 """Time, money and room on machines."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from lmtrain.machine import GPUS, find_gpu
-from lmtrain.plan.hardware import KERNEL_S, USABLE, disk_free, gpu_estimates, memory_available
+from lmtrain.model.gpt2 import GPT2
+from lmtrain.optimizer.adamw import adamw
+from lmtrain.plan.hardware import (
+    ATTENTION_SHARE,
+    KERNEL_S,
+    UNFUSED,
+    UNKNOWN_MFU,
+    USABLE,
+    GpuEstimate,
+    Workload,
+    disk_free,
+    gpu_estimates,
+    memory_available,
+)
+from lmtrain.plan.memory import Operations, StepCost, StepSettings, simulate
 
 
-def test_a_large_run_takes_the_time_of_its_flops() -> None:
-    found = {estimate.gpu.name: estimate for estimate in gpu_estimates(1e20, 1000, int(30e9), mfu=0.4)}
+def step(
+    products: tuple[tuple[float, int], ...] = (),
+    attention: float = 0.0,
+    moved: int = 0,
+    updated: int = 0,
+    kernels: int = 1,
+) -> StepCost:
+    """A step of one micro-batch that computes and moves so much."""
+    update = Operations((), 0.0, updated)
+    return StepCost({}, 0, 0.0, kernels, (1,), Operations(products, attention, moved), update)
+
+
+def on(name: str, work: Workload, **options: Any) -> GpuEstimate:
+    return next(estimate for estimate in gpu_estimates(work, None, **options) if estimate.gpu.name == name)
+
+
+def test_with_a_share_of_the_peak_a_run_takes_the_time_of_its_flops() -> None:
+    work = Workload(1e20, 10, 4, step(kernels=100))
+    found = {estimate.gpu.name: estimate for estimate in gpu_estimates(work, int(30e9), mfu=0.4)}
     h100 = found["H100"]
     assert h100.seconds == pytest.approx(1e20 / (0.4 * 989e12))
+    assert (h100.bound_by, h100.mfu) == ("compute", pytest.approx(0.4))
     assert h100.gpu.dollars_per_hour is not None
     assert h100.dollars == pytest.approx(h100.seconds / 3600 * h100.gpu.dollars_per_hour)
     assert (h100.fits, found["L4"].fits) == (True, False)
 
 
-def test_a_small_one_that_of_its_kernels() -> None:
-    assert {estimate.seconds for estimate in gpu_estimates(1.0, 5000, None, mfu=0.4)} == {5000 * KERNEL_S}
+@pytest.mark.parametrize(
+    ("cost", "seconds", "bound_by"),
+    [
+        (step(products=((1e15, 1000),)), 1e15 / (0.8 * 989e12), "compute"),
+        (step(attention=1e15), 1e15 / (0.8 * ATTENTION_SHARE * 989e12), "compute"),
+        (step(products=((1e6, 10**12),)), 1e12 / (0.9 * 3.35e12), "memory"),
+        (step(moved=10**12), UNFUSED * 1e12 / (0.9 * 3.35e12), "memory"),
+        (step(updated=10**12), 1e12 / (0.9 * 3.35e12) / 4, "optimizer"),  # once in the four micro-batches of a step
+        (step(kernels=10**6), 10**6 * KERNEL_S, "launches"),
+    ],
+)
+def test_a_run_is_bound_by_what_takes_most_of_its_time(cost: StepCost, seconds: float, bound_by: str) -> None:
+    estimate = on("H100", Workload(1e15, 10, 4, cost))
+    assert (estimate.seconds, estimate.bound_by) == (pytest.approx(10 * 4 * seconds, rel=1e-3), bound_by)
+    assert estimate.mfu == pytest.approx(1e15 / (989e12 * estimate.seconds))
+
+
+def test_a_model_that_cannot_be_followed_has_an_estimate_all_the_same() -> None:
+    assert on("A100", Workload(1e20, 10, 4, None)).seconds == pytest.approx(1e20 / (UNKNOWN_MFU * 312e12))
+
+
+def test_a_small_model_is_bound_by_launches_on_every_large_gpu_and_as_fast_on_a_small_one() -> None:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = GPT2(vocab_size=64, block_size=64, n_layer=4, n_head=4, d_model=64)
+        return model, adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+    work = Workload(1e12, 100, 1, simulate(build, StepSettings("cuda", torch.bfloat16, 1, 12, 64)))
+    for name in ("B200", "H100", "A100", "L4"):
+        assert on(name, work).bound_by == "launches"
+    assert on("B200", work).seconds == on("L4", work).seconds
+
+
+@pytest.mark.slow
+def test_gpt2_takes_about_as_long_as_published_and_no_l40s_is_faster_than_an_a100() -> None:
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = GPT2(vocab_size=50304, block_size=1024, n_layer=12, n_head=12, d_model=768, bias=False)
+        return model, adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+    cost = simulate(build, StepSettings("cuda", torch.bfloat16, 2, 16, 1024))
+    work = Workload(0.855e9 * 4 * 16 * 1024, 1, 4, cost)
+    found = {estimate.gpu.name: estimate for estimate in gpu_estimates(work, None)}
+    speed = {name: 4 * 16 * 1024 / estimate.seconds for name, estimate in found.items()}
+    assert 380e3 < speed["H100"] < 500e3  # nanoGPT, and modded-nanogpt's control run at 446,000 to 462,000
+    assert 150e3 < speed["A100"] < 215e3  # llm.c 178,000
+    assert 90e3 < speed["RTX 4090"] < 130e3  # nanoGPT 106,000
+    assert 0.3 < found["B200"].mfu < 0.45
+    order = ["B200", "H200", "H100", "A100", "A100-SXM4-40GB", "L40S", "RTX 4090", "RTX 3090", "L4", "T4"]
+    assert sorted(order, key=lambda name: -speed[name]) == order
 
 
 def test_a_price_of_ones_own_and_memory_to_the_edge() -> None:
-    for estimate in gpu_estimates(1e18, 1, int(0.99 * USABLE * 24e9), mfu=0.5, dollars_per_hour=2.5):
+    work = Workload(1e18, 1, 1, step())
+    for estimate in gpu_estimates(work, int(0.99 * USABLE * 24e9), mfu=0.5, dollars_per_hour=2.5):
         assert estimate.dollars == pytest.approx(estimate.seconds / 3600 * 2.5)
         assert estimate.fits == (estimate.gpu.memory_gb >= 24)
 

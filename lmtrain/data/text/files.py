@@ -3,11 +3,12 @@
 import codecs
 import hashlib
 import importlib
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
+
+from lmtrain.machine import is_installed
 
 READ_BYTES = 1 << 20
 
@@ -80,7 +81,7 @@ def _hint(head: bytes) -> str:
 def check_zstandard(name: str, path: Path) -> None:
     """Raise a ValueError if a zstandard file ends early, which the library takes for its end."""
     with path.open("rb") as file:
-        if file.read(4) != b"\x28\xb5\x2f\xfd" or importlib.util.find_spec("zstandard") is None:
+        if file.read(4) != b"\x28\xb5\x2f\xfd" or not is_installed("zstandard"):
             return
         file.seek(0)
         zstandard = importlib.import_module("zstandard")

@@ -1,0 +1,93 @@
+"""The plan of a sweep as a person reads it."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from lmtrain.plan.sweep_plan import PlannedJob, SweepPlan
+from lmtrain.plan.terminal_view import (
+    as_bytes,
+    as_dollars,
+    as_time,
+    new_table,
+    print_gpu_table,
+    print_heading,
+    print_line,
+    print_rows,
+    print_table,
+)
+from lmtrain.terminal.as_text import first_few
+from lmtrain.terminal.units import si
+
+SHOWN_ROWS = 40
+SHOWN_TITLES = 3
+UNKNOWN = "?"
+
+COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
+    "parameters": lambda job: si(job.plan.facts.parameters),
+    "steps": lambda job: f"{job.plan.facts.steps:,}",
+    "tokens": lambda job: si(job.plan.facts.tokens),
+    "a step's memory": lambda job: _known(job.plan.here and job.plan.here.peak_bytes, as_bytes),
+    "time here": lambda job: _known(job.plan.facts.seconds, as_time),
+    "cost": lambda job: _known(job.plan.dollars, as_dollars),
+    "disk": lambda job: _known(job.plan.facts.disk_needed, as_bytes),
+}
+
+
+def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
+    """Print what the jobs are, what they take one by one and together, and what is likely to be wrong."""
+    first = sweep.jobs[0].plan
+    print_line(f"plan of a sweep: {sweep.count:,} jobs of {first.name}; {first.machine}", style="bold")
+    print_heading("jobs, those of the same size in one row; each")
+    _print_jobs(sweep)
+    print_heading("all of them")
+    print_rows(_totals(sweep))
+    if first.run_flops:
+        print_heading("all of them on one GPU, one after the other")
+        print_gpu_table(sweep.gpu_totals(), mfu=mfu)
+    found = sweep.remarks()
+    print_heading("remarks" if found else "no remarks")
+    for remark, count in found.items():
+        print_line(f"! {remark}" + (f" ({count:,} of {sweep.count:,} jobs)" if count < sweep.count else ""), "yellow")
+
+
+def _print_jobs(sweep: SweepPlan) -> None:
+    columns = {name: column for name, column in COLUMNS.items() if {column(job) for job in sweep.jobs} != {UNKNOWN}}
+    table = new_table("", "jobs", *columns)
+    groups = sweep.equal_jobs()
+    for group in groups[:SHOWN_ROWS]:
+        count = sum(job.count for job in group)
+        table.add_row(_title(group, sweep), f"{count:,}", *(column(group[0]) for column in columns.values()))
+    print_table(table)
+    if len(groups) > SHOWN_ROWS:
+        print_line(f"  and {len(groups) - SHOWN_ROWS:,} more rows; --json has every job")
+
+
+def _title(group: Sequence[PlannedJob], sweep: SweepPlan) -> str:
+    """Return what tells a group from the other jobs, or the titles of its first jobs."""
+    if len(group) == 1:
+        return group[0].title
+    everywhere, here = (set.intersection(*(set(job.overrides) for job in jobs)) for jobs in (sweep.jobs, group))
+    shared = [override for override in group[0].overrides if override in here - everywhere]
+    return " ".join(shared) or first_few([job.title for job in group], SHOWN_TITLES, separator="; ")
+
+
+def _totals(sweep: SweepPlan) -> list[tuple[str, str]]:
+    rows = [("tokens", si(sweep.tokens))]
+    if sweep.seconds is not None:
+        cost = "" if sweep.dollars is None else f" and {as_dollars(sweep.dollars)}"
+        together = ""
+        if sweep.n_jobs > 1:
+            best = as_time(sweep.seconds / sweep.n_jobs)
+            together = f"; {sweep.n_jobs} at once (hydra.launcher.n_jobs) take {best} at best, on as many devices"
+        rows.append(("here", f"{as_time(sweep.seconds)}{cost} one after the other, without evaluations{together}"))
+    if sweep.disk_needed is not None:
+        free = sweep.jobs[0].plan.facts.disk_free
+        rows.append(
+            ("checkpoints", f"{as_bytes(sweep.disk_needed)}" + (f"; {as_bytes(free)} are free" if free else ""))
+        )
+        if free and sweep.disk_needed > free:
+            rows.append(("", "they do not fit: another disk (hydra.sweep.dir), or fewer (trainer.keep_checkpoints)"))
+    return rows
+
+
+def _known(value: float | None, text: Callable[[float], str]) -> str:
+    return UNKNOWN if value is None else text(value)
