@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.config.compose import compose
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.data.text.files import matching_files
+from lmtrain.data.text.matching import matching_files
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import stays_inside
 from lmtrain.terminal.as_text import shown
