@@ -206,24 +206,18 @@ def _own_names(folder: Path, run_dir: Path) -> set[str]:
     return {name for own in ("conf", "experiments") for name in _names_below(folder / own, run_dir)}
 
 
-def lies_in_a_run(config: Path, run_dir: Path, folder: Path | None = None) -> bool:
-    """Return whether a config of the user's own, by its group and its name, lies in the run or in another run's folder.
-
-    `folder` is the one that the command is given in (default: the current one).
-    """
-    folder = folder or Path.cwd()
+def lies_in_a_run(group: str, name: str, run_dir: Path) -> bool:
+    """Return whether a choice is a config in `./conf` or `./experiments` that lies in the run, or in another run."""
+    folder = Path.cwd()
+    config = Path(group, f"{name.removesuffix('.yaml')}.yaml")
     own = [folder / "conf" / config]
     if config.parts[0] == EXPERIMENTS:
         own.append(folder / config)
-    return any(
-        _is_run_folder(parent, run_dir)
-        for path in own
-        for parent in path.parents
-        if parent.is_relative_to(folder) and parent != folder
-    ) or any(
-        path.with_name(f"{path.name.removesuffix('.yaml')}.yaml").resolve().is_relative_to(run_dir.resolve())
-        for path in own
-    )
+    for path in filter(Path.is_file, own):
+        above = [parent for parent in path.parents if parent.is_relative_to(folder) and parent != folder]
+        if path.resolve().is_relative_to(run_dir.resolve()) or any(_is_run_folder(one, run_dir) for one in above):
+            return True
+    return False
 
 
 def _is_run_folder(folder: Path, run_dir: Path | None) -> bool:

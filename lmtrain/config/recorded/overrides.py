@@ -101,7 +101,7 @@ def _refusal(recorded: Recorded, run_dir: Path) -> str | None:
     for name in _chosen_names(override):
         if not PLAIN_NAME.fullmatch(name) or ".." in name:
             return "a choice of a saved run is a plain name, without a path out of the group's folder"
-        if lies_in_a_run(Path(recorded.key, name), run_dir):
+        if lies_in_a_run(recorded.key, name, run_dir):
             return "chooses a config that lies in a run's directory, where others may have put it"
     return None
 

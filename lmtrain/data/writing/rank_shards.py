@@ -15,6 +15,7 @@ from lmtrain.data.writing.journal import SplitWriter
 from lmtrain.errors import DataError
 from lmtrain.files.durable import sync
 from lmtrain.files.limited import read_json_limited
+from lmtrain.files.links import refuse_links
 from lmtrain.terminal.as_text import first_few
 
 SETTINGS_FILE, RECORD_FILE, TOKENS_FOLDER = "settings.json", "record.json", "tokens"  # in the hidden folder
@@ -73,8 +74,10 @@ def _finished(folder: Path, begun: Path) -> Meta:
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Return where the ranks write until the folder is finished."""
-    return folder.with_name(f".ranks-{folder.name}")
+    """Return where the ranks write until the folder is finished; raise ValueError if a link is in its place."""
+    begun = folder.with_name(f".ranks-{folder.name}")
+    refuse_links(begun.parent, [begun.name])
+    return begun
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,15 @@ def test_a_link_among_the_experiments_does_not_lead_into_the_run(run: Path, link
         overrides_to_recompose(run, ())
 
 
+def test_a_run_is_forked_in_its_own_folder_by_what_is_shipped(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(run)
+    assert "model=llama_1m" in overrides_to_recompose(Path(), ())
+    Path("conf/model").mkdir(parents=True)
+    Path("conf/model/llama_1m.yaml").write_text("_target_: lmtrain.model.llama.Llama\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="chooses a config that lies in a run's directory"):
+        overrides_to_recompose(Path(), ())
+
+
 def test_trust_is_checked_over_the_settings_of_hydra_as_well(run: Path) -> None:
     settings = compose(["hydra/launcher=basic", "hydra/sweeper=optuna"], with_hydra=True).hydra
     check_hydra_trust(settings, (), run)  # what is shipped, and what is installed

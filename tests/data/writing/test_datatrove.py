@@ -407,3 +407,10 @@ def test_without_datatrove_there_is_one_clear_error() -> None:
         "ImportError: lmtrain.data.writing.datatrove: needs the `datatrove` package; pip install 'lmtrain[datatrove]'"
         in (done.stderr.splitlines())
     )
+
+
+def test_a_link_in_the_place_of_the_hidden_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / ".ranks-out").symlink_to("mine")
+    with pytest.raises(ValueError, match=r"/\.ranks-out: a link"):
+        finish_token_folder(tmp_path / "out")
