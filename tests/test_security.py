@@ -5,7 +5,9 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
 from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.fork import load_fork_origin
 from lmtrain.data import stored_tokenizer, token_files
 from lmtrain.data.meta import check_tokenizer, read_meta
 from lmtrain.data.text import inputs
@@ -357,6 +360,77 @@ def test_a_saved_config_does_not_read_the_environment(work: Path, monkeypatch: p
     monkeypatch.setenv("LMTRAIN_DATA", str(work))
     hostile(work / "out" / "config.yaml", "data.path", "${oc.env:LMTRAIN_DATA}/data")
     assert dispatch(["evaluate", "out"]) == 0
+
+
+CHECKPOINT_FILES = ["MANIFEST.json", "state.json", "model.safetensors"]
+
+
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """Ends a test that waits for what never comes."""
+
+    def refuse(number: int, frame: Any) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, refuse)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("no_waiting")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"out/checkpoints/{STEP}/{name}" for name in CHECKPOINT_FILES),
+        "out/config.yaml",
+        "out/.hydra/hydra.yaml",
+        "out/result.json",
+        "out/tokenizer.json",
+        "data/meta.json",
+        "data/val.bin",
+    ],
+)
+def test_a_pipe_in_a_file_s_place_is_not_waited_for(work: Path, name: str) -> None:
+    (work / name).unlink()
+    os.mkfifo(work / name)
+    if Path(name).name in ("hydra.yaml", "result.json", "tokenizer.json"):  # which it can do without
+        assert dispatch(["evaluate", "out"]) == 0
+    else:
+        with pytest.raises(ConfigError, match=r"^[^\n]+$"):
+            dispatch(["evaluate", "out"])
+
+
+def test_folders_of_a_sweep_that_lead_back_are_not_followed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "multirun.yaml").write_text("{}")
+    for name in ("a", "b"):
+        (work / name).symlink_to(work)
+    assert dispatch(["evaluate", "."]) == 0
+    assert capsys.readouterr().out.count(" val ") == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"step": 10**30}, f"train.step={10**30}, which is no number"),
+        ({"samples": -1}, "train.samples=-1, which is no number"),
+        ({"step": "4"}, "train.step=4, which is no number"),
+        ({"speed": 1}, "has another train"),
+        (None, "has no train"),
+    ],
+)
+def test_a_state_that_no_run_has_is_one_line(work: Path, train: Any, message: str) -> None:
+    checkpoint = work / "out" / "checkpoints" / STEP
+    state = json.loads((checkpoint / "state.json").read_text())
+    before = state.pop("train")
+    (checkpoint / "state.json").write_text(json.dumps(state if train is None else {**state, "train": before | train}))
+    signed(checkpoint)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        dispatch(["evaluate", "out", "--checkpoint", "4"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_fork_origin(Path("out"), 4)
 
 
 SIZES = [("d_model", 200_000), ("n_layer", 2_000_000), ("vocab_size", 10**12), ("block_size", 10**10)]

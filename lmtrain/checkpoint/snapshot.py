@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 DATA_WAY_OUT = "put it back, give the folder it was moved to, or start a new run"
+STATE_KEYS = frozenset({"run_id", "config", "train", "optimizer", "optimizer_groups", "scaler", "data"})
 
 
 @dataclass
@@ -77,10 +78,22 @@ class TrainState:
 
 
 def train_state(checkpoint: Checkpoint) -> TrainState:
-    """Return the TrainState of a checkpoint. Raises ValueError if it is of another format."""
+    """Return the TrainState of a checkpoint. Raises ValueError if it is of another format, or not lmtrain's."""
     if (version := checkpoint.state.get("format_version")) != FORMAT_VERSION:
         raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {FORMAT_VERSION}")
-    return TrainState(**checkpoint.state["train"])
+    if missing := STATE_KEYS - checkpoint.state.keys():
+        raise ValueError(f"the checkpoint's state.json has no {' and no '.join(sorted(missing))}")
+    try:
+        state = TrainState(**checkpoint.state["train"])
+    except TypeError as error:
+        raise ValueError(f"the checkpoint's state.json has another train ({error})") from error
+    for each in fields(state):
+        value = getattr(state, each.name)
+        if each.type is int and not (type(value) is int and 0 <= value < 1 << 63):
+            raise ValueError(
+                f"the checkpoint's state.json says train.{each.name}={str(value)[:40]}, which is no number"
+            )
+    return state
 
 
 class Snapshot:

@@ -3,8 +3,9 @@
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -15,7 +16,7 @@ INDENTS = " \t-?:"  # what a line of YAML may begin with, apart from the content
 FastSafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML came with libyaml
 
 
-def open_plain_file(path: Path) -> BinaryIO:
+def open_plain_file(path: Path) -> BufferedReader:
     """Open a file to read its bytes; do not wait for a pipe, or wake a device, that stands in a file's place.
 
     Raises:
@@ -45,8 +46,9 @@ def read_limited(path: Path, limit: int) -> bytes:
         OSError: it can't be read, or is no plain file.
     """
     with open_plain_file(path) as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
+        is_larger = os.fstat(file.fileno()).st_size > limit
+        content = b"" if is_larger else file.read(limit + 1)
+    if is_larger or len(content) > limit:
         raise ValueError(f"{path}: larger than {limit:,} bytes, which such a file never is")
     return content
 

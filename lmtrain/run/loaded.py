@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.snapshot import train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.trust import check_trust, read_saved
@@ -60,12 +61,13 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
         tokenizer = load_tokenizer(run_dir) if has_tokenizer else None
     try:
         loaded = load_checkpoint(path)
-        model.load_state_dict(dict(loaded.tensors["model"]))
-    except (BrokenCheckpointError, RuntimeError) as error:
+        step = train_state(loaded).step
+        model.load_state_dict(dict(loaded.tensors.get("model", {})))
+    except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
         way_out = f"; --checkpoint takes one of the other steps: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
-    return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, loaded.state["train"]["step"])
+    return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, step)
 
 
 def _step(which: str, checkpoints: CheckpointFolder) -> int:

@@ -166,7 +166,7 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
         (["fork="], "fork=: empty; give a run directory"),
         (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
-        (["fork=runs/origin", "step=4", "model.d_model=64"], "does not fit the model"),
+        (["fork=runs/origin", "step=4", "model.d_ff=80"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
         (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["step=4"], "step=4: goes with fork=RUN_DIR"),
