@@ -113,7 +113,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
         try:
             runs.append(_load_run(run, warn))
         except (OSError, ValueError) as error:
-            warn(f"left out: {' '.join(str(error).split())}")
+            warn(f"left out: {error}")
     return _with_parents(with_labels(runs))
 
 
@@ -260,4 +260,4 @@ def _data_fingerprints(run: Run) -> str:
 
 
 def _print_to_stderr(line: str) -> None:
-    print(visible(line), file=sys.stderr)  # noqa: T201
+    print(visible(" ".join(line.splitlines())), file=sys.stderr)  # noqa: T201
