@@ -215,11 +215,11 @@ def _status_without_result(path: Path) -> str:
 
 
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
-    by_id = {str(run.environment["run_id"]): run for run in runs if "run_id" in run.environment}
+    by_id = {run.environment["run_id"]: run for run in runs if run.environment.get("run_id")}
     by_path = {os.path.realpath(run.path): run for run in runs}
 
     def name_of(origin: Mapping[str, Any]) -> str:
-        parent = by_id.get(str(origin.get("run_id"))) or by_path.get(_real_path(str(origin.get("run"))))
+        parent = by_id.get(origin.get("run_id")) or by_path.get(_real_path(str(origin.get("run"))))
         return parent.label if parent else printable(str(origin.get("run") or origin.get("run_id")))
 
     return [replace(run, parent=_parent_in_words(run, name_of)) for run in runs]

@@ -1,4 +1,4 @@
-"""Whatever the files of some runs hold, the other runs are compared, and what is left out is named."""
+"""No content of a run's files ends the comparison of the other runs; a run that is left out is named."""
 
 import contextlib
 import json
