@@ -1,4 +1,4 @@
-"""Texts of others, in paths, tokens and files, act on no terminal and end no command, whichever prints them."""
+"""A stranger's text, in a path, a token or a file, acts on no terminal and ends no command that prints it."""
 
 import os
 import re
@@ -12,6 +12,7 @@ from support.synthetic_runs import write_run
 from support.tokens import TINY, VOCAB_SIZE, write_tokens
 from tokenizers import Tokenizer, models
 
+from lmtrain.__main__ import print_traceback
 from lmtrain.data.stored_tokenizer import StoredTokenizer, save_tokenizer
 
 # To rich, markup that is closed but never opened, and an emoji; to a terminal, another color, and a new title.
@@ -63,6 +64,16 @@ def test_every_command_shows_them_as_they_are(tmp_path: Path, cli: Cli) -> None:
         assert "[31m" in text_of, f"{name}: {text_of}"
     assert SHOWN in written["sample"]
     assert SHOWN in written["train"]
+
+
+def test_an_error_that_nobody_expected_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        raise RuntimeError(NAME)
+    except RuntimeError as error:
+        print_traceback(type(error), error, error.__traceback__)
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback")
+    assert shown.endswith(f"RuntimeError: {SHOWN}\n")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ KINDS: Mapping[str, type] = {
     "rerun_of.run_id": str,
 }
 IN_WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "an object"}
+SEXAGESIMAL = re.compile(r"(:[0-5]?[0-9]){100}")  # a number to YAML 1.1: the time for it grows with the square
 # What PyYAML raises for values such as `!!int ''`, `!!bool x` and `!!timestamp x`, beside its own errors.
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
@@ -50,6 +52,8 @@ def read_config(path: Path) -> dict[str, Any]:
         OSError: it can't be read.
     """
     text = read_yaml_text(path)
+    if SEXAGESIMAL.search(text):
+        raise ValueError(f"{path}: not the YAML of a config (a number with more than 100 colons)")
     try:
         config = yaml.load(text, Loader=FastSafeLoader)
     except YAML_ERRORS as error:

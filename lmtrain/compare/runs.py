@@ -115,7 +115,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
         try:
             runs.append(_load_run(run, warn))
         except (OSError, ValueError) as error:
-            warn(f"left out: {' '.join(str(error).split())}")
+            warn(f"left out: {error}")
     return _with_parents(with_labels(runs))
 
 
@@ -218,11 +218,11 @@ def _status_without_result(path: Path) -> str:
 
 
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
-    by_id = {str(run.environment["run_id"]): run for run in runs if "run_id" in run.environment}
+    by_id = {run.environment["run_id"]: run for run in runs if run.environment.get("run_id")}
     by_path = {os.path.realpath(run.path): run for run in runs}
 
     def name_of(origin: Mapping[str, Any]) -> str:
-        parent = by_id.get(str(origin.get("run_id"))) or by_path.get(_real_path(str(origin.get("run"))))
+        parent = by_id.get(origin.get("run_id")) or by_path.get(_real_path(str(origin.get("run"))))
         return parent.label if parent else printable(str(origin.get("run") or origin.get("run_id")))
 
     return [replace(run, parent=_parent_in_words(run, name_of)) for run in runs]
@@ -263,4 +263,4 @@ def _data_fingerprints(run: Run) -> str:
 
 
 def _print_to_stderr(line: str) -> None:
-    print(visible(line), file=sys.stderr)  # noqa: T201
+    print(visible(" ".join(line.splitlines())), file=sys.stderr)  # noqa: T201

@@ -18,6 +18,8 @@ def visible(text: str) -> str:
 
 def printable(text: str, *, keep: str = "", instead: str = " ") -> str:
     """Return the text without what moves a terminal's cursor or changes its colors, apart from `keep`."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() or character in keep else instead for character in text)
 
 

@@ -27,7 +27,7 @@ class PlainConsole(Console):
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **settings)
 
-    def render_str(self, text: str, **settings: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **settings: Any) -> Text:
         """Return the text for printing or measuring; rich calls this for each string, in tables as well."""
         return super().render_str(visible(text), **settings)
 
