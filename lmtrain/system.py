@@ -45,13 +45,15 @@ def make_malloc_keep_memory() -> None:
 
 def missing_to_compile(device_type: str) -> str | None:
     """Return what this machine lacks for `torch.compile`, in a few words; None if it lacks nothing."""
-    # Triton, for CUDA, takes the first of two; Inductor, for the CPU, the third. The variables name another.
+    # Triton, for CUDA, takes gcc or clang; Inductor, for the CPU, g++. The variables name another.
     variable, compilers = ("CC", ["gcc", "clang"]) if device_type == "cuda" else ("CXX", ["g++"])
     named = os.environ.get(variable)
     if not any(map(shutil.which, [named] if named else compilers)):
-        asked = f"{variable}={named}, is not there" if named else f"{' or '.join(compilers)}, is not in PATH"
-        return f"torch.compile needs a compiler, and {asked}"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        missing = f"{variable}={named} is not there" if named else f"{' or '.join(compilers)} is not in PATH"
+        return f"torch.compile needs a compiler, and {missing}"
+    more = [os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")]
+    folders = [sysconfig.get_path("include"), *os.pathsep.join(more).split(os.pathsep)]
+    if not any(Path(folder, "Python.h").is_file() for folder in folders):
         return "torch.compile needs Python.h, of the package python3-dev or similar"
     return None
 

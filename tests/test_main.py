@@ -10,7 +10,8 @@ from support.command_line import Cli
 from support.permissions import modes_that_hold
 from support.tokens import TINY, write_tokens
 
-from lmtrain.__main__ import dispatch_and_report_errors
+from lmtrain.__main__ import dispatch, dispatch_and_report_errors
+from lmtrain.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -45,6 +46,11 @@ def test_a_variable_of_the_environment_is_a_number_or_named(
     monkeypatch.setenv(name, value)
     assert dispatch_and_report_errors(["data=tokens", "data.path=nowhere"]) == 2
     assert capsys.readouterr().err.startswith(f"config error: {message}")
+
+
+def test_an_argument_that_is_no_utf_8_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"data\.path=.*: not UTF-8"):
+        dispatch(["data=tokens", "data.path='caf\udce9'"])
 
 
 def test_a_folder_that_was_removed_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,11 +50,11 @@ def test_a_device_that_is_not_there(device: str, message: str) -> None:
 def test_without_a_compiler_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"system.compile=true: .* g\+\+, is not in PATH; .* system.compile=false"):
+    with pytest.raises(ValueError, match=r"system.compile=true: .* g\+\+ is not in PATH; .* system.compile=false"):
         System(device="cpu", compile=True)
     assert not System(device="cpu").compiles
     monkeypatch.setenv("CC", "no-such-cc")
-    assert "CC=no-such-cc, is not there" in (missing_to_compile("cuda") or "")
+    assert "CC=no-such-cc is not there" in (missing_to_compile("cuda") or "")
     (tmp_path / "no-such-cc").touch(0o755)
     assert "compiler" not in (missing_to_compile("cuda") or "")
 

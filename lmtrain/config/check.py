@@ -200,6 +200,8 @@ def _check_values(
             values[key] = _integral(values[key])
         # An alias, as a parameter may have a name that pydantic keeps for itself.
         fields[f"field_{index}"] = (parameter.annotation, Field(alias=key))
+    if unreadable := [key for key in values if not _is_text(values[key])]:
+        return problems | {f"{prefix}{key}": f"={as_written(values[key])}: not UTF-8" for key in unreadable}
     model = create_model(
         "Node", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False), **fields
     )
@@ -224,6 +226,15 @@ def _check_values(
             if isinstance(value := getattr(checked, name), int | float):
                 values[str(field.alias)] = value
     return problems
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether all strings in a value are text: an argument in another encoding has bytes that are none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def key_paths(node: Any, prefix: str = "") -> list[str]:

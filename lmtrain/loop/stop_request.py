@@ -95,7 +95,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None:
-            if time.monotonic() - self._came < REPEAT_S:
+            if time.monotonic() - self._came < REPEAT_S or number == signal.SIGHUP:  # which the shell sends as well
                 return
             _write(f"\n{name} again: leaving at once\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
             os._exit(ending_by_signal(number).exit_code)  # no clean-up to wait for; a checkpoint half written is none

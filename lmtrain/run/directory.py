@@ -82,7 +82,7 @@ class RunDirectory:
             PermissionError: that file may not be read, and the run would get another identity.
         """
         path = self.path / "environment.json"
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError):  # read_json would say the same of a file that may not be read
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         recorded = read_json(path).get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)

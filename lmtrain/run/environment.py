@@ -74,6 +74,8 @@ def _git() -> dict[str, Any] | None:
         return None
     deadline = time.monotonic() + GIT_TIMEOUT_S
     filters = _run_git(deadline, "config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.")
+    if filters.text and not filters.complete:  # one that is not known would be run
+        return None
     scopes_and_keys = filters.text.split("\0")
     # Only the repository's own filters: those of the user and the machine, such as git-lfs, are trusted.
     own = [
@@ -125,6 +127,8 @@ def _run_git(deadline: float, *words: str, without: Sequence[str] = ()) -> _GitO
 
     It is ended at the deadline (by time.monotonic), and when it has printed enough.
     """
+    if time.monotonic() >= deadline:
+        return _GitOutput()
     settings = {
         "core.fsmonitor": "false",
         "core.hooksPath": os.devnull,

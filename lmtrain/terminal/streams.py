@@ -42,7 +42,7 @@ def _dropping(stream: TextIO) -> TextIO:
     stream.flush()
     raw = _DroppingFile(stream.fileno(), "w", closefd=False)
     return io.TextIOWrapper(
-        raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if stream.write_through else io.BufferedWriter(raw),
         stream.encoding,
         stream.errors,
         line_buffering=stream.line_buffering,

@@ -1,9 +1,11 @@
 import logging
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from lmtrain.errors import InterruptedBySignal
 from lmtrain.logger.base import CompositeLogger, RunInfo, folder_below
 from lmtrain.terminal.paths import change_folder
 
@@ -52,6 +54,20 @@ def test_the_truth_comes_first_and_the_members_in_their_order() -> None:
         ("one", "close", "completed"),
         ("two", "close", "completed"),
     ]
+
+
+class Interrupted(Recorder):
+    def close(self, status: str) -> None:
+        super().close(status)
+        raise InterruptedBySignal(signal.SIGINT)
+
+
+def test_a_signal_that_cuts_a_close_short_leaves_no_other_logger_open() -> None:
+    calls: list[tuple[str, ...]] = []
+    members = [Interrupted("cut short", calls), Recorder("bad", calls, fails=("close",)), Recorder("last", calls)]
+    with pytest.raises(InterruptedBySignal):
+        CompositeLogger(Recorder("truth", calls), members).close("completed")
+    assert [name for name, _, _ in calls] == ["truth", "cut short", "bad", "last"]
 
 
 def test_a_member_that_fails_is_dropped_with_a_warning_and_the_others_go_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from lmtrain.errors import InterruptedBySignal, ending_by_signal
+from lmtrain.loop import stop_request
 from lmtrain.loop.stop_request import REPEAT_S, SIGNALS, StopRequest
 
 
@@ -49,6 +50,15 @@ def test_what_may_be_cut_short_is_cut_short_where_the_signal_comes() -> None:
             evaluate()
         assert done == [1]
         assert stop.defers
+
+
+def test_a_terminal_that_is_gone_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_request, "REPEAT_S", 0.0)
+    with StopRequest() as stop:
+        stop.defers = True
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
+            os.kill(os.getpid(), number)  # else this process would be gone
+        assert stop.signal == signal.SIGTERM
 
 
 def test_one_signal_that_arrives_twice_is_one() -> None:
