@@ -82,9 +82,9 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
 def _with_homes(composed: DictConfig) -> DictConfig:
     """Put the user's home into the paths that are used before the config is checked, in place; return the config."""
     for parent, key in ((composed, "fork"), (composed.get("hydra", {}).get("run", {}), "dir")):
-        raw = OmegaConf.to_container(parent, resolve=False).get(key) if parent else None
-        if isinstance(raw, str) and raw.startswith("~/"):
-            OmegaConf.update(parent, key, with_home(raw))
+        raw: Any = OmegaConf.to_container(parent) if parent else {}  # unresolved
+        if isinstance(text := raw.get(key), str):
+            parent[key] = with_home(text)
     return composed
 
 

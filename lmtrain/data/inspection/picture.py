@@ -210,9 +210,9 @@ def _draw_comparison(axes: Axes, folder: InspectedFolder) -> None:
         xlabel="share of train's tokens (leftmost: none)",
         ylabel="share of val's tokens (lowest: none)",
     )
-    for axis, ends in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         axis.set_major_formatter(_percent())
-        axis.set_major_locator(_log_ticks(*ends))
+        axis.set_major_locator(_log_ticks(low, high))
 
 
 def _draw_most_frequent(axes: Axes, folder: InspectedFolder) -> None:
