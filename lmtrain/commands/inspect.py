@@ -25,6 +25,8 @@ from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import percent, si
 
 FREQUENT = 12  # tokens in the table
+FEW_DOCUMENTS = 4  # whose lengths are listed
+SHARES_FROM_DOCUMENTS = 30  # of fewer, a share in percent says little
 TEXT_COLUMNS = 92
 SAMPLE_LINES = 6
 
@@ -123,8 +125,10 @@ def statistics_table(inspected: InspectedFolder) -> Table:
     table = Table("", *inspected.splits)
     for column in table.columns[1:]:
         column.justify = "right"
+    lengths = [split.statistics.lengths for split in inspected.splits.values()]
+    few = all(counted is not None and counted.total <= FEW_DOCUMENTS for counted in lengths)
     of_splits = [
-        (_files(split), _documents(split), _vocabulary(split, inspected.vocab_size), _repeats(split))
+        (_files(split), _documents(split, few), _vocabulary(split, inspected.vocab_size), _repeats(split))
         for split in inspected.splits.values()
     ]
     for sections in zip(*of_splits, strict=True):
@@ -148,16 +152,19 @@ def _files(split: SplitReport) -> dict[str, str]:
     return rows
 
 
-def _documents(split: SplitReport) -> dict[str, str]:
+def _documents(split: SplitReport, few: bool) -> dict[str, str]:
     lengths = split.statistics.lengths
     if not lengths or not lengths.total:
         return {}
+    if few:
+        each = [length for length, count in zip(lengths.lengths, lengths.documents, strict=True) for _ in range(count)]
+        return {"documents": f"{lengths.total:,}", "  tokens in each": ", ".join(f"{length:,}" for length in each)}
     rows = {
         "documents": f"{lengths.total:,}",
         "tokens in one: median, mean": f"{lengths.quantile(0.5):,}, {lengths.mean:,.0f}",
         "  shortest, 95%, longest": f"{lengths.lengths[0]:,}, {lengths.quantile(0.95):,}, {lengths.lengths[-1]:,}",
     }
-    for tokens in LONGER_THAN:
+    for tokens in LONGER_THAN if lengths.total >= SHARES_FROM_DOCUMENTS else ():
         if longer := lengths.longer_than(tokens):
             rows[f"  longer than {tokens:,}"] = f"{longer:,} ({percent(longer / lengths.total)})"
     return rows

@@ -196,6 +196,11 @@ def _check_values(
                 f"{f'{prefix}{key}'.replace('.', '/')}={as_written(values[key])}"
             )
             continue
+        try:
+            json.dumps(values[key], ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            problems[f"{prefix}{key}"] = f"={as_written(values[key])}: is not UTF-8; rename it, or write ? for the byte"
+            continue
         if parameter.annotation is not Any:
             values[key] = _integral(values[key])
         # An alias, as a parameter may have a name that pydantic keeps for itself.
@@ -207,7 +212,8 @@ def _check_values(
     )
     try:
         # As JSON, lists are good enough for tuples, while '3' is still no number.
-        checked = model.model_validate_json(json.dumps(values))
+        keys = [field.alias for _, field in fields.values()]
+        checked = model.model_validate_json(json.dumps({key: values[key] for key in keys}))
     except ValidationError as error:
         reasons: dict[str, list[str]] = {}
         for detail in error.errors():

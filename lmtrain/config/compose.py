@@ -123,9 +123,9 @@ def compose_with_notes(overrides: Sequence[str]) -> Composition:
 def _put_homes(composed: DictConfig) -> None:
     """Put the user's home into the paths that are used before the config is checked, in place."""
     for parent, key in ((composed, "fork"), (composed.get("hydra", {}).get("run", {}), "dir")):
-        raw = OmegaConf.to_container(parent, resolve=False).get(key) if parent else None
-        if isinstance(raw, str) and raw.startswith("~/"):
-            OmegaConf.update(parent, key, with_home(raw))
+        raw: Any = OmegaConf.to_container(parent) if parent else {}  # unresolved
+        if isinstance(text := raw.get(key), str):
+            parent[key] = with_home(text)
 
 
 def _compose_for_choices(overrides: Sequence[str]) -> Composition:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -262,6 +263,39 @@ def test_text_that_would_move_the_cursor_is_shown_harmless(tmp_path, capsys):
     output = capsys.readouterr().out
     assert "\x1b[31m" not in output
     assert "\ufffd[31mred [bold]fat[/bold]" in output
+
+
+@pytest.mark.parametrize(
+    ("documents", "shown", "hidden"),
+    [
+        (1, "tokens in each", "median"),
+        (6, "shortest, 95%, longest", "longer than"),
+        (40, "longer than 512", "tokens in each"),
+    ],
+)
+def test_what_is_said_of_few_documents(tmp_path, capsys, documents, shown, hidden):
+    for split in ("train", "val"):
+        np.tile(np.append(np.arange(600) % 50, 60), documents).astype("<u2").tofile(tmp_path / f"{split}.bin")
+    assert main([str(tmp_path), "--end-of-text", "60", "--samples", "0"]) == 0
+    output = capsys.readouterr().out
+    assert shown in output
+    assert hidden not in output
+
+
+def test_the_type_of_bare_files_can_be_stated(tmp_path, capsys):
+    np.arange(5_000, dtype="<i8").tofile(tmp_path / "train.bin")
+    assert main([str(tmp_path)]) == 2
+    assert "looks like int64" in " ".join(capsys.readouterr().out.split())
+    assert main([str(tmp_path), "--dtype", "int64"]) == 0
+    assert "5,000 tokens" in capsys.readouterr().out
+
+
+def test_lost_text_is_shown(tmp_path, capsys):
+    meta = json.loads((prepared(tmp_path / "data") / "meta.json").read_text())
+    meta["splits"]["train"] |= {"checked_bytes": 100, "lost_share": 0.25}
+    (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
+    assert main([str(tmp_path / "data")]) == 0
+    assert re.search(r"text that no token stands for +│ +25.0% +│ +–", capsys.readouterr().out)
 
 
 @pytest.mark.slow

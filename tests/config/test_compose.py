@@ -35,6 +35,13 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delenv("LMTRAIN_DATA", raising=False)
 
 
+@pytest.mark.parametrize("override", ["data.path='caf\udce9'", "name='caf\udce9'"])
+def test_a_value_that_is_not_utf_8_is_one_line(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"^{key}=caf\udce9: is not UTF-8"):
+        check(compose(["data=tokens", "data.path=x", override]))
+
+
 @given(st.text(alphabet="a \\\"'$(){}[],=:#*", max_size=8).filter(lambda text: "${" not in text))
 def test_any_text_comes_through_hydras_grammar(text: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text

@@ -20,6 +20,7 @@ from lmtrain.terminal.units import si
 ROW_INCHES = 4.6
 COLORS = ("#2f6db3", "#dd6b20", "#3a8f3a", "#7b5aa6")
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192)
+FEW_DOCUMENTS = 30  # of which each is drawn, as a share of them says little
 BINS_A_DECADE = (4, 16)  # for few and for many documents
 CURVE_POINTS = 2000
 CLOUD_POINTS = 100_000
@@ -40,13 +41,18 @@ STYLE: Any = {
 
 def draw_folders(folders: Sequence[InspectedFolder], path: Path) -> None:
     """Write a PNG with a row for each folder that could be read."""
-    shown = [folder for folder in folders if folder.splits]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14, ROW_INCHES * max(1, len(shown))), dpi=120, layout="constrained")
-        FigureCanvasAgg(figure)
-        for row, folder in enumerate(shown):
-            _draw_row(figure.add_subfigure(figure.add_gridspec(len(shown), 1)[row]), folder)
-        figure.savefig(path, format="png")
+        figure_of_folders(folders).savefig(path, format="png")
+
+
+def figure_of_folders(folders: Sequence[InspectedFolder]) -> Figure:
+    """Return the picture, a subfigure of three plots for each folder that could be read."""
+    shown = [folder for folder in folders if folder.splits]
+    figure = Figure(figsize=(14, ROW_INCHES * max(1, len(shown))), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, folder in enumerate(shown):
+        _draw_row(figure.add_subfigure(figure.add_gridspec(len(shown), 1)[row]), folder)
+    return figure
 
 
 def _draw_row(figure: SubFigure, folder: InspectedFolder) -> None:
@@ -58,8 +64,11 @@ def _draw_row(figure: SubFigure, folder: InspectedFolder) -> None:
     figure.suptitle(f"{name}: {si(total)} tokens ({', '.join(parts)}), {of}", fontsize=13, fontweight="bold")
     left, middle, right = axes = figure.subplots(1, 3)
     _draw_frequencies(left, folder)
-    if any(lengths and lengths.total for lengths in _lengths(folder).values()):
+    documents = max((lengths.total for lengths in _lengths(folder).values() if lengths), default=0)
+    if documents > FEW_DOCUMENTS:
         _draw_lengths(middle, folder)
+    elif documents:
+        _draw_each_length(middle, folder)
     else:
         _draw_coverage(middle, folder)
     if {"train", "val"} <= folder.splits.keys():
@@ -110,6 +119,7 @@ def _draw_lengths(axes: Axes, folder: InspectedFolder) -> None:
     low, high = np.log10(shortest), np.log10(longest + 1)
     a_decade = np.clip(1.3 * min(c.total for c in counts) ** (1 / 3), *BINS_A_DECADE)
     edges = np.logspace(low, high, int(a_decade * (high - low)) + 2)
+    edges[[0, -1]] = shortest, longest + 1  # not nearly: the shortest document is to be in a bin
     for (name, counted), color in zip(lengths.items(), _colors(folder), strict=True):
         if counted and counted.total:
             shares, _ = np.histogram(counted.lengths, edges, weights=counted.documents / counted.total)
@@ -121,10 +131,46 @@ def _draw_lengths(axes: Axes, folder: InspectedFolder) -> None:
             axes.axvline(size, color="#999999", linewidth=0.8, linestyle=":")
     axes.set(title="How long documents are", ylabel="share of documents", xscale="log")
     axes.set_xlabel(f"tokens in the document (dotted: {BLOCK_SIZES[0]}, {BLOCK_SIZES[1]}, …)")
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlim(*_a_decade_at_least(shortest, longest + 1))
+    _mark_lengths(axes)
     axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])  # room for the legend
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, 1.2 * top)  # room for the legend
+    axes.set_yticks([tick for tick in axes.get_yticks() if tick <= min(top, 1)])
     axes.legend(loc="upper left")
+
+
+def _draw_each_length(axes: Axes, folder: InspectedFolder) -> None:
+    """Draw a dot for each document, a row of them for each split."""
+    lengths = {name: counted for name, counted in _lengths(folder).items() if counted and counted.total}
+    for row, (name, color) in enumerate(zip(_lengths(folder), _colors(folder), strict=True)):
+        if name in lengths:
+            each = np.repeat(lengths[name].lengths, lengths[name].documents)
+            axes.plot(each, np.full(len(each), row), "o", color=color, markersize=9, alpha=0.6, markeredgewidth=0)
+    names = list(folder.splits)
+    labels = [f"{name}: {lengths[name].total if name in lengths else 0:,}" for name in names]
+    axes.set_yticks(range(len(names)), labels)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    ends = [length for counted in lengths.values() for length in (counted.lengths[0], counted.lengths[-1])]
+    axes.set(title="How long documents are", xscale="log", xlim=_a_decade_at_least(min(ends), max(ends)))
+    axes.set_xlabel("tokens in the document (a dot is a document)")
+    _mark_lengths(axes)
+
+
+def _mark_lengths(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(_log_ticks(*axes.get_xlim()))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _log_ticks(low: float, high: float) -> LogLocator:
+    """Return ticks for a logarithmic axis: some for less than two decades, too."""
+    return LogLocator(subs=(1, 2, 5)) if high < 100 * low else LogLocator(numticks=6)
+
+
+def _a_decade_at_least(low: float, high: float) -> tuple[float, float]:
+    """Return the ends of a logarithmic axis that shows a range with a margin and has several ticks."""
+    margin = max(1.1, np.sqrt(10 * low / high))
+    return low / margin, high * margin
 
 
 def _draw_comparison(axes: Axes, folder: InspectedFolder) -> None:
@@ -165,9 +211,9 @@ def _draw_comparison(axes: Axes, folder: InspectedFolder) -> None:
         xlabel="share of train's tokens (leftmost: none)",
         ylabel="share of val's tokens (lowest: none)",
     )
-    for axis in (axes.xaxis, axes.yaxis):
+    for axis, (low, high) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
         axis.set_major_formatter(_percent())
-        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_major_locator(_log_ticks(low, high))
 
 
 def _draw_most_frequent(axes: Axes, folder: InspectedFolder) -> None:
