@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 # mallopt's parameters in glibc's malloc.h
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 
-Device = Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+Device = Literal["auto", "cpu", "cuda"] | Annotated[str, StringConstraints(pattern=r"^cuda:\d+$")]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 

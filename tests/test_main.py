@@ -49,7 +49,7 @@ def test_a_variable_of_the_environment_is_a_number_or_named(
 
 
 def test_an_argument_that_is_no_utf_8_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"data\.path=.*: not UTF-8"):
+    with pytest.raises(ConfigError, match=r"data\.path=.*: is not UTF-8"):
         dispatch(["data=tokens", "data.path='caf\udce9'"])
 
 

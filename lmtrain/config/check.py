@@ -2,11 +2,13 @@
 
 import difflib
 import json
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import yaml
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -88,9 +90,9 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         elif key != "prepare" or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
     # A wrong value that others refer to is one mistake.
-    own = {key: text for key, text in problems.items() if not is_reference(cfg, key)}
-    if problems:
-        raise ConfigError("\n".join(f"{key}{text}" for key, text in (own or problems).items()))
+    own = {key: text for key, text in problems.items() if not is_reference(cfg, key)} or problems
+    if own:
+        raise ConfigError("\n".join(f"{key}{text}{_cure_for_text(cfg, key, text)}" for key, text in own.items()))
     return OmegaConf.create(root)
 
 
@@ -105,9 +107,26 @@ def _with_homes(node: Any) -> Any:
 
 def is_reference(cfg: DictConfig, key: str) -> bool:
     """Return whether the unresolved value at a dotted key is that of another key, `${…}`."""
+    return re.search(r"\$\{[^${}:]+\}", _unresolved(cfg, key)) is not None
+
+
+def _unresolved(cfg: DictConfig, key: str) -> str:
+    """Return the interpolation that stands at a dotted key; '' for any other value."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
-    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
+    if not (isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)):
+        return ""
+    return str(OmegaConf.to_container(node)[name])  # type: ignore[call-overload, index]
+
+
+def _cure_for_text(cfg: DictConfig, key: str, problem: str) -> str:
+    """Return the way out where text stands that reads as something else, in quotes or from the environment."""
+    if not problem.startswith('="'):
+        return ""
+    written = _unresolved(cfg, key)
+    if "${oc.env:" in written:
+        return f'; an environment variable is text, which "${{oc.decode:{written}}}" reads'
+    return "" if written else "; quotes make it text: leave them out"
 
 
 def check_part(path: str, node: Any) -> None:
@@ -196,17 +215,13 @@ def _check_values(
                 f"{f'{prefix}{key}'.replace('.', '/')}={as_written(values[key])}"
             )
             continue
-        try:
-            json.dumps(values[key], ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            problems[f"{prefix}{key}"] = f"={as_written(values[key])}: is not UTF-8; rename it, or write ? for the byte"
-            continue
         if parameter.annotation is not Any:
-            values[key] = _integral(values[key])
+            values[key] = values[key] if str in typing.get_args(parameter.annotation) else _integral(values[key])
         # An alias, as a parameter may have a name that pydantic keeps for itself.
         fields[f"field_{index}"] = (parameter.annotation, Field(alias=key))
     if unreadable := [key for key in values if not _is_text(values[key])]:
-        return problems | {f"{prefix}{key}": f"={as_written(values[key])}: not UTF-8" for key in unreadable}
+        reason = "is not UTF-8; rename it, or write ? for the byte"
+        return problems | {f"{prefix}{key}": f"={as_written(values[key])}: {reason}" for key in unreadable}
     model = create_model(
         "Node", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False), **fields
     )
@@ -226,7 +241,8 @@ def _check_values(
         for path, why in reasons.items():
             key, _, inner = path.partition(".")
             value = values[key][inner] if inner else values[key]
-            problems[f"{prefix}{path}"] = f"={as_written(value)}: {', or '.join(dict.fromkeys(why))}"
+            wrong = f"={_quoted_if_misleading(value)}: {', or '.join(dict.fromkeys(why))}"
+            problems[f"{prefix}{path}"] = wrong + _how_to_quote(f"{prefix}{path}", value, why)
     else:
         for name, field in type(checked).model_fields.items():
             if isinstance(value := getattr(checked, name), int | float):
@@ -241,6 +257,26 @@ def _is_text(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _reads_otherwise(text: str) -> bool:
+    """Return whether a text would be a number, a truth value or null without quotes."""
+    try:
+        return not isinstance(yaml.safe_load(text), str) or bool(float(text) + 1)
+    except (ValueError, yaml.YAMLError):
+        return False
+
+
+def _quoted_if_misleading(value: Any) -> str:
+    """Return a value as it is written, with the quotes without which a text would look like another value."""
+    return f'"{value}"' if isinstance(value, str) and _reads_otherwise(value) else as_written(value)
+
+
+def _how_to_quote(key: str, value: Any, reasons: Sequence[str]) -> str:
+    """Return the cure for a number or a truth value where text is needed."""
+    if not isinstance(value, bool | int | float) or not any("valid string" in reason for reason in reasons):
+        return ""
+    return f"; to mean text, quote it within the shell's quotes: '{key}=\"{as_written(value)}\"'"
 
 
 def key_paths(node: Any, prefix: str = "") -> list[str]:

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 OFFLINE_START_TIMEOUT_S = 60.0  # it takes a second or two, more on a busy machine
 GRACE_S = 5.0  # for W&B to say that a time-out of its own is over, before its process is killed
+MODES: tuple[Literal["offline", "online", "disabled"], ...] = ("offline", "online", "disabled")
 OFFLINE_PREFIX = "offline-run-"  # of the folders of W&B's files
 MAX_TAG_CHARS = 64  # W&B's limit
 
@@ -39,7 +40,7 @@ class WandbLogger:
     what is not uploaded at the end; both with a warning. In any case `log` returns at once and `close` within
     these times and a few seconds, and nothing of W&B runs in this process. If this process is killed, W&B finishes
     with the status "killed". A run that `wandb agent` starts is online, under the id and in the project that the agent
-    gives.
+    gives. W&B's own variable WANDB_MODE wins over `mode`.
     """
 
     def __init__(
@@ -56,6 +57,9 @@ class WandbLogger:
         finish_timeout_s: PositiveFloat = 60.0,
     ) -> None:
         agents = run.id == agent_run_id()
+        if (asked := os.environ.get("WANDB_MODE")) in MODES and asked != mode:
+            log.info("WANDB_MODE=%s is taken, in place of logger.wandb.mode=%s", asked, mode)
+            mode = asked
         self.mode = "online" if agents and mode == "offline" else mode
         self.links = (
             str(folder_below("logger.wandb.links", links, run.directory)) if links and mode != "disabled" else None

@@ -142,7 +142,12 @@ def spelled_out(node: Any) -> set[str]:
         (["lr=1"], "lr=1: unknown key; did you mean optimizer.lr?"),
         (["+nonsense=1"], "nonsense=1: unknown key; there are name, seed"),
         (["optimizer.lr=abc"], "optimizer.lr=abc: input should be a valid number"),
-        (["optimizer.lr='3'"], "optimizer.lr=3: input should be a valid number"),
+        (["optimizer.lr='3'"], 'optimizer.lr="3": input should be a valid number; quotes make it text'),
+        (['optimizer.lr="1e-3"'], 'optimizer.lr="1e-3": input should be a valid number; quotes make it text: leave'),
+        (['system.compile="false"'], 'system.compile="false": input should be a valid boolean'),
+        (["name=1.10"], """; to mean text, quote it within the shell's quotes: 'name="1.1"'"""),
+        (["name=1e3"], """name=1000.0: input should be a valid string"""),
+        (["data.path=7"], """'data.path="7"'"""),
         (["optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
         (["optimizer.betas=[0.9]"], "optimizer.betas=[0.9]: element 1: field required"),
         (["optimizer.betas=[0.9,1.0]"], "optimizer.betas=[0.9, 1]: element 1: input should be less than 1"),
@@ -173,7 +178,7 @@ def spelled_out(node: Any) -> set[str]:
         (["optimizer.lr=inf"], "optimizer.lr=inf: input should be a finite number"),
         (["+model.foo=1"], "model.foo=1: unknown key; there are vocab_size"),
         (["trainer=null"], "trainer=null: this group needs a choice"),
-        (["system.device=tpu"], "system.device=tpu: string should match pattern"),
+        (["system.device=tpu"], "system.device=tpu: input should be 'auto', 'cpu' or 'cuda', or string should match"),
         (["~scheduler._partial_"], "scheduler.step: missing"),
         (["data=text"], "prepare.source.files: missing; give prepare.source.files=VALUE"),
         (["optimizer.lr=1,2"], "optimizer.lr=1,2: several values; add -m"),
@@ -193,6 +198,18 @@ def test_all_mistakes_are_told_at_once_and_a_shared_value_once() -> None:
         check(compose(["optimizer.lr=abc", "+trainer.foo=1", "data.batch_size=0"]))
     lines = str(caught.value).splitlines()
     assert [re.split("[=:]", line)[0] for line in lines] == ["data.batch_size", "optimizer.lr", "trainer.foo"]
+
+
+def test_text_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATE", "2e-3")
+    with pytest.raises(ConfigError) as caught:
+        check(compose(["optimizer.lr=${oc.env:RATE}"]))
+    (line,) = str(caught.value).splitlines()
+    assert line == (
+        'optimizer.lr="2e-3": input should be a valid number; an environment variable is text, which '
+        '"${oc.decode:${oc.env:RATE}}" reads'
+    )
+    assert check(compose(['optimizer.lr="${oc.decode:${oc.env:RATE}}"'])).scheduler.lr == 2e-3
 
 
 def test_numbers_take_the_type_asked_for() -> None:

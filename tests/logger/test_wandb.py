@@ -195,6 +195,29 @@ def test_disabled_leaves_no_run(run_dir: Path, home: Path, caplog: pytest.LogCap
     assert list(run_dir.rglob("*.wandb")) == list(home.rglob("*.wandb")) == warnings(caplog) == []
 
 
+@pytest.mark.parametrize("written", ["offline", "online"])
+def test_the_mode_of_the_environment_wins(
+    written: str, run_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with caplog.at_level(logging.INFO):
+        wandb = logger(run_dir, mode=written, links="links")
+        log_steps(wandb, 1)
+        wandb.close("completed")
+    assert f"WANDB_MODE=disabled is taken, in place of logger.wandb.mode={written}" in caplog.text
+    assert not [*run_dir.glob("wandb/*run*"), *home.iterdir()]
+
+
+def test_an_environment_without_a_network_keeps_an_online_run_offline(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    wandb = logger(run_dir, mode="online")
+    log_steps(wandb, 1)
+    wandb.close("completed")
+    assert [history(run) for run in offline_runs(run_dir)] == [expected(1)]
+
+
 def test_online_all_arrives(run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture) -> None:
     wandb = logger(run_dir, mode="online")
     log_steps(wandb, *range(1, 101))
