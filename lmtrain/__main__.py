@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lmtrain
+from lmtrain.machine import limit_spinning
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -32,6 +33,7 @@ def main() -> None:
     """Run a command and exit, with 0, 2 (a mistake in config or input), 3, 130, 143 or 1, as the README says."""
     if parent := os.environ.pop("LMTRAIN_PARENT", None):
         stop_with_parent(int(parent))
+    limit_spinning()
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a user's own model; the installed script would not see it
     for stream in (sys.stdout, sys.stderr):
