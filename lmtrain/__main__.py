@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 import lmtrain
+from lmtrain.machine import limit_spinning
 from lmtrain.terminal.streams import outlive_reader, prepare_streams
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -33,6 +34,7 @@ def main() -> None:
     """Run a command and exit, with 0, 2 (a mistake in config or input), 3, 130, 143 or 1, as the README says."""
     prepare_streams()
     sys.excepthook = print_traceback
+    limit_spinning()
     try:
         code = dispatch_and_report_errors(sys.argv[1:])
         # All is done and said; what is left is Python's own end, which takes a moment and needs no interruption.

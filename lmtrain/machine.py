@@ -28,6 +28,10 @@ class Gpu:
     bfloat16: bool = True
 
 
+# By which a user says how OpenMP's threads wait: libgomp's, the standard's, and that of Intel's and LLVM's library.
+SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+SPIN_COUNT = 10_000
+
 PRICED = "2025"
 # Shares of the peak. Blackwell, Hopper and A100: the largest bfloat16 products that Bekman ("Machine Learning
 # Engineering", maximum achievable matmul FLOPS) found: B200 1745 of 2250, H100 795 of 989, A100 271 of 312 TFLOP/s; an
@@ -87,6 +91,19 @@ def write_json_with_machine(path: Path, **results: Any) -> None:
         "python": platform.python_version(),
     }
     path.write_text(json.dumps({**results, "machine": machine}, indent=2) + "\n", encoding="utf-8")
+
+
+def limit_spinning() -> None:
+    """Let OpenMP's idle threads spin for a moment only; must come before torch, and with it OpenMP, is loaded.
+
+    By default a thread of libgomp's spins 300,000 times, some milliseconds, before it sleeps: longer than the scheduler
+    lets a process run while others wait, so that where several processes compete each burns its turns on waiting.
+    `SPIN_COUNT` spins are some tenths of a millisecond: longer than the pauses between a step's operations, shorter
+    than a turn. Neither depends on the number of cores; with more threads than cores libgomp itself spins 100 times. A
+    user's own setting wins.
+    """
+    if not any(name in os.environ for name in SPIN_VARIABLES):
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
 
 
 def available_cores() -> int:

@@ -11,10 +11,12 @@ import pytest
 from support.command_line import UTF8, Cli
 from support.tokens import write_tokens
 
+from lmtrain.machine import limit_spinning
 from lmtrain.terminal.paths import shell_folder
 
 # Two threads only get in each other's way with models this small. Set before any test imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+limit_spinning()  # several test processes share the cores
 
 
 @pytest.fixture(autouse=True)

@@ -1,10 +1,13 @@
-"""What is found out about the machine."""
+"""What is found out about the machine, and how OpenMP's threads wait: as lmtrain sets it, or as the user does."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from lmtrain.machine import is_installed
+from lmtrain.machine import SPIN_COUNT, SPIN_VARIABLES, is_installed, limit_spinning
 
 
 def test_a_folder_with_the_name_of_a_library_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,3 +19,49 @@ def test_a_folder_with_the_name_of_a_library_is_no_library(tmp_path: Path, monke
     assert not is_installed("not_even_a_folder")
     assert is_installed("numpy")
     assert is_installed("sys")
+
+
+# OpenMP prints its settings when torch loads it.
+SCRIPT = """
+import sys
+sys.argv = ["lmtrain", "--version"]
+from lmtrain.__main__ import main
+try:
+    main()
+except SystemExit:
+    assert "torch" not in sys.modules
+import torch
+"""
+
+
+def environment_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SPIN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_spinning_is_limited_where_the_user_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment_without_settings(monkeypatch)
+    limit_spinning()
+    assert os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "ACTIVE"), ("KMP_BLOCKTIME", "0")]
+)
+def test_a_setting_of_the_users_wins(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment_without_settings(monkeypatch)
+    monkeypatch.setenv(name, value)
+    limit_spinning()
+    assert {key: os.environ[key] for key in SPIN_VARIABLES if key in os.environ} == {name: value}
+
+
+@pytest.mark.slow
+def test_the_openmp_that_torch_loads_spins_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment_without_settings(monkeypatch)
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch came with another OpenMP library")
+    assert f"GOMP_SPINCOUNT = '{SPIN_COUNT}'" in done.stderr

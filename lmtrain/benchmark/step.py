@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     cfg = preflight(compose(options.overrides))
     with contextlib.ExitStack() as stack:
         processes = {
-            name: stack.enter_context(_Contender(name, options.overrides, options.steps)) for name in CONTENDERS
+            name: stack.enter_context(Contender(name, options.overrides, options.steps)) for name in CONTENDERS
         }
         rounds = take_turns(processes, options.rounds, lambda process, _: process.round(), warmup=WARMUP_ROUNDS)
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
@@ -75,25 +75,37 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-class _Contender:
+class Contender:
     """One loop in a process of its own, which runs a round whenever it is told to."""
 
-    def __init__(self, name: str, overrides: Sequence[str], steps: int) -> None:
+    def __init__(
+        self, name: str, overrides: Sequence[str], steps: int, environment: Mapping[str, str] | None = None
+    ) -> None:
         command = [sys.executable, "-m", "lmtrain.benchmark.step", name, str(steps), *overrides]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def round(self) -> float:
-        """Seconds a step."""
+        """Run a round; return its seconds a step."""
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
+        """Begin a round."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
+
+    def end(self) -> float:
+        """Wait for the end of the round that was begun; return its seconds a step, by the process's own clock."""
+        assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the benchmark's process failed with exit code {self.process.wait()}")
         return float(answer)
 
-    def __enter__(self) -> "_Contender":
+    def __enter__(self) -> "Contender":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark [step|loader|prepare|checkpoint] …`: speed, against what the machine does by itself.
+"""`python -m lmtrain benchmark [KIND] …`: speed, against what the machine does by itself.
 
 Contenders take turns, a round each, so that a noisy machine is as noisy for one as for the other; what counts is the
 ratio within a round.
@@ -13,6 +13,7 @@ KINDS = {
     "step": "a training step against bare loops; what `benchmark` alone means",
     "loader": "batches against stacked slices of a memmap, and against a plain copy of the same memory",
     "prepare": "text to token files against the tokenizer alone",
+    "contention": "several runs at once on the same cores, by how OpenMP's threads wait",
     "checkpoint": "saving beside training against saving in it, and against a plain copy of the state",
 }
 

@@ -34,7 +34,7 @@ def planned_jobs(overrides: Sequence[str]) -> PlannedJobs:
         ConfigError: a mistake in the overrides, a search that does not say its number of trials.
     """
     register_directory_resolver()
-    fixed = [override.input_line for override in parse_overrides(overrides) if not override.is_sweep_override()]
+    fixed = [str(override.input_line) for override in parse_overrides(overrides) if not override.is_sweep_override()]
     composed: Any = compose(fixed, with_hydra=True)
     launcher, sweeper = composed.hydra.launcher, composed.hydra.sweeper
     n_jobs = int(launcher.get("n_jobs") or 1)

@@ -164,6 +164,7 @@ def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, argumen
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_sweep_is_planned_job_by_job_and_in_all(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     swept = ["trainer.max_steps=12,24", "optimizer.lr=1e-3,3e-4", "seed=1,2,3"]
     text, numbers = planned(cli, tmp_path, "-m", f"data.path={token_folder}", "--price=36", *swept)

@@ -1,0 +1,123 @@
+"""`python -m lmtrain benchmark contention [overrides]`: several runs at once on the same cores, against one alone.
+
+A thread of OpenMP's that has nothing to do spins for a while before it sleeps. Alone that saves the time of waking it;
+among other processes it holds a core that the threads it waits for need.
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from lmtrain.benchmark.step import Contender
+from lmtrain.benchmark.turns import median, ratio, take_turns
+from lmtrain.config.compose import compose
+from lmtrain.config.preflight import preflight
+from lmtrain.machine import SPIN_COUNT, SPIN_VARIABLES, available_cores, write_json_with_machine
+from lmtrain.terminal.console import console
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
+from lmtrain.terminal.units import si
+
+QUICK = ["experiments=quickstart", "logger=[]"]
+WARMUP_ROUNDS = 1
+LIBRARY = "library"  # OpenMP's own defaults
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = OptionParser(
+        prog="python -m lmtrain benchmark contention",
+        description="Times the training steps of several processes at once and of one alone, in turns, for several "
+        "ways in which OpenMP's threads wait.",
+        epilog="Without overrides, of experiments=quickstart. Fewer cores: taskset -c 0 python -m lmtrain benchmark "
+        "contention; more threads than cores: system.threads=8",
+    )
+    parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
+    parser.add_argument("--processes", type=WholeNumber(1), default=4, help="at once (default: 4)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="rounds that count (default: 5)")
+    parser.add_argument("--steps", type=WholeNumber(1), default=3, help="optimizer steps a round (default: 3)")
+    parser.add_argument(
+        "--spins",
+        type=WholeNumber(),
+        nargs="*",
+        default=[1000, SPIN_COUNT, 100_000],
+        help=f"values of GOMP_SPINCOUNT (default: 1000 {SPIN_COUNT} 100000)",
+    )
+    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    options = parser.read(arguments)
+    overrides = options.overrides or QUICK
+    cfg = preflight(compose(overrides))  # once, so that the processes find the data prepared
+    settings: dict[str, Mapping[str, str]] = {
+        LIBRARY: {},
+        **{f"GOMP_SPINCOUNT={spins}": {"GOMP_SPINCOUNT": str(spins)} for spins in options.spins},
+        "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
+    }
+    with contextlib.ExitStack() as stack:
+        teams = {
+            name: [
+                stack.enter_context(Contender("trainer", overrides, options.steps, _environment(setting)))
+                for _ in range(options.processes)
+            ]
+            for name, setting in settings.items()
+        }
+        contenders = {
+            (name, count): team[:count] for name, team in teams.items() for count in sorted({1, options.processes})
+        }
+        rounds = take_turns(
+            {_label(name, count): team for (name, count), team in contenders.items()},
+            options.rounds,
+            lambda team, _: seconds_at_once(team, options.steps),
+            warmup=WARMUP_ROUNDS,
+        )
+    step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
+    show(rounds, list(settings), options.processes, step_tokens)
+    console.print(
+        f"  on {available_cores()} cores; medians of {options.rounds} rounds of {options.steps} steps, ratios of speed "
+        f"are medians of those within a round; {LIBRARY}: what OpenMP does by itself"
+    )
+    if options.json:
+        write_json_with_machine(
+            options.json, overrides=overrides, steps=options.steps, cores=available_cores(), seconds=rounds
+        )
+    return 0
+
+
+def seconds_at_once(team: Sequence[Contender], steps: int) -> float:
+    """Return the seconds a step when all processes of a team run a round at the same time, to the end of the last."""
+    started = time.perf_counter()
+    for process in team:
+        process.begin()
+    for process in team:
+        process.end()
+    return (time.perf_counter() - started) / steps
+
+
+def show(rounds: Sequence[Mapping[str, float]], settings: Sequence[str], processes: int, step_tokens: int) -> None:
+    """Print tokens a second of each process, alone and at once, and the ratios to the library's own way."""
+    counts = sorted({1, processes})
+    columns = [f"{_at_once(count)}{what}" for count in counts for what in (", tokens/s", f", to {LIBRARY}")]
+    table = Table("threads wait by", *columns)
+    for name in settings:
+        cells = []
+        for count in counts:
+            label = _label(name, count)
+            cells += [
+                si(step_tokens / median(rounds, label)),
+                f"{ratio(rounds, _label(LIBRARY, count), label):.2f}",
+            ]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def _label(name: str, count: int) -> str:
+    return f"{name}, {_at_once(count)}"
+
+
+def _at_once(count: int) -> str:
+    return "alone" if count == 1 else f"each of {count}"
+
+
+def _environment(setting: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a process with this way of waiting, and no other."""
+    return {name: value for name, value in os.environ.items() if name not in SPIN_VARIABLES} | dict(setting)

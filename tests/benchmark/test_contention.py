@@ -1,0 +1,39 @@
+"""`benchmark contention` on a tiny model: every way of waiting, alone and at once, with all numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tokens import TINY
+
+from lmtrain.benchmark.contention import _environment
+from lmtrain.commands.benchmark import main
+from lmtrain.machine import SPIN_VARIABLES
+
+
+@pytest.mark.slow
+def test_every_way_of_waiting_alone_and_at_once(
+    tmp_path: Path, token_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["--processes=2", "--rounds=1", "--steps=1", "--json=numbers.json", "--spins"]  # no further one
+    assert main(["contention", *TINY, f"data.path={token_folder}", *asked]) == 0
+    numbers = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
+    ways = ("library", "OMP_WAIT_POLICY=PASSIVE")
+    (seconds,) = numbers["seconds"]
+    assert seconds.keys() == {f"{way}, {which}" for way in ways for which in ("alone", "each of 2")}
+    assert min(seconds.values()) > 0
+    printed = capsys.readouterr().out
+    assert all(way in printed for way in ways)
+    assert "1.00" in printed  # the library to itself
+
+
+def test_a_process_waits_in_one_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in SPIN_VARIABLES:
+        monkeypatch.setenv(name, "1")
+    environment = _environment({"GOMP_SPINCOUNT": "500"})
+    assert {name: environment.get(name) for name in SPIN_VARIABLES} == {
+        "GOMP_SPINCOUNT": "500",
+        "OMP_WAIT_POLICY": None,
+        "KMP_BLOCKTIME": None,
+    }
