@@ -123,7 +123,7 @@ def test_a_run_that_compiles_its_model_anew_ends(tiny: list[str], tmp_path: Path
     write_my_model(tmp_path)  # small, and so compiled in a moment
     kept = [text for text in tiny if not text.startswith("model")]
     done = cli("verify-resume", *kept, "model=mine", "system.compile=true", "--kills", "1", "--steps", "6",
-               timeout=300, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))  # fmt: skip
+               timeout=900, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit for bit: 1 kills" in done.stdout
     assert list((tmp_path / "cache").rglob("*.so"))  # it was compiled here
