@@ -95,8 +95,8 @@ class System:
         self.dtype_name = self._resolve_dtype(dtype)
         self.dtype: torch.dtype = getattr(torch, self.dtype_name)
         self.compiles = self._resolve_compile(compile)
-        if threads:
-            torch.set_num_threads(threads)
+        # Always: MKL otherwise chooses the number of threads of each product, and another number rounds otherwise.
+        torch.set_num_threads(threads or torch.get_num_threads())
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         if deterministic:
