@@ -56,7 +56,7 @@ class JsonlLogger:
             is_strict = text.endswith("\n") and "NaN" not in text and "Infinity" not in text
             yield text if is_strict else _line(line)
         if again:
-            log.warning("%s: %d lines repeat a step, or go back to an earlier one; left out", self.path, again)
+            log.warning("%s: lines that repeat a step, or go back to an earlier one: %d; left out", self.path, again)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""

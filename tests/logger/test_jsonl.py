@@ -165,7 +165,7 @@ def test_what_is_no_line_of_metrics_stops_no_resume(tmp_path: Path, caplog: pyte
     assert path.read_text().splitlines() == lines[:5]
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: line 4 and 2 more are not lines of metrics; left out",
-        f"{path}: 1 lines repeat a step, or go back to an earlier one; left out",
+        f"{path}: lines that repeat a step, or go back to an earlier one: 1; left out",
     ]
 
 
