@@ -161,11 +161,13 @@ def _run_git(deadline: float, *words: str, without: Sequence[str] = ()) -> _GitO
 
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), kill)
     timer.start()
-    with process:
-        assert process.stdout is not None
-        printed = process.stdout.read(MAX_DIFF_BYTES + LONGEST_SECRET)
-        if process.stdout.read(1):
-            kill()
-        complete = process.wait() == 0
+    try:
+        with process:
+            assert process.stdout is not None
+            printed = process.stdout.read(MAX_DIFF_BYTES + LONGEST_SECRET)
+            if process.stdout.read(1):
+                kill()
+            complete = process.wait() == 0
+    finally:
         timer.cancel()
     return _GitOutput(printed.decode(errors="replace"), complete)
