@@ -61,7 +61,6 @@ def choices_in(group: str) -> Mapping[str, str]:
 
 
 def _meaning(path: Path) -> str:
-    comments = (
-        line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")
-    )
+    text = path.read_text(encoding="utf-8-sig", errors="replace")  # the command that takes the file says what is wrong
+    comments = (line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
     return next((comment for comment in comments if comment and not comment.startswith("@package")), "")

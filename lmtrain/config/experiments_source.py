@@ -46,7 +46,7 @@ class ExperimentsSource(ConfigSource):
         if isinstance(loaded.config, DictConfig):
             content: Any = OmegaConf.to_container(loaded.config)
             file = ExperimentFile(config_path, content, path, loaded.header["package"])
-            loaded.config = OmegaConf.create(note_and_leave_out(file))
+            loaded.config = OmegaConf.create(dict(note_and_leave_out(file)))
         return loaded
 
     def available(self) -> bool:

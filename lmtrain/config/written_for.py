@@ -169,12 +169,13 @@ def mismatches(
         if group not in given and all(file.own_choice(group) is None for file in files.values()):
             continue  # the menu's choice, for which all of them are written
         for file in files.values():
-            if not file.values(group) and not file.searched(group):
-                continue
             written_for = _choice_alone(file, group, files) or menu_choices().get(group)
             # One that is interpolated goes with the choices taken.
-            if taken.get(group) and written_for and taken[group] != written_for and "${" not in written_for:
-                found.append(Mismatch(file, group, written_for, taken[group]))
+            if not taken.get(group) or not written_for or taken[group] == written_for or "${" in written_for:
+                continue
+            mismatch = Mismatch(file, group, written_for, taken[group])
+            if mismatch.values_of_no_use() or file.searched(group):
+                found.append(mismatch)
     return found
 
 

@@ -32,6 +32,7 @@ FILES = {
     "experiments/with_lion.yaml": "defaults:\n  - override /optimizer: lion\noptimizer: {lr: 2e-5}\n",
     "experiments/adam_then_lion.yaml": "defaults:\n  - adam\n  - override /optimizer: lion\noptimizer: {lr: 1e-5}\n",
     "experiments/on_lion.yaml": "defaults:\n  - /experiments/with_lion\noptimizer: {weight_decay: 0.7}\n",
+    "experiments/only_end.yaml": "scheduler: {min_lr: 1e-4}\n",
     "experiments/follows.yaml": "optimizer: {lr: 1e-3}\nscheduler: {min_lr: '${optimizer.lr}'}\n",
     "experiments/sweeps.yaml": "defaults:\n  - adam\nhydra:\n  sweeper:\n    params:\n      optimizer.lr: 1e-3,1e-2\n",
 }
@@ -85,6 +86,11 @@ def test_the_command_line_always_wins() -> None:
     assert taken.config.scheduler.min_lr == 1e-6
     (note,) = taken.notes
     assert "hold: optimizer.betas=[0.9,0.99]; optimizer.betas=VALUE" in note
+
+
+def test_an_end_rate_belongs_to_the_optimizer_even_where_nothing_else_is_said_of_it() -> None:
+    assert compose(["experiments=only_end", "optimizer=lion"]).scheduler.min_lr == 6e-5
+    assert compose(["experiments=only_end"]).scheduler.min_lr == 1e-4
 
 
 def test_a_rate_that_follows_the_optimizers_stays() -> None:
