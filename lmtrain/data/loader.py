@@ -166,7 +166,7 @@ class TokenLoader:
         seed: NonNegativeInt,
         order: Literal["shuffle", "random", "sequential"] = "shuffle",
         vocab_size: PositiveInt | None = None,
-        dtype: TokenType | None = None,
+        dtype: Literal["uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64"] | None = None,
     ) -> None:
         check_batch_fits(batch_size, block_size)
         self.path, self.split, self.batch_size, self.block_size, self.seed = path, split, batch_size, block_size, seed

@@ -16,7 +16,6 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from lmtrain.data.loader import Batch, Batches, Samples, check_batch_fits, inputs_and_targets
 from lmtrain.data.order import interleave
-from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 
 LARGEST_PERIOD = 100_000  # samples after which the proportions repeat: five digits of a weight
@@ -58,7 +57,7 @@ class Mixture:
         max_epochs: dict[str, PositiveInt] | None = None,
         order: Literal["shuffle", "random", "sequential"] = "shuffle",
         vocab_size: PositiveInt | None = None,
-        dtype: TokenType | None = None,
+        dtype: Literal["uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64"] | None = None,
     ) -> None:
         if not paths or paths.keys() != weights.keys():
             raise ValueError(f"data.weights: needs one for each of data.paths ({', '.join(paths) or 'none given'})")

@@ -525,7 +525,7 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(folder: Path) -> None:
     assert told() == [{"lab/corpus": {"commit": second}}, [f"new {number}" for number in range(5)]]
     go_on()
     nothing, no_revision, no_field = told()
-    assert nothing[0] == no_revision[0] == no_field[0] == "ValueError"
+    assert (nothing[0], no_revision[0], no_field[0]) == ("ValueError", "ValueError", "NoFieldError")
     assert nothing[1].startswith("prepare.source.path=lab/nothing: is no folder here, and the hub: ")
     assert "404" in no_revision[1]
     assert no_field[1].startswith("data/train-0.parquet has no field 'txt' (prepare.source.text), but text")
