@@ -41,8 +41,8 @@ def main(arguments: Sequence[str]) -> int:
         "--spins",
         type=WholeNumber(),
         nargs="*",
-        default=[1000, SPIN_COUNT, 100_000],
-        help=f"values of GOMP_SPINCOUNT (default: 1000 {SPIN_COUNT} 100000)",
+        default=[SPIN_COUNT],
+        help=f"values of GOMP_SPINCOUNT (default: {SPIN_COUNT}); each takes as many processes more",
     )
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
