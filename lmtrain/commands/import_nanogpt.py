@@ -119,13 +119,13 @@ def print_summary(
         console.print("it says nothing of its training: batch size, learning rate and schedule are those of lmtrain")
     console.print(f"the order of batches is lmtrain's from here on (data.order={cfg.data.get('order')})")
     if about_characters:
-        console.print(about_characters, markup=False)
+        console.print(about_characters)
     steps = cfg.trainer.max_steps
     if steps <= source.iter_num:
         steps = max(2 * source.iter_num, 1)
         decay = cfg.scheduler.get("max_steps")
         if decay is not None and decay < steps:
             console.print(f"the schedule ends at step {decay:,}; scheduler.max_steps moves that")
-    console.print(f"next: {resume_command(run_dir.resolve())} trainer.max_steps={steps}", markup=False)
+    console.print(f"next: {resume_command(run_dir.resolve())} trainer.max_steps={steps}")
     if sample := sample_command(run_dir.resolve()):
-        console.print(f"      {sample}", markup=False)
+        console.print(f"      {sample}")

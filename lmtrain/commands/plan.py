@@ -14,7 +14,7 @@ from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.conf_source import naming_origins
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.preflight import check_for_plan
-from lmtrain.config.recompose import expand_fork
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console

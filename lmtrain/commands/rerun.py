@@ -10,9 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.config.recompose import overrides_to_recompose
 from lmtrain.config.recorded.paths import check_preparation
-from lmtrain.config.trust import read_saved
+from lmtrain.config.recorded.recompose import overrides_to_recompose
+from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
@@ -88,7 +88,7 @@ def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     elif before.get("diff") != after.get("diff"):
         found.append("uncommitted changes: other ones")
     for line in found:
-        console.print(f"not as it was: {line}", markup=False)
+        console.print(f"not as it was: {line}")
 
 
 def _print_whether_equal(old: Path, new: Path) -> None:
@@ -97,7 +97,7 @@ def _print_whether_equal(old: Path, new: Path) -> None:
 
     steps, difference = first_metric_difference(old, new)
     if difference is not None:
-        console.print(f"another result: {difference}", style="yellow", markup=False)
+        console.print(f"another result: {difference}", style="yellow")
     elif steps:
         console.print(f"the same as {old}, to the last digit of {steps} lines of metrics")
     else:

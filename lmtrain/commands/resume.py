@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
 from lmtrain.config.build import raising_config_errors
-from lmtrain.config.check import check, did_you_mean, is_reference, key_paths
+from lmtrain.config.check import check, is_reference
 from lmtrain.config.compose import set_up_hydra
+from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.config.overrides import apply_overrides
 from lmtrain.config.preflight import preflight
-from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import refuse_strange_entries, starting_folder

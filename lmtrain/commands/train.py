@@ -12,7 +12,7 @@ from lmtrain.commands.sweep import check_launcher, run_hydra
 from lmtrain.config.compose import explain_hydra_error
 from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import search_path_override
-from lmtrain.config.recompose import expand_fork
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
     runs = Path(composition.config.hydra.run.dir).absolute().parent
     cfg = preflight(without_hydra(composition.config))
     for note in composition.notes:
-        console.print(note, style="yellow", markup=False)
+        console.print(note, style="yellow")
     overrides = [*_without_loggers(options.overrides), *eventful_overrides(cfg, options.steps)]
     from lmtrain.verify.verification import BitsDifferError, FailedAttemptError, Verification  # with torch
 
@@ -91,8 +91,8 @@ def main(arguments: Sequence[str]) -> int:
     if isinstance(error, BitsDifferError):
         _show_difference(error)
     else:
-        console.print(f"{error}\n{error.output}", markup=False)
-    console.print(f"kept: {folder}", markup=False)
+        console.print(f"{error}\n{error.output}")
+    console.print(f"kept: {folder}")
     return 1
 
 
@@ -198,10 +198,10 @@ def _show_kills(verification: "Verification") -> None:
 
 
 def _show_difference(error: "BitsDifferError") -> None:
-    console.print(f"not bit for bit: {error}", style="bold red", markup=False)
+    console.print(f"not bit for bit: {error}", style="bold red")
     others = error.differences[1:]
     for other in others[:OTHER_DIFFERENCES]:
-        console.print(f"  also {other}", markup=False)
+        console.print(f"  also {other}")
     if len(others) > OTHER_DIFFERENCES:
         console.print(f"  and {len(others) - OTHER_DIFFERENCES} more")
     if error.unrepeatable:
@@ -216,7 +216,7 @@ def _show_difference(error: "BitsDifferError") -> None:
             "Two runs that nobody disturbed are the same bits, so it is the resume: training depends on something that "
             "no checkpoint holds, such as a generator of the model's own"
         )
-    console.print(f"undisturbed: {error.undisturbed}\nkilled:      {error.killed}", markup=False)
+    console.print(f"undisturbed: {error.undisturbed}\nkilled:      {error.killed}")
 
 
 def _without_loggers(overrides: Sequence[str]) -> list[str]:

@@ -29,9 +29,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from lmtrain.config.check import did_you_mean, key_paths
 from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
+from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for import (
     FORK,

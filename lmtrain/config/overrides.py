@@ -10,8 +10,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.check import did_you_mean, key_paths
 from lmtrain.config.compose import explain_hydra_error
+from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.errors import ConfigError
 
 _MISSING = object()

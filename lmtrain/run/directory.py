@@ -14,7 +14,7 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
-from lmtrain.config.trust import read_saved
+from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import make_folder, write_atomically
 from lmtrain.files.limited import read_json

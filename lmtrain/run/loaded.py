@@ -11,7 +11,7 @@ from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.build import raising_config_errors
-from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json

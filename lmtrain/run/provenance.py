@@ -26,6 +26,21 @@ class Resume:
     began: bool = False
 
 
+@dataclass(frozen=True)
+class RunRequest:
+    """What a command asks of a run.
+
+    `hydra_files` are the texts for `.hydra/`, by file name. `resumed` is for a run that goes on, `lineage` is what
+    `environment.json` says of the run that this one repeats, and `notes` are on how the config was composed.
+    """
+
+    cfg: DictConfig
+    hydra_files: Mapping[str, str]
+    resumed: Resume | None
+    lineage: Mapping[str, Any]
+    notes: Sequence[str]
+
+
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
     """Return what runs of different models are compared by."""
     return {
@@ -36,15 +51,16 @@ def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
 
 
 def record_start(
-    cfg: DictConfig,
+    request: RunRequest,
     directory: RunDirectory,
-    hydra_files: Mapping[str, str],
     environment: Mapping[str, Any],
-    resumed: Resume | None,
     saved_environment: Mapping[str, Any] | None,
 ) -> None:
-    """Write what the run is made of; a resume is added to that, with what has changed since the
-    checkpoint, which was saved in `saved_environment`."""
+    """Write what the run is made of; a resume is added to that, with what has changed since its checkpoint.
+
+    `saved_environment` is the environment that the checkpoint was saved in.
+    """
+    resumed = request.resumed
     if resumed is None:
         directory.write_json("environment.json", environment)
         return
@@ -53,7 +69,7 @@ def record_start(
     first = read_json(directory.path / "environment.json") or dict(environment)
     again = {key: value for key, value in environment.items() if key != "run_id"} | {"changes": list(resumed.changes)}
     directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
-    directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
+    directory.write_config(OmegaConf.to_yaml(request.cfg), request.hydra_files)
     for line in resumed.changes:
         log.info("changed: %s", line)
     since = differences(saved_environment, hardware_and_software(environment)) if saved_environment else []

@@ -14,7 +14,7 @@ from torch import nn
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.overrides import quoted
-from lmtrain.config.trust import names_to_trust_again
+from lmtrain.config.recorded.trust import names_to_trust_again
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer
 from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
 from lmtrain.files.durable import write_atomically
@@ -30,6 +30,7 @@ from lmtrain.plan.remarks import data_repeated_far_too_often
 from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
 from lmtrain.run.identity import config_hash, plain_config
+from lmtrain.run.provenance import RunRequest
 from lmtrain.system import System
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.paths import shell_folder, short_path
@@ -43,13 +44,10 @@ SAME_RATE = 1.1  # up to this factor
 SCHEDULE_END = "scheduler.max_steps:"  # how a change of it begins
 
 
-def announce(
-    cfg: DictConfig, directory: RunDirectory, trainer: Trainer, notes: Sequence[str] = (), changes: Sequence[str] = ()
-) -> None:
-    """Log the run in a few lines before it starts, with what is surely not meant, and a warning if it will take long.
-
-    `notes` are on how its config was composed, and `changes` are what a resume changes.
-    """
+def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> None:
+    """Log the run in a few lines before it starts, what is surely not meant, and a warning if it will take long."""
+    cfg = request.cfg
+    changes = request.resumed.changes if request.resumed else ()
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
     step_tokens = trainer.step_samples * loader.block_size
@@ -73,7 +71,12 @@ def announce(
         log.info("nothing left to do; to go on: %s", extension_command(cfg, directory.path, 2 * state.step))
     repeated = data_repeated_far_too_often(epochs, trainer.max_steps) if not cfg.model.get("dropout") else None
     mistakes = certain_mistakes(ScheduleFacts.of(cfg, state.step))
-    for note in (*notes, _rate_that_rises_again(cfg, directory, trainer, changes), *mistakes, repeated):
+    for note in (
+        *request.notes,
+        _rate_that_rises_again(cfg, directory, trainer, changes),
+        *mistakes,
+        repeated,
+    ):
         if note is not None:
             log.warning("%s", note)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps

@@ -11,8 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.check import did_you_mean
 from lmtrain.config.hydra_internals import failure_of
+from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import SWEEP_CONFIG

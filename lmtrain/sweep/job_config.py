@@ -13,7 +13,7 @@ from lmtrain.config.compose import Composition, compose_with_notes, without_hydr
 from lmtrain.config.conf_source import naming_origins
 from lmtrain.config.overrides import search_path_override
 from lmtrain.config.preflight import preflight
-from lmtrain.config.trust import names_that_need_trust
+from lmtrain.config.recorded.trust import names_that_need_trust
 from lmtrain.run.directory import holds_run
 from lmtrain.terminal.console import console
 

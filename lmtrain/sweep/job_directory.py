@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import quoted
-from lmtrain.config.trust import read_saved
+from lmtrain.config.recorded.trust import read_saved
 from lmtrain.config.written_for import FORK
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.durable import make_folder

@@ -9,7 +9,7 @@ from support.command_line import Cli
 from support.tokens import TINY
 
 from lmtrain.config.compose import Composition, compose, compose_with_notes
-from lmtrain.config.recompose import expand_fork
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.run.new_run import new_run
 from lmtrain.sweep.job_config import job_config
 

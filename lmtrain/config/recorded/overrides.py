@@ -17,8 +17,8 @@ from lmtrain.config.check import GROUPS
 from lmtrain.config.compose import set_up_hydra
 from lmtrain.config.hydra_internals import test_for_groups
 from lmtrain.config.overrides import parse_overrides
+from lmtrain.config.recorded.trust import lies_in_a_run
 from lmtrain.config.shipped import shipped
-from lmtrain.config.trust import lies_in_a_run
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
 from lmtrain.terminal.as_text import shown

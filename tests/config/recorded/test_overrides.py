@@ -9,9 +9,9 @@ from support.saved_run import change_saved, record, write_saved_run
 
 from lmtrain.config.compose import compose
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.config.recompose import overrides_to_recompose
 from lmtrain.config.recorded.overrides import recorded_overrides
-from lmtrain.config.trust import check_hydra_trust
+from lmtrain.config.recorded.recompose import overrides_to_recompose
+from lmtrain.config.recorded.trust import check_hydra_trust
 from lmtrain.errors import ConfigError
 
 PAYLOAD = "# @package _global_\nhydra:\n  callbacks:\n    evil:\n      _target_: outputs.evil.payload.Evil\n"

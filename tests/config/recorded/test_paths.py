@@ -8,8 +8,8 @@ from support.saved_run import record, write_saved_run
 
 from lmtrain.commands.rerun import main as rerun
 from lmtrain.config.overrides import parse_overrides
-from lmtrain.config.recompose import expand_fork, overrides_to_recompose
 from lmtrain.config.recorded.paths import check_preparation
+from lmtrain.config.recorded.recompose import expand_fork, overrides_to_recompose
 from lmtrain.errors import ConfigError
 
 Check = Callable[..., None]

@@ -7,7 +7,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lmtrain.config.compose import compose
-from lmtrain.config.interpolation_size import check_resolved_size
+from lmtrain.config.recorded.interpolation_size import check_resolved_size
 
 N = 40
 

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from lmtrain.config.compose import compose
-from lmtrain.config.trust import check_trust, read_saved
+from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import MAX_YAML_BYTES
 

@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
 from lmtrain.config.build import raising_config_errors
-from lmtrain.config.check import GROUPS, key_paths
+from lmtrain.config.check import GROUPS
 from lmtrain.config.compose import compose, without_hydra
 from lmtrain.config.hydra_internals import parse_flags
+from lmtrain.config.keys import key_paths
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.recorded.overrides import check_restored, recorded_overrides
 from lmtrain.config.recorded.paths import check_preparation, check_run_folder
-from lmtrain.config.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
+from lmtrain.config.recorded.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
 from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links

@@ -18,7 +18,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
-from lmtrain.config.interpolation_size import check_resolved_size
+from lmtrain.config.recorded.interpolation_size import check_resolved_size
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import MAX_YAML_BYTES, read_limited, read_yaml_text

@@ -1,0 +1,46 @@
+"""The dotted keys of a config, and the nearest one to a misspelt key."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
+
+
+def key_paths(node: Any, prefix: str = "") -> list[str]:
+    """Return all dotted keys of a nested container."""
+    if not isinstance(node, dict):
+        return []
+    paths = []
+    for key, value in node.items():
+        paths += [f"{prefix}{key}", *key_paths(value, f"{prefix}{key}.")]
+    return paths
+
+
+def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
+    """Return `; did you mean …?` with the nearest valid key, else what the key's own group has; '' for neither.
+
+    The nearest is one of the same group with a similar last part; else one of a similar path, where the group is
+    misspelt; else one with a similar last part anywhere.
+    """
+    valid = list(valid)
+    group, _, name = key.rpartition(".")
+    siblings = [path.rpartition(".")[2] for path in valid if group and path.rpartition(".")[0] == group]
+    siblings = [sibling for sibling in siblings if sibling not in HYDRA_KEYS]
+    near = [sibling for sibling in siblings if _abbreviates(name, sibling)]
+    near = near or difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+    last_parts = {path.rpartition(".")[2]: path for path in reversed(valid)}
+    nearest = (
+        [f"{group}.{sibling}" for sibling in near]
+        or ([] if siblings else difflib.get_close_matches(key, valid, n=1, cutoff=0.7))
+        or [last_parts[other] for other in difflib.get_close_matches(name, last_parts, n=1, cutoff=0.7)]
+    )
+    if nearest:
+        return f"; did you mean {prefix}{nearest[0]}?"
+    return f"; {group} has {', '.join(siblings)}" if siblings else ""
+
+
+def _abbreviates(name: str, other: str) -> bool:
+    """Return whether each word of a name begins one of the other's, in the same order, as in `grad_accum`."""
+    words = iter(other.split("_"))
+    return all(any(longer.startswith(word) for longer in words) for word in name.split("_"))

@@ -1,0 +1,124 @@
+"""Checks the values of one node of a config: unknown keys, types and ranges."""
+
+import json
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from lmtrain.config.keys import did_you_mean
+from lmtrain.config.signature import Signature
+from lmtrain.terminal.as_text import as_written
+
+
+def parts_in(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the parts in a value, with their paths: the value itself, or what it lists."""
+    if isinstance(value, dict) and "_target_" in value:
+        return [(path, value)]
+    if isinstance(value, dict):
+        return [found for key, item in value.items() for found in parts_in(f"{path}.{key}", item)]
+    if isinstance(value, list):
+        return [found for index, item in enumerate(value) for found in parts_in(f"{path}.{index}", item)]
+    return []
+
+
+def _is_part(annotation: Any) -> bool:
+    """Return whether only an object made by lmtrain can be meant: one of a protocol, or a function."""
+    return bool(getattr(annotation, "_is_protocol", False)) or typing.get_origin(annotation) is Callable
+
+
+def _integral(value: Any) -> Any:
+    """Turn whole numbers such as 1e4 into ints; a float parameter turns them back."""
+    if isinstance(value, list):
+        return [_integral(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def check_values(
+    prefix: str, values: dict[str, Any], signature: Signature, valid: Sequence[str] = ()
+) -> dict[str, str]:
+    """Return what is wrong in one node, by key, and put its numbers into the types asked for, in place."""
+    problems: dict[str, str] = {}
+    known = signature.parameters
+    for key in [] if signature.open else [key for key in values if key not in known]:
+        nearest = did_you_mean(key, valid or known, prefix)
+        listing = "" if nearest else f"; there are {', '.join(valid or known)}" if known else ""
+        problems[f"{prefix}{key}"] = f"={as_written(values[key])}: unknown key{nearest}{listing}"
+    fields: dict[str, Any] = {}
+    for index, (key, parameter) in enumerate(known.items()):
+        if key not in values:
+            if parameter.required:
+                problems[f"{prefix}{key}"] = f": missing; give {prefix}{key}=VALUE, or write it in the YAML"
+            continue
+        if parts_in(prefix, values[key]):
+            continue  # checked against signatures of their own
+        if _is_part(parameter.annotation):
+            problems[f"{prefix}{key}"] = (
+                f"={as_written(values[key])}: needs a _target_; a choice of a config group is written with a slash, "
+                f"{f'{prefix}{key}'.replace('.', '/')}={as_written(values[key])}"
+            )
+            continue
+        if parameter.annotation is not Any:
+            values[key] = values[key] if str in typing.get_args(parameter.annotation) else _integral(values[key])
+        # An alias, as a parameter may have a name that pydantic keeps for itself.
+        fields[f"field_{index}"] = (parameter.annotation, Field(alias=key))
+    if unreadable := [key for key in values if not _is_text(values[key])]:
+        reason = "is not UTF-8; rename it, or write ? for the byte"
+        return problems | {f"{prefix}{key}": f"={as_written(values[key])}: {reason}" for key in unreadable}
+    model = create_model(
+        "Node", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False), **fields
+    )
+    try:
+        # As JSON, lists are good enough for tuples, while '3' is still no number.
+        keys = [field.alias for _, field in fields.values()]
+        checked = model.model_validate_json(json.dumps({key: values[key] for key in keys}))
+    except ValidationError as error:
+        reasons: dict[str, list[str]] = {}
+        for detail in error.errors():
+            key, *inside = map(str, detail["loc"])
+            where = detail["loc"][1] if inside else None
+            if isinstance(where, str) and isinstance(values[key], dict) and where in values[key]:
+                key = f"{key}.{where}"  # a dict's own key
+            element = f"element {where}: " if isinstance(where, int) else ""
+            reasons.setdefault(key, []).append(f"{element}{detail['msg'][0].lower()}{detail['msg'][1:]}")
+        for path, why in reasons.items():
+            key, _, inner = path.partition(".")
+            value = values[key][inner] if inner else values[key]
+            wrong = f"={_quoted_if_misleading(value)}: {', or '.join(dict.fromkeys(why))}"
+            problems[f"{prefix}{path}"] = wrong + _how_to_quote(f"{prefix}{path}", value, why)
+    else:
+        for name, field in type(checked).model_fields.items():
+            if isinstance(value := getattr(checked, name), int | float):
+                values[str(field.alias)] = value
+    return problems
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether all strings in a value are text: an argument in another encoding has bytes that are none."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _reads_otherwise(text: str) -> bool:
+    """Return whether a text would be a number, a truth value or null without quotes."""
+    try:
+        return not isinstance(yaml.safe_load(text), str) or bool(float(text) + 1)
+    except (ValueError, yaml.YAMLError):
+        return False
+
+
+def _quoted_if_misleading(value: Any) -> str:
+    """Return a value as it is written, with the quotes without which a text would look like another value."""
+    return f'"{value}"' if isinstance(value, str) and _reads_otherwise(value) else as_written(value)
+
+
+def _how_to_quote(key: str, value: Any, reasons: Sequence[str]) -> str:
+    """Return the cure for a number or a truth value where text is needed."""
+    if not isinstance(value, bool | int | float) or not any("valid string" in reason for reason in reasons):
+        return ""
+    return f"; to mean text, quote it within the shell's quotes: '{key}=\"{as_written(value)}\"'"
