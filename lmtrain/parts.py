@@ -62,8 +62,11 @@ def build_model(cfg: DictConfig) -> nn.Module:
 def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
     """Check that the model fits into this machine's memory, and is no larger than the one in the checkpoints, if any.
 
-    It comes first, before any memory is taken.
+    It comes first, before any memory is taken. A user's own class is not checked: it would be built twice, and what it
+    keeps outside of the model, such as a cache of masks, would hold tensors without memory.
     """
+    if not str(cfg.model.get("_target_")).startswith("lmtrain."):
+        return
     found = [size for path in checkpoints if (size := stored_model_size(path))]
     stored = max(found, key=lambda size: size[1], default=(None, None))
     try:

@@ -9,7 +9,7 @@ from support.tokens import TINY
 
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
-from lmtrain.parts import build_loaders, build_model, build_parts, build_system
+from lmtrain.parts import build_loaders, build_model, build_parts, build_system, check_model_size
 
 
 @pytest.fixture
@@ -46,6 +46,40 @@ def test_blocks_longer_than_the_model_takes_are_refused(overrides: list[str]) ->
     cfg = config(overrides, "model=gpt2", "model.block_size=8", "model.vocab_size=61")
     with pytest.raises(ValueError, match=r"^data\.block_size=16: longer than model\.block_size=8$"):
         build_model(cfg)
+
+
+CACHING_MODEL = """import functools
+
+import torch
+from torch import nn
+
+
+@functools.lru_cache
+def mask(size):
+    return torch.ones(size, size).tril()
+
+
+class Caching(nn.Module):
+    built = 0
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.register_buffer("mask", mask(size))
+        Caching.built += 1
+"""
+
+
+def test_a_model_of_a_users_own_is_built_once(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "caching_model.py").write_text(CACHING_MODEL)
+    monkeypatch.syspath_prepend(tmp_path)
+    cfg = config(overrides)
+    cfg.model = {"_target_": "caching_model.Caching", "size": 4}
+    check_model_size(cfg)
+    model = build_model(cfg)
+    assert not model.get_buffer("mask").is_meta
+    assert vars(type(model))["built"] == 1
 
 
 def test_a_batch_beyond_the_memory_is_refused(overrides: list[str]) -> None:

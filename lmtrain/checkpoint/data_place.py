@@ -6,7 +6,7 @@ from typing import Any
 from lmtrain.terminal.as_text import differences
 
 # Keys of `data` that leave every sample what and where it is; the fingerprint says whether it is the same data.
-KEEP_SAMPLES = frozenset({"path", "paths", "batch_size", "vocab_size"})
+KEEP_SAMPLES = frozenset({"path", "paths", "batch_size", "vocab_size", "dtype"})
 
 
 def order_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,9 @@ import hashlib
 import importlib.util
 import os
 import sysconfig
+from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ LMTRAIN = Path(lmtrain.__file__).resolve().parent
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = frozenset({"site-packages", "dist-packages"})  # the folders' names
 HASH_DIGITS = 16
+MAX_MODULES = 300  # of a target: torch or transformers from a checkout has thousands, which take minutes to parse
 
 SourceHashes = Mapping[str, Mapping[str, str]]
 
@@ -25,10 +28,11 @@ def source_hashes(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return for each key of a `_target_` outside lmtrain a hash of every source file that it is made of, by module.
 
     Covered are the target's module, the packages around it, and all modules that these import by a statement
-    anywhere in them, directly or not. Not covered are the standard library and installed packages, modules that are
-    imported by a computed name, and files that the code reads.
+    anywhere in them, directly or not; the nearest `MAX_MODULES` of them. Not covered are the standard library and
+    installed packages, modules that are imported by a computed name, and files that the code reads.
     """
-    found = {key: _module_hashes(target.rpartition(".")[0]) for key, target in targets(config)}
+    known: dict[str, _Module | None] = {}  # two targets may share thousands
+    found = {key: _module_hashes(target.rpartition(".")[0], known) for key, target in targets(config)}
     return {key: hashes for key, hashes in found.items() if hashes}
 
 
@@ -63,20 +67,35 @@ def lmtrain_hash() -> str:
     return digest.hexdigest()[:HASH_DIGITS]
 
 
-def _module_hashes(module: str) -> dict[str, str]:
+@dataclass(frozen=True)
+class _Module:
+    digest: str
+    imported: frozenset[str]
+
+
+def _module_hashes(target: str, known: dict[str, _Module | None]) -> dict[str, str]:
+    """Return the hashes of a module and what it imports; `known` are modules that were read before, and is added to."""
     hashes: dict[str, str] = {}
-    waiting = [*_with_packages(module)]
+    waiting = deque(_with_packages(target))
     seen = set(waiting)
-    while waiting:
-        name = waiting.pop()
-        if (path := _source_of(name)) is None:
+    while waiting and len(hashes) < MAX_MODULES:
+        name = waiting.popleft()
+        if name not in known:
+            known[name] = _read_module(name)
+        if (module := known[name]) is None:
             continue
-        source = path.read_bytes()
-        hashes[name] = hashlib.sha256(source).hexdigest()[:HASH_DIGITS]
-        imported = {each for found in _imports(source, name, path) for each in _with_packages(found)}
-        waiting += sorted(imported - seen)
-        seen |= imported
+        hashes[name] = module.digest
+        waiting += sorted(module.imported - seen)
+        seen |= module.imported
     return dict(sorted(hashes.items()))
+
+
+def _read_module(name: str) -> _Module | None:
+    if (path := _source_of(name)) is None:
+        return None
+    source = path.read_bytes()
+    imported = {each for found in _imports(source, name, path) for each in _with_packages(found)}
+    return _Module(hashlib.sha256(source).hexdigest()[:HASH_DIGITS], frozenset(imported))
 
 
 def _with_packages(module: str) -> Iterator[str]:

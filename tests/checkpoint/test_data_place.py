@@ -48,7 +48,10 @@ def test_what_makes_the_numbers_of_samples_others(key: str, value: Any, line: st
     assert order_changes(CONFIG, changed(key, value)) == [line]
 
 
-@pytest.mark.parametrize(("key", "value"), [("data.batch_size", 8), ("data.paths", {"a": "b"}), ("name", "x")])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("data.batch_size", 8), ("data.paths", {"a": "b"}), ("data.dtype", "uint16"), ("name", "x")],
+)
 def test_what_leaves_every_sample_where_it_is(key: str, value: Any) -> None:
     assert order_changes(CONFIG, changed(key, value)) == []
 

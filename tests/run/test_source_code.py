@@ -52,6 +52,13 @@ def test_a_target_is_its_module_the_packages_around_it_and_all_that_they_import(
     }
 
 
+def test_of_too_many_modules_the_nearest_are_covered(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_code, "MAX_MODULES", 4)
+    found = source_hashes(CONFIG)
+    assert [*found["model._target_"]] == ["net", "net.blocks", "net.deep", "net.model"]
+    assert [*found["model.parts.0._target_"]] == ["helper", "net", "net.model", "other"]
+
+
 def test_only_what_was_there_both_times_and_differs_has_changed(code: Path) -> None:
     before = source_hashes(CONFIG)
     (code / "net" / "unused.py").write_text("a = 1")
