@@ -519,15 +519,6 @@ def test_a_second_call_does_nothing_and_other_settings_are_noticed(tmp_path: Pat
         prepared(tmp_path / "out", {**settings, "tokenizer": {"vocab_size": 301}}, recipe)
 
 
-def test_a_folder_that_is_older_than_a_setting_is_as_one_with_its_default(tmp_path: Path, corpus: Path) -> None:
-    recipe = Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS)
-    older, now = {"text": "text"}, {"text": "text", "skip_missing": False}
-    first, _ = prepared(tmp_path / "out", {"source": older}, recipe)
-    assert prepared(tmp_path / "out", {"source": now}, recipe, check_text=True) == (first, 0.0)
-    with pytest.raises(ValueError, match=r"prepare\.source\.skip_missing: False → True"):
-        prepared(tmp_path / "out", {"source": {**now, "skip_missing": True}}, recipe)
-
-
 def test_changed_text_is_noticed(tmp_path: Path, corpus: Path) -> None:
     recipe = Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS)
     prepared(tmp_path / "out", {}, recipe)
