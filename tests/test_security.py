@@ -317,8 +317,10 @@ def test_a_resume_writes_nothing_in_the_folder_that_a_strangers_run_names(
     for file in ("config.yaml", ".hydra/config.yaml"):
         hostile(work / "out" / file, f"logger.{name}", node)
     done = cli("resume=out", "trainer.max_steps=5", "allow_changes=[scheduler]")
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert f"logger.{name}.{key}=here: lies in {elsewhere}, which the run says it was started in" in done.stderr
+    leaves_it_out = key == "links"  # for convenience alone
+    assert done.returncode == (0 if leaves_it_out else 2), done.stdout + done.stderr
+    problem = f"logger.{name}.{key}=here: lies in {elsewhere}, which the run says it was started in"
+    assert problem in done.stdout + done.stderr
     assert os.listdir(elsewhere) == ["data"]
 
 

@@ -82,7 +82,7 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
     """Show the plan of all jobs of a sweep, or of a search, and return its numbers."""
     from lmtrain.sweep.planned_jobs import planned_jobs
 
-    asked = planned_jobs(expand_fork(options.overrides))
+    asked = planned_jobs(expand_fork(options.overrides, prepares=False))
     checked = []
     notes: dict[str, None] = {}
     for job in asked.jobs:

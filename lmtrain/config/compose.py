@@ -182,9 +182,13 @@ def _keys(overrides: Sequence[str]) -> set[str]:
 
 
 def choices_of(composed: DictConfig) -> Mapping[str, Any]:
-    """Return the choice of each config group of a config that has Hydra's settings."""
-    choices: Mapping[str, Any] = composed.hydra.runtime.choices
-    return choices
+    """Return the choice of each config group of a config that has Hydra's settings, without a suffix `.yaml`."""
+    choices = composed.hydra.runtime.choices.items()
+    return {str(group): _without_suffix(choice) for group, choice in choices}
+
+
+def _without_suffix(choice: Any) -> Any:
+    return choice.removesuffix(".yaml") if isinstance(choice, str) else choice
 
 
 def without_hydra(composed: DictConfig) -> DictConfig:
@@ -223,13 +227,15 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         several = next((text for text in overrides if "," in text), "")
         return f"{several}: several values; add -m for a sweep over them"
     unknown = re.search(r"Could not override '([^']+)'", message)
-    if isinstance(error, ConfigCompositionException) and unknown:
+    given = [name for text in overrides for name in _names_in(text)]
+    # Of any other key, which a file sets, the message names the file; to compose again would fail again.
+    if isinstance(error, ConfigCompositionException) and unknown and unknown[1] in given:
         key = unknown[1]
         parser = OverridesParser.create()
         others = [
             text
             for text in overrides
-            if re.split("[=@]", text.lstrip("+~"))[0] != key and not parser.parse_override(text).is_sweep_override()
+            if key not in _names_in(text) and not parser.parse_override(text).is_sweep_override()
         ]
         value = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{key}=")), "")
         try:
@@ -249,6 +255,12 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         )
         return f"{first} {more[0].strip()}{hint}"
     return first + (f": {str(cause).splitlines()[0]}" if cause and str(cause) else "")
+
+
+def _names_in(override: str) -> tuple[str, str]:
+    """Return what an override sets, with its package and without: `a@b` and `a` of `+a@b=c`."""
+    name = override.lstrip("+~").partition("=")[0].strip()
+    return name, name.partition("@")[0]
 
 
 def _choices(group: str) -> list[str]:

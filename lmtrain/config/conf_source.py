@@ -37,10 +37,10 @@ class ConfSource(ConfigSource):
         return "conf"
 
     def load_config(self, config_path: str) -> ConfigResult:
-        path = Path(self.path, f"{config_path}.yaml")
+        path = yaml_file(self.path, config_path)
         check_encoding(path)
         loaded = replace(self.folder.load_config(config_path), path=self.full_path())
-        _refuse_without_target(path, config_path, loaded.config)
+        _refuse_without_target(path, config_path.removesuffix(".yaml"), loaded.config)
         return loaded
 
     def available(self) -> bool:
@@ -56,6 +56,11 @@ class ConfSource(ConfigSource):
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return self.folder.list(config_path, results_filter)
+
+
+def yaml_file(folder: str, config_path: str) -> Path:
+    """Return the file of a config; like Hydra, take a name with its suffix as well."""
+    return Path(folder, f"{config_path.removesuffix('.yaml')}.yaml")
 
 
 def check_encoding(path: Path) -> None:

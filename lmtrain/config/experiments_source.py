@@ -8,7 +8,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.conf_source import check_encoding
+from lmtrain.config.conf_source import check_encoding, yaml_file
 from lmtrain.config.hydra_internals import folder_source
 from lmtrain.config.written_for import ExperimentFile, note_and_leave_out
 
@@ -40,7 +40,7 @@ class ExperimentsSource(ConfigSource):
         inside = self._inside(config_path)
         if inside is None:
             raise ConfigLoadError(f"{config_path} is not in the group {GROUP}")
-        path = Path(self.path, f"{inside}.yaml")
+        path = yaml_file(self.path, inside)
         check_encoding(path)
         loaded = replace(self.folder.load_config(inside), path=self.full_path())
         if isinstance(loaded.config, DictConfig):

@@ -52,7 +52,7 @@ class ExperimentFile:
     def own_choice(self, group: str) -> str | None:
         """Return what its defaults list chooses by `override /GROUP: CHOICE`; None if it leaves the group alone."""
         chosen = [value for words, name, value in self._defaults() if "override" in words and name == f"/{group}"]
-        return str(chosen[-1]) if chosen else None
+        return str(chosen[-1]).removesuffix(".yaml") if chosen else None
 
     def included(self) -> list[str]:
         """Return the paths of the experiments that its defaults list includes."""

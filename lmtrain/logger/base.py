@@ -98,13 +98,18 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+class ElsewhereError(ValueError):
+    """A folder lies below the one that a resumed run says it was started in, and not where the command was given."""
+
+
 def folder_below(key: str, folder: str, run_dir: Path) -> Path:
     """Return the folder that a config names for all runs to write to, as an absolute path.
 
     Raises:
         ValueError: it lies neither below the folder that the command was given in nor in the run's directory; a config
-            that others wrote should not reach further. A run that is resumed goes on in the folder that it says it was
-            started in, which may be another one.
+            that others wrote should not reach further.
+        ElsewhereError: the same, of a run that is resumed: it goes on in the folder that it says it was started in,
+            which may be another one.
     """
     path = Path(folder)
     if path.is_absolute() or ".." in path.parts:
@@ -113,7 +118,7 @@ def folder_below(key: str, folder: str, run_dir: Path) -> Path:
     if any(stays_inside(path, place) for place in (shell_folder(), run_dir)):
         return path
     if shell_folder() != Path.cwd():
-        raise ValueError(
+        raise ElsewhereError(
             f"{key}={folder}: lies in {Path.cwd()}, which the run says it was started in; give the command there, or "
             f"with {key}=null"
         )

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import PositiveFloat
 
 from lmtrain.logger import wandb_process
-from lmtrain.logger.base import RunInfo, folder_below
+from lmtrain.logger.base import ElsewhereError, RunInfo, folder_below
 from lmtrain.terminal.paths import shell_folder, short_path
 from lmtrain.terminal.redact import redacted
 
@@ -61,9 +61,7 @@ class WandbLogger:
             log.info("WANDB_MODE=%s is taken, in place of logger.wandb.mode=%s", asked, mode)
             mode = asked
         self.mode = "online" if agents and mode == "offline" else mode
-        self.links = (
-            str(folder_below("logger.wandb.links", links, run.directory)) if links and mode != "disabled" else None
-        )
+        self.links = _folder_of_links(links, run.directory) if links and mode != "disabled" else None
         self.init_timeout_s, self.finish_timeout_s = init_timeout_s, finish_timeout_s
         self.run_dir = run.directory
         self.init = {
@@ -141,6 +139,15 @@ class WandbLogger:
         self._client.send({"init": {**self.init, "mode": mode}, "settings": settings, "links": self.links})
         self._client.directory = self._client.receive(timeout_s)
         return self._client
+
+
+def _folder_of_links(links: str, run_dir: Path) -> str | None:
+    """Return the folder for links to the run's files; None, with a warning, where a resume should not write to it."""
+    try:
+        return str(folder_below("logger.wandb.links", links, run_dir))
+    except ElsewhereError as error:  # the run does without
+        log.warning("%s; the links are left out", error)
+        return None
 
 
 def agent_run_id() -> str | None:

@@ -177,6 +177,7 @@ def spelled_out(node: Any) -> set[str]:
         (["seed=18446744073709551616"], "seed=18446744073709551616: input should be less than 9223372036854775808"),
         (["optimizer.lr=inf"], "optimizer.lr=inf: input should be a finite number"),
         (["+model.foo=1"], "model.foo=1: unknown key; there are vocab_size"),
+        (["optimizer@optimizer=adamw"], "optimizer@optimizer=adamw: unknown key"),
         (["trainer=null"], "trainer=null: this group needs a choice"),
         (["system.device=tpu"], "system.device=tpu: input should be 'auto', 'cpu' or 'cuda', or string should match"),
         (["~scheduler._partial_"], "scheduler.step: missing"),
@@ -226,6 +227,15 @@ def test_an_unknown_key_in_an_experiment_file_is_an_error() -> None:
     (folder / "mine.yaml").write_text("# @package _global_\nname: mine\nbatch_sise: 3\n")
     with pytest.raises(ConfigError, match="batch_sise=3: unknown key"):
         check(compose(["experiments=mine"]))
+
+
+def test_an_unknown_group_in_an_experiment_file_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "experiments").mkdir()
+    experiment = "# @package _global_\ndefaults:\n  - override /optimiser: adamw\n"
+    (tmp_path / "experiments" / "mine.yaml").write_text(experiment, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"^In 'experiments/mine': Could not override 'optimiser'\. No match in"):
+        compose(["experiments=mine"])
 
 
 def test_a_users_own_model_trains_and_is_protected_by_its_signature(

@@ -80,6 +80,17 @@ def test_the_choices_that_an_experiment_was_written_for_get_its_values(overrides
     assert not taken.notes
 
 
+def test_a_name_may_have_its_suffix() -> None:
+    plain = compose_with_notes(["experiments=adam"])
+    for overrides in (["experiments=adam.yaml"], ["experiments=adam", "optimizer=adamw.yaml"]):
+        taken = compose_with_notes(overrides)
+        assert optimizer_of(taken) == optimizer_of(plain)
+        assert list(taken.notes) == []
+    taken = compose_with_notes(["experiments=adam.yaml", "optimizer=lion.yaml"])
+    assert optimizer_of(taken) == LION
+    assert "written for optimizer=adamw, not for lion;" in taken.notes[0]
+
+
 def test_the_command_line_always_wins() -> None:
     taken = compose_with_notes(["experiments=adam", "optimizer=lion", "optimizer.lr=1e-5", "scheduler.min_lr=1e-6"])
     assert optimizer_of(taken) == {**LION, "lr": 1e-5}

@@ -39,6 +39,7 @@ def check_run_folder(composed: DictConfig, given: Sequence[Override], run_dir: P
     keys = {override.key_or_group for override in given}
     if "name" not in keys:
         name = str(composed.get("name"))
+        _check_possible("name", name, run_dir)
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConfigError(f"{run_dir}: name={shown(name)}: leads out of outputs/; give another, name=NAME")
     for kind in ("run", "sweep"):
@@ -48,6 +49,7 @@ def check_run_folder(composed: DictConfig, given: Sequence[Override], run_dir: P
             continue
         value = values[0]
         folder = Path(_resolved(composed, kind, written))
+        _check_possible(value[1], str(folder), run_dir)
         base = Path(_resolved(composed, kind, written[: value.start()]) + "x").parent
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(base)):
             raise ConfigError(
@@ -86,12 +88,25 @@ def check_preparation(lines: Sequence[str], given: Sequence[Override], run_dir: 
     except OmegaConfBaseException:  # what is given makes it no config at all, which is said where it is checked
         return
     for key, value in paths:
-        if not _is_given(key, given) and _leads_out(value):
+        if _is_given(key, given):
+            continue
+        _check_possible(key, value, run_dir)
+        if _leads_out(value):
             recipe = shlex.join(str(override.input_line) for override in own)
             raise ConfigError(
                 f"{run_dir}: {key}={shown(value)}: leads out of this folder, where a saved run may not have data made "
                 f"or text read; if you want that data, make it first: python -m lmtrain prepare {recipe}"
             )
+
+
+def _check_possible(key: str, path: str, run_dir: Path) -> None:
+    """Raise ConfigError for a text that can't be a path: YAML has escapes for NUL and for halves of characters."""
+    try:
+        readable = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        readable = False
+    if not readable:
+        raise ConfigError(f"{run_dir}: {key}={shown(path)}: has a character that no path can have")
 
 
 def _of_data(key: str) -> bool:

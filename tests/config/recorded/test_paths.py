@@ -1,5 +1,6 @@
 """Where the values of a saved run may lead: where it has data made and text read, and where its forks lie."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,18 @@ def test_a_name_does_not_lead_out_of_the_outputs(work: Path, name: str) -> None:
     record(run, ["model=llama_1m", f"name={name}"])
     with pytest.raises(ConfigError, match=r"leads out of outputs/; give another, name=NAME"):
         overrides_to_recompose(run, ())
+
+
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800"])
+@pytest.mark.parametrize("key", ["name", "data.path"])
+def test_a_text_that_can_be_no_path_is_refused(work: Path, key: str, text: str) -> None:
+    run = write_saved_run(Path("outputs", "run"), "data=text", "data.path=placeholder", "name=placeholder")
+    saved = run / ".hydra" / "config.yaml"
+    before, line = saved.read_text(encoding="utf-8"), f"{key.rpartition('.')[2]}: "
+    assert before.count(f"{line}placeholder") == 1
+    saved.write_text(before.replace(f"{line}placeholder", f"{line}{json.dumps(text)}"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"^outputs/run: {key}=a.+: has a character that no path can have$"):
+        expand_fork(["fork=outputs/run"])
 
 
 def test_a_link_does_not_lead_a_fork_out_of_the_outputs(work: Path) -> None:
