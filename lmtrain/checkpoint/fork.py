@@ -27,7 +27,7 @@ class ForkOrigin:
     @property
     def record(self) -> dict[str, Any]:
         """Return what `environment.json` says of it."""
-        return {"run": str(self.run.resolve()), "run_id": self.checkpoint.state["run_id"], "step": self.state.step}
+        return {"run": str(self.run.resolve()), "run_id": self.checkpoint.state.get("run_id"), "step": self.state.step}
 
 
 def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 2
 DATA_WAY_OUT = "put it back, give the folder it was moved to, or start a new run"
-STATE_KEYS = frozenset({"run_id", "config", "train", "optimizer", "optimizer_groups", "scaler", "data"})
+STATE_KEYS = frozenset({"config", "train", "optimizer", "optimizer_groups", "scaler", "data"})
 
 
 @dataclass

@@ -15,7 +15,7 @@ from lmtrain.config.signature import Parameter, Signature, TargetError, signatur
 from lmtrain.config.values import check_values, parts_in
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import as_written
-from lmtrain.terminal.paths import with_home
+from lmtrain.terminal.paths import with_homes
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from error
     assert isinstance(container, dict)
-    root: dict[str, Any] = {str(key): _with_homes(value) for key, value in container.items()}
+    root: dict[str, Any] = {str(key): with_homes(value) for key, value in container.items()}
     scalars = {key: value for key, value in root.items() if key not in {*GROUPS, "logger"}}
     problems = check_values("", scalars, Signature(ROOT, open=False), valid=[*ROOT, *GROUPS, "logger"])
     root.update(scalars)
@@ -91,15 +91,6 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
     if own:
         raise ConfigError("\n".join(f"{key}{text}{_cure_for_text(cfg, key, text)}" for key, text in own.items()))
     return OmegaConf.create(root)
-
-
-def _with_homes(node: Any) -> Any:
-    """Return a container with the user's home in every text that begins with `~/`: it is a path, whatever its key."""
-    if isinstance(node, dict):
-        return {key: _with_homes(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_with_homes(value) for value in node]
-    return with_home(node) if isinstance(node, str) else node
 
 
 def is_reference(cfg: DictConfig, key: str) -> bool:

@@ -11,6 +11,7 @@ from pydantic import PositiveInt
 
 from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import DataProgress
+from lmtrain.data.recorded_settings import changed_settings
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits, save_tokenizer
 from lmtrain.data.text.holdout import Holdout, SplitText
 from lmtrain.data.text.inputs import INPUTS_FILE, Inputs, read_inputs, remarks_on, write_inputs
@@ -26,7 +27,7 @@ from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import locked_folder
 from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import available_cores
-from lmtrain.terminal.as_text import differences, printable
+from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.units import si
 
 COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
@@ -104,7 +105,7 @@ class Recipe:
         if journal is None or inputs is None:
             return None
         tokens = sum(split.tokens for split in journal.splits.values())
-        if changed := differences(journal.recipe, settings, "prepare") or self.source.changes(inputs):
+        if changed := changed_settings(journal.recipe, settings) or self.source.changes(inputs):
             if tokens:
                 raise DataError(
                     f"{folder}: is an unfinished preparation of {tokens:,} tokens so far, and since then changed: "
@@ -243,7 +244,7 @@ def _read_existing(path: Path, settings: Mapping[str, Any]) -> Meta:
         raise DataError(
             f"data.path={path}: has no meta.json, so it was made elsewhere{to_train}; to prepare, give a new folder"
         )
-    if changed := differences(meta.recipe, settings, "prepare"):
+    if changed := changed_settings(meta.recipe, settings):
         raise DataError(
             f"data.path={path}: was prepared with other settings ({'; '.join(changed)}); give another data.path, "
             "or remove the folder to prepare it again"

@@ -80,14 +80,14 @@ class StoredTokenizer:
             raise ValueError(f"the tokenizer can't encode the text ({error})") from error
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of the ids, without special tokens; what was encoded if the tokenizer loses nothing.
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of the ids; what was encoded if the tokenizer loses nothing.
 
         Raises:
             ValueError: the tokenizer's own decoder fails.
         """
         try:
-            return self.tokenizer.decode(ids, skip_special_tokens=True)
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         except BaseException as error:
             _raise_unless_of_the_library(error)
             raise ValueError(f"the tokenizer can't decode the tokens ({error})") from error

@@ -2,8 +2,10 @@
 
 import os
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 
 @cache
@@ -21,6 +23,15 @@ def change_folder(folder: Path) -> None:
 def with_home(text: str) -> str:
     """Return a text with the user's home in place of `~` if it begins with `~/`, as a shell gives unquoted words."""
     return os.path.expanduser(text) if text.startswith("~/") else text
+
+
+def with_homes(node: Any) -> Any:
+    """Return a container with the user's home in every text that begins with `~/`: it is a path, whatever its key."""
+    if isinstance(node, Mapping):
+        return {key: with_homes(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [with_homes(value) for value in node]
+    return with_home(node) if isinstance(node, str) else node
 
 
 def argument_with_home(argument: str) -> str:

@@ -159,7 +159,7 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
     firsts = sorted(read_metrics(path)[0]["step"] for path in tmp_path.glob("runs/sweep/*/metrics.jsonl"))
     assert firsts == [5, 9]
     names = sorted(path.name for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
-    assert [name.rpartition(",")[0] for name in names] == ["fork=origin,step=4", "fork=origin,step=8"]
+    assert [name.rpartition(",")[0] for name in names] == ["step=4,fork=origin", "step=8,fork=origin"]
     # Though the origin has removed a checkpoint since.
     shutil.rmtree(origin / "checkpoints" / "step-00000004")
     again = train(cli, "-m", "fork=./runs/origin/", "step=4,8", "hydra.sweep.dir=runs/sweep")

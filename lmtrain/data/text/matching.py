@@ -34,7 +34,7 @@ def other_names(patterns: list[str]) -> dict[str, list[str]]:
 def _names_by_file(patterns: list[str]) -> dict[Identity, list[Path]]:
     names: dict[Identity, list[Path]] = {}
     for path in {path for pattern in patterns for path in _expanded(Path(pattern).expanduser())}:
-        if path.is_file():
+        if os.path.isfile(path):
             names.setdefault(_identity(path), []).append(path)
     for several in names.values():
         if len(several) > 1:
@@ -83,13 +83,17 @@ def _folders_below(tops: Iterable[Path]) -> Iterator[Path]:
     waiting, links = list(tops)[::-1], list[Path]()
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop()
-        if not folder.is_dir() or _identity(folder) in seen:
+        if not os.path.isdir(folder) or _identity(folder) in seen:
             continue
         seen.add(_identity(folder))
         yield folder
         for entry in reversed(_entries(folder)):
-            if not entry.name.startswith(".") and entry.is_dir():
-                (links if entry.is_symlink() else waiting).append(folder / entry.name)
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(folder / entry.name)
+            elif entry.is_symlink() and os.path.isdir(entry):  # entry.is_dir() raises for a link to itself
+                links.append(folder / entry.name)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

@@ -4,6 +4,7 @@ A text is held against what its tokens decode to, by how often each character is
 many decoders join words anew, nor does what the normalizer changes on purpose: capitals, accents, ligatures.
 """
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple, Protocol
@@ -28,7 +29,6 @@ ALL_BYTES = "".join(map(chr, _CODE_POINTS))
 # longer be read.
 MAX_LOST_SHARE = 0.1
 SPACE_MARK = "\u2581"  # of SentencePiece
-UNKNOWN = "\U0010fffd"  # a character that no text has
 
 
 Share = Annotated[float, Interval(ge=0, le=1)]
@@ -84,7 +84,7 @@ class LostTextMeter:
             return LostText()
         sample = _sample(texts)
         encoded = self._stored.encode_batch(sample)
-        kept = _characters("".join(self._stored.decode(ids[ids != self._unknown].tolist()) for ids in encoded))
+        kept = _characters("".join(_decode(self._stored, ids[ids != self._unknown].tolist()) for ids in encoded))
         normalizer = self._stored.tokenizer.normalizer
         lost = _missing_share(_characters("".join(sample)), kept)
         if lost and normalizer is not None:
@@ -96,14 +96,12 @@ class LostTextMeter:
 
 def _unknown_id(stored: StoredTokenizer) -> int:
     """Return the id of the token for what is not in the vocabulary; -1 if there is none."""
-    tokenizer = stored.tokenizer
-    if isinstance(tokenizer.model, models.Unigram):  # which does not say it
-        encoding = tokenizer.encode(UNKNOWN, add_special_tokens=False)
-        found = [one for one, text in zip(encoding.ids, encoding.tokens, strict=True) if text == UNKNOWN]
-        return found[0] if found and tokenizer.token_to_id(UNKNOWN) is None else -1
-    named = tokenizer.model.unk_token
-    found_id = None if named is None else tokenizer.token_to_id(named)
-    return -1 if found_id is None else found_id
+    model = stored.tokenizer.model
+    if isinstance(model, models.Unigram):  # which says it in its JSON alone
+        number = json.loads(model.__getstate__())["unk_id"]
+        return -1 if number is None else int(number)
+    found = None if model.unk_token is None else stored.tokenizer.token_to_id(model.unk_token)
+    return -1 if found is None else found
 
 
 def _keeps_every_text(stored: StoredTokenizer, unknown: int) -> bool:
@@ -111,9 +109,14 @@ def _keeps_every_text(stored: StoredTokenizer, unknown: int) -> bool:
     if unknown < 0 and isinstance(stored.tokenizer.model, models.WordLevel):
         return True
     try:
-        return stored.decode(stored.encode(ALL_BYTES)) == ALL_BYTES
+        return _decode(stored, stored.encode(ALL_BYTES)) == ALL_BYTES
     except ValueError:
         return False
+
+
+def _decode(stored: StoredTokenizer, ids: Sequence[int]) -> str:
+    """Return the text of ids. Bytes that are special tokens, as some tokenizers have them, are text here, too."""
+    return stored.decode(ids, skip_special_tokens=False)
 
 
 def _sample(texts: Sequence[str]) -> list[str]:

@@ -50,6 +50,18 @@ def test_loops_of_links_end_and_count_a_file_once(tmp_path: Path, loops: int) ->
     assert list(matching_files(["books/**/*.txt"])) == ["books/a.txt", "books/deep/b.txt"]
 
 
+def test_links_that_lead_to_nothing_or_to_themselves_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, "books/a.txt")
+    for name, target in {
+        "itself": "itself",
+        "itself.txt": "itself.txt",
+        "gone": "nowhere",
+        "gone.txt": "nowhere",
+    }.items():
+        (tmp_path / "books" / name).symlink_to(target)
+    assert list(matching_files(["**/*.txt"])) == list(matching_files(["books/**"])) == ["books/a.txt"]
+
+
 def test_folders_that_link_to_each_other_count_once(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/{name}.txt" for name in "abcdefghij"))
     for one in "abcdefghij":

@@ -95,6 +95,23 @@ def test_tokenizers_that_know_every_text_are_not_measured(tokenizer: CorpusToken
     assert meter([KNOWN]) == (0, 0)
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_a_tokenizer_with_bytes_keeps_every_text_also_where_they_are_special_tokens(special: bool) -> None:
+    pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *LETTERS]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    if special:  # as trainers of the tokenizers library add them
+        tokenizer.add_special_tokens(pieces[1:257])
+    assert LostTextMeter(StoredTokenizer(tokenizer, None)).loses_nothing
+
+
+def test_unigram_without_an_unknown_token_is_measured() -> None:
+    tokenizer = Tokenizer(models.Unigram([(letter, -1.0) for letter in "▁" + LETTERS], unk_id=None))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    assert lost_share(tokenizer, KNOWN) == 0
+
+
 def test_the_text_of_all_bytes_has_all_bytes_of_utf_8() -> None:
     invalid = {0xC0, 0xC1, *range(0xF5, 0x100)}
     assert set(ALL_BYTES.encode()) == set(range(256)) - invalid

@@ -1,0 +1,23 @@
+"""Folders of older versions of lmtrain are not taken for ones with other settings."""
+
+import pytest
+
+from lmtrain.data.recorded_settings import changed_settings
+
+
+def test_a_setting_that_is_younger_than_the_folder_had_its_default() -> None:
+    older, now = {"source": {"text": "text"}}, {"text": "text", "skip_missing": False}
+    assert changed_settings(older, {"source": now}) == []
+    assert changed_settings(older, {"source": {"text": "text"}}) == []
+    changed = ["prepare.source.skip_missing: False → True"]
+    assert changed_settings(older, {"source": {**now, "skip_missing": True}}) == changed
+    assert changed_settings({"source": now}, {"source": {**now, "skip_missing": True}}) == changed
+
+
+def test_a_home_may_have_been_recorded_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    older = {"source": {"files": ["~/books/*.txt"]}, "tokenizer": {"path": "~/gpt2"}}
+    now = {"source": {"files": ["/home/me/books/*.txt"]}, "tokenizer": {"path": "/home/me/gpt2"}}
+    assert changed_settings(older, now) == []
+    monkeypatch.setenv("HOME", "/home/another")
+    assert len(changed_settings(older, now)) == 2
