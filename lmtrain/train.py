@@ -15,9 +15,16 @@ from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
-from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, copy_tokenizer, load_tokenizer
+from lmtrain.data.stored_tokenizer import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    StoredTokenizer,
+    copy_tokenizer,
+    load_tokenizer,
+)
 from lmtrain.errors import COMPLETED, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
@@ -135,7 +142,7 @@ def train(
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
-        tokenizer = _keep_tokenizer(cfg, directory)
+        tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg))
         environment = {**described, **request.lineage, **start.lineage}
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, environment)
@@ -206,12 +213,14 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
 
 
-def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory) -> StoredTokenizer | None:
+def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory, origin: Path | None) -> StoredTokenizer | None:
     """Copy the data's tokenizer into the run, so that sampling needs nothing else; return None if there is none.
 
-    Where the data has none, an imported run may have one.
+    Where the data has none, an imported run may have one, and a fork has that of its origin.
     """
     source = next(iter(token_folders(cfg.data).values()), None)
-    if source is not None:
-        copy_tokenizer(source, directory.path)
+    copied = source is not None and copy_tokenizer(source, directory.path)
+    if not copied and origin is not None:
+        refuse_links(origin, (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE))
+        copy_tokenizer(origin, directory.path)
     return load_tokenizer(directory.path) if (directory.path / TOKENIZER_FILE).is_file() else None

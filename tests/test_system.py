@@ -86,7 +86,7 @@ def test_seeding_repeats() -> None:
 
 PAGE_FAULTS = """
 import ctypes, resource, sys, torch
-from lmtrain.system import System, missing_to_compile
+from lmtrain.system import System
 ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a huge page would be one fault for 512
 System(device="cpu", keep_freed_memory=sys.argv[1] == "True", threads=1)
 def step():

@@ -41,7 +41,7 @@ def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
         checkpoint = load_checkpoint(CheckpointFolder.of_run(run).at(step_to_fork(run, step)))
     except BrokenCheckpointError as error:
         raise ValueError(f"fork={run}: {error}") from error
-    if missing := {"model", "optimizer", "rng-0"} - checkpoint.tensors.keys():
+    if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
         raise ValueError(f"fork={run}: its checkpoint has no {' and no '.join(sorted(missing))}")
     return ForkOrigin(run, checkpoint, train_state(checkpoint))
 

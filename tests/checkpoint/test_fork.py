@@ -11,7 +11,8 @@ from support.command_line import Cli, wait_for_step
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.fork import load_fork_origin
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
@@ -115,6 +116,16 @@ def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> 
     train(cli, "resume=runs/short", "trainer.max_steps=12", "allow_changes=[scheduler]")
     whole = [line["step"] for line in timeless_metrics(tmp_path / "runs" / "short")]
     assert whole == list(range(5, 13))
+
+
+@pytest.mark.parametrize("part", ["model", "optimizer", "detector", "rng-0"])
+def test_an_origin_without_a_part_of_the_state_is_named(tmp_path: Path, part: str) -> None:
+    tensors: dict[str, dict[str, torch.Tensor]] = {
+        name: {} for name in ("model", "optimizer", "detector", "rng-0") if name != part
+    }
+    CheckpointFolder.of_run(tmp_path).save(4, Checkpoint(tensors, {"train": {}}), Retention(newest=1))
+    with pytest.raises(ValueError, match=f"^fork={tmp_path}: its checkpoint has no {part}$"):
+        load_fork_origin(tmp_path, 4)
 
 
 @pytest.mark.slow

@@ -179,6 +179,9 @@ def test_every_command_that_is_suggested_works_with_the_characters_of_a_meta_pkl
     for command in commands[:2]:
         done = cli(*shlex.split(command)[3:], "--device=cpu")
         assert done.returncode == 0, done.stderr
+    forked = cli("fork=run", "trainer.max_steps=3", "trainer.eval_batches=1", "hydra.run.dir=fork")
+    assert forked.returncode == 0, forked.stderr
+    assert "next: python -m lmtrain sample fork" in forked.stdout  # its data has no tokenizer, but its origin has
 
 
 @pytest.mark.parametrize(
