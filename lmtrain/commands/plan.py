@@ -5,10 +5,10 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.conf_source import naming_origins
@@ -19,6 +19,8 @@ from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import Number, OptionParser, output_file
+
+T = TypeVar("T")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,7 +87,7 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
     asked = planned_jobs(expand_fork(options.overrides, prepares=False))
     checked = []
     notes: dict[str, None] = {}
-    for job in asked.jobs:
+    for job in _with_progress(asked.jobs, "composing jobs"):
         composition = compose_with_notes(job.overrides)
         notes |= dict.fromkeys(composition.notes)
         with naming_origins(job.overrides, composition.choices):
@@ -103,13 +105,20 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
                 asked.trials or 1,
                 make(cfg, job.directory, missing, mfu=options.mfu, price=options.price, once=once),
             )
-            for job, cfg, missing in checked
+            for job, cfg, missing in _with_progress(checked, "planning jobs")
         ]
     sweep = SweepPlan(jobs, asked.n_jobs)
     show_sweep_plan(sweep, mfu=options.mfu)
     for note in notes:
         console.print(note, style="yellow")
     return sweep.to_dict()
+
+
+def _with_progress(items: Sequence[T], doing: str) -> Iterable[T]:
+    """Yield the items, with a bar in a terminal: a thousand jobs take minutes."""
+    from rich.progress import track
+
+    return track(items, doing, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
