@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, is_reference
 from lmtrain.config.compose import set_up_hydra
 from lmtrain.config.keys import did_you_mean, key_paths
-from lmtrain.config.overrides import apply_overrides
+from lmtrain.config.overrides import apply_overrides, parse_overrides
 from lmtrain.config.preflight import preflight
 from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.errors import ConfigError
@@ -68,6 +68,8 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
     for saved in (composed, before):
         check_trust(saved, permissions["trust"], run_dir)
     changed = apply_overrides(composed, overrides)
+    if starting_folder(run_dir) not in (None, Path.cwd()):
+        _count_from_here(changed, overrides)
     given, run_dir = run_dir, run_dir.resolve()
     _change_to_starting_folder(run_dir, with_modules=bool(permissions["trust"]))
     checked = check(changed)
@@ -100,6 +102,14 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
 
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
     return run(cfg, run_dir, hydra_files, resumed=Resume(changes)).exit_code
+
+
+def _count_from_here(changed: DictConfig, overrides: Sequence[str]) -> None:
+    """Make folders of data that the command gives absolute, in place, if they lie in the current folder."""
+    for override in parse_overrides(overrides):
+        key, value = override.key_or_group, override.value()
+        if key.startswith("data.path") and isinstance(value, str) and Path(value).is_dir():
+            OmegaConf.update(changed, key, str(Path(value).absolute()))
 
 
 def _changed_code(run_dir: Path, config: Mapping[str, Any]) -> list[str]:

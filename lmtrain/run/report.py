@@ -111,7 +111,8 @@ def _rate_that_rises_again(
 
 def _ends_above_zero(cfg: DictConfig) -> bool:
     """Return whether the schedule has an end after which training goes on at a rate of its own."""
-    return "max_steps" in cfg.scheduler and bool(cfg.scheduler.get("min_lr"))
+    end = cfg.scheduler.get("max_steps")
+    return end is not None and bool(cfg.scheduler.get("min_lr")) and cfg.scheduler.get("warmup_steps", 0) < end
 
 
 def same_runs(run: Path, wanted: str) -> list[Path]:

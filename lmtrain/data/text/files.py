@@ -73,9 +73,16 @@ def _hint(head: bytes) -> str:
         return "; it is Parquet, which the Hugging Face source reads (path=parquet)"
     if head.startswith(b"PK\x03\x04"):
         return "; it is a zip archive: unpack it"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in head:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _is_every_second_zero(head):
         return "; it looks like UTF-16: convert it (iconv -f utf-16 -t utf-8)"
+    if b"\0" in head:
+        return "; it seems to be no text: leave it out"
     return "; convert it (iconv -f latin1 -t utf-8, say), or leave it out"
+
+
+def _is_every_second_zero(head: bytes) -> bool:
+    """Return whether most bytes at even or at odd places are zero, as in UTF-16 of a Latin script."""
+    return any(2 * part.count(0) > len(part) > 0 for part in (head[::2], head[1::2]))
 
 
 def check_zstandard(name: str, path: Path) -> None:

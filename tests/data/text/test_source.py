@@ -232,6 +232,7 @@ PLAIN = b"plain text of some length, " * 100
         ("a.txt", None, b"PK\x03\x04\xff", r"zip archive: unpack it"),
         ("a.txt", None, "text".encode("utf-16"), r"looks like UTF-16: convert it .iconv"),
         ("a.txt", None, "text".encode("utf-16-le"), r"looks like UTF-16: convert it .iconv"),
+        ("a.txt", None, b"\xb7F\x00O\x8e\x10", r"it seems to be no text: leave it out"),
         ("*.txt", None, b"", r"prepare.source: no text in a.txt$"),
         ("*.txt", "|", b"|||", r"prepare.source: no text in a.txt$"),
         ("a.txt", "<|eot|>", PLAIN, r"separator='<|eot|>': is nowhere in a.txt; null makes each file one document$"),
