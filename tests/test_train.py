@@ -246,7 +246,9 @@ def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
     relative = [*tiny, "data.path=data/tiny", "hydra.run.dir=out", "trainer.max_steps=4"]
     assert cli(*relative).returncode == 0
     (tmp_path / "elsewhere").mkdir()
-    process = cli.start("resume=../out", "data.path=../data/tiny", "trainer.max_steps=100000", folder=tmp_path / "elsewhere")
+    process = cli.start(
+        "resume=../out", "data.path=../data/tiny", "trainer.max_steps=100000", folder=tmp_path / "elsewhere"
+    )
     wait_for_step(tmp_path / "out", 6)
     process.kill()
     assert f"run {tmp_path / 'out'}\n" in process.stdout  # not below the folder that the command was given in

@@ -58,4 +58,4 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         keys = dict.fromkeys([*old, *new])
         return [line for key in keys for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))]
     # As JSON, since that is how one of them may have been kept: a tuple is a list there.
-    return [] if json.dumps(old) == json.dumps(new) else [f"{path}: {old} → {new}"]
+    return [] if json.dumps(old) == json.dumps(new) else [f"{path}: {as_written(old)} → {as_written(new)}"]
