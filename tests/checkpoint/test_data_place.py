@@ -40,8 +40,8 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("data.order", "random", "data.order: shuffle → random"),
         ("data.block_size", 8, "data.block_size: 16 → 8"),
         ("data.weights", {"a": 2.0}, "data.weights.a: 1.0 → 2.0"),
-        ("data.max_epochs", {"a": 1}, "data.max_epochs: None → {'a': 1}"),
-        ("data.of_my_own", True, "data.of_my_own: None → True"),
+        ("data.max_epochs", {"a": 1}, "data.max_epochs: null → {'a': 1}"),
+        ("data.of_my_own", True, "data.of_my_own: null → true"),
     ],
 )
 def test_what_makes_the_numbers_of_samples_others(key: str, value: Any, line: str) -> None:

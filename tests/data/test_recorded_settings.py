@@ -9,7 +9,7 @@ def test_a_setting_that_is_younger_than_the_folder_had_its_default() -> None:
     older, now = {"source": {"text": "text"}}, {"text": "text", "skip_missing": False}
     assert changed_settings(older, {"source": now}) == []
     assert changed_settings(older, {"source": {"text": "text"}}) == []
-    changed = ["prepare.source.skip_missing: False → True"]
+    changed = ["prepare.source.skip_missing: false → true"]
     assert changed_settings(older, {"source": {**now, "skip_missing": True}}) == changed
     assert changed_settings({"source": now}, {"source": {**now, "skip_missing": True}}) == changed
 

@@ -89,7 +89,7 @@ def test_clocks_and_names_may_differ_and_nothing_is_compared_twice(runs: tuple[U
     shutil.rmtree(killed / "checkpoints" / "step-00000002")  # pruned
     (killed / "result.json").unlink()
     assert found(runs, completed=False) == []
-    assert "step 3, result.json: status: completed → None" in found(runs)
+    assert "step 3, result.json: status: completed → null" in found(runs)
 
 
 def test_one_bit_of_a_tensor_is_found_and_named(runs: tuple[UndisturbedRun, Path]) -> None:
