@@ -415,9 +415,9 @@ def test_folders_of_a_sweep_that_lead_back_are_not_followed(work: Path, capsys: 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"step": 10**30}, f"train.step={10**30}, which is no number"),
-        ({"samples": -1}, "train.samples=-1, which is no number"),
-        ({"step": "4"}, "train.step=4, which is no number"),
+        ({"step": 10**30}, f"train.step={10**30}, which is no possible count"),
+        ({"samples": -1}, "train.samples=-1, which is no possible count"),
+        ({"step": "4"}, "train.step=4, which is no possible count"),
         ({"speed": 1}, "has another train"),
         (None, "has no train"),
     ],

@@ -91,7 +91,7 @@ def train_state(checkpoint: Checkpoint) -> TrainState:
         value = getattr(state, each.name)
         if each.type is int and not (type(value) is int and 0 <= value < 1 << 63):
             raise ValueError(
-                f"the checkpoint's state.json says train.{each.name}={str(value)[:40]}, which is no number"
+                f"the checkpoint's state.json says train.{each.name}={str(value)[:40]}, which is no possible count"
             )
     return state
 

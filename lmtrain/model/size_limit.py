@@ -55,7 +55,7 @@ def refuse_too_large(build: Callable[[], nn.Module], limit: SizeLimit) -> None:
             build()
         except ModelTooLargeError:
             raise
-        except Exception as error:  # a user's model may look at its own weights
+        except Exception as error:  # building it says what is wrong
             if "overflow" in str(error).lower():  # of torch, for sizes beyond 64 bits
                 raise ModelTooLargeError("has tensors beyond all memory") from error
 
