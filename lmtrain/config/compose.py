@@ -112,6 +112,8 @@ def compose_with_notes(overrides: Sequence[str]) -> Composition:
             return composition
     except ConfigError:
         raise
+    except RecursionError as error:
+        raise ConfigError("an override or a config file is nested too deeply") from error
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say

@@ -56,6 +56,8 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(lines))
     except OverrideParseException as error:
         raise ConfigError(f"{error.override}: not a valid override; write key=value") from error
+    except RecursionError as error:
+        raise ConfigError("an override is nested too deeply") from error
 
 
 def override_value(value: Any) -> str:

@@ -23,7 +23,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_yaml_text
 from lmtrain.terminal.as_text import shown
 
-MAX_BYTES = 100_000
+MAX_BYTES = 20_000  # a run has a few hundred; Hydra takes minutes to parse ten times as much
 PLAIN_NAME = re.compile(r"(?!\.)[\w.-]+(/(?!\.)[\w.-]+)*")
 KEY = re.compile(r"[\w$-]+(\.[\w$-]+)*")
 PACKAGES = (*GROUPS, "logger")  # what a choice may be put into; a name below it may follow, as in `logger.second`

@@ -106,6 +106,20 @@ def test_choices_of_the_users_own_are_composed_with_their_settings_of_hydra(run:
     assert recorded_overrides(run)[-1].chooses
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (f"sample_tokens={'[' * 300}{']' * 300}", "nested too deeply"),
+        (f"sample_tokens={'int(' * 500}1{')' * 500}", "nested too deeply"),
+        (f"model.d_ff=[{','.join(['1'] * 10_000)}]", "larger than 20,000 bytes"),
+    ],
+)
+def test_what_would_take_all_the_stack_or_minutes_to_parse_is_refused(run: Path, line: str, message: str) -> None:
+    record(run, ["model=llama_1m", line])
+    with pytest.raises(ConfigError, match=message):
+        overrides_to_recompose(run, ())
+
+
 @pytest.mark.parametrize("marker", [".hydra", "checkpoints"])
 def test_a_config_in_a_run_among_the_experiments_is_not_chosen(run: Path, marker: str) -> None:
     other = Path("experiments", "study", "run")
