@@ -494,7 +494,7 @@ def test_too_little_space_is_said_before_the_work(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 10**6))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
     with pytest.raises(OSError, match=r"the tokens need about 0\.1 GB, and 0\.0 GB are free; make room"):
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), Bytes())
     assert not (tmp_path / ".partial-out" / "train.bin").exists()
