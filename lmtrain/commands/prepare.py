@@ -34,9 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["prepare", "data"])
     if cfg.prepare is None:
-        raise ConfigError(
-            f"data={cfg.data.path}: this data choice has no recipe (prepare); its token files are made elsewhere"
-        )
+        named = f"data.path={cfg.data.path}" if "path" in cfg.data else "data"  # a mixture has several
+        raise ConfigError(f"{named}: this data choice has no recipe (prepare); its token files are made elsewhere")
     with raising_config_errors():
         try:
             made = ensure_tokens(cfg, check_text=True)

@@ -47,7 +47,7 @@ def check_is_uint16(path: Path, contents: mmap.mmap) -> None:
     if found in CONVERTED:
         way_out = f"write it anew: np.fromfile({path.name!r}, {CONVERTED[found]!r}).astype('<u2').tofile(…)"
     else:
-        way_out = f"read it as that with data.dtype={found}"
+        way_out = f"read it as that with data.dtype={found} (of inspect: --dtype {found})"
         way_out += ", or prepare the text it is" if found == "uint8" else ""
     raise DataError(
         f"{path}: looks like {found}, not uint16, which bare files are; {way_out}. If it is uint16 all the same: "

@@ -6,6 +6,7 @@ that process, too; as such it imports nothing of lmtrain.
 
 import contextlib
 import json
+import math
 import os
 import resource
 import subprocess
@@ -19,6 +20,7 @@ ADDRESS_SPACE = 4 << 30
 MAX_GROWTH = 1_000  # characters that normalizer or decoder may make of one
 MAX_TOKEN_CHARS = 10_000
 TRIED_TOKENS = 2_000
+MAX_ERROR_CHARS = 200
 TEXT = f"The quick brown fox, 1234.5 times: ÄÖ é 你好 🙂 <x> ##a ▁b\n\n\t  end {'a' * 200}"
 
 
@@ -42,9 +44,12 @@ def try_tokenizer(content: bytes) -> None:
         )
     except subprocess.TimeoutExpired as error:
         raise TokenizerRefusedError(f"not loaded within {WAIT_SECONDS} s") from error
+    except OSError as error:
+        raise TokenizerRefusedError(f"no process could be started to try it: {error}") from error
     if done.returncode:
-        said = done.stdout.decode(errors="replace").strip().splitlines()
-        raise TokenizerRefusedError(said[-1] if said else "a process that used it was ended by an error of the library")
+        said, errors = (text.decode(errors="replace").strip().splitlines() for text in (done.stdout, done.stderr))
+        reason = f": {errors[-1][:MAX_ERROR_CHARS]}" if errors else ""
+        raise TokenizerRefusedError(said[-1] if said else f"a process that used it was ended by an error{reason}")
 
 
 def problem_of(content: bytes) -> str | None:
@@ -81,18 +86,22 @@ def growth(node: Any) -> int:
     if not isinstance(node, dict):
         return 1
     if node.get("type") == "Replace":
-        pattern = node["pattern"].get("String", "")  # a regular expression may match a single character, or none
-        return len(node["content"]) // max(1, len(pattern)) + 1
+        pattern = node["pattern"].get("String", "")
+        if not pattern:  # a regular expression may match before every character
+            return 1 + len(node["content"])
+        return max(1, math.ceil(len(node["content"]) / len(pattern)))
     if node.get("type") == "Prepend":
         return 1 + len(node["prepend"])
     return growth(list(node.values()))
 
 
 def _main() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for kind, most in ((resource.RLIMIT_AS, ADDRESS_SPACE), (resource.RLIMIT_CPU, CPU_SECONDS)):
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_AS: ADDRESS_SPACE, resource.RLIMIT_CPU: CPU_SECONDS}
+    for kind, most in limits.items():
         _, hard = resource.getrlimit(kind)
-        resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        # macOS takes no address space that is smaller than what a process has, and a sandbox may take no limit.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
     if problem := problem_of(sys.stdin.buffer.read()):
         sys.stdout.write(f"{problem}\n")
         sys.exit(1)

@@ -285,7 +285,9 @@ def test_what_is_said_of_few_documents(tmp_path, capsys, documents, shown, hidde
 def test_the_type_of_bare_files_can_be_stated(tmp_path, capsys):
     np.arange(5_000, dtype="<i8").tofile(tmp_path / "train.bin")
     assert main([str(tmp_path)]) == 2
-    assert "looks like int64" in " ".join(capsys.readouterr().out.split())
+    output = " ".join(capsys.readouterr().out.split())
+    assert "looks like int64" in output
+    assert "--dtype int64" in output
     assert main([str(tmp_path), "--dtype", "int64"]) == 0
     assert "5,000 tokens" in capsys.readouterr().out
 

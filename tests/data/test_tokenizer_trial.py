@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,30 @@ def test_a_harmless_tokenizer_passes() -> None:
     try_tokenizer(json.dumps({**PLAIN, "model": {"type": "WordLevel", "vocab": {}, "unk_token": "none"}}).encode())
 
 
+def test_a_system_that_takes_no_limit_has_its_tokenizers_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import resource\n"
+        "def setrlimit(kind, limits): raise ValueError('current limit exceeds maximum limit')\n"
+        "resource.setrlimit = setrlimit\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    try_tokenizer(json.dumps({**PLAIN, "model": {"type": "WordLevel", "vocab": {"c": 0}, "unk_token": "c"}}).encode())
+
+
+def test_a_process_that_can_not_be_started_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
+    with pytest.raises(TokenizerRefusedError, match=r"no process could be started to try it: .*nowhere"):
+        try_tokenizer(b"{}")
+
+
 def test_growth_is_that_of_all_parts_together() -> None:
-    assert growth({"type": "Sequence", "decoders": replace(1)}) == 51
+    assert growth({"type": "Sequence", "decoders": replace(1)}) == 50
     assert growth({"type": "Sequence", "decoders": replace(2)}) == MAX_GROWTH + 1
     assert growth({"type": "Prepend", "prepend": "▁"}) == 2
     assert growth({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}) == 2
-    assert growth({"type": "Replace", "pattern": {"String": " "}, "content": "▁"}) == 2
+    assert growth({"type": "Replace", "pattern": {"String": "aa"}, "content": "aaa"}) == 2
+    one_for_one = {"type": "Replace", "pattern": {"String": "’"}, "content": "'"}
+    assert growth({"type": "Sequence", "normalizers": [one_for_one] * 100}) == 1  # quotes, dashes and spaces, say
 
 
 def test_what_is_no_tokenizer_is_refused_with_the_librarys_own_words() -> None:

@@ -107,10 +107,13 @@ def remarks_on(inputs: Inputs) -> list[str]:
     return remarks
 
 
-def crlf_way_out(separator: str = "\n") -> str:
-    """Return what to do about lines that end in CRLF where a separator is made of newlines."""
+def crlf_way_out(separator: str | None = None) -> str:
+    """Return what to do about lines that end in CRLF: give another separator instead of the one given, or none."""
+    convert = r"take the \r out (sed -i 's/\r$//' FILE)"
+    if separator is None:
+        return convert
     crlf = separator.replace("\n", r"\r\n")
-    return f"""give prepare.source.separator=$'"{crlf}"' (in a shell), or take the \\r out (sed -i 's/\\r$//' FILE)"""
+    return f"""give prepare.source.separator=$'"{crlf}"' (in a shell), or {convert}"""
 
 
 def changed_inputs(folder: Path) -> str:

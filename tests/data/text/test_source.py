@@ -257,7 +257,7 @@ def test_mistakes_are_told_in_one_line(
 @pytest.mark.parametrize(
     ("separator", "remark"),
     [
-        ("\n\n", r"crlf\.txt: is one document, as its lines end in CRLF; give prepare\.source\.separator="),
+        ("\n\n", r"crlf\.txt: is one document, as its lines end in CRLF; take the .r out .sed"),
         ("\n", r"crlf\.txt: has lines that end in CRLF"),
         ("\r\n\r\n", None),
         ("<|eot|>", None),
