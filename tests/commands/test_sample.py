@@ -45,7 +45,7 @@ def test_a_run_without_a_tokenizer_suggests_no_sample(folder: Path) -> None:
     closing = (folder / "hint.txt").read_text().partition("next: ")[2].splitlines()
     assert [re.sub(" {2,}", "", line) for line in closing] == [
         "python -m lmtrain evaluate out",
-        "python -m lmtrain resume=out trainer.max_steps=2 scheduler.max_steps=1",
+        "python -m lmtrain resume=out trainer.max_steps=2",
     ]
 
 
