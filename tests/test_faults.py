@@ -167,6 +167,7 @@ def test_checkpoints_that_can_no_longer_be_written_stop_the_run(
     assert_same_run(never, resumed, out, tmp_path / "never")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -316,6 +317,7 @@ def test_a_resumed_run_does_not_prepare_its_data_again(tmp_path: Path, cli: Cli)
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     tiny = [*TINY, f"data.path={token_folder}"]
     process = cli.start(*tiny, "trainer.max_steps=100000", "hydra.run.dir=out")

@@ -139,6 +139,7 @@ def test_files_and_folders_stay_small() -> None:
     assert not full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -305,6 +305,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in [folder, *folder.rglob("*")] if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("logger", "key"), [("wandb.WandbLogger", "links"), ("trackio.TrackioLogger", "folder")])
 def test_a_resume_writes_nothing_in_the_folder_that_a_strangers_run_names(
     work: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli, logger: str, key: str

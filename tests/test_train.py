@@ -162,6 +162,7 @@ def test_a_terminal_that_is_closed_saves_and_stops(tiny: list[str], tmp_path: Pa
     assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] >= 4
 
 
+@pytest.mark.slow
 def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
     for arguments, message in (
@@ -199,6 +200,7 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     assert [line["step"] for line in read_metrics(tmp_path / "out" / "metrics.jsonl")] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=2").returncode == 0
     changes = ["optimizer.weight_decay=0.3", "data.batch_size=8", "trainer.gradient_accumulation_steps=1"]
@@ -269,7 +271,8 @@ def test_a_second_process_on_a_run_is_refused(tiny: list[str], tmp_path: Path, c
     assert f"in use by process {process.pid} on " in done.stderr
 
 
-def test_mistakes_found_while_building_are_told_shortly(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.slow
+def test_mistakes_found_while_building_are_reported_in_one_line(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     for override, message in (
         ("model.n_head=5", "model.d_model=32: must be an even multiple of model.n_head=5"),
         ("data.block_size=100000", "data.block_size=100000: "),
@@ -353,6 +356,7 @@ def test_hydras_own_settings_of_a_job_hold_for_a_run(tiny: list[str], tmp_path: 
     assert f"output_dir: {run}\n" in saved
 
 
+@pytest.mark.slow
 def test_hydras_own_settings_hold_for_a_run_that_is_repeated(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     (tmp_path / "told.py").write_text(CALLBACKS)
     settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD='48'"]

@@ -20,6 +20,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_numbers_of_every_round(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [*TINY_MODEL, "model.vocab_size=61", *UNTOUCHED]
     assert main(["checkpoint", *overrides, "--rounds", "2", "--json", "numbers.json"]) == 0

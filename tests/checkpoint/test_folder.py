@@ -106,6 +106,7 @@ def test_a_valid_step_is_never_written_again(folder: CheckpointFolder) -> None:
     assert before == ((path / "model.safetensors").stat().st_mtime_ns, (path / MANIFEST).read_bytes())
 
 
+@pytest.mark.slow
 def test_a_save_that_fails_leaves_the_ones_before(folder: CheckpointFolder, tmp_path: Path) -> None:
     save(folder, 10)
     # A file larger than the limit fails in the middle of a write, as on a full disk.

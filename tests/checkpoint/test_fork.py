@@ -100,6 +100,7 @@ def test_data_that_was_changed_under_its_name_is_refused(origin: Path, token_fol
     assert f"data.path={token_folder}: not the data that this run was trained on: {file}: not the file" in done.stderr
 
 
+@pytest.mark.slow
 def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "conf" / "optimizer"
     folder.mkdir(parents=True)
@@ -110,6 +111,7 @@ def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, t
     assert {name.rpartition("/")[2] for name in saved} == {"momentum_buffer"}
 
 
+@pytest.mark.slow
 def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=4", "trainer.max_steps=8", "hydra.run.dir=runs/short")
     shutil.rmtree(origin / "checkpoints" / "step-00000004")  # as its own retention may
@@ -170,6 +172,7 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
     assert "step=4: runs/origin has checkpoints of the steps 8, 12" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -195,6 +198,7 @@ def test_mistakes(origin: Path, cli: Cli, arguments: list[str], message: str) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "conf" / "trainer"
     folder.mkdir(parents=True)

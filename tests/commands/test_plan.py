@@ -58,6 +58,7 @@ def test_measured_steps_take_the_place_of_an_estimate(cli: Cli, tmp_path: Path, 
     assert {path.name for path in tmp_path.iterdir()} == {"data", "plan.json"}
 
 
+@pytest.mark.slow
 def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, tmp_path: Path) -> None:
     text, numbers = planned(cli, tmp_path, "data=stdlib")
     assert numbers["missing_data"] == ["data.path=data/stdlib"]
@@ -120,6 +121,7 @@ class Bigram(nn.Module):
 """
 
 
+@pytest.mark.slow
 def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     (tmp_path / "mymodels.py").write_text(MODEL)
     (tmp_path / "conf" / "model").mkdir(parents=True)

@@ -141,6 +141,7 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -171,6 +171,7 @@ def parent(token_folder: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_fork_leaves_the_rates_of_another_optimizer_behind(parent: Path) -> None:
     taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", "optimizer=lion"]))
     assert optimizer_of(taken) == LION

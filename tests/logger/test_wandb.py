@@ -208,6 +208,7 @@ def test_the_mode_of_the_environment_wins(
     assert not [*run_dir.glob("wandb/*run*"), *home.iterdir()]
 
 
+@pytest.mark.slow
 def test_an_environment_without_a_network_keeps_an_online_run_offline(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,6 +377,7 @@ print(time.monotonic())
     assert history(read_run(file)) == expected(1, 2)
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_what_was_logged(run_dir: Path) -> None:
     process = script(
         """
@@ -398,6 +400,7 @@ time.sleep(60)
     assert (run.summary["status"], run.exit_code) == ("killed", 1)
 
 
+@pytest.mark.slow
 def test_signals_are_for_the_run(run_dir: Path) -> None:
     wandb = logger(run_dir)
     log_steps(wandb, 1)
@@ -414,6 +417,7 @@ def test_signals_are_for_the_run(run_dir: Path) -> None:
     assert (run.summary["status"], run.exit_code) == ("interrupted", 1)
 
 
+@pytest.mark.slow
 def test_runs_of_one_process_are_apart_even_if_one_is_never_closed(tmp_path: Path, run_dir: Path) -> None:
     other_dir = tmp_path / "runs" / "b"
     other_dir.mkdir()
@@ -428,6 +432,7 @@ def test_runs_of_one_process_are_apart_even_if_one_is_never_closed(tmp_path: Pat
     assert (run.id, run.display_name, history(run)) == ("ida", "tiny-a", expected(1, 2))
 
 
+@pytest.mark.slow
 def test_construction_and_logging_take_no_time(run_dir: Path) -> None:
     loggers, constructing_s, logging_s = [], [], []
     for _ in range(3):  # the best of them counts: something else may have the CPU
@@ -444,6 +449,7 @@ def test_construction_and_logging_take_no_time(run_dir: Path) -> None:
     assert min(logging_s) < 0.05
 
 
+@pytest.mark.slow
 def test_the_training_process_is_untouched(run_dir: Path) -> None:
     process = script(
         """

@@ -261,6 +261,7 @@ def never_stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     return request.param, never, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at_step", [1, 4, 5, 6, 7, 8, 9])
 def test_where_a_run_is_stopped_changes_nothing_of_it(never_stopped: Any, tmp_path: Path, at_step: int) -> None:
     policy, never, folder = never_stopped

@@ -127,6 +127,7 @@ def test_a_packed_document_is_as_if_alone(name: str, dtype: torch.dtype, packing
     assert_within(errors, ours, [logits, losses, losses.mean()])
 
 
+@pytest.mark.slow
 @every_model
 @every_dtype
 @pytest.mark.parametrize("packing", PACKINGS)

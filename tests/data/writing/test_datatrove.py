@@ -206,6 +206,7 @@ def run_script(corpus: Path, folder: Path, *, killed: bool) -> str:
     return said.read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_run_again(tmp_path: Path, corpus: Path, reference: Path) -> None:
     folder = tmp_path / "web"
     run_script(corpus, folder, killed=True)
