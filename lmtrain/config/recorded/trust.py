@@ -22,7 +22,7 @@ from lmtrain.config.recorded.interpolation_size import check_resolved_size
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import MAX_YAML_BYTES, read_limited, read_yaml_text
-from lmtrain.terminal.as_text import shown as _shown
+from lmtrain.terminal.as_text import shown
 
 CONFIG = "config.yaml"  # of a run
 EXPERIMENTS = "experiments"  # a config group, and a folder
@@ -55,7 +55,7 @@ def check_trust(
         raise ConfigError(f"{run_dir}: its config has a key hydra, which no run's own has: it would set Hydra itself")
     allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
     refused = [
-        f"{run_dir}: {_shown(key)}={_shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
+        f"{run_dir}: {shown(key)}={shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
         f"does, and it would run code or read settings of yours; if you trust it, add {option}{shlex.quote(name)}"
         for key, name in _names(OmegaConf.to_container(cfg))
         if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)
@@ -66,10 +66,10 @@ def check_trust(
         check_resolved_size(OmegaConf.to_container(cfg))
         resolved = OmegaConf.to_container(cfg, resolve=True)
     except (OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{run_dir}: {_shown(str(error).splitlines()[0])}") from error
+        raise ConfigError(f"{run_dir}: {shown(str(error).splitlines()[0])}") from error
     for key, text in _texts(resolved):
         if "${" in text:
-            raise ConfigError(f"{run_dir}: {_shown(key)}={_shown(text)}: hides an interpolation, which no run writes")
+            raise ConfigError(f"{run_dir}: {shown(key)}={shown(text)}: hides an interpolation, which no run writes")
 
 
 def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
@@ -86,7 +86,7 @@ def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: P
     for key, name in _names(OmegaConf.to_container(settings), "hydra"):
         if name not in allowed and not PLUGIN.fullmatch(name) and not LMTRAIN_VARIABLE.fullmatch(name):
             raise ConfigError(
-                f"{run_dir}: {_shown(key)}={_shown(name)}: comes with what the run chooses, but neither lmtrain nor "
+                f"{run_dir}: {shown(key)}={shown(name)}: comes with what the run chooses, but neither lmtrain nor "
                 f"your own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
             )
 
@@ -120,14 +120,14 @@ def read_saved(path: Path) -> DictConfig:
             for _, string in _texts(yaml.safe_load(text)):
                 total += (count := string.count("${"))
                 if count > MAX_INTERPOLATIONS:
-                    raise ConfigError(f"{path}: {_shown(string)}: not an interpolation that can be read")
+                    raise ConfigError(f"{path}: {shown(string)}: not an interpolation that can be read")
             if total > MAX_IN_A_FILE:
                 raise ConfigError(f"{path}: has {total:,} interpolations, more than a config ever has")
         cfg = OmegaConf.create(text)
     except ConfigError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not the YAML of a config ({_shown(str(error))})") from error
+        raise ConfigError(f"{path}: not the YAML of a config ({shown(str(error))})") from error
     if not isinstance(cfg, DictConfig) or not cfg:
         raise ConfigError(f"{path}: not the YAML of a config")
     return cfg
@@ -147,7 +147,7 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             elif isinstance(value, str) and "${" not in value:
                 yield here, value
             else:
-                raise ConfigError(f"{_shown(here)}={_shown(str(value))}: not the dotted path of a class or function")
+                raise ConfigError(f"{shown(here)}={shown(str(value))}: not the dotted path of a class or function")
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _names(value, f"{path}.{index}")
@@ -179,7 +179,7 @@ def _calls(text: str, path: str) -> list[str]:
             raise RecursionError
         nodes = [parse(text)]
     except (GrammarParseError, RecursionError) as error:
-        raise ConfigError(f"{_shown(path)}={_shown(text)}: not an interpolation that can be read") from error
+        raise ConfigError(f"{shown(path)}={shown(text)}: not an interpolation that can be read") from error
     calls = []
     while nodes:
         node = nodes.pop()
