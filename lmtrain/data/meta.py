@@ -53,7 +53,7 @@ class Split:
 
     @property
     def lost_bytes(self) -> int:
-        """Of the bytes that were checked."""
+        """Return how many of the checked bytes no token stands for."""
         return round(self.lost_share * self.checked_bytes)
 
     @property
