@@ -19,7 +19,7 @@ sweep
 compare
 convert
 verify benchmark
-train
+train_run
 run
 plan
 parts
@@ -35,7 +35,7 @@ machine errors __init__
 
 # The parts that `conf/` names, and what lies below them, can be used without Hydra.
 KNOW_HYDRA = frozenset(
-    {"commands", "sweep", "verify", "benchmark", "convert", "train", "plan", "run", "parts", "config"}
+    {"commands", "sweep", "verify", "benchmark", "convert", "train_run", "plan", "run", "parts", "config"}
 )
 
 

@@ -55,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
     lineage = {"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}}
 
     def train(new: NewRun) -> int:
-        from lmtrain.train import run  # torch, which nothing before needs
+        from lmtrain.train_run import run  # torch, which nothing before needs
 
         return run(new.cfg, new.directory, new.hydra_files, lineage=lineage, notes=new.notes).exit_code
 

@@ -98,7 +98,7 @@ def main(run_dir: Path, arguments: Sequence[str]) -> int:
         )
     cfg = preflight(changed, begun=True)  # a recipe reads and writes where it says: not for a run that has its data
     from lmtrain.run.provenance import Resume
-    from lmtrain.train import run
+    from lmtrain.train_run import run
 
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
     return run(cfg, run_dir, hydra_files, resumed=Resume(changes)).exit_code

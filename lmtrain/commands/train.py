@@ -66,6 +66,6 @@ def _check_flags(flags: argparse.Namespace) -> None:
 
 
 def _train(run: NewRun) -> int:
-    from lmtrain.train import run as train  # torch, which nothing before needs
+    from lmtrain.train_run import run as train  # torch, which nothing before needs
 
     return train(run.cfg, run.directory, run.hydra_files, notes=run.notes).exit_code

@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from lmtrain.verify.phases import PhaseMonitor
 
 # Nothing of them computes when imported: a fork has none of the threads that were there.
-SLOW_IMPORTS = ("lmtrain.train", "lmtrain.commands.train", "torch._dynamo")  # the last is torch.optim's
+SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train", "torch._dynamo")  # the last is torch.optim's
 SWITCH_S = 0.001  # Python hands over between threads five times as often as by default, for the monitor to see enough
 POLL_S = 0.001
 
