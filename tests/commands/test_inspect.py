@@ -167,7 +167,7 @@ def too_large_an_id(folder: Path) -> str:
 def cut_off(folder: Path) -> str:
     with (folder / "train_003.bin").open("r+b") as file:
         file.truncate(20)
-    return "train_003.bin: holds 10 tokens, but meta.json says"
+    return "train_003.bin: has 10 tokens, but meta.json says"
 
 
 def missing_shard(folder: Path) -> str:
