@@ -367,7 +367,7 @@ def test_the_command_line(tmp_path, cli):
     (prepared(tmp_path / "data" / "bad") / "val.bin").write_bytes(ids(TEXTS["train"]).astype("<u2").tobytes())
     done = cli("inspect", "data/good", "data/bad")
     assert done.returncode == 2
-    assert "problem: data/bad/val.bin: holds" in done.stdout
+    assert "problem: data/bad/val.bin: has" in done.stdout
     assert done.stderr == ""
     table = [line for line in done.stdout.splitlines() if line.startswith(("│", "┃"))]
     assert max(map(len, table)) <= 100
