@@ -16,9 +16,8 @@ from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
 from lmtrain.files.links import refuse_links
-from lmtrain.files.lock import run_lock
 from lmtrain.files.numbers import as_float
-from lmtrain.run.directory import RUN_FILES
+from lmtrain.run.directory import RUN_FILES, status_without_result
 from lmtrain.run.identity import NEUTRAL_KEYS
 from lmtrain.terminal.as_text import printable, visible
 
@@ -200,7 +199,7 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     config = read_config(path / "config.yaml")
     result, environment = read_record(path / "result.json"), read_record(path / "environment.json")
     metrics = read_series(path / "metrics.jsonl", warn)
-    status = result.get("status") or _status_without_result(path)
+    status = result.get("status") or status_without_result(path)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
     metrics["flops"] = metrics["tokens"] * as_float(_mapping_at(environment, "model").get("flops_per_token"))
@@ -215,14 +214,6 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
         sample=read_sample(path / "sample.txt"),
         parent=None,
     )
-
-
-def _status_without_result(path: Path) -> str:
-    """Return `running` while a process holds the run's lock, which the kernel frees when the process ends."""
-    try:
-        return "running" if run_lock(path).is_held() else "unfinished"
-    except OSError:  # no permission to read the lock file
-        return "unfinished"
 
 
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
