@@ -18,6 +18,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_llms_txt",
+    "generated_markdown",
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
@@ -28,6 +29,7 @@ html_show_sphinx = False
 
 myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 4
+myst_heading_slug_func = "generated_markdown.slug"
 copybutton_prompt_text = r"\$ |>>> "
 copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
