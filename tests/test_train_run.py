@@ -168,7 +168,7 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
     for arguments, message in (
         (
             ["optimizer.lr=1"],  # and what refers to it
-            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new one for that, or allow it: "
+            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new run, or allow the change: "
             "python -m lmtrain resume=out optimizer.lr=1 'allow_changes=[optimizer.lr]'",
         ),
         (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
@@ -221,7 +221,7 @@ def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tm
     assert state["config"]["optimizer"]["weight_decay"] == 0.3
     assert state["train"]["samples"] == 6 * 8
     assert state["run_id"] == environment["run_id"]
-    assert "allow_changes: goes with resume=RUN_DIR alone" in cli(*tiny, "allow_changes=optimizer.lr").stderr
+    assert "allow_changes: works only with resume=RUN_DIR;" in cli(*tiny, "allow_changes=optimizer.lr").stderr
 
 
 @pytest.mark.slow
@@ -300,11 +300,14 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config-name=mine", "--config-name=mine: the menu is conf/config.yaml; a choice of yours goes to ./conf"),
-        ("--config-path=mine", "--config-path=mine: configs of yours go to ./conf and ./experiments"),
-        ("--experimental-rerun=x", "--experimental-rerun=x: lmtrain repeats a run with --rerun RUN_DIR"),
+        (
+            "--config-name=mine",
+            "--config-name=mine: the main config is always conf/config.yaml; put your own choices into ./conf",
+        ),
+        ("--config-path=mine", "--config-path=mine: put your own configs into ./conf and ./experiments"),
+        ("--experimental-rerun=x", "--experimental-rerun=x: repeat a run with --rerun RUN_DIR"),
         ("--config-dir=nowhere", "--config-dir=nowhere: no such folder"),
-        ("--resolve", "--resolve: goes with --cfg or --help"),
+        ("--resolve", "--resolve: works only with --cfg or --help"),
         ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: add -m for a sweep"),
         ("hydra.job.chdir=true", "hydra.job.chdir=true: relative paths are those of the folder that the command is "),
     ],
@@ -365,7 +368,7 @@ def test_hydras_own_settings_hold_for_a_run_that_is_repeated(tiny: list[str], tm
     assert done.returncode == 0, done.stdout + done.stderr
     told = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
     assert told == ["run starts mine", "job starts with 48", "job ends 0", "run ends"]
-    assert "the same as first, to the last digit of 1 lines of metrics" in done.stdout
+    assert "identical to first: every digit of 1 line of metrics" in done.stdout
 
 
 @pytest.mark.slow
@@ -375,7 +378,7 @@ def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     done = cli("prepare", *text)
     assert done.returncode == 0, done.stderr
     assert "prepared tokens in" in done.stdout
-    assert "is there already" in cli("prepare", *text).stdout
+    assert "is up to date" in cli("prepare", *text).stdout
     changed = cli("prepare", *text[:2], "prepare.tokenizer.vocab_size=301", "data.path=tokens")
     assert changed.returncode == 2
     assert "prepare.tokenizer.vocab_size: 300 → 301" in changed.stderr

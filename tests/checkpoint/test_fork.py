@@ -184,11 +184,14 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
         (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["step=4"], "step=4: goes with fork=RUN_DIR"),
-        (["resume=runs/origin", "fork=runs/origin"], "resume goes on with a run, fork starts another from it"),
-        (["allow_changes=x", "fork=runs/origin"], "allow_changes: goes with resume=RUN_DIR alone"),
+        (["resume=runs/origin", "fork=runs/origin"], "resume continues a run, fork starts a new one from it"),
+        (["allow_changes=x", "fork=runs/origin"], "allow_changes: works only with resume=RUN_DIR;"),
         (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
         (["--rerun", "runs/none"], "runs/none: no run there"),
-        (["--rerun", "runs/origin", "seed=3"], "seed=3: --rerun changes nothing; to change a run, fork it"),
+        (
+            ["--rerun", "runs/origin", "seed=3"],
+            "seed=3: --rerun repeats a run without changes; to change a run, fork it",
+        ),
     ],
 )
 def test_mistakes(origin: Path, cli: Cli, arguments: list[str], message: str) -> None:
@@ -205,7 +208,7 @@ def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, 
     shipped = Path(__file__).parents[2] / "conf" / "trainer" / "default.yaml"
     (folder / "default.yaml").write_text(shipped.read_text().replace("grad_clip: 1.0", "grad_clip: 0.5"))
     said = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
-    assert "the same as runs/origin, to the last digit of 12 lines of metrics" in said
+    assert "identical to runs/origin: every digit of 12 lines of metrics" in said
     again = tmp_path / "runs" / "again"
     assert timeless_metrics(again) == timeless_metrics(origin)
     assert read_json(again / "result.json")["config_hash"] == read_json(origin / "result.json")["config_hash"]
@@ -216,7 +219,7 @@ def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, 
 def test_a_fork_is_repeated_as_one(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=8", "optimizer.lr=1e-3", "hydra.run.dir=runs/fork")
     said = train(cli, "--rerun", "runs/fork", "hydra.run.dir=runs/again")
-    assert "the same as runs/fork, to the last digit of 4 lines of metrics" in said
+    assert "identical to runs/fork: every digit of 4 lines of metrics" in said
 
 
 def test_the_same_config_is_recognised(origin: Path, cli: Cli) -> None:
