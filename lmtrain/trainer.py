@@ -32,7 +32,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Recorder:
-    """Holds the objects that record a run, and the one that can ask it to stop.
+    """Holds the objects that record a run, and the stop request that can end it early.
 
     `identity` (the run's id, config and environment) is stored in every checkpoint.
     """
@@ -47,13 +47,13 @@ class Recorder:
 class Trainer:
     """Trains a model, evaluates it regularly, and logs and saves the run.
 
-    The loss of a step is the mean over all target tokens of its micro-batches, so every token has the same weight,
-    however the step is split into micro-batches. The learning rate of a parameter group is the scheduled one times the
-    group's `lr_scale`, if it has one.
+    The loss of a step is the mean over all target tokens of its micro-batches. Every token has the same weight, no
+    matter how the step is split. The learning rate of a parameter group is the schedule's learning rate times the
+    group's `lr_scale`, which is 1 by default.
 
-    A step is bad if its loss or gradient norm is not finite, or is a spike. The device detects that itself and skips
-    the update. The batch is saved for inspection, and the policy `on_bad_step` decides how the run continues (see
-    `loop/policies.py`).
+    A step is bad if its loss or gradient norm is not finite, or is a spike. Bad steps are detected on the device, which
+    skips their update. The batch is saved for inspection, and the policy `on_bad_step` decides how the run continues
+    (see `loop/policies.py`).
 
     Args:
         parts: Data loaders, model, optimizer and schedule.
@@ -62,24 +62,25 @@ class Trainer:
         max_steps: Optimizer steps of the whole run.
         gradient_accumulation_steps: Micro-batches per optimizer step.
         grad_clip: Largest global gradient norm; 0 means no clipping.
-        on_bad_step: What follows a bad step: `stop` the run, `skip` the update and continue, or `rewind` to the last
-            regular checkpoint and continue with the data after the bad step.
-        spike_zscore: A loss or gradient norm this many robust standard deviations above the median of recent good steps
-            is a spike; null disables the check.
+        on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
+            back to the last regular checkpoint and continues with the data after the bad step.
+        spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
+            the median of recent good steps; null means that there is no such check.
         spike_window: Number of recent good steps that a spike is measured against.
         eval_interval: Steps between evaluations on the validation split.
         eval_batches: Batches per evaluation; null means the whole split.
-        eval_train_batches: Batches of the training split to evaluate as well, as `train_eval/loss`; 0 means none.
+        eval_train_batches: Batches of the training split to evaluate as well, logged as `train_eval/loss`; 0 means
+            none.
         log_interval: Steps between lines of `metrics.jsonl`.
-        checkpoint_interval: Steps between regular checkpoints. A new best validation loss and the last step are saved
-            as well.
+        checkpoint_interval: Steps between regular checkpoints. A checkpoint is also saved at every new best validation
+            loss and at the end.
         keep_checkpoints: Number of newest checkpoints to keep. The best one is always kept.
         keep_every: Also keep every checkpoint whose step is a multiple of this; null means none.
 
     Raises:
         DataError: `fit` found damaged token files, or a batch without targets; the run is saved.
-        DivergedError: `fit` met a bad step and the policy gave up.
-        NonFiniteStateError: `fit` would have saved numbers that are not finite.
+        DivergedError: bad steps ended `fit`, or the validation loss is not finite.
+        NonFiniteStateError: `fit` refused to save numbers that are not finite.
         InterruptedBySignal, PrunedError: `fit` was asked to stop; the run is saved.
     """
 
@@ -253,7 +254,7 @@ class Trainer:
             batch_file = self.bad_batches.keep(bad)
             self.state.count_bad_step(bad.step)
             if self.state.bad_in_a_row > policies.MAX_BAD_STEPS_IN_A_ROW:
-                raise DivergedError(f"{bad}, as were the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it")
+                raise DivergedError(f"{bad}; the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it were bad, too")
             self.on_bad_step(bad, batch_file)
 
     def _rewind(self, bad: BadStep) -> None:

@@ -228,7 +228,7 @@ def test_an_allowed_change_is_made_recorded_and_kept(tiny: list[str], tmp_path: 
 @NEEDS_A_COMPILER
 def test_a_signal_during_compilation_stops_the_run_soon(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     command = [*tiny, "model.n_layer=6", "system.compile=true", "trainer.max_steps=100000", "hydra.run.dir=out"]
-    # A cache folder of its own, so that the model is compiled again in every run of this test.
+    # A separate cache folder, so that every run of this test compiles the model again.
     process = cli.start(*command, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     wait_for_line("steps of", process)
     time.sleep(2)

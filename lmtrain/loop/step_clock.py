@@ -1,4 +1,4 @@
-"""Measures the time of a run, and of its training steps alone."""
+"""Measures the time of a run, and the time of its training steps without the rest."""
 
 import time
 from types import TracebackType

@@ -18,7 +18,7 @@ CREATE = frozenset({"empty", "full", "ones", "rand", "randn", "zeros"})  # funct
 MOST_POSITIONS = 10_000_000
 # Functions that fill a tensor with numbers; they are skipped for tensors without memory.
 FILL = frozenset({"copy_", "fill_", "normal_", "trunc_normal_", "uniform_", "zero_"})
-MARGIN = 2  # factor above the stored size: a layer may have a tensor of its own for a moment before it is tied
+MARGIN = 2  # factor above the stored size: a layer may briefly have a separate tensor before it is tied
 
 
 @dataclass(frozen=True)
