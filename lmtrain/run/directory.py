@@ -116,6 +116,14 @@ def holds_run(run_dir: Path) -> bool:
     return (run_dir / "metrics.jsonl").exists()
 
 
+def status_without_result(run_dir: Path) -> str:
+    """Return `running` while a process holds the run's lock, which the kernel frees however the process ends."""
+    try:
+        return "running" if run_lock(run_dir).is_held() else "unfinished"
+    except OSError:  # a file that may not be read
+        return "unfinished"
+
+
 def refuse_existing_run(run_dir: Path) -> None:
     """Raise ConfigError if a run is there already: a new one would mix with it."""
     if holds_run(run_dir):
