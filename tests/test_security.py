@@ -579,7 +579,7 @@ def test_a_meta_names_nothing_outside_its_folder(tmp_path: Path, field: str, nam
         lambda folder: token_files.TokenFiles(folder, "train"),
         lambda folder: check_tokenizer(folder, folder),
     ):
-        with pytest.raises(DataError, match="which is no file inside the folder"):
+        with pytest.raises(DataError, match="which is not a file inside the folder"):
             read(data)
 
 

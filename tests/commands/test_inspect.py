@@ -167,7 +167,7 @@ def too_large_an_id(folder: Path) -> str:
 def cut_off(folder: Path) -> str:
     with (folder / "train_003.bin").open("r+b") as file:
         file.truncate(20)
-    return "train_003.bin: holds 10 tokens, but meta.json says"
+    return "train_003.bin: has 10 tokens, but meta.json says"
 
 
 def missing_shard(folder: Path) -> str:
@@ -370,7 +370,7 @@ def test_the_command_line(tmp_path, cli):
     (prepared(tmp_path / "data" / "bad") / "val.bin").write_bytes(ids(TEXTS["train"]).astype("<u2").tobytes())
     done = cli("inspect", "data/good", "data/bad")
     assert done.returncode == 2
-    assert "problem: data/bad/val.bin: holds" in done.stdout
+    assert "problem: data/bad/val.bin: has" in done.stdout
     assert done.stderr == ""
     table = [line for line in done.stdout.splitlines() if line.startswith(("│", "┃"))]
     assert max(map(len, table)) <= 100
