@@ -1,4 +1,4 @@
-"""Reads a finished (or running) run back: its config, model and tokenizer."""
+"""Loads a finished or running run: its config, model and tokenizer."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from lmtrain.system import System
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run's model as of one checkpoint, on the device of `system`."""
+    """A run's model at one checkpoint, on the device of `system`."""
 
     cfg: DictConfig
     model: nn.Module
@@ -33,12 +33,16 @@ class LoadedRun:
 
 
 def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = ()) -> LoadedRun:
-    """Load the run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
+    """Load a checkpoint of a run, which may still be training.
 
-    Of the parts that its config names, only those are built that `check_trust` allows, or that are `trusted`.
+    Args:
+        run_dir: The run directory.
+        which: `best`, `latest` or a step number.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trusted: Names of classes and functions that may be imported in addition to those that `check_trust` allows.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, it is broken, or names what is not trusted.
+        ConfigError: The run or checkpoint does not exist or is broken, or its config names code that is not trusted.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
@@ -47,7 +51,7 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     checkpoints = CheckpointFolder.of_run(run_dir)
     steps = checkpoints.steps()
     if not steps:
-        raise ConfigError(f"{run_dir}: no checkpoint yet")
+        raise ConfigError(f"{run_dir}: has no checkpoint yet; wait until the run has saved one")
     path = checkpoints.at(_step(which, checkpoints))
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
@@ -65,22 +69,22 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
         model.load_state_dict(dict(loaded.tensors.get("model", {})))
     except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
-        way_out = f"; --checkpoint takes one of the other steps: {others}" if others else ""
+        way_out = f"; use --checkpoint with one of the other steps: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, step)
 
 
 def _step(which: str, checkpoints: CheckpointFolder) -> int:
-    """Return the step that is meant. Links of these names are for people: a kill may leave them out of date."""
+    """Return the step that `which` means. The links `best` and `latest` are not used; a kill may leave them stale."""
     latest = checkpoints.steps()[-1]
     if which == "latest":
         return latest
     if which == "best":
-        # What is written last knows of an evaluation that came after the last checkpoint.
+        # result.json is written last, so it includes an evaluation after the last checkpoint.
         result = read_json(checkpoints.path.parent / "result.json")
         state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
         best = result.get("best_step") or state.get("best_step")
         return int(best) if best in checkpoints.steps() else latest
     if not which.isdecimal():
-        raise ConfigError(f"--checkpoint {which}: best, latest or a step")
+        raise ConfigError(f"--checkpoint {which}: give best, latest or a step number")
     return int(which)
