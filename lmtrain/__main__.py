@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 import lmtrain
@@ -138,20 +137,14 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         outlive_reader()
         return rerun.main(arguments[1:])
-    resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
-    forked = any(text.startswith("fork=") for text in arguments)
-    for key, fits in (("allow_changes", bool(resumed)), ("trust", bool(resumed) or forked)):
-        if not fits and any(text.partition("=")[0] == key for text in arguments):
-            alternative = " or fork=RUN_DIR" if key == "trust" else ""
-            raise ConfigError(f"{key}: works only with resume=RUN_DIR{alternative}; add that or leave {key} out")
-    if "resume=" in resumed:
-        raise ConfigError("resume=: is empty; give a run directory")
-    if resumed:
-        others = [text for text in arguments if not text.startswith("resume=")]
+    from lmtrain.run.resumed_run import resume_requested
+
+    run_dir, others = resume_requested(arguments)
+    if run_dir is not None:
         from lmtrain.commands import resume
 
         outlive_reader()
-        return resume.main(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)
+        return resume.main(run_dir, others)
     from lmtrain.commands import train
 
     return train.main(arguments)

@@ -52,19 +52,3 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     assert install.replace("install", "install --quiet", 1) in ci
     assert re.search(r"^pytest$", ci, re.MULTILINE)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-
-
-def test_the_readme_has_the_actual_defaults() -> None:
-    from lmtrain.config.compose import compose
-
-    cfg = compose([])
-    table = (ROOT / "README.md").read_text().split("## Config keys")[1].split("## ")[0]
-    rows = re.findall(r"^[|] `(trainer|optimizer|scheduler|system)[.](.+?) [|] (.+?) [|]", table, re.MULTILINE)
-    assert len(rows) > 8
-    for group, keys, defaults in rows:
-        names = [name.strip("`., ").rpartition(".")[2] for name in keys.split(", ")]
-        values = [str(value) for value in re.findall(r"[\[][^]]*[\]]|[^, ]+", defaults)]
-        for name, told in zip(names, values, strict=True):
-            value = cfg[group][name]
-            shown = "null" if value is None else str(value).lower()
-            assert told == shown or float(told) == float(shown), f"{group}.{name}"

@@ -1,6 +1,7 @@
 """`python -m lmtrain sample RUN_DIR --prompt …`: generates text from a checkpoint."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:
     from lmtrain.data.stored_tokenizer import StoredTokenizer
-    from lmtrain.run.loaded import LoadedRun
+    from lmtrain.run.loaded import LoadedModel
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,33 +56,26 @@ def main(arguments: Sequence[str]) -> int:
     # Imported only after the arguments are checked: these load torch.
     import torch
 
-    from lmtrain.model.generate import generate
-    from lmtrain.run.loaded import load_run
+    from lmtrain.run.loaded import load_model
 
-    loaded = load_run(options.run, options.checkpoint, options.device, options.trust)
-    tokenizer = _choose_tokenizer(loaded, options.run, options.tokenizer)
-    with raising_config_errors():  # the prompt may contain characters that the run's text did not have
-        ids = tokenizer.encode(options.prompt) or [tokenizer.end_of_text or 0]
-    prompt = torch.tensor(ids, device=loaded.system.device)
+    loaded = load_model(options.run, options.checkpoint, options.device, options.trust)
+    loaded = replace(loaded, tokenizer=_choose_tokenizer(loaded, options.run, options.tokenizer))
     generator = torch.Generator().manual_seed(options.seed)
     for _ in range(options.count):
-        tokens = generate(
-            loaded.model,
-            prompt,
-            options.tokens,
-            block_size=loaded.cfg.data.block_size,
-            vocab_size=tokenizer.vocab_size,
+        text = loaded.sample(
+            options.prompt,
+            tokens=options.tokens,
             temperature=options.temperature,
-            top_k=options.top_k or None,
-            generator=generator,
+            top_k=options.top_k,
+            seed=generator,
         )
-        print(visible(tokenizer.decode(tokens.tolist())))
+        print(visible(text))
         if options.count > 1:
             print("-" * 60)
     return 0
 
 
-def _choose_tokenizer(loaded: "LoadedRun", run: Path, given: Path | None) -> "StoredTokenizer":
+def _choose_tokenizer(loaded: "LoadedModel", run: Path, given: Path | None) -> "StoredTokenizer":
     """Return the run's own tokenizer, or the given one if the run has none.
 
     Raises:
@@ -95,7 +89,7 @@ def _choose_tokenizer(loaded: "LoadedRun", run: Path, given: Path | None) -> "St
         raise ConfigError(f"{run}: has no {TOKENIZER_FILE}, because its data had none; give one with --tokenizer PATH")
     with raising_config_errors():
         tokenizer = _read_tokenizer(given)
-    known = loaded.cfg.model.get("vocab_size")
+    known = loaded.config.model.get("vocab_size")
     if known is not None and tokenizer.vocab_size > known:
         raise ConfigError(
             f"--tokenizer {given}: has {tokenizer.vocab_size:,} ids, but the model of {run} has only {known:,}; give "

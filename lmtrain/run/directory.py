@@ -116,6 +116,14 @@ def holds_run(run_dir: Path) -> bool:
     return (run_dir / "metrics.jsonl").exists()
 
 
+def status_without_result(run_dir: Path) -> str:
+    """Return `running` if a process holds the run's lock, else `unfinished`; a killed process never keeps the lock."""
+    try:
+        return "running" if run_lock(run_dir).is_held() else "unfinished"
+    except OSError:  # the lock file can't be read
+        return "unfinished"
+
+
 def refuse_existing_run(run_dir: Path) -> None:
     """Raise ConfigError if the directory already contains a run, which a new run would overwrite."""
     if holds_run(run_dir):

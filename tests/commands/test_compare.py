@@ -62,9 +62,9 @@ def test_filters_accept_config_keys_status_and_columns(sweep: list[Run]) -> None
         ("optimizer.lrr>1", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
         ("sed=1", "sed: unknown key; did you mean seed?"),
         ("lr", "not a condition; write KEY=VALUE"),
-        ("lr>", "--filter 'lr>': nothing after >; write KEY>VALUE"),
-        ("lr>big", "big is no number, which > needs"),
-        ("_target_=x", "_target_ may be data._target_ or model._target_"),
+        ("lr>", "--filter 'lr>': no value after >; write KEY>VALUE"),
+        ("lr>big", "> needs a number, and big is not one"),
+        ("_target_=x", "_target_ is ambiguous; write data._target_ or model._target_"),
     ],
 )
 def test_an_impossible_filter_condition_is_an_error(sweep: list[Run], condition: str, message: str) -> None:
@@ -149,7 +149,7 @@ def test_markdown_and_csv_have_the_requested_columns(sweep: list[Run]) -> None:
     asked = compare(sweep, asked=["label", "best"])
     lines = as_markdown(asked).splitlines()
     assert lines[0] == "| label | best |"
-    assert "| setting | seeds | mean ± 95% | SD | to the best | p |" in lines
+    assert "| setting | seeds | mean ± 95% | SD | vs best | p |" in lines
     assert as_csv(asked).splitlines()[0] == "label,best val/loss"
 
 
@@ -225,9 +225,9 @@ def test_the_command_prints_all_sections(comparison: RunComparison, cli: Cli) ->
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("\n13 runs, val/loss\n")
     assert "the same for all: params 1M" in done.stdout
-    assert "8 more: --limit 0 shows all" in done.stdout
+    assert "8 more; --limit 0 shows all" in done.stdout
     assert "lr=0.008 is better than lr=0.004 by " in done.stdout
-    assert "first evaluation with val/loss at 3.2000 or better\n" in done.stdout
+    assert "first evaluation with val/loss of 3.2000 or better\n" in done.stdout
     assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
 
 
@@ -241,8 +241,8 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
     assert "not reached" in shown(folder, "--reach", "3.0", "--filter", "lr<0.003")
     assert "1 run, val/loss" in shown(f"{folder}/sweep/0")
     assert "lr=0.008 seed=1" in shown(folder, "--columns", "label,grad_clip", "--sort", "-lr")
-    assert "started" in shown(folder, "--columns", "run,from,tok/s")
-    assert "which three runs in four reach (--reach chooses another)" in shown(folder)
+    assert "parent" in shown(folder, "--columns", "run,from,tok/s")
+    assert "which three in four runs reach (--reach sets another value)" in shown(folder)
     assert "best val/loss; noise" in shown(folder, "--value", "best")
     assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
 
@@ -251,7 +251,7 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
     ("options", "message"),
     [
         (["nowhere"], "nowhere: no such file or directory"),
-        (["RUNS", "--metric", "val/los"], "--metric val/los: no run has it; did you mean val/loss?"),
+        (["RUNS", "--metric", "val/los"], "--metric val/los: no run has this metric; did you mean val/loss?"),
         (
             ["RUNS", "--sort", "-optimizer.l"],
             "--sort -optimizer.l: optimizer.l: unknown key; did you mean optimizer.lr?",

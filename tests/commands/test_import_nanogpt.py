@@ -24,7 +24,7 @@ from lmtrain.config.compose import compose
 from lmtrain.convert.nanogpt_checkpoint import our_name, parse_nanogpt_checkpoint
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
-from lmtrain.run.loaded import load_run
+from lmtrain.run.loaded import load_model
 
 ITERATIONS = 7
 RUN = ["data.path=tokens", "logger=[]", "sample_tokens=0", "system.device=cpu", "hydra.run.dir=run"]
@@ -116,7 +116,7 @@ def test_the_imported_model_has_nanogpts_logits_in_float64(
     theirs.save(tmp_path / "out" / "ckpt.pt")
     done = cli("import", "out/ckpt.pt", *RUN)
     assert done.returncode == 0, done.stderr
-    loaded = load_run(Path("run"), "best", "cpu")
+    loaded = load_model(Path("run"), "best", "cpu")
     tokens = torch.randint(0, 61, (3, 16))
     logits, _ = loaded.model.double()(tokens)
     assert logits.std() > 0.1

@@ -137,7 +137,7 @@ def test_a_link_in_a_run_is_not_written_through(tmp_path: Path, name: str) -> No
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
-    with pytest.raises(ValueError, match="a link, which lmtrain does not make"), RunDirectory(tmp_path / "run"):
+    with pytest.raises(ValueError, match="a link that lmtrain did not make"), RunDirectory(tmp_path / "run"):
         pass
     assert (tmp_path / "mine").read_text() == "precious"
 
@@ -151,7 +151,7 @@ def test_a_link_that_leads_out_of_a_run_is_refused(tmp_path: Path, name: str) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
-    with pytest.raises(ValueError, match=rf"/run/{name}: a link.* in its place, or remove it"):
+    with pytest.raises(ValueError, match=rf"/run/{name}: a link.* a copy of its target, or remove it"):
         RunDirectory(tmp_path / "run").__enter__()
     assert [*(tmp_path / "mine").iterdir()] == []
 

@@ -1,0 +1,35 @@
+"""Settings of the documentation site: `python -m sphinx -W -n -q -b html docs docs/_build/html`."""
+
+import sys
+from pathlib import Path
+
+from lmtrain import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "lmtrain"
+author = "the authors of lmtrain"
+project_copyright = author
+release = __version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_llms_txt",
+    "generated_markdown",
+]
+exclude_patterns = ["_build", "_extensions"]
+nitpicky = True
+
+html_theme = "furo"
+html_title = "lmtrain"
+html_show_sphinx = False
+
+myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_heading_anchors = 4
+myst_heading_slug_func = "generated_markdown.slug"
+copybutton_prompt_text = r"\$ |>>> "
+copybutton_prompt_is_regexp = True
+copybutton_only_copy_prompt_lines = True
