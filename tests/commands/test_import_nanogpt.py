@@ -194,7 +194,7 @@ def test_every_suggested_command_works_with_the_characters_of_a_meta_pkl(tmp_pat
             "its ids go up to 69, but the model's only to 63",
         ),
         ({"stoi": 5}, "has no ids of characters (stoi)"),
-        ({"trap": Harmful(Path("trap"))}, "holds more than dicts, lists, text and integers ("),
+        ({"trap": Harmful(Path("trap"))}, "contains more than dicts, lists, text and integers ("),
     ],
 )
 def test_a_meta_pkl_that_cannot_be_used_is_named_and_left_out(
@@ -219,14 +219,14 @@ def harmful(content: dict[str, Any]) -> None:
     [
         (lambda c: c.pop("model"), [], "ckpt.pt: not a checkpoint of nanoGPT: model missing (it has optimizer, "),
         (lambda c: c["model"].pop("transformer.wpe.weight"), [], "not fit the model: transformer.wpe.weight missing"),
-        (harmful, [], "ckpt.pt: holds more than tensors and plain values ("),
+        (harmful, [], "ckpt.pt: contains more than tensors and plain values ("),
         (lambda c: None, ["model.n_layer=3"], "do not fit the model: transformer.h.2.ln_1.weight, "),
         (lambda c: None, ["data.block_size=32"], "data.block_size=32: longer than model.block_size=16"),
-        (lambda c: None, ["model=llama_1m"], "model: Llama, but a nanoGPT checkpoint is one of model=gpt2"),
+        (lambda c: None, ["model=llama_1m"], "model: Llama, but a nanoGPT checkpoint needs model=gpt2"),
         (
             lambda c: None,
             ["optimizer._target_=torch.optim.Adam"],
-            "optimizer=Adam: the checkpoint's state is that of A",
+            "optimizer=Adam: the checkpoint has the state of AdamW; use optimizer=adamw",
         ),
         (lambda c: None, ["data.path=nowhere"], "data.path=nowhere: no such folder"),
         (lambda c: None, ["trainer.max_stepz=3"], "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?"),
