@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import api_reference
 import command_reference
 import config_reference
 import studies
@@ -22,6 +23,8 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
     "config-root": config_reference.root_keys,
     "config-hydra": config_reference.hydra_keys,
     "config-experiments": config_reference.experiment_table,
+    "python-api": api_reference.python_api,
+    "python-object": api_reference.python_object,
     "study": studies.study,
 }
 BLOCK = re.compile(rf"^```\{{({'|'.join(GENERATORS)})\}}(?: (.*))?\n```$", re.MULTILINE)
@@ -30,6 +33,7 @@ CONFIG_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 
 def expand(text: str) -> str:
     """Return a page's text with generated Markdown in place of the blocks that ask for it."""
+    command_reference.print_all([block[2] or "" for block in BLOCK.finditer(text) if block[1] == "command-help"])
     return BLOCK.sub(lambda block: GENERATORS[block[1]](*([block[2]] if block[2] else [])), text)
 
 
@@ -43,7 +47,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", _expand_page)
     app.connect("build-finished", _expand_published_sources, priority=400)  # before sphinx_llms_txt reads them
     app.connect("env-get-outdated", _pages_with_blocks)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("autodoc-process-signature", api_reference.readable_signature)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def _expand_page(app: Sphinx, page: str, content: list[str]) -> None:
