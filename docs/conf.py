@@ -17,8 +17,8 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
-    "sphinx_llms_txt",
     "generated_markdown",
+    "llms_txt",
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
@@ -34,6 +34,7 @@ python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = "lmtrain"
+html_copy_source = False  # PAGE.md has more: what is generated, too
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
