@@ -252,7 +252,7 @@ def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-    assert "stopped by SIGTERM, when the run had ended: completed" in process.stdout
+    assert "stopped by SIGTERM, after the run had ended: completed" in process.stdout
     assert "everything is in out" in process.stdout
 
 
@@ -279,7 +279,7 @@ def test_what_happens_to_the_closing_sample_changes_nothing_of_how_the_run_ended
         process.send_signal(getattr(signal, happens))
     assert process.wait(60) == 0, process.stdout
     assert json.loads(result.read_text())["status"] == "completed"
-    assert ", when the run had ended: completed" in process.stdout
+    assert ", after the run had ended: completed" in process.stdout
     assert "final loss: " in process.stdout
 
 

@@ -27,10 +27,10 @@ def in_folder(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("WORLD_SIZE", "two", "WORLD_SIZE=two: an environment variable that must be a whole number; unset it"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE=two: this environment variable must be a whole number; unset it"),
         ("WORLD_SIZE", "2", "WORLD_SIZE: lmtrain trains in one process; start it without torchrun"),
         ("WORLD_SIZE", "", "data.path=nowhere: no such folder"),
-        ("LMTRAIN_PARENT", "abc", "LMTRAIN_PARENT=abc: an environment variable that must be a whole number; unset it"),
+        ("LMTRAIN_PARENT", "abc", "LMTRAIN_PARENT=abc: this environment variable must be a whole number; unset it"),
         ("LMTRAIN_PARENT", "", "data.path=nowhere: no such folder"),
     ],
 )
@@ -59,7 +59,7 @@ def test_a_folder_that_was_removed_is_named(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "gone").rmdir()
         assert dispatch_and_report_errors(["--help"]) == 2
     assert capsys.readouterr().err == (
-        "config error: the current folder was removed or replaced; change to one that is there\n"
+        "config error: the current folder was removed or replaced; change to an existing folder\n"
     )
 
 

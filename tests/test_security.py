@@ -320,7 +320,7 @@ def test_a_resume_writes_nothing_in_the_folder_that_a_strangers_run_names(
     done = cli("resume=out", "trainer.max_steps=5", "allow_changes=[scheduler]")
     leaves_it_out = key == "links"  # for convenience alone
     assert done.returncode == (0 if leaves_it_out else 2), done.stdout + done.stderr
-    problem = f"logger.{name}.{key}=here: lies in {elsewhere}, which the run says it was started in"
+    problem = f"logger.{name}.{key}=here: would be in {elsewhere}, where the run says it was started"
     assert problem in done.stdout + done.stderr
     assert os.listdir(elsewhere) == ["data"]
 
@@ -416,10 +416,10 @@ def test_folders_of_a_sweep_that_lead_back_are_not_followed(work: Path, capsys: 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"step": 10**30}, f"train.step={10**30}, which is no possible count"),
-        ({"samples": -1}, "train.samples=-1, which is no possible count"),
-        ({"step": "4"}, "train.step=4, which is no possible count"),
-        ({"speed": 1}, "has another train"),
+        ({"step": 10**30}, f"train.step={10**30}, which is not a valid count"),
+        ({"samples": -1}, "train.samples=-1, which is not a valid count"),
+        ({"step": "4"}, "train.step=4, which is not a valid count"),
+        ({"speed": 1}, "has an unexpected entry in train"),
         (None, "has no train"),
     ],
 )

@@ -93,8 +93,8 @@ class LoadedModel:
         """
         tokenizer = self.tokenizer
         if tokenizer is None:
-            raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, since its data had none")
-        with raising_config_errors():  # characters that the run's text did not have
+            raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, because its data had none")
+        with raising_config_errors():  # the prompt may contain characters that the run's text did not have
             ids = tokenizer.encode(prompt) or [tokenizer.end_of_text or 0]
         continued = generate(
             self.model,
@@ -186,9 +186,9 @@ def _step(which: str, checkpoints: CheckpointFolder) -> int:
 
 
 def _data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:
-    """Return the config node of the run's own loader, reading another folder if one is given.
+    """Return the config node of the run's own loader, changed to read `folder` if that is given.
 
-    Relative paths may be those of the folder that the run was started in.
+    Relative paths that do not exist here are taken from the folder that the run was started in.
     """
     node: dict[str, Any] = {str(key): value for key, value in data.items()}
     if folder is None:
@@ -201,7 +201,9 @@ def _data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, An
             }
         return node
     if "path" not in node and "paths" not in node:
-        raise ConfigError(f"--data {folder}: the run's own loader ({node['_target_']}) takes no path")
+        raise ConfigError(
+            f"--data {folder}: the run's loader ({node['_target_']}) has no path to change; leave the option out"
+        )
     if "paths" in node:  # a mixture
         kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}
         return {"_target_": "lmtrain.data.loader.TokenLoader", "path": str(folder), **kept}

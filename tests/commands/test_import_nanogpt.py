@@ -69,7 +69,7 @@ def test_an_imported_run_goes_on_to_the_parameters_that_nanogpt_itself_reaches(t
     done = cli("import", "out/ckpt.pt", *RUN)
     assert done.returncode == 0, done.stderr
     assert "AdamW state at step 7, val loss 3.2500" in done.stdout
-    assert "the order of batches is lmtrain's from here on (data.order=random)" in done.stdout
+    assert "batches come in lmtrain's own order (data.order=random)" in done.stdout
     run = tmp_path / "run"
     imported = tensors(theirs)
     assert_as(checkpoint_at(run, ITERATIONS), imported, [0.0] * len(imported))
@@ -144,7 +144,7 @@ def test_a_finished_run_and_one_without_config_are_told_how_to_go_on(tmp_path: P
     training.save(tmp_path / "done.pt")
     done = cli("import", "done.pt", *RUN)
     assert done.returncode == 0, done.stderr
-    assert "the schedule ends at step 20; scheduler.max_steps moves that" in done.stdout
+    assert "the schedule ends at step 20; set scheduler.max_steps to change that" in done.stdout
     assert done.stdout.endswith("next: python -m lmtrain resume=run trainer.max_steps=40\n")
 
     content = training.content()
@@ -152,7 +152,7 @@ def test_a_finished_run_and_one_without_config_are_told_how_to_go_on(tmp_path: P
     torch.save(content, tmp_path / "bare.pt")
     done = cli("import", "bare.pt", *RUN[:-1], "hydra.run.dir=bare", "data.block_size=16")
     assert done.returncode == 0, done.stderr
-    assert "says nothing of its training: batch size, learning rate and schedule are those of lmtrain" in done.stdout
+    assert "no training settings, so batch size, learning rate and schedule are lmtrain's defaults" in done.stdout
     assert checkpoint_at(tmp_path / "bare", 20).state["train"]["tokens"] == 20 * 4 * 16 * 16
 
 
@@ -163,7 +163,7 @@ def test_every_command_that_is_suggested_works_with_the_characters_of_a_meta_pkl
     (tmp_path / "tokens" / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": 61, "stoi": characters}))
     done = cli("import", "ckpt.pt", *RUN)
     assert done.returncode == 0, done.stderr
-    assert "the tokenizer is the 61 characters of tokens/meta.pkl" in done.stdout
+    assert "the tokenizer has the 61 characters of tokens/meta.pkl" in done.stdout
     suggested = done.stdout.partition("next: ")[2].splitlines()
     assert [line.strip() for line in suggested] == [
         f"python -m lmtrain resume=run trainer.max_steps={CONFIG['max_iters']}",
@@ -187,7 +187,10 @@ def test_every_command_that_is_suggested_works_with_the_characters_of_a_meta_pkl
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"stoi": {chr(65 + number): number for number in range(70)}}, "its ids go up to 69, the model's to 63"),
+        (
+            {"stoi": {chr(65 + number): number for number in range(70)}},
+            "its ids go up to 69, but the model's only to 63",
+        ),
         ({"stoi": 5}, "has no ids of characters (stoi)"),
         ({"trap": Harmful(Path("trap"))}, "holds more than dicts, lists, text and integers ("),
     ],

@@ -106,7 +106,7 @@ def test_a_prepared_folder(tmp_path, capsys, how):
     output = capsys.readouterr().out
     assert "2 (66.7%; " in output
     assert "' ' 32" in output
-    assert "checksums, ids and tokenizer are what meta.json says" in output
+    assert "checksums, ids and tokenizer agree with meta.json" in output
     for split, texts in TEXTS.items():
         for sample in found["splits"][split]["samples"]:
             assert sample["text"] in {text[:160] for text in texts}
@@ -297,7 +297,7 @@ def test_lost_text_is_shown(tmp_path, capsys):
     meta["splits"]["train"] |= {"checked_bytes": 100, "lost_share": 0.25}
     (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
     assert main([str(tmp_path / "data")]) == 0
-    assert re.search(r"text that no token stands for +│ +25.0% +│ +–", capsys.readouterr().out)
+    assert re.search(r"text without a token +│ +25.0% +│ +–", capsys.readouterr().out)
 
 
 @pytest.mark.slow
@@ -342,7 +342,10 @@ def test_without_matplotlib_a_picture_says_what_to_install(tmp_path, monkeypatch
         (["{}"], "{}: no token files (*.bin) there; there are in data"),
         (["{}/data", "--samples", "-1"], "--samples -1: at least 0"),
         (["{}/data", "--end-of-text", "-5"], "--end-of-text -5: at least 0"),
-        (["{}/data", "--json", "{}/none/a.json"], "--json {}/none/a.json: there is no folder {}/none"),
+        (
+            ["{}/data", "--json", "{}/none/a.json"],
+            "--json {}/none/a.json: the folder {}/none does not exist; create it first",
+        ),
         (["{}/data", "--png", "{}/data"], "--png {}/data: is a folder"),
         (["{}/data", "--tokenizer", "{}"], "--tokenizer {}: no tokenizer.json there"),
     ],

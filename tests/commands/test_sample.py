@@ -62,11 +62,11 @@ def test_a_tokenizer_that_is_given_in_any_form(here: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "out: has no tokenizer.json, since its data had none; --tokenizer PATH gives one"),
+        ([], "out: has no tokenizer.json, because its data had none; give one with --tokenizer PATH"),
         (["--tokenizer", "nowhere"], "--tokenizer nowhere: no such file or folder"),
-        (["--tokenizer", "data"], "--tokenizer data: no tokenizer.json and no meta.pkl there"),
+        (["--tokenizer", "data"], "--tokenizer data: the folder has no tokenizer.json and no meta.pkl"),
         (["--tokenizer", "data/train.bin"], "data/train.bin: not a file that the tokenizers library reads"),
-        (["--tokenizer", "large.json"], "--tokenizer large.json: has 62 ids, but the model of out has 61"),
+        (["--tokenizer", "large.json"], "--tokenizer large.json: has 62 ids, but the model of out has only 61; give"),
         (["--tokenizer", "tokenizer", "--prompt", "Hi?"], "the tokenizer does not know '?'"),
     ],
 )

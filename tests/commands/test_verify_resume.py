@@ -91,8 +91,8 @@ class NoSeed(OwnGenerator):
 @pytest.mark.parametrize(
     ("model", "diagnosis"),
     [
-        ("OwnGenerator", "Two runs that nobody disturbed are the same bits, so it is the resume"),
-        ("NoSeed", "two runs that nobody disturbed are not the same either (step 1, metrics.jsonl: train/loss"),
+        ("OwnGenerator", "Two undisturbed runs have the same bits, so the resume is at fault"),
+        ("NoSeed", "two undisturbed runs also differ (step 1, metrics.jsonl: train/loss"),
     ],
 )
 def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
@@ -146,13 +146,13 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
     ("arguments", "message"),
     [
         (["trainer.max_stepz=1"], "trainer.max_stepz=1: unknown key; did you mean trainer.max_steps?"),
-        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts runs of its own"),
-        (["-m", "seed=1,2"], "-m: verify-resume takes key=value overrides of one run"),
+        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts its own runs"),
+        (["-m", "seed=1,2"], "-m: verify-resume checks a single run"),
         (["seed=1,2"], "seed=1,2: several values"),
         (["--kills", "0"], "--kills 0: at least 1"),
         (["--steps", "5"], "--steps 5: at least 6"),
-        (["--keep", "data"], "--keep data: is there already"),
-        (["--json", "nowhere/out.json"], "--json nowhere/out.json: there is no folder nowhere"),
+        (["--keep", "data"], "--keep data: exists already"),
+        (["--json", "nowhere/out.json"], "--json nowhere/out.json: the folder nowhere does not exist; create it first"),
         (["model.n_head=5"], "model.d_model=32: must be an even multiple of model.n_head=5"),  # found by the first run
     ],
 )

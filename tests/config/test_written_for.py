@@ -220,7 +220,7 @@ def test_a_run_and_what_hydra_prints_go_the_same_way(token_folder: Path, tmp_pat
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").optimizer.lr == 3e-4
     assert list(OmegaConf.load(tmp_path / "run" / ".hydra" / "overrides.yaml")) == mine
     again = cli("--rerun", "run", "hydra.run.dir=again")
-    assert "the same as run, to the last digit" in again.stdout, again.stdout + again.stderr
+    assert "identical to run: every digit" in again.stdout, again.stdout + again.stderr
     printed = cli("--cfg", "job", "--package", "optimizer", *mine)
     assert "lr: 0.0003" in printed.stdout
     assert "written for optimizer=adamw, not for lion" in printed.stderr

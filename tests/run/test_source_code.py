@@ -104,8 +104,8 @@ def test_a_resume_with_other_code_is_refused_until_it_is_allowed(token_folder: P
     done = cli(*more)
     assert done.returncode == 2
     assert (
-        "resume=out: would change the run (model._target_: scales.py changed since step 2); start a new one for that, "
-        "or allow it: python -m lmtrain resume=out trainer.max_steps=3 'allow_changes=[model._target_]'"
+        "resume=out: would change the run (model._target_: scales.py changed since step 2); start a new run, "
+        "or allow the change: python -m lmtrain resume=out trainer.max_steps=3 'allow_changes=[model._target_]'"
     ) in done.stderr
     done = cli(*more, "allow_changes=[model]")
     assert done.returncode == 0, done.stderr

@@ -45,7 +45,7 @@ def test_options_stand_anywhere_and_negative_numbers_are_values(tmp_path: Path) 
         (["--frobnicate"], "--frobnicate: no such option; --help lists them"),
         (["a", "--seeds=3"], "--seeds: no such option; did you mean --seed?"),
         (["--file", "."], "--file .: is a folder; give a file"),
-        (["--file", "nowhere/x"], "--file nowhere/x: there is no folder nowhere"),
+        (["--file", "nowhere/x"], "--file nowhere/x: the folder nowhere does not exist; create it first"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
@@ -63,7 +63,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("sample out --top-k -1", "--top-k -1: at least 0"),
         ("sample out --max-tokens 9", "--max-tokens: no such option; did you mean --tokens?"),
         ("sample", "the following arguments are required: RUN_DIR"),
-        ("sample out another", "another: one argument too many"),
+        ("sample out another", "another: is one argument too many"),
         ("evaluate out --chekpoint=3", "--chekpoint: no such option; did you mean --checkpoint?"),
         ("verify-resume --kills -1", "--kills -1: at least 1"),
         ("plan --price nan", "--price nan: not a finite number; at least 0"),
@@ -75,7 +75,10 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("prepare --forse", "--forse: no such option"),
         ("benchmark --rounds 0", "--rounds 0: at least 1"),
         ("benchmark loader --tokens 5", "--tokens 5: at least 2000"),
-        ("benchmark checkpoint --json nowhere/x", "--json nowhere/x: there is no folder nowhere"),
+        (
+            "benchmark checkpoint --json nowhere/x",
+            "--json nowhere/x: the folder nowhere does not exist; create it first",
+        ),
         ("benchmark prepare --megabytes 1e30", "--megabytes 1e30: at least 1 and at most"),
         ("--rerun", "the following arguments are required: RUN_DIR"),
         ("--frobnicate", "--frobnicate: no such option; --help lists them"),

@@ -62,4 +62,4 @@ def test_preparing_needs_no_output(tmp_path: Path) -> None:
     assert (tmp_path / "tokens" / "meta.json").is_file()
     done = in_shell(f"lmtrain {words}", tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    assert b"is there already" in done.stdout
+    assert b"is up to date" in done.stdout
