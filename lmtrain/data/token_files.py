@@ -27,7 +27,7 @@ HEADER_BYTES = 256 * 4
 HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 
 FEW_FILES = 64  # up to this number, the limit of open files stays as it is
-MAPPED_BYTES = 256 << 20  # larger splits release their pages regularly, which would count as the process's memory
+MAPPED_BYTES = 256 << 20  # larger splits release their pages regularly, because these count as the process's memory
 
 
 class TokenFile(NamedTuple):
@@ -204,9 +204,7 @@ def numbered_shards(folder: Path, split: str) -> list[Path]:
     numbers = sorted(number for _, number in found.values())
     gaps = [str(number + 1) for number, following in pairwise(numbers) if following > number + 1]
     if gaps:
-        raise DataError(
-            f"{folder}: the shards of {split} go up to number {numbers[-1]}, but number {', '.join(gaps)} is missing"
-        )
+        raise DataError(f"{folder}: the shards of {split} go up to number {numbers[-1]}, but without {', '.join(gaps)}")
     return sorted(found, key=lambda path: found[path][1])
 
 

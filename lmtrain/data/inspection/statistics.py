@@ -18,7 +18,7 @@ PASSAGE_TOKENS = 64
 MOST_DOCUMENTS = 1 << 24  # hashes in memory, 16 bytes each; if there are more documents, the hash chooses a subset
 MOST_PASSAGES = 1 << 21
 MOST_IDS = 1 << 20  # ids with their own counter; larger than any vocabulary, so an id beyond it is damaged
-MOST_VOCABULARY = 1 << 24  # the same if meta.json has a larger vocabulary; an even larger one is damaged
+MOST_VOCABULARY = 1 << 24  # the same limit if meta.json has a larger vocabulary
 MOST_LENGTHS = 1 << 20  # lengths with their own counter; the few longer documents are listed
 LONGER_THAN = tuple(512 << i for i in range(8))  # tokens; the usual block sizes
 
