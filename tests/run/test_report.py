@@ -23,7 +23,7 @@ MIN_LR = 6e-5  # cosine's
         ({"max_steps": 20, "min_lr": 1e-4}, " scheduler.max_steps=20"),
         ({"max_steps": 20, "min_lr": 0.0}, ""),  # there is no rate to go on at
         ({"warmup_steps": 3}, ""),  # it has no end
-        ({"max_steps": 20, "min_lr": 1e-4, "warmup_steps": 50}, ""),  # the rate still rises there
+        ({"max_steps": 20, "min_lr": 1e-4, "warmup_steps": 50}, ""),  # the learning rate still rises there
     ],
 )
 def test_a_finished_run_goes_on_at_its_final_rate(scheduler: dict[str, float], stays: str) -> None:
