@@ -19,6 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 limit_spinning()  # several test processes share the cores
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--renew-docs", action="store_true", help="write what the examples of the documentation really print into it"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _forget_the_shell_folder() -> None:
     shell_folder.cache_clear()

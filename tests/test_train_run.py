@@ -168,7 +168,7 @@ def test_a_resume_may_extend_a_run_but_not_change_it(tiny: list[str], tmp_path: 
     for arguments, message in (
         (
             ["optimizer.lr=1"],  # scheduler.lr refers to it
-            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new one for that, or allow it: "
+            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new run, or allow the change: "
             "python -m lmtrain resume=out optimizer.lr=1 'allow_changes=[optimizer.lr]'",
         ),
         (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
@@ -179,14 +179,14 @@ def test_a_resume_may_extend_a_run_but_not_change_it(tiny: list[str], tmp_path: 
         assert done.returncode == 2
         assert message in done.stderr
     assert "no run there" in cli("resume=nowhere").stderr
-    assert "resume=: empty" in cli("resume=").stderr
+    assert "resume=: is empty" in cli("resume=").stderr
     again = cli(*tiny, "hydra.run.dir=out")
     assert again.returncode == 2
-    assert "holds a run already" in again.stderr
+    assert "already contains a run" in again.stderr
     result_before, config_before = result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()
     nothing = cli("resume=out", "optimizer.weight_decay=0", "allow_changes=optimizer.weight_decay")
     assert nothing.returncode == 0, nothing.stderr
-    assert "nothing left to do" in nothing.stdout
+    assert "all steps are done" in nothing.stdout
     assert (result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()) == (result_before, config_before)
     (tmp_path / "out" / "result.json").unlink()  # as if killed after the last step
     assert cli("resume=out").returncode == 0
@@ -221,7 +221,7 @@ def test_an_allowed_change_is_made_recorded_and_kept(tiny: list[str], tmp_path: 
     assert state["config"]["optimizer"]["weight_decay"] == 0.3
     assert state["train"]["samples"] == 6 * 8
     assert state["run_id"] == environment["run_id"]
-    assert "allow_changes: goes with resume=RUN_DIR alone" in cli(*tiny, "allow_changes=optimizer.lr").stderr
+    assert "allow_changes: works only with resume=RUN_DIR;" in cli(*tiny, "allow_changes=optimizer.lr").stderr
 
 
 @pytest.mark.slow
@@ -300,13 +300,16 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config-name=mine", "--config-name=mine: the menu is conf/config.yaml; a choice of yours goes to ./conf"),
-        ("--config-path=mine", "--config-path=mine: configs of yours go to ./conf and ./experiments"),
-        ("--experimental-rerun=x", "--experimental-rerun=x: lmtrain repeats a run with --rerun RUN_DIR"),
+        (
+            "--config-name=mine",
+            "--config-name=mine: the main config is always conf/config.yaml; put your own choices into ./conf",
+        ),
+        ("--config-path=mine", "--config-path=mine: put your own configs into ./conf and ./experiments"),
+        ("--experimental-rerun=x", "--experimental-rerun=x: repeat a run with --rerun RUN_DIR"),
         ("--config-dir=nowhere", "--config-dir=nowhere: no such folder"),
-        ("--resolve", "--resolve: goes with --cfg or --help"),
-        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: add -m for a sweep"),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: relative paths are those of the folder that the command is "),
+        ("--resolve", "--resolve: works only with --cfg or --help"),
+        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: is not supported; give -m for a sweep"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: is not supported; relative paths start at "),
     ],
 )
 def test_hydra_options_that_do_not_fit_runs_are_refused(
@@ -365,7 +368,7 @@ def test_hydra_job_settings_apply_to_a_repeated_run(tiny: list[str], tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     printed = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
     assert printed == ["run starts mine", "job starts with 48", "job ends 0", "run ends"]
-    assert "the same as first, to the last digit of 1 lines of metrics" in done.stdout
+    assert "identical to first: every digit of 1 line of metrics" in done.stdout
 
 
 @pytest.mark.slow
@@ -375,7 +378,7 @@ def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     done = cli("prepare", *text)
     assert done.returncode == 0, done.stderr
     assert "prepared tokens in" in done.stdout
-    assert "is there already" in cli("prepare", *text).stdout
+    assert "is up to date" in cli("prepare", *text).stdout
     changed = cli("prepare", *text[:2], "prepare.tokenizer.vocab_size=301", "data.path=tokens")
     assert changed.returncode == 2
     assert "prepare.tokenizer.vocab_size: 300 → 301" in changed.stderr

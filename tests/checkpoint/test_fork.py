@@ -177,18 +177,21 @@ def test_a_sweep_can_fork_several_checkpoints(origin: Path, tmp_path: Path, cli:
     ("arguments", "message"),
     [
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
-        (["fork="], "fork=: empty; give a run directory"),
+        (["fork="], "fork=: is empty; give a run directory"),
         (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_ff=80"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
         (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
-        (["step=4"], "step=4: goes with fork=RUN_DIR"),
-        (["resume=runs/origin", "fork=runs/origin"], "resume goes on with a run, fork starts another from it"),
-        (["allow_changes=x", "fork=runs/origin"], "allow_changes: goes with resume=RUN_DIR alone"),
-        (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
+        (["step=4"], "step=4: works only with fork=RUN_DIR"),
+        (["resume=runs/origin", "fork=runs/origin"], "resume continues a run, fork starts a new one from it"),
+        (["allow_changes=x", "fork=runs/origin"], "allow_changes: works only with resume=RUN_DIR;"),
+        (["-m", "fork=runs/origin,runs/other"], "give a single run (to sweep over its checkpoints, use step=N,M)"),
         (["--rerun", "runs/none"], "runs/none: no run there"),
-        (["--rerun", "runs/origin", "seed=3"], "seed=3: --rerun changes nothing; to change a run, fork it"),
+        (
+            ["--rerun", "runs/origin", "seed=3"],
+            "seed=3: --rerun repeats a run without changes; to change a run, fork it",
+        ),
     ],
 )
 def test_mistakes_are_reported_without_a_traceback(origin: Path, cli: Cli, arguments: list[str], message: str) -> None:
@@ -205,7 +208,7 @@ def test_a_rerun_repeats_the_run_even_if_config_files_have_changed(origin: Path,
     shipped = Path(__file__).parents[2] / "conf" / "trainer" / "default.yaml"
     (folder / "default.yaml").write_text(shipped.read_text().replace("grad_clip: 1.0", "grad_clip: 0.5"))
     output = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
-    assert "the same as runs/origin, to the last digit of 12 lines of metrics" in output
+    assert "identical to runs/origin: every digit of 12 lines of metrics" in output
     again = tmp_path / "runs" / "again"
     assert timeless_metrics(again) == timeless_metrics(origin)
     assert read_json(again / "result.json")["config_hash"] == read_json(origin / "result.json")["config_hash"]
@@ -216,7 +219,7 @@ def test_a_rerun_repeats_the_run_even_if_config_files_have_changed(origin: Path,
 def test_a_rerun_of_a_fork_is_a_fork(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=8", "optimizer.lr=1e-3", "hydra.run.dir=runs/fork")
     output = train(cli, "--rerun", "runs/fork", "hydra.run.dir=runs/again")
-    assert "the same as runs/fork, to the last digit of 4 lines of metrics" in output
+    assert "identical to runs/fork: every digit of 4 lines of metrics" in output
 
 
 def test_a_run_with_the_same_config_is_recognised(origin: Path, cli: Cli) -> None:
@@ -232,7 +235,7 @@ def test_harmful_overrides_recorded_in_a_run_are_refused(origin: Path, tmp_path:
         ("hydra.run.dir=elsewhere", "hydra.run.dir=elsewhere: sets Hydra itself"),
         ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
         ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
-        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
+        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another name with name=NAME"),
         ("++model._target_=os.system", "model._target_=os.system"),
         ("'++name=${oc.env:HOME}'", "oc.env:HOME"),
     ):

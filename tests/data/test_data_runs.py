@@ -115,7 +115,7 @@ def test_text_of_ones_own_from_files_to_samples(tmp_path: Path, cli: Cli) -> Non
     done = cli("prepare", *prepared, *held_out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vocabulary 257" in done.stdout
-    assert "is there already, made from this text" in cli("prepare", *prepared, *held_out).stdout
+    assert "is up to date: it was made from this text" in cli("prepare", *prepared, *held_out).stdout
     (folder / "3.txt").write_text("changed")
     again = cli("prepare", *prepared, *held_out)
     assert again.returncode == 2
@@ -142,7 +142,7 @@ def test_a_tokenizer_that_is_not_the_datas_is_refused(tmp_path: Path) -> None:
     message = config_error("data=tokens", f"data.path={folder}", *SMALL)
     assert (
         message
-        == f"{folder}/tokenizer.json: not the tokenizer that {folder} was made with; its ids would mean other text"
+        == f"{folder}/tokenizer.json: not the tokenizer that {folder} was made with, so its ids would mean other text"
     )
 
 
