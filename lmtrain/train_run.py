@@ -51,10 +51,11 @@ Afterwards = Callable[[str], None]  # takes the status in `result.json`
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, for the process (exit code) and for a sweeper (objective)."""
+    """How a run ended, for the process (exit code), for a sweeper (objective), and for a caller in Python (error)."""
 
     exit_code: int
     objective: float | None
+    error: BaseException | None = None
 
 
 def run(
@@ -65,11 +66,13 @@ def run(
     resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    owns_process: bool = True,
 ) -> Outcome:
     """Train in a run directory and record how the run ended; `resumed` is for a run that goes on.
 
     `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
     `lineage` is what `environment.json` says of the run that this one repeats; `notes` are logged before it starts.
+    `owns_process` is false where the caller goes on after the run, in a notebook for example (see `StopRequest`).
 
     Raises:
         ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
@@ -87,7 +90,7 @@ def run(
             _refuse_fewer_steps(cfg, directory.path)
         with raising_config_errors():  # a folder in a file's place
             configure_logging(directory.path)
-            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
+            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE, owns_process=owns_process))
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
@@ -109,7 +112,7 @@ def run(
             report.log_ending(error, directory.path)
     if isinstance(error, ConfigError):
         raise error
-    return Outcome(ending.exit_code, state.best_val_loss)
+    return Outcome(ending.exit_code, state.best_val_loss, error)
 
 
 def _do_afterwards(task: Afterwards, status: str, stop: StopRequest) -> None:

@@ -6,6 +6,7 @@ each is a `ConfigError` that names the key, the value and the way out, before to
 
 import os
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.terminal.paths import argument_with_home, short_path, with_home
 
 HYDRA_VERSION_BASE = "1.3"
+_composing = threading.RLock()  # Hydra's state is that of the process
 NOT_A_MENU = f"not read, since a menu of lmtrain's has {', '.join(IN_EVERY_MENU)}"
 
 
@@ -101,6 +103,11 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
 
 def compose_with_notes(overrides: Sequence[str]) -> Composition:
     """Return what `compose` does, with what should be said about it before a run starts."""
+    with _composing:
+        return _compose_alone(overrides)
+
+
+def _compose_alone(overrides: Sequence[str]) -> Composition:
     set_up_hydra()
     overrides = [argument_with_home(text) for text in overrides]
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running

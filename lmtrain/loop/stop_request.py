@@ -44,10 +44,14 @@ class StopRequest:
     again: in what may be cut short and done anew.
 
     A `prune_file` is a request, too, if it is written while the run goes on; one from before is removed.
+
+    Where the process is not the run's own (`owns_process` false), as in a notebook, a second signal does not end it: it
+    raises InterruptedBySignal, in any state.
     """
 
-    def __init__(self, prune_file: Path | None = None) -> None:
+    def __init__(self, prune_file: Path | None = None, *, owns_process: bool = True) -> None:
         self.prune_file = prune_file
+        self.owns_process = owns_process
         self.signal: int | None = None
         self.defers = False
         self._came = 0.0
@@ -64,7 +68,7 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it is not Python's own
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -97,10 +101,14 @@ class StopRequest:
         if self.signal is not None:
             if time.monotonic() - self._came < REPEAT_S or number == signal.SIGHUP:  # which the shell sends as well
                 return
+            if not self.owns_process:
+                _write(f"\n{name} again: stopping at once\n")
+                raise InterruptedBySignal(number)
             _write(f"\n{name} again: leaving at once\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
             os._exit(ending_by_signal(number).exit_code)  # no clean-up to wait for; a checkpoint half written is none
         self.signal, self._came = number, time.monotonic()
-        _write(f"\n{name}: stopping, with everything saved; once more leaves at once\n")
+        again = "leaves" if self.owns_process else "stops"
+        _write(f"\n{name}: stopping, with everything saved; once more {again} at once\n")
         if not self.defers:
             raise InterruptedBySignal(number)
 

@@ -61,6 +61,16 @@ def test_a_terminal_that_is_gone_is_no_second_request(monkeypatch: pytest.Monkey
         assert stop.signal == signal.SIGTERM
 
 
+def test_a_second_signal_does_not_end_a_process_that_is_not_the_runs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_request, "REPEAT_S", 0.0)
+    with StopRequest(owns_process=False) as stop:
+        stop.defers = True
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(InterruptedBySignal) as raised:
+            os.kill(os.getpid(), signal.SIGINT)  # else this process would be gone
+        assert raised.value.number == signal.SIGINT
+
+
 def test_one_signal_that_arrives_twice_is_one() -> None:
     with StopRequest() as stop:
         stop.defers = True
