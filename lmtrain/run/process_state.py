@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lmtrain.terminal.paths import shell_folder
+from lmtrain.terminal.paths import change_folder, shell_folder
 
 # Torch has one set of random generators and settings in a process: whatever else draws from them changes a run's bits.
 _training = threading.Lock()
@@ -91,7 +91,7 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
         if os.getcwd() != folder:  # of a run that was resumed in the folder it was started in
             if os.getcwd() in sys.path:
                 sys.path.remove(os.getcwd())
-            os.chdir(folder)
+            change_folder(folder)
         shell_folder.cache_clear()
 
 
