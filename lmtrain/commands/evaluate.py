@@ -1,4 +1,4 @@
-"""`python -m lmtrain evaluate RUN_DIR…`: loss, perplexity and bits per byte of checkpoints on a whole split."""
+"""`python -m lmtrain evaluate RUN_DIR…`: measures loss, perplexity and bits per byte of checkpoints on a split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,37 +12,40 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
 from lmtrain.terminal.units import significant
 
-TRUST_HELP = "a class or function of a run's config that may be imported, as mymodels.Bigram; repeatable"
+TRUST_HELP = "allow a class or function named in the run's config to be imported, e.g. mymodels.Bigram; repeatable"
 
 
 def finished_runs(path: Path) -> list[Path]:
-    """Return the run itself, or the runs of a sweep; print which are left out for want of a checkpoint."""
+    """Return the run itself or the runs of a sweep; print the folders that are left out for lack of a checkpoint."""
     if (path / "config.yaml").is_file() and checkpoint_steps(path):
         return [path]
     if is_sweep(path):
-        jobs = [job for job in sorted(path.iterdir()) if job.is_dir() and not job.is_symlink()]  # which may lead back
+        jobs = [job for job in sorted(path.iterdir()) if job.is_dir() and not job.is_symlink()]  # a link may lead back
         return [run for job in jobs for run in finished_runs(job)]
-    console.print(f"{path}: left out, no run with a checkpoint")
+    console.print(f"{path}: left out because it is not a run with a checkpoint")
     return []
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
-        prog="python -m lmtrain evaluate", description="Loss of trained models over a whole split, every token once."
+        prog="python -m lmtrain evaluate",
+        description="Measures loss, perplexity and bits per byte of trained models over every token of a split.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run directories")
-    parser.add_argument("--split", default="val", help="train, val or any other .bin of the data folder (default: val)")
-    parser.add_argument("--data", type=Path, help="another folder of token files (default: the run's own)")
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run or sweep directories")
+    parser.add_argument(
+        "--split", default="val", help="train, val or the name of any other .bin file of the data (default: val)"
+    )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of token files (default: the run's own)")
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step number (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
 
     runs = [run for path in options.runs for run in finished_runs(path)]
     if not runs:
-        raise ConfigError(f"{', '.join(map(str, options.runs))}: no run with a checkpoint there")
+        raise ConfigError(f"{', '.join(map(str, options.runs))}: found no run with a checkpoint")
 
-    # After the arguments are understood: these import torch.
+    # Imported only after the arguments are checked: it loads torch.
     from lmtrain.run.loaded import load_model
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")

@@ -1,4 +1,4 @@
-"""Prepares a run to go on in its own directory, for the command `resume=RUN_DIR [key=value …]` and for Python."""
+"""Prepares a run to continue in its own directory, for `resume=RUN_DIR` on the command line and for the Python API."""
 
 import shlex
 import sys
@@ -26,9 +26,9 @@ from lmtrain.run.source_code import changed_sources, source_hashes
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.paths import change_folder
 
-# What may change without `allow_changes`: the steps done stay as they are, and those to come are of the same kind.
+# Keys that may change without `allow_changes`: they affect neither the steps already done nor how a step computes.
 FREE_TO_CHANGE = (
-    "data.path",  # and data.paths; the fingerprint tells whether it is the same data
+    "data.path",  # and data.paths; the fingerprint shows whether it is the same data
     "prepare",
     "trainer.max_steps",
     "trainer.eval_",
@@ -39,16 +39,19 @@ FREE_TO_CHANGE = (
     "logger",
     "sample_tokens",
 )
-# The cut of a step's samples into micro-batches: the state and the data order stay exact, only roundings differ.
+# How a step's samples are split into micro-batches: state and data order stay exact, only rounding differs.
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
 
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """A run that can go on. Nothing has been written yet; the current folder is the one that the run was started in.
+    """A run that is ready to continue. Nothing has been written yet; the current folder is the run's starting folder.
 
-    `cfg` is resolved and checked; `hydra_files` are the texts for its folder `.hydra`, by file name; `changes` say what
-    the command changes, a line each.
+    Attributes:
+        cfg: The resolved and checked config.
+        directory: The run directory.
+        hydra_files: The texts for the files in `.hydra/`, by file name.
+        changes: The differences that the command makes to the config, one line each.
     """
 
     cfg: DictConfig
@@ -58,18 +61,19 @@ class ResumedRun:
 
 
 def resume_requested(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the directory of the run that a command line continues, None for a new run, and its other arguments.
+    """Return the run directory that a command line resumes (None for a new run), and its other arguments.
 
     Raises:
-        ConfigError: `resume=` without a directory, or `allow_changes=` or `trust=` without a run that they belong to.
+        ConfigError: `resume=` has no directory, or `allow_changes=` or `trust=` is given without a run.
     """
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
     forked = any(text.startswith("fork=") for text in arguments)
     for key, fits in (("allow_changes", bool(resumed)), ("trust", bool(resumed) or forked)):
         if not fits and any(text.partition("=")[0] == key for text in arguments):
-            raise ConfigError(f"{key}: goes with resume=RUN_DIR{' or fork=RUN_DIR' if key == 'trust' else ' alone'}")
+            alternative = " or fork=RUN_DIR" if key == "trust" else ""
+            raise ConfigError(f"{key}: works only with resume=RUN_DIR{alternative}; add that or leave {key} out")
     if "resume=" in resumed:
-        raise ConfigError("resume=: empty; give a run directory")
+        raise ConfigError("resume=: is empty; give a run directory")
     if not resumed:
         return None, list(arguments)
     run_dir = Path(resumed[-1].removeprefix("resume=").strip("'\""))
@@ -77,23 +81,24 @@ def resume_requested(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
-    """Return the run with the config it was started with, and the changes that are given; change to its folder.
+    """Return a run with its original config and the given changes, and change to the folder it was started in.
 
     Raises:
-        ConfigError: no run there, a change of the config or of the code it names that `allow_changes` does not list, or
-            code that nothing but the run's own config names and `trust` does not list.
+        ConfigError: There is no run, the config or the code that it names has changed without being listed in
+            `allow_changes`, or only the run's own config names some code and `trust` does not list it.
     """
     composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
     if not composed_path.is_file() or not resolved_path.is_file():
         raise ConfigError(
-            f"resume={run_dir}: no run there, or none that has begun (no config.yaml and .hydra/config.yaml)"
+            f"resume={run_dir}: no run there (no config.yaml and .hydra/config.yaml); give the directory of a run that "
+            "has started"
         )
     if flags := [text for text in arguments if text.startswith("-")]:
-        raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
+        raise ConfigError(f"{flags[0]}: resume accepts no flags, only key=value overrides")
     if origin := [text for text in arguments if text.lstrip("+").startswith(("fork=", "step="))]:
-        raise ConfigError(f"{origin[0]}: resume goes on with a run, fork starts another from it; give one of the two")
+        raise ConfigError(f"{origin[0]}: resume continues a run, fork starts a new one from it; give only one of them")
     with raising_config_errors():
-        refuse_strange_entries(run_dir)  # before anything is read through one
+        refuse_strange_entries(run_dir)  # before any file is read
     set_up_hydra()
     permissions = {key: _listed_names(arguments, key) for key in ("allow_changes", "trust")}
     overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
@@ -107,16 +112,15 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     given, run_dir = run_dir, run_dir.resolve()
     _change_to_starting_folder(run_dir, with_modules=bool(permissions["trust"]))
     checked = check(changed)
-    for key in ("vocab_size", "end_of_text"):  # the data's
+    for key in ("vocab_size", "end_of_text"):  # null means the data's value, which the run has recorded
         if checked.model.get(key, 0) is None:
             checked.model[key] = before.model[key]
     changes = [
         *differences(OmegaConf.to_container(before), OmegaConf.to_container(checked)),
         *_changed_code(run_dir, plain_config(checked)),
     ]
-    own = [
-        line for line in changes if not is_reference(changed, line.partition(":")[0])
-    ]  # not those that follow from them
+    # Without values that are interpolations: they change only because another value does.
+    own = [line for line in changes if not is_reference(changed, line.partition(":")[0])]
     for name in permissions["allow_changes"]:
         if OmegaConf.select(changed, name) is None:
             raise ConfigError(
@@ -127,16 +131,16 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
         keys = ",".join(dict.fromkeys(line.partition(":")[0] for line in refused))
         allowing = [*(text for text in arguments if not text.startswith("allow_changes=")), f"allow_changes=[{keys}]"]
         raise ConfigError(
-            f"resume={given}: would change the run ({'; '.join(refused)}); start a new one for that, or allow it: "
+            f"resume={given}: would change the run ({'; '.join(refused)}); start a new run, or allow the change: "
             f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
         )
-    cfg = preflight(changed, begun=True)  # a recipe reads and writes where it says: not for a run that has its data
-    hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
+    cfg = preflight(changed, begun=True)  # no preparation of data: this run already has its token files
+    hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # the next resume starts from this config
     return ResumedRun(cfg, run_dir, hydra_files, changes)
 
 
 def _count_from_here(changed: DictConfig, overrides: Sequence[str]) -> None:
-    """Make folders of data that the command gives absolute, in place, if they lie in the current folder."""
+    """Make the data folders given on the command line absolute, in place, if they exist in the current folder."""
     for override in parse_overrides(overrides):
         key, value = override.key_or_group, override.value()
         if key.startswith("data.path") and isinstance(value, str) and Path(value).is_dir():
@@ -144,7 +148,7 @@ def _count_from_here(changed: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _changed_code(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return `key: files` for the source of a `_target_` that is no longer what the newest checkpoint was made with."""
+    """Return `key: files …` for each `_target_` whose source has changed since the newest checkpoint."""
     newest = max(checkpoint_steps(run_dir), default=None)
     if newest is None:
         return []
@@ -155,17 +159,20 @@ def _changed_code(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
 
 
 def _change_to_starting_folder(run_dir: Path, *, with_modules: bool) -> None:
-    """Change to the folder that the run was started in, for its relative paths; `with_modules`: import from it, too."""
+    """Change to the folder that the run was started in, for its relative paths.
+
+    With `with_modules`, its modules can also be imported.
+    """
     if (folder := starting_folder(run_dir)) is None:
         return
     change_folder(folder)
     if with_modules and str(folder) not in sys.path:
-        # Last, so that it can't stand in for a module of the user's own or of an installed package.
+        # Last, so that a module there can't replace one of the user's own or of an installed package.
         sys.path.append(str(folder))
 
 
 def _listed_names(arguments: Sequence[str], key: str) -> list[str]:
-    """Return the names that `key=a` or `key=[a,b]` lists on the command line; nothing saved in a run gives any."""
+    """Return the names in `key=a` or `key=[a,b]` on the command line; values saved in the run are ignored."""
     given = [text for text in arguments if text.partition("=")[0] == key]
     if not given:
         return []
@@ -177,10 +184,10 @@ def _listed_names(arguments: Sequence[str], key: str) -> list[str]:
 
 
 def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any, after: Any) -> list[str]:
-    """Return the changes that are neither free nor allowed, by their key or a key above it."""
+    """Return the changes that are neither free nor allowed; `allowed` lists keys or their parent keys."""
     free = list(FREE_TO_CHANGE)
     if after.trainer.get("on_bad_step") == "rewind":
-        free.remove("trainer.checkpoint_interval")  # it says what a rewind goes back to
+        free.remove("trainer.checkpoint_interval")  # it decides which step a rewind returns to
     if _step_samples(before) == _step_samples(after):
         free.extend(MICRO_BATCH_KEYS)
     refused = []

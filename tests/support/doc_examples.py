@@ -207,7 +207,10 @@ def same_output(shown: list[str], printed: list[str]) -> bool:
 
 
 def without_numbers(line: str) -> str:
-    """Return the line with `#` for each number, run name and time, and single spaces and rules."""
-    line = NUMBER.sub("#", RUN_NAME.sub("#", line))
+    """Return the line with `#` for each number, run name and time, and single spaces and rules.
+
+    A dash where a table has no value counts as a number: whether there is one can depend on the time that a run takes.
+    """
+    line = NUMBER.sub("#", RUN_NAME.sub("#", re.sub(r"(?<=\s)–(?=\s|$)", "0", line)))
     line = DURATION.sub("#", re.sub(r"(?<=#)[kMGT]?(?:B|%)?(?=\W|$)", "", line))
     return re.sub(r"([─━-])\1+", r"\1", re.sub(r"\s+", " ", line)).strip()

@@ -316,7 +316,7 @@ def test_the_command_writes_page_and_pictures(cli: Cli, tmp_path: Path) -> None:
     other = cli("compare", "outputs", "--png", "b.pdf")
     assert (other.returncode, other.stderr) == (
         2,
-        "config error: --png b.pdf: would be no pdf file; give --pdf b.pdf\n",
+        "config error: --png b.pdf: would not be a pdf file; give --pdf b.pdf\n",
     )
     heads = {"a.png": b"\x89PNG", "a.pdf": b"%PDF", "a.svg": b"<?xml"}
     assert all((tmp_path / name).read_bytes().startswith(head) for name, head in heads.items())
