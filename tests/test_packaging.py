@@ -1,4 +1,4 @@
-"""The built wheel, the constraints and what the README promises of them."""
+"""Tests of the built wheel, of the constraints, and of what the README promises about them."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_a_users_own_model_trains_from_an_installed_wheel(token_folder: Path, tm
     work = tmp_path / "work"
     work.mkdir()
     write_my_model(work)
-    # As the installed script does: without the current folder on the path.
+    # Like the installed script, this runs without the current folder on the path.
     script = "import sys; sys.path.remove(''); import lmtrain.__main__ as m; print(m.__file__); m.main()"
     mine = [text for text in TINY if not text.startswith("model")]
     for override, code in (("model.scale=2", 0), ("+model.scael=2", 2)):

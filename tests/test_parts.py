@@ -84,7 +84,7 @@ def test_a_users_model_is_built_only_once(
 
 def test_a_batch_beyond_the_memory_is_refused(overrides: list[str]) -> None:
     with pytest.raises(
-        ValueError, match=r"^data\.batch_size=1000000000000: the token ids of such a batch take 256,000 GB"
+        ValueError, match=r"^data\.batch_size=1000000000000: the token ids of one batch need 256,000 GB"
     ):
         build_loaders(config(overrides, "data.batch_size=1000000000000"))
 

@@ -179,14 +179,14 @@ def test_a_resume_may_extend_a_run_but_not_change_it(tiny: list[str], tmp_path: 
         assert done.returncode == 2
         assert message in done.stderr
     assert "no run there" in cli("resume=nowhere").stderr
-    assert "resume=: empty" in cli("resume=").stderr
+    assert "resume=: is empty" in cli("resume=").stderr
     again = cli(*tiny, "hydra.run.dir=out")
     assert again.returncode == 2
-    assert "holds a run already" in again.stderr
+    assert "already contains a run" in again.stderr
     result_before, config_before = result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()
     nothing = cli("resume=out", "optimizer.weight_decay=0", "allow_changes=optimizer.weight_decay")
     assert nothing.returncode == 0, nothing.stderr
-    assert "nothing left to do" in nothing.stdout
+    assert "all steps are done" in nothing.stdout
     assert (result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()) == (result_before, config_before)
     (tmp_path / "out" / "result.json").unlink()  # as if killed after the last step
     assert cli("resume=out").returncode == 0
@@ -308,8 +308,8 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
         ("--experimental-rerun=x", "--experimental-rerun=x: repeat a run with --rerun RUN_DIR"),
         ("--config-dir=nowhere", "--config-dir=nowhere: no such folder"),
         ("--resolve", "--resolve: works only with --cfg or --help"),
-        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: add -m for a sweep"),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: relative paths are those of the folder that the command is "),
+        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: is not supported; give -m for a sweep"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: is not supported; relative paths start at "),
     ],
 )
 def test_hydra_options_that_do_not_fit_runs_are_refused(

@@ -4,13 +4,14 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-COLUMNS = "100"
+COLUMNS = "88"
 
 
-def command_help(command: str) -> str:
-    """Return the help of a command as a block of text: `plan` for `python -m lmtrain plan --help`."""
+def command_help(command: str = "") -> str:
+    """Return the help of a command as a block of text: for `plan`, what `python -m lmtrain plan --help` prints."""
     return f"```text\n{printed_help(command)}\n```"
 
 
@@ -29,7 +30,7 @@ def printed_help(command: str) -> str:
     return done.stdout.strip("\n")
 
 
-def print_all(commands: list[str]) -> None:
+def print_all(commands: Sequence[str]) -> None:
     """Ask several commands for their help at the same time; `printed_help` gives it afterwards."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         list(pool.map(printed_help, commands))

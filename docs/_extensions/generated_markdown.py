@@ -1,7 +1,6 @@
 """Puts generated Markdown into pages: a block such as `{config-keys} trainer` becomes what it names.
 
 A page is expanded before it is parsed, so that headings and links of the generated text work like those of the page.
-The copy of the page's source that is published, and that llms-full.txt is made of, is expanded as well.
 """
 
 import re
@@ -9,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import api_reference
 import command_reference
 import config_reference
 import studies
@@ -22,15 +22,18 @@ GENERATORS: Mapping[str, Callable[..., str]] = {
     "config-root": config_reference.root_keys,
     "config-hydra": config_reference.hydra_keys,
     "config-experiments": config_reference.experiment_table,
+    "python-api": api_reference.python_api,
+    "python-object": api_reference.python_object,
     "study": studies.study,
 }
 BLOCK = re.compile(rf"^```\{{({'|'.join(GENERATORS)})\}}(?: (.*))?\n```$", re.MULTILINE)
 CONFIG_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 
 
-def expand(text: str) -> str:
+def expand(text: str, generators: Mapping[str, Callable[..., str]] = GENERATORS) -> str:
     """Return a page's text with generated Markdown in place of the blocks that ask for it."""
-    return BLOCK.sub(lambda block: GENERATORS[block[1]](*([block[2]] if block[2] else [])), text)
+    command_reference.print_all([block[2] or "" for block in BLOCK.finditer(text) if block[1] == "command-help"])
+    return BLOCK.sub(lambda block: generators[block[1]](*([block[2]] if block[2] else [])), text)
 
 
 def slug(title: str) -> str:
@@ -41,9 +44,9 @@ def slug(title: str) -> str:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the extension to the build."""
     app.connect("source-read", _expand_page)
-    app.connect("build-finished", _expand_published_sources, priority=400)  # before sphinx_llms_txt reads them
     app.connect("env-get-outdated", _pages_with_blocks)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    app.connect("autodoc-process-signature", api_reference.readable_signature)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def _expand_page(app: Sphinx, page: str, content: list[str]) -> None:
@@ -53,10 +56,3 @@ def _expand_page(app: Sphinx, page: str, content: list[str]) -> None:
 def _pages_with_blocks(app: Sphinx, env: Any, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
     """Return the pages that are read anew in every build, as what they are made of may have changed."""
     return [page for page in env.found_docs if BLOCK.search(Path(env.doc2path(page)).read_text(encoding="utf-8"))]
-
-
-def _expand_published_sources(app: Sphinx, error: Exception | None) -> None:
-    for path in (Path(app.outdir) / "_sources").rglob("*.md.txt"):
-        text = path.read_text(encoding="utf-8")
-        if (expanded := expand(text)) != text:
-            path.write_text(expanded, encoding="utf-8")

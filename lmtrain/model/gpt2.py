@@ -89,7 +89,7 @@ class GPT2(nn.Module):
         """
         T = tokens.shape[1]
         if T > self.block_size:
-            raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
+            raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
         if self.end_of_text is None:
             mask, positions = None, torch.arange(T, device=tokens.device)  # (T,)
         else:

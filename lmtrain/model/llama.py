@@ -101,7 +101,7 @@ class Llama(nn.Module):
         """
         T = tokens.shape[1]
         if T > self.block_size:
-            raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
+            raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
         if self.end_of_text is None:
             mask, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
         else:

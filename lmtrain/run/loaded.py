@@ -1,4 +1,4 @@
-"""Loads the model of a finished (or running) run, to write text with it and to evaluate it."""
+"""Loads the model of a finished or running run, to generate text with it and to evaluate it."""
 
 import math
 from collections.abc import Collection
@@ -30,14 +30,14 @@ from lmtrain.system import System
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The loss of a model over a whole split, every token once.
+    """The loss of a model over every token of a split.
 
     Attributes:
         split: The name of the split.
-        tokens: How many tokens the split has.
+        tokens: The number of tokens in the split.
         loss: The mean loss in nats per token.
         perplexity: exp(loss).
-        bits_per_byte: The loss in bits per byte of text; None where the data does not record its bytes.
+        bits_per_byte: The loss in bits per byte of text; None if the data does not record the size of its text.
     """
 
     split: str
@@ -49,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """The model of a run as of one checkpoint, on a device and in evaluation mode. `Run.load` returns it.
+    """The model of a run at one checkpoint, on a device and in evaluation mode. `Run.load` returns it.
 
     Attributes:
         directory: The directory of the run.
@@ -57,7 +57,7 @@ class LoadedModel:
         model: The model: `logits, loss = model(tokens, targets)`, with token ids of shape (B, T).
         tokenizer: The tokenizer of the run's data; None if it has none.
         system: Device, number format and threads.
-        step: The optimizer steps that the checkpoint was saved after.
+        step: The number of optimizer steps after which the checkpoint was saved.
     """
 
     directory: Path
@@ -76,14 +76,14 @@ class LoadedModel:
         top_k: int | None = 50,
         seed: int | torch.Generator = 0,
     ) -> str:
-        """Write text, as `python -m lmtrain sample` does.
+        """Generate text, as `python -m lmtrain sample` does.
 
         Args:
-            prompt: The text to continue; empty for the start of a document.
-            tokens: How many tokens to add.
-            temperature: 0 takes the likeliest token always; higher values give more varied text.
+            prompt: The text to continue; empty to begin a new document.
+            tokens: The number of tokens to generate.
+            temperature: 0 always chooses the likeliest token; higher values give more varied text.
             top_k: Choose among the `top_k` likeliest tokens; None or 0 for all.
-            seed: The same seed gives the same text; a generator gives another text each time.
+            seed: The same seed gives the same text; a generator gives a new text at each call.
 
         Returns:
             The prompt and its continuation.
@@ -112,7 +112,7 @@ class LoadedModel:
         """Compute the loss over a whole split, as `python -m lmtrain evaluate` does.
 
         Args:
-            split: `train`, `val` or any other `.bin` of the data folder.
+            split: `train`, `val` or the name of any other `.bin` file in the data folder.
             data: Another folder of token files; None for the run's own data.
 
         Raises:
@@ -131,13 +131,17 @@ class LoadedModel:
 def load_model(
     run_dir: Path, which: str, device: str, trusted: Collection[str] = (), *, option: str = "--trust "
 ) -> LoadedModel:
-    """Load the run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
+    """Load a checkpoint of a run, which may still be training.
 
-    Of the parts that its config names, only those are built that `check_trust` allows, or that are `trusted`; `option`
-    is how the caller trusts a name, for the message.
+    Args:
+        run_dir: The run directory.
+        which: `best`, `latest` or a step number.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trusted: Names of classes and functions that may be imported in addition to those that `check_trust` allows.
+        option: The option with which the caller trusts a name, for the message.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, it is broken, or names what is not trusted.
+        ConfigError: The run or checkpoint does not exist or is broken, or its config names code that is not trusted.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
@@ -146,7 +150,7 @@ def load_model(
     checkpoints = CheckpointFolder.of_run(run_dir)
     steps = checkpoints.steps()
     if not steps:
-        raise ConfigError(f"{run_dir}: no checkpoint yet")
+        raise ConfigError(f"{run_dir}: has no checkpoint yet; wait until the run has saved one")
     path = checkpoints.at(_step(which, checkpoints))
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
@@ -164,24 +168,24 @@ def load_model(
         model.load_state_dict(dict(loaded.tensors.get("model", {})))
     except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
-        way_out = f"; --checkpoint takes one of the other steps: {others}" if others else ""
+        way_out = f"; use --checkpoint with one of the other steps: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedModel(run_dir, cfg, model.to(system.device).eval(), tokenizer, system, step)
 
 
 def _step(which: str, checkpoints: CheckpointFolder) -> int:
-    """Return the step that is meant. Links of these names are for people: a kill may leave them out of date."""
+    """Return the step that `which` means. The links `best` and `latest` are not used; a kill may leave them stale."""
     latest = checkpoints.steps()[-1]
     if which == "latest":
         return latest
     if which == "best":
-        # What is written last knows of an evaluation that came after the last checkpoint.
+        # result.json is written last, so it includes an evaluation after the last checkpoint.
         result = read_json(checkpoints.path.parent / "result.json")
         state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
         best = result.get("best_step") or state.get("best_step")
         return int(best) if best in checkpoints.steps() else latest
     if not which.isdecimal():
-        raise ConfigError(f"--checkpoint {which}: best, latest or a step")
+        raise ConfigError(f"--checkpoint {which}: give best, latest or a step number")
     return int(which)
 
 

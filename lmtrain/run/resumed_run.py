@@ -1,4 +1,4 @@
-"""Prepares a run to continue in its own directory, for the command `resume=RUN_DIR [key=value …]` and for Python."""
+"""Prepares a run to continue in its own directory, for `resume=RUN_DIR` on the command line and for the Python API."""
 
 import shlex
 import sys
@@ -45,10 +45,13 @@ MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
 
 @dataclass(frozen=True)
 class ResumedRun:
-    """A run that can continue. Nothing has been written yet; the current folder is the one that the run was started in.
+    """A run that is ready to continue. Nothing has been written yet; the current folder is the run's starting folder.
 
-    `cfg` is resolved and checked. `hydra_files` are the texts for its folder `.hydra`, by file name. `changes` are the
-    differences that the command makes, one line for each.
+    Attributes:
+        cfg: The resolved and checked config.
+        directory: The run directory.
+        hydra_files: The texts for the files in `.hydra/`, by file name.
+        changes: The differences that the command makes to the config, one line each.
     """
 
     cfg: DictConfig
@@ -58,10 +61,10 @@ class ResumedRun:
 
 
 def resume_requested(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
-    """Return the directory of the run that a command line continues, None for a new run, and its other arguments.
+    """Return the run directory that a command line resumes (None for a new run), and its other arguments.
 
     Raises:
-        ConfigError: `resume=` without a directory, or `allow_changes=` or `trust=` without a run that they belong to.
+        ConfigError: `resume=` has no directory, or `allow_changes=` or `trust=` is given without a run.
     """
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
     forked = any(text.startswith("fork=") for text in arguments)
@@ -78,7 +81,7 @@ def resume_requested(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
 
 
 def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
-    """Return the run with the config it was started with, and the changes that are given; change to its folder.
+    """Return a run with its original config and the given changes, and change to the folder it was started in.
 
     Raises:
         ConfigError: There is no run, the config or the code that it names has changed without being listed in

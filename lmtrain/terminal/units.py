@@ -9,7 +9,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def significant(number: float) -> str:
-    """Return four significant digits, without an exponent below a million."""
+    """Return a number with four significant digits, or three from a million on."""
     return f"{number:.4g}" if number < 1e6 else f"{number:.2e}"
 
 

@@ -177,16 +177,16 @@ def test_a_sweep_can_fork_several_checkpoints(origin: Path, tmp_path: Path, cli:
     ("arguments", "message"),
     [
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
-        (["fork="], "fork=: empty; give a run directory"),
+        (["fork="], "fork=: is empty; give a run directory"),
         (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_ff=80"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
         (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
-        (["step=4"], "step=4: goes with fork=RUN_DIR"),
+        (["step=4"], "step=4: works only with fork=RUN_DIR"),
         (["resume=runs/origin", "fork=runs/origin"], "resume continues a run, fork starts a new one from it"),
         (["allow_changes=x", "fork=runs/origin"], "allow_changes: works only with resume=RUN_DIR;"),
-        (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
+        (["-m", "fork=runs/origin,runs/other"], "give a single run (to sweep over its checkpoints, use step=N,M)"),
         (["--rerun", "runs/none"], "runs/none: no run there"),
         (
             ["--rerun", "runs/origin", "seed=3"],
@@ -235,7 +235,7 @@ def test_harmful_overrides_recorded_in_a_run_are_refused(origin: Path, tmp_path:
         ("hydra.run.dir=elsewhere", "hydra.run.dir=elsewhere: sets Hydra itself"),
         ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
         ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
-        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
+        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another name with name=NAME"),
         ("++model._target_=os.system", "model._target_=os.system"),
         ("'++name=${oc.env:HOME}'", "oc.env:HOME"),
     ):

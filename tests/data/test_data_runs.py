@@ -142,7 +142,7 @@ def test_a_tokenizer_that_is_not_the_datas_is_refused(tmp_path: Path) -> None:
     message = config_error("data=tokens", f"data.path={folder}", *SMALL)
     assert (
         message
-        == f"{folder}/tokenizer.json: not the tokenizer that {folder} was made with; its ids would mean other text"
+        == f"{folder}/tokenizer.json: not the tokenizer that {folder} was made with, so its ids would mean other text"
     )
 
 

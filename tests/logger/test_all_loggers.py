@@ -84,7 +84,10 @@ def test_a_missing_package_is_reported_before_any_file_is_written(
     overrides = [text for text in TINY if text != "logger=[]"]
     done = cli(*overrides, f"data.path={token_folder}", f"logger=[csv,{package}]", PYTHONPATH=str(spy))
     assert done.returncode == 2
-    expected = f"config error: logger={package}: needs the {package} package; pip install 'lmtrain[{package}]'\n"
+    expected = (
+        f"config error: logger={package}: needs the package {package}; "
+        f"install it with pip install 'lmtrain[{package}]'\n"
+    )
     assert done.stderr == expected
     assert not (tmp_path / "outputs").exists()
 

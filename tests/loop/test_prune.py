@@ -80,8 +80,8 @@ def test_a_pruned_run_says_so_and_its_resume_ignores_the_request(token_folder: P
     assert ended["error"] == "PrunedError: val/loss 4.1 at step 4 gives trial 3 no hope (MedianPruner)"
     last = " ".join(done.stdout.split()).rpartition("pruned: ")[2]
     assert last == (
-        f"val/loss 4.1 at step 4 gives trial 3 no hope (MedianPruner); saved after step {ended['steps']}; to go on all "
-        "the same: python -m lmtrain resume=out"
+        f"val/loss 4.1 at step 4 gives trial 3 no hope (MedianPruner); saved after step {ended['steps']}; to continue "
+        "anyway: python -m lmtrain resume=out"
     )
     assert (run / PRUNE_FILE).exists()
     more = ended["steps"] + 2

@@ -1,4 +1,4 @@
-"""Options of every verb: a value out of range, an unknown option, and what is missing, each in one line."""
+"""Tests that every verb reports bad values, unknown options and missing arguments in one line."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ def parser() -> OptionParser:
     return made
 
 
-def test_options_stand_anywhere_and_negative_numbers_are_values(tmp_path: Path) -> None:
+def test_options_may_be_anywhere_and_negative_numbers_are_values(tmp_path: Path) -> None:
     options = parser().read(["a", "--seed", "1e3", "b", "--value", "-1e-5", "-c", "10", f"--file={tmp_path / 'x'}"])
     assert (options.words, options.seed, options.value, options.count) == (["a", "b"], 1000, -1e-5, 10)
     assert options.file == tmp_path / "x"
-    assert parser().read([f"--seed={MAX_INT64}"]).seed == MAX_INT64  # exactly, not by way of a float
+    assert parser().read([f"--seed={MAX_INT64}"]).seed == MAX_INT64  # exact, without a detour through float
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("--config-dri=x", "--config-dri: no such option; did you mean --config-dir?"),
     ],
 )
-def test_every_verb_says_what_is_wrong_with_its_options(
+def test_every_verb_reports_mistakes_in_its_options(
     arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -97,7 +97,7 @@ def test_every_verb_says_what_is_wrong_with_its_options(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_still_ends_with_success(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exits_with_success(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         dispatch(["sample", "--help"])
     assert ended.value.code == 0
