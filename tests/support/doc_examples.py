@@ -169,7 +169,8 @@ def same_output(shown: list[str], printed: list[str]) -> bool:
 
 
 def without_numbers(line: str) -> str:
-    """Return the line with `#` for each number, run name and time, and single spaces and rules."""
+    """Return the line with `#` for each number, run name and time, and for `–`, which stands for no number."""
     line = NUMBER.sub("#", RUN_NAME.sub("#", line))
+    line = re.sub(r"(?<!\S)–(?!\S)", "#", line)
     line = DURATION.sub("#", re.sub(r"(?<=#)[kMGT]?(?:B|%)?(?=\W|$)", "", line))
     return re.sub(r"([─━-])\1+", r"\1", re.sub(r"\s+", " ", line)).strip()
