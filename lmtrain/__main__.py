@@ -1,4 +1,4 @@
-"""`python -m lmtrain [VERB] …`: picks the verb; without a verb, trains."""
+"""`python -m lmtrain [VERB] …`: runs a verb, or trains if no verb is given."""
 
 import ctypes
 import difflib
@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 import lmtrain
@@ -16,7 +15,7 @@ from lmtrain.terminal.streams import outlive_reader, prepare_streams
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-VERBS = {  # and the module of lmtrain.commands that does it
+VERBS = {  # each verb's module in lmtrain.commands
     "prepare": "prepare",
     "plan": "plan",
     "inspect": "inspect",
@@ -27,17 +26,22 @@ VERBS = {  # and the module of lmtrain.commands that does it
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
 }
-LEAVE_FILES = ("prepare", "import", "verify-resume")  # and so go on when nobody reads what they print
+# The results of these verbs are files, so they continue when nobody reads their output (`| head`).
+FILE_WRITING_VERBS = ("prepare", "import", "verify-resume")
 
 
 def main() -> None:
-    """Run a command and exit, with 0, 2 (a mistake in config or input), 3, 130, 143 or 1, as the README says."""
+    """Run a command and exit.
+
+    The exit code is 0 for success, 2 for a mistake in config or input, 3 for a diverged run, 130 or 143 for a command
+    stopped by a signal, and 1 for any other error.
+    """
     prepare_streams()
     sys.excepthook = print_traceback
     limit_spinning()
     try:
         code = dispatch_and_report_errors(sys.argv[1:])
-        # All is done and said; what is left is Python's own end, which takes a moment and needs no interruption.
+        # The work is done. Python takes a moment to shut down, and Ctrl-C then would only print a traceback.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -46,7 +50,7 @@ def main() -> None:
 
 
 def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
-    """Run a command and return its exit code; a user's mistake is one line and the exit code 2."""
+    """Run a command and return its exit code; a user's mistake is printed as one line and returns 2."""
     from lmtrain.errors import ConfigError, os_error_line
     from lmtrain.terminal.as_text import visible
 
@@ -55,14 +59,14 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
             stop_with_parent(_whole_number("LMTRAIN_PARENT", parent))
         folder = _current_folder()
         if folder not in sys.path:
-            sys.path.insert(0, folder)  # a user's own model; the installed script would not see it
+            sys.path.insert(0, folder)  # for a user's own modules, which the installed script would not find
         try:
             code = dispatch(_with_homes(arguments))
-        except SystemExit:  # of argparse, after --help
+        except SystemExit:  # raised by argparse after --help
             sys.stdout.flush()
             raise
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads, `head` say, has seen enough; Python would complain once more at the end
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe; Python would report it again at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except PermissionError as error:
@@ -76,7 +80,7 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
 
 
 def print_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print an error that nobody expected; a message may have in it what a stranger wrote."""
+    """Print the traceback of an unexpected error, with control characters made visible: input may be in its message."""
     import traceback
 
     from lmtrain.terminal.as_text import visible
@@ -85,7 +89,7 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _with_homes(arguments: Sequence[str]) -> list[str]:
-    """Put the user's home into all arguments that are paths, so that no command has to; a prompt is a text."""
+    """Expand `~` in every argument that is a path, so that no command has to; leave the text of a prompt alone."""
     from lmtrain.terminal.paths import argument_with_home
 
     before = ["", *arguments]
@@ -96,15 +100,15 @@ def _with_homes(arguments: Sequence[str]) -> list[str]:
 
 
 def stop_with_parent(parent: int) -> None:
-    """Stop this job of a sweep, with everything saved, when the sweep is killed: no orphan goes on with its GPU."""
+    """Make this job of a sweep save and stop when the sweep is killed, so that no orphan keeps a GPU busy."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it came too late
+        if os.getppid() != parent:  # the parent ended before prctl was called
             sys.exit(128 + signal.SIGTERM)
 
 
 def dispatch(arguments: Sequence[str]) -> int:
-    """Run the command that the arguments ask for, and return its exit code."""
+    """Run the command given by the arguments and return its exit code."""
     from lmtrain.errors import ConfigError
 
     first = arguments[0] if arguments else ""
@@ -116,14 +120,14 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         return help_command.main()
     if first in VERBS:
-        if first in LEAVE_FILES:
+        if first in FILE_WRITING_VERBS:
             outlive_reader()
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
         nearest = difflib.get_close_matches(first, VERBS, n=1)
         raise ConfigError(
-            f"{first}: neither a verb ({', '.join(VERBS)}) nor an override (key=value)"
+            f"{first}: is neither a verb ({', '.join(VERBS)}) nor an override (key=value)"
             + (f"; did you mean {nearest[0]}?" if nearest else "")
         )
     if _whole_number("WORLD_SIZE", os.environ.get("WORLD_SIZE") or "1") > 1:
@@ -133,19 +137,14 @@ def dispatch(arguments: Sequence[str]) -> int:
 
         outlive_reader()
         return rerun.main(arguments[1:])
-    resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
-    forked = any(text.startswith("fork=") for text in arguments)
-    for key, fits in (("allow_changes", bool(resumed)), ("trust", bool(resumed) or forked)):
-        if not fits and any(text.partition("=")[0] == key for text in arguments):
-            raise ConfigError(f"{key}: goes with resume=RUN_DIR{' or fork=RUN_DIR' if key == 'trust' else ' alone'}")
-    if "resume=" in resumed:
-        raise ConfigError("resume=: empty; give a run directory")
-    if resumed:
-        others = [text for text in arguments if not text.startswith("resume=")]
+    from lmtrain.run.resumed_run import resume_requested
+
+    run_dir, others = resume_requested(arguments)
+    if run_dir is not None:
         from lmtrain.commands import resume
 
         outlive_reader()
-        return resume.main(Path(resumed[-1].removeprefix("resume=").strip("'\"")), others)
+        return resume.main(run_dir, others)
     from lmtrain.commands import train
 
     return train.main(arguments)
@@ -157,7 +156,7 @@ def _current_folder() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
-        raise ConfigError("the current folder was removed or replaced; change to one that is there") from None
+        raise ConfigError("the current folder was removed or replaced; change to an existing folder") from None
 
 
 def _whole_number(name: str, value: str) -> int:
@@ -166,7 +165,7 @@ def _whole_number(name: str, value: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise ConfigError(f"{name}={value}: an environment variable that must be a whole number; unset it") from None
+        raise ConfigError(f"{name}={value}: this environment variable must be a whole number; unset it") from None
 
 
 if __name__ == "__main__":

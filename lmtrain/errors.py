@@ -1,35 +1,35 @@
-"""The errors that end a run or a command, and every way that a run can end: its status and its exit code."""
+"""The errors that stop a run or a command, and the status and exit code of every way in which a run can end."""
 
 import signal
 from dataclasses import dataclass
 
 
 class ConfigError(ValueError):
-    """A mistake in config or input; the message names the key, the value and the way out, and is all that is shown."""
+    """A mistake in config or input; the message names the key, the value and the way out, and is shown alone."""
 
 
 class DataError(ValueError):
-    """Token files are missing, damaged, or not what they say they are; the message names the file."""
+    """Token files are missing, damaged or inconsistent; the message names the file."""
 
 
 class BrokenCheckpointError(RuntimeError):
-    """The files of a checkpoint are not those that were written."""
+    """The files of a checkpoint differ from those that were written."""
 
 
 class DivergedError(RuntimeError):
-    """The loss is no longer finite, or a bad step came and the policy is to stop."""
+    """The loss is no longer finite, or a bad step occurred and the policy is to stop."""
 
 
 class NonFiniteStateError(RuntimeError):
-    """The state has a NaN or an infinity in it; it is not saved."""
+    """The state contains a NaN or an infinity, and was therefore not saved."""
 
 
 class PrunedError(Exception):
-    """A search asked the run to end, because it is unlikely to become the best; the message says why."""
+    """A search stopped the run because it is unlikely to become the best; the message says why."""
 
 
 class InterruptedBySignal(BaseException):
-    """A signal asked the run to stop. Like KeyboardInterrupt, it is not an Exception, which a library may swallow."""
+    """A signal asked the run to stop. It is not an Exception, so that no library swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -37,7 +37,7 @@ class InterruptedBySignal(BaseException):
 
 
 class SweepEndedError(RuntimeError):
-    """Not all jobs of a sweep are done, as its closing table says; `exit_code` is the command's."""
+    """Not all jobs of a sweep completed; its closing table says which. `exit_code` is the exit code of the command."""
 
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"exit code {exit_code}")
@@ -45,13 +45,13 @@ class SweepEndedError(RuntimeError):
 
 
 def os_error_line(error: OSError) -> str:
-    """Return an error of the operating system for a reader: `FILE: what is wrong with it`."""
+    """Return the message for an error of the operating system: `FILE: REASON`."""
     return f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """A way for a run to end: the `status` in its `result.json`, and the exit code of its process."""
+    """A way in which a run can end: the `status` in its `result.json` and the exit code of its process."""
 
     status: str
     exit_code: int
@@ -63,15 +63,15 @@ FAILED = Ending("failed", 1)
 BAD_CONFIG = Ending("failed", 2)
 DIVERGED = Ending("diverged", 3)
 INTERRUPTED = Ending("interrupted", 128 + signal.SIGINT)  # Ctrl-C; everything is saved
-# Also a scheduler's warning, SIGUSR1, and a terminal that is gone, SIGHUP; everything is saved.
+# SIGTERM, and also SIGUSR1 (a cluster scheduler's warning) and SIGHUP (the terminal was closed); everything is saved.
 TERMINATED = Ending("interrupted", 128 + signal.SIGTERM)
 
 SUCCESSFUL = frozenset({COMPLETED.status, PRUNED.status})
-UNSUCCESSFUL = frozenset({FAILED.status, DIVERGED.status})  # an interrupted run is neither: it can go on
+UNSUCCESSFUL = frozenset({FAILED.status, DIVERGED.status})  # an interrupted run is neither: it can be resumed
 
 
 def ending_of(error: BaseException | None) -> Ending:
-    """Return how a run ends that raised this error; None means that it raised none."""
+    """Return the ending of a run that raised this error; None stands for no error."""
     match error:
         case None:
             return COMPLETED
@@ -87,11 +87,11 @@ def ending_of(error: BaseException | None) -> Ending:
 
 
 def ending_by_signal(number: int) -> Ending:
-    """Return how a run ends that a signal stopped."""
+    """Return the ending of a run that was stopped by this signal."""
     return INTERRUPTED if number == signal.SIGINT else TERMINATED
 
 
 def status_of(exit_code: int) -> str:
-    """Return the status of a run that left no `result.json`, by the exit code of its process."""
+    """Return the status of a run without a `result.json`, derived from the exit code of its process."""
     known = (DIVERGED, INTERRUPTED, TERMINATED)
     return next((ending.status for ending in known if ending.exit_code == exit_code), FAILED.status)

@@ -1,4 +1,4 @@
-"""The machine: its CPU, cores and libraries, and what data sheets say of GPUs that it may or may not have."""
+"""Facts about the machine (CPU, cores, memory, libraries), and a table of GPUs with figures from their data sheets."""
 
 import importlib.util
 import json
@@ -12,11 +12,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Gpu:
-    """`name` is, as whole words, part of the driver's; `peak_flops` are FLOP/s of dense 16-bit matrix products.
+    """A GPU with figures from its data sheet.
 
-    `bandwidth` is the memory's, in bytes a second; both are the data sheet's. `product_share` is the share of the peak
-    that the largest products reach. `dollars_per_hour` is an assumption, one GPU on demand at the cheaper clouds as of
-    `PRICED`; None: hardly rented.
+    Attributes:
+        name: Words that appear in the driver's name of the GPU.
+        memory_gb: Memory in GB.
+        peak_flops: FLOP/s of dense 16-bit matrix products.
+        bandwidth: Memory bandwidth in bytes per second.
+        product_share: Share of the peak that the largest matrix products reach.
+        dollars_per_hour: Assumed price of one GPU on demand at one of the cheaper clouds in the year `PRICED`; None if
+            it is hardly offered.
+        bfloat16: Whether it computes in bfloat16.
     """
 
     name: str
@@ -28,17 +34,17 @@ class Gpu:
     bfloat16: bool = True
 
 
-# By which a user says how OpenMP's threads wait: libgomp's, the standard's, and that of Intel's and LLVM's library.
+# A user sets these to choose how OpenMP's threads wait: in libgomp, in the standard, in Intel's and LLVM's library.
 SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 SPIN_COUNT = 10_000
 
 PRICED = "2025"
-# Shares of the peak. Blackwell, Hopper and A100: the largest bfloat16 products that Bekman ("Machine Learning
-# Engineering", maximum achievable matmul FLOPS) found: B200 1745 of 2250, H100 795 of 989, A100 271 of 312 TFLOP/s; an
-# H100 and an H200 measured for lmtrain reach 798. Cards that their power limit keeps below their clock reach less:
-# about 230 of 362 (L40S), 60 of 121 (L4), 75 of 125 (A10), 28 of 65 (T4, which throttles at 70 W) in published tests;
-# so do PCIe cards beside SXM ones. GeForce cards and the A10G are rated for sums in float32, and come close to that.
-# The first name that fits counts.
+# Shares of the peak. Blackwell, Hopper and A100: the fastest bfloat16 products measured by Bekman ("Machine Learning
+# Engineering", maximum achievable matmul FLOPS): B200 1745 of 2250, H100 795 of 989, A100 271 of 312 TFLOP/s. An H100
+# and an H200 measured for lmtrain reach 798. Cards whose power limit lowers their clock reach less in published tests:
+# about 230 of 362 (L40S), 60 of 121 (L4), 75 of 125 (A10), 28 of 65 (T4, which throttles at 70 W). PCIe cards also
+# reach less than SXM cards. GeForce cards and the A10G are rated for float32 accumulation and come close to that rate.
+# The first matching name counts.
 GPUS = (
     Gpu("B200", 180, 2250e12, 7.7e12, 0.78, 5.0),
     Gpu("GH200", 96, 989e12, 4.0e12, 0.8, 2.0),
@@ -61,14 +67,14 @@ GPUS = (
 
 
 def find_gpu(device_name: str) -> Gpu | None:
-    """Return the GPU that the driver gives this name; None for one that is not in the table."""
-    # As whole words: an L40 is no L4, a T400 no T4, and a laptop's RTX 4090 is another chip.
+    """Return the GPU for a name given by the driver, or None if it is not in the table."""
+    # Matches whole words: an L40 is not an L4, a T400 is not a T4, and a laptop's RTX 4090 is a different chip.
     whole = r"(?<!\w){}(?!\w| Ti| D\b| Laptop)"
     return next((gpu for gpu in GPUS if re.search(whole.format(re.escape(gpu.name)), device_name)), None)
 
 
 def cpu_name() -> str:
-    """Return the model name of the CPU, or the machine type where the system does not say more."""
+    """Return the model name of the CPU, or the machine type if the system does not report a name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -77,13 +83,13 @@ def cpu_name() -> str:
 
 
 def is_installed(library: str) -> bool:
-    """Return whether a library can be imported. A folder of its name, with data perhaps, is none."""
+    """Return whether a library can be imported; a mere folder of its name, such as one with data, does not count."""
     found = importlib.util.find_spec(library)
     return found is not None and found.origin is not None
 
 
 def write_json_with_machine(path: Path, **results: Any) -> None:
-    """Write results as JSON, with the machine that they were measured on."""
+    """Write results as JSON, together with a description of this machine."""
     machine = {
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
@@ -94,13 +100,13 @@ def write_json_with_machine(path: Path, **results: Any) -> None:
 
 
 def limit_spinning() -> None:
-    """Let OpenMP's idle threads spin for a moment only; must come before torch, and with it OpenMP, is loaded.
+    """Limit the time for which OpenMP's idle threads spin. Call this before torch, and with it OpenMP, is loaded.
 
-    By default a thread of libgomp's spins 300,000 times, some milliseconds, before it sleeps: longer than the scheduler
-    lets a process run while others wait, so that where several processes compete each burns its turns on waiting.
-    `SPIN_COUNT` spins are some tenths of a millisecond: longer than the pauses between a step's operations, shorter
-    than a turn. Neither depends on the number of cores; with more threads than cores libgomp itself spins 100 times. A
-    user's own setting wins.
+    By default, a libgomp thread spins 300,000 times (a few milliseconds) before it sleeps. That is longer than the
+    time slice a process gets while others wait, so that competing processes spend their slices on waiting. `SPIN_COUNT`
+    spins last a few tenths of a millisecond: longer than the pauses between the operations of a step, shorter than a
+    time slice. Neither depends on the number of cores. With more threads than cores, libgomp itself spins only 100
+    times. A user's own setting wins.
     """
     if not any(name in os.environ for name in SPIN_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
@@ -112,7 +118,7 @@ def available_cores() -> int:
 
 
 def total_memory() -> int:
-    """Return the bytes of RAM and swap that this machine has, or that its container may use."""
+    """Return the bytes of RAM and swap of this machine, or of its container if that has a lower limit."""
     most = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()

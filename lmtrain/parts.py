@@ -1,7 +1,7 @@
-"""Builds the parts of a run from its checked config, in the order that data flows; every command that needs parts calls
-this. What has to fit between parts is checked here, once.
+"""Builds the parts of a run from its checked config, in the order that data flows through them.
 
-All functions raise ValueError, or ConfigError, for a mistake that only building shows.
+Every command that needs parts calls these functions. They also check that the parts fit together. All of them raise
+ValueError or ConfigError for a mistake that shows only when a part is built.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from lmtrain.system import System
 
 
 def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
-    """Build all parts of a run; `system` is for a command that needs another one than the config's."""
+    """Build all parts of a run. A command that needs another system than the config's passes `system`."""
     system = system or build_system(cfg)
     train_loader, val_loader = build_loaders(cfg)
     model = build_model(cfg).to(system.device)
@@ -31,9 +31,9 @@ def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
 
 
 def build_system(cfg: DictConfig, **changes: Any) -> System:
-    """Build the system and seed its generators. It comes first, as it sets how memory is allocated.
+    """Build the system and seed its random generators. Call this first, because it sets how memory is allocated.
 
-    `changes` replace values of the config: `device="cpu"`.
+    `changes` replace values of the config, for example `device="cpu"`.
     """
     system: System = build(cfg.system, **changes)
     system.seed(cfg.seed)
@@ -41,29 +41,31 @@ def build_system(cfg: DictConfig, **changes: Any) -> System:
 
 
 def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
-    """Build the loaders of the training and of the validation split."""
+    """Build the loaders of the training split and the validation split."""
     train_loader: TokenLoader = build(cfg.data, split="train", seed=cfg.seed)
     _check_samples(train_loader, cfg)
     return train_loader, build(cfg.data, split="val", seed=cfg.seed)
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
-    """Build the model on the CPU, so that one seed makes one model for every device.
+    """Build the model on the CPU, so that a seed gives the same model on every device.
 
-    Under `torch.device("meta")` it has shapes alone.
+    Under `torch.device("meta")` the parameters have shapes but no memory.
     """
     model: nn.Module = build(cfg.model)
     longest = getattr(model, "block_size", None)
     if longest is not None and cfg.data.get("block_size", 0) > longest:
-        raise ValueError(f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}")
+        raise ValueError(
+            f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}; change one of the two"
+        )
     return model
 
 
 def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
-    """Check that the model fits into this machine's memory, and is no larger than the one in the checkpoints, if any.
+    """Check that the model fits into this machine's memory, and is no larger than the models in `checkpoints`.
 
-    It comes first, before any memory is taken. A user's own class is not checked: it would be built twice, and what it
-    keeps outside of the model, such as a cache of masks, would hold tensors without memory.
+    Call this first, before any memory is allocated. Classes from outside lmtrain are not checked: the check builds the
+    model without memory, and a cache that such a class keeps elsewhere would then contain tensors without memory.
     """
     if not str(cfg.model.get("_target_")).startswith("lmtrain."):
         return
@@ -77,18 +79,18 @@ def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
 
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer of the model's parameters."""
+    """Build the optimizer for the model's parameters."""
     optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
     return optimizer
 
 
 def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
-    """Check that the data is not used up before the run ends."""
+    """Check that `data.max_epochs` allows enough samples for all steps."""
     enough = getattr(train_loader, "max_samples", None)
     if enough is not None and "gradient_accumulation_steps" in cfg.trainer:
         step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps
         if cfg.trainer.max_steps * step_samples > enough:
             raise ValueError(
                 f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {enough:,} samples, which are "
-                f"{enough // step_samples:,} steps"
+                f"enough for {enough // step_samples:,} steps"
             )

@@ -7,10 +7,10 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 
 class Schedule(Protocol):
-    """A schedule whose settings are bound: what the trainer calls."""
+    """A schedule with its settings bound, as the trainer calls it."""
 
     def __call__(self, step: int, /) -> float:
-        """Return the learning rate of the step that follows `step` finished ones."""
+        """Return the learning rate of the next step after `step` finished steps."""
 
 
 def cosine(
@@ -18,7 +18,16 @@ def cosine(
 ) -> float:
     """Return the learning rate after `step` finished steps: linear warmup, half a cosine, then `min_lr`.
 
-    Source: Loshchilov and Hutter, "SGDR" (2017), eq. 5, without restarts; warmup as in nanoGPT, never 0.
+    The warmup is nanoGPT's and never returns 0.
+
+    Source: Loshchilov and Hutter, "SGDR" (2017), eq. 5, without restarts.
+
+    Args:
+        step: Optimizer steps done so far; given by the trainer.
+        lr: Peak learning rate, reached at the end of the warmup.
+        min_lr: Learning rate at `max_steps` and after it.
+        warmup_steps: Steps of linear warmup; 0 means none.
+        max_steps: Step at which the cosine ends.
     """
     if step < warmup_steps:
         return lr * (step + 1) / (warmup_steps + 1)
@@ -29,5 +38,11 @@ def cosine(
 
 
 def constant(step: int, *, lr: PositiveFloat, warmup_steps: NonNegativeInt) -> float:
-    """Return the learning rate after `step` finished steps: linear warmup, then `lr` for good."""
+    """Return the learning rate after `step` finished steps: linear warmup, then always `lr`.
+
+    Args:
+        step: Optimizer steps done so far; given by the trainer.
+        lr: Learning rate after the warmup.
+        warmup_steps: Steps of linear warmup; 0 means none.
+    """
     return lr * min(1.0, (step + 1) / (warmup_steps + 1))

@@ -1,4 +1,4 @@
-"""The machine as the run uses it: device, number format, compilation, threads, memory."""
+"""Device, number format, compilation, threads and memory of a run."""
 
 import contextlib
 import ctypes
@@ -30,11 +30,11 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def make_malloc_keep_memory() -> None:
-    """Make glibc keep freed memory for the next allocation, rather than hand it back to the kernel.
+    """Make glibc keep freed memory for the next allocation instead of returning it to the kernel.
 
-    A training step frees and asks again for the same gigabytes; each time the kernel would map and clear every page
-    anew (140,000 page faults a step for a 50M-parameter model, a tenth of its time on a CPU). Where the C
-    library is another one, nothing happens.
+    Each training step frees and allocates the same gigabytes. The kernel would map and clear every page again each time
+    (140,000 page faults per step for a 50M-parameter model, a tenth of its time on a CPU). With another C library this
+    does nothing.
     """
     if platform.libc_ver()[0] != "glibc":
         return
@@ -44,30 +44,35 @@ def make_malloc_keep_memory() -> None:
 
 
 def missing_to_compile(device_type: str) -> str | None:
-    """Return what this machine lacks for `torch.compile`, in a few words; None if it lacks nothing."""
-    # Triton, for CUDA, takes gcc or clang; Inductor, for the CPU, g++. The variables name another.
+    """Return a short text that says what `torch.compile` needs and this machine lacks; None if it lacks nothing."""
+    # Triton, for CUDA, uses gcc or clang; Inductor, for the CPU, uses g++. The variables name another compiler.
     variable, compilers = ("CC", ["gcc", "clang"]) if device_type == "cuda" else ("CXX", ["g++"])
     named = os.environ.get(variable)
     if not any(map(shutil.which, [named] if named else compilers)):
-        missing = f"{variable}={named} is not there" if named else f"{' or '.join(compilers)} is not in PATH"
+        missing = f"{variable}={named} does not exist" if named else f"{' or '.join(compilers)} is not in PATH"
         return f"torch.compile needs a compiler, and {missing}"
     more = [os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")]
     folders = [sysconfig.get_path("include"), *os.pathsep.join(more).split(os.pathsep)]
     if not any(Path(folder, "Python.h").is_file() for folder in folders):
-        return "torch.compile needs Python.h, of the package python3-dev or similar"
+        return "torch.compile needs Python.h, which is part of python3-dev or a similar package"
     return None
 
 
 class System:
-    """Device, dtype and compilation of a run, and everything that differs between CPU and CUDA.
+    """Sets up the device, dtype and compilation of a run, and hides the differences between CPU and CUDA.
 
-    `auto` picks cuda where there is one; bfloat16 on a GPU that has it, else float32; compilation on cuda, if this
-    machine can. `threads` limits the CPU threads of a step (null: one a core). `keep_freed_memory` is glibc's, for
-    training on the CPU. `tf32` lets a GPU multiply float32 in TensorFloat-32; `deterministic` takes the algorithms that
-    give the same bits every time; an operation that has none fails then.
+    Args:
+        device: `cpu`, `cuda`, or one GPU as `cuda:1`; `auto` means a GPU if there is one.
+        dtype: Number format of matrix products; `auto` means bfloat16 on a GPU that supports it, otherwise float32.
+            float16 adds a gradient scaler.
+        compile: Compile the model with `torch.compile`; `auto` means on a GPU, if this machine has a compiler.
+        threads: CPU threads of a step; null means one per core.
+        keep_freed_memory: Make glibc keep the memory that a step frees for the next step, which is faster on a CPU.
+        tf32: Let a GPU compute float32 matrix products in TensorFloat-32.
+        deterministic: Use only algorithms that give the same bits every time. An operation that has none fails.
 
     Raises:
-        ValueError: a device that is not there, a dtype that it cannot compute in, no compiler to compile with.
+        ValueError: the device does not exist, it does not support the dtype, or there is no compiler.
     """
 
     def __init__(
@@ -89,25 +94,25 @@ class System:
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if (self.device.index or 0) >= count:
                 raise ValueError(
-                    f"system.device={device}: this machine has {count} CUDA devices; take system.device=auto"
+                    f"system.device={device}: this machine has {count} CUDA devices; use system.device=auto"
                 )
             torch.cuda.set_device(self.device)
         self.dtype_name = self._resolve_dtype(dtype)
         self.dtype: torch.dtype = getattr(torch, self.dtype_name)
         self.compiles = self._resolve_compile(compile)
-        # Always: MKL otherwise chooses the number of threads of each product, and another number rounds otherwise.
+        # Always set: otherwise MKL chooses the number of threads per product, and the number changes the rounding.
         torch.set_num_threads(threads or torch.get_num_threads())
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            # Not "warn": with that, attention on CUDA keeps its faster algorithms, which are not deterministic.
+            # Not "warn": that leaves attention on CUDA with its faster algorithms, which are not deterministic.
             if self.compiles:
                 torch.use_deterministic_algorithms(True)
             else:
-                # The same, but for the compiler's own setting, and so without a second for importing the compiler.
+                # The same without the compiler's setting, which saves the second that importing the compiler takes.
                 torch.set_deterministic_debug_mode("error")
-            # The filling of memory that is written anyway costs a tenth of a step.
+            # Filling memory that is overwritten anyway costs a tenth of a step.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
 
@@ -115,70 +120,79 @@ class System:
         wanted = self.device.type == "cuda" if compile == "auto" else compile
         missing = missing_to_compile(self.device.type) if wanted else None
         if missing and compile != "auto":
-            raise ValueError(f"system.compile=true: {missing}; install that, or take system.compile=false")
+            raise ValueError(f"system.compile=true: {missing}; install it, or use system.compile=false")
         if missing:
-            log.warning("the model is not compiled, which is slower: %s; or say system.compile=false", missing)
+            log.warning(
+                "training is slower because the model is not compiled: %s; install it, or use system.compile=false",
+                missing,
+            )
         return wanted and not missing
 
     def _resolve_dtype(self, dtype: Dtype) -> str:
         if self.device.type == "cuda":
             has_bfloat16 = torch.cuda.get_device_capability(self.device) >= (8, 0)
             if dtype == "bfloat16" and not has_bfloat16:
-                raise ValueError("system.dtype=bfloat16: this GPU has no bfloat16; take float16 or auto")
+                raise ValueError("system.dtype=bfloat16: this GPU has no bfloat16; use float16 or auto")
             return ("bfloat16" if has_bfloat16 else "float32") if dtype == "auto" else dtype
         return "float32" if dtype == "auto" else dtype
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context of one forward pass: mixed precision, or nothing for float32."""
+        """Return the context for a forward pass: mixed precision, or no change for float32."""
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Return what scales the loss so that float16 gradients do not vanish; it does nothing for other dtypes."""
+        """Return the scaler that keeps float16 gradients from vanishing; it is disabled for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
     def compile(self, model: torch.nn.Module) -> Callable[..., Any]:
-        """Return the callable to train with; the model itself is still what is saved, without any `_orig_mod.`."""
+        """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`."""
         return torch.compile(model) if self.compiles else model
 
     def seed(self, seed: int) -> None:
-        """Seed every generator that a model or a user's part may draw from."""
+        """Seed every random generator that a model or a user's part may use."""
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
 
     def synchronize(self) -> None:
-        """Wait for the device, so that a clock is right."""
+        """Wait for the device to finish its work, for example before reading a clock."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def memory_gb(self) -> float:
-        """Return the peak memory in GB (10^9 bytes): the tensors' on a GPU, the whole process's on a CPU."""
+        """Return the peak memory in GB (10^9 bytes): of the tensors on a GPU, of the whole process on a CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
     def peak_flops(self) -> float | None:
-        """Return the vendor's FLOP/s of this device in 16 bits; None if unknown, or if the run computes in 32."""
+        """Return the vendor's 16-bit FLOP/s of this device; None if unknown, or if the run computes in float32."""
         if self.device.type == "cpu" or self.dtype == torch.float32:
             return None
         gpu = find_gpu(torch.cuda.get_device_name(self.device))
         return gpu.peak_flops if gpu else None
 
     def process_bytes(self) -> int:
-        """Return the bytes of RAM that this process holds now."""
+        """Return the bytes of RAM that this process uses now."""
         statm = Path("/proc/self/statm")
         if statm.exists():
             return int(statm.read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def speed_to_float32(self) -> float:
-        """Return the speed of a matrix product in the run's dtype over float32's; below 1 on CPUs that emulate it."""
+        """Return the speed of a matrix product in the run's dtype, relative to float32.
+
+        It is below 1 on CPUs that emulate the dtype.
+        """
         return 1.0 if self.dtype == torch.float32 else self.measure_flops() / self.measure_flops(torch.float32)
 
     def measure_flops(self, dtype: torch.dtype | None = None) -> float:
-        """Return the FLOP/s of a large matrix product, in the run's dtype by default: best of three, in a second."""
+        """Return the FLOP/s of a large matrix product, in the run's dtype by default: the best of three tries.
+
+        It takes about a second.
+        """
         n = 8192 if self.device.type == "cuda" else 1024
         a = torch.ones(n, n, device=self.device, dtype=dtype or self.dtype)
         seconds = []
@@ -199,7 +213,7 @@ class System:
         return f"{self.device} ({name}), {self.dtype_name}, {'compiled' if self.compiles else 'eager'}"
 
     def generator_state(self) -> dict[str, torch.Tensor]:
-        """Return the state of all random generators, as tensors that a file without pickle can hold."""
+        """Return the state of all random generators as tensors, which can be saved without pickle."""
         version, words, gauss = random.getstate()
         _, key, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
         state = {
@@ -214,7 +228,10 @@ class System:
         return state
 
     def load_generator_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Put back what `generator_state` gave; a run that moved from CPU to CUDA seeds the latter anew."""
+        """Restore a state that `generator_state` returned.
+
+        After a move from CPU to CUDA the state has nothing for the CUDA generator, which then keeps its seed.
+        """
         version, *words = state["python"].tolist()
         gauss = state["python_gauss"].tolist()
         random.setstate((version, tuple(words), gauss[0] if gauss else None))

@@ -1,4 +1,4 @@
-"""One run, from a checked config to `result.json`."""
+"""Trains one run, from a checked config to `result.json`."""
 
 import contextlib
 import logging
@@ -46,12 +46,12 @@ from lmtrain.trainer import Recorder, Trainer
 
 log = logging.getLogger(__name__)
 
-Afterwards = Callable[[str], None]  # takes the status in `result.json`
+Afterwards = Callable[[str], None]  # called with the status in `result.json`
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, for the process (exit code) and for a sweeper (objective)."""
+    """Holds how a run ended: the exit code for the process, the objective for a sweeper."""
 
     exit_code: int
     objective: float | None
@@ -66,14 +66,19 @@ def run(
     lineage: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
 ) -> Outcome:
-    """Train in a run directory and record how the run ended; `resumed` is for a run that goes on.
+    """Train in a run directory and record how the run ended.
 
-    `hydra_files` are the texts for `.hydra/`, by file name: the config as composed, which a resume starts from.
-    `lineage` is what `environment.json` says of the run that this one repeats; `notes` are logged before it starts.
+    Args:
+        cfg: The checked config.
+        run_dir: The run directory, new or of the run to resume.
+        hydra_files: Texts for `.hydra/` by file name: the config as composed, from which a resume starts.
+        resumed: Describes the resume, if this continues a run.
+        lineage: Entries of `environment.json` that describe the run which this one repeats.
+        notes: Lines to log before the run starts.
 
     Raises:
-        ConfigError: a mistake that could not be seen before the parts were built (`result.json` has it, too), or the
-            directory is another run's.
+        ConfigError: building the parts showed a mistake (also recorded in `result.json`), or the directory belongs to
+            another run.
     """
     request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes)
     state = TrainState()
@@ -85,7 +90,7 @@ def run(
             directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
         else:
             _refuse_fewer_steps(cfg, directory.path)
-        with raising_config_errors():  # a folder in a file's place
+        with raising_config_errors():  # for example, a folder where a file should be
             configure_logging(directory.path)
             stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
         error: BaseException | None = None
@@ -94,10 +99,10 @@ def run(
             train(request, directory, state, stop, afterwards)
         except BaseException as caught:
             error = caught
-        stop.defers = True  # the result takes no time, and says how the run ended
+        stop.defers = True  # writing the result is quick, and a signal must not prevent it
         ending = ending_of(error)
-        # A resume that could not begin, or had nothing left to do, changes nothing of how a run ended; but one that was
-        # killed after its last step has not ended yet.
+        # A resume that could not begin, or had nothing left to do, keeps the recorded result of the run. But a run that
+        # was killed after its last step has no final result yet.
         ended = read_json(directory.path / "result.json").get("status") == COMPLETED.status
         if resumed is None or resumed.began or (error is None and not ended):
             write_result(cfg, directory, state, ending.status, error)
@@ -113,26 +118,26 @@ def run(
 
 
 def _do_afterwards(task: Afterwards, status: str, stop: StopRequest) -> None:
-    """Do what is left when the result is written: a signal cuts it short, and no error changes how the run ended."""
+    """Run a task after the result is written. A signal interrupts it; an error does not change the result."""
     try:
         try:
             stop.defers = False
             task(status)
         finally:
-            stop.defers = True  # also for what is logged here
+            stop.defers = True  # also while the lines below are logged
     except InterruptedBySignal as signal:
-        log.warning("%s, when the run had ended: %s", signal, status)
+        log.warning("%s, after the run had ended: %s", signal, status)
     except Exception as error:
-        log.warning("%s: %s, when the run had ended: %s", type(error).__name__, error, status)
-        log.debug("its traceback", exc_info=True)
+        log.warning("%s: %s, after the run had ended: %s", type(error).__name__, error, status)
+        log.debug("traceback", exc_info=True)
 
 
 def train(
     request: RunRequest, directory: RunDirectory, state: TrainState, stop: StopRequest, afterwards: list[Afterwards]
 ) -> None:
-    """Build the parts in the order that data flows, and run them; `state` is where the run is when this returns.
+    """Build the parts in the order that data flows, and train; `state` is updated during the training.
 
-    What is to be done when the result is written, and may take long or fail, is added to `afterwards`.
+    Tasks that may take long or fail are added to `afterwards`, to be run after the result is written.
     """
     cfg, resumed = request.cfg, request.resumed
     with raising_config_errors():
@@ -158,14 +163,14 @@ def train(
             }
             record_start(request, directory, environment, start.environment)
         if start.origin is not None:
-            trainer.checkpoints.save(state)  # a resume needs the origin no more, which may remove its checkpoint
-    del start  # as much memory again as the model and the optimizer take
+            trainer.checkpoints.save(state)  # a resume no longer needs the origin, which may remove its checkpoint
+    del start  # it takes as much memory as the model and the optimizer
     report.announce(request, directory, trainer)
     try:
         trainer.fit()
     except DataError as error:
-        again = report.resume_command(directory.path)
-        raise ConfigError(f"{error}; to continue when that is fixed: {again}") from error
+        command = report.resume_command(directory.path)
+        raise ConfigError(f"{error}; to continue after fixing that: {command}") from error
     stop.defers = True
     if tokenizer is not None and cfg.sample_tokens:
         block_size = trainer.train_loader.block_size
@@ -187,13 +192,13 @@ def build_recorder(
     tokenizer: StoredTokenizer | None,
     environment: Mapping[str, Any],
 ) -> Recorder:
-    """Build what records the run in its directory and with its loggers; `environment` describes where it runs."""
+    """Build the recorder, which writes the run directory and the loggers; `environment` describes the machine."""
     info = run_info(cfg, directory, environment["run_id"])
     metrics = JsonlLogger(directory.path / "metrics.jsonl")
     console = ConsoleLogger(lambda: state.step, cfg.trainer.max_steps)
     return Recorder(
         logger=CompositeLogger(metrics, [console, *(build(node, info) for node in cfg.logger.values())]),
-        saver=Saver(checkpoints, before_commit=metrics.sync),  # a checkpoint counts on the metrics up to its step
+        saver=Saver(checkpoints, before_commit=metrics.sync),  # a resume relies on the metrics up to the checkpoint
         bad_batches=BadBatches(
             directory.path / "bad-batches", parts.train_loader, tokenizer.decode if tokenizer else None
         ),
@@ -210,13 +215,16 @@ def build_recorder(
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
     done = max(checkpoint_steps(run_dir), default=0)
     if cfg.trainer.get("max_steps", done) < done:
-        raise ConfigError(f"trainer.max_steps={cfg.trainer.max_steps}: the run has done {done} steps already")
+        raise ConfigError(
+            f"trainer.max_steps={cfg.trainer.max_steps}: the run has already done {done} steps; give at least {done}"
+        )
 
 
 def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory, origin: Path | None) -> StoredTokenizer | None:
-    """Copy the data's tokenizer into the run, so that sampling needs nothing else; return None if there is none.
+    """Copy the data's tokenizer into the run directory and return it, so that sampling needs nothing else.
 
-    Where the data has none, an imported run may have one, and a fork has that of its origin.
+    If the data has no tokenizer, an imported run may have its own, and a fork copies the one of its origin. Return None
+    if there is none.
     """
     source = next(iter(token_folders(cfg.data).values()), None)
     copied = source is not None and copy_tokenizer(source, directory.path)

@@ -1,4 +1,4 @@
-"""The training loop: micro-batches, backward, clip, step; evaluation, logging and checkpoints around it."""
+"""The training loop. `Trainer.step` is one optimizer step; `Trainer.fit` evaluates, logs and saves around it."""
 
 import math
 from collections.abc import Mapping
@@ -25,16 +25,16 @@ from lmtrain.loop.training_parts import Parts
 from lmtrain.loop.update import update
 from lmtrain.model.flops import flops_per_token
 
-STOP_FILE_STEPS = 10  # between looks for a request to be pruned; on a network file system each may take a millisecond
+PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
 
 Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Recorder:
-    """What records a run, and may ask it to stop.
+    """Holds the objects that record a run, and the stop request that can end it early.
 
-    `identity` is what every checkpoint says of the run: its id, config and environment.
+    `identity` (the run's id, config and environment) is stored in every checkpoint.
     """
 
     logger: RunLogger
@@ -45,26 +45,43 @@ class Recorder:
 
 
 class Trainer:
-    """Trains `parts.model` until `max_steps`: evaluates it, and has `recorder` log and save it.
+    """Trains a model, evaluates it regularly, and logs and saves the run.
 
-    The gradient of a step is that of the mean loss over all target tokens of its `gradient_accumulation_steps`
-    micro-batches together, however they are cut and however many targets each of them has. The learning rate of a
-    parameter group is the schedule's times the group's `lr_scale`, if it has one.
+    The loss of a step is the mean over all target tokens of its micro-batches. Every token has the same weight, no
+    matter how the step is split. The learning rate of a parameter group is the schedule's learning rate times the
+    group's `lr_scale`, which is 1 by default.
 
-    `grad_clip` is the largest global gradient norm (0: no limit); `eval_batches` limits an evaluation (null: the whole
-    split); `eval_train_batches` of the training split are evaluated as well (0: none). The newest `keep_checkpoints`
-    stay, those of every `keep_every` steps (null: none), and the best, which an evaluation that improves makes at once.
+    A step is bad if its loss or gradient norm is not finite, or is a spike. Bad steps are detected on the device, which
+    skips their update. The batch is saved for inspection, and the policy `on_bad_step` decides how the run continues
+    (see `loop/policies.py`).
 
-    A step whose loss or gradient norm is not finite, or a spike (more than `spike_zscore` robust standard deviations
-    above the last `spike_window` good steps; null: no such check), is bad. That is decided on the device, and the
-    update left out there; its batch is kept for a person to look at. Then the policy `on_bad_step` decides how the run
-    goes on: see `loop/policies.py`.
+    Args:
+        parts: Data loaders, model, optimizer and schedule.
+        recorder: Logger, checkpoint saver and stop request.
+        state: Where the run starts: a new state, or the state of a checkpoint.
+        max_steps: Optimizer steps of the whole run.
+        gradient_accumulation_steps: Micro-batches per optimizer step.
+        grad_clip: Largest global gradient norm; 0 means no clipping.
+        on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
+            back to the last regular checkpoint and continues with the data after the bad step.
+        spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
+            the median of recent good steps; null means that there is no such check.
+        spike_window: Number of recent good steps that a spike is measured against.
+        eval_interval: Steps between evaluations on the validation split.
+        eval_batches: Batches per evaluation; null means the whole split.
+        eval_train_batches: Batches of the training split to evaluate as well, logged as `train_eval/loss`; 0 means
+            none.
+        log_interval: Steps between lines of `metrics.jsonl`.
+        checkpoint_interval: Steps between regular checkpoints. A checkpoint is also saved at every new best validation
+            loss and at the end.
+        keep_checkpoints: Number of newest checkpoints to keep. The best one is always kept.
+        keep_every: Also keep every checkpoint whose step is a multiple of this; null means none.
 
     Raises:
-        DataError: from `fit`, when token files turn out to be damaged; everything is saved.
-        DivergedError: from `fit`, after a bad step.
-        NonFiniteStateError: from `fit`, when the state to be saved has numbers that are not finite.
-        InterruptedBySignal, PrunedError: from `fit`, when everything is saved.
+        DataError: `fit` found damaged token files, or a batch without targets; the run is saved.
+        DivergedError: bad steps ended `fit`, or the validation loss is not finite.
+        NonFiniteStateError: `fit` refused to save numbers that are not finite.
+        InterruptedBySignal, PrunedError: `fit` was asked to stop; the run is saved.
     """
 
     def __init__(
@@ -115,7 +132,7 @@ class Trainer:
         )
 
     def fit(self) -> None:
-        """Run the steps that are left; `state` is that of the last one afterwards."""
+        """Run the remaining steps and update `state` as they finish."""
         with self.saver:
             while True:
                 try:
@@ -124,7 +141,7 @@ class Trainer:
                     self._rewind(error.bad)
                     if self.state.rewinds > policies.MAX_REWINDS:
                         raise DivergedError(f"{error}, and {policies.MAX_REWINDS} rewinds did not help") from error
-                except DataError:  # between two steps: the last one is whole, and must not be lost
+                except DataError:  # raised between two steps: the last one is complete and must not be lost
                     if self.state.step:
                         self._save()
                     raise
@@ -137,45 +154,45 @@ class Trainer:
         with Prefetcher(self.train_loader.batch, first_batch, self.system.device) as self.micro_batches:
             self.clock = StepClock(state.step, state.seconds)
             if state.pending is not None:
-                self._finish_step(state.pending, evaluates=True, saves=True)
+                self._finish_step(state.pending, evaluate=True, save=True)
             while state.step < self.max_steps:
                 try:
                     loss, grad_norm = self.step()
                 except DataError:
-                    self._apply_policy(newest=True)  # to the step before, which has not been looked at yet
+                    self._apply_policy(newest=True)  # the step before has not been checked yet
                     raise
-                if not self.stop.defers:  # the first step of this process, before which there was nothing new to save
+                if not self.stop.defers:  # the first step of this process: until now there was nothing new to save
                     self.stop.defers = True
                     self.saver.reserve(self.snapshot.take(state))
                 last = state.step == self.max_steps
-                logs = state.step % self.log_interval == 0 or last or state.step == 1
-                evaluates = state.step % self.eval_interval == 0 or last
-                # Looked at once, as a signal may come at any moment: what stops the run also saves it.
-                request = self.stop.asked(looks=logs or evaluates or state.step % STOP_FILE_STEPS == 0)
-                saves = state.step % self.checkpoint_interval == 0 or last or request is not None
+                log = state.step % self.log_interval == 0 or last or state.step == 1
+                evaluate = state.step % self.eval_interval == 0 or last
+                # Read once per step, since a signal can arrive at any moment: a request that stops the run also saves.
+                request = self.stop.requested(check_file=log or evaluate or state.step % PRUNE_CHECK_STEPS == 0)
+                save = state.step % self.checkpoint_interval == 0 or last or request is not None
                 self.saver.check()
-                self._apply_policy(newest=logs or evaluates or saves)
-                metrics = self._train_metrics(loss, grad_norm) if logs else {}
-                if evaluates or saves:
-                    self.system.synchronize()  # what the device still has to do belongs to the steps
-                self._finish_step(metrics, evaluates=evaluates, saves=saves)
+                self._apply_policy(newest=log or evaluate or save)
+                metrics = self._train_metrics(loss, grad_norm) if log else {}
+                if evaluate or save:
+                    self.system.synchronize()  # work still queued on the device counts as time of the steps
+                self._finish_step(metrics, evaluate=evaluate, save=save)
                 if request is not None and not last:
-                    self.saver.wait()  # else its error would come too late to count
+                    self.saver.wait()  # a failed save must be reported instead of the request
                     raise request
 
     def step(self) -> tuple[Tensor, Tensor]:
-        """Do one optimizer step; return its loss (nats a token) and gradient norm, for which nobody has waited yet."""
+        """Do one optimizer step; return its loss (nats per token) and gradient norm without waiting for the device."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
         micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
         targets = sum(batch.n_targets for batch in micro_batches)
         if not targets:
-            raise DataError(f"{self.train_loader.path}: the batch of step {self.state.step + 1} has no target at all")
+            raise DataError(f"{self.train_loader.path}: the batch of step {self.state.step + 1} has no targets")
         total, losses = torch.zeros((), device=self.system.device), []
         for batch in micro_batches:
             if batch.n_targets == 0:
                 losses.append(torch.zeros_like(total))
-                continue  # its mean is 0 / 0
+                continue  # its mean loss would be 0 / 0
             with self.system.autocast():
                 _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
             losses.append(loss.detach())
@@ -193,31 +210,31 @@ class Trainer:
         self.state.tokens += targets
         return total, grad_norm
 
-    def _finish_step(self, metrics: Metrics, *, evaluates: bool, saves: bool) -> None:
-        """Do what comes after the update: an evaluation, a line in the log, a checkpoint."""
+    def _finish_step(self, metrics: Metrics, *, evaluate: bool, save: bool) -> None:
+        """Evaluate, log and save after the update of a step."""
         state = self.state
         with self.clock.paused():
-            if evaluates:
-                metrics = self._evaluated(metrics)
+            if evaluate:
+                metrics = self._add_evaluation(metrics)
             if metrics:
                 state.seconds = self.clock.run_seconds()
-                axes = {"tokens": state.tokens, "seconds": state.seconds}  # what curves are drawn over
+                axes = {"tokens": state.tokens, "seconds": state.seconds}  # x axes for curves
                 self.logger.log(state.step, metrics | axes)
-            if evaluates and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step is policies.stop:
+            if evaluate and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step is policies.stop:
                 raise DivergedError(f"the validation loss of step {state.step} is {state.val_loss}")
-            if saves or state.best_step == state.step:  # the best model is worth a checkpoint
+            if save or state.best_step == state.step:  # the best model is saved at once
                 self._save()
 
-    def _evaluated(self, metrics: Metrics) -> Metrics:
-        """Return the metrics with those of an evaluation.
+    def _add_evaluation(self, metrics: Metrics) -> Metrics:
+        """Evaluate the model and return its metrics together with the given ones.
 
-        If that is cut short, the step is saved without, and evaluated when the run goes on.
+        If the evaluation is interrupted, the step is saved without it, and a resume evaluates the step first.
         """
         generators = self.system.generator_state()
         try:
             with self.stop.at_once():
                 evaluated = self.evaluator.metrics()
-        except BaseException:  # a signal, no memory, damaged data: the step itself is whole
+        except BaseException:  # a signal, no memory, damaged data: the step itself is complete
             self.system.load_generator_state(generators)
             self.state.pending = metrics
             self._save()
@@ -232,21 +249,21 @@ class Trainer:
         self.checkpoints.save(self.state)
 
     def _apply_policy(self, *, newest: bool) -> None:
-        """Apply the policy to the bad steps that the device has reported by now; `newest` waits for the last step."""
+        """Apply the policy to the bad steps that the device has reported; `newest` also waits for the last step."""
         for bad in self.monitor.bad_steps(newest=newest):
             batch_file = self.bad_batches.keep(bad)
             self.state.count_bad_step(bad.step)
             if self.state.bad_in_a_row > policies.MAX_BAD_STEPS_IN_A_ROW:
-                raise DivergedError(f"{bad}, as were the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it")
+                raise DivergedError(f"{bad}; the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it were bad, too")
             self.on_bad_step(bad, batch_file)
 
     def _rewind(self, bad: BadStep) -> None:
         self.checkpoints.rewind(self.state, bad, self.step_samples)
-        self.state.seconds = self.clock.run_seconds()  # the way back counts, too
+        self.state.seconds = self.clock.run_seconds()  # a rewind takes time, too
         self.logger.rewind(self.state.logged_step)
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
-        self.state.train_loss = loss.item()  # waits for the device: only here, where the step is logged
+        self.state.train_loss = loss.item()  # waits for the device, but only in steps that are logged
         seconds = self.clock.lap(self.state.step)
         tokens = self.step_samples * self.train_loader.block_size
         metrics = {

@@ -1,4 +1,4 @@
-"""What the tests share: small token files, and the command line in a folder of its own."""
+"""Fixtures for all tests: small token files, and the command line in a temporary folder."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from support.tokens import write_tokens
 from lmtrain.machine import limit_spinning
 from lmtrain.terminal.paths import shell_folder
 
-# Two threads only get in each other's way with models this small. Set before any test imports torch.
+# With models this small, two threads slow each other down. Set before any test imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 limit_spinning()  # several test processes share the cores
 
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _each_test_is_a_command_of_its_own() -> None:
+def _forget_the_shell_folder() -> None:
     shell_folder.cache_clear()
 
 
@@ -43,12 +43,12 @@ def cli_server() -> Iterator["subprocess.Popen[str]"]:
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
         yield process
-        process.communicate()  # ends its input
+        process.communicate()  # closes its input, which ends it
 
 
 @pytest.fixture
 def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Cli]:
-    # The server is started by the first test that needs it.
+    # The first test that needs the server starts it.
     made = Cli(lambda: request.getfixturevalue("cli_server"), tmp_path, lambda: tmp_path_factory.mktemp("output"))
     with contextlib.closing(made):
         yield made
@@ -56,7 +56,7 @@ def cli(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytes
 
 @pytest.fixture(scope="module")
 def module_cli(tmp_path_factory: pytest.TempPathFactory, cli_server: "subprocess.Popen[str]") -> Iterator[Cli]:
-    """For what the tests of a file share, in a folder of its own."""
+    """Run commands in a folder that the tests of a file share."""
     folder = tmp_path_factory.mktemp("shared")
     with contextlib.closing(Cli(lambda: cli_server, folder, lambda: tmp_path_factory.mktemp("output"))) as made:
         yield made

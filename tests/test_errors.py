@@ -1,4 +1,4 @@
-"""How a run ends by each error: its status and its exit code."""
+"""Tests of the status and exit code that belong to each error."""
 
 import signal
 

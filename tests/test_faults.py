@@ -1,4 +1,4 @@
-"""Faults, each made for real: what a run loses, which is nothing, and what it says."""
+"""Tests with real faults: a run loses nothing and reports what happened."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def assert_same_run(never: Trainer, run: Trainer, out: Path, other: Path) -> Non
 
 @pytest.fixture
 def never(token_folder: Path, tmp_path: Path) -> Trainer:
-    """A run that nothing happened to, in the folder `never`."""
+    """Return an undisturbed run in the folder `never`."""
     made = trainer(token_folder, tmp_path / "never")
     made.fit()
     return made
@@ -64,21 +64,21 @@ def bytes_below(path: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_disk_that_gets_full_at_any_moment_loses_nothing(token_folder: Path, tmp_path: Path, never: Trainer) -> None:
+def test_a_disk_that_fills_up_at_any_moment_loses_nothing(token_folder: Path, tmp_path: Path, never: Trainer) -> None:
     one = bytes_below(never.saver.folder.at(9))
     stopped_at = set()
     with mounted(tmp_path / "disk", "size=16m") as disk:
         for number in range(12):
             out = disk / str(number)
             out.mkdir()
-            # Room for nothing, for a part of the first checkpoint, …, for all but a part of the second.
+            # There is room for nothing, for a part of the first checkpoint, …, for all but a part of the second.
             room = int(one * 2 * number / 12)
             filler = disk / "filler"
             with filler.open("wb") as file:
                 file.truncate(0)
                 os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - room)
             made = trainer(token_folder, out, keep_checkpoints=1)
-            # Not seen beforehand, as when another process writes at the same time.
+            # The check beforehand finds nothing, as when another process writes at the same time.
             made.saver.folder._check_space = lambda checkpoint: None  # type: ignore[method-assign]
             with pytest.raises(Exception, match=r"No space left|no space|os error 28"):
                 made.fit()
@@ -113,7 +113,7 @@ def test_a_file_that_may_not_grow_loses_nothing(token_folder: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_is_reported_in_a_line_and_the_run_can_be_resumed_when_there_is_room(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     command = [*TINY, f"data.path={token_folder}", "hydra.run.dir=disk/out", "trainer.checkpoint_interval=1"]
@@ -122,7 +122,7 @@ def test_a_full_disk_is_told_in_a_line_and_the_run_goes_on_when_there_is_room(
         assert full.returncode == 1
         assert "failed: " in full.stdout
         assert "a checkpoint needs" in full.stdout
-        assert "to continue from step" in full.stdout
+        assert "continue from step" in full.stdout
         assert "Traceback" not in full.stdout + full.stderr
         done = subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=False)
         assert done.returncode == 0
@@ -180,7 +180,7 @@ def test_checkpoints_that_can_no_longer_be_written_stop_the_run(
         (MANIFEST, Path.unlink),
     ],
 )
-def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_continues_from_an_earlier_one(
     token_folder: Path,
     tmp_path: Path,
     never: Trainer,
@@ -241,7 +241,7 @@ class Slow:
 
 
 @pytest.mark.slow
-def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
+def test_a_signal_while_the_loggers_close_does_not_change_how_the_run_ended(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     (tmp_path / "mylog.py").write_text(SLOW_LOGGER)
@@ -252,13 +252,13 @@ def test_a_signal_while_the_loggers_close_changes_nothing_of_how_the_run_ended(
     assert json.loads((tmp_path / "out" / "result.json").read_text())["status"] == "completed"
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 0
-    assert "stopped by SIGTERM, when the run had ended: completed" in process.stdout
+    assert "stopped by SIGTERM, after the run had ended: completed" in process.stdout
     assert "everything is in out" in process.stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("happens", ["SIGINT", "SIGHUP", "an error"])
-def test_what_happens_to_the_closing_sample_changes_nothing_of_how_the_run_ended(
+def test_a_failure_of_the_final_sample_does_not_change_how_the_run_ended(
     tmp_path: Path, cli: Cli, happens: str
 ) -> None:
     (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)
@@ -279,12 +279,12 @@ def test_what_happens_to_the_closing_sample_changes_nothing_of_how_the_run_ended
         process.send_signal(getattr(signal, happens))
     assert process.wait(60) == 0, process.stdout
     assert json.loads(result.read_text())["status"] == "completed"
-    assert ", when the run had ended: completed" in process.stdout
+    assert ", after the run had ended: completed" in process.stdout
     assert "final loss: " in process.stdout
 
 
 @pytest.mark.slow
-def test_a_resume_that_cannot_begin_leaves_the_run_as_it_was(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_resume_that_cannot_start_does_not_change_the_run(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     shutil.move(token_folder, tmp_path / "moved")
     assert cli(*TINY, "data.path=moved", "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
     kept = ("result.json", "metrics.jsonl", "config.yaml", ".hydra/config.yaml", "environment.json")
@@ -325,7 +325,7 @@ def test_a_stale_lock_is_taken_over_and_a_live_one_is_not(token_folder: Path, tm
     while not list((tmp_path / "out" / "checkpoints").glob("step-*")):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    # Stopped as a debugger would stop it, it owns the folder all the same.
+    # A process that is stopped, as by a debugger, still owns the folder.
     process.send_signal(signal.SIGSTOP)
     refused = cli("resume=out")
     assert refused.returncode == 2
@@ -362,7 +362,7 @@ def test_a_clock_that_goes_backwards_harms_nothing(token_folder: Path, tmp_path:
     odd = {"PYTHONPATH": str(tmp_path / "site")}
     tiny = [*TINY, f"data.path={token_folder}", "hydra.run.dir=out"]
     assert cli(*tiny, "trainer.max_steps=6").returncode == 0
-    # As if written in the future, by this clock.
+    # By this clock, it was written in the future.
     for path in (tmp_path / "out").rglob("*"):
         os.utime(path, (2**32, 2**32), follow_symlinks=False)
     done = cli("resume=out", "trainer.max_steps=12", **odd)
@@ -392,10 +392,10 @@ def test_a_data_file_that_was_replaced_is_named(
     trainer(token_folder, tmp_path / "out", max_steps=6).fit()
     times = file.stat()
     file.write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
-    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # as a copy that keeps times leaves it
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))  # like a copy that preserves times
     with pytest.raises(ValueError, match=rf"not the data that this run was trained on: .*{split}\.bin"):
         trainer(token_folder, tmp_path / "out")
-    # Without a meta.json only a part can be compared, and that is said.
+    # Without a meta.json, only a part can be compared, which is reported.
     for name in ("meta.json", "train.bin", "val.bin"):
         (token_folder / name).rename(tmp_path / name)
     bare = write_tokens(tmp_path / "bare")
@@ -407,9 +407,7 @@ def test_a_data_file_that_was_replaced_is_named(
     torch.manual_seed(0)
 
 
-def test_a_data_file_that_was_replaced_while_the_run_went_on_is_named_when_it_is_resumed(
-    token_folder: Path, tmp_path: Path
-) -> None:
+def test_a_data_file_replaced_during_the_run_is_named_when_it_is_resumed(token_folder: Path, tmp_path: Path) -> None:
     made = trainer(token_folder, tmp_path / "out", max_steps=4)
     file = token_folder / "train.bin"
     content = file.read_bytes()
@@ -420,7 +418,7 @@ def test_a_data_file_that_was_replaced_while_the_run_went_on_is_named_when_it_is
 
 
 def replacing(step: Callable[[], Any], file: Path, other: bytes) -> Callable[[], Any]:
-    """The step, and after it other contents under the file's name, as another program would put them there."""
+    """Return a step function that replaces the file after the step, as another program might."""
 
     def replaced() -> Any:
         done = step()

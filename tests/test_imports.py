@@ -1,4 +1,4 @@
-"""Dependencies point downward only, without a circle, and torch is imported only where it is needed."""
+"""Tests that imports point downward only and without cycles, and that torch is imported only where needed."""
 
 import ast
 import subprocess
@@ -10,8 +10,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lmtrain"
 
-# From top to bottom: a folder, or a file of the package's root, imports only from its own line and the lines below it.
-# Folders on one line do not know each other.
+# From top to bottom: a folder, or a file in the package root, imports only from its own line and lines below it.
+# Folders on the same line do not import each other.
 LAYERS = """
 __main__
 commands
@@ -33,7 +33,7 @@ files terminal
 machine errors __init__
 """
 
-# The parts that `conf/` names, and what lies below them, can be used without Hydra.
+# The parts that `conf/` names, and the layers below them, can be used without Hydra.
 KNOW_HYDRA = frozenset(
     {"commands", "sweep", "verify", "benchmark", "convert", "train_run", "plan", "run", "parts", "config"}
 )
@@ -49,7 +49,7 @@ def modules() -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """`lmtrain.checkpoint.saver` of a file."""
+    """Return the module name of a file, such as `lmtrain.checkpoint.saver`."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -58,12 +58,12 @@ NAMES = {name_of(path): path for path in modules()}
 
 
 def top_of(module: str) -> str:
-    """The folder, or the file of the root, that a module is in."""
+    """Return the folder, or the file in the package root, that contains a module."""
     return [*module.split("."), "__init__"][1]
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that is imported, also inside of functions and for type checkers alone."""
+    """Yield every imported module, including imports inside functions and those only for type checkers."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -78,12 +78,12 @@ def own_imports(path: Path) -> set[str]:
     return {module for module in imports(path) if module in NAMES}
 
 
-def test_every_folder_has_its_layer() -> None:
+def test_every_folder_has_a_layer() -> None:
     assert {top_of(name) for name in NAMES} == set(layer_of())
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_folder_imports_only_from_those_below_it(path: Path) -> None:
+def test_a_folder_imports_only_from_layers_below_it(path: Path) -> None:
     layers, here = layer_of(), top_of(name_of(path))
     upward = {
         module
@@ -102,19 +102,19 @@ def test_there_is_no_import_circle() -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_who_may_know_hydra(path: Path) -> None:
+def test_only_some_folders_import_hydra(path: Path) -> None:
     known = {module.split(".")[0] for module in imports(path)} & {"hydra", "omegaconf"}
     assert not known or top_of(name_of(path)) in KNOW_HYDRA
 
 
-def test_private_names_of_hydra_stand_in_one_file() -> None:
+def test_private_names_of_hydra_are_used_in_one_file_only() -> None:
     users = [name for name, path in NAMES.items() if any(module.startswith("hydra._") for module in imports(path))]
     assert users == ["lmtrain.config.hydra_internals"]
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_happens_at_import_but_definitions(path: Path) -> None:
-    """No call stands alone, and nothing loops or branches; a missing package may be caught."""
+def test_importing_a_module_only_defines_things(path: Path) -> None:
+    """A module may not contain bare calls, loops or branches at its top level, but may catch a missing package."""
     definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.Try)
     conditions = {"TYPE_CHECKING", "__name__ == '__main__'"}
     others = [
@@ -171,7 +171,7 @@ finally:
     assert done.returncode == (2 if "=" in arguments[0] else 0)
 
 
-def test_another_programs_checkpoint_is_read_as_tensors_and_plain_values_alone() -> None:
+def test_another_programs_checkpoint_is_read_only_as_tensors_and_plain_values() -> None:
     tree = ast.parse(NAMES["lmtrain.convert.nanogpt_checkpoint"].read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]

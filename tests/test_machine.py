@@ -1,4 +1,4 @@
-"""What is found out about the machine, and how OpenMP's threads wait: as lmtrain sets it, or as the user does."""
+"""Tests of facts about the machine, and of the setting for how OpenMP's threads wait."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 from lmtrain.machine import SPIN_COUNT, SPIN_VARIABLES, is_installed, limit_spinning
 
 
-def test_a_folder_with_the_name_of_a_library_is_no_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_with_the_name_of_a_library_is_not_a_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_such_library", "numpy"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "data.jsonl").touch()
@@ -39,7 +39,7 @@ def environment_without_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def test_spinning_is_limited_where_the_user_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spinning_is_limited_if_the_user_sets_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     environment_without_settings(monkeypatch)
     limit_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == str(SPIN_COUNT)
@@ -49,7 +49,7 @@ def test_spinning_is_limited_where_the_user_says_nothing(monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("name", "value"), [("GOMP_SPINCOUNT", "7"), ("OMP_WAIT_POLICY", "ACTIVE"), ("KMP_BLOCKTIME", "0")]
 )
-def test_a_setting_of_the_users_wins(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_users_own_setting_wins(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment_without_settings(monkeypatch)
     monkeypatch.setenv(name, value)
     limit_spinning()
@@ -57,7 +57,7 @@ def test_a_setting_of_the_users_wins(name: str, value: str, monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_the_openmp_that_torch_loads_spins_so_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_openmp_that_torch_loads_uses_the_spin_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     environment_without_settings(monkeypatch)
     monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, cwd=tmp_path, timeout=120)

@@ -1,4 +1,4 @@
-"""What the command line makes of its surroundings: variables, folders and files that are not as they should be."""
+"""Tests of the command line with bad surroundings: wrong variables, missing folders and unreadable files."""
 
 import contextlib
 import os
@@ -27,14 +27,14 @@ def in_folder(folder: Path) -> Iterator[None]:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("WORLD_SIZE", "two", "WORLD_SIZE=two: an environment variable that must be a whole number; unset it"),
+        ("WORLD_SIZE", "two", "WORLD_SIZE=two: this environment variable must be a whole number; unset it"),
         ("WORLD_SIZE", "2", "WORLD_SIZE: lmtrain trains in one process; start it without torchrun"),
         ("WORLD_SIZE", "", "data.path=nowhere: no such folder"),
-        ("LMTRAIN_PARENT", "abc", "LMTRAIN_PARENT=abc: an environment variable that must be a whole number; unset it"),
+        ("LMTRAIN_PARENT", "abc", "LMTRAIN_PARENT=abc: this environment variable must be a whole number; unset it"),
         ("LMTRAIN_PARENT", "", "data.path=nowhere: no such folder"),
     ],
 )
-def test_a_variable_of_the_environment_is_a_number_or_named(
+def test_an_environment_variable_that_is_not_a_number_is_named(
     name: str,
     value: str,
     message: str,
@@ -48,7 +48,7 @@ def test_a_variable_of_the_environment_is_a_number_or_named(
     assert capsys.readouterr().err.startswith(f"config error: {message}")
 
 
-def test_an_argument_that_is_no_utf_8_is_named() -> None:
+def test_an_argument_that_is_not_utf_8_is_named() -> None:
     with pytest.raises(ConfigError, match=r"data\.path=.*: is not UTF-8"):
         dispatch(["data=tokens", "data.path='caf\udce9'"])
 
@@ -59,11 +59,11 @@ def test_a_folder_that_was_removed_is_named(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / "gone").rmdir()
         assert dispatch_and_report_errors(["--help"]) == 2
     assert capsys.readouterr().err == (
-        "config error: the current folder was removed or replaced; change to one that is there\n"
+        "config error: the current folder was removed or replaced; change to an existing folder\n"
     )
 
 
-def test_a_folder_with_the_name_of_a_library_does_not_stand_for_it(
+def test_a_folder_with_the_name_of_a_library_does_not_shadow_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tokens(tmp_path / "tokens")
@@ -77,7 +77,7 @@ def test_a_folder_with_the_name_of_a_library_does_not_stand_for_it(
 
 
 @pytest.mark.slow
-def test_what_may_not_be_read_is_one_line(
+def test_an_unreadable_file_is_reported_in_one_line(
     tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "book.txt").write_text("It was the best of times, it was the worst of times. " * 400)

@@ -1,4 +1,4 @@
-"""The built wheel, the constraints and what the README promises of them."""
+"""Tests of the built wheel, of the constraints, and of what the README promises about them."""
 
 import os
 import re
@@ -28,7 +28,7 @@ def test_a_users_own_model_trains_from_an_installed_wheel(token_folder: Path, tm
     work = tmp_path / "work"
     work.mkdir()
     write_my_model(work)
-    # As the installed script does: without the current folder on the path.
+    # Like the installed script, this runs without the current folder on the path.
     script = "import sys; sys.path.remove(''); import lmtrain.__main__ as m; print(m.__file__); m.main()"
     mine = [text for text in TINY if not text.startswith("model")]
     for override, code in (("model.scale=2", 0), ("+model.scael=2", 2)):
@@ -52,19 +52,3 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     assert install.replace("install", "install --quiet", 1) in ci
     assert re.search(r"^pytest$", ci, re.MULTILINE)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-
-
-def test_the_readme_tells_the_defaults_as_they_are() -> None:
-    from lmtrain.config.compose import compose
-
-    cfg = compose([])
-    table = (ROOT / "README.md").read_text().split("## Config keys")[1].split("## ")[0]
-    rows = re.findall(r"^[|] `(trainer|optimizer|scheduler|system)[.](.+?) [|] (.+?) [|]", table, re.MULTILINE)
-    assert len(rows) > 8
-    for group, keys, defaults in rows:
-        names = [name.strip("`., ").rpartition(".")[2] for name in keys.split(", ")]
-        values = [str(value) for value in re.findall(r"[\[][^]]*[\]]|[^, ]+", defaults)]
-        for name, told in zip(names, values, strict=True):
-            value = cfg[group][name]
-            shown = "null" if value is None else str(value).lower()
-            assert told == shown or float(told) == float(shown), f"{group}.{name}"

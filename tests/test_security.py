@@ -1,4 +1,4 @@
-"""What a hostile folder can do to the one who reads it (nothing), and which secrets a run keeps (none)."""
+"""Tests that a hostile folder can't harm a user who reads it, and that a run stores no secrets."""
 
 import ast
 import hashlib
@@ -41,7 +41,7 @@ SECRET, ON_THE_COMMAND_LINE = "s3cr3t-value-of-the-environment", "s3cr3t-value-o
 
 
 class Payload:
-    """Unpickled, makes a folder."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -61,7 +61,7 @@ def plant_pickles(folder: Path, marker: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(module_cli: Cli) -> Path:
-    """A folder with a run of 4 steps, `out`, on data that has a tokenizer and pickles beside it."""
+    """Return a folder with a run of 4 steps, `out`, on data with a tokenizer and pickles beside it."""
     work = module_cli.folder
     data = write_tokens(work / "data")
     vocabulary = {chr(48 + number): number for number in range(61)}
@@ -75,7 +75,7 @@ def trained(module_cli: Cli) -> Path:
 
 @pytest.fixture
 def work(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to change, as the current folder."""
+    """Return a copy of that folder that may be changed, as the current folder."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True, symlinks=True)
     hydra = tmp_path / "out" / ".hydra" / "hydra.yaml"
     hydra.write_text(hydra.read_text().replace(str(trained), str(tmp_path)))
@@ -84,7 +84,7 @@ def work(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 def signed(checkpoint: Path, **more: Path) -> Path:
-    """The checkpoint with a manifest that fits its files, and names `more`."""
+    """Give a checkpoint a manifest that fits its files and also names `more`."""
     files = {path.name: path for path in checkpoint.iterdir() if path.suffix in (".safetensors", ".json")}
     files.pop("MANIFEST.json")
     entries = {
@@ -108,11 +108,11 @@ def test_no_verb_unpickles_anything(work: Path, trained: Path, cli: Cli) -> None
     assert not marker.exists()
     assert not (trained / marker.name).exists()
     pickle.loads((work / "data" / "meta.pkl").read_bytes())
-    assert marker.exists()  # so it would have shown
+    assert marker.exists()  # so the test would have noticed it
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
-def test_a_pickle_by_the_name_of_a_tensor_file_is_refused(work: Path, as_zip: bool) -> None:
+def test_a_pickle_with_the_name_of_a_tensor_file_is_refused(work: Path, as_zip: bool) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     if as_zip:
         torch.save({"model": Payload(work / "unpickled")}, checkpoint / "model.safetensors")
@@ -128,12 +128,12 @@ FORBIDDEN_CALLS = {
     "np.load", "numpy.load", "yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.unsafe_load_all", "yaml.full_load",
     "torch.jit.load", "torch.hub.load", "eval", "exec", "compile", "__import__",
 }  # fmt: skip
-# The annotations in the source of a target that is trusted, without builtins.
+# Evaluates annotations in the source of a trusted target, without builtins.
 EVALUATES = {"signature.py": 1}
 
 
 def dangers(source: str) -> list[str]:
-    """What in a module could run code that lies in a file."""
+    """Return the calls in a module that could run code from a file."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -157,7 +157,7 @@ def dangers(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nothing_in_the_package_could_run_what_lies_in_a_file(path: Path) -> None:
+def test_nothing_in_the_package_could_run_code_from_a_file(path: Path) -> None:
     assert dangers(path.read_text(encoding="utf-8")) == ["eval"] * EVALUATES.get(path.name, 0)
 
 
@@ -177,7 +177,7 @@ def test_nothing_in_the_package_could_run_what_lies_in_a_file(path: Path) -> Non
         "connection.recv()",
     ],
 )
-def test_that_test_sees_it(source: str) -> None:
+def test_the_check_for_dangerous_calls_finds_each_kind(source: str) -> None:
     assert dangers(source)
     assert not dangers("yaml.load(text, Loader=yaml.SafeLoader)")
     assert not dangers("torch.load(path, weights_only=True)\nyaml.safe_load(text)\nre.compile('x')")
@@ -195,7 +195,7 @@ class Evil:
 
 @pytest.fixture
 def evil(work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """What importing `evil` makes."""
+    """Yield the path that importing the module `evil` creates."""
     (work / "evil.py").write_text(EVIL.format(marker=str(work / "imported")))
     monkeypatch.syspath_prepend(str(work))
     yield work / "imported"
@@ -220,7 +220,9 @@ def hostile(path: Path, key: str, value: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("verb", ["evaluate", "sample"])
-def test_a_target_of_the_run_alone_is_not_imported(work: Path, evil: Path, verb: str, key: str, value: Any) -> None:
+def test_a_target_named_only_by_the_run_is_not_imported(
+    work: Path, evil: Path, verb: str, key: str, value: Any
+) -> None:
     hostile(work / "out" / "config.yaml", key, value)
     with pytest.raises(ConfigError, match=r"_target_=evil\.Evil: .* add --trust evil\.Evil$"):
         dispatch([verb, "out"])
@@ -243,7 +245,7 @@ def test_a_target_is_imported_once_it_is_trusted(work: Path, evil: Path, verb: s
         ("data.path", "${oc.env:MY_SECRET_KEY}"),
     ],
 )
-def test_a_resume_imports_and_looks_up_nothing_of_the_run_alone(
+def test_a_resume_imports_and_looks_up_nothing_named_only_by_the_run(
     work: Path, evil: Path, cli: Cli, key: str, value: Any
 ) -> None:
     for name in ("config.yaml", ".hydra/config.yaml"):
@@ -262,7 +264,7 @@ PAYLOAD = "# @package _global_\nhydra: {callbacks: {evil: {_target_: evil.Evil}}
     "line",
     ["experiments=/proc/self/cwd/out/payload", "experiments=../out/payload", "+data@_global_=../../out/payload"],
 )
-def test_what_a_strangers_run_chooses_by_a_path_is_not_composed(work: Path, evil: Path, line: str) -> None:
+def test_a_config_chosen_by_path_in_a_strangers_run_is_not_composed(work: Path, evil: Path, line: str) -> None:
     (work / "out" / "payload.yaml").write_text(PAYLOAD)
     with (work / "out" / ".hydra" / "overrides.yaml").open("a") as recorded:
         recorded.write(f"- {line}\n")
@@ -291,7 +293,7 @@ def test_a_run_is_not_resumed_through_a_link(work: Path, tmp_path_factory: pytes
 
 @pytest.mark.parametrize("verb", ["evaluate", "sample"])
 @pytest.mark.parametrize("name", ["checkpoints", f"checkpoints/{STEP}", "config.yaml", "tokenizer.json"])
-def test_a_command_that_reads_a_run_is_not_led_out_of_it(
+def test_a_command_that_reads_a_run_follows_no_link_out_of_it(
     work: Path, tmp_path_factory: pytest.TempPathFactory, verb: str, name: str
 ) -> None:
     mine = tmp_path_factory.mktemp("mine") / "it"
@@ -307,7 +309,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("logger", "key"), [("wandb.WandbLogger", "links"), ("trackio.TrackioLogger", "folder")])
-def test_a_resume_writes_nothing_in_the_folder_that_a_strangers_run_names(
+def test_a_resume_writes_nothing_into_a_folder_named_by_a_strangers_run(
     work: Path, tmp_path_factory: pytest.TempPathFactory, cli: Cli, logger: str, key: str
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -318,14 +320,14 @@ def test_a_resume_writes_nothing_in_the_folder_that_a_strangers_run_names(
     for file in ("config.yaml", ".hydra/config.yaml"):
         hostile(work / "out" / file, f"logger.{name}", node)
     done = cli("resume=out", "trainer.max_steps=5", "allow_changes=[scheduler]")
-    leaves_it_out = key == "links"  # for convenience alone
+    leaves_it_out = key == "links"  # the links are only a convenience
     assert done.returncode == (0 if leaves_it_out else 2), done.stdout + done.stderr
-    problem = f"logger.{name}.{key}=here: lies in {elsewhere}, which the run says it was started in"
+    problem = f"logger.{name}.{key}=here: would be in {elsewhere}, where the run says it was started"
     assert problem in done.stdout + done.stderr
     assert os.listdir(elsewhere) == ["data"]
 
 
-def test_a_resume_takes_no_modules_from_a_folder_that_the_run_names(work: Path, cli: Cli) -> None:
+def test_a_resume_imports_no_modules_from_a_folder_named_by_the_run(work: Path, cli: Cli) -> None:
     (work / "elsewhere").mkdir()
     (work / "elsewhere" / "data").symlink_to(work / "data")
     for module in ("torch", "numpy", "safetensors", "pydantic"):
@@ -343,7 +345,7 @@ def test_a_config_bomb_stops_a_resume(work: Path, cli: Cli) -> None:
     assert "has an alias" in done.stderr
 
 
-def test_a_target_in_a_checkpoint_is_only_data(work: Path, evil: Path) -> None:
+def test_a_target_in_a_checkpoint_is_not_called(work: Path, evil: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     state = json.loads((checkpoint / "state.json").read_text())
     node = {"_target_": "evil.Evil"}
@@ -370,7 +372,7 @@ CHECKPOINT_FILES = ["MANIFEST.json", "state.json", "model.safetensors"]
 
 @pytest.fixture
 def no_waiting() -> Iterator[None]:
-    """Ends a test that waits for what never comes."""
+    """Stop a test that waits for something that never comes."""
 
     def refuse(number: int, frame: Any) -> None:
         raise TimeoutError("it waits")
@@ -395,17 +397,17 @@ def no_waiting() -> Iterator[None]:
         "data/val.bin",
     ],
 )
-def test_a_pipe_in_a_file_s_place_is_not_waited_for(work: Path, name: str) -> None:
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(work: Path, name: str) -> None:
     (work / name).unlink()
     os.mkfifo(work / name)
-    if Path(name).name in ("hydra.yaml", "result.json", "tokenizer.json"):  # which it can do without
+    if Path(name).name in ("hydra.yaml", "result.json", "tokenizer.json"):  # files that it does not need
         assert dispatch(["evaluate", "out"]) == 0
     else:
         with pytest.raises(ConfigError, match=r"^[^\n]+$"):
             dispatch(["evaluate", "out"])
 
 
-def test_folders_of_a_sweep_that_lead_back_are_not_followed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_links_in_a_sweep_that_lead_back_are_not_followed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "multirun.yaml").write_text("{}")
     for name in ("a", "b"):
         (work / name).symlink_to(work)
@@ -416,14 +418,14 @@ def test_folders_of_a_sweep_that_lead_back_are_not_followed(work: Path, capsys: 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"step": 10**30}, f"train.step={10**30}, which is no possible count"),
-        ({"samples": -1}, "train.samples=-1, which is no possible count"),
-        ({"step": "4"}, "train.step=4, which is no possible count"),
-        ({"speed": 1}, "has another train"),
+        ({"step": 10**30}, f"train.step={10**30}, which is not a valid count"),
+        ({"samples": -1}, "train.samples=-1, which is not a valid count"),
+        ({"step": "4"}, "train.step=4, which is not a valid count"),
+        ({"speed": 1}, "has an unexpected entry in train"),
         (None, "has no train"),
     ],
 )
-def test_a_state_that_no_run_has_is_one_line(work: Path, train: Any, message: str) -> None:
+def test_an_impossible_state_is_reported_in_one_line(work: Path, train: Any, message: str) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     state = json.loads((checkpoint / "state.json").read_text())
     before = state.pop("train")
@@ -440,7 +442,7 @@ SIZES = [("d_model", 200_000), ("n_layer", 2_000_000), ("vocab_size", 10**12), (
 
 
 @pytest.mark.parametrize(("key", "value"), SIZES)
-def test_sizes_that_a_checkpoint_does_not_have_take_no_memory(work: Path, key: str, value: int) -> None:
+def test_model_sizes_that_do_not_fit_the_checkpoint_allocate_no_memory(work: Path, key: str, value: int) -> None:
     hostile(work / "out" / "config.yaml", f"model.{key}", value)
     before = peak_memory()
     with pytest.raises(ConfigError, match=rf"^model \(.*{key}={value}.*\): "):
@@ -450,7 +452,7 @@ def test_sizes_that_a_checkpoint_does_not_have_take_no_memory(work: Path, key: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["resume=out", "fork=out"])
-def test_nor_do_they_in_a_run_that_goes_on(work: Path, cli: Cli, command: str) -> None:
+def test_model_sizes_that_do_not_fit_allocate_no_memory_in_a_resume(work: Path, cli: Cli, command: str) -> None:
     for name in ("config.yaml", ".hydra/config.yaml"):
         hostile(work / "out" / name, "model.d_model", 200_000)
     done = cli(command, "trainer.max_steps=6", *(["hydra.run.dir=new"] if command == "fork=out" else []))
@@ -484,7 +486,7 @@ def test_a_link_out_of_the_checkpoint_is_not_followed(work: Path, name: str, lis
         loaded = load_checkpoint(checkpoint)
     except BrokenCheckpointError:
         return
-    assert name == "model.safetensors"  # what the manifest does not list is left out
+    assert name == "model.safetensors"  # a file that the manifest does not list is left out
     assert "model" not in loaded.tensors
 
 
@@ -499,12 +501,12 @@ def test_an_absurd_header_of_tensors_is_refused(work: Path, length: int) -> None
 
 
 def pad(path: Path, size: int) -> None:
-    """The same JSON, with that many spaces."""
+    """Add so many spaces to a JSON file."""
     with path.open("ab") as file:
         file.write(b" " * size)
 
 
-def test_json_of_a_checkpoint_has_a_limit(work: Path) -> None:
+def test_json_in_a_checkpoint_has_a_size_limit(work: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     pad(checkpoint / "MANIFEST.json", 100_000_000)
     with pytest.raises(BrokenCheckpointError):
@@ -514,7 +516,7 @@ def test_json_of_a_checkpoint_has_a_limit(work: Path) -> None:
         load_checkpoint(signed(checkpoint))
 
 
-def test_deeply_nested_json_of_a_checkpoint_is_told_shortly(work: Path) -> None:
+def test_deeply_nested_json_in_a_checkpoint_is_reported_briefly(work: Path) -> None:
     checkpoint = work / "out" / "checkpoints" / STEP
     (checkpoint / "state.json").write_text("[" * 100_000)
     with pytest.raises(BrokenCheckpointError):
@@ -524,7 +526,7 @@ def test_deeply_nested_json_of_a_checkpoint_is_told_shortly(work: Path) -> None:
         load_checkpoint(checkpoint)
 
 
-def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
+def test_json_beside_token_files_and_in_runs_has_size_limits(tmp_path: Path) -> None:
     data = write_tokens(tmp_path / "data")
     names = ("inputs.json", "journal.json", "result.json", "tokenizer_config.json")
     for name in names:
@@ -536,7 +538,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
         stored_tokenizer.eos_tokens(data)
     for name in names:
         (data / name).write_text("{}")
-        os.truncate(data / name, 1 << 30)  # a hole, which costs nothing but memory if it is read
+        os.truncate(data / name, 1 << 30)  # a sparse file, which costs only memory, if it is read
     before = peak_memory()
     assert inputs.read_inputs(data) is None
     assert journal.read_journal(data) is None
@@ -553,7 +555,7 @@ def test_json_beside_tokens_and_of_runs_has_limits(tmp_path: Path) -> None:
 
 
 def peak_memory() -> int:
-    """Bytes."""
+    """Return the peak memory of this process in bytes."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
@@ -579,7 +581,7 @@ def test_a_meta_names_nothing_outside_its_folder(tmp_path: Path, field: str, nam
         lambda folder: token_files.TokenFiles(folder, "train"),
         lambda folder: check_tokenizer(folder, folder),
     ):
-        with pytest.raises(DataError, match="which is no file inside the folder"):
+        with pytest.raises(DataError, match="which is not a file inside the folder"):
             read(data)
 
 
@@ -596,7 +598,7 @@ def test_an_absurd_count_in_a_header_is_refused(tmp_path: Path, count: int) -> N
     ("key", "value"),
     [("vocab_size", "many"), ("end_of_text", [1]), ("recipe", 3), ("splits", [1]), ("dtype", {}), ("tokenizer", None)],
 )
-def test_a_meta_of_other_types_is_one_line(tmp_path: Path, key: str, value: Any) -> None:
+def test_wrong_types_in_meta_are_reported_in_one_line(tmp_path: Path, key: str, value: Any) -> None:
     data = write_tokens(tmp_path / "data")
     fields = json.loads((data / "meta.json").read_text())
     (data / "meta.json").write_text(json.dumps({**fields, key: value}))
@@ -627,7 +629,7 @@ def test_a_failing_run_keeps_no_secret(token_folder: Path, tmp_path: Path, cli: 
     for path in files:
         assert SECRET.encode() not in path.read_bytes(), path
     assert SECRET not in done.stdout + done.stderr
-    # In the config it is the user's own word; the command line is written in other places as well.
+    # The config keeps the user's own text; the command line is also written in other places.
     for name in ("environment.json", "train.log", "result.json"):
         assert ON_THE_COMMAND_LINE not in (tmp_path / "out" / name).read_text()
     (kept_by_wandb,) = (path.read_bytes() for path in files if path.suffix == ".wandb")
@@ -640,7 +642,9 @@ def git(folder: Path, *words: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["fsmonitor", "external", "textconv", "clean", "process", "submodule"])
-def test_a_repository_s_own_config_runs_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+def test_the_config_of_a_git_repository_runs_no_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
     marker = tmp_path / "ran"
     repository = tmp_path / "repository"
     repository.mkdir()
@@ -682,4 +686,4 @@ def test_a_repository_s_own_config_runs_no_command(tmp_path: Path, monkeypatch: 
     assert "+two" in recorded["diff"]
     assert not marker.exists()
     subprocess.run(["git", "diff", "HEAD"], capture_output=True, stdin=subprocess.DEVNULL, timeout=30)
-    assert marker.exists()  # so it would have shown
+    assert marker.exists()  # so the test would have noticed it

@@ -1,4 +1,4 @@
-"""A stranger's text, in a path, a token or a file, acts on no terminal and ends no command that prints it."""
+"""Tests that untrusted text in a path, a token or a file neither controls the terminal nor stops a command."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models
 from lmtrain.__main__ import print_traceback
 from lmtrain.data.stored_tokenizer import StoredTokenizer, save_tokenizer
 
-# To rich, markup that is closed but never opened, and an emoji; to a terminal, another color, and a new title.
+# For rich, this is markup that is closed but never opened, and an emoji; for a terminal, a color and a new title.
 NAME = "[/x] :smile: \x1b[31m\x1b]0;title\x07"
 SHOWN = "[/x] :smile: \\x1b[31m\\x1b]0;title\\x07"
 
@@ -23,14 +23,14 @@ pytestmark = pytest.mark.slow
 
 
 def write_hostile_tokens(folder: Path) -> None:
-    """Write token files whose every token, as text, is such a name."""
+    """Write token files in which the text of every token is such a name."""
     write_tokens(folder)
     vocabulary = {f"{NAME}{number}": number for number in range(VOCAB_SIZE)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=f"{NAME}0"))
     save_tokenizer(folder, StoredTokenizer(tokenizer, None))
 
 
-def test_every_command_shows_them_as_they_are(tmp_path: Path, cli: Cli) -> None:
+def test_every_command_shows_strange_text_literally(tmp_path: Path, cli: Cli) -> None:
     write_hostile_tokens(tmp_path / NAME)
     (tmp_path / f"{NAME}.txt").write_text(f"{NAME} text\n" * 2000)
     written: dict[str, str] = {}
@@ -66,7 +66,7 @@ def test_every_command_shows_them_as_they_are(tmp_path: Path, cli: Cli) -> None:
     assert SHOWN in written["train"]
 
 
-def test_an_error_that_nobody_expected_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unexpected_error_is_shown_literally(capsys: pytest.CaptureFixture[str]) -> None:
     try:
         raise RuntimeError(NAME)
     except RuntimeError as error:
@@ -88,7 +88,7 @@ def test_an_error_that_nobody_expected_is_shown_as_it_is(capsys: pytest.CaptureF
     ],
     ids=lambda arguments: " ".join(arguments[:2]),
 )
-def test_a_command_whose_reader_has_gone_ends_quietly(tmp_path: Path, arguments: list[str]) -> None:
+def test_a_command_whose_reader_is_gone_stops_quietly(tmp_path: Path, arguments: list[str]) -> None:
     write_tokens(tmp_path / "data")
     (tmp_path / "a.txt").write_text("some text\n" * 1000)
     write_run(tmp_path / "runs" / "a", steps=50)

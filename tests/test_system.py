@@ -42,7 +42,7 @@ def test_mixed_precision_computes_products_in_16_bits_and_the_loss_in_32(dtype: 
     ("device", "message"),
     [("cuda:99", "this machine has"), ("cuda:7", "this machine has")],
 )
-def test_a_device_that_is_not_there(device: str, message: str) -> None:
+def test_a_missing_device_is_refused(device: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"system.device={device}: .*{message}"):
         System(device=device)
 
@@ -54,7 +54,7 @@ def test_without_a_compiler_the_way_out_is_named(tmp_path: Path, monkeypatch: py
         System(device="cpu", compile=True)
     assert not System(device="cpu").compiles
     monkeypatch.setenv("CC", "no-such-cc")
-    assert "CC=no-such-cc is not there" in (missing_to_compile("cuda") or "")
+    assert "CC=no-such-cc does not exist" in (missing_to_compile("cuda") or "")
     (tmp_path / "no-such-cc").touch(0o755)
     assert "compiler" not in (missing_to_compile("cuda") or "")
 
@@ -63,10 +63,10 @@ def draws() -> list[Any]:
     return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), torch.randn(3).tolist()]
 
 
-def test_generators_go_on_where_they_were() -> None:
+def test_restored_generators_continue_where_they_were() -> None:
     system = System(device="cpu")
     system.seed(3)
-    draws()  # leaves a second Gaussian waiting in python's generator and in numpy's
+    draws()  # leaves a second Gaussian cached in python's generator and in numpy's
     state = {name: tensor.clone() for name, tensor in system.generator_state().items()}
     expected = [draws() for _ in range(3)]
     system.seed(4)
@@ -75,7 +75,7 @@ def test_generators_go_on_where_they_were() -> None:
     assert [draws() for _ in range(3)] == expected
 
 
-def test_seeding_repeats() -> None:
+def test_seeding_repeats_all_draws() -> None:
     system = System(device="cpu")
     runs = []
     for _ in range(2):
@@ -102,7 +102,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are those of glibc's malloc")
 def test_kept_memory_saves_page_faults() -> None:
-    # glibc raises its threshold as it sees fit, after what was freed before; one that is given stays.
+    # glibc adapts its threshold to the blocks that were freed, unless the environment fixes it.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(128 << 10)}
     faults = {}
     for keep in (True, False):
@@ -115,7 +115,7 @@ def test_kept_memory_saves_page_faults() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_generator_goes_on_where_it_was() -> None:
+def test_a_restored_cuda_generator_continues_where_it_was() -> None:
     system = System(device="cuda")
     system.seed(3)
     state = system.generator_state()

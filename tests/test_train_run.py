@@ -1,4 +1,4 @@
-"""Whole runs as real processes: their files, their ends, and what happens after a kill."""
+"""Whole runs as real processes: their files, how they end, and their resume after a kill."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def result(run: Path) -> Any:
     return json.loads((run / "result.json").read_text())
 
 
-def test_a_run_leaves_what_the_design_says(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_a_run_leaves_the_files_of_the_design(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     done = cli(
         *tiny,
         "name=first",
@@ -76,7 +76,7 @@ def test_a_run_leaves_what_the_design_says(tiny: list[str], tmp_path: Path, cli:
             assert b"0123456789secret" not in path.read_bytes(), f"{path} has the API key"
 
 
-def test_the_command_of_the_design_works_as_written(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+def test_the_command_in_the_design_works_as_written(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     small = [text for text in TINY if not text.startswith(("optimizer.lr", "system.dtype"))]
     done = cli("optimizer.lr=6e-4", "system.dtype=bfloat16", *small, f"data.path={token_folder}", "hydra.run.dir=out")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny: list[str], tmp_path: Path
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
-def test_a_signal_saves_and_stops_and_resume_goes_on(
+def test_a_signal_saves_and_stops_and_a_resume_continues(
     tiny: list[str], tmp_path: Path, cli: Cli, number: int, code: int
 ) -> None:
     process = cli.start(*tiny, "trainer.max_steps=100000", "hydra.run.dir=out")
@@ -140,7 +140,7 @@ runpy.run_module("lmtrain", run_name="__main__", alter_sys=True)
 
 
 @pytest.mark.slow
-def test_a_terminal_that_is_closed_saves_and_stops(tiny: list[str], tmp_path: Path) -> None:
+def test_a_run_whose_terminal_is_closed_saves_and_stops(tiny: list[str], tmp_path: Path) -> None:
     terminal, inside = os.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", IN_A_TERMINAL, *tiny, "trainer.max_steps=100000", "hydra.run.dir=out"],
@@ -153,7 +153,7 @@ def test_a_terminal_that_is_closed_saves_and_stops(tiny: list[str], tmp_path: Pa
     )
     os.close(inside)
     shown = b""
-    while b"val " not in shown:  # read, or the run would wait for a terminal that is full
+    while b"val " not in shown:  # reading keeps the run from blocking on a full terminal
         assert process.poll() is None, shown
         shown += os.read(terminal, 1000)
     os.close(terminal)
@@ -163,30 +163,30 @@ def test_a_terminal_that_is_closed_saves_and_stops(tiny: list[str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_a_resume_may_extend_a_run_but_not_change_it(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=4").returncode == 0
     for arguments, message in (
         (
-            ["optimizer.lr=1"],  # and what refers to it
-            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new one for that, or allow it: "
+            ["optimizer.lr=1"],  # scheduler.lr refers to it
+            "would change the run (optimizer.lr: 0.0006 → 1.0); start a new run, or allow the change: "
             "python -m lmtrain resume=out optimizer.lr=1 'allow_changes=[optimizer.lr]'",
         ),
         (["trainer.max_stepz=9"], "unknown key; did you mean trainer.max_steps?"),
         (["model=gpt2"], "a resumed run keeps its config groups"),
-        (["trainer.max_steps=3"], "trainer.max_steps=3: the run has done 4 steps already"),
+        (["trainer.max_steps=3"], "trainer.max_steps=3: the run has already done 4 steps; give at least 4"),
     ):
         done = cli("resume=out", *arguments)
         assert done.returncode == 2
         assert message in done.stderr
     assert "no run there" in cli("resume=nowhere").stderr
-    assert "resume=: empty" in cli("resume=").stderr
+    assert "resume=: is empty" in cli("resume=").stderr
     again = cli(*tiny, "hydra.run.dir=out")
     assert again.returncode == 2
-    assert "holds a run already" in again.stderr
+    assert "already contains a run" in again.stderr
     result_before, config_before = result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()
     nothing = cli("resume=out", "optimizer.weight_decay=0", "allow_changes=optimizer.weight_decay")
     assert nothing.returncode == 0, nothing.stderr
-    assert "nothing left to do" in nothing.stdout
+    assert "all steps are done" in nothing.stdout
     assert (result(tmp_path / "out"), (tmp_path / "out" / "config.yaml").read_text()) == (result_before, config_before)
     (tmp_path / "out" / "result.json").unlink()  # as if killed after the last step
     assert cli("resume=out").returncode == 0
@@ -201,12 +201,12 @@ def test_resume_extends_a_run_but_does_not_make_it_another(tiny: list[str], tmp_
 
 
 @pytest.mark.slow
-def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_an_allowed_change_is_made_recorded_and_kept(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     assert cli(*tiny, "hydra.run.dir=out", "trainer.max_steps=2").returncode == 0
     changes = ["optimizer.weight_decay=0.3", "data.batch_size=8", "trainer.gradient_accumulation_steps=1"]
     refused = cli("resume=out", *changes)
     assert refused.returncode == 2
-    assert "would change the run (optimizer.weight_decay: 0.1 → 0.3);" in refused.stderr  # the cut may change
+    assert "would change the run (optimizer.weight_decay: 0.1 → 0.3);" in refused.stderr  # micro-batches may change
     done = cli("resume=out", *changes, "trainer.max_steps=4", "allow_changes=optimizer.weight_decay")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "changed: optimizer.weight_decay: 0.1 → 0.3" in done.stdout
@@ -221,18 +221,18 @@ def test_a_change_that_is_allowed_is_made_recorded_and_stays(tiny: list[str], tm
     assert state["config"]["optimizer"]["weight_decay"] == 0.3
     assert state["train"]["samples"] == 6 * 8
     assert state["run_id"] == environment["run_id"]
-    assert "allow_changes: goes with resume=RUN_DIR alone" in cli(*tiny, "allow_changes=optimizer.lr").stderr
+    assert "allow_changes: works only with resume=RUN_DIR;" in cli(*tiny, "allow_changes=optimizer.lr").stderr
 
 
 @pytest.mark.slow
 @NEEDS_A_COMPILER
-def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_a_signal_during_compilation_stops_the_run_soon(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     command = [*tiny, "model.n_layer=6", "system.compile=true", "trainer.max_steps=100000", "hydra.run.dir=out"]
-    # Compiled anew, however often this was run before.
+    # A separate cache folder, so that every run of this test compiles the model again.
     process = cli.start(*command, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
     wait_for_line("steps of", process)
     time.sleep(2)
-    assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []  # it compiles
+    assert read_metrics(tmp_path / "out" / "metrics.jsonl") == []  # it is still compiling
     sent = time.monotonic()
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 143
@@ -242,7 +242,7 @@ def test_a_signal_while_the_model_is_compiled_is_not_kept_waiting(tiny: list[str
     assert result(tmp_path / "out")["status"] == "interrupted"
 
 
-def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
+def test_a_resume_works_from_any_folder_and_removes_the_old_result(
     tiny: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relative = [*tiny, "data.path=data/tiny", "hydra.run.dir=out", "trainer.max_steps=4"]
@@ -253,7 +253,7 @@ def test_a_resume_works_from_any_folder_and_forgets_the_old_result(
     )
     wait_for_step(tmp_path / "out", 6)
     process.kill()
-    assert f"run {tmp_path / 'out'}\n" in process.stdout  # not below the folder that the command was given in
+    assert f"run {tmp_path / 'out'}\n" in process.stdout  # in full, as it is not below the current folder
     assert not (tmp_path / "out" / "result.json").exists()
     assert list((tmp_path / "elsewhere").iterdir()) == []
     for manifest in (tmp_path / "out" / "checkpoints").glob("step-*/MANIFEST.json"):
@@ -300,16 +300,19 @@ def test_a_crash_is_recorded_with_its_traceback_in_the_log(tiny: list[str], tmp_
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--config-name=mine", "--config-name=mine: the menu is conf/config.yaml; a choice of yours goes to ./conf"),
-        ("--config-path=mine", "--config-path=mine: configs of yours go to ./conf and ./experiments"),
-        ("--experimental-rerun=x", "--experimental-rerun=x: lmtrain repeats a run with --rerun RUN_DIR"),
+        (
+            "--config-name=mine",
+            "--config-name=mine: the main config is always conf/config.yaml; put your own choices into ./conf",
+        ),
+        ("--config-path=mine", "--config-path=mine: put your own configs into ./conf and ./experiments"),
+        ("--experimental-rerun=x", "--experimental-rerun=x: repeat a run with --rerun RUN_DIR"),
         ("--config-dir=nowhere", "--config-dir=nowhere: no such folder"),
-        ("--resolve", "--resolve: goes with --cfg or --help"),
-        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: add -m for a sweep"),
-        ("hydra.job.chdir=true", "hydra.job.chdir=true: relative paths are those of the folder that the command is "),
+        ("--resolve", "--resolve: works only with --cfg or --help"),
+        ("hydra.mode=MULTIRUN", "hydra.mode=MULTIRUN: is not supported; give -m for a sweep"),
+        ("hydra.job.chdir=true", "hydra.job.chdir=true: is not supported; relative paths start at "),
     ],
 )
-def test_what_of_hydra_is_not_for_runs_is_refused(
+def test_hydra_options_that_do_not_fit_runs_are_refused(
     tiny: list[str], tmp_path: Path, cli: Cli, flag: str, message: str
 ) -> None:
     done = cli(*tiny, flag)
@@ -322,12 +325,12 @@ CALLBACKS = """
 import os
 from hydra.experimental.callback import Callback
 
-class Told(Callback):
+class Printer(Callback):
     def on_run_start(self, config, **rest):
         print("run starts", config.name)
 
     def on_job_start(self, config, **rest):
-        print("job starts with", os.environ["TOLD"])
+        print("job starts with", os.environ["D_FF"])
 
     def on_job_end(self, config, job_return, **rest):
         print("job ends", job_return.return_value)
@@ -337,16 +340,16 @@ class Told(Callback):
 """
 
 
-def test_hydras_own_settings_of_a_job_hold_for_a_run(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "told.py").write_text(CALLBACKS)
-    settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD='48'"]
+def test_hydra_job_settings_apply_to_a_run(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "printer.py").write_text(CALLBACKS)
+    settings = ["+hydra.callbacks.printer._target_=printer.Printer", "+hydra.job.env_set.D_FF='48'"]
     done = cli(
-        *tiny, *settings, "name='mine-${run_id:}'", "model.d_ff='${oc.decode:${oc.env:TOLD}}'", "trainer.max_steps=1"
+        *tiny, *settings, "name='mine-${run_id:}'", "model.d_ff='${oc.decode:${oc.env:D_FF}}'", "trainer.max_steps=1"
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
+    printed = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
     (run,) = (tmp_path / "outputs").glob("mine-*/*")
-    assert told == [f"run starts {run.parent.name}", "job starts with 48", "job ends 0", "run ends"]
+    assert printed == [f"run starts {run.parent.name}", "job starts with 48", "job ends 0", "run ends"]
     assert run.name.endswith(run.parent.name.removeprefix("mine"))
     config = (run / "config.yaml").read_text()
     assert f"name: {run.parent.name}\n" in config
@@ -357,15 +360,15 @@ def test_hydras_own_settings_of_a_job_hold_for_a_run(tiny: list[str], tmp_path: 
 
 
 @pytest.mark.slow
-def test_hydras_own_settings_hold_for_a_run_that_is_repeated(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    (tmp_path / "told.py").write_text(CALLBACKS)
-    settings = ["+hydra.callbacks.told._target_=told.Told", "+hydra.job.env_set.TOLD='48'"]
+def test_hydra_job_settings_apply_to_a_repeated_run(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    (tmp_path / "printer.py").write_text(CALLBACKS)
+    settings = ["+hydra.callbacks.printer._target_=printer.Printer", "+hydra.job.env_set.D_FF='48'"]
     assert cli(*tiny, "name=mine", "trainer.max_steps=1", "hydra.run.dir=first").returncode == 0
     done = cli("--rerun", "first", *settings)
     assert done.returncode == 0, done.stdout + done.stderr
-    told = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
-    assert told == ["run starts mine", "job starts with 48", "job ends 0", "run ends"]
-    assert "the same as first, to the last digit of 1 lines of metrics" in done.stdout
+    printed = [line for line in done.stdout.splitlines() if line.startswith(("run starts", "job ", "run ends"))]
+    assert printed == ["run starts mine", "job starts with 48", "job ends 0", "run ends"]
+    assert "identical to first: every digit of 1 line of metrics" in done.stdout
 
 
 @pytest.mark.slow
@@ -375,7 +378,7 @@ def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     done = cli("prepare", *text)
     assert done.returncode == 0, done.stderr
     assert "prepared tokens in" in done.stdout
-    assert "is there already" in cli("prepare", *text).stdout
+    assert "is up to date" in cli("prepare", *text).stdout
     changed = cli("prepare", *text[:2], "prepare.tokenizer.vocab_size=301", "data.path=tokens")
     assert changed.returncode == 2
     assert "prepare.tokenizer.vocab_size: 300 → 301" in changed.stderr
@@ -398,7 +401,7 @@ def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     assert cli("sample", "nowhere").returncode == 2
     assert "no checkpoint '7'; there are steps" in cli("sample", "out", "--checkpoint", "7").stderr
 
-    (tmp_path / "tokens" / "tokenizer.json").unlink()  # the run has its own
+    (tmp_path / "tokens" / "tokenizer.json").unlink()  # the run has a copy
     assert cli("sample", "out", "--prompt", "It was", "--tokens", "1").returncode == 0
     done = cli("evaluate", "out", "--checkpoint", "latest")
     assert done.returncode == 0, done.stderr
@@ -407,7 +410,7 @@ def test_the_verbs_on_a_finished_run(tmp_path: Path, cli: Cli) -> None:
     assert "no such file" in cli("evaluate", "out", "--split", "tset").stderr
 
 
-def test_help_is_quick_and_names_everything(cli: Cli) -> None:
+def test_help_names_every_verb_and_choice(cli: Cli) -> None:
     done = cli("--help")
     assert done.returncode == 0
     for word in ("prepare", "evaluate", "sample", "benchmark", "resume=", "llama_50m", "quickstart", "wandb"):
@@ -415,7 +418,7 @@ def test_help_is_quick_and_names_everything(cli: Cli) -> None:
     assert "llama_50m" in cli("--cfg", "job").stdout or "d_model: 384" in cli("--cfg", "job").stdout
 
 
-def test_a_locale_without_a_mark_shows_a_question_mark(cli: Cli) -> None:
+def test_a_locale_that_lacks_a_character_shows_a_question_mark(cli: Cli) -> None:
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": ""}
     own_interpreter = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
     done = cli("--help", **ascii_locale, **own_interpreter)
@@ -424,7 +427,7 @@ def test_a_locale_without_a_mark_shows_a_question_mark(cli: Cli) -> None:
     assert "python -m lmtrain inspect FOLDER?" in done.stdout
 
 
-def test_help_that_is_read_in_part_is_no_error(tmp_path: Path) -> None:
+def test_closing_the_pipe_while_help_is_printed_is_no_error(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "lmtrain", "--help"],
         cwd=tmp_path,
@@ -442,7 +445,7 @@ def test_help_that_is_read_in_part_is_no_error(tmp_path: Path) -> None:
     process.wait(timeout=60)
 
 
-def test_a_long_run_says_so(token_folder: Path, cli: Cli) -> None:
+def test_a_long_run_says_how_long_it_takes(token_folder: Path, cli: Cli) -> None:
     process = cli.start("data=tokens", f"data.path={token_folder}", "system.device=cpu", "hydra.run.dir=out")
     line = wait_for_line("this run will take about", process)
     assert "trainer.max_steps" in line

@@ -1,4 +1,4 @@
-"""The training step against references, and what must not change a bit of it."""
+"""The training step against references, and changes that must not alter a bit of it."""
 
 import math
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ from lmtrain.scheduler import cosine
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
 
-# float64 has rounded a million times before it is this far off.
+# It takes about a million roundings in float64 to be this far off.
 CLOSE = {"rtol": 0.0, "atol": 1e-10}
-# AdamW divides a gradient by its size, or by its eps of 1e-8 if that is larger: where gradients cancel to 1e-15,
-# a step of a rate of 1e-2 may go anywhere within 1e-9.
+# AdamW divides a gradient by its size, or by its eps of 1e-8 if that is larger. Where gradients cancel to 1e-15, a step
+# with a learning rate of 1e-2 may go anywhere within 1e-9.
 CLOSE_AFTER_ADAMW = {"rtol": 0.0, "atol": 1e-8}
-# The trainer adds up the losses of two micro-batches in float32: two roundings of at most 2⁻²² below a sum of 8.
+# The trainer adds the losses of two micro-batches in float32: two roundings of at most 2⁻²² while the sum is below 8.
 LOSS_ROUNDING = 2 * 2.0**-22
 
 
 class KeepsGradients(torch.optim.SGD):
-    """Remembers the gradients that a step is given."""
+    """Keeps the gradients of a step and changes no parameter."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.seen = [param.grad.clone() for group in self.param_groups for param in group["params"]]
@@ -61,17 +61,17 @@ def gradients(folder: Path, out: Path, batch_size: int, accumulation: int, loade
     return optimizer.seen
 
 
-def test_gradients_do_not_depend_on_the_cut_of_the_global_batch(token_folder: Path, tmp_path: Path) -> None:
+def test_gradients_do_not_depend_on_the_split_into_micro_batches(token_folder: Path, tmp_path: Path) -> None:
     whole = gradients(token_folder, tmp_path / "a", 8, 1)
     assert max(grad.abs().max() for grad in whole) > 1e-3
     for batch_size, accumulation in ((4, 2), (1, 8)):
-        cut = gradients(token_folder, tmp_path / f"cut{batch_size}", batch_size, accumulation)
-        for one, other in zip(whole, cut, strict=True):
+        split = gradients(token_folder, tmp_path / f"split{batch_size}", batch_size, accumulation)
+        for one, other in zip(whole, split, strict=True):
             torch.testing.assert_close(one, other, **CLOSE)
 
 
 class Ragged(TokenLoader):
-    """Micro-batches with different numbers of targets, one with none at all."""
+    """Loads micro-batches with different numbers of targets; one has none."""
 
     def batch(self, index: int) -> tuple[Tensor, Tensor]:
         x, y = super().batch(index)
@@ -81,7 +81,7 @@ class Ragged(TokenLoader):
         return x, y
 
 
-def test_ragged_micro_batches_weigh_by_their_targets(token_folder: Path, tmp_path: Path) -> None:
+def test_ragged_micro_batches_are_weighted_by_their_targets(token_folder: Path, tmp_path: Path) -> None:
     loader = Ragged(str(token_folder), "train", 2, 16, seed=5)
     got = gradients(token_folder, tmp_path / "out", 2, 4, loader)
     model = tiny_llama().double()
@@ -130,18 +130,18 @@ def test_a_run_equals_a_loop_written_by_hand(token_folder: Path, tmp_path: Path)
     assert trained[-1] < trained[0] - 0.3
 
 
-# The losses of the first steps, as they were when the step was last changed on purpose. To renew: run with -k golden,
-# look at why they moved, and copy the numbers from the failure.
+# The losses of the first steps since the step was last changed on purpose. To renew them, run with -k golden, find out
+# why they changed, and copy the numbers from the failure.
 GOLDEN = [4.147879, 4.088176, 3.990192, 3.860933]
 
 
-# From one vector unit to another, torch's normal draws differ by up to 4e-8 in the initial weights. A loss follows them
-# by that times the sum of its gradient's sizes, of about 40.
+# Between vector units, torch's normal draws differ by up to 4e-8 in the initial weights. The loss changes by that times
+# the sum of the absolute gradients, which is about 40.
 INITIAL_WEIGHTS = 40 * 4e-8
 
 
 def exact_losses(folder: Path, out: Path, **changes: Any) -> tuple[list[float], list[float]]:
-    """The losses of a run in float64, and how far those of one in float32 may be from them."""
+    """Return the losses of a run in float64, and how far the losses in float32 may be from them."""
     runs: list[Path] = []
 
     def losses() -> list[Tensor]:
@@ -203,10 +203,8 @@ def test_logged_metrics(token_folder: Path, tmp_path: Path) -> None:
     assert "val/loss" not in lines[2]
     last = lines[6]
     assert last["val/perplexity"] == pytest.approx(math.exp(last["val/loss"]))
-    # write_tokens says that a token is 3 bytes of text.
-    assert last["val/bits_per_byte"] == pytest.approx(
-        last["val/loss"] / math.log(2) / 3
-    )  # write_tokens says 3 bytes a token
+    bytes_per_token = 3  # of the text that write_tokens claims
+    assert last["val/bits_per_byte"] == pytest.approx(last["val/loss"] / math.log(2) / bytes_per_token)
     assert last["tokens"] == 6 * 2 * 4 * 16
     assert last["lr"] == pytest.approx(cosine(5, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8))
     assert last["tokens_per_second"] == pytest.approx(2 * 4 * 16 / last["step_time_ms"] * 1000)
@@ -220,7 +218,7 @@ def test_perplexity_of_a_huge_loss_is_infinite() -> None:
     assert perplexity(1e4) == math.inf
 
 
-def test_evaluating_and_saving_more_often_changes_no_bit(token_folder: Path, tmp_path: Path) -> None:
+def test_evaluating_and_saving_more_often_does_not_change_a_bit(token_folder: Path, tmp_path: Path) -> None:
     runs = []
     for number, every in enumerate((1, 100)):
         torch.manual_seed(3)
@@ -240,7 +238,7 @@ def test_evaluating_and_saving_more_often_changes_no_bit(token_folder: Path, tmp
 
 @pytest.mark.parametrize("order", ["shuffle", "random", "sequential"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_resumed_run_has_the_bits_of_one_never_stopped(
+def test_a_resumed_run_has_the_same_bits_as_an_uninterrupted_run(
     token_folder: Path, tmp_path: Path, dtype: Any, order: Any
 ) -> None:
     def trainer(name: str, max_steps: int) -> Trainer:
@@ -258,7 +256,7 @@ def test_a_resumed_run_has_the_bits_of_one_never_stopped(
     never = trainer("never", 8)
     never.fit()
     trainer("stopped", 4).fit()
-    torch.manual_seed(99)  # another process has other generator states
+    torch.manual_seed(99)  # as in another process, whose random generators have another state
     resumed = trainer("stopped", 8)
     assert resumed.state.step == 4
     resumed.fit()
@@ -268,7 +266,7 @@ def test_a_resumed_run_has_the_bits_of_one_never_stopped(
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(8, 1), (2, 4), (1, 8)])
-def test_another_cut_into_micro_batches_keeps_state_and_data_order(
+def test_a_resume_with_another_micro_batch_size_keeps_state_and_data_order(
     token_folder: Path, tmp_path: Path, batch_size: int, accumulation: int
 ) -> None:
     def trainer(name: str, max_steps: int, **changes: Any) -> tuple[Trainer, list[Tensor]]:
@@ -294,13 +292,13 @@ def test_another_cut_into_micro_batches_keeps_state_and_data_order(
         torch.testing.assert_close(one, other, **CLOSE_AFTER_ADAMW)
 
 
-def test_a_step_that_would_begin_within_a_batch_is_refused(token_folder: Path, tmp_path: Path) -> None:
+def test_a_resume_that_would_begin_inside_a_batch_is_refused(token_folder: Path, tmp_path: Path) -> None:
     make_trainer(token_folder, tmp_path / "out", max_steps=3).fit()
-    with pytest.raises(ValueError, match=r"data\.batch_size=5: the run has seen 24 samples"):
+    with pytest.raises(ValueError, match=r"data\.batch_size=5: must divide the 24 samples"):
         make_trainer(token_folder, tmp_path / "out", batch_size=5)
 
 
-def test_what_an_optimizer_keeps_in_its_groups_is_resumed_and_the_configs_own_numbers_are_not(
+def test_a_resume_restores_group_values_that_the_optimizer_changes_but_not_those_of_the_config(
     token_folder: Path, tmp_path: Path
 ) -> None:
     def trainer(name: str, max_steps: int, momentum: float = 0.5) -> Trainer:
@@ -315,7 +313,7 @@ def test_what_an_optimizer_keeps_in_its_groups_is_resumed_and_the_configs_own_nu
     assert resumed.optimizer.param_groups[0]["k"] == 4
     resumed.fit()
     assert_same_bits(weights(never), weights(resumed))
-    changed = trainer("stopped", 9, momentum=0.9)  # as a change that was allowed would have it
+    changed = trainer("stopped", 9, momentum=0.9)  # as an allowed change of the config would
     assert changed.optimizer.param_groups[0]["momentum"] == 0.9
 
 
@@ -327,7 +325,7 @@ def test_resume_refuses_other_data(token_folder: Path, tmp_path: Path) -> None:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Fails on anything that would read a tensor's value on the host, and so wait for a GPU."""
+    """Fails on any operation that reads a tensor's value on the host, which would wait for a GPU."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert func is not torch.ops.aten._local_scalar_dense.default, "a step waited for a value"
@@ -335,16 +333,16 @@ class NoWaiting(TorchDispatchMode):
 
 
 def test_a_step_reads_no_value_on_the_host(token_folder: Path, tmp_path: Path) -> None:
-    # AdamW with its step counters on the device, as the fused kernel has them.
+    # The fused AdamW has its step counters on the device.
     trainer = make_trainer(token_folder, tmp_path / "out")
     with Prefetcher(trainer.train_loader.batch, 0, torch.device("cpu")) as trainer.micro_batches, NoWaiting():
         loss, _ = trainer.step()
         with pytest.raises(AssertionError, match="waited"):
-            loss.item()  # the check itself works
+            loss.item()  # shows that the check works
 
 
 class TurnsNaN(Llama):
-    """Fine at first, then not."""
+    """Has a finite loss for seven steps, then NaN."""
 
     calls = 0
 
@@ -354,7 +352,7 @@ class TurnsNaN(Llama):
         return logits, loss * math.nan if self.calls > 7 and loss is not None else loss
 
 
-def test_a_diverged_run_stops_and_saves_nothing_bad(token_folder: Path, tmp_path: Path) -> None:
+def test_a_diverged_run_stops_and_saves_only_finite_weights(token_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = TurnsNaN(VOCAB_SIZE, 16, n_layer=1, n_head=2, n_kv_head=None, d_model=16, d_ff=32)
     changes = {"eval_interval": 100, "checkpoint_interval": 1, "gradient_accumulation_steps": 1}
@@ -367,7 +365,7 @@ def test_a_diverged_run_stops_and_saves_nothing_bad(token_folder: Path, tmp_path
 
 
 class TurnsGradientsNaN(Llama):
-    """A loss that is a number, with a gradient that is none, from the third step on."""
+    """Has a finite loss with a NaN gradient from the third step on."""
 
     calls = 0
 
@@ -375,11 +373,11 @@ class TurnsGradientsNaN(Llama):
         logits, loss = super().forward(tokens, targets)
         self.calls += 1
         if self.calls > 2 and loss is not None:
-            loss = loss + (self.norm.weight - self.norm.weight.detach()).abs().sum().sqrt()  # the root's slope at 0
+            loss = loss + (self.norm.weight - self.norm.weight.detach()).abs().sum().sqrt()  # sqrt has no slope at 0
         return logits, loss
 
 
-def test_weights_that_a_bad_gradient_spoilt_are_not_saved(token_folder: Path, tmp_path: Path) -> None:
+def test_a_nan_gradient_stops_the_run_before_weights_are_saved(token_folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = TurnsGradientsNaN(VOCAB_SIZE, 16, n_layer=1, n_head=2, n_kv_head=None, d_model=16, d_ff=32)
     changes = {"eval_interval": 100, "checkpoint_interval": 1, "gradient_accumulation_steps": 1, "log_interval": 100}
@@ -388,8 +386,8 @@ def test_weights_that_a_bad_gradient_spoilt_are_not_saved(token_folder: Path, tm
     assert CheckpointFolder(tmp_path / "out" / "checkpoints").steps() == [1, 2]
 
 
-def test_the_best_model_is_saved_whenever_it_is_found(token_folder: Path, tmp_path: Path) -> None:
-    # A rate that grows until it hurts: the best evaluation is none of the steps that are saved anyway.
+def test_the_best_model_is_saved_as_soon_as_it_is_found(token_folder: Path, tmp_path: Path) -> None:
+    # The learning rate becomes too large, so that the best evaluation is not at a step that is saved anyway.
     schedule = partial(lambda step, rates: rates[step], rates=[1e-2] * 3 + [1.0] * 9)
     changes = {"max_steps": 12, "eval_interval": 3, "checkpoint_interval": 4, "keep_checkpoints": 1}
     trainer = make_trainer(token_folder, tmp_path / "out", schedule=schedule, **changes)
@@ -409,7 +407,7 @@ def _fresh_compiler() -> Iterator[None]:
 @pytest.mark.slow
 @NEEDS_A_COMPILER
 @pytest.mark.usefixtures("_fresh_compiler")
-def test_a_compiled_run_trains_alike_and_saves_plain_names(token_folder: Path, tmp_path: Path) -> None:
+def test_a_compiled_run_trains_the_same_and_saves_plain_names(token_folder: Path, tmp_path: Path) -> None:
     eager = make_trainer(token_folder, tmp_path / "eager", model=tiny_llama().double())
     eager.fit()
     system = System(device="cpu", compile=True)

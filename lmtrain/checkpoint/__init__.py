@@ -1,1 +1,1 @@
-"""Checkpoints: their folder, what goes into one, and how it comes back."""
+"""Checkpoints: their folder and files, what they contain, and how a run is saved and restored."""

@@ -1,16 +1,16 @@
-"""Whether a run's place in the data, a number of samples, still means the same after a change of its config."""
+"""Finds config changes after which a run's place in the data, a number of samples, means something else."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from lmtrain.terminal.as_text import differences
 
-# Keys of `data` that leave every sample what and where it is; the fingerprint says whether it is the same data.
+# Keys of `data` that change neither the samples nor their order. The fingerprint tells whether the data is the same.
 KEEP_SAMPLES = frozenset({"path", "paths", "batch_size", "vocab_size", "dtype"})
 
 
 def order_changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return `key: old → new` for what gives the numbers of samples another meaning, between two configs of a run."""
+    """Return `key: old → new` for each change between two configs that changes the samples or their order."""
     before, after = (_order(config) for config in (then, now))
     return differences(before, after)
 

@@ -1,7 +1,7 @@
-"""Checkpoints: folders of safetensors and JSON that are either complete and verified, or not there.
+"""Checkpoints as folders of safetensors and JSON files. A checkpoint is complete and verified, or does not exist.
 
-A checkpoint is written into a hidden folder, flushed to disk, hashed into `MANIFEST.json` and renamed into place;
-a kill at any moment leaves the ones before it untouched. Nothing is ever overwritten, and no pickle is read.
+A checkpoint is written into a hidden folder, flushed to disk, hashed into `MANIFEST.json` and then renamed. A kill at
+any moment leaves the earlier checkpoints untouched. Nothing is ever overwritten, and no pickle is read.
 """
 
 import json
@@ -27,18 +27,18 @@ from lmtrain.files.unsupported import copy_mode, free_bytes, link_for_people
 log = logging.getLogger(__name__)
 
 MANIFEST, STATE = "MANIFEST.json", "state.json"
-MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # more than either ever has
+MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # size limits for reading, far above the real sizes
 BROKEN, OTHER = "broken-", "other-"
 FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
-FREE_SPACE_FACTOR = 1.1  # beyond the tensors' own bytes
+FREE_SPACE_FACTOR = 1.1  # free space that a save needs, relative to the bytes of the tensors
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One state: named tensors by file (`model`, `optimizer`, `rng-0`), and plain values as JSON.
+    """Holds the state of a run: named tensors per file (`model`, `optimizer`, `rng-0`), and plain values for JSON.
 
-    `state["run_id"]` says whose it is. `unchecked` are the tensors, as `<file>/<name>`, that may hold numbers which
-    are not finite: a mask in a buffer, say.
+    `state["run_id"]` is the run that saved it. `unchecked` names the tensors, as `<file>/<name>`, that may contain
+    numbers that are not finite, for example a mask in a buffer.
     """
 
     tensors: Mapping[str, Mapping[str, torch.Tensor]]
@@ -48,7 +48,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Retention:
-    """Which checkpoints stay: the `newest` ones, those of every `every` steps, the best, and the `protected`."""
+    """Says which checkpoints to keep: the `newest`, those of every `every` steps, the best, and the `protected`."""
 
     newest: int
     every: int | None = None
@@ -56,26 +56,26 @@ class Retention:
     protected: frozenset[int] = frozenset()
 
     def kept(self, steps: Sequence[int]) -> set[int]:
-        """Return those of ascending steps that stay."""
+        """Return the steps to keep, given all steps in ascending order."""
         regular = {step for step in steps if self.every and step % self.every == 0}
         return set(steps) & {*steps[-self.newest :], *regular, *self.protected, self.best_step}
 
 
 class CheckpointFolder:
-    """The checkpoints of one run, `step-00000100/` and so on; `run_id` tells them from another run's.
+    """Manages the checkpoints of one run, `step-00000100/` and so on. Those with another `run_id` are not removed.
 
     Raises:
-        OSError: from any method, if the disk refuses; the checkpoints already there are untouched then.
+        OSError: any method failed to read or write; existing checkpoints are unchanged.
     """
 
     def __init__(self, path: Path, run_id: str | None = None) -> None:
         self.path, self.run_id = path, run_id
         self._resumed_from: set[int] = set()
-        self._others: set[int] = set()  # steps of other runs' checkpoints, that were warned of
+        self._others: set[int] = set()  # steps of checkpoints of other runs, for which a warning was logged
 
     @classmethod
     def of_run(cls, run_dir: Path, run_id: str | None = None) -> Self:
-        """Return the checkpoints in a run directory."""
+        """Return the checkpoint folder of a run directory."""
         return cls(run_dir / CHECKPOINTS, run_id)
 
     def steps(self) -> list[int]:
@@ -83,16 +83,16 @@ class CheckpointFolder:
         return steps_in(self.path)
 
     def at(self, step: int) -> Path:
-        """Return the folder of a step's checkpoint, whether it is there or not."""
+        """Return the path of a step's checkpoint, which need not exist."""
         return self.path / step_folder(step)
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> Path:
-        """Commit the state of a step, then remove the checkpoints of this run that `retention` does not keep.
+        """Write the checkpoint of a step, then remove the checkpoints of this run that `retention` does not keep.
 
-        A valid checkpoint of this step stays as it is; the one that the run resumed from is always kept.
+        A valid checkpoint of this step stays unchanged. The checkpoint that the run resumed from is always kept.
 
         Raises:
-            NonFiniteStateError: a tensor that has to be finite is not; nothing is written or removed.
+            NonFiniteStateError: a tensor contains numbers that are not finite; nothing is written or removed.
         """
         final = self.at(step)
         if not self._is_there(final):
@@ -106,11 +106,11 @@ class CheckpointFolder:
         return final
 
     def load_latest(self) -> Checkpoint | None:
-        """Return the newest checkpoint that verifies, on the CPU; None if there is none. Broken ones are set aside."""
+        """Return the newest verified checkpoint, on the CPU, or None if there is none. Broken ones are set aside."""
         return self._newest(self.steps())
 
     def load_before(self, step: int, *, every: int, first: int) -> Checkpoint | None:
-        """Return the newest one that verifies of the steps before `step` that are multiples of `every`, or `first`."""
+        """Return the newest verified checkpoint before `step` whose step is `first` or a multiple of `every`."""
         steps = [earlier for earlier in self.steps() if earlier < step]
         return self._newest([earlier for earlier in steps if earlier % every == 0 or earlier == first])
 
@@ -126,22 +126,22 @@ class CheckpointFolder:
         return None
 
     def discard_after(self, step: int) -> None:
-        """Remove this run's checkpoints of later steps, before a run that went back gets to those steps again."""
+        """Remove this run's checkpoints of later steps, because the run has gone back and will repeat those steps."""
         self._remove(later for later in self.steps() if later > step)
         self._link("latest", step)
 
     def broken(self) -> list[str]:
-        """Return the names of the checkpoints that were set aside as broken."""
+        """Return the names of checkpoints that were set aside as broken."""
         return sorted(entry.name for entry in self.path.glob(f"{BROKEN}*"))
 
     def _is_there(self, path: Path) -> bool:
-        """Return whether an intact checkpoint of this run is there; set any other one aside."""
-        if os.path.lexists(path):  # a symlink to nowhere, too
+        """Return whether an intact checkpoint of this run exists at the path; set any other one aside."""
+        if os.path.lexists(path):  # also true for a broken symlink
             try:
                 verify_checkpoint(path)
                 if self._is_ours(path):
                     return True
-                self._set_aside(path, f"{OTHER}{path.name}", "another run's")
+                self._set_aside(path, f"{OTHER}{path.name}", "from another run")
             except BrokenCheckpointError as error:
                 self._quarantine(path, error)
         return False
@@ -151,7 +151,7 @@ class CheckpointFolder:
 
     def _commit(self, final: Path, checkpoint: Checkpoint) -> None:
         make_folder(self.path)
-        for leftover in filter(is_leftover, self.path.iterdir()):  # the run's lock says that nobody writes it now
+        for leftover in filter(is_leftover, self.path.iterdir()):  # the run's lock ensures that nobody is writing it
             leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
         self._check_space(checkpoint)
         partial = self.path / f"{PARTIAL}{final.name}"
@@ -159,7 +159,7 @@ class CheckpointFolder:
         try:
             (partial / STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n", encoding="utf-8")
             for name, tensors in checkpoint.tensors.items():
-                save_file(_storable(tensors), partial / f"{name}.safetensors")  # for its owner alone
+                save_file(_storable(tensors), partial / f"{name}.safetensors")  # only its owner could read this file
                 copy_mode(partial / STATE, partial / f"{name}.safetensors")
             files = sorted(partial.iterdir())
             manifest = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in files}
@@ -177,15 +177,15 @@ class CheckpointFolder:
             path = self.at(step)
             if not self._is_ours(path):
                 if step not in self._others:
-                    log.warning("checkpoint %s is not this run's: it stays", path.name)
+                    log.warning("checkpoint %s belongs to another run and is not removed", path.name)
                 self._others.add(step)
                 continue
-            doomed = self.path / f"{DELETED}{path.name}"
-            os.rename(path, doomed)  # at once, so that no half-deleted folder looks complete
-            shutil.rmtree(doomed)
+            deleted = self.path / f"{DELETED}{path.name}"
+            os.rename(path, deleted)  # renamed first, so that a partly deleted folder never looks complete
+            shutil.rmtree(deleted)
 
     def _link(self, name: str, step: int) -> None:
-        """Make a link for people; a folder of that name, as a copy that follows links makes it, stays."""
+        """Make a link for people. A folder of that name stays: copying a run with its links followed creates one."""
         if (self.path / name).is_dir() and not (self.path / name).is_symlink():
             return
         link_for_people(self.path / name, self.at(step).name)
@@ -198,20 +198,21 @@ class CheckpointFolder:
         while os.path.lexists(aside := path.with_name(f"{name}-{number}")):
             number += 1
         os.rename(path, aside)
-        log.warning("checkpoint %s is %s; it is set aside as %s", path.name, reason, aside.name)
+        log.warning("checkpoint %s is %s and was renamed to %s", path.name, reason, aside.name)
 
     def _check_space(self, checkpoint: Checkpoint) -> None:
         needed = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
         free = free_bytes(self.path)
         if free is not None and free < needed * FREE_SPACE_FACTOR:
-            raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free")
+            raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free")
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raise a BrokenCheckpointError unless every file of the manifest is there, of its size and with its hash.
+    """Check that every file in the manifest exists and has the right size and hash.
 
     Raises:
-        OSError: it can't be seen now: no permission, too many open files, a disk that does not answer.
+        BrokenCheckpointError: a file is missing or differs from the manifest, or the manifest itself is damaged.
+        OSError: a file can't be read now: no permission, too many open files, a disk that does not answer.
     """
     manifest = _read_json(path / MANIFEST, MANIFEST_BYTES)
     if STATE not in manifest:
@@ -220,34 +221,34 @@ def verify_checkpoint(path: Path) -> None:
         if not FILE_NAME.fullmatch(name):
             raise BrokenCheckpointError(f"{MANIFEST} names {name[:40]!r}, which is not inside the checkpoint")
         if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
-            raise BrokenCheckpointError(f"{MANIFEST} says nothing of {name!r}")
+            raise BrokenCheckpointError(f"{MANIFEST} has no size and SHA-256 for {name!r}")
         file = path / name
         if not file.is_file() or file.is_symlink():
             raise BrokenCheckpointError(f"{name!r} is missing")
         if (size := file.stat().st_size) != entry["size"]:
-            raise BrokenCheckpointError(f"{name} has {size:,} bytes, {entry['size']} were written")
+            raise BrokenCheckpointError(f"{name} has {size:,} bytes, but {entry['size']} were written")
         if sha256_of(file) != entry["sha256"]:
-            raise BrokenCheckpointError(f"{name} does not have the SHA-256 that was written")
+            raise BrokenCheckpointError(f"{name} does not have the SHA-256 in {MANIFEST}")
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Verify and read one checkpoint folder, tensors on the CPU.
+    """Verify and read one checkpoint folder, with tensors on the CPU.
 
     Raises:
-        BrokenCheckpointError: it does not verify, or holds something else.
-        OSError, MemoryError, RuntimeError: nothing is wrong with it, but it can't be read now.
+        BrokenCheckpointError: the verification failed, or a file has an unexpected format.
+        OSError, MemoryError, RuntimeError: the checkpoint can't be read now, though it may be intact.
     """
     verify_checkpoint(path)
     names = [name for name in _read_json(path / MANIFEST, MANIFEST_BYTES) if name.endswith(".safetensors")]
     try:
         tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
-    except SafetensorError as error:  # verified, so written wrong: by a bug or another program
+    except SafetensorError as error:  # the hash was right, so a bug or another program wrote the file
         raise BrokenCheckpointError(f"SafetensorError: {error}") from error
     return Checkpoint(tensors, _read_json(path / STATE, STATE_BYTES))
 
 
 def _read_json(path: Path, limit: int) -> dict[str, Any]:
-    """Return a file's JSON object. Raises BrokenCheckpointError if the file is not there or holds none."""
+    """Return the JSON object in a file; raise BrokenCheckpointError if there is no file or no object."""
     try:
         content = json.loads(read_limited(path, limit))
     except FileNotFoundError:
@@ -264,14 +265,14 @@ def _check_finite(checkpoint: Checkpoint) -> None:
         for name, tensor in tensors.items():
             if f"{file}/{name}" in checkpoint.unchecked or not tensor.is_floating_point() or not tensor.numel():
                 continue
-            # Least and greatest in one pass without a copy; a NaN is both.
+            # One pass without a copy. If there is a NaN, both results are NaN.
             least, greatest = tensor.aminmax()
             if not (least.isfinite() and greatest.isfinite()):
-                raise NonFiniteStateError(f"{file}/{name} has numbers that are not finite; it is not saved")
+                raise NonFiniteStateError(f"{file}/{name} has numbers that are not finite, so no checkpoint is saved")
 
 
 def _owner(path: Path) -> str | None:
-    """Return the id of the run that a checkpoint says it is of."""
+    """Return the id of the run that saved a checkpoint, or None if it is unknown."""
     try:
         run_id = _read_json(path / STATE, STATE_BYTES).get("run_id")
     except (OSError, BrokenCheckpointError):
@@ -280,7 +281,7 @@ def _owner(path: Path) -> str | None:
 
 
 def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors on the CPU, each with memory of its own: safetensors refuses tensors that share it."""
+    """Return the tensors on the CPU, each with separate memory, since safetensors refuses tensors that share it."""
     stored: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

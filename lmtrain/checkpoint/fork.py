@@ -1,4 +1,4 @@
-"""Starts a run from a checkpoint of another: its weights, and of the rest what still belongs to it."""
+"""Starts a run from a checkpoint of another run: its weights, and all other state that still fits the new config."""
 
 import logging
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ForkOrigin:
-    """The checkpoint that a fork starts from; `state` is what its run had done by then."""
+    """Holds the checkpoint that a fork starts from, with its run directory and training state."""
 
     run: Path
     checkpoint: Checkpoint
@@ -26,15 +26,15 @@ class ForkOrigin:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Return what `environment.json` says of it."""
+        """The entry of `environment.json` that describes the origin."""
         return {"run": str(self.run.resolve()), "run_id": self.checkpoint.state.get("run_id"), "step": self.state.step}
 
 
 def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
-    """Return the run's checkpoint of a step, or its newest.
+    """Return the run's checkpoint of a step, or the newest one if `step` is None.
 
     Raises:
-        ValueError: there is none, or it is broken.
+        ValueError: there is no such checkpoint, or it is broken.
     """
     refuse_links(run, [CHECKPOINTS], below=[CHECKPOINTS])
     try:
@@ -47,9 +47,10 @@ def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
 
 
 def forked_state(origin: ForkOrigin) -> TrainState:
-    """Return where a fork begins: steps, tokens and seconds go on, so that its curves join its origin's.
+    """Return the training state in which a fork begins.
 
-    Its losses are not measured yet.
+    Steps, tokens and seconds continue those of the origin, so that the curves of both runs join. Losses start without a
+    value, since the fork has measured none.
     """
     then = origin.state
     return TrainState(
@@ -58,7 +59,7 @@ def forked_state(origin: ForkOrigin) -> TrainState:
 
 
 def check_steps_left(origin: ForkOrigin, max_steps: int) -> None:
-    """Raise ValueError if the fork would have no step to do."""
+    """Raise ValueError if the fork would have no steps left to run."""
     if max_steps <= origin.state.step:
         raise ValueError(
             f"trainer.max_steps={max_steps}: the fork starts after step {origin.state.step}; give more, or an earlier "
@@ -67,14 +68,14 @@ def check_steps_left(origin: ForkOrigin, max_steps: int) -> None:
 
 
 def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_size: int) -> None:
-    """Put the origin's state into the parts of the fork, and its place in the data into `state`.
+    """Load the origin's state into the parts of the fork, and its place in the data into `state`.
 
-    Weights always; the optimizer's state, if it is the same optimizer; the scaler's, if both have one; the random
-    generators', if the seed is the same; the place in the data and the losses that spikes are measured against, if it
-    is the same data in the same order. What is left out is logged.
+    Weights are always loaded. The optimizer's state is loaded if the optimizer is the same, the gradient scaler's if
+    both runs have one, and the random generators' if the seed is the same. The place in the data and the losses for
+    spike detection are kept if the data and its order are the same. The log names everything that starts anew.
 
     Raises:
-        ValueError: the model is another one, the optimizer's state does not fit, or a file of the data was changed.
+        ValueError: the model or the optimizer's state does not fit, or a data file has changed.
     """
     then, now = origin.checkpoint.state["config"], snapshot.identity["config"]
     fresh = []
@@ -100,7 +101,7 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     else:
         state.samples = 0
         fresh.append("the order of the data")
-    # A batch begins where one of this size can.
+    # Round up to a multiple of this run's batch size, where its next batch can begin.
     state.samples = -(-state.samples // batch_size) * batch_size
     log.info("forked from %s at step %d%s", origin.run, state.step, f"; new: {', '.join(fresh)}" if fresh else "")
 

@@ -1,4 +1,4 @@
-"""An optimizer's state by parameter name, out of it and back."""
+"""Saves and restores an optimizer's state by parameter name."""
 
 import copy
 from collections.abc import Iterable, Mapping
@@ -27,12 +27,12 @@ def load_optimizer_state(
     tensors: Mapping[str, torch.Tensor],
     plain: Mapping[str, Any],
 ) -> None:
-    """Put back what `optimizer_state` gave, in the dtypes it was saved in, on each parameter's device.
+    """Restore a state from `optimizer_state`, with its saved dtypes and on the device of each parameter.
 
-    `Optimizer.load_state_dict` goes by position, and casts the moments to the parameter's dtype.
+    `Optimizer.load_state_dict` would match parameters by position, and cast the moments to the parameter's dtype.
 
     Raises:
-        ValueError: state of a parameter that the model does not have.
+        ValueError: the state has a parameter that the model does not have.
     """
     by_name = dict(named_parameters)
     for path, value in {**plain, **tensors}.items():
@@ -41,23 +41,23 @@ def load_optimizer_state(
             raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
         param = by_name[name]
         if isinstance(value, torch.Tensor):
-            # A step counter stays on the CPU unless the fused kernel keeps it on the device.
+            # A step counter is on the CPU unless the fused kernel needs it on the device.
             fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-            value = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # a step changes it in place
+            value = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # steps change it in place
         optimizer.state[param][key] = value
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> Groups:
-    """Return the numbers of each parameter group, without its parameters and the rate that the schedule sets."""
+    """Return the values of each parameter group, without its parameters and its learning rate."""
     return [
         {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
     ]
 
 
 def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
-    """Return what the steps have changed of `group_values`: nothing for AdamW, but something for Prodigy.
+    """Return the group values that the optimizer's steps have changed: none for AdamW, some for Prodigy.
 
-    The others are the config's, which a resume may have been allowed to change.
+    All other values come from the config, which a resume may have been allowed to change.
     """
     return [
         {key: _plain(value) for key, value in group.items() if key not in first or _plain(first[key]) != _plain(value)}
@@ -66,14 +66,15 @@ def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
 
 
 def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Groups) -> None:
-    """Put back what `changed_groups` gave, and everything else as it was before the first step.
+    """Restore values from `changed_groups`, and set all other values as they were before the first step.
 
     Raises:
-        ValueError: the optimizer has other groups.
+        ValueError: the number of groups differs.
     """
     if len(changed) != len(optimizer.param_groups):
         raise ValueError(
-            f"the checkpoint's optimizer has {len(changed)} parameter groups, this one {len(optimizer.param_groups)}"
+            f"the checkpoint's optimizer has {len(changed)} parameter groups, but this one has "
+            f"{len(optimizer.param_groups)}"
         )
     for group, first, values in zip(optimizer.param_groups, initial, changed, strict=True):
         for key in group.keys() - first.keys() - {"params", "lr"}:
@@ -85,7 +86,7 @@ def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Grou
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON holds it."""
+    """Return a value in the form that JSON gives back."""
     if isinstance(value, torch.Tensor):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""The checkpoints of a run in training: what goes into each, which ones stay, and the way back to one."""
+"""Saves the checkpoints of a training run, decides which ones to keep, and takes the run back to one."""
 
 import logging
 
@@ -12,10 +12,11 @@ log = logging.getLogger(__name__)
 
 
 class RunCheckpoints:
-    """Saves a run, and takes it back.
+    """Saves a run, and takes it back to an earlier checkpoint.
 
-    A checkpoint is regular if its step is a multiple of `interval`. The newest `keep_newest` stay, those of every
-    `keep_every` steps (None: none), the best, and with `keep_for_rewind` what a rewind goes back to.
+    A checkpoint is regular if its step is a multiple of `interval`. The newest `keep_newest` checkpoints are kept,
+    those of every `keep_every` steps (None means none), the best one, and with `keep_for_rewind` those that a rewind
+    needs.
     """
 
     def __init__(
@@ -32,20 +33,20 @@ class RunCheckpoints:
         self.keep_newest, self.keep_every, self.keep_for_rewind = keep_newest, keep_every, keep_for_rewind
 
     def save(self, state: TrainState) -> None:
-        """Copy the run as it is now; the saver writes the copy while the run goes on."""
+        """Copy the state of the run; the saver writes the copy while the run continues."""
         regular = state.step - state.step % self.interval
         if regular == state.step:
             state.regular_best_step = state.best_step
-        # What a rewind goes back to, and finds there, does not depend on when the run was stopped or evaluated.
+        # A rewind must find the same checkpoints, no matter when the run was stopped or evaluated.
         needed_to_rewind = {max(regular, state.first_step), state.regular_best_step or 0}
         protected = frozenset(needed_to_rewind) if self.keep_for_rewind else frozenset()
         retention = Retention(self.keep_newest, self.keep_every, state.best_step, protected)
         self.saver.save(state.step, self.snapshot.take(state), retention)
 
     def rewind(self, state: TrainState, bad: BadStep, step_samples: int) -> None:
-        """Take the run back to its last regular checkpoint before the bad step, and leave out the data up to that step.
+        """Take the run back to its last regular checkpoint before the bad step, and skip the data up to that step.
 
-        `step_samples` is the number of samples of the bad step.
+        `step_samples` is the number of samples in the bad step.
 
         Raises:
             DivergedError: there is no such checkpoint.
@@ -60,4 +61,4 @@ class RunCheckpoints:
         state.go_back(then)
         self.snapshot.restore(loaded)
         state.samples = bad.first_sample + step_samples
-        log.warning("back to step %d; the data up to sample %d is left out", state.step, state.samples)
+        log.warning("went back to step %d; the data up to sample %d is skipped", state.step, state.samples)

@@ -1,4 +1,4 @@
-"""Saves while training goes on: the loop pays for a copy of the state, a thread does the rest."""
+"""Saves checkpoints during training: the loop waits only for a copy of the state, and a thread writes it."""
 
 import copy
 import logging
@@ -15,13 +15,13 @@ log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Writes checkpoints into a folder, one at a time, in the background; a context manager that ends with the last.
+    """Writes checkpoints into a folder in the background, one at a time. Leaving its context waits for the last one.
 
-    `before_commit` is called in the background before each save: what a checkpoint counts on has to be on the disk
-    first. The copies of the state stay allocated, as much memory again, so that the next save need not ask for it.
+    `before_commit` is called in the background before each save, to flush files that the checkpoint relies on. The
+    copy of the state stays allocated for the next save, and takes as much memory as the state.
 
     Raises:
-        Exception: the error of a save in the background, from the next `check`, `wait` or `save`.
+        Exception: a save in the background failed; the next `check`, `wait` or `save` raises its error.
     """
 
     def __init__(self, folder: CheckpointFolder, before_commit: Callable[[], None] = lambda: None) -> None:
@@ -31,9 +31,9 @@ class Saver:
         self._error: BaseException | None = None
 
     def reserve(self, checkpoint: Checkpoint) -> None:
-        """Allocate the memory of the copies in the background; without this the first save waits for it.
+        """Allocate the memory for the copy in the background. Otherwise the first save would wait for it.
 
-        To the kernel a page is new until it is written, which takes longer than the copy.
+        The kernel provides a page only when it is first written, which takes longer than the copy itself.
         """
         self.wait()
         shapes = {
@@ -47,7 +47,7 @@ class Saver:
         self._start(fill)
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> None:
-        """Copy the state and return; wait for the save before this one, if that is not done yet."""
+        """Copy the state and return. If the previous save is not finished, wait for it first."""
         self.wait()
         copied, ready = self._copy(checkpoint)
 
@@ -60,12 +60,12 @@ class Saver:
         self._start(write)
 
     def check(self) -> None:
-        """Raise the error of a save that has failed; wait for nothing."""
+        """Raise the error of a save that has failed, without waiting."""
         if self._error is not None:
             self.wait()
 
     def wait(self) -> None:
-        """Wait until nothing is left to save."""
+        """Wait until the last save is finished; raise its error if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -84,10 +84,10 @@ class Saver:
         except Exception as failed:
             if error is None:
                 raise
-            log.error("and the last checkpoint could not be saved: %s: %s", type(failed).__name__, failed)
+            log.error("also, the last checkpoint could not be saved: %s: %s", type(failed).__name__, failed)
 
     def _copy(self, checkpoint: Checkpoint) -> tuple[Checkpoint, torch.cuda.Event | None]:
-        """Return the state as it is now, on the CPU, valid once the event has happened."""
+        """Return a copy of the state on the CPU, which is complete once the event has happened."""
         copies: dict[str, dict[str, torch.Tensor]] = {}
         cuda = False
         for file, tensors in checkpoint.tensors.items():
@@ -97,22 +97,22 @@ class Saver:
                 cuda |= tensor.is_cuda
         ready = None
         if cuda:
-            # Steps that come later wait their turn behind these copies.
+            # Later steps are queued on the device behind these copies.
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
         return Checkpoint(copies, copy.deepcopy(checkpoint.state), checkpoint.unchecked), ready
 
     def _buffer(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return memory on the host for a copy of the tensor, the same each time."""
+        """Return host memory for a copy of the tensor; repeated calls return the same memory."""
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
-            # Pinned memory lets the device copy by itself while the host goes on.
+            # Pinned memory lets the device copy while the host continues.
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
             self._buffers[key] = buffer
         return buffer
 
     def _start(self, work: Callable[[], None]) -> None:
-        # A daemon, as a second signal leaves at once; what it leaves half written is no checkpoint.
+        # A daemon thread, since a second signal must exit at once; a half-written checkpoint does not count.
         self._thread = threading.Thread(target=self._run, args=(work,), name="saver", daemon=True)
         self._thread.start()
 

@@ -1,4 +1,4 @@
-"""The whole state of a run as one checkpoint, and back: all that a bitwise resume needs."""
+"""Turns the whole state of a run into a checkpoint and back: everything that a bitwise resume needs."""
 
 import copy
 import logging
@@ -34,73 +34,73 @@ STATE_KEYS = frozenset({"config", "train", "optimizer", "optimizer_groups", "sca
 
 @dataclass
 class TrainState:
-    """Where a run is; all of it is in every checkpoint."""
+    """Holds the progress of a run; every checkpoint contains it."""
 
-    step: int = 0  # optimizer steps done, bad ones among them
-    samples: int = 0  # the place in the data order: samples trained on, or left out by a rewind
+    step: int = 0  # optimizer steps done, including bad ones
+    samples: int = 0  # the place in the data order: samples trained on, or skipped by a rewind
     tokens: int = 0  # target tokens trained on
-    train_loss: float | None = None  # the last ones measured
+    train_loss: float | None = None  # the last measured losses
     val_loss: float | None = None
     best_val_loss: float | None = None
     best_step: int | None = None
-    bad_steps: int = 0  # so far, left out or gone back from
-    bad_in_a_row: int = 0  # and how many of them the last one ended
+    bad_steps: int = 0  # bad steps so far, whether skipped or undone by a rewind
+    bad_in_a_row: int = 0  # consecutive bad steps up to the last bad one
     last_bad_step: int = 0
-    rewound_to: int | None = None  # the step of the last rewind's checkpoint
-    rewinds: int = 0  # to that checkpoint, so far
-    first_step: int = 0  # where the run began: not at 0 if it was imported or is a fork
-    regular_best_step: int | None = None  # the best one as of the last regular checkpoint, which a rewind goes back to
-    pending: dict[str, float] | None = None  # metrics of this step, whose evaluation is still to come
-    seconds: float = 0.0  # training, evaluating and saving, over all resumes
+    rewound_to: int | None = None  # the checkpoint of the last rewind
+    rewinds: int = 0  # rewinds to that checkpoint so far
+    first_step: int = 0  # where the run began: not 0 if it was imported or forked
+    regular_best_step: int | None = None  # best_step at the last regular checkpoint, to which a rewind goes back
+    pending: dict[str, float] | None = None  # metrics of this step if its evaluation was interrupted
+    seconds: float = 0.0  # seconds of training, evaluating and saving, over all resumes
 
     @property
     def logged_step(self) -> int:
-        """The last step whose line of metrics is complete."""
+        """The last step whose metrics are completely logged."""
         return self.step if self.pending is None else self.step - 1
 
     def count_val_loss(self, loss: float) -> None:
-        """Note the validation loss of this step, which may be the best so far."""
+        """Record the validation loss of this step, which may be the best so far."""
         self.val_loss = loss
         if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
             self.best_val_loss, self.best_step = loss, self.step
 
     def count_bad_step(self, step: int) -> None:
-        """Count a bad step, and how many there were in a row up to it."""
+        """Count a bad step, and the consecutive bad steps up to it."""
         self.bad_steps += 1
         self.bad_in_a_row = self.bad_in_a_row + 1 if step == self.last_bad_step + 1 else 1
         self.last_bad_step = step
 
     def go_back(self, then: "TrainState") -> None:
-        """Become what the run was `then`, but for what has happened since: the time, bad steps and rewinds."""
+        """Return to an earlier state, but keep the time, the number of bad steps and the rewinds since then."""
         rewinds = self.rewinds + 1 if self.rewound_to == then.step else 1
         since = {"seconds": self.seconds, "bad_steps": self.bad_steps, "rewound_to": then.step, "rewinds": rewinds}
         vars(self).update(vars(then) | since)
 
 
 def train_state(checkpoint: Checkpoint) -> TrainState:
-    """Return the TrainState of a checkpoint. Raises ValueError if it is of another format, or not lmtrain's."""
+    """Return the TrainState of a checkpoint; raise ValueError if its format is not the one of this lmtrain."""
     if (version := checkpoint.state.get("format_version")) != FORMAT_VERSION:
-        raise ValueError(f"the checkpoint has format version {version}; this lmtrain reads {FORMAT_VERSION}")
+        raise ValueError(f"the checkpoint has format version {version}, but this lmtrain reads {FORMAT_VERSION}")
     if missing := STATE_KEYS - checkpoint.state.keys():
         raise ValueError(f"the checkpoint's state.json has no {' and no '.join(sorted(missing))}")
     try:
         state = TrainState(**checkpoint.state["train"])
     except TypeError as error:
-        raise ValueError(f"the checkpoint's state.json has another train ({error})") from error
+        raise ValueError(f"the checkpoint's state.json has an unexpected entry in train ({error})") from error
     for each in fields(state):
         value = getattr(state, each.name)
         if each.type is int and not (type(value) is int and 0 <= value < 1 << 63):
             raise ValueError(
-                f"the checkpoint's state.json says train.{each.name}={str(value)[:40]}, which is no possible count"
+                f"the checkpoint's state.json says train.{each.name}={str(value)[:40]}, which is not a valid count"
             )
     return state
 
 
 class Snapshot:
-    """The state that makes up a run: `take` copies it into a checkpoint, `restore` puts it back into the parts.
+    """Connects the parts of a run with its checkpoints: `take` returns their state, `restore` loads it back.
 
-    `identity` says what else the state belongs to: the run's id, its config, the versions of the software. Nothing is
-    ever built from it.
+    `identity` records where the state comes from: the run's id, its config, and the software versions. Nothing is ever
+    built from it.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Snapshot:
         self.model, self.optimizer, self.system = parts.model, parts.optimizer, parts.system
         self.loaders: Mapping[str, TokenLoader] = {"train": parts.train_loader, "val": parts.val_loader}
         self.scaler, self.detector, self.identity = scaler, detector, identity
-        # The optimizer's own numbers before the first step.
+        # The values of the optimizer's groups before the first step.
         self.initial_groups = copy.deepcopy(group_values(parts.optimizer))
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """What identifies the data that was opened; read once, as a file may be replaced while the run goes on."""
+        """Identifies the data that was opened. It is read once, since a file may be replaced during the run."""
         return {
             "fingerprints": {split: loader.fingerprint for split, loader in self.loaders.items()},
             "order_version": ORDER_VERSION,
@@ -122,7 +122,7 @@ class Snapshot:
         }
 
     def take(self, state: TrainState) -> Checkpoint:
-        """Return all of it, as it is now; the tensors are the parts' own."""
+        """Return the current state of the run. The tensors are those of the parts, not copies."""
         tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
         return Checkpoint(
             tensors={
@@ -146,10 +146,10 @@ class Snapshot:
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Put everything back but the TrainState.
+        """Restore everything except the TrainState.
 
         Raises:
-            ValueError: the data is not what the run was trained on, or the model is another one.
+            ValueError: the data is not the data that the run was trained on, or the model does not fit.
         """
         if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
             raise ValueError(f"the checkpoint has no {' and no '.join(sorted(missing))}")
@@ -164,7 +164,7 @@ class Snapshot:
         self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
 
     def restore_optimizer(self, checkpoint: Checkpoint) -> None:
-        """Put the optimizer's state back. Raises ValueError if it is of other parameters or groups."""
+        """Restore the optimizer's state; raise ValueError if its parameters or groups do not fit."""
         self.optimizer.state.clear()
         load_optimizer_state(
             self.optimizer,
@@ -175,33 +175,32 @@ class Snapshot:
         load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
 
     def restore_scaler(self, checkpoint: Checkpoint) -> None:
-        """Put the gradient scaler's state back, if the run that saved had one and this run has one."""
+        """Restore the gradient scaler's state, if the saved run and this run both have a scaler."""
         if checkpoint.state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
     def restore_detector(self, checkpoint: Checkpoint) -> None:
-        """Put back the losses that spikes are measured against; if this run keeps another number, they begin anew."""
+        """Restore the window of the spike detector. A window of another size starts empty."""
         window = checkpoint.tensors["detector"]["window"]
         if window.shape == self.detector.window.shape:
             self.detector.window = window.to(self.detector.window.device, copy=True)
 
     def begin_order_anew_if_changed(self, checkpoint: Checkpoint, state: TrainState) -> None:
-        """Move `state` to the start of the data order, and say so, if it is not the order of the checkpoint's run."""
+        """Move `state` to the start of the data order, with a warning, if the order differs from the checkpoint's."""
         if changes := order_changes(checkpoint.state["config"], self.identity["config"]):
             log.warning(
-                "another order of the data (%s): it begins anew, after %s samples of the old one",
+                "the data order has changed (%s): the run starts at its beginning, after %s samples of the old order",
                 "; ".join(changes),
                 f"{state.samples:,}",
             )
             state.samples = 0
 
     def check_batch_size(self, samples: int) -> None:
-        """Raise ValueError if the next batch would begin in the middle of one that the run has seen."""
+        """Raise ValueError if the next batch would begin inside a batch that the run has already seen."""
         batch_size = self.loaders["train"].batch_size
         if samples % batch_size:
             raise ValueError(
-                f"data.batch_size={batch_size}: the run has seen {samples:,} samples, which is no whole number of such "
-                "batches"
+                f"data.batch_size={batch_size}: must divide the {samples:,} samples that the run has already seen"
             )
 
     def _check_data(self, then: Mapping[str, Any]) -> None:
@@ -209,22 +208,22 @@ class Snapshot:
         now = self.data
         if then["order_version"] != ORDER_VERSION:
             raise ValueError(
-                f"data.path={path}: the run was trained in the data order of version {then['order_version']}; this "
-                f"lmtrain has version {ORDER_VERSION}"
+                f"data.path={path}: the run was trained with version {then['order_version']} of the data order, but "
+                f"this lmtrain has version {ORDER_VERSION}"
             )
         other = [split for split in self.loaders if then["fingerprints"][split] != now["fingerprints"][split]]
         if other:
             raise ValueError(
-                f"data.path={path}: not the data that this run was trained on (the {' and '.join(other)} split is "
-                f"another); {DATA_WAY_OUT}"
+                f"data.path={path}: not the data that this run was trained on (another {' and '.join(other)} split); "
+                f"{DATA_WAY_OUT}"
             )
         self.check_contents(then)
 
     def check_contents(self, then: Mapping[str, Any]) -> None:
-        """Compare files that were touched since `then` with their checksums; warn of those that have none.
+        """Compare files that changed since `then` with their checksums; warn if there are no checksums.
 
         Raises:
-            ValueError: a file is another.
+            ValueError: a file does not have its checksum.
         """
         path = self.loaders["train"].path
         for split, loader in self.loaders.items():
@@ -238,7 +237,7 @@ class Snapshot:
                 ) from error
             if not checked:
                 log.warning(
-                    "%s: the files of %s were changed or moved since the checkpoint, and have no meta.json: only their "
+                    "%s: the files of %s were changed or moved since the checkpoint; without a meta.json, only their "
                     "sizes and ends could be compared",
                     path,
                     split,

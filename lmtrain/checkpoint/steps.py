@@ -1,37 +1,35 @@
-"""The names of checkpoint folders, `step-00000005`: the one rule for what is a checkpoint. Without torch."""
+"""The names of checkpoint folders, such as `step-00000005`. This module works without torch."""
 
 import re
 from pathlib import Path
 
-CHECKPOINTS = "checkpoints"  # the folder of a run directory that they lie in
-
-
-PARTIAL, DELETED = ".tmp-", ".tmp-del-"  # what the names of folders begin with that are written, and removed
+CHECKPOINTS = "checkpoints"  # the folder of checkpoints in a run directory
+PARTIAL, DELETED = ".tmp-", ".tmp-del-"  # prefixes of folders that are being written or removed
 
 
 def step_folder(step: int) -> str:
-    """Return the name of the folder that the checkpoint of a step lies in."""
+    """Return the name of the folder for the checkpoint of a step."""
     return f"step-{step:08d}"
 
 
 def step_of(name: str) -> int | None:
-    """Return the step that a folder's name stands for.
+    """Return the step of a checkpoint folder with this name, or None if it is no checkpoint.
 
-    A name counts only if a save would give it: `step-5` and `step-00000005.old` are no checkpoints, and give None.
+    Only names that a save would give count: `step-5` and `step-00000005.old` are no checkpoints.
     """
     found = re.fullmatch(r"step-([0-9]{8,})", name)
     return int(found[1]) if found and name == step_folder(int(found[1])) else None
 
 
 def steps_in(checkpoints: Path) -> list[int]:
-    """Return the steps that a folder has checkpoints of, in ascending order, by the names alone."""
+    """Return the steps of the checkpoints in a folder, in ascending order. Only names are checked."""
     if not checkpoints.is_dir():
         return []
     return sorted(step for entry in checkpoints.iterdir() if (step := step_of(entry.name)) is not None)
 
 
 def is_leftover(path: Path) -> bool:
-    """Return whether a killed save or prune has left this; no other name that begins like one is removed."""
+    """Return whether an interrupted save or removal left this path. Other names with the same prefix do not count."""
     if path.is_symlink():
         return path.name in (f"{PARTIAL}latest", f"{PARTIAL}best")
     return any(
@@ -41,15 +39,15 @@ def is_leftover(path: Path) -> bool:
 
 
 def checkpoint_steps(run_dir: Path) -> list[int]:
-    """Return the steps that a run has checkpoints of, in ascending order."""
+    """Return the steps of a run's checkpoints, in ascending order."""
     return steps_in(run_dir / CHECKPOINTS)
 
 
 def step_to_fork(run_dir: Path, step: int | None) -> int:
-    """Return the step of the checkpoint that a fork of a run starts from; None asks for the newest.
+    """Return the step of the checkpoint that a fork of a run starts from; None means the newest.
 
     Raises:
-        ValueError: the run has no such checkpoint, by the names alone.
+        ValueError: the run has no such checkpoint. Only names are checked.
     """
     steps = checkpoint_steps(run_dir)
     if not steps:

@@ -1,4 +1,4 @@
-"""How large the model in a checkpoint is, by the header of its file: before anything of it is read."""
+"""Reads the size of the model in a checkpoint from the header of its file, without reading its tensors."""
 
 import math
 from pathlib import Path
@@ -11,12 +11,12 @@ MODEL_FILE = "model.safetensors"
 
 
 def stored_model_size(checkpoint: Path) -> tuple[int, int] | None:
-    """Return how many tensors and elements are stored of a model; None if that can't be read."""
+    """Return the number of tensors and of elements of a stored model, or None if they can't be read."""
     path = checkpoint / MODEL_FILE
     try:
         check_plain(path, path.stat())
         with safe_open(path, framework="numpy") as file:
-            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (it is no mapping)
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 (the file is not a mapping)
     except (OSError, SafetensorError):
         return None
     return len(shapes), sum(map(math.prod, shapes))

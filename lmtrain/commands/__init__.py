@@ -1,1 +1,1 @@
-"""The verbs, one file each."""
+"""The command-line verbs, one file each."""

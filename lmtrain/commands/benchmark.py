@@ -1,7 +1,7 @@
-"""`python -m lmtrain benchmark [KIND] …`: speed, against what the machine does by itself.
+"""`python -m lmtrain benchmark [KIND] …`: measures speed against what the machine can do at best.
 
-Contenders take turns, a round each, so that a noisy machine is as noisy for one as for the other; what counts is the
-ratio within a round.
+The contenders take turns, one round each, so that noise on the machine affects all of them alike. Only the ratio within
+a round counts.
 """
 
 import importlib
@@ -10,22 +10,22 @@ from collections.abc import Sequence
 from lmtrain.errors import ConfigError
 
 KINDS = {
-    "step": "a training step against bare loops; what `benchmark` alone means",
-    "loader": "batches against stacked slices of a memmap, and against a plain copy of the same memory",
-    "prepare": "text to token files against the tokenizer alone",
-    "contention": "several runs at once on the same cores, by how OpenMP's threads wait",
-    "checkpoint": "saving beside training against saving in it, and against a plain copy of the state",
+    "step": "a training step against bare training loops (the default)",
+    "loader": "loading batches against stacked slices of a memmap, and against a plain memory copy of the same size",
+    "prepare": "writing token files from text against running the tokenizer alone",
+    "contention": "several runs at once on the same cores, for each way that OpenMP's threads can wait",
+    "checkpoint": "saving in the background against saving in the loop, and against a plain copy of the state",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in ("-h", "--help"):
-        print("python -m lmtrain benchmark [KIND] …, each with its own --help:")
+        print("usage: python -m lmtrain benchmark [KIND] …\n\nEach kind has its own --help:")
         for kind, meaning in KINDS.items():
             print(f"  {kind:<10} {meaning}")
         return 0
     first = arguments[0] if arguments else ""
     if first and first not in KINDS and not first.startswith(("-", "+", "~")) and "=" not in first:
-        raise ConfigError(f"benchmark {first}: no such kind; there are {', '.join(KINDS)}")
+        raise ConfigError(f"benchmark {first}: no such kind; choose one of {', '.join(KINDS)}")
     kind, rest = (first, arguments[1:]) if first in KINDS else ("step", arguments)
     return int(importlib.import_module(f"lmtrain.benchmark.{kind}").main(rest))

@@ -1,4 +1,4 @@
-"""`python -m lmtrain compare RUN…`: runs side by side, and whether their differences are more than noise."""
+"""`python -m lmtrain compare RUN…`: compares runs, and tells whether their differences are more than noise."""
 
 import argparse
 import importlib
@@ -19,15 +19,16 @@ if TYPE_CHECKING:  # with scipy
     from lmtrain.compare.comparison import RunComparison
 
 DESCRIPTION = """\
-Runs side by side: what differs in their configs, their losses at equal steps, tokens, FLOPs and seconds, and whether
-the differences are more than the noise between seeds. Reads only the runs' own files, also while they are written."""
+Compares runs: the config keys that differ, the losses at equal steps, tokens, FLOPs and seconds, and whether the
+differences are larger than the noise between seeds. Reads only the runs' files, and works while the runs are
+training."""
 EPILOG = """\
-Runs that differ in nothing but the seed are replicates. Columns, for --sort, --filter and --columns: run, path, label,
-parent, status, steps, tokens, flops, seconds, parameters, at_step, at_tokens, at_flops, at_seconds, best, best_step,
-final, tokens_per_second, and every config key (lr for optimizer.lr where that is clear)."""
+Runs that differ only in the seed are replicates. Columns for --sort, --filter and --columns: run, path, label, parent,
+status, steps, tokens, flops, seconds, parameters, at_step, at_tokens, at_flops, at_seconds, best, best_step, final,
+tokens_per_second, and every config key (lr is short for optimizer.lr if no other key ends in lr)."""
 
 
-# What can be written to a file: the function that makes its text or bytes, imported when asked for.
+# Output formats: the module and function that make the file's text or bytes, imported only when needed.
 OUTPUTS: Mapping[str, tuple[str, str]] = {
     "csv": ("lmtrain.compare.output.text_files", "as_csv"),
     "json": ("lmtrain.compare.output.text_files", "as_json"),
@@ -37,12 +38,17 @@ OUTPUTS: Mapping[str, tuple[str, str]] = {
     "pdf": ("lmtrain.compare.output.picture", "as_pdf"),
     "svg": ("lmtrain.compare.output.picture", "as_svg"),
 }
-# Beside the output's own name; a picture or a page by another would be opened by the wrong program.
+# Suffixes accepted besides the format's own name. With any other suffix, the wrong program would open the file.
 SUFFIXES = {"csv": {"txt"}, "json": {"txt"}, "markdown": {"md", "txt"}, "html": {"htm"}}
 NEEDED = {"html": "plotly", **dict.fromkeys(("png", "pdf", "svg"), "matplotlib")}
 MEANINGS = {
-    "html": "one page with curves, tables and statistics, that needs no network; ",
-    "png": "the mean curves as a picture for a paper; ",
+    "csv": "write the table as CSV",
+    "json": "write all results as JSON",
+    "markdown": "write the table as Markdown",
+    "html": "write one page with curves, tables and statistics; it works offline",
+    "png": "draw the mean curves as a figure for a paper",
+    "pdf": "draw the same figure as PDF",
+    "svg": "draw the same figure as SVG",
 }
 
 
@@ -50,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
     check_options(options, files)
-    from lmtrain.compare.comparison import compare  # scipy takes half a second, which --help need not wait for
+    from lmtrain.compare.comparison import compare  # loads scipy: half a second that --help need not wait for
     from lmtrain.compare.output.terminal_view import show_comparison
 
     with raising_config_errors():
@@ -65,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         )
         contents = {file: output_bytes(kind, comparison) for kind, file in files.items()}
         piped = contents.pop("-", None)
-        for file, content in contents.items():  # before anything is printed, which may end early: `| head`
+        for file, content in contents.items():  # before printing, which a closed pipe (`| head`) may cut short
             Path(file).write_bytes(content)
     if piped is None:
         show_comparison(comparison, limit=options.limit)
@@ -78,36 +84,54 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def output_bytes(kind: str, comparison: "RunComparison") -> bytes:
-    """Return the content of a file of one of `OUTPUTS`."""
+    """Return the content of an output file; `kind` is a key of `OUTPUTS`."""
     module, name = OUTPUTS[kind]
     content: str | bytes = getattr(importlib.import_module(module), name)(comparison)
     return content.encode() if isinstance(content, str) else content
 
 
 def make_parser() -> OptionParser:
-    """Return the parser of all options."""
+    """Return the parser for all options."""
     parser = OptionParser(prog="python -m lmtrain compare", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run or sweep directories, any folder above, or globs")
-    parser.add_argument("--metric", default="val/loss", help="what to compare (default: val/loss)")
     parser.add_argument(
-        "--at-step", type=WholeNumber(1), metavar="N", help="the equal step (default: the last that all have)"
+        "runs", nargs="+", metavar="RUN", help="run or sweep directories, folders that contain them, or globs"
     )
-    parser.add_argument("--value", choices=VALUE_KINDS, default="at-step", help="a run's value in the statistics")
+    parser.add_argument("--metric", default="val/loss", help="metric to compare (default: val/loss)")
     parser.add_argument(
-        "--difference", type=Number(above=0), metavar="D", help="that more seeds should decide (default: as seen)"
+        "--at-step", type=WholeNumber(1), metavar="N", help="step to compare at (default: the last that all runs have)"
     )
-    parser.add_argument("--reach", type=Number(), metavar="VALUE", help="time to it (default: what 3 runs in 4 reach)")
-    parser.add_argument("--filter", action="append", default=[], metavar="COND", help="'optimizer.lr>1e-3'; repeatable")
-    parser.add_argument("--sort", metavar="KEY", help="a column or config key; -KEY: descending (default: best first)")
-    parser.add_argument("--columns", metavar="KEY,…", help="these alone (default: those that tell runs apart)")
     parser.add_argument(
-        "--limit", type=WholeNumber(), default=40, metavar="N", help="rows of a table; 0 = all (default: 40)"
+        "--value", choices=VALUE_KINDS, default="at-step", help="value of a run for the statistics (default: at-step)"
+    )
+    parser.add_argument(
+        "--difference",
+        type=Number(above=0),
+        metavar="D",
+        help="estimate the number of seeds needed to detect a difference of D (default: the observed difference)",
+    )
+    parser.add_argument(
+        "--reach",
+        type=Number(),
+        metavar="VALUE",
+        help="report when each run reaches VALUE (default: a value that 3 of 4 runs reach)",
+    )
+    parser.add_argument(
+        "--filter",
+        action="append",
+        default=[],
+        metavar="COND",
+        help="keep only runs that meet a condition, such as 'optimizer.lr>1e-3'; repeatable",
+    )
+    parser.add_argument(
+        "--sort", metavar="KEY", help="sort by a column or config key; -KEY sorts descending (default: best run first)"
+    )
+    parser.add_argument("--columns", metavar="KEY,…", help="columns to show (default: those in which runs differ)")
+    parser.add_argument(
+        "--limit", type=WholeNumber(), default=40, metavar="N", help="rows to print; 0 = all (default: 40)"
     )
     for kind in OUTPUTS:
         parser.add_argument(
-            f"--{kind}",
-            metavar="FILE",
-            help=MEANINGS.get(kind, "") + "write it there; - = to the terminal, and nothing else",
+            f"--{kind}", metavar="FILE", help=f"{MEANINGS[kind]}; - writes to standard output instead of the tables"
         )
     return parser
 
@@ -118,41 +142,43 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def join_sort_key(arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with `--sort -lr` as one word: argparse would take the second for an option."""
+    """Return the arguments with `--sort -lr` joined to one word: argparse would read `-lr` as an option."""
     words = iter(arguments)
     return [f"--sort={next(words, '')}" if word == "--sort" else word for word in words]
 
 
 def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None:
-    """Find the mistakes that would otherwise show after everything is read."""
+    """Raise ConfigError for mistakes that would otherwise show only after all runs have been read."""
     if list(files.values()).count("-") > 1:
-        raise ConfigError(f"--{' - --'.join(files)} -: one of them at a time")
+        raise ConfigError(
+            f"--{' - --'.join(files)} -: only one of them can go to standard output; give the others a file"
+        )
     for kind, file in files.items():
         if kind in NEEDED and not is_installed(NEEDED[kind]):
             raise ConfigError(f"--{kind} {file}: needs {NEEDED[kind]}; install it with pip install 'lmtrain[plot]'")
         suffix = Path(file).suffix[1:].lower()
         if suffix and suffix not in {kind, *SUFFIXES.get(kind, ())}:
             way_out = f"--{suffix} {file}" if suffix in OUTPUTS else Path(file).with_suffix(f".{kind}")
-            raise ConfigError(f"--{kind} {file}: would be no {suffix} file; give {way_out}")
+            raise ConfigError(f"--{kind} {file}: would not be a {suffix} file; give {way_out}")
         if Path(file).is_dir():
             raise ConfigError(f"--{kind} {file}: is a folder; give a file")
         if not Path(file).parent.is_dir():
-            raise ConfigError(f"--{kind} {file}: there is no folder {Path(file).parent}")
+            raise ConfigError(f"--{kind} {file}: the folder {Path(file).parent} does not exist; create it first")
 
 
 def select_runs(options: argparse.Namespace) -> list[Run]:
-    """Return the runs asked for, in the order asked for."""
+    """Return the requested runs in the requested order."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
 
     runs = load_runs(options.runs)
     if not runs:
-        raise ConfigError(f"{' '.join(options.runs)}: no run there that can be read")
+        raise ConfigError(f"{' '.join(options.runs)}: found no run that can be read")
     if options.filter:
         places = equal_places(runs, options.metric, options.at_step)
         runs = filter_runs(runs, options.filter, available_columns(runs, options.metric, places))
         if not runs:
-            raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run is left")
-        runs = with_labels(runs)  # less differs among those that are left
+            raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
+        runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
     columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step))
     if options.sort is None:
         usual = columns.get("at_step", columns["best"])

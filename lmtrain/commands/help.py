@@ -1,4 +1,4 @@
-"""`python -m lmtrain --help`: the verbs, and every config group's choices with the first line of each file."""
+"""`python -m lmtrain --help`: lists the verbs and the choices of every config group, each with its first comment."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,27 +12,28 @@ GROUPS = ("experiments", "data", *PREPARE_GROUPS, "model", "optimizer", "schedul
 VERBS = """\
 lmtrain: train language models from composed configs.
 
-  python -m lmtrain [overrides]                  train; with -m, a sweep over comma-separated values
-  python -m lmtrain -m experiments=search        a search: Optuna chooses, and ends what has no hope
+  python -m lmtrain [overrides]                  train a model; with -m, sweep over comma-separated values
+  python -m lmtrain -m experiments=search        search for good settings with Optuna, stopping hopeless trials early
   python -m lmtrain resume=RUN_DIR [overrides]   continue a run in its own directory
-  python -m lmtrain fork=RUN_DIR step=N …        a new run from another's checkpoint, with what you change
-  python -m lmtrain --rerun RUN_DIR              the same run once more, compared number by number
-  python -m lmtrain prepare data=NAME            text to token files
-  python -m lmtrain plan [overrides]             what a run would be: size, memory, time, cost, likely mistakes
-  python -m lmtrain inspect FOLDER…              what token files hold: documents, vocabulary, repeats, damage
-  python -m lmtrain evaluate RUN_DIR…            loss, perplexity and bits per byte of a checkpoint
-  python -m lmtrain sample RUN_DIR --prompt …    text from a checkpoint
-  python -m lmtrain compare RUN…                 runs side by side: table, statistics, a page of curves (--html)
-  python -m lmtrain import CKPT.pt data.path=…   a run directory that goes on where a nanoGPT checkpoint stands
-  python -m lmtrain verify-resume [overrides]    kills runs of this config: do they resume bit for bit?
-  python -m lmtrain benchmark [KIND] …           speed of step, loader, prepare, checkpoint, against the machine's own
+  python -m lmtrain fork=RUN_DIR step=N …        start a new run from a checkpoint of another run, with your changes
+  python -m lmtrain --rerun RUN_DIR              repeat a run and compare every number with the original
+  python -m lmtrain prepare data=NAME            turn text into token files
+  python -m lmtrain plan [overrides]             predict a run's size, memory, time and cost, and find likely mistakes
+  python -m lmtrain inspect FOLDER…              describe token files: documents, vocabulary, duplicates, damage
+  python -m lmtrain evaluate RUN_DIR…            measure loss, perplexity and bits per byte of a checkpoint
+  python -m lmtrain sample RUN_DIR --prompt …    generate text from a checkpoint
+  python -m lmtrain compare RUN…                 compare runs: table, statistics, a page of curves (--html)
+  python -m lmtrain import CKPT.pt data.path=…   turn a nanoGPT checkpoint into a run that can be resumed
+  python -m lmtrain verify-resume [overrides]    kill runs of this config and check that they resume bit for bit
+  python -m lmtrain benchmark [KIND] …           measure the speed of step, loader, prepare, contention or checkpoint
 
-Each verb has its own --help. A first run, two minutes on a CPU: python -m lmtrain experiments=quickstart
+Each verb has its own --help. To start, train a small model (two minutes on a CPU):
+  python -m lmtrain experiments=quickstart
 """
 FOOTER = """
-Change any value:             optimizer.lr=6e-4 system.dtype=bfloat16
-See it all before it runs:    python -m lmtrain --cfg job --resolve [overrides]
-Hydra's own flags:            python -m lmtrain --hydra-help"""
+Change any value:                   optimizer.lr=6e-4 system.dtype=bfloat16
+Show the config without running:    python -m lmtrain --cfg job --resolve [overrides]
+List Hydra's own flags:             python -m lmtrain --hydra-help"""
 
 
 def main() -> int:
@@ -45,14 +46,14 @@ def main() -> int:
 
 
 def list_choices(group: str) -> str:
-    """Return the group and its choices, a line each."""
+    """Return the group and its choices, one per line."""
     choices = choices_in(group)
     width = max(map(len, choices), default=0)
     return "\n".join([f"  {group}", *(f"    {name:<{width}}  {meaning}" for name, meaning in choices.items())])
 
 
 def choices_in(group: str) -> Mapping[str, str]:
-    """Return a group's choices with their files' first comments; the current folder's own shadow the shipped."""
+    """Return each choice of a group with its file's first comment; files in the current folder shadow shipped ones."""
     if group == "experiments":
         folders = [shipped("experiments"), Path.cwd() / "experiments"]
     else:
@@ -61,6 +62,6 @@ def choices_in(group: str) -> Mapping[str, str]:
 
 
 def _meaning(path: Path) -> str:
-    text = path.read_text(encoding="utf-8-sig", errors="replace")  # the command that takes the file says what is wrong
+    text = path.read_text(encoding="utf-8-sig", errors="replace")  # composing the file reports bad bytes
     comments = (line.removeprefix("#").strip() for line in text.splitlines() if line.startswith("#"))
     return next((comment for comment in comments if comment and not comment.startswith("@package")), "")

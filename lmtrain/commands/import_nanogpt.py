@@ -1,4 +1,4 @@
-"""`python -m lmtrain import CKPT.pt [overrides]`: a run that goes on where one of nanoGPT stands."""
+"""`python -m lmtrain import CKPT.pt [overrides]`: makes a run directory that continues a nanoGPT checkpoint."""
 
 import argparse
 import json
@@ -22,27 +22,27 @@ if TYPE_CHECKING:  # the help needs no torch
     from lmtrain.data.stored_tokenizer import StoredTokenizer
 
 EPILOG = """\
-for example:  python -m lmtrain import out-shakespeare-char/ckpt.pt data.path=data/shakespeare_char
+example:  python -m lmtrain import out-shakespeare-char/ckpt.pt data.path=data/shakespeare_char
 
-data.path is nanoGPT's folder of train.bin and val.bin. Sizes, batch, schedule and optimizer come from the checkpoint;
-your own overrides win. The characters of a meta.pkl there become the tokenizer. A checkpoint from before nanoGPT used
-nn.GELU wants model.gelu=tanh.
+data.path is the folder with nanoGPT's train.bin and val.bin. Model size, batch size, schedule and optimizer come from
+the checkpoint; your overrides win. If the folder has a meta.pkl of characters, it becomes the tokenizer. A checkpoint
+from a nanoGPT version that did not yet use nn.GELU needs model.gelu=tanh.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain import",
-        description="Makes a run directory whose first checkpoint is the state of nanoGPT's ckpt.pt: weights, AdamW "
-        "moments and step.\nTraining goes on there, with resume=RUN_DIR.",
+        description="Makes a run directory whose first checkpoint has the state of nanoGPT's ckpt.pt: weights, AdamW "
+        "moments and step.\nContinue its training with resume=RUN_DIR.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=Path, metavar="CKPT.pt", help="nanoGPT's checkpoint")
-    parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and everything else that is to differ")
+    parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and any other config values to change")
     options = parser.read(arguments)
 
-    # After the arguments are understood: these import torch.
+    # Imported only after the arguments are checked: these load torch.
     from lmtrain.convert.nanogpt_checkpoint import read_nanogpt_checkpoint
     from lmtrain.convert.nanogpt_run import write_run
 
@@ -65,16 +65,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def find_characters(cfg: DictConfig, checkpoint: Path) -> "tuple[StoredTokenizer | None, str]":
-    """Return the tokenizer of nanoGPT's `meta.pkl` beside the data or the checkpoint, and what to say of that file.
+    """Return the tokenizer from nanoGPT's `meta.pkl` beside the data or the checkpoint, and a message about the file.
 
-    A run goes on without it, so a file that can't be used is no error.
+    A run can continue without a tokenizer, so a file that can't be used is not an error.
     """
     from lmtrain.convert.nanogpt_characters import CHARACTERS_FILE, read_characters
     from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 
     data = list(token_folders(cfg.data).values())
     if any((folder / TOKENIZER_FILE).is_file() for folder in data):
-        return None, ""  # the data has a tokenizer of its own
+        return None, ""  # the data has its own tokenizer
     folders = [*data, checkpoint.parent]
     path = next((folder / CHARACTERS_FILE for folder in folders if (folder / CHARACTERS_FILE).is_file()), None)
     if path is None:
@@ -84,14 +84,14 @@ def find_characters(cfg: DictConfig, checkpoint: Path) -> "tuple[StoredTokenizer
     except (OSError, ValueError) as error:
         return None, f"left out {error}"
     if found.vocab_size > (known := cfg.model.get("vocab_size", found.vocab_size)):
-        return None, f"left out {path}: its ids go up to {found.vocab_size - 1}, the model's to {known - 1}"
-    return found, f"the tokenizer is the {len(found.tokenizer.get_vocab()):,} characters of {path}"
+        return None, f"left out {path}: its ids go up to {found.vocab_size - 1}, but the model's only to {known - 1}"
+    return found, f"the tokenizer has the {len(found.tokenizer.get_vocab()):,} characters of {path}"
 
 
 def with_defaults(defaults: "Mapping[str, Value]", overrides: Sequence[str]) -> list[str]:
-    """Return the overrides of the checkpoint's own values, and then the user's.
+    """Return the checkpoint's values as overrides, followed by the user's.
 
-    Where the user takes another choice of a group, the values that this one does not have are left out.
+    If the user selects another choice of a group, the checkpoint's values that this choice does not have are left out.
     """
     groups = [f"{key}={value}" for key, value in defaults.items() if "." not in key]
     chosen = compose([*groups, *overrides])
@@ -109,15 +109,17 @@ _MISSING = object()
 def print_summary(
     path: Path, source: "NanoGPTCheckpoint", cfg: DictConfig, run_dir: Path, about_characters: str
 ) -> None:
-    """Print what was taken over, what is lmtrain's from here on, and how to go on."""
+    """Print what was imported, what differs from nanoGPT from now on, and the command that continues the run."""
     from lmtrain.run.report import resume_command, sample_command
 
     loss = "" if source.best_val_loss is None else f", val loss {source.best_val_loss:.4f}"
     params = sum(value.numel() for value in source.weights.values())
     console.print(f"imported {path}: {params:,} parameters and their AdamW state at step {source.iter_num:,}{loss}")
     if not source.config:
-        console.print("it says nothing of its training: batch size, learning rate and schedule are those of lmtrain")
-    console.print(f"the order of batches is lmtrain's from here on (data.order={cfg.data.get('order')})")
+        console.print(
+            "the checkpoint has no training settings, so batch size, learning rate and schedule are lmtrain's defaults"
+        )
+    console.print(f"from now on, batches come in lmtrain's own order (data.order={cfg.data.get('order')})")
     if about_characters:
         console.print(about_characters)
     steps = cfg.trainer.max_steps
@@ -125,7 +127,7 @@ def print_summary(
         steps = max(2 * source.iter_num, 1)
         decay = cfg.scheduler.get("max_steps")
         if decay is not None and decay < steps:
-            console.print(f"the schedule ends at step {decay:,}; scheduler.max_steps moves that")
+            console.print(f"the schedule ends at step {decay:,}; set scheduler.max_steps to change that")
     console.print(f"next: {resume_command(run_dir.resolve())} trainer.max_steps={steps}")
     if sample := sample_command(run_dir.resolve()):
         console.print(f"      {sample}")

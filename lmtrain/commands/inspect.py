@@ -1,4 +1,4 @@
-"""`python -m lmtrain inspect FOLDER…`: what is in folders of token files, and whether they are sound."""
+"""`python -m lmtrain inspect FOLDER…`: describes folders of token files and checks that they are intact."""
 
 import argparse
 import json
@@ -24,9 +24,9 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import percent, si
 
-FREQUENT = 12  # tokens in the table
-FEW_DOCUMENTS = 4  # whose lengths are listed
-SHARES_FROM_DOCUMENTS = 30  # of fewer, a share in percent says little
+FREQUENT = 12  # tokens in the table of frequent tokens
+FEW_DOCUMENTS = 4  # up to so many documents, each length is listed
+SHARES_FROM_DOCUMENTS = 30  # with fewer documents, a share in percent says little
 TEXT_COLUMNS = 92
 SAMPLE_LINES = 6
 
@@ -34,22 +34,32 @@ SAMPLE_LINES = 6
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain inspect",
-        description="What folders of token files hold: documents, vocabulary, text that stands there twice, or in "
+        description="Describes folders of token files: documents, vocabulary, repeated text, and text that is in both "
         "validation and training. Reads every token and checks the files against meta.json.",
-        epilog="Exit code 2 if something is not what it should be.",
+        epilog="The exit code is 2 if a problem is found.",
     )
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="prepared, or bare .bin files")
     parser.add_argument(
-        "--end-of-text", type=WholeNumber(), metavar="ID", help="the id between documents (default: meta.json's)"
+        "folders", type=Path, nargs="+", metavar="FOLDER", help="folder of prepared token files or of bare .bin files"
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="has tokenizer.json, for folders without one")
-    parser.add_argument("--dtype", choices=typing.get_args(TokenType), help="of bare files (default: uint16, checked)")
     parser.add_argument(
-        "--samples", type=WholeNumber(), default=3, help="documents to show the beginning of (default: 3)"
+        "--end-of-text", type=WholeNumber(), metavar="ID", help="id between documents (default: from meta.json)"
     )
-    parser.add_argument("--seed", type=WholeNumber(), default=0, help="chooses them (default: 0)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="write all numbers there, histograms included")
-    parser.add_argument("--png", type=output_file, metavar="FILE", help="draw a picture there; needs lmtrain[plot]")
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="FOLDER", help="folder with a tokenizer.json, for token files without one"
+    )
+    parser.add_argument(
+        "--dtype", choices=typing.get_args(TokenType), help="type of bare .bin files (default: uint16, checked)"
+    )
+    parser.add_argument(
+        "--samples", type=WholeNumber(), default=3, help="number of document beginnings to show (default: 3)"
+    )
+    parser.add_argument("--seed", type=WholeNumber(), default=0, help="seed that chooses the samples (default: 0)")
+    parser.add_argument(
+        "--json", type=output_file, metavar="FILE", help="write all numbers to this file, including histograms"
+    )
+    parser.add_argument(
+        "--png", type=output_file, metavar="FILE", help="draw a figure to this file; needs lmtrain[plot]"
+    )
     options = parser.read(arguments)
     check_options(options)
 
@@ -80,12 +90,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    """Find the mistakes that would otherwise show after everything is read."""
+    """Raise ConfigError for mistakes that would otherwise show only after all tokens have been read."""
     for folder in options.folders:
         if not folder.is_dir():
             raise ConfigError(f"{folder}: " + ("is a file; give its folder" if folder.exists() else "no such folder"))
     if options.tokenizer and not (options.tokenizer / TOKENIZER_FILE).is_file():
-        raise ConfigError(f"--tokenizer {options.tokenizer}: no {TOKENIZER_FILE} there")
+        raise ConfigError(f"--tokenizer {options.tokenizer}: no {TOKENIZER_FILE} there; give a folder that has one")
     if options.png and not is_installed("matplotlib"):
         raise ConfigError(f"--png {options.png}: needs matplotlib; install it with pip install 'lmtrain[plot]'")
 
@@ -105,7 +115,7 @@ def show(inspected: InspectedFolder) -> None:
     for problem in inspected.problems:
         console.print(f"problem: {problem}", style="bold red")
     if inspected.meta and not inspected.problems:
-        console.print("checksums, ids and tokenizer are what meta.json says", style="green")
+        console.print("checksums, ids and tokenizer agree with meta.json", style="green")
 
 
 def heading(inspected: InspectedFolder) -> str:
@@ -121,7 +131,7 @@ def heading(inspected: InspectedFolder) -> str:
 
 
 def statistics_table(inspected: InspectedFolder) -> Table:
-    """Return a table with a column for each split, and a section for each subject."""
+    """Return a table with one column per split and one section per subject."""
     table = Table("", *inspected.splits)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -146,9 +156,9 @@ def _files(split: SplitReport) -> dict[str, str]:
         "on disk": f"{si(split.statistics.bytes)}B as {split.statistics.dtype}",
     }
     if split.text_bytes and split.lost_share:
-        rows["text that no token stands for"] = percent(split.lost_share)
+        rows["text without a token"] = percent(split.lost_share)
     if split.text_bytes and split.bytes_per_token:
-        rows["text"] = f"{si(split.text_bytes)}B, {split.bytes_per_token:.3f} a token"
+        rows["text"] = f"{si(split.text_bytes)}B, {split.bytes_per_token:.3f} per token"
     return rows
 
 
@@ -161,7 +171,7 @@ def _documents(split: SplitReport, few: bool) -> dict[str, str]:
         return {"documents": f"{lengths.total:,}", "  tokens in each": ", ".join(f"{length:,}" for length in each)}
     rows = {
         "documents": f"{lengths.total:,}",
-        "tokens in one: median, mean": f"{lengths.quantile(0.5):,}, {lengths.mean:,.0f}",
+        "tokens per document: median, mean": f"{lengths.quantile(0.5):,}, {lengths.mean:,.0f}",
         "  shortest, 95%, longest": f"{lengths.lengths[0]:,}, {lengths.quantile(0.95):,}, {lengths.lengths[-1]:,}",
     }
     for tokens in LONGER_THAN if lengths.total >= SHARES_FROM_DOCUMENTS else ():
@@ -177,10 +187,10 @@ def _vocabulary(split: SplitReport, vocab_size: int | None) -> dict[str, str]:
     rows = {
         "ids in use": f"{statistics.ids_in_use:,}{of}",
         "largest id": f"{statistics.max_id:,}",
-        "entropy of a token by itself": f"{nats / math.log(2):.3f} bits",
+        "unigram entropy": f"{nats / math.log(2):.3f} bits",
     }
     if split.unigram_loss is not None:
-        rows["loss by train's token frequencies"] = f"{split.unigram_loss:.4f} nats"
+        rows["unigram loss (train's frequencies)"] = f"{split.unigram_loss:.4f} nats"
     if split.unigram_bits_per_byte:
         rows["  bits per byte"] = f"{split.unigram_bits_per_byte:.4f}"
     return rows
@@ -189,15 +199,15 @@ def _vocabulary(split: SplitReport, vocab_size: int | None) -> dict[str, str]:
 def _repeats(split: SplitReport) -> dict[str, str]:
     rows = {
         "documents that repeat an earlier one": split.repeated_documents,
-        "documents that stand in train": split.documents_in_train,
+        "documents also in train": split.documents_in_train,
         f"{PASSAGE_TOKENS}-token passages that repeat": split.repeated_passages,
-        f"{PASSAGE_TOKENS}-token passages that stand in train": split.passages_in_train,
+        f"{PASSAGE_TOKENS}-token passages also in train": split.passages_in_train,
     }
     return {title: _repeated_share(repeats, "documents" in title) for title, repeats in rows.items() if repeats}
 
 
 def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
-    """Return how many repeat; an estimate is marked as one."""
+    """Return how many documents or passages repeat, with "about" for an estimate."""
     if not repeats.repeated:
         return "none" if repeats.looked_at == 1 else "none found"
     share = percent(repeats.share) + (f"; {percent(repeats.share_of_tokens)} of tokens" if of_tokens else "")
@@ -205,7 +215,7 @@ def _repeated_share(repeats: Repeats, of_tokens: bool) -> str:
 
 
 def frequent_tokens_table(inspected: InspectedFolder) -> Table:
-    """Return the most frequent tokens of each split, with their share."""
+    """Return a table of the most frequent tokens of each split and their shares."""
     table = Table("")
     columns = []
     for name, split in inspected.splits.items():
@@ -221,13 +231,13 @@ def frequent_tokens_table(inspected: InspectedFolder) -> Table:
 
 
 def token_text(inspected: InspectedFolder, number: int) -> str:
-    """Return a token's text and id."""
+    """Return a token's text and id, or the id alone if there is no tokenizer."""
     text = inspected.text_of(number)
     return f"{number}" if text is None else f"{_printable(text)!r} {number}"
 
 
 def sample_lines(sample: Excerpt) -> list[str]:
-    """Return the first lines of the text, wrapped; ids where there is no text."""
+    """Return the first lines of a sample, wrapped: its text, or its ids if there is no tokenizer."""
     text = " ".join(map(str, sample.ids)) if sample.text is None else sample.text
     most = SAMPLE_LINES if sample.text is not None else 1
     wrapped = [part for line in text.splitlines() for part in textwrap.wrap(_printable(line), TEXT_COLUMNS)]

@@ -1,4 +1,4 @@
-"""`python -m lmtrain plan [overrides]`: what this run would be, before it takes any time."""
+"""`python -m lmtrain plan [overrides]`: predicts what a run would be, before it costs any time."""
 
 import argparse
 import contextlib
@@ -26,28 +26,30 @@ T = TypeVar("T")
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain plan",
-        description="What a run would be: its size, FLOPs, memory, disk, time, cost and learning rate, and likely "
-        "mistakes in it. Trains nothing, prepares nothing.",
+        description="Predicts a run's size, FLOPs, memory, disk space, time, cost and learning rate, and points out "
+        "likely mistakes. Trains nothing and prepares nothing.",
         epilog="Examples: python -m lmtrain plan experiments=quickstart optimizer.lr=1e-3; "
         "python -m lmtrain plan -m optimizer.lr=1e-3,3e-4 seed=1,2,3",
     )
-    parser.add_argument("overrides", nargs="*", help="config overrides, as for training, fork=RUN_DIR too")
-    parser.add_argument("-m", "--multirun", action="store_true", help="of a sweep: all its jobs, and what they take")
-    parser.add_argument("--measure", action="store_true", help="time a few real steps here, and their memory")
+    parser.add_argument("overrides", nargs="*", help="config overrides as for training, including fork=RUN_DIR")
+    parser.add_argument("-m", "--multirun", action="store_true", help="plan all jobs of a sweep, and their sum")
+    parser.add_argument(
+        "--measure", action="store_true", help="run a few real steps on this machine to measure time and memory"
+    )
     parser.add_argument(
         "--price",
         type=Number(at_least=0),
-        help="dollars an hour, of this machine and any GPU (default: a table's for GPUs)",
+        help="dollars per hour, for this machine and for every GPU (default: a built-in table of GPU prices)",
     )
     parser.add_argument(
         "--mfu",
         type=Number(above=0, at_most=1),
-        help="share of a GPU's peak that is reached (default: from its peak and its memory's bandwidth)",
+        help="share of a GPU's peak FLOP/s to assume (default: estimated from its peak and memory bandwidth)",
     )
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     if options.multirun and options.measure:
-        raise ConfigError("--measure: times the steps of one run; leave it or -m out")
+        raise ConfigError("--measure: times the steps of a single run; leave out either --measure or -m")
     numbers = _plan_sweep(options) if options.multirun else _plan_run(options)
     if options.json:
         write_json_with_machine(options.json, overrides=options.overrides, **numbers)
@@ -58,19 +60,19 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
     """Show the plan of a run, and return its numbers."""
     for override in parse_overrides(options.overrides):
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values; give one, or add -m for the plan of a sweep")
+            raise ConfigError(f"{override.input_line}: has several values; give one, or add -m to plan a sweep")
     composition = compose_with_notes(expand_fork(options.overrides, prepares=False))
     run_dir = Path(composition.config.hydra.run.dir)
     with naming_origins(options.overrides, composition.choices):
         cfg, missing = check_for_plan(without_hydra(composition.config))
     if options.measure and missing:
         way_out = (
-            "python -m lmtrain prepare makes them, with the same overrides"
+            "make them with python -m lmtrain prepare and the same overrides"
             if cfg.prepare is not None
-            else "give a folder that has some"
+            else "give a folder that has them"
         )
         raise ConfigError(f"--measure: {missing[0]} has no token files; {way_out}")
-    from lmtrain.plan.make import make  # torch, which help and mistakes need not wait for
+    from lmtrain.plan.make import make  # loads torch, which help and error messages need not wait for
     from lmtrain.plan.terminal_view import show_plan
 
     with _without_warnings_of_torch():
@@ -81,7 +83,7 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
-    """Show the plan of all jobs of a sweep, or of a search, and return its numbers."""
+    """Show the plan of all jobs of a sweep or search, and return its numbers."""
     from lmtrain.sweep.planned_jobs import planned_jobs
 
     asked = planned_jobs(expand_fork(options.overrides, prepares=False))
@@ -92,7 +94,7 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
         notes |= dict.fromkeys(composition.notes)
         with naming_origins(job.overrides, composition.choices):
             checked.append((job, *check_for_plan(without_hydra(composition.config))))
-    from lmtrain.plan.make import Once, make  # as above
+    from lmtrain.plan.make import Once, make  # loads torch
     from lmtrain.plan.sweep_plan import PlannedJob, SweepPlan
     from lmtrain.plan.sweep_view import show_sweep_plan
 
@@ -115,7 +117,7 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _with_progress(items: Sequence[T], doing: str) -> Iterable[T]:
-    """Yield the items, with a bar in a terminal: a thousand jobs take minutes."""
+    """Yield the items, with a progress bar in a terminal: a thousand jobs take minutes."""
     from rich.progress import track
 
     return track(items, doing, console=console, transient=True, disable=not console.is_terminal)
@@ -123,7 +125,7 @@ def _with_progress(items: Sequence[T], doing: str) -> Iterable[T]:
 
 @contextlib.contextmanager
 def _without_warnings_of_torch() -> Iterator[None]:
-    """Hide what torch remarks on tensors without data: nothing is trained. A user's own warnings are shown."""
+    """Hide torch's warnings about tensors without data, since nothing is trained; show a user's own warnings."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -142,7 +144,7 @@ def _without_warnings_of_torch() -> Iterator[None]:
 
 
 def _is_of_torch(message: Warning | str) -> bool:
-    """Return whether torch gives the warning that is being shown, also where it gives it in its caller's name."""
+    """Return whether torch issued the warning being shown, even if torch attributes it to its caller."""
     frame = inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__") in (__name__, "warnings"):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""`python -m lmtrain prepare data=NAME [overrides]`: text to token files."""
+"""`python -m lmtrain prepare data=NAME [overrides]`: turns text into token files."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
 
 EPILOG = """\
-your own text:  python -m lmtrain prepare data=text prepare.source.files='books/*.txt' data.path=data/books
-then train:     python -m lmtrain data=tokens data.path=data/books model=llama_1m
-look at it:     python -m lmtrain inspect data/books
+prepare your own text:  python -m lmtrain prepare data=text prepare.source.files='books/*.txt' data.path=data/books
+train on it:            python -m lmtrain data=tokens data.path=data/books model=llama_1m
+inspect the result:     python -m lmtrain inspect data/books
 
 choices:
 """
@@ -24,9 +24,9 @@ choices:
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain prepare",
-        description="Makes the token files that a data choice reads: text, from a source, through a tokenizer, some of "
-        "it held out for validation.\nKilled, it goes on when started again. Training does the same by itself where "
-        "the files are missing.",
+        description="Makes the token files of a data choice: reads text from a source, holds some of it out for "
+        "validation, and encodes it\nwith a tokenizer. If it is stopped, the same command continues where it left off. "
+        "Training prepares missing files by itself.",
         epilog=EPILOG + "\n".join(list_choices(group) for group in ("data", *PREPARE_GROUPS)),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -35,13 +35,15 @@ def main(arguments: Sequence[str]) -> int:
     cfg = check(compose(options.overrides), groups=["prepare", "data"])
     if cfg.prepare is None:
         named = f"data.path={cfg.data.path}" if "path" in cfg.data else "data"  # a mixture has several
-        raise ConfigError(f"{named}: this data choice has no recipe (prepare); its token files are made elsewhere")
+        raise ConfigError(
+            f"{named}: this data choice has no recipe to prepare token files; choose one that has, such as data=text"
+        )
     with raising_config_errors():
         try:
             made = ensure_tokens(cfg, check_text=True)
         except KeyboardInterrupt:
-            console.print("stopped; the same command goes on from here")
+            console.print("stopped; give the same command again to continue")
             raise
     if not made:
-        console.print(f"{cfg.data.path} is there already, made from this text with these settings")
+        console.print(f"{cfg.data.path} is up to date: it was made from this text with these settings")
     return 0

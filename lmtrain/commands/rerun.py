@@ -1,4 +1,4 @@
-"""`python -m lmtrain --rerun RUN_DIR`: repeats a run in a new directory, and says whether its numbers came again."""
+"""`python -m lmtrain --rerun RUN_DIR`: repeats a run in a new directory and compares its numbers with the original."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -23,26 +23,32 @@ from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
+from lmtrain.terminal.units import counted
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain --rerun",
-        description="Repeats a run: its config, seed and data, in a new run directory. Give it in the folder that the "
-        "run was started in.\nWhat else has changed since (code, versions, machine) is printed first, and at the end "
-        "whether every number is the same.",
+        description="Repeats a run with the same config, seed and data in a new run directory. Start it in the folder "
+        "in which the run was\nstarted. When the run ends, prints what else has changed since (code, versions, "
+        "machine) and whether every number is\nthe same.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory to repeat")
     parser.add_argument(
-        "overrides", nargs="*", default=[], help=f"what changes no number: {', '.join(NEUTRAL_KEYS[:2])}, hydra.run.dir"
+        "overrides",
+        nargs="*",
+        default=[],
+        help=f"overrides that change no number: {', '.join(NEUTRAL_KEYS[:2])}, hydra.run.dir",
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
     run: Path = options.run
     for override in (given := parse_overrides(options.overrides)):
         if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):
-            raise ConfigError(f"{override.input_line}: --rerun changes nothing; to change a run, fork it: fork={run}")
+            raise ConfigError(
+                f"{override.input_line}: --rerun repeats a run without changes; to change a run, fork it: fork={run}"
+            )
 
     with raising_config_errors():
         refuse_links(run, RUN_FILES)
@@ -55,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     lineage = {"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}}
 
     def train(new: NewRun) -> int:
-        from lmtrain.train_run import run  # torch, which nothing before needs
+        from lmtrain.train_run import run  # loads torch, which nothing before needs
 
         return run(new.cfg, new.directory, new.hydra_files, lineage=lineage, notes=new.notes).exit_code
 
@@ -67,16 +73,18 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _refuse_changed_config(before: DictConfig, now: DictConfig, run: Path) -> None:
-    """Raise ConfigError unless the same would be computed."""
+    """Raise ConfigError if the two configs would compute different results."""
     containers: list[Any] = [OmegaConf.to_container(cfg) for cfg in (before, now)]
     if len(set(map(config_hash, containers))) == 1:
         return
     old, new = ({key: value for key, value in each.items() if key not in NEUTRAL_KEYS} for each in containers)
-    raise ConfigError(f"{run}: can't be repeated here, it would be another run: {'; '.join(differences(old, new))}")
+    raise ConfigError(
+        f"{run}: can't be repeated here, because its config would change: {'; '.join(differences(old, new))}"
+    )
 
 
 def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Print what else than the config may make a difference."""
+    """Print the differences in code, versions and machine, which may change the result."""
     found = [
         line
         for key in ("cpu", "device", "python", "packages", "lmtrain_source", "code", "data")
@@ -86,19 +94,19 @@ def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     if before.get("commit") != after.get("commit"):
         found.append(f"git commit: {before.get('commit')} → {after.get('commit')}")
     elif before.get("diff") != after.get("diff"):
-        found.append("uncommitted changes: other ones")
+        found.append("the uncommitted changes differ")
     for line in found:
-        console.print(f"not as it was: {line}")
+        console.print(f"changed since then: {line}")
 
 
 def _print_whether_equal(old: Path, new: Path) -> None:
-    """Compare the metrics of two runs, and print whether they are the same."""
+    """Compare the metrics of two runs and print whether they are the same."""
     from lmtrain.verify.bit_comparison import first_metric_difference
 
     steps, difference = first_metric_difference(old, new)
     if difference is not None:
-        console.print(f"another result: {difference}", style="yellow")
+        console.print(f"different result: {difference}", style="yellow")
     elif steps:
-        console.print(f"the same as {old}, to the last digit of {steps} lines of metrics")
+        console.print(f"identical to {old}: every digit of {counted(steps, 'line')} of metrics is the same")
     else:
-        console.print(f"nothing to compare: {old} has no metrics of these steps")
+        console.print(f"nothing to compare: {old} has no metrics for these steps")

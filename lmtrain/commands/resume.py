@@ -1,165 +1,19 @@
-"""`python -m lmtrain resume=RUN_DIR [key=value …]`: goes on with a run in its own directory."""
+"""`python -m lmtrain resume=RUN_DIR [key=value …]`: continues a run in its own directory."""
 
-import shlex
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
-
-from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
-from lmtrain.config.build import raising_config_errors
-from lmtrain.config.check import check, is_reference
-from lmtrain.config.compose import set_up_hydra
-from lmtrain.config.keys import did_you_mean, key_paths
-from lmtrain.config.overrides import apply_overrides, parse_overrides
-from lmtrain.config.preflight import preflight
-from lmtrain.config.recorded.trust import check_trust, read_saved
-from lmtrain.errors import ConfigError
-from lmtrain.files.limited import read_json
-from lmtrain.run.directory import refuse_strange_entries, starting_folder
-from lmtrain.run.identity import plain_config
-from lmtrain.run.source_code import changed_sources, source_hashes
-from lmtrain.terminal.as_text import differences
-from lmtrain.terminal.paths import change_folder
-
-# What may change without `allow_changes`: the steps done stay as they are, and those to come are of the same kind.
-FREE_TO_CHANGE = (
-    "data.path",  # and data.paths; the fingerprint tells whether it is the same data
-    "prepare",
-    "trainer.max_steps",
-    "trainer.eval_",
-    "trainer.log_interval",
-    "trainer.checkpoint_interval",
-    "trainer.keep_",
-    "scheduler.max_steps",
-    "logger",
-    "sample_tokens",
-)
-# The cut of a step's samples into micro-batches: the state and the data order stay exact, only roundings differ.
-MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
+from lmtrain.run.resumed_run import resumed_run
 
 
 def main(run_dir: Path, arguments: Sequence[str]) -> int:
-    """Continue a run with the config it was started with, and the changes that are given.
+    """Continue a run with its original config and the given changes; return the exit code.
 
     Raises:
-        ConfigError: no run there, a change of the config or of the code it names that `allow_changes` does not list, or
-            code that nothing but the run's own config names and `trust` does not list.
+        ConfigError: The run can't be resumed; see `resumed_run`.
     """
-    composed_path, resolved_path = run_dir / ".hydra" / "config.yaml", run_dir / "config.yaml"
-    if not composed_path.is_file() or not resolved_path.is_file():
-        raise ConfigError(
-            f"resume={run_dir}: no run there, or none that has begun (no config.yaml and .hydra/config.yaml)"
-        )
-    if flags := [text for text in arguments if text.startswith("-")]:
-        raise ConfigError(f"{flags[0]}: resume takes no flags, only key=value changes")
-    if origin := [text for text in arguments if text.lstrip("+").startswith(("fork=", "step="))]:
-        raise ConfigError(f"{origin[0]}: resume goes on with a run, fork starts another from it; give one of the two")
-    with raising_config_errors():
-        refuse_strange_entries(run_dir)  # before anything is read through one
-    set_up_hydra()
-    permissions = {key: _listed_names(arguments, key) for key in ("allow_changes", "trust")}
-    overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
-    composed, before = read_saved(composed_path), read_saved(resolved_path)
-    # Before anything is resolved, looked up or built.
-    for saved in (composed, before):
-        check_trust(saved, permissions["trust"], run_dir)
-    changed = apply_overrides(composed, overrides)
-    if starting_folder(run_dir) not in (None, Path.cwd()):
-        _count_from_here(changed, overrides)
-    given, run_dir = run_dir, run_dir.resolve()
-    _change_to_starting_folder(run_dir, with_modules=bool(permissions["trust"]))
-    checked = check(changed)
-    for key in ("vocab_size", "end_of_text"):  # the data's
-        if checked.model.get(key, 0) is None:
-            checked.model[key] = before.model[key]
-    changes = [
-        *differences(OmegaConf.to_container(before), OmegaConf.to_container(checked)),
-        *_changed_code(run_dir, plain_config(checked)),
-    ]
-    own = [
-        line for line in changes if not is_reference(changed, line.partition(":")[0])
-    ]  # not those that follow from them
-    for name in permissions["allow_changes"]:
-        if OmegaConf.select(changed, name) is None:
-            raise ConfigError(
-                f"allow_changes={name}: unknown key{did_you_mean(name, key_paths(OmegaConf.to_container(changed)))}"
-            )
-    refused = _refused_changes(own, permissions["allow_changes"], before, checked)
-    if refused:
-        keys = ",".join(dict.fromkeys(line.partition(":")[0] for line in refused))
-        allowing = [*(text for text in arguments if not text.startswith("allow_changes=")), f"allow_changes=[{keys}]"]
-        raise ConfigError(
-            f"resume={given}: would change the run ({'; '.join(refused)}); start a new one for that, or allow it: "
-            f"python -m lmtrain {shlex.join([f'resume={given}', *allowing])}"
-        )
-    cfg = preflight(changed, begun=True)  # a recipe reads and writes where it says: not for a run that has its data
-    from lmtrain.run.provenance import Resume
+    again = resumed_run(run_dir, arguments)
+    from lmtrain.run.provenance import Resume  # loads torch, which error messages need not wait for
     from lmtrain.train_run import run
 
-    hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # what the next resume starts from
-    return run(cfg, run_dir, hydra_files, resumed=Resume(changes)).exit_code
-
-
-def _count_from_here(changed: DictConfig, overrides: Sequence[str]) -> None:
-    """Make folders of data that the command gives absolute, in place, if they lie in the current folder."""
-    for override in parse_overrides(overrides):
-        key, value = override.key_or_group, override.value()
-        if key.startswith("data.path") and isinstance(value, str) and Path(value).is_dir():
-            OmegaConf.update(changed, key, str(Path(value).absolute()))
-
-
-def _changed_code(run_dir: Path, config: Mapping[str, Any]) -> list[str]:
-    """Return `key: files` for the source of a `_target_` that is no longer what the newest checkpoint was made with."""
-    newest = max(checkpoint_steps(run_dir), default=None)
-    if newest is None:
-        return []
-    saved = read_json(run_dir / CHECKPOINTS / step_folder(newest) / "state.json").get("code")
-    then = {key: hashes for key, hashes in saved.items() if isinstance(hashes, dict)} if isinstance(saved, dict) else {}
-    changed = changed_sources(then, source_hashes(config))
-    return [f"{key}: {', '.join(files)} changed since step {newest}" for key, files in changed.items()]
-
-
-def _change_to_starting_folder(run_dir: Path, *, with_modules: bool) -> None:
-    """Change to the folder that the run was started in, for its relative paths; `with_modules`: import from it, too."""
-    if (folder := starting_folder(run_dir)) is None:
-        return
-    change_folder(folder)
-    if with_modules and str(folder) not in sys.path:
-        # Last, so that it can't stand in for a module of the user's own or of an installed package.
-        sys.path.append(str(folder))
-
-
-def _listed_names(arguments: Sequence[str], key: str) -> list[str]:
-    """Return the names that `key=a` or `key=[a,b]` lists on the command line; nothing saved in a run gives any."""
-    given = [text for text in arguments if text.partition("=")[0] == key]
-    if not given:
-        return []
-    try:
-        value = OverridesParser.create().parse_override(given[-1]).value()
-    except Exception as error:
-        raise ConfigError(f"{given[-1]}: write {key}=NAME or {key}=[NAME,NAME]") from error
-    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
-
-
-def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any, after: Any) -> list[str]:
-    """Return the changes that are neither free nor allowed, by their key or a key above it."""
-    free = list(FREE_TO_CHANGE)
-    if after.trainer.get("on_bad_step") == "rewind":
-        free.remove("trainer.checkpoint_interval")  # it says what a rewind goes back to
-    if _step_samples(before) == _step_samples(after):
-        free.extend(MICRO_BATCH_KEYS)
-    refused = []
-    for line in changes:
-        key = line.partition(":")[0]
-        if not key.startswith(tuple(free)) and not any(key == name or key.startswith(f"{name}.") for name in allowed):
-            refused.append(line)
-    return refused
-
-
-def _step_samples(cfg: Any) -> int | None:
-    sizes = [OmegaConf.select(cfg, key) for key in MICRO_BATCH_KEYS]
-    return None if None in sizes else int(sizes[0] * sizes[1])
+    return run(again.cfg, again.directory, again.hydra_files, resumed=Resume(again.changes)).exit_code

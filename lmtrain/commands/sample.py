@@ -1,6 +1,7 @@
-"""`python -m lmtrain sample RUN_DIR --prompt …`: text from a checkpoint."""
+"""`python -m lmtrain sample RUN_DIR --prompt …`: generates text from a checkpoint."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,96 +14,98 @@ from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:
     from lmtrain.data.stored_tokenizer import StoredTokenizer
-    from lmtrain.run.loaded import LoadedRun
+    from lmtrain.run.loaded import LoadedModel
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = OptionParser(prog="python -m lmtrain sample", description="Writes text with a trained model.")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory")
-    parser.add_argument("--prompt", default="", help="the text to continue (default: the start of a document)")
-    parser.add_argument("--tokens", type=WholeNumber(1), default=200, help="how many to add (default: 200)")
-    parser.add_argument("--count", type=WholeNumber(1), default=1, help="how many texts (default: 1)")
+    parser = OptionParser(prog="python -m lmtrain sample", description="Generates text with a trained model.")
+    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory of the model")
+    parser.add_argument("--prompt", default="", help="text to continue (default: begin a new document)")
+    parser.add_argument(
+        "--tokens", type=WholeNumber(1), default=200, help="number of tokens to generate (default: 200)"
+    )
+    parser.add_argument("--count", type=WholeNumber(1), default=1, help="number of texts to generate (default: 1)")
     parser.add_argument(
         "--temperature",
         type=Number(at_least=0, at_most=1000),
         default=0.8,
-        help="0 = always the likeliest (default: 0.8)",
+        help="randomness of the choice; 0 = always the likeliest token (default: 0.8)",
     )
-    parser.add_argument("--top-k", type=WholeNumber(), default=50, help="choose among so many; 0 = all (default: 50)")
-    parser.add_argument("--seed", type=WholeNumber(), default=0, help="the same seed gives the same text (default: 0)")
-    parser.add_argument("--checkpoint", default="best", help="best, latest or a step (default: best)")
+    parser.add_argument(
+        "--top-k",
+        type=WholeNumber(),
+        default=50,
+        help="choose each token among the K likeliest; 0 = among all (default: 50)",
+    )
+    parser.add_argument(
+        "--seed", type=WholeNumber(), default=0, help="random seed; the same seed gives the same text (default: 0)"
+    )
+    parser.add_argument("--checkpoint", default="best", help="best, latest or a step number (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
     parser.add_argument(
         "--tokenizer",
         type=Path,
         metavar="PATH",
-        help="for a run without one: a tokenizer.json, a meta.pkl of characters, or a folder that has one",
+        help="tokenizer for a run that has none: a tokenizer.json, nanoGPT's meta.pkl, or a folder with either file",
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
     if not (options.run / "config.yaml").is_file():
         raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
 
-    # After the arguments are understood: these import torch.
+    # Imported only after the arguments are checked: these load torch.
     import torch
 
-    from lmtrain.model.generate import generate
-    from lmtrain.run.loaded import load_run
+    from lmtrain.run.loaded import load_model
 
-    loaded = load_run(options.run, options.checkpoint, options.device, options.trust)
-    tokenizer = _choose_tokenizer(loaded, options.run, options.tokenizer)
-    with raising_config_errors():  # characters that the run's text did not have
-        ids = tokenizer.encode(options.prompt) or [tokenizer.end_of_text or 0]
-    prompt = torch.tensor(ids, device=loaded.system.device)
+    loaded = load_model(options.run, options.checkpoint, options.device, options.trust)
+    loaded = replace(loaded, tokenizer=_choose_tokenizer(loaded, options.run, options.tokenizer))
     generator = torch.Generator().manual_seed(options.seed)
     for _ in range(options.count):
-        tokens = generate(
-            loaded.model,
-            prompt,
-            options.tokens,
-            block_size=loaded.cfg.data.block_size,
-            vocab_size=tokenizer.vocab_size,
+        text = loaded.sample(
+            options.prompt,
+            tokens=options.tokens,
             temperature=options.temperature,
-            top_k=options.top_k or None,
-            generator=generator,
+            top_k=options.top_k,
+            seed=generator,
         )
-        print(visible(tokenizer.decode(tokens.tolist())))
+        print(visible(text))
         if options.count > 1:
             print("-" * 60)
     return 0
 
 
-def _choose_tokenizer(loaded: "LoadedRun", run: Path, given: Path | None) -> "StoredTokenizer":
-    """Return the run's own tokenizer or, of a run that has none, the one that is given.
+def _choose_tokenizer(loaded: "LoadedModel", run: Path, given: Path | None) -> "StoredTokenizer":
+    """Return the run's own tokenizer, or the given one if the run has none.
 
     Raises:
-        ConfigError: there is none, there are two, or the one that is given has more ids than the run.
+        ConfigError: There is no tokenizer, there are two, or the given one has more ids than the model.
     """
     if loaded.tokenizer is not None:
         if given is not None:
             raise ConfigError(f"--tokenizer {given}: {run} has its own ({TOKENIZER_FILE}); leave the option out")
         return loaded.tokenizer
     if given is None:
-        raise ConfigError(f"{run}: has no {TOKENIZER_FILE}, since its data had none; --tokenizer PATH gives one")
+        raise ConfigError(f"{run}: has no {TOKENIZER_FILE}, because its data had none; give one with --tokenizer PATH")
     with raising_config_errors():
         tokenizer = _read_tokenizer(given)
-    known = loaded.cfg.model.get("vocab_size")
+    known = loaded.config.model.get("vocab_size")
     if known is not None and tokenizer.vocab_size > known:
         raise ConfigError(
-            f"--tokenizer {given}: has {tokenizer.vocab_size:,} ids, but the model of {run} has {known:,}: it is not "
-            "the one of its data"
+            f"--tokenizer {given}: has {tokenizer.vocab_size:,} ids, but the model of {run} has only {known:,}; give "
+            "the tokenizer that the run's data was made with"
         )
     return tokenizer
 
 
 def _read_tokenizer(path: Path) -> "StoredTokenizer":
-    """Return the tokenizer in a file, or in a folder; raise ValueError if there is none, or it is damaged."""
+    """Return the tokenizer in a file or folder; raise ValueError if it is missing or damaged."""
     from lmtrain.convert.nanogpt_characters import CHARACTERS_FILE, read_characters
     from lmtrain.data.stored_tokenizer import load_tokenizer
 
     inside = next((path / name for name in (TOKENIZER_FILE, CHARACTERS_FILE) if (path / name).is_file()), None)
     if (file := inside or path).is_dir():
-        raise ValueError(f"--tokenizer {path}: no {TOKENIZER_FILE} and no {CHARACTERS_FILE} there")
+        raise ValueError(f"--tokenizer {path}: the folder has no {TOKENIZER_FILE} and no {CHARACTERS_FILE}")
     if not file.is_file():
         raise ValueError(f"--tokenizer {path}: no such file or folder")
     return read_characters(file) if file.suffix == ".pkl" else load_tokenizer(file.parent, file.name)

@@ -16,7 +16,7 @@ from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for import reading_experiments, without_left_out
 from lmtrain.errors import ConfigError
 
-# Launchers that are packages of their own: the module that has to be there, and the extra that brings it.
+# Launchers in separate packages: the module that must be importable, and the extra that installs it.
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
@@ -26,14 +26,14 @@ LAUNCHERS = {
 
 
 def run_hydra(flags: argparse.Namespace) -> None:
-    """Let Hydra do what `sys.argv` asks: sweep, or print a config (`--cfg`), its help, its information, a completion.
+    """Let Hydra run `sys.argv`: a sweep, or printing a config (`--cfg`), help, information or shell completion.
 
     Raises:
-        ConfigError, SweepEndedError: as the sweepers do.
-        HydraException: the config cannot be composed.
+        ConfigError, SweepEndedError: Raised by the sweepers.
+        HydraException: The config cannot be composed.
         SystemExit: Hydra has shown its help.
     """
-    # Here, since a plain run needs none of it.
+    # Imported here because a plain run does not need them.
     from lmtrain.sweep.plugins import register_plugins
     from lmtrain.sweep.task import RunJob
 
@@ -43,7 +43,7 @@ def run_hydra(flags: argparse.Namespace) -> None:
     if not flags.cfg or flags.multirun:
         run()
         return
-    # Hydra composes what it prints by itself: what is left out of experiments, it leaves out as well.
+    # Hydra composes the printed config itself, so it must leave out the same parts of experiments.
     search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
     composition = compose_with_notes([*search_path, *flags.overrides])
     for note in composition.notes:
@@ -64,4 +64,6 @@ def check_launcher(overrides: Sequence[str]) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"{override}: not installed here; pip install 'lmtrain[{extra}]'") from error
+            raise ConfigError(
+                f"{override}: is not installed; install it with pip install 'lmtrain[{extra}]'"
+            ) from error

@@ -1,4 +1,4 @@
-"""Training, without a verb: `python -m lmtrain [overrides]`, `-m` for a sweep."""
+"""`python -m lmtrain [overrides]`: trains a model, or runs a sweep with `-m`."""
 
 import argparse
 import os
@@ -18,22 +18,23 @@ from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.streams import outlive_reader
 
-# Flags of Hydra's that jobs of sweeps, resumes and forks could not follow.
-REFUSED = {
-    "config_name": "the menu is conf/config.yaml; a choice of yours goes to ./conf, a composition to ./experiments",
-    "config_path": "configs of yours go to ./conf and ./experiments, or to a folder that --config-dir adds",
-    "experimental_rerun": "lmtrain repeats a run with --rerun RUN_DIR",
+# Hydra's flags that jobs of sweeps, resumes and forks could not repeat.
+REFUSED_FLAGS = {
+    "config_name": "the main config is always conf/config.yaml; put your own choices into ./conf and your own "
+    "experiments into ./experiments",
+    "config_path": "put your own configs into ./conf and ./experiments, or into a folder given with --config-dir",
+    "experimental_rerun": "repeat a run with --rerun RUN_DIR",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train, sweep, or print what Hydra is asked for; return the exit code."""
-    # Hydra prints errors its own way and leaves with 1; like this they come to us.
+    """Train, run a sweep, or let Hydra print what a flag requests; return the exit code."""
+    # Without this, Hydra would print errors itself and exit with code 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = expand_fork(arguments)
     flags = parse_flags(arguments)
     _check_flags(flags)
-    sys.argv[1:] = arguments  # where Hydra reads them, and what a run records
+    sys.argv[1:] = arguments  # Hydra reads them from here, and a run records them
     asks = flags.help or flags.hydra_help or flags.cfg or flags.info or flags.shell_completion
     if not asks:
         outlive_reader()
@@ -41,31 +42,31 @@ def main(arguments: Sequence[str]) -> int:
         if asks or flags.multirun:
             run_hydra(flags)
             return 0
-        register_directory_resolver()  # for a callback that resolves all of Hydra's settings
+        register_directory_resolver()  # a callback may resolve all of Hydra's settings
         search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
         return start(new_run([*search_path, *flags.overrides]), _train)
     except HydraException as error:
         raise ConfigError(explain_hydra_error(error, flags.overrides)) from error
-    except BrokenPipeError:  # whoever reads what is printed has seen enough
+    except BrokenPipeError:  # handled in __main__
         raise
-    except OSError as error:  # a folder that can't be made, say
+    except OSError as error:  # such as a folder that can't be created
         raise ConfigError(os_error_line(error)) from error
     except SweepEndedError as ended:
         return ended.exit_code
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
-    for name, way_out in REFUSED.items():
+    for name, way_out in REFUSED_FLAGS.items():
         if (given := getattr(flags, name)) is not None:
             raise ConfigError(f"--{name.replace('_', '-')}={given}: {way_out}")
     if flags.config_dir and not Path(flags.config_dir).is_dir():
         raise ConfigError(f"--config-dir={flags.config_dir}: no such folder")
     if flags.resolve and not (flags.cfg or flags.help):
-        raise ConfigError("--resolve: goes with --cfg or --help; a run's own config.yaml is resolved")
+        raise ConfigError("--resolve: works only with --cfg or --help; a run's config.yaml is always resolved")
     check_launcher(flags.overrides)
 
 
 def _train(run: NewRun) -> int:
-    from lmtrain.train_run import run as train  # torch, which nothing before needs
+    from lmtrain.train_run import run as train  # loads torch, which nothing before needs
 
     return train(run.cfg, run.directory, run.hydra_files, notes=run.notes).exit_code

@@ -1,4 +1,4 @@
-"""`python -m lmtrain verify-resume [overrides]`: proves that a killed run resumes to the bits of one never stopped."""
+"""`python -m lmtrain verify-resume [overrides]`: proves that a killed run resumes to the bits of an undisturbed run."""
 
 import argparse
 import contextlib
@@ -24,7 +24,7 @@ from lmtrain.loop.stop_request import signals_to_handle
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
-from lmtrain.terminal.units import duration
+from lmtrain.terminal.units import counted, duration
 from lmtrain.verify.phases import PHASE_NAMES
 
 if TYPE_CHECKING:
@@ -32,25 +32,25 @@ if TYPE_CHECKING:
 
 INTERVALS = {"log_interval": 1, "checkpoint_interval": 3, "eval_interval": 4}
 EVAL_BATCHES = 2
-MIN_STEPS = 6  # fewer make too few checkpoints to prune one
-OTHER_DIFFERENCES = 4  # shown beside the first
+MIN_STEPS = 6  # fewer steps make too few checkpoints for one to be pruned
+OTHER_DIFFERENCES = 4  # shown after the first
 
 DESCRIPTION = """\
-Proves on this machine that a run of this config that is killed resumes bit for bit.
+Proves on this machine that a killed run of this config resumes bit for bit.
 
-The config is run once undisturbed, and then again and again: killed with SIGKILL at random moments (starting,
-training, evaluating, saving, pruning, ending) and continued with resume=RUN_DIR until it completes. After every
-kill, and at the end, all checkpoints and all lines of metrics.jsonl must be those of the undisturbed run.
+The config is run once without interruption. Then it is run repeatedly, killed with SIGKILL at random moments
+(starting, training, evaluating, saving, pruning, ending) and continued with resume=RUN_DIR until it completes. After
+every kill and at the end, all checkpoints and all lines of metrics.jsonl must equal those of the undisturbed run.
 """
 EPILOG = f"""\
-Device, dtype, compilation, dropout, accumulation, data order and schedule are the config's own. So that much happens in
-few steps, these are not: trainer.max_steps (--steps; the schedule keeps its own), trainer.log_interval=1,
-.checkpoint_interval={INTERVALS["checkpoint_interval"]}, .eval_interval={INTERVALS["eval_interval"]}, at most \
-{EVAL_BATCHES} batches an evaluation, logger=[] and sample_tokens=0. None of
-them changes a bit of the training, but for the checkpoint that trainer.on_bad_step=rewind goes back to. The undisturbed
-run keeps all of its checkpoints, which needs disk space.
+Device, dtype, compilation, dropout, accumulation, data order and schedule stay as in the config. To make much happen in
+few steps, these values are changed: trainer.max_steps (to --steps; the schedule keeps its length),
+trainer.log_interval=1, .checkpoint_interval={INTERVALS["checkpoint_interval"]}, \
+.eval_interval={INTERVALS["eval_interval"]}, at most {EVAL_BATCHES} batches per evaluation, logger=[] and
+sample_tokens=0. They do not change a bit of the training, with one exception: the checkpoint to which
+trainer.on_bad_step=rewind returns. The undisturbed run keeps all of its checkpoints, which needs disk space.
 
-Exit codes: 0 bit for bit; 1 a difference, or a run that failed by itself; 2 a mistake in the config.
+Exit codes: 0 = bit for bit; 1 = a difference, or a run that failed by itself; 2 = a mistake in the config.
 
 Example: python -m lmtrain verify-resume experiments=quickstart model.dropout=0.1 --kills 30
 """
@@ -70,7 +70,10 @@ def main(arguments: Sequence[str]) -> int:
     error: FailedAttemptError | BitsDifferError | None = None
     with _ended_by_signals(), contextlib.ExitStack() as removal:
         folder = _make_folder(options.keep, runs, removal)
-        console.print(f"{options.steps} steps, {options.kills} kills; moments by --seed {seed}; runs in {folder}")
+        console.print(
+            f"{counted(options.steps, 'step')}, {counted(options.kills, 'kill')} at moments drawn with --seed {seed}; "
+            f"runs in {folder}"
+        )
         verification = Verification(
             folder, overrides, random.Random(seed), cfg.trainer.keep_checkpoints, keep=options.keep is not None
         )
@@ -97,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options; raise ConfigError for what is no override."""
+    """Return the options; raise ConfigError for a mistake in them."""
     parser = OptionParser(
         prog="python -m lmtrain verify-resume",
         description=DESCRIPTION,
@@ -106,26 +109,28 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--kills", type=WholeNumber(1), default=10, help="kills in all (default: 10)")
+    parser.add_argument("--kills", type=WholeNumber(1), default=10, help="total number of kills (default: 10)")
     parser.add_argument(
         "--steps",
         type=WholeNumber(MIN_STEPS, reason=", for several checkpoints"),
         default=12,
-        help="optimizer steps of a run (default: 12)",
+        help="optimizer steps per run (default: 12)",
     )
     parser.add_argument(
-        "--seed", type=WholeNumber(), help="draws the moments of the kills (default: another one each time)"
+        "--seed", type=WholeNumber(), help="seed for the moments of the kills (default: a new one each time)"
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write kills and result to this file")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="put the runs into this new folder, and leave them")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="put the runs into this new folder and keep them")
     if several := {"-m", "--multirun"} & {*arguments}:
-        raise ConfigError(f"{several.pop()}: verify-resume takes key=value overrides of one run")
+        raise ConfigError(f"{several.pop()}: verify-resume checks a single run; give key=value overrides for one run")
     options = parser.read(arguments)
     for text in options.overrides:
         if text.lstrip("+~").startswith("resume=") and text != "resume=null":
-            raise ConfigError(f"{text}: verify-resume starts runs of its own; give what your run was started with")
+            raise ConfigError(
+                f"{text}: verify-resume starts its own runs; give the overrides that your run was started with"
+            )
     if options.keep and options.keep.exists() and (not options.keep.is_dir() or any(options.keep.iterdir())):
-        raise ConfigError(f"--keep {options.keep}: is there already; give a new folder")
+        raise ConfigError(f"--keep {options.keep}: exists already; give a new folder")
     return options
 
 
@@ -133,7 +138,7 @@ def eventful_overrides(cfg: DictConfig, steps: int) -> list[str]:
     """Return overrides that make much happen in few steps, without changing a bit of the training.
 
     Raises:
-        ConfigError: a trainer of the user's own that can't be told.
+        ConfigError: The user's own trainer lacks one of the keys to set.
     """
     trainer = {"max_steps": steps, **INTERVALS}
     if missing := [key for key in (*trainer, "keep_checkpoints") if key not in cfg.trainer]:
@@ -142,18 +147,19 @@ def eventful_overrides(cfg: DictConfig, steps: int) -> list[str]:
         if key in cfg.trainer and (cfg.trainer[key] is None or cfg.trainer[key] > EVAL_BATCHES):
             trainer[key] = EVAL_BATCHES
     overrides = [f"trainer.{key}={value}" for key, value in trainer.items()]
-    if "max_steps" in cfg.scheduler:  # the trainer's, by default
+    if "max_steps" in cfg.scheduler:  # by default it follows trainer.max_steps, which is changed above
         overrides.append(f"scheduler.max_steps={cfg.scheduler.max_steps}")
     return [*overrides, "logger=[]", "sample_tokens=0"]
 
 
 def verdict(verification: "Verification") -> str:
-    """Return the sentence that says what was proved."""
+    """Return a sentence that states what was proved."""
     kills, undisturbed = verification.kills, verification.undisturbed
     assert undisturbed is not None
     return (
-        f"bit for bit: {len(kills)} kills, {sum(kill.resumed for kill in kills)} resumes, "
-        f"{undisturbed.compared_checkpoints:,} checkpoints and {undisturbed.compared_lines:,} metric lines compared"
+        f"bit for bit: {counted(len(kills), 'kill')}, {counted(sum(kill.resumed for kill in kills), 'resume')}, "
+        f"{counted(undisturbed.compared_checkpoints, 'checkpoint')} and "
+        f"{counted(undisturbed.compared_lines, 'metric line')} compared"
     )
 
 
@@ -172,20 +178,20 @@ def json_report(verification: "Verification", error: Exception | None) -> dict[s
 
 
 def _verify(verification: "Verification", kills: int) -> None:
-    with console.status("a run that is not disturbed") as status:
+    with console.status("running once without interruption") as status:
         verification.run_undisturbed()
         assert verification.undisturbed is not None
         steps = sorted(verification.undisturbed.steps)
         console.print(
-            f"undisturbed: {duration(verification.seconds)}, checkpoints of steps {', '.join(map(str, steps))}"
+            f"undisturbed: {duration(verification.seconds)}, checkpoints at steps {', '.join(map(str, steps))}"
         )
         while (done := len(verification.kills)) < kills:
             status.update(f"{done} of {kills} kills")
             hits = verification.run_round(kills - done, lambda kill: status.update(f"{kill} of {kills} kills"))
             where = (
-                ", ".join(f"{phase} {hits[phase]}" for phase in PHASE_NAMES if hits[phase]) or "completed before one"
+                ", ".join(f"{phase} {hits[phase]}" for phase in PHASE_NAMES if hits[phase]) or "completed before a kill"
             )
-            console.print(f"round {verification.rounds}: {hits.total()} kills ({where}); the same bits")
+            console.print(f"round {verification.rounds}: {counted(hits.total(), 'kill')} ({where}); the same bits")
 
 
 def _show_kills(verification: "Verification") -> None:
@@ -206,26 +212,25 @@ def _show_difference(error: "BitsDifferError") -> None:
         console.print(f"  and {len(others) - OTHER_DIFFERENCES} more")
     if error.unrepeatable:
         console.print(
-            f"The resume may not be at fault: two runs that nobody disturbed are not the same either "
-            f"({error.unrepeatable}).\nThe config draws from something that system.seed does not set, or computes with "
-            "operations that are not deterministic",
+            f"The resume may not be at fault: two undisturbed runs also differ ({error.unrepeatable}).\nThe config "
+            "draws random numbers that the seed does not control, or uses operations that are not deterministic",
             markup=False,
         )
     else:
         console.print(
-            "Two runs that nobody disturbed are the same bits, so it is the resume: training depends on something that "
-            "no checkpoint holds, such as a generator of the model's own"
+            "Two undisturbed runs have the same bits, so the resume is at fault: training depends on state that is not "
+            "in the checkpoint, such as the model's own random generator"
         )
     console.print(f"undisturbed: {error.undisturbed}\nkilled:      {error.killed}")
 
 
 def _without_loggers(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides without those of loggers, which there are none of."""
+    """Return the overrides without those of loggers, since the runs have no loggers."""
     return [text for text in overrides if re.split("[=.@/]", text.lstrip("+~"))[0] != "logger"]
 
 
 def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -> Path:
-    """Make a folder on the disk that runs are on, as that disk is tested; without `keep` it is removed in the end."""
+    """Make a folder on the disk of the runs, which is the disk to test; register its removal unless `keep` is given."""
     if keep:
         keep.mkdir(parents=True, exist_ok=True)
         return keep.absolute()
@@ -235,7 +240,7 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
     def remove() -> None:
         shutil.rmtree(folder)
-        with contextlib.suppress(OSError):  # a run has come there meanwhile
+        with contextlib.suppress(OSError):  # another run may be in the folder by now
             for each in created:
                 each.rmdir()
 
@@ -245,9 +250,9 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
 @contextlib.contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Turn a signal that asks to stop into an exception, so that started processes end and written files are removed.
+    """Turn stop signals into exceptions, so that started processes end and written files are removed.
 
-    SIGINT is one already.
+    Python does this for SIGINT already.
     """
     numbers = [number for number in signals_to_handle() if number != signal.SIGINT]
     previous = {number: signal.signal(number, lambda *_: sys.exit(TERMINATED.exit_code)) for number in numbers}

@@ -1,1 +1,1 @@
-"""Runs side by side, from the files that they leave: nothing of them is imported, resolved or written."""
+"""Compares runs from the files in their folders; nothing in the folders is executed or changed."""

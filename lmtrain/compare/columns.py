@@ -1,4 +1,4 @@
-"""What a run can be shown, sorted and filtered by: its config's keys, and the numbers that stand for it."""
+"""Defines the columns by which runs are shown, sorted and filtered: config keys and results."""
 
 import difflib
 import math
@@ -26,14 +26,14 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 CONDITION = re.compile(r"\s*(?P<key>[^<>=!\s]+)\s*(?P<comparison>==|!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
-MAX_FOLDER_CHARS = 20  # of `20261123-120000-1a2b`; a sweep's folders are called by what they override
-ALIASES = {"from": "parent"}  # as the settings of a forked run are called
+MAX_FOLDER_CHARS = 20  # as in `20261123-120000-1a2b`; the names of a sweep's folders are their overrides
+ALIASES = {"from": "parent"}  # the statistics show a parent as `from …`
 CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table. `name` is its heading in files, with the unit; `header` its heading in the terminal."""
+    """A column of a table; `name` is its heading in files, with the unit, and `header` its heading in the terminal."""
 
     key: str
     name: str
@@ -48,7 +48,7 @@ def with_commas(value: float) -> str:
 
 
 def place_text(equal: EqualPlace) -> str:
-    """Return a place as `step 200`, `1.05M tokens`, `3.2P FLOPs` or `1m15s`."""
+    """Return a text such as `step 200`, `1.05M tokens`, `3.2P FLOPs` or `1m15s`."""
     match equal.axis:
         case "step":
             return f"step {equal.place:.0f}"
@@ -58,18 +58,18 @@ def place_text(equal: EqualPlace) -> str:
 
 
 def available_columns(runs: Sequence[Run], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
-    """Return every column that these runs have, by key, in the order of a table."""
+    """Return all columns of these runs by key, in the order in which a table shows them."""
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
-    # Where folders have long names, a table calls runs by what differs.
+    # If folder names are long, the table shows labels (the settings that differ) in their place.
     longest = max(map(len, folders.values()), default=0)
-    called = {folders[run.path]: run.label for run in runs} if longest > MAX_FOLDER_CHARS else {}
+    shown = {folders[run.path]: run.label for run in runs} if longest > MAX_FOLDER_CHARS else {}
     names = short_names(differing_keys(runs))
     found = [
-        Column("run", "run", "run", lambda run: folders[run.path], lambda name: called.get(name, name), True),
+        Column("run", "run", "run", lambda run: folders[run.path], lambda name: shown.get(name, name), True),
         Column("path", "path", "path", lambda run: str(run.path), is_text=True),
         Column("label", "label", "label", lambda run: run.label, is_text=True),
         *(config_column(key, name) for key, name in names.items()),
-        Column("parent", "parent", "started", lambda run: run.parent, is_text=True),
+        Column("parent", "parent", "parent", lambda run: run.parent, is_text=True),
         Column("status", "status", "status", lambda run: run.status, is_text=True),
         Column("steps", "steps", "steps", lambda run: run.steps, with_commas),
         Column("tokens", "tokens", "tokens", lambda run: _as_whole_number(_logged_or_in_result(run, "tokens")), si),
@@ -96,10 +96,12 @@ def config_column(key: str, header: str) -> Column:
 
 
 def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
-    """Return a column by its key or its heading; or by a config key or, if only one key has it, its last part.
+    """Return the column with this key or heading.
+
+    `key` may also be a config key, or the last part of one if only one config key ends with it.
 
     Raises:
-        ValueError: there is none; names the nearest.
+        ValueError: no column matches; the message names the nearest key.
     """
     if (name := ALIASES.get(key, key)) in columns:
         return columns[name]
@@ -112,32 +114,32 @@ def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], op
     if headed := [column for column in columns.values() if column.header == key]:
         return headed[0]
     if ending:
-        raise ValueError(f"{option}: {key} may be {' or '.join(ending)}")
+        raise ValueError(f"{option}: {key} is ambiguous; write {' or '.join(ending)}")
     known = [*columns, *keys]
     last_parts = {name.rpartition(".")[2]: name for name in reversed(known)}
     near = difflib.get_close_matches(key, known, n=1) or [
         last_parts[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last_parts, n=1)
     ]
-    nearest = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(columns)} and the config's keys"
+    nearest = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(columns)} and every config key"
     raise ValueError(f"{option}: {key}: unknown key{nearest}")
 
 
 def filter_runs(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[str, Column]) -> list[Run]:
-    """Return the runs for which every condition holds: `optimizer.lr>1e-3`, `status=completed`.
+    """Return the runs that meet all conditions, such as `optimizer.lr>1e-3` or `status=completed`.
 
     Raises:
-        ValueError: a condition that can't be read, or an unknown key.
+        ValueError: a condition cannot be parsed, or its key is unknown.
     """
     for text in conditions:
         option = f"--filter {text!r}"
         if (match := CONDITION.fullmatch(text)) is None:
-            raise ValueError(f"{option}: not a condition; write KEY=VALUE, or with !=, <, <=, > or >=")
+            raise ValueError(f"{option}: not a condition; write KEY=VALUE, or use !=, <, <=, > or >= for =")
         column = find_column(match["key"], columns, runs, option)
         if not match["value"]:
-            raise ValueError(f"{option}: nothing after {match['comparison']}; write KEY{match['comparison']}VALUE")
+            raise ValueError(f"{option}: no value after {match['comparison']}; write KEY{match['comparison']}VALUE")
         wanted, compare = _parse_value(match["value"]), COMPARISONS[match["comparison"]]
         if match["comparison"].strip("=!") and not isinstance(wanted, float):
-            raise ValueError(f"{option}: {match['value']} is no number, which {match['comparison']} needs")
+            raise ValueError(f"{option}: {match['comparison']} needs a number, and {match['value']} is not one")
         runs = [run for run in runs if _holds(column.value(run), compare, wanted, match["comparison"])]
     return list(runs)
 
@@ -148,13 +150,13 @@ def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, compari
         return compare(value, wanted) if math.isfinite(value) else comparison == "!="
     if isinstance(wanted, str):
         value = value if isinstance(value, str) else setting_text(value)
-        # `model._target_=Llama` is enough.
+        # A class matches by its name alone: `model._target_=Llama`.
         value = value.rpartition(".")[2] if "." not in wanted and value.endswith(f".{wanted}") else value
     return compare(value, wanted)
 
 
 def sort_runs(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
-    """Return the runs by the column's number, then by its text; runs without a value are last in either direction."""
+    """Return the runs sorted by a column: numbers before texts, and runs without a value last in both directions."""
 
     def key(run: Run) -> tuple[int, float, str]:
         value = column.value(run)
@@ -186,9 +188,9 @@ def _place_in_full(equal: EqualPlace) -> str:
 
 
 def _logged_or_in_result(run: Run, key: str) -> float:
-    """Return the larger of the last logged value and the result's, which counts steps that were not logged, too."""
-    told = as_float(run.result.get(key))
-    return float(np.fmax(told, run.last(key)))
+    """Return the last logged value or, if larger, the result's, which also counts steps that were not logged."""
+    recorded = as_float(run.result.get(key))
+    return float(np.fmax(recorded, run.last(key)))
 
 
 def _training_flops(run: Run) -> float:
@@ -196,7 +198,7 @@ def _training_flops(run: Run) -> float:
 
 
 def _as_whole_number(value: float) -> float:
-    """Return an integer where the value is one, so that files have it without a decimal point."""
+    """Return a whole number as an int, so that files show it without a decimal point."""
     return int(value) if value.is_integer() else value
 
 

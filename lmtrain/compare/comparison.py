@@ -1,4 +1,4 @@
-"""A comparison as a whole: what the tables, the files and the page show."""
+"""Compares runs and collects everything that the tables, the files and the page show."""
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +16,20 @@ from lmtrain.errors import COMPLETED
 class RunComparison:
     """The result of comparing runs.
 
-    `keys` are the config keys that differ; `places` where runs are equal, by axis; `value` names what the statistics
-    are of, and `axis` what that is equal in (step, if in nothing). `reached` has, for each run in order, step,
-    tokens, FLOPs and seconds at which it first was at `goal`, which was given or (`goal_chosen`) is what three runs
-    in four reach. `asked` are the columns to show (None: those that tell the runs apart).
+    Attributes:
+        runs: The runs, in the order to show them.
+        metric: The metric that is compared.
+        keys: The config keys in which the runs differ.
+        places: For each axis, the place at which the runs are compared.
+        columns: All columns of the runs, by key.
+        value: The name of the value that the statistics are about, such as `val/loss at step 200`.
+        axis: The axis of that value; `step` for the best and the final value.
+        conclusions: The results of the statistics.
+        notes: Remarks about runs that are left out, repeated or not comparable.
+        goal: The value of the metric for which the table of first evaluations is made.
+        goal_chosen: True if the goal was not given, but chosen so that three in four runs reach it.
+        reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
+        asked: The requested columns; None means those in which the runs differ.
     """
 
     runs: Sequence[Run]
@@ -49,12 +59,17 @@ def compare(
 ) -> RunComparison:
     """Compare runs by a metric.
 
-    `value` is what stands for a run in the statistics, one of `VALUE_KINDS`; `difference` the one that more seeds
-    should decide (None: the observed one); `goal` what runs are to reach (None: what three in four do); `asked` are
-    keys of columns to show.
+    Args:
+        runs: The runs, in the order to show them.
+        metric: A metric that the runs logged.
+        at_step: The step at which runs are compared; None means the last step that they share.
+        value: One of `VALUE_KINDS`: the value that represents a run in the statistics.
+        difference: The difference to calculate the number of seeds for; None means the observed one.
+        goal: The value of the metric whose first evaluation is reported; None means one that three in four runs reach.
+        asked: The keys of the columns to show; None means those in which the runs differ.
 
     Raises:
-        ValueError: a metric or a column that no run has.
+        ValueError: no run has the metric or a requested column.
     """
     if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
         raise ValueError(_unknown_metric(metric, runs))
@@ -88,11 +103,11 @@ def _value_function(value: str, metric: str, columns: Mapping[str, Column]) -> C
     key = value.replace("-", "_")
     if key in columns:
         return columns[key].value
-    return lambda run: float("nan")  # an axis that these runs have not
+    return lambda run: float("nan")  # these runs do not have the axis
 
 
 def _missing_at_equal_step(runs: Sequence[Run], metric: str, equal: EqualPlace) -> list[str]:
-    """Return a note if completed runs lack a value at the equal step: which run decides it, and what to do."""
+    """Return notes if completed runs have no value at the equal step; they name the reason and the way out."""
     steps = {run.label: run.series(metric)[0] for run in runs if run.status == COMPLETED.status}
     ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
     found = []
@@ -100,21 +115,21 @@ def _missing_at_equal_step(runs: Sequence[Run], metric: str, equal: EqualPlace) 
     if late:
         deciding = min(deciding_runs(runs, metric), key=lambda run: run.series(metric)[0][-1])
         found.append(
-            f"{deciding.label} decides that runs are compared at {place_text(equal)}, before {len(late)} of "
-            f"{len(ends)} completed ones were evaluated; --at-step {min(late):.0f}, or --filter "
-            f"'steps>={min(late):.0f}', compares these"
+            f"runs are compared at {place_text(equal)} because of {deciding.label}, but {len(late)} of {len(ends)} "
+            f"completed runs were first evaluated later; --at-step {min(late):.0f} or --filter "
+            f"'steps>={min(late):.0f}' compares those"
         )
     early = sum(end < equal.place for end in ends.values())
     if early:
         found.append(
-            f"{early} of {len(ends)} completed runs end before {place_text(equal)}, the last that the others share; "
-            f"--filter 'steps<{equal.place:.0f}' compares them, --at-step N takes another step"
+            f"{early} of {len(ends)} completed runs end before {place_text(equal)}, the last step that the others "
+            f"share; --filter 'steps<{equal.place:.0f}' compares them, and --at-step N compares all at another step"
         )
     return found
 
 
 def _value_name(value: str, metric: str, places: Mapping[str, EqualPlace]) -> str:
-    """Return `val/loss at step 200`, `best val/loss`."""
+    """Return the name of the compared value, such as `val/loss at step 200` or `best val/loss`."""
     if not value.startswith("at-"):
         return f"{value} {metric}"
     axis = value.removeprefix("at-")
@@ -126,4 +141,5 @@ def _value_name(value: str, metric: str, places: Mapping[str, EqualPlace]) -> st
 def _unknown_metric(metric: str, runs: Sequence[Run]) -> str:
     known = [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name not in AXES]
     near = difflib.get_close_matches(metric, known, n=1)
-    return f"--metric {metric}: no run has it" + (f"; did you mean {near[0]}?" if near else f"; {', '.join(known)}")
+    way_out = f"did you mean {near[0]}?" if near else f"the runs have {', '.join(known)}"
+    return f"--metric {metric}: no run has this metric; {way_out}"

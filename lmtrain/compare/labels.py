@@ -1,4 +1,4 @@
-"""Short names of runs, settings and values: on one line, and no two alike."""
+"""Makes short, distinct one-line names for runs, settings and values."""
 
 import json
 import os
@@ -16,9 +16,10 @@ NUMBER = re.compile(r"(?<==)[-+.\de]+")  # as in `lr=0.003`
 
 
 def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
-    """Return `lr=0.003 batch_size=8` for each config; where that is too long, what most of them have goes first.
+    """Return a label such as `lr=0.003 batch_size=8` for each config.
 
-    Two labels are the same only if these keys have the same values.
+    A label that is too long loses the settings that most configs share. Two labels are equal only if the configs have
+    equal values for all keys.
     """
     settings = [tuple(hashable(config.get(key)) for key in keys) for config in configs]
     different = dict(zip(settings, configs, strict=True))
@@ -29,38 +30,38 @@ def labels_of(configs: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list
     for setting, label in labels.items():
         alike.setdefault(label, []).append(setting)
     for same in alike.values():
-        if len(same) > 1:  # what was left out tells them apart
-            telling = {key for key, *values in zip(keys, *same, strict=True) if len(set(values)) > 1}
+        if len(same) > 1:  # they differ in settings that were left out or cut
+            differing = {key for key, *values in zip(keys, *same, strict=True) if len(set(values)) > 1}
             for setting in same:
                 config = different[setting]
-                labels[setting] = _label(config, {*kept[setting], *telling}, keys, whole=telling)
+                labels[setting] = _label(config, {*kept[setting], *differing}, keys, whole=differing)
     return [labels[setting] for setting in settings]
 
 
 def _fitting(
     config: Mapping[str, Any], keys: Sequence[str], setting: Sequence[Any], common: Sequence[Mapping[Any, int]]
 ) -> set[str]:
-    """Return the keys that a label has room for, of those that the config has."""
+    """Return the config's keys that fit into a label."""
     words = _words(config, {key for key in keys if key in config}, keys)
     times = {key: counts[value] for key, value, counts in zip(keys, setting, common, strict=True)}
-    # Of equally common ones the later: steps and warmup follow the batch size, say, and not the other way round.
-    spare = sorted(words, key=lambda key: times[key])[::-1]
+    # Among equally common keys the later one is dropped first: warmup usually follows the batch size, not vice versa.
+    droppable = sorted(words, key=lambda key: times[key])[::-1]
     length = sum(len(word) + 1 for word in words.values()) - 1
-    for key in spare[:-1]:
+    for key in droppable[:-1]:
         if length > MAX_LABEL_CHARS:
             length -= len(words.pop(key)) + 1
     return set(words)
 
 
 def _label(config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()) -> str:
-    """Return the label of the `own` keys; values of the keys in `whole` are not cut."""
+    """Return the label with the keys in `own`; the values of the keys in `whole` are not cut."""
     return " ".join(_words(config, own, keys, whole).values())
 
 
 def _words(
     config: Mapping[str, Any], own: Iterable[str], keys: Sequence[str], whole: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Return `lr=0.003` for each of the `own` keys, in the order of `keys`."""
+    """Return a word such as `lr=0.003` for each key in `own`, in the order of `keys`."""
     names, own, whole = short_names(keys), set(own), set(whole)
     texts = {key: setting_text(config.get(key), key) for key in keys if key in own}
     cut = {key: text if key in whole else cut_middle(text, MAX_VALUE_CHARS) for key, text in texts.items()}
@@ -68,7 +69,7 @@ def _words(
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
-    """Return each key's last part, or as much more as tells it from the others: `lr`, `model` for `model._target_`."""
+    """Return each key's last part if it is unique, otherwise the whole key: `lr`, and `model` for `model._target_`."""
     keys = list(keys)
     names = {key: (key.removesuffix("._target_")) for key in keys}
     last = Counter(name.rpartition(".")[2] for name in names.values())
@@ -76,12 +77,12 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
 
 
 def setting_text(value: Any, key: str = "") -> str:
-    """Return a config's value on one line; a class or function by its own name alone."""
+    """Return a config value as text on one line; a class or function without its module."""
     return rounded(value.rpartition(".")[2] if isinstance(value, str) and key.endswith("_target_") else value)
 
 
 def cut_middle(text: str, limit: int) -> str:
-    """Return a text without its middle where it is too long; the number of a setting is kept or left out as a whole."""
+    """Return a text that is too long without its middle; a setting's number is kept or left out as a whole."""
     if len(text) <= limit:
         return text
     head, tail = limit // 2 - 1, len(text) - (limit - limit // 2)
@@ -94,7 +95,7 @@ def cut_middle(text: str, limit: int) -> str:
 
 
 def folder_names(paths: Sequence[Path]) -> list[str]:
-    """Return as many last parts of each path as tell the runs apart."""
+    """Return the last parts of each path, as many as make the names unique."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
@@ -103,10 +104,10 @@ def folder_names(paths: Sequence[Path]) -> list[str]:
 
 
 def hashable(value: Any) -> Any:
-    """Return a value that can be a dictionary's key, the same for equal values."""
+    """Return a value that can be a dictionary key; equal values stay equal."""
     return canonical_json(value) if isinstance(value, list) else value
 
 
 def canonical_json(value: Any) -> str:
-    """Return JSON that is the same for equal values."""
+    """Return JSON text that is equal for equal values."""
     return json.dumps(value, sort_keys=True, default=str)

@@ -1,4 +1,4 @@
-"""Reads the files of a run that may be a stranger's, damaged, or still being written, for everything to rely on."""
+"""Reads and checks a run's files, which may be hostile, damaged or still being written."""
 
 import math
 import os
@@ -16,10 +16,10 @@ from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import printable
 
 MAX_SAMPLE_BYTES = 1_000_000
-MAX_KEYS = 2000  # of a config, which has a hundred
-LARGEST = 1e100  # of a run's numbers: products and squares of them are still floats
-MAX_STEP = 2**53  # a larger float is no exact count
-# What the values are that a comparison needs of `result.json` and `environment.json`; null is one that is not known.
+MAX_KEYS = 2000  # a normal config has about a hundred
+LARGEST = 1e100  # squares and products of such numbers are still finite floats
+MAX_STEP = 2**53  # larger floats do not count exactly
+# The types of the values in `result.json` and `environment.json` that a comparison uses; null means unknown.
 KINDS: Mapping[str, type] = {
     "status": str,
     "steps": int,
@@ -37,19 +37,19 @@ KINDS: Mapping[str, type] = {
     "rerun_of.run_id": str,
 }
 IN_WORDS = {str: "a text", int: "a whole number", float: "a number", dict: "an object"}
-SEXAGESIMAL = re.compile(r"(:[0-5]?[0-9]){100}")  # a number to YAML 1.1: the time for it grows with the square
-# What PyYAML raises for values such as `!!int ''`, `!!bool x` and `!!timestamp x`, beside its own errors.
+SEXAGESIMAL = re.compile(r"(:[0-5]?[0-9]){100}")  # a number in YAML 1.1, and the time to read it is quadratic
+# The errors that PyYAML raises, also for values such as `!!int ''`, `!!bool x` and `!!timestamp x`.
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the resolved config, flat: `{"optimizer.lr": 0.003, …}`; lists stay whole.
+    """Return the resolved config with dotted keys: `{"optimizer.lr": 0.003, …}`.
 
-    Its values are those that JSON has, numbers that are floats, and NaN, which equals nothing, is a text.
+    The values are JSON values; lists are not flattened. NaN becomes a text, because it does not equal itself.
 
     Raises:
-        ValueError: it is not the plain YAML that lmtrain writes, or made to exhaust the memory.
-        OSError: it can't be read.
+        ValueError: the file is not plain YAML as lmtrain writes it, or it is made to exhaust time or memory.
+        OSError: the file cannot be read.
     """
     text = read_yaml_text(path)
     if SEXAGESIMAL.search(text):
@@ -63,7 +63,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the YAML of a config")
     flat = dict(_flat(config))
     if len(flat) > MAX_KEYS:
-        raise ValueError(f"{path}: {len(flat):,} keys, which a config never has")
+        raise ValueError(f"{path}: {len(flat):,} keys, more than any config has")
     for key, value in flat.items():
         try:
             flat[key] = _plain(value)
@@ -73,11 +73,11 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the object of `result.json` or `environment.json`; an empty one if the run has no such file (yet).
+    """Return the content of `result.json` or `environment.json`; empty if the file does not exist (yet).
 
     Raises:
-        ValueError: it is no JSON object, or has a value of another kind than lmtrain writes; names file and key.
-        OSError: it can't be read.
+        ValueError: the file is no JSON object, or a value has a wrong type; the message names file and key.
+        OSError: the file cannot be read.
     """
     if not os.path.lexists(path):
         return {}
@@ -88,24 +88,24 @@ def read_record(path: Path) -> dict[str, Any]:
         value = _value_at(content, key)
         if value is not None and not _is_of_kind(value, kind):
             shown = printable(str(value)[:40])
-            raise ValueError(f"{path}: {key} is {shown!r}, where {IN_WORDS[kind]} belongs")
+            raise ValueError(f"{path}: {key} is {shown!r}, not {IN_WORDS[kind]}")
     return content
 
 
 def read_series(path: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """Return the columns of `metrics.jsonl` as `read_columns` does, their values finite or NaN.
+    """Return the columns of `metrics.jsonl`, with NaN for values that are missing or too large.
 
-    Lines whose step is no count are left out, with a line to `warn`.
+    Lines with an invalid step are left out and reported through `warn`.
 
     Raises:
-        ValueError: there are too many bytes or metrics.
-        OSError: the file can't be read.
+        ValueError: the file has too many bytes or metrics.
+        OSError: the file cannot be read.
     """
     columns = {printable(name): column for name, column in read_columns(path, warn).items()}
     steps = columns["step"]
     counts = (steps >= 0) & (steps <= MAX_STEP)  # false for NaN
     if not counts.all():
-        warn(f"{path}: {np.sum(~counts)} of {len(steps)} lines left out, whose step is no count")
+        warn(f"{path}: left out {np.sum(~counts)} of {len(steps)} lines, whose step is not a valid number")
     series = {name: column[counts] for name, column in columns.items()}
     for column in series.values():
         column[~(np.abs(column) <= LARGEST)] = math.nan
@@ -113,7 +113,7 @@ def read_series(path: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray
 
 
 def read_sample(path: Path) -> str | None:
-    """Return the text that the run's model wrote; None if there is none."""
+    """Return the run's sample text; None if there is none or it cannot be read."""
     try:
         return read_limited(path, MAX_SAMPLE_BYTES).decode(errors="replace")
     except (OSError, ValueError):
@@ -129,7 +129,7 @@ def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _plain(value: Any) -> Any:
-    """Return a value as JSON has it: anything else, such as a date, as text.
+    """Return a value as a JSON value; other types, such as dates, become text.
 
     Raises:
         OverflowError: a number is too large for a float.
@@ -147,7 +147,7 @@ def _plain(value: Any) -> Any:
 
 
 def _value_at(content: Mapping[str, Any], key: str) -> Any:
-    """Return the value of a dotted key; None if there is none."""
+    """Return the value of a dotted key; None if it is missing."""
     for part in key.split("."):
         content = content.get(part) if isinstance(content, dict) else None  # type: ignore[assignment]
     return content

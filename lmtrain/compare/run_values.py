@@ -1,4 +1,4 @@
-"""The numbers that stand for a run: its metric at an equal step, its best and its last, and when it reached a goal."""
+"""Calculates values of a run: its metric at an equal step, the best and final value, and when it reached a goal."""
 
 import math
 from collections.abc import Sequence
@@ -10,19 +10,12 @@ from lmtrain.compare.runs import AXES, Run
 from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 
 HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
-VALUE_KINDS = (
-    "at-step",
-    "at-tokens",
-    "at-flops",
-    "at-seconds",
-    "best",
-    "final",
-)  # which of its values stands for a run
+VALUE_KINDS = ("at-step", "at-tokens", "at-flops", "at-seconds", "best", "final")
 
 
 @dataclass(frozen=True)
 class EqualPlace:
-    """A place on an axis where runs are compared; `exact` if all of them were evaluated right there."""
+    """A place on an axis at which runs are compared; `exact` if all deciding runs have an evaluation there."""
 
     axis: str
     place: float
@@ -30,26 +23,30 @@ class EqualPlace:
 
 
 def sign(metric: str) -> int:
-    """Return 1 for a metric where less is better, such as a loss; −1 where more is."""
+    """Return 1 if lower values of the metric are better, as for a loss; −1 if higher values are."""
     return -1 if metric in HIGHER_IS_BETTER else 1
 
 
 def deciding_runs(runs: Sequence[Run], metric: str) -> list[Run]:
-    """Return the runs that decide where all are compared: the completed ones, or all that go well if under two are.
+    """Return the runs that decide where all runs are compared.
 
-    A few much shorter ones do not decide: fewer than a third, each shorter than half of what the others have.
+    These are the completed runs or, if fewer than two are completed, all that have not failed. A few much shorter runs
+    do not decide: fewer than a third of the runs, each less than half as long as the others.
     """
     measured = [run for run in runs if len(run.series(metric)[0])]
     completed = [run for run in measured if run.status == COMPLETED.status]
     if len(completed) < 2:
         return [run for run in measured if run.status not in UNSUCCESSFUL] or measured
     ends = [run.series(metric)[0][-1] for run in completed]
-    most = sorted(ends)[(len(ends) - 1) // 3]  # that more than two in three came to
-    return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= most]
+    typical = sorted(ends)[(len(ends) - 1) // 3]  # more than two thirds of the runs are at least this long
+    return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= typical]
 
 
 def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
-    """Return the furthest place that the deciding runs share, by axis; an axis that one of them lacks is left out."""
+    """Return, for each axis, the furthest place that all deciding runs reached.
+
+    An axis that one of these runs does not have is left out.
+    """
     deciding = deciding_runs(runs, metric)
     places = {}
     for axis in AXES:
@@ -65,7 +62,7 @@ def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -
 
 
 def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
-    """Return the metric at a place: as evaluated, or on the line between the evaluations before and after; else NaN."""
+    """Return the metric at a place, linearly interpolated between evaluations; NaN outside the run."""
     xs, ys = run.series(metric, equal.axis)
     if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
         return math.nan
@@ -73,7 +70,7 @@ def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
 
 
 def best_value(run: Run, metric: str) -> tuple[float, float]:
-    """Return the best value and its step; NaN for a run without one."""
+    """Return the best value and its step; NaN for a run without values."""
     steps, values = run.series(metric)
     if not len(values):
         return math.nan, math.nan
@@ -82,25 +79,25 @@ def best_value(run: Run, metric: str) -> tuple[float, float]:
 
 
 def final_value(run: Run, metric: str) -> float:
-    """Return the last value; NaN for a run without one."""
+    """Return the last value; NaN for a run without values."""
     _, values = run.series(metric)
     return float(values[-1]) if len(values) else math.nan
 
 
 def median_speed(run: Run) -> float:
-    """Return the median tokens per second, which neither a stall nor compilation changes."""
+    """Return the median tokens per second, which a stall or the compilation hardly changes."""
     _, values = run.series("tokens_per_second")
     return float(np.median(values)) if len(values) else math.nan
 
 
 def default_goal(runs: Sequence[Run], metric: str) -> float:
-    """Return the value that three in four of the deciding runs reach (of two runs, both); NaN without runs."""
+    """Return a value that three in four of the deciding runs reach (both, if there are two); NaN without runs."""
     bests = [best_value(run, metric)[0] * sign(metric) for run in deciding_runs(runs, metric)]
     return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
 
 
 def when_reached(run: Run, metric: str, goal: float) -> dict[str, float] | None:
-    """Return step, tokens, FLOPs and seconds of the first evaluation as good as the goal; None if there is none."""
+    """Return the step, tokens, FLOPs and seconds of the first evaluation at the goal or better; None without one."""
     _, values = run.series(metric)
     good = np.flatnonzero(values * sign(metric) <= goal * sign(metric))
     if not len(good):

@@ -1,4 +1,4 @@
-"""Finds runs and holds what is compared of each: config, result, environment, and every metric as an array."""
+"""Finds run directories and loads from each the config, result, environment and metrics."""
 
 import glob
 import os
@@ -16,14 +16,13 @@ from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
 from lmtrain.files.links import refuse_links
-from lmtrain.files.lock import run_lock
 from lmtrain.files.numbers import as_float
-from lmtrain.run.directory import RUN_FILES
+from lmtrain.run.directory import RUN_FILES, status_without_result
 from lmtrain.run.identity import NEUTRAL_KEYS
 from lmtrain.terminal.as_text import printable, visible
 
 AXES = ("step", "tokens", "flops", "seconds")
-# Settings that change no number of a run: beside those that its hash leaves out, how much is logged and kept.
+# Settings that change no result of a run: those that its config hash leaves out, and how much is logged and kept.
 NEUTRAL_SETTING = re.compile(
     "|".join(
         [
@@ -33,20 +32,28 @@ NEUTRAL_SETTING = re.compile(
         ]
     )
 )
-ORIGIN_KEYS = ("fork", "step")  # of a run that started from another's checkpoint; told as its parent
-DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # of no consequence where the fingerprints are equal
-FOLLOWING_GROUP = "scheduler."  # whose values are taken from other parts, unless they are set
+ORIGIN_KEYS = ("fork", "step")  # the checkpoint that a run started from; it is shown as the run's parent
+DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # ignored if the data fingerprints are equal
+FOLLOWING_GROUP = "scheduler."  # its values are taken from other groups, unless they are set
 MAX_STATUS_CHARS = 20
 SKIPPED_FOLDERS = {CHECKPOINTS, ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, as its folder has it.
+    """A run, loaded from the files in its folder.
 
-    `config` is resolved and flat, with dotted keys. `metrics` has a column a name, all of one length, with NaN where a
-    line lacks it; among them always `step`, `tokens`, `seconds` and `flops`. `status` is that of `result.json`, or
-    `running` or `unfinished`. `parent` says which run it was forked from or repeats, in words.
+    Attributes:
+        path: The run directory.
+        label: A short name that is unique among the loaded runs.
+        config: The resolved config, flat, with dotted keys.
+        status: The status in `result.json`; without that file `running` or `unfinished`.
+        result: The content of `result.json`; empty if the run has none.
+        environment: The content of `environment.json`; empty if the run has none.
+        metrics: An array per metric, all of the same length, with NaN where a line does not have the metric. It always
+            has `step`, `tokens`, `seconds` and `flops`.
+        sample: The text in `sample.txt`.
+        parent: In words, the run that this one was forked from or repeats; None if there is none.
     """
 
     path: Path
@@ -60,7 +67,7 @@ class Run:
     parent: str | None
 
     def series(self, metric: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Return the finite points of a metric over one of `AXES`; empty if it was never logged."""
+        """Return the finite points (x, y) of a metric over one of `AXES`; empty if it was never logged."""
         if metric not in self.metrics or x not in self.metrics:
             return np.empty(0), np.empty(0)
         xs, ys = self.metrics[x], self.metrics[metric]
@@ -68,7 +75,7 @@ class Run:
         return xs[finite], ys[finite]
 
     def last(self, metric: str) -> float:
-        """Return the last line's value; NaN for a run without lines."""
+        """Return the value in the last line of the metrics; NaN if there are no lines."""
         column = self.metrics[metric]
         return float(column[-1]) if len(column) else float("nan")
 
@@ -78,7 +85,7 @@ class Run:
 
     @property
     def parameters(self) -> float:
-        """Return the number of the model's parameters; NaN for a run that records none."""
+        """Return the number of parameters of the model; NaN if the run did not record it."""
         return as_float(_mapping_at(self.environment, "model").get("parameters"))
 
     @property
@@ -89,25 +96,25 @@ class Run:
     def steps(self) -> int:
         """Return the number of optimizer steps done."""
         logged = int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
-        told = self.result.get("steps")  # more than were logged, where the last of them diverged
-        return max(logged, told) if type(told) is int else logged
+        recorded = self.result.get("steps")  # more than were logged if the run diverged between two logged steps
+        return max(logged, recorded) if type(recorded) is int else logged
 
 
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[Run]:
-    """Return the runs in run directories, in any folder above them, and of globs: in the order given, each once.
+    """Load all runs at or below the given paths, each once, in the given order.
 
-    Runs may still be going on. A run with a damaged file is left out, with a line to `warn` (default: stderr); damaged
-    lines of metrics are left out in the same way.
+    A path may be a run directory, any folder above run directories, or a glob. Runs may still be running. A run with a
+    damaged file, and damaged lines of metrics, are left out and reported through `warn` (default: printed to stderr).
 
     Raises:
-        ValueError: a path that has no runs.
+        ValueError: a path does not exist or has no runs.
     """
     warn = warn or _print_to_stderr
     found: dict[str, Path] = {}
     for path in paths:
         below = [run for start in _expand_glob(path) for run in _run_directories(start)]
         if not below:
-            raise ValueError(f"{path}: " + ("no runs there" if os.path.exists(path) else "no such file or directory"))
+            raise ValueError(f"{path}: " + ("no runs found" if os.path.exists(path) else "no such file or directory"))
         for run in below:
             found.setdefault(os.path.realpath(run), run)
     runs = []
@@ -120,11 +127,11 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
 
 
 def differing_keys(runs: Sequence[Run]) -> list[str]:
-    """Return the config keys in which the runs differ, in the config's order, `seed` last; a missing one is null.
+    """Return the config keys in which the runs differ, in the order of the config, with `seed` last.
 
-    Keys that change no number are left out, and those that only repeat another key of the same last name: the
-    scheduler's `lr` and `max_steps` repeat those of optimizer and trainer, which people set. The data's place counts
-    only where the data differ.
+    A missing key counts as null. Three kinds of keys are left out: settings that change no result, paths of data that
+    are equal, and keys that repeat another one with the same last name (the scheduler's `lr` and `max_steps` repeat
+    those of the optimizer and the trainer, which users set).
     """
     data = {_data_fingerprints(run) for run in runs}
     same_data = len(data) < 2 and "null" not in data
@@ -143,7 +150,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
 
 
 def with_labels(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs with labels that tell them apart: what differs, as far as it fits, and the folder if needed."""
+    """Return the runs with unique labels: the settings that differ, as far as they fit, and the folder if needed."""
     keys = differing_keys(runs)
     labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
     if "seed" in keys:
@@ -164,9 +171,9 @@ def _expand_glob(path: str | Path) -> list[Path]:
 
 
 def _run_directories(folder: Path) -> list[Path]:
-    """Return the run directories at or below a folder, without following links or looking into runs."""
+    """Return the run directories at or below a folder; links and the insides of runs are not searched."""
     found, folders = [], [os.fspath(folder)]
-    while folders:  # not recursive: folders may be nested more deeply than Python's calls
+    while folders:  # not recursive, because folders may be nested more deeply than Python's stack allows
         path = folders.pop()
         try:
             entries = list(os.scandir(path))
@@ -182,17 +189,17 @@ def _run_directories(folder: Path) -> list[Path]:
 
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts 2 before 10."""
+    """Return a sort key by which `2` comes before `10`."""
     return [(int(part[:18]), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
-    """Return one run; its label and parent need the others."""
-    refuse_links(path, RUN_FILES)  # a text of this machine should not end up in a report
+    """Load one run; its label and parent are set later, because they depend on the other runs."""
+    refuse_links(path, RUN_FILES)  # a link could bring a private file of this machine into a report
     config = read_config(path / "config.yaml")
     result, environment = read_record(path / "result.json"), read_record(path / "environment.json")
     metrics = read_series(path / "metrics.jsonl", warn)
-    status = result.get("status") or _status_without_result(path)
+    status = result.get("status") or status_without_result(path)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
     metrics["flops"] = metrics["tokens"] * as_float(_mapping_at(environment, "model").get("flops_per_token"))
@@ -209,14 +216,6 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     )
 
 
-def _status_without_result(path: Path) -> str:
-    """Return `running` while a process holds the run's lock, which the kernel frees however the process ends."""
-    try:
-        return "running" if run_lock(path).is_held() else "unfinished"
-    except OSError:  # a file that may not be read
-        return "unfinished"
-
-
 def _with_parents(runs: Sequence[Run]) -> list[Run]:
     by_id = {run.environment["run_id"]: run for run in runs if run.environment.get("run_id")}
     by_path = {os.path.realpath(run.path): run for run in runs}
@@ -231,7 +230,7 @@ def _with_parents(runs: Sequence[Run]) -> list[Run]:
 def _real_path(text: str) -> str:
     try:
         return os.path.realpath(text)
-    except ValueError:  # it has a NUL, or what no file system can encode
+    except ValueError:  # it contains a NUL or a character that the file system cannot encode
         return text
 
 
@@ -245,7 +244,7 @@ def _parent_in_words(run: Run, name_of: Callable[[Mapping[str, Any]], str]) -> s
 
 
 def forked_from(run: Run) -> Mapping[str, Any]:
-    """Return `run`, `run_id` and `step` of the checkpoint that the run started from; empty if it started afresh."""
+    """Return `run`, `run_id` and `step` of the checkpoint that a forked run started from; empty for other runs."""
     if recorded := _mapping_at(run.environment, "forked_from"):
         return recorded
     fork = run.config.get("fork")

@@ -1,1 +1,1 @@
-"""A run's config: composed from its groups, checked, and built into parts."""
+"""Composes a run's config from its groups, checks it, and builds its parts."""

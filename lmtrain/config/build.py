@@ -1,4 +1,4 @@
-"""Builds what a config node names: the only place that instantiates."""
+"""Instantiates config nodes; nothing else in lmtrain does."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ from lmtrain.errors import ConfigError, os_error_line
 
 
 def build(node: Any, *arguments: Any, **objects: Any) -> Any:
-    """Instantiate one checked node; a node with `_partial_` stays a function. Nothing else instantiates nodes.
+    """Instantiate a checked node and return the object, or return a function for a node with `_partial_`.
 
-    Lists and dicts of the config reach the target as plain ones, and `objects` as they are: Hydra itself would
-    copy them, and turn a dataclass among them into a dict.
+    The target gets lists and dicts of the config as plain Python objects, and `objects` unchanged. Hydra itself would
+    copy them and turn a dataclass into a dict.
     """
     factory = hydra.utils.instantiate({**node, "_partial_": True}, _convert_="all")
     return factory if node.get("_partial_") else factory(*arguments, **objects)
@@ -22,17 +22,17 @@ def build(node: Any, *arguments: Any, **objects: Any) -> Any:
 
 @contextlib.contextmanager
 def raising_config_errors() -> Iterator[None]:
-    """Turn the errors that building parts raises for a user's mistake (ValueError, OSError) into ConfigError."""
+    """Turn errors that stand for a user's mistake (ValueError, OSError) into ConfigError."""
     try:
         yield
-    except InstantiationException as error:  # of a part of a part, which Hydra builds
+    except InstantiationException as error:  # from a part inside another part, which Hydra builds
         if isinstance(error.__cause__, ValueError):
             raise ConfigError(str(error.__cause__)) from error
         if "Error locating target" in str(error):
             name = str(error).partition("'")[2].partition("'")[0]
             raise ConfigError(
-                f"_target_={name}: can't be imported here; give the command in the folder that has the module, or with "
-                "that folder in PYTHONPATH"
+                f"_target_={name}: can't be imported here; start the command in the folder with the module, or add "
+                "that folder to PYTHONPATH"
             ) from error
         raise
     except OSError as error:

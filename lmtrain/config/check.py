@@ -20,9 +20,11 @@ from lmtrain.terminal.paths import with_homes
 
 @dataclass(frozen=True)
 class PassedArguments:
-    """The arguments that lmtrain itself passes to a group's target: how many by position, and which by keyword.
+    """The arguments that lmtrain itself passes to a group's target; the group's YAML sets all others.
 
-    The group's YAML spells out all others.
+    Attributes:
+        positional: Number of positional arguments.
+        keywords: Names of keyword arguments.
     """
 
     positional: int = 0
@@ -39,8 +41,8 @@ GROUPS: Mapping[str, PassedArguments] = {
     "system": PassedArguments(),
     "trainer": PassedArguments(positional=3),  # parts, recorder, state
 }
-LOGGER = PassedArguments(positional=1)  # the RunInfo; `logger` holds several nodes, one a member
-PART = PassedArguments()  # a part of a part
+LOGGER = PassedArguments(positional=1)  # the RunInfo; `logger` contains one node per logger
+PART = PassedArguments()  # a node inside another node
 
 ROOT: Mapping[str, Parameter] = {
     "name": Parameter(str | int, required=True),
@@ -54,15 +56,19 @@ ROOT: Mapping[str, Parameter] = {
 
 
 def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
-    """Return the config resolved, its numbers in the types that their targets ask for; `groups` limits what is checked.
+    """Return the resolved config with its numbers converted to the types that the targets declare.
+
+    Args:
+        cfg: The composed config.
+        groups: The config groups to check; None for all.
 
     Raises:
-        ConfigError: unknown keys, wrong types and values out of range, all of them in one message.
+        ConfigError: There are unknown keys, wrong types or values out of range; the message lists all of them.
     """
     try:
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True, enum_to_str=True)
     except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key}: missing; give {error.full_key}=VALUE") from error
+        raise ConfigError(f"{error.full_key}: is missing; give {error.full_key}=VALUE") from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{error.full_key}: {reason}" if error.full_key else reason) from error
@@ -76,30 +82,30 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         if key == "logger":
             members = node if isinstance(node, dict) else {}
             if "_target_" in members:
-                problems["logger"] = ": several can be chosen, so each is nested under its name: NAME: {_target_: …}"
+                problems["logger"] = ": must contain each logger under its own name: NAME: {_target_: …}"
                 members = {}
             for name, member in members.items():
                 problems |= _check_node(f"logger.{name}", member, LOGGER)
         elif key == "model" and isinstance(node, dict) and node.get("vocab_size", 0) is None:
-            # The data's, known when its token files are.
+            # The value comes from the token files, which may not exist yet; 1 stands for it in the check.
             problems |= _check_node(key, known := {**node, "vocab_size": 1}, GROUPS[key])
             root[key] = {**known, "vocab_size": None}
         elif key != "prepare" or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
-    # A wrong value that others refer to is one mistake.
+    # A wrong value to which other keys refer is reported once.
     own = {key: text for key, text in problems.items() if not is_reference(cfg, key)} or problems
     if own:
-        raise ConfigError("\n".join(f"{key}{text}{_cure_for_text(cfg, key, text)}" for key, text in own.items()))
+        raise ConfigError("\n".join(f"{key}{text}{_way_out_for_text(cfg, key, text)}" for key, text in own.items()))
     return OmegaConf.create(root)
 
 
 def is_reference(cfg: DictConfig, key: str) -> bool:
-    """Return whether the unresolved value at a dotted key is that of another key, `${…}`."""
+    """Return whether the unresolved value at a dotted key refers to another key, as in `${…}`."""
     return re.search(r"\$\{[^${}:]+\}", _unresolved(cfg, key)) is not None
 
 
 def _unresolved(cfg: DictConfig, key: str) -> str:
-    """Return the interpolation that stands at a dotted key; '' for any other value."""
+    """Return the interpolation at a dotted key, or '' if it has any other value."""
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg
     if not (isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)):
@@ -107,28 +113,28 @@ def _unresolved(cfg: DictConfig, key: str) -> str:
     return str(OmegaConf.to_container(node)[name])  # type: ignore[call-overload, index]
 
 
-def _cure_for_text(cfg: DictConfig, key: str, problem: str) -> str:
-    """Return the way out where text stands that reads as something else, in quotes or from the environment."""
+def _way_out_for_text(cfg: DictConfig, key: str, problem: str) -> str:
+    """Return the way out if a quoted value or an environment variable is text where another type is needed."""
     if not problem.startswith('="'):
         return ""
     written = _unresolved(cfg, key)
     if "${oc.env:" in written:
-        return f'; an environment variable is text, which "${{oc.decode:{written}}}" reads'
-    return "" if written else "; quotes make it text: leave them out"
+        return f'; an environment variable is text; convert it with "${{oc.decode:{written}}}"'
+    return "" if written else "; the quotes make it text; leave them out"
 
 
 def check_part(path: str, node: Any) -> None:
-    """Check a node that is not part of a run's config; the messages give it that path.
+    """Check a node that is not in a run's config; `path` is its name in the messages.
 
     Raises:
-        ConfigError: as `check`.
+        ConfigError: There are unknown keys, wrong types or values out of range.
     """
     if problems := _check_node(path, node, PART):
         raise ConfigError("\n".join(f"{key}{text}" for key, text in problems.items()))
 
 
 def _check_node(path: str, node: Any, passed: PassedArguments) -> dict[str, str]:
-    """Return what is wrong, by key, worded so that the text can follow the key."""
+    """Return the problems of a node by key; each text is worded to follow its key."""
     if not isinstance(node, dict) or not isinstance(node.get("_target_"), str):
         return {path: f"={as_written(node)}: needs a _target_, the dotted path of a class or function"}
     values = {key: value for key, value in node.items() if key not in HYDRA_KEYS}
@@ -137,14 +143,17 @@ def _check_node(path: str, node: Any, passed: PassedArguments) -> dict[str, str]
         signature = signature_of(node["_target_"], typed=values.keys() - parts.keys())
     except TargetError as error:
         return {f"{path}._target_": f"={node['_target_']}: {error}"}
-    # A scheduler is called with the step: the function itself if it is _partial_, or what a class makes.
+    # A scheduler is called with the step. If it is not _partial_, the object made from its class is called instead.
     positional = passed.positional if passed is not SCHEDULER or node.get("_partial_") else 0
     ours = {*list(signature.parameters)[:positional], *passed.keywords}
-    problems = {f"{path}.{key}": f"={values.pop(key)}: set by lmtrain itself" for key in sorted(ours & values.keys())}
+    problems = {
+        f"{path}.{key}": f"={values.pop(key)}: is set by lmtrain itself; leave it out"
+        for key in sorted(ours & values.keys())
+    }
     for found in parts.values():
         for part_path, part in found:
             problems |= _check_node(part_path, part, PART)
-    # A part that is handed on unfinished gets the rest of its arguments later, from the part that calls it.
+    # A _partial_ part gets its missing arguments later, from the part that calls it.
     lenient = passed is PART and bool(node.get("_partial_"))
     tunable = {
         name: Parameter(parameter.annotation, parameter.required and not lenient)

@@ -1,7 +1,8 @@
 """Composes a run's config from its groups.
 
-Hydra alone takes a misspelt key behind `+`, an unknown key in an experiment file and `lr=abc`. Here, and in `check`,
-each is a `ConfigError` that names the key, the value and the way out, before torch is imported or anything is written.
+Hydra alone accepts a misspelt key after `+`, an unknown key in an experiment file, and `lr=abc`. This module and
+`check` raise a `ConfigError` for each, with the key, the value and the way out, before torch is imported or anything is
+written.
 """
 
 import os
@@ -49,7 +50,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.terminal.paths import argument_with_home, short_path, with_home
 
 HYDRA_VERSION_BASE = "1.3"
-NOT_A_MENU = f"not read, since a menu of lmtrain's has {', '.join(IN_EVERY_MENU)}"
+NOT_A_MENU = f"not read, because it lacks groups that every run needs: {', '.join(IN_EVERY_MENU)}"
 
 
 class UserSearchPath(SearchPathPlugin):
@@ -64,7 +65,7 @@ class UserSearchPath(SearchPathPlugin):
 
 
 def set_up_hydra() -> None:
-    """Register where configs are found, and what they can compute; again only if Hydra has started its plugins anew."""
+    """Register lmtrain's config sources and resolvers, unless Hydra has them already."""
     if UserSearchPath in Plugins.instance().discover(SearchPathPlugin):
         return
     Plugins.instance().register(ExperimentsSource)
@@ -75,10 +76,13 @@ def set_up_hydra() -> None:
 
 @dataclass(frozen=True)
 class Composition:
-    """A config as composed, unresolved and unchecked, with Hydra's own settings in it as the key `hydra`.
+    """A composed config.
 
-    `choices` are those of its config groups. `left_out` are the keys that were left out of experiments and of a forked
-    run, as they have no use for these choices, and `notes` say so.
+    Attributes:
+        config: The config, unresolved and unchecked, with Hydra's own settings under the key `hydra`.
+        choices: The choice of each config group.
+        notes: Messages about the keys in `left_out`, for the user.
+        left_out: Keys left out of experiments and of a forked run because they do not fit the choices.
     """
 
     config: DictConfig
@@ -88,19 +92,19 @@ class Composition:
 
 
 def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
-    """Return the config that Hydra composes from the menu and the overrides, unresolved and unchecked.
+    """Return the config that Hydra composes from the main config and the overrides, unresolved and unchecked.
 
-    `with_hydra` keeps Hydra's own settings in it, as the key `hydra`.
+    `with_hydra` keeps Hydra's own settings under the key `hydra`.
 
     Raises:
-        ConfigError: an override that can't be parsed, an unknown key, group or choice.
+        ConfigError: An override can't be parsed, or a key, group or choice is unknown.
     """
     config = compose_with_notes(overrides).config
     return config if with_hydra else without_hydra(config)
 
 
 def compose_with_notes(overrides: Sequence[str]) -> Composition:
-    """Return what `compose` does, with what should be said about it before a run starts."""
+    """Compose like `compose`, and also return the choices and the notes to show before a run starts."""
     set_up_hydra()
     overrides = [argument_with_home(text) for text in overrides]
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running
@@ -116,14 +120,14 @@ def compose_with_notes(overrides: Sequence[str]) -> Composition:
         raise ConfigError("an override or a config file is nested too deeply") from error
     except YAMLError as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:  # the last: trainer=null, say
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: trainer=null, for example
         raise ConfigError(explain_hydra_error(error, overrides)) from error
     finally:
         GlobalHydra.instance().hydra = outer
 
 
 def _put_homes(composed: DictConfig) -> None:
-    """Put the user's home into the paths that are used before the config is checked, in place."""
+    """Expand `~` in the paths that are used before the config is checked, in place."""
     for parent, key in ((composed, "fork"), (composed.get("hydra", {}).get("run", {}), "dir")):
         raw: Any = OmegaConf.to_container(parent) if parent else {}  # unresolved
         if isinstance(text := raw.get(key), str):
@@ -131,7 +135,7 @@ def _put_homes(composed: DictConfig) -> None:
 
 
 def _compose_for_choices(overrides: Sequence[str]) -> Composition:
-    """Compose; where experiments or a forked run were written for other choices, without what has no use for these."""
+    """Compose without those values of experiments and of a forked run that were written for other choices."""
     fork_at = max((at for at, text in enumerate(overrides) if text.startswith(FORK)), default=0)
     origins, own = overrides[:fork_at], overrides[fork_at:]
     fork, trial = None, {}
@@ -146,7 +150,7 @@ def _compose_for_choices(overrides: Sequence[str]) -> Composition:
     if left_out != trial:
         composed, _ = _read_and_compose(overrides, left_out)
     if left_out:
-        known = {f"{SCHEDULER}.{key}" for key in composed.get(SCHEDULER) or ()}  # what the schedule itself has
+        known = {f"{SCHEDULER}.{key}" for key in composed.get(SCHEDULER) or ()}  # the keys of the chosen schedule
         if (fewer := keys_to_leave_out(found, kept=known)) != left_out:
             left_out = fewer
             composed, _ = _read_and_compose(overrides, left_out)
@@ -159,14 +163,14 @@ def _compose_for_choices(overrides: Sequence[str]) -> Composition:
 
 
 def _refuse_without_package(composed: DictConfig, files: Mapping[str, ExperimentFile]) -> None:
-    """Raise ConfigError if an experiment's values have gone into a group called experiments."""
+    """Raise ConfigError if the values of an experiment are in a group called experiments instead of the config."""
     if GROUP not in composed:
         return
     for file in files.values():
         if file.package != "_global_":
             raise ConfigError(
-                f"{short_path(file.source)}: its first line must be `# @package _global_`; without it, its values are "
-                f"those of a group called {GROUP}, which nothing reads"
+                f"{short_path(file.source)}: its first line must be `# @package _global_`; without it, its values go "
+                f"into a group called {GROUP}, which nothing reads"
             )
 
 
@@ -179,12 +183,12 @@ def _read_and_compose(
 
 
 def _keys(overrides: Sequence[str]) -> set[str]:
-    """Return the keys and groups that overrides set."""
+    """Return the keys and groups set by overrides."""
     return {re.split("[=@]", text.lstrip("+~"))[0] for text in overrides}
 
 
 def choices_of(composed: DictConfig) -> Mapping[str, Any]:
-    """Return the choice of each config group of a config that has Hydra's settings, without a suffix `.yaml`."""
+    """Return the choice of each config group, without the suffix `.yaml`; `composed` must have Hydra's settings."""
     choices = composed.hydra.runtime.choices.items()
     return {str(group): _without_suffix(choice) for group, choice in choices}
 
@@ -201,7 +205,7 @@ def without_hydra(composed: DictConfig) -> DictConfig:
 
 
 def hydra_folder_texts(composed: DictConfig, hydra_settings: Any) -> dict[str, str]:
-    """Return what Hydra itself would write into `.hydra/` when it starts a run, by file name."""
+    """Return the files that Hydra itself would write into `.hydra/` at the start of a run, as texts by name."""
     return {
         "config.yaml": OmegaConf.to_yaml(composed),
         "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": hydra_settings})),
@@ -210,27 +214,27 @@ def hydra_folder_texts(composed: DictConfig, hydra_settings: Any) -> dict[str, s
 
 
 def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
-    """Return an error of Hydra's in a user's terms: the key, the value and the nearest valid ones."""
+    """Return the message for an error of Hydra: the key, the value and the nearest valid ones."""
     match error:
         case OverrideParseException():
             reason = str(error).splitlines()[0]
             return f"{error.override}: not a valid override ({reason}); write key=value, and quote special characters"
         case MissingConfigException(missing_cfg_file=str(missing), options=options):
             group, _, choice = missing.rpartition("/")
-            options = options or _choices(group)  # Hydra gives none where several can be chosen
+            options = options or _choices(group)  # Hydra gives none for a group with several choices at once
             nearest = did_you_mean(choice, options)
             return f"{group}={choice}: no such choice{nearest}" + (
                 f" (there are {', '.join(options)})" if options else ""
             )
     message = str(error)
     if without := [text for text in overrides if re.fullmatch(r"\w+=(null)?", text)]:
-        return f"{without[0]}: this group needs a choice"
+        return f"{without[0]}: this group needs a choice; give one, or leave it out for the default"
     if "Ambiguous value" in message:
         several = next((text for text in overrides if "," in text), "")
-        return f"{several}: several values; add -m for a sweep over them"
+        return f"{several}: has several values; add -m to sweep over them"
     unknown = re.search(r"Could not override '([^']+)'", message)
     given = [name for text in overrides for name in _names_in(text)]
-    # Of any other key, which a file sets, the message names the file; to compose again would fail again.
+    # For a key set in a file, Hydra's message names the file, and composing again would fail again.
     if isinstance(error, ConfigCompositionException) and unknown and unknown[1] in given:
         key = unknown[1]
         parser = OverridesParser.create()
@@ -251,7 +255,7 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
     first, *more = message.splitlines()
     if first.endswith(":") and more:
         hint = (
-            "; a group's choice stands in the defaults list, as `- override /logger: []`"
+            "; choose from a group in the defaults list, as in `- override /logger: []`"
             if "ListConfig" in message
             else ""
         )
@@ -260,7 +264,7 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
 
 
 def _names_in(override: str) -> tuple[str, str]:
-    """Return what an override sets, with its package and without: `a@b` and `a` of `+a@b=c`."""
+    """Return the key of an override with and without its package: `a@b` and `a` for `+a@b=c`."""
     name = override.lstrip("+~").partition("=")[0].strip()
     return name, name.partition("@")[0]
 
@@ -272,7 +276,7 @@ def _choices(group: str) -> list[str]:
 
 @contextmanager
 def config_loader() -> Iterator[ConfigLoader]:
-    """Give Hydra's loader of configs, which knows the choices of each group."""
+    """Yield Hydra's config loader, which knows the choices of each group."""
     set_up_hydra()
     with hydra.initialize_config_dir(str(shipped("conf")), job_name="lmtrain", version_base=HYDRA_VERSION_BASE):
         yield GlobalHydra.instance().config_loader()

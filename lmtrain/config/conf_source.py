@@ -1,4 +1,4 @@
-"""Lets Hydra read the user's own `conf`, and names the file where one of another program stands in the way."""
+"""Lets Hydra read the user's own `conf`, and names a file of another program that is in the way."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 
 
 class ConfSource(ConfigSource):
-    """`conf://DIR`: the choices in DIR, and its menu if that is one of lmtrain's.
+    """The config source `conf://DIR`: the choices in DIR, and its `config.yaml` if it is a main config for lmtrain.
 
-    Many projects have a `conf/config.yaml`; taken for the menu, it would make every key of lmtrain's unknown.
+    Many projects have a `conf/config.yaml`. If lmtrain used it as main config, all of its own keys would be unknown.
     """
 
     def __init__(self, provider: str, path: str) -> None:
@@ -59,18 +59,18 @@ class ConfSource(ConfigSource):
 
 
 def yaml_file(folder: str, config_path: str) -> Path:
-    """Return the file of a config; like Hydra, take a name with its suffix as well."""
+    """Return the file of a config; as in Hydra, the name may include the suffix."""
     return Path(folder, f"{config_path.removesuffix('.yaml')}.yaml")
 
 
 def check_encoding(path: Path) -> None:
-    """Raise ConfigError, with the cure, for a YAML file that is not plain UTF-8."""
+    """Raise ConfigError for a YAML file that is not plain UTF-8."""
     try:
         content = path.read_bytes()
         if content.startswith(BYTE_ORDER_MARKS):
             raise ConfigError(
                 f"{short_path(path)}: begins with a byte order mark, which hides its first line; save it as UTF-8 "
-                "without one"
+                "without byte order mark"
             )
         content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -83,24 +83,24 @@ def check_encoding(path: Path) -> None:
 
 
 def is_menu(path: Path) -> bool:
-    """Return whether a file is a menu of lmtrain's: it has each group that every run needs, chosen or written out."""
+    """Return whether a file is a main config for lmtrain: it chooses or contains every group that a run needs."""
     return {*IN_EVERY_MENU} <= {*_menu(path)}
 
 
 def menu_choices() -> Mapping[str, Any]:
-    """Return what the menu chooses where no override does, by config group."""
+    """Return the choices of the main config, by config group."""
     own = Path.cwd() / "conf" / f"{MENU}.yaml"
     return _menu(own if is_menu(own) else shipped("conf") / f"{MENU}.yaml")
 
 
 def foreign_menu() -> Path | None:
-    """Return the `conf/config.yaml` here that is no menu of lmtrain's; None without such a file."""
+    """Return the `conf/config.yaml` in the current folder if it is not a main config for lmtrain, else None."""
     own = Path.cwd() / "conf" / f"{MENU}.yaml"
     return own if own.is_file() and not is_menu(own) else None
 
 
 def _menu(path: Path) -> dict[str, Any]:
-    """Return the choices of a menu's defaults list, and its other keys; nothing for what is not such a file."""
+    """Return the choices in the defaults list of a main config, and its other keys; empty for an unreadable file."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
@@ -113,23 +113,23 @@ def _menu(path: Path) -> dict[str, Any]:
 
 
 def _refuse_without_target(path: Path, config_path: str, content: Any) -> None:
-    """Raise ConfigError for a file that stands in for a shipped choice and can't be one."""
+    """Raise ConfigError for a file that shadows a shipped choice but can't be a choice itself."""
     group, _, choice = config_path.rpartition("/")
     if group not in GROUPS or not Path(shipped("conf"), f"{config_path}.yaml").is_file():
         return
     if "_target_" not in content and "defaults" not in content:
         raise ConfigError(
-            f"{short_path(path)}: stands in for the {group}={choice} that lmtrain ships, and has no _target_; if it is "
-            "another program's, rename it or start lmtrain in another folder"
+            f"{short_path(path)}: replaces the shipped {group}={choice} but has no _target_; if it belongs to another "
+            "program, rename it or start lmtrain in another folder"
         )
 
 
 @contextmanager
 def naming_origins(overrides: Sequence[str], choices: Mapping[str, Any]) -> Iterator[None]:
-    """Add to the mistakes in a config, found in the `with` block, which file they come from where that surprises.
+    """Name the file that caused a mistake in a config, if it is not obvious, in errors raised in the `with` block.
 
     Raises:
-        ConfigError: with the lines of the one that was raised.
+        ConfigError: The error from the block, with the files added to its lines.
     """
     try:
         yield
@@ -147,8 +147,8 @@ def _with_origin(problem: str, overrides: Sequence[str], choices: Mapping[str, A
         choice = rest.partition(".")[0] if group == "logger" else choices.get(group)
         own, lmtrains = (folder / group / f"{choice}.yaml" for folder in (Path.cwd() / "conf", shipped("conf")))
         if own.is_file() and lmtrains.is_file() and own != lmtrains:
-            return f"{problem}; {group}={choice} is {short_path(own)} here, and not the one that lmtrain ships"
+            return f"{problem}; {group}={choice} comes from {short_path(own)} here, not from lmtrain"
     experiment = next((text for text in overrides if text.startswith("experiments=")), None)
     if experiment and ": unknown key" in problem:
-        return f"{problem}; set by {experiment}; '~{key}' leaves it out"
+        return f"{problem}; it is set by {experiment}; leave it out with '~{key}'"
     return problem

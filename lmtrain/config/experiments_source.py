@@ -1,4 +1,4 @@
-"""Lets Hydra read the config group `experiments` from a folder of that name, without its siblings."""
+"""Lets Hydra read the config group `experiments` from a folder of that name, but no folders beside it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +16,10 @@ GROUP = "experiments"
 
 
 class ExperimentsSource(ConfigSource):
-    """`experiments://DIR`: the group `experiments` is DIR itself.
+    """The config source `experiments://DIR`, in which DIR itself is the group `experiments`.
 
-    A search path entry for the parent folder would do, but would make `outputs`, `tests` and everything else that
-    lies beside it config groups as well.
+    An entry for the parent folder in the search path would also make `outputs`, `tests` and every other folder beside
+    it a config group.
     """
 
     def __init__(self, provider: str, path: str) -> None:
@@ -31,7 +31,7 @@ class ExperimentsSource(ConfigSource):
         return "experiments"
 
     def _inside(self, path: str) -> str | None:
-        """Return the path below DIR; None outside the group."""
+        """Return the path below DIR, or None for a path outside the group."""
         if path == GROUP:
             return ""
         return path.removeprefix(f"{GROUP}/") if path.startswith(f"{GROUP}/") else None

@@ -1,6 +1,6 @@
-"""All that lmtrain borrows from Hydra's private modules and attributes, behind functions with plain names.
+"""Wraps everything that lmtrain uses from Hydra's private modules and attributes in functions with plain names.
 
-A new version of Hydra may change any of it. `tests/config/test_hydra_internals.py` checks what is relied on here.
+A new version of Hydra may change any of it. `tests/config/test_hydra_internals.py` checks the behaviour used here.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from omegaconf import DictConfig
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.options import unknown_option
 
-INSTALLED_AS = "hydra_plugins.lmtrain"  # Hydra takes launchers and sweepers from modules of this package alone
+INSTALLED_AS = "hydra_plugins.lmtrain"  # Hydra accepts launchers and sweepers only from `hydra_plugins`
 
 
 def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return Hydra's own flags (`--cfg`, `-m`, …) of a command line, with the rest of it as `overrides`.
+    """Return the values of Hydra's flags (`--cfg`, `-m`, …) in a command line; the rest is in `overrides`.
 
     Raises:
-        ConfigError: an unknown flag, or one without its value.
+        ConfigError: A flag is unknown or lacks its value.
     """
     parser: argparse.ArgumentParser = get_args_parser()
     parser.exit_on_error = False
@@ -45,25 +45,25 @@ def parse_flags(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def context_of_one_run(composed: DictConfig) -> HydraContext:
-    """Return the context in which `hydra.core.utils.run_job` runs a config that is composed already.
+    """Return the context in which `hydra.core.utils.run_job` runs a composed config.
 
-    It has the callbacks that `hydra.callbacks` names, and a loader that finds nothing, since `run_job` loads nothing.
+    It has the callbacks named in `hydra.callbacks`. Its config loader finds nothing, because `run_job` loads nothing.
     """
     return HydraContext(ConfigLoaderImpl(ConfigSearchPathImpl()), Callbacks(composed))
 
 
 def test_for_groups(folder: Path) -> Callable[[str], bool]:
-    """Return a function that says whether Hydra takes an override with this key for a choice from a config group.
+    """Return a function that tells whether Hydra treats a key as a config group.
 
-    `folder` has the menu; Hydra's plugins say where else configs are found.
+    `folder` contains the main config; Hydra's plugins add the other places in which configs are found.
     """
     repository = ConfigRepository(create_config_search_path(f"file://{folder}"))
     return lambda key: bool(repository.group_exists(key))
 
 
 def folder_source(provider: str, folder: Path) -> ConfigSource:
-    """Return the source by which Hydra reads the YAML files of a folder."""
-    # Not at the top: Hydra's search for plugins makes another class of it.
+    """Return the source with which Hydra reads the YAML files in a folder."""
+    # Imported here, because Hydra's search for plugins would make a second class of it.
     from hydra._internal.core_plugins.file_config_source import FileConfigSource
 
     source: ConfigSource = FileConfigSource(provider=provider, path=f"file://{folder}")
@@ -71,8 +71,8 @@ def folder_source(provider: str, folder: Path) -> ConfigSource:
 
 
 def split_into_batches(overrides: Sequence[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-    """Return the command line of each job of a grid sweep, in batches of at most that size (None: in one)."""
-    # Not at the top: Hydra's search for plugins makes another class of it.
+    """Return the command line of each job of a grid sweep, in batches of that size at most (None for one batch)."""
+    # Imported here, because Hydra's search for plugins would make a second class of it.
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     batches: list[list[list[str]]] = BasicSweeper.split_arguments(list(overrides), max_batch_size)
@@ -80,14 +80,14 @@ def split_into_batches(overrides: Sequence[Override], max_batch_size: int | None
 
 
 def failure_of(returned: JobReturn) -> Any:
-    """Return the exception that ended a job; None for a job that completed. `return_value` would raise it."""
+    """Return the exception that stopped a job, or None if it completed; `return_value` would raise it."""
     return returned._return_value if returned.status is JobStatus.FAILED else None
 
 
 def register_as_installed(plugin: type[Plugin]) -> None:
-    """Make a launcher or sweeper of lmtrain known to Hydra as `hydra_plugins.lmtrain.CLASS`."""
+    """Register a launcher or sweeper of lmtrain with Hydra as `hydra_plugins.lmtrain.CLASS`."""
     module, plugin.__module__ = plugin.__module__, INSTALLED_AS
     try:
         Plugins.instance().register(plugin)
     finally:
-        plugin.__module__ = module  # by which the processes of other launchers find the class
+        plugin.__module__ = module  # processes started by other launchers find the class by it

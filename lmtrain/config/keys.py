@@ -1,4 +1,4 @@
-"""The dotted keys of a config, and the nearest one to a misspelt key."""
+"""Lists the dotted keys of a config and finds the nearest one to a misspelt key."""
 
 import difflib
 from collections.abc import Iterable
@@ -18,10 +18,10 @@ def key_paths(node: Any, prefix: str = "") -> list[str]:
 
 
 def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
-    """Return `; did you mean …?` with the nearest valid key, else what the key's own group has; '' for neither.
+    """Return `; did you mean …?` with the nearest valid key, or the keys of its group, or '' if there is neither.
 
-    The nearest is one of the same group with a similar last part; else one of a similar path, where the group is
-    misspelt; else one with a similar last part anywhere.
+    The nearest key is, in this order: a key of the same group with a similar last part, a key with a similar path (if
+    the group is misspelt), or a key anywhere with a similar last part.
     """
     valid = list(valid)
     group, _, name = key.rpartition(".")
@@ -41,6 +41,6 @@ def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:
 
 
 def _abbreviates(name: str, other: str) -> bool:
-    """Return whether each word of a name begins one of the other's, in the same order, as in `grad_accum`."""
+    """Return whether each word of `name` begins a word of `other`, in the same order, as in `grad_accum`."""
     words = iter(other.split("_"))
     return all(any(longer.startswith(word) for longer in words) for word in name.split("_"))

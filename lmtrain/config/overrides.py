@@ -1,4 +1,4 @@
-"""Overrides in Hydra's grammar: read, written, and applied to a composed config."""
+"""Parses and writes overrides in Hydra's grammar, and applies them to a composed config."""
 
 import re
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ _MISSING = object()
 
 
 def quoted(value: str) -> str:
-    """Return a text in double quotes, as Hydra's override grammar takes it; a shell's single quotes go around it."""
-    before_a_quote = re.sub(r'(\\+)(?="|\Z)', r"\1\1", value)  # elsewhere a backslash is one
-    return '"' + before_a_quote.replace('"', '\\"') + '"'
+    """Return a text in double quotes for Hydra's override grammar; in a shell, put single quotes around it."""
+    escaped = re.sub(r'(\\+)(?="|\Z)', r"\1\1", value)  # Hydra reads a backslash as escape only before a quote
+    return '"' + escaped.replace('"', '\\"') + '"'
 
 
 def search_path_override(folders: Sequence[str], searchpath: Sequence[str] = ()) -> list[str]:
-    """Return the override by which configs are also found in folders that `--config-dir` gives; empty without any."""
+    """Return an override that adds the folders of `--config-dir` to Hydra's search path; empty without folders."""
     path = [*searchpath, *(f"file://{Path(folder).absolute()}" for folder in folders)]
     return [f"hydra.searchpath=[{','.join(map(quoted, path))}]"] if path else []
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return a copy of a composed config with values changed, for a run that goes on: its groups are chosen already."""
+    """Return a copy of a composed config with changed values, for a resumed run; its groups can't be changed."""
     cfg = cfg.copy()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -39,7 +39,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     for override in parsed:
         key = override.key_or_group
         if override.is_sweep_override() or override.is_delete() or override.is_add():
-            raise ConfigError(f"{override.input_line}: resume takes plain key=value changes alone")
+            raise ConfigError(f"{override.input_line}: resume accepts only plain key=value overrides")
         if OmegaConf.select(cfg, key, default=_MISSING) is _MISSING:
             raise ConfigError(
                 f"{key}={override.value()}: unknown key{did_you_mean(key, key_paths(OmegaConf.to_container(cfg)))}"
@@ -51,7 +51,7 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
 
 
 def parse_overrides(lines: Sequence[str]) -> list[Override]:
-    """Return overrides as Hydra reads them; raise ConfigError for a text that is no override."""
+    """Return overrides parsed by Hydra; raise ConfigError for a text that is not an override."""
     try:
         return OverridesParser.create().parse_overrides(list(lines))
     except OverrideParseException as error:
@@ -61,7 +61,7 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
 
 
 def override_value(value: Any) -> str:
-    """Return a value as Hydra's override grammar reads it back."""
+    """Return a value as text that Hydra's override grammar reads back as the same value."""
     match value:
         case None:
             return "null"

@@ -1,4 +1,4 @@
-"""What is settled before a run starts, without torch: the config is right, the token files are there and fit it."""
+"""Checks before a run starts, without torch, that the config is valid and its token files exist and fit it."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_f
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
 
-# The packages, and extras of their names, that optional parts need.
+# The package that an optional part needs; the extra that installs it has the same name.
 EXTRAS = {
     "lmtrain.logger.tensorboard.TensorBoardLogger": "tensorboard",
     "lmtrain.logger.trackio.TrackioLogger": "trackio",
@@ -19,24 +19,26 @@ EXTRAS = {
 
 
 def preflight(composed: DictConfig, *, begun: bool = False) -> DictConfig:
-    """Return the checked config of a run that can start, or that has `begun` and goes on.
+    """Return the checked config of a new run, or of a run that has `begun` and is resumed.
 
     Raises:
-        ConfigError: naming everything that is wrong with config or data.
+        ConfigError: The config or the data is wrong; the message lists all mistakes.
     """
     return check_data(check_new_run(composed, begun=begun), begun=begun)
 
 
 def check_new_run(composed: DictConfig, *, begun: bool = False) -> DictConfig:
-    """Return the checked config of a run; do not look at its data yet.
+    """Return the checked config of a run without looking at its data.
 
-    A run that has `begun` has checkpoints, and may have outlived the one that it is a fork of.
+    For a run that has `begun`, the origin of a fork is not checked: the run has its own checkpoints.
 
     Raises:
-        ConfigError: naming everything that is wrong with the config.
+        ConfigError: The config is wrong; the message lists all mistakes.
     """
     if composed.get("resume") is not None:
-        raise ConfigError(f"resume={composed.resume}: give it on the command line, as resume=RUN_DIR")
+        raise ConfigError(
+            f"resume={composed.resume}: can't be set in a config; give resume=RUN_DIR on the command line"
+        )
     if not begun:
         _check_origin(composed)
     cfg = check(composed)
@@ -45,12 +47,12 @@ def check_new_run(composed: DictConfig, *, begun: bool = False) -> DictConfig:
 
 
 def check_data(cfg: DictConfig, *, begun: bool = False) -> DictConfig:
-    """Return a checked config with what its data knows filled in.
+    """Return a checked config with the values that depend on the data filled in.
 
-    Token files that are missing and have a recipe are made, except for a run that has `begun`, which has its data.
+    Missing token files are prepared if there is a recipe, except for a run that has `begun`.
 
     Raises:
-        ConfigError: naming what is wrong with the data.
+        ConfigError: The data is missing, or does not fit the config.
     """
     with raising_config_errors():
         ensure_tokens(cfg, prepares=not begun)
@@ -58,11 +60,11 @@ def check_data(cfg: DictConfig, *, begun: bool = False) -> DictConfig:
 
 
 def _check_origin(composed: DictConfig) -> None:
-    """Check that a fork has a checkpoint to start from; whether it is whole is seen when it is read."""
+    """Check that a fork has a checkpoint to start from; its files are verified later, when they are read."""
     run, step = composed.get("fork"), composed.get("step")
     if run is None:
         if step is not None:
-            raise ConfigError(f"step={step}: goes with fork=RUN_DIR, and is the step of its checkpoint")
+            raise ConfigError(f"step={step}: works only with fork=RUN_DIR, whose checkpoint it selects; add that")
         return
     if isinstance(step, int):  # anything else is refused by `check`
         with raising_config_errors():
@@ -73,19 +75,21 @@ def _check_extras(cfg: DictConfig) -> None:
     for name, node in cfg.logger.items():
         package = EXTRAS.get(node["_target_"])
         if package and not is_installed(package):
-            raise ConfigError(f"logger={name}: needs the {package} package; pip install 'lmtrain[{package}]'")
+            raise ConfigError(
+                f"logger={name}: needs the package {package}; install it with pip install 'lmtrain[{package}]'"
+            )
 
 
 def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
-    """Return the checked config of a run that is only planned, and the data it lacks, if any: none is prepared.
+    """Return the checked config of a run to plan, and its missing data as `key=path` texts; prepare nothing.
 
-    Without its token files a model's vocabulary is the one that `prepare` is asked for.
+    If token files are missing, the model's vocabulary has the size that `prepare` would aim for.
 
     Raises:
-        ConfigError: naming everything that is wrong with config or data.
+        ConfigError: The config or the data is wrong; the message lists all mistakes.
     """
     if composed.get("resume") is not None:
-        raise ConfigError(f"resume={composed.resume}: a plan is of a new run; give its overrides instead")
+        raise ConfigError(f"resume={composed.resume}: plan describes a new run; give the overrides of the run instead")
     _check_origin(composed)
     cfg = check(composed)
     missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]
@@ -101,5 +105,5 @@ def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
             )
         OmegaConf.update(cfg, "model.vocab_size", asked)
     if cfg.model.get("mask_documents") and cfg.model.get("end_of_text", 0) is None:
-        OmegaConf.update(cfg, "model.end_of_text", 0)  # which one makes no difference to a plan
+        OmegaConf.update(cfg, "model.end_of_text", 0)  # any id gives the same plan
     return cfg, missing

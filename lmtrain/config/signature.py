@@ -1,8 +1,8 @@
-"""Reads what a `_target_` takes, without importing it where its source alone tells.
+"""Reads the signature of a `_target_` from its source, and imports the target only if the source is not enough.
 
-Importing a model imports torch, which takes seconds; a misspelt key should be told at once. So plain
-functions and classes are read from their syntax tree, and anything less plain (a decorator, an inherited
-`__init__`, a needed annotation from a heavy module) is imported and inspected. Both ways give the same signature.
+Importing a model imports torch, which takes seconds, but a misspelt key should be reported at once. Therefore plain
+functions and classes are read from their syntax tree. Anything less plain (a decorator, an inherited `__init__`, a
+needed annotation from a heavy module) is imported and inspected. Both ways give the same signature.
 """
 
 import ast
@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Modules that an annotation may name and that cost next to nothing to import.
+# Modules that annotations may use and that are cheap to import.
 LIGHT_MODULES = sys.stdlib_module_names | {"annotated_types", "pydantic"}
 
-_UNKNOWN = object()  # an annotation that the source alone does not tell
+_UNKNOWN = object()  # stands for an annotation that can't be read from the source
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter of a target; `annotation` is `Any` where the source tells nothing."""
+    """A parameter of a target; `annotation` is `Any` if the target has none."""
 
     annotation: Any
     required: bool
@@ -35,25 +35,25 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Signature:
-    """Parameters in order; `open` if the target takes `**kwargs`."""
+    """The parameters of a target, in order; `open` if it accepts `**kwargs`."""
 
     parameters: Mapping[str, Parameter]
     open: bool
 
 
 class TargetError(ValueError):
-    """A `_target_` that can't be found; the message says what is missing and what comes nearest."""
+    """A `_target_` that can't be found; the message says what is missing and which name is nearest."""
 
 
 class _NotPlainError(Exception):
-    """The source alone doesn't tell the signature."""
+    """The signature can't be read from the source alone."""
 
 
 def signature_of(target: str, typed: Collection[str]) -> Signature:
-    """Return the signature of the callable that a `_target_` names, with annotations of at least the `typed` ones.
+    """Return the signature of the callable named by a `_target_`; parameters in `typed` have their annotations.
 
     Raises:
-        TargetError: no such module or attribute, or it can't be imported or called.
+        TargetError: The module or attribute does not exist, or it can't be imported or called.
     """
     try:
         signature = _read(target)
@@ -72,10 +72,10 @@ def locate(target: str) -> Any:
         try:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
-            # `a.b.C` where `b` is no module: go on with the shorter path. Any other missing module is a mistake.
+            # In `a.b.C`, `b` may be a class: try the shorter path. Any other missing module is a mistake.
             if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
                 continue
-            raise TargetError(f"importing {module_name} needs the missing module {error.name!r}") from error
+            raise TargetError(f"importing {module_name} needs the module {error.name!r}, which is missing") from error
         except Exception as error:
             raise TargetError(f"importing {module_name} failed: {type(error).__name__}: {error}") from error
         for name in parts[size:]:
@@ -85,7 +85,7 @@ def locate(target: str) -> Any:
         if not callable(found):
             raise TargetError(f"{target} is not a class or a function")
         return found
-    raise TargetError(f"no module {'.'.join(parts[:-1]) or target!r} in {Path.cwd()} nor among the installed packages")
+    raise TargetError(f"no module {'.'.join(parts[:-1]) or target!r} in {Path.cwd()} or in the installed packages")
 
 
 def _no_attribute(owner: str, name: str, there: list[str]) -> TargetError:
@@ -96,11 +96,11 @@ def _no_attribute(owner: str, name: str, there: list[str]) -> TargetError:
 def _inspect(found: Any) -> Signature:
     try:
         parameters = inspect.signature(found).parameters
-    except (TypeError, ValueError):  # a callable written in C: nothing to check against
+    except (TypeError, ValueError):  # a callable written in C has no signature to check against
         return Signature({}, open=True)
     try:
         hints = typing.get_type_hints(found.__init__ if inspect.isclass(found) else found, include_extras=True)
-    except Exception:  # an annotation that only a type checker understands
+    except Exception:  # an annotation can only be evaluated by a type checker
         hints = {}
     return Signature(
         {
@@ -116,7 +116,7 @@ def _inspect(found: Any) -> Signature:
 
 
 def _from_default(default: Any) -> Any:
-    """Without an annotation, the type of a plain default speaks."""
+    """Return the type of a plain default, to be used for a parameter without an annotation."""
     return type(default) if isinstance(default, bool | int | float | str) else Any
 
 
@@ -127,7 +127,7 @@ def _read(target: str) -> Signature:
         return _inspect(locate(target))
     try:
         spec = importlib.util.find_spec(module_name)
-    except Exception as error:  # it imports the packages around the module; `locate` tells what is wrong with them
+    except Exception as error:  # find_spec imports the parent packages; `locate` reports what is wrong with them
         raise _NotPlainError from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         raise _NotPlainError
@@ -141,7 +141,7 @@ def _read(target: str) -> Signature:
         plain = [node for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
         if name not in ast.unparse(tree) and "*" not in bound and not any(node.name == "__getattr__" for node in plain):
             raise _no_attribute(module_name, name, [node.name for node in plain])
-        raise _NotPlainError  # bound twice, or not by a plain def: not ours to judge
+        raise _NotPlainError  # bound twice, or not by a plain def: only an import can tell
     definition = definitions[0]
     if isinstance(definition, ast.ClassDef):
         if definition.decorator_list or definition.keywords:
@@ -172,7 +172,7 @@ def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Sig
 
 
 def _bound(tree: ast.Module) -> Counter[str]:
-    """Return how often the module's own scope binds each name; "*" stands for a star import."""
+    """Return how often the module scope binds each name; "*" stands for a star import."""
     names: Counter[str] = Counter()
     nodes: list[ast.AST] = [*tree.body]
     while nodes:
@@ -189,7 +189,7 @@ def _bound(tree: ast.Module) -> Counter[str]:
 
 
 def _has_quotes(annotation: Any) -> bool:
-    """Return whether a forward reference is left in an annotation, which only its module can resolve."""
+    """Return whether an annotation contains a forward reference, which only its module can resolve."""
     if isinstance(annotation, str | typing.ForwardRef):
         return True
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
@@ -199,7 +199,7 @@ def _has_quotes(annotation: Any) -> bool:
 
 
 class _Names(dict[str, Any]):
-    """The names an annotation can use: builtins, imports from light modules, and the module's own plain aliases."""
+    """Looks up the names in annotations: builtins, imports from light modules, and the module's own plain aliases."""
 
     def __init__(self, tree: ast.Module) -> None:
         super().__init__()
@@ -237,7 +237,7 @@ class _Names(dict[str, Any]):
             quoted = isinstance(node, ast.Constant) and isinstance(node.value, str)
             found = self._evaluate(node.value if quoted else ast.unparse(node))  # type: ignore[attr-defined]
             return _UNKNOWN if _has_quotes(found) else found
-        except Exception:  # a heavy module, a name that exists for type checkers alone, a computed default
+        except Exception:  # a heavy module, a name that exists only for type checkers, or a computed default
             return _UNKNOWN
 
     def _evaluate(self, source: str) -> Any:

@@ -1,4 +1,4 @@
-"""Checks the values of one node of a config: unknown keys, types and ranges."""
+"""Checks the values of a config node: unknown keys, types and ranges."""
 
 import json
 import typing
@@ -14,7 +14,7 @@ from lmtrain.terminal.as_text import as_written
 
 
 def parts_in(path: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the parts in a value, with their paths: the value itself, or what it lists."""
+    """Return the parts (nodes with a `_target_`) in a value with their paths: the value itself, or those inside it."""
     if isinstance(value, dict) and "_target_" in value:
         return [(path, value)]
     if isinstance(value, dict):
@@ -25,12 +25,12 @@ def parts_in(path: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _is_part(annotation: Any) -> bool:
-    """Return whether only an object made by lmtrain can be meant: one of a protocol, or a function."""
+    """Return whether an annotation needs an object that lmtrain builds: a protocol or a callable."""
     return bool(getattr(annotation, "_is_protocol", False)) or typing.get_origin(annotation) is Callable
 
 
 def _integral(value: Any) -> Any:
-    """Turn whole numbers such as 1e4 into ints; a float parameter turns them back."""
+    """Return whole numbers such as 1e4 as ints; validation turns them back into floats for a float parameter."""
     if isinstance(value, list):
         return [_integral(item) for item in value]
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -39,7 +39,7 @@ def _integral(value: Any) -> Any:
 def check_values(
     prefix: str, values: dict[str, Any], signature: Signature, valid: Sequence[str] = ()
 ) -> dict[str, str]:
-    """Return what is wrong in one node, by key, and put its numbers into the types asked for, in place."""
+    """Return the problems of one node by key, and convert its numbers to the declared types, in place."""
     problems: dict[str, str] = {}
     known = signature.parameters
     for key in [] if signature.open else [key for key in values if key not in known]:
@@ -50,19 +50,19 @@ def check_values(
     for index, (key, parameter) in enumerate(known.items()):
         if key not in values:
             if parameter.required:
-                problems[f"{prefix}{key}"] = f": missing; give {prefix}{key}=VALUE, or write it in the YAML"
+                problems[f"{prefix}{key}"] = f": is missing; give {prefix}{key}=VALUE, or write it in the YAML"
             continue
         if parts_in(prefix, values[key]):
-            continue  # checked against signatures of their own
+            continue  # checked against their own signatures
         if _is_part(parameter.annotation):
             problems[f"{prefix}{key}"] = (
-                f"={as_written(values[key])}: needs a _target_; a choice of a config group is written with a slash, "
+                f"={as_written(values[key])}: needs a _target_; to select a choice of a config group, write a slash: "
                 f"{f'{prefix}{key}'.replace('.', '/')}={as_written(values[key])}"
             )
             continue
         if parameter.annotation is not Any:
             values[key] = values[key] if str in typing.get_args(parameter.annotation) else _integral(values[key])
-        # An alias, as a parameter may have a name that pydantic keeps for itself.
+        # An alias, because pydantic reserves some names that a parameter may have.
         fields[f"field_{index}"] = (parameter.annotation, Field(alias=key))
     if unreadable := [key for key in values if not _is_text(values[key])]:
         reason = "is not UTF-8; rename it, or write ? for the byte"
@@ -71,7 +71,7 @@ def check_values(
         "Node", __config__=ConfigDict(strict=True, arbitrary_types_allowed=True, allow_inf_nan=False), **fields
     )
     try:
-        # As JSON, lists are good enough for tuples, while '3' is still no number.
+        # In JSON mode, pydantic accepts a list for a tuple, but still no '3' for a number.
         keys = [field.alias for _, field in fields.values()]
         checked = model.model_validate_json(json.dumps({key: values[key] for key in keys}))
     except ValidationError as error:
@@ -80,7 +80,7 @@ def check_values(
             key, *inside = map(str, detail["loc"])
             where = detail["loc"][1] if inside else None
             if isinstance(where, str) and isinstance(values[key], dict) and where in values[key]:
-                key = f"{key}.{where}"  # a dict's own key
+                key = f"{key}.{where}"  # a key inside a dict
             element = f"element {where}: " if isinstance(where, int) else ""
             reasons.setdefault(key, []).append(f"{element}{detail['msg'][0].lower()}{detail['msg'][1:]}")
         for path, why in reasons.items():
@@ -96,7 +96,7 @@ def check_values(
 
 
 def _is_text(value: Any) -> bool:
-    """Return whether all strings in a value are text: an argument in another encoding has bytes that are none."""
+    """Return whether all strings in a value are valid UTF-8; an argument in another encoding may not be."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -105,7 +105,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _reads_otherwise(text: str) -> bool:
-    """Return whether a text would be a number, a truth value or null without quotes."""
+    """Return whether a text without quotes would be a number, a boolean or null."""
     try:
         return not isinstance(yaml.safe_load(text), str) or bool(float(text) + 1)
     except (ValueError, yaml.YAMLError):
@@ -113,12 +113,12 @@ def _reads_otherwise(text: str) -> bool:
 
 
 def _quoted_if_misleading(value: Any) -> str:
-    """Return a value as it is written, with the quotes without which a text would look like another value."""
+    """Return a value as it is written, in quotes if a text would otherwise look like a number, boolean or null."""
     return f'"{value}"' if isinstance(value, str) and _reads_otherwise(value) else as_written(value)
 
 
 def _how_to_quote(key: str, value: Any, reasons: Sequence[str]) -> str:
-    """Return the cure for a number or a truth value where text is needed."""
+    """Return the way out for a number or boolean that should be text."""
     if not isinstance(value, bool | int | float) or not any("valid string" in reason for reason in reasons):
         return ""
-    return f"; to mean text, quote it within the shell's quotes: '{key}=\"{as_written(value)}\"'"
+    return f"; for text, put quotes inside the shell's quotes: '{key}=\"{as_written(value)}\"'"

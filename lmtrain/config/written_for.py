@@ -1,8 +1,9 @@
-"""Keeps the rates of an experiment, or of a run that is forked, to the optimizer and schedule they were found for.
+"""Leaves out values of an experiment or a forked run that were found for another optimizer or scheduler.
 
-An experiment is written for the choices of `optimizer` and `scheduler` that it has when it runs alone. Where the
-command line or another experiment takes another choice, its values of that group have no use: a learning rate found for
-AdamW says nothing about Lion. `compose` reads the experiments once, asks here what to leave out, and composes again.
+An experiment is written for the choices of `optimizer` and `scheduler` that it has when it runs alone. If the command
+line or another experiment selects another choice, the experiment's values for that group are of no use: a learning rate
+found for AdamW says nothing about Lion. `compose` reads the experiments once, asks this module which values to leave
+out, and composes again.
 """
 
 import copy
@@ -21,16 +22,16 @@ from lmtrain.terminal.as_text import first_few, rounded
 
 OPTIMIZER, SCHEDULER = "optimizer", "scheduler"
 GROUPS = (OPTIMIZER, SCHEDULER)
-FORKED = "fork/"  # what the path of a run that is forked begins with, among those of experiments
+FORKED = "fork/"  # prefix of the path of a forked run, among the paths of experiments
 QUOTES = "\"'"
-FORK = "++fork="  # what stands before it on a command line is of the run that is forked
-RATE = re.compile(r"(.*_)?lr(_.*)?")  # keys that hold a learning rate: lr, min_lr, lr_end
+FORK = "++fork="  # in a command line, overrides before this one belong to the forked run
+RATE = re.compile(r"(.*_)?lr(_.*)?")  # keys of learning rates: lr, min_lr, lr_end
 SEARCHED = "hydra.sweeper.params"
 
 
 @dataclass(frozen=True)
 class ExperimentFile:
-    """An experiment as it is written: its content without resolving anything, by its path in the config groups."""
+    """An experiment file with its unresolved content; `path` is its path in the config groups."""
 
     path: str  # experiments/tiny
     content: Mapping[str, Any]
@@ -38,24 +39,24 @@ class ExperimentFile:
     package: str | None  # `_global_`, from its first line
 
     def values(self, group: str) -> dict[str, Any]:
-        """Return the values that it sets in a group, by dotted key."""
+        """Return the values that the experiment sets in a group, by dotted key."""
         node = self.content.get(group)
         return {f"{group}.{key}": value for key, value in node.items()} if isinstance(node, Mapping) else {}
 
     def searched(self, group: str) -> list[str]:
-        """Return the keys of a group that it lets a search vary."""
+        """Return the keys of a group that the experiment lets a search vary."""
         node: Any = self.content
         for key in SEARCHED.split("."):
             node = node.get(key) if isinstance(node, Mapping) else None
         return [str(key) for key in node or () if str(key).startswith(f"{group}.")]
 
     def own_choice(self, group: str) -> str | None:
-        """Return what its defaults list chooses by `override /GROUP: CHOICE`; None if it leaves the group alone."""
+        """Return the choice in the defaults list (`override /GROUP: CHOICE`), or None if there is none."""
         chosen = [value for words, name, value in self._defaults() if "override" in words and name == f"/{group}"]
         return str(chosen[-1]).removesuffix(".yaml") if chosen else None
 
     def included(self) -> list[str]:
-        """Return the paths of the experiments that its defaults list includes."""
+        """Return the paths of the experiments in the defaults list."""
         paths = []
         for words, name, value in self._defaults():
             if "override" in words or name == "_self_":
@@ -66,7 +67,7 @@ class ExperimentFile:
         return [path.strip("/").removesuffix(".yaml") for path in paths]
 
     def _defaults(self) -> Iterator[tuple[list[str], str, Any]]:
-        """Yield the keywords, the name without its package, and the choice (None for a file) of each entry."""
+        """Yield, for each entry, its keywords, its name without package, and its choice (None for a file)."""
         entries = self.content.get("defaults")
         for entry in entries if isinstance(entries, list) else ():
             key, value = next(iter(entry.items())) if isinstance(entry, dict) and entry else (entry, None)
@@ -76,7 +77,7 @@ class ExperimentFile:
 
 @dataclass
 class Reading:
-    """The experiments that a composition reads, by path, and the dotted keys that it leaves out of each."""
+    """The experiments that a composition has read, by path, and the dotted keys to leave out of each."""
 
     left_out: Mapping[str, Collection[str]] = field(default_factory=dict)
     files: dict[str, ExperimentFile] = field(default_factory=dict)
@@ -87,7 +88,7 @@ _READING: ContextVar[Reading | None] = ContextVar("reading", default=None)
 
 @contextmanager
 def reading_experiments(left_out: Mapping[str, Collection[str]]) -> Iterator[Reading]:
-    """Leave these keys out of the experiments that Hydra reads in the `with` block, and note which those are."""
+    """Leave keys out of the experiments that Hydra reads in the `with` block, and record these experiments."""
     reading = Reading(left_out)
     token = _READING.set(reading)
     try:
@@ -97,7 +98,7 @@ def reading_experiments(left_out: Mapping[str, Collection[str]]) -> Iterator[Rea
 
 
 def note_and_leave_out(file: ExperimentFile) -> Mapping[str, Any]:
-    """Note an experiment that is read; return its content without what is to be left out of it."""
+    """Record that an experiment is read, and return its content without the keys to leave out."""
     reading = _READING.get()
     if reading is None:
         return file.content
@@ -111,7 +112,7 @@ def note_and_leave_out(file: ExperimentFile) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An experiment whose values of a group were written for one choice, where another one is taken."""
+    """An experiment that was written for another choice of a group than the one that is taken."""
 
     file: ExperimentFile
     group: str
@@ -119,7 +120,7 @@ class Mismatch:
     taken: str
 
     def values_of_no_use(self) -> dict[str, Any]:
-        """Return the values that do not go with the choice taken; of a schedule, those that it may not have."""
+        """Return the values that do not fit the choice taken; for a scheduler, all of them, as it may lack the keys."""
         if self.group == SCHEDULER:
             return self.file.values(SCHEDULER)
         values = self.file.values(OPTIMIZER) | self.file.values(SCHEDULER)
@@ -127,16 +128,16 @@ class Mismatch:
 
 
 def is_found_for_optimizer(key: str, value: Any) -> bool:
-    """Return whether a value is of no use to another optimizer: its own, or a learning rate of the schedule.
+    """Return whether a value is of no use to another optimizer: an optimizer setting, or a scheduler's learning rate.
 
-    A rate that refers to another value, such as the optimizer's, follows it.
+    A learning rate that refers to another value, such as that of the optimizer, is not one of these.
     """
     group, _, name = key.partition(".")
     return group == OPTIMIZER or (group == SCHEDULER and bool(RATE.fullmatch(name)) and "${" not in str(value))
 
 
 def forked_run(overrides: Sequence[Override], run_dir: str, choices: Mapping[str, Any]) -> ExperimentFile:
-    """Return the values that the overrides of a run set, as if an experiment did, for the choices of that run."""
+    """Return the values set by the overrides of a run as an experiment written for the choices of that run."""
     content: dict[str, Any] = {"defaults": [{f"override /{group}": choices.get(group)} for group in GROUPS]}
     for override in overrides:
         group, _, key = override.key_or_group.partition(".")
@@ -146,7 +147,7 @@ def forked_run(overrides: Sequence[Override], run_dir: str, choices: Mapping[str
 
 
 def without_left_out(overrides: Sequence[str], left_out: Mapping[str, Collection[str]]) -> list[str]:
-    """Return a command line without the overrides of a forked run that are left out, which stand before the fork."""
+    """Return a command line without those overrides of a forked run (before `++fork`) that are left out."""
     keys = {key for path, keys in left_out.items() if path.startswith(FORKED) for key in keys}
     fork_at = max((at for at, text in enumerate(overrides) if text.startswith(FORK)), default=0)
     origins = [text for text in overrides[:fork_at] if re.split("[=@]", text.lstrip("+~"))[0] not in keys]
@@ -159,18 +160,23 @@ def mismatches(
     given: Collection[str],
     menu_choices: Callable[[], Mapping[str, Any]],
 ) -> list[Mismatch]:
-    """Return what does not go with the choices taken.
+    """Return the experiments that were written for other choices than those taken.
 
-    The experiment that a value stands in counts, not one that includes it. `given` are the keys that overrides set, and
-    `menu_choices` returns those that are taken without any override.
+    The experiment that contains a value counts, not an experiment that includes it.
+
+    Args:
+        files: The experiments by path.
+        taken: The choice of each group.
+        given: Keys set by overrides.
+        menu_choices: Returns the choices of the main config.
     """
     found = []
     for group in GROUPS:
         if group not in given and all(file.own_choice(group) is None for file in files.values()):
-            continue  # the menu's choice, for which all of them are written
+            continue  # the choice of the main config, for which all experiments are written
         for file in files.values():
             written_for = _choice_alone(file, group, files) or menu_choices().get(group)
-            # One that is interpolated goes with the choices taken.
+            # An interpolated choice fits the choices taken.
             if not taken.get(group) or not written_for or taken[group] == written_for or "${" in written_for:
                 continue
             mismatch = Mismatch(file, group, written_for, taken[group])
@@ -180,7 +186,7 @@ def mismatches(
 
 
 def _choice_alone(file: ExperimentFile, group: str, files: Mapping[str, ExperimentFile]) -> str | None:
-    """Return the choice of an experiment, or of those that it includes: the last of these wins, as in Hydra."""
+    """Return the choice of an experiment, or of the experiments it includes; the last of these wins, as in Hydra."""
     if (own := file.own_choice(group)) is not None:
         return own
     inner = (files[path] for path in reversed(file.included()) if path in files and path != file.path)
@@ -190,7 +196,7 @@ def _choice_alone(file: ExperimentFile, group: str, files: Mapping[str, Experime
 def keys_to_leave_out(found: Sequence[Mismatch], kept: Collection[str] = ()) -> dict[str, list[str]]:
     """Return the keys to leave out of each experiment, by its path.
 
-    `kept` are the keys that the schedule taken has as well: they stay, unless they are rates of another optimizer.
+    `kept` are keys that the scheduler taken also has; they stay, unless they are learning rates for another optimizer.
     """
     keys: dict[str, dict[str, None]] = {}
     for mismatch in found:
@@ -201,9 +207,9 @@ def keys_to_leave_out(found: Sequence[Mismatch], kept: Collection[str] = ()) -> 
 
 
 def notes_on(found: Sequence[Mismatch], left_out: Mapping[str, Collection[str]], given: Collection[str]) -> list[str]:
-    """Return a line for each choice that others were taken for: what was left out, and what stays.
+    """Return a line for each choice that was replaced, with the values that were left out and those that were kept.
 
-    `given` are keys that overrides set, about which there is nothing to say.
+    Keys in `given` are set by overrides and therefore not mentioned.
     """
     notes = []
     said: set[str] = set(given)
@@ -211,7 +217,7 @@ def notes_on(found: Sequence[Mismatch], left_out: Mapping[str, Collection[str]],
         gone: dict[str, Any] = {}
         stays: dict[str, Any] = {}
         same = [each for each in found if (each.group, each.written_for, each.taken) == (group, was, now)]
-        for each in reversed(same):  # an experiment that includes another was read before it, and its values win
+        for each in reversed(same):  # an experiment is read before those it includes, and its values win
             of_no_use, left = each.values_of_no_use(), left_out.get(each.file.path, ())
             gone |= {key: value for key, value in of_no_use.items() if key in left and key not in said}
             if group == SCHEDULER:
@@ -225,14 +231,14 @@ def notes_on(found: Sequence[Mismatch], left_out: Mapping[str, Collection[str]],
         parts = []
         if gone and group == OPTIMIZER:
             parts.append(
-                f"left out, so that {now}'s own values hold: {_listed(gone)}; {next(iter(gone))}=VALUE sets one"
+                f"left out, so that {now}'s own values apply: {_listed(gone)}; set one with {next(iter(gone))}=VALUE"
             )
         elif gone:
-            parts.append(f"left out, as {now} has no such key: {_listed(gone)}")
+            parts.append(f"left out, because {now} has no such key: {_listed(gone)}")
         if stays:
-            parts.append(f"kept, though found with {was}: {_listed(stays)}")
+            parts.append(f"kept, although found with {was}: {_listed(stays)}")
         if ranges := [key for each in same for key in each.file.searched(group)]:
-            parts.append(f"the ranges of its search are for {was}, too: {first_few(ranges)}")
+            parts.append(f"its search ranges are also for {was}: {first_few(ranges)}")
         if parts:
             names = " and ".join(each.file.path.replace("/", "=", 1) for each in same)
             notes.append(f"{names}: written for {group}={was}, not for {now}; {'; '.join(parts)}")

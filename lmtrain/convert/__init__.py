@@ -1,1 +1,1 @@
-"""Runs of other programs, in and out."""
+"""Converts runs of other programs into lmtrain runs."""

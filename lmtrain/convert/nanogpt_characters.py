@@ -1,7 +1,7 @@
-"""The characters of nanoGPT's `meta.pkl`, read without unpickling: the file is data, and nothing in it is called.
+"""Reads the characters in nanoGPT's `meta.pkl` without unpickling it, so that nothing in the file is called.
 
-Of pickle's instructions those are followed that make dicts, lists, text and small integers, which is all that
-nanoGPT's `prepare.py` writes. Any other, and above all those that name a function, is refused.
+Only the pickle instructions for dicts, lists, text and small integers are supported, which is all that nanoGPT's
+`prepare.py` writes. Any other instruction, and above all one that names a function, is refused.
 """
 
 import pickletools
@@ -14,18 +14,18 @@ from lmtrain.data.tokenizer import tokenizer_of_characters
 from lmtrain.files.limited import read_limited
 
 CHARACTERS_FILE = "meta.pkl"
-MAX_BYTES = 16_000_000  # one with every character of Unicode, twice
-MAX_INT = 2**31  # an id is less; larger keys could be chosen so that they slow a dict down
+MAX_BYTES = 16_000_000  # twice the size of a file with every character of Unicode
+MAX_INT = 2**31  # ids are smaller; an attacker could choose larger keys that make a dict slow
 
 _MARK = object()
 
 
 def read_characters(path: Path) -> StoredTokenizer:
-    """Return the tokenizer of one id a character that a `meta.pkl` describes.
+    """Return the tokenizer that a `meta.pkl` describes, with one id per character.
 
     Raises:
-        ValueError: the file holds anything but plain containers, or no ids of characters; it is named.
-        OSError: it can't be read.
+        ValueError: the file contains more than plain containers, or no ids of characters; the message names the file.
+        OSError: the file can't be read.
     """
     try:
         content = read_plain_pickle(read_limited(path, MAX_BYTES))
@@ -35,10 +35,10 @@ def read_characters(path: Path) -> StoredTokenizer:
 
 
 def read_plain_pickle(content: bytes) -> Any:
-    """Return the dicts, lists, text and integers of a pickle. What it takes is a small multiple of its size.
+    """Return the dicts, lists, text and integers of a pickle. The memory used is a small multiple of its size.
 
     Raises:
-        ValueError: it has anything else in it, or is no pickle.
+        ValueError: the pickle contains anything else, or is not a pickle.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
@@ -51,11 +51,11 @@ def read_plain_pickle(content: bytes) -> Any:
         raise ValueError(f"not a pickle ({error})") from error
     except RecursionError:
         raise ValueError("nested too deeply") from None
-    raise ValueError("not a whole pickle")
+    raise ValueError("not a complete pickle")
 
 
 def _follow(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) -> None:
-    """Do what one instruction says."""
+    """Execute one instruction."""
     if name in ("PROTO", "FRAME"):
         return
     if name in _MAKES:
@@ -91,7 +91,7 @@ def _follow(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) ->
             stack[-1].extend(items)
     else:
         named = f" {argument}" if isinstance(argument, str) else ""
-        raise ValueError(f"holds more than dicts, lists, text and integers ({name}{named[:80]}); not read")
+        raise ValueError(f"contains more than dicts, lists, text and integers ({name}{named[:80]}); not read")
 
 
 _MAKES: Mapping[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "MARK": lambda: _MARK}
@@ -105,7 +105,7 @@ def _pop_to_mark(stack: list[Any]) -> list[Any]:
 
 
 def _ids_of_characters(content: Any) -> dict[str, int]:
-    """Return `stoi` of the file's content, checked."""
+    """Return the `stoi` entry of the file's content after checking it."""
     ids = content.get("stoi") if isinstance(content, dict) else None
     if not isinstance(ids, dict) or not ids:
         raise ValueError("has no ids of characters (stoi)")
@@ -113,7 +113,7 @@ def _ids_of_characters(content: Any) -> dict[str, int]:
         if not isinstance(character, str) or len(character) != 1 or "\ud800" <= character <= "\udfff":
             raise ValueError(f"stoi has {character!r:.40}, which is not a character")
         if not isinstance(number, int) or not 0 <= number < MAX_INT:
-            # Not the value: written out, a list of references to lists can be endless.
+            # The message does not show a list: with references to other lists, its text could be endless.
             wrong = number if isinstance(number, int) else f"a {type(number).__name__}"
             raise ValueError(f"stoi gives {character!r} {wrong}, which is not an id")
     if len(set(ids.values())) != len(ids):

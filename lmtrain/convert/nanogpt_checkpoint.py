@@ -1,7 +1,7 @@
-"""nanoGPT's `ckpt.pt`: its weights and AdamW state under lmtrain's names, and its settings as overrides.
+"""Reads nanoGPT's `ckpt.pt`: its weights and AdamW state under lmtrain's names, and its settings as overrides.
 
-Both models keep their matrices as (out, in) and queries, keys and values in one of them, so tensors change their name
-alone. What nanoGPT calls an iteration is an optimizer step here.
+Both models store matrices as (out, in), with queries, keys and values in one matrix, so only the names of tensors
+change. An iteration of nanoGPT is an optimizer step here.
 """
 
 import math
@@ -37,31 +37,31 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class NanoGPTCheckpoint:
-    """A checkpoint that was read: tensors by lmtrain's names, in nanoGPT's order of parameters."""
+    """Holds a nanoGPT checkpoint: tensors by lmtrain's names, in nanoGPT's order of parameters."""
 
     model_args: Mapping[str, Any]
-    config: Mapping[str, Any]  # the settings of its training; empty if the file has none
+    config: Mapping[str, Any]  # training settings; empty if the file has none
     weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Tensor]  # as `lmtrain.checkpoint.optimizer_state` gives it
-    adamw: Mapping[str, Value]  # overrides: betas, eps and weight decay as the optimizer has them
+    optimizer: Mapping[str, Tensor]  # in the format of `lmtrain.checkpoint.optimizer_state`
+    adamw: Mapping[str, Value]  # overrides with the betas, eps and weight decay of the optimizer
     iter_num: int
-    best_val_loss: float | None  # measured at this very iteration: nanoGPT saves when it has evaluated
+    best_val_loss: float | None  # measured at this iteration, since nanoGPT saves after an evaluation
 
     def overrides(self) -> dict[str, Value]:
-        """Return the config of the run that goes on: groups (`model`) and values (`model.n_layer`)."""
+        """Return overrides for a run that continues this one: groups (`model`) and values (`model.n_layer`)."""
         return {**model_overrides(self.model_args), **settings_overrides(self.config), **self.adamw}
 
     def tokens_per_step(self) -> int | None:
-        """Return the tokens of a step of the training so far; None if the file does not say."""
+        """Return the tokens per step of the training so far; None if the file does not say."""
         keys = ("batch_size", "block_size", "gradient_accumulation_steps")
         return math.prod(int(self.config[key]) for key in keys) if self.config.keys() >= {*keys} else None
 
 
 def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
-    """Read a checkpoint onto the CPU; a file with more than tensors and plain values in it is not unpickled.
+    """Read a checkpoint onto the CPU. A file with more than tensors and plain values is not unpickled.
 
     Raises:
-        ValueError: there is none, or it is not one of nanoGPT's GPT-2.
+        ValueError: there is no such file, or it is not a checkpoint of nanoGPT's GPT-2.
     """
     if not path.is_file():
         inside = path / "ckpt.pt"
@@ -71,9 +71,9 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
-    except Exception as error:  # of many kinds: what is not torch's can break its reader anywhere
+    except Exception as error:  # a file from elsewhere can make torch's reader fail in many ways
         if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(f"{path}: holds more than tensors and plain values ({found[1]}); not loaded") from error
+            raise ValueError(f"{path}: contains more than tensors and plain values ({found[1]}); not loaded") from error
         raise ValueError(f"{path}: not a file of torch.save, or damaged ({type(error).__name__})") from error
     try:
         return parse_nanogpt_checkpoint(content)
@@ -82,10 +82,10 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
 
 
 def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
-    """Return the checkpoint that `torch.load` gave the content of.
+    """Return the checkpoint for the content that `torch.load` returned.
 
     Raises:
-        ValueError: naming what is missing, unexpected or of another size.
+        ValueError: an entry is missing or unexpected, or has a wrong size; the message names it.
     """
     if not isinstance(content, dict):
         raise ValueError(f"a {type(content).__name__}, not nanoGPT's dict of {', '.join(KEYS)}")
@@ -105,7 +105,7 @@ def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
     _refuse_shared_memory([value for part in parts if isinstance(part, dict) for value in part.values()])
     weights = convert_weights(content["model"])
     _check_sizes(content["model_args"], weights)
-    # Before the optimizer, whose indices say nothing if the weights are others.
+    # Checked before the optimizer, whose indices mean nothing for other weights.
     check_weights_fit(weights, _empty_model(content["model_args"]).state_dict())
     optimizer, adamw = convert_optimizer(content["optimizer"], weights)
     best = loss if math.isfinite(loss) and loss < NO_LOSS_YET else None
@@ -113,13 +113,13 @@ def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
 
 
 def convert_weights(state_dict: Mapping[Any, Any]) -> dict[str, Tensor]:
-    """Return the parameters by lmtrain's names, each once, in their order; without prefixes and causal masks.
+    """Return the parameters by lmtrain's names, each once and in their order, without prefixes and causal masks.
 
     Raises:
-        ValueError: naming what is not a GPT-2's, or an output layer that is not the embedding.
+        ValueError: a name is not one of GPT-2, or the output layer is not the embedding.
     """
     stripped = {re.sub(r"^(_orig_mod\.|module\.)+", "", str(name)): value for name, value in state_dict.items()}
-    # The mask is a buffer, which versions without fused attention keep beside the biases of its layers.
+    # The causal mask is a buffer with this name in versions without fused attention.
     stripped = {name: value for name, value in stripped.items() if not re.search(r"\.attn\.bias$", name)}
     head, embedding = stripped.pop("lm_head.weight", None), stripped.get("transformer.wte.weight")
     if unknown := [name for name, value in stripped.items() if not our_name(name) or not isinstance(value, Tensor)]:
@@ -136,10 +136,10 @@ def convert_optimizer(
 ) -> tuple[dict[str, Tensor], dict[str, Value]]:
     """Return AdamW's state by lmtrain's names, and its settings as overrides; `weights` are in nanoGPT's order.
 
-    Its indices count the decayed parameters first, those of two or more dimensions, then the others.
+    Its indices first count the decayed parameters, which have two or more dimensions, and then the others.
 
     Raises:
-        ValueError: it is not the state of AdamW over these weights.
+        ValueError: this is not the state of AdamW for these weights.
     """
     decayed = [name for name, value in weights.items() if value.ndim >= 2]
     undecayed = [name for name, value in weights.items() if value.ndim < 2]
@@ -168,7 +168,7 @@ def convert_optimizer(
             tensors[f"{name}/{key}"] = values[key]
         # Files of torch 1 have a plain number there.
         tensors[f"{name}/step"] = torch.tensor(_scalar(f"optimizer: step of state {index}", values["step"]))
-    # As the groups have them: nanoGPT's own resume takes these, too, and not the ones of its config.
+    # nanoGPT's own resume also uses the settings in the groups and not those in its config.
     group = groups[0]
     overrides: dict[str, Value] = {
         f"optimizer.{key}": checked_number(f"optimizer: {key}", group[key]) for key in ("weight_decay", "eps")
@@ -180,26 +180,26 @@ def convert_optimizer(
 
 
 def check_weights_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise a ValueError, in nanoGPT's names, unless names, sizes and order are those of the model's state."""
+    """Raise ValueError, with nanoGPT's names, unless names, sizes and order match the model's state."""
     problems = []
     if missing := [their_name(name) for name in expected if name not in weights]:
         problems.append(f"{first_few(missing)} missing")
     if unexpected := [their_name(name) for name in weights if name not in expected]:
         problems.append(f"{first_few(unexpected)} unexpected")
     if sizes := [
-        f"{their_name(name)} is {_size(weights[name])} and not {_size(expected[name])}"
+        f"{their_name(name)} is {_size(weights[name])} instead of {_size(expected[name])}"
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]:
         problems.append(first_few(sizes))
-    if not problems and list(weights) != list(expected):  # the optimizer's indices say nothing then
+    if not problems and list(weights) != list(expected):  # the optimizer's indices would mean other parameters
         problems.append("they are not in nanoGPT's order")
     if problems:
         raise ValueError(f"the weights do not fit the model: {'; '.join(problems)}")
 
 
 def our_name(name: str) -> str:
-    """Return lmtrain's name of a nanoGPT parameter; empty if there is none."""
+    """Return lmtrain's name of a nanoGPT parameter, or an empty string if there is none."""
     if found := re.fullmatch(r"transformer\.h\.(\d+)\.(.+)\.(weight|bias)", name):
         layer, part, kind = found.groups()
         return f"layers.{layer}.{INNER[part]}.{kind}" if part in INNER else ""
@@ -208,7 +208,7 @@ def our_name(name: str) -> str:
 
 
 def their_name(name: str) -> str:
-    """Return nanoGPT's name of a parameter of lmtrain's GPT-2; any other name stays as it is."""
+    """Return nanoGPT's name of a parameter of lmtrain's GPT-2, or the name itself if there is none."""
     outer, inner = ({ours: theirs for theirs, ours in table.items()} for table in (OUTER, INNER))
     if found := re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name):
         layer, part, kind = found.groups()
@@ -224,7 +224,7 @@ def _empty_model(model_args: Mapping[str, Any]) -> GPT2:
 
 
 def _check_sizes(model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-    """Check the sizes that a file claims before a model of these sizes is built: they may be anything."""
+    """Check the sizes that a file claims before a model is built with them, since they could be huge."""
     sizes = model_overrides(model_args)
     blocks = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
     if blocks != sizes["model.n_layer"]:
@@ -246,27 +246,27 @@ def _is_adamw(group: object) -> bool:
 
 
 def _refuse_compressed(path: Path) -> None:
-    """Raise a ValueError for an archive that would fill more memory than the file has bytes; torch.save makes none."""
+    """Raise ValueError for a compressed archive, which could fill the memory; torch.save never writes one."""
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # torch 1.5 and earlier; damage, which torch names
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # the format of torch 1.5, or damage that torch finds
         return
     if unpacked > path.stat().st_size:
         raise ValueError(
-            f"{path}: compressed, to unpack to {unpacked:,} bytes, which torch.save never does; not loaded"
+            f"{path}: compressed, with {unpacked:,} bytes when unpacked; torch.save never compresses; not loaded"
         )
 
 
 def _refuse_shared_memory(values: Sequence[object]) -> None:
-    """Raise a ValueError if tensors have more elements than the file: a view may repeat one number without end."""
+    """Raise ValueError if tensors have more elements than the file: a view can repeat a single number endlessly."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     if odd := [tensor for tensor in tensors if tensor.layout != torch.strided or tensor.device.type != "cpu"]:
         raise ValueError(f"a tensor of {_size(odd[0])} is not a plain one ({odd[0].layout}, {odd[0].device})")
     stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     claimed = sum(tensor.nbytes for tensor in tensors)
-    if claimed > 2 * sum(stored.values()):  # the output layer is the embedding, under another name
-        raise ValueError(f"its tensors would take {claimed:,} bytes, but it holds {sum(stored.values()):,}")
+    if claimed > 2 * sum(stored.values()):  # at most twice: the embedding is also stored as the output layer
+        raise ValueError(f"its tensors would take {claimed:,} bytes, but it contains only {sum(stored.values()):,}")
 
 
 def _scalar(name: str, value: object) -> float:
@@ -274,8 +274,8 @@ def _scalar(name: str, value: object) -> float:
         raise ValueError(f"{name} is {_size(value)}, not a number")
     try:
         return float(value)
-    except (OverflowError, TypeError, RuntimeError) as error:  # an integer beyond all floats; a complex tensor
-        raise ValueError(f"{name} is not a number that a float can hold") from error
+    except (OverflowError, TypeError, RuntimeError) as error:  # a huge integer, or a complex tensor
+        raise ValueError(f"{name} is not a number that fits into a float") from error
 
 
 def _size(value: object) -> str:

@@ -1,4 +1,4 @@
-"""A run directory that begins with a state trained elsewhere, as if lmtrain had trained and saved it."""
+"""Writes a run directory from an imported checkpoint, as if lmtrain had trained and saved it."""
 
 import shutil
 from collections.abc import Mapping
@@ -36,20 +36,20 @@ def write_run(
     origin: Mapping[str, Any],
     characters: StoredTokenizer | None,
 ) -> None:
-    """Fill the directory, which is empty or not there, or leave it so.
+    """Write the run into a directory that is empty or does not exist. After an error it is again as before.
 
-    `hydra_files` go into `.hydra/`, and `origin` becomes `imported.json`. `characters` is the tokenizer of nanoGPT's
-    `meta.pkl`, if there is one.
+    `hydra_files` are written to `.hydra/`, and `origin` to `imported.json`. `characters` is the tokenizer from
+    nanoGPT's `meta.pkl`, if there is one.
 
     Raises:
         ValueError: the checkpoint does not fit the config, or the directory is in use.
-        OSError: the disk refuses.
+        OSError: the directory can't be written.
     """
-    parts = build_parts(cfg, build_system(cfg, device="cpu", compile=False))  # on the CPU, where nothing is computed
+    parts = build_parts(cfg, build_system(cfg, device="cpu", compile=False))  # on the CPU, as nothing is computed
     _load_weights_and_moments(parts, source)
     state = _state_of(source, cfg)
     existed = run_dir.exists()
-    with RunDirectory(run_dir) as directory:  # another process's is never touched
+    with RunDirectory(run_dir) as directory:  # raises for a directory that another process uses
         now = describe_environment(directory.run_id(), parts.system.describe())
         try:
             _save_first_checkpoint(cfg, parts, state, directory, now)
@@ -64,18 +64,20 @@ def write_run(
 
 
 def _load_weights_and_moments(parts: Parts, source: NanoGPTCheckpoint) -> None:
-    """Put the checkpoint into the model and its optimizer; raise ValueError if it does not fit them."""
+    """Load the checkpoint into the model and its optimizer; raise ValueError if it does not fit."""
     if not isinstance(parts.model, GPT2):
-        raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint is one of model=gpt2")
+        raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint needs model=gpt2")
     if not isinstance(parts.optimizer, torch.optim.AdamW):
-        raise ValueError(f"optimizer={type(parts.optimizer).__name__}: the checkpoint's state is that of AdamW")
+        raise ValueError(
+            f"optimizer={type(parts.optimizer).__name__}: the checkpoint has the state of AdamW; use optimizer=adamw"
+        )
     check_weights_fit(source.weights, parts.model.state_dict())
     parts.model.load_state_dict(dict(source.weights))
     load_optimizer_state(parts.optimizer, parts.model.named_parameters(), source.optimizer, {})
 
 
 def _state_of(source: NanoGPTCheckpoint, cfg: DictConfig) -> TrainState:
-    """Return where the run stands: at the checkpoint's step, with as many samples seen as lmtrain would have seen."""
+    """Return the state at the checkpoint's step, with the number of samples that lmtrain would have seen by then."""
     step_samples = cfg.data.batch_size * cfg.trainer.gradient_accumulation_steps
     return TrainState(
         step=source.iter_num,
@@ -91,7 +93,7 @@ def _state_of(source: NanoGPTCheckpoint, cfg: DictConfig) -> TrainState:
 def _save_first_checkpoint(
     cfg: DictConfig, parts: Parts, state: TrainState, directory: RunDirectory, now: Mapping[str, Any]
 ) -> None:
-    """Save as the trainer itself would after the step of `state`, and begin `metrics.jsonl`, which marks a run."""
+    """Save a checkpoint as the trainer does after that step, and create `metrics.jsonl`, which marks a run."""
     folder = CheckpointFolder.of_run(directory.path, now["run_id"])
     recorder = Recorder(
         logger=JsonlLogger(directory.path / "metrics.jsonl"),
@@ -116,7 +118,7 @@ def _write_run_files(
     hydra_files: Mapping[str, str],
     characters: StoredTokenizer | None,
 ) -> None:
-    """Write the files that a resume reads, and for sampling the data's tokenizer, or else that of the characters."""
+    """Write the files that a resume reads, and a tokenizer for sampling: the data's, or `characters` if it has none."""
     directory.write_json("environment.json", now)
     folder = next(iter(token_folders(cfg.data).values()), None)
     has_own = folder is not None and copy_tokenizer(folder, directory.path)

@@ -1,4 +1,4 @@
-"""The settings of a nanoGPT training as overrides of lmtrain's config."""
+"""Turns the settings of a nanoGPT training into overrides of lmtrain's config."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,10 +38,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def model_overrides(model_args: Mapping[str, Any]) -> dict[str, Value]:
-    """Return `model=gpt2` in nanoGPT's sizes and with its exact GELU.
+    """Return overrides for `model=gpt2` with nanoGPT's sizes and its exact GELU.
 
     Raises:
-        ValueError: an argument is missing, or unknown: what it changes is not known.
+        ValueError: an argument is missing, or is unknown, so that its effect is unknown, too.
     """
     if missing := [key for key in MODEL_ARGS if key not in model_args]:
         raise ValueError(f"model_args has no {', '.join(missing)}")
@@ -55,28 +55,28 @@ def model_overrides(model_args: Mapping[str, Any]) -> dict[str, Value]:
 
 
 def settings_overrides(config: Mapping[str, Any]) -> dict[str, Value]:
-    """Return what nanoGPT's training was set to, as far as the file says; its batches are drawn with replacement.
+    """Return overrides for the settings that the file contains. nanoGPT draws its batches with replacement.
 
     Raises:
-        ValueError: a setting that is no number, or an unknown dtype.
+        ValueError: a setting is not a number, or the dtype is unknown.
     """
     overrides: dict[str, Value] = {"data": "tokens", "data.order": "random"}
     known = dict(SETTINGS)
     if config.get("decay_lr", True):
         known |= SCHEDULE
-    else:  # neither decay nor warmup
+    else:  # without decay there is no warmup either
         overrides |= {"scheduler": "constant", "scheduler.warmup_steps": 0}
     overrides |= {ours: checked_number(f"config.{key}", config[key]) for key, ours in known.items() if key in config}
     if "dtype" in config:
         if config["dtype"] not in DTYPES:
             raise ValueError(f"config.dtype={config['dtype']!r}: not one of {', '.join(DTYPES)}")
-        # Anywhere but on CUDA, nanoGPT computes in float32 and ignores its dtype.
+        # On other devices than CUDA, nanoGPT ignores its dtype and computes in float32.
         overrides["system.dtype"] = config["dtype"] if "cuda" in str(config.get("device", "cuda")) else "float32"
     return overrides
 
 
 def checked_number(name: str, value: object) -> Number:
-    """Return the value. Raises ValueError if it is no number, or larger than any setting."""
+    """Return the value; raise ValueError if it is not a number, or is larger than any real setting."""
     if not isinstance(value, bool | int | float) or not abs(value) <= LARGEST_NUMBER:
         raise ValueError(f"{name}={value!r}: not a number")
     return value

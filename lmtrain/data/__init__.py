@@ -1,1 +1,1 @@
-"""Token files: their format, how they are made from text, the order they are read in, and the loader."""
+"""Token files: their format, how text becomes token files, the order of the samples, and the loader."""

@@ -1,4 +1,4 @@
-"""Batches from token files: a pure function of the micro-batch's index."""
+"""Loads batches from token files. Each batch is a pure function of the micro-batch's index."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,22 +16,22 @@ from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 from lmtrain.machine import total_memory
 
-IGNORE = -100  # a target that no loss counts, as in torch.nn.functional.cross_entropy
+IGNORE = -100  # a target that the loss does not count, as in torch.nn.functional.cross_entropy
 READ_BYTES = 128 << 10
-ORDER_CHUNK = 4096  # samples at most whose order is computed at once: 0.3 µs each, against 90 µs for a call
+ORDER_CHUNK = 4096  # the most samples whose order is computed in one call: 90 µs per call, 0.3 µs per sample
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Batches = Iterator[Batch]
 
 
 class Samples:
-    """Samples of one split of one folder, by number: windows of block_size + 1 tokens, in the order of `order`.
+    """The numbered samples of one split of one folder: windows of block_size + 1 tokens, in the given order.
 
-    `stream` names the order beside the seed. An id of `vocab_size` or above is refused (None: what `meta.json` says).
-    `dtype` is the type of bare files, as in `TokenFiles`.
+    The order depends on the seed and on the name `stream`. An id at or above `vocab_size` is an error (None: the
+    vocabulary size in `meta.json`). `dtype` is the type of bare files, as in `TokenFiles`.
 
     Raises:
-        DataError: the split is missing, damaged, or has not one block of block_size + 1 tokens.
+        DataError: the split is missing, damaged, or shorter than one block of block_size + 1 tokens.
     """
 
     def __init__(
@@ -54,27 +54,27 @@ class Samples:
         if self.blocks < 1:
             raise DataError(
                 f"data.block_size={block_size}: {folder / split}.bin has {len(self.tokens):,} tokens, "
-                f"too few for one block and its targets; at most {len(self.tokens) - 1}"
+                f"too few for one block and its targets; the block size can be at most {len(self.tokens) - 1}"
             )
         self._offsets: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))
         self._ready: tuple[int, Tokens] = (0, np.empty((0, block_size + 1), self.tokens.dtype))
 
     def windows(self, first: int, count: int) -> Tokens:
-        """Return samples first … first+count-1, not to be written to: (count, block_size + 1).
+        """Return samples first … first+count-1 as a read-only array, (count, block_size + 1).
 
         Raises:
-            DataError: an id that is too large, named with file and position; a file that became shorter.
+            DataError: an id is too large (the message names the file and the position), or a file became shorter.
         """
-        start, ready = self._ready  # read once: another thread may put its own there
+        start, ready = self._ready  # read once: another thread may replace it
         if not (start <= first and first + count <= start + len(ready)):
-            # Small batches are read several at once, as a call costs as much as a few rows.
+            # Several small batches are read at once, because a call costs as much as a few rows.
             calls = max(1, READ_BYTES // (count * (self.block_size + 1) * self.tokens.dtype.itemsize))
             start, ready = first, self._checked_windows(first, count, calls * count)
             self._ready = start, ready
         return ready[first - start : first - start + count]
 
     def _checked_windows(self, first: int, needed: int, count: int) -> Tokens:
-        """Return as many of `count` samples as are in order, at least `needed`."""
+        """Return `count` samples, or only the `needed` first ones if a later one has an id that is too large."""
         offsets = self._sample_offsets(first, count)
         windows = self.tokens.windows(offsets, self.block_size + 1)
         if self.vocab_size is not None and windows.max() >= self.vocab_size:
@@ -85,14 +85,14 @@ class Samples:
         return windows
 
     def locate_samples(self, first: int, count: int) -> list[tuple[Path, int]]:
-        """Return, for samples first … first+count-1, the file each begins in and the number of its first token."""
+        """Return the file and the number of the first token there, for each of samples first … first+count-1."""
         return [self.tokens.locate_token(int(offset)) for offset in self._sample_offsets(first, count)]
 
     def whole_split(self, batch_size: int) -> Batches:
         """Yield every target token of the split once, in file order.
 
-        All batches are (B, T), so that a compiled model is compiled once; where the last block is short or the last
-        batch not full, the targets left over are IGNORE.
+        All batches are (B, T), so that the model is compiled only once. If the last block is short or the last batch is
+        not full, the remaining targets are IGNORE.
         """
         batch_tokens = batch_size * self.block_size
         for start in range(0, len(self.tokens) - 1, batch_tokens):
@@ -111,12 +111,12 @@ class Samples:
         raise DataError(f"{path}: token {number:,} is {token}, not below the vocabulary size of {self.vocab_size:,}")
 
     def _sample_offsets(self, first: int, count: int) -> npt.NDArray[np.int64]:
-        """Return token offsets of consecutive samples; keep their chunk of the order for the next call."""
-        # Short epochs have orders of their own, each of which takes a call.
+        """Return the token offsets of consecutive samples; keep their chunk of the order for the next call."""
+        # Each epoch has its own order and needs its own call, so a chunk is no longer than a short epoch.
         size = min(ORDER_CHUNK, max(self.blocks, count))
         parts = []
         while count:
-            start, offsets = self._offsets  # read once: another thread may put its own chunk there
+            start, offsets = self._offsets  # read once: another thread may replace it
             if not start <= first < start + len(offsets):
                 start = first
                 offsets = self.order(
@@ -136,25 +136,34 @@ class Samples:
 
 
 def check_batch_fits(batch_size: int, block_size: int) -> None:
-    """Raise ValueError if the ids and targets of a micro-batch, of 8 bytes each, need more than this machine has."""
+    """Raise ValueError if the ids and targets of a micro-batch, 8 bytes each, need more than this machine's memory."""
     if (needed := 16 * batch_size * block_size) > total_memory():
         raise ValueError(
-            f"data.batch_size={batch_size}: the token ids of such a batch take {needed / 1e9:,.0f} GB, more than this "
-            "machine has"
+            f"data.batch_size={batch_size}: the token ids of one batch need {needed / 1e9:,.0f} GB, more than this "
+            "machine's memory; choose a smaller batch"
         )
 
 
 class TokenLoader:
-    """Samples of `block_size` tokens and the same shifted by one, from a split of the token files at `path`.
+    """Loads batches of inputs, and of targets that are one token later, from a split of a folder of token files.
 
-    Sample `s` is row `s % batch_size` of batch `s // batch_size`, for every batch size: the same global batch
-    cut into other micro-batches, or dealt out to ranks, holds the same samples. An id of `vocab_size` or above is
-    refused when it is read (null: what `meta.json` says). `dtype` is the type of files without `meta.json` or header;
-    null: uint16, unless they look like another.
+    Sample `s` is row `s % batch_size` of batch `s // batch_size`, for every batch size. So a global batch contains the
+    same samples however it is divided into micro-batches or among ranks.
+
+    Args:
+        path: The folder of token files.
+        split: The split to read, `train` or `val`.
+        batch_size: Sequences per micro-batch.
+        block_size: Tokens per sequence.
+        seed: The seed of the order.
+        order: `shuffle` visits every block once per epoch, in a new pseudo-random order; `random` draws offsets with
+            replacement; `sequential` reads the blocks in file order.
+        vocab_size: An id at or above it is an error when it is read. null: the vocabulary size in `meta.json`.
+        dtype: The number type of files without `meta.json` or header. null: uint16, unless they look like another type.
 
     Raises:
-        DataError: the split is missing, damaged, of another type, or has not one block of block_size + 1 tokens; from
-            reading, an id that is too large or a file that became shorter.
+        DataError: the split is missing, damaged, of another type, or shorter than one block of block_size + 1 tokens.
+            Reading also raises it for an id that is too large or a file that became shorter.
     """
 
     def __init__(
@@ -170,7 +179,7 @@ class TokenLoader:
     ) -> None:
         check_batch_fits(batch_size, block_size)
         self.path, self.split, self.batch_size, self.block_size, self.seed = path, split, batch_size, block_size, seed
-        self.max_samples: int | None = None  # it begins again and again
+        self.max_samples: int | None = None  # no limit: each epoch starts over
         self.samples = Samples(Path(path), split, block_size, seed, order, split, vocab_size, dtype)
 
     @property
@@ -179,7 +188,7 @@ class TokenLoader:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of source text a token of this split stands for; None where the folder has no `meta.json`.
+        """Return the UTF-8 bytes of source text per token of this split; None if the folder has no `meta.json`.
 
         Text that the tokenizer lost does not count.
         """
@@ -188,25 +197,29 @@ class TokenLoader:
 
     @property
     def sampled_bytes_per_token(self) -> float | None:
-        """The same as `bytes_per_token`, of what `batch` gives."""
+        """Return the bytes per token of the samples that `batch` returns; here the same as `bytes_per_token`."""
         return self.bytes_per_token
 
     @property
     def fingerprint(self) -> str:
-        """A text that changes with the split's contents."""
+        """Return a text that changes with the split's contents."""
         return self.samples.tokens.fingerprint
 
     @property
     def file_stamps(self) -> dict[str, list[int]]:
-        """What shows quickly that no file was touched; see `TokenFiles.file_stamps`."""
+        """Return the stamps of the files, which show quickly that no file has changed; see `TokenFiles.file_stamps`."""
         return self.samples.tokens.file_stamps
 
     def check_contents(self) -> bool:
-        """Compare the files with their checksums; return False where there are none. Raises DataError."""
+        """Compare the files with their checksums; return False if there are none.
+
+        Raises:
+            DataError: a file differs.
+        """
         return self.samples.tokens.check_contents()
 
     def epochs(self, samples: int) -> Mapping[str, float]:
-        """Return how often the data has been seen after so many samples."""
+        """Return how many times the data has been seen after `samples` samples."""
         return {self.path: samples / self.samples.blocks}
 
     def batch(self, index: int) -> Batch:
@@ -214,7 +227,7 @@ class TokenLoader:
         return inputs_and_targets(self.samples.windows(index * self.batch_size, self.batch_size))
 
     def locate_batch(self, index: int) -> list[tuple[Path, int]]:
-        """Return where each sample of micro-batch `index` comes from: file, and number of its first token there."""
+        """Return each sample's file and the number of its first token there, for micro-batch `index`."""
         return self.samples.locate_samples(index * self.batch_size, self.batch_size)
 
     def whole_split(self) -> Batches:

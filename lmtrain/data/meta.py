@@ -1,6 +1,6 @@
 """`meta.json` and the token-file format: little-endian uint16 or uint32 and nothing else.
 
-`token_files.py` reads the tokens, also of what other programs write without a `meta.json`.
+`token_files.py` reads the tokens. It also reads files that other programs write without a `meta.json`.
 """
 
 import json
@@ -17,12 +17,12 @@ from lmtrain.files.durable import sha256_of, write_atomically
 from lmtrain.files.limited import read_json_limited
 
 FORMAT_VERSION = 1
-MAX_JSON_BYTES = 64 << 20  # of a file beside tokens; a list of 100,000 shards has 12 MB
+MAX_JSON_BYTES = 64 << 20  # limit for a JSON file beside tokens; a list of 100,000 shards has 12 MB
 MAX_VOCAB_SIZE = 1 << 32
 SPLITS = ("train", "val")
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
-Tokens = npt.NDArray[Any]  # of one of these types
+Tokens = npt.NDArray[Any]  # the element type is one of DTYPES
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,11 @@ class Shard:
 
 @dataclass(frozen=True)
 class Split:
-    """A split's tokens, and the UTF-8 bytes of the text they stand for.
+    """The numbers of a split's tokens and documents, and the UTF-8 bytes of its text.
 
-    They lie in `<split>.bin`, or in `shards`, whose `sha256` is then that of theirs, one after the other. Of
-    `checked_bytes` of the text, `lost_share` is what no token stands for; 0 of 0 where the tokenizer knows every text.
+    The tokens are in `<split>.bin`, or in `shards`; then `sha256` is the checksum of all shards, one after the other.
+    `lost_share` is the share of `checked_bytes` for which the tokenizer has no token. Both are 0 if the tokenizer can
+    represent every text.
     """
 
     tokens: int
@@ -53,18 +54,18 @@ class Split:
 
     @property
     def lost_bytes(self) -> int:
-        """Return how many of the checked bytes no token stands for."""
+        """Return how many of the checked bytes have no token."""
         return round(self.lost_share * self.checked_bytes)
 
     @property
     def kept_bytes(self) -> float:
-        """UTF-8 bytes of the text that the tokens really stand for."""
+        """Return the UTF-8 bytes of the text without the lost share."""
         return self.bytes * (1 - self.lost_share)
 
 
 @dataclass(frozen=True)
 class TokenizerFile:
-    """The tokenizer stored beside the tokens it made."""
+    """The tokenizer file that is stored beside its tokens."""
 
     kind: str
     file: str
@@ -73,7 +74,7 @@ class TokenizerFile:
 
 @dataclass(frozen=True)
 class Meta:
-    """`meta.json`; `recipe` is the config that the folder was prepared with."""
+    """The contents of `meta.json`; `recipe` is the config that the folder was prepared with."""
 
     dtype: str
     vocab_size: int
@@ -85,8 +86,8 @@ class Meta:
 
     def files(self, split: str) -> tuple[Shard, ...]:
         """Return the files of a split, in order."""
-        said = self.splits[split]
-        return said.shards or (Shard(f"{split}.bin", said.tokens, said.sha256),)
+        found = self.splits[split]
+        return found.shards or (Shard(f"{split}.bin", found.tokens, found.sha256),)
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
@@ -95,10 +96,10 @@ def write_meta(folder: Path, meta: Meta) -> None:
 
 
 def read_meta(folder: Path) -> Meta | None:
-    """Return the folder's `meta.json`; None for a bare folder.
+    """Return the contents of a folder's `meta.json`; None for a folder without one.
 
     Raises:
-        DataError: it is not one that this version reads.
+        DataError: this version can't read the file.
     """
     path = folder / "meta.json"
     if not os.path.lexists(path):
@@ -106,9 +107,11 @@ def read_meta(folder: Path) -> Meta | None:
     try:
         fields = read_json_limited(path, MAX_JSON_BYTES)
         if fields["format_version"] != FORMAT_VERSION:
-            raise DataError(f"{path}: format version {fields['format_version']}, this lmtrain reads {FORMAT_VERSION}")
+            raise DataError(
+                f"{path}: has format version {fields['format_version']}, but this lmtrain reads {FORMAT_VERSION}"
+            )
         if fields["dtype"] not in DTYPES:
-            raise DataError(f"{path}: dtype {fields['dtype']!r} is none of {', '.join(DTYPES)}")
+            raise DataError(f"{path}: dtype {fields['dtype']!r} is not one of {', '.join(DTYPES)}")
         splits = {name: _split(split) for name, split in fields["splits"].items()}
         meta = Meta(**{**fields, "tokenizer": TokenizerFile(**fields["tokenizer"]), "splits": splits})
         _check_names(meta)
@@ -122,15 +125,15 @@ def read_meta(folder: Path) -> Meta | None:
 
 
 def _check_names(meta: Meta) -> None:
-    """Raise a ValueError if a file that it names is not one of the folder's own: it is read, hashed and shown."""
+    """Raise a ValueError if it names a file outside the folder. The named files are read, hashed and displayed."""
     shards = [shard.file for split in meta.splits.values() for shard in split.shards]
     for name in [*meta.splits, *shards, *([meta.tokenizer.file] if meta.tokenizer.file else [])]:
         if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\0" in name:
-            raise ValueError(f"names {name!r}, which is no file inside the folder")
+            raise ValueError(f"names {name!r}, which is not a file inside the folder")
 
 
 def _check_types(meta: Meta) -> None:
-    """Raise a TypeError if a number or checksum is none: it would fail where it is used."""
+    """Raise a TypeError if a number or checksum has the wrong type, which would fail later without a clear message."""
     shards = [shard for split in meta.splits.values() for shard in split.shards]
     counts: list[Any] = [meta.vocab_size, 0 if meta.end_of_text is None else meta.end_of_text]
     counts += [shard.tokens for shard in shards]
@@ -138,38 +141,40 @@ def _check_types(meta: Meta) -> None:
     for split in meta.splits.values():
         counts += [split.tokens, split.max_id, split.documents, split.bytes, split.checked_bytes]
         if not 0 <= split.lost_share <= 1:
-            raise ValueError(f"lost_share {split.lost_share!r} is no share")
+            raise ValueError(f"lost_share {split.lost_share!r} is not between 0 and 1")
         sums.append(split.sha256)
     if wrong := [count for count in counts if type(count) is not int or not 0 <= count < 1 << 63]:
-        raise TypeError(f"{wrong[0]!r} is no whole number from 0 on, of 63 bits")
+        raise TypeError(f"{wrong[0]!r} is not a whole number from 0 to 2^63 - 1")
     if wrong := [checksum for checksum in sums if not isinstance(checksum, str)]:
-        raise TypeError(f"{wrong[0]!r} is no checksum")
+        raise TypeError(f"{wrong[0]!r} is not a checksum")
     if not isinstance(meta.recipe, dict):
-        raise TypeError(f"recipe {meta.recipe!r}")
+        raise TypeError(f"recipe {meta.recipe!r} is not an object")
 
 
 def _check_sizes(meta: Meta) -> None:
-    """Raise a ValueError for a vocabulary that no ids can have, or shards that are not their split.
+    """Raise a ValueError if the vocabulary is too large for ids, or the shards do not add up to their split.
 
-    The files' own sizes are seen when they are opened.
+    The sizes of the files themselves are checked when the files are opened.
     """
     if not 1 <= meta.vocab_size <= MAX_VOCAB_SIZE:
-        raise ValueError(f"vocab_size {meta.vocab_size:,} is not from 1 to {MAX_VOCAB_SIZE:,}, which ids can have")
+        raise ValueError(f"vocab_size {meta.vocab_size:,} is not from 1 to {MAX_VOCAB_SIZE:,}")
     for name, split in meta.splits.items():
         if split.shards and sum(shard.tokens for shard in split.shards) != split.tokens:
-            raise ValueError(f"{name} has {split.tokens:,} tokens, but its shards together have another number")
+            raise ValueError(f"{name} has {split.tokens:,} tokens, but its shards add up to another number")
 
 
 def check_tokenizer(tokens: Path, beside: Path) -> None:
-    """Check that the tokenizer in the folder `beside` is the one that `tokens` was made with, as far as both say.
+    """Check that the tokenizer in the folder `beside` is the one that made the tokens in the folder `tokens`.
+
+    Does nothing if `beside` has no tokenizer or `tokens` has no `meta.json`.
 
     Raises:
-        DataError: it is another.
+        DataError: it is a different tokenizer.
     """
     meta = read_meta(tokens)
     path = beside / (meta.tokenizer.file if meta else "")
     if meta and path.is_file() and sha256_of(path) != meta.tokenizer.sha256:
-        raise DataError(f"{path}: not the tokenizer that {tokens} was made with; its ids would mean other text")
+        raise DataError(f"{path}: not the tokenizer that {tokens} was made with, so its ids would mean other text")
 
 
 def _split(fields: dict[str, Any]) -> Split:
@@ -177,5 +182,5 @@ def _split(fields: dict[str, Any]) -> Split:
 
 
 def smallest_dtype(vocab_size: int) -> str:
-    """Return uint16 as long as every id fits in it, else uint32."""
+    """Return uint16 if every id fits in it, otherwise uint32."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"

@@ -1,4 +1,4 @@
-"""Several datasets in given proportions, as one loader."""
+"""Mixes several datasets in given proportions, as one loader."""
 
 import hashlib
 from bisect import bisect_right
@@ -18,11 +18,11 @@ from lmtrain.data.loader import Batch, Batches, Samples, check_batch_fits, input
 from lmtrain.data.order import interleave
 from lmtrain.errors import DataError
 
-LARGEST_PERIOD = 100_000  # samples after which the proportions repeat: five digits of a weight
+LARGEST_PERIOD = 100_000  # the most samples before the proportions repeat, enough for weights of five digits
 
 
 class Phase(NamedTuple):
-    """Samples from `start` on, until a source is used up: `period[slot]` says whose sample it is, again and again."""
+    """The samples from `start` until a source is used up; `period` gives the source of each, and repeats."""
 
     start: int
     period: npt.NDArray[np.int64]  # (D,) the source of each slot
@@ -32,18 +32,30 @@ class Phase(NamedTuple):
 
 
 class Mixture:
-    """Samples of several folders of token files, `weights[name]` of them from `paths[name]`, in any unit.
+    """Loads batches whose samples come from several folders of token files, in given proportions.
 
-    Which sample of which source a batch holds is a pure function of (weights, seed, index). In the first n samples
-    each source has its share to within one block, for every n; so in any window, too, if there are two sources, and
-    to within two blocks if there are more (within one is impossible then: Fraenkel's conjecture). A source that was
-    seen `max_epochs[name]` times drops out, and the others share its place in their proportions. `dtype` is the type of
-    all files without `meta.json` or header (null: uint16).
+    The samples of a batch are a pure function of (weights, seed, index). Among the first n samples, for every n, each
+    source has its share to within one block. With two sources, the same is true for every window of n samples; with
+    more sources, each has its share of a window to within two blocks (one is impossible: Fraenkel's conjecture).
+
+    Args:
+        paths: The folder of token files of each source, by name. All must be made with the same tokenizer.
+        weights: The share of the samples that come from each source, by name, in any unit.
+        split: The split to read, `train` or `val`.
+        batch_size: Sequences per micro-batch.
+        block_size: Tokens per sequence.
+        seed: The seed of the order.
+        max_epochs: How many times each source may be seen, by name. A source that is used up drops out, and the others
+            share its place in their proportions. null: no limit.
+        order: The order within each source, as in `TokenLoader`.
+        vocab_size: An id at or above it is an error when it is read. null: the vocabulary size in `meta.json`.
+        dtype: The number type of all files without `meta.json` or header. null: uint16, unless they look like another
+            type.
 
     Raises:
-        DataError: a folder is damaged, or was made with another tokenizer than the first; from reading, when every
-            source is used up.
-        ValueError: names that differ between paths and weights; weights of too many digits.
+        DataError: a folder is damaged, or was made with another tokenizer than the first. Reading also raises it when
+            every source is used up.
+        ValueError: paths and weights have different names, or the weights have too many digits.
     """
 
     def __init__(
@@ -60,11 +72,13 @@ class Mixture:
         dtype: Literal["uint8", "uint16", "uint32", "uint64", "int16", "int32", "int64"] | None = None,
     ) -> None:
         if not paths or paths.keys() != weights.keys():
-            raise ValueError(f"data.weights: needs one for each of data.paths ({', '.join(paths) or 'none given'})")
+            raise ValueError(
+                f"data.weights: needs one weight for each name in data.paths ({', '.join(paths) or 'none given'})"
+            )
         if unknown := (max_epochs or {}).keys() - paths.keys():
-            raise ValueError(f"data.max_epochs.{min(unknown)}: no such source; there are {', '.join(paths)}")
+            raise ValueError(f"data.max_epochs.{min(unknown)}: no such source; the names are {', '.join(paths)}")
         check_batch_fits(batch_size, block_size)
-        weights = {name: weights[name] for name in paths}  # in one order
+        weights = {name: weights[name] for name in paths}  # in the order of paths
         self.split, self.batch_size, self.block_size, self.seed = split, batch_size, block_size, seed
         self.path = " + ".join(paths.values())
         self.sources = {
@@ -74,7 +88,7 @@ class Mixture:
         self._weights = weights
         _check_tokenizers(self.sources)
         limits = [
-            # Validation looks at the whole split, or at as much of it as the trainer asks for.
+            # Validation has no limit: the trainer decides how much of the split it reads.
             samples.blocks * max_epochs[name] if split == "train" and max_epochs and name in max_epochs else None
             for name, samples in self.sources.items()
         ]
@@ -86,7 +100,7 @@ class Mixture:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of source text a token of this split stands for; None where a folder does not say."""
+        """Return the UTF-8 bytes of source text per token of this split; None if a folder has no `meta.json`."""
         splits = [samples.meta.splits[self.split] for samples in self.sources.values() if samples.meta]
         if len(splits) < len(self.sources):
             return None
@@ -94,7 +108,7 @@ class Mixture:
 
     @property
     def sampled_bytes_per_token(self) -> float | None:
-        """The same as `bytes_per_token`, of what `batch` gives: by weight."""
+        """Return the bytes per token of the samples that `batch` returns, where each source counts by its weight."""
         per_token = {
             name: split.kept_bytes / split.tokens
             for name, samples in self.sources.items()
@@ -106,13 +120,13 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """A text that changes with the contents of any source, and with their names and order."""
+        """Return a text that changes with the contents of any source, and with their names and order."""
         parts = [(name, samples.tokens.fingerprint) for name, samples in self.sources.items()]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     @property
     def file_stamps(self) -> dict[str, list[int]]:
-        """What shows quickly that no file was touched; see `TokenFiles.file_stamps`."""
+        """Return the stamps of the files, which show quickly that no file has changed; see `TokenFiles.file_stamps`."""
         return {
             f"{name}/{file}": stamp
             for name, samples in self.sources.items()
@@ -120,12 +134,16 @@ class Mixture:
         }
 
     def check_contents(self) -> bool:
-        """Compare the files with their checksums; return False where one has none. Raises DataError."""
+        """Compare the files with their checksums; return False if a source has none.
+
+        Raises:
+            DataError: a file differs.
+        """
         checked = [samples.tokens.check_contents() for samples in self.sources.values()]
         return all(checked)
 
     def epochs(self, samples: int) -> Mapping[str, float]:
-        """Return how often each source has been seen after so many samples."""
+        """Return how many times each source has been seen after `samples` samples."""
         _, numbers = self._assign(samples if self.max_samples is None else min(samples, self.max_samples), 0)
         return {name: n / source.blocks for n, (name, source) in zip(numbers, self.sources.items(), strict=True)}
 
@@ -133,11 +151,14 @@ class Mixture:
         """Return micro-batch `index` ≥ 0: inputs and targets, int64 (B, T) on the CPU.
 
         Raises:
-            DataError: every source has been seen as often as `max_epochs` allows.
+            DataError: every source is used up.
         """
         first = index * self.batch_size
         if self.max_samples is not None and first + self.batch_size > self.max_samples:
-            raise DataError(f"data.max_epochs: all sources are used up after {self.max_samples:,} samples")
+            raise DataError(
+                f"data.max_epochs: all sources are used up after {self.max_samples:,} samples; allow more epochs, or "
+                "train for fewer steps"
+            )
         source_of, firsts = self._assign(first, self.batch_size)
         dtype = np.result_type(*(samples.tokens.dtype for samples in self.sources.values()))
         windows = np.empty((self.batch_size, self.block_size + 1), dtype)
@@ -148,7 +169,7 @@ class Mixture:
         return inputs_and_targets(windows)
 
     def locate_batch(self, index: int) -> list[tuple[Path, int]]:
-        """Return where each sample of micro-batch `index` comes from: file, and number of its first token there."""
+        """Return each sample's file and the number of its first token there, for micro-batch `index`."""
         source_of, firsts = self._assign(index * self.batch_size, self.batch_size)
         places = [
             iter(samples.locate_samples(int(first), int((source_of == number).sum())))
@@ -161,7 +182,7 @@ class Mixture:
         return chain.from_iterable(samples.whole_split(self.batch_size) for samples in self.sources.values())
 
     def _assign(self, first: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Return the source of each of `count` samples from `first` on, and how many samples of each are before."""
+        """Return the source of each of `count` samples from `first` on, and each source's number of earlier samples."""
         source_of = np.empty(count, np.int64)
         starts = [phase.start for phase in self._phases]
         current = bisect_right(starts, first) - 1
@@ -179,10 +200,10 @@ class Mixture:
 
 
 def whole_shares(weights: Mapping[str, float]) -> list[int]:
-    """Return the smallest whole numbers in the proportions of the weights, taken as the decimals they are written as.
+    """Return the smallest whole numbers in the same proportions as the weights, which count as exact decimals.
 
     Raises:
-        ValueError: they add up to more than LARGEST_PERIOD.
+        ValueError: the numbers add up to more than LARGEST_PERIOD.
     """
     exact = [Fraction(repr(weight)) for weight in weights.values()]
     common = reduce(lambda a, b: a * b // gcd(a, b), (weight.denominator for weight in exact))
@@ -191,14 +212,14 @@ def whole_shares(weights: Mapping[str, float]) -> list[int]:
     if sum(whole) > LARGEST_PERIOD:
         written = ", ".join(f"{name}={weight}" for name, weight in weights.items())
         raise ValueError(
-            f"data.weights: {written} repeat only after {sum(whole):,} samples, more than {LARGEST_PERIOD:,}; round "
-            "them to shares of three digits, say"
+            f"data.weights: {written} repeat only after {sum(whole):,} samples, but at most {LARGEST_PERIOD:,} are "
+            "allowed; round the weights, for example to three digits"
         )
     return whole
 
 
 def mixture_phases(weights: list[int], limits: list[int | None]) -> tuple[list[Phase], int | None]:
-    """Return the phases, in which ever fewer sources are left, and the sample after the last (None: there is none)."""
+    """Return the phases, each with fewer sources than the one before, and the total of the samples (None: no end)."""
     phases: list[Phase] = []
     used = np.zeros(len(weights), np.int64)
     start = 0
@@ -231,4 +252,6 @@ def _check_tokenizers(sources: Mapping[str, Samples]) -> None:
     first = next(iter(made_with), "")
     for name, sha256 in made_with.items():
         if sha256 != made_with[first]:
-            raise DataError(f"data.paths.{name}: made with another tokenizer than data.paths.{first}")
+            raise DataError(
+                f"data.paths.{name}: made with another tokenizer than data.paths.{first}; prepare all with the same one"
+            )

@@ -1,6 +1,6 @@
-"""The order samples are read in: pure functions of (sample number, seed, split), O(1) to reach any of them.
+"""The order of samples, as pure functions of (sample number, seed, split). Any sample is reached in O(1).
 
-`ORDER_VERSION` stands for everything here: a change that alters any order must change it.
+A change to this module that alters any order must also change `ORDER_VERSION`.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 ORDER_VERSION = 1
-ROUNDS = 12  # at 8 a chi-squared test over all orders of five elements fails
+ROUNDS = 12  # with 8, a chi-squared test over all orders of five elements fails
 
 UInt64s = npt.NDArray[np.uint64]
 Int64s = npt.NDArray[np.int64]
@@ -27,7 +27,7 @@ def derive_keys(*parts: object, count: int) -> UInt64s:
 
 
 def _splitmix64(x: UInt64s) -> UInt64s:
-    """The finaliser of Steele et al., "Fast splittable pseudorandom number generators" (2014); wraps on purpose."""
+    """Apply the finaliser of Steele et al., "Fast splittable pseudorandom number generators" (2014), modulo 2^64."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,9 +37,9 @@ def _splitmix64(x: UInt64s) -> UInt64s:
 def permute(indices: Int64s, n: int, *, seed: int, stream: str, epoch: int) -> Int64s:
     """Return where a pseudo-random permutation of range(n) sends each index, in O(1) memory.
 
-    An additive Feistel network on Z_a × Z_b with a ≈ b ≈ √n is a bijection of range(a·b) by construction; an
-    output ≥ n walks on along its cycle until it is inside (Black and Rogaway, "Ciphers with arbitrary finite
-    domains", 2002), which takes less than one extra pass on average.
+    An additive Feistel network on Z_a × Z_b with a ≈ b ≈ √n is a bijection of range(a·b) by construction. An
+    output ≥ n is fed in again until it is below n (Black and Rogaway, "Ciphers with arbitrary finite domains",
+    2002). On average this needs less than one extra pass.
     """
     side = math.isqrt(n - 1) + 1
     a, b = np.uint64(side), np.uint64(-(-n // side))
@@ -57,7 +57,7 @@ def permute(indices: Int64s, n: int, *, seed: int, stream: str, epoch: int) -> I
 
 
 def shuffle(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
-    """Return offsets of samples first … first+count-1: every whole block once an epoch, in an order of its own."""
+    """Return offsets of samples first … first+count-1: every whole block once per epoch, each epoch in a new order."""
     n = block_count(tokens, block_size)
     samples = np.arange(first, first + count)
     offsets = np.empty(count, np.int64)
@@ -70,7 +70,7 @@ def shuffle(first: int, count: int, *, tokens: int, block_size: int, seed: int, 
 def random(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
     """Return uniform offsets with replacement: word number `sample` of a Philox stream, scaled by multiply-shift."""
     n = tokens - block_size
-    # Raw words alone: numpy's Generator methods may change between versions. A counter step makes four words.
+    # Only raw words, because numpy's Generator methods may change between versions. A counter step makes four words.
     generator = np.random.Philox(key=derive_keys("random", seed, stream, count=2), counter=first // 4)
     words = generator.random_raw(first % 4 + count)[first % 4 :].astype(np.uint64)
     # floor(word · n / 2^64) in 32-bit halves, exact for n < 2^63.
@@ -84,7 +84,7 @@ def random(first: int, count: int, *, tokens: int, block_size: int, seed: int, s
 
 
 def sequential(first: int, count: int, *, tokens: int, block_size: int, seed: int, stream: str) -> Int64s:
-    """Return the offsets of blocks in file order, from the start again after the last."""
+    """Return the offsets of blocks in file order; after the last block, the first one follows again."""
     samples = np.arange(first, first + count, dtype=np.int64)
     return np.asarray(samples % block_count(tokens, block_size) * block_size, dtype=np.int64)
 
@@ -95,20 +95,22 @@ def block_count(tokens: int, block_size: int) -> int:
 
 
 def interleave(shares: Sequence[int]) -> Int64s:
-    """Return which source each of sum(shares) samples comes from: source k `shares[k]` times, evenly spread.
+    """Return the source of each of sum(shares) samples: source k comes `shares[k]` times, evenly spread.
 
-    Among the first n there are n · shares[k] / sum(shares) of source k, to within 1 - 1 / (2K - 2) for K sources; so
-    it is when the whole repeats. Source: Tijdeman, "The chairman assignment problem" (1980).
+    The first n samples contain n · shares[k] / sum(shares) samples of source k, to within 1 - 1 / (2K - 2) for K
+    sources. This also holds if the result is repeated. Source: Tijdeman, "The chairman assignment problem" (1980).
     """
     total, sources = sum(shares), range(len(shares))
     slack = max(2 * len(shares) - 2, 1)
     counts = [0] * len(shares)
     chosen = np.empty(total, np.int64)
     for n in range(total):
-        # How far each one lags behind its share, in 1 / total samples, if it is not taken now.
+        # How far each source falls behind its share if it is not chosen now, in units of 1 / total samples.
         lags = [shares[k] * (n + 1) - counts[k] * total for k in sources]
         due = [k for k in sources if lags[k] * slack >= total]
-        k = min(due, key=lambda k: ((total * (slack - 1) - lags[k] * slack) / shares[k], k))  # the first to be late
+        k = min(
+            due, key=lambda k: ((total * (slack - 1) - lags[k] * slack) / shares[k], k)
+        )  # the one with the earliest deadline
         chosen[n] = k
         counts[k] += 1
     return chosen

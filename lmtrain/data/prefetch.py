@@ -1,4 +1,4 @@
-"""Micro-batches, made beside the step and copied to the device."""
+"""Loads micro-batches in a thread during the training step, and copies them to the device."""
 
 import itertools
 import queue
@@ -13,7 +13,7 @@ from lmtrain.data.loader import IGNORE, Batch
 
 
 class MicroBatch(NamedTuple):
-    """Inputs and targets (B, T) on the device, and how many of the targets count, known without asking the device."""
+    """Inputs and targets (B, T) on the device, and how many targets count, known without asking the device."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -21,22 +21,22 @@ class MicroBatch(NamedTuple):
 
     @classmethod
     def of(cls, x: torch.Tensor, y: torch.Tensor, *, pin: bool) -> Self:
-        """Return the micro-batch of tensors that are still on the CPU, in pinned memory if asked for."""
+        """Return a micro-batch of CPU tensors, in pinned memory if `pin` is set."""
         n_targets = int(torch.count_nonzero(y != IGNORE))
         return cls(x.pin_memory(), y.pin_memory(), n_targets) if pin else cls(x, y, n_targets)
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """Start the copy to a device; the host does not wait for it where the memory is pinned."""
+        """Start the copy to a device. The host does not wait for it if the memory is pinned."""
         if device.type == "cpu":
             return self
         return MicroBatch(self.x.to(device, non_blocking=True), self.y.to(device, non_blocking=True), self.n_targets)
 
 
 class Prefetcher:
-    """Yields `batch(start)`, `batch(start + 1)`, … made by a thread up to `depth` ahead and moved to the device.
+    """Yields `batch(start)`, `batch(start + 1)`, … on the device; a thread makes up to `depth` of them ahead.
 
     On CUDA the thread pins the memory and the copy does not block. An error in `batch` is raised by the `next`
-    that would have returned its result. Use it as a context manager: leaving it ends the thread.
+    that would have returned its result. Use it as a context manager: leaving the context stops the thread.
     """
 
     def __init__(self, batch: Callable[[int], Batch], start: int, device: torch.device, depth: int = 8) -> None:
@@ -52,7 +52,7 @@ class Prefetcher:
     def __next__(self) -> MicroBatch:
         item = self._queue.get()
         if isinstance(item, BaseException):
-            self._queue.put(item)  # the thread has ended: a caller that asks again gets the same error
+            self._queue.put(item)  # the thread has stopped: a caller that asks again gets the same error
             raise item
         return item.to(self._device)
 
@@ -63,7 +63,7 @@ class Prefetcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        while self._thread.is_alive():  # it may wait for a free place in the queue
+        while self._thread.is_alive():  # it may be waiting for a free place in the queue
             while not self._queue.empty():
                 self._queue.get_nowait()
             self._thread.join(timeout=0.05)

@@ -1,4 +1,4 @@
-"""Text → tokenizer → token files: `Recipe(source, tokenizer, holdout).prepare(path)`, described by `prepare.*`."""
+"""Prepares token files: text → tokenizer → tokens. `Recipe` is what the config keys `prepare.*` describe."""
 
 import contextlib
 import os
@@ -30,16 +30,22 @@ from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.units import si
 
-COMMIT_SECONDS = 2.0  # between commits: what a kill costs at most
+COMMIT_SECONDS = 2.0  # time between commits, and so the most work that a kill can lose
 LOST_SETTING = "prepare.max_lost_share"
-UNRECORDED = ("workers", "max_lost_share")  # settings that change nothing in what is made
-SPARE_BYTES = 64 << 20  # of disk space, beside the tokens
+UNRECORDED = ("workers", "max_lost_share")  # settings that do not change the files
+SPARE_BYTES = 64 << 20  # disk space needed besides the tokens
 
 
 class Recipe:
-    """How a folder of token files is made from text; `workers` processes encode (null: one a core).
+    """Makes a folder of token files from text.
 
-    Text of which the tokenizer has no tokens for more than `max_lost_share` is refused.
+    Args:
+        source: The text (`prepare/source`).
+        tokenizer: The tokenizer, trained on the text or loaded (`prepare/tokenizer`).
+        holdout: The rule that says which text is held out for validation (`prepare/holdout`).
+        workers: Processes that encode. null: one per core, or a single one for little text.
+        max_lost_share: The largest share of the text's bytes for which the tokenizer may have no token. Text that loses
+            more is refused.
     """
 
     def __init__(
@@ -54,40 +60,41 @@ class Recipe:
         self.max_lost_share = max_lost_share
 
     def prepare(self, path: Path, settings: Mapping[str, Any], progress: DataProgress) -> Meta:
-        """Make the folder: in a hidden one beside it, which is moved to its place when complete.
+        """Make the folder under a hidden name beside `path`, and rename it when it is complete.
 
-        A process that was killed left that folder; this one goes on from its last commit if settings and text are the
-        same. `settings` is the config this object was built from; it is kept in `meta.json`.
+        If an earlier process was killed and has left that hidden folder, this call continues from its last commit,
+        provided that settings and text are the same. `settings` is the config that this object was built from; it is
+        recorded in `meta.json`.
 
         Raises:
-            ValueError: no text, a split without any, text that the tokenizer can't encode.
-            OSError: no space left on the disk, say; the next call goes on.
+            ValueError: there is no text, a split gets no text, or the tokenizer can't encode the text.
+            OSError: for example no space is left on the disk. The next call continues.
         """
         partial = path.with_name(f".partial-{path.name}")
-        refuse_links(partial.parent, [partial.name])  # what lies there is written over
+        refuse_links(partial.parent, [partial.name])  # existing files are overwritten
         refuse_links(partial)
         with locked_folder(
             partial, lambda: progress.console.print("another process is preparing this; waiting for it …")
         ):
-            if path.exists():  # another process made it meanwhile; the same recipe makes the same files
+            if path.exists():  # another process has made it; the same recipe makes the same files
                 _remove_unfinished(partial)
                 return _read_existing(path, settings)
             try:
                 meta = self._prepare(path, partial, settings, progress)
-            except ValueError:  # a mistake in settings or text
+            except ValueError:  # the user's mistake in settings or text
                 if (left := read_journal(partial)) is None or not left.splits:
                     _remove_unfinished(partial)
                 raise
             os.rename(partial, path)
             sync(path.parent)
-            (path / JOURNAL_FILE).unlink()  # not before: a kill in between would find the work of nobody
+            (path / JOURNAL_FILE).unlink()  # only now: without the journal, nobody could continue after a kill
         return meta
 
     def _prepare(self, path: Path, folder: Path, settings: Mapping[str, Any], progress: DataProgress) -> Meta:
         journal, inputs = self._earlier(folder, settings, progress) or self._begin(folder, settings, progress)
         total = self.source.text_bytes(inputs)
         if total == 0:
-            raise ValueError("prepare.source: no text in it")
+            raise ValueError("prepare.source: contains no text")
         progress.console.print(f"preparing {path}" + (f" from {si(total)}B of text" if total else "") + " …")
         if not journal.tokenizer:
             save_tokenizer(folder, self.tokenizer.fit(TrainingText(self.source, self.holdout, total, progress)))
@@ -100,7 +107,7 @@ class Recipe:
     def _earlier(
         self, folder: Path, settings: Mapping[str, Any], progress: DataProgress
     ) -> tuple[Journal, Inputs] | None:
-        """Return where another process stopped, if it is of use."""
+        """Return the state of an earlier process, if this one can continue from it."""
         journal, inputs = read_journal(folder), read_inputs(folder)
         if journal is None or inputs is None:
             return None
@@ -108,11 +115,11 @@ class Recipe:
         if changed := changed_settings(journal.recipe, settings) or self.source.changes(inputs):
             if tokens:
                 raise DataError(
-                    f"{folder}: is an unfinished preparation of {tokens:,} tokens so far, and since then changed: "
-                    f"{'; '.join(changed)}; go on as it was begun, or remove it to begin anew"
+                    f"{folder}: is an unfinished preparation of {tokens:,} tokens so far, and this has changed since: "
+                    f"{'; '.join(changed)}; undo the change to continue, or remove the folder to start over"
                 )
             return None
-        progress.console.print(f"going on where an earlier process stopped, after {tokens:,} tokens")
+        progress.console.print(f"continuing where an earlier process stopped, after {tokens:,} tokens")
         return journal, inputs
 
     def _begin(self, folder: Path, settings: Mapping[str, Any], progress: DataProgress) -> tuple[Journal, Inputs]:
@@ -120,9 +127,9 @@ class Recipe:
         inputs = self.source.scan(progress.advance)
         for remark in remarks_on(inputs):
             progress.console.print(printable(f"note: {remark}"), style="yellow")
-        for entry in folder.iterdir():  # after the text was found good: it may be the disk it is on that is gone
+        for entry in folder.iterdir():  # only after the scan: the text may be on a disk that is not mounted now
             if not _is_unfinished(entry):
-                raise DataError(f"{entry}: not of a preparation of lmtrain, which needs this folder; move it away")
+                raise DataError(f"{entry}: not a file of lmtrain, which needs this folder; move it away")
             entry.unlink()
         write_inputs(folder, inputs)
         journal = Journal(settings)
@@ -138,7 +145,7 @@ class Recipe:
                 for split in SPLITS
             }
         except ValueError as error:
-            progress.console.print(f"starting anew: {error}")
+            progress.console.print(f"starting over: {error}")
             journal.splits, journal.position = {}, None
             writers = {split: SplitWriter(_unfinished_file(folder, split), itemsize, None) for split in SPLITS}
         done = sum(split.bytes for split in journal.splits.values())
@@ -166,7 +173,7 @@ class Recipe:
         for split, counted in journal.splits.items():
             if counted.tokens < 2:
                 raise ValueError(
-                    f"prepare.holdout: the {split} split got {counted.tokens} tokens; hold out another share "
+                    f"prepare.holdout: the {split} split has only {counted.tokens} tokens; hold out another share "
                     "(prepare.holdout.val_share), other names (prepare.holdout.val) or the tail of each document "
                     "(prepare/holdout=tail)"
                 )
@@ -174,7 +181,7 @@ class Recipe:
         journal.write(folder)
 
     def _check_space(self, folder: Path, left_bytes: int, encoder: Encoder) -> None:
-        """Refuse to start what the disk can't hold, going by the first text's tokens a byte."""
+        """Raise OSError if the disk has too little space, estimated from the tokens per byte of the first texts."""
         first = next(_text_batches(self.source, self.holdout, None), TextBatch([], None))
         chunks = encoder(first.texts).values()
         tokens_per_byte = sum(chunk.tokens for chunk in chunks) / max(1, sum(chunk.bytes for chunk in chunks))
@@ -182,12 +189,12 @@ class Recipe:
         free = free_bytes(folder)
         if free is not None and free < needed:
             raise OSError(
-                f"{folder.parent}: the tokens need about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make "
-                "room, or give another place (data.path, LMTRAIN_DATA)"
+                f"{folder.parent}: the tokens need about {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free; "
+                "free some space, or choose another folder (data.path, LMTRAIN_DATA)"
             )
 
     def _finish(self, folder: Path, journal: Journal) -> Meta:
-        """Give the files their names; done again, it does no harm."""
+        """Give the files their final names and write `meta.json`; a second call does no harm."""
         for split in journal.splits:
             if _unfinished_file(folder, split).exists():
                 os.rename(_unfinished_file(folder, split), folder / f"{split}.bin")
@@ -213,19 +220,19 @@ def _text_batches(source: Source, holdout: Holdout, position: Any) -> Iterator[T
 
 
 def _unfinished_file(folder: Path, split: str) -> Path:
-    """Return the name of a file that is no `.bin` yet, as a folder of those can be read without `meta.json`."""
+    """Return a split's file name before it is complete. It is not `.bin`, because bare `.bin` files can be read."""
     return folder / f"{split}.unfinished"
 
 
 def _is_unfinished(entry: Path) -> bool:
-    """Return whether an entry of the hidden folder is a file that a preparation writes."""
+    """Return whether an entry of the hidden folder is one of lmtrain's own files."""
     own = {JOURNAL_FILE, INPUTS_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "meta.json"}
     own |= {f"{split}.{suffix}" for split in SPLITS for suffix in ("unfinished", "bin")}
     return entry.name.removeprefix(".tmp-") in own and not entry.is_dir()
 
 
 def _remove_unfinished(folder: Path) -> None:
-    """Remove the hidden folder of a preparation; what others have put there stays, and the folder with it."""
+    """Remove lmtrain's files from the hidden folder, and the folder itself if nothing else is in it."""
     for entry in filter(_is_unfinished, list(folder.iterdir())):
         entry.unlink()
     with contextlib.suppress(OSError):
@@ -233,16 +240,16 @@ def _remove_unfinished(folder: Path) -> None:
 
 
 def _read_existing(path: Path, settings: Mapping[str, Any]) -> Meta:
-    """Return the meta of a folder that is there.
+    """Return the meta of an existing folder.
 
     Raises:
-        DataError: it was prepared with other settings, or not at all; the message lists what differs.
+        DataError: it was prepared with other settings, which the message lists, or not by lmtrain.
     """
     meta = read_meta(path)
     if meta is None:
-        to_train = f"; data=tokens data.path={path} trains on it as it is" if any(path.glob("*.bin")) else ""
+        to_train = f"; to train on it, use data=tokens data.path={path}" if any(path.glob("*.bin")) else ""
         raise DataError(
-            f"data.path={path}: has no meta.json, so it was made elsewhere{to_train}; to prepare, give a new folder"
+            f"data.path={path}: has no meta.json, so lmtrain did not make it{to_train}; to prepare, give a new folder"
         )
     if changed := changed_settings(meta.recipe, settings):
         raise DataError(
@@ -260,13 +267,13 @@ def prepare(
     *,
     check_text: bool = False,
 ) -> tuple[Meta, float]:
-    """Make the token folder unless it is there; return its meta, and the seconds it took (0 if it was there).
+    """Make the token folder unless it exists; return its meta, and the seconds needed (0 if it existed).
 
     Raises:
-        ValueError: it is there and was made with other settings, or (`check_text`) from other text.
+        ValueError: it exists and was made with other settings, or, with `check_text`, from other text.
     """
     if not path.name or path.is_file():
-        raise DataError(f"data.path={path}: give a folder of its own")
+        raise DataError(f"data.path={path}: not a folder name; give a new folder for the token files")
     settings = {key: value for key, value in config.items() if key not in UNRECORDED}
     if path.exists() and any(path.iterdir()):
         meta = _read_existing(path, settings)
@@ -277,14 +284,14 @@ def prepare(
                 "remove the folder to prepare it again"
             )
         return meta, 0.0
-    place = path.resolve() if path.is_symlink() else path  # a link stays, and what it leads to is made
+    place = path.resolve() if path.is_symlink() else path  # keep a link, and make its target
     if place.exists():
         try:
             place.rmdir()
         except OSError as error:
             raise DataError(
-                f"data.path={path}: can't be replaced by the new token folder ({error.strerror}), as a mounted volume "
-                f"can't; give a folder in it: data.path={path / 'tokens'}"
+                f"data.path={path}: can't be replaced by the new token folder ({error.strerror}), for example because "
+                f"it is a mounted volume; give a folder inside it: data.path={path / 'tokens'}"
             ) from error
     started = time.perf_counter()
     return build(config).prepare(place, settings, progress), time.perf_counter() - started

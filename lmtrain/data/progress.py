@@ -1,4 +1,4 @@
-"""How far a preparation or inspection is: a bar in a terminal, a line now and then elsewhere."""
+"""Shows the progress of a preparation or inspection: a bar in a terminal, otherwise a line every 30 seconds."""
 
 import time
 from types import TracebackType
@@ -11,7 +11,7 @@ from rich.text import Text
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration, si
 
-LINE_SECONDS = 30.0  # between lines where there is no terminal
+LINE_SECONDS = 30.0  # time between lines if there is no terminal
 
 
 class TokensPerSecond(ProgressColumn):
@@ -21,7 +21,7 @@ class TokensPerSecond(ProgressColumn):
 
 
 class DataProgress:
-    """Shows bytes of data done, tokens a second and time left, stage by stage. Use it as a context manager."""
+    """A context manager that shows, for each stage, the bytes done, the tokens per second and the time left."""
 
     def __init__(self, output: Console = console) -> None:
         self.console = output
@@ -38,7 +38,7 @@ class DataProgress:
         self.stage("starting", None)
 
     def stage(self, name: str, total_bytes: int | None, done_bytes: int = 0) -> None:
-        """Begin a stage on so many bytes of text (None: unknown), some of them done by an earlier process."""
+        """Begin a stage of `total_bytes` bytes of text (None: unknown); an earlier process has done `done_bytes`."""
         for task in self._bar.task_ids:
             self._bar.remove_task(task)
         self._task = self._bar.add_task(name, total=total_bytes, completed=done_bytes, tokens=0)

@@ -1,4 +1,4 @@
-"""A tokenizer as it is stored: `tokenizer.json`, and `tokenizer_config.json` so that transformers loads the folder."""
+"""Stores and loads tokenizers: `tokenizer.json`, and `tokenizer_config.json` so that transformers loads the folder."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +19,10 @@ from lmtrain.files.limited import read_json_limited, read_limited
 
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
-MAX_TOKENIZER_BYTES = 256 << 20  # a million tokens take some 80 MB
+MAX_TOKENIZER_BYTES = 256 << 20  # a million tokens need about 80 MB
 
 END_OF_TEXT = "<|endoftext|>"
-# Of GPT-2 and most after it, Llama 3, SentencePiece, Gemma, DeepSeek.
+# The end-of-text tokens of GPT-2 and most later models, Llama 3, SentencePiece, Gemma and DeepSeek.
 WELL_KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<｜end▁of▁sentence｜>")
 
 Ids = npt.NDArray[np.uint32]
@@ -31,35 +31,35 @@ Encode = Callable[[Sequence[str]], list[Ids]]
 
 @dataclass(frozen=True)
 class StoredTokenizer:
-    """What lies beside token files and travels with runs; `end_of_text` ends every document (None: nothing does).
+    """A tokenizer that is stored with token files and runs; `end_of_text` is the id that ends each document, or None.
 
-    Text is encoded as it is: nothing is added or left out, and "<|endoftext|>" in it is text as well. The tokenizer
-    given is set up for that.
+    It encodes text exactly: nothing is added or left out, and "<|endoftext|>" in a text is ordinary text. The settings
+    of the given `tokenizer` are changed accordingly.
     """
 
     tokenizer: Tokenizer
     end_of_text: int | None
 
     def __post_init__(self) -> None:
-        self.tokenizer.encode_special_tokens = True  # tokenizer.json does not keep this one
+        self.tokenizer.encode_special_tokens = True  # tokenizer.json does not store this setting
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        if self.tokenizer.num_special_tokens_to_add(is_pair=False):  # a BOS template, say
+        if self.tokenizer.num_special_tokens_to_add(is_pair=False):  # for example a BOS template
             self.tokenizer.post_processor = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return StoredTokenizer, (self.tokenizer, self.end_of_text)  # so that it is set up again
+        return StoredTokenizer, (self.tokenizer, self.end_of_text)  # __post_init__ runs again in the other process
 
     @cached_property
     def vocab_size(self) -> int:
-        """Return the largest id + 1; ids may have gaps."""
+        """Return the largest id + 1; there may be unused ids below it."""
         return max(self.tokenizer.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """Return the text's ids.
 
         Raises:
-            ValueError: it has characters that the tokenizer does not know, or that are no Unicode.
+            ValueError: the text has characters that the tokenizer does not know, or that are not valid Unicode.
         """
         ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
@@ -74,17 +74,17 @@ class StoredTokenizer:
             surrogates = [character for character in characters if "\ud800" <= character <= "\udfff"]
             by_character = isinstance(self.tokenizer.model, models.WordLevel)
             if unknown := surrogates or [
-                one for one in characters if by_character and self.tokenizer.token_to_id(one) is None
+                character for character in characters if by_character and self.tokenizer.token_to_id(character) is None
             ]:
                 raise ValueError(unknown_characters(unknown)) from error
             raise ValueError(f"the tokenizer can't encode the text ({error})") from error
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Return the text of the ids; what was encoded if the tokenizer loses nothing.
+        """Return the text of the ids; it is the encoded text if the tokenizer loses nothing.
 
         Raises:
-            ValueError: the tokenizer's own decoder fails.
+            ValueError: the tokenizer's decoder fails.
         """
         try:
             return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
@@ -94,7 +94,7 @@ class StoredTokenizer:
 
 
 def _raise_unless_of_the_library(error: BaseException) -> None:
-    """Raise the error again unless the tokenizers library may have raised it: any Exception, or a panic of Rust's."""
+    """Raise the error again unless the tokenizers library may have raised it: an Exception, or a panic in Rust."""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         raise error
 
@@ -111,16 +111,16 @@ def save_tokenizer(folder: Path, stored: StoredTokenizer) -> None:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": end,
-        "clean_up_tokenization_spaces": False,  # transformers < 5 would take spaces out of decoded text
+        "clean_up_tokenization_spaces": False,  # transformers < 5 would remove spaces from decoded text
     }
     write_atomically(folder / TOKENIZER_FILE, stored.tokenizer.to_str())
     write_atomically(folder / TOKENIZER_CONFIG_FILE, json.dumps(config, indent=2) + "\n")
 
 
 def load_tokenizer(folder: Path, name: str = TOKENIZER_FILE) -> StoredTokenizer:
-    """Return the tokenizer that was saved in a folder, or came there from elsewhere.
+    """Return the tokenizer in a folder, whichever program has saved it.
 
-    Without a word on `eos_token` in the folder, a well-known special token is the end of text, if there is one.
+    If the folder's settings do not mention `eos_token`, the end of text is a well-known special token, if there is one.
 
     Raises:
         DataError: a file is missing or damaged.
@@ -135,7 +135,7 @@ def load_tokenizer(folder: Path, name: str = TOKENIZER_FILE) -> StoredTokenizer:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> bool:
-    """Copy the files of a stored tokenizer; return False if there is none."""
+    """Copy the files of a stored tokenizer; return False if `source` has none."""
     for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
         if (source / name).is_file():
             write_atomically(folder / name, read_limited(source / name, MAX_TOKENIZER_BYTES).decode())
@@ -143,7 +143,7 @@ def copy_tokenizer(source: Path, folder: Path) -> bool:
 
 
 def meta_of_splits(folder: Path, kind: str, splits: dict[str, Split], recipe: dict[str, Any]) -> Meta:
-    """Return the `meta.json` of splits that were made with the tokenizer stored in a folder."""
+    """Return the meta of splits that were made with the tokenizer stored in a folder."""
     stored = load_tokenizer(folder)
     return Meta(
         dtype=smallest_dtype(stored.vocab_size),
@@ -156,10 +156,10 @@ def meta_of_splits(folder: Path, kind: str, splits: dict[str, Split], recipe: di
 
 
 def read_tokenizer_file(path: Path) -> Tokenizer:
-    """Return what a `tokenizer.json` holds, after a process of its own could load and use it.
+    """Return the tokenizer in a `tokenizer.json`, after a separate process has loaded and used it.
 
     Raises:
-        DataError: it is none, or would end or fill a process.
+        DataError: the file is not a tokenizer, or would crash a process or fill its memory.
     """
     try:
         content = read_limited(path, MAX_TOKENIZER_BYTES)
@@ -170,7 +170,7 @@ def read_tokenizer_file(path: Path) -> Tokenizer:
 
 
 def eos_tokens(folder: Path) -> list[str | None]:
-    """Return the `eos_token` of the folder's settings, which may be null; empty if they don't speak of it.
+    """Return the `eos_token` in the folder's settings, which may be null; an empty list if they do not mention it.
 
     Raises:
         DataError: a file is damaged.
@@ -193,6 +193,9 @@ def eos_tokens(folder: Path) -> list[str | None]:
 
 
 def well_known_ends(tokenizer: Tokenizer) -> list[str | None]:
-    """Return those among its special tokens; the spelling alone may be a word of the text, as </s> is in HTML."""
+    """Return the well-known end-of-text tokens among its special tokens.
+
+    A token that is not special may be a word of the text: `</s>` is a tag in HTML.
+    """
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     return [token for token in WELL_KNOWN_ENDS if token in special]

@@ -1,4 +1,4 @@
-"""Tokenizers that a corpus can be prepared with, as `prepare.tokenizer` describes them."""
+"""Tokenizers for preparing a corpus, as described by `prepare.tokenizer`."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,45 +27,47 @@ from lmtrain.data.text.document import cut_text
 if TYPE_CHECKING:
     import tiktoken
 
-# The memory that training takes is that of the words that differ: 105 to 130 bytes for each of their bytes, measured on
-# code (32,000 entries), on random words and on Chinese, whose words are whole clauses. 100 MB of code took 0.8 GB, as
-# little as 50 MB of Chinese 4.4 GB. So `auto` stops at 10 MB of different words, which takes 1.0 to 1.4 GB.
+# Training needs memory for the distinct words: 105 to 130 bytes for each of their bytes. This was measured on code
+# (32,000 entries), on random words and on Chinese, where a "word" is a whole clause. 100 MB of code needed 0.8 GB, but
+# 50 MB of Chinese needed 4.4 GB. So `auto` stops at 10 MB of distinct words, which need 1.0 to 1.4 GB.
 AUTO_TRAIN_BYTES = 100_000_000
 AUTO_WORD_BYTES = 10_000_000
-PIECE_CHARS = 50_000  # long texts are trained on in pieces, which keeps all cores busy
+PIECE_CHARS = 50_000  # long texts are cut into pieces, so that all cores have work
 
-# About what GPT-2's pattern takes for one word, in UTF-8.
+# Roughly the words of GPT-2's pattern, in UTF-8.
 _WORD = re.compile(rb" ?[A-Za-z\x80-\xff]+| ?[0-9]+| ?[!-/:-@\[-`{-~]+|[\x00-\x20]+")
 
 
 class Corpus(Protocol):
-    """The text that a tokenizer is trained on; each call reads it anew."""
+    """The text that a tokenizer is trained on; each call reads it again."""
 
     def texts(self) -> Iterator[str]:
         """Yield every text of every split, in order."""
 
     def train_sample(self, max_bytes: int) -> Iterator[str]:
-        """Yield about so many bytes of the train split's text, drawn evenly."""
+        """Yield about `max_bytes` bytes of the train split's text, drawn evenly from all of it."""
 
 
 class CorpusTokenizer(Protocol):
-    """What `prepare.tokenizer` builds; picklable, as processes that encode get a copy."""
+    """The interface of the objects that `prepare.tokenizer` builds.
+
+    They must be picklable, because each encoding process gets a copy.
+    """
 
     kind: str  # recorded in meta.json
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
-        """Return the tokenizer, trained on the corpus or made elsewhere."""
+        """Return the tokenizer, either trained on the corpus or loaded."""
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
-        """Return the fastest way to a text's ids by what `fit` gave, without an end of text.
+        """Return the fastest function that encodes texts with `stored`, the result of `fit`, without end-of-text ids.
 
-        Raises:
-            ValueError: from encoding, for text that the tokenizer can't encode.
+        The function raises ValueError for text that the tokenizer can't encode.
         """
 
 
 class Bytes:
-    """The bytes of UTF-8 as ids 0 to 255; 256 is `<|endoftext|>`."""
+    """A tokenizer whose ids 0 to 255 are the bytes of UTF-8; id 256 is `<|endoftext|>`."""
 
     kind = "bytes"
 
@@ -81,7 +83,7 @@ class Bytes:
 
 
 class Characters:
-    """One id a character of the corpus, sorted by code point; no end-of-text id."""
+    """A tokenizer with one id per character of the corpus, sorted by code point; it has no end-of-text id."""
 
     kind = "characters"
 
@@ -109,7 +111,7 @@ class Characters:
 
 
 def tokenizer_of_characters(ids: Mapping[str, int]) -> StoredTokenizer:
-    """Return the tokenizer that gives every character its id; there is no end of text."""
+    """Return the tokenizer with the given id for each character, and without an end-of-text id."""
     tokenizer = Tokenizer(models.WordLevel(dict(ids)))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -121,10 +123,12 @@ def _code_points(text: str) -> npt.NDArray[np.uint32]:
 
 
 class BPE:
-    """Byte-level byte-pair encoding, as in GPT-2: any text round-trips. Id 0 is `<|endoftext|>`.
+    """Byte-level byte-pair encoding as in GPT-2, trained on the corpus. Any text round-trips. Id 0 is `<|endoftext|>`.
 
-    It is trained on about `train_bytes` of the text that is not held out; `auto` is 100 MB, or less where words hardly
-    repeat, so that training takes less than 1.5 GB of memory. Small corpora give fewer than `vocab_size` entries.
+    Args:
+        vocab_size: Number of entries, at least 257. A small corpus gives fewer.
+        train_bytes: Bytes of training text to train the tokenizer on; held-out text is never used. `auto` is 100 MB,
+            or less if few words repeat, so that training needs less than 1.5 GB of memory.
     """
 
     kind = "bpe"
@@ -132,7 +136,7 @@ class BPE:
     def __init__(self, vocab_size: PositiveInt, train_bytes: PositiveInt | Literal["auto"] = "auto") -> None:
         if vocab_size < 257:
             raise ValueError(
-                f"prepare.tokenizer.vocab_size={vocab_size}: 256 bytes and <|endoftext|> need at least 257"
+                f"prepare.tokenizer.vocab_size={vocab_size}: must be at least 257, for 256 bytes and <|endoftext|>"
             )
         self.vocab_size, self.train_bytes = vocab_size, train_bytes
 
@@ -158,16 +162,19 @@ class BPE:
                 yield from cut_text(text, PIECE_CHARS)
             return
         texts = corpus.train_sample(AUTO_TRAIN_BYTES)
-        # As UTF-8, since a str can take four times as much.
+        # UTF-8, because a str can need four times the memory.
         sample = [piece.encode() for text in texts for piece in cut_text(text, PIECE_CHARS)]
         share = _share_to_train_on(sample)
         for number, data in enumerate(sample):
-            if int((number + 1) * share) > int(number * share):  # evenly
+            if int((number + 1) * share) > int(number * share):  # takes pieces at even distances
                 yield data.decode()
 
 
 def _share_to_train_on(sample: Sequence[bytes]) -> float:
-    """Return a share whose different words stay below AUTO_WORD_BYTES, if they grow as fast as the text."""
+    """Return the share of the sample whose distinct words stay below AUTO_WORD_BYTES.
+
+    It is estimated from a tenth of the sample, and assumes that the distinct words grow as fast as the text.
+    """
     tenth = sample[::10]
     words = {word for piece in tenth for word in _WORD.findall(piece)}
     expected = sum(map(len, words)) * sum(map(len, sample)) / max(1, sum(map(len, tenth)))
@@ -175,13 +182,15 @@ def _share_to_train_on(sample: Sequence[bytes]) -> float:
 
 
 class Pretrained:
-    """Any tokenizer.json, a Hugging Face tokenizer folder, or the name of one on the hub, such as `gpt2`.
+    """A tokenizer that already exists. It is used without its BOS tokens, padding and truncation.
 
-    `end_of_text` is a token of its vocabulary; None: documents run into each other; auto: its own `eos_token`, or a
-    well-known one. What it adds to texts (BOS, padding) and cuts off is left out.
+    Args:
+        path: A tokenizer.json, a Hugging Face tokenizer folder, or the name of a tokenizer on the hub, such as `gpt2`.
+        end_of_text: The token that ends each document. null puts nothing between documents; `auto` is the tokenizer's
+            own `eos_token`, or a well-known one.
 
     Raises:
-        ValueError: there is no such file or folder; from `fit`, also if there is no such tokenizer or token.
+        ValueError: there is no such file or folder. `fit` also raises it if there is no such tokenizer or token.
     """
 
     kind = "pretrained"
@@ -191,29 +200,33 @@ class Pretrained:
         if not path or (means_a_file and not Path(path).expanduser().exists()):
             raise ValueError(
                 f"prepare.tokenizer.path={path}: no such file or folder in {Path.cwd()}; give a tokenizer.json, a "
-                "folder with one, or the name of one on the Hugging Face hub"
+                "folder with one, or the name of a tokenizer on the Hugging Face hub"
             )
         self.path, self.end_of_text = path, end_of_text
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
         try:
             with pretrained_tokenizer.find_tokenizer_file(self.path) as file:
-                tokenizer, said = read_tokenizer_file(file), eos_tokens(file.parent)
+                tokenizer, eos = read_tokenizer_file(file), eos_tokens(file.parent)
         except ValueError as error:
             raise ValueError(f"prepare.tokenizer.path={self.path}: {error}") from error
-        return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, said))
+        return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, eos))
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
         return stored.encode_batch
 
 
 class TikToken:
-    """An encoding of the tiktoken package, `cl100k_base` say, made into a tokenizer.json with the same ids.
+    """An encoding of the tiktoken package, stored as a tokenizer.json with the same ids.
 
-    `end_of_text` as in `Pretrained`.
+    Args:
+        encoding: The name of the encoding, such as `cl100k_base`.
+        end_of_text: The token that ends each document. null puts nothing between documents; `auto` is the encoding's
+            `<|endoftext|>`, or a well-known one.
 
     Raises:
-        ValueError: tiktoken is missing, or has no such encoding; from `fit`, also if it can't be fetched or made.
+        ValueError: tiktoken is missing, or has no such encoding. `fit` also raises it if the encoding can't be fetched
+            or converted.
     """
 
     kind = "tiktoken"
@@ -225,14 +238,14 @@ class TikToken:
         except ImportError as error:
             raise self._mistake("needs the tiktoken package: pip install 'lmtrain[tiktoken]'") from error
         if encoding not in list_encoding_names():
-            raise self._mistake(f"no such encoding; there are {', '.join(list_encoding_names())}")
+            raise self._mistake(f"no such encoding; choose one of {', '.join(list_encoding_names())}")
 
     def fit(self, corpus: Corpus) -> StoredTokenizer:
         try:
             tokenizer = tokenizer_of_tiktoken(self._load())
         except ValueError as error:
             raise self._mistake(str(error)) from error
-        return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, said=[]))
+        return StoredTokenizer(tokenizer, _end_of_text(tokenizer, self.end_of_text, eos=[]))
 
     def encoder(self, stored: StoredTokenizer) -> Encode:
         return tiktoken_encoder(self._load(), stored)
@@ -242,28 +255,28 @@ class TikToken:
 
         try:
             return tiktoken.get_encoding(self.encoding)
-        except Exception as error:  # of many kinds: no network, a damaged download, a plugin's own
+        except Exception as error:  # many types: no network, a damaged download, a plugin's own error
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
-                f"could not be fetched ({reason[0]}); fetch it where there is a network, with TIKTOKEN_CACHE_DIR "
-                "set to a folder, and bring that folder here"
+                f"could not be fetched ({reason[0]}); without a network, load it on another machine with "
+                "TIKTOKEN_CACHE_DIR set to a folder, copy that folder here, and set TIKTOKEN_CACHE_DIR to it"
             ) from error
 
     def _mistake(self, what: str) -> ValueError:
         return ValueError(f"prepare.tokenizer.encoding={self.encoding}: {what}")
 
 
-def _end_of_text(tokenizer: Tokenizer, asked: str | None, said: Sequence[str | None]) -> int | None:
-    """Return the id of the token asked for; `said` is what the tokenizer's own settings say."""
+def _end_of_text(tokenizer: Tokenizer, asked: str | None, eos: Sequence[str | None]) -> int | None:
+    """Return the id of the token asked for; `eos` are the `eos_token`s in the tokenizer's own settings."""
     token = asked
     special = sorted(added.content for added in tokenizer.get_added_tokens_decoder().values())
     named = f"its special tokens are {', '.join(special[:10])}" if special else "it has no special tokens"
     if asked == "auto":
-        ends = said or well_known_ends(tokenizer)
+        ends = eos or well_known_ends(tokenizer)
         if not ends:
             raise ValueError(
                 f"prepare.tokenizer.end_of_text=auto: the tokenizer does not say which token ends a text ({named}); "
-                "name one, or null to let documents run into each other"
+                "name one, or use null to put nothing between documents"
             )
         token = ends[0]
     if token is None:
@@ -271,7 +284,7 @@ def _end_of_text(tokenizer: Tokenizer, asked: str | None, said: Sequence[str | N
     found = tokenizer.token_to_id(token)
     if found is None:
         raise ValueError(
-            f"prepare.tokenizer.end_of_text={asked}: {token!r} is not in the vocabulary ({named}); name another, or "
-            "null to let documents run into each other"
+            f"prepare.tokenizer.end_of_text={asked}: {token!r} is not in the vocabulary ({named}); name another token, "
+            "or use null to put nothing between documents"
         )
     return found

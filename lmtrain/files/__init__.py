@@ -1,1 +1,1 @@
-"""Files that survive crashes and are read with care."""
+"""Writes files so that they survive crashes, and reads files that may be damaged."""

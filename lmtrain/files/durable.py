@@ -1,4 +1,4 @@
-"""Writes files that a crash can't leave half done, makes folders that it can't lose, and takes checksums."""
+"""Writes files and makes folders that a crash can neither lose nor leave half done, and computes checksums."""
 
 import errno
 import hashlib
@@ -11,12 +11,12 @@ from lmtrain.files.unsupported import UNSUPPORTED, warn_once
 
 
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
-    """Write a file that a crash leaves as it was or as it is now; it is on the disk when this returns.
+    """Write a file so that a crash leaves either the old or the new contents; it is on the disk when this returns.
 
-    `text` may come in parts, which are then never in memory together.
+    `text` may be an iterable of parts, which are never all in memory at once.
     """
     partial = path.with_name(f".tmp-{path.name}")
-    partial.unlink(missing_ok=True)  # of a killed process; or a link, which would be followed
+    partial.unlink(missing_ok=True)  # left by a killed process, or a link, which open() would follow
     with partial.open("x", encoding="utf-8") as file:
         file.writelines([text] if isinstance(text, str) else text)
         file.flush()
@@ -26,7 +26,7 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing; they are on the disk when this returns."""
+    """Make a folder and its missing parents; they are on the disk when this returns."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
@@ -37,7 +37,7 @@ def sync(path: Path) -> None:
     """Wait until the file's contents, or the folder's entries, are on the disk."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder that may be written but not listed
+    except PermissionError:  # a folder with write but no read permission
         if path.is_dir():
             return
         raise
@@ -48,20 +48,22 @@ def sync(path: Path) -> None:
 
 
 def flush_to_disk(descriptor: int, path: Path) -> None:
-    """Wait until what was written to an open file or folder is on the disk; `path` is for the message.
+    """Wait until an open file or folder is on the disk; `path` is for the message.
+
+    A file system without fsync only causes a warning.
 
     Raises:
-        OSError: the disk refuses. A file system that has no such call is warned of.
+        OSError: the disk reports an error.
     """
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in UNSUPPORTED | {errno.EBADF}:  # the last: of a folder, which is open for reading
+        if error.errno not in UNSUPPORTED | {errno.EBADF}:  # EBADF: from a folder, which is open for reading
             raise
         warn_once(
             "fsync",
-            f"{path}: this file system can't say when files are on the disk ({error.strerror}); the newest ones may be "
-            "lost if the machine crashes",
+            f"{path}: this file system can't confirm that files are on the disk ({error.strerror}), so the newest "
+            "files may be lost if the machine crashes",
         )
 
 

@@ -1,4 +1,4 @@
-"""Reads files that may be damaged or hostile: up to a size, and JSON and YAML without what exhausts the memory."""
+"""Reads files that may be damaged or hostile: limits their size, and refuses JSON and YAML that exhaust memory."""
 
 import json
 import os
@@ -9,21 +9,21 @@ from typing import Any
 
 import yaml
 
-MAX_JSON_BYTES = 16_000_000  # environment.json with a long git diff, where each character is escaped
-MAX_YAML_BYTES = 1_000_000  # a config has a few thousand
+MAX_JSON_BYTES = 16_000_000  # enough for environment.json with a long git diff in which every character is escaped
+MAX_YAML_BYTES = 1_000_000  # a config has a few thousand bytes
 MAX_YAML_DEPTH = 50
-INDENTS = " \t-?:"  # what a line of YAML may begin with, apart from the content
-FastSafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast where PyYAML came with libyaml
+INDENTS = " \t-?:"  # characters that may precede the content of a YAML line
+FastSafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster if PyYAML was built with libyaml
 
 
 def open_plain_file(path: Path) -> BufferedReader:
-    """Open a file to read its bytes; do not wait for a pipe, or wake a device, that stands in a file's place.
+    """Open a file to read its bytes. A pipe or device under the file's name is refused without waiting for it.
 
     Raises:
-        OSError: it can't be opened, or is no plain file.
+        OSError: the file can't be opened, or is not a plain file.
     """
     check_plain(path, path.stat())
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # it may have been replaced since
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # the file may have been replaced since
     try:
         check_plain(path, os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")
@@ -33,28 +33,28 @@ def open_plain_file(path: Path) -> BufferedReader:
 
 
 def check_plain(path: Path, status: os.stat_result) -> None:
-    """Raise FileNotFoundError unless it is the status of a plain file."""
+    """Raise FileNotFoundError unless `status` belongs to a plain file."""
     if not stat.S_ISREG(status.st_mode):
         raise FileNotFoundError(f"{path}: not a plain file")
 
 
 def read_limited(path: Path, limit: int) -> bytes:
-    """Return the whole file, which must not have more than `limit` bytes.
+    """Return the contents of a file of at most `limit` bytes.
 
     Raises:
-        ValueError: it has more.
-        OSError: it can't be read, or is no plain file.
+        ValueError: the file is larger.
+        OSError: the file can't be read, or is not a plain file.
     """
     with open_plain_file(path) as file:
         is_larger = os.fstat(file.fileno()).st_size > limit
         content = b"" if is_larger else file.read(limit + 1)
     if is_larger or len(content) > limit:
-        raise ValueError(f"{path}: larger than {limit:,} bytes, which such a file never is")
+        raise ValueError(f"{path}: larger than {limit:,} bytes, the limit for such a file")
     return content
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the file's object; an empty one if it is not there, not JSON, or larger than such a file is."""
+    """Return the JSON object in a file; an empty one if the file is missing, not JSON, or too large."""
     try:
         content = read_json_limited(path, MAX_JSON_BYTES)
     except (OSError, ValueError):
@@ -63,11 +63,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_json_limited(path: Path, limit: int) -> Any:
-    """Return what a JSON file holds.
+    """Return the value in a JSON file.
 
     Raises:
-        ValueError: it has more than `limit` bytes, or is not JSON, or nested too deeply; names the file.
-        OSError: it can't be read.
+        ValueError: the file has more than `limit` bytes, is not JSON, or is nested too deeply. The message names it.
+        OSError: the file can't be read.
     """
     content = read_limited(path, limit)
     try:
@@ -79,14 +79,14 @@ def read_json_limited(path: Path, limit: int) -> Any:
 
 
 def read_yaml_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
-    """Return the text of a YAML file that any safe loader may then load.
+    """Return the text of a YAML file after checking that a safe loader can load it.
 
     libyaml crashes on deep nesting, and aliases of aliases fill the memory.
 
     Raises:
-        ValueError: it has more than `limit` bytes, an alias, or more than `MAX_YAML_DEPTH` levels, or is not YAML;
-            names the file.
-        OSError: it can't be read.
+        ValueError: the file has more than `limit` bytes, has an alias, has more than `MAX_YAML_DEPTH` levels, or is
+            not YAML. The message names it.
+        OSError: the file can't be read.
     """
     try:
         text = read_limited(path, limit).decode()
@@ -98,9 +98,9 @@ def read_yaml_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
 
 
 def _may_nest_deeply(text: str) -> bool:
-    """Return False for most files, at a tenth of the time that it takes to look at every event."""
+    """Return False for most files, in a tenth of the time that parsing every event needs."""
     indent = max((len(line) - len(line.lstrip(INDENTS)) for line in text.splitlines()), default=0)
-    # A level is a bracket, or a list or a mapping that begins at a column of its own; a byte order mark takes none.
+    # Each level needs a bracket, or a list or mapping that begins at another column. A byte order mark has no column.
     return "&" in text or "\ufeff" in text or 2 * indent + text.count("[") + text.count("{") >= MAX_YAML_DEPTH
 
 

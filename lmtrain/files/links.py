@@ -1,4 +1,4 @@
-"""Links in folders that others may have made: whoever writes or reads there should stay in the folder."""
+"""Detects links in folders that others may have made, so that lmtrain reads and writes only inside the folder."""
 
 import os
 from collections.abc import Collection, Iterable
@@ -6,32 +6,33 @@ from pathlib import Path
 
 
 def refuse_links(folder: Path, names: Collection[str] | None = None, *, below: Iterable[str] = ()) -> None:
-    """Check that no entry of a folder is a link; `names` are the only ones looked at, if they are given.
+    """Check that no entry of a folder is a link; if `names` are given, check only these entries.
 
-    In the folders `below`, given by their relative paths, only links that lead out of the whole folder are refused.
+    In the folders `below`, given as paths relative to `folder`, only links that lead out of `folder` are refused.
 
     Raises:
-        ValueError: a link is there, which the message names.
+        ValueError: there is such a link. The message names it.
     """
     for entry in _entries(folder):
         if entry.is_symlink() and (names is None or entry.name in names):
             raise ValueError(
-                f"{entry.path}: a link, which lmtrain does not make and would write or read through; put what it leads "
-                "to in its place, or remove it"
+                f"{entry.path}: a link that lmtrain did not make and would follow; replace it with a copy of "
+                "its target, or remove it"
             )
     for inner in below:
         for entry in _entries(folder / inner):
             if entry.is_symlink() and not _is_below(os.path.realpath(entry.path), os.path.realpath(folder)):
                 raise ValueError(
-                    f"{entry.path}: a link that leads out of {folder}; put what it leads to in its place, or remove it"
+                    f"{entry.path}: a link that leads out of {folder}; replace it with a copy of its target, "
+                    "or remove it"
                 )
 
 
 def stays_inside(path: Path, folder: Path) -> bool:
-    """Return whether a path, with all links followed, lies below a folder, whether it is there or not.
+    """Return whether a path, with all links resolved, is below a folder; the path need not exist.
 
-    The folder's own entries may be links, as `outputs` to a larger disk is: then the path has to lie below such an
-    entry's target.
+    The folder's direct entries may be links, for example `outputs` to a larger disk. Then the path must be below the
+    target of such an entry.
     """
     absolute, base = os.path.abspath(folder / path), os.path.abspath(folder)
     real = os.path.realpath(folder / path)

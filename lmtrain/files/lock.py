@@ -1,6 +1,6 @@
-"""Locks that processes hold on files and folders. The kernel frees them when a process dies, however it dies.
+"""Locks that processes hold on files and folders. The kernel frees a lock when its process dies, for any reason.
 
-This is the only place that calls flock, besides `logger/trackio_process.py`, a script that imports nothing of lmtrain.
+Only this module calls flock, apart from `logger/trackio_process.py`, a script that imports nothing from lmtrain.
 """
 
 import errno
@@ -16,18 +16,18 @@ from typing import Self
 from lmtrain.files.limited import check_plain, read_limited
 from lmtrain.files.unsupported import UNSUPPORTED, warn_once
 
-# A process that looks whether a lock is held has it for an instant itself, so one failed attempt proves nothing.
+# A process that checks whether a lock is held holds it itself for an instant, so one failed attempt proves nothing.
 PAUSES_S = (0.0, 0.05, 0.2)
 MAX_OWNER_BYTES = 10_000
-# Lustre, FUSE; NFS without its lock service; NFS for a folder, or another file that is open for reading.
+# Errors from Lustre and FUSE, from NFS without its lock service, and from NFS for folders and files open for reading.
 NO_LOCKS = UNSUPPORTED | {errno.ENOLCK, errno.EBADF, errno.EISDIR}
 
 
 class FileLock:
-    """A lock on a file, which is made if it is not there; a link in its place is never followed.
+    """A lock on a file, which is created if it is missing. A link with the file's name is never followed.
 
-    Has the methods of Optuna's journal locks. Optuna's own are files that stay when their process is killed, and are
-    then waited for for 30 s.
+    The class has the methods of Optuna's journal locks. Optuna's own locks are files that remain when their process is
+    killed, and the next process waits 30 s for them.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,18 +35,18 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock, waiting for the process that holds it; return True."""
+        """Take the lock, after waiting for the process that holds it; return True."""
         descriptor = self._open()
         try:
             _flock(descriptor, fcntl.LOCK_EX, self.path)
-        except BaseException:  # a signal, say
+        except BaseException:  # for example a signal
             os.close(descriptor)
             raise
         self._descriptor = descriptor
         return True
 
     def try_acquire(self, pauses_s: Sequence[float] = (0.0,)) -> bool:
-        """Take the lock if no process holds it; make an attempt after each of the pauses. Return whether it is ours."""
+        """Try to take the lock once after each pause; return whether this object now holds it."""
         descriptor = self._open()
         try:
             for pause_s in pauses_s:
@@ -60,15 +60,15 @@ class FileLock:
                 os.close(descriptor)
 
     def release(self) -> None:
-        """Close the file. A process that has inherited its descriptor goes on holding the lock."""
+        """Close the file. A process that has inherited its descriptor continues to hold the lock."""
         assert self._descriptor is not None
         os.close(self._descriptor)
         self._descriptor = None
 
     def is_held(self) -> bool:
-        """Return whether a living process holds the lock; a file that cannot be a lock is held by nobody."""
+        """Return whether a living process holds the lock; False for a missing file and for a link."""
         try:
-            # A shared lock needs no write access. Opening does not wait, as it would for a stranger's pipe.
+            # A shared lock needs no write access. Without O_NONBLOCK, opening a pipe would wait.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ELOOP):
@@ -80,17 +80,17 @@ class FileLock:
             os.close(descriptor)
 
     def fileno(self) -> int:
-        """Return the descriptor that holds the lock, for a process that is to inherit it."""
+        """Return the descriptor that holds the lock, so that another process can inherit it."""
         assert self._descriptor is not None
         return self._descriptor
 
     def write_owner(self, text: str) -> None:
-        """Write into the file who holds the lock."""
+        """Replace the file's contents with a text that identifies the process that holds the lock."""
         os.ftruncate(self.fileno(), 0)
         os.pwrite(self.fileno(), text.encode(), 0)
 
     def owner(self) -> str:
-        """Return what the process that holds the lock has written; empty if it has written nothing."""
+        """Return the text that the last holder of the lock has written; empty if there is none."""
         return read_limited(self.path, MAX_OWNER_BYTES).decode(errors="replace").strip()
 
     def __enter__(self) -> Self:
@@ -113,16 +113,16 @@ class FileLock:
 
 
 def run_lock(run_dir: Path) -> FileLock:
-    """Return the lock that the process of a run holds on the run's directory."""
+    """Return the lock that a run's process holds on its run directory."""
     return FileLock(run_dir / ".lock")
 
 
 @contextmanager
 def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Make the folder and hold a lock on the folder itself, so that no file of ours is in it.
+    """Make the folder and hold a lock on the folder itself, without a lock file in it.
 
-    Calls `on_waiting` before it waits for another process. The folder may be moved or removed while it is locked:
-    a process that waits then makes a new one in the old place.
+    Calls `on_waiting` before it waits for another process. The folder may be moved or removed while it is locked. A
+    waiting process then makes a new folder under the same path.
     """
     while True:
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -
             if _is_at(descriptor, folder):
                 yield
                 return
-            # The other one has moved it to its place, or removed it.
+            # The other process has moved or removed the folder.
         finally:
             os.close(descriptor)
 
@@ -142,7 +142,7 @@ def locked_folder(folder: Path, on_waiting: Callable[[], None] = lambda: None) -
 def _flock(descriptor: int, kind: int, path: Path) -> bool:
     """Take a lock on an open file or folder; return False if another process holds it and `kind` says not to wait.
 
-    On a file system without locks, which is warned of, every process takes every lock.
+    On a file system without locks, this logs a warning, and every process gets every lock.
     """
     try:
         fcntl.flock(descriptor, kind)
@@ -153,8 +153,8 @@ def _flock(descriptor: int, kind: int, path: Path) -> bool:
             raise
         warn_once(
             "flock",
-            f"{path}: this file system has no locks ({error.strerror}), so that nothing keeps two processes from using "
-            "one folder at the same time; start only one",
+            f"{path}: this file system has no locks ({error.strerror}), so nothing keeps two processes from using one "
+            "folder at the same time; start only one process",
         )
     return True
 

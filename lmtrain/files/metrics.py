@@ -1,4 +1,4 @@
-"""Reads `metrics.jsonl`: all of its lines, its columns, or the newest values of a run that goes on."""
+"""Reads `metrics.jsonl`: all of its lines, its columns, or the newest values of an active run."""
 
 import json
 import math
@@ -15,23 +15,24 @@ if TYPE_CHECKING:
 
 Line = dict[str, float | None]
 
-# Measured by a clock, or of the process and not of the training: they differ between two runs of the same bits.
+# Metrics of the clock or the process, not of the training. They differ even between two bit-identical runs.
 MEASURED = frozenset({"step_time_ms", "tokens_per_second", "seconds", "memory_gb", "mfu"})
-MAX_BYTES = 500_000_000  # a million lines have half of that
+MAX_BYTES = 500_000_000  # twice the size of a million lines
 MAX_COLUMNS = 1000
 MAX_LINE_BYTES = 1_000_000
-TAIL_BYTES = 16_000  # some fifty lines, of which one has a validation loss
+TAIL_BYTES = 16_000  # about fifty lines, enough to include one with a validation loss
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the lines of metrics, with NaN for null; what is no such line is left out."""
+    """Return the valid lines of a file, with NaN for null; other lines are left out."""
     return [_with_nan(values) for _, values in metric_lines(path)]
 
 
 def metric_lines(path: Path, warn: Callable[[str], None] = lambda text: None) -> Iterator[tuple[str, Line]]:
-    """Yield each line of metrics, as it is in the file and as an object, in the memory of one.
+    """Yield each valid line as text and as an object; only one line is in memory at a time.
 
-    What is no such line is left out, with one call of `warn` at the end; a half line at the end, of a kill, without.
+    Invalid lines are left out, with one call of `warn` at the end. A killed run may leave half a line at the end of
+    the file; it is left out without a warning.
 
     Raises:
         OSError: the file can't be read.
@@ -43,23 +44,23 @@ def metric_lines(path: Path, warn: Callable[[str], None] = lambda text: None) ->
 def read_columns(path: Path, warn: Callable[[str], None]) -> "dict[str, np.ndarray]":
     """Return each metric as a column, with NaN where a line lacks it or has a null; empty columns without a file.
 
-    The file may be a stranger's. What is no line of metrics is left out, with one call of `warn`; the half line at the
-    end that a run may be writing now, without.
+    The file may come from anywhere. Invalid lines are left out, with one call of `warn`. Half a line at the end, which
+    an active run may be writing, is left out without a warning.
 
     Raises:
-        ValueError: there are too many bytes or metrics.
+        ValueError: the file has too many bytes or metrics.
         OSError: the file can't be read.
     """
-    import numpy as np  # for columns alone: a sweep reads lines, and starts without it
+    import numpy as np  # only for columns: a sweep reads lines, and starts faster without numpy
 
     try:
         content = read_limited(path, MAX_BYTES)
     except FileNotFoundError:
         content = b""
-    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # what follows may be half a line
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)  # the rest may be half a line
     try:
-        found = json.loads(b"[" + b",".join(lines) + b"]")  # in one call: a third of the time
-        has_text = any(mark in content for mark in (b': "', b':"'))  # which would be read as a number where it is one
+        found = json.loads(b"[" + b",".join(lines) + b"]")  # one call needs a third of the time
+        has_text = any(mark in content for mark in (b': "', b':"'))  # numpy would turn the text "1" into a number
         if has_text or not all(type(values) is dict and is_number(values.get("step")) for values in found):
             raise ValueError("not a line of metrics")
         columns = _columns(found)
@@ -72,7 +73,10 @@ def read_columns(path: Path, warn: Callable[[str], None]) -> "dict[str, np.ndarr
 
 
 def read_newest(path: Path) -> Line:
-    """Return the newest value of each metric in the last lines, of a run that may go on; empty without a file."""
+    """Return the newest value of each metric in the last lines of a file; empty without a file.
+
+    The run may be active, so half a line at the end is ignored.
+    """
     try:
         with open_plain_file(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)
@@ -92,21 +96,21 @@ def _with_nan(line: Line) -> dict[str, float]:
 
 
 def _ours(path: Path, lines: Iterable[bytes], warn: Callable[[str], None]) -> Iterator[tuple[str, Line]]:
-    """Yield what is a line of metrics; warn once of what is not."""
+    """Yield the valid lines; warn once about the others."""
     first, others = 0, 0
     for number, line in enumerate(lines, start=1):
         if found := _parsed(line):
             yield found
-        elif line.endswith(b"\n"):  # else the half line of a kill
+        elif line.endswith(b"\n"):  # without it, this is the half line that a killed run has left
             others += bool(first)
             first = first or number
     if first:
-        what = f"and {others} more are not lines" if others else "is not a line"
-        warn(f"{path}: line {first} {what} of metrics; left out")
+        which = f"line {first} and {others} more are not lines" if others else f"line {first} is not a line"
+        warn(f"{path}: {which} of metrics; left out")
 
 
 def _parsed(line: bytes) -> tuple[str, Line] | None:
-    """Return a line as text and as an object; None if it is no object of numbers and nulls with a whole step."""
+    """Return a line as text and as an object; None unless it is an object of numbers and nulls with a whole step."""
     try:
         text = line.decode()
         values = json.loads(text)
@@ -114,14 +118,14 @@ def _parsed(line: bytes) -> tuple[str, Line] | None:
             return None
         for value in values.values():
             if value is not None:
-                math.isfinite(value)  # raises for what is no number, or an integer beyond all floats
+                math.isfinite(value)  # raises for a value that is not a number or too large for a float
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     return text, values
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of a file; an empty one in place of a line that is longer than any of metrics."""
+    """Yield the lines of a file, with an empty line for each one that is longer than `MAX_LINE_BYTES`."""
     while line := file.readline(MAX_LINE_BYTES):
         too_long = False
         while len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
@@ -138,6 +142,6 @@ def _columns(lines: list[dict[str, Any]]) -> "dict[str, np.ndarray]":
     columns = {name: np.array([line.get(name) for line in lines], dtype=float) for name in names}
     if np.all(np.diff(columns["step"]) > 0):
         return columns
-    # No step twice, and in order, whoever wrote the file: the last line of a step counts.
+    # The file may come from another program: sort by step, and keep the last line of each step.
     _, last = np.unique(columns["step"][::-1], return_index=True)
     return {name: column[::-1][last] for name, column in columns.items()}

@@ -1,4 +1,4 @@
-"""Numbers in files: JSON has neither NaN nor infinity, and a damaged file may have anything in a number's place."""
+"""Handles numbers in files: JSON has no NaN or infinity, and a damaged file may have any value instead of a number."""
 
 import math
 from typing import Any, TypeGuard

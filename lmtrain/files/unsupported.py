@@ -1,4 +1,4 @@
-"""Calls that a file system may lack: a run goes on without what is a convenience or a precaution, and says so once."""
+"""Wraps calls that a file system may lack. A run continues without a convenience or a precaution, and warns once."""
 
 import contextlib
 import errno
@@ -9,21 +9,21 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-# What is answered by FAT, SMB, FUSE and network file systems.
+# Errors from FAT, SMB, FUSE and network file systems for calls that they lack.
 UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY})
 
-_warned: set[str] = set()  # calls, in this process
+_warned: set[str] = set()  # calls that this process has warned about
 
 
 def warn_once(call: str, message: str) -> None:
-    """Log a warning about a call that is lacking, unless there was one already."""
+    """Log a warning about a missing call, once per call and process."""
     if call not in _warned:
         _warned.add(call)
         log.warning("%s", message)
 
 
 def free_bytes(path: Path) -> int | None:
-    """Return the bytes free where a file or folder is; None if the file system does not say."""
+    """Return the free bytes on the disk of a file or folder; None if the file system does not report them."""
     try:
         usage = shutil.disk_usage(path)
     except OSError as error:
@@ -34,17 +34,20 @@ def free_bytes(path: Path) -> int | None:
 
 
 def copy_mode(source: Path, target: Path) -> None:
-    """Let a file be read and written by whoever may do so with another one, on a file system that has modes."""
+    """Give `target` the permissions of `source`, if the file system has permissions."""
     with contextlib.suppress(OSError):
         target.chmod(source.stat().st_mode & 0o777)
 
 
 def link_for_people(link: Path, target: str) -> None:
-    """Make a symbolic link, or let it point elsewhere; nothing depends on it, so that any failure is only warned of."""
+    """Make or redirect a symbolic link. Nothing depends on it, so a failure only causes a warning."""
     partial = link.with_name(f".tmp-{link.name}")
     try:
         partial.unlink(missing_ok=True)
         partial.symlink_to(target)
         os.replace(partial, link)
     except OSError as error:
-        warn_once("symlink", f"{link}: this link to {target} can't be made here ({error.strerror}); nothing needs it")
+        warn_once(
+            "symlink",
+            f"{link}: can't make this link to {target} here ({error.strerror}); lmtrain works without it",
+        )

@@ -1,1 +1,1 @@
-"""Where metrics go: `metrics.jsonl` and the console always, and any number of loggers beside them."""
+"""Loggers. `metrics.jsonl` and the console always get the metrics, and so does any number of further loggers."""

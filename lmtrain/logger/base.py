@@ -1,4 +1,4 @@
-"""What a logger is, and several as one."""
+"""The interface of loggers, and a logger that combines several."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger may want to know of the run; `config` is resolved, in plain containers."""
+    """Describes the run to a logger; `config` is resolved and consists of plain containers."""
 
     directory: Path
     id: str
@@ -26,34 +26,35 @@ class RunInfo:
 
     @property
     def flat_config(self) -> dict[str, Any]:
-        """The config by dotted key, `optimizer.lr`, as the tables of runs and the sweeps of other tools name it."""
+        """The config by dotted key (`optimizer.lr`), as other tools name keys in their tables and sweeps."""
         return dict(_leaves(self.config))
 
 
 class Logger(Protocol):
-    """Takes the metrics of a step, once a step and in ascending order; a new logger is a class with these two.
+    """Receives the metrics of each logged step once, in ascending order. A new logger needs these two methods.
 
-    One that can forget has `rewind(step)` as well, as in `RunLogger`; it is called at the start of every run, too.
+    A logger that can remove steps also has `rewind(step)`, as `RunLogger` does. It is called at the start of every run,
+    too.
     """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Keep one step's metrics; must not wait for a network."""
+        """Record the metrics of one step. This must not wait for a network."""
 
     def close(self, status: str) -> None:
-        """End the log; called once, with the run's status as in `result.json`."""
+        """Finish the log. This is called once, with the run's status as in `result.json`."""
 
 
 class RunLogger(Logger, Protocol):
-    """What the training loop logs to: it can go back."""
+    """A logger for the training loop, which can remove steps."""
 
     def rewind(self, step: int) -> None:
-        """Forget the steps after this one: they are about to be run again."""
+        """Remove the steps after this one, which are about to be run again."""
 
 
 class CompositeLogger:
-    """Several loggers as one: the `truth`, whose errors stop the run, and optional `members`, whose errors do not.
+    """Combines the `truth`, whose errors stop the run, and optional `members`, whose errors do not.
 
-    A member that fails is dropped with a warning. `close` closes all of them, also if a signal cuts one of them short.
+    A member that fails is removed with a warning. `close` closes all loggers, even if a signal interrupts one.
     """
 
     def __init__(self, truth: RunLogger, members: Sequence[Logger]) -> None:
@@ -64,7 +65,7 @@ class CompositeLogger:
         self._each("log", step, metrics)
 
     def rewind(self, step: int) -> None:
-        """Rewind the truth and the members that can; the others may show a step twice."""
+        """Rewind the truth and the members that support it. Other members may show a step twice."""
         self.truth.rewind(step)
         self._each("rewind", step)
 
@@ -85,9 +86,9 @@ class CompositeLogger:
         except Exception as error:
             self.members.remove(member)
             log.warning(
-                "%s failed and is left out from here: %s: %s", type(member).__name__, type(error).__name__, error
+                "%s failed and gets no more metrics: %s: %s", type(member).__name__, type(error).__name__, error
             )
-            log.debug("its traceback", exc_info=True)
+            log.debug("traceback", exc_info=True)
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -99,17 +100,16 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class ElsewhereError(ValueError):
-    """A folder lies below the one that a resumed run says it was started in, and not where the command was given."""
+    """A folder is below the one where a resumed run says it was started, but the command was given elsewhere."""
 
 
 def folder_below(key: str, folder: str, run_dir: Path) -> Path:
-    """Return the folder that a config names for all runs to write to, as an absolute path.
+    """Return the absolute path of a folder that a config names for all runs to write to.
 
     Raises:
-        ValueError: it lies neither below the folder that the command was given in nor in the run's directory; a config
-            that others wrote should not reach further.
-        ElsewhereError: the same, of a run that is resumed: it goes on in the folder that it says it was started in,
-            which may be another one.
+        ValueError: the folder is neither below the folder where the command was given nor in the run directory. A
+            config that someone else wrote must not write elsewhere.
+        ElsewhereError: the same for a resumed run, which continues in the folder where it says it was started.
     """
     path = Path(folder)
     if path.is_absolute() or ".." in path.parts:
@@ -119,7 +119,7 @@ def folder_below(key: str, folder: str, run_dir: Path) -> Path:
         return path
     if shell_folder() != Path.cwd():
         raise ElsewhereError(
-            f"{key}={folder}: lies in {Path.cwd()}, which the run says it was started in; give the command there, or "
-            f"with {key}=null"
+            f"{key}={folder}: would be in {Path.cwd()}, where the run says it was started; give the command there, or "
+            f"add {key}=null"
         )
-    raise ValueError(f"{key}={folder}: a link leads from there out of the folder you work in; give another, or null")
+    raise ValueError(f"{key}={folder}: a link there leads out of the folder you work in; give another folder, or null")

@@ -1,4 +1,4 @@
-"""Metrics for the person in front of the screen: a progress bar in a terminal, and a line a logged step."""
+"""Shows metrics on the screen: a progress bar in a terminal, and one line per logged step."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -11,11 +11,11 @@ from lmtrain.terminal.units import duration, si, significant
 
 log = logging.getLogger(__name__)
 
-REFRESHES_PER_SECOND = 2  # drawing takes time from the training on a small CPU
+REFRESHES_PER_SECOND = 2  # on a small CPU, drawing slows the training
 
 
 class ConsoleLogger:
-    """Shows a bar that follows `steps_done()` by itself, so the training loop has nothing to call for it."""
+    """Shows a progress bar that calls `steps_done()` by itself, so that the training loop need not update it."""
 
     def __init__(self, steps_done: Callable[[], int], max_steps: int) -> None:
         self.max_steps = max_steps
@@ -23,7 +23,7 @@ class ConsoleLogger:
         self.progress.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        # In a terminal the bar shows the training loss; a line is for evaluations and the file.
+        # In a terminal the bar shows the training loss, so only evaluations get a line there; train.log gets all lines.
         level = logging.INFO if "val/loss" in metrics else logging.DEBUG
         log.log(level, step_line(step, self.max_steps, metrics))
         self.progress.show(step, metrics)
@@ -64,7 +64,7 @@ class _TrainProgress(Progress):
 
 
 def step_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
-    """Return one step's metrics as a line to read at a glance; what was not measured is left out."""
+    """Return the metrics of one step as a short line; metrics that were not measured are left out."""
     parts = [f"step {step:>{len(str(max_steps))}}/{max_steps}"]
     if "train/loss" in metrics:
         parts.append(f"train {metrics['train/loss']:.4f}")
@@ -80,6 +80,6 @@ def step_line(step: int, max_steps: int, metrics: Mapping[str, float]) -> str:
         parts.append(f"{si(metrics['tokens_per_second'])} tok/s")
     if "mfu" in metrics:
         parts.append(f"MFU {metrics['mfu']:.1%}")
-    if "step_time_ms" in metrics and 1 < step < max_steps:  # the first step takes longer than any other
+    if "step_time_ms" in metrics and 1 < step < max_steps:  # the first step is slower than the others
         parts.append(f"{duration((max_steps - step) * metrics['step_time_ms'] / 1000)} left")
     return "  ".join(parts)

@@ -1,4 +1,4 @@
-"""`metrics.csv`: a row a logged step, a column a metric, for spreadsheets and other programs that read no JSON."""
+"""Writes `metrics.csv`, with one row per logged step and one column per metric, for spreadsheets."""
 
 import csv
 import io
@@ -13,9 +13,10 @@ STEP = "step"
 
 
 class CsvLogger:
-    """Appends to the file, which is whole after a kill; one that a new metric gives another column is written anew.
+    """Appends a row per logged step to `metrics.csv` in the run directory.
 
-    An empty cell is a metric that the step does not have; NaN and infinity are `nan` and `inf`.
+    A metric that is new becomes a new column, for which the file is rewritten. An empty cell is a metric that the step
+    does not have; NaN and infinity are `nan` and `inf`. After a kill, all complete rows are there.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -28,7 +29,7 @@ class CsvLogger:
             self._file.close()
             self._write([*self._columns, *new], [*read_rows(self.path), row])
         else:
-            self._file.write(self._text([row]).encode())  # in one write: a kill cuts the last row at worst
+            self._file.write(self._text([row]).encode())  # in one write, so that a kill damages only the last row
 
     def rewind(self, step: int) -> None:
         """Remove the rows after a step."""
@@ -50,6 +51,6 @@ class CsvLogger:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a `metrics.csv`; a last one cut short by a kill is left out."""
+    """Return the rows of a `metrics.csv`, without a last row that a kill left incomplete."""
     whole, _, _ = path.read_text(encoding="utf-8", errors="replace").rpartition("\n")
     return [row for row in csv.DictReader(whole.splitlines()) if str(row.get(STEP)).isdecimal()]

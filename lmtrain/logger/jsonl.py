@@ -1,4 +1,7 @@
-"""`metrics.jsonl`, the truth of a run: one strict JSON object a line, no step twice; null is a NaN or an infinity."""
+"""Writes `metrics.jsonl`, the truth of a run: one strict JSON object per line, and one line per step.
+
+JSON has no NaN and no infinity, so both are written as null.
+"""
 
 import errno
 import json
@@ -15,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class JsonlLogger:
-    """Appends to the file; `rewind` removes the lines of steps that are about to be run again.
+    """Appends lines to the file; `rewind` removes the lines of steps that are about to be run again.
 
     Raises:
-        OSError: the disk refuses. This one logger is not optional, so the run stops.
+        OSError: the file can't be written. Since this logger is not optional, the run stops.
     """
 
     def __init__(self, path: Path) -> None:
@@ -26,37 +29,37 @@ class JsonlLogger:
         self._file = path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        # A line in one write: a kill cuts the file between lines, or within the last at worst.
+        # A line is one write, so that a kill damages at most the last line.
         line = _line({"step": step, **metrics}).encode()
         end = self._file.tell()
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, "no space for a whole line", str(self.path))
         except OSError:
-            self._file.truncate(end)  # no half line stays
+            self._file.truncate(end)  # removes an incomplete line
             raise
 
     def rewind(self, step: int) -> None:
-        """Remove the lines after a step, and with a warning what is no line of metrics, or is a step again."""
+        """Remove the lines after a step, and with a warning those that repeat a step or are no lines of metrics."""
         self._file.close()
         write_atomically(self.path, self._kept(step))
         self._file = self.path.open("ab", buffering=0)
 
     def _kept(self, step: int) -> Iterator[str]:
-        last, again = -math.inf, 0
+        last, repeated = -math.inf, 0
         for text, line in metric_lines(self.path, log.warning):
             at = line["step"]
             assert at is not None
             if at > step:
                 continue
             if at <= last:
-                again += 1
+                repeated += 1
                 continue
             last = at
             is_strict = text.endswith("\n") and "NaN" not in text and "Infinity" not in text
             yield text if is_strict else _line(line)
-        if again:
-            log.warning("%s: lines that repeat a step, or go back to an earlier one: %d; left out", self.path, again)
+        if repeated:
+            log.warning("%s: removed lines that repeat a step or go back to an earlier one: %d", self.path, repeated)
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""

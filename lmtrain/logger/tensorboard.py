@@ -1,4 +1,4 @@
-"""TensorBoard's event files: `tensorboard --logdir outputs` shows all runs."""
+"""Writes event files for TensorBoard; `tensorboard --logdir outputs` shows all runs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from lmtrain.errors import COMPLETED
 from lmtrain.logger.base import RunInfo
 
-COMPARED = ("val/loss", "train/loss", "tokens_per_second")  # columns of the HParams tab
-SESSION_END = "_hparams_/session_end_info"  # the plugin's own name
+COMPARED = ("val/loss", "train/loss", "tokens_per_second")  # metric columns of the HParams tab
+SESSION_END = "_hparams_/session_end_info"  # the tag that the HParams plugin expects
 
 
 class TensorBoardLogger:
-    """Writes `<run directory>/tensorboard/`: scalars by step, and the config for the HParams tab, by dotted key.
+    """Writes scalars to `<run directory>/tensorboard/`, and the config by dotted key for the HParams tab.
 
-    Each step is on the disk when `log` returns. Steps that are run again replace those written before.
+    A step is in the file when `log` returns. Steps that are run again replace those written before.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -32,7 +32,7 @@ class TensorBoardLogger:
         self._writer.flush()
 
     def rewind(self, step: int) -> None:
-        """Hide the steps after this one: a reader meets a file that takes them back."""
+        """Hide the steps after this one: a new event file tells TensorBoard to drop them."""
         if self._writer:
             self._writer.close()
         self._writer = self._open(first_step=step + 1)
@@ -47,7 +47,7 @@ class TensorBoardLogger:
         from torch.utils.tensorboard import summary as summaries
 
         writer: Any = SummaryWriter(str(self.folder), purge_step=first_step)
-        hparams: Any = summaries.hparams  # which has no types
+        hparams: Any = summaries.hparams  # has no type annotations
         experiment, session_start, _ = hparams(self.config, dict.fromkeys(COMPARED, 0.0))
         for summary in (experiment, session_start):
             writer._get_file_writer().add_summary(summary)
@@ -56,7 +56,7 @@ class TensorBoardLogger:
 
 
 def _session_end(*, succeeded: bool) -> Any:
-    """Return the summary that ends a session; torch's own one always says success."""
+    """Return the summary that ends a session; the one of torch always says success."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams.api_pb2 import Status
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo

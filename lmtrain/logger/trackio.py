@@ -1,4 +1,7 @@
-"""trackio, in a process of its own: importing it takes seconds, and it would ask the network who the user is."""
+"""Logs to trackio, which runs in a separate process.
+
+Importing trackio takes seconds, and it would ask the network who the user is.
+"""
 
 import json
 import logging
@@ -21,14 +24,20 @@ from lmtrain.terminal.paths import shell_folder, short_path
 
 log = logging.getLogger(__name__)
 
-OWN_FOLDER = "TRACKIO_DIR"  # the variable that says where trackio's databases are
+OWN_FOLDER = "TRACKIO_DIR"  # the environment variable that names the folder of trackio's databases
 
 
 class TrackioLogger:
-    """Logs to trackio's SQLite database of a project, in `folder` (null: where trackio itself has it); nothing is sent.
+    """Logs to a local SQLite database of trackio; nothing is sent to a server.
 
-    A run that is resumed goes on under its name there, and steps that are run again replace those logged before. `log`
-    returns at once, `close` within `finish_timeout_s`. If this process is killed, trackio's keeps what was logged.
+    A resumed run continues under its name, and steps that are run again replace those logged before. `log` returns at
+    once, and `close` within `finish_timeout_s`. If the training process is killed, the logged steps are kept.
+
+    Args:
+        run: The run; given by lmtrain.
+        project: Name of the trackio project, which has one database.
+        folder: Folder of the databases, below the current folder; null means trackio's own folder.
+        finish_timeout_s: Seconds that trackio has at the end of the run to write the remaining steps.
     """
 
     def __init__(
@@ -39,22 +48,22 @@ class TrackioLogger:
         self.shown_by = f"trackio show --project {shlex.quote(project)}"
         if folder is not None:
             path = folder_below("logger.trackio.folder", folder, run.directory)
-            refuse_links(path)  # to a database elsewhere
+            refuse_links(path)  # a link could lead to a database elsewhere
             environment[OWN_FOLDER] = str(path)
             self.shown_by = f"{OWN_FOLDER}={shlex.quote(short_path(path))} {self.shown_by}"
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (as long as the process)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         self._process = subprocess.Popen(
-            # -P: beside the script there is a trackio.py that is not trackio.
+            # -P: the folder of the script has a trackio.py that is not trackio itself.
             [sys.executable, "-P", trackio_process.__file__],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
-            start_new_session=True,  # a Ctrl-C is for the run
+            start_new_session=True,  # a Ctrl-C is meant for the run
             cwd=shell_folder(),
             env=environment,
         )
         self._queue: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        # The run's id, as trackio knows a run by its name, and two sweeps may have jobs of one name.
+        # The name contains the run's id: trackio identifies runs by name, and jobs of two sweeps may have the same one.
         init = {"project": project, "name": f"{run.name}-{run.id}", "group": run.group, "config": run.flat_config}
         self._queue.put({"init": init, "lock": str(run.directory / ".trackio.lock")})
         self._thread = threading.Thread(target=self._feed, name="trackio", daemon=True)
@@ -77,16 +86,16 @@ class TrackioLogger:
         self._thread.join()
         if code:
             self._errors.seek(0)
-            said = self._errors.read().decode(errors="replace").strip().splitlines()
-            raise RuntimeError(said[-1] if said else f"trackio's process ended with {code}")
-        log.info("trackio has the run: %s", self.shown_by)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            raise RuntimeError(lines[-1] if lines else f"trackio's process ended with exit code {code}")
+        log.info("to see the run in trackio: %s", self.shown_by)
 
     def _put(self, item: dict[str, Any]) -> None:
-        if self._thread.is_alive():  # else nobody empties the queue
+        if self._thread.is_alive():  # otherwise nothing empties the queue
             self._queue.put(item)
 
     def _feed(self) -> None:
-        """Write to the process; the training need not wait for it."""
+        """Write the queued items to the process, so that the training need not wait for it."""
         stdin = self._process.stdin
         assert stdin is not None
         try:
@@ -95,11 +104,11 @@ class TrackioLogger:
                     stdin.write(json.dumps(item, default=str).encode() + b"\n")
                     stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended, and `close` says why
+            pass  # the process has ended, and `close` reports why
 
 
 def local_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment without what makes trackio send anything: its servers and the token of the hub."""
+    """Return the environment without the variables that make trackio send data: its servers and Hub tokens."""
     kept = {
         name: value
         for name, value in environment.items()

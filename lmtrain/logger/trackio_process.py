@@ -1,8 +1,8 @@
-"""The process that trackio runs in, started as a script by `lmtrain.logger.trackio`; it imports nothing of lmtrain.
+"""The process for trackio. `lmtrain.logger.trackio` starts it as a script, and it imports nothing of lmtrain.
 
-Its input is JSON, a line each: the keyword arguments of `follow`, then `{"step", "metrics"}` for each step, and
-`{"rewind": STEP}` where the steps after one are about to be run again. It finishes where the input ends, with the run
-or with its death.
+Its input is JSON lines: the keyword arguments of `follow`, then `{"step", "metrics"}` for each step, and
+`{"rewind": STEP}` when the steps after STEP are about to be run again. It finishes when the input ends, because the run
+has ended or was killed.
 """
 
 import contextlib
@@ -17,17 +17,17 @@ from typing import Any
 
 
 def main() -> None:
-    # These are for the run, which then ends the input.
+    # These signals are meant for the run, which then closes the input.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    failures: list[str] = []  # which trackio, by itself, only warns of
+    failures: list[str] = []  # trackio itself only warns about them
 
     def note(message: Warning | str, *of: object, **more: object) -> None:
         failures.extend(text for text in [str(message)] if text.startswith("trackio"))
 
     warnings.simplefilter("always")
     warnings.showwarning = note
-    lines = (line for line in sys.stdin if line.endswith("\n"))  # a kill may cut the last one
+    lines = (line for line in sys.stdin if line.endswith("\n"))  # a kill may leave the last line incomplete
     try:
         follow(map(json.loads, lines), **json.loads(next(lines)))
     except Exception as error:
@@ -37,9 +37,9 @@ def main() -> None:
 
 
 def follow(items: Iterable[dict[str, Any]], init: dict[str, Any], lock: str) -> None:
-    """Log items to trackio; `init` is for `trackio.init`.
+    """Log items to trackio; `init` are the arguments of `trackio.init`.
 
-    The file `lock` keeps a resumed run from the process of its killed predecessor.
+    The lock file makes a resumed run wait until the trackio process of a killed run has finished.
     """
     import trackio
 
@@ -54,7 +54,7 @@ def _follow(items: Iterable[dict[str, Any]], init: dict[str, Any], trackio: Any)
     for item in items:
         if "rewind" in item:
             if run is not None:
-                run.finish()  # which writes what is queued
+                run.finish()  # writes the queued steps
             run = None
             forget(init["project"], init["name"], after=item["rewind"])
             continue
@@ -65,7 +65,7 @@ def _follow(items: Iterable[dict[str, Any]], init: dict[str, Any], trackio: Any)
 
 
 def forget(project: str, name: str, after: int) -> None:
-    """Remove the run's steps after one; trackio's own interface can only remove whole runs."""
+    """Remove the steps of a run after step `after`; trackio itself can only remove whole runs."""
     from trackio.sqlite_storage import SQLiteStorage
 
     path = SQLiteStorage.get_project_db_path(project)

@@ -1,4 +1,7 @@
-"""Weights & Biases, in a process of its own: its client can be slow, hang, print or crash without the run noticing."""
+"""Logs to Weights & Biases, which runs in a separate process.
+
+Its client can be slow, hang, print or crash without affecting the run.
+"""
 
 import logging
 import multiprocessing
@@ -21,26 +24,35 @@ from lmtrain.terminal.redact import redacted
 
 log = logging.getLogger(__name__)
 
-OFFLINE_START_TIMEOUT_S = 60.0  # it takes a second or two, more on a busy machine
-GRACE_S = 5.0  # for W&B to say that a time-out of its own is over, before its process is killed
+OFFLINE_START_TIMEOUT_S = 60.0  # a start takes one or two seconds, more on a busy machine
+GRACE_S = 5.0  # time for W&B to report that it timed out, before its process is killed
 MODES: tuple[Literal["offline", "online", "disabled"], ...] = ("offline", "online", "disabled")
-OFFLINE_PREFIX = "offline-run-"  # of the folders of W&B's files
+OFFLINE_PREFIX = "offline-run-"  # how W&B names the folders of offline runs
 MAX_TAG_CHARS = 64  # W&B's limit
 
 
 class WandbError(RuntimeError):
-    """W&B failed or did not answer in time; the message says which."""
+    """W&B failed or did not answer in time; the message says which of the two."""
 
 
 class WandbLogger:
-    """Logs to W&B; all its files lie under `<run directory>/wandb/`.
+    """Logs to Weights & Biases, with all its files in `<run directory>/wandb/`.
 
-    Offline (the default) nothing leaves the machine; `wandb sync` uploads later. Online, a server that refuses or
-    does not answer within `init_timeout_s` makes the run an offline one, and W&B gives up after `finish_timeout_s` on
-    what is not uploaded at the end; both with a warning. In any case `log` returns at once and `close` within
-    these times and a few seconds, and nothing of W&B runs in this process. If this process is killed, W&B finishes
-    with the status "killed". A run that `wandb agent` starts is online, under the id and in the project that the agent
-    gives. W&B's own variable WANDB_MODE wins over `mode`.
+    `log` returns at once, and `close` within the two timeouts and a few seconds. If the training process is killed, W&B
+    finishes the run with the status "killed". A run that `wandb agent` starts is online and has the id and project of
+    the agent.
+
+    Args:
+        run: The run; given by lmtrain.
+        project: Name of the W&B project.
+        mode: `offline` keeps everything on this machine until `wandb sync` uploads it; `online` uploads during the run;
+            `disabled` does nothing. The environment variable WANDB_MODE wins.
+        entity: W&B team or user; null means your default.
+        tags: Tags of the run, in addition to those of lmtrain (the experiment's name, and `sweep`).
+        notes: Notes about the run.
+        links: Folder below the current one that gets a link to the run's W&B files, for `wandb leet`; null means none.
+        init_timeout_s: Seconds that the server has to answer. After that, or if it refuses, the run is logged offline.
+        finish_timeout_s: Seconds for the last uploads. The rest stays on disk for `wandb sync`.
     """
 
     def __init__(
@@ -56,11 +68,11 @@ class WandbLogger:
         init_timeout_s: PositiveFloat = 30.0,
         finish_timeout_s: PositiveFloat = 60.0,
     ) -> None:
-        agents = run.id == agent_run_id()
-        if (asked := os.environ.get("WANDB_MODE")) in MODES and asked != mode:
-            log.info("WANDB_MODE=%s is taken, in place of logger.wandb.mode=%s", asked, mode)
-            mode = asked
-        self.mode = "online" if agents and mode == "offline" else mode
+        started_by_agent = run.id == agent_run_id()
+        if (wanted := os.environ.get("WANDB_MODE")) in MODES and wanted != mode:
+            log.info("using WANDB_MODE=%s instead of logger.wandb.mode=%s", wanted, mode)
+            mode = wanted
+        self.mode = "online" if started_by_agent and mode == "offline" else mode
         self.links = _folder_of_links(links, run.directory) if links and mode != "disabled" else None
         self.init_timeout_s, self.finish_timeout_s = init_timeout_s, finish_timeout_s
         self.run_dir = run.directory
@@ -69,11 +81,11 @@ class WandbLogger:
             "notes": notes,
             "name": run.name,
             "group": run.group,
-            "config": run.flat_config,  # a sweep of W&B's calls them optimizer.lr, too
+            "config": run.flat_config,  # W&B sweeps also use dotted keys like optimizer.lr
             "dir": str(run.directory),
             "resume": "allow",
         }
-        if not agents:  # whose environment says the following
+        if not started_by_agent:  # an agent sets these in the environment
             self.init |= {"project": project, "entity": entity, "id": run.id}
         self._queue: queue.SimpleQueue[dict[str, float] | str] = queue.SimpleQueue()
         self._client: _Client | None = None
@@ -81,14 +93,14 @@ class WandbLogger:
         self._thread.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self._thread.is_alive():  # else nobody empties the queue
+        if self._thread.is_alive():  # otherwise nothing empties the queue
             self._queue.put({wandb_process.STEP: step, **metrics})
 
     def close(self, status: str) -> None:
         self._queue.put(status)
         self._thread.join(self.init_timeout_s + self.finish_timeout_s + 2 * GRACE_S)
         if self._thread.is_alive() and self._client:
-            self._client.kill()  # the thread sees that, and says so
+            self._client.kill()  # the thread notices and logs a warning
             self._thread.join(GRACE_S)
         if self._client and Path(self._client.directory).name.startswith(OFFLINE_PREFIX):
             log.info(
@@ -103,10 +115,10 @@ class WandbLogger:
             client.send(item)
             client.receive(self.finish_timeout_s + GRACE_S)
         except Exception as error:
-            log.warning("W&B: %s; it is left out from here, metrics.jsonl has everything", error)
+            log.warning("W&B: %s; it gets no more metrics, but metrics.jsonl has everything", error)
             if self._client and self._client.directory and self.mode == "online":
-                log.warning("`wandb sync %s` uploads what W&B has", self._client.directory)
-            log.debug("its traceback", exc_info=True)
+                log.warning("to upload what W&B has: wandb sync %s", shlex.quote(self._client.directory))
+            log.debug("traceback", exc_info=True)
         finally:
             if self._client:
                 self._client.end()
@@ -118,7 +130,7 @@ class WandbLogger:
             return self._start_client("online", self.init_timeout_s + GRACE_S)
         except WandbError as error:
             log.warning("W&B: %s; the run is logged offline, and `wandb sync` uploads it later", error)
-            log.debug("its traceback", exc_info=True)
+            log.debug("traceback", exc_info=True)
         return self._start_client("offline", OFFLINE_START_TIMEOUT_S)
 
     def _start_client(self, mode: str, timeout_s: float) -> "_Client":
@@ -142,11 +154,11 @@ class WandbLogger:
 
 
 def _folder_of_links(links: str, run_dir: Path) -> str | None:
-    """Return the folder for links to the run's files; None, with a warning, where a resume should not write to it."""
+    """Return the folder for links to the run's files, or None with a warning if a resume must not write there."""
     try:
         return str(folder_below("logger.wandb.links", links, run_dir))
-    except ElsewhereError as error:  # the run does without
-        log.warning("%s; the links are left out", error)
+    except ElsewhereError as error:  # the run works without links
+        log.warning("%s; no links are made", error)
         return None
 
 
@@ -156,32 +168,32 @@ def agent_run_id() -> str | None:
 
 
 class _Client:
-    """The process of `wandb_process`, which knows nothing of this one's output, signals and hooks.
+    """Runs `wandb_process` in a separate process, away from the output, signals and hooks of this one.
 
     Raises:
-        WandbError: from `send` and `receive`, once the process has failed.
+        WandbError: `send` or `receive` was called after the process had failed.
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self.directory = ""  # W&B's files of this run
+        self.directory = ""  # where W&B has the files of this run
         self._connection, theirs = multiprocessing.Pipe()
-        # No service that another run has started: it would end with that one.
+        # Without WANDB_SERVICE, which another run may have started: that service would end with the other run.
         environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
         environment |= {
-            "WANDB_CACHE_DIR": str(run_dir),  # for W&B's own logs; it appends wandb/
-            "WANDB_ERROR_REPORTING": "false",  # to W&B the company, also offline
+            "WANDB_CACHE_DIR": str(run_dir),  # W&B appends wandb/ and writes its logs there
+            "WANDB_ERROR_REPORTING": "false",  # W&B reports errors to its makers, even when offline
             "WANDB_PROGRAM": sys.argv[0],
         }
         with theirs:
             self._process = subprocess.Popen(
-                # -P: beside the script there is a wandb.py that is not W&B's.
+                # -P: the folder of the script has a wandb.py that is not W&B's.
                 [sys.executable, "-P", wandb_process.__file__, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C is for the run
-                cwd=shell_folder(),  # W&B reads settings, its server's address among them, from the folder it is in
+                start_new_session=True,  # a Ctrl-C is meant for the run
+                cwd=shell_folder(),  # W&B reads settings from the current folder, such as the address of its server
                 env=environment,
             )
         self.send(redacted(sys.argv))
@@ -190,11 +202,11 @@ class _Client:
         try:
             wandb_process.send(self._connection, item)
         except ConnectionError:
-            self.receive(0)  # why it ended
+            self.receive(0)  # raises the reason, if the process sent one
             raise
 
     def receive(self, timeout_s: float) -> str:
-        """Return the directory that it answers with; wait for at most `timeout_s`."""
+        """Return the directory in the reply of the process, waiting at most `timeout_s`."""
         if not self._connection.poll(timeout_s):
             self.kill()
             raise WandbError(f"no answer within {timeout_s:g} s")
@@ -207,7 +219,7 @@ class _Client:
         return reply["directory"]
 
     def end(self) -> None:
-        """Wait for a moment, in case it is about to end by itself; else kill it."""
+        """Give the process a moment to end by itself, then kill it."""
         try:
             self._process.wait(GRACE_S)
         except subprocess.TimeoutExpired:

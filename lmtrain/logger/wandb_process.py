@@ -1,8 +1,8 @@
-"""The process that W&B's client runs in, started as a script by `lmtrain.logger.wandb`; it imports nothing of lmtrain.
+"""The process for W&B's client. `lmtrain.logger.wandb` starts it as a script, and it imports nothing of lmtrain.
 
-It receives the run's command line, the keyword arguments of `follow`, then each step's metrics, and the run's status
-last. A `Reply` follows when W&B has started, and another when it has finished or failed. A connection that ends without
-a status means that the run was killed: W&B finishes all the same.
+It receives the run's command line, the keyword arguments of `follow`, the metrics of each step, and the run's status
+last. It sends a `Reply` when W&B has started, and another when W&B has finished or failed. If the connection ends
+without a status, the run was killed, and W&B still finishes.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 STEP = "step"
-KILLED = "killed"  # the status of a run that could not say how it ended
+KILLED = "killed"  # the status of a run that sent no status
 
 
 class Reply(TypedDict):
-    """Where W&B's files of this run are, or what went wrong: an exception's message and traceback."""
+    """Holds the folder of W&B's files for this run, or the message and traceback of an error."""
 
     directory: str
     error: str
@@ -29,21 +29,21 @@ class Reply(TypedDict):
 
 
 def send(connection: Connection, item: Any) -> None:
-    """Send an item as JSON. Raises ConnectionError if the other process has ended."""
+    """Send an item as JSON; raise ConnectionError if the other process has ended."""
     connection.send_bytes(json.dumps(item, default=str).encode())
 
 
 def receive(connection: Connection) -> Any:
-    """Return the next item. Raises EOFError or OSError if the other process has ended."""
+    """Return the next item; raise EOFError or OSError if the other process has ended."""
     return json.loads(connection.recv_bytes())
 
 
 def main() -> None:
-    # These are for the run, which then says how it ended.
+    # These signals are meant for the run, which then sends its status. Slurm sends SIGUSR1 to every process.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)  # Slurm sends its warning, the last, to every process
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
-    sys.argv[:] = receive(connection)  # W&B shows it
+    sys.argv[:] = receive(connection)  # W&B shows the command line of the run
     try:
         follow(connection, **receive(connection))
     except Exception as error:
@@ -52,11 +52,11 @@ def main() -> None:
 
 
 def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[str, Any], links: str | None) -> None:
-    """Log to W&B what comes through the connection; `links` is a folder that gets a link to the run's files."""
+    """Log the items from the connection to W&B; `links` is a folder that gets a link to the run's files."""
     import wandb
 
     run = wandb.init(**init, settings=wandb.Settings(**settings))
-    # Our own axis: W&B's step goes on counting across resumes, and drops what comes again.
+    # The axis is our own step: W&B's step counts on across resumes, and W&B drops a step that it gets twice.
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
     if links:
@@ -75,7 +75,7 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
 
 
 def _link(links: Path, files: Path) -> None:
-    """Link a run's files into a folder that `wandb leet` shows, if that folder can be written."""
+    """Make a link to the run's files in a folder for `wandb leet`, if that folder is writable."""
     place = links / files.name
     with contextlib.suppress(OSError):
         links.mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,12 @@ def _link(links: Path, files: Path) -> None:
 
 
 def _answer(connection: Connection, reply: Reply) -> None:
-    with contextlib.suppress(ConnectionError):  # a run that was killed waits for none
+    with contextlib.suppress(ConnectionError):  # a killed run waits for no reply
         send(connection, reply)
 
 
 def _items(connection: Connection) -> Iterator[dict[str, float] | str]:
-    """Yield metrics, up to a status or the run's death."""
+    """Yield metrics until a status has come or the run was killed."""
     item: dict[str, float] | str = {}
     while not isinstance(item, str):
         try:

@@ -1,1 +1,1 @@
-"""What the training loop watches: bad steps, requests to stop, time, evaluation."""
+"""Helpers of the training loop: bad steps, stop requests, timing and evaluation."""

@@ -1,4 +1,4 @@
-"""The batches of bad steps, kept for a person to look at: token ids, text and where in the data they come from."""
+"""Saves the batches of bad steps for inspection: token ids, text, and their place in the data."""
 
 import json
 import math
@@ -10,21 +10,25 @@ from lmtrain.data.loader import IGNORE, TokenLoader
 from lmtrain.files.durable import make_folder, write_atomically
 from lmtrain.loop.bad_steps import BadStep
 
-MAX_KEPT = 100  # a batch takes some 20 bytes a token
+MAX_KEPT = 100  # files; each has about 20 bytes per token
 
 Decode = Callable[[list[int]], str]
 
 
 class BadBatches:
-    """Writes `step-<step>-sample-<first sample>.json` into a folder; `decode` turns ids into text, where it can be."""
+    """Writes `step-<step>-sample-<first sample>.json` files into a folder.
+
+    `decode` turns token ids into text; None if the data has no tokenizer.
+    """
 
     def __init__(self, folder: Path, loader: TokenLoader, decode: Decode | None) -> None:
         self.folder, self.loader, self.decode = folder, loader, decode
 
     def keep(self, bad: BadStep) -> Path:
-        """Write the samples of a bad step, made anew from their place in the data order; return the file.
+        """Write the samples of a bad step to a file and return its path.
 
-        Beyond MAX_KEPT files none is written.
+        The samples are loaded again by their place in the data order. Once there are MAX_KEPT files, nothing more is
+        written.
         """
         size = self.loader.batch_size
         first = bad.first_sample // size
@@ -47,7 +51,7 @@ class BadBatches:
 
     def _samples(self, index: int) -> Sequence[dict[str, Any]]:
         x, y = self.loader.batch(index)
-        locate = getattr(self.loader, "locate_batch", None)  # a loader of the user's own may have no files
+        locate = getattr(self.loader, "locate_batch", None)  # a user's loader may have no files
         places = locate(index) if locate else [None] * len(x)
         samples = []
         for row, (inputs, targets, place) in enumerate(zip(x.tolist(), y.tolist(), places, strict=True)):

@@ -1,4 +1,4 @@
-"""Steps that would harm the model: noticed on the device before the update, reported to the host without a wait."""
+"""Detects steps that would harm the model, on the device and before the update, without making the host wait."""
 
 import math
 from collections import deque
@@ -10,26 +10,27 @@ import torch
 from torch import Tensor
 
 NAMES = ("loss", "gradient norm")
-MIN_STEPS = 16  # in the window before anything is called a spike
-MAD_TO_STD = 1.4826  # the standard deviation of a normal distribution in its median absolute deviations
-LEAST_SPREAD = 0.01  # of the median: a loss that hardly moves has no spikes
+MIN_STEPS = 16  # steps that the window must contain before any step is called a spike
+MAD_TO_STD = 1.4826  # standard deviation of a normal distribution, divided by its median absolute deviation
+LEAST_SPREAD = 0.01  # relative to the median, so that tiny changes of a flat loss are not spikes
 
 
 class Verdict(NamedTuple):
-    """The judgement of a step, on the device: whether it is bad (a scalar, bool), and its robust z-scores (2,)."""
+    """Holds the verdict on a step, on the device: `bad` (a bool scalar) and its robust z-scores (2,)."""
 
     bad: Tensor
     scores: Tensor
 
 
 class SpikeDetector:
-    """Judges the loss and gradient norm of a step against those of the good steps in a window before it.
+    """Compares the loss and gradient norm of a step with those of recent good steps.
 
-    A step is bad if either is not finite, or stands more than `zscore` robust standard deviations above the median
-    of the last `window` good steps (None: only what is not finite is bad). Robust means from the median and the median
-    absolute deviation, which spikes among the window hardly move; source: Iglewicz and Hoaglin, "How to Detect and
-    Handle Outliers" (1993). With `ignore_norm`, a gradient norm that is not finite is none of its business: under
-    float16 the gradient scaler deals with that.
+    A step is bad if either is not finite, or is more than `zscore` robust standard deviations above the median of the
+    last `window` good steps. With `zscore` None, only values that are not finite are bad. The robust standard deviation
+    is computed from the median absolute deviation, which a few spikes in the window hardly change. With `ignore_norm`,
+    a gradient norm that is not finite is accepted, because under float16 the gradient scaler handles it.
+
+    Source: Iglewicz and Hoaglin, "How to Detect and Handle Outliers" (1993).
     """
 
     def __init__(self, zscore: float | None, window: int, device: torch.device, *, ignore_norm: bool = False) -> None:
@@ -37,7 +38,7 @@ class SpikeDetector:
         self.window = torch.full((window if zscore else 0, len(NAMES)), math.nan, device=device)  # NaN = still empty
 
     def judge(self, loss: Tensor, grad_norm: Tensor) -> Verdict:
-        """Judge a step by scalars on the device, without waiting for it. A good step becomes part of the window."""
+        """Judge a step by two scalars on the device, without waiting for it. A good step joins the window."""
         values = torch.stack([loss.float(), grad_norm.float()])
         finite = values.isfinite()
         if self._ignore_norm:
@@ -61,15 +62,15 @@ class SpikeDetector:
 
 
 def _median(values: Tensor, filled: Tensor) -> Tensor:
-    """Return the lower median of each column of (W, 2), among its `filled` numbers, which sort before NaN."""
-    # Not torch.median: on CUDA it has no deterministic form.
+    """Return the lower median of each column of (W, 2), of its `filled` numbers only. NaN sorts after numbers."""
+    # torch.median has no deterministic version on CUDA.
     ordered = values.sort(dim=0, stable=True).values
     return ordered.gather(0, ((filled - 1).clamp(min=0) // 2)[None])[0]
 
 
 @dataclass(frozen=True)
 class BadStep:
-    """What the host knows of a bad step: it is step number `step`, and its samples begin at `first_sample`."""
+    """Describes a bad step on the host; `first_sample` is the number of its first sample in the data order."""
 
     step: int
     first_sample: int
@@ -89,7 +90,7 @@ class BadStep:
 
 
 class BadStepMonitor:
-    """Reports bad steps to the host, each when the next step is under way, so that the device never stands still."""
+    """Reports bad steps to the host. Each is reported during the next step, so that the device never idles."""
 
     def __init__(self, zscore: float | None) -> None:
         self.zscore = zscore
@@ -98,7 +99,7 @@ class BadStepMonitor:
     def record(
         self, step: int, first_sample: int, loss: Tensor, grad_norm: Tensor, verdict: Verdict, losses: Sequence[Tensor]
     ) -> None:
-        """Start the copy of a step's numbers to the host."""
+        """Start copying a step's numbers to the host."""
         parts = [verdict.bad, loss, grad_norm, *verdict.scores, *losses]
         values = torch.stack([part.detach().double() for part in parts])
         ready = None
@@ -109,7 +110,7 @@ class BadStepMonitor:
         self._pending.append((step, first_sample, values, ready))
 
     def bad_steps(self, *, newest: bool) -> Iterator[BadStep]:
-        """Yield the bad ones of the recorded steps that were not looked at yet; the last step only if `newest`."""
+        """Yield the bad steps among those not checked yet. The last step is checked only if `newest`."""
         while len(self._pending) > (0 if newest else 1):
             step, first_sample, values, ready = self._pending.popleft()
             if ready is not None:

@@ -1,4 +1,4 @@
-"""The loss of a model over batches, and the metrics that follow from it."""
+"""Computes the loss of a model over batches, and the metrics derived from it."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ from lmtrain.system import System
 def evaluate(
     model: nn.Module, forward: Callable[..., Any], batches: Iterable[tuple[Tensor, Tensor]], system: System
 ) -> float:
-    """Return the mean loss in nats over all target tokens; change neither the model nor torch's generators."""
+    """Return the mean loss in nats over all target tokens. The model and torch's random generators stay unchanged."""
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
     training = model.training
@@ -36,14 +36,15 @@ def evaluate(
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss), infinite where a float can't hold it."""
+    """Return exp(loss), or infinity if that is too large for a float."""
     return math.exp(loss) if loss < 700 else math.inf
 
 
 class Evaluator:
-    """Evaluates a model in training on the validation split, and on batches of the training split if asked to.
+    """Evaluates the model on the validation split, and optionally on the training split.
 
-    `forward` is the model as it trains (compiled, say); `batches` limits the validation (None: the whole split).
+    `forward` is the model as the trainer calls it, possibly compiled. `batches` is the number of validation batches
+    (None means the whole split), and `train_batches` the number of training batches (0 means none).
     """
 
     def __init__(self, parts: Parts, forward: Callable[..., Any], *, batches: int | None, train_batches: int) -> None:
@@ -52,12 +53,12 @@ class Evaluator:
         self.batches, self.train_batches = batches, train_batches
 
     def loss(self, loader: TokenLoader, batches: int | None) -> float:
-        """Return the mean loss in nats a token over the whole split (`batches` None), or over that many batches."""
+        """Return the mean loss in nats per token over `batches` batches, or over the whole split if it is None."""
         source = loader.whole_split() if batches is None else map(loader.batch, range(batches))
         return evaluate(self.model, self.forward, source, self.system)
 
     def metrics(self) -> dict[str, float]:
-        """Return `val/loss` and what follows from it, and `train_eval/loss` if asked to."""
+        """Return `val/loss`, the metrics derived from it, and `train_eval/loss` if it is switched on."""
         loader, loss = self.val_loader, self.loss(self.val_loader, self.batches)
         metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
         if bytes_per_token := loader.bytes_per_token if self.batches is None else loader.sampled_bytes_per_token:

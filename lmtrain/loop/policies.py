@@ -1,6 +1,6 @@
-"""What a run does after a bad step: `stop`, `skip` or `rewind`, three callables of one signature.
+"""Policies for bad steps: `stop`, `skip` and `rewind`, three functions with one signature.
 
-The update of a bad step has been left out already, on the device (`update`), when a policy is called.
+When a policy is called, the device has already skipped the update of the bad step (see `update`).
 """
 
 import logging
@@ -12,15 +12,15 @@ from lmtrain.loop.bad_steps import BadStep
 
 log = logging.getLogger(__name__)
 
-MAX_BAD_STEPS_IN_A_ROW = 20  # more of them are the model's fault and not the data's
-MAX_REWINDS = 3  # to one checkpoint: the data after it has been left out three times, and that did not help
+MAX_BAD_STEPS_IN_A_ROW = 20  # after more, the model is at fault and not the data
+MAX_REWINDS = 3  # to the same checkpoint: skipping the data after it three times did not help
 
-# Called with the bad step and the file that its batch is kept in; returns if the run goes on from here.
+# Called with the bad step and the file with its batch; returns if the run continues with the next step.
 Policy = Callable[[BadStep, Path], None]
 
 
 class RewindError(Exception):
-    """A bad step that the run goes back from, to its last regular checkpoint."""
+    """Makes the trainer go back from a bad step to the last regular checkpoint."""
 
     def __init__(self, bad: BadStep) -> None:
         super().__init__(str(bad))
@@ -28,20 +28,20 @@ class RewindError(Exception):
 
 
 def stop(bad: BadStep, batch_file: Path) -> None:
-    """Raise DivergedError: a person should look at it."""
+    """Raise DivergedError, so that a person can look at the batch."""
     raise DivergedError(
-        f"{bad}; its update was left out, its batch is in {batch_file}; try a smaller optimizer.lr, or "
+        f"{bad}; its update was skipped, and its batch is in {batch_file}; try a smaller optimizer.lr, or "
         "trainer.on_bad_step=skip or rewind"
     )
 
 
 def skip(bad: BadStep, batch_file: Path) -> None:
-    """Go on with the next step."""
-    log.warning("%s; its update is left out, its batch is in %s", bad, batch_file)
+    """Log a warning and continue with the next step."""
+    log.warning("%s; its update was skipped, and its batch is in %s", bad, batch_file)
 
 
 def rewind(bad: BadStep, batch_file: Path) -> None:
-    """Raise RewindError: the trainer goes back to a checkpoint, and on from there with the data after the bad step."""
+    """Raise RewindError: the trainer goes back to a checkpoint and continues with the data after the bad step."""
     log.warning("%s; its batch is in %s", bad, batch_file)
     raise RewindError(bad)
 

@@ -1,13 +1,13 @@
-"""The time of a run, and of its training steps alone."""
+"""Measures the time of a run, and the time of its training steps without the rest."""
 
 import time
 from types import TracebackType
 
 
 class StepClock:
-    """Seconds a step, without the time that evaluating, logging and saving took; and those of the whole run.
+    """Measures the seconds per training step, without evaluating, logging and saving, and the seconds of the whole run.
 
-    It starts after `step` steps and `seconds` seconds, which earlier processes of the run have spent.
+    Earlier processes of the run have done `step` steps in `seconds` seconds.
     """
 
     def __init__(self, step: int, seconds: float) -> None:
@@ -15,18 +15,18 @@ class StepClock:
         self._run_started = self._started - seconds
 
     def lap(self, step: int) -> float:
-        """Return the mean seconds of the steps since the last lap."""
+        """Return the mean seconds per step since the last lap."""
         now = time.perf_counter()
         seconds = (now - self._started) / (step - self._step)
         self._step, self._started = step, now
         return seconds
 
     def run_seconds(self) -> float:
-        """Return the time for training, evaluating and saving so far, over all resumes."""
+        """Return the seconds of training, evaluating and saving so far, including earlier processes of the run."""
         return time.perf_counter() - self._run_started
 
     def paused(self) -> "StepClock":
-        """Leave the time in a `with` block out of the steps' time."""
+        """Return a context manager whose time does not count as time of the steps."""
         return self
 
     def __enter__(self) -> None:

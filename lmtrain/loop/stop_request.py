@@ -1,4 +1,4 @@
-"""What asks a run to stop: signals, and a file in its directory."""
+"""Requests to stop a run: signals, and a file in the run directory."""
 
 import contextlib
 import json
@@ -18,45 +18,45 @@ from lmtrain.files.limited import read_json_limited
 
 STDERR = 2
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
-# SIGHUP: the terminal is gone, as when a connection is lost. SIGUSR1: Slurm's warning that time runs out.
+# SIGHUP: the terminal was closed or its connection was lost. SIGUSR1: Slurm's warning before the time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PRUNE_FILE = "prune.json"
 PRUNE_FILE_BYTES = 10_000
-REPEAT_S = 0.5  # one signal, sent to a process group and forwarded by a launcher as well, arrives twice
+REPEAT_S = 0.5  # a signal that is sent to the process group and also forwarded by a launcher arrives twice
 
 
 def ask_to_prune(run_dir: Path, reason: str) -> None:
-    """Ask the run in a directory to save and end, from any process or machine that can write there."""
+    """Ask the run in a directory to save and stop. Any process or machine that can write there may do so."""
     write_atomically(run_dir / PRUNE_FILE, json.dumps({"reason": reason}) + "\n")
 
 
 def signals_to_handle() -> list[signal.Signals]:
-    """Return those of SIGNALS that ask this process to stop: under `nohup` a hang-up does not."""
+    """Return the SIGNALS that stop this process: all, or all but SIGHUP under `nohup`."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
 
 
 class StopRequest:
-    """Notes the first of SIGNALS that comes; a second one ends the process at once, in any state.
+    """Records the first stop signal; a second one ends the process immediately, in any state.
 
-    The first one raises InterruptedBySignal where it comes, unless the training loop `defers` it: there, between two
-    steps is the place to stop, and the loop looks at `signal` once a step. In `at_once`, inside of that, it raises
-    again: in what may be cut short and done anew.
+    The first signal raises InterruptedBySignal where it arrives. While `defers` is set, it is only recorded: the
+    training loop can stop only between two steps, and checks `requested` once per step. Inside a `with stop.at_once()`
+    block it raises again; use that for work that can be interrupted and repeated.
 
-    A `prune_file` is a request, too, if it is written while the run goes on; one from before is removed.
+    A `prune_file` that appears during the run is a request, too. One that exists before the start is removed.
     """
 
     def __init__(self, prune_file: Path | None = None) -> None:
         self.prune_file = prune_file
         self.signal: int | None = None
         self.defers = False
-        self._came = 0.0
+        self._arrived = 0.0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if self.prune_file is not None:
             self.prune_file.unlink(missing_ok=True)
-        if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._previous = {number: signal.signal(number, self._note) for number in signals_to_handle()}
         return self
 
@@ -68,7 +68,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raise InterruptedBySignal if a signal has come, or as soon as one comes."""
+        """Raise InterruptedBySignal if a signal has arrived, or as soon as one arrives."""
         deferred, self.defers = self.defers, False
         try:
             if self.signal is not None:
@@ -77,35 +77,35 @@ class StopRequest:
         finally:
             self.defers = deferred
 
-    def asked(self, *, looks: bool) -> InterruptedBySignal | PrunedError | None:
-        """Return what to raise once all is saved; None if nothing asks to stop.
+    def requested(self, *, check_file: bool) -> InterruptedBySignal | PrunedError | None:
+        """Return the exception to raise once the run is saved; None if there is no request to stop.
 
-        With `looks`, look for the file as well: a stat, which takes 2 µs, or a round trip over the network.
+        With `check_file`, also look for the prune file, which takes 2 µs, or a round trip on a network file system.
         """
         if self.signal is not None:
             return InterruptedBySignal(self.signal)
-        if not looks or self.prune_file is None or not self.prune_file.exists():
+        if not check_file or self.prune_file is None or not self.prune_file.exists():
             return None
         try:
             reason = str(read_json_limited(self.prune_file, PRUNE_FILE_BYTES)["reason"])
-        except (OSError, ValueError, LookupError, TypeError):  # a file of that name says enough
-            reason = f"{PRUNE_FILE} asks for it"
+        except (OSError, ValueError, LookupError, TypeError):  # the file need not give a reason
+            reason = f"requested by {PRUNE_FILE}"
         return PrunedError(reason)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None:
-            if time.monotonic() - self._came < REPEAT_S or number == signal.SIGHUP:  # which the shell sends as well
+            if time.monotonic() - self._arrived < REPEAT_S or number == signal.SIGHUP:  # the shell sends SIGHUP as well
                 return
-            _write(f"\n{name} again: leaving at once\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
-            os._exit(ending_by_signal(number).exit_code)  # no clean-up to wait for; a checkpoint half written is none
-        self.signal, self._came = number, time.monotonic()
-        _write(f"\n{name}: stopping, with everything saved; once more leaves at once\n")
+            _write(f"\n{name} again: exiting without saving\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
+            os._exit(ending_by_signal(number).exit_code)  # no clean-up: a half-written checkpoint does not count
+        self.signal, self._arrived = number, time.monotonic()
+        _write(f"\n{name}: saving everything, then stopping; a second signal exits without saving\n")
         if not self.defers:
             raise InterruptedBySignal(number)
 
 
 def _write(words: str) -> None:
-    # Straight to the terminal: a log line from here could come in the middle of another one.
+    # Written straight to the terminal: a log line from a signal handler could appear inside another one.
     with contextlib.suppress(OSError):
         os.write(STDERR, words.encode())

@@ -1,4 +1,4 @@
-"""The parts that compute a run."""
+"""The parts that a training run is made of."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from lmtrain.system import System
 
 @dataclass(frozen=True)
 class Parts:
-    """What computes a run, in the order that data flows; `parts.build_parts` builds it from a config."""
+    """Holds the parts of a run, in the order that data flows; `parts.build_parts` builds them from a config."""
 
     system: System
     train_loader: TokenLoader

@@ -1,1 +1,1 @@
-"""Architectures, one file each: `model(tokens, targets=None) -> (logits, loss)`."""
+"""Model architectures, one per file. A model is called as `model(tokens, targets=None) -> (logits, loss)`."""

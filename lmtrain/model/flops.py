@@ -1,4 +1,4 @@
-"""FLOPs of training by any model, also a user's own. The architectures count theirs in a method of the same name."""
+"""Training FLOPs of any model. The shipped architectures count theirs in a method `flops_per_token`."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,9 @@ from torch import nn
 
 
 def flops_per_token(model: nn.Module, block_size: int) -> int:
-    """Return the model's own count, or else 6 FLOPs a parameter (Kaplan et al. 2020, section 2.1)."""
+    """Return the FLOPs of forward and backward per token.
+
+    If the model does not count them itself, they are 6 per parameter (Kaplan et al. 2020, section 2.1).
+    """
     count: Callable[[int], int] | None = getattr(model, "flops_per_token", None)
     return count(block_size) if count else 6 * sum(param.numel() for param in model.parameters())

@@ -1,9 +1,9 @@
-"""Sampling text from a model."""
+"""Samples tokens from a model."""
 
 import torch
 from torch import Tensor, nn
 
-ALWAYS_THE_LIKELIEST = 1e-6  # a temperature below which dividing the logits by it may overflow
+GREEDY_TEMPERATURE = 1e-6  # dividing the logits by a lower temperature may overflow
 
 
 @torch.no_grad()
@@ -18,11 +18,19 @@ def generate(
     top_k: int | None = 50,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Return token ids (T,), T ≥ 1, continued by `count` sampled ones: (T + count,).
+    """Return the prompt followed by `count` sampled token ids, of shape (T + count,).
 
-    Each is drawn from the `top_k` likeliest of the first `vocab_size` ids (a model may have more than its tokenizer),
-    given at most `block_size` tokens before it; `temperature` 0 takes the likeliest. The model's mode and the global
-    random generators stay as they are.
+    The model's train or eval mode and the global random generators stay unchanged.
+
+    Args:
+        model: The model to sample from.
+        prompt: Token ids (T,), with T ≥ 1.
+        count: Number of tokens to sample.
+        block_size: Number of preceding tokens that the model sees at most.
+        vocab_size: Only ids below this are sampled; a model may have more ids than its tokenizer.
+        temperature: Divides the logits; 0 always picks the most likely id.
+        top_k: Sample only from this many most likely ids; None means from all.
+        generator: Random generator on the CPU; None means torch's global one.
     """
     training = model.training
     model.eval()
@@ -30,12 +38,12 @@ def generate(
     for _ in range(count):
         logits, _ = model(tokens[None, -block_size:])
         logits = logits[0, -1, :vocab_size].float()
-        if temperature < ALWAYS_THE_LIKELIEST:
+        if temperature < GREEDY_TEMPERATURE:
             choice = logits.argmax(keepdim=True)
         else:
             if top_k is not None and top_k < len(logits):
                 logits = logits.masked_fill(logits < logits.topk(top_k).values[-1], -torch.inf)
-            # On the CPU, so that one seed gives one text on every device.
+            # On the CPU, so that a seed gives the same text on every device.
             probabilities = (logits / temperature).softmax(-1).cpu()
             choice = torch.multinomial(probabilities, 1, generator=generator).to(tokens.device)
         tokens = torch.cat((tokens, choice))

@@ -16,15 +16,27 @@ from lmtrain.model.document_mask import document_opening_id, mask_and_positions
 
 
 class GPT2(nn.Module):
-    """Token ids to next-token logits.
+    """Maps token ids to next-token logits with the GPT-2 architecture.
 
-    `block_size` positions are learned; `bias` is for linear layers and LayerNorm; `gelu` is GPT-2's tanh form or the
-    exact one (nanoGPT's); `tie_embeddings` makes the output layer the transposed embedding. With `mask_documents`,
-    attention stays inside a document, and positions restart where `end_of_text` opens the next
-    (`lmtrain.model.document_mask`).
+    Args:
+        vocab_size: Number of token ids.
+        block_size: Number of learned positions, and so the longest sequence, in tokens.
+        n_layer: Number of blocks.
+        n_head: Attention heads; must divide `d_model`.
+        d_model: Width of the residual stream.
+        d_ff: Width of the MLP's hidden layer; null means 4 * `d_model`.
+        dropout: Dropout probability.
+        bias: Give linear layers and LayerNorms a bias.
+        gelu: `tanh` is GPT-2's approximation; `exact` is nanoGPT's.
+        tie_embeddings: Use the transposed embedding as the output layer.
+        init_std: Standard deviation of the initial weights. It is smaller for layers that add to the residual stream,
+            and for the output layer of wide models.
+        mask_documents: Keep attention inside a document, and restart positions in each (see
+            `lmtrain.model.document_mask`).
+        end_of_text: Token id that opens a document, for `mask_documents`.
 
     Raises:
-        ValueError: n_head does not divide d_model, documents masked by no id.
+        ValueError: `n_head` does not divide `d_model`, or `mask_documents` has no valid `end_of_text`.
     """
 
     def __init__(
@@ -65,18 +77,19 @@ class GPT2(nn.Module):
                 nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
             elif name.endswith("bias"):
                 nn.init.zeros_(param)
-        # The logits' variance is d_model · std²: a wide model, too, starts at a uniform guess's loss, ln(vocab_size).
+        # The variance of the logits is d_model · std². It is limited so that the initial loss of a wide model is also
+        # the loss of a uniform guess, ln(vocab_size).
         head = self.embedding if self.output is None else self.output
         nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return logits (B, T, V) of token ids (B, T); given targets (B, T), also the mean loss in nats.
+        """Return the logits (B, T, V) for token ids (B, T) and, given targets (B, T), the mean loss in nats.
 
-        A target of -100 does not count.
+        Targets of -100 do not count.
         """
         T = tokens.shape[1]
         if T > self.block_size:
-            raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
+            raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
         if self.end_of_text is None:
             mask, positions = None, torch.arange(T, device=tokens.device)  # (T,)
         else:
@@ -90,7 +103,7 @@ class GPT2(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
-        """Return the FLOPs of forward and backward a token: matrix products alone, attention as if not causal.
+        """Return the FLOPs of forward and backward per token, for matrix products only and attention without a mask.
 
         Source: Chowdhery et al., "PaLM" (2022), appendix B.
         """
@@ -100,7 +113,7 @@ class GPT2(nn.Module):
 
 
 class GPT2Block(nn.Module):
-    """One block: attention and MLP, each on the normalised residual stream."""
+    """Adds attention and an MLP to the residual stream, each computed from the normalised stream."""
 
     def __init__(self, d_model: int, d_ff: int, n_head: int, dropout: float, bias: bool, gelu: str) -> None:
         super().__init__()
@@ -117,7 +130,10 @@ class GPT2Block(nn.Module):
 
 
 class GPT2Attention(nn.Module):
-    """Multi-head attention, causal or as a mask (B, 1, T, T) says; queries, keys and values come from one matrix."""
+    """Multi-head attention with one matrix for queries, keys and values.
+
+    It is causal, or uses the mask (B, 1, T, T) if there is one.
+    """
 
     def __init__(self, d_model: int, n_head: int, dropout: float, bias: bool) -> None:
         super().__init__()

@@ -16,14 +16,28 @@ from lmtrain.model.document_mask import document_opening_id, mask_and_positions
 
 
 class Llama(nn.Module):
-    """Token ids to next-token logits.
+    """Maps token ids to next-token logits with the Llama architecture.
 
-    `n_kv_head` key-value heads are shared by `n_head` query heads (null: one each); `block_size` is the longest
-    sequence; `tie_embeddings` makes the output layer the transposed embedding. With `mask_documents`, attention stays
-    inside a document, and positions restart where `end_of_text` opens the next (`lmtrain.model.document_mask`).
+    Args:
+        vocab_size: Number of token ids.
+        block_size: Longest sequence, in tokens.
+        n_layer: Number of blocks.
+        n_head: Query heads; `d_model` must be an even multiple of it.
+        n_kv_head: Key-value heads, shared by the query heads; must divide `n_head`. Null means `n_head`.
+        d_model: Width of the residual stream.
+        d_ff: Width of the MLP's hidden layer.
+        dropout: Dropout probability.
+        rope_base: Base of the rotary frequencies; larger values turn more slowly, for longer sequences.
+        norm_eps: Added inside the square root of RMSNorm.
+        tie_embeddings: Use the transposed embedding as the output layer.
+        init_std: Standard deviation of the initial weights. It is smaller for layers that add to the residual stream,
+            and for the output layer of wide models.
+        mask_documents: Keep attention inside a document, and restart positions in each (see
+            `lmtrain.model.document_mask`).
+        end_of_text: Token id that opens a document, for `mask_documents`.
 
     Raises:
-        ValueError: head counts that do not divide, a head width that RoPE can't rotate, documents masked by no id.
+        ValueError: the head counts or widths do not divide, or `mask_documents` has no valid `end_of_text`.
     """
 
     def __init__(
@@ -70,22 +84,24 @@ class Llama(nn.Module):
             # 2 · n_layer branches add up on the residual stream (GPT-2, section 2.3).
             residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
-        # The logits' variance is d_model · std²: a wide model, too, starts at a uniform guess's loss, ln(vocab_size).
+        # The variance of the logits is d_model · std². It is limited so that the initial loss of a wide model is also
+        # the loss of a uniform guess, ln(vocab_size).
         head = self.embedding if self.output is None else self.output
         std = min(std, 0.35 / math.sqrt(self.d_model))
         if self.output is None:
-            # Tied, a token's logit for itself is up to d_model · std: it may not outweigh a small vocabulary.
+            # With tied embeddings, a token's logit for itself is up to d_model · std, which must not outweigh the
+            # other ids of a small vocabulary.
             std = min(std, math.log1p(0.1 * self.vocab_size) / self.d_model)
         nn.init.normal_(head.weight, std=std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return logits (B, T, V) of token ids (B, T); given targets (B, T), also the mean loss in nats.
+        """Return the logits (B, T, V) for token ids (B, T) and, given targets (B, T), the mean loss in nats.
 
-        A target of -100 does not count.
+        Targets of -100 do not count.
         """
         T = tokens.shape[1]
         if T > self.block_size:
-            raise ValueError(f"{T} tokens, but model.block_size={self.block_size}")
+            raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
         if self.end_of_text is None:
             mask, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
         else:
@@ -100,7 +116,7 @@ class Llama(nn.Module):
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
-        """Return the FLOPs of forward and backward a token: matrix products alone, attention as if not causal.
+        """Return the FLOPs of forward and backward per token, for matrix products only and attention without a mask.
 
         Source: Chowdhery et al., "PaLM" (2022), appendix B.
         """
@@ -113,7 +129,7 @@ class Llama(nn.Module):
 
 
 class LlamaBlock(nn.Module):
-    """One block: attention and MLP, each on the normalised residual stream."""
+    """Adds attention and an MLP to the residual stream, each computed from the normalised stream."""
 
     def __init__(self, d_model: int, d_ff: int, n_head: int, n_kv_head: int, dropout: float, norm_eps: float) -> None:
         super().__init__()
@@ -130,7 +146,10 @@ class LlamaBlock(nn.Module):
 
 
 class LlamaAttention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions; causal, or as a mask (B, 1, T, T) says."""
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions.
+
+    It is causal, or uses the mask (B, 1, T, T) if there is one.
+    """
 
     def __init__(self, d_model: int, n_head: int, n_kv_head: int, dropout: float) -> None:
         super().__init__()
@@ -168,7 +187,10 @@ class SwiGLU(nn.Module):
 
 
 def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
-    """Return cosines and sines (T, D) in float32, the halves of D alike; Su et al., "RoFormer" (2021), eq. 34."""
+    """Return cosines and sines (T, D) in float32, where both halves of D are the same.
+
+    Source: Su et al., "RoFormer" (2021), eq. 34.
+    """
     frequency = 1.0 / base ** (torch.arange(0, d_head, 2, dtype=torch.int64).float() / d_head)  # (D / 2,)
     angle = torch.outer(torch.arange(block_size).float(), frequency)  # (T, D / 2)
     angle = torch.cat((angle, angle), dim=-1)  # (T, D)
@@ -176,7 +198,7 @@ def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tenso
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Return (B, H, T, D) rotated by position; dimension i pairs with i + D / 2, as in transformers' Llama."""
+    """Return `x` (B, H, T, D) rotated by position; dimension i pairs with i + D / 2, as in transformers' Llama."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)

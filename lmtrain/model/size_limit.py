@@ -1,4 +1,4 @@
-"""Finds a model too large before it takes memory: builds it with shapes alone, and stops where it has too much."""
+"""Refuses a model that is too large before it takes memory: builds it without memory and counts its tensors."""
 
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -14,18 +14,18 @@ from torch.nn.modules.module import (
 )
 from torch.overrides import TorchFunctionMode
 
-MAKING = frozenset({"empty", "full", "ones", "rand", "randn", "zeros"})
+CREATE = frozenset({"empty", "full", "ones", "rand", "randn", "zeros"})  # functions that create a tensor
 MOST_POSITIONS = 10_000_000
-# Fill a tensor with numbers; one without memory has nothing to fill.
-FILLING = frozenset({"copy_", "fill_", "normal_", "trunc_normal_", "uniform_", "zero_"})
-MARGIN = 2  # a layer may hold a tensor for a moment, until it is tied to another
+# Functions that fill a tensor with numbers; they are skipped for tensors without memory.
+FILL = frozenset({"copy_", "fill_", "normal_", "trunc_normal_", "uniform_", "zero_"})
+MARGIN = 2  # factor above the stored size: a layer may briefly have a separate tensor before it is tied
 
 
 @dataclass(frozen=True)
 class SizeLimit:
-    """The bytes that a model may take, and the parameters, as tensors and elements, that are stored of it.
+    """Holds the bytes that a model may take, and the parameters of its checkpoint, as tensors and elements.
 
-    None: nothing is stored yet.
+    `tensors` and `elements` are None if there is no checkpoint yet.
     """
 
     bytes: int
@@ -34,16 +34,16 @@ class SizeLimit:
 
 
 class ModelTooLargeError(ValueError):
-    """A model has more than its limit allows; the message says of what."""
+    """A model exceeds its size limit; the message names what is too large."""
 
 
 def refuse_too_large(build: Callable[[], nn.Module], limit: SizeLimit) -> None:
-    """Build a model without its memory, and leave it at the first tensor that is too much.
+    """Build a model without memory, and stop at the first tensor that exceeds the limit.
 
-    A model that can't be built so is not checked; building it says what is wrong.
+    A model that can't be built this way is not checked; building it for real reports the problem.
 
     Raises:
-        ModelTooLargeError: it has more bytes than the limit, or more than `MARGIN` times the parameters.
+        ModelTooLargeError: the model has more bytes than the limit, or more than `MARGIN` times the stored parameters.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -55,13 +55,13 @@ def refuse_too_large(build: Callable[[], nn.Module], limit: SizeLimit) -> None:
             build()
         except ModelTooLargeError:
             raise
-        except Exception as error:  # building it says what is wrong
-            if "overflow" in str(error).lower():  # of torch, for sizes beyond 64 bits
-                raise ModelTooLargeError("has tensors beyond all memory") from error
+        except Exception as error:  # building the model for real reports the problem
+            if "overflow" in str(error).lower():  # torch's error for sizes beyond 64 bits
+                raise ModelTooLargeError("has tensors that fit into no memory") from error
 
 
 class _Counter:
-    """Counts the tensors that modules hold at a time, as they get them."""
+    """Counts the tensors that modules contain while they are being built."""
 
     def __init__(self, limit: SizeLimit) -> None:
         self.limit = limit
@@ -72,14 +72,14 @@ class _Counter:
         self._add(param, 1)
 
     def add_buffer(self, module: nn.Module, name: str, buffer: Tensor | None) -> None:
-        self._add(buffer, 0)  # it may not be stored
+        self._add(buffer, 0)  # not counted as a parameter, since a buffer need not be stored
 
     def _add(self, tensor: Tensor | None, params: int) -> None:
-        if tensor is None or id(tensor) in self._held:  # tied
+        if tensor is None or id(tensor) in self._held:  # a tied tensor counts once
             return
         key, elements, nbytes = id(tensor), tensor.numel(), tensor.nbytes
 
-        def gone(_: object) -> None:  # another one has taken its place
+        def gone(_: object) -> None:  # called when another tensor has replaced this one
             del self._held[key]
             self._change(-params, -params * elements, -nbytes)
 
@@ -99,9 +99,9 @@ class _Counter:
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Makes parameters with shapes alone; what is computed for a buffer is computed, unless it is too large.
+    """Creates tensors without memory. Tables for buffers are computed, unless they are too large.
 
-    Without `torch.device("meta")` for all: its arithmetic imports the compiler, which takes seconds.
+    `torch.device("meta")` for everything would import the compiler for arithmetic, which takes seconds.
     """
 
     def __torch_function__(
@@ -109,13 +109,13 @@ class _WithoutMemory(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        tensor = args[0] if args else kwargs.get("tensor")  # torch.nn.init gives it by name
-        if name in FILLING and isinstance(tensor, Tensor) and tensor.is_meta:
+        tensor = args[0] if args else kwargs.get("tensor")  # torch.nn.init passes it by name
+        if name in FILL and isinstance(tensor, Tensor) and tensor.is_meta:
             return tensor
         if func is torch.arange and len(args) in (1, 2, 3) and all(isinstance(arg, int | float) for arg in args):
             start, end, step = (0, args[0], 1) if len(args) == 1 else (*args, 1)[:3]
             if step and abs(end - start) > MOST_POSITIONS * abs(step):
                 raise ModelTooLargeError(f"computes a table of more than {MOST_POSITIONS:,} positions")
-        if name in MAKING and getattr(torch, name) is func:
+        if name in CREATE and getattr(torch, name) is func:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)

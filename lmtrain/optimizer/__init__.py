@@ -1,5 +1,5 @@
-"""Optimizers, one a file: each takes the model's named parameters and returns a `torch.optim.Optimizer`.
+"""Optimizers, one per file. Each takes the model's named parameters and returns a `torch.optim.Optimizer`.
 
-A new one is `lmtrain/optimizer/NAME.py`, `conf/optimizer/NAME.yaml` and `tests/optimizer/test_NAME.py`; nothing else
-has to know of it. `adamw.py` is the example to copy.
+To add one, write `lmtrain/optimizer/NAME.py`, `conf/optimizer/NAME.yaml` and `tests/optimizer/test_NAME.py`; nothing
+else has to change. `adamw.py` is the example to copy.
 """

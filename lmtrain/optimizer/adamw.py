@@ -20,9 +20,16 @@ def adamw(
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
 ) -> torch.optim.AdamW:
-    """Return AdamW with decay of the tensors of two or more dimensions alone.
+    """Return an AdamW optimizer that decays only tensors of two or more dimensions.
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019), algorithm 2.
+
+    Args:
+        named_parameters: The model's parameters; given by lmtrain.
+        lr: Peak learning rate; the scheduler sets the learning rate of each step.
+        weight_decay: Each step shrinks the weights by the learning rate times this.
+        betas: Decay rates of the running means of the gradient and of its square.
+        eps: Added to the denominator, against division by zero.
     """
     groups = decay_groups(named_parameters, weight_decay)
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=can_fuse(groups))

@@ -1,4 +1,4 @@
-"""What every optimizer needs to know of a model's parameters: which ones decay, and whether one kernel updates all."""
+"""Parameter groups for every optimizer: which parameters decay, and whether one fused kernel can update them all."""
 
 import logging
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-FUSED_DEVICES = ("cuda", "cpu")  # where torch has one kernel that updates all parameters
+FUSED_DEVICES = ("cuda", "cpu")  # devices for which torch has a kernel that updates all parameters at once
 
 ParameterGroups = list[dict[str, Any]]
 
@@ -16,8 +16,8 @@ ParameterGroups = list[dict[str, Any]]
 def decay_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> ParameterGroups:
     """Return parameter groups in which only tensors of two or more dimensions decay: matrices and embeddings.
 
-    Norm gains and biases set a scale; pulling them to zero only fights the loss. Frozen parameters are in no group,
-    and a group without parameters is left out.
+    Norm gains and biases set a scale, and pulling them to zero only works against the loss. Frozen parameters are in no
+    group, and a group without parameters is left out.
     """
     params = [param for _, param in named_parameters if param.requires_grad]
     decayed = [param for param in params if param.ndim >= 2]

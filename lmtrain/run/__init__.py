@@ -1,1 +1,1 @@
-"""What a run keeps of itself, and how it is read back."""
+"""Starts runs, writes their files, and reads runs back."""

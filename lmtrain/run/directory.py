@@ -1,4 +1,4 @@
-"""The files of one run beside its checkpoints: who owns it, what it ran with, and how it ended."""
+"""Writes and checks the files of a run directory other than checkpoints, and guards the directory with a lock."""
 
 import contextlib
 import json
@@ -22,8 +22,8 @@ from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
-SWEEP_CONFIG = "multirun.yaml"  # in a sweep's directory; Hydra's own name for it
-# What commands read of a run, beside its checkpoints.
+SWEEP_CONFIG = "multirun.yaml"  # Hydra's name for the config in a sweep's directory
+# The files of a run that commands read, besides its checkpoints.
 RUN_FILES = (
     ".hydra",
     "config.yaml",
@@ -34,17 +34,17 @@ RUN_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
 )
-# The folders of a run that it goes on writing into. W&B links files into the folders of its earlier runs, by their
-# absolute paths, which are not listed here.
+# The folders that a resumed run writes to. W&B's folders of earlier runs contain links with absolute paths, so they are
+# not listed here.
 WRITTEN_FOLDERS = (".hydra", CHECKPOINTS, "bad-batches", "tensorboard", "wandb", "wandb/logs")
 
 
 class RunDirectory:
-    """One run's folder, owned by one process while it is open (a context manager).
+    """A run's folder, as a context manager; while it is open, this process alone owns it.
 
     Raises:
-        ValueError: on entering, if another process owns it, which the message names; or if something in it is a link,
-            by which a run that others made could have files elsewhere overwritten, or no file at all.
+        ValueError: On entering, if another process owns the folder (the message names it), or if something in it is
+            neither a file nor a folder. A link in a run from someone else could make lmtrain overwrite other files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -65,45 +65,45 @@ class RunDirectory:
         self.lock.release()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Write a whole file or none, without secrets: no reader ever sees half of it."""
+        """Write a JSON file without secrets, atomically, so that no reader ever sees half of it."""
         write_atomically(self.path / name, json.dumps(redacted(content), indent=2, default=_redacted_str) + "\n")
 
     def write_config(self, resolved: str, hydra_files: Mapping[str, str]) -> None:
-        """Write `config.yaml`, and the files in `.hydra/` whose texts are given by name."""
+        """Write `config.yaml` and the files in `.hydra/`, given as texts by file name."""
         write_atomically(self.path / "config.yaml", resolved)
         make_folder(self.path / ".hydra")
         for name, text in hydra_files.items():
             write_atomically(self.path / ".hydra" / name, text)
 
     def run_id(self, given: str | None = None) -> str:
-        """Return the identity of this run for W&B, given or drawn once, and kept in `environment.json`.
+        """Return the run's id for W&B: the one in `environment.json`, or else the given one or a new one.
 
         Raises:
-            PermissionError: that file may not be read, and the run would get another identity.
+            PermissionError: `environment.json` can't be read, so that the run would get another id.
         """
         path = self.path / "environment.json"
-        with contextlib.suppress(FileNotFoundError):  # read_json would say the same of a file that may not be read
+        with contextlib.suppress(FileNotFoundError):  # read_json does not distinguish missing and unreadable files
             os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK))
         recorded = read_json(path).get("run_id")
         return str(recorded) if recorded else given or secrets.token_hex(4)
 
 
 def refuse_strange_entries(run_dir: Path) -> None:
-    """Check that a run's directory and its folders hold files and folders alone, and no link leads out of the run.
+    """Check that a run directory contains only files and folders, and no link that leads out of it.
 
     Raises:
-        ValueError: a link, or a pipe, a socket or a device, which would wait, or act, when it is opened.
+        ValueError: There is such a link, or a pipe, a socket or a device, which could block or act when it is opened.
     """
     refuse_links(run_dir, below=WRITTEN_FOLDERS)
     for folder in (run_dir, *(run_dir / name for name in WRITTEN_FOLDERS)):
         for entry in folder.iterdir() if folder.is_dir() else ():
             mode = entry.lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-                raise ValueError(f"{entry}: neither a file nor a folder; remove it, lmtrain does not make it")
+                raise ValueError(f"{entry}: is neither a file nor a folder; remove it, it is not from lmtrain")
 
 
 def is_sweep(folder: Path) -> bool:
-    """Return whether the folders in a folder are the jobs of a sweep or a search."""
+    """Return whether a folder is the directory of a sweep or a search, with one folder per job."""
     return (folder / SWEEP_CONFIG).is_file()
 
 
@@ -112,24 +112,35 @@ def _redacted_str(value: object) -> str:
 
 
 def holds_run(run_dir: Path) -> bool:
-    """Return whether a run has written metrics there: its config.yaml is complete by then, and no new run may begin."""
+    """Return whether a run in this directory has written metrics; its config.yaml is complete by then."""
     return (run_dir / "metrics.jsonl").exists()
 
 
+def status_without_result(run_dir: Path) -> str:
+    """Return `running` if a process holds the run's lock, else `unfinished`; a killed process never keeps the lock."""
+    try:
+        return "running" if run_lock(run_dir).is_held() else "unfinished"
+    except OSError:  # the lock file can't be read
+        return "unfinished"
+
+
 def refuse_existing_run(run_dir: Path) -> None:
-    """Raise ConfigError if a run is there already: a new one would mix with it."""
+    """Raise ConfigError if the directory already contains a run, which a new run would overwrite."""
     if holds_run(run_dir):
-        raise ConfigError(f"hydra.run.dir={run_dir}: holds a run already; go on with resume={run_dir}, or give another")
+        raise ConfigError(
+            f"hydra.run.dir={run_dir}: already contains a run; continue it with resume={run_dir}, or give another "
+            "folder"
+        )
 
 
 def refuse_used_directory(run_dir: Path) -> None:
-    """Raise ConfigError unless the directory is empty or not there."""
+    """Raise ConfigError unless the directory is empty or does not exist."""
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ConfigError(f"hydra.run.dir={run_dir}: is there already; give another")
+        raise ConfigError(f"hydra.run.dir={run_dir}: exists already; give another folder")
 
 
 def starting_folder(run_dir: Path) -> Path | None:
-    """Return the folder that a run was started in; None if it is gone or not recorded."""
+    """Return the folder in which a run was started, or None if it no longer exists or was not recorded."""
     saved: Any = OmegaConf.to_container(read_saved(run_dir / ".hydra" / "hydra.yaml"))
     try:
         folder = saved["hydra"]["runtime"]["cwd"]

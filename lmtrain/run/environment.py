@@ -1,4 +1,4 @@
-"""What a run's result depends on beside its config: machine, versions, code."""
+"""Describes what a run's result depends on besides its config: machine, versions, code."""
 
 import contextlib
 import os
@@ -22,16 +22,17 @@ from lmtrain.terminal.redact import redact, redacted
 
 PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
 MAX_DIFF_BYTES = 1_000_000
-LONGEST_SECRET = 10_000  # bytes, at the end of a diff that is cut, which may be a part of one
-MAX_NAMES = 1000  # of files that are changed or not in git
+LONGEST_SECRET = 10_000  # bytes; the end of a truncated diff is dropped, because it may be part of a secret
+MAX_NAMES = 1000  # of changed or untracked files
 GIT_TIMEOUT_S = 5.0
-BINARY = "Binary files "  # begins git's line about changes that it does not show
+BINARY = "Binary files "  # prefix of git's line about changes that it does not show
 
 
 def describe_environment(run_id: str, device: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what a result may depend on beside the config (in plain containers), which says what code it names.
+    """Return the facts besides the config that a result may depend on, in plain containers.
 
-    No environment variables: they hold secrets.
+    `config` tells which code outside lmtrain is used. Environment variables are not included, because they may contain
+    secrets.
     """
     named = {target.partition(".")[0] for _, target in targets(config)}
     return {
@@ -53,7 +54,7 @@ def describe_environment(run_id: str, device: str, config: Mapping[str, Any] | N
 
 
 def hardware_and_software(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an environment that the bits of a run depend on."""
+    """Return the part of an environment on which the bits of a run depend."""
     return {key: environment[key] for key in ("platform", "cpu", "device", "python", "packages", "lmtrain_source")}
 
 
@@ -65,19 +66,19 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Return commit and uncommitted changes of the repository the run was started in; None outside of one.
+    """Return commit and uncommitted changes of the current git repository, or None outside a repository.
 
-    What takes longer than GIT_TIMEOUT_S altogether is left out, as are the changes beyond MAX_DIFF_BYTES;
-    `diff_truncated` says that there are more.
+    Git commands get GIT_TIMEOUT_S in total, and the diff is limited to MAX_DIFF_BYTES; `diff_truncated` tells whether
+    changes are missing from it.
     """
     if shutil.which("git") is None:
         return None
     deadline = time.monotonic() + GIT_TIMEOUT_S
     filters = _run_git(deadline, "config", "--show-scope", "--null", "--name-only", "--get-regexp", r"^filter\.")
-    if filters.text and not filters.complete:  # one that is not known would be run
+    if filters.text and not filters.complete:  # git might run a filter that is missing from the list
         return None
     scopes_and_keys = filters.text.split("\0")
-    # Only the repository's own filters: those of the user and the machine, such as git-lfs, are trusted.
+    # Only the repository's own filters are disabled: those of the user and the machine, such as git-lfs, are trusted.
     own = [
         key
         for scope, key in zip(scopes_and_keys[::2], scopes_and_keys[1::2], strict=False)
@@ -90,13 +91,13 @@ def _git() -> dict[str, Any] | None:
     changes = ("diff", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty")
     names = _run_git(deadline, *changes, "--name-only", "-z", "HEAD", without=own)
     changed = [name for name in names.text.split("\0") if name][:MAX_NAMES]
-    large = [name for name in changed if _size(Path(root, name)) > MAX_DIFF_BYTES]  # which git would read whole
+    large = [name for name in changed if _size(Path(root, name)) > MAX_DIFF_BYTES]  # git would read them whole
     left_out = [f":(top,exclude,literal){name}" for name in large]
     diff = _run_git(deadline, *changes, "HEAD", "--", ":(top)", *left_out, without=own)
     others = _run_git(deadline, "ls-files", "--others", "--exclude-standard", "--directory", "-z", without=own)
     text = redact(diff.text)
     if not diff.complete:
-        text = text[:-LONGEST_SECRET]  # of which the end may be half a secret
+        text = text[:-LONGEST_SECRET]  # the end may be part of a secret, which `redact` does not recognize
     has_binary = any(line.startswith(BINARY) for line in text.splitlines())
     return {
         "commit": commit,
@@ -116,29 +117,29 @@ def _size(path: Path) -> int:
 
 @dataclass(frozen=True)
 class _GitOutput:
-    """What git printed; `complete` if it ended well, and not for printing too much or taking too long."""
+    """The output of git; `complete` unless git failed, printed too much or took too long."""
 
     text: str = ""
     complete: bool = False
 
 
 def _run_git(deadline: float, *words: str, without: Sequence[str] = ()) -> _GitOutput:
-    """Run git without the settings named, and without any command that the repository's config names.
+    """Run git without the settings in `without`, and without any command from the repository's config.
 
-    It is ended at the deadline (by time.monotonic), and when it has printed enough.
+    It is killed at the deadline (in time.monotonic seconds) or when it has printed too much.
     """
     if time.monotonic() >= deadline:
         return _GitOutput()
     settings = {
         "core.fsmonitor": "false",
         "core.hooksPath": os.devnull,
-        "core.bigFileThreshold": str(MAX_DIFF_BYTES),  # of larger ones, as committed, no lines are shown
+        "core.bigFileThreshold": str(MAX_DIFF_BYTES),  # git shows no lines of larger committed files
     }
-    settings |= dict.fromkeys(without, "")  # no command; and for `required`, no
+    settings |= dict.fromkeys(without, "")  # an empty command runs nothing; an empty `required` means no
     environment = {
         **os.environ,
-        "GIT_ALLOW_PROTOCOL": "",  # nothing is fetched for a diff
-        "GIT_OPTIONAL_LOCKS": "0",  # the index is not written either
+        "GIT_ALLOW_PROTOCOL": "",  # fetch nothing for a diff
+        "GIT_OPTIONAL_LOCKS": "0",  # do not write the index
         "GIT_CONFIG_COUNT": str(len(settings)),
     }
     for number, (key, value) in enumerate(settings.items()):
@@ -150,9 +151,9 @@ def _run_git(deadline: float, *words: str, without: Sequence[str] = ()) -> _GitO
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=environment,
-            start_new_session=True,  # filters and all end with it
+            start_new_session=True,  # so that its filters can be killed with it
         )
-    except (OSError, ValueError):  # the latter: a NUL in a hostile key
+    except (OSError, ValueError):  # ValueError: a hostile key contains a NUL
         return _GitOutput()
 
     def kill() -> None:

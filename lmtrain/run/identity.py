@@ -1,4 +1,4 @@
-"""Which runs are the same: those that compute the same."""
+"""Identifies runs that compute the same, by a hash of their config."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-# How a run is called, where it reports to, and how it was asked for; none of them changes a number.
+# Name, loggers and the way in which the run was started; none of these keys changes a number.
 NEUTRAL_KEYS = ("name", "logger", "resume", "retry_failed")
 
 
@@ -18,6 +18,6 @@ def plain_config(cfg: DictConfig) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return a hash that is equal for runs of the same resolved config (plain containers), but for `NEUTRAL_KEYS`."""
+    """Return a hash of a resolved config (in plain containers) that ignores `NEUTRAL_KEYS`."""
     computed = {key: value for key, value in config.items() if key not in NEUTRAL_KEYS}
     return hashlib.sha256(json.dumps(computed, sort_keys=True).encode()).hexdigest()[:16]

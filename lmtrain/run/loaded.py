@@ -1,44 +1,147 @@
-"""Reads a finished (or running) run back: its config, model and tokenizer."""
+"""Loads the model of a finished or running run, to generate text with it and to evaluate it."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.snapshot import train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS
-from lmtrain.config.build import raising_config_errors
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.recorded.trust import check_trust, read_saved
+from lmtrain.config.token_files import token_folders
+from lmtrain.data.meta import check_tokenizer
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
+from lmtrain.loop.evaluation import evaluate, perplexity
+from lmtrain.model.generate import generate
 from lmtrain.parts import build_model, build_system, check_model_size
-from lmtrain.run.directory import RUN_FILES
+from lmtrain.run.directory import RUN_FILES, starting_folder
 from lmtrain.system import System
 
 
 @dataclass(frozen=True)
-class LoadedRun:
-    """A run's model as of one checkpoint, on the device of `system`."""
+class Evaluation:
+    """The loss of a model over every token of a split.
 
-    cfg: DictConfig
+    Attributes:
+        split: The name of the split.
+        tokens: The number of tokens in the split.
+        loss: The mean loss in nats per token.
+        perplexity: exp(loss).
+        bits_per_byte: The loss in bits per byte of text; None if the data does not record the size of its text.
+    """
+
+    split: str
+    tokens: int
+    loss: float
+    perplexity: float
+    bits_per_byte: float | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The model of a run at one checkpoint, on a device and in evaluation mode. `Run.load` returns it.
+
+    Attributes:
+        directory: The directory of the run.
+        config: The resolved config of the run.
+        model: The model: `logits, loss = model(tokens, targets)`, with token ids of shape (B, T).
+        tokenizer: The tokenizer of the run's data; None if it has none.
+        system: Device, number format and threads.
+        step: The number of optimizer steps after which the checkpoint was saved.
+    """
+
+    directory: Path
+    config: DictConfig
     model: nn.Module
     tokenizer: StoredTokenizer | None
     system: System
     step: int
 
+    def sample(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        top_k: int | None = 50,
+        seed: int | torch.Generator = 0,
+    ) -> str:
+        """Generate text, as `python -m lmtrain sample` does.
 
-def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = ()) -> LoadedRun:
-    """Load the run's `best`, `latest` or numbered checkpoint; the run may go on meanwhile.
+        Args:
+            prompt: The text to continue; empty to begin a new document.
+            tokens: The number of tokens to generate.
+            temperature: 0 always chooses the likeliest token; higher values give more varied text.
+            top_k: Choose among the `top_k` likeliest tokens; None or 0 for all.
+            seed: The same seed gives the same text; a generator gives a new text at each call.
 
-    Of the parts that its config names, only those are built that `check_trust` allows, or that are `trusted`.
+        Returns:
+            The prompt and its continuation.
+
+        Raises:
+            ConfigError: The run has no tokenizer, or the prompt has characters that the tokenizer does not know.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, because its data had none")
+        with raising_config_errors():  # the prompt may contain characters that the run's text did not have
+            ids = tokenizer.encode(prompt) or [tokenizer.end_of_text or 0]
+        continued = generate(
+            self.model,
+            torch.tensor(ids, device=self.system.device),
+            tokens,
+            block_size=self.config.data.block_size,
+            vocab_size=tokenizer.vocab_size,
+            temperature=temperature,
+            top_k=top_k or None,
+            generator=seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed),
+        )
+        return tokenizer.decode(continued.tolist())
+
+    def evaluate(self, split: str = "val", *, data: str | Path | None = None) -> Evaluation:
+        """Compute the loss over a whole split, as `python -m lmtrain evaluate` does.
+
+        Args:
+            split: `train`, `val` or the name of any other `.bin` file in the data folder.
+            data: Another folder of token files; None for the run's own data.
+
+        Raises:
+            ConfigError: There is no such data, or it was made with another tokenizer.
+        """
+        node = OmegaConf.create(_data_node(self.config.data, None if data is None else Path(data), self.directory))
+        with raising_config_errors():
+            for folder in token_folders(node).values():
+                check_tokenizer(folder, beside=self.directory)
+            loader = build(node, split=split, seed=self.config.seed)
+            loss = evaluate(self.model, self.model, loader.whole_split(), self.system)
+        bits_per_byte = loss / math.log(2) / loader.bytes_per_token if loader.bytes_per_token else None
+        return Evaluation(split, loader.total_tokens, loss, perplexity(loss), bits_per_byte)
+
+
+def load_model(
+    run_dir: Path, which: str, device: str, trusted: Collection[str] = (), *, option: str = "--trust "
+) -> LoadedModel:
+    """Load a checkpoint of a run, which may still be training.
+
+    Args:
+        run_dir: The run directory.
+        which: `best`, `latest` or a step number.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        trusted: Names of classes and functions that may be imported in addition to those that `check_trust` allows.
+        option: The option with which the caller trusts a name, for the message.
 
     Raises:
-        ConfigError: there is no such run or checkpoint, it is broken, or names what is not trusted.
+        ConfigError: The run or checkpoint does not exist or is broken, or its config names code that is not trusted.
     """
     if not (run_dir / "config.yaml").is_file():
         raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
@@ -47,12 +150,12 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
     checkpoints = CheckpointFolder.of_run(run_dir)
     steps = checkpoints.steps()
     if not steps:
-        raise ConfigError(f"{run_dir}: no checkpoint yet")
+        raise ConfigError(f"{run_dir}: has no checkpoint yet; wait until the run has saved one")
     path = checkpoints.at(_step(which, checkpoints))
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = read_saved(run_dir / "config.yaml")
-    check_trust(cfg, trusted, run_dir, option="--trust ")
+    check_trust(cfg, trusted, run_dir, option=option)
     with raising_config_errors():
         check_model_size(cfg, [path])
         system = build_system(cfg, device=device, compile=False)
@@ -65,22 +168,47 @@ def load_run(run_dir: Path, which: str, device: str, trusted: Collection[str] = 
         model.load_state_dict(dict(loaded.tensors.get("model", {})))
     except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
-        way_out = f"; --checkpoint takes one of the other steps: {others}" if others else ""
+        way_out = f"; use --checkpoint with one of the other steps: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
-    return LoadedRun(cfg, model.to(system.device).eval(), tokenizer, system, step)
+    return LoadedModel(run_dir, cfg, model.to(system.device).eval(), tokenizer, system, step)
 
 
 def _step(which: str, checkpoints: CheckpointFolder) -> int:
-    """Return the step that is meant. Links of these names are for people: a kill may leave them out of date."""
+    """Return the step that `which` means. The links `best` and `latest` are not used; a kill may leave them stale."""
     latest = checkpoints.steps()[-1]
     if which == "latest":
         return latest
     if which == "best":
-        # What is written last knows of an evaluation that came after the last checkpoint.
+        # result.json is written last, so it includes an evaluation after the last checkpoint.
         result = read_json(checkpoints.path.parent / "result.json")
         state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
         best = result.get("best_step") or state.get("best_step")
         return int(best) if best in checkpoints.steps() else latest
     if not which.isdecimal():
-        raise ConfigError(f"--checkpoint {which}: best, latest or a step")
+        raise ConfigError(f"--checkpoint {which}: give best, latest or a step number")
     return int(which)
+
+
+def _data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:
+    """Return the config node of the run's own loader, changed to read `folder` if that is given.
+
+    Relative paths that do not exist here are taken from the folder that the run was started in.
+    """
+    node: dict[str, Any] = {str(key): value for key, value in data.items()}
+    if folder is None:
+        base = starting_folder(run) if (run / ".hydra" / "hydra.yaml").is_file() else None
+        if base and node.get("path") is not None and not Path(node["path"]).is_dir():
+            node["path"] = str(base / node["path"])
+        if base and node.get("paths"):
+            node["paths"] = {
+                name: path if Path(path).is_dir() else str(base / path) for name, path in node["paths"].items()
+            }
+        return node
+    if "path" not in node and "paths" not in node:
+        raise ConfigError(
+            f"--data {folder}: the run's loader ({node['_target_']}) has no path to change; leave the option out"
+        )
+    if "paths" in node:  # a mixture
+        kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}
+        return {"_target_": "lmtrain.data.loader.TokenLoader", "path": str(folder), **kept}
+    return {**node, "path": str(folder)}

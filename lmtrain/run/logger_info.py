@@ -1,4 +1,4 @@
-"""The name, group and tags that loggers file a run under."""
+"""Chooses the name, group and tags under which loggers show a run."""
 
 import re
 from pathlib import Path
@@ -15,20 +15,20 @@ MAX_OVERRIDES_BYTES = 1_000_000
 
 
 def run_info(cfg: DictConfig, directory: RunDirectory, run_id: str) -> RunInfo:
-    """Return what the loggers file the run under."""
+    """Return the facts about the run that loggers need."""
     folder = directory.path.name
     return RunInfo(
         directory.path,
         run_id,
-        name=folder if "=" in folder else f"{cfg.name}-{folder}",  # lr=0.001,seed=1 says what a job of a sweep is
-        group=directory.path.parent.name,  # the runs of one name, or the jobs of one sweep
+        name=folder if "=" in folder else f"{cfg.name}-{folder}",  # a job of a sweep is named after its overrides
+        group=directory.path.parent.name,  # groups runs with the same name, or the jobs of a sweep
         config=plain_config(cfg),
         tags=_tags(directory.path),
     )
 
 
 def _tags(run_dir: Path) -> list[str]:
-    """Return the experiments that the run was composed from, and whether it is a job of a sweep."""
+    """Return the run's experiments, and `sweep` if it is a job of a sweep."""
     try:
         overrides = read_limited(run_dir / ".hydra" / "overrides.yaml", MAX_OVERRIDES_BYTES).decode()
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""The one way to start a new run: compose, check, directory, Hydra's files, data; then as Hydra runs a job.
+"""Starts every new run: composes and checks its config, checks its directory, prepares its data, and runs it as a job.
 
-A run without a verb, a job of a sweep, a fork, `--rerun` and `import` all begin here.
+Training, jobs of a sweep, forks, `--rerun` and `import` all start here.
 """
 
 import copy
@@ -25,10 +25,14 @@ from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
 
 @dataclass(frozen=True)
 class NewRun:
-    """A run that can start. Nothing has been written yet, except token files that were missing.
+    """A new run that is ready to start. Only missing token files have been written so far.
 
-    `cfg` is resolved and checked; `directory` holds no run; `hydra_files` are the texts for its folder `.hydra`, by
-    file name; `composed` is what Hydra composed, with its own settings; `notes` say what is surprising about it.
+    Attributes:
+        cfg: The resolved and checked config.
+        directory: The run directory; it contains no run.
+        hydra_files: The texts for the files in `.hydra/`, by file name.
+        composed: The config as composed by Hydra, with Hydra's own settings.
+        notes: Messages about surprises in the composition, for the user.
     """
 
     cfg: DictConfig
@@ -39,21 +43,23 @@ class NewRun:
 
 
 def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) -> NewRun:
-    """Compose and check a new run, and make its data if that is missing and has a recipe.
+    """Compose and check a new run, and prepare its data if that is missing and there is a recipe.
 
     Raises:
-        ConfigError: a mistake in config or data, or a directory that holds a run already (`needs_empty_directory`:
-            that holds anything). Nothing is left behind then.
+        ConfigError: There is a mistake in config or data, or the directory already contains a run (with
+            `needs_empty_directory`: contains anything). Nothing is left behind in this case.
     """
     composition = compose_with_notes(overrides)
     composed = composition.config
     settings = composed.hydra
     if settings.mode not in (None, RunMode.RUN):
-        raise ConfigError(f"hydra.mode={settings.mode.name}: add -m for a sweep")
+        raise ConfigError(f"hydra.mode={settings.mode.name}: is not supported; give -m for a sweep")
     if settings.job.chdir:
-        raise ConfigError("hydra.job.chdir=true: relative paths are those of the folder that the command is given in")
+        raise ConfigError(
+            "hydra.job.chdir=true: is not supported; relative paths start at the folder in which the command is given"
+        )
     settings.mode = RunMode.RUN
-    directory = Path(settings.run.dir)  # before the copy, which then has the same time and id in it
+    directory = Path(settings.run.dir)  # resolved before the copy, so that the copy has the same time and id
     settings.runtime.output_dir = os.path.abspath(directory)
     own = without_hydra(copy.deepcopy(composed))
     with env_override(settings.job.env_set):
@@ -66,33 +72,33 @@ def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) ->
 
 
 def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
-    """Call `train` as Hydra runs a job: with its callbacks and `hydra.job.env_set`; return the exit code.
+    """Call `train` as Hydra runs a job, with its callbacks and `hydra.job.env_set`, and return the exit code.
 
-    An exception of `train` is raised here. `train` should import torch itself, so that the variables are set by then.
+    An exception in `train` is raised again. `train` must import torch itself, after the environment variables are set.
 
     Raises:
-        ConfigError: the directory or a callback can't be made.
+        ConfigError: The directory or a callback can't be created.
     """
     mistakes: list[ConfigError] = []
 
     def job(task_config: DictConfig) -> int | None:
         try:
             return train(run)
-        except ConfigError as error:  # Hydra would announce it in its own words
+        except ConfigError as error:  # kept from Hydra, which would report it in its own words
             mistakes.append(error)
             return None
 
     try:
         context = context_of_one_run(run.composed)
         context.callbacks.on_run_start(config=run.composed, config_name=MENU)
-        make_folder(run.directory)  # Hydra makes it as well, but does not wait until it is on the disk
+        make_folder(run.directory)  # Hydra creates it too, but does not wait until it is on the disk
         returned = run_job(job, run.composed, "hydra.run.dir", None, context)
         context.callbacks.on_run_end(config=run.composed, config_name=MENU, job_return=returned)
         if mistakes:
             raise mistakes[0]
-        exit_code: int = returned.return_value  # or the exception that ended it
-    except HydraException as error:  # a callback that can't be made
+        exit_code: int = returned.return_value  # raises the exception of a failed job
+    except HydraException as error:  # a callback can't be created
         raise ConfigError(explain_hydra_error(error, run.composed.hydra.overrides.task)) from error
-    except OSError as error:  # a folder that can't be made
+    except OSError as error:  # the folder can't be created
         raise ConfigError(os_error_line(error)) from error
     return exit_code

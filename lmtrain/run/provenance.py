@@ -1,4 +1,4 @@
-"""Records what a run is made of, when it starts and each time it is resumed."""
+"""Records the config, environment and code of a run when it starts and each time it is resumed."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Resume:
-    """The resume of a run: what its config changes, a line each; `began` once the run goes on."""
+    """A resume of a run: the lines that describe its config changes; `began` is set once the run continues."""
 
     changes: Sequence[str]
     began: bool = False
@@ -28,10 +28,14 @@ class Resume:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What a command asks of a run.
+    """A command's request to start or resume a run.
 
-    `hydra_files` are the texts for `.hydra/`, by file name. `resumed` is for a run that goes on, `lineage` is what
-    `environment.json` says of the run that this one repeats, and `notes` are on how the config was composed.
+    Attributes:
+        cfg: The checked config.
+        hydra_files: The texts for the files in `.hydra/`, by file name.
+        resumed: Set if the run is resumed.
+        lineage: The entry in `environment.json` about the run that this one repeats.
+        notes: Messages about how the config was composed, for the user.
     """
 
     cfg: DictConfig
@@ -42,7 +46,7 @@ class RunRequest:
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
-    """Return what runs of different models are compared by."""
+    """Return the facts about a model by which runs are compared: class, parameters and FLOPs per token."""
     return {
         "class": type(model).__name__,
         "parameters": sum(param.numel() for param in model.parameters()),
@@ -56,16 +60,16 @@ def record_start(
     environment: Mapping[str, Any],
     saved_environment: Mapping[str, Any] | None,
 ) -> None:
-    """Write what the run is made of; a resume is added to that, with what has changed since its checkpoint.
+    """Write the environment of a new run; for a resume, add an entry with the changes since its checkpoint.
 
-    `saved_environment` is the environment that the checkpoint was saved in.
+    `saved_environment` is the environment in which the checkpoint was saved.
     """
     resumed = request.resumed
     if resumed is None:
         directory.write_json("environment.json", environment)
         return
     resumed.began = True
-    (directory.path / "result.json").unlink(missing_ok=True)  # it is no longer how the run ended
+    (directory.path / "result.json").unlink(missing_ok=True)  # the run has not ended any more
     first = read_json(directory.path / "environment.json") or dict(environment)
     again = {key: value for key, value in environment.items() if key != "run_id"} | {"changes": list(resumed.changes)}
     directory.write_json("environment.json", first | {"resumes": [*first.get("resumes", []), again]})
@@ -74,4 +78,7 @@ def record_start(
         log.info("changed: %s", line)
     since = differences(saved_environment, hardware_and_software(environment)) if saved_environment else []
     if since:
-        log.warning("not the machine or software of the checkpoint (%s): other bits may follow", "; ".join(since))
+        log.warning(
+            "machine or software have changed since the checkpoint (%s); results may differ in the last digits",
+            "; ".join(since),
+        )

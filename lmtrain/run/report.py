@@ -1,4 +1,4 @@
-"""What a run logs for the person in front of it: before it starts, and how it ended."""
+"""Logs a run for the user: a description before it starts, and a summary when it ends."""
 
 import logging
 import math
@@ -34,18 +34,18 @@ from lmtrain.run.provenance import RunRequest
 from lmtrain.system import System
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.paths import shell_folder, short_path
-from lmtrain.terminal.units import duration, si, significant
+from lmtrain.terminal.units import counted, duration, si, significant
 from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 LONG_RUN_S = 24 * 3600
-SAME_RATE = 1.1  # up to this factor
-SCHEDULE_END = "scheduler.max_steps:"  # how a change of it begins
+SAME_RATE = 1.1  # learning rates that differ by less than this factor count as equal
+SCHEDULE_END = "scheduler.max_steps:"  # prefix of the line that reports a change of this key
 
 
 def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> None:
-    """Log the run in a few lines before it starts, what is surely not meant, and a warning if it will take long."""
+    """Log a short description of the run before it starts, with warnings about mistakes and a long duration."""
     cfg = request.cfg
     changes = request.resumed.changes if request.resumed else ()
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
@@ -59,32 +59,32 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
         log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")
     epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
     log.info(
-        "%s steps of %s tokens = %s, %s",
-        f"{trainer.max_steps:,}",
+        "%s of %s tokens = %s, %s",
+        counted(trainer.max_steps, "step"),
         f"{step_tokens:,}",
         si(trainer.max_steps * step_tokens),
         ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
     )
     if state.step:
-        log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
+        log.info("resumed after step %d, %s to go", state.step, counted(max(steps, 0), "step"))
     if state.step >= trainer.max_steps:
-        log.info("nothing left to do; to go on: %s", extension_command(cfg, directory.path, 2 * state.step))
+        log.info("all steps are done; to train longer: %s", extension_command(cfg, directory.path, 2 * state.step))
     repeated = data_repeated_far_too_often(epochs, trainer.max_steps) if not cfg.model.get("dropout") else None
     mistakes = certain_mistakes(ScheduleFacts.of(cfg, state.step))
     for note in (
         *request.notes,
-        _rate_that_rises_again(cfg, directory, trainer, changes),
+        _warn_of_rising_learning_rate(cfg, directory, trainer, changes),
         *mistakes,
         repeated,
     ):
         if note is not None:
             log.warning("%s", note)
     flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
-    # A quick bound first, so that small runs measure nothing: no device is slower than this.
+    # No device is slower than 1 GFLOP/s, so small runs skip the measurement.
     if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
         log.warning(
-            "this run will take about %s on %s. To make it smaller: fewer steps (trainer.max_steps), fewer tokens "
-            "a step (trainer.gradient_accumulation_steps, data.batch_size, data.block_size), a smaller model "
+            "this run will take about %s on %s. To shorten it, use fewer steps (trainer.max_steps), fewer tokens per "
+            "step (trainer.gradient_accumulation_steps, data.batch_size, data.block_size), or a smaller model "
             "(model=llama_1m)%s; experiments=quickstart takes minutes on a CPU",
             duration(seconds),
             system.device,
@@ -92,31 +92,31 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
         )
 
 
-def _rate_that_rises_again(
+def _warn_of_rising_learning_rate(
     cfg: DictConfig, directory: RunDirectory, trainer: Trainer, changes: Sequence[str]
 ) -> str | None:
-    """Return a warning if more steps stretch the schedule of a run so that its learning rate goes up again."""
+    """Return a warning if additional steps stretch the schedule of a run so that its learning rate rises again."""
     step = trainer.state.step
     before, now = read_newest(directory.path / "metrics.jsonl").get("lr"), trainer.schedule(step)
     extended = any(change.startswith(("trainer.max_steps:", SCHEDULE_END)) for change in changes)
     if not extended or before is None or now <= SAME_RATE * before or step <= (cfg.scheduler.get("warmup_steps") or 0):
         return None
     ends = [change.partition(": ")[2].partition(" → ")[0] for change in changes if change.startswith(SCHEDULE_END)]
-    way_out = f"; scheduler.max_steps={ends[0]} keeps the schedule as it was" if ends and _ends_above_zero(cfg) else ""
+    way_out = f"; scheduler.max_steps={ends[0]} keeps the old schedule" if ends and _ends_above_zero(cfg) else ""
     return (
-        f"the learning rate goes up again, from {before:.3g} at step {step:,} to {now:.3g}, as its schedule ends later "
-        f"now: some of what the low rate has gained is lost for a while{way_out}"
+        f"the learning rate rises again, from {before:.3g} at step {step:,} to {now:.3g}, because its schedule now "
+        f"ends later; the loss will get worse for a while{way_out}"
     )
 
 
 def _ends_above_zero(cfg: DictConfig) -> bool:
-    """Return whether the schedule has an end after which training goes on at a rate of its own."""
+    """Return whether the schedule reaches a final learning rate above zero, at which training can continue."""
     end = cfg.scheduler.get("max_steps")
     return end is not None and bool(cfg.scheduler.get("min_lr")) and cfg.scheduler.get("warmup_steps", 0) < end
 
 
 def same_runs(run: Path, wanted: str) -> list[Path]:
-    """Return completed runs beside this one that have the same config hash."""
+    """Return the completed runs in the same folder that have this config hash."""
     others = (path for path in sorted(run.parent.glob("*/result.json")) if path.parent != run)
     ended = ((path.parent, read_json(path)) for path in others)
     return [
@@ -134,7 +134,7 @@ def show_sample(
     cfg: DictConfig,
     directory: RunDirectory,
 ) -> None:
-    """Log a text of the model, and write it to `sample.txt`, where runs are compared by it."""
+    """Log a text generated by the model, and write it to `sample.txt`, which `compare` shows."""
     prompt = torch.tensor([tokenizer.end_of_text or 0], device=system.device)
     ids = generate(
         model,
@@ -163,7 +163,7 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
         )
     log.info("took %s; everything is in %s", duration(state.seconds), path)
     if is_sweep(directory.path.parent):
-        return  # a job of a sweep, which closes with its own table
+        return  # a job of a sweep, which prints its own table at the end
     commands = [
         f"{command} --count 3" if (command := sample_command(directory.path)) else None,
         _command("evaluate", directory.path) if state.val_loss is not None else None,
@@ -173,7 +173,7 @@ def log_summary(state: TrainState, cfg: DictConfig, directory: RunDirectory) -> 
 
 
 def log_ending(error: BaseException | None, path: Path) -> None:
-    """Log how a run ended that did not complete; the traceback goes to `train.log`."""
+    """Log how a run that did not complete ended; the traceback goes to `train.log`."""
     saved = checkpoint_steps(path)
     match error:
         case None:
@@ -184,7 +184,7 @@ def log_ending(error: BaseException | None, path: Path) -> None:
             log.error("diverged: %s", error)
         case PrunedError():
             log.warning(
-                "pruned: %s; saved after step %d; to go on all the same: %s",
+                "pruned: %s; saved after step %d; to continue anyway: %s",
                 error,
                 max(saved, default=0),
                 resume_command(path),
@@ -204,13 +204,13 @@ def log_ending(error: BaseException | None, path: Path) -> None:
                 exc_info=error,
             )
             if saved:
-                log.error("to continue from step %d when that is fixed: %s", saved[-1], resume_command(path))
+                log.error("once that is fixed, continue from step %d: %s", saved[-1], resume_command(path))
 
 
 def extension_command(cfg: DictConfig, run_dir: Path, max_steps: int) -> str:
-    """Return the command that goes on with a finished run, at the rate at which its schedule has ended."""
-    stays = f" scheduler.max_steps={cfg.scheduler.max_steps}" if _ends_above_zero(cfg) else ""
-    return f"{resume_command(run_dir)} trainer.max_steps={max_steps}{stays}"
+    """Return the command that continues a finished run at the final learning rate of its schedule."""
+    schedule = f" scheduler.max_steps={cfg.scheduler.max_steps}" if _ends_above_zero(cfg) else ""
+    return f"{resume_command(run_dir)} trainer.max_steps={max_steps}{schedule}"
 
 
 def resume_command(run_dir: Path) -> str:
@@ -222,18 +222,18 @@ def resume_command(run_dir: Path) -> str:
 
 
 def sample_command(run_dir: Path) -> str | None:
-    """Return the command that shows a run's text; None for a run without a tokenizer."""
+    """Return the command that generates text with a run, or None for a run without a tokenizer."""
     return _command("sample", run_dir) if (run_dir / TOKENIZER_FILE).is_file() else None
 
 
 def _command(verb: str, run_dir: Path) -> str:
-    """Return the command of a verb that reads a run."""
+    """Return the command that applies a verb to a run."""
     trust = [word for name in _names_to_trust(run_dir / "config.yaml", run_dir) for word in ("--trust", name)]
     return f"python -m lmtrain {shlex.join([verb, short_path(run_dir), *trust])}"
 
 
 def _names_to_trust(path: Path, run_dir: Path) -> list[str]:
-    """Return the names in a config of a run that its user must trust; none while the file can't be read."""
+    """Return the names in a run's config that the user must trust; empty if the file can't be read."""
     try:
         return names_to_trust_again(path, run_dir, shell_folder())
     except ConfigError:

@@ -1,4 +1,4 @@
-"""How a run ended: `result.json`."""
+"""Writes `result.json`, which says how a run ended."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Result:
-    """`result.json`, written last; `objective` is the best validation loss."""
+    """The content of `result.json`, which is written last; `objective` is the best validation loss."""
 
     status: str
     objective: float | None = None
@@ -35,7 +35,7 @@ class Result:
 def write_result(
     cfg: DictConfig, directory: RunDirectory, state: TrainState, status: str, error: BaseException | None
 ) -> None:
-    """Write `result.json`; a disk that refuses is logged, and changes nothing of how the run ended."""
+    """Write `result.json`; a write error is only logged, so that it does not change how the run ended."""
     result = Result(
         status=status,
         objective=state.best_val_loss,

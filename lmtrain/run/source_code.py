@@ -1,4 +1,4 @@
-"""The source code that a run's config names outside lmtrain: a hash of each file, and what has changed since."""
+"""Hashes the source code outside lmtrain that a run's config names, and finds files that have changed since."""
 
 import ast
 import hashlib
@@ -19,25 +19,25 @@ LMTRAIN = Path(lmtrain.__file__).resolve().parent
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = frozenset({"site-packages", "dist-packages"})  # the folders' names
 HASH_DIGITS = 16
-MAX_MODULES = 300  # of a target: torch or transformers from a checkout has thousands, which take minutes to parse
+MAX_MODULES = 300  # per target: a checkout of torch or transformers has thousands, which take minutes to parse
 
 SourceHashes = Mapping[str, Mapping[str, str]]
 
 
 def source_hashes(config: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Return for each key of a `_target_` outside lmtrain a hash of every source file that it is made of, by module.
+    """Return, for the key of each `_target_` outside lmtrain, the hash of every source file it depends on, by module.
 
-    Covered are the target's module, the packages around it, and all modules that these import by a statement
-    anywhere in them, directly or not; the nearest `MAX_MODULES` of them. Not covered are the standard library and
-    installed packages, modules that are imported by a computed name, and files that the code reads.
+    This covers the target's module, its parent packages, and all modules that these import directly or indirectly with
+    an import statement, up to the nearest `MAX_MODULES`. It does not cover the standard library, installed packages,
+    modules imported by a computed name, or files that the code reads.
     """
-    known: dict[str, _Module | None] = {}  # two targets may share thousands
+    known: dict[str, _Module | None] = {}  # two targets may share thousands of modules
     found = {key: _module_hashes(target.rpartition(".")[0], known) for key, target in targets(config)}
     return {key: hashes for key, hashes in found.items() if hashes}
 
 
 def changed_sources(then: SourceHashes, now: SourceHashes) -> dict[str, list[str]]:
-    """Return for each key the files that belonged to its target at both times, and differ."""
+    """Return, for each key, the files that belonged to its target at both times but differ."""
     changed = {}
     for key in then.keys() & now.keys():
         modules = [module for module, digest in now[key].items() if then[key].get(module, digest) != digest]
@@ -47,7 +47,7 @@ def changed_sources(then: SourceHashes, now: SourceHashes) -> dict[str, list[str
 
 
 def targets(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys and values of all `_target_` outside lmtrain."""
+    """Yield the key and the value of every `_target_` outside lmtrain."""
     if isinstance(config, Mapping):
         for key, value in config.items():
             if key != "_target_":
@@ -60,7 +60,7 @@ def targets(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def lmtrain_hash() -> str:
-    """Return a hash of lmtrain's own source, which a checkout changes more often than its version."""
+    """Return a hash of lmtrain's own source code, which in a checkout changes more often than the version."""
     digest = hashlib.sha256()
     for path in sorted(LMTRAIN.rglob("*.py")):
         digest.update(f"{path.relative_to(LMTRAIN)}\0".encode() + path.read_bytes())
@@ -74,7 +74,7 @@ class _Module:
 
 
 def _module_hashes(target: str, known: dict[str, _Module | None]) -> dict[str, str]:
-    """Return the hashes of a module and what it imports; `known` are modules that were read before, and is added to."""
+    """Return the hashes of a module and its imports. `known` caches modules already read, and is extended."""
     hashes: dict[str, str] = {}
     waiting = deque(_with_packages(target))
     seen = set(waiting)
@@ -99,13 +99,13 @@ def _read_module(name: str) -> _Module | None:
 
 
 def _with_packages(module: str) -> Iterator[str]:
-    """Yield `a`, `a.b` and `a.b.c` for `a.b.c`: importing it runs them all."""
+    """Yield `a`, `a.b` and `a.b.c` for `a.b.c`, because importing a module runs its parent packages."""
     parts = module.split(".")
     yield from (".".join(parts[: size + 1]) for size in range(len(parts)))
 
 
 def _source_of(module: str) -> Path | None:
-    """Return the file of a module of the user's own; None for any other, or if there is none."""
+    """Return the file of one of the user's own modules, or None for any other module."""
     spec = _find_without_importing(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return None
@@ -115,7 +115,7 @@ def _source_of(module: str) -> Path | None:
 
 
 def _find_without_importing(module: str) -> ModuleSpec | None:
-    """Return what `importlib.util.find_spec` does; that would import the packages around it: torch for `torch.nn`."""
+    """Return the spec of a module like `importlib.util.find_spec`, but without importing its parent packages."""
     name, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(name)
@@ -124,21 +124,21 @@ def _find_without_importing(module: str) -> ModuleSpec | None:
             name = f"{name}.{part}"
             try:
                 spec = PathFinder.find_spec(name, folders)
-            except KeyError:  # a folder without an __init__.py in another one, which was not imported
+            except KeyError:  # a namespace package (no __init__.py) whose parent has not been imported
                 spec, folders = None, [os.path.join(folder, part) for folder in folders]
             else:
                 folders = [] if spec is None else [*(spec.submodule_search_locations or ())]
-    except (ImportError, ValueError):  # a module that was made by code
+    except (ImportError, ValueError):  # a module created by code has no spec
         return None
     return spec
 
 
 def _imports(source: bytes, module: str, path: Path) -> Iterator[str]:
-    """Yield the full names in all import statements; some may be names in a module."""
+    """Yield the full names in all import statements; some may be names inside a module, not modules."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     try:
         nodes = [*ast.walk(ast.parse(source))]
-    except (SyntaxError, ValueError):  # it can't be imported either
+    except (SyntaxError, ValueError):  # such a module can't be imported either
         return
     for node in nodes:
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Where a run starts: at step 0, or from a checkpoint of its own or of the run that it is a fork of."""
+"""Decides where a run starts: at step 0, at its own newest checkpoint, or at the checkpoint that it forks."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from lmtrain.trainer import Trainer
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: at its own newest checkpoint, at the checkpoint that it is a fork of, or at step 0."""
+    """The starting point of a run: its own newest checkpoint, the checkpoint that it forks, or (without any) step 0."""
 
     own: Checkpoint | None = None
     origin: ForkOrigin | None = None
@@ -30,19 +30,19 @@ class Start:
 
     @property
     def lineage(self) -> dict[str, Any]:
-        """What `environment.json` says of the run that this one comes from."""
+        """The entry in `environment.json` about the run that this one was forked from."""
         return {} if self.origin is None else {"forked_from": self.origin.record}
 
     @property
     def environment(self) -> Mapping[str, Any] | None:
-        """The environment that the run's own checkpoint was saved in."""
+        """The environment in which the run's own checkpoint was saved."""
         return None if self.own is None else self.own.state.get("environment")
 
     def restore(self, trainer: Trainer) -> None:
-        """Put the checkpoint into the parts of the run.
+        """Load the checkpoint into the parts of the run.
 
         Raises:
-            ValueError: it does not fit them, or a fork has no step left to do.
+            ValueError: The checkpoint does not fit the parts, or a fork has no steps left.
         """
         if self.own is not None:
             trainer.snapshot.restore(self.own)
@@ -57,7 +57,7 @@ def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
     """Load the checkpoint that the run starts from, if there is one.
 
     Raises:
-        ValueError: all checkpoints of the run are broken, or the origin of a fork has none.
+        ValueError: All checkpoints of the run are broken, or the origin of a fork has none.
     """
     if (own := checkpoints.load_latest()) is not None:
         return Start(own=own)
@@ -67,7 +67,7 @@ def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
 
 
 def start_checkpoints(cfg: DictConfig, run_dir: Path) -> list[Path]:
-    """Return the checkpoints that the run may start from: its own, or else its origin's."""
+    """Return the checkpoints that the run may start from: its own, or without any, its origin's."""
     if steps := checkpoint_steps(run_dir):
         return [CheckpointFolder.of_run(run_dir).at(step) for step in steps]
     if not cfg.get("fork"):

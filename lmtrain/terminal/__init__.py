@@ -1,1 +1,1 @@
-"""What a person sees: console, numbers, values and paths as text, texts without secrets."""
+"""Terminal input and output: the console, options, formatted numbers and values, and the removal of secrets."""

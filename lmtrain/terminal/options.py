@@ -1,4 +1,4 @@
-"""Command-line options, checked like config keys: a mistake is one line with the option, its value and the way out."""
+"""Parses command-line options; an error is one line that names the option, its value and the way out."""
 
 import argparse
 import difflib
@@ -12,12 +12,12 @@ from typing import NoReturn
 from lmtrain.errors import ConfigError
 
 MAX_INT64 = 2**63 - 1
-SHOWN_CHARS = 40  # of a value that is no number
+SHOWN_CHARS = 40  # of a value that is not a number
 
 
 @dataclass(frozen=True)
 class WholeNumber:
-    """The `type` of an option that takes an integer of 64 bits in a range; 1e4 is one as well."""
+    """The `type` of an option that accepts a 64-bit integer in a range, also written as 1e4."""
 
     at_least: int = 0
     at_most: int = MAX_INT64
@@ -39,7 +39,7 @@ class WholeNumber:
 
 @dataclass(frozen=True)
 class Number:
-    """The `type` of an option that takes a finite number in a range."""
+    """The `type` of an option that accepts a finite number in a range."""
 
     at_least: float = -math.inf
     above: float = -math.inf
@@ -63,23 +63,23 @@ class Number:
 
 
 def output_file(text: str) -> Path:
-    """Return the path of a file that can be written, as far as can be seen; the `type` of an option."""
+    """Return the path of an output file after checking that its folder exists; the `type` of an option."""
     path = Path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text}: is a folder; give a file")
     if not path.absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: there is no folder {path.parent}")
+        raise argparse.ArgumentTypeError(f"{text}: the folder {path.parent} does not exist; create it first")
     return path
 
 
 class OptionParser(argparse.ArgumentParser):
-    """A parser that raises ConfigError, in one line, for whatever is wrong with the options of a verb."""
+    """A parser that raises a one-line ConfigError for any mistake in the options of a verb."""
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Return the options, which may stand between positional arguments.
+        """Return the options, which may be mixed with positional arguments.
 
         Raises:
-            ConfigError: an unknown option, a missing argument, a value out of range.
+            ConfigError: An option is unknown, an argument is missing, or a value is out of range.
         """
         options, unknown = self.parse_known_intermixed_args(list(self._join_negative_values(arguments)))
         if unknown:
@@ -89,12 +89,12 @@ class OptionParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if found := re.fullmatch(r"argument (?:-\w/)?(\S+): (.*)", message, re.DOTALL):
             option, reason = found.groups()
-            # What a `type` says begins with the value; what argparse says does not.
+            # A message of a `type` begins with the value; a message of argparse does not.
             message = f"{option}: {reason}" if reason.startswith(_OF_ARGPARSE) else f"{option} {reason}"
         raise ConfigError(f"{message}; see --help" if message.startswith("the following") else message)
 
     def _join_negative_values(self, arguments: Sequence[str]) -> Iterable[str]:
-        """Yield the arguments with `--option -1e5` as one word: argparse takes all but plain numbers for options."""
+        """Yield the arguments with `--option -1e5` joined to one word: argparse would read `-1e5` as an option."""
         numeric = {
             name
             for action in self._actions
@@ -116,17 +116,17 @@ _OF_ARGPARSE = ("expected", "invalid", "not allowed", "ignored", "ambiguous")
 
 
 def unknown_option(word: str, parser: argparse.ArgumentParser) -> ConfigError:
-    """Return the error for a word that a parser does not know, with the option that comes nearest."""
+    """Return the error for an unknown word, with the nearest option if there is one."""
     flag = word.partition("=")[0]
     if not flag.startswith("-"):
-        return ConfigError(f"{word}: one argument too many; see --help")
+        return ConfigError(f"{word}: is one argument too many; see --help")
     names = [name for action in parser._actions for name in action.option_strings]
     near = difflib.get_close_matches(flag, names, n=1, cutoff=0.7)
     return ConfigError(f"{flag}: no such option; " + (f"did you mean {near[0]}?" if near else "--help lists them"))
 
 
 def _whole(text: str) -> int | None:
-    """Return the integer that a text spells, also as 1e4; None if it is none."""
+    """Return the integer that a text spells, also as 1e4; None if it is not an integer."""
     try:
         return int(text)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Takes secrets out of texts that are kept: logs, errors, command lines, diffs.
+"""Removes secrets from texts that are stored: logs, errors, command lines, diffs.
 
-A secret is the value of an environment variable whose name says so, a password of ~/.netrc (where W&B keeps its key),
-and what stands before the @ of a URL.
+A secret is the value of an environment variable with a name such as API_KEY, a password in ~/.netrc (where W&B keeps
+its key), or the credentials before the @ in a URL.
 """
 
 import json
@@ -15,23 +15,23 @@ from typing import Any
 from urllib.parse import quote
 
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL", re.IGNORECASE)
-COUNT_NAME = re.compile(r"KEY|TOKEN", re.IGNORECASE)  # MAX_TOKENS=10000000
-MIN_CHARS = 8  # shorter ones would be found in words
-MIN_LINE_CHARS = 20  # of a secret of several lines, a private key say, which a diff shows line by line
+COUNT_NAME = re.compile(r"KEY|TOKEN", re.IGNORECASE)  # names that may also be counts: MAX_TOKENS=10000000
+MIN_CHARS = 8  # shorter secrets would match parts of ordinary words
+MIN_LINE_CHARS = 20  # for a secret of several lines, such as a private key, which a diff shows line by line
 WORDS = frozenset({"anonymous", "disabled", "keychain", "optional", "required", "undefined", "unlimited"})
-# Not from the start of the URL, which would make every long word slow to search.
+# Matches from :// on, because matching the URL's scheme would make every long word slow to search.
 PASSWORD_IN_URL = re.compile(r"""://[^\s/:@"'<>]*:[^\s/"'<>]+@|(?<=http)(s?)://[^\s/:@"'<>]+@""")
 
 
 def redact(text: str) -> str:
-    """Return the text with `<NAME>` for each secret."""
+    """Return the text with each secret replaced by `<NAME>`."""
     if (names := _names()) and (found := _pattern(tuple(names))):
         text = found.sub(lambda match: f"<{names[match[0]]}>", text)
     return PASSWORD_IN_URL.sub(lambda match: f"{match[1] or ''}://<credentials>@", text)
 
 
 def redacted(value: Any) -> Any:
-    """Return the same JSON value with no secret in its strings; numbers stay as they are, so that it stays JSON."""
+    """Return a JSON value without secrets in its strings; numbers are unchanged, so that it stays valid JSON."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -42,7 +42,7 @@ def redacted(value: Any) -> Any:
 
 
 def _names() -> dict[str, str]:
-    """Return the name of each secret, by its text as it is and as it looks in quotes or a URL; the longest first."""
+    """Return the names of all secrets by their text, plain, quoted and URL-encoded, the longest text first."""
     secrets = {value.strip(): name for name, value in os.environ.items() if _is_secret(name, value.strip())}
     secrets = {**_netrc_passwords(os.environ.get("NETRC", "")), **secrets}
     spelled = {
@@ -63,7 +63,7 @@ def _is_secret(name: str, value: str) -> bool:
 
 
 def _is_path(value: str) -> bool:
-    """Return whether the value is the path of a file, a key's say; a secret may begin with a slash, too."""
+    """Return whether the value is a file path, such as that of a key file; a secret may also begin with a slash."""
     if not value.startswith(("/", "~/", "./", "../")):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The standard streams, so that none of them ends a command: closed, without a reader, or of few characters."""
+"""Prepares the standard streams, so that a closed stream, a gone reader or a small character set stops no command."""
 
 import io
 import os
@@ -9,35 +9,35 @@ MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}  # in the order of their de
 
 
 def prepare_streams() -> None:
-    """Open the streams that the command was started without, and make the others replace what they cannot show.
+    """Open standard streams that are closed, and make the others replace characters that they cannot encode.
 
-    What standard error does not take is dropped: the exit code says how the command ended.
+    Output that standard error does not accept is dropped: the exit code still tells how the command ended.
     """
     for name, mode in MODES.items():
         stream = getattr(sys, name)
-        if stream is None:  # `>&-`
-            # Takes the lowest free descriptor, which is the stream's own. Otherwise the next file that is opened would
-            # take it, and get what a library or a handler of signals writes to standard error.
+        if stream is None:  # closed by the shell with `>&-`
+            # The lowest free descriptor is the stream's own. If it stayed free, the next opened file would get it,
+            # and with it the text that a library or a signal handler writes to standard error.
             descriptor = os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
             opened = open(descriptor, mode, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
             setattr(sys, name, opened)
         elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            # A letter that the locale lacks, or a byte of a file's name that is no UTF-8, becomes a question mark.
+            # A letter that the locale lacks, or a byte of a file name that is not UTF-8, becomes a question mark.
             stream.reconfigure(errors="replace")
     sys.stderr = _dropping(sys.stderr)
 
 
 def outlive_reader() -> None:
-    """From now on, drop what standard output does not take: the reader or the terminal is gone, or there is no space.
+    """Drop output that standard output no longer accepts, because its reader is gone or its disk is full.
 
-    For commands whose result is in files. Others end when nobody reads any more.
+    For commands whose results are files. Other commands stop when nobody reads their output.
     """
     sys.stdout = _dropping(sys.stdout)
 
 
 def _dropping(stream: TextIO) -> TextIO:
-    if type(stream) is not io.TextIOWrapper:  # of a test, which collects what is printed
+    if type(stream) is not io.TextIOWrapper:  # a test's stream, which collects the output
         return stream
     stream.flush()
     raw = _DroppingFile(stream.fileno(), "w", closefd=False)

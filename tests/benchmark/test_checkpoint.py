@@ -57,6 +57,6 @@ def test_mistakes(here: Path, arguments: list[str], message: str) -> None:
 
 def test_an_unknown_kind_of_benchmark_is_named_with_those_there_are() -> None:
     with pytest.raises(
-        ConfigError, match=r"^benchmark foo: no such kind; there are step, loader, prepare, contention, checkpoint$"
+        ConfigError, match=r"^benchmark foo: no such kind; choose one of step, loader, prepare, contention, checkpoint$"
     ):
         main(["foo"])

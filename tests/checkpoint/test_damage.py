@@ -1,4 +1,4 @@
-"""Damaged and hostile checkpoints: each is noticed, set aside, and the one before it is used."""
+"""Damaged and hostile checkpoints are detected and set aside, and the checkpoint before them is used."""
 
 import hashlib
 import json
@@ -51,7 +51,7 @@ def link_to_itself_elsewhere(path: Path) -> None:
 
 
 def manifest_with(**entries: object) -> Callable[[Path], None]:
-    """Adds them, or puts them in place of what the manifest says."""
+    """Return a damage that adds entries to the manifest or replaces them."""
 
     def change(path: Path) -> None:
         path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **entries}), encoding="utf-8")
@@ -92,25 +92,25 @@ NOTHING = {"size": 0, "sha256": hashlib.sha256().hexdigest()}
         (MANIFEST, manifest_with(**{"a" * 5000: NOTHING})),
     ],
 )
-def test_the_one_before_a_broken_one_is_used(
+def test_the_checkpoint_before_a_broken_one_is_used(
     folder: CheckpointFolder, caplog: pytest.LogCaptureFixture, file: str, damage: Callable[[Path], None]
 ) -> None:
     save(folder, 10)
     damage(save(folder, 20) / file)
     with pytest.raises(BrokenCheckpointError) as caught:
         verify_checkpoint(folder.at(20))
-    str(caught.value).encode()  # so that it can be printed and logged
+    str(caught.value).encode()  # fails if the message can't be printed and logged
     with caplog.at_level(logging.WARNING):
         latest = folder.load_latest()
     assert latest is not None
     assert latest.state["train"]["step"] == 10
     assert "step-00000020 is broken" in caplog.text
     assert (folder.path / "broken-step-00000020-0").is_dir()
-    verify_checkpoint(save(folder, 20))  # the run gets there again
+    verify_checkpoint(save(folder, 20))  # the run reaches that step again
 
 
-def signed(path: Path, name: str, content: bytes) -> None:
-    """Puts the content into a checkpoint, with a manifest that vouches for it."""
+def write_with_hash(path: Path, name: str, content: bytes) -> None:
+    """Write a file into a checkpoint, and its right size and hash into the manifest."""
     (path / name).write_bytes(content)
     manifest_with(**{name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}})(path / MANIFEST)
 
@@ -130,11 +130,9 @@ def signed(path: Path, name: str, content: bytes) -> None:
     ],
     ids=lambda value: value[:8].hex() if isinstance(value, bytes) else value,
 )
-def test_what_the_manifest_vouches_for_can_be_nonsense_all_the_same(
-    folder: CheckpointFolder, name: str, content: bytes
-) -> None:
+def test_an_invalid_file_with_the_right_hash_is_broken(folder: CheckpointFolder, name: str, content: bytes) -> None:
     save(folder, 10)
-    signed(save(folder, 20), name, content)
+    write_with_hash(save(folder, 20), name, content)
     verify_checkpoint(folder.at(20))
     with pytest.raises(BrokenCheckpointError):
         load_checkpoint(folder.at(20))
@@ -143,25 +141,27 @@ def test_what_the_manifest_vouches_for_can_be_nonsense_all_the_same(
     assert latest.state["train"]["step"] == 10
 
 
-def test_a_manifest_without_end(folder: CheckpointFolder) -> None:
+def test_a_manifest_that_is_too_large_is_broken(folder: CheckpointFolder) -> None:
     path = save(folder, 10)
     with (path / MANIFEST).open("ab") as file:
-        file.truncate(200 * MANIFEST_BYTES)  # a hole, which takes no disk
+        file.truncate(200 * MANIFEST_BYTES)  # a sparse file, which takes no disk space
     with pytest.raises(BrokenCheckpointError, match="larger than"):
         verify_checkpoint(path)
 
 
-def test_a_state_without_end_is_nobodys(folder: CheckpointFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_whose_state_is_too_large_belongs_to_no_run(
+    folder: CheckpointFolder, caplog: pytest.LogCaptureFixture
+) -> None:
     with (save(folder, 10) / "state.json").open("ab") as file:
         file.truncate(STATE_BYTES + 1)
     folder.discard_after(5)
     assert folder.steps() == [10]
-    assert "not this run's" in caplog.text
+    assert "belongs to another run" in caplog.text
 
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """One that another user can get into, other than tmp_path."""
+    """Return a folder that other users can enter, unlike tmp_path."""
     path = Path(tempfile.mkdtemp())
     path.chmod(0o755)
     yield path
@@ -169,7 +169,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("locked", ["model.safetensors", "state.json", MANIFEST, ""])
-def test_what_may_not_be_read_is_not_broken(open_folder: Path, locked: str) -> None:
+def test_files_without_read_permission_are_not_broken(open_folder: Path, locked: str) -> None:
     folder = CheckpointFolder(open_folder / "checkpoints")
     path = save(folder, 10)
     (path / locked).chmod(0)
@@ -194,7 +194,7 @@ def test_what_may_not_be_read_is_not_broken(open_folder: Path, locked: str) -> N
 
 
 @pytest.mark.slow
-def test_a_lack_of_memory_is_no_damage(folder: CheckpointFolder) -> None:
+def test_a_lack_of_memory_does_not_count_as_damage(folder: CheckpointFolder) -> None:
     for step in (1, 2):
         folder.save(step, Checkpoint({"model": {"w": torch.zeros(30_000_000)}}), Retention(newest=9))
     script = f"""
@@ -215,7 +215,7 @@ except (MemoryError, OSError, RuntimeError) as error:
     assert folder.broken() == []
 
 
-def test_a_copy_whose_links_became_folders_is_saved_into(folder: CheckpointFolder, tmp_path: Path) -> None:
+def test_a_copy_whose_links_became_folders_can_be_saved_into(folder: CheckpointFolder, tmp_path: Path) -> None:
     save(folder, 1)
     shutil.copytree(folder.path, tmp_path / "copy")  # follows links
     copied = CheckpointFolder(tmp_path / "copy")
@@ -226,7 +226,7 @@ def test_a_copy_whose_links_became_folders_is_saved_into(folder: CheckpointFolde
     assert latest.state["train"]["step"] == 2
 
 
-def test_what_a_rewind_goes_back_to(folder: CheckpointFolder) -> None:
+def test_load_before_finds_the_last_regular_checkpoint(folder: CheckpointFolder) -> None:
     for step in (7, 8, 9, 12):
         folder.save(step, Checkpoint({}, {"train": {"step": step}}), Retention(newest=9))
     found = [folder.load_before(13, every=4, first=7), folder.load_before(12, every=4, first=7)]

@@ -1,4 +1,4 @@
-"""A resume with another order of the data says so, and begins that order anew."""
+"""A resume with another data order says so, and starts at the beginning of that order."""
 
 import copy
 from pathlib import Path
@@ -44,7 +44,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         ("data.of_my_own", True, "data.of_my_own: null → true"),
     ],
 )
-def test_what_makes_the_numbers_of_samples_others(key: str, value: Any, line: str) -> None:
+def test_changes_of_samples_or_their_order_are_listed(key: str, value: Any, line: str) -> None:
     assert order_changes(CONFIG, changed(key, value)) == [line]
 
 
@@ -52,12 +52,14 @@ def test_what_makes_the_numbers_of_samples_others(key: str, value: Any, line: st
     ("key", "value"),
     [("data.batch_size", 8), ("data.paths", {"a": "b"}), ("data.dtype", "uint16"), ("name", "x")],
 )
-def test_what_leaves_every_sample_where_it_is(key: str, value: Any) -> None:
+def test_changes_that_keep_samples_and_order_are_not_listed(key: str, value: Any) -> None:
     assert order_changes(CONFIG, changed(key, value)) == []
 
 
 @pytest.mark.slow
-def test_a_resume_with_another_block_size_begins_its_order(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_resume_with_another_block_size_starts_the_data_order_again(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
     def samples() -> int:
         seen: int = load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["samples"]
         return seen
@@ -67,10 +69,10 @@ def test_a_resume_with_another_block_size_begins_its_order(token_folder: Path, t
     more = ["trainer.max_steps=4", "data.block_size=8", "allow_changes=[data.block_size]"]
     done = cli("resume=out", *more)
     assert done.returncode == 0, done.stderr
-    said = "another order of the data (data.block_size: 16 → 8): it begins anew, after 24 samples of the old one"
-    assert said in " ".join(done.stdout.split())
+    warning = "the data order has changed (data.block_size: 16 → 8): the run starts at its beginning, after 24 samples"
+    assert warning in " ".join(done.stdout.split())
     assert samples() == 8
     done = cli("resume=out", "trainer.max_steps=5")
     assert done.returncode == 0, done.stderr
-    assert "begins anew" not in done.stdout
+    assert "the data order has changed" not in done.stdout
     assert samples() == 2 * 8

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back in every bit, and what is broken is noticed and set aside."""
+"""Checkpoints are restored bit for bit, broken ones are set aside, and the right ones are kept."""
 
 import os
 import shutil
@@ -55,7 +55,7 @@ def entries(folder: CheckpointFolder) -> list[str]:
     return sorted(entry.name for entry in folder.path.iterdir())
 
 
-def test_round_trip_in_every_bit(folder: CheckpointFolder) -> None:
+def test_a_saved_checkpoint_is_restored_bit_for_bit(folder: CheckpointFolder) -> None:
     written, read = a_checkpoint(3), load_checkpoint(save(folder, 3))
     assert read.state == written.state
     assert read.tensors.keys() == written.tensors.keys()
@@ -66,7 +66,7 @@ def test_round_trip_in_every_bit(folder: CheckpointFolder) -> None:
             assert torch.equal(read.tensors[name][key], tensor)
 
 
-def test_the_files_are_safetensors_and_json_alone(folder: CheckpointFolder) -> None:
+def test_the_files_are_only_safetensors_and_json(folder: CheckpointFolder) -> None:
     path = save(folder, 3)
     assert sorted(file.name for file in path.iterdir()) == [
         MANIFEST,
@@ -79,7 +79,7 @@ def test_the_files_are_safetensors_and_json_alone(folder: CheckpointFolder) -> N
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
-def test_every_file_has_the_mode_that_the_umask_gives(folder: CheckpointFolder, umask: int) -> None:
+def test_the_umask_sets_the_mode_of_every_file(folder: CheckpointFolder, umask: int) -> None:
     before = os.umask(umask)
     try:
         saved = save(folder, 3)
@@ -99,7 +99,7 @@ def test_newest_and_best_are_kept_and_linked(folder: CheckpointFolder) -> None:
     assert latest.state["train"]["step"] == 50
 
 
-def test_a_valid_step_is_never_written_again(folder: CheckpointFolder) -> None:
+def test_a_valid_checkpoint_is_never_written_again(folder: CheckpointFolder) -> None:
     path = save(folder, 10)
     before = (path / "model.safetensors").stat().st_mtime_ns, (path / MANIFEST).read_bytes()
     folder.save(10, a_checkpoint(99), Retention(2))
@@ -107,9 +107,9 @@ def test_a_valid_step_is_never_written_again(folder: CheckpointFolder) -> None:
 
 
 @pytest.mark.slow
-def test_a_save_that_fails_leaves_the_ones_before(folder: CheckpointFolder, tmp_path: Path) -> None:
+def test_a_save_that_fails_keeps_earlier_checkpoints(folder: CheckpointFolder, tmp_path: Path) -> None:
     save(folder, 10)
-    # A file larger than the limit fails in the middle of a write, as on a full disk.
+    # A write beyond the limit fails in the middle of a file, as on a full disk.
     script = f"""
 import resource, signal, torch
 from pathlib import Path
@@ -128,7 +128,7 @@ except Exception as error:
     verify_checkpoint(folder.at(10))
 
 
-def test_what_a_kill_left_is_cleared_away(folder: CheckpointFolder) -> None:
+def test_leftovers_of_a_kill_are_removed(folder: CheckpointFolder) -> None:
     save(folder, 10)
     (folder.path / ".tmp-latest").symlink_to("step-00000010")
     (folder.path / ".tmp-step-00000020").mkdir()
@@ -138,7 +138,7 @@ def test_what_a_kill_left_is_cleared_away(folder: CheckpointFolder) -> None:
     assert entries(folder) == ["latest", "step-00000010", "step-00000020"]
 
 
-def test_other_names_that_begin_like_a_leftover_stay(folder: CheckpointFolder, tmp_path: Path) -> None:
+def test_other_names_with_the_prefix_of_a_leftover_stay(folder: CheckpointFolder, tmp_path: Path) -> None:
     save(folder, 10)
     (tmp_path / "mine").mkdir()
     names = [".tmp-", ".tmp-notes", ".tmp-step-5", ".tmp-step-00000020.bak", ".tmp-del-x", ".tmp-del-", ".tmp-best.txt"]
@@ -147,13 +147,13 @@ def test_other_names_that_begin_like_a_leftover_stay(folder: CheckpointFolder, t
     (folder.path / ".tmp-link").symlink_to(tmp_path / "mine")
     (folder.path / ".tmp-del-step-00000030").symlink_to(tmp_path / "mine")
     save(folder, 20)
-    left = {".tmp-link", ".tmp-del-step-00000030", *names}
-    assert set(entries(folder)) == {"latest", "step-00000010", "step-00000020", *left}
+    kept = {".tmp-link", ".tmp-del-step-00000030", *names}
+    assert set(entries(folder)) == {"latest", "step-00000010", "step-00000020", *kept}
 
 
-def test_no_space_is_seen_before_writing(folder: CheckpointFolder) -> None:
+def test_a_lack_of_disk_space_is_detected_before_writing(folder: CheckpointFolder) -> None:
     folder.path.mkdir()
-    huge = torch.zeros(1, dtype=torch.int32).expand(2**50)  # takes no memory, but counts as what it would write
+    huge = torch.zeros(1, dtype=torch.int32).expand(2**50)  # takes no memory, but would take 4 PB on the disk
     with pytest.raises(OSError, match="GB are free"):
         folder.save(1, Checkpoint({"model": {"w": huge}}), Retention(1))
     assert list(folder.path.iterdir()) == []
@@ -167,12 +167,12 @@ def test_no_space_is_seen_before_writing(folder: CheckpointFolder) -> None:
         (Retention(9), [10, 20, 30, 40, 50, 60, 70]),
         (Retention(1, every=30), [30, 60, 70]),
         (Retention(1, best_step=20), [20, 70]),
-        (Retention(1, best_step=25), [70]),  # one that was never saved
+        (Retention(1, best_step=25), [70]),  # step 25 was never saved
         (Retention(1, protected=frozenset({10, 40, 45})), [10, 40, 70]),
         (Retention(2, every=30, best_step=20, protected=frozenset({10})), [10, 20, 30, 60, 70]),
     ],
 )
-def test_what_stays(folder: CheckpointFolder, retention: Retention, kept: list[int]) -> None:
+def test_retention_keeps_the_right_checkpoints(folder: CheckpointFolder, retention: Retention, kept: list[int]) -> None:
     for step in range(10, 70, 10):
         save(folder, step, newest=9)
     folder.save(70, a_checkpoint(70), retention)
@@ -182,7 +182,7 @@ def test_what_stays(folder: CheckpointFolder, retention: Retention, kept: list[i
     assert os.readlink(folder.path / "latest") == "step-00000070"
 
 
-def test_the_one_resumed_from_stays(folder: CheckpointFolder) -> None:
+def test_the_checkpoint_that_a_run_resumed_from_is_kept(folder: CheckpointFolder) -> None:
     save(folder, 10)
     resumed = CheckpointFolder(folder.path, run_id="mine")
     assert resumed.load_latest() is not None
@@ -195,11 +195,11 @@ def test_the_one_resumed_from_stays(folder: CheckpointFolder) -> None:
     assert again.steps() == [40, 50]
 
 
-def test_another_runs_checkpoints_are_never_removed(
+def test_checkpoints_of_other_runs_are_never_removed(
     folder: CheckpointFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = CheckpointFolder(tmp_path / "other", run_id="mine")
-    save(other, 5)  # the id alone does not tell: what a link leads to is not in this folder
+    save(other, 5)  # it has the same id, but is reached through a link and so is not in this folder
     save(folder, 10)
     (folder.path / "step-00000005").symlink_to(other.at(5))
     (folder.path / "step-00000006").symlink_to("nowhere")
@@ -208,14 +208,14 @@ def test_another_runs_checkpoints_are_never_removed(
     save(folder, 40, newest=1)
     assert folder.steps() == [5, 6, 20, 30, 40]
     for step in (5, 6, 20, 30):
-        assert f"step-{step:08d} is not this run's: it stays" in caplog.text
+        assert f"step-{step:08d} belongs to another run and is not removed" in caplog.text
     folder.discard_after(4)
     assert folder.steps() == [5, 6, 20, 30]
     verify_checkpoint(other.at(5))
     verify_checkpoint(folder.at(5))
 
 
-def test_a_link_to_nowhere_is_set_aside(folder: CheckpointFolder) -> None:
+def test_a_broken_link_is_set_aside(folder: CheckpointFolder) -> None:
     save(folder, 10)
     (folder.path / "step-00000020").symlink_to("nowhere")
     assert CheckpointFolder(folder.path).load_latest() is not None
@@ -224,17 +224,17 @@ def test_a_link_to_nowhere_is_set_aside(folder: CheckpointFolder) -> None:
     assert folder.broken() == ["broken-step-00000020-0", "broken-step-00000020-1"]
 
 
-def test_other_names_are_no_checkpoints(folder: CheckpointFolder) -> None:
+def test_folders_with_other_names_are_no_checkpoints(folder: CheckpointFolder) -> None:
     shutil.copytree(save(folder, 10), folder.path / "step-10")
     for name in ("step-20", "step-000000020", "step-000000xx", "step-00000020.old", "step-٠٠٠٠٠٠٢٠"):
-        os.mkdir(bytes(folder.path) + b"/" + name.encode())  # which a locale without these digits can have, too
+        os.mkdir(bytes(folder.path) + b"/" + name.encode())  # as bytes, for locales without these digits
     assert folder.steps() == [10]
     save(folder, 123_456_789, newest=1)
     assert folder.steps() == [123_456_789]
     assert folder.load_latest() is not None
 
 
-def test_discard_after(folder: CheckpointFolder) -> None:
+def test_discard_after_removes_later_checkpoints(folder: CheckpointFolder) -> None:
     for step in (10, 20, 30, 40):
         save(folder, step, newest=9)
     folder.discard_after(20)
@@ -266,7 +266,7 @@ def test_a_state_that_is_not_finite_is_refused(
     assert torch.equal(read.tensors[file]["bad"].view(torch.uint8), bad.view(torch.uint8))
 
 
-def test_finite_ones_at_the_edge_are_saved(folder: CheckpointFolder) -> None:
+def test_the_largest_finite_numbers_are_saved(folder: CheckpointFolder) -> None:
     dtypes = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
     edges = {
         str(dtype): torch.tensor([torch.finfo(dtype).min, torch.finfo(dtype).max], dtype=dtype) for dtype in dtypes
@@ -277,6 +277,6 @@ def test_finite_ones_at_the_edge_are_saved(folder: CheckpointFolder) -> None:
         assert torch.equal(read.tensors["model"][name], tensor)
 
 
-def test_nothing_there(folder: CheckpointFolder) -> None:
+def test_a_folder_without_checkpoints_loads_nothing(folder: CheckpointFolder) -> None:
     assert folder.load_latest() is None
     assert folder.steps() == []

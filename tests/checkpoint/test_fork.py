@@ -1,4 +1,4 @@
-"""Runs that start from a checkpoint of another, and runs that repeat one: real ones, by the command line."""
+"""Forks of a run and repeated runs, as real runs from the command line."""
 
 import os
 import shutil
@@ -27,7 +27,7 @@ def trained(module_cli: Cli) -> Path:
 
 @pytest.fixture
 def origin(trained: Path, tmp_path: Path) -> Path:
-    """A run of 12 steps with checkpoints of the steps 4, 8 and 12, dropout and all; a copy of its own."""
+    """Return a copy of a run of 12 steps with dropout and checkpoints of the steps 4, 8 and 12."""
     return Path(shutil.copytree(trained, tmp_path / "runs" / "origin", symlinks=True))
 
 
@@ -38,10 +38,10 @@ def train(cli: Cli, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
-    said = train(cli, "fork=runs/origin", "step=8", "hydra.run.dir=runs/fork")
+def test_a_fork_without_changes_equals_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    output = train(cli, "fork=runs/origin", "step=8", "hydra.run.dir=runs/fork")
     fork = tmp_path / "runs" / "fork"
-    assert "forked from runs/origin at step 8" in said
+    assert "forked from runs/origin at step 8" in output
     assert timeless_metrics(fork) == [line for line in timeless_metrics(origin) if line["step"] > 8]
     theirs, ours = (load_checkpoint(run / "checkpoints" / "step-00000012") for run in (origin, fork))
     assert all(torch.equal(theirs.tensors["model"][name], value) for name, value in ours.tensors["model"].items())
@@ -53,8 +53,8 @@ def test_a_fork_that_changes_nothing_goes_the_way_of_its_origin(origin: Path, tm
 
 
 @pytest.mark.slow
-def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: Path, cli: Cli) -> None:
-    # The origin's own scheduler.warmup_steps stays, scheduler.max_steps is nothing that the other schedule has.
+def test_a_fork_may_have_another_schedule_and_more_steps(origin: Path, tmp_path: Path, cli: Cli) -> None:
+    # The origin's scheduler.warmup_steps is kept. The other schedule has no scheduler.max_steps.
     train(cli, "fork=runs/origin", "scheduler=constant", "optimizer.lr=1e-3", "trainer.max_steps=16",
           "hydra.run.dir=runs/branch")  # fmt: skip
     branch = tmp_path / "runs" / "branch"
@@ -68,7 +68,7 @@ def test_a_branch_with_another_schedule_and_more_steps(origin: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_what_an_experiment_set_for_a_group_goes_with_the_groups_choice(
+def test_values_that_an_experiment_set_for_another_choice_are_dropped(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     (tmp_path / "experiments").mkdir()
@@ -79,16 +79,16 @@ def test_what_an_experiment_set_for_a_group_goes_with_the_groups_choice(
     assert "min_lr" not in OmegaConf.load(tmp_path / "runs" / "branch" / "config.yaml").scheduler
 
 
-def test_a_fork_with_other_data_and_seed_begins_that_data(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_fork_with_other_data_starts_at_the_beginning_of_that_data(origin: Path, tmp_path: Path, cli: Cli) -> None:
     write_tokens(tmp_path / "data" / "other", train=9000)
-    said = train(cli, "fork=runs/origin", "step=4", "data.path=data/other", "seed=5", "hydra.run.dir=runs/other")
-    assert "new: the random generators, the order of the data" in said
+    output = train(cli, "fork=runs/origin", "step=4", "data.path=data/other", "seed=5", "hydra.run.dir=runs/other")
+    assert "new: the random generators, the order of the data" in output
     state = load_checkpoint(tmp_path / "runs" / "other" / "checkpoints" / "step-00000012").state["train"]
     assert state["samples"] == (12 - 4) * 8
     assert state["tokens"] == 12 * 8 * 16
 
 
-def test_data_that_was_changed_under_its_name_is_refused(origin: Path, token_folder: Path, cli: Cli) -> None:
+def test_data_that_was_changed_in_place_is_refused(origin: Path, token_folder: Path, cli: Cli) -> None:
     file = token_folder / "train.bin"
     times = file.stat()
     content = bytearray(file.read_bytes())
@@ -101,12 +101,12 @@ def test_data_that_was_changed_under_its_name_is_refused(origin: Path, token_fol
 
 
 @pytest.mark.slow
-def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_another_optimizer_starts_without_state(origin: Path, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "conf" / "optimizer"
     folder.mkdir(parents=True)
     (folder / "sgd.yaml").write_text("_target_: torch.optim.SGD\nlr: 1e-2\nmomentum: 0.9\n")
-    said = train(cli, "fork=runs/origin", "step=8", "optimizer=sgd", "hydra.run.dir=runs/sgd")
-    assert "new: the optimizer's state" in said
+    output = train(cli, "fork=runs/origin", "step=8", "optimizer=sgd", "hydra.run.dir=runs/sgd")
+    assert "new: the optimizer's state" in output
     saved = load_checkpoint(tmp_path / "runs" / "sgd" / "checkpoints" / "step-00000012").tensors["optimizer"]
     assert {name.rpartition("/")[2] for name in saved} == {"momentum_buffer"}
 
@@ -114,14 +114,14 @@ def test_another_optimizer_starts_without_the_state_of_the_first(origin: Path, t
 @pytest.mark.slow
 def test_a_fork_resumes_like_any_run(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=4", "trainer.max_steps=8", "hydra.run.dir=runs/short")
-    shutil.rmtree(origin / "checkpoints" / "step-00000004")  # as its own retention may
+    shutil.rmtree(origin / "checkpoints" / "step-00000004")  # as the origin's retention may do
     train(cli, "resume=runs/short", "trainer.max_steps=12", "allow_changes=[scheduler]")
     whole = [line["step"] for line in timeless_metrics(tmp_path / "runs" / "short")]
     assert whole == list(range(5, 13))
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer", "detector", "rng-0"])
-def test_an_origin_without_a_part_of_the_state_is_named(tmp_path: Path, part: str) -> None:
+def test_an_origin_that_lacks_a_part_of_the_state_is_refused(tmp_path: Path, part: str) -> None:
     tensors: dict[str, dict[str, torch.Tensor]] = {
         name: {} for name in ("model", "optimizer", "detector", "rng-0") if name != part
     }
@@ -131,7 +131,7 @@ def test_an_origin_without_a_part_of_the_state_is_named(tmp_path: Path, part: st
 
 
 @pytest.mark.slow
-def test_a_fork_killed_early_resumes_without_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_fork_that_is_killed_early_resumes_without_its_origin(origin: Path, tmp_path: Path, cli: Cli) -> None:
     losses = {line["step"]: line["train/loss"] for line in timeless_metrics(origin)}
     fork = tmp_path / "runs" / "fork"
     process = cli.start("fork=runs/origin", "step=8", "hydra.run.dir=runs/fork", "trainer.max_steps=100000",
@@ -149,20 +149,20 @@ def test_a_fork_killed_early_resumes_without_its_origin(origin: Path, tmp_path: 
     assert [line["train/loss"] for line in lines[:4]] == [losses[step] for step in range(9, 13)]
 
 
-def test_a_job_of_a_sweep_is_forked_by_its_path(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_job_of_a_sweep_can_be_forked_by_its_path(origin: Path, tmp_path: Path, cli: Cli) -> None:
     origin.rename(tmp_path / "runs" / "lr=0.001,seed=1")
     train(cli, "fork=runs/lr=0.001,seed=1", "step=8", "hydra.run.dir=runs/fork")
     assert [line["step"] for line in timeless_metrics(tmp_path / "runs" / "fork")] == [9, 10, 11, 12]
 
 
 @pytest.mark.slow
-def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_sweep_can_fork_several_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "-m", "fork=runs/origin", "step=4,8", "hydra.sweep.dir=runs/sweep")
     firsts = sorted(read_metrics(path)[0]["step"] for path in tmp_path.glob("runs/sweep/*/metrics.jsonl"))
     assert firsts == [5, 9]
     names = sorted(path.name for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir())
     assert [name.rpartition(",")[0] for name in names] == ["step=4,fork=origin", "step=8,fork=origin"]
-    # Though the origin has removed a checkpoint since.
+    # The sweep can be repeated although the origin has removed a checkpoint.
     shutil.rmtree(origin / "checkpoints" / "step-00000004")
     again = train(cli, "-m", "fork=./runs/origin/", "step=4,8", "hydra.sweep.dir=runs/sweep")
     assert "2 jobs: 2 completed before" in again
@@ -177,21 +177,24 @@ def test_a_sweep_over_checkpoints(origin: Path, tmp_path: Path, cli: Cli) -> Non
     ("arguments", "message"),
     [
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
-        (["fork="], "fork=: empty; give a run directory"),
+        (["fork="], "fork=: is empty; give a run directory"),
         (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_ff=80"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
         (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
-        (["step=4"], "step=4: goes with fork=RUN_DIR"),
-        (["resume=runs/origin", "fork=runs/origin"], "resume goes on with a run, fork starts another from it"),
-        (["allow_changes=x", "fork=runs/origin"], "allow_changes: goes with resume=RUN_DIR alone"),
-        (["-m", "fork=runs/origin,runs/other"], "it is one run, and step=N,M sweeps over its checkpoints"),
+        (["step=4"], "step=4: works only with fork=RUN_DIR"),
+        (["resume=runs/origin", "fork=runs/origin"], "resume continues a run, fork starts a new one from it"),
+        (["allow_changes=x", "fork=runs/origin"], "allow_changes: works only with resume=RUN_DIR;"),
+        (["-m", "fork=runs/origin,runs/other"], "give a single run (to sweep over its checkpoints, use step=N,M)"),
         (["--rerun", "runs/none"], "runs/none: no run there"),
-        (["--rerun", "runs/origin", "seed=3"], "seed=3: --rerun changes nothing; to change a run, fork it"),
+        (
+            ["--rerun", "runs/origin", "seed=3"],
+            "seed=3: --rerun repeats a run without changes; to change a run, fork it",
+        ),
     ],
 )
-def test_mistakes(origin: Path, cli: Cli, arguments: list[str], message: str) -> None:
+def test_mistakes_are_reported_without_a_traceback(origin: Path, cli: Cli, arguments: list[str], message: str) -> None:
     done = cli(*arguments)
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
@@ -199,13 +202,13 @@ def test_mistakes(origin: Path, cli: Cli, arguments: list[str], message: str) ->
 
 
 @pytest.mark.slow
-def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_rerun_repeats_the_run_even_if_config_files_have_changed(origin: Path, tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "conf" / "trainer"
     folder.mkdir(parents=True)
     shipped = Path(__file__).parents[2] / "conf" / "trainer" / "default.yaml"
     (folder / "default.yaml").write_text(shipped.read_text().replace("grad_clip: 1.0", "grad_clip: 0.5"))
-    said = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
-    assert "the same as runs/origin, to the last digit of 12 lines of metrics" in said
+    output = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
+    assert "identical to runs/origin: every digit of 12 lines of metrics" in output
     again = tmp_path / "runs" / "again"
     assert timeless_metrics(again) == timeless_metrics(origin)
     assert read_json(again / "result.json")["config_hash"] == read_json(origin / "result.json")["config_hash"]
@@ -213,26 +216,26 @@ def test_a_rerun_is_the_same_run_though_config_files_have_changed(origin: Path, 
 
 
 @pytest.mark.slow
-def test_a_fork_is_repeated_as_one(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_rerun_of_a_fork_is_a_fork(origin: Path, tmp_path: Path, cli: Cli) -> None:
     train(cli, "fork=runs/origin", "step=8", "optimizer.lr=1e-3", "hydra.run.dir=runs/fork")
-    said = train(cli, "--rerun", "runs/fork", "hydra.run.dir=runs/again")
-    assert "the same as runs/fork, to the last digit of 4 lines of metrics" in said
+    output = train(cli, "--rerun", "runs/fork", "hydra.run.dir=runs/again")
+    assert "identical to runs/fork: every digit of 4 lines of metrics" in output
 
 
-def test_the_same_config_is_recognised(origin: Path, cli: Cli) -> None:
-    said = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
-    assert "the same config as runs/origin (completed" in said
+def test_a_run_with_the_same_config_is_recognised(origin: Path, cli: Cli) -> None:
+    output = train(cli, "--rerun", "runs/origin", "hydra.run.dir=runs/again")
+    assert "the same config as runs/origin (completed" in output
 
 
 @pytest.mark.slow
-def test_what_a_strangers_run_was_started_with_is_not_simply_done(origin: Path, tmp_path: Path, cli: Cli) -> None:
+def test_harmful_overrides_recorded_in_a_run_are_refused(origin: Path, tmp_path: Path, cli: Cli) -> None:
     recorded = origin / ".hydra" / "overrides.yaml"
     own = recorded.read_text()
     for line, message in (
         ("hydra.run.dir=elsewhere", "hydra.run.dir=elsewhere: sets Hydra itself"),
         ("hydra/launcher=basic", "hydra/launcher=basic: sets Hydra itself"),
         ("+data@hydra.run=stdlib", "+data@hydra.run=stdlib: sets Hydra itself"),
-        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another, name=NAME"),
+        ("name=../elsewhere", "name=../elsewhere: leads out of outputs/; give another name with name=NAME"),
         ("++model._target_=os.system", "model._target_=os.system"),
         ("'++name=${oc.env:HOME}'", "oc.env:HOME"),
     ):

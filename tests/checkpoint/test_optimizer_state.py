@@ -1,4 +1,4 @@
-"""An optimizer's state goes out and comes back by parameter name, to the bit."""
+"""An optimizer's state is saved and restored by parameter name, bit for bit."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("build", OPTIMIZERS)
-def test_after_loading_further_steps_are_the_same_to_the_bit(build, dtype):
+def test_steps_after_loading_are_the_same_bit_for_bit(build, dtype):
     named = parameters(seed=6, dtype=dtype)
     optimizer = build(named.items())
     train(optimizer, named, range(5))
@@ -39,7 +39,7 @@ def test_after_loading_further_steps_are_the_same_to_the_bit(build, dtype):
     train(optimizer, named, range(5, 9))
     assert any(not torch.equal(weights[name], named[name].detach()) for name in named)
 
-    resumed = {name: nn.Parameter(weights[name].clone()) for name in reversed(named)}  # another order
+    resumed = {name: nn.Parameter(weights[name].clone()) for name in reversed(named)}  # in another order
     fresh = build(resumed.items())
     load_optimizer_state(fresh, resumed.items(), tensors, plain)
     train(fresh, resumed, range(5, 9))
@@ -53,7 +53,7 @@ def test_after_loading_further_steps_are_the_same_to_the_bit(build, dtype):
         assert torch.equal(tensor, again[0][name]), name
 
 
-def test_state_goes_by_name():
+def test_state_is_keyed_by_parameter_name():
     named = parameters(seed=7)
     optimizer = adamw(named.items(), **HYPER)
     assert optimizer_state(optimizer, named.items()) == ({}, {})
@@ -68,7 +68,7 @@ def test_state_goes_by_name():
 
 
 @pytest.mark.parametrize("moments", [torch.float32, torch.float64])
-def test_moments_wider_than_their_parameter_stay_so(moments):
+def test_moments_keep_a_dtype_wider_than_their_parameter(moments):
     named = parameters(seed=8, dtype=torch.bfloat16)
     optimizer = adamw(named.items(), **HYPER)
     third = torch.full((4, 5), 1 / 3, dtype=moments)
@@ -78,7 +78,7 @@ def test_moments_wider_than_their_parameter_stay_so(moments):
     assert torch.equal(loaded, third)
 
 
-def test_a_name_with_a_slash_and_plain_values_come_back():
+def test_names_with_a_slash_and_plain_values_are_restored():
     named = {"a/b": nn.Parameter(torch.zeros(2))}
     optimizer = torch.optim.SGD([param for _, param in named.items()], lr=0.1)
     load_optimizer_state(optimizer, named.items(), {"a/b/moment": torch.ones(2)}, {"a/b/count": 3, "a/b/none": None})

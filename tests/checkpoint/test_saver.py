@@ -1,4 +1,4 @@
-"""The saver: the loop goes on while a checkpoint is written, and what is written is the state it was called with."""
+"""The saver writes the state at the time of the call, while the training loop continues."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ NOT_FINITE = Checkpoint({"model": {"w": torch.tensor([torch.nan])}})
 
 
 class Gate:
-    """A `before_commit` that stands still until it is opened, so that a test decides when a save goes on."""
+    """A `before_commit` that waits until a test opens it."""
 
     def __init__(self) -> None:
         self.reached, self.open, self.passed = threading.Event(), threading.Event(), 0
@@ -41,18 +41,18 @@ def folder(tmp_path: Path) -> CheckpointFolder:
     return CheckpointFolder(tmp_path / "checkpoints")
 
 
-def test_the_loop_goes_on_while_the_save_runs(folder: CheckpointFolder, gate: Gate) -> None:
+def test_the_loop_continues_while_the_save_runs(folder: CheckpointFolder, gate: Gate) -> None:
     with Saver(folder, gate) as saver:
         saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
         assert gate.reached.wait(60)
-        saver.check()  # nothing has failed, and it waits for nothing
+        saver.check()  # does not wait, and nothing has failed
         assert folder.steps() == []
         gate.open.set()
         saver.wait()
         assert folder.steps() == [1]
 
 
-def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: Gate) -> None:
+def test_the_state_at_the_time_of_the_call_is_saved(folder: CheckpointFolder, gate: Gate) -> None:
     weight = torch.randn(5, 7)
     tensors = {
         "weight": weight,
@@ -71,7 +71,7 @@ def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: 
     with Saver(folder, gate) as saver:
         saver.save(1, Checkpoint({"model": tensors}, state), NEWEST_TWO)
         for name, tensor in tensors.items():
-            if name != "expanded":  # nothing can be written to it
+            if name != "expanded":  # an expanded tensor can't be written to
                 tensor.data.zero_()
         tensors["expanded"] = tensors["ints"]
         del tensors["half"]
@@ -87,7 +87,7 @@ def test_what_is_saved_is_the_state_at_the_call(folder: CheckpointFolder, gate: 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_what_is_saved_from_a_gpu_is_the_state_at_the_call(folder: CheckpointFolder) -> None:
+def test_the_state_of_a_gpu_at_the_time_of_the_call_is_saved(folder: CheckpointFolder) -> None:
     state = {f"w{i}": torch.full((4_000_000,), 1.0, device="cuda") for i in range(8)}
     state["strided"] = torch.arange(6.0, device="cuda").view(2, 3).t()
     expected = {name: tensor.cpu() for name, tensor in state.items()}
@@ -95,7 +95,7 @@ def test_what_is_saved_from_a_gpu_is_the_state_at_the_call(folder: CheckpointFol
         saver.reserve(Checkpoint({"model": state}))
         for step in (1, 2, 3):
             saver.save(step, Checkpoint({"model": state}), Retention(9))
-            for tensor in state.values():  # at once, as the next step would
+            for tensor in state.values():  # changed at once, as by the next step
                 tensor.add_(1.0)
     for step in (1, 2, 3):
         read = load_checkpoint(folder.at(step)).tensors["model"]
@@ -112,18 +112,18 @@ def test_the_second_save_waits_for_the_first(folder: CheckpointFolder, gate: Gat
         assert second.is_alive()
         gate.open.set()
         second.join(60)
-        assert value(folder, 1) == 1.0  # by the time that the second has begun
+        assert value(folder, 1) == 1.0  # complete before the second save begins
     assert value(folder, 2) == 2.0
     assert gate.passed == 2
 
 
-def test_leaving_waits(folder: CheckpointFolder) -> None:
+def test_leaving_the_context_waits_for_the_last_save(folder: CheckpointFolder) -> None:
     with Saver(folder, lambda: time.sleep(0.3)) as saver:
         saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
     assert folder.steps() == [1]
 
 
-def test_buffers_change_with_the_state(folder: CheckpointFolder) -> None:
+def test_buffers_follow_changes_of_shape_and_dtype(folder: CheckpointFolder) -> None:
     with Saver(folder) as saver:
         for step, size in enumerate([4, 9, 9, 2], 1):
             saver.save(step, a_checkpoint(float(step), size), Retention(9))
@@ -133,7 +133,7 @@ def test_buffers_change_with_the_state(folder: CheckpointFolder) -> None:
     assert torch.equal(load_checkpoint(folder.at(5)).tensors["model"]["w"], doubles.tensors["model"]["w"])
 
 
-def test_reserved_memory_is_what_the_saves_use(folder: CheckpointFolder) -> None:
+def test_saves_use_the_reserved_memory(folder: CheckpointFolder) -> None:
     with Saver(folder) as saver:
         saver.reserve(a_checkpoint(1.0))
         saver.wait()
@@ -146,13 +146,13 @@ def test_reserved_memory_is_what_the_saves_use(folder: CheckpointFolder) -> None
 
 
 def unwritable(folder: CheckpointFolder) -> CheckpointFolder:
-    """A file where the folder would be: not even root can write there."""
+    """Put a file where the folder should be, so that not even root can write there."""
     folder.path.write_text("in the way")
     return folder
 
 
-@pytest.mark.parametrize("notice", ["check", "wait", "save", "reserve", "exit"])
-def test_an_error_is_raised_once(folder: CheckpointFolder, notice: str) -> None:
+@pytest.mark.parametrize("call", ["check", "wait", "save", "reserve", "exit"])
+def test_an_error_is_raised_once(folder: CheckpointFolder, call: str) -> None:
     saver = Saver(unwritable(folder))
     saver.save(1, a_checkpoint(1.0), NEWEST_TWO)
     assert saver._thread is not None
@@ -165,24 +165,26 @@ def test_an_error_is_raised_once(folder: CheckpointFolder, notice: str) -> None:
         "exit": lambda: saver.__exit__(None, None, None),
     }
     with pytest.raises(OSError, match="checkpoints"):
-        calls[notice]()
+        calls[call]()
     saver.check()
     saver.wait()
     with saver:
         pass
-    folder.path.unlink()  # the disk is well again, and so is the saver
+    folder.path.unlink()  # the folder is writable again, and the saver works again
     saver.save(3, a_checkpoint(3.0), NEWEST_TWO)
     saver.wait()
     assert folder.steps() == [3]
 
 
-def test_a_state_that_is_not_finite_is_an_error_like_others(folder: CheckpointFolder) -> None:
+def test_a_state_that_is_not_finite_is_an_error(folder: CheckpointFolder) -> None:
     with pytest.raises(NonFiniteStateError), Saver(folder) as saver:
         saver.save(1, NOT_FINITE, NEWEST_TWO)
     assert not folder.path.exists()
 
 
-def test_an_error_in_flight_is_not_masked(folder: CheckpointFolder, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_of_a_save_does_not_mask_another_error(
+    folder: CheckpointFolder, caplog: pytest.LogCaptureFixture
+) -> None:
     saver = Saver(unwritable(folder))
 
     def interrupted() -> None:
@@ -193,10 +195,10 @@ def test_an_error_in_flight_is_not_masked(folder: CheckpointFolder, caplog: pyte
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert "the last checkpoint could not be saved: FileExistsError" in caplog.text
-    saver.wait()  # once is enough
+    saver.wait()  # the error is not reported twice
 
 
-def test_nothing_is_committed_unless_what_comes_before_it_is_well(folder: CheckpointFolder) -> None:
+def test_nothing_is_saved_if_before_commit_fails(folder: CheckpointFolder) -> None:
     seen = []
 
     def before_commit() -> None:

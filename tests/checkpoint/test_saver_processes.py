@@ -1,4 +1,4 @@
-"""The saver in processes that end: on a full disk, by a kill, in the middle of a save; and its memory over many."""
+"""The saver on a full disk, in processes that are killed or exit during a save, and over many saves."""
 
 import os
 import signal
@@ -32,9 +32,9 @@ folder = CheckpointFolder(Path({str(path)!r}))
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_an_error_and_no_checkpoint(folder: CheckpointFolder) -> None:
+def test_a_full_disk_is_an_error_and_leaves_no_checkpoint(folder: CheckpointFolder) -> None:
     folder.save(10, a_checkpoint(10.0), Retention(2))
-    # A file larger than the limit fails in the middle of a write, as on a full disk.
+    # A write beyond the limit fails in the middle of a file, as on a full disk.
     script = """
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -73,7 +73,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert folder.steps() == [16]
 
 
-SAVING_FOR_EVER = """
+SAVE_FOREVER = """
 with Saver(folder) as saver:
     for step in range(1, 10_000):
         state = {f"w{i}": torch.full((200_000,), float(step)) for i in range(5)}
@@ -85,11 +85,11 @@ with Saver(folder) as saver:
 @pytest.mark.slow
 @pytest.mark.parametrize("delay", [0.0, 0.02])
 @pytest.mark.parametrize("end", ["kill", "exit"])
-def test_a_process_that_ends_during_a_save_leaves_whole_checkpoints_alone(
+def test_a_process_that_ends_during_a_save_leaves_only_complete_checkpoints(
     folder: CheckpointFolder, end: str, delay: float
 ) -> None:
     ending = f"        if step == 6: time.sleep({delay}); os._exit(7)\n" if end == "exit" else ""
-    process = child(SAVING_FOR_EVER + ending, folder.path)
+    process = child(SAVE_FOREVER + ending, folder.path)
     assert process.stdout is not None
     for line in process.stdout:
         if end == "kill" and int(line) == 6:
@@ -99,7 +99,7 @@ def test_a_process_that_ends_during_a_save_leaves_whole_checkpoints_alone(
     process.communicate(timeout=60)
     assert process.returncode == (7 if end == "exit" else -signal.SIGKILL)
     last = folder.steps()[-1]
-    assert last >= 5  # the sixth save began when the fifth was done
+    assert last >= 5  # the sixth save began after the fifth had finished
     for step in folder.steps():
         assert {w[0].item() for w in load_checkpoint(folder.at(step)).tensors["model"].values()} == {float(step)}
     after = CheckpointFolder(folder.path)

@@ -1,6 +1,6 @@
-"""Saves, crashes, damage and resumes in any order: the last good state is never lost, and nothing half is ever taken.
+"""After saves, crashes, damage and resumes in any order, the last good state is there, and no partial one is used.
 
-Hypothesis draws the order; the files, the crashes and the processes they end are real.
+Hypothesis draws the order. The files, the crashes and the processes are real.
 """
 
 import json
@@ -25,12 +25,12 @@ from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 
 FILES = (MANIFEST, "model.safetensors", "optimizer.safetensors", "state.json")
 CRASHED = 3
-# Python tells of them just before they happen.
+# Audit events, which Python raises just before the operation.
 EVENTS = {"open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.scandir", "os.symlink", "shutil.rmtree"}
 
 
 def a_checkpoint(step: int, number: int) -> Checkpoint:
-    """Another one for each number, even of the same step."""
+    """Return a checkpoint whose content differs for each number, even for the same step."""
     weights = torch.randn(40, generator=torch.Generator().manual_seed(number))
     tensors = {"model": {"w": weights, "tied": weights}, "optimizer": {"w/exp_avg": weights.double() + 3}}
     return Checkpoint(tensors, {"run_id": "mine", "train": {"step": step}, "number": number})
@@ -76,7 +76,7 @@ retentions = st.builds(
 
 
 def exit_at(event: int) -> None:
-    """Ends this process at its so-manieth change or reading of files, before that; no clean-up code runs."""
+    """Make this process exit just before its file operation number `event`, without clean-up."""
     seen = 0
 
     def count(name: str, arguments: object) -> None:
@@ -89,14 +89,14 @@ def exit_at(event: int) -> None:
 
 
 def die_writing(size: int) -> None:
-    """Lets the kernel end this process in the middle of writing a file that gets larger."""
+    """Make the kernel kill this process when it writes a file beyond this size."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def in_a_child(arm: Callable[[], None], work: Callable[[], object]) -> bool:
-    """Whether the work was done before the process ended."""
+    """Do the work in a child process; return whether it was finished before the process crashed."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -114,7 +114,11 @@ def in_a_child(arm: Callable[[], None], work: Callable[[], object]) -> bool:
 
 
 class Saves(RuleBasedStateMachine):
-    """Against a model of what has to be there: `intact` says by step which checkpoint, `damaged` has the others."""
+    """Compares the folder with a model of it.
+
+    `intact` maps the step of each intact checkpoint to its number, and `damaged` has the steps of the others. A damaged
+    checkpoint whose run id can't be read is in `without_owner`, too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,7 +126,7 @@ class Saves(RuleBasedStateMachine):
         self.folder = CheckpointFolder(self.path, "mine")
         self.intact: dict[int, int] = {}
         self.damaged: set[int] = set()
-        self.nobodys: set[int] = set()
+        self.without_owner: set[int] = set()
         self.resumed_from: set[int] = set()
         self.step = self.number = self.set_aside = 0
 
@@ -148,7 +152,7 @@ class Saves(RuleBasedStateMachine):
         self.folder.save(step, a_checkpoint(step, self.number), retention)
         if step in self.damaged:
             self.damaged.remove(step)
-            self.nobodys.discard(step)
+            self.without_owner.discard(step)
             self.set_aside += 1
             self.intact[step] = self.number
         self._forget(self._pruned(retention))
@@ -162,7 +166,7 @@ class Saves(RuleBasedStateMachine):
         self._crash(retention, lambda: die_writing(size))
 
     @rule(retention=retentions, bad=st.sampled_from([float("nan"), float("inf")]), file=st.sampled_from(["model", "m"]))
-    def refuse_what_is_not_finite(self, retention: Retention, bad: float, file: str) -> None:
+    def refuse_numbers_that_are_not_finite(self, retention: Retention, bad: float, file: str) -> None:
         before = sorted(self.path.rglob("*"))
         tensors = {**a_checkpoint(0, 0).tensors, file: {"bad": torch.tensor([1.0, bad])}}
         with pytest.raises(NonFiniteStateError):
@@ -176,7 +180,7 @@ class Saves(RuleBasedStateMachine):
 
     @rule()
     def resume(self) -> None:
-        """As a new process does, which knows nothing but the files."""
+        """Load the newest checkpoint, as a new process does."""
         self.folder = CheckpointFolder(self.path, "mine")
         loaded = self.folder.load_latest()
         self.step = max(self.intact, default=0)
@@ -187,11 +191,11 @@ class Saves(RuleBasedStateMachine):
         self.resumed_from = {self.step} & set(self.intact)
         later = {step for step in self.damaged if step > self.step}
         self.damaged -= later
-        self.nobodys -= later
+        self.without_owner -= later
         self.set_aside += len(later)
 
     @invariant()
-    def what_has_to_be_there_is(self) -> None:
+    def the_folder_matches_the_model(self) -> None:
         assert set(self.folder.steps()) == self._steps()
         assert len(self.folder.broken()) == self.set_aside
         if self.intact:
@@ -202,17 +206,17 @@ class Saves(RuleBasedStateMachine):
         self._new_step()
         before, checkpoint = self._steps(), a_checkpoint(self.step, self.number)
         done = in_a_child(arm, lambda: self.folder.save(self.step, checkpoint, retention))
-        there = set(CheckpointFolder(self.path).steps())
-        if self.step in there:  # it had got as far as its rename: whole, whatever came after
+        found = set(CheckpointFolder(self.path).steps())
+        if self.step in found:  # it was renamed, so it must be complete
             assert_same(load_checkpoint(self.folder.at(self.step)), checkpoint)
             self.intact[self.step] = self.number
         else:
             assert not done
-            assert there == before  # nothing goes before the new one is there
-        gone = self._steps() - there
+            assert found == before  # nothing is removed before the new checkpoint exists
+        removed = self._steps() - found
         pruned = self._pruned(retention)
-        assert gone == pruned if done else gone <= pruned
-        self._forget(gone)
+        assert removed == pruned if done else removed <= pruned
+        self._forget(removed)
         self.resume()
 
     def _damage(self, step: int, damage: Callable[[Path], None], file: str) -> None:
@@ -222,7 +226,7 @@ class Saves(RuleBasedStateMachine):
         del self.intact[step]
         self.damaged.add(step)
         if not is_mine(self.folder.at(step)):
-            self.nobodys.add(step)  # and so it is not this run's to remove
+            self.without_owner.add(step)  # so this run must not remove it
 
     def _new_step(self) -> None:
         self.step = max(self._steps(), default=0) + 1
@@ -239,7 +243,7 @@ class Saves(RuleBasedStateMachine):
             if age >= retention.newest
             and not (retention.every and step % retention.every == 0)
             and step not in {retention.best_step, *retention.protected, *self.resumed_from}
-            and step not in self.nobodys
+            and step not in self.without_owner
         }
 
     def _forget(self, steps: set[int]) -> None:
@@ -248,7 +252,7 @@ class Saves(RuleBasedStateMachine):
 
 
 def is_mine(path: Path) -> bool:
-    """Whether a checkpoint, damaged as it may be, still says whose it is."""
+    """Return whether a checkpoint, which may be damaged, still has the id of this run."""
     try:
         return bool(json.loads((path / "state.json").read_bytes())["run_id"] == "mine")
     except (OSError, ValueError, KeyError, TypeError):

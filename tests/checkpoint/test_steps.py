@@ -1,4 +1,4 @@
-"""What is a checkpoint folder, by its name: one rule, for those who load torch and those who do not."""
+"""One rule decides by name what is a checkpoint folder, in code with and without torch."""
 
 from pathlib import Path
 
@@ -17,18 +17,18 @@ NO_CHECKPOINTS = (
 
 
 @given(step=st.integers(0, 10**12))
-def test_names_go_both_ways(step: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_the_step_can_be_read_back_from_the_name(step: int, tmp_path_factory: pytest.TempPathFactory) -> None:
     folder = tmp_path_factory.mktemp("checkpoints")
     (folder / step_folder(step)).mkdir()
     assert steps_in(folder) == [step]
 
 
-def test_names_sort_as_their_steps_do() -> None:
+def test_names_sort_in_the_order_of_their_steps() -> None:
     assert [step_folder(step) for step in (5, 40, 99_999_999)] == ["step-00000005", "step-00000040", "step-99999999"]
 
 
 @pytest.mark.parametrize("name", NO_CHECKPOINTS)
-def test_everybody_agrees_on_what_is_no_checkpoint(tmp_path: Path, name: str) -> None:
+def test_all_code_agrees_on_what_is_no_checkpoint(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.yaml").touch()
     (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
     assert checkpoint_steps(tmp_path) == CheckpointFolder(tmp_path / CHECKPOINTS).steps() == []
@@ -39,5 +39,5 @@ def test_everybody_agrees_on_what_is_no_checkpoint(tmp_path: Path, name: str) ->
     assert finished_runs(tmp_path) == [tmp_path]
 
 
-def test_a_run_without_a_folder_has_none(tmp_path: Path) -> None:
+def test_a_run_without_a_checkpoint_folder_has_no_steps(tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path) == []

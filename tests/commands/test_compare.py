@@ -1,4 +1,4 @@
-"""The command: what a person sees, asks for, and gets wrong."""
+"""Tests of the command `compare`: its output, its options and its error messages."""
 
 import csv
 import io
@@ -46,7 +46,7 @@ def names(runs: list[Run], *conditions: str) -> list[str]:
     return [run.path.name for run in filter_runs(runs, conditions, columns)]
 
 
-def test_filters_take_config_keys_status_and_columns(sweep: list[Run]) -> None:
+def test_filters_accept_config_keys_status_and_columns(sweep: list[Run]) -> None:
     assert names(sweep, "optimizer.lr>3e-3") == ["diverged", *map(str, range(6, 12))]
     assert names(sweep, "lr = 0.001", "seed!=2") == ["0", "2"]
     assert names(sweep, "status=diverged") == ["diverged"]
@@ -62,18 +62,18 @@ def test_filters_take_config_keys_status_and_columns(sweep: list[Run]) -> None:
         ("optimizer.lrr>1", "optimizer.lrr: unknown key; did you mean optimizer.lr?"),
         ("sed=1", "sed: unknown key; did you mean seed?"),
         ("lr", "not a condition; write KEY=VALUE"),
-        ("lr>", "--filter 'lr>': nothing after >; write KEY>VALUE"),
-        ("lr>big", "big is no number, which > needs"),
-        ("_target_=x", "_target_ may be data._target_ or model._target_"),
+        ("lr>", "--filter 'lr>': no value after >; write KEY>VALUE"),
+        ("lr>big", "> needs a number, and big is not one"),
+        ("_target_=x", "_target_ is ambiguous; write data._target_ or model._target_"),
     ],
 )
-def test_a_condition_that_cannot_be_meant_is_named(sweep: list[Run], condition: str, message: str) -> None:
+def test_an_impossible_filter_condition_is_an_error(sweep: list[Run], condition: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"--filter") as caught:
         names(sweep, condition)
     assert message in str(caught.value)
 
 
-def test_order_is_by_size_with_nothing_last(sweep: list[Run]) -> None:
+def test_missing_values_are_sorted_last(sweep: list[Run]) -> None:
     columns = available_columns(sweep, "val/loss", equal_places(sweep, "val/loss"))
     for descending in (False, True):
         ranked = sort_runs(sweep, find_column("at_step", columns, sweep, "--sort"), descending)
@@ -82,7 +82,7 @@ def test_order_is_by_size_with_nothing_last(sweep: list[Run]) -> None:
         assert losses == sorted(losses, reverse=descending)
 
 
-def test_the_table_shows_what_tells_runs_apart(comparison: RunComparison) -> None:
+def test_the_table_shows_the_columns_in_which_runs_differ(comparison: RunComparison) -> None:
     columns, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
     shown = ["run", "optimizer.lr", "seed", "status", "steps", "tokens", "at_step", "best"]
     assert [column.key for column in columns] == shown
@@ -92,19 +92,19 @@ def test_the_table_shows_what_tells_runs_apart(comparison: RunComparison) -> Non
     assert len(narrow) + len(hidden) == len(columns)
 
 
-def test_runs_in_folders_of_long_names_are_called_by_what_differs(tmp_path: Path) -> None:
+def test_runs_in_folders_with_long_names_are_labelled_by_their_differences(tmp_path: Path) -> None:
     for seed in (1, 2):
         for lr in (1e-3, 3e-3):
             folder = tmp_path / f"experiments=quickstart,n_layer=1,lr={lr},seed={seed},max_steps=40"
             write_run(folder, {"optimizer.lr": lr, "seed": seed})
     of_sweep = compare(load_runs([tmp_path]))
     lines = as_markdown(of_sweep).splitlines()
-    assert lines[0] == "| run | @step 200 |"  # and no column that says lr and seed once more
+    assert lines[0] == "| run | @step 200 |"  # no extra columns that repeat lr and seed
     assert lines[2].startswith("| lr=0.001 seed=1 |")
     assert next(csv.DictReader(io.StringIO(as_csv(of_sweep))))["run"].startswith("experiments=quickstart,")
 
 
-def test_a_strangers_values_steer_no_terminal(tmp_path: Path) -> None:
+def test_untrusted_values_do_not_control_the_terminal(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"data.order": "\x1b[2J[red]shuffle\n"})
     write_run(tmp_path / "b")
     runs = load_runs([tmp_path])
@@ -138,22 +138,22 @@ def test_json_is_strict_and_has_the_statistics(comparison: RunComparison) -> Non
     assert content["runs"][0]["reached"] is None
 
 
-def test_markdown_is_a_table_and_the_sentences(comparison: RunComparison) -> None:
+def test_markdown_has_the_table_and_the_conclusions(comparison: RunComparison) -> None:
     lines = as_markdown(comparison).splitlines()
     assert lines[0] == "| run | lr | seed | status | steps | tokens | @step 200 | best |"
     assert {line.count("|") for line in lines[: 2 + len(comparison.runs)]} == {9}
     assert f"- {comparison.conclusions.sentences[0]}" in lines
 
 
-def test_markdown_and_csv_have_the_columns_asked_for(sweep: list[Run]) -> None:
+def test_markdown_and_csv_have_the_requested_columns(sweep: list[Run]) -> None:
     asked = compare(sweep, asked=["label", "best"])
     lines = as_markdown(asked).splitlines()
     assert lines[0] == "| label | best |"
-    assert "| setting | seeds | mean ± 95% | SD | to the best | p |" in lines
+    assert "| setting | seeds | mean ± 95% | SD | vs best | p |" in lines
     assert as_csv(asked).splitlines()[0] == "label,best val/loss"
 
 
-# What is in a cell stays in it: no link, image, HTML, formula or emphasis comes of it.
+# The text of a cell stays text: it never becomes a link, image, HTML, formula or emphasis.
 ODD_TEXTS = st.text(alphabet="ab0 \t\n[]()!<>&|`*_~$\\\\#+-=.:/@'\"\x1b\ud800;", max_size=30) | st.sampled_from(
     ["[a](javascript:x)", "![a](http://a/b.png)", "<img src=x>", "https://a.b", "www.a.b", "<https://a.b>", "`a`",
      "__a__", "| a |", "a|b", "\\\\|", "&lt;b&gt;", "- a", "# a", "1. a", "> a", "```", "---", "[a]: http://b", "$a$"]
@@ -162,7 +162,7 @@ ODD_TEXTS = st.text(alphabet="ab0 \t\n[]()!<>&|`*_~$\\\\#+-=.:/@'\"\x1b\ud800;",
 
 @settings(max_examples=150, deadline=None)
 @given(ODD_TEXTS)
-def test_markdown_shows_any_text_as_it_is(text: str) -> None:
+def test_markdown_shows_any_text_literally(text: str) -> None:
     shown = " ".join(visible(text).split())
     render = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse
     escaped = _escape_markdown(text)
@@ -195,7 +195,7 @@ def test_markdown_shows_any_text_as_it_is(text: str) -> None:
         (["=1"], "[=1]"),
     ],
 )
-def test_a_cell_of_csv_is_no_formula(tmp_path: Path, value: object, cell: str) -> None:
+def test_a_csv_cell_is_never_a_formula(tmp_path: Path, value: object, cell: str) -> None:
     write_run(tmp_path / "a", {"data.note": value, "=1+1": 2}, steps=2, eval_interval=1)
     write_run(tmp_path / "=1+1", steps=2, eval_interval=1)
     rows = list(csv.DictReader(io.StringIO(as_csv(compare(load_runs([tmp_path]), asked=["run", "note", "=1+1"])))))
@@ -205,7 +205,7 @@ def test_a_cell_of_csv_is_no_formula(tmp_path: Path, value: object, cell: str) -
 
 
 @pytest.mark.slow
-def test_files_are_written_though_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+def test_files_are_written_even_if_nobody_reads_the_output(tmp_path: Path) -> None:
     write_sweep(tmp_path / "outputs", 4, seeds=2, steps=20, eval_interval=10)
     read, write = os.pipe()
     os.close(read)
@@ -219,19 +219,19 @@ def test_files_are_written_though_nobody_reads_what_is_printed(tmp_path: Path) -
     assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_the_command_shows_it_all(comparison: RunComparison, cli: Cli) -> None:
+def test_the_command_prints_all_sections(comparison: RunComparison, cli: Cli) -> None:
     folder = str(comparison.runs[0].path.parent)
     done = cli("compare", folder, "--reach", "3.2", "--limit", "5")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("\n13 runs, val/loss\n")
     assert "the same for all: params 1M" in done.stdout
-    assert "8 more: --limit 0 shows all" in done.stdout
+    assert "8 more; --limit 0 shows all" in done.stdout
     assert "lr=0.008 is better than lr=0.004 by " in done.stdout
-    assert "first evaluation with val/loss at 3.2000 or better\n" in done.stdout
+    assert "first evaluation with val/loss of 3.2000 or better\n" in done.stdout
     assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
 
 
-def test_options_change_what_is_shown(comparison: RunComparison, capfd: pytest.CaptureFixture[str]) -> None:
+def test_options_change_the_output(comparison: RunComparison, capfd: pytest.CaptureFixture[str]) -> None:
     folder = str(comparison.runs[0].path.parent)
 
     def shown(*options: str) -> str:
@@ -241,8 +241,8 @@ def test_options_change_what_is_shown(comparison: RunComparison, capfd: pytest.C
     assert "not reached" in shown(folder, "--reach", "3.0", "--filter", "lr<0.003")
     assert "1 run, val/loss" in shown(f"{folder}/sweep/0")
     assert "lr=0.008 seed=1" in shown(folder, "--columns", "label,grad_clip", "--sort", "-lr")
-    assert "started" in shown(folder, "--columns", "run,from,tok/s")
-    assert "which three runs in four reach (--reach chooses another)" in shown(folder)
+    assert "parent" in shown(folder, "--columns", "run,from,tok/s")
+    assert "which three in four runs reach (--reach sets another value)" in shown(folder)
     assert "best val/loss; noise" in shown(folder, "--value", "best")
     assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
 
@@ -251,17 +251,20 @@ def test_options_change_what_is_shown(comparison: RunComparison, capfd: pytest.C
     ("options", "message"),
     [
         (["nowhere"], "nowhere: no such file or directory"),
-        (["RUNS", "--metric", "val/los"], "--metric val/los: no run has it; did you mean val/loss?"),
+        (["RUNS", "--metric", "val/los"], "--metric val/los: no run has this metric; did you mean val/loss?"),
         (
             ["RUNS", "--sort", "-optimizer.l"],
             "--sort -optimizer.l: optimizer.l: unknown key; did you mean optimizer.lr?",
         ),
         (["RUNS", "--columns", "run,sead"], "--columns run,sead: sead: unknown key; did you mean seed?"),
-        (["RUNS", "--filter", "lr>9"], "--filter 'lr>9': no run is left"),
-        (["RUNS", "--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: there is no folder nowhere"),
-        (["RUNS", "--csv", "-", "--json", "-"], "--csv - --json -: one of them at a time"),
-        (["RUNS", "--png", "a.jpg"], "--png a.jpg: would be no jpg file; give a.png"),
-        (["RUNS", "--csv", "a.json"], "--csv a.json: would be no json file; give --json a.json"),
+        (["RUNS", "--filter", "lr>9"], "--filter 'lr>9': no run meets the condition"),
+        (["RUNS", "--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: the folder nowhere does not exist; create it first"),
+        (
+            ["RUNS", "--csv", "-", "--json", "-"],
+            "--csv - --json -: only one of them can go to standard output; give the others a file",
+        ),
+        (["RUNS", "--png", "a.jpg"], "--png a.jpg: would not be a jpg file; give a.png"),
+        (["RUNS", "--csv", "a.json"], "--csv a.json: would not be a json file; give --json a.json"),
         (["RUNS", "--srt", "lr"], "--srt: no such option; did you mean --sort?"),
         (["RUNS", "--difference", "0"], "--difference 0: above 0"),
     ],

@@ -1,4 +1,4 @@
-"""`inspect` as a person or a script uses it: what it finds in good, bare and damaged folders, and its files."""
+"""Tests of `inspect`: its findings in good, bare and damaged folders, and the files it writes."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ def sha256(path: Path) -> str:
 
 
 def prepared(folder: Path, *, shards: int = 0, dtype: str = "uint16", **changed: Any) -> Path:
-    """The texts as `prepare` would leave them, train in so many shards; `changed` fields of meta.json."""
+    """Write the texts as `prepare` would, with train in `shards` files and the `changed` fields in meta.json."""
     folder.mkdir(parents=True)
     splits = {}
     for split, texts in TEXTS.items():
@@ -73,7 +73,7 @@ def bare(folder: Path, name: str = "{}.bin", header: bool = False) -> Path:
 
 
 def inspected(folder: Path, *flags: str, expect: int = 0) -> dict[str, Any]:
-    """What `--json` writes; strict JSON."""
+    """Run `inspect` and return the content of its `--json` file, parsed as strict JSON."""
     file = folder.parent / "numbers.json"
     assert main([str(folder), "--json", str(file), *flags]) == expect
     (numbers,) = json.loads(file.read_text(), parse_constant=pytest.fail)["folders"]
@@ -94,19 +94,19 @@ def test_a_prepared_folder(tmp_path, capsys, how):
     lengths = sorted(len(text) for text in TEXTS["val"])
     assert [val["documents"][name] for name in ("min", "median", "p95", "max")] == [lengths[i] for i in (0, 1, 2, 2)]
 
-    # What was planted: two copies of a text in train, and two texts of val that are there as well.
+    # The planted repeats: two copies of a text in train, and two texts of val that are also in train.
     copied = len(TEXTS["train"][2])
     repeated, in_train = train["documents"]["repeated"], val["documents"]["in_train"]
     assert (repeated["repeated"], repeated["repeated_tokens"], repeated["exact"]) == (2, 2 * copied, True)
     assert train["documents"]["in_train"] is None
     assert (in_train["repeated"], in_train["repeated_tokens"]) == (2, len("Short.") + len(TEXTS["val"][2]))
     assert val["documents"]["repeated"]["repeated"] == 0
-    assert val["passages"]["in_train"]["repeated"] == len(TEXTS["val"][2]) - 63  # windows of 64 within the text
+    assert val["passages"]["in_train"]["repeated"] == len(TEXTS["val"][2]) - 63  # windows of 64 tokens within the text
 
     output = capsys.readouterr().out
     assert "2 (66.7%; " in output
     assert "' ' 32" in output
-    assert "checksums, ids and tokenizer are what meta.json says" in output
+    assert "checksums, ids and tokenizer agree with meta.json" in output
     for split, texts in TEXTS.items():
         for sample in found["splits"][split]["samples"]:
             assert sample["text"] in {text[:160] for text in texts}
@@ -167,7 +167,7 @@ def too_large_an_id(folder: Path) -> str:
 def cut_off(folder: Path) -> str:
     with (folder / "train_003.bin").open("r+b") as file:
         file.truncate(20)
-    return "train_003.bin: holds 10 tokens, but meta.json says"
+    return "train_003.bin: has 10 tokens, but meta.json says"
 
 
 def missing_shard(folder: Path) -> str:
@@ -192,7 +192,7 @@ def broken_tokenizer(folder: Path) -> str:
 
 
 def say(folder: Path, **fields: Any) -> None:
-    """Changes what meta.json says of train."""
+    """Change fields of the train split in meta.json."""
     meta = json.loads((folder / "meta.json").read_text())
     meta["splits"]["train"] |= fields
     (folder / "meta.json").write_text(json.dumps(meta))
@@ -234,7 +234,7 @@ def test_damage_is_named_and_the_rest_still_shown(tmp_path, capsys, damage):
     assert f"{len(ids(TEXTS['val'])):,}" in output
 
 
-def test_what_looks_odd_is_noted(tmp_path):
+def test_suspicious_data_is_noted(tmp_path):
     folder = prepared(tmp_path / "data")
     (folder / "test.bin").write_bytes(b"1234")
     say(folder, documents=2)
@@ -255,7 +255,7 @@ def test_samples(tmp_path, samples):
     assert bool(texts) == bool(samples)
 
 
-def test_text_that_would_move_the_cursor_is_shown_harmless(tmp_path, capsys):
+def test_text_that_would_move_the_cursor_is_made_harmless(tmp_path, capsys):
     folder = bare(tmp_path / "bare")
     tokens = np.array([*b"\x1b[31mred [bold]fat[/bold]", END] * 5)
     (folder / "val.bin").write_bytes(tokens.astype("<u2").tobytes())
@@ -273,7 +273,7 @@ def test_text_that_would_move_the_cursor_is_shown_harmless(tmp_path, capsys):
         (40, "longer than 512", "tokens in each"),
     ],
 )
-def test_what_is_said_of_few_documents(tmp_path, capsys, documents, shown, hidden):
+def test_few_documents_are_listed_individually(tmp_path, capsys, documents, shown, hidden):
     for split in ("train", "val"):
         np.tile(np.append(np.arange(600) % 50, 60), documents).astype("<u2").tofile(tmp_path / f"{split}.bin")
     assert main([str(tmp_path), "--end-of-text", "60", "--samples", "0"]) == 0
@@ -282,7 +282,7 @@ def test_what_is_said_of_few_documents(tmp_path, capsys, documents, shown, hidde
     assert hidden not in output
 
 
-def test_the_type_of_bare_files_can_be_stated(tmp_path, capsys):
+def test_the_type_of_bare_files_can_be_given(tmp_path, capsys):
     np.arange(5_000, dtype="<i8").tofile(tmp_path / "train.bin")
     assert main([str(tmp_path)]) == 2
     output = " ".join(capsys.readouterr().out.split())
@@ -297,12 +297,12 @@ def test_lost_text_is_shown(tmp_path, capsys):
     meta["splits"]["train"] |= {"checked_bytes": 100, "lost_share": 0.25}
     (tmp_path / "data" / "meta.json").write_text(json.dumps(meta))
     assert main([str(tmp_path / "data")]) == 0
-    assert re.search(r"text that no token stands for +│ +25.0% +│ +–", capsys.readouterr().out)
+    assert re.search(r"text without a token +│ +25.0% +│ +–", capsys.readouterr().out)
 
 
 @pytest.mark.slow
 def test_a_picture_has_a_row_for_each_folder(tmp_path, capsys):
-    """Also for folders with very little in them: no division by nothing, no empty axis."""
+    """Also folders with very little data give no division by zero and no empty axis."""
     image = pytest.importorskip("matplotlib.image")
     folders = [prepared(tmp_path / "one"), bare(tmp_path / "two"), tmp_path / "one_id", tmp_path / "ends_only"]
     (folders[1] / "val.bin").unlink()
@@ -342,7 +342,10 @@ def test_without_matplotlib_a_picture_says_what_to_install(tmp_path, monkeypatch
         (["{}"], "{}: no token files (*.bin) there; there are in data"),
         (["{}/data", "--samples", "-1"], "--samples -1: at least 0"),
         (["{}/data", "--end-of-text", "-5"], "--end-of-text -5: at least 0"),
-        (["{}/data", "--json", "{}/none/a.json"], "--json {}/none/a.json: there is no folder {}/none"),
+        (
+            ["{}/data", "--json", "{}/none/a.json"],
+            "--json {}/none/a.json: the folder {}/none does not exist; create it first",
+        ),
         (["{}/data", "--png", "{}/data"], "--png {}/data: is a folder"),
         (["{}/data", "--tokenizer", "{}"], "--tokenizer {}: no tokenizer.json there"),
     ],
@@ -367,7 +370,7 @@ def test_the_command_line(tmp_path, cli):
     (prepared(tmp_path / "data" / "bad") / "val.bin").write_bytes(ids(TEXTS["train"]).astype("<u2").tobytes())
     done = cli("inspect", "data/good", "data/bad")
     assert done.returncode == 2
-    assert "problem: data/bad/val.bin: holds" in done.stdout
+    assert "problem: data/bad/val.bin: has" in done.stdout
     assert done.stderr == ""
     table = [line for line in done.stdout.splitlines() if line.startswith(("│", "┃"))]
     assert max(map(len, table)) <= 100

@@ -1,4 +1,4 @@
-"""`python -m lmtrain plan`, as a user gives it."""
+"""Tests of `python -m lmtrain plan` as a user runs it."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def planned(cli: Cli, tmp_path: Path, *arguments: str) -> tuple[str, dict[str, A
     return done.stdout, json.loads((tmp_path / "plan.json").read_text())
 
 
-def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+def test_a_plan_describes_the_run(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     text, numbers = planned(cli, tmp_path, f"data.path={token_folder}", "--price=36", "--mfu=0.5")
     assert numbers["parameters"]["total"] == PARAMETERS
     assert sum(numbers["parameters"].values()) == 2 * PARAMETERS
@@ -29,27 +29,27 @@ def test_a_plan_says_what_the_run_would_be(cli: Cli, tmp_path: Path, token_folde
     assert here["peak"] == sum(size for kind, size in here.items() if kind != "peak")
     assert numbers["memory_bytes"]["needed"] > here["peak"]
     assert numbers["disk_bytes"]["checkpoint"] == pytest.approx(3 * 4 * PARAMETERS, rel=0.01)
-    # Steps 4, 8 and 12: two that are kept, the best, and one that is being written.
+    # Checkpoints at steps 4, 8 and 12: two that are kept, the best, and one that is being written.
     assert numbers["disk_bytes"]["checkpoints"] == 4
     assert "python -m lmtrain prepare" not in text
     a100 = next(gpu for gpu in numbers["gpu_models"] if gpu["name"] == "A100")
     assert a100["bound_by"] == "launches"
     assert "launches: starting kernels" in text
     assert a100["fits"] is True
-    assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # so small a model waits for its kernels
+    assert 12 * 2 * 50 * 6e-6 < a100["seconds"] < 12 * 2 * 400 * 6e-6  # such a small model waits for kernel launches
     assert a100["dollars"] == pytest.approx(a100["seconds"] / 100)
     assert numbers["dollars"] == pytest.approx(numbers["seconds"]["run"] / 100)
     assert numbers["lr"][0] == [1, pytest.approx(6e-4 / 4)]
     assert len(numbers["lr"]) == 12
     assert numbers["measured"] is None
     assert f"{PARAMETERS:,}" in text
-    assert "61% of" in text  # never seen
+    assert "61% of" in text  # the share of the data that is never seen
     assert "┤" in text
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow
-def test_measured_steps_take_the_place_of_an_estimate(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+def test_measured_steps_replace_the_estimate(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     text, numbers = planned(cli, tmp_path, f"data.path={token_folder}", "--measure")
     assert numbers["measured"]["steps"] == 5
     assert numbers["seconds"]["step"] == numbers["measured"]["step_seconds"] > 0
@@ -64,7 +64,7 @@ def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, 
     assert numbers["missing_data"] == ["data.path=data/stdlib"]
     assert numbers["epochs"] is None
     assert numbers["memory_bytes"]["here"]["peak"] > 0
-    assert numbers["parameters"]["embedding"] == 4096 * 32  # as prepare is asked for
+    assert numbers["parameters"]["embedding"] == 4096 * 32  # the size that prepare would aim for
     assert "has no token files yet; python -m lmtrain prepare makes them, with the same overrides" in text
     assert not (tmp_path / "data").exists()
     done = cli("plan", *TINY, "data.path=none", "model.vocab_size=61")
@@ -93,7 +93,7 @@ def test_a_fork_is_planned_from_its_checkpoint_on(cli: Cli, tmp_path: Path, toke
     assert numbers["seconds"]["run"] == pytest.approx(10 * numbers["seconds"]["step"])
     assert [step for step, _ in numbers["lr"]] == list(range(9, 19))
     assert "10 steps = 1.28k tokens, from step 8 of runs/origin (1.02k tokens) to 18" in text
-    _, numbers = plan("seed=5", "trainer.max_steps=18")  # from its last checkpoint, and the data from the start
+    _, numbers = plan("seed=5", "trainer.max_steps=18")  # from its last checkpoint, with the data from the start
     assert numbers["fork"]["step"] == 12
     assert numbers["epochs"] == {str(token_folder): pytest.approx(6 * 8 / 249)}
     for arguments, message in (
@@ -122,7 +122,7 @@ class Bigram(nn.Module):
 
 
 @pytest.mark.slow
-def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     (tmp_path / "mymodels.py").write_text(MODEL)
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf/model/bigram.yaml").write_text("_target_: mymodels.Bigram\nvocab_size: null\npeeks: false\n")
@@ -136,7 +136,9 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         numbers = json.loads(json_file.read_text())
         assert numbers["parameters"] == {"total": 17 * 61, "embedding": 8 * 61, "head": 9 * 61}
         if peeks == "false":
-            assert numbers["flops"]["per_token"] == 6 * 8 * 61  # counted: the lookup multiplies nothing
+            assert (
+                numbers["flops"]["per_token"] == 6 * 8 * 61
+            )  # counted FLOPs: an embedding lookup has no multiplications
             assert numbers["memory_bytes"]["here"]["weights"] == 4 * 17 * 61
         else:
             assert "local_scalar" in numbers["memory_bytes"]["unknown_as"]
@@ -149,11 +151,14 @@ def test_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None
         (["trainer.max_stepz=5"], "did you mean trainer.max_steps?"),
         (["model.n_head=3"], "model.d_model=32: must be an even multiple of model.n_head=3"),
         (["model.block_size=8"], "data.block_size=16: longer than model.block_size=8"),
-        (["resume=outputs/a"], "resume=outputs/a: a plan is of a new run"),
+        (["resume=outputs/a"], "resume=outputs/a: plan describes a new run"),
         (["--mfu=7"], "--mfu 7: above 0 and at most 1"),
-        (["--json=nowhere/plan.json"], "--json nowhere/plan.json: there is no folder nowhere"),
-        (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: several values; give one, or add -m for the plan of"),
-        (["-m", "--measure", "seed=1,2"], "--measure: times the steps of one run; leave it or -m out"),
+        (["--json=nowhere/plan.json"], "--json nowhere/plan.json: the folder nowhere does not exist; create it first"),
+        (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: has several values; give one, or add -m to plan a sweep"),
+        (
+            ["-m", "--measure", "seed=1,2"],
+            "--measure: times the steps of a single run; leave out either --measure or -m",
+        ),
         (["-m", "seed=1,x"], "seed=x: input should be a valid integer"),
         (["-m", "seed=interval(1, 5)"], "an interval is for a search, hydra/sweeper=optuna"),
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
@@ -167,7 +172,7 @@ def test_mistakes_in_the_config_are_errors(cli: Cli, token_folder: Path, argumen
 
 
 @pytest.mark.slow
-def test_a_sweep_is_planned_job_by_job_and_in_all(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+def test_a_sweep_is_planned_per_job_and_in_total(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     swept = ["trainer.max_steps=12,24", "optimizer.lr=1e-3,3e-4", "seed=1,2,3"]
     text, numbers = planned(cli, tmp_path, "-m", f"data.path={token_folder}", "--price=36", *swept)
     total, plans = numbers["total"], [job["plan"] for job in numbers["jobs"]]
@@ -184,9 +189,9 @@ def test_a_sweep_is_planned_job_by_job_and_in_all(cli: Cli, tmp_path: Path, toke
     each = [gpu for plan in plans for gpu in plan["gpu_models"] if gpu["name"] == "H100"]
     assert h100["seconds"] == pytest.approx(sum(gpu["seconds"] for gpu in each))
     rows = [line.split()[:2] for line in text.splitlines() if line.startswith("  trainer.max_steps=")]
-    assert rows == [["trainer.max_steps=12", "6"], ["trainer.max_steps=24", "6"]]  # those of the same size in one row
+    assert rows == [["trainer.max_steps=12", "6"], ["trainer.max_steps=24", "6"]]  # jobs of the same size share a row
     assert "12 jobs of lmtrain" in text
-    assert "(6 of 12 jobs)" in text  # a remark on the share of the data that is never seen
+    assert "(6 of 12 jobs)" in text  # the remark about data that is never seen
     assert {path.name for path in tmp_path.iterdir()} == {"data", "plan.json"}
 
 
@@ -218,7 +223,9 @@ def test_sweeps_of_experiments_and_of_forks_and_searches_are_planned(
     assert (total["jobs"], total["tokens"]) == (4, 2 * (12 + 8) * 128)
 
 
-def test_warnings_of_torch_are_not_shown_and_a_users_own_are(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
+def test_warnings_from_torch_are_hidden_and_those_from_user_code_are_shown(
+    cli: Cli, tmp_path: Path, token_folder: Path
+) -> None:
     (tmp_path / "mymodels.py").write_text(
         f"import warnings\n{MODEL}".replace(
             "        logits =", "        warnings.warn('of my own')\n        logits ="

@@ -1,4 +1,4 @@
-"""`python -m lmtrain prepare`, where there is nothing to prepare."""
+"""Tests of `python -m lmtrain prepare` when there is nothing to prepare."""
 
 import pytest
 
@@ -13,6 +13,6 @@ from lmtrain.errors import ConfigError
         (["data=mixture", "data.paths={a: made/elsewhere}", "data.weights={a: 1}"], "data"),
     ],
 )
-def test_data_without_a_recipe_is_made_elsewhere(overrides: list[str], named: str) -> None:
+def test_data_without_a_recipe_cannot_be_prepared(overrides: list[str], named: str) -> None:
     with pytest.raises(ConfigError, match=f"^{named}: this data choice has no recipe"):
         main(overrides)

@@ -1,4 +1,4 @@
-"""`sample` with the run's own tokenizer, with one that is given, and with neither."""
+"""Tests of `sample` with the run's own tokenizer, with a given one, and without any."""
 
 import pickle
 import re
@@ -13,14 +13,16 @@ from lmtrain.commands.sample import main
 from lmtrain.data.tokenizer import tokenizer_of_characters
 from lmtrain.errors import ConfigError
 
-CHARACTERS = "\n !.,'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # not all of the vocabulary, as of many runs
+CHARACTERS = (
+    "\n !.,'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # fewer than the vocabulary has, as in many runs
+)
 IDS = {character: number for number, character in enumerate(CHARACTERS)}
 ASKED = ["--prompt", "Hi", "--tokens", "5", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
 def folder(module_cli: Cli) -> Path:
-    """A folder with a run that has no tokenizer, as its data has none."""
+    """Return a folder with a run that has no tokenizer because its data has none."""
     folder = module_cli.folder
     write_tokens(folder / "data")
     done = module_cli(*TINY, "data.path=data", "trainer.max_steps=1", "hydra.run.dir=out")
@@ -49,7 +51,7 @@ def test_a_run_without_a_tokenizer_suggests_no_sample(folder: Path) -> None:
     ]
 
 
-def test_a_tokenizer_that_is_given_in_any_form(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_tokenizer_can_be_given_in_any_form(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for path in ("characters", "characters/meta.pkl", "tokenizer", "tokenizer/tokenizer.json", "tokenizer/other.json"):
         assert main(["out", *ASKED, "--tokenizer", path]) == 0
@@ -62,11 +64,11 @@ def test_a_tokenizer_that_is_given_in_any_form(here: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "out: has no tokenizer.json, since its data had none; --tokenizer PATH gives one"),
+        ([], "out: has no tokenizer.json, because its data had none; give one with --tokenizer PATH"),
         (["--tokenizer", "nowhere"], "--tokenizer nowhere: no such file or folder"),
-        (["--tokenizer", "data"], "--tokenizer data: no tokenizer.json and no meta.pkl there"),
+        (["--tokenizer", "data"], "--tokenizer data: the folder has no tokenizer.json and no meta.pkl"),
         (["--tokenizer", "data/train.bin"], "data/train.bin: not a file that the tokenizers library reads"),
-        (["--tokenizer", "large.json"], "--tokenizer large.json: has 62 ids, but the model of out has 61"),
+        (["--tokenizer", "large.json"], "--tokenizer large.json: has 62 ids, but the model of out has only 61; give"),
         (["--tokenizer", "tokenizer", "--prompt", "Hi?"], "the tokenizer does not know '?'"),
     ],
 )
@@ -77,7 +79,7 @@ def test_mistakes_are_one_line(here: Path, arguments: list[str], message: str) -
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_a_run_with_its_own_tokenizer_takes_no_other(
+def test_a_run_with_its_own_tokenizer_accepts_no_other(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = here / "out" / "tokenizer.json"

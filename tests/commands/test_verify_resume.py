@@ -1,4 +1,4 @@
-"""Runs that are really killed: each resume must be bit for bit, and what is not must be found."""
+"""Tests of `verify-resume` with real kills: resumes are bit for bit, and a run that is not is caught."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from lmtrain.config.preflight import preflight
 from lmtrain.verify.kill import MAX_DELAY_S, choose_kill_moment
 from lmtrain.verify.phases import PHASE_NAMES, PHASES, code_of
 
-KILLS = 9  # of each dtype
+KILLS = 9  # for each dtype
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path
         assert written["resumes"] == sum(kill["resumed"] for kill in kills) > 0
         counts = f"{written['checkpoints']} checkpoints and {written['metric_lines']} metric lines compared"
         assert f"bit for bit: {KILLS} kills, {written['resumes']} resumes, {counts}" in process.stdout
-        # Of each round: 12 lines at the least, and one checkpoint.
+        # Each round compares at least 12 lines and one checkpoint.
         assert written["metric_lines"] >= 12 * written["rounds"]
         assert written["checkpoints"] >= written["rounds"]
         assert {kill["aimed_at"] for kill in kills} > {None}
@@ -91,11 +91,11 @@ class NoSeed(OwnGenerator):
 @pytest.mark.parametrize(
     ("model", "diagnosis"),
     [
-        ("OwnGenerator", "Two runs that nobody disturbed are the same bits, so it is the resume"),
-        ("NoSeed", "two runs that nobody disturbed are not the same either (step 1, metrics.jsonl: train/loss"),
+        ("OwnGenerator", "Two undisturbed runs have the same bits, so the resume is at fault"),
+        ("NoSeed", "two undisturbed runs also differ (step 1, metrics.jsonl: train/loss"),
     ],
 )
-def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
+def test_a_model_with_random_state_outside_the_checkpoint_is_caught(
     tiny: list[str], tmp_path: Path, cli: Cli, model: str, diagnosis: str
 ) -> None:
     (tmp_path / "mine.py").write_text(UNSAVED)
@@ -119,14 +119,14 @@ def test_a_model_that_draws_from_what_no_checkpoint_holds_is_caught(
 
 @pytest.mark.slow
 @NEEDS_A_COMPILER
-def test_a_run_that_compiles_its_model_anew_ends(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
-    write_my_model(tmp_path)  # small, and so compiled in a moment
+def test_a_run_that_recompiles_its_model_completes(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    write_my_model(tmp_path)  # small, so that it compiles in a moment
     kept = [text for text in tiny if not text.startswith("model")]
     done = cli("verify-resume", *kept, "model=mine", "system.compile=true", "--kills", "1", "--steps", "6",
                timeout=900, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit for bit: 1 kills" in done.stdout
-    assert list((tmp_path / "cache").rglob("*.so"))  # it was compiled here
+    assert list((tmp_path / "cache").rglob("*.so"))  # so it was compiled here
 
 
 @pytest.mark.slow
@@ -146,14 +146,17 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
     ("arguments", "message"),
     [
         (["trainer.max_stepz=1"], "trainer.max_stepz=1: unknown key; did you mean trainer.max_steps?"),
-        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts runs of its own"),
-        (["-m", "seed=1,2"], "-m: verify-resume takes key=value overrides of one run"),
+        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts its own runs"),
+        (["-m", "seed=1,2"], "-m: verify-resume checks a single run"),
         (["seed=1,2"], "seed=1,2: several values"),
         (["--kills", "0"], "--kills 0: at least 1"),
         (["--steps", "5"], "--steps 5: at least 6"),
-        (["--keep", "data"], "--keep data: is there already"),
-        (["--json", "nowhere/out.json"], "--json nowhere/out.json: there is no folder nowhere"),
-        (["model.n_head=5"], "model.d_model=32: must be an even multiple of model.n_head=5"),  # found by the first run
+        (["--keep", "data"], "--keep data: exists already"),
+        (["--json", "nowhere/out.json"], "--json nowhere/out.json: the folder nowhere does not exist; create it first"),
+        (
+            ["model.n_head=5"],
+            "model.d_model=32: must be an even multiple of model.n_head=5",
+        ),  # reported by the first run
     ],
 )
 def test_mistakes_are_config_errors_and_leave_nothing(
@@ -188,13 +191,13 @@ def test_a_stopped_verification_leaves_no_process_behind(
 
 
 def processes_in(folder: Path) -> list[str]:
-    """Those whose current folder it is."""
+    """Return the ids of the live processes whose current folder is `folder`."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if os.readlink(entry / "cwd") == str(folder) and (entry / "stat").read_text().rpartition(")")[2][1] != "Z":
                 found.append(entry.name)
-        except OSError:  # ended meanwhile, or another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
     return found
 
@@ -209,7 +212,7 @@ def test_the_functions_that_name_a_phase_exist() -> None:
         code_of("lmtrain.checkpoint.folder:CheckpointFolder.gone")
 
 
-def test_moments_are_spread_and_favour_phases_that_were_missed() -> None:
+def test_kills_are_spread_out_and_favour_phases_that_were_missed() -> None:
     chance = random.Random(0)
     hits = Counter({"saving": 3, "training": 9})
     moments = [choose_kill_moment(chance, 2.0, {"saving", "training", "pruning"}, hits) for _ in range(400)]
@@ -223,7 +226,7 @@ def test_moments_are_spread_and_favour_phases_that_were_missed() -> None:
     assert 0.8 < random_ones[len(random_ones) // 2] < 1.2
 
 
-def test_what_it_changes_leaves_the_training_as_it_is(tiny: list[str]) -> None:
+def test_the_changed_settings_do_not_change_the_training(tiny: list[str]) -> None:
     kept = [text for text in tiny if not text.startswith(("trainer", "scheduler"))]
     cfg = preflight(compose([*kept, "trainer.max_steps=600"]))
     after = preflight(compose([*kept, "trainer.max_steps=600", *eventful_overrides(cfg, 12)]))

@@ -1,4 +1,4 @@
-"""Runs are found, read and named from their files alone, also damaged, hostile and unfinished ones."""
+"""Runs are found, read and named from their files alone, even if the files are damaged, hostile or unfinished."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def values_at_step(runs: list[Run]) -> Callable[[Run], float]:
     return lambda run: value_at(run, "val/loss", place)
 
 
-def test_runs_are_found_in_folders_globs_and_sweeps_and_none_twice(tmp_path: Path) -> None:
+def test_runs_are_found_in_folders_globs_and_sweeps_each_once(tmp_path: Path) -> None:
     write_sweep(tmp_path / "outputs" / "sweep", 11, seeds=1)
     write_run(tmp_path / "outputs" / "alone")
     (tmp_path / "outputs" / "link").symlink_to(tmp_path / "outputs" / "sweep")
@@ -36,25 +36,25 @@ def test_runs_are_found_in_folders_globs_and_sweeps_and_none_twice(tmp_path: Pat
     with pytest.raises(ValueError, match="no such file"):
         load_runs([tmp_path / "nothing"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no runs there"):
+    with pytest.raises(ValueError, match="no runs found"):
         load_runs([tmp_path / "empty"])
 
 
 @pytest.mark.parametrize("name", ["sample.txt", "config.yaml", "metrics.jsonl", "result.json", "environment.json"])
-def test_a_file_of_this_machine_does_not_get_into_a_report_by_a_link(tmp_path: Path, name: str) -> None:
+def test_a_run_with_a_linked_file_is_left_out(tmp_path: Path, name: str) -> None:
     write_run(tmp_path / "runs" / "a")
     write_run(tmp_path / "runs" / "b")
     write_run(tmp_path / "mine")
     (tmp_path / "mine" / "sample.txt").write_text("a secret")
     (tmp_path / "runs" / "a" / name).unlink(missing_ok=True)
     (tmp_path / "runs" / "a" / name).symlink_to(tmp_path / "mine" / name)
-    said: list[str] = []
-    assert [run.path.name for run in load_runs([tmp_path / "runs"], said.append)] == ["b"]
-    assert len(said) == 1
-    assert said[0].startswith(f"left out: {tmp_path}/runs/a/{name}: a link")
+    warnings: list[str] = []
+    assert [run.path.name for run in load_runs([tmp_path / "runs"], warnings.append)] == ["b"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"left out: {tmp_path}/runs/a/{name}: a link")
 
 
-def test_a_run_holds_its_columns(tmp_path: Path) -> None:
+def test_a_run_has_its_config_and_metrics(tmp_path: Path) -> None:
     write_run(tmp_path / "a", steps=100, log_interval=10)
     (run,) = load_runs([tmp_path])
     assert run.steps == 100
@@ -68,7 +68,7 @@ def test_a_run_holds_its_columns(tmp_path: Path) -> None:
     assert len(run.series("no/such")[0]) == 0
 
 
-def test_labels_say_what_differs_and_only_that(tmp_path: Path) -> None:
+def test_labels_have_only_the_settings_that_differ(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"optimizer.lr": 1e-3, "seed": 1, "name": "x", "trainer.log_interval": 5})
     write_run(tmp_path / "b", {"optimizer.lr": 3e-3, "seed": 2, "model.dropout": 0.1})
     write_run(tmp_path / "c", {"optimizer.lr": 3e-3, "seed": 2, "model.dropout": 0.1})
@@ -81,7 +81,7 @@ def test_labels_say_what_differs_and_only_that(tmp_path: Path) -> None:
     ]
 
 
-def test_the_place_of_the_same_data_is_of_no_consequence(tmp_path: Path) -> None:
+def test_the_path_of_equal_data_is_no_difference(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", {"data.path": "/other/place"})
     assert differing_keys(load_runs([tmp_path])) == []
@@ -89,7 +89,7 @@ def test_the_place_of_the_same_data_is_of_no_consequence(tmp_path: Path) -> None
     assert differing_keys(load_runs([tmp_path])) == ["data.path"]
 
 
-def test_long_labels_keep_what_is_rare(tmp_path: Path) -> None:
+def test_long_labels_keep_rare_values(tmp_path: Path) -> None:
     place = "/a/long/way/to/the/data/of/the/others"
     for number, lr in enumerate([1e-3, 2e-3, 4e-3, 8e-3]):
         changes = {"optimizer.lr": lr, "data.path": place, "data.order": "sequential" if number else "random"}
@@ -100,7 +100,7 @@ def test_long_labels_keep_what_is_rare(tmp_path: Path) -> None:
     assert "lr=0.008" in labels[3]
 
 
-def test_a_run_that_goes_on_is_read_as_far_as_it_is_written(tmp_path: Path) -> None:
+def test_a_running_run_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
     write_run(tmp_path / "a", status=None)
     with (tmp_path / "a" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 201, "train/lo')
@@ -111,7 +111,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is_written(tmp_path: Path) -> N
     assert load_runs([tmp_path])[0].status == "unfinished"
 
 
-def test_a_run_before_its_first_line_is_a_run(tmp_path: Path) -> None:
+def test_a_run_without_metrics_is_loaded(tmp_path: Path) -> None:
     write_run(tmp_path / "a", status=None)
     (tmp_path / "a" / "metrics.jsonl").unlink()
     (run,) = load_runs([tmp_path])
@@ -134,7 +134,9 @@ def test_a_run_before_its_first_line_is_a_run(tmp_path: Path) -> None:
         ("result.json", b'{"status": "completed", '),
     ],
 )
-def test_what_is_damaged_or_hostile_is_left_out_with_a_line(tmp_path: Path, file: str, content: bytes) -> None:
+def test_a_run_with_a_damaged_or_hostile_file_is_left_out_with_a_warning(
+    tmp_path: Path, file: str, content: bytes
+) -> None:
     write_run(tmp_path / "bad")
     write_run(tmp_path / "good")
     (tmp_path / "bad" / file).write_bytes(content)
@@ -144,7 +146,7 @@ def test_what_is_damaged_or_hostile_is_left_out_with_a_line(tmp_path: Path, file
     assert str(tmp_path / "bad" / file) in warnings[0]
 
 
-def test_damaged_parts_leave_the_rest(tmp_path: Path) -> None:
+def test_a_run_with_damaged_parts_keeps_the_rest(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     lines = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "metrics.jsonl").write_bytes(b"".join(lines[:60]) + b'{"step": "x"}\n' + b"".join(lines[60:]))
@@ -158,14 +160,14 @@ def test_damaged_parts_leave_the_rest(tmp_path: Path) -> None:
     assert run.sample is None
 
 
-def test_a_pipe_in_a_strangers_folder_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_in_place_of_the_metrics_does_not_block(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a")
     (folder / "metrics.jsonl").unlink()
     os.mkfifo(folder / "metrics.jsonl")
     assert len(load_runs([tmp_path])[0].metrics["step"]) == 0
 
 
-def test_lines_count_once_and_in_order(tmp_path: Path) -> None:
+def test_a_step_logged_twice_counts_once(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", steps=4, eval_interval=1)
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
     again = json.dumps({**json.loads(lines[1]), "val/loss": 1.5}) + "\n"
@@ -176,7 +178,7 @@ def test_lines_count_once_and_in_order(tmp_path: Path) -> None:
     assert losses[1] == 1.5
 
 
-def test_equal_places_are_where_all_completed_runs_were(tmp_path: Path) -> None:
+def test_runs_are_compared_at_a_place_that_all_completed_runs_reached(tmp_path: Path) -> None:
     write_run(tmp_path / "a", steps=200)
     write_run(tmp_path / "b", steps=300, speed=2.0)
     write_run(tmp_path / "c", steps=80, status="diverged")
@@ -193,16 +195,16 @@ def test_equal_places_are_where_all_completed_runs_were(tmp_path: Path) -> None:
     assert value_at(runs[0], "val/loss", between) == pytest.approx((ys[1] + ys[2]) / 2)
 
 
-def test_a_few_short_runs_do_not_decide_where_all_are_equal(tmp_path: Path) -> None:
+def test_a_few_short_runs_do_not_decide_where_all_are_compared(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path / f"short{seed}", {"seed": seed}, steps=3, eval_interval=3)
     for seed in range(6):
         write_run(tmp_path / f"long{seed}", {"seed": seed}, steps=40, eval_interval=10)
     runs = load_runs([tmp_path])
-    assert equal_places(runs, "val/loss")["step"].place == 3  # one in three is not few
+    assert equal_places(runs, "val/loss")["step"].place == 3  # one in three runs is too many to ignore
     (note,) = [note for note in compare(runs).notes if "--at-step" in note]
-    assert "seed=0 decides that runs are compared at step 3, before 6 of 9 completed ones were evaluated" in note
-    assert "--at-step 40, or" in note
+    assert "compared at step 3 because of max_steps=3 seed=0" in note
+    assert "6 of 9 completed runs were first evaluated later; --at-step 40 or" in note
     write_run(tmp_path / "long6", {"seed": 6}, steps=40, eval_interval=10)
     runs = load_runs([tmp_path])
     assert equal_places(runs, "val/loss")["step"].place == 40
@@ -211,10 +213,10 @@ def test_a_few_short_runs_do_not_decide_where_all_are_equal(tmp_path: Path) -> N
     assert not any("--at-step" in note for note in compare(runs, at_step=40).notes)
 
 
-def test_a_run_that_diverged_has_the_steps_of_its_result(tmp_path: Path) -> None:
+def test_a_diverged_run_has_the_steps_of_its_result(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", steps=30, status="diverged")
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (folder / "metrics.jsonl").write_text(lines[0])  # the others were not to be logged yet
+    (folder / "metrics.jsonl").write_text(lines[0])  # it diverged before the next line was due
     (run,) = load_runs([tmp_path])
     columns = available_columns([run], "val/loss", {})
     assert run.steps == 30
@@ -222,7 +224,7 @@ def test_a_run_that_diverged_has_the_steps_of_its_result(tmp_path: Path) -> None
     assert columns["flops"].value(run) == 30 * STEP_TOKENS * 6 * PARAMETERS
 
 
-def test_a_loss_is_reached_at_the_first_evaluation_that_has_it(tmp_path: Path) -> None:
+def test_a_goal_is_reached_at_the_first_evaluation_as_good(tmp_path: Path) -> None:
     write_run(tmp_path / "a", steps=200)
     (run,) = load_runs([tmp_path])
     losses = run.series("val/loss")[1]
@@ -236,7 +238,7 @@ def test_a_loss_is_reached_at_the_first_evaluation_that_has_it(tmp_path: Path) -
     assert default_goal([run], "val/loss") == final_value(run, "val/loss")
 
 
-def test_replicates_differ_in_the_seed_alone(tmp_path: Path) -> None:
+def test_replicates_differ_only_in_the_seed(tmp_path: Path) -> None:
     for lr in (1e-3, 2e-3):
         for seed in (1, 2, 3):
             write_run(tmp_path / f"{lr}-{seed}", {"optimizer.lr": lr, "seed": seed}, final_loss=3 + lr + seed / 100)
@@ -256,7 +258,7 @@ def test_replicates_differ_in_the_seed_alone(tmp_path: Path) -> None:
     assert any("1 of 5 runs failed or diverged" in note for note in notes)
 
 
-def test_the_same_run_twice_is_one_draw_of_the_noise_and_is_recognised(tmp_path: Path) -> None:
+def test_a_repeated_run_counts_as_one_value_and_is_reported(tmp_path: Path) -> None:
     write_run(tmp_path / "a", {"seed": 1})
     write_run(tmp_path / "b", {"seed": 1, "name": "again"}, speed=3.0)
     write_run(tmp_path / "c", {"seed": 2}, final_loss=3.1)
@@ -265,9 +267,9 @@ def test_the_same_run_twice_is_one_draw_of_the_noise_and_is_recognised(tmp_path:
     assert len(group.values) == 2
     (line,) = repeated_runs(runs)
     assert "seed=1 (a); seed=1 (b)" in line
-    assert line.endswith("bit-equal in every step that they share")
+    assert line.endswith("bit-identical at every step that they share")
     write_run(tmp_path / "d", {"seed": 2}, final_loss=3.1000001)
-    assert "not the same bits from step 1 (train/loss" in repeated_runs(load_runs([tmp_path]))[1]
+    assert "different from step 1 on (train/loss" in repeated_runs(load_runs([tmp_path]))[1]
 
 
 def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Path) -> None:
@@ -290,12 +292,12 @@ def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Pat
     }
 
 
-def test_a_thousand_runs_take_seconds(tmp_path: Path) -> None:
-    """Here a hundred; `python tests/support/synthetic_runs.py FOLDER 1000` measures it in full."""
+def test_a_thousand_runs_load_in_seconds(tmp_path: Path) -> None:
+    """Measure a hundred runs; `python tests/support/synthetic_runs.py FOLDER 1000` measures a thousand."""
     write_sweep(tmp_path / "sweep", 100)
     began = time.process_time()
     assert len(load_runs([tmp_path])) == 100
-    assert time.process_time() - began < 4  # 0.3 on a core of its own
+    assert time.process_time() - began < 4  # 0.3 s on an idle core
 
 
 @pytest.mark.slow
@@ -322,13 +324,13 @@ def test_synthetic_runs_have_the_files_of_real_ones(tmp_path: Path, cli: Cli) ->
     assert [row.split(",")[0] for row in rows[1:]] == ["2", "1"]
 
 
-def test_of_a_value_under_two_keys_the_one_that_people_set_is_shown(tmp_path: Path) -> None:
+def test_a_value_under_two_keys_is_shown_under_the_key_that_users_set(tmp_path: Path) -> None:
     for steps in (50, 100):
         write_run(tmp_path / str(steps), {"optimizer.lr": steps / 1e4}, steps=steps)
     assert differing_keys(load_runs([tmp_path])) == ["optimizer.lr", "trainer.max_steps"]
 
 
-def test_a_pipe_in_place_of_a_lock_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_named_pipe_in_place_of_the_lock_does_not_block(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a", status=None)
     os.mkfifo(run / ".lock")
     (found,) = load_runs([run])

@@ -1,4 +1,4 @@
-"""No content of a run's files ends the comparison of the other runs; a run that is left out is named."""
+"""A run with strange files is left out with a message that names it, and the other runs are compared."""
 
 import contextlib
 import json
@@ -56,10 +56,10 @@ OUTPUTS: tuple[Callable[[RunComparison], object], ...] = (
 
 
 def put(run: Path, file: str, key: str, value: str) -> None:
-    """Put a value, written as JSON or YAML, in the place of a key; of the metrics, in their last line."""
+    """Set a key in a run's file to a value that is given as JSON or YAML text; in metrics.jsonl, in the last line."""
     *earlier, last = (run / file).read_text().splitlines()
     if file == "config.yaml":
-        # Below everything else, where a second value of the same key counts.
+        # A key that is repeated at the end of the file replaces the earlier value.
         first, *rest = key.split(".")
         text = "\n".join([*earlier, last, f"{first}: {{{rest[0]}: {value}}}" if rest else f"{first}: {value}"])
     else:
@@ -75,7 +75,7 @@ def put(run: Path, file: str, key: str, value: str) -> None:
 
 
 def write_good_runs(folder: Path) -> Path:
-    """Write two settings with two seeds each, and return a run that can be spoilt."""
+    """Write two settings with two seeds each in `folder`, and return another run, outside of it, to damage."""
     for number in range(GOOD):
         changes = {"optimizer.lr": 1e-3 * (1 + number // 2), "seed": number % 2}
         write_run(folder / f"good{number}", changes, final_loss=3 + number / 10, steps=20, eval_interval=10)
@@ -84,14 +84,14 @@ def write_good_runs(folder: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_warnings() -> Iterator[None]:
-    """Numpy's, say, of an overflow, in the midst of the tables."""
+    """Make warnings errors: a warning of numpy, such as an overflow, would be printed among the tables."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         yield
 
 
 def compare_in_every_way(folder: Path) -> tuple[set[str], str]:
-    """Return the names of the runs that were compared, and what was said of the others."""
+    """Return the names of the runs that were compared, and the warnings about the others."""
     lines: list[str] = []
     runs = load_runs([folder], lines.append)
     for value in ("at-tokens", "at-step"):
@@ -114,16 +114,16 @@ def compare_in_every_way(folder: Path) -> tuple[set[str], str]:
         ("metrics.jsonl", "step", "null", "strange/metrics.jsonl: "),
         ("metrics.jsonl", "val/loss", HUGE, "strange/metrics.jsonl: "),
         ("result.json", "tokens", HUGE, "result.json: tokens is '1000"),
-        ("result.json", "status", "[]", "result.json: status is '[]', where a text belongs"),
+        ("result.json", "status", "[]", "result.json: status is '[]', not a text"),
         ("environment.json", "model.parameters", HUGE, "environment.json: model.parameters is '1000"),
         ("environment.json", "forked_from.run", '"a\\u0000b"', ""),
         ("config.yaml", "optimizer.lr", HUGE, "config.yaml: optimizer.lr: a number too large for any setting"),
-        ("config.yaml", "optimizer.lr", "!!int ''", "config.yaml: not the YAML of a config (string index"),
+        ("config.yaml", "optimizer.lr", "!!int ''", "config.yaml: is not the YAML of a config (string index"),
         ("config.yaml", "seed", "[1, 2024-01-01, {1: 2, a: b}]", ""),
         ("config.yaml", "fork", '"a\\0b"', ""),
     ],
 )
-def test_a_strange_value_takes_no_other_run_down(tmp_path: Path, file: str, key: str, value: str, said: str) -> None:
+def test_a_strange_value_affects_no_other_run(tmp_path: Path, file: str, key: str, value: str, said: str) -> None:
     write_good_runs(tmp_path / "runs").rename(tmp_path / "runs" / "strange")
     put(tmp_path / "runs" / "strange", file, key, value)
     lines: list[str] = []
@@ -135,7 +135,7 @@ def test_a_strange_value_takes_no_other_run_down(tmp_path: Path, file: str, key:
 
 
 @pytest.mark.slow
-def test_any_value_in_any_place_of_any_file(tmp_path: Path) -> None:
+def test_any_value_in_any_file_is_handled(tmp_path: Path) -> None:
     pattern = write_good_runs(folder := tmp_path / "runs")
     for file, keys in PLACES.items():
         for key in keys:
@@ -145,16 +145,16 @@ def test_any_value_in_any_place_of_any_file(tmp_path: Path) -> None:
     for number, (file, text) in enumerate(WHOLE_FILES):
         run = shutil.copytree(pattern, folder / f"{file}:all:{number}:")
         (run / file).write_text(text, encoding="utf-8", errors="surrogatepass")
-    compared, said = compare_in_every_way(folder)
+    compared, warned = compare_in_every_way(folder)
     for run in folder.iterdir():
         if run.name.startswith(("good", "metrics.jsonl:")):
             assert run.name in compared
         else:
-            assert run.name in compared or f"left out: {run}" in said
+            assert run.name in compared or f"left out: {run}" in warned
 
 
 @pytest.mark.slow
-def test_folders_nested_more_deeply_than_calls_are_searched(tmp_path: Path) -> None:
+def test_folders_nested_beyond_the_recursion_limit_are_searched(tmp_path: Path) -> None:
     write_good_runs(tmp_path / "runs")
     with contextlib.chdir(tmp_path / "runs"):
         for _ in range(DEPTH):
@@ -162,13 +162,13 @@ def test_folders_nested_more_deeply_than_calls_are_searched(tmp_path: Path) -> N
             os.chdir("d")
         try:
             assert len(load_runs([tmp_path / "runs"])) == GOOD
-        finally:  # what removes the tests' folders may call itself for each
+        finally:  # the clean-up of temporary folders may be recursive
             for _ in range(DEPTH):
                 os.chdir("..")
                 os.rmdir("d")
 
 
-def test_the_command_names_what_it_leaves_out_and_shows_the_rest(
+def test_the_command_names_the_runs_it_leaves_out_and_compares_the_rest(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     write_good_runs(tmp_path / "runs").rename(tmp_path / "runs" / "str\x1b[2Jange")
@@ -176,5 +176,5 @@ def test_the_command_names_what_it_leaves_out_and_shows_the_rest(
     assert main([str(tmp_path / "runs")]) == 0
     shown = capfd.readouterr()
     assert "4 runs, val/loss" in shown.out
-    assert shown.err.endswith("str\\x1b[2Jange/result.json: steps is 'five', where a whole number belongs\n")
+    assert shown.err.endswith("str\\x1b[2Jange/result.json: steps is 'five', not a whole number\n")
     assert len(shown.err.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Composition, and the one clear message for every mistake."""
+"""Tests of composing a config, and of the message for every kind of mistake."""
 
 import re
 import sys
@@ -43,7 +43,7 @@ def test_a_value_that_is_not_utf_8_is_one_line(override: str) -> None:
 
 
 @given(st.text(alphabet="a \\\"'$(){}[],=:#*", max_size=8).filter(lambda text: "${" not in text))
-def test_any_text_comes_through_hydras_grammar(text: str) -> None:
+def test_any_text_survives_hydras_grammar(text: str) -> None:
     assert OverridesParser.create().parse_override(f"key={quoted(text)}").value() == text
 
 
@@ -63,7 +63,7 @@ def test_defaults_are_those_of_the_design() -> None:
     assert cfg.logger.wandb.mode == "offline"
 
 
-def test_the_production_experiment_is_the_defaults_spelled_out() -> None:
+def test_the_production_experiment_equals_the_defaults() -> None:
     default, production = composed(), composed("experiments=production")
     assert isinstance(production, dict)
     assert {**production, "name": "lmtrain"} == default
@@ -81,7 +81,7 @@ def test_experiments_are_deltas(path: Path) -> None:
     check(compose([f"experiments={path.stem}", *open_keys]))
 
 
-# What a choice leaves open for its user.
+# The keys that a choice leaves for the user to set.
 OPEN = {
     "text": ["prepare.source.files=x"],
     "jsonl": ["prepare.source.files=x"],
@@ -100,7 +100,7 @@ OPEN = {
         if path.parent.name in GROUPS
     ],
 )
-def test_every_choice_spells_out_every_tunable(choice: str) -> None:
+def test_every_choice_sets_every_tunable(choice: str) -> None:
     group, _, name = choice.partition("=")
     cfg = check(compose([choice, *OPEN.get(name, ())]))
     nodes = {group: cfg[group]} if group != "data" or cfg.prepare is None else {group: cfg.data, "prepare": cfg.prepare}
@@ -111,7 +111,7 @@ def test_every_choice_spells_out_every_tunable(choice: str) -> None:
 @pytest.mark.parametrize(
     "path", sorted(shipped("conf").glob("prepare/*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}"
 )
-def test_every_part_of_a_recipe_spells_out_every_tunable(path: Path) -> None:
+def test_every_part_of_a_recipe_sets_every_tunable(path: Path) -> None:
     node = OmegaConf.load(path)
     positional = 1 if path.parent.name == "holdout" else 0  # the document
     assert tunables(node._target_, positional) == spelled_out(node)
@@ -142,10 +142,10 @@ def spelled_out(node: Any) -> set[str]:
         (["lr=1"], "lr=1: unknown key; did you mean optimizer.lr?"),
         (["+nonsense=1"], "nonsense=1: unknown key; there are name, seed"),
         (["optimizer.lr=abc"], "optimizer.lr=abc: input should be a valid number"),
-        (["optimizer.lr='3'"], 'optimizer.lr="3": input should be a valid number; quotes make it text'),
-        (['optimizer.lr="1e-3"'], 'optimizer.lr="1e-3": input should be a valid number; quotes make it text: leave'),
+        (["optimizer.lr='3'"], 'optimizer.lr="3": input should be a valid number; the quotes make it text'),
+        (['optimizer.lr="1e-3"'], 'optimizer.lr="1e-3": input should be a valid number; the quotes make it text'),
         (['system.compile="false"'], 'system.compile="false": input should be a valid boolean'),
-        (["name=1.10"], """; to mean text, quote it within the shell's quotes: 'name="1.1"'"""),
+        (["name=1.10"], """; for text, put quotes inside the shell's quotes: 'name="1.1"'"""),
         (["name=1e3"], """name=1000.0: input should be a valid string"""),
         (["data.path=7"], """'data.path="7"'"""),
         (["optimizer.lr=-1"], "optimizer.lr=-1: input should be greater than 0"),
@@ -157,7 +157,7 @@ def spelled_out(node: Any) -> set[str]:
         (["trainer.max_steps=1.5"], "trainer.max_steps=1.5: input should be a valid integer"),
         (["data.order=shufle"], "data.order=shufle: input should be 'shuffle', 'random' or 'sequential'"),
         (["data.split=val"], "unknown key"),
-        (["+data.split=val"], "data.split=val: set by lmtrain itself"),
+        (["+data.split=val"], "data.split=val: is set by lmtrain itself"),
         (["system.compile=maybe"], "system.compile=maybe: input should be a valid boolean, or input should be 'auto'"),
         (["model.n_layer={a: 1}"], "model.n_layer={'a': 1}: input should be a valid integer"),
         (["model=llama_5m"], "model=llama_5m: no such choice; did you mean llama_50m?"),
@@ -180,10 +180,10 @@ def spelled_out(node: Any) -> set[str]:
         (["optimizer@optimizer=adamw"], "optimizer@optimizer=adamw: unknown key"),
         (["trainer=null"], "trainer=null: this group needs a choice"),
         (["system.device=tpu"], "system.device=tpu: input should be 'auto', 'cpu' or 'cuda', or string should match"),
-        (["~scheduler._partial_"], "scheduler.step: missing"),
-        (["data=text"], "prepare.source.files: missing; give prepare.source.files=VALUE"),
-        (["optimizer.lr=1,2"], "optimizer.lr=1,2: several values; add -m"),
-        (["+logger._target_=x.Y"], "logger: several can be chosen, so each is nested under its name"),
+        (["~scheduler._partial_"], "scheduler.step: is missing"),
+        (["data=text"], "prepare.source.files: is missing; give prepare.source.files=VALUE"),
+        (["optimizer.lr=1,2"], "optimizer.lr=1,2: has several values; add -m"),
+        (["+logger._target_=x.Y"], "logger: must contain each logger under its own name"),
         (["optimizer.lr=["], "optimizer.lr=[: not a valid override"),
         (["optimizer.lr=${trainer.nothing}"], "optimizer.lr"),
     ],
@@ -194,26 +194,26 @@ def test_mistakes(overrides: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once_and_a_shared_value_once() -> None:
+def test_all_mistakes_are_reported_at_once_and_a_shared_value_only_once() -> None:
     with pytest.raises(ConfigError) as caught:
         check(compose(["optimizer.lr=abc", "+trainer.foo=1", "data.batch_size=0"]))
     lines = str(caught.value).splitlines()
     assert [re.split("[=:]", line)[0] for line in lines] == ["data.batch_size", "optimizer.lr", "trainer.foo"]
 
 
-def test_text_of_the_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_from_an_environment_variable_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RATE", "2e-3")
     with pytest.raises(ConfigError) as caught:
         check(compose(["optimizer.lr=${oc.env:RATE}"]))
     (line,) = str(caught.value).splitlines()
     assert line == (
-        'optimizer.lr="2e-3": input should be a valid number; an environment variable is text, which '
-        '"${oc.decode:${oc.env:RATE}}" reads'
+        'optimizer.lr="2e-3": input should be a valid number; an environment variable is text; '
+        'convert it with "${oc.decode:${oc.env:RATE}}"'
     )
     assert check(compose(['optimizer.lr="${oc.decode:${oc.env:RATE}}"'])).scheduler.lr == 2e-3
 
 
-def test_numbers_take_the_type_asked_for() -> None:
+def test_numbers_are_converted_to_the_declared_type() -> None:
     cfg = check(compose(["trainer.max_steps=1e2", "optimizer.weight_decay=0"]))
     assert cfg.trainer.max_steps == 100
     assert isinstance(cfg.trainer.max_steps, int)
@@ -266,7 +266,7 @@ def test_a_users_conf_shadows_the_shipped_one() -> None:
     assert check(compose([])).optimizer.weight_decay == 0.3
 
 
-def test_command_line_errors_are_short_and_quick(cli: Cli, tmp_path: Path) -> None:
+def test_command_line_errors_are_short_and_fast(cli: Cli, tmp_path: Path) -> None:
     for overrides in (
         ["trainer.max_stepz=3"],
         ["data=tokens", "data.path=nowhere"],
@@ -278,15 +278,15 @@ def test_command_line_errors_are_short_and_quick(cli: Cli, tmp_path: Path) -> No
         assert done.stderr.startswith("config error: ")
         assert "Traceback" not in done.stderr + done.stdout
         assert len(done.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []  # and nothing was made
+    assert list(tmp_path.iterdir()) == []  # nothing was created
 
 
-def test_missing_data_names_what_there_is(token_folder: Path) -> None:
+def test_missing_data_lists_the_existing_folders(token_folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"data.path=data/typo: no such folder; data has tiny"):
         preflight(compose(["data=tokens", "data.path=data/typo"]))
 
 
-def test_the_vocabulary_is_the_datas_or_large_enough(token_folder: Path) -> None:
+def test_the_vocabulary_is_taken_from_the_data_or_is_large_enough(token_folder: Path) -> None:
     path = f"data.path={token_folder}"
     assert preflight(compose(["data=tokens", path, "model=llama_1m"])).model.vocab_size == 61
     assert preflight(compose(["data=tokens", path])).model.vocab_size == 32000
@@ -298,7 +298,7 @@ def test_the_vocabulary_is_the_datas_or_large_enough(token_folder: Path) -> None
 
 
 @pytest.mark.parametrize("model", ["llama_1m", "gpt2"])
-def test_documents_are_masked_by_the_datas_end_of_text(token_folder: Path, model: str) -> None:
+def test_documents_are_masked_with_the_end_of_text_id_of_the_data(token_folder: Path, model: str) -> None:
     def settled(*overrides: str) -> DictConfig:
         return preflight(compose(["data=tokens", f"data.path={token_folder}", f"model={model}", *overrides])).model
 
@@ -307,7 +307,7 @@ def test_documents_are_masked_by_the_datas_end_of_text(token_folder: Path, model
     masks = "model.mask_documents=true"
     with pytest.raises(ConfigError, match=r"^model.end_of_text=null: .*tiny has no end-of-text id .*; give a number"):
         settled(masks)
-    assert settled(masks, "model.end_of_text=10").end_of_text == 10  # a newline of characters, say
+    assert settled(masks, "model.end_of_text=10").end_of_text == 10  # such as the newline of a character tokenizer
 
     meta = read_meta(token_folder)
     assert meta is not None
@@ -359,7 +359,7 @@ def test_parts_in_lists_are_checked_and_built(tmp_path: Path, monkeypatch: pytes
         check(compose(["model=mine"]))
 
 
-def test_a_scheduler_may_be_an_object_to_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scheduler_may_be_a_callable_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "myrates.py").write_text(MY_PARTS)
     (tmp_path / "conf" / "scheduler").mkdir(parents=True)
@@ -367,19 +367,19 @@ def test_a_scheduler_may_be_an_object_to_call(tmp_path: Path, monkeypatch: pytes
     assert build(check(compose(["scheduler=mine"])).scheduler)(7) == 0.5
 
 
-def test_resume_is_for_the_command_line() -> None:
-    with pytest.raises(ConfigError, match="resume=old: give it on the command line"):
+def test_resume_is_accepted_only_on_the_command_line() -> None:
+    with pytest.raises(ConfigError, match="resume=old: can't be set in a config"):
         preflight(compose(["++resume=old"]))
 
 
 class Takes:
-    """Shows what it is built with."""
+    """An object that shows the arguments it was built with."""
 
     def __init__(self, values: list[int], table: dict[str, int], state: object) -> None:
         self.values, self.table, self.state = values, table, state
 
 
-def test_build_hands_on_plain_containers_and_the_objects_themselves() -> None:
+def test_build_passes_plain_containers_and_the_objects_themselves() -> None:
     cfg = OmegaConf.create({"_target_": f"{__name__}.Takes", "values": [1, 2], "table": {"a": 1}})
     state = object()
     sys.modules.setdefault(__name__, sys.modules[Takes.__module__])

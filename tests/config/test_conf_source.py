@@ -1,4 +1,4 @@
-"""The user's own conf: another program's menu is not taken for lmtrain's, and a file that can't be read is named."""
+"""Tests of the user's own conf: another program's config.yaml is ignored, and an unreadable file is named."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def write(name: str, content: str | bytes) -> None:
     path.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def test_a_menu_of_another_program_is_not_read_and_named() -> None:
+def test_the_main_config_of_another_program_is_named_and_not_read() -> None:
     write("conf/config.yaml", FOREIGN_MENU)
     write("conf/data/mnist.yaml", "_target_: data.Mnist\n")
     taken = compose_with_notes(["experiments=tiny"])
@@ -38,7 +38,7 @@ def test_a_menu_of_another_program_is_not_read_and_named() -> None:
         compose(["trainer.max_epochs=3"])
 
 
-def test_a_menu_of_the_users_own_that_has_all_groups_is_taken() -> None:
+def test_a_users_main_config_with_all_groups_is_used() -> None:
     menu = OmegaConf.load(shipped("conf") / "config.yaml")
     menu.seed = 7
     entries = OmegaConf.to_container(menu.defaults)
@@ -51,14 +51,14 @@ def test_a_menu_of_the_users_own_that_has_all_groups_is_taken() -> None:
 
 
 @pytest.mark.parametrize("content", ["a: [", "- 1\n", b"\xff\xfe\x00", ""])
-def test_a_menu_that_cannot_be_read_is_none(content: str | bytes) -> None:
+def test_an_unreadable_main_config_is_ignored(content: str | bytes) -> None:
     write("conf/config.yaml", content)
     assert compose_with_notes([]).config.seed == 1337
 
 
-def test_a_foreign_file_in_the_place_of_a_shipped_choice_is_named() -> None:
+def test_a_foreign_file_that_shadows_a_shipped_choice_is_named() -> None:
     write("conf/optimizer/adamw.yaml", "lr: 0.1\n")
-    with pytest.raises(ConfigError, match=r"^conf/optimizer/adamw.yaml: stands in for the optimizer=adamw that"):
+    with pytest.raises(ConfigError, match=r"^conf/optimizer/adamw.yaml: replaces the shipped optimizer=adamw but"):
         compose([])
 
 
@@ -75,7 +75,7 @@ def test_a_mistake_in_a_foreign_file_names_it(file: str, content: str, problem: 
     overrides = [*TINY, f"data.path={token_folder}", "logger=[csv]"]
     overrides = [text for text in overrides if not (text.startswith("trainer.") and "trainer" in file)]
     for make in (lambda: new_run(overrides), lambda: check_job_config(tuple(overrides), ())):
-        with pytest.raises(ConfigError, match=rf"(?m)^{problem}.*; \w+={Path(file).stem} is {file} here, and not"):
+        with pytest.raises(ConfigError, match=rf"(?m)^{problem}.*; \w+={Path(file).stem} comes from {file} here, not"):
             make()
 
 
@@ -90,13 +90,13 @@ def test_a_mistake_in_a_foreign_file_names_it(file: str, content: str, problem: 
         (b"# @package _global_\nname: [\n", r"experiments/mine.yaml.*line 3"),
     ],
 )
-def test_an_experiment_that_cannot_be_read_as_one_is_named_with_the_cure(content: bytes, message: str) -> None:
+def test_an_unreadable_experiment_is_named_with_the_way_out(content: bytes, message: str) -> None:
     write("experiments/mine.yaml", content)
     with pytest.raises(ConfigError, match=message):
         compose(["experiments=mine"])
 
 
-def test_a_choice_in_another_encoding_is_named_too() -> None:
+def test_a_choice_in_another_encoding_is_named() -> None:
     write("conf/optimizer/mine.yaml", "_target_: x.Y\n# gr\xf6\xdfe\n".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"^conf/optimizer/mine.yaml, line 2: not UTF-8"):
         compose(["optimizer=mine"])

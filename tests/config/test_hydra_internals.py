@@ -1,4 +1,4 @@
-"""What lmtrain borrows from Hydra's private code is still what `lmtrain/config/hydra_internals.py` takes it for."""
+"""Tests that Hydra's private code still behaves as `lmtrain/config/hydra_internals.py` expects."""
 
 import ast
 import importlib
@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 PACKAGE = Path(__file__).parents[2] / "lmtrain"
 
-# What is imported from `hydra._internal`, its parameters as they are called here, and what would not work without it.
+# Each name imported from `hydra._internal`, the parameters used here, and the feature that needs it.
 BORROWED: dict[str, tuple[Sequence[str], str]] = {
     "hydra._internal.utils.get_args_parser": ((), "the flags of `python -m lmtrain` and of a fork"),
     "hydra._internal.callbacks.Callbacks": (("config",), "hydra.callbacks of a run"),
@@ -40,14 +40,14 @@ BORROWED: dict[str, tuple[Sequence[str], str]] = {
 
 
 def find(name: str) -> Any:
-    """Import something of Hydra's, a method of a class included."""
+    """Import a name from Hydra, which may be a method of a class."""
     module, _, attribute = name.rpartition(".")
     owner = find(module) if module.rpartition(".")[2][0].isupper() else importlib.import_module(module)
     return getattr(owner, attribute)
 
 
 @pytest.mark.parametrize("name", BORROWED)
-def test_what_is_borrowed_is_there_and_takes_the_same_arguments(name: str) -> None:
+def test_every_private_name_exists_and_accepts_the_same_arguments(name: str) -> None:
     parameters, use = BORROWED[name]
     try:
         found = find(name)
@@ -68,7 +68,7 @@ def test_the_list_above_is_complete() -> None:
     assert {name.removesuffix(".split_arguments") for name in BORROWED} == imported
 
 
-def test_flags_have_the_names_that_the_commands_look_at() -> None:
+def test_flags_have_the_names_that_the_commands_use() -> None:
     from lmtrain.config.hydra_internals import parse_flags
 
     asking = ("help", "hydra_help", "cfg", "info", "shell_completion", "multirun", "resolve")
@@ -90,9 +90,7 @@ class Recorder:
 """
 
 
-def test_run_job_uses_no_more_of_its_context_than_the_callbacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_run_job_uses_only_the_callbacks_of_its_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmtrain.config.compose import compose
     from lmtrain.config.hydra_internals import context_of_one_run
 
@@ -122,7 +120,7 @@ def test_a_failed_job_keeps_its_exception() -> None:
     assert failure_of(failed) is error, changed
     assert failure_of(completed) is None, changed
     with pytest.raises(ValueError, match="no"):
-        _ = failed.return_value  # why the private attribute is read
+        _ = failed.return_value  # this is why the private attribute is read
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_a_folder_is_read_as_a_config_source(tmp_path: Path) -> None:
 
 
 class Probe(Launcher):
-    """A launcher that is only made."""
+    """A launcher that is created but never used."""
 
     def setup(self, **settings: Any) -> None:
         self.settings = settings
@@ -167,7 +165,7 @@ class Probe(Launcher):
         raise NotImplementedError
 
 
-def test_a_class_of_lmtrain_passes_for_an_installed_plugin() -> None:
+def test_hydra_accepts_a_class_of_lmtrain_as_an_installed_plugin() -> None:
     from lmtrain.config.hydra_internals import INSTALLED_AS, register_as_installed
 
     module = Probe.__module__

@@ -1,4 +1,4 @@
-"""Reading a target's signature from its source: the same as importing it, and no import where none is needed."""
+"""Tests that a signature read from source equals the imported one, and that nothing is imported needlessly."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ CONF = Path(__file__).parents[2] / "conf"
 
 
 def targets_in(node: Any) -> Iterator[tuple[str, list[str]]]:
-    """Each `_target_` and the keys beside it that are values, not parts."""
+    """Yield each `_target_` with the keys beside it that are values, not parts."""
     if isinstance(node, dict):
         if "_target_" in node:
             values = [key for key, value in node.items() if not isinstance(value, dict) and not key.startswith("_")]
@@ -33,7 +33,7 @@ def targets_in(node: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def shipped() -> dict[str, set[str]]:
-    """All targets of conf/ with the keys that their choices set; conf/hydra is Hydra's own to instantiate."""
+    """Return all targets in conf/ with the keys that their choices set, except conf/hydra, which Hydra instantiates."""
     found: dict[str, set[str]] = {}
     for file in CONF.rglob("*.yaml"):
         if "hydra" not in file.relative_to(CONF).parts:
@@ -42,7 +42,7 @@ def shipped() -> dict[str, set[str]]:
     return found
 
 
-# Reads every target as it stands on disk, then imports and reads it again; prints what differs.
+# Reads every target from its source, then imports it and reads it again; prints the differences.
 COMPARE = """
 import importlib, json, sys
 from lmtrain.config import signature
@@ -74,7 +74,7 @@ print(json.dumps({"heavy": heavy, "loaded": loaded, "differences": differences})
 
 @pytest.fixture(scope="module")
 def compared() -> dict[str, list[str]]:
-    """In a fresh interpreter: here, other tests have imported the targets already."""
+    """Run the comparison in a fresh interpreter, because other tests have imported the targets here."""
     arguments = {target: sorted(values) for target, values in shipped().items()}
     command = [sys.executable, "-c", COMPARE, json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -83,7 +83,7 @@ def compared() -> dict[str, list[str]]:
     return result
 
 
-def test_conf_names_the_targets_we_know():
+def test_conf_names_the_known_targets():
     known = {
         "lmtrain.model.llama.Llama",
         "lmtrain.model.gpt2.GPT2",
@@ -94,7 +94,7 @@ def test_conf_names_the_targets_we_know():
     assert "d_model" in shipped()["lmtrain.model.llama.Llama"]
 
 
-def test_reading_gives_what_importing_gives(compared):
+def test_reading_gives_the_same_signature_as_importing(compared):
     assert compared["differences"] == []
 
 
@@ -120,7 +120,7 @@ Module = Callable[..., None]
 
 @pytest.fixture
 def module(tmp_path, monkeypatch) -> Iterator[Module]:
-    """Writes `name` (dots are folders) with this source to where it can be imported."""
+    """Return a function that writes an importable module; dots in its name are folders."""
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
 
@@ -138,7 +138,7 @@ def module(tmp_path, monkeypatch) -> Iterator[Module]:
 
 
 def both(target: str) -> Signature:
-    """The signature, read from the source and then again with the module imported; they have to agree."""
+    """Return the signature read from the source, after asserting that it equals that of the imported module."""
     typed = signature_of(target, typed=()).parameters
     read = signature_of(target, typed=typed)
     importlib.import_module(target.rpartition(".")[0])
@@ -196,13 +196,13 @@ def test_a_plain_class_is_not_imported(module):
     assert read.parameters == {"width": Parameter(PositiveInt, True), "depth": Parameter(int, False)}
 
 
-def test_keyword_arguments_leave_it_open(module):
+def test_a_signature_with_keyword_arguments_is_open(module):
     module("own_open", "def f(a: int, *args: str, **kwargs: float): ...\ndef g(a: int, *args: str): ...")
     assert both("own_open.f") == Signature({"a": Parameter(int, required=True)}, open=True)
     assert not signature_of("own_open.g", typed=()).open
 
 
-def test_an_alias_of_the_module_is_followed(module):
+def test_a_type_alias_in_the_module_is_followed(module):
     module(
         "own_alias",
         """
@@ -248,7 +248,7 @@ def test_an_annotation_that_is_easily_misread(module, source):
     both("own_annotated.f")
 
 
-def test_a_default_that_is_computed_is_imported_for_its_type(module):
+def test_a_target_with_a_computed_default_is_imported_for_its_type(module):
     module("own_default", "def f(a=1 / 3, b=-1, c=None, d=(1, 2), e=True): ...")
     assert {name: each.annotation for name, each in both("own_default.f").parameters.items()} == {
         "a": float,
@@ -347,7 +347,7 @@ def test_dataclasses_and_named_tuples_are_inspected(module):
     assert {name: each.required for name, each in both("own_data.Pair").parameters.items()} == {"a": True, "b": False}
 
 
-def test_a_dunder_new_is_inspected(module):
+def test_a_class_with_new_is_inspected(module):
     module("own_new", "class C:\n    def __new__(cls, lr: float): return super().__new__(cls)")
     assert [*both("own_new.C").parameters] == ["lr"]
 
@@ -405,11 +405,11 @@ def test_methods_of_classes_are_found(module):
     assert signature_of("own_method.Model.large", typed=()).parameters == {"width": Parameter(int, required=True)}
 
 
-def test_a_callable_of_c_takes_anything():
+def test_a_callable_written_in_c_accepts_anything():
     assert signature_of("builtins.dict", typed=()) == Signature({}, open=True)
 
 
-def test_the_standard_library_is_read_alike():
+def test_the_standard_library_is_read_in_the_same_way():
     assert both("textwrap.TextWrapper").parameters["width"] == Parameter(int, required=False)
     assert [*both("dataclasses.field").parameters] == [*inspect.signature(dataclasses.field).parameters]
     assert [*both("functools.singledispatch").parameters] == [*inspect.signature(functools.singledispatch).parameters]
@@ -449,8 +449,8 @@ def test_a_missing_attribute_whose_name_the_source_mentions_has_a_suggestion(mod
 
 
 @pytest.mark.parametrize("name", ["own_broken.Model", "own_broken.sub.Model"])
-def test_a_syntax_error_is_told_with_its_line(module, name):
-    """In the module itself, or in the package that it lies in."""
+def test_a_syntax_error_is_reported_with_its_line(module, name):
+    """The error may be in the module itself or in its package."""
     module("own_broken", "x = 1\nclass Model\n    pass", package=True)
     module("own_broken.sub", "class Model:\n    def __init__(self, lr: float): ...")
     with pytest.raises(TargetError, match=r"own_broken.*line 2"):
@@ -458,20 +458,20 @@ def test_a_syntax_error_is_told_with_its_line(module, name):
 
 
 @pytest.mark.parametrize("name", ["own_raises.Model", "own_raises.sub.Model"])
-def test_a_module_that_fails_to_import_is_told_with_its_error(module, name):
+def test_a_module_that_fails_to_import_is_reported_with_its_error(module, name):
     module("own_raises", "raise RuntimeError('no licence')\nfrom own_raises.sub import Model", package=True)
     module("own_raises.sub", "class Model:\n    def __init__(self, lr: float): ...")
     with pytest.raises(TargetError, match=r"own_raises.*RuntimeError: no licence"):
         signature_of(name, typed=())
 
 
-def test_a_module_that_its_own_import_lacks_is_told(module):
+def test_a_missing_module_imported_by_the_target_is_named(module):
     module("own_needs", "import nowhere_to_be_found\nModel = nowhere_to_be_found.Model")
-    with pytest.raises(TargetError, match=r"importing own_needs needs the missing module 'nowhere_to_be_found'"):
+    with pytest.raises(TargetError, match=r"needs the module 'nowhere_to_be_found', which is missing"):
         signature_of("own_needs.Model", typed=())
 
 
-def test_a_module_or_a_value_is_no_target(module):
+def test_a_module_or_a_value_is_not_a_target(module):
     module("own_value", "import json\nlimit = 3")
     for name in ("json", "limit"):
         with pytest.raises(TargetError, match=rf"own_value\.{name} is not a class or a function"):

@@ -1,4 +1,4 @@
-"""`~/` means the user's home wherever a path can be given: in an override, a YAML file, a variable, an argument."""
+"""Tests that `~/` is the user's home in every path: in overrides, YAML files, variables and arguments."""
 
 from pathlib import Path
 
@@ -32,12 +32,12 @@ def test_token_folders(home: Path, overrides: list[str], expected: dict[str, str
     assert {key: folders[key] for key in expected} == {key: home / name for key, name in expected.items()}
 
 
-def test_the_variable_for_all_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_variable_that_moves_all_data(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LMTRAIN_DATA", "~/data")
     assert check(compose([])).data.path == str(home / "data" / "stdlib")
 
 
-def test_files_and_tokenizers_to_prepare_from(home: Path) -> None:
+def test_files_and_tokenizers_for_prepare(home: Path) -> None:
     files = ["data=text", "prepare.source.files=[~/a.txt,b.txt]"]
     cfg = check(compose([*files, "prepare/tokenizer=pretrained", "prepare.tokenizer.path=~/tokenizer"]))
     assert cfg.prepare.source.files == [str(home / "a.txt"), "b.txt"]
@@ -50,7 +50,7 @@ def test_run_directories_and_forks(home: Path) -> None:
     assert composed.fork == str(home / "runs" / "a")
 
 
-def test_yaml_files_of_ones_own(home: Path, tmp_path: Path) -> None:
+def test_paths_in_the_users_yaml_files(home: Path, tmp_path: Path) -> None:
     (tmp_path / "experiments").mkdir()
     text = "# @package _global_\ndata: {path: ~/a}\nhydra: {run: {dir: '~/runs/${name}'}}\n"
     (tmp_path / "experiments" / "mine.yaml").write_text(text, encoding="utf-8")
@@ -59,7 +59,7 @@ def test_yaml_files_of_ones_own(home: Path, tmp_path: Path) -> None:
     assert check(compose(["experiments=mine"])).data.path == str(home / "a")
 
 
-def test_what_only_looks_similar_stays() -> None:
+def test_similar_looking_texts_are_not_changed() -> None:
     source = check(compose(["data=text", "prepare.source.files='a~/b'", "prepare.source.separator='~'"])).prepare.source
     assert (source.files, source.separator) == ("a~/b", "~")
 
@@ -76,7 +76,7 @@ def test_what_only_looks_similar_stays() -> None:
         ["--rerun", "~/none"],
     ],
 )
-def test_no_folder_of_that_name_appears(cli: Cli, home: Path, arguments: list[str]) -> None:
+def test_no_folder_called_tilde_is_created(cli: Cli, home: Path, arguments: list[str]) -> None:
     run = cli(*arguments, HOME=str(home))
     assert run.returncode == 2, run.stderr
     assert f"{home}/none" in run.stderr

@@ -1,4 +1,4 @@
-"""An experiment's rates stay with the optimizer and the schedule that they were found for."""
+"""Tests that values of an experiment apply only to the optimizer and scheduler they were found for."""
 
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def optimizer_of(composition: Composition) -> dict[str, object]:
     return {str(key): value for key, value in node.items() if key != "_target_"}
 
 
-def test_an_optimizer_that_is_chosen_keeps_its_own_values() -> None:
+def test_a_chosen_optimizer_keeps_its_own_values() -> None:
     taken = compose_with_notes(["experiments=adam", "optimizer=lion"])
     assert optimizer_of(taken) == LION
     assert taken.config.scheduler.min_lr == 6e-5  # cosine's own
@@ -64,8 +64,8 @@ def test_an_optimizer_that_is_chosen_keeps_its_own_values() -> None:
     assert taken.config.trainer.max_steps == 400
     assert taken.config.hydra.overrides.task == ["experiments=adam", "optimizer=lion"]
     assert taken.notes == [
-        "experiments=adam: written for optimizer=adamw, not for lion; left out, so that lion's own values hold: "
-        "optimizer.lr=0.003, optimizer.betas=[0.9,0.99], scheduler.min_lr=0.0001; optimizer.lr=VALUE sets one"
+        "experiments=adam: written for optimizer=adamw, not for lion; left out, so that lion's own values apply: "
+        "optimizer.lr=0.003, optimizer.betas=[0.9,0.99], scheduler.min_lr=0.0001; set one with optimizer.lr=VALUE"
     ]
 
 
@@ -73,7 +73,7 @@ def test_an_optimizer_that_is_chosen_keeps_its_own_values() -> None:
     "overrides",
     [["experiments=adam"], ["experiments=adam", "optimizer=adamw"], ["experiments=adam", "scheduler=cosine"]],
 )
-def test_the_choices_that_an_experiment_was_written_for_get_its_values(overrides: list[str]) -> None:
+def test_the_choices_for_which_an_experiment_was_written_get_its_values(overrides: list[str]) -> None:
     taken = compose_with_notes(overrides)
     assert (taken.config.optimizer.lr, taken.config.optimizer.betas) == (3e-3, [0.9, 0.99])
     assert taken.config.scheduler.min_lr == 1e-4
@@ -99,17 +99,17 @@ def test_the_command_line_always_wins() -> None:
     assert "hold: optimizer.betas=[0.9,0.99]; optimizer.betas=VALUE" in note
 
 
-def test_an_end_rate_belongs_to_the_optimizer_even_where_nothing_else_is_said_of_it() -> None:
+def test_a_final_learning_rate_belongs_to_the_optimizer_even_if_it_is_the_only_value() -> None:
     assert compose(["experiments=only_end", "optimizer=lion"]).scheduler.min_lr == 6e-5
     assert compose(["experiments=only_end"]).scheduler.min_lr == 1e-4
 
 
-def test_a_rate_that_follows_the_optimizers_stays() -> None:
+def test_a_learning_rate_that_refers_to_the_optimizers_stays() -> None:
     taken = compose_with_notes(["experiments=follows", "optimizer=lion"])
     assert taken.config.scheduler.min_lr == LION["lr"]
 
 
-def test_an_experiment_of_another_optimizer_is_written_for_that_one() -> None:
+def test_an_experiment_that_chooses_an_optimizer_is_written_for_it() -> None:
     assert optimizer_of(compose_with_notes(["experiments=with_lion"])) == {**LION, "lr": 2e-5}
     other_way_round = compose_with_notes(["experiments=with_lion", "optimizer=adamw"])
     assert other_way_round.config.optimizer.lr == 6e-4
@@ -119,12 +119,15 @@ def test_an_experiment_of_another_optimizer_is_written_for_that_one() -> None:
 @pytest.mark.parametrize(
     ("choice", "values"),
     [
-        ("adam_then_lion", {**LION, "lr": 1e-5}),  # of the outer one: lion's; adam's betas would be unknown
-        ("on_lion", {"lr": 2e-5, "weight_decay": 0.7}),  # both are lion's, though one alone says so
+        (
+            "adam_then_lion",
+            {**LION, "lr": 1e-5},
+        ),  # the outer experiment's, for lion; adam's betas would be unknown keys
+        ("on_lion", {"lr": 2e-5, "weight_decay": 0.7}),  # both are for lion, although only one says so
         ("[adam,with_lion]", {**LION, "lr": 2e-5}),
     ],
 )
-def test_each_experiment_counts_for_itself_where_several_are_read(choice: str, values: dict[str, float]) -> None:
+def test_each_of_several_experiments_is_checked_separately(choice: str, values: dict[str, float]) -> None:
     taken = compose_with_notes([f"experiments={choice}"])
     assert optimizer_of(taken) == values
     assert [note.partition(":")[0] for note in taken.notes] == (["experiments=adam"] if "adam" in choice else [])
@@ -133,24 +136,24 @@ def test_each_experiment_counts_for_itself_where_several_are_read(choice: str, v
     )
 
 
-def test_a_schedule_that_is_chosen_takes_what_it_has_and_says_so() -> None:
+def test_a_chosen_scheduler_gets_the_values_it_has_and_this_is_reported() -> None:
     taken = compose_with_notes(["experiments=adam", "scheduler=wsd"])
     scheduler = taken.config.scheduler
     assert (scheduler.warmup_steps, scheduler.decay_steps, "min_lr" in scheduler) == (20, 100, False)
     assert taken.config.optimizer.lr == 3e-3
     assert taken.notes == [
-        "experiments=adam: written for scheduler=cosine, not for wsd; left out, as wsd has no such key: "
-        "scheduler.min_lr=0.0001; kept, though found with cosine: optimizer.lr=0.003, scheduler.warmup_steps=20"
+        "experiments=adam: written for scheduler=cosine, not for wsd; left out, because wsd has no such key: "
+        "scheduler.min_lr=0.0001; kept, although found with cosine: optimizer.lr=0.003, scheduler.warmup_steps=20"
     ]
 
 
-def test_the_ranges_of_a_search_are_named() -> None:
+def test_search_ranges_for_another_optimizer_are_named() -> None:
     taken = compose_with_notes(["experiments=sweeps", "optimizer=lion"])
     assert taken.notes[0].startswith("experiments=sweeps and experiments=adam: ")
-    assert taken.notes[0].endswith("the ranges of its search are for adamw, too: optimizer.lr")
+    assert taken.notes[0].endswith("its search ranges are also for adamw: optimizer.lr")
 
 
-def test_jobs_of_a_sweep_are_composed_each_by_itself(token_folder: Path) -> None:
+def test_jobs_of_a_sweep_are_composed_separately(token_folder: Path) -> None:
     common = (*TINY, f"data.path={token_folder}", "experiments=adam")
     lion = job_config((*common, "optimizer=lion"), (), None)
     adamw = job_config((*common, "optimizer=adamw"), (), None)
@@ -160,7 +163,7 @@ def test_jobs_of_a_sweep_are_composed_each_by_itself(token_folder: Path) -> None
 
 @pytest.fixture
 def parent(token_folder: Path) -> Path:
-    """The directory of a run with a rate of its own, as far as composing needs it."""
+    """Return the directory of a run with its own learning rate, as far as composing needs it."""
     rates = ["optimizer.lr=2e-3", "scheduler.min_lr=5e-4"]
     run = new_run([*TINY, f"data.path={token_folder}", "experiments=adam", *rates])
     directory = Path("parent")
@@ -172,29 +175,31 @@ def parent(token_folder: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_fork_leaves_the_rates_of_another_optimizer_behind(parent: Path) -> None:
+def test_a_fork_drops_the_learning_rates_of_another_optimizer(parent: Path) -> None:
     taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", "optimizer=lion"]))
     assert optimizer_of(taken) == LION
     assert taken.config.scheduler.min_lr == 6e-5
     assert taken.config.trainer.max_steps == 12
     assert taken.notes[0].startswith("fork=parent and experiments=adam: written for optimizer=adamw, not for lion")
     assert "optimizer.lr=0.002" in taken.notes[0]
-    recorded = taken.config.hydra.overrides.task  # from which this fork is composed again
+    recorded = taken.config.hydra.overrides.task  # a fork of this fork is composed from these
     assert optimizer_of(compose_with_notes(recorded)) == LION
-    without = [text for text in recorded if not text.startswith("++fork")]  # as a fork of this fork begins
+    without = [
+        text for text in recorded if not text.startswith("++fork")
+    ]  # the start of the command line of a fork of this fork
     assert optimizer_of(compose_with_notes(without)) == LION
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [[], ["optimizer=adamw"], ["optimizer.weight_decay=0.3"]])
-def test_a_fork_with_the_same_optimizer_keeps_its_rates(parent: Path, given: list[str]) -> None:
+def test_a_fork_with_the_same_optimizer_keeps_its_learning_rates(parent: Path, given: list[str]) -> None:
     taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", *given]))
     assert (taken.config.optimizer.lr, taken.config.scheduler.min_lr) == (2e-3, 5e-4)
     assert not taken.notes
 
 
 @pytest.mark.slow
-def test_jobs_that_sweep_over_the_optimizers_of_a_fork_keep_what_is_theirs(parent: Path) -> None:
+def test_a_sweep_over_optimizers_of_a_fork_keeps_the_values_of_each(parent: Path) -> None:
     swept = expand_fork(["-m", f"fork={parent}", "step=4", "optimizer=adamw,lion"])
     rates = {}
     for choice in ("adamw", "lion"):
@@ -204,14 +209,16 @@ def test_jobs_that_sweep_over_the_optimizers_of_a_fork_keep_what_is_theirs(paren
 
 
 @pytest.mark.slow
-def test_a_fork_with_another_schedule_keeps_what_that_has(parent: Path) -> None:
+def test_a_fork_with_another_scheduler_keeps_the_values_that_it_has(parent: Path) -> None:
     taken = compose_with_notes(expand_fork([f"fork={parent}", "step=4", "scheduler=wsd"]))
     assert (taken.config.scheduler.warmup_steps, taken.config.optimizer.lr) == (3, 2e-3)
     assert "min_lr" not in taken.config.scheduler
 
 
 @pytest.mark.slow
-def test_a_run_and_what_hydra_prints_go_the_same_way(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_run_and_the_config_printed_by_hydra_are_composed_the_same(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
     mine = [*TINY, f"data.path={token_folder}", "experiments=adam", "optimizer=lion", "trainer.max_steps=1"]
     done = cli(*mine, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -220,7 +227,7 @@ def test_a_run_and_what_hydra_prints_go_the_same_way(token_folder: Path, tmp_pat
     assert OmegaConf.load(tmp_path / "run" / "config.yaml").optimizer.lr == 3e-4
     assert list(OmegaConf.load(tmp_path / "run" / ".hydra" / "overrides.yaml")) == mine
     again = cli("--rerun", "run", "hydra.run.dir=again")
-    assert "the same as run, to the last digit" in again.stdout, again.stdout + again.stderr
+    assert "identical to run: every digit" in again.stdout, again.stdout + again.stderr
     printed = cli("--cfg", "job", "--package", "optimizer", *mine)
     assert "lr: 0.0003" in printed.stdout
     assert "written for optimizer=adamw, not for lion" in printed.stderr

@@ -1,4 +1,4 @@
-"""The characters of nanoGPT's `meta.pkl`: read as data, whatever its pickle asks for."""
+"""The characters in nanoGPT's `meta.pkl` are read as data; code in its pickle is never run."""
 
 import pickle
 import tracemalloc
@@ -14,7 +14,7 @@ from lmtrain.convert.nanogpt_characters import read_characters, read_plain_pickl
 TEXT = "First Citizen:\nHör mich, 狐 🦊!"
 CHARACTERS = sorted(set(TEXT))
 STOI = {character: number for number, character in enumerate(CHARACTERS)}
-META = {"vocab_size": len(STOI), "itos": dict(enumerate(CHARACTERS)), "stoi": STOI}  # as nanoGPT's prepare.py has it
+META = {"vocab_size": len(STOI), "itos": dict(enumerate(CHARACTERS)), "stoi": STOI}  # as nanoGPT's prepare.py writes it
 
 
 def write(path: Path, content: Any, protocol: int = pickle.DEFAULT_PROTOCOL) -> Path:
@@ -23,7 +23,7 @@ def write(path: Path, content: Any, protocol: int = pickle.DEFAULT_PROTOCOL) -> 
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_every_protocol_gives_nanogpts_own_ids(protocol: int, tmp_path: Path) -> None:
+def test_every_pickle_protocol_gives_the_ids_of_nanogpt(protocol: int, tmp_path: Path) -> None:
     stored = read_characters(write(tmp_path / "meta.pkl", META, protocol))
     assert stored.encode(TEXT) == [STOI[character] for character in TEXT]
     assert stored.decode(stored.encode(TEXT)) == TEXT
@@ -33,7 +33,7 @@ def test_every_protocol_gives_nanogpts_own_ids(protocol: int, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_containers_are_what_pickle_makes_of_them(protocol: int) -> None:
+def test_plain_containers_are_read_as_pickle_reads_them(protocol: int) -> None:
     shared = ["a", 1, 70_000, -5]
     content = {"one": shared, "two": shared, "large": {number: str(number) for number in range(3000)}, "none": {}}
     assert read_plain_pickle(pickle.dumps(content, protocol)) == content
@@ -42,7 +42,7 @@ def test_plain_containers_are_what_pickle_makes_of_them(protocol: int) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({**META, "trap": Path("x")}, r"holds more than dicts, lists, text and integers \("),
+        ({**META, "trap": Path("x")}, r"contains more than dicts, lists, text and integers \("),
         ({"stoi": {"a": 2**40}}, "an integer of 41 bits"),
         ({"vocab_size": 3}, "has no ids of characters"),
         (["a", "b"], "has no ids of characters"),
@@ -53,7 +53,7 @@ def test_plain_containers_are_what_pickle_makes_of_them(protocol: int) -> None:
         ({"stoi": {"a": 1, "b": 1}}, "stoi gives two characters the same id"),
         (b"", "pickle"),
         (b"not a pickle", "at position 0, opcode b'n' unknown"),
-        (pickle.dumps(META)[:-9], "not a whole pickle|pickle exhausted|not a pickle"),
+        (pickle.dumps(META)[:-9], "not a complete pickle|pickle exhausted|not a pickle"),
         (b"\x80\x04].", "has no ids of characters"),
         (b"\x80\x04u.", "not a pickle"),  # SETITEMS of nothing
         (b"\x80\x04h\x07.", "not a pickle"),  # the memo is empty
@@ -61,7 +61,7 @@ def test_plain_containers_are_what_pickle_makes_of_them(protocol: int) -> None:
         (b"\x80\x04\x8d" + (2**62).to_bytes(8, "little") + b"x.", "expected"),  # a text that claims 2^62 bytes
     ],
 )
-def test_what_is_not_a_meta_pkl_is_named(content: Any, message: str, tmp_path: Path) -> None:
+def test_other_files_than_a_meta_pkl_are_refused(content: Any, message: str, tmp_path: Path) -> None:
     path = write(tmp_path / "meta.pkl", content)
     with pytest.raises(ValueError, match=message) as caught:
         read_characters(path)
@@ -72,15 +72,15 @@ def test_what_is_not_a_meta_pkl_is_named(content: Any, message: str, tmp_path: P
 def test_code_in_the_file_is_never_run(protocol: int, tmp_path: Path) -> None:
     trap = tmp_path / "trap"
     path = write(tmp_path / "meta.pkl", {**META, "trap": Harmful(trap)}, protocol)
-    with pytest.raises(ValueError, match="holds more than"):
+    with pytest.raises(ValueError, match="contains more than"):
         read_characters(path)
     assert not trap.exists()
     pickle.loads(path.read_bytes())
-    assert trap.exists()  # the trap works
+    assert trap.exists()  # shows that the code would have run
 
 
-def test_references_upon_references_take_no_memory(tmp_path: Path) -> None:
-    """A list of twice the list before, 200 times: 2^200 elements for whoever follows them all."""
+def test_nested_references_take_no_memory(tmp_path: Path) -> None:
+    """Each of 200 lists contains the list before it twice, which makes 2^200 elements in all."""
     lists = b"]q\x00" + b"".join(
         b"](h" + bytes([number]) + b"h" + bytes([number]) + b"eq" + bytes([number + 1]) for number in range(200)
     )
@@ -95,7 +95,7 @@ def test_references_upon_references_take_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_a_file_larger_than_any_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nanogpt_characters, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="larger than 100 bytes"):
         read_characters(write(tmp_path / "meta.pkl", META))

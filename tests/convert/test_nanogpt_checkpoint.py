@@ -1,4 +1,4 @@
-"""nanoGPT's weights and optimizer state mean the same under lmtrain's names, and a wrong file is one clear line."""
+"""nanoGPT's weights and optimizer state mean the same under lmtrain's names, and a wrong file gives a clear error."""
 
 import math
 import zipfile
@@ -27,7 +27,7 @@ from lmtrain.optimizer.adamw import adamw
 
 
 def gpt2(source: NanoGPTCheckpoint) -> GPT2:
-    """As the overrides say, in the weights of the checkpoint."""
+    """Build the model that the overrides describe, and load the weights of the checkpoint."""
     overrides = model_overrides(source.model_args)
     assert overrides.pop("model") == "gpt2"
     model = GPT2(**{key.removeprefix("model."): value for key, value in overrides.items()})
@@ -48,7 +48,7 @@ def test_logits_are_equal_in_float64(bias: bool) -> None:
     x, _ = batch()
     logits, _ = gpt2(source)(x)
     assert logits.std() > 0.1
-    torch.testing.assert_close(logits, theirs.model(x), rtol=0, atol=1e-10)  # a hundred thousand roundings of float64
+    torch.testing.assert_close(logits, theirs.model(x), rtol=0, atol=1e-10)  # 100,000 roundings in float64
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -72,17 +72,17 @@ def test_the_next_steps_are_equal_in_float64(bias: bool) -> None:
         x, y = batch(number)
         ours(x, y)[1].backward()
         F.cross_entropy(theirs.model(x).flatten(0, 1), y.flatten()).backward()
-        for either in (optimizer, theirs.optimizer):
-            either.step()
-            either.zero_grad()
+        for each in (optimizer, theirs.optimizer):
+            each.step()
+            each.zero_grad()
     for name, param in theirs.model.named_parameters():
         moved = dict(named)[our_name(name)]
-        # Where gradients cancel to 1e-15, AdamW divides by its eps of 1e-8: 1e-9 for each step of a rate of 1e-2.
+        # Where gradients cancel to 1e-15, AdamW divides by its eps of 1e-8: 1e-9 per step at a learning rate of 1e-2.
         torch.testing.assert_close(moved, param, rtol=0, atol=1e-8)
         assert not torch.equal(moved, before[our_name(name)])
 
 
-def test_moments_and_counters_are_those_of_the_parameter() -> None:
+def test_moments_and_step_counters_belong_to_their_parameter() -> None:
     theirs = Training(bias=True).train(3)
     source = parse_nanogpt_checkpoint(theirs.content())
     assert len(source.optimizer) == 3 * len(source.weights)
@@ -91,7 +91,7 @@ def test_moments_and_counters_are_those_of_the_parameter() -> None:
             assert torch.equal(source.optimizer[f"{our_name(name)}/{key}"], value)
 
 
-def test_prefixes_masks_and_plain_step_counters_of_other_versions_change_nothing() -> None:
+def test_prefixes_masks_and_integer_step_counters_of_other_versions_are_accepted() -> None:
     content = Training(bias=True).train(2).content()
     expected = parse_nanogpt_checkpoint(content)
     masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 16, 16).tril() for layer in range(2)}
@@ -105,7 +105,7 @@ def test_prefixes_masks_and_plain_step_counters_of_other_versions_change_nothing
         assert torch.equal(found.optimizer[f"{name}/step"], expected.optimizer[f"{name}/step"])
 
 
-def test_names_there_and_back() -> None:
+def test_names_are_converted_in_both_directions() -> None:
     names = list(Training(bias=True).model.state_dict())
     names.remove("lm_head.weight")
     ours = [our_name(name) for name in names]
@@ -155,18 +155,18 @@ def test_settings_become_overrides() -> None:
     }
 
 
-def test_settings_that_mean_something_else_than_their_name() -> None:
+def test_settings_whose_meaning_depends_on_others() -> None:
     for device, dtype in (("cuda:1", "float16"), (None, "float16"), ("mps", "float32")):
         assert overrides(device=device)["system.dtype"] == dtype
     constant = overrides(decay_lr=False)
     assert (constant["scheduler"], constant["scheduler.warmup_steps"]) == ("constant", 0)
     assert not constant.keys() & {"scheduler.min_lr", "scheduler.max_steps"}
-    # The optimizer's own are what nanoGPT goes on with, also where its config was changed for a resume.
+    # nanoGPT continues with the optimizer's own settings, even if its config was changed for a resume.
     assert overrides(weight_decay=0.7, beta2=0.5)["optimizer.weight_decay"] == 0.1
     assert overrides(weight_decay=0.7, beta2=0.5)["optimizer.betas"] == [0.9, 0.99]
 
 
-def test_a_checkpoint_without_config_brings_its_model_and_optimizer() -> None:
+def test_a_checkpoint_without_config_still_has_model_and_optimizer_settings() -> None:
     content = Training(bias=False).train(1).content()
     assert parse_nanogpt_checkpoint(content).tokens_per_step() == 2 * 4 * 16
     del content["config"]
@@ -209,7 +209,7 @@ def swap_states(content: dict[str, Any]) -> None:
         (lambda c: c.update(config="x"), "config is a str, not a dict"),
         (lambda c: c.update(iter_num=-1), "iter_num=-1: not a number of iterations"),
         (lambda c: c.update(iter_num=10**30), "iter_num=1000000000000000000000000000000: not a number of iterations"),
-        (lambda c: c.update(best_val_loss=10**400), "best_val_loss is not a number that a float can hold"),
+        (lambda c: c.update(best_val_loss=10**400), "best_val_loss is not a number that fits into a float"),
         (lambda c: c.update(best_val_loss="low"), "best_val_loss is a str, not a number"),
         (lambda c: c["model_args"].pop("n_embd"), "model_args has no n_embd"),
         (lambda c: c["model_args"].update(use_rmsnorm=True), "model_args has use_rmsnorm, which nanoGPT's GPT-2 does"),
@@ -217,7 +217,7 @@ def swap_states(content: dict[str, Any]) -> None:
         (lambda c: c["model_args"].update(n_head=0), "model_args.n_head=0: not a size"),
         (lambda c: c["model_args"].update(n_head=5), "model.d_model=32: must be a multiple of model.n_head=5"),
         (lambda c: c["model"].pop(C_FC), f"the weights do not fit the model: {C_FC} missing"),
-        (lambda c: c["model"].update({C_FC: torch.ones(5)}), f"{C_FC} is 5 and not 128 × 32"),
+        (lambda c: c["model"].update({C_FC: torch.ones(5)}), f"{C_FC} is 5 instead of 128 × 32"),
         (lambda c: c["model_args"].update(bias=True), "transformer.h.0.ln_1.bias, transformer.h.0.attn.c_attn.bias, "),
         (lambda c: c.update(model=dict(sorted(c["model"].items()))), "they are not in nanoGPT's order"),
         (lambda c: c["model_args"].update(n_layer=10**9), "n_layer=1000000000, but the model has 2 blocks"),
@@ -252,7 +252,7 @@ def swap_states(content: dict[str, Any]) -> None:
         (lambda c: c["config"].update(dtype="float8"), "config.dtype='float8': not one of float32, bfloat16, float16"),
     ],
 )
-def test_what_is_wrong_is_named(change: Change, message: str) -> None:
+def test_the_message_names_the_mistake(change: Change, message: str) -> None:
     content = Training(bias=False).train(1).content()
     parse_nanogpt_checkpoint(content).overrides()
     change(content)
@@ -263,7 +263,7 @@ def test_what_is_wrong_is_named(change: Change, message: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_weights_that_do_not_fit_the_model_are_named_as_nanogpt_names_them() -> None:
+def test_weights_that_do_not_fit_the_model_are_reported_with_nanogpts_names() -> None:
     source = parse_nanogpt_checkpoint(Training(bias=True).train(1).content())
     wide = GPT2(64, 16, 3, 2, 32, d_ff=64, bias=False).state_dict()
     with pytest.raises(ValueError, match="do not fit") as caught:
@@ -271,22 +271,24 @@ def test_weights_that_do_not_fit_the_model_are_named_as_nanogpt_names_them() -> 
     message = str(caught.value)
     assert "transformer.h.2.ln_1.weight, transformer.h.2.attn.c_attn.weight, " in message
     assert "transformer.h.0.ln_1.bias" in message
-    assert "transformer.h.0.mlp.c_fc.weight is 128 × 32 and not 64 × 32" in message
+    assert "transformer.h.0.mlp.c_fc.weight is 128 × 32 instead of 64 × 32" in message
 
 
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     trap, path = tmp_path / "trap", tmp_path / "ckpt.pt"
     torch.save({**Training(bias=False).train(1).content(), "extra": Harmful(trap)}, path)
-    with pytest.raises(ValueError, match=r"ckpt.pt: holds more than tensors and plain values .*; not loaded") as caught:
+    with pytest.raises(
+        ValueError, match=r"ckpt.pt: contains more than tensors and plain values .*; not loaded"
+    ) as caught:
         read_nanogpt_checkpoint(path)
     assert "\n" not in str(caught.value)
     assert not trap.exists()
     torch.load(path, weights_only=False)
-    assert trap.exists()  # the trap is one
+    assert trap.exists()  # shows that the code would have run
 
 
 def wide_by_repetition(content: dict[str, Any]) -> None:
-    """64,000 × 60,000 weights, all of them one number."""
+    """Claim 64,000 × 60,000 weights that are all the same number in memory."""
     content["model"][WTE] = content["model"]["lm_head.weight"] = torch.zeros(1).expand(64_000, 60_000)
     content["model_args"].update(vocab_size=64_000, n_embd=60_000)
 
@@ -318,11 +320,11 @@ def test_a_compressed_file_is_not_unpacked(tmp_path: Path) -> None:
         for entry in plain.infolist():
             small.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
     assert (tmp_path / "ckpt.pt").stat().st_size < 1_000_000
-    with pytest.raises(ValueError, match=r"ckpt\.pt: compressed, to unpack to 40,000,"):
+    with pytest.raises(ValueError, match=r"ckpt\.pt: compressed, with 40,000,.* bytes when unpacked"):
         read_nanogpt_checkpoint(tmp_path / "ckpt.pt")
 
 
-def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
+def test_files_that_are_no_checkpoint_are_refused(tmp_path: Path) -> None:
     whole = Training(bias=False).train(1).save(tmp_path / "out" / "ckpt.pt")
     assert read_nanogpt_checkpoint(whole).iter_num == 1
     for name, content in (("text.pt", b"hello"), ("empty.pt", b""), ("cut.pt", whole.read_bytes()[:9000])):

@@ -94,7 +94,7 @@ def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tm
     assert process.wait() == 2
     assert len(process.stderr.splitlines()) == 1
     assert "train.bin: became shorter while it was read, from 8,000 to 1,000 bytes" in process.stderr
-    assert "to continue when that is fixed: python -m lmtrain resume=out" in process.stderr
+    assert "to continue after fixing that: python -m lmtrain resume=out" in process.stderr
     logged = read_metrics(lines)[-1]["step"]
     assert load_checkpoint(tmp_path / "out" / "checkpoints" / "latest").state["train"]["step"] == logged
     (folder / "train.bin").write_bytes(whole)
@@ -115,7 +115,7 @@ def test_text_of_ones_own_from_files_to_samples(tmp_path: Path, cli: Cli) -> Non
     done = cli("prepare", *prepared, *held_out)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "vocabulary 257" in done.stdout
-    assert "is there already, made from this text" in cli("prepare", *prepared, *held_out).stdout
+    assert "is up to date: it was made from this text" in cli("prepare", *prepared, *held_out).stdout
     (folder / "3.txt").write_text("changed")
     again = cli("prepare", *prepared, *held_out)
     assert again.returncode == 2
@@ -142,7 +142,7 @@ def test_a_tokenizer_that_is_not_the_datas_is_refused(tmp_path: Path) -> None:
     message = config_error("data=tokens", f"data.path={folder}", *SMALL)
     assert (
         message
-        == f"{folder}/tokenizer.json: not the tokenizer that {folder} was made with; its ids would mean other text"
+        == f"{folder}/tokenizer.json: not the tokenizer that {folder} was made with, so its ids would mean other text"
     )
 
 
@@ -198,7 +198,7 @@ def test_more_steps_than_max_epochs_allows_are_refused_before_the_first(tmp_path
     mixture = ["data=mixture", f"data.paths={{a: {folder}}}", "data.weights={a: 1}", "data.max_epochs={a: 1}"]
     done = cli(*mixture, *SMALL, "trainer.max_steps=32")
     assert done.returncode == 2
-    assert "trainer.max_steps=32: data.max_epochs allows 249 samples, which are 31 steps" in done.stderr
+    assert "trainer.max_steps=32: data.max_epochs allows 249 samples, which are enough for 31 steps" in done.stderr
 
 
 def test_a_mixture_names_the_source_that_is_missing(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_length_of_half_a_uint32_is_named(tmp_path):
 def test_a_file_shorter_than_meta_json_says_is_named(tmp_path):
     write(tmp_path, "uint16", train=np.arange(1_100))
     os.truncate(tmp_path / "train.bin", 2 * 1_000)
-    with pytest.raises(ValueError, match=r"train\.bin: holds 1,000 tokens, but meta\.json says 1,100"):
+    with pytest.raises(ValueError, match=r"train\.bin: has 1,000 tokens, but meta\.json says 1,100"):
         loader(tmp_path)
 
 

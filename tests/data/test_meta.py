@@ -17,10 +17,10 @@ from support.numbered_tokens import loader, write
         ({"splits": {"train": {"tokens": 100}}}, "not a meta.json"),
         ({"splits": []}, "not a meta.json"),
         ({"unknown": 1}, "not a meta.json.*unknown"),
-        ({"vocab_size": 10**12}, "vocab_size 1,000,000,000,000 is not from 1 to 4,294,967,296, which ids can have"),
+        ({"vocab_size": 10**12}, "vocab_size 1,000,000,000,000 is not from 1 to 4,294,967,296"),
         ({"vocab_size": 0}, "vocab_size 0 is not from 1 to"),
-        ({"vocab_size": -5}, "-5 is no whole number from 0 on"),
-        ({"end_of_text": 10**400}, "is no whole number from 0 on"),
+        ({"vocab_size": -5}, "-5 is not a whole number from 0"),
+        ({"end_of_text": 10**400}, "is not a whole number from 0"),
     ],
 )
 def test_a_meta_json_of_another_kind_is_named(tmp_path, change, message):

@@ -172,9 +172,9 @@ def test_bytes_per_token_is_that_of_all_together(tmp_path, folders):
 @pytest.mark.parametrize(
     ("paths", "weights", "limits", "message"),
     [
-        ({"a": "x"}, {"b": 1.0}, {}, r"data\.weights: needs one for each of data\.paths \(a\)"),
+        ({"a": "x"}, {"b": 1.0}, {}, r"data\.weights: needs one weight for each name in data\.paths \(a\)"),
         ({}, {}, {}, r"data\.weights: .*none given"),
-        ({"a": "x"}, {"a": 1.0}, {"b": 1}, r"data\.max_epochs\.b: no such source; there are a"),
+        ({"a": "x"}, {"a": 1.0}, {"b": 1}, r"data\.max_epochs\.b: no such source; the names are a"),
     ],
 )
 def test_names_that_do_not_match_are_named(paths, weights, limits, message):

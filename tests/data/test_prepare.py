@@ -203,7 +203,7 @@ def test_killed_again_and_again_it_goes_on_and_makes_the_same_bytes(
             time.sleep(0.01)
         kills += process.wait() == -signal.SIGKILL
         assert process.stdout is not None
-        went_on += "going on where an earlier process stopped, after" in process.stdout.read()
+        went_on += "continuing where an earlier process stopped, after" in process.stdout.read()
         assert not out.exists() or process.returncode == 0
         assert not (out.parent / f".partial-{out.name}" / "train.bin").exists() or out.exists()
     assert kills >= 3
@@ -225,7 +225,7 @@ def test_a_full_disk_is_an_error_and_the_next_call_goes_on(
     assert journal(out)["splits"]
     process = start(out)
     assert process.stdout is not None
-    assert "going on where an earlier process stopped" in process.stdout.read()
+    assert "continuing where an earlier process stopped" in process.stdout.read()
     assert contents(out) == contents(tmp_path / "whole")
 
 
@@ -313,14 +313,14 @@ def test_what_is_left_is_gone_on_with(
     partial_folder = partly_made(tmp_path, corpus, monkeypatch, {"a": 1})
     with (partial_folder / "train.unfinished").open("ab") as file:
         file.write(b"what a kill left beyond the last commit")
-    assert "going on where an earlier process stopped, after" in finished(tmp_path, corpus, {"a": 1}, capsys)
+    assert "continuing where an earlier process stopped, after" in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
 def test_other_settings_do_not_throw_away_what_was_done(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = contents(partly_made(tmp_path, corpus, monkeypatch, {"a": 2}))
-    with pytest.raises(ValueError, match=r"unfinished preparation of [\d,]+ tokens so far.*prepare.a: 2 → 1; go on"):
+    with pytest.raises(ValueError, match=r"unfinished preparation of [\d,]+ tokens so far.*prepare.a: 2 → 1; undo"):
         finished(tmp_path, corpus, {"a": 1}, capsys)
     assert contents(tmp_path / ".partial-out") == left
 
@@ -330,7 +330,7 @@ def test_changed_text_does_not_throw_away_what_was_done(
 ) -> None:
     left = contents(partly_made(tmp_path, corpus, monkeypatch, {"a": 1}))
     (corpus / "07.txt").write_text("something else")
-    with pytest.raises(ValueError, match=r"unfinished preparation .*07\.txt.*remove it to begin anew"):
+    with pytest.raises(ValueError, match=r"unfinished preparation .*07\.txt.*remove the folder to start over"):
         finished(tmp_path, corpus, {"a": 1}, capsys)
     assert contents(tmp_path / ".partial-out") == left
     shutil.rmtree(tmp_path / ".partial-out")
@@ -368,7 +368,7 @@ def test_what_others_put_into_the_hidden_folder_is_not_removed(tmp_path: Path, c
     notes.parent.mkdir(parents=True)
     notes.write_text("precious")
     (tmp_path / ".partial-out" / "journal.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"/\.partial-out/\S+: not of a preparation of lmtrain, .* move it away"):
+    with pytest.raises(ValueError, match=r"/\.partial-out/\S+: not a file of lmtrain, .* move it away"):
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
     assert notes.read_text() == "precious"
 
@@ -382,7 +382,7 @@ def test_text_that_is_out_of_reach_loses_nothing(
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
     assert contents(tmp_path / ".partial-out") == left
     (tmp_path / "elsewhere").rename(corpus)
-    assert "going on where an earlier process stopped" in finished(tmp_path, corpus, {"a": 1}, capsys)
+    assert "continuing where an earlier process stopped" in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
 def test_a_kill_between_the_last_two_steps_loses_nothing(
@@ -395,7 +395,7 @@ def test_a_kill_between_the_last_two_steps_loses_nothing(
     with monkeypatch.context() as patched:
         patched.setattr(module, "encode_in_processes", lambda *arguments: pytest.fail("encoded again"))
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
-    assert "going on where an earlier process stopped" in capsys.readouterr().out
+    assert "continuing where an earlier process stopped" in capsys.readouterr().out
     assert contents(made(tmp_path / "whole", TextFiles(f"{corpus}/*.txt"), BPE(400))) == contents(tmp_path / "out")
 
 
@@ -468,7 +468,7 @@ with DataProgress() as progress:
     command = f"mount -t tmpfs none {volume} && exec {sys.executable} -c '{script.replace(chr(39), chr(34))}'"
     run = subprocess.run([*mounting(), command], capture_output=True, text=True, check=False)
     assert f"data.path={volume}: can't be replaced" in run.stderr
-    assert f"give a folder in it: data.path={volume}/tokens" in run.stderr
+    assert f"give a folder inside it: data.path={volume}/tokens" in run.stderr
 
 
 # Mistakes
@@ -480,7 +480,7 @@ with DataProgress() as progress:
         (b"", "nothing*.txt", r"prepare.source.files=.*nothing\*.txt: no such file"),
         (b"ok \xff\xfe not", "*.txt", "a.txt.*UTF-8.*byte 3"),
         (b"", "*.txt", "a.txt"),
-        (b"a", "*.txt", "the train split got 0 tokens"),
+        (b"a", "*.txt", "the train split has only 0 tokens"),
     ],
 )
 def test_mistakes_leave_nothing_behind(tmp_path: Path, content: bytes, files: str, message: str) -> None:
@@ -495,7 +495,7 @@ def test_too_little_space_is_said_before_the_work(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**9, 10**9, 10**6))
-    with pytest.raises(OSError, match=r"the tokens need about 0\.1 GB, and 0\.0 GB are free; make room"):
+    with pytest.raises(OSError, match=r"the tokens need about 0\.1 GB, but only 0\.0 GB are free; free some"):
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), Bytes())
     assert not (tmp_path / ".partial-out" / "train.bin").exists()
 
@@ -544,7 +544,9 @@ def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path, corpus: Path
 def test_for_a_bare_token_folder_the_data_choice_that_reads_it_is_named(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "bare").mkdir()
     np.arange(500, dtype="<u2").tofile(tmp_path / "bare" / "train.bin")
-    with pytest.raises(ValueError, match=rf"has no meta\.json.*; data=tokens data\.path={tmp_path}/bare trains on it"):
+    with pytest.raises(
+        ValueError, match=rf"has no meta\.json.*; to train on it, use data=tokens data\.path={tmp_path}/bare"
+    ):
         prepared(tmp_path / "bare", {}, Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS))
 
 

@@ -39,7 +39,7 @@ assert "torch" not in sys.modules
     found, missing, no_name = done.stdout.splitlines()
     assert found == "2"
     assert missing.startswith(
-        f"prepare.tokenizer.path=lmtrain/nothing: no such file or folder in {tmp_path}, and not to"
+        f"prepare.tokenizer.path=lmtrain/nothing: no such file or folder in {tmp_path}, and not a"
     )
     assert no_name.startswith("prepare.tokenizer.path=not a name: no such file")
 

@@ -102,7 +102,7 @@ def test_a_described_folder_of_shards(tmp_path):
     assert files.fingerprint == "of both"
     assert files.span(0, 1_000).tolist() == tokens.tolist()
     write_shard(tmp_path / shards[1].file, np.arange(599))
-    with pytest.raises(ValueError, match=r"train_000001\.bin: holds 599 tokens, but meta\.json says 600"):
+    with pytest.raises(ValueError, match=r"train_000001\.bin: has 599 tokens, but meta\.json says 600"):
         TokenFiles(tmp_path, "train")
     (tmp_path / shards[1].file).unlink()
     with pytest.raises(ValueError, match=r"train_000001\.bin: no such file"):
@@ -120,7 +120,7 @@ def test_the_fingerprint_of_bare_shards_is_of_all_of_them(tmp_path):
 def test_a_gap_between_shards_and_shards_of_two_names_are_refused(tmp_path):
     for number in (1, 2, 4, 6):
         write_shard(tmp_path / f"web_train_{number:06}.bin", np.arange(10))
-    with pytest.raises(ValueError, match=r"the shards of train end at 6, but there is no number 3, 5"):
+    with pytest.raises(ValueError, match=r"the shards of train go up to number 6, but number 3, 5 is missing"):
         TokenFiles(tmp_path, "train")
     write_shard(tmp_path / "code_train_000001.bin", np.arange(10))
     with pytest.raises(ValueError, match=r"several names for train \(code_train, web_train\)"):
@@ -132,7 +132,7 @@ def test_a_header_of_another_version_is_no_tokens(tmp_path):
     content = bytearray((tmp_path / "train.bin").read_bytes())
     content[4] = 2
     (tmp_path / "train.bin").write_bytes(content)
-    with pytest.raises(ValueError, match=r"has llm\.c's header in version 2"):
+    with pytest.raises(ValueError, match=r"has version 2 of llm\.c's header"):
         TokenFiles(tmp_path, "train")
 
 
@@ -148,7 +148,7 @@ def test_a_header_that_does_not_match_its_file_is_named(tmp_path, missing):
 def test_shards_of_different_types_are_refused(tmp_path):
     write_shard(tmp_path / "train_0.bin", np.arange(300), header=True)
     write_shard(tmp_path / "train_1.bin", np.arange(300), "uint32", header=True)
-    with pytest.raises(ValueError, match=r"shards of train are of different types \(uint16, uint32\)"):
+    with pytest.raises(ValueError, match=r"shards of train have different types \(uint16, uint32\)"):
         TokenFiles(tmp_path, "train")
 
 

@@ -1,4 +1,4 @@
-"""What is on the disk when a function returns, by the calls that wait for it."""
+"""Files and folders are on the disk when a function returns, as its calls of fsync show."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from lmtrain.run.new_run import NewRun, new_run, start
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files and folders that were waited for, in that order."""
+    """Return a list that collects each file and folder that fsync is called for, in order."""
     found: list[Path] = []
     real = os.fsync
 
@@ -30,7 +30,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 @pytest.fixture
-def nothing_was_warned_of() -> Iterator[None]:
+def no_warnings_yet() -> Iterator[None]:
     unsupported._warned.clear()
     yield
     unsupported._warned.clear()
@@ -41,7 +41,7 @@ def test_a_file_and_its_name_are_on_the_disk(tmp_path: Path, synced: list[Path])
     assert synced == [tmp_path / ".tmp-a", tmp_path]
 
 
-def test_a_folder_and_all_new_ones_above_it_are_on_the_disk(tmp_path: Path, synced: list[Path]) -> None:
+def test_a_folder_and_its_new_parents_are_on_the_disk(tmp_path: Path, synced: list[Path]) -> None:
     make_folder(tmp_path / "a" / "b" / "c")
     assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
     synced.clear()
@@ -49,7 +49,7 @@ def test_a_folder_and_all_new_ones_above_it_are_on_the_disk(tmp_path: Path, sync
     assert synced == []
 
 
-def test_all_that_is_new_of_a_run_is_on_the_disk(
+def test_all_new_files_and_folders_of_a_run_are_on_the_disk(
     tmp_path: Path, synced: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_tokens(tmp_path / "tokens")
@@ -72,21 +72,21 @@ def test_all_that_is_new_of_a_run_is_on_the_disk(
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF])
-@pytest.mark.usefixtures("nothing_was_warned_of")
-def test_a_file_system_that_cannot_wait_is_warned_of_once(
+@pytest.mark.usefixtures("no_warnings_yet")
+def test_a_file_system_without_fsync_causes_one_warning(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fsync(descriptor: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(os, "fsync", fsync)  # as no such file system can be mounted here
+    monkeypatch.setattr(os, "fsync", fsync)  # no such file system can be mounted here
     make_folder(tmp_path / "a" / "b")
     write_atomically(tmp_path / "a" / "file", "words")
     assert (tmp_path / "a" / "file").read_text() == "words"
-    assert caplog.text.count("can't say when files are on the disk") == 1
+    assert caplog.text.count("can't confirm that files are on the disk") == 1
 
 
-def test_a_disk_that_refuses_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fsync(descriptor: int) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -1,4 +1,4 @@
-"""Damaged and hostile files are read up to a size and a depth, or refused with a line."""
+"""Files are read up to a size and a depth; damaged and hostile ones are refused with a clear message."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from lmtrain.files.limited import MAX_YAML_BYTES, MAX_YAML_DEPTH, FastSafeLoader
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "socket", "link to a device"])
-def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+def test_only_a_plain_file_is_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "pipe"
     if kind == "pipe":
         os.mkfifo(path)
@@ -21,7 +21,7 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, kind: str) -> None:
     elif kind == "device":
         path = Path("/dev/zero")
     elif kind == "socket":
-        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):  # a socket's path is short
+        with socket.socket(socket.AF_UNIX) as server, contextlib.chdir(tmp_path):  # a socket's path must be short
             server.bind("pipe")
     else:
         path.symlink_to("/dev/zero")
@@ -31,7 +31,7 @@ def test_what_is_no_plain_file_is_not_opened(tmp_path: Path, kind: str) -> None:
         read_limited(tmp_path / "nothing", 10)
 
 
-def test_a_file_has_a_limit(tmp_path: Path) -> None:
+def test_a_file_over_the_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_limited(tmp_path / "file", 5) == b"12345"
     with pytest.raises(ValueError, match="file: larger than 4 bytes"):
@@ -39,14 +39,14 @@ def test_a_file_has_a_limit(tmp_path: Path) -> None:
 
 
 def column_by_column(line_end: str) -> str:
-    """A list in a mapping in a list …, each at the next column."""
+    """Return a list in a mapping in a list and so on, each one column further right."""
     return line_end.join(f"{' ' * (2 * level)}-{line_end}{' ' * (2 * level + 1)}a:" for level in range(40))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"-  " * 300_000, "nested more than 50 deep"),  # a segmentation fault of libyaml's composer
+        (b"-  " * 300_000, "nested more than 50 deep"),  # crashes libyaml's composer
         (("\ufeff" + "- " * 200_000).encode(), "nested more than 50 deep"),
         (b"? " * 200_000, "nested more than 50 deep"),
         (b"[" * 2000, "nested more than 50 deep"),
@@ -61,7 +61,7 @@ def column_by_column(line_end: str) -> str:
         (b"x: " + b"y" * MAX_YAML_BYTES, "larger than 1,000,000 bytes"),
     ],
 )
-def test_yaml_that_a_loader_could_not_bear_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+def test_yaml_that_would_crash_a_loader_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as raised:
@@ -69,7 +69,7 @@ def test_yaml_that_a_loader_could_not_bear_is_refused(content: bytes, message: s
     assert str(raised.value).startswith(str(path))
 
 
-def test_other_yaml_is_returned_as_it_is(tmp_path: Path) -> None:
+def test_other_yaml_is_returned_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     deepest = "".join(f"{' ' * level}a:\n" for level in range(MAX_YAML_DEPTH))
     for text in ("a: 1\n", "a:\n- b\n- [c, {d: é}]\n", "text: 'R&D [1] {2} --- - -'\n", deepest):

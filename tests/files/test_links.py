@@ -1,4 +1,4 @@
-"""Links that lead out of a folder are seen; those that stay in it, and the user's own at the top, are allowed."""
+"""Links that lead out of a folder are found; links inside it, and the user's own at its top level, are allowed."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_an_entry_that_is_a_link_is_refused_wherever_it_leads(folder: Path) -> None:
+def test_an_entry_that_is_a_link_is_refused_whatever_its_target(folder: Path) -> None:
     refuse_links(folder)
     (folder / "link").symlink_to("inner")
     with pytest.raises(ValueError, match=r"/run/link: a link"):
@@ -25,12 +25,12 @@ def test_an_entry_that_is_a_link_is_refused_wherever_it_leads(folder: Path) -> N
 
 
 @pytest.mark.parametrize("target", ["../../mine", "../..", "../../run-of-another", "/", "../inner/../../mine", "loop"])
-def test_further_below_a_link_may_not_lead_out(folder: Path, target: str) -> None:
+def test_a_link_in_an_inner_folder_may_not_lead_out(folder: Path, target: str) -> None:
     (folder / "inner" / "loop").symlink_to("loop")
     (folder / "inner" / "to").symlink_to("../inner/here")
     (folder / "inner" / "gone").symlink_to("../nowhere")
     refuse_links(folder, below=["inner", "nothing", "inner/to"])
-    if target != "loop":  # which leads nowhere
+    if target != "loop":  # it leads nowhere
         (folder / "inner" / "out").symlink_to(target)
         with pytest.raises(ValueError, match=r"/run/inner/out: a link that leads out of .*/run;"):
             refuse_links(folder, below=["inner"])
@@ -54,9 +54,9 @@ def test_further_below_a_link_may_not_lead_out(folder: Path, target: str) -> Non
         ("/x", False),
     ],
 )
-def test_a_path_stays_inside(folder: Path, path: str, inside: bool) -> None:
+def test_stays_inside_follows_links(folder: Path, path: str, inside: bool) -> None:
     (folder / "inner" / "out").symlink_to("../../mine")
-    (folder / "link").symlink_to("../mine")  # the folder's own entry: as `outputs` to a larger disk
+    (folder / "link").symlink_to("../mine")  # a direct entry, like `outputs` to a larger disk
     (folder.parent / "mine" / "back").symlink_to("..")
     assert stays_inside(Path(path), folder) is inside
     assert stays_inside(folder / path, folder) is inside

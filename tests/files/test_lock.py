@@ -1,4 +1,4 @@
-"""Locks between real processes: who holds them, who waits, and what a kill leaves behind."""
+"""Locks between real processes: one holds a lock, the others wait, and a kill frees it."""
 
 import ast
 import os
@@ -48,7 +48,7 @@ def start(script: str, path: Path) -> "subprocess.Popen[str]":
 def test_a_lock_is_held_by_one_process_and_free_after_its_kill(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "lock")
     assert not lock.is_held()
-    assert not lock.path.exists()  # asking makes no file
+    assert not lock.path.exists()  # is_held() makes no file
     process = start(HOLD_FILE, lock.path)
     try:
         assert lock.is_held()
@@ -79,7 +79,7 @@ def test_a_process_that_inherited_the_descriptor_keeps_the_lock(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
-def test_what_is_no_lock_is_held_by_nobody_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+def test_a_file_that_cannot_be_a_lock_is_free_and_not_waited_for(tmp_path: Path, kind: str) -> None:
     lock = run_lock(tmp_path)
     if kind == "link":
         (tmp_path / "mine").write_text("precious")
@@ -96,15 +96,15 @@ def test_what_is_no_lock_is_held_by_nobody_and_not_waited_for(tmp_path: Path, ki
     assert not lock.is_held()
 
 
-def test_a_file_that_may_only_be_read_tells_whether_its_lock_is_held(tmp_path: Path) -> None:
+def test_a_read_only_file_shows_whether_its_lock_is_held(tmp_path: Path) -> None:
     lock = FileLock(tmp_path / "lock")
     with lock:
-        lock.path.chmod(0o444)  # as that of another user's run
+        lock.path.chmod(0o444)  # like the lock of another user's run
         assert lock.is_held()
     assert not lock.is_held()
 
 
-def test_who_waits_for_a_folder_gets_a_new_one_if_it_was_moved(tmp_path: Path) -> None:
+def test_a_process_that_waits_for_a_folder_gets_a_new_one_if_it_was_moved(tmp_path: Path) -> None:
     folder = tmp_path / "partial"
     process = start(HOLD_FOLDER, folder)
     first = folder.stat().st_ino
@@ -124,12 +124,12 @@ def test_who_waits_for_a_folder_gets_a_new_one_if_it_was_moved(tmp_path: Path) -
     process.communicate()
 
 
-def test_locks_are_taken_in_one_place() -> None:
+def test_only_two_modules_use_locks() -> None:
     users = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Import) and any(alias.name == "fcntl" for alias in node.names)
     }
-    # The second is a script that imports nothing of lmtrain.
+    # The second is a script that imports nothing from lmtrain.
     assert users == {"files/lock.py", "logger/trackio_process.py"}

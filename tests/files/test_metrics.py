@@ -1,4 +1,4 @@
-"""`metrics.jsonl` is read without what is no line of metrics, and from its end while a run goes on."""
+"""`metrics.jsonl` is read without its invalid lines, and from its end while a run is active."""
 
 import json
 import math
@@ -31,7 +31,7 @@ def test_lines_and_columns_are_the_same_numbers(tmp_path: Path) -> None:
     assert np.isnan([columns["lr"][0], columns["train/loss"][1]]).all()
 
 
-def test_without_a_file_there_is_no_line(tmp_path: Path) -> None:
+def test_without_a_file_there_are_no_lines(tmp_path: Path) -> None:
     assert {name: len(column) for name, column in read_columns(tmp_path / "none", no_warning).items()} == {"step": 0}
     assert read_newest(tmp_path / "none") == {}
 
@@ -45,7 +45,7 @@ OTHER_LINES = [
 
 
 @pytest.mark.parametrize("other", OTHER_LINES, ids=lambda line: line[:20])
-def test_what_is_no_line_of_metrics_is_left_out(other: str, tmp_path: Path) -> None:
+def test_an_invalid_line_is_left_out(other: str, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{LINES}{other}\n{{"step": 4}}\n', encoding="utf-8", errors="surrogateescape")
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 4]
@@ -57,7 +57,7 @@ def test_what_is_no_line_of_metrics_is_left_out(other: str, tmp_path: Path) -> N
     assert read_columns(path, warnings.append)["step"].tolist() == [1, 2, 4]
 
 
-def test_a_line_without_end_is_not_kept_in_memory(tmp_path: Path) -> None:
+def test_an_endless_line_is_not_kept_in_memory(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{LINES}{{"step": 3, "{"x" * 10 * MAX_LINE_BYTES}": 1}}\n{{"step": 4}}\n')
     warnings: list[str] = []
@@ -70,7 +70,7 @@ def test_a_line_without_end_is_not_kept_in_memory(tmp_path: Path) -> None:
     assert warnings == [f"{path}: line 3 is not a line of metrics; left out"]
 
 
-def test_many_such_lines_are_one_warning(tmp_path: Path) -> None:
+def test_many_invalid_lines_cause_one_warning(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("?\n" + LINES + "?\n?\n")
     warnings: list[str] = []
@@ -79,21 +79,21 @@ def test_many_such_lines_are_one_warning(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_what_is_no_plain_file_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
+def test_a_pipe_is_not_waited_for(make: Callable[[Path], None], tmp_path: Path) -> None:
     make(tmp_path / "metrics.jsonl")
     with pytest.raises(OSError, match="not a plain file"):
         read_metrics(tmp_path / "metrics.jsonl")
     assert read_newest(tmp_path / "metrics.jsonl") == {}
 
 
-def test_half_a_line_at_the_end_may_just_be_written(tmp_path: Path) -> None:
+def test_half_a_line_at_the_end_is_ignored(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(LINES + '{"step": 3, "tr')
     assert len(read_metrics(path)) == len(read_columns(path, no_warning)["step"]) == 2
     assert read_newest(path) == {"step": 2, "train/loss": None, "lr": 0.1}
 
 
-def test_the_newest_values_are_those_of_the_last_lines(tmp_path: Path) -> None:
+def test_the_newest_values_come_from_the_last_lines(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": step, "train/loss": 1 / step} for step in range(1, 2001)]
     lines[0]["old"] = lines[1990]["val/loss"] = 0.5

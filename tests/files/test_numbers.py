@@ -1,4 +1,4 @@
-"""Numbers as JSON can hold them, and what damaged files have in their place."""
+"""Numbers become valid JSON, and values from damaged files that are not numbers are recognised."""
 
 import json
 import math
@@ -12,7 +12,7 @@ def test_only_numbers_are_numbers() -> None:
     assert [finite_or_none(value) for value in (2, math.inf, math.nan, True, "2", None)] == [2.0] + [None] * 5
 
 
-def test_json_holds_null_for_what_is_not_finite() -> None:
+def test_json_has_null_for_nan_and_infinity() -> None:
     content = {"a": [1, math.nan, ("x", -math.inf)], "b": {"c": 2.5, "d": True}}
     assert json.dumps(nan_as_null(content), allow_nan=False) == (
         '{"a": [1, null, ["x", null]], "b": {"c": 2.5, "d": true}}'

@@ -1,4 +1,4 @@
-"""File systems that lack a call: a real one where it can be mounted, else the answer that one would give."""
+"""File systems that lack a call: a real one where it can be mounted, otherwise a call that fails in the same way."""
 
 import errno
 import fcntl
@@ -19,7 +19,7 @@ from lmtrain.run.directory import RunDirectory
 
 
 @pytest.fixture(autouse=True)
-def _nothing_was_warned_of() -> Iterator[None]:
+def _no_warnings_yet() -> Iterator[None]:
     unsupported._warned.clear()
     yield
     unsupported._warned.clear()
@@ -27,7 +27,7 @@ def _nothing_was_warned_of() -> Iterator[None]:
 
 @pytest.fixture
 def fat(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a FAT file system, which has neither links nor modes."""
+    """Yield a folder on a FAT file system, which has neither links nor permissions."""
     if shutil.which("mkfs.vfat") is None:
         pytest.skip("needs mkfs.vfat (dosfstools)")
     image, folder = tmp_path / "image", tmp_path / "fat"
@@ -37,7 +37,7 @@ def fat(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     done = subprocess.run(["mount", "-o", "loop", str(image), str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
-        pytest.skip(f"may not mount FAT here: {done.stderr.strip()}")
+        pytest.skip(f"can't mount FAT here: {done.stderr.strip()}")
     try:
         yield folder
     finally:
@@ -55,14 +55,14 @@ def save_twice(folder: Path) -> None:
         assert load_checkpoint(checkpoints.at(2)).state["train"]["step"] == 2
 
 
-def test_a_run_is_kept_on_fat(fat: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_is_saved_on_fat(fat: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_twice(fat)
     assert not os.path.lexists(fat / "run" / "checkpoints" / "latest")
-    assert caplog.text.count("can't be made here") == 1
+    assert caplog.text.count("can't make this link") == 1
 
 
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES])
-def test_a_run_is_kept_without_links(
+def test_a_run_is_saved_without_links(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def symlink(*arguments: object, **options: object) -> None:
@@ -70,10 +70,10 @@ def test_a_run_is_kept_without_links(
 
     monkeypatch.setattr(os, "symlink", symlink)
     save_twice(tmp_path)
-    assert caplog.text.count("can't be made here") == 1
+    assert caplog.text.count("can't make this link") == 1
 
 
-def test_a_link_is_made_and_changed(tmp_path: Path) -> None:
+def test_a_link_is_made_and_redirected(tmp_path: Path) -> None:
     for target in ("a", "b"):
         link_for_people(tmp_path / "link", target)
         assert os.readlink(tmp_path / "link") == target
@@ -81,7 +81,7 @@ def test_a_link_is_made_and_changed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF])
-def test_a_run_is_kept_without_locks(
+def test_a_run_is_saved_without_locks(
     tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def flock(descriptor: int, kind: int) -> None:
@@ -98,9 +98,9 @@ def test_a_run_is_kept_without_locks(
     assert caplog.text.count("has no locks") == 1
 
 
-def test_space_that_a_file_system_does_not_tell_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_that_a_file_system_does_not_report_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert free_bytes(tmp_path) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
-    assert free_bytes(Path("/proc")) is None  # which has no blocks at all
+    assert free_bytes(Path("/proc")) is None  # it has no blocks at all
     save_twice(tmp_path)
     with pytest.raises(FileNotFoundError):
         free_bytes(tmp_path / "nothing")

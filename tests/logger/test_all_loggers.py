@@ -1,4 +1,4 @@
-"""Every logger at once, in runs from the command line: killed, resumed, and without the packages."""
+"""All loggers at once, in runs from the command line: killed, resumed, and with missing packages."""
 
 import csv
 import json
@@ -25,7 +25,7 @@ ALL = "logger=[wandb,tensorboard,trackio,csv]"
 
 
 @pytest.mark.slow
-def test_a_killed_and_resumed_run_is_the_same_in_all_loggers(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
+def test_all_loggers_agree_on_a_killed_and_resumed_run(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
     given = [text for text in TINY if not text.startswith(("logger", "trainer.max_steps"))]
     overrides = [*given, f"data.path={token_folder}", ALL, "experiments=smoke", *given, "hydra.run.dir=outputs/a"]
     process = cli.start(*overrides, "trainer.max_steps=100000")
@@ -71,11 +71,11 @@ def test_a_killed_and_resumed_run_is_the_same_in_all_loggers(tmp_path: Path, tok
 
     assert "wandb sync outputs/a/wandb/offline-run-*\n" in resumed.stdout
     assert "TRACKIO_DIR=outputs/trackio trackio show --project lmtrain\n" in resumed.stdout
-    assert "left out" not in resumed.stdout
+    assert "no more metrics" not in resumed.stdout
 
 
 @pytest.mark.parametrize("package", ["tensorboard", "trackio"])
-def test_a_missing_package_is_told_before_anything_is_made(
+def test_a_missing_package_is_reported_before_any_file_is_written(
     package: str, tmp_path: Path, token_folder: Path, cli: Cli
 ) -> None:
     spy = tmp_path / "spy"
@@ -84,13 +84,16 @@ def test_a_missing_package_is_told_before_anything_is_made(
     overrides = [text for text in TINY if text != "logger=[]"]
     done = cli(*overrides, f"data.path={token_folder}", f"logger=[csv,{package}]", PYTHONPATH=str(spy))
     assert done.returncode == 2
-    expected = f"config error: logger={package}: needs the {package} package; pip install 'lmtrain[{package}]'\n"
+    expected = (
+        f"config error: logger={package}: needs the package {package}; "
+        f"install it with pip install 'lmtrain[{package}]'\n"
+    )
     assert done.stderr == expected
     assert not (tmp_path / "outputs").exists()
 
 
 @pytest.mark.slow
-def test_a_jobs_name_and_tags_say_what_it_is(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
+def test_the_name_and_tags_of_a_job_describe_it(tmp_path: Path, token_folder: Path, cli: Cli) -> None:
     given = [text for text in TINY if not text.startswith(("logger", "trainer.max_steps"))]
     (tmp_path / "outputs" / "sweep-1").mkdir(parents=True)
     (tmp_path / "outputs" / "sweep-1" / "multirun.yaml").touch()

@@ -16,12 +16,12 @@ def logger(folder: Path) -> CsvLogger:
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
-    """As any reader of CSV sees them."""
+    """Return the rows as any CSV reader sees them."""
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file, strict=True))
 
 
-def test_a_column_a_metric_and_a_row_a_step(tmp_path: Path) -> None:
+def test_metrics_are_columns_and_steps_are_rows(tmp_path: Path) -> None:
     mine = logger(tmp_path)
     mine.log(1, {"train/loss": 2.5, "tokens": 128})
     mine.log(2, {"train/loss": math.nan, "tokens": 256})
@@ -29,7 +29,7 @@ def test_a_column_a_metric_and_a_row_a_step(tmp_path: Path) -> None:
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss,tokens\n1,2.5,128\n2,nan,256\n"
 
 
-def test_each_row_is_in_the_file_when_it_is_logged_and_a_new_metric_becomes_a_column(tmp_path: Path) -> None:
+def test_rows_are_written_at_once_and_a_new_metric_becomes_a_column(tmp_path: Path) -> None:
     mine = logger(tmp_path)
     logged: list[Mapping[str, float]] = [{"a": 1.0}, {"a": 2.0, 'b, or "c"': 3.0}, {"d": 4.0}, {"a": 5.0}]
     for step, metrics in enumerate(logged, 1):
@@ -61,7 +61,7 @@ def test_a_killed_run_that_is_resumed_has_each_step_once(tmp_path: Path, cut: in
 
 
 @given(value=st.floats(allow_nan=False))
-def test_a_number_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+def test_numbers_are_stored_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     folder = tmp_path_factory.mktemp("run")
     mine = logger(folder)
     mine.log(1, {"value": value})

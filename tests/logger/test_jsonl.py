@@ -15,7 +15,7 @@ from lmtrain.logger.jsonl import JsonlLogger
 
 
 def strict(line: str) -> dict[str, Any]:
-    """As a reader in another language sees it."""
+    """Parse a line as strictly as a reader in another language would."""
 
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -41,7 +41,7 @@ def steps(path: Path) -> list[float]:
     return [line["step"] for line in read_metrics(path)]
 
 
-def test_a_line_a_step_with_the_step_first(tmp_path: Path) -> None:
+def test_a_step_is_one_line_that_begins_with_the_step(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     logger = JsonlLogger(path)
     logger.log(1, {"train/loss": 2.5, "lr": 1e-4})
@@ -74,18 +74,18 @@ def test_a_resume_before_the_first_logged_step_starts_over(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("cut", [1, 2, 10, 35])
-def test_a_last_line_cut_by_a_kill_is_left_out_and_written_again(tmp_path: Path, cut: int) -> None:
+def test_a_last_line_that_a_kill_left_incomplete_is_removed_and_written_again(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "metrics.jsonl"
     log_steps(path, 1, 7, after=0)
     content = path.read_bytes()
     assert content.endswith(b'{"step": 6, "train/loss": 0.16666666666666666}\n')
-    path.write_bytes(content[: -cut - 1])  # the line's end and more
+    path.write_bytes(content[: -cut - 1])  # the newline and `cut` more bytes
     assert steps(path) == [1, 2, 3, 4, 5]
     log_steps(path, 6, 9, after=6)
     assert [strict(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_lost_line_end_loses_no_line(tmp_path: Path) -> None:
+def test_a_missing_last_newline_loses_no_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     log_steps(path, 1, 3, after=0)
     path.write_bytes(path.read_bytes().removesuffix(b"\n"))
@@ -93,19 +93,19 @@ def test_a_lost_line_end_loses_no_line(tmp_path: Path) -> None:
     assert [strict(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_a_number_that_json_does_not_have_is_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_null_in_the_file_and_nan_when_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     logger = JsonlLogger(path)
     logger.log(1, {"nan": math.nan, "inf": math.inf, "minus": -math.inf, "loss": 2.0})
     logger.close("diverged")
-    resumed(path, 1).close("completed")  # a resume writes it again
+    resumed(path, 1).close("completed")  # a resume rewrites the file
     assert strict(path.read_text()) == {"step": 1, "nan": None, "inf": None, "minus": None, "loss": 2.0}
     (line,) = read_metrics(path)
     assert [name for name, value in line.items() if math.isnan(value)] == ["nan", "inf", "minus"]
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False))
-def test_a_finite_number_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
+def test_finite_numbers_are_stored_bit_for_bit(tmp_path_factory: pytest.TempPathFactory, value: float) -> None:
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     logger = JsonlLogger(path)
     logger.log(1, {"value": value})
@@ -114,7 +114,7 @@ def test_a_finite_number_comes_back_bit_for_bit(tmp_path_factory: pytest.TempPat
     assert struct.pack("d", read_metrics(path)[0]["value"]) == struct.pack("d", value)
 
 
-def test_a_disk_that_refuses_stops_the_run(tmp_path: Path) -> None:
+def test_a_write_error_stops_the_run(tmp_path: Path) -> None:
     logger = JsonlLogger(tmp_path / "metrics.jsonl")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
@@ -126,7 +126,7 @@ def test_a_disk_that_refuses_stops_the_run(tmp_path: Path) -> None:
     logger.close("failed")
 
 
-def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_half_one(tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_within_a_line_leaves_no_partial_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     logger = JsonlLogger(path)
     logger.log(1, {"train/loss": 1.0})
@@ -144,7 +144,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_line_leaves_no_half_one(tmp_path
     assert steps(path) == [1, 2]
 
 
-def test_a_run_that_goes_back_goes_on_after_the_lines_that_count(tmp_path: Path) -> None:
+def test_a_rewind_removes_later_lines_and_logging_continues(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     logger = JsonlLogger(path)
     for step in (1, 2, 3, 4):
@@ -156,7 +156,7 @@ def test_a_run_that_goes_back_goes_on_after_the_lines_that_count(tmp_path: Path)
     assert [(line["step"], line["train/loss"]) for line in read_metrics(path)] == [(1, 1.0), (2, 1.0), (3, 2.0)]
 
 
-def test_what_is_no_line_of_metrics_stops_no_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lines_that_are_not_metrics_do_not_prevent_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     log_steps(path, 1, 7, after=0)
     lines = path.read_text().splitlines()
@@ -165,11 +165,11 @@ def test_what_is_no_line_of_metrics_stops_no_resume(tmp_path: Path, caplog: pyte
     assert path.read_text().splitlines() == lines[:5]
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: line 4 and 2 more are not lines of metrics; left out",
-        f"{path}: lines that repeat a step, or go back to an earlier one: 1; left out",
+        f"{path}: removed lines that repeat a step or go back to an earlier one: 1",
     ]
 
 
-def test_numbers_that_json_does_not_have_are_nulls_after_a_resume(tmp_path: Path) -> None:
+def test_a_resume_turns_nan_and_infinity_into_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "NaN": 1.0}\n{"step": 2, "x": NaN, "y": -Infinity}\n')
     resumed(path, 2).close("completed")
@@ -179,7 +179,7 @@ def test_numbers_that_json_does_not_have_are_nulls_after_a_resume(tmp_path: Path
     ]
 
 
-def test_a_long_file_takes_little_memory_to_resume(tmp_path: Path) -> None:
+def test_resuming_a_long_file_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     with path.open("w") as file:
         file.writelines(f'{{"step": {step}, "train/loss": 0.1234567890123456}}\n' for step in range(1, 20_001))

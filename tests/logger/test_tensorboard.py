@@ -30,7 +30,7 @@ def log_steps(mine: TensorBoardLogger, steps: Iterable[int], scale: float = 1.0)
 
 
 def read(folder: Path) -> EventAccumulator:
-    """As TensorBoard itself does."""
+    """Read the event files as TensorBoard itself does."""
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
     return events
@@ -45,11 +45,11 @@ def hparams(folder: Path, name: str) -> Any:
     return getattr(HParamsPluginData.FromString(content), name)
 
 
-def test_scalars_by_step_and_the_config_by_dotted_key(tmp_path: Path) -> None:
+def test_scalars_have_steps_and_the_config_has_dotted_keys(tmp_path: Path) -> None:
     mine = logger(tmp_path)
     mine.log(1, {"train/loss": 2.5, "tokens": 128})
     mine.log(3, {"train/loss": 1.5, "val/loss": 1.25})
-    assert scalars(tmp_path) == [(1, 2.5), (3, 1.5)]  # before it is closed
+    assert scalars(tmp_path) == [(1, 2.5), (3, 1.5)]  # before the logger is closed
     mine.close("completed")
     assert (scalars(tmp_path, "tokens"), scalars(tmp_path, "val/loss")) == ([(1, 128.0)], [(3, 1.25)])
     values = {key: value.WhichOneof("kind") for key, value in hparams(tmp_path, "session_start_info").hparams.items()}
@@ -62,7 +62,7 @@ def test_scalars_by_step_and_the_config_by_dotted_key(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "code"), [("completed", 1), ("interrupted", 2), ("diverged", 2)])
-def test_how_it_ended(tmp_path: Path, status: str, code: int) -> None:
+def test_the_session_end_shows_success_or_failure(tmp_path: Path, status: str, code: int) -> None:
     mine = logger(tmp_path)
     log_steps(mine, [1])
     mine.close(status)
@@ -80,9 +80,7 @@ os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == -9
     assert scalars(tmp_path) == [(step, float(step)) for step in range(1, 8)]
-    time.sleep(
-        1
-    )  # event files are read in the order of the seconds they were made in, and a process takes some to start
+    time.sleep(1)  # event files are read in the order of their creation, which is known to the second
     resumed = logger(tmp_path)
     resumed.rewind(4)
     log_steps(resumed, range(5, 10), scale=2.0)

@@ -1,4 +1,4 @@
-"""trackio itself, read back through its own interface."""
+"""The real trackio, whose database is read through its own interface."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def logger(run_dir: Path, **settings: Any) -> TrackioLogger:
 
 
 def read(*names: str) -> dict[str, Any]:
-    """Logged lines and configs by run, from a process that knows where the database is."""
+    """Return the logged lines and the config of each run, read in a separate process."""
     script = f"""
 import json, sys
 from trackio.sqlite_storage import SQLiteStorage as storage
@@ -62,8 +62,8 @@ def losses(lines: Any) -> list[tuple[int, float]]:
 
 @pytest.mark.slow
 def test_runs_and_resumes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One story, as each of trackio's processes takes seconds to start; of kills, test_all_loggers has another."""
-    # The network is not tried: a connection would be written down.
+    """One long test, since each process of trackio takes seconds to start. Kills are tested in test_all_loggers."""
+    # Every attempt to connect is recorded in a file.
     (tmp_path / "spy").mkdir()
     (tmp_path / "spy" / "sitecustomize.py").write_text(
         f"""
@@ -76,7 +76,7 @@ sys.addaudithook(audit)
     )
     os.environ["PYTHONPATH"] = str(tmp_path / "spy")
     try:
-        start = time.process_time()  # of this process: others may have the CPU
+        start = time.process_time()  # CPU time of this process only: others may be using the CPU
         first, other = logger(tmp_path / "runs" / "a"), logger(tmp_path / "runs" / "b")
         assert time.process_time() - start < 1.0  # importing trackio takes longer
     finally:
@@ -109,10 +109,10 @@ sys.addaudithook(audit)
     assert losses(found["lr=0.1-idb"][0]) == [(step, 1 / step) for step in range(1, 1001)]
 
 
-def test_closing_is_bounded_and_says_so(tmp_path: Path) -> None:
+def test_closing_gives_up_after_the_timeout(tmp_path: Path) -> None:
     mine = logger(tmp_path / "runs" / "a", finish_timeout_s=0.5)
     mine._process.send_signal(signal.SIGSTOP)
-    for step in range(1, 5001):  # more than a pipe holds
+    for step in range(1, 5001):  # more than fits into a pipe
         mine.log(step, {"train/loss": 1.0})
     start = time.monotonic()
     with pytest.raises(TimeoutError, match=r"has not finished within 0.5 s"):
@@ -121,7 +121,7 @@ def test_closing_is_bounded_and_says_so(tmp_path: Path) -> None:
     assert mine._process.poll() == -signal.SIGKILL
 
 
-def test_what_trackio_says_when_it_fails_is_the_reason(tmp_path: Path) -> None:
+def test_an_error_of_trackio_is_reported(tmp_path: Path) -> None:
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs" / "trackio").touch()
     mine = logger(tmp_path / "runs" / "a")

@@ -1,4 +1,4 @@
-"""The real client: offline files are read back, and the online mode talks to a server on loopback."""
+"""The real W&B client: offline files are read back, and the online mode talks to a server on loopback."""
 
 import contextlib
 import fcntl
@@ -40,7 +40,7 @@ WANDB = str(Path(sys.executable).with_name("wandb"))
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No settings or keys of the person who runs the tests, and a working directory to find stray files in."""
+    """Hide the settings and keys of the person who runs the tests, and make a folder in which stray files show."""
     for name in os.environ:
         if name.startswith("WANDB_"):
             monkeypatch.delenv(name)
@@ -58,9 +58,9 @@ def run_dir(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "runs" / "a"
     path.mkdir(parents=True)
     yield path
-    gone = wait_until(lambda: not processes(path))
+    ended = wait_until(lambda: not processes(path))
     kill(processes(path))
-    assert gone, "W&B left a process behind"
+    assert ended, "W&B left a process behind"
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def offline_runs(run_dir: Path) -> list[OfflineRun]:
 
 
 def history(run: Any) -> list[tuple[int, float]]:
-    """Steps and losses, of an offline run or a server's."""
+    """Return the steps and losses of an offline run or of a run on the server."""
     return [(line["step"], line["train/loss"]) for line in run.history]
 
 
@@ -99,12 +99,12 @@ def expected(*steps: int) -> list[tuple[int, float]]:
 
 
 def processes(run_dir: Path, name: str = "") -> list[int]:
-    """Those that W&B runs in for this run."""
+    """Return the ids of the W&B processes of this run."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             environment, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
-        except OSError:  # ended, or another user's
+        except OSError:  # the process has ended, or belongs to another user
             continue
         if f"WANDB_CACHE_DIR={run_dir}\0".encode() in environment and name.encode() in command and command:
             found.append(int(process.name))
@@ -145,7 +145,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def script(body: str, run_dir: Path, **environment: str) -> "subprocess.Popen[str]":
-    """A training process: `logger(…)` and `log_steps(…)` as here, without torch."""
+    """Start a process that uses `logger` and `log_steps` of this file, as a training does, but without torch."""
     source = f"""
 import os, sys, time
 sys.path[:0] = {[str(TESTS), str(TESTS / "logger")]!r}
@@ -165,7 +165,7 @@ run_dir = Path({str(run_dir)!r})
 
 
 @pytest.mark.slow
-def test_offline_all_is_in_the_run_directory_and_in_one_file(
+def test_an_offline_run_writes_only_into_the_run_directory(
     run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     wandb = logger(run_dir)
@@ -188,28 +188,28 @@ def test_offline_all_is_in_the_run_directory_and_in_one_file(
     assert warnings(caplog) == []
 
 
-def test_disabled_leaves_no_run(run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_disabled_mode_writes_no_run(run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     wandb = logger(run_dir, mode="disabled")
     log_steps(wandb, 1, 2)
     wandb.close("completed")
     assert list(run_dir.rglob("*.wandb")) == list(home.rglob("*.wandb")) == warnings(caplog) == []
 
 
-@pytest.mark.parametrize("written", ["offline", "online"])
+@pytest.mark.parametrize("mode", ["offline", "online"])
 def test_the_mode_of_the_environment_wins(
-    written: str, run_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    mode: str, run_dir: Path, home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     with caplog.at_level(logging.INFO):
-        wandb = logger(run_dir, mode=written, links="links")
+        wandb = logger(run_dir, mode=mode, links="links")
         log_steps(wandb, 1)
         wandb.close("completed")
-    assert f"WANDB_MODE=disabled is taken, in place of logger.wandb.mode={written}" in caplog.text
+    assert f"using WANDB_MODE=disabled instead of logger.wandb.mode={mode}" in caplog.text
     assert not [*run_dir.glob("wandb/*run*"), *home.iterdir()]
 
 
 @pytest.mark.slow
-def test_an_environment_without_a_network_keeps_an_online_run_offline(
+def test_wandb_mode_offline_in_the_environment_keeps_an_online_run_offline(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -219,7 +219,7 @@ def test_an_environment_without_a_network_keeps_an_online_run_offline(
     assert [history(run) for run in offline_runs(run_dir)] == [expected(1)]
 
 
-def test_online_all_arrives(run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_online_run_arrives_completely(run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture) -> None:
     wandb = logger(run_dir, mode="online")
     log_steps(wandb, *range(1, 101))
     wandb.close("completed")
@@ -234,20 +234,20 @@ def test_online_all_arrives(run_dir: Path, server: WandbServer, caplog: pytest.L
 
 
 @pytest.mark.slow
-def test_online_a_resume_drops_no_step(run_dir: Path, server: WandbServer) -> None:
+def test_a_resumed_online_run_loses_no_step(run_dir: Path, server: WandbServer) -> None:
     for status, steps in (("interrupted", (1, 2, 3, 4, 5)), ("completed", (4, 5, 6, 7, 8))):
         wandb = logger(run_dir, mode="online")
         log_steps(wandb, *steps)
         wandb.close(status)
     (run,) = server.runs.values()
     assert history(run) == expected(1, 2, 3, 4, 5, 4, 5, 6, 7, 8)
-    # W&B drops a line whose own step isn't a new one.
+    # W&B would drop a line whose W&B step is not new.
     assert [line["_step"] for line in run.history] == list(range(10))
     assert (run.summary["status"], run.exit_code) == ("completed", 0)
 
 
 @pytest.mark.slow
-def test_offline_a_resume_drops_no_step_when_a_user_syncs_it(run_dir: Path, server: WandbServer) -> None:
+def test_a_resumed_offline_run_loses_no_step_when_it_is_synced(run_dir: Path, server: WandbServer) -> None:
     for status, steps in (("interrupted", (1, 2, 3, 4, 5)), ("completed", (4, 5, 6, 7, 8))):
         wandb = logger(run_dir)
         log_steps(wandb, *steps)
@@ -269,17 +269,17 @@ def test_offline_a_resume_drops_no_step_when_a_user_syncs_it(run_dir: Path, serv
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["refuses", "is not there", "wants a key"])
-def test_a_server_that_is_no_help_makes_the_run_an_offline_one(
+@pytest.mark.parametrize("trouble", ["refuses", "does not run", "wants a key"])
+def test_a_run_whose_server_fails_is_logged_offline(
     trouble: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with WandbServer(refuse_keys=trouble == "refuses") as server:
         use(server, monkeypatch)
-        if trouble == "is not there":
+        if trouble == "does not run":
             server.stop()
         if trouble == "wants a key":
             monkeypatch.delenv("WANDB_API_KEY")
-        wandb = logger(run_dir, mode="online", init_timeout_s=1.0 if trouble == "is not there" else 30.0)
+        wandb = logger(run_dir, mode="online", init_timeout_s=1.0 if trouble == "does not run" else 30.0)
         start = time.monotonic()
         log_steps(wandb, *range(1, 1001))
         logging_s = time.monotonic() - start
@@ -291,12 +291,12 @@ def test_a_server_that_is_no_help_makes_the_run_an_offline_one(
     assert run.summary["status"] == "completed"
     (warning,) = warnings(caplog)
     assert warning.endswith("the run is logged offline, and `wandb sync` uploads it later")
-    reasons = {"refuses": "401", "is not there": "deadline exceeded|no answer", "wants a key": "No API key"}
+    reasons = {"refuses": "401", "does not run": "deadline exceeded|no answer", "wants a key": "No API key"}
     assert re.search(reasons[trouble], warning)
 
 
 @pytest.mark.slow
-def test_a_server_that_goes_away_loses_nothing(
+def test_a_server_that_stops_during_the_run_loses_nothing(
     run_dir: Path, server: WandbServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     wandb = logger(run_dir, mode="online", finish_timeout_s=1.0)
@@ -309,8 +309,8 @@ def test_a_server_that_goes_away_loses_nothing(
     assert closing_time(wandb) < wandb.finish_timeout_s + 3 * GRACE_S
     (directory,) = run_dir.glob("wandb/run-*")
     reason, advice = warnings(caplog)
-    assert reason == "W&B: Timed out finishing run; it is left out from here, metrics.jsonl has everything"
-    assert advice == f"`wandb sync {directory}` uploads what W&B has"
+    assert reason == "W&B: Timed out finishing run; it gets no more metrics, but metrics.jsonl has everything"
+    assert advice == f"to upload what W&B has: wandb sync {directory}"
     (file,) = directory.glob("*.wandb")
     assert history(read_run(file)) == expected(*range(1, 1001))
 
@@ -325,11 +325,11 @@ def test_a_crash_of_wandb_is_a_warning(name: str, run_dir: Path, caplog: pytest.
     log_steps(wandb, *range(2, 1001))
     assert closing_time(wandb) < 3 * GRACE_S
     (warning,) = warnings(caplog)
-    assert warning.endswith("it is left out from here, metrics.jsonl has everything")
+    assert warning.endswith("it gets no more metrics, but metrics.jsonl has everything")
 
 
 @pytest.mark.slow
-def test_a_hanging_wandb_is_killed_in_the_end(
+def test_a_wandb_that_hangs_is_killed(
     run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmtrain.logger.wandb.GRACE_S", 0.5)
@@ -338,17 +338,17 @@ def test_a_hanging_wandb_is_killed_in_the_end(
     stopped = processes(run_dir)
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
-    log_steps(wandb, *range(1, 10_001))  # more than a pipe holds
+    log_steps(wandb, *range(1, 10_001))  # more than fits into a pipe
     assert closing_time(wandb) < 10
     (warning,) = warnings(caplog)
-    assert warning.endswith("it is left out from here, metrics.jsonl has everything")
+    assert warning.endswith("it gets no more metrics, but metrics.jsonl has everything")
     assert processes(run_dir, "wandb_process") == []
-    kill(processes(run_dir))  # wandb-core, which would end by itself if it weren't stopped
+    kill(processes(run_dir))  # wandb-core, which would end by itself if it were not suspended
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("trouble", ["hangs", "goes away"])
-def test_the_process_exits_at_once_after_closing(trouble: str, run_dir: Path) -> None:
+@pytest.mark.parametrize("trouble", ["hangs", "stops"])
+def test_the_process_exits_right_after_closing(trouble: str, run_dir: Path) -> None:
     with WandbServer(hang=trouble == "hangs") as server:
         process = script(
             f"""
@@ -363,7 +363,7 @@ print(time.monotonic())
             run_dir,
             **server.environment,
         )
-        if trouble == "goes away":
+        if trouble == "stops":
             assert wait_until(lambda: "ida" in server.runs and list(run_dir.glob("wandb/run-*/*.wandb")))
             server.stop()
         (run_dir / "go").touch()
@@ -371,7 +371,7 @@ print(time.monotonic())
         exited = time.monotonic()
     assert process.returncode == 0
     assert exited - float(output) < 2.0
-    assert re.search({"hangs": "deadline exceeded|no answer", "goes away": "Timed out finishing run"}[trouble], errors)
+    assert re.search({"hangs": "deadline exceeded|no answer", "stops": "Timed out finishing run"}[trouble], errors)
     file = sorted(run_dir.glob("wandb/*run-*/*.wandb"))[0]
     assert file.parent.name.startswith("offline-") == (trouble == "hangs")
     assert history(read_run(file)) == expected(1, 2)
@@ -385,7 +385,7 @@ wandb = logger(run_dir)
 log_steps(wandb, 1, 2, 3, 4)
 while not wandb._queue.empty():
     time.sleep(0.02)
-print("all but the last one are W&B's", flush=True)
+print("W&B has all steps but the last", flush=True)
 time.sleep(60)
 """,
         run_dir,
@@ -401,12 +401,12 @@ time.sleep(60)
 
 
 @pytest.mark.slow
-def test_signals_are_for_the_run(run_dir: Path) -> None:
+def test_wandb_ignores_signals_that_are_meant_for_the_run(run_dir: Path) -> None:
     wandb = logger(run_dir)
     log_steps(wandb, 1)
     assert wait_until(lambda: has_started(wandb))
     (pid,) = processes(run_dir, "wandb_process")
-    assert os.getsid(pid) != os.getsid(0)  # out of a terminal's reach
+    assert os.getsid(pid) != os.getsid(0)  # a terminal's signals do not reach it
     os.kill(pid, signal.SIGINT)
     os.kill(pid, signal.SIGTERM)
     os.kill(pid, signal.SIGUSR1)
@@ -418,7 +418,7 @@ def test_signals_are_for_the_run(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_runs_of_one_process_are_apart_even_if_one_is_never_closed(tmp_path: Path, run_dir: Path) -> None:
+def test_runs_in_one_process_stay_separate_even_if_one_is_not_closed(tmp_path: Path, run_dir: Path) -> None:
     other_dir = tmp_path / "runs" / "b"
     other_dir.mkdir()
     unfinished, wandb = logger(run_dir), logger(other_dir)
@@ -435,7 +435,7 @@ def test_runs_of_one_process_are_apart_even_if_one_is_never_closed(tmp_path: Pat
 @pytest.mark.slow
 def test_construction_and_logging_take_no_time(run_dir: Path) -> None:
     loggers, constructing_s, logging_s = [], [], []
-    for _ in range(3):  # the best of them counts: something else may have the CPU
+    for _ in range(3):  # the fastest counts, since something else may be using the CPU
         start = time.perf_counter()
         loggers.append(logger(run_dir, mode="disabled"))
         constructing_s.append(time.perf_counter() - start)
@@ -450,7 +450,7 @@ def test_construction_and_logging_take_no_time(run_dir: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_training_process_is_untouched(run_dir: Path) -> None:
+def test_the_training_process_is_not_affected(run_dir: Path) -> None:
     process = script(
         """
 import json, signal, threading
@@ -485,7 +485,7 @@ print(json.dumps([before, during, state(), time.monotonic()]))
 
 
 @pytest.mark.slow
-def test_the_line_that_uploads_an_offline_run_with_its_tags(
+def test_the_logged_command_uploads_an_offline_run_with_its_tags(
     run_dir: Path, caplog: pytest.LogCaptureFixture, server: WandbServer
 ) -> None:
     caplog.set_level(logging.INFO, "lmtrain")
@@ -493,8 +493,8 @@ def test_the_line_that_uploads_an_offline_run_with_its_tags(
     wandb = WandbLogger(info, project="p", tags=["x"])
     log_steps(wandb, 1)
     wandb.close("completed")
-    (said,) = [text for text in caplog.messages if "wandb sync" in text]
-    command = said.removeprefix("to upload it to W&B: ").replace("wandb", WANDB, 1)
+    (message,) = [text for text in caplog.messages if "wandb sync" in text]
+    command = message.removeprefix("to upload it to W&B: ").replace("wandb", WANDB, 1)
     environment = os.environ | {"WANDB_ERROR_REPORTING": "false"}
     assert subprocess.run(command, shell=True, env=environment, capture_output=True, timeout=60).returncode == 0
     assert history(server.runs["ida"]) == expected(1)
@@ -517,7 +517,7 @@ def test_leet_shows_the_runs_by_their_links(run_dir: Path, home: Path) -> None:
 
 
 def shown_by_leet(folder: Path, until: bytes) -> bytes:
-    """What the viewer sends to its terminal, up to a text."""
+    """Return the output of the viewer to its terminal, once it contains a text."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
     command, environment = (
@@ -538,7 +538,7 @@ def shown_by_leet(folder: Path, until: bytes) -> bytes:
     return screen
 
 
-def test_a_place_for_links_that_can_not_be_written_is_no_error(
+def test_a_folder_for_links_that_is_not_writable_is_no_error(
     run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (home / "outputs").symlink_to("/proc/self")

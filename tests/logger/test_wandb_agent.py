@@ -1,4 +1,4 @@
-"""`wandb sweep` and `wandb agent`, the real ones, with a server on loopback: the example in experiments/wandb_sweep."""
+"""The example in experiments/wandb_sweep with the real `wandb sweep` and `wandb agent` and a server on loopback."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from support.wandb_server import ENTITY, SWEEP, WandbServer
 from lmtrain.files.metrics import read_metrics
 
 EXAMPLE = Path(__file__).parents[2] / "experiments" / "wandb_sweep" / "sweep.yaml"
-# As the console script, but asking for commands every 0.1 s and not every 5 s.
+# Like the console script, but the agent asks for commands every 0.1 s instead of every 5 s.
 WANDB = "import wandb.wandb_agent as a; a.Agent.POLL_INTERVAL = 0.1; from wandb.cli.cli import cli; cli()"
 PARAMETERS: dict[str, Any] = {
     "optimizer.lr": 0.002,
@@ -30,8 +30,8 @@ def wandb(*arguments: str, server: WandbServer, folder: Path) -> str:
     environment = clean_environment() | server.environment
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     environment |= {"HOME": str(folder), "WANDB_ERROR_REPORTING": "false", "OMP_NUM_THREADS": "1"}
-    environment["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # not 15 s, to see val/loss
-    environment["WANDB_AGENT_KILL_DELAY"] = "200"  # a run that is stopped saves, which may take a busy machine a while
+    environment["WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL"] = "1"  # seconds instead of 15, so that val/loss arrives soon
+    environment["WANDB_AGENT_KILL_DELAY"] = "200"  # a stopped run saves first, which takes a while on a busy machine
     done = subprocess.run(
         [sys.executable, "-c", WANDB, *arguments],
         cwd=folder,
@@ -45,9 +45,7 @@ def wandb(*arguments: str, server: WandbServer, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_an_agents_run_gets_its_parameters_is_uploaded_under_its_id_and_stops_when_told(
-    tmp_path: Path, token_folder: Path
-) -> None:
+def test_a_run_of_an_agent_has_its_parameters_and_id_and_stops_on_request(tmp_path: Path, token_folder: Path) -> None:
     sweep = yaml.safe_load(EXAMPLE.read_text())
     shipped = ["experiments=quickstart", "trainer.eval_interval=50"]
     at = sweep["command"].index(shipped[0])
@@ -56,12 +54,12 @@ def test_an_agents_run_gets_its_parameters_is_uploaded_under_its_id_and_stops_wh
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep))
 
     with WandbServer() as server:
-        said = wandb("sweep", "sweep.yaml", server=server, folder=tmp_path)
-        assert f"wandb agent {ENTITY}/lmtrain/{SWEEP}" in said
+        output = wandb("sweep", "sweep.yaml", server=server, folder=tmp_path)
+        assert f"wandb agent {ENTITY}/lmtrain/{SWEEP}" in output
         assert yaml.safe_load(server.sweep_config)["metric"] == {"name": "val/loss", "goal": "minimize"}
 
         def next_commands(running: list[str]) -> list[dict[str, Any]]:
-            if running:  # hopeless, once it has said how it does
+            if running:  # stop the run after its first evaluation
                 evaluated = "one" in server.runs and any("val/loss" in line for line in server.runs["one"].history)
                 return [{"type": "stop", "run_id": "one"}] if evaluated else []
             if "one" in server.runs:
@@ -85,7 +83,7 @@ def test_an_agents_run_gets_its_parameters_is_uploaded_under_its_id_and_stops_wh
     assert result["status"] == "interrupted"
     logged = [line["step"] for line in read_metrics(path / "metrics.jsonl")]
     assert [line["step"] for line in run.history] == logged == list(range(1, len(logged) + 1))
-    # A step whose evaluation the stop has cut short gets its line when the run goes on.
+    # If the stop interrupted the evaluation of a step, a resume would log that step.
     assert result["steps"] - len(logged) in (0, 1)
     assert result["objective"] == min(line["val/loss"] for line in run.history if "val/loss" in line)
     assert sorted(folder.name for folder in (path / "checkpoints").glob("step-*"))[-1] == f"step-{result['steps']:08}"

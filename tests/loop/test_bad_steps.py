@@ -1,4 +1,4 @@
-"""Bad steps: judged as a reference in float64 does, without a wait, and told to the host in time."""
+"""Bad steps are judged like a float64 reference, without waiting, and reported to the host in time."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ def judge(detector: SpikeDetector, loss: float, grad_norm: float) -> tuple[bool,
 
 
 def reference_scores(history: list[tuple[float, float]], values: tuple[float, float], window: int) -> list[float]:
-    """By numpy, in float64, with the lower of two medians."""
+    """Return the robust z-scores, computed by numpy in float64 with the lower of two medians."""
     scores = []
     for column, value in enumerate(values):
         seen = np.array([row[column] for row in history[-window:]], np.float32).astype(np.float64)
@@ -36,9 +36,7 @@ def reference_scores(history: list[tuple[float, float]], values: tuple[float, fl
 @pytest.mark.slow
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 10_000), window=st.sampled_from([4, 20, 33]), zscore=st.sampled_from([3.0, 8.0]))
-def test_scores_are_those_of_a_reference_and_bad_steps_stay_out_of_the_window(
-    seed: int, window: int, zscore: float
-) -> None:
+def test_scores_match_a_reference_and_bad_steps_stay_out_of_the_window(seed: int, window: int, zscore: float) -> None:
     generator = np.random.default_rng(seed)
     detector = SpikeDetector(zscore, window, CPU)
     history: list[tuple[float, float]] = []
@@ -50,7 +48,7 @@ def test_scores_are_those_of_a_reference_and_bad_steps_stay_out_of_the_window(
         expected = reference_scores(history, values, window)
         bad, scores = judge(detector, *values)
         if all(map(math.isfinite, values)):
-            # float32 keeps a value, of at most 30 medians, to 2⁻²⁴; the spread is at least 0.01 medians.
+            # float32 rounds a value of at most 30 medians to 2⁻²⁴ of it; the spread is at least 0.01 medians.
             assert scores == pytest.approx(expected, rel=1e-6, abs=30 * 2**-24 / 0.01)
             if all(abs(score - zscore) > 0.01 for score in expected):
                 assert bad == any(score > zscore for score in expected)
@@ -64,17 +62,17 @@ def test_scores_are_those_of_a_reference_and_bad_steps_stay_out_of_the_window(
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("zscore", [None, 5.0])
-def test_what_is_not_finite_is_bad(loss: float, zscore: float | None) -> None:
+def test_values_that_are_not_finite_are_bad(loss: float, zscore: float | None) -> None:
     detector = SpikeDetector(zscore, 8, CPU)
     assert judge(detector, loss, 1.0)[0]
     assert judge(detector, 1.0, loss)[0]
     assert not judge(detector, 1.0, 1.0)[0]
-    scaled = SpikeDetector(zscore, 8, CPU, ignore_norm=True)  # the gradient scaler's business
+    scaled = SpikeDetector(zscore, 8, CPU, ignore_norm=True)  # the gradient scaler handles the norm
     assert judge(scaled, loss, 1.0)[0]
     assert not judge(scaled, 1.0, loss)[0]
 
 
-def test_nothing_is_a_spike_before_there_is_something_to_compare_with_or_downwards() -> None:
+def test_early_steps_and_low_values_are_no_spikes() -> None:
     detector = SpikeDetector(5.0, 64, CPU)
     for _ in range(MIN_STEPS - 1):
         assert not judge(detector, 1.0, 1.0)[0]
@@ -86,7 +84,7 @@ def test_nothing_is_a_spike_before_there_is_something_to_compare_with_or_downwar
     assert not judge(detector, 0.1, 0.1)[0]
 
 
-def test_the_host_hears_of_a_step_when_the_next_is_under_way() -> None:
+def test_a_bad_step_is_reported_during_the_next_step() -> None:
     monitor = BadStepMonitor(None)
     detector = SpikeDetector(None, 1, CPU)
 
@@ -108,6 +106,6 @@ def test_the_host_hears_of_a_step_when_the_next_is_under_way() -> None:
     assert list(monitor.bad_steps(newest=True)) == []
 
 
-def test_a_spike_is_named_by_the_larger_score() -> None:
+def test_the_message_names_the_value_with_the_larger_score() -> None:
     bad = BadStep(7, 0, 5.0, 9.0, [6.0, 40.0], 5.0, [5.0])
     assert str(bad) == "the gradient norm of step 7 is 9, 40.0 robust standard deviations too high"

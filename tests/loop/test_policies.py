@@ -1,4 +1,4 @@
-"""What a run does about bad steps, on data with poisoned blocks; and that stops and kills change nothing of it."""
+"""Policies for bad steps, on data with poisoned blocks; stops and kills must not change the result."""
 
 import json
 import math
@@ -28,7 +28,7 @@ STEP_SAMPLES = 8  # two micro-batches of four
 
 
 class Poisoned(Llama):
-    """Its loss is no number, or a huge one, for a micro-batch whose sequences hold a run of POISON."""
+    """Multiplies the loss by `harm` (NaN, or a large number) if a sequence of the micro-batch is all POISON."""
 
     harm = math.nan
 
@@ -48,7 +48,7 @@ def poisoned(harm: float = math.nan) -> Poisoned:
 
 @pytest.fixture
 def poisoned_folder(token_folder: Path) -> Path:
-    """Sequential samples 34 (step 5) and 75 (step 10, from its first micro-batch on) are poison; blocks are 16."""
+    """Return data whose sequential samples 34 (in step 5) and 75 (in step 10) of 16 tokens each are poison."""
     return poison(token_folder)
 
 
@@ -67,7 +67,7 @@ def trainer(folder: Path, out: Path, policy: str, **changes: Any) -> Any:
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_skipped_step_changes_nothing(poisoned_folder: Path, tmp_path: Path, fused: bool) -> None:
-    seen: dict[int, list[Tensor]] = {}
+    unchanged: dict[int, bool] = {}
     model = poisoned()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=fused)
     made = trainer(poisoned_folder, tmp_path / "out", "skip", model=model, optimizer=optimizer)
@@ -78,14 +78,14 @@ def test_a_skipped_step_changes_nothing(poisoned_folder: Path, tmp_path: Path, f
         outcome = one_step()
         same = all(torch.equal(a, b) for a, b in zip(before[0], weights(made), strict=True))
         moments = [state["exp_avg"] for state in optimizer.state.values()]
-        seen[made.state.step] = [torch.tensor(same), *(after for after in moments)]
+        unchanged[made.state.step] = same
         if same and before[1]:
             assert_same_bits(before[1], moments)
         return outcome
 
     made.step = step
     made.fit()
-    assert [step for step, (same, *_) in seen.items() if same] == [5, 10]
+    assert [step for step, same in unchanged.items() if same] == [5, 10]
     assert made.state.bad_steps == 2
     assert {float(state["step"]) for state in optimizer.state.values()} == {12.0}  # AdamW's own count
     lines = {int(line["step"]): line for line in timeless_metrics(tmp_path / "out")}
@@ -100,7 +100,7 @@ def test_stop_is_the_default_and_keeps_the_batch(poisoned_folder: Path, tmp_path
         poisoned_folder, tmp_path / "out", "stop", log_interval=100, checkpoint_interval=3, eval_interval=100
     )
     made.bad_batches.decode = lambda ids: " ".join(map(str, ids))
-    with pytest.raises(DivergedError, match=r"the loss of step 5 is nan; its update was left out, its batch is in"):
+    with pytest.raises(DivergedError, match=r"the loss of step 5 is nan; its update was skipped, and its batch is in"):
         made.fit()
     (kept,) = (tmp_path / "out" / "bad-batches").iterdir()
     assert kept.name == "step-00000005-sample-000000000032.json"
@@ -122,7 +122,7 @@ def test_stop_is_the_default_and_keeps_the_batch(poisoned_folder: Path, tmp_path
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_a_spike_is_skipped_like_a_nan(poisoned_folder: Path, tmp_path: Path, dtype: Any) -> None:
-    # Poison only after the window has filled.
+    # The poison comes only after the window is full.
     changes = {"spike_zscore": 30.0, "spike_window": 4, "system": System(device="cpu", dtype=dtype)}
     made = trainer(poisoned_folder, tmp_path / "out", "skip", model=poisoned(harm=40.0), **changes)
     made.fit()
@@ -131,13 +131,14 @@ def test_a_spike_is_skipped_like_a_nan(poisoned_folder: Path, tmp_path: Path, dt
     assert all("robust standard deviations too high" in content["reason"] for content in bad)
 
 
-def test_a_rewind_goes_on_from_the_last_regular_checkpoint_without_the_bad_data(
+def test_a_rewind_continues_from_the_last_regular_checkpoint_without_the_bad_data(
     poisoned_folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     made = trainer(poisoned_folder, out, "rewind", checkpoint_interval=3, eval_interval=4, keep_checkpoints=1)
     made.fit()
-    # Step 5 is bad: back to 3, on with sample 40. Then sample 75 comes in step 8 (72 … 79): back to 6, on with 80.
+    # Step 5 is bad: back to step 3, continuing with sample 40. Then step 8 (samples 72 to 79) has sample 75: back to
+    # step 6, continuing with sample 80.
     assert made.state.step == 14
     assert made.state.bad_steps == 2
     assert made.state.samples == 14 * STEP_SAMPLES + (5 - 3) * STEP_SAMPLES + (8 - 6) * STEP_SAMPLES
@@ -145,7 +146,7 @@ def test_a_rewind_goes_on_from_the_last_regular_checkpoint_without_the_bad_data(
     assert [line["step"] for line in lines] == list(range(1, 15))
     assert all(math.isfinite(line["train/loss"]) for line in lines)
 
-    # By hand: the same steps, on the samples that are left.
+    # The same steps by hand, on the remaining samples.
     by_hand = trainer(poisoned_folder, tmp_path / "by-hand", "stop", checkpoint_interval=100, eval_interval=4)
     starts = [*range(0, 24, 8), *range(40, 64, 8), *range(80, 144, 8)]
     whole = TokenLoader(str(poisoned_folder), "train", 4, 16, seed=5, order="sequential")
@@ -153,12 +154,12 @@ def test_a_rewind_goes_on_from_the_last_regular_checkpoint_without_the_bad_data(
     by_hand.train_loader.batch = lambda index: whole.batch(indices[index] if index < len(indices) else 0)
     by_hand.fit()
     assert_same_bits(weights(made), weights(by_hand))
-    strip = [{key: value for key, value in line.items() if key != "bad_steps"} for line in lines]
-    assert strip == timeless_metrics(tmp_path / "by-hand")
+    without_bad_steps = [{key: value for key, value in line.items() if key != "bad_steps"} for line in lines]
+    assert without_bad_steps == timeless_metrics(tmp_path / "by-hand")
 
 
-def test_a_rewind_may_lead_into_the_middle_of_a_batch(token_folder: Path, tmp_path: Path) -> None:
-    """A resume was allowed another batch size: the run goes on after the bad step, where a batch does begin."""
+def test_a_rewind_works_after_the_batch_size_was_changed(token_folder: Path, tmp_path: Path) -> None:
+    """The run continues after the bad step, where a batch begins, although the checkpoint is inside a batch."""
     tokens = np.fromfile(token_folder / "train.bin", "<u2")
     tokens[16 * 14 : 16 * 14 + 17] = POISON
     tokens.tofile(token_folder / "train.bin")
@@ -178,13 +179,13 @@ def test_a_rewind_may_lead_into_the_middle_of_a_batch(token_folder: Path, tmp_pa
 
     trainer(3, 4, 1).fit()
     resumed = trainer(6, 3, 2)
-    resumed.fit()  # step 4 is bad, and step 2 has seen 8 samples
+    resumed.fit()  # step 4 is bad; after step 2, 8 samples were seen
     assert (resumed.state.step, resumed.state.samples, resumed.state.bad_steps) == (6, 18 + 4 * 6, 1)
 
 
-def test_a_model_that_stays_bad_is_not_rewound_for_ever(poisoned_folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_stays_bad_is_not_rewound_forever(poisoned_folder: Path, tmp_path: Path) -> None:
     tokens = np.full(4000, POISON, "<u2")
-    tokens[: 16 * 8 * 4] = 1  # fine up to step 4
+    tokens[: 16 * 8 * 4] = 1  # good data up to step 4
     tokens.tofile(poisoned_folder / "train.bin")
     made = trainer(poisoned_folder, tmp_path / "out", "rewind", checkpoint_interval=3)
     with pytest.raises(DivergedError, match="3 rewinds did not help"):
@@ -195,9 +196,9 @@ def test_a_model_that_stays_bad_is_not_rewound_for_ever(poisoned_folder: Path, t
 
 
 @pytest.mark.parametrize("at_rewind", [1, 3])
-def test_rewinds_before_a_stop_count_after_it(token_folder: Path, tmp_path: Path, at_rewind: int) -> None:
+def test_rewinds_before_a_stop_still_count_after_a_resume(token_folder: Path, tmp_path: Path, at_rewind: int) -> None:
     tokens = np.fromfile(token_folder / "train.bin", "<u2")
-    for step in (5, 7, 9, 11):  # every other one after step 3, the last regular checkpoint
+    for step in (5, 7, 9, 11):  # every second step after step 3, the last regular checkpoint
         tokens[16 * 8 * (step - 1) : 16 * 8 * (step - 1) + 17] = POISON
     tokens.tofile(token_folder / "train.bin")
     changes = {"checkpoint_interval": 3, "eval_interval": 100}
@@ -220,7 +221,7 @@ def test_rewinds_before_a_stop_count_after_it(token_folder: Path, tmp_path: Path
     assert resumed.state.bad_steps == 4
 
 
-def test_what_a_rewind_will_take_back_is_no_difference_to_an_undisturbed_run(
+def test_steps_that_a_rewind_will_remove_do_not_differ_from_an_undisturbed_run(
     poisoned_folder: Path, tmp_path: Path
 ) -> None:
     changes = {"checkpoint_interval": 3, "eval_interval": 2, "eval_batches": 1, "max_steps": 6}
@@ -231,7 +232,7 @@ def test_what_a_rewind_will_take_back_is_no_difference_to_an_undisturbed_run(
     one_step = made.step
     steps = []
 
-    def step() -> Any:  # here any step may end with a kill
+    def step() -> Any:  # a kill may happen before any step
         made.saver.wait()
         steps.append(made.state.step)
         assert undisturbed.differences(run, completed=False) == []
@@ -254,7 +255,7 @@ TO_BE_STOPPED = {"checkpoint_interval": 3, "eval_interval": 4, "keep_checkpoints
 
 @pytest.fixture(scope="module", params=["skip", "rewind"])
 def never_stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The policy, and a trainer that has trained with it, in a folder `never` beside its data."""
+    """Return a policy, a trainer that has finished with it, and the folder with its data and its run `never`."""
     folder = tmp_path_factory.mktemp(request.param)
     never = trainer(poison(write_tokens(folder / "data")), folder / "never", request.param, **TO_BE_STOPPED)
     never.fit()
@@ -263,7 +264,9 @@ def never_stopped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at_step", [1, 4, 5, 6, 7, 8, 9])
-def test_where_a_run_is_stopped_changes_nothing_of_it(never_stopped: Any, tmp_path: Path, at_step: int) -> None:
+def test_the_step_at_which_a_run_is_stopped_does_not_change_its_result(
+    never_stopped: Any, tmp_path: Path, at_step: int
+) -> None:
     policy, never, folder = never_stopped
     with StopRequest() as stop:
         stopped = trainer(folder / "data", tmp_path / "stopped", policy, stop=stop, **TO_BE_STOPPED)
@@ -278,7 +281,7 @@ def test_where_a_run_is_stopped_changes_nothing_of_it(never_stopped: Any, tmp_pa
         with pytest.raises(InterruptedBySignal):
             stopped.fit()
     saved = CheckpointFolder(tmp_path / "stopped" / "checkpoints").steps()[-1]
-    assert saved in (at_step + 1, at_step, 3, 6)  # the last two: a step that was gone back from
+    assert saved in (at_step + 1, at_step, 3, 6)  # the last two: after a rewind
     resumed = trainer(folder / "data", tmp_path / "stopped", policy, **TO_BE_STOPPED)
     resumed.fit()
     assert_same_bits(weights(never), weights(resumed))
@@ -288,7 +291,7 @@ def test_where_a_run_is_stopped_changes_nothing_of_it(never_stopped: Any, tmp_pa
 
 
 class StopsInEvaluation(TokenLoader):
-    """A signal, or an error, while batch 1 of the evaluation of a step is made."""
+    """Calls `cause`, which raises or sends a signal, in the second batch of an evaluation."""
 
     def __init__(self, *arguments: Any, cause: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -303,7 +306,7 @@ class StopsInEvaluation(TokenLoader):
 
 @pytest.mark.parametrize("at_evaluation", [1, 2, 3])
 @pytest.mark.parametrize("cause", ["signal", "no memory"])
-def test_an_evaluation_cut_short_loses_nothing(
+def test_an_interrupted_evaluation_loses_nothing(
     token_folder: Path, tmp_path: Path, at_evaluation: int, cause: str
 ) -> None:
     changes: dict[str, Any] = {"max_steps": 12, "checkpoint_interval": 5, "log_interval": 3, "eval_interval": 4}
@@ -317,8 +320,8 @@ def test_an_evaluation_cut_short_loses_nothing(
         if evaluations == at_evaluation:
             if cause == "signal":
                 os.kill(os.getpid(), signal.SIGUSR1)
-                pytest.fail("went on after the signal")
-            torch.empty(1 << 60)  # the real error of an allocation that cannot be
+                pytest.fail("the evaluation continued after the signal")
+            torch.empty(1 << 60)  # raises the real error of an impossible allocation
 
     with StopRequest() as stop:
         stopped = make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), stop=stop, **changes)
@@ -335,12 +338,12 @@ def test_an_evaluation_cut_short_loses_nothing(
     assert_same_bits(weights(never), weights(resumed))
     assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "out")
     assert (never.state.best_step, never.state.best_val_loss) == (resumed.state.best_step, resumed.state.best_val_loss)
-    # Once more from the end: nothing is left to do, and no line comes twice.
+    # Another resume has nothing left to do and repeats no line.
     make_trainer(token_folder, tmp_path / "out", model=tiny_llama(dropout=0.2), **changes).fit()
     assert timeless_metrics(tmp_path / "never") == timeless_metrics(tmp_path / "out")
 
 
-def test_a_bad_step_is_answered_before_damaged_data_stop_the_run(poisoned_folder: Path, tmp_path: Path) -> None:
+def test_a_bad_step_is_handled_before_damaged_data_stop_the_run(poisoned_folder: Path, tmp_path: Path) -> None:
     for policy, error in (("stop", DivergedError), ("skip", DataError)):
         out = tmp_path / policy
         changes = {"log_interval": 100, "eval_interval": 100, "checkpoint_interval": 100}
@@ -348,7 +351,7 @@ def test_a_bad_step_is_answered_before_damaged_data_stop_the_run(poisoned_folder
         whole = made.train_loader.batch
 
         def batch(index: int, whole: Any = whole) -> Any:
-            if index == 10:  # the first of step 6, when step 5 was bad and nobody has looked yet
+            if index == 10:  # the first of step 6: step 5 was bad and has not been checked yet
                 raise DataError("damaged")
             return whole(index)
 
@@ -360,22 +363,22 @@ def test_a_bad_step_is_answered_before_damaged_data_stop_the_run(poisoned_folder
         assert (saved and saved.state["train"]["bad_steps"]) == (1 if policy == "skip" else None)
 
 
-def test_steps_that_are_all_bad_end_a_run_that_skips_them(poisoned_folder: Path, tmp_path: Path) -> None:
+def test_too_many_bad_steps_in_a_row_stop_a_run_that_skips_them(poisoned_folder: Path, tmp_path: Path) -> None:
     np.full(4000, POISON, "<u2").tofile(poisoned_folder / "train.bin")
     made = trainer(poisoned_folder, tmp_path / "out", "skip", max_steps=100, eval_interval=100)
-    with pytest.raises(DivergedError, match=f"as were the {MAX_BAD_STEPS_IN_A_ROW} steps before it"):
+    with pytest.raises(DivergedError, match=f"the {MAX_BAD_STEPS_IN_A_ROW} steps before it were bad, too"):
         made.fit()
     assert made.state.bad_steps == MAX_BAD_STEPS_IN_A_ROW + 1
 
 
-def test_a_rewind_takes_back_what_the_optimizer_keeps_in_its_groups(poisoned_folder: Path, tmp_path: Path) -> None:
+def test_a_rewind_restores_group_values_that_the_optimizer_changes(poisoned_folder: Path, tmp_path: Path) -> None:
     model = poisoned()
     optimizer = Prodigal(model.parameters(), lr=1.0)
     changes = {"checkpoint_interval": 3, "eval_interval": 100}
     made = trainer(poisoned_folder, tmp_path / "out", "rewind", model=model, optimizer=optimizer, **changes)
     made.fit()
     assert made.state.bad_steps == 2
-    assert optimizer.param_groups[0]["k"] == 14  # the bad steps were left out, and those gone back from count once
+    assert optimizer.param_groups[0]["k"] == 14  # bad steps were skipped, and repeated steps count once
 
 
 def test_the_best_model_is_still_there_after_a_rewind(poisoned_folder: Path, tmp_path: Path) -> None:
@@ -398,7 +401,7 @@ def test_the_best_model_is_still_there_after_a_rewind(poisoned_folder: Path, tmp
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_on_cuda_bad_steps_are_left_out_and_what_is_saved_is_exact(
+def test_on_cuda_bad_steps_are_skipped_and_saved_weights_are_exact(
     poisoned_folder: Path, tmp_path: Path, policy: str, dtype: Any
 ) -> None:
     def run(name: str, max_steps: int) -> Any:

@@ -1,4 +1,4 @@
-"""A run that is asked to end early: it saves, says so, and can go on to the bits of one that was never asked."""
+"""A pruned run saves, says so, and can be resumed to the same bits as a run that was never pruned."""
 
 import json
 import threading
@@ -14,23 +14,23 @@ from lmtrain.errors import PrunedError
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest, ask_to_prune
 
 
-def test_only_a_request_made_while_the_run_goes_on_counts(tmp_path: Path) -> None:
+def test_only_a_request_made_during_the_run_counts(tmp_path: Path) -> None:
     ask_to_prune(tmp_path, "too old")
     with StopRequest(tmp_path / PRUNE_FILE) as stop:
-        assert stop.asked(looks=True) is None
+        assert stop.requested(check_file=True) is None
         assert not (tmp_path / PRUNE_FILE).exists()
         ask_to_prune(tmp_path, "worse than the others")
-        assert stop.asked(looks=False) is None
-        asked = stop.asked(looks=True)
-        assert isinstance(asked, PrunedError)
-        assert str(asked) == "worse than the others"
+        assert stop.requested(check_file=False) is None
+        request = stop.requested(check_file=True)
+        assert isinstance(request, PrunedError)
+        assert str(request) == "worse than the others"
         for content in ("", "[]", "{}", "[" * 5000):
             (tmp_path / PRUNE_FILE).write_text(content)
-            assert "prune.json asks for it" in str(stop.asked(looks=True))
+            assert "requested by prune.json" in str(stop.requested(check_file=True))
 
 
-@pytest.mark.parametrize(("log_interval", "at_step"), [(1, 3), (2, 4), (100, 4)])  # the last: where it evaluates
-def test_a_pruned_run_goes_on_to_the_bits_of_one_never_asked(
+@pytest.mark.parametrize(("log_interval", "at_step"), [(1, 3), (2, 4), (100, 4)])  # the last: at the evaluation
+def test_a_pruned_run_resumes_to_the_same_bits_as_an_undisturbed_run(
     token_folder: Path, tmp_path: Path, log_interval: int, at_step: int
 ) -> None:
     settings = {"log_interval": log_interval, "checkpoint_interval": 100}
@@ -52,8 +52,8 @@ def test_a_pruned_run_goes_on_to_the_bits_of_one_never_asked(
             pruned.fit()
     assert pruned.state.step == at_step
     assert load_checkpoint(tmp_path / "pruned" / "checkpoints" / "latest").state["train"]["step"] == at_step
-    upto = [line for line in timeless_metrics(tmp_path / "never") if line["step"] <= at_step]
-    assert timeless_metrics(tmp_path / "pruned") == upto
+    expected = [line for line in timeless_metrics(tmp_path / "never") if line["step"] <= at_step]
+    assert timeless_metrics(tmp_path / "pruned") == expected
 
     resumed = make_trainer(token_folder, tmp_path / "pruned", **settings)
     resumed.fit()
@@ -62,9 +62,7 @@ def test_a_pruned_run_goes_on_to_the_bits_of_one_never_asked(
 
 
 @pytest.mark.slow
-def test_a_run_that_is_pruned_says_so_and_its_resume_takes_no_notice(
-    token_folder: Path, tmp_path: Path, cli: Cli
-) -> None:
+def test_a_pruned_run_says_so_and_its_resume_ignores_the_request(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
     run = tmp_path / "out"
 
     def ask() -> None:
@@ -82,8 +80,8 @@ def test_a_run_that_is_pruned_says_so_and_its_resume_takes_no_notice(
     assert ended["error"] == "PrunedError: val/loss 4.1 at step 4 gives trial 3 no hope (MedianPruner)"
     last = " ".join(done.stdout.split()).rpartition("pruned: ")[2]
     assert last == (
-        f"val/loss 4.1 at step 4 gives trial 3 no hope (MedianPruner); saved after step {ended['steps']}; to go on all "
-        "the same: python -m lmtrain resume=out"
+        f"val/loss 4.1 at step 4 gives trial 3 no hope (MedianPruner); saved after step {ended['steps']}; to continue "
+        "anyway: python -m lmtrain resume=out"
     )
     assert (run / PRUNE_FILE).exists()
     more = ended["steps"] + 2

@@ -1,4 +1,4 @@
-"""Signals: the first one is noted or raises, by where it comes; the second ends the process at once."""
+"""The first signal is recorded or raises, depending on where it arrives; the second ends the process immediately."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from lmtrain.loop.stop_request import REPEAT_S, SIGNALS, StopRequest
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_one_raises_where_it_comes(number: int) -> None:
+def test_the_first_signal_raises_where_it_arrives(number: int) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         with pytest.raises(InterruptedBySignal) as raised:
@@ -24,18 +24,18 @@ def test_the_first_one_raises_where_it_comes(number: int) -> None:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_loop_that_defers_looks_at_it_when_it_likes(number: int) -> None:
+def test_a_deferred_signal_is_only_recorded(number: int) -> None:
     with StopRequest() as stop:
         stop.defers = True
         assert stop.signal is None
         os.kill(os.getpid(), number)
         assert stop.signal == number
         with pytest.raises(InterruptedBySignal), stop.at_once():
-            pytest.fail("began what is to be left out")
+            pytest.fail("the block must not start")
         assert stop.defers
 
 
-def test_what_may_be_cut_short_is_cut_short_where_the_signal_comes() -> None:
+def test_an_at_once_block_is_interrupted_where_the_signal_arrives() -> None:
     with StopRequest() as stop:
         stop.defers = True
         done = []
@@ -52,25 +52,25 @@ def test_what_may_be_cut_short_is_cut_short_where_the_signal_comes() -> None:
         assert stop.defers
 
 
-def test_a_terminal_that_is_gone_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_up_after_another_signal_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stop_request, "REPEAT_S", 0.0)
     with StopRequest() as stop:
         stop.defers = True
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
-            os.kill(os.getpid(), number)  # else this process would be gone
+            os.kill(os.getpid(), number)  # a second request would end this process
         assert stop.signal == signal.SIGTERM
 
 
-def test_one_signal_that_arrives_twice_is_one() -> None:
+def test_a_signal_that_arrives_twice_counts_once() -> None:
     with StopRequest() as stop:
         stop.defers = True
         os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # else this process would be gone
+        os.kill(os.getpid(), signal.SIGTERM)  # a second request would end this process
         assert stop.signal == signal.SIGTERM
 
 
 @pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGUSR1, signal.SIGTERM)])
-def test_a_second_one_leaves_at_once_whatever_the_process_does(first: int, second: int) -> None:
+def test_a_second_signal_ends_the_process_immediately(first: int, second: int) -> None:
     script = """
 import time
 from lmtrain.loop.stop_request import StopRequest
@@ -95,8 +95,8 @@ with StopRequest() as stop:
     output, errors = process.communicate(timeout=60)
     assert process.returncode == ending_by_signal(second).exit_code
     assert output == ""
-    assert "once more leaves at once" in errors
-    assert "leaving at once" in errors
+    assert "a second signal exits without saving" in errors
+    assert f"{signal.Signals(second).name} again: exiting without saving" in errors
 
 
 def test_exit_codes() -> None:

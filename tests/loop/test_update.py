@@ -1,4 +1,4 @@
-"""The optimizer's update: what a bad step leaves as it was, whether the device or the host leaves it out."""
+"""A bad step changes neither parameters nor optimizer state, whether the device or the host skips its update."""
 
 from collections.abc import Callable
 
@@ -17,12 +17,12 @@ def fused(named: Named) -> torch.optim.Optimizer:
     return adamw(named.items(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 
 
-def told_by_the_host(named: Named) -> torch.optim.Optimizer:
+def not_fused(named: Named) -> torch.optim.Optimizer:
     return torch.optim.SGD(named.values(), lr=1e-2, momentum=0.9)
 
 
-@pytest.mark.parametrize("make", [fused, told_by_the_host])
-def test_a_bad_step_is_left_out_and_the_others_are_plain_steps(make: Callable[[Named], torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize("make", [fused, not_fused])
+def test_a_bad_step_is_skipped_and_the_others_are_plain_steps(make: Callable[[Named], torch.optim.Optimizer]) -> None:
     named, plain = parameters(seed=1, dtype=torch.float32), parameters(seed=1, dtype=torch.float32)
     optimizer, reference = make(named), make(plain)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
@@ -32,6 +32,6 @@ def test_a_bad_step_is_left_out_and_the_others_are_plain_steps(make: Callable[[N
         if not bad:
             set_gradients(plain, step)
             reference.step()
-        for name, param in named.items():  # also later: neither moments nor step counts have moved
+        for name, param in named.items():  # later steps would show changed moments or step counts
             assert torch.equal(param, plain[name]), name
     assert not hasattr(optimizer, "found_inf")

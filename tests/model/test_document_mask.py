@@ -1,4 +1,4 @@
-"""Packed documents against the same documents alone, in both models; nothing leaks; compiled once for all batches."""
+"""Packed documents give the same results as the documents alone, in both models, and compile only once."""
 
 import copy
 from functools import cache
@@ -34,13 +34,13 @@ MODELS = {
     "gpt2": (GPT2, {}),
 }
 UNIT = {torch.float64: FLOAT64, torch.float32: FLOAT32}
-LONGEST_SUM = 64  # over d_model 32, d_ff 48, 61 ids, or 48 tokens of a batch
+LONGEST_SUM = 64  # at least d_model 32, d_ff 48, the 61 ids, and the 48 tokens of a batch
 every_model = pytest.mark.parametrize("name", MODELS)
 every_dtype = pytest.mark.parametrize("dtype", UNIT, ids=str)
 
 
 def build(name: str, **changes: Any) -> Llama | GPT2:
-    """With weights so large that every token and position shows in the logits."""
+    """Return a model with weights so large that every token and position affects the logits visibly."""
     kind, config = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1337)
@@ -53,7 +53,7 @@ def build(name: str, **changes: Any) -> Llama | GPT2:
 
 @cache
 def pair(name: str, dtype: torch.dtype) -> tuple[Llama | GPT2, Llama | GPT2]:
-    """The same weights with documents masked and not; the latter is what transformers' models are compared with."""
+    """Return two models with the same weights: one masks documents, the other is plain."""
     return build(name, mask_documents=True, end_of_text=END_OF_TEXT).to(dtype), build(name).to(dtype)
 
 
@@ -77,7 +77,7 @@ def assert_within(errors: list[float], ours: list[Tensor], expected: list[Tensor
 
 
 def windows(rows: int) -> st.SearchStrategy[list[list[int]]]:
-    """Windows of one length and the token after it, dense with ends of text, many of them adjacent."""
+    """Draw windows of one length, plus the token after each, with many and often adjacent ends of text."""
     token = st.just(END_OF_TEXT) | st.integers(0, VOCAB_SIZE - 1)
     return st.integers(2, LENGTH + 1).flatmap(
         lambda length: st.lists(st.lists(token, min_size=length, max_size=length), min_size=1, max_size=rows)
@@ -87,8 +87,8 @@ def windows(rows: int) -> st.SearchStrategy[list[list[int]]]:
 E = END_OF_TEXT
 PACKINGS = [
     [[5, 6, 7, 8, 9, 10]],  # no end of text
-    [[E, 5, 6, E, 7, 8, 9]],  # one is first
-    [[5, 6, 7, 8, E, 9]],  # one is last
+    [[E, 5, 6, E, 7, 8, 9]],  # an end of text is first
+    [[5, 6, 7, 8, E, 9]],  # an end of text is last
     [[5, 6, E, E, E, 7, 8]],  # empty documents
     [[E, E, E, E]],
     [[E, 9], [9, E], [9, 9]],
@@ -106,7 +106,9 @@ def with_packings(test: Any) -> Any:
 @every_dtype
 @with_packings
 @given(windows(rows=3))
-def test_a_packed_document_is_as_if_alone(name: str, dtype: torch.dtype, packing: list[list[int]]) -> None:
+def test_a_packed_document_gives_the_same_results_as_alone(
+    name: str, dtype: torch.dtype, packing: list[list[int]]
+) -> None:
     masked, plain = pair(name, dtype)[0], pair(name, torch.float64)[1]
     x, y = torch.tensor(packing)[:, :-1], torch.tensor(packing)[:, 1:]
 
@@ -131,7 +133,7 @@ def test_a_packed_document_is_as_if_alone(name: str, dtype: torch.dtype, packing
 @every_model
 @every_dtype
 @pytest.mark.parametrize("packing", PACKINGS)
-def test_gradients_are_those_of_the_documents_alone(name: str, dtype: torch.dtype, packing: list[list[int]]) -> None:
+def test_gradients_match_those_of_the_documents_alone(name: str, dtype: torch.dtype, packing: list[list[int]]) -> None:
     x, y = torch.tensor(packing)[:, :-1], torch.tensor(packing)[:, 1:]
 
     def gradients(dtype: torch.dtype) -> list[Tensor]:
@@ -175,7 +177,7 @@ def test_no_bit_leaks_into_later_documents(name: str, how: str, data: st.DataObj
 
     def logits(tokens: Tensor) -> Tensor:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), torch.autocast("cpu", enabled=how == "bfloat16"):
-            torch.manual_seed(0)  # of dropout
+            torch.manual_seed(0)  # for dropout
             return model(tokens)[0]
 
     one, other = logits(before), logits(after)
@@ -186,7 +188,7 @@ def test_no_bit_leaks_into_later_documents(name: str, how: str, data: st.DataObj
 
 @every_model
 def test_positions_restart(name: str) -> None:
-    """GPT-2's are learned, so that the same document at other ones has other logits."""
+    """The same document has the same logits anywhere in a window only if its positions restart."""
     masked, plain = pair(name, torch.float64)
     document = [END_OF_TEXT, 9, 8, 7, 6]
     x = torch.tensor([[40, 41, *document, *document]])
@@ -214,7 +216,7 @@ def test_mask_and_positions_of_a_window() -> None:
 
 
 @every_model
-def test_bfloat16_is_near(name: str) -> None:
+def test_bfloat16_is_close_to_float64(name: str) -> None:
     masked, exact = pair(name, torch.float32)[0], pair(name, torch.float64)[0]
     x = torch.tensor([[5, 6, E, 7, 8, 9, 10, E], [E, 5, 5, 5, 5, 5, E, E]])
     with torch.no_grad():
@@ -246,7 +248,7 @@ def test_one_graph_serves_every_batch(name: str, backend: str) -> None:
                 losses = [forward(packing[:, :-1], packing[:, 1:])[1] for forward in (compiled, eager)]
             for loss in losses:
                 loss.backward()
-            torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)  # float64: a million roundings
+            torch.testing.assert_close(*losses, rtol=1e-10, atol=1e-10)  # a million roundings in float64
         for ours, expected in zip(model.parameters(), eager.parameters(), strict=True):
             torch.testing.assert_close(ours.grad, expected.grad, rtol=1e-10, atol=1e-10)
         assert counters["stats"]["unique_graphs"] == 1
@@ -257,12 +259,12 @@ def test_one_graph_serves_every_batch(name: str, backend: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @every_model
-def test_on_cuda_nothing_waits_and_the_logits_are_the_cpus(name: str) -> None:
+def test_on_cuda_nothing_waits_and_the_logits_match_the_cpu(name: str) -> None:
     model, exact = pair(name, torch.float32)[0], pair(name, torch.float64)[0]
     x = torch.tensor(PACKINGS[-1])
     with torch.no_grad():
         expected = exact(x)[0]
-        errors = rounding_error(lambda: [exact(x)[0]], 2, TENSOR_FLOAT32)  # which other tests may have allowed
+        errors = rounding_error(lambda: [exact(x)[0]], 2, TENSOR_FLOAT32)  # other tests may have allowed it
     on_cuda, x = copy.deepcopy(model).cuda(), x.cuda()
     torch.use_deterministic_algorithms(True)
     torch.cuda.set_sync_debug_mode("error")

@@ -1,4 +1,4 @@
-"""Sampling, against a model whose next token is known."""
+"""Sampling from a model whose next token is known."""
 
 import math
 from itertools import pairwise
@@ -10,7 +10,7 @@ from lmtrain.model.generate import generate
 
 
 class Counts(nn.Module):
-    """The likeliest next token is the last one plus one; the second likeliest plus two; beyond id 9 lies nonsense."""
+    """Predicts the last token plus one, then plus two; ids above 9 are outside the tokenizer's vocabulary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ def run(count: int = 30, seed: int = 0, **options: object) -> list[int]:
     return generate(Counts(), torch.tensor([7]), count, **{**defaults, **options}).tolist()  # type: ignore[arg-type]
 
 
-def test_temperature_zero_takes_the_likeliest() -> None:
+def test_temperature_zero_picks_the_most_likely_token() -> None:
     assert run(5, temperature=0) == [7, 8, 9, 0, 1, 2]
 
 
@@ -45,11 +45,11 @@ def test_top_k_and_vocabulary_limit_the_choice() -> None:
     assert max(run(500, top_k=None, temperature=5.0)) == 9
 
 
-def test_one_seed_one_text() -> None:
+def test_the_same_seed_gives_the_same_text() -> None:
     assert run(seed=1) == run(seed=1) != run(seed=2)
 
 
-def test_context_is_cut_and_mode_and_global_generator_are_left_alone() -> None:
+def test_the_context_is_limited_and_mode_and_global_generator_stay_unchanged() -> None:
     model = Counts().train()
     state = torch.get_rng_state()
     tokens = generate(model, torch.tensor([1, 2, 3]), 4, block_size=4, vocab_size=10, generator=torch.Generator())

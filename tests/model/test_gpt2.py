@@ -1,4 +1,4 @@
-"""GPT-2 against transformers' in float64; its size and fresh loss; causality; FLOPs."""
+"""GPT-2 matches transformers in float64, and has the right size, initial loss, causality and FLOPs."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,7 @@ def shipped() -> dict[str, Any]:
 
 
 def randomised(dtype: torch.dtype, **changes: Any) -> GPT2:
-    """Norm gains and biases too: at their initial ones and zeros, swapped names would not show."""
+    """Return a model whose parameters are all random: with the initial gains and biases, swapped names stay hidden."""
     model = GPT2(**{**TINY, **changes}).to(dtype)
     with torch.no_grad():
         for param in model.parameters():
@@ -46,7 +46,7 @@ def randomised(dtype: torch.dtype, **changes: Any) -> GPT2:
 
 
 def in_transformers(model: GPT2, **changes: Any) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds, in a process that may need none of it
+    from transformers import GPT2Config, GPT2LMHeadModel  # takes seconds, and not every test needs it
 
     config = {**TINY, "d_ff": None, "bias": True, "gelu": "tanh", "tie_embeddings": True, **changes}
     theirs = GPT2LMHeadModel(
@@ -95,14 +95,14 @@ def batch(vocab_size: int, rows: int, length: int) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_logits_are_transformers_logits_in_float64(changes):
+def test_logits_match_transformers_in_float64(changes):
     model = randomised(torch.float64, **changes)
     x, _ = batch(model.vocab_size, 3, model.block_size)
     with torch.no_grad():
         ours, theirs = model(x)[0], in_transformers(model, **changes)(x).logits
     assert ours.dtype == torch.float64
     assert ours.std() > 0.1
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # a million roundings of float64
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # a million roundings in float64
 
 
 def test_the_two_gelus_differ():
@@ -122,9 +122,9 @@ def test_loss_is_the_mean_over_targets_that_count():
     chosen = logits.log_softmax(-1)[counted].gather(-1, y[counted].unsqueeze(-1))
     torch.testing.assert_close(loss, -chosen.mean(), rtol=1e-10, atol=0)
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()), rtol=1e-10, atol=0)
-    labels = torch.cat((x[:, :1], y[:, :-1]), dim=1)  # transformers shifts them itself, and takes logits as float32
+    labels = torch.cat((x[:, :1], y[:, :-1]), dim=1)  # transformers shifts labels itself, and casts logits to float32
     theirs = in_transformers(model)(x, labels=labels).loss
-    # In float32, a rounding for each term of the log-sum-exp and for each target.
+    # float32 rounds each term of the log-sum-exp and each target.
     float32_error = (model.vocab_size + y.numel()) * torch.finfo(torch.float32).eps * logits.abs().max().item()
     torch.testing.assert_close(loss, theirs.double(), rtol=0, atol=float32_error)
 
@@ -139,7 +139,7 @@ def test_loss_is_the_mean_over_targets_that_count():
         pytest.param({"vocab_size": 1000, "n_layer": 2, "d_model": 512, "tie_embeddings": False}, id="untied"),
     ],
 )
-def test_fresh_loss_is_that_of_a_uniform_guess(changes):
+def test_the_initial_loss_is_that_of_a_uniform_guess(changes):
     model = GPT2(**{**TINY, "block_size": 128, **changes})
     x, y = batch(model.vocab_size, 16, 128)
     with torch.no_grad():
@@ -148,7 +148,7 @@ def test_fresh_loss_is_that_of_a_uniform_guess(changes):
 
 
 @pytest.mark.slow
-def test_fresh_loss_of_the_124m_model():
+def test_the_initial_loss_of_the_124m_model():
     model = GPT2(**shipped())
     x, y = batch(50_257, 2, 128)
     with torch.no_grad():
@@ -156,13 +156,13 @@ def test_fresh_loss_of_the_124m_model():
     assert loss == pytest.approx(math.log(50_257), abs=0.1)
 
 
-def test_the_124m_model_has_its_size():
+def test_the_124m_model_has_the_published_size():
     with torch.device("meta"):
         model = GPT2(**shipped())
     assert sum(param.numel() for param in model.parameters()) == 124_439_808
 
 
-def test_no_bias_leaves_no_bias():
+def test_without_bias_no_layer_has_one():
     model = GPT2(**{**TINY, "bias": False})
     assert [name for name, _ in model.named_parameters() if name.endswith("bias")] == []
 
@@ -196,7 +196,7 @@ def test_gradient_flows_to_every_parameter(changes):
     assert without == []
 
 
-def test_too_long_an_input_names_the_key():
+def test_an_input_that_is_too_long_names_the_key():
     model = GPT2(**TINY)
     assert model(torch.zeros(1, 16, dtype=torch.int64))[0].shape == (1, 16, 61)
     with pytest.raises(ValueError, match=r"17 tokens.*model\.block_size=16"):
@@ -208,7 +208,7 @@ def test_a_bad_head_count_names_the_key():
         GPT2(**{**TINY, "n_head": 5})
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_acts_only_in_training():
     model = randomised(torch.float64, dropout=0.5)
     plain = randomised(torch.float64)
     plain.load_state_dict(model.state_dict())
@@ -221,10 +221,10 @@ def test_dropout_is_for_training_alone():
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_flops_are_those_torch_counts(changes):
+def test_flops_match_the_count_of_torch(changes):
     model = GPT2(**{**TINY, **changes})
     x, y = batch(model.vocab_size, 2, 16)
-    # The fused CPU kernel's products are not counted; the math backend multiplies whole matrices, no causal half off.
+    # torch does not count products of the fused CPU kernel. The math backend also multiplies the masked half.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x, y)[1].backward()
     assert counter.get_total_flops() == model.flops_per_token(16) * x.numel()

@@ -1,4 +1,4 @@
-"""Llama against transformers' in float64; the production model's sizes and fresh loss; causality; FLOPs."""
+"""Llama matches transformers in float64, and has the right sizes, initial loss, causality and FLOPs."""
 
 import copy
 import math
@@ -48,7 +48,7 @@ def production() -> dict[str, Any]:
 
 
 def randomised(dtype: torch.dtype, **changes: Any) -> Llama:
-    """Norm gains too: at their initial ones, swapped names would not show."""
+    """Return a model whose parameters are all random: with the initial norm gains, swapped names stay hidden."""
     model = Llama(**{**TINY, **changes}).to(dtype)
     with torch.no_grad():
         for param in model.parameters():
@@ -57,7 +57,7 @@ def randomised(dtype: torch.dtype, **changes: Any) -> Llama:
 
 
 def in_transformers(model: Llama, **changes: Any) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM  # takes seconds, in a process that may need none of it
+    from transformers import LlamaConfig, LlamaForCausalLM  # takes seconds, and not every test needs it
 
     config = {**TINY, "rope_base": 10000.0, "norm_eps": 1e-5, "tie_embeddings": True, **changes}
     theirs = LlamaForCausalLM(
@@ -102,8 +102,8 @@ def batch(vocab_size: int, rows: int, length: int) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_logits_are_transformers_logits_in_float64(changes, monkeypatch):
-    def unrounded(norm, x):  # the same formula as theirs, which casts to float32 in between
+def test_logits_match_transformers_in_float64(changes, monkeypatch):
+    def unrounded(norm, x):  # the formula of transformers without its cast to float32
         return norm.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon))
 
     from transformers.models.llama.modeling_llama import LlamaRMSNorm
@@ -115,11 +115,11 @@ def test_logits_are_transformers_logits_in_float64(changes, monkeypatch):
         ours, theirs = model(x)[0], in_transformers(model, **changes)(x).logits
     assert ours.dtype == torch.float64
     assert ours.std() > 0.1
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # a million roundings of float64
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)  # a million roundings in float64
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_logits_are_those_of_unchanged_transformers_in_float32(changes):
+def test_logits_match_unchanged_transformers_in_float32(changes):
     model = randomised(torch.float32, **changes)
     exact = copy.deepcopy(model).double()
     x, _ = batch(model.vocab_size, 3, 11)
@@ -138,9 +138,9 @@ def test_loss_is_the_mean_over_targets_that_count():
     chosen = logits.log_softmax(-1)[counted].gather(-1, y[counted].unsqueeze(-1))
     torch.testing.assert_close(loss, -chosen.mean(), rtol=1e-10, atol=0)
     torch.testing.assert_close(loss, F.cross_entropy(logits.flatten(0, 1), y.flatten()), rtol=1e-10, atol=0)
-    labels = torch.cat((x[:, :1], y[:, :-1]), dim=1)  # transformers shifts them itself, and takes logits as float32
+    labels = torch.cat((x[:, :1], y[:, :-1]), dim=1)  # transformers shifts labels itself, and casts logits to float32
     theirs = in_transformers(model)(x, labels=labels).loss
-    # In float32, a rounding for each term of the log-sum-exp and for each target.
+    # float32 rounds each term of the log-sum-exp and each target.
     float32_error = (model.vocab_size + y.numel()) * torch.finfo(torch.float32).eps * logits.abs().max().item()
     torch.testing.assert_close(loss, theirs.double(), rtol=0, atol=float32_error)
 
@@ -155,7 +155,7 @@ def test_loss_is_the_mean_over_targets_that_count():
         pytest.param({"vocab_size": 1000, "n_layer": 2, "d_model": 512, "tie_embeddings": False}, id="untied"),
     ],
 )
-def test_fresh_loss_is_that_of_a_uniform_guess(changes):
+def test_the_initial_loss_is_that_of_a_uniform_guess(changes):
     model = Llama(**{**TINY, "block_size": 128, "d_ff": 4 * changes["d_model"], **changes})
     x, y = batch(model.vocab_size, 16, 128)
     with torch.no_grad():
@@ -164,7 +164,7 @@ def test_fresh_loss_is_that_of_a_uniform_guess(changes):
 
 
 @pytest.mark.slow
-def test_fresh_loss_of_the_production_model():
+def test_the_initial_loss_of_the_production_model():
     model = Llama(**production())
     x, y = batch(32_000, 2, 256)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_fresh_loss_of_the_production_model():
     assert loss == pytest.approx(math.log(32_000), abs=0.1)
 
 
-def test_production_model_has_its_sizes():
+def test_the_production_model_has_the_sizes_of_the_design():
     with torch.device("meta"):
         model = Llama(**production())
     matrices = [param.numel() for param in model.parameters() if param.ndim >= 2]
@@ -191,7 +191,7 @@ def test_residual_branches_and_wide_heads_start_smaller():
     assert std["output.weight"] == pytest.approx(0.35 / math.sqrt(512), rel=0.05)
 
 
-def test_state_dict_holds_parameters_alone():
+def test_the_state_dict_contains_only_parameters():
     model = Llama(**TINY)
     assert model.state_dict().keys() == dict(model.named_parameters()).keys()
 
@@ -236,7 +236,7 @@ def test_gradient_flows_to_every_parameter(changes):
     assert without == []
 
 
-def test_too_long_an_input_names_the_key():
+def test_an_input_that_is_too_long_names_the_key():
     model = Llama(**TINY)
     assert model(torch.zeros(1, 16, dtype=torch.int64))[0].shape == (1, 16, 61)
     with pytest.raises(ValueError, match=r"17 tokens.*model\.block_size=16"):
@@ -257,7 +257,7 @@ def test_bad_head_counts_name_the_key(changes, message):
         Llama(**{**TINY, **changes})
 
 
-def test_dropout_is_for_training_alone():
+def test_dropout_acts_only_in_training():
     model = randomised(torch.float64, dropout=0.5)
     plain = randomised(torch.float64)
     plain.load_state_dict(model.state_dict())
@@ -270,10 +270,10 @@ def test_dropout_is_for_training_alone():
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_flops_are_those_torch_counts(changes):
+def test_flops_match_the_count_of_torch(changes):
     model = Llama(**{**TINY, **changes})
     x, y = batch(model.vocab_size, 2, 16)
-    # The fused CPU kernel's products are not counted; the math backend multiplies whole matrices, no causal half off.
+    # torch does not count products of the fused CPU kernel. The math backend also multiplies the masked half.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(x, y)[1].backward()
     assert counter.get_total_flops() == model.flops_per_token(16) * x.numel()

@@ -1,4 +1,4 @@
-"""A model that is too large is left before it takes memory; any other one passes, and changes nothing."""
+"""A model that is too large is refused before it takes memory; any other model passes without side effects."""
 
 import sys
 from typing import Any
@@ -31,7 +31,7 @@ def stored(model: nn.Module) -> SizeLimit:
         ({"vocab_size": 10**12}, "more than 2 times the [0-9,]+ parameters of the checkpoint"),
         ({"n_layer": 2_000_000, "d_model": 4, "d_ff": 4}, "more than 2 times the 20 tensors of the checkpoint"),
         ({"d_model": 4 * 10**12}, "parameters of the checkpoint"),
-        ({"vocab_size": 10**25}, "tensors beyond all memory"),
+        ({"vocab_size": 10**25}, "tensors that fit into no memory"),
         ({"block_size": 10**10}, "a table of more than 10,000,000 positions"),
     ],
 )
@@ -43,11 +43,11 @@ def test_a_model_far_larger_than_the_checkpoint_is_refused(changes: Any, message
 def test_a_model_beyond_the_memory_is_refused() -> None:
     with pytest.raises(ModelTooLargeError, match=r"takes more than the 1099\.5 GB of this machine"):
         refuse_too_large(lambda: llama(n_layer=40, d_model=200_000, d_ff=200_000), PLENTY)
-    refuse_too_large(lambda: llama(n_layer=20, d_model=20_000, d_ff=20_000), PLENTY)  # 132 GB, which nobody takes
+    refuse_too_large(lambda: llama(n_layer=20, d_model=20_000, d_ff=20_000), PLENTY)  # 132 GB, never allocated
 
 
 class Tied(nn.Module):
-    """Registers a large tensor three times, and holds one."""
+    """Creates several large tensors but keeps only one, which three layers share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Tied(nn.Module):
         self.first.weight = self.embedding.weight
 
 
-def test_tensors_that_others_replace_do_not_count() -> None:
+def test_replaced_tensors_do_not_count() -> None:
     refuse_too_large(Tied, SizeLimit(bytes=13_000_000, tensors=2, elements=2_000_000))
 
 
@@ -72,7 +72,7 @@ class LooksAtItsWeights(nn.Module):
 @pytest.mark.parametrize(
     "build", [llama, Tied, LooksAtItsWeights, lambda: GPT2(61, 16, 2, 2, 32), lambda: llama(n_head=3)]
 )
-def test_what_fits_passes_and_draws_no_random_number(build: Any) -> None:
+def test_a_model_that_fits_passes_and_draws_no_random_number(build: Any) -> None:
     before, modules = torch.random.get_rng_state(), set(sys.modules)
     refuse_too_large(build, PLENTY)
     assert torch.equal(torch.random.get_rng_state(), before)

@@ -1,4 +1,4 @@
-"""AdamW against the paper's algorithm in float64."""
+"""AdamW matches the paper's algorithm in float64."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from lmtrain.optimizer.adamw import adamw
 HYPER = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
 
 
-def test_twenty_steps_are_algorithm_2_of_the_paper():
+def test_twenty_steps_match_algorithm_2_of_the_paper():
     named = parameters(seed=1)
     optimizer = adamw(named.items(), **HYPER)
     theta = {name: param.detach().numpy().copy() for name, param in named.items()}
@@ -30,7 +30,7 @@ def test_twenty_steps_are_algorithm_2_of_the_paper():
             v[name] = beta2 * v[name] + (1 - beta2) * g**2
             m_hat, v_hat = m[name] / (1 - beta1**t), v[name] / (1 - beta2**t)
             theta[name] = theta[name] - lr * m_hat / (np.sqrt(v_hat) + eps)
-            # Twenty steps are 200 roundings of 1.1e-16; a value near 0 was at most 0.1 before, by 20 rates of 3e-3.
+            # Twenty steps round 200 times by 1.1e-16. Values near 0 were at most 0.1 before: a step moves them by 3e-3.
             np.testing.assert_allclose(named[name].detach().numpy(), theta[name], rtol=1e-12, atol=1e-14)
 
 
@@ -43,7 +43,7 @@ def test_without_a_gradient_only_tensors_of_two_or_more_dimensions_shrink():
     optimizer.step()
     for name, param in named.items():
         factor = 1 - 3e-3 * 0.1 if len(SHAPES[name]) >= 2 else 1.0
-        # Nine roundings of float64; three are needed.
+        # Allows nine roundings in float64; three happen.
         torch.testing.assert_close(param.detach(), before[name] * factor, rtol=1e-15, atol=0)
 
 

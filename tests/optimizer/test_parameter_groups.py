@@ -1,4 +1,4 @@
-"""Which parameters decay, and what is logged of them."""
+"""Parameter groups contain the right parameters, and their sizes are logged."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ from lmtrain.optimizer.adamw import adamw
 from lmtrain.optimizer.parameter_groups import decay_groups
 
 
-def test_a_frozen_parameter_is_left_alone(caplog):
+def test_a_frozen_parameter_is_in_no_group(caplog):
     named = parameters(seed=3)
     named["cube"].requires_grad_(False)
     with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
@@ -22,12 +22,12 @@ def test_a_frozen_parameter_is_left_alone(caplog):
     assert caplog.messages == ["2 tensors decayed (48 params), 3 not decayed (10 params)"]
 
 
-def test_a_model_of_matrices_alone_has_one_group():
+def test_a_model_with_only_matrices_has_one_group():
     named = {name: param for name, param in parameters(seed=4).items() if param.ndim >= 2}
     assert [len(group["params"]) for group in decay_groups(named.items(), weight_decay=0.1)] == [3]
 
 
-def test_the_production_model_logs_what_decays(caplog):
+def test_the_sizes_of_the_production_model_are_logged(caplog):
     folder = Path(__file__).parents[2] / "conf"
     config = OmegaConf.load(folder / "model/llama_50m.yaml")
     config.update(block_size=512)

@@ -1,4 +1,4 @@
-"""Who owns a run, and what is recorded of its surroundings."""
+"""Tests of the ownership of a run directory, and of the recorded environment."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def test_one_owner_at_a_time_and_none_after_a_kill(tmp_path: Path) -> None:
         assert directory.lock.owner().startswith(f"process {os.getpid()} on ")
 
 
-def test_json_is_whole_or_absent(tmp_path: Path) -> None:
+def test_a_json_file_is_complete_or_absent(tmp_path: Path) -> None:
     with RunDirectory(tmp_path) as directory:
         directory.write_json("result.json", {"a": 1})
         with pytest.raises(TypeError):
@@ -48,16 +48,16 @@ def test_json_is_whole_or_absent(tmp_path: Path) -> None:
     assert read_json(tmp_path / "half.json") == {}
 
 
-def test_the_run_id_stays(tmp_path: Path) -> None:
+def test_the_run_id_does_not_change(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     first = directory.run_id()
     assert len(first) == 8
-    assert directory.run_id() != first  # drawn anew until it is recorded
+    assert directory.run_id() != first  # a new id each time until it is recorded
     directory.write_json("environment.json", {"run_id": first})
     assert directory.run_id() == first
 
 
-def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
+def test_the_environment_has_the_commit_and_the_diff_but_no_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -82,11 +82,13 @@ def test_the_environment_has_the_commit_and_the_diff_but_no_secret(
 def test_a_pipe_in_a_run_is_not_waited_for(tmp_path: Path, name: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     os.mkfifo(tmp_path / name)
-    with pytest.raises(ValueError, match=f"{name}: neither a file nor a folder"), RunDirectory(tmp_path):
+    with pytest.raises(ValueError, match=f"{name}: is neither a file nor a folder"), RunDirectory(tmp_path):
         pass
 
 
-def test_of_large_changes_the_names_are_recorded_and_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_changes_are_recorded_with_their_names_and_in_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     secret = "s3cr3t-" * 20
     monkeypatch.setenv("MY_TOKEN", secret)
@@ -97,7 +99,7 @@ def test_of_large_changes_the_names_are_recorded_and_a_part(tmp_path: Path, monk
     for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
     with large.open("wb") as file:
-        file.truncate(200_000_000_000)  # which would take git minutes to read
+        file.truncate(200_000_000_000)  # git would need minutes to read it
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "file").touch()
     (tmp_path / f"{secret}.txt").touch()
@@ -135,7 +137,7 @@ def test_a_link_in_a_run_is_not_written_through(tmp_path: Path, name: str) -> No
     (tmp_path / "mine").write_text("precious")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
-    with pytest.raises(ValueError, match="a link, which lmtrain does not make"), RunDirectory(tmp_path / "run"):
+    with pytest.raises(ValueError, match="a link that lmtrain did not make"), RunDirectory(tmp_path / "run"):
         pass
     assert (tmp_path / "mine").read_text() == "precious"
 
@@ -149,12 +151,12 @@ def test_a_link_that_leads_out_of_a_run_is_refused(tmp_path: Path, name: str) ->
     (tmp_path / "mine").mkdir()
     (tmp_path / "run" / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / "run" / name).symlink_to(tmp_path / "mine")
-    with pytest.raises(ValueError, match=rf"/run/{name}: a link.* in its place, or remove it"):
+    with pytest.raises(ValueError, match=rf"/run/{name}: a link.* a copy of its target, or remove it"):
         RunDirectory(tmp_path / "run").__enter__()
     assert [*(tmp_path / "mine").iterdir()] == []
 
 
-def test_links_that_lmtrain_and_wandb_make_stay_after_a_run_has_moved(tmp_path: Path) -> None:
+def test_links_from_lmtrain_and_wandb_are_accepted_after_a_run_was_moved(tmp_path: Path) -> None:
     first = tmp_path / "first"
     for folder in ("checkpoints", "wandb/logs", "wandb/offline-run-1/logs"):
         (first / folder).mkdir(parents=True)

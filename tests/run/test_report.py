@@ -1,4 +1,4 @@
-"""What a run says of itself: commands that work in its situation, and what is surely not meant."""
+"""Tests of a run's messages: the suggested commands work, and certain mistakes are warned about."""
 
 import re
 import shlex
@@ -14,26 +14,26 @@ from support.user_model import MY_MODEL
 from lmtrain.files.metrics import read_metrics
 from lmtrain.run.report import extension_command
 
-MIN_LR = 6e-5  # cosine's
+MIN_LR = 6e-5  # the default of the cosine schedule
 
 
 @pytest.mark.parametrize(
     ("scheduler", "stays"),
     [
         ({"max_steps": 20, "min_lr": 1e-4}, " scheduler.max_steps=20"),
-        ({"max_steps": 20, "min_lr": 0.0}, ""),  # there is no rate to go on at
-        ({"warmup_steps": 3}, ""),  # it has no end
-        ({"max_steps": 20, "min_lr": 1e-4, "warmup_steps": 50}, ""),  # the rate still rises there
+        ({"max_steps": 20, "min_lr": 0.0}, ""),  # no final learning rate at which to continue
+        ({"warmup_steps": 3}, ""),  # the schedule has no end
+        ({"max_steps": 20, "min_lr": 1e-4, "warmup_steps": 50}, ""),  # the learning rate still rises at the end
     ],
 )
-def test_a_finished_run_goes_on_at_its_final_rate(scheduler: dict[str, float], stays: str) -> None:
+def test_a_finished_run_continues_at_its_final_learning_rate(scheduler: dict[str, float], stays: str) -> None:
     cfg = OmegaConf.create({"scheduler": scheduler})
     assert isinstance(cfg, DictConfig)
     assert extension_command(cfg, Path("run"), 40) == f"python -m lmtrain resume=run trainer.max_steps=40{stays}"
 
 
 @pytest.mark.slow
-def test_a_schedule_that_is_stretched_is_warned_of_and_the_suggested_command_is_not(
+def test_stretching_the_schedule_is_warned_about_and_the_suggested_command_avoids_it(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     done = cli(*TINY, f"data.path={token_folder}", "hydra.run.dir=run")
@@ -43,20 +43,20 @@ def test_a_schedule_that_is_stretched_is_warned_of_and_the_suggested_command_is_
     shutil.copytree(tmp_path / "run", tmp_path / "other")
 
     stretched = cli("resume=other", "trainer.max_steps=24")
-    (warning,) = [line for line in stretched.stdout.splitlines() if "goes up again" in line]
+    (warning,) = [line for line in stretched.stdout.splitlines() if "rises again" in line]
     rate = read_metrics(tmp_path / "other" / "metrics.jsonl")[12]["lr"]
     assert rate > 4 * MIN_LR
-    assert f"at step 12 to {rate:.3g}, as its schedule ends later now" in warning
-    assert warning.endswith("; scheduler.max_steps=12 keeps the schedule as it was")
+    assert f"at step 12 to {rate:.3g}, because its schedule now ends later" in warning
+    assert warning.endswith("; scheduler.max_steps=12 keeps the old schedule")
 
     gone_on = cli(*suggested.split())
-    assert "goes up again" not in gone_on.stdout
+    assert "rises again" not in gone_on.stdout
     assert "the schedule ends before the run" not in gone_on.stdout
     assert {line["lr"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl")[12:]} == {MIN_LR}
 
 
 @pytest.mark.slow
-def test_training_says_what_is_surely_not_meant(token_folder: Path, cli: Cli) -> None:
+def test_training_warns_about_certain_mistakes(token_folder: Path, cli: Cli) -> None:
     many = ["trainer.max_steps=110", "scheduler.warmup_steps=80", "data.batch_size=32", "trainer.eval_interval=1000"]
     common = [*TINY, f"data.path={token_folder}", *many, "trainer.checkpoint_interval=1000", "trainer.log_interval=50"]
     said = cli(*common).stdout
@@ -66,7 +66,7 @@ def test_training_says_what_is_surely_not_meant(token_folder: Path, cli: Cli) ->
 
 
 @pytest.mark.slow
-def test_suggested_commands_trust_what_only_the_command_line_names(
+def test_suggested_commands_trust_code_named_only_on_the_command_line(
     cli: Cli, tmp_path: Path, token_folder: Path
 ) -> None:
     (tmp_path / "mymodels.py").write_text(MY_MODEL)

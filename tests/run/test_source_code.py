@@ -1,4 +1,4 @@
-"""The code of a user's own that a run is made of: what is covered, and that a resume names what has changed."""
+"""Tests of hashing a user's own code: which files are covered, and that a resume names those that have changed."""
 
 import json
 from importlib.metadata import version
@@ -21,7 +21,7 @@ CONFIG = {
 FILES = {
     "net/__init__.py": "",
     "net/model.py": "import json\nimport torch.nn\nfrom . import blocks\nfrom .deep.layers import Layer\n",
-    "net/blocks.py": "from ..outside import x\n",  # beyond the package: it can't be imported
+    "net/blocks.py": "from ..outside import x\n",  # outside the package, so it can't be imported
     "net/deep/__init__.py": "from net.unused_name import nothing\n",
     "net/deep/layers.py": "def later():\n    import helper\n",
     "net/unused.py": "",
@@ -40,7 +40,7 @@ def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_target_is_its_module_the_packages_around_it_and_all_that_they_import(code: Path) -> None:
+def test_a_target_depends_on_its_module_its_packages_and_everything_they_import(code: Path) -> None:
     found = source_hashes(CONFIG)
     net = ["net", "net.blocks", "net.deep", "net.deep.layers", "net.model"]
     assert {key: [*hashes] for key, hashes in found.items()} == {
@@ -52,14 +52,14 @@ def test_a_target_is_its_module_the_packages_around_it_and_all_that_they_import(
     }
 
 
-def test_of_too_many_modules_the_nearest_are_covered(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_nearest_of_too_many_modules_are_covered(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_code, "MAX_MODULES", 4)
     found = source_hashes(CONFIG)
     assert [*found["model._target_"]] == ["net", "net.blocks", "net.deep", "net.model"]
     assert [*found["model.parts.0._target_"]] == ["helper", "net", "net.model", "other"]
 
 
-def test_only_what_was_there_both_times_and_differs_has_changed(code: Path) -> None:
+def test_only_files_that_existed_both_times_and_differ_have_changed(code: Path) -> None:
     before = source_hashes(CONFIG)
     (code / "net" / "unused.py").write_text("a = 1")
     (code / "net" / "model.py").write_text("from . import blocks, new\n")
@@ -81,7 +81,7 @@ def test_the_hash_of_lmtrain_changes_with_any_of_its_files(code: Path, monkeypat
     assert len(seen) == 3
 
 
-def test_the_environment_has_the_code_and_the_versions_of_the_packages_that_targets_are_from(code: Path) -> None:
+def test_the_environment_has_the_code_and_the_package_versions_of_targets(code: Path) -> None:
     config = {**CONFIG, "logger": {"mine": {"_target_": "rich.table.Table"}}}
     recorded = describe_environment("x", "cpu", config)
     assert recorded["code"] == source_hashes(CONFIG)
@@ -91,7 +91,9 @@ def test_the_environment_has_the_code_and_the_versions_of_the_packages_that_targ
 
 
 @pytest.mark.slow
-def test_a_resume_with_other_code_is_refused_until_it_is_allowed(token_folder: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_resume_with_changed_code_is_refused_until_it_is_allowed(
+    token_folder: Path, tmp_path: Path, cli: Cli
+) -> None:
     write_my_model(tmp_path)
     model = tmp_path / "mymodels.py"
     model.write_text(f"import scales\n{model.read_text()}")
@@ -104,8 +106,8 @@ def test_a_resume_with_other_code_is_refused_until_it_is_allowed(token_folder: P
     done = cli(*more)
     assert done.returncode == 2
     assert (
-        "resume=out: would change the run (model._target_: scales.py changed since step 2); start a new one for that, "
-        "or allow it: python -m lmtrain resume=out trainer.max_steps=3 'allow_changes=[model._target_]'"
+        "resume=out: would change the run (model._target_: scales.py changed since step 2); start a new run, "
+        "or allow the change: python -m lmtrain resume=out trainer.max_steps=3 'allow_changes=[model._target_]'"
     ) in done.stderr
     done = cli(*more, "allow_changes=[model]")
     assert done.returncode == 0, done.stderr

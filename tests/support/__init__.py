@@ -1,1 +1,1 @@
-"""What the tests share: small token files and models, processes, servers, a browser."""
+"""Helpers that the tests share: small token files and models, processes, servers, a browser."""

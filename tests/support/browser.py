@@ -1,4 +1,4 @@
-"""Debian's chromium, headless, as the tests of the page drive it."""
+"""Controls a headless chromium for the tests of the comparison page."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ FLAGS = (
 
 
 def start(profile: Path) -> webdriver.Chrome:
-    """A browser with a profile of its own; skips the test where there is none."""
+    """Start a browser with this profile folder; skip the test if no browser is installed."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no chromium or chromedriver here: apt-get install chromium chromium-driver")
@@ -25,13 +25,13 @@ def start(profile: Path) -> webdriver.Chrome:
     for flag in [*FLAGS.split(), f"--user-data-dir={profile}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    browser = webdriver.Chrome(options=options, service=Service(driver))  # named, so that selenium downloads none
+    browser = webdriver.Chrome(options=options, service=Service(driver))  # given, so that selenium downloads nothing
     browser.set_script_timeout(60)
     return browser
 
 
 class Page:
-    """The page in the browser, and what plotly says that it drew."""
+    """Controls the page in the browser, and reads from plotly what it has drawn."""
 
     def __init__(self, browser: webdriver.Chrome, file: Path) -> None:
         self.browser = browser
@@ -44,7 +44,7 @@ class Page:
         return self.browser.execute_script(script, *arguments)
 
     def settle(self) -> None:
-        """Waits for the drawing that a change asked for."""
+        """Wait until the page is drawn after a change."""
         self.browser.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
 
     def choose(self, control: str, value: str | int) -> None:
@@ -61,7 +61,7 @@ class Page:
         self.settle()
 
     def curves(self) -> dict[str, dict[str, Any]]:
-        """What is drawn, by name: `run0`, `group0`, `band0`, `faint0`."""
+        """Return the drawn traces by name: `run0`, `group0`, `band0`, `faint0`."""
         drawn = self.run(
             "return document.getElementById('curves').data.map(({name, x, y, meta, line}) => "
             "({name, x: Array.from(x), y: Array.from(y), text: meta, line}))"
@@ -83,13 +83,13 @@ class Page:
         return [str(line["message"]) for line in self.browser.get_log("browser")]
 
     def requests(self) -> list[str]:
-        """The URLs of all that was asked for since the page was opened, but for what the browser has in itself."""
+        """Return the URLs requested since the page was opened, without those inside the browser."""
         events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
         urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("data:", "chrome:"))]
 
     def reset(self) -> None:
-        """All controls as they were at first; loading the page anew would take longer."""
+        """Reset all controls, which is faster than loading the page again."""
         self.run(
             "for (const id of ['metric', 'x', 'color', 'seeds']) document.getElementById(id).selectedIndex = 0;"
             "for (const id of ['logx', 'logy', 'whole']) document.getElementById(id).checked = false;"

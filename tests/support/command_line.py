@@ -1,4 +1,4 @@
-"""The command line, run as a user would run it, and processes that go on in the background."""
+"""Runs the command line as a user would, in the foreground or in the background."""
 
 import contextlib
 import json
@@ -12,11 +12,11 @@ from pathlib import Path
 
 from lmtrain.files.metrics import read_metrics
 
-UTF8 = {"PYTHONIOENCODING": "utf-8"}  # what a command prints is compared, with marks that not every locale has
+UTF8 = {"PYTHONIOENCODING": "utf-8"}  # tests compare output with characters that not every locale has
 
 
 class Started:
-    """A command that goes on in the background, as `subprocess.Popen` would show it; its output is in files."""
+    """A command that runs in the background, with an interface like `subprocess.Popen`. Its output goes to files."""
 
     def __init__(self, arguments: tuple[str, ...], pid: int, folder: Path) -> None:
         self.arguments, self.pid, self.folder = arguments, pid, folder
@@ -35,7 +35,7 @@ class Started:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has just ended
+            with contextlib.suppress(ProcessLookupError):  # the process has just ended
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -43,7 +43,7 @@ class Started:
         self.wait()
 
     def end(self) -> None:
-        """Kills it, if it still runs, with all that it has started and that has not left its process group."""
+        """Kill the command and the processes that it started, as far as they are in its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.wait()
@@ -58,10 +58,10 @@ class Started:
 
 
 class Cli:
-    """Runs `python -m lmtrain …` in a folder, as a user would, without the environment's own W&B settings.
+    """Runs `python -m lmtrain …` in a folder, as a user would, but without W&B settings from the environment.
 
-    The process is a fork of one that has imported torch; with a PYTHONPATH it is an interpreter of its own, which only
-    a call can have.
+    The command runs in a fork of a process that has already imported torch. A call with a PYTHONPATH starts a new
+    interpreter instead; `start` does not support that.
     """
 
     def __init__(self, server: "Callable[[], subprocess.Popen[str]]", folder: Path, output: Callable[[], Path]) -> None:
@@ -87,20 +87,20 @@ class Cli:
         return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
 
     def start(self, *arguments: str, folder: Path | None = None, **environment: str) -> Started:
-        """In the background; what still runs when the test ends is killed then."""
+        """Start a command in the background. It is killed at the end of the test if it still runs."""
         assert "PYTHONPATH" not in environment
         output, server = self.output(), self.server()
         files = {name: str(output / name) for name in ("stdout", "stderr", "code")}
         for name in ("stdout", "stderr"):
             (output / name).touch()
         variables = clean_environment() | environment
-        asked = {"arguments": arguments, "folder": str(folder or self.folder), "environment": variables, **files}
+        request = {"arguments": arguments, "folder": str(folder or self.folder), "environment": variables, **files}
         assert server.stdin is not None
         assert server.stdout is not None
-        server.stdin.write(f"{json.dumps(asked)}\n")
+        server.stdin.write(f"{json.dumps(request)}\n")
         server.stdin.flush()
         pid = server.stdout.readline()
-        assert pid, "the server of forks has ended"
+        assert pid, "the fork server has ended"
         self.started.append(Started(arguments, int(pid), output))
         return self.started[-1]
 
@@ -122,11 +122,11 @@ def wait_for_step(run: Path, step: int, timeout_s: float = 60) -> None:
         ):
             return
         time.sleep(0.01)
-    raise AssertionError(f"{run} did not get to step {step}")
+    raise AssertionError(f"{run} did not reach step {step}")
 
 
 def wait_for_line(words: str, process: Started, timeout_s: float = 60) -> str:
-    """Return the first line with these words on the standard output of a process, once it is there."""
+    """Wait for a line with these words on the standard output of a process, and return it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         ended, lines = process.poll() is not None, process.stdout.splitlines()
@@ -134,4 +134,4 @@ def wait_for_line(words: str, process: Started, timeout_s: float = 60) -> str:
             return found[0]
         assert not ended, process.stdout + process.stderr
         time.sleep(0.01)
-    raise AssertionError(f"it did not say {words!r}")
+    raise AssertionError(f"the process did not print {words!r}")

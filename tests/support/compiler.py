@@ -1,4 +1,4 @@
-"""Whether torch can compile a model here."""
+"""A mark that skips tests if torch can't compile a model on this machine."""
 
 import shutil
 import sysconfig

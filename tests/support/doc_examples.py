@@ -5,7 +5,8 @@ What a page contains, by the language of the code block:
 - `console`: commands, each after `$ `, with their output below. A command must succeed, or end with exit code 2 where
   the page shows a `config error:`. Shown output must be what the command prints. Numbers, and the times in the names
   of runs, may differ; `…` stands for anything, also for any number of lines. Output that is not shown is not compared.
-  `pip`, `git` and `cd` are not run.
+  `pip`, `git` and `cd` are not run. Where the page shows `^C`, the command gets Ctrl-C after the line above it, and
+  must end with exit code 130.
 - `python`: code that runs in this process, all blocks of a page in one namespace; `>>>` examples are doctests.
 - `python`, `yaml`, `text` and others whose first line is a comment with a file name (`# conf/model/bigram.yaml`):
   a file, written without that line.
@@ -15,13 +16,16 @@ The names of runs (`20261126-101500-1a2b`) on a page are examples. Where a comma
 to the run that the command really made, and later commands of the page use that run.
 """
 
+import os
 import re
 import shlex
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
 from pathlib import Path
+from threading import Timer
 
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser
@@ -33,6 +37,7 @@ DURATION = re.compile(r"#(?:\.#)?\s?(?:ms|[dhms])(?:#[hms])*\b")
 NOT_RUN = ("pip", "git", "cd")
 LANGUAGES_OF_FILES = ("yaml", "text", "json", "toml")
 SECONDS = 600  # no command of a page takes longer
+CTRL_C = "^C"  # as a terminal shows it
 
 
 @dataclass
@@ -41,6 +46,13 @@ class Command:
 
     line: str
     shown: list[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that the page lets a reader expect."""
+        if CTRL_C in self.shown:
+            return 130
+        return 2 if any(line.startswith("config error:") for line in self.shown) else 0
 
 
 @dataclass
@@ -102,19 +114,8 @@ class Page:
                 after += [f"$ {command.line}", *command.shown]
                 continue
             before = self._run_names()
-            done = subprocess.run(
-                ["bash", "-c", self._with_real_names(command.line)],
-                cwd=self.folder,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                timeout=SECONDS,
-                check=False,
-            )
-            expected = 2 if any(line.startswith("config error:") for line in command.shown) else 0
-            assert done.returncode == expected, f"{place}\nexit code {done.returncode}\n{done.stdout}"
+            exit_code, printed = self._run(command)
+            assert exit_code == command.exit_code, f"{place}\nexit code {exit_code}\n{printed}"
             made = sorted(self._run_names() - before)
             fresh = [
                 name
@@ -122,14 +123,33 @@ class Page:
                 if name not in self.names and name not in self.names.values()
             ]
             self.names |= dict(zip(fresh, made, strict=False))
-            output = done.stdout.rstrip().splitlines()
+            output = printed.rstrip().splitlines()
             if command.shown and not same_output(command.shown, output):
-                assert self.renew, f"{place}\nshown:\n" + "\n".join(command.shown) + f"\nprinted:\n{done.stdout}"
+                assert self.renew, f"{place}\nshown:\n" + "\n".join(command.shown) + f"\nprinted:\n{printed}"
                 command.shown = output
             after += [f"$ {command.line}", *command.shown]
         before_text = example.parsed.rstrip("\n")
         if self.renew and "\n".join(after) != before_text:
             self.renewed.append((before_text, "\n".join(after)))
+
+    def _run(self, command: Command) -> tuple[int, str]:
+        """Run a command; return its exit code and what it printed."""
+        with subprocess.Popen(
+            ["bash", "-c", self._with_real_names(command.line)],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            start_new_session=True,
+        ) as process:
+            watchdog = Timer(SECONDS, os.killpg, (process.pid, signal.SIGKILL))
+            watchdog.start()
+            try:
+                return _interrupted(process, command) if CTRL_C in command.shown else _finished(process)
+            finally:
+                watchdog.cancel()
 
     def _run_names(self) -> set[str]:
         return {found[0] for path in self.folder.glob("outputs/*/*") if (found := RUN_NAME.search(path.name))}
@@ -138,6 +158,24 @@ class Page:
         for shown, real in self.names.items():
             line = line.replace(shown, real)
         return line
+
+
+def _finished(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    printed, _ = process.communicate()
+    return process.returncode, printed
+
+
+def _interrupted(process: "subprocess.Popen[str]", command: Command) -> tuple[int, str]:
+    """Press Ctrl-C after the line that the page shows above `^C`."""
+    last = command.shown[command.shown.index(CTRL_C) - 1]
+    assert process.stdout is not None
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if CTRL_C not in printed and same_output([last], [line]):
+            os.killpg(process.pid, signal.SIGINT)
+            printed += f"{CTRL_C}\n"
+    return process.wait(), printed
 
 
 def commands(block: str) -> list[Command]:
@@ -169,8 +207,10 @@ def same_output(shown: list[str], printed: list[str]) -> bool:
 
 
 def without_numbers(line: str) -> str:
-    """Return the line with `#` for each number, run name and time, and for `–`, which stands for no number."""
-    line = NUMBER.sub("#", RUN_NAME.sub("#", line))
-    line = re.sub(r"(?<!\S)–(?!\S)", "#", line)
+    """Return the line with `#` for each number, run name and time, and single spaces and rules.
+
+    A dash where a table has no value counts as a number: whether there is one can depend on the time that a run takes.
+    """
+    line = NUMBER.sub("#", RUN_NAME.sub("#", re.sub(r"(?<=\s)–(?=\s|$)", "0", line)))
     line = DURATION.sub("#", re.sub(r"(?<=#)[kMGT]?(?:B|%)?(?=\W|$)", "", line))
     return re.sub(r"([─━-])\1+", r"\1", re.sub(r"\s+", " ", line)).strip()

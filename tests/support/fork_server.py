@@ -1,7 +1,7 @@
-"""Runs `python -m lmtrain …` in forks of a process that has imported torch already, which saves seconds a command.
+"""Runs `python -m lmtrain …` in forks of a process that has already imported torch, which saves seconds per command.
 
-Each line of the standard input is a request: arguments, folder, environment, the files that the output goes to, and
-the file that will hold the exit code when there is one. The process's number is the answer, a line.
+Each line of the standard input is a request: arguments, folder, environment, the files for the output, and the file for
+the exit code. The answer is a line with the process id.
 """
 
 import contextlib
@@ -19,13 +19,13 @@ from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests, which end what they have started
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is meant for the tests, which end their commands
     for slow in (*SLOW_IMPORTS, "lmtrain.sweep.task"):
         importlib.import_module(slow)
-    set_up_hydra()  # Hydra's search for plugins takes longer than what most commands do
+    set_up_hydra()  # Hydra's search for plugins takes longer than most commands
     gc.freeze()
     for line in sys.stdin:
-        with contextlib.suppress(ChildProcessError):  # none is left
+        with contextlib.suppress(ChildProcessError):  # there are no children
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
         if not os.fork():
@@ -33,16 +33,16 @@ def main() -> None:
 
 
 def watch(request: dict[str, Any]) -> NoReturn:
-    """The parent of one command, as its exit code is told to nobody else."""
+    """Run one command in a child process, and write its exit code, which only its parent can read."""
     child = os.fork()
     if not child:
         run(request)
-    with contextlib.suppress(OSError):  # the child does so too: whichever comes first
+    with contextlib.suppress(OSError):  # the child does the same, and may have been first
         os.setpgid(child, child)
     os.write(1, f"{child}\n".encode())
-    silence = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1):  # are the server's
-        os.dup2(silence, descriptor)
+    devnull = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1):  # these belong to the server
+        os.dup2(devnull, descriptor)
     _, status = os.waitpid(child, 0)
     code = Path(request["code"])
     code.with_suffix(".new").write_text(str(os.waitstatus_to_exitcode(status)))

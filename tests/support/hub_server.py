@@ -1,4 +1,4 @@
-"""A Hugging Face hub of one dataset on loopback: as much of it as the real client asks for while it streams."""
+"""A Hugging Face Hub on loopback with one dataset, for the requests that the real client makes while it streams."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Commits of files; `main` is the last one. `HF_ENDPOINT` is to be its `url`."""
+    """Serves commits of files, of which `main` is the last. Set `HF_ENDPOINT` to its `url`."""
 
     def __init__(self, dataset: str) -> None:
         self.dataset, self.main = dataset, ""
@@ -40,7 +40,7 @@ class Hub:
         return self.main
 
     def stop(self) -> None:
-        """From now on, also connections that are open are not answered."""
+        """Stop answering, also on open connections."""
         self.stopped = True
         self.server.shutdown()
         self.server.server_close()
@@ -90,7 +90,7 @@ class Hub:
 
 
 def _listing(files: dict[str, bytes], folder: str) -> list[dict[str, Any]]:
-    """What is directly in a folder."""
+    """Return the entries that are directly in a folder."""
     listed: dict[str, dict[str, Any]] = {}
     for name, data in files.items():
         if not folder or name.startswith(f"{folder}/"):

@@ -1,4 +1,4 @@
-"""A GPT with nanoGPT's names and a training loop with its checkpoint, to import from and to compare with."""
+"""A GPT with nanoGPT's names, and a training that writes nanoGPT's checkpoint, to import and to compare with."""
 
 import math
 from pathlib import Path
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-VOCAB_SIZE = 64  # of 61 ids, padded
+VOCAB_SIZE = 64  # 61 ids, padded
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 16, "vocab_size": VOCAB_SIZE}
 CONFIG = {
     "out_dir": "out",
     "device": "cpu",
-    "dtype": "float16",  # which nanoGPT does not follow on a CPU
+    "dtype": "float16",  # nanoGPT ignores it on a CPU
     "compile": True,
     "batch_size": 4,
     "block_size": 16,
@@ -77,7 +77,7 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(n_embd, vocab_size, bias=False)
         self.transformer["wte"].weight = self.lm_head.weight
         for param in self.parameters():
-            nn.init.normal_(param, std=0.3)  # biases and gains, too, so that mixing two of them up is seen
+            nn.init.normal_(param, std=0.3)  # biases and gains, too, so that a test notices if two are swapped
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.transformer["wte"](tokens) + self.transformer["wpe"](torch.arange(tokens.shape[1]))
@@ -87,7 +87,7 @@ class GPT(nn.Module):
 
 
 class Training:
-    """nanoGPT's state: model, AdamW in two groups, iterations done."""
+    """Trains as nanoGPT does: a model, AdamW with two groups, and a count of iterations."""
 
     def __init__(self, *, bias: bool, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -122,7 +122,7 @@ class Training:
         self.iter_num += 1
 
     def train(self, steps: int, seed: int = 1) -> "Training":
-        """On random ids in steps of two micro-batches, a different one each."""
+        """Train on random ids, with two different micro-batches per step."""
         generator = np.random.default_rng(seed)
         for _ in range(steps):
             ids = torch.from_numpy(generator.integers(0, 61, (2, 4, 17)))
@@ -130,7 +130,7 @@ class Training:
         return self
 
     def double(self) -> "Training":
-        """The same in float64, moments as well."""
+        """Convert the weights and moments to float64."""
         self.model.double()
         for state in self.optimizer.state.values():
             state.update({key: state[key].double() for key in ("exp_avg", "exp_avg_sq")})
@@ -142,7 +142,7 @@ class Training:
             "optimizer": self.optimizer.state_dict(),
             "model_args": dict(self.model_args),
             "iter_num": self.iter_num,
-            "best_val_loss": torch.tensor(3.25),  # nanoGPT keeps the mean of a tensor
+            "best_val_loss": torch.tensor(3.25),  # a tensor in nanoGPT, too
             "config": dict(CONFIG),
         }
 
@@ -153,7 +153,7 @@ class Training:
 
 
 class Harmful:
-    """Runs code where it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

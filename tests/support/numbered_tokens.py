@@ -1,4 +1,4 @@
-"""Folders of token files whose tokens say where they stand, and loaders of them."""
+"""Writes folders of token files, and loads them. Tests fill them with tokens that tell their own position."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from lmtrain.data.meta import DTYPES, Meta, Split, TokenizerFile, write_meta
 
 
 def write(folder: Path, dtype: str | None = None, **splits: np.ndarray) -> Path:
-    """A folder of token files; without a dtype a bare one, in uint16."""
+    """Write a folder of token files. Without a dtype it has no meta.json, and tokens are uint16."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, tokens in splits.items():
         tokens.astype(DTYPES[dtype or "uint16"]).tofile(folder / f"{split}.bin")

@@ -1,4 +1,4 @@
-"""How far rounding may move a result: found in float64, and so the same on every processor."""
+"""Bounds how far rounding may change a result. The bound is computed in float64, so it is equal on every processor."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ SAMPLES = 4
 
 
 class Perturbed(TorchDispatchMode):
-    """Moves every float64 value that an operator writes by ±`relative` of itself, with a random sign."""
+    """Changes every float64 value that an operator writes by ±`relative` of itself, with a random sign."""
 
     def __init__(self, relative: float, seed: int) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Perturbed(TorchDispatchMode):
         result = func(*args, **kwargs)
         schema = func._schema
         for index, argument in enumerate(schema.arguments):
-            if argument.is_write:  # an operator that works in place
+            if argument.is_write:  # the operator works in place
                 self.move(args[index] if index < len(args) else kwargs.get(argument.name))
-        if not any(returned.alias_info for returned in schema.returns):  # a view would be moved a second time
+        if not any(returned.alias_info for returned in schema.returns):  # a view would be changed a second time
             self.move(result)
         return result
 
@@ -45,13 +45,15 @@ class Perturbed(TorchDispatchMode):
 def rounding_error(compute: Callable[[], Sequence[Tensor]], terms: int, unit: float) -> list[float]:
     """Bound the error of each result of `compute` in a format whose unit roundoff is `unit`.
 
-    `compute` computes in float64. `terms` is the length of its longest sum; in a format whose products are added up in
-    float32 it is 2, for the roundings of the two factors. A sum of n products is the exact sum of factors that are off
-    by at most n · u, whatever the order of the additions (Higham, "Accuracy and Stability of Numerical Algorithms",
-    section 3.1). So every value is moved by n · u, and the largest change among `SAMPLES` random choices of the signs
-    is the bound. Real errors are about a hundredth of it: those of a sum grow with √n, those of most operations are u.
+    `compute` computes in float64. `terms` is the length of its longest sum. For a format whose products are added in
+    float32 it is 2, for the roundings of the two factors.
+
+    A rounded sum of n products equals the exact sum for factors that differ by at most n · u, in any order of the
+    additions (Higham, "Accuracy and Stability of Numerical Algorithms", section 3.1). Therefore every value is changed
+    by n · u, and the bound is the largest change of the result among `SAMPLES` random choices of the signs. Real errors
+    are about a hundredth of it: the error of a sum grows with √n, and the error of most operations is u.
     """
-    scale = max(1.0, FLOAT32 / unit)  # what float64 could not resolve is found at float32's size; it is linear
+    scale = max(1.0, FLOAT32 / unit)  # errors are linear, so small ones are measured at float32's size and scaled down
     exact = [tensor.detach().clone() for tensor in compute()]
     errors = [0.0] * len(exact)
     for seed in range(SAMPLES):

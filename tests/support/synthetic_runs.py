@@ -1,7 +1,7 @@
-"""Run folders as lmtrain leaves them, by the thousand and without training.
+"""Writes run folders like those of lmtrain, without training, even by the thousand.
 
-`python tests/support/synthetic_runs.py FOLDER 1000` writes a thousand of them and says how long `compare` takes to
-read them.
+`python tests/support/synthetic_runs.py FOLDER 1000` writes a thousand runs and prints how long `compare` takes to read
+them.
 """
 
 import copy
@@ -23,7 +23,7 @@ PARAMETERS = 1_000_000
 
 @cache
 def base_config() -> dict[str, Any]:
-    """The quickstart's, resolved as a run writes it."""
+    """Return the config of the quickstart, resolved as a run writes it."""
     from omegaconf import OmegaConf
 
     from lmtrain.config.compose import compose
@@ -46,9 +46,9 @@ def write_run(
     speed: float = 1.0,
     environment: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run whose validation loss falls as a power of the step and ends at `final_loss` after `steps`.
+    """Write a run whose validation loss falls as a power of the step, to `final_loss` after `steps`.
 
-    `changes` are config values by dotted key; `status` None leaves a run that has no `result.json`.
+    `changes` are config values by dotted key. With `status` None the run has no `result.json`.
     """
     config = copy.deepcopy(base_config())
     for key, value in {"trainer.max_steps": steps, **(changes or {})}.items():
@@ -110,7 +110,7 @@ def write_run(
 
 
 def write_sweep(folder: Path, count: int, *, seeds: int = 5, **options: Any) -> Path:
-    """`count` runs, as the jobs of a sweep over learning rate, batch size and seed; the loss has its best at 1e-2."""
+    """Write `count` runs as jobs of a sweep over learning rate, batch size and seed, with the best loss near 1e-2."""
     generator = np.random.default_rng(0)
     for job in range(count):
         setting, seed = divmod(job, seeds)

@@ -1,4 +1,4 @@
-"""A trainer so small that a step takes milliseconds, and what two of its runs are compared by."""
+"""A trainer so small that a step takes milliseconds, and helpers that compare two of its runs."""
 
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ def weights(trainer: Trainer) -> list[Tensor]:
 
 
 def timeless_metrics(run: Path) -> list[dict[str, float]]:
-    """What was logged, without what a clock or the machine says."""
+    """Return the logged metrics without those that depend on time or the machine."""
     return [
         {key: value for key, value in line.items() if key not in MEASURED}
         for line in read_metrics(run / "metrics.jsonl")
@@ -113,7 +113,7 @@ def assert_same_bits(one: list[Tensor], other: list[Tensor]) -> None:
 
 
 class Prodigal(torch.optim.SGD):
-    """Keeps a number in its parameter groups that the steps change, as Prodigy and schedule-free optimizers do."""
+    """Changes values in its parameter groups in every step, as Prodigy and schedule-free optimizers do."""
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:

@@ -1,4 +1,4 @@
-"""Text of all kinds, and tokenizers of all kinds that are trained on it."""
+"""Samples of all kinds of text, and all kinds of tokenizers trained on them."""
 
 import json
 import sysconfig
@@ -28,7 +28,7 @@ SAMPLES = [
     CODE[:20_000],
 ]
 
-# Any text, and texts of what patterns tell apart.
+# Parts of text that the patterns of tokenizers distinguish.
 PARTS = (
     [
         "a",
@@ -59,7 +59,7 @@ TEXTS = st.text() | st.lists(st.sampled_from([*PARTS[0], *PARTS[1]]), max_size=3
 
 
 class Texts:
-    """A corpus of texts that are in memory."""
+    """A corpus of texts in memory."""
 
     def __init__(self, *texts: str) -> None:
         self.all = texts
@@ -72,10 +72,10 @@ class Texts:
 
 
 class NoText:
-    """The corpus of tokenizers that are made elsewhere."""
+    """A corpus for tokenizers that must not read it."""
 
     def texts(self) -> Iterator[str]:
-        pytest.fail("read the corpus")
+        pytest.fail("the corpus was read")
 
     train_sample = texts  # type: ignore[assignment]
 
@@ -95,12 +95,12 @@ from tiktoken_ext import openai_public as public
 def pattern(name):
     if name == "gpt2":
         return public.r50k_pat_str
-    with mock.patch.object(public, "load_tiktoken_bpe", lambda *_, **__: {}):  # what would be fetched
+    with mock.patch.object(public, "load_tiktoken_bpe", lambda *_, **__: {}):  # would be downloaded
         return public.ENCODING_CONSTRUCTORS[name]()["pat_str"]
 
 def tiny(name):
     ranks = load_tiktoken_bpe(str(Path(__file__).with_name(f"{name}.tiktoken")))
-    end = len(ranks) + 1  # a gap before it and another one after it, as in cl100k_base
+    end = len(ranks) + 1  # with a gap before and after it, as in cl100k_base
     special = {"<|endoftext|>": end, "<|endofprompt|>": end + 19}
     return {"name": f"tiny_{name}", "pat_str": pattern(name), "mergeable_ranks": ranks, "special_tokens": special}
 
@@ -117,7 +117,7 @@ ENCODING_CONSTRUCTORS |= {"tiny_offline": offline, "tiny_untranslatable": untran
 
 @cache
 def ranks_of(pattern: str) -> dict[bytes, int]:
-    """Ranks as tiktoken has them, the bytes in another order than by value."""
+    """Return ranks like those of tiktoken, where single bytes are not in the order of their values."""
     split = pre_tokenizers.Split(Regex(pattern.replace("{1,3}+", "{1,3}")), "isolated")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
@@ -128,7 +128,7 @@ def ranks_of(pattern: str) -> dict[bytes, int]:
 
 
 def sentencepiece_like(path: Path, **settings: Any) -> Path:
-    """A folder as Llama 2 has it: a BOS template, truncation, padding and eos_token `</s>`."""
+    """Write a tokenizer folder like Llama 2's: a BOS template, truncation, padding and eos_token `</s>`."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     trainer = trainers.BpeTrainer(
@@ -144,7 +144,7 @@ def sentencepiece_like(path: Path, **settings: Any) -> Path:
     tokenizer.enable_truncation(10)
     tokenizer.enable_padding(length=12)
     fields = json.loads(tokenizer.to_str())
-    fields["added_tokens"] = fields["added_tokens"][:3]  # bytes are no special tokens
+    fields["added_tokens"] = fields["added_tokens"][:3]  # single bytes are not special tokens
     path.mkdir()
     (path / TOKENIZER_FILE).write_text(json.dumps(fields))
     if settings:
@@ -156,7 +156,7 @@ FITTED: dict[str, tuple[CorpusTokenizer, StoredTokenizer]] = {}
 
 
 def fitted(name: str) -> tuple[CorpusTokenizer, StoredTokenizer]:
-    """Made once, as Hypothesis calls tests many times."""
+    """Return a tokenizer, fitted only once because Hypothesis calls tests many times."""
     if name not in FITTED:
         kinds: dict[str, Any] = {"bytes": Bytes, "bpe": lambda: BPE(1500)}
         kind = kinds[name]() if name in kinds else TikToken(name)

@@ -9,7 +9,7 @@ from lmtrain.files.durable import sha256_of
 
 VOCAB_SIZE = 61
 
-# A model and a run so small that a step takes milliseconds; everything else as shipped.
+# A model and a run so small that a step takes milliseconds. All other settings are the shipped ones.
 TINY = [
     "data=tokens",
     "model=llama_1m",
@@ -33,7 +33,7 @@ TINY = [
 
 
 def write_tokens(folder: Path, train: int = 4000, val: int = 700, dtype: str = "uint16") -> Path:
-    """Token files whose next token depends on the last one, so that there is something to learn."""
+    """Write token files in which the next token depends on the last one, so that a model can learn something."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     splits = {}
@@ -70,7 +70,7 @@ class Fails(Llama):
 
 
 def write_failing_model(folder: Path, error: str, *, calls: int = 9, condition: str = "True") -> str:
-    """A model in `mine.py`, chosen by `model=fails`, that raises after some calls; its source."""
+    """Write a model into `mine.py`, chosen by `model=fails`, that raises after some calls; return its source."""
     source = FAILING_MODEL.format(calls=calls, condition=condition, error=error)
     (folder / "mine.py").write_text(source)
     (folder / "conf" / "model").mkdir(parents=True)

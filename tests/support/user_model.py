@@ -1,4 +1,4 @@
-"""A model of a user's own, in a folder of theirs."""
+"""A user's model in the user's folder."""
 
 from pathlib import Path
 

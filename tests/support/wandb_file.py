@@ -1,4 +1,4 @@
-"""Reads the `.wandb` file of a run back: records in the log format of LevelDB, each a protobuf message of W&B's."""
+"""Reads the `.wandb` file of a run: records in the log format of LevelDB, each a protobuf message of W&B."""
 
 import json
 import struct
@@ -16,7 +16,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineRun:
-    """What a `.wandb` file holds."""
+    """Holds the content of a `.wandb` file."""
 
     id: str = ""
     display_name: str = ""
@@ -27,7 +27,7 @@ class OfflineRun:
     config: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
-    step_metrics: dict[str, str] = field(default_factory=dict)  # by the pattern of metrics that they are the axis of
+    step_metrics: dict[str, str] = field(default_factory=dict)  # the x axis for each pattern of metric names
     exit_code: int | None = None
 
 
@@ -53,8 +53,8 @@ def read_run(path: Path) -> OfflineRun:
 
 
 def records(path: Path) -> Iterator[Any]:
-    """The records that are in the file whole."""
-    # Here, for the tests of a process that must not import W&B.
+    """Yield the complete records in the file."""
+    # Imported here, since some tests run in a process that must not import W&B.
     from wandb.proto.wandb_internal_pb2 import Record
 
     content = path.read_bytes()

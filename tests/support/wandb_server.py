@@ -1,4 +1,4 @@
-"""A W&B server on loopback: what the real client needs to start, log and finish a run, and ways to misbehave."""
+"""A W&B server on loopback, for the requests that the real client makes in a run. It can also misbehave."""
 
 import json
 import threading
@@ -16,7 +16,7 @@ SWEEP = "sweep123"
 
 @dataclass
 class RecordedRun:
-    """What the server knows of one run, by the names of W&B's own interface."""
+    """Holds the server's data about one run, with the names of W&B's interface."""
 
     id: str
     project: str
@@ -40,16 +40,16 @@ class RecordedRun:
 
     @property
     def plain_config(self) -> dict[str, Any]:
-        """The config as it was logged: W&B wraps each value, and adds one of its own."""
+        """The config as it was logged, without the wrappers and the extra entry of W&B."""
         return {key: value["value"] for key, value in self.config.items() if key != "_wandb"}
 
 
 class WandbServer:
-    """Serves while it is open (a context manager).
+    """Serves while its context is open.
 
-    `refuse_keys` answers every request as if the API key were wrong; `hang` answers none; `stop()` is a server that
-    goes away: the port is closed, also to connections that were open. As the server of one sweep, `SWEEP`, it keeps its
-    config, and each heartbeat of an agent is answered with the commands that `next_commands(running)` says.
+    With `refuse_keys` it answers every request as if the API key were wrong, and with `hang` it answers no request.
+    `stop()` closes the port and all open connections. It has one sweep, `SWEEP`, and stores its config. It answers each
+    heartbeat of an agent with the commands from `next_commands(running)`.
     """
 
     def __init__(self, *, refuse_keys: bool = False, hang: bool = False) -> None:
@@ -67,7 +67,7 @@ class WandbServer:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a user sets to log to this server."""
+        """The environment variables that a user sets to log to this server."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": API_KEY}
 
     def __enter__(self) -> Self:
@@ -94,7 +94,7 @@ class WandbServer:
             self._thread.join()
 
     def graphql(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one operation; of those it doesn't know, an empty one."""
+        """Return the answer to one operation, or an empty one if the operation is unknown."""
         operation = query.split("(")[0].split("{")[0].split()[1]
         self.operations.append(operation)
         match operation:
@@ -139,7 +139,7 @@ class WandbServer:
         run = self.runs[run_id]
         for name, chunk in (body.get("files") or {}).items():
             lines = run.files.setdefault(name, [])
-            # Like the real server: lines go where the client says, over what is there.
+            # Like the real server, write the lines where the client says, over existing ones.
             lines[chunk["offset"] : chunk["offset"] + len(chunk["content"])] = chunk["content"]
         if body.get("complete"):
             run.exit_code = body["exitcode"]
@@ -173,7 +173,7 @@ def _bucket(run: RecordedRun) -> dict[str, Any]:
             "groupName": run.group,
             "tags": run.tags,
             "config": json.dumps(run.config),
-            "wandbConfig": json.dumps({"t": telemetry}),  # without it the client takes the run for a new one
+            "wandbConfig": json.dumps({"t": telemetry}),  # without it, the client assumes that the run is new
             "summaryMetrics": json.dumps(run.summary),
             "historyTail": json.dumps(run.files.get("wandb-history.jsonl", [])[-1:]),
             "eventsTail": json.dumps(run.files.get("wandb-events.jsonl", [])[-1:]),
@@ -195,7 +195,7 @@ class _HttpServer(ThreadingHTTPServer):
     block_on_close = False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """The client may leave at any time."""
+        """Ignore errors, since the client may disconnect at any time."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -234,7 +234,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return 200, {}
         return 404, {}
 
-    do_GET = do_POST = do_PUT = do_HEAD = _serve  # noqa: N815 (the names http.server looks for)
+    do_GET = do_POST = do_PUT = do_HEAD = _serve  # noqa: N815 (http.server expects these names)
 
     def _answer(self, status: int, answer: dict[str, Any]) -> None:
         content = json.dumps(answer).encode()

@@ -1,4 +1,4 @@
-"""Values, and what changed between two of them, as text."""
+"""Tests of formatting values and differences as text."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import pytest
 from lmtrain.terminal.as_text import as_written, differences, printable, rounded
 
 
-def test_nothing_steers_the_terminal() -> None:
+def test_printable_text_does_not_control_the_terminal() -> None:
     assert printable("a\x1b[2J\nb\tc é") == "a [2J b c é"
     assert printable("a\x1b\nb", keep="\n", instead="?") == "a?\nb"
 
@@ -23,7 +23,7 @@ def test_nothing_steers_the_terminal() -> None:
         ([1e-05, None, "x"], "[1e-05, None, 'x']", "[1e-05,null,x]"),
     ],
 )
-def test_a_value_exactly_and_in_short(value: Any, exact: str, short: str) -> None:
+def test_a_value_in_full_and_rounded(value: Any, exact: str, short: str) -> None:
     assert (as_written(value), rounded(value)) == (exact, short)
 
 

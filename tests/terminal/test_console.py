@@ -1,4 +1,4 @@
-"""Text that is not our own is shown as it is and acts on nothing: no markup, emoji, link or escape code."""
+"""Tests that text from outside is printed literally: no markup, emoji, link or escape code takes effect."""
 
 import io
 import logging
@@ -17,7 +17,7 @@ from lmtrain.data.progress import DataProgress
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import PlainConsole, RedactingFormatter, configure_logging, console
 
-# Markup that is closed but never opened is an error of rich's; then colors, an emoji, a link, and what sets a title.
+# Markup that is closed but never opened raises an error in rich; then colors, an emoji, a link, and a title.
 TEXT = "[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \x1b[31m\x1b]0;title\x07 \x9b2J \r \u202e \ud800 \\[y]"
 SHOWN = (
     "[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \\x1b[31m\\x1b]0;title\\x07 \\x9b2J \\r \\u202e \\ud800 \\[y]"
@@ -34,13 +34,13 @@ def written(terminal: PlainConsole) -> str:
     return terminal.file.getvalue()
 
 
-def test_what_acts_is_made_visible_and_nothing_else_changes() -> None:
+def test_control_characters_are_made_visible_and_nothing_else_changes() -> None:
     assert visible(TEXT) == SHOWN
     text = "a\tb\nc é 漢字 \u00a0\u3000\u200d 👩\u200d🔬 עברית"
     assert visible(text) == text
 
 
-def test_a_line_and_a_table_show_it_as_it_is(terminal: PlainConsole) -> None:
+def test_a_line_and_a_table_show_text_literally(terminal: PlainConsole) -> None:
     terminal.print(TEXT)
     table = Table(TEXT, title=TEXT, caption=TEXT)
     table.add_row(TEXT)
@@ -48,22 +48,22 @@ def test_a_line_and_a_table_show_it_as_it_is(terminal: PlainConsole) -> None:
     assert written(terminal).count(SHOWN) == 5
     assert written(terminal).replace("\n", "").isprintable()
     borders = {len(line) for line in written(terminal).splitlines() if line.startswith(("┏", "┃", "│", "└"))}
-    assert borders == {len(SHOWN) + 4}  # a cell is as wide as what is shown
+    assert borders == {len(SHOWN) + 4}  # a cell is as wide as the text shown
 
 
-def test_styles_of_our_own_are_still_there() -> None:
+def test_lmtrains_own_styles_still_work() -> None:
     colors = PlainConsole(file=io.StringIO(), force_terminal=True, color_system="standard")
     colors.print("[a]", style="red")
     colors.print(Text("[b]", "red"))
     assert written(colors) == "\x1b[31m[a]\x1b[0m\n\x1b[31m[b]\x1b[0m\n"
 
 
-def test_a_text_and_a_progress_bar_act_on_nothing(terminal: PlainConsole) -> None:
+def test_a_text_and_a_progress_bar_show_text_literally(terminal: PlainConsole) -> None:
     with DataProgress(terminal) as progress:
         progress.stage(TEXT, 10)
         progress.advance(5)
     terminal.print(Text(TEXT))
-    shown = re.sub(r"\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K|\n", "", written(terminal))  # the bar's own
+    shown = re.sub(r"\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K|\n", "", written(terminal))  # the bar's own control codes
     assert shown.count("[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \\x1b[31m") >= 2
     assert shown.isprintable()
 
@@ -80,8 +80,8 @@ def logged(tmp_path: Path) -> Iterator[Path]:
     logging.captureWarnings(False)
 
 
-def test_log_lines_show_it_as_it_is(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Without the half of a character: what a test logs goes into its report, which pytest-xdist can't send with one.
+def test_log_lines_show_text_literally(logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Without the lone surrogate: the test report includes the log, and pytest-xdist can't send it with one.
     text, shown = TEXT.replace("\ud800", ""), SHOWN.replace("\\ud800", "")
     logging.getLogger("lmtrain.x").info("%s\nsecond line", text)
     logging.getLogger("other.library").warning("%s", text)
@@ -100,7 +100,7 @@ def test_the_console_of_every_command_is_a_plain_one() -> None:
     assert RedactingFormatter("%(message)s").format(logging.makeLogRecord({"msg": TEXT})) == SHOWN
 
 
-def test_when_nobody_reads_any_more_the_command_goes_on(tmp_path: Path) -> None:
+def test_the_command_continues_when_its_reader_is_gone(tmp_path: Path) -> None:
     code = (
         "from lmtrain.terminal.console import console\n"
         "for number in range(3):\n    console.print('x' * 100_000)\n"

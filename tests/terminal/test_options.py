@@ -1,4 +1,4 @@
-"""Options of every verb: a value out of range, an unknown option, and what is missing, each in one line."""
+"""Tests that every verb reports bad values, unknown options and missing arguments in one line."""
 
 from pathlib import Path
 
@@ -20,11 +20,11 @@ def parser() -> OptionParser:
     return made
 
 
-def test_options_stand_anywhere_and_negative_numbers_are_values(tmp_path: Path) -> None:
+def test_options_may_be_anywhere_and_negative_numbers_are_values(tmp_path: Path) -> None:
     options = parser().read(["a", "--seed", "1e3", "b", "--value", "-1e-5", "-c", "10", f"--file={tmp_path / 'x'}"])
     assert (options.words, options.seed, options.value, options.count) == (["a", "b"], 1000, -1e-5, 10)
     assert options.file == tmp_path / "x"
-    assert parser().read([f"--seed={MAX_INT64}"]).seed == MAX_INT64  # exactly, not by way of a float
+    assert parser().read([f"--seed={MAX_INT64}"]).seed == MAX_INT64  # exact, without a detour through float
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_options_stand_anywhere_and_negative_numbers_are_values(tmp_path: Path) 
         (["--frobnicate"], "--frobnicate: no such option; --help lists them"),
         (["a", "--seeds=3"], "--seeds: no such option; did you mean --seed?"),
         (["--file", "."], "--file .: is a folder; give a file"),
-        (["--file", "nowhere/x"], "--file nowhere/x: there is no folder nowhere"),
+        (["--file", "nowhere/x"], "--file nowhere/x: the folder nowhere does not exist; create it first"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
@@ -63,7 +63,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("sample out --top-k -1", "--top-k -1: at least 0"),
         ("sample out --max-tokens 9", "--max-tokens: no such option; did you mean --tokens?"),
         ("sample", "the following arguments are required: RUN_DIR"),
-        ("sample out another", "another: one argument too many"),
+        ("sample out another", "another: is one argument too many"),
         ("evaluate out --chekpoint=3", "--chekpoint: no such option; did you mean --checkpoint?"),
         ("verify-resume --kills -1", "--kills -1: at least 1"),
         ("plan --price nan", "--price nan: not a finite number; at least 0"),
@@ -75,14 +75,17 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("prepare --forse", "--forse: no such option"),
         ("benchmark --rounds 0", "--rounds 0: at least 1"),
         ("benchmark loader --tokens 5", "--tokens 5: at least 2000"),
-        ("benchmark checkpoint --json nowhere/x", "--json nowhere/x: there is no folder nowhere"),
+        (
+            "benchmark checkpoint --json nowhere/x",
+            "--json nowhere/x: the folder nowhere does not exist; create it first",
+        ),
         ("benchmark prepare --megabytes 1e30", "--megabytes 1e30: at least 1 and at most"),
         ("--rerun", "the following arguments are required: RUN_DIR"),
         ("--frobnicate", "--frobnicate: no such option; --help lists them"),
         ("--config-dri=x", "--config-dri: no such option; did you mean --config-dir?"),
     ],
 )
-def test_every_verb_says_what_is_wrong_with_its_options(
+def test_every_verb_reports_mistakes_in_its_options(
     arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -94,7 +97,7 @@ def test_every_verb_says_what_is_wrong_with_its_options(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_still_ends_with_success(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_exits_with_success(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         dispatch(["sample", "--help"])
     assert ended.value.code == 0

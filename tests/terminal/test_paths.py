@@ -1,4 +1,4 @@
-"""Paths as the person at the shell would write them."""
+"""Tests of paths as the user would type them."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ def test_a_path_is_relative_to_the_folder_of_the_shell(tmp_path: Path, monkeypat
     assert short_path(tmp_path.parent / "run") == str(tmp_path.parent / "run")
 
 
-def test_the_folder_changes_in_one_place() -> None:
+def test_the_current_folder_is_changed_in_one_place_only() -> None:
     files = [path for path in PACKAGE.rglob("*.py") if "os.chdir" in path.read_text(encoding="utf-8")]
     assert files == [PACKAGE / "terminal" / "paths.py"]
 
 
-def test_the_folder_is_not_looked_up_by_an_import(tmp_path: Path) -> None:
+def test_importing_does_not_look_up_the_folder(tmp_path: Path) -> None:
     script = "import os; from lmtrain.terminal.paths import shell_folder; os.chdir(os.sep); print(shell_folder())"
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "/"
@@ -42,13 +42,15 @@ def test_the_folder_is_not_looked_up_by_an_import(tmp_path: Path) -> None:
         ("--json=~/plan.json", "--json={home}/plan.json"),
         ("data.paths={a: ~/a, b: '~/b'}", "data.paths={{a: {home}/a, b: '{home}/b'}}"),
         ("prepare.source.files=[~/a,~/b]", "prepare.source.files=[{home}/a,{home}/b]"),
-        ("~hydra.callbacks", "~hydra.callbacks"),  # Hydra's way to delete
+        ("~hydra.callbacks", "~hydra.callbacks"),  # Hydra's syntax for deleting a key
         ("data.path=a~/b", "data.path=a~/b"),
         ("data.path=~", "data.path=~"),
         ("", ""),
         ("a\n~/b", "a\n~/b"),
     ],
 )
-def test_the_home_in_an_argument(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str, expected: str) -> None:
+def test_the_home_is_expanded_in_an_argument(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, argument: str, expected: str
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert argument_with_home(argument) == expected.format(home=tmp_path)

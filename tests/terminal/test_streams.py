@@ -1,4 +1,4 @@
-"""Standard streams that are closed, unread or of few characters, in real processes."""
+"""Tests of real processes whose standard streams are closed, unread or limited to a small character set."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ SHORT = [*TINY, "trainer.max_steps=1", "trainer.eval_batches=1"]
 
 
 def in_shell(command: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[bytes]":
-    """Run a line of bash, with `lmtrain` for the command; what a pipe returns is what fails in it."""
+    """Run a line of bash in which `lmtrain` is the command; a pipe returns the exit code of the part that fails."""
     script = f'set -o pipefail; lmtrain() {{ "{sys.executable}" -m lmtrain "$@"; }}; {command}'
     variables = clean_environment() | environment
     return subprocess.run(["bash", "-c", script], cwd=folder, env=variables, capture_output=True, check=False)
@@ -34,9 +34,9 @@ sys.exit(5)
 
 
 @pytest.mark.parametrize("redirection", [">&-", "2>&-", "<&- >&- 2>&-", ">/dev/full 2>/dev/full", "| head -c 1", ""])
-def test_no_stream_ends_a_process_or_spoils_its_files(tmp_path: Path, redirection: str) -> None:
+def test_no_stream_stops_a_process_or_spoils_its_files(tmp_path: Path, redirection: str) -> None:
     (tmp_path / "prints.py").write_text(PRINTS)
-    # The shell's own exit code is that of the last failing part of the pipe.
+    # The exit code of the shell is that of the last failing part of the pipe.
     done = in_shell(f"{sys.executable} prints.py {redirection}", tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 5
     assert b"Traceback" not in done.stderr
@@ -46,7 +46,7 @@ def test_no_stream_ends_a_process_or_spoils_its_files(tmp_path: Path, redirectio
 
 
 @pytest.mark.slow
-def test_a_run_completes_whatever_its_output_is(tmp_path: Path, token_folder: Path) -> None:
+def test_a_run_completes_with_any_kind_of_output(tmp_path: Path, token_folder: Path) -> None:
     words = " ".join([*SHORT, f"data.path={token_folder}"])
     for name, redirection in (("closed", ">&-"), ("unread", "| head -1")):
         done = in_shell(f"lmtrain {words} hydra.run.dir={name} {redirection}", tmp_path, PYTHONIOENCODING="ascii")
@@ -62,4 +62,4 @@ def test_preparing_needs_no_output(tmp_path: Path) -> None:
     assert (tmp_path / "tokens" / "meta.json").is_file()
     done = in_shell(f"lmtrain {words}", tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
-    assert b"is there already" in done.stdout
+    assert b"is up to date" in done.stdout

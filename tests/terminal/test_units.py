@@ -1,10 +1,10 @@
-"""Numbers as a person reads them."""
+"""Tests of formatting numbers for people."""
 
 import math
 
 import pytest
 
-from lmtrain.terminal.units import duration, loss_text, percent, si, significant
+from lmtrain.terminal.units import counted, duration, loss_text, percent, si, significant
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,10 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+def test_only_one_thing_is_singular() -> None:
+    assert [counted(number, "job") for number in (0, 1, 2, 1234)] == ["0 jobs", "1 job", "2 jobs", "1,234 jobs"]
+
+
 def test_significant() -> None:
     assert significant(6.79612) == "6.796"
     assert significant(32011.4) == "3.201e+04"
@@ -33,5 +37,5 @@ def test_a_loss_has_four_decimals_unless_it_is_huge() -> None:
     assert [loss_text(loss) for loss in (2.94154, 123456.0, math.nan, None)] == ["2.9415", "1.235e+05", "nan", "–"]
 
 
-def test_a_rare_share_is_not_zero() -> None:
+def test_a_small_share_is_not_zero() -> None:
     assert [percent(share) for share in (1.0, 0.123, 0.00123, 0.0)] == ["100.0%", "12.3%", "0.12%", "0%"]

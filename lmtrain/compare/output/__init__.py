@@ -1,1 +1,1 @@
-"""A comparison as terminal text, tables, pictures and a web page."""
+"""Shows a comparison as terminal text, tables, pictures and a web page."""

@@ -1,4 +1,4 @@
-"""The comparison as one page that needs no network: plotly.js, the data and the script that draws them, all inside."""
+"""Writes a comparison as one HTML file that needs no network: it contains plotly.js, the data and the script."""
 
 import base64
 import hashlib
@@ -11,13 +11,14 @@ from plotly.offline import get_plotlyjs
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.output.page_data import as_script, page_data
 
-SCRIPTS = ("data.js", "curves.js", "table.js", "settings.js", "main.js")  # run as one, in this order
+SCRIPTS = ("data.js", "curves.js", "table.js", "settings.js", "main.js")  # joined into one script, in this order
 
 
 def as_html(comparison: RunComparison) -> str:
     """Return the page.
 
-    Texts of runs, maybe a stranger's, are in it as data only; its policy lets nothing else run or load.
+    The texts of runs may be hostile, so the page contains them only as JSON data. Its content security policy allows
+    no script but the page's two, and no network access.
     """
     count = len(comparison.runs)
     folder = files("lmtrain.compare.output") / "web"
@@ -35,7 +36,7 @@ def as_html(comparison: RunComparison) -> str:
         "PLOTLY": plotly,
         "SCRIPT": script,
     }
-    # Cut first: a part may hold what looks like the name of another.
+    # The template is split before it is filled in, because a part may contain the placeholder of another.
     pieces = (folder / "page.html").read_text("utf-8").split("@@")
     return "".join(parts[piece] if number % 2 else piece for number, piece in enumerate(pieces))
 

@@ -1,4 +1,4 @@
-"""What the page of a comparison draws, as one JSON object: curves thinned and packed, configs by their differences."""
+"""Collects the data of a comparison's page in one JSON object, with thinned curves and the configs' differences."""
 
 import base64
 import json
@@ -20,15 +20,15 @@ from lmtrain.compare.statistics.replicates import origin_label
 from lmtrain.errors import UNSUCCESSFUL
 from lmtrain.files.numbers import finite_or_none
 
-LOSS_POINTS, POINTS = 400, 160  # of a curve, for up to so many runs:
+LOSS_POINTS, POINTS = 400, 160  # per curve of a loss and of another metric, with up to FULL_RUNS runs
 FULL_RUNS = 100
-FEWEST_POINTS = 40
+FEWEST_POINTS = 40  # per curve, with any number of runs
 FIRST_METRICS = ("val/loss", "train/loss", "grad_norm", "lr", "tokens_per_second")
 MAX_SAMPLE_CHARS = 4000
 
 
 def replicate_numbers(runs: Sequence[Run]) -> list[int]:
-    """Return a number for each run, equal for runs that differ in the seed alone, their origins' seeds included."""
+    """Return a group number for each run; runs that differ only in their own or their parent's seed share a group."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     numbers: dict[str, int] = {}
     settings = [json.dumps([[run.config.get(key) for key in keys], origin_label(run)], default=str) for run in runs]
@@ -36,7 +36,7 @@ def replicate_numbers(runs: Sequence[Run]) -> list[int]:
 
 
 def page_data(comparison: RunComparison) -> dict[str, Any]:
-    """Return all that the page's script gets; there must be at least one run."""
+    """Return the input of the page's script; the comparison must have at least one run."""
     runs, differing = comparison.runs, comparison.keys
     groups = replicate_numbers(runs)
     metrics = _metric_names(runs, comparison.metric)
@@ -89,20 +89,21 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
 
 
 def as_script(data: Mapping[str, Any]) -> str:
-    """Return JSON that may stand in a script element, with any text in it."""
+    """Return JSON that is safe inside a script element, whatever texts the data contain."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def outcome(run: Run, metric: str) -> float:
-    """Return the best value of the metric; NaN for a run that has none, failed or diverged."""
+    """Return the best value of the metric; NaN if the run failed, diverged or has no value."""
     return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return at most so many points to draw, with the lowest and highest of each stretch; and the stretches' means.
+    """Return at most `most` points of a curve (x, y) and its local means (x, y).
 
-    The means are for smoothing; they are empty where all points are kept.
+    The points include the lowest and the highest of each stretch of the curve, and both ends. The means are taken over
+    the same stretches, for smoothing; they are empty if all points are kept.
     """
     if len(x) <= most:
         return x, y, np.empty(0), np.empty(0)
@@ -124,21 +125,21 @@ def _metric_names(runs: Sequence[Run], first: str) -> list[str]:
 
 
 def _packed_series(run: Run, metric: str, share: float) -> list[str]:
-    """Return steps and values, then the steps and values of the means."""
+    """Return the packed steps and values of a thinned curve, and the steps and values of its local means."""
     x, y = run.series(metric)
     most = max(FEWEST_POINTS, int((LOSS_POINTS if metric.endswith("loss") else POINTS) * share))
     return [_packed(part) for part in thin_curve(x, y, most)]
 
 
 def _packed_axes(run: Run, most: int) -> dict[str, str]:
-    """Return steps, and their places on the other axes, for the page to interpolate between."""
+    """Return a run's packed steps, tokens, FLOPs and seconds, which the page interpolates."""
     rows = len(run.metrics["step"])
     kept = np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(int)) if rows else np.empty(0, int)
     return {axis: _packed(run.metrics[axis][kept]) for axis in AXES}
 
 
 def _packed(numbers: np.ndarray) -> str:
-    """Return little-endian float32 in base64: seven digits, more than a screen has."""
+    """Return the numbers as little-endian float32 in base64; seven digits are more than a screen can show."""
     with np.errstate(over="ignore"):
         return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
 
@@ -146,7 +147,7 @@ def _packed(numbers: np.ndarray) -> str:
 def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     """Return the table's columns: a name, a kind (`value`, `count` or `time`), and a number for each run."""
     metric, runs = comparison.metric, comparison.runs
-    goal = f"to {comparison.goal:.4g}"
+    goal = f"to reach {comparison.goal:.4g}"
     columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [best_value(run, metric)[0] for run in runs])]
     if equal := comparison.places.get("step"):
         columns.append((f"at {place_text(equal)}", "value", [value_at(run, metric, equal) for run in runs]))
@@ -166,6 +167,6 @@ def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
 
 
 def _axis_value(value: Any, key: str) -> float | str:
-    """Return a number as it is, for an axis; anything else as text."""
+    """Return a value for an axis: a finite number as it is, anything else as text."""
     number = finite_or_none(value)
     return setting_text(value, key) if number is None else number

@@ -1,4 +1,4 @@
-"""The comparison as a picture for a paper: mean curves with 95% intervals over seeds, as PNG, PDF or SVG."""
+"""Draws a comparison as a picture for a paper: mean curves with 95% intervals over seeds, as PNG, PDF or SVG."""
 
 import io
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from lmtrain.compare.output.page_data import outcome, replicate_numbers
 from lmtrain.compare.runs import Run, differing_keys
 from lmtrain.compare.statistics.importance import importance
 
-COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # of a two-column paper
-COLUMN_CURVES = 5  # more go over both columns
-NAMED_CURVES = 10  # more are told by one setting alone
+COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # widths in a two-column paper
+COLUMN_CURVES = 5  # with more curves, the picture is as wide as both columns
+NAMED_CURVES = 10  # with more curves, the legend shows only the most important setting
 MAX_LEGEND_CHARS = 40
 POINTS = 1000
 TITLES = {
@@ -32,7 +32,7 @@ TITLES = {
     "val/loss": "validation loss (nats/token)",
     "train/loss": "training loss (nats/token)",
 }
-# Okabe and Ito's, which the colour-blind tell apart; then again with other dashes.
+# The palette of Okabe and Ito, which colour-blind people can distinguish; it repeats with other dashes.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 DASHES = ("-", "--", ":")
 STYLE: Any = {
@@ -50,16 +50,19 @@ STYLE: Any = {
     "grid.color": "#e4e4e4",
     "grid.linewidth": 0.5,
     "legend.frameon": False,
-    "text.parse_math": False,  # labels are a run's own texts
-    "pdf.fonttype": 42,  # fonts that a publisher takes
+    "text.parse_math": False,  # labels contain a run's texts, which may have a $
+    "pdf.fonttype": 42,  # TrueType, which publishers accept
 }
 
-MIN_BAND_SEEDS = 3  # the interval of two is six times that of three, and hides every other curve
+MIN_BAND_SEEDS = 3  # the interval of two seeds is over three times as wide and would hide the other curves
 
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """The mean of runs that differ in the seed alone, and half of its 95% interval; zeros for one or two runs."""
+    """The mean of runs that differ only in the seed, and half the width of its 95% interval.
+
+    `half` is zero with fewer than three runs.
+    """
 
     x: np.ndarray
     mean: np.ndarray
@@ -80,10 +83,14 @@ def as_svg(comparison: RunComparison) -> bytes:
 
 
 def _image_bytes(comparison: RunComparison, form: str) -> bytes:
-    """Return the picture's file; raises ValueError if no run has the metric."""
+    """Return the picture as a file of the given format.
+
+    Raises:
+        ValueError: no run has the metric.
+    """
     curves = mean_curves(comparison.runs, comparison.metric, comparison.axis)
     if not curves:
-        raise ValueError(f"--{form}: nothing to draw, no run has {comparison.metric} yet")
+        raise ValueError(f"--{form}: there is nothing to draw, because no run has {comparison.metric} yet")
     file = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure = draw_figure(curves, comparison.metric, comparison.axis)
@@ -93,7 +100,7 @@ def _image_bytes(comparison: RunComparison, form: str) -> bytes:
 
 
 def mean_curves(runs: Sequence[Run], metric: str, x: str = "step") -> list[MeanCurve]:
-    """Return a curve for each set of replicates that has the metric, where all of them have values."""
+    """Return a curve for each group of replicates with the metric, over the range where all of them have values."""
     members: dict[int, list[Run]] = {}
     for number, run in zip(replicate_numbers(runs), runs, strict=True):
         if len(run.series(metric, x)[0]):
@@ -125,7 +132,7 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
 
 
 def typical_range(curves: Sequence[MeanCurve]) -> tuple[float, float]:
-    """Return the range from the lowest value to one that leaves out the steep first tenth, and outlying runs."""
+    """Return a range for the y axis that leaves out outlying runs and the steep first tenth of the curves."""
     low = min(float((curve.mean - curve.half).min()) for curve in curves)
     tops = [float(np.quantile((curve.mean + curve.half)[len(curve.mean) // 10 :], 0.97)) for curve in curves]
     quarter, most = np.quantile(tops, [0.25, 0.75])
@@ -168,7 +175,10 @@ def _draw_curve(axes: Axes, curve: MeanCurve, look: int, label: str, thin: bool)
 
 
 def _legend(curves: Sequence[MeanCurve], metric: str) -> tuple[str, list[str]]:
-    """Return the legend's title and a label for each curve: what differs or, among many, what matters most."""
+    """Return the legend's title and a label for each curve: the settings that differ.
+
+    With more than `NAMED_CURVES` curves, the labels show only the setting that explains most.
+    """
     firsts = [curve.runs[0] for curve in curves]
     keys = [key for key in differing_keys(firsts) if key != "seed"]
     names = short_names(keys)

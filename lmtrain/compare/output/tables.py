@@ -1,4 +1,4 @@
-"""Tables of runs and of conclusions about them, for a terminal of any width."""
+"""Builds tables of runs and of conclusions about them, for a terminal of any width."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,21 +16,21 @@ from lmtrain.compare.statistics.effects import Effect
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.terminal.units import duration, si
 
-MAX_CELL = 28  # characters; a path, say, is cut in its middle
+MAX_CELL = 28  # characters; a longer text is cut in the middle
 GAP = 2
-# Shown in a table where it is not asked for by name: what tells runs apart.
+# The columns that a table shows by default: those in ALWAYS, and those in DEFAULT in which the runs differ.
 ALWAYS = ("run", "at_step")
 DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best", "final",
            "tokens_per_second")  # fmt: skip
-# The first to go where the terminal is narrow.
+# The columns to drop in a narrow terminal, in this order.
 DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds")
 SHOWN_GROUPS = 20
-GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "to the best", "p")
+GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "vs best", "p")
 NOTHING = "–"
 
 
 def cell_text(column: Column, run: Run) -> str:
-    """Return a run's value in a column, cut where it is long."""
+    """Return a run's value in a column as text, shortened if it is too long."""
     value = column.value(run)
     if value is None and column.is_text:
         return ""
@@ -42,7 +42,7 @@ def cell_text(column: Column, run: Run) -> str:
 def default_columns(
     columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]
 ) -> tuple[list[Column], list[str]]:
-    """Return the columns to show, and in words what is the same for all of several runs."""
+    """Return the columns to show, and texts that say what is the same for all runs."""
     picked, same = [], []
     for key, column in columns.items():
         if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
@@ -51,12 +51,13 @@ def default_columns(
             picked.append(column)
         elif key in DEFAULT:
             texts = {cell_text(column, run) for run in runs}
-            told = texts - {"", NOTHING}
-            if len(texts) > 1 or (told and len(runs) == 1):
+            known = texts - {"", NOTHING}
+            if len(texts) > 1 or (known and len(runs) == 1):
                 picked.append(column)
-            elif told:
+            elif known:
                 same.append(texts.pop() if column.is_text else f"{column.header} {texts.pop()}")
-    # Equal tokens are equal steps where all take as many a step; and the last evaluation is often the best.
+    # Columns of losses are often copies: equal tokens mean equal steps if all runs have the same tokens per step, and
+    # the last evaluation is often the best.
     seen: dict[tuple[str, ...], Column] = {}
     copies: dict[str, list[str]] = {}
     distinct = []
@@ -71,16 +72,16 @@ def default_columns(
     return distinct, [*same, *(f"{' and '.join(headers)} = {first}" for first, headers in copies.items())]
 
 
-def _is_in_name(column: Column, called: Column, run: Run) -> bool:
-    """Return whether the run's name, where it is a label, has the whole value already."""
-    return f"{column.header}={cell_text(column, run)}" in cell_text(called, run).split()
+def _is_in_name(column: Column, run_name: Column, run: Run) -> bool:
+    """Return whether the run's name is a label that already contains the whole value."""
+    return f"{column.header}={cell_text(column, run)}" in cell_text(run_name, run).split()
 
 
 def fit_to_width(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
-    """Return the columns that a terminal has room for, and those that it has no room for."""
+    """Return the columns that fit into a terminal of this width, and those that do not."""
     kept = list(columns)
     by_key = {column.key: column for column in columns}
-    # Of the config's keys, first those that tell the fewest runs apart.
+    # Config keys are dropped after that, first those that distinguish the fewest runs.
     keys = [column.key for column in columns if column.key not in (*ALWAYS, *DEFAULT)]
     keys.sort(key=lambda key: (len({cell_text(by_key[key], run) for run in runs}), key != "seed"))
     order = [*DROPPED, *keys[:-2], "parent", "best", "status", *keys[-2:], "run"]
@@ -115,7 +116,7 @@ def groups_table(conclusions: Conclusions) -> Table:
 
 
 def group_rows(conclusions: Conclusions) -> list[list[str]]:
-    """Return means with their 95% intervals, best first, as texts under `GROUP_HEADERS`."""
+    """Return a row of texts per group, best first, in the order of `GROUP_HEADERS`."""
     by_group = {id(comparison.other): comparison for comparison in conclusions.comparisons}
     rows = []
     for group in conclusions.groups:
@@ -136,14 +137,14 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
 
 
 def effects_table(conclusions: Conclusions) -> Table:
-    table = _plain_table("setting", "effect", "p", "mean by value, the others equal")
+    table = _plain_table("setting", "effect", "p", "mean for each value, other settings equal")
     for effect in conclusions.effects:
         if not math.isfinite(effect.size):
             table.add_row(effect.key, NOTHING, NOTHING, _why_undetermined(effect))
             continue
         means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
         p = NOTHING if effect.p is None else p_in_table(effect.p)
-        also = f"; with it change {', '.join(effect.alike)}" if effect.alike else ""
+        also = f"; always changes together with {', '.join(effect.alike)}" if effect.alike else ""
         table.add_row(effect.key, f"{effect.size:.4f}", p, f"{means}{also}")
     table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
     return table
@@ -172,14 +173,13 @@ def _plain_table(*headers: str) -> Table:
 
 
 def _why_undetermined(effect: Effect) -> str:
-    why = (
-        f"always changes together with {', '.join(effect.together)}" if effect.together else "no runs alike but for it"
-    )
-    text = f"cannot be told: {why}"
+    together = f"it changes only together with {', '.join(effect.together)}"
+    why = together if effect.together else "no runs differ in this setting alone"
+    text = f"cannot be determined: {why}"
     if effect.rank is None:
         return text
     rank = effect.rank
     return (
-        f"{text}; by rank it goes with the value {rank.r:+.2f} (Spearman, {rank.n} settings, {p_in_words(rank.p)}), "
-        "the others not held equal"
+        f"{text}; rank correlation with the result {rank.r:+.2f} (Spearman, {rank.n} settings, {p_in_words(rank.p)}), "
+        "other settings not held equal"
     )

@@ -1,4 +1,4 @@
-"""A comparison in the terminal."""
+"""Prints a comparison in the terminal."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from lmtrain.compare.output.tables import (
     reach_table,
     runs_table,
 )
-from lmtrain.compare.statistics.conclusions import degrees
+from lmtrain.compare.statistics.conclusions import Conclusions, degrees
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import loss_text
 
@@ -22,7 +22,7 @@ REACHED_ROWS = 10
 
 
 def show_comparison(comparison: RunComparison, *, limit: int = 40) -> None:
-    """Print the comparison; `limit` is the number of rows of a table, 0 for all."""
+    """Print the comparison, with at most `limit` runs in the table (0: all)."""
     _show_runs(comparison, limit or len(comparison.runs))
     _show_statistics(comparison)
     _show_reach(comparison)
@@ -42,11 +42,12 @@ def _show_runs(comparison: RunComparison, limit: int) -> None:
     if same:
         _print_dim(f"the same for all: {', '.join(same)}")
     if hidden:
-        _print_dim(f"no room for {', '.join(column.header for column in hidden)}: --columns, --csv or a wider terminal")
+        names = ", ".join(column.header for column in hidden)
+        _print_dim(f"no room for {names}; use --columns, --csv or a wider terminal")
     if len(comparison.runs) > limit:
-        _print_dim(f"{len(comparison.runs) - limit} more: --limit 0 shows all")
+        _print_dim(f"{len(comparison.runs) - limit} more; --limit 0 shows all")
     if any(column.header.endswith("*") for column in picked):
-        _print_dim("* between two evaluations: on the line from one to the next")
+        _print_dim("* interpolated between two evaluations")
 
 
 def _show_statistics(comparison: RunComparison) -> None:
@@ -58,32 +59,36 @@ def _show_statistics(comparison: RunComparison) -> None:
         if noise and len(conclusions.groups) > 1:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
-                _print_dim(f"{len(conclusions.groups) - SHOWN_GROUPS} more groups: --json has all")
+                _print_dim(f"{len(conclusions.groups) - SHOWN_GROUPS} more settings; --json writes all")
         for sentence in conclusions.sentences:
             console.print(sentence)
     for note in comparison.notes:
         console.print(f"note: {note}", style="yellow")
     if len(conclusions.effects) > 1:
-        against = conclusions.effects_noise
-        kind = (
-            "the noise between seeds" if conclusions.noise else "what effects that add up leave unexplained (no seeds)"
-        )
-        _print_heading("effect of each setting" + (f", against {kind}, {against.sd:.2g}" if against else ""))
+        _print_heading(f"effect of each setting{_effects_noise_in_words(conclusions)}")
         console.print(effects_table(conclusions))
+
+
+def _effects_noise_in_words(conclusions: Conclusions) -> str:
+    if (noise := conclusions.effects_noise) is None:
+        return ""
+    if conclusions.noise:
+        return f", tested against the noise between seeds ({noise.sd:.2g})"
+    return f", tested against the residuals of an additive model ({noise.sd:.2g}), as no setting has several seeds"
 
 
 def _show_reach(comparison: RunComparison) -> None:
     if not math.isfinite(comparison.goal):
         return
-    chosen = ", which three runs in four reach (--reach chooses another)" if comparison.goal_chosen else ""
-    _print_heading(f"first evaluation with {comparison.metric} at {loss_text(comparison.goal)} or better{chosen}")
+    chosen = ", which three in four runs reach (--reach sets another value)" if comparison.goal_chosen else ""
+    _print_heading(f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better{chosen}")
     reached = sorted(
         zip(comparison.runs, comparison.reached, strict=True),
         key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf,
     )
     console.print(reach_table(reached[:REACHED_ROWS]))
     if len(reached) > REACHED_ROWS:
-        _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never came there: --json has all")
+        _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
 
 
 def _print_heading(text: str) -> None:

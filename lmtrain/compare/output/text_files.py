@@ -1,4 +1,4 @@
-"""A comparison as CSV, JSON and Markdown, with all digits."""
+"""Writes a comparison as CSV, JSON and Markdown; CSV and JSON have all digits."""
 
 import csv
 import io
@@ -18,15 +18,15 @@ from lmtrain.compare.statistics.significance import half_width
 from lmtrain.files.numbers import is_number, nan_as_null
 from lmtrain.terminal.as_text import visible
 
-FORMULA = re.compile(r"\s*[-=+@\uff0b\uff0d\uff1d\uff20]")  # what begins one in a spreadsheet, also in full width
+FORMULA = re.compile(r"\s*[-=+@\uff0b\uff0d\uff1d\uff20]")  # how a spreadsheet formula begins, also in full width
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
-MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")  # not the _ of batch_size
-ADDRESS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # becomes a link without any mark
+MARKDOWN = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")  # not the _ in batch_size
+ADDRESS = re.compile(r":(?=//)|(?<=www)\.", re.IGNORECASE)  # becomes a link even without markup
 LIST_OR_HEADING = re.compile(r"^(\d*)([-+#.)]+)(?=\s|$)")
 
 
 def as_csv(comparison: RunComparison) -> str:
-    """Return a line for each run, with the columns asked for or every one; a missing value is empty."""
+    """Return CSV with a line per run and the requested columns (default: all); a missing value is empty."""
     columns = comparison.columns.values() if comparison.asked is None else comparison.asked
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
@@ -37,7 +37,7 @@ def as_csv(comparison: RunComparison) -> str:
 
 
 def as_json(comparison: RunComparison) -> str:
-    """Return all numbers, and the sentences."""
+    """Return JSON with all numbers and sentences of the comparison."""
     conclusions = comparison.conclusions
     settings = {"metric": comparison.metric, "value": comparison.value, "goal": comparison.goal}
     content = {
@@ -88,7 +88,7 @@ def as_json(comparison: RunComparison) -> str:
 
 
 def as_markdown(comparison: RunComparison) -> str:
-    """Return the tables as the terminal has them, and the sentences below."""
+    """Return Markdown with the same tables and sentences as in the terminal."""
     columns: Sequence[Column]
     columns, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
     if comparison.asked is not None:
@@ -97,7 +97,7 @@ def as_markdown(comparison: RunComparison) -> str:
     lines = _markdown_table([column.header for column in columns], [column.is_text for column in columns], rows)
     if same:
         lines += [f"The same for all: {', '.join(map(_escape_markdown, same))}.", ""]
-    lines += [f"Of {_escape_markdown(comparison.value)}:", ""]
+    lines += [f"Based on {_escape_markdown(comparison.value)}:", ""]
     conclusions = comparison.conclusions
     if conclusions.comparisons:
         lines += _markdown_table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
@@ -106,7 +106,7 @@ def as_markdown(comparison: RunComparison) -> str:
 
 
 def _markdown_table(headers: Sequence[str], is_text: Sequence[bool], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a Markdown table, and an empty one."""
+    """Return the lines of a Markdown table, followed by an empty line."""
     above = "|" + "|".join("---" if left else "---:" for left in is_text) + "|"
     first, *others = ["| " + " | ".join(map(_escape_markdown, row)) + " |" for row in [headers, *rows]]
     return [first, above, *others, ""]
@@ -120,12 +120,12 @@ def _csv_field(column: Column, run: Run) -> Any:
 
 
 def _as_plain_text(text: str) -> str:
-    """Return a text for a cell that a spreadsheet takes for no formula, which could start a program."""
+    """Return a text that a spreadsheet does not read as a formula, because a formula could start a program."""
     return f"'{text}" if FORMULA.match(text) and not NUMBER.fullmatch(text) else text
 
 
 def _escape_markdown(text: str) -> str:
-    """Return a text on one line, so that Markdown shows it as it is: no link, image, HTML, formula or emphasis."""
+    """Return a text on one line, escaped so that Markdown shows it literally: no link, image, HTML or emphasis."""
     text = visible(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return ADDRESS.sub(r"\\\g<0>", MARKDOWN.sub(r"\\\g<0>", text))
 

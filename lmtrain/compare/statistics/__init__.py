@@ -1,1 +1,1 @@
-"""Whether the differences between runs are more than noise."""
+"""Tests whether the differences between runs are larger than the noise between seeds."""

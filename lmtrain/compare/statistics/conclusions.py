@@ -1,4 +1,4 @@
-"""Conclusions from groups of replicates, in numbers and in plain sentences."""
+"""Draws conclusions from groups of replicates, as numbers and as plain sentences."""
 
 import math
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ from lmtrain.compare.statistics.significance import (
     welch_t_test,
 )
 
-MIN_PAIRS = 5  # a paired test has half the degrees of freedom: with fewer, that costs more than pairs can bring
-MAX_HOLM_GROUPS = 60  # beyond, all pairs take too long: Bonferroni's correction, which is stricter
+MIN_PAIRS = 5  # a paired test has half the degrees of freedom; with fewer pairs it loses more than it gains
+MAX_HOLM_GROUPS = 60  # with more, testing all pairs takes too long: Bonferroni instead, which is stricter
 SENTENCES = 3
-LEAST_P = 0.0001  # a smaller one says no more
-WOULD_DECIDE = "each would decide a difference of"
+LEAST_P = 0.0001  # smaller values are shown as "< 0.0001"
+WOULD_DETECT = "each would detect a difference of"
 
 
 @dataclass(frozen=True)
 class GroupComparison:
-    """The best group against another; `p` is corrected for all pairs."""
+    """A comparison of the best group with another group; `p` is corrected for all pairs."""
 
     other: ReplicateGroup
     difference: MeanDifference
@@ -38,7 +38,7 @@ class GroupComparison:
 
 @dataclass(frozen=True)
 class Conclusions:
-    """`groups` are from best to worst; `sentences` say all of it for a person."""
+    """The results of the statistics. `groups` are sorted from best to worst; `sentences` say the results in words."""
 
     groups: Sequence[ReplicateGroup]
     noise: SeedNoise | None
@@ -51,12 +51,15 @@ class Conclusions:
 def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: float | None = None) -> Conclusions:
     """Compare groups of replicates.
 
-    `sign` is 1 where less is better; `difference` is the one that more seeds should decide (None: the observed).
+    Args:
+        groups: The groups, in any order.
+        sign: 1 if lower values are better, −1 if higher values are.
+        difference: The difference to calculate the number of seeds for; None means the observed difference.
     """
     ranked = sorted(groups, key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
-        return Conclusions([], None, [], [], None, ["no completed run has such a value: nothing to compare"])
+        return Conclusions([], None, [], [], None, ["no completed run has this value: there is nothing to compare"])
     if len(ranked) == 1:
         return Conclusions(ranked, noise, [], [], None, [_one_group(ranked[0], noise)])
     if noise is None:
@@ -68,7 +71,7 @@ def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: flo
         worse = sum(comparison.p < ALPHA for comparison in rest)
         sentences.append(
             f"of the {len(rest)} other settings, {worse} {'is' if worse == 1 else 'are'} worse than "
-            f"{ranked[0].label}, and {len(rest) - worse} can't be told from it"
+            f"{ranked[0].label}, and {len(rest) - worse} cannot be told from it"
         )
     return Conclusions(ranked, noise, comparisons, *_effects(ranked), [*sentences, *_remarks(ranked, comparisons)])
 
@@ -89,10 +92,10 @@ def _compare_groups(a: ReplicateGroup, b: ReplicateGroup, noise: SeedNoise, *, m
 
 
 def _comparisons(ranked: Sequence[ReplicateGroup], noise: SeedNoise, wanted: float | None) -> list[GroupComparison]:
-    """Return the best group against each other one.
+    """Compare the best group with each of the others.
 
-    The best was chosen by the same values, so all pairs were in the running: p is corrected for all of them. Pairs of
-    runs are for the plain question A or B: what the correction for many asks of a test, a few pairs can't give.
+    The best group was chosen by the same values that are tested, so p is corrected for all pairs of groups. Runs are
+    paired by seed only if there are two groups: a test of a few pairs cannot pass the correction for many groups.
     """
     may_pair = len(ranked) == 2
     tests = [_compare_groups(ranked[0], other, noise, may_pair=may_pair) for other in ranked[1:]]
@@ -130,7 +133,7 @@ def _undecided(a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, p: fl
 def _more_seeds(
     a: ReplicateGroup, b: ReplicateGroup, test: MeanDifference, noise: SeedNoise, wanted: float | None, alpha: float
 ) -> str:
-    """Return how many seeds would decide, with a power of 80%, in words."""
+    """Return, in words, how many more seeds would detect the difference with a power of 80%."""
     delta = abs(test.value) if wanted is None else wanted
     pairs = test.test.startswith("paired")
     sd = noise.sd
@@ -138,13 +141,13 @@ def _more_seeds(
         sd = pooled_sd if (pooled_sd := _sd_of_differences(a, b)) else sd
     needed = seeds_needed(delta, sd, pairs=pairs, alpha=alpha)
     if needed is None:
-        return f"; not even {MAX_SEEDS:,} seeds {WOULD_DECIDE} {delta:.2g}"
+        return f"; not even {MAX_SEEDS:,} seeds {WOULD_DETECT} {delta:.2g}"
     more = needed - min(len(a.values), len(b.values))
-    if more <= 0 and wanted is None:  # by the noise of all groups it should have shown, by that of these two it did not
-        return "; a few more seeds each may decide"
+    if more <= 0 and wanted is None:  # the noise of all groups predicts enough seeds, but these two groups are noisier
+        return "; a few more seeds each may be enough"
     if more <= 0:
-        return f"; these seeds would have shown a difference of {delta:.2g}, had there been one, four times in five"
-    return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DECIDE} {delta:.2g}"
+        return f"; a true difference of {delta:.2g} would be detected with these seeds four times in five"
+    return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DETECT} {delta:.2g}"
 
 
 def _sd_of_differences(a: ReplicateGroup, b: ReplicateGroup) -> float:
@@ -155,44 +158,48 @@ def _sd_of_differences(a: ReplicateGroup, b: ReplicateGroup) -> float:
 
 def _one_group(group: ReplicateGroup, noise: SeedNoise | None) -> str:
     if noise is None:
-        return "one run: nothing to compare it with"
+        return "one run: there is nothing to compare it with"
     return (
         f"one setting, {len(group.values)} seeds: the noise between seeds is {noise.sd:.2g} "
-        f"({degrees(noise.df)}); a run of another setting is to be held against that"
+        f"({degrees(noise.df)}); a difference from another setting must be compared with this noise"
     )
 
 
 def _no_seeds(ranked: Sequence[ReplicateGroup]) -> str:
     first, second = ranked[:2]
     return (
-        f"cannot tell: {first.label} came out {abs(first.mean - second.mean):.2g} better than {second.label}, but with "
-        "one seed each nothing is known of the noise between seeds; run each setting with several, seed=1,2,3,4,5"
+        f"cannot tell {first.label} from {second.label}: {first.label} is better by "
+        f"{abs(first.mean - second.mean):.2g}, but with one seed each the noise between seeds is unknown; "
+        "run each setting with several seeds: seed=1,2,3,4,5"
     )
 
 
 def _remarks(ranked: Sequence[ReplicateGroup], comparisons: Sequence[GroupComparison]) -> list[str]:
     tests = dict.fromkeys(comparison.difference.test for comparison in comparisons)
     pairs = len(ranked) * (len(ranked) - 1) // 2
-    line = f"± is a 95% interval; p: {', '.join(tests)}, two-sided"
+    line = f"± is a 95% confidence interval; p is from {' and '.join(tests)}, two-sided"
     if pairs > 1:
         kind = "Holm" if len(ranked) <= MAX_HOLM_GROUPS else "Bonferroni"
-        line += f", corrected ({kind}) for all {pairs:,} pairs, as the best was chosen by the same values"
-    if any(WOULD_DECIDE in comparison.sentence for comparison in comparisons[:SENTENCES]):
-        line += "; numbers of seeds are for a power of 80%"
+        line += f", corrected for all {pairs:,} pairs ({kind}) because the best was chosen by the same values"
+    if any(WOULD_DETECT in comparison.sentence for comparison in comparisons[:SENTENCES]):
+        line += "; the numbers of seeds are for a power of 80%"
     remarks = [line]
     single = sum(len(group.values) == 1 for group in ranked)
     if single:
         remarks.insert(
             0,
-            f"{single} of {len(ranked)} settings {'has' if single == 1 else 'have'} one seed: "
-            f"{'its' if single == 1 else 'their'} noise is taken to be that of the others, "
-            "which nothing here shows",
+            f"{single} of {len(ranked)} settings {'has' if single == 1 else 'have'} only one seed: "
+            f"{'its' if single == 1 else 'their'} noise is assumed to equal that of the other settings, "
+            "which these runs cannot show",
         )
     return remarks
 
 
 def plus_minus(value: float, half_width: float, *, least_digits: int = 1) -> str:
-    """Return `0.021 ± 0.006`, with the decimals that the interval is worth, and at least so many digits."""
+    """Return a text such as `0.021 ± 0.006`, rounded to the precision of the interval.
+
+    At least `least_digits` significant digits of the value are kept.
+    """
     if not half_width or not math.isfinite(half_width):
         return f"{value:.4g}"
     first = half_width * 10.0 ** (digits := max(0, -math.floor(math.log10(half_width))))

@@ -1,4 +1,4 @@
-"""The effect of each setting, when several differ at once."""
+"""Estimates the effect of each setting when several settings differ at once."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,25 @@ from scipy import special
 from lmtrain.compare.statistics.significance import Correlation, SeedNoise, pooled_noise, spearman
 from lmtrain.files.numbers import is_number
 
-ROUNDING = 1e-12  # relative; a noise below it is that of the arithmetic
-MAX_COLUMNS = 500  # of the design; more settings than that are no experiment to analyse so
+ROUNDING = 1e-12  # relative; any noise below it is rounding error
+MAX_COLUMNS = 500  # of the design matrix; with more, the runs are no designed experiment
 
 
 @dataclass(frozen=True)
 class Effect:
-    """The effect of one setting, with the others equal.
+    """The effect of one setting while the others are equal.
 
-    `means` are by value of the setting, in the order of the values, adjusted to the average of the others; `size` is
-    the largest less the smallest. `alike` are settings that change where this one does, as the warmup does with the
-    number of steps: the effect is that of all of them. `p` is None where nothing can be told, and `together` names the
-    settings that alone tell this one's value then; for a setting that is a number `rank` says what there is to say:
-    whether the groups' means rise or fall with it, the other settings not held equal.
+    Attributes:
+        key: The setting's config key.
+        means: The mean for each value of the setting, sorted by value, adjusted to the average of the other settings.
+        size: The largest of these means minus the smallest; NaN if the effect cannot be determined.
+        f: The F statistic; None without noise to compare with.
+        p: The p-value of F; None without F.
+        alike: The settings that change exactly where this one does, as warmup may with the number of steps. The effect
+            is the common effect of all of them.
+        together: If the effect cannot be determined: the settings that each determine this one's value.
+        rank: If the effect cannot be determined and the setting is a number: the rank correlation of the setting and
+            the groups' means, with the other settings not held equal.
     """
 
     key: str
@@ -39,14 +45,14 @@ class Effect:
 def effects(
     settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], keys: Sequence[str]
 ) -> tuple[list[Effect], SeedNoise | None]:
-    """Return each key's effect on the mean, largest first, and the noise that they are compared with.
+    """Return each key's effect on the mean, largest first, and the noise that the effects are compared with.
 
-    Group i has the values `samples[i]`, a seed each, under `settings[i]`. The model is additive: mean = constant + one
-    term for the value of each key, fitted to the groups' means by least squares with the groups' sizes as weights. A
-    key's F is the rise of the sum of squares when its terms are left out, over their number, against the noise (type II
-    sums; for a balanced design, those of the textbook's analysis of variance with replicates). The noise is that
-    within groups: an interaction of settings is not taken for noise. Without replicates, the model's residuals stand in
-    for it, interactions and all.
+    Group i has `settings[i]` and the values `samples[i]`, one per seed. The model is additive: mean = constant + one
+    term for the value of each key. It is fitted to the groups' means by least squares, weighted by group size. A key's
+    F is the rise of the residual sum of squares without its terms, divided by their number and by the noise variance
+    (type II sums; for a balanced design, the textbook's analysis of variance with replicates). The noise is the
+    variation within groups, so that interactions of settings do not count as noise. Without replicates, the noise is
+    the model's residuals, which include interactions.
     """
     keys, alike = _merge_equal_divisions(settings, keys)
     levels = {key: list(dict.fromkeys(setting[key] for setting in settings)) for key in keys}
@@ -76,7 +82,7 @@ def effects(
         start += width
         without, rank_without = _residual_squares(others, y)
         df = rank - rank_without
-        if df < width:  # some of its values come only together with those of others
+        if df < width:  # some values of this key occur only together with values of other keys
             found.append(_undetermined_effect(key, settings, samples, together=_confounded(key, parts, weights)))
             continue
         means = dict(sorted(zip(levels[key], map(float, adjusted), strict=True), key=_by_value))
@@ -92,9 +98,9 @@ def effects(
 def _merge_equal_divisions(
     settings: Sequence[Mapping[str, Any]], keys: Sequence[str]
 ) -> tuple[list[str], dict[str, tuple[str, ...]]]:
-    """Return the keys without those that divide the groups as an earlier key does, and the latter by that key.
+    """Return the keys without those that divide the groups as an earlier key does, and the dropped keys by that key.
 
-    Not where a key has another value in each group: as all of them do then, that would make one setting of all.
+    A key with a different value in each group is always kept: all such keys divide the groups in the same way.
     """
     firsts: dict[tuple[Any, ...], list[str]] = {}
     for key in keys:
@@ -108,7 +114,10 @@ def _merge_equal_divisions(
 def _undetermined_effect(
     key: str, settings: Sequence[Mapping[str, Any]], samples: Sequence[Sequence[float]], together: tuple[str, ...] = ()
 ) -> Effect:
-    """Return the effect of a setting that no two groups share while the others are equal, as in a random search."""
+    """Return the effect of a setting whose values cannot be compared with the other settings equal.
+
+    This is the usual case in a random search.
+    """
     numbers = [
         (float(setting[key]), float(np.mean(values)))
         for setting, values in zip(settings, samples, strict=True)
@@ -119,13 +128,13 @@ def _undetermined_effect(
 
 
 def _residual_squares(design: np.ndarray, y: np.ndarray) -> tuple[float, int]:
-    """Return the sum of squares that the columns leave unexplained, and the rank of the columns."""
+    """Return the residual sum of squares of a fit to the columns, and the rank of the columns."""
     coefficients, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
     return float(np.sum((y - design @ coefficients) ** 2)), int(rank)
 
 
 def _confounded(key: str, parts: Mapping[str, np.ndarray], weights: np.ndarray) -> tuple[str, ...]:
-    """Return the other keys that determine this one's value by themselves; none if it takes several of them."""
+    """Return the other keys that each determine this key's value alone; empty if only several together do."""
     ones = np.ones((len(weights), 1))
     alone = []
     for other, part in parts.items():

@@ -1,4 +1,4 @@
-"""Which settings the outcome depends on, each taken alone: a rank test that needs neither replicates nor a model."""
+"""Measures how much the outcome depends on each setting alone, with a rank test that needs no replicates or model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,17 @@ from scipy import stats
 
 from lmtrain.files.numbers import is_number
 
-MAX_LEVELS = 8  # more values of a number than this, as a random search has, are taken in quarters
+MAX_LEVELS = 8  # more different numbers than this, as in a random search, are grouped by quartile
 FEWEST_RUNS = 5
 
 
 @dataclass(frozen=True)
 class Importance:
-    """`share` of the differences in rank that the setting explains alone, 0 to 1; `p`, how often chance would."""
+    """The importance of one setting.
+
+    `share` (0 to 1) is the share of the variation in rank that the setting explains alone. `p` is the probability of
+    so large a share by chance. `levels` is the number of values compared, `runs` the number of runs.
+    """
 
     key: str
     share: float
@@ -25,9 +29,10 @@ class Importance:
 
 
 def importance(key: str, values: Sequence[Any], outcomes: Sequence[float]) -> Importance | None:
-    """Return Kruskal and Wallis' test, and eta² of its H as the share (Tomczak & Tomczak 2014).
+    """Return a setting's importance: p of the Kruskal–Wallis test, and eta² of its H (Tomczak & Tomczak 2014).
 
-    None where nothing can be said: fewer than five finite outcomes, a value for every run, or only one value.
+    Return None if that cannot be calculated: with fewer than five finite outcomes, a different value in every run, only
+    one value, or equal outcomes.
     """
     finite = [(value, float(out)) for value, out in zip(values, outcomes, strict=True) if np.isfinite(out)]
     levels = _levels([value for value, _ in finite])
@@ -40,7 +45,7 @@ def importance(key: str, values: Sequence[Any], outcomes: Sequence[float]) -> Im
 
 
 def _levels(values: Sequence[Any]) -> list[Any]:
-    """Return what the values are compared as: themselves, or their quarter among many different numbers."""
+    """Return the level of each value: the value itself or, with many different numbers, its quartile."""
     if len(set(map(repr, values))) > MAX_LEVELS and all(is_number(value) for value in values):
         edges = np.quantile(np.array(values, float), [0.25, 0.5, 0.75])
         return [int(quarter) for quarter in np.searchsorted(edges, np.array(values, float))]

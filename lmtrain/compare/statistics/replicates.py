@@ -1,4 +1,4 @@
-"""Which runs are replicates (equal in all but the seed), and which are the same run twice."""
+"""Finds replicates (runs that differ only in the seed) and repeated runs (the same config and seed)."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ from lmtrain.files.metrics import MEASURED
 from lmtrain.run.identity import config_hash
 from lmtrain.terminal.as_text import first_few, printable
 
-ORIGIN_KEY = "from"  # among a group's settings: the parent of a forked run
+ORIGIN_KEY = "from"  # a key of a group's settings, for the parent of forked runs
 SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
 SAME_START = re.compile(r"(?!(model|data|prepare)\.|trainer\.gradient_accumulation_steps$|from$)")
 MAX_NAMED = 5
@@ -23,7 +23,10 @@ MAX_ERROR_CHARS = 200
 
 @dataclass(frozen=True)
 class ReplicateGroup:
-    """The replicates of one setting: a value for each seed, of completed runs; and how many runs failed or diverged."""
+    """The replicates of one setting.
+
+    `values` has one value per seed, from completed runs. `failed` is the number of runs that failed or diverged.
+    """
 
     label: str
     settings: Mapping[str, Any]
@@ -40,7 +43,7 @@ class ReplicateGroup:
 
 
 def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[ReplicateGroup], list[str]]:
-    """Return the groups that have a value, in the order of their first runs; and lines about what is left out."""
+    """Return the groups that have a value, in the order of their first runs, and notes about the runs left out."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     members: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -55,7 +58,7 @@ def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tupl
         for run in own:
             if run.status == COMPLETED.status and np.isfinite(number := value(run)):
                 by_seed.setdefault(hashable(run.seed), []).append(number)
-        # The same seed again is no new draw of the noise.
+        # Runs with the same seed are not independent, so they count as one value.
         values = {seed: float(np.mean(numbers)) for seed, numbers in by_seed.items()}
         failed = sum(run.status in UNSUCCESSFUL for run in own)
         if values:
@@ -63,23 +66,23 @@ def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tupl
             found.append(ReplicateGroup(label or "all runs", settings, values, failed))
             if failed:
                 notes.append(
-                    f"{found[-1].label}: {failed} of {len(own)} runs failed or diverged, and its mean is that of the "
-                    "others: it looks better than it is"
+                    f"{found[-1].label}: {failed} of {len(own)} runs failed or diverged; the mean is over the other "
+                    "runs, so this setting looks better than it is"
                 )
     return found, [*_left_out(runs, value), *notes]
 
 
 def start_alike(a: ReplicateGroup, b: ReplicateGroup) -> bool:
-    """Return whether a seed makes the same initial weights and the same batches in both groups.
+    """Return whether a seed gives the same initial weights and the same batches in both groups.
 
-    In lmtrain it does, unless they differ in model or data. What a seed gives both then drops out of their
-    difference: a paired test is right, no matter what the values are.
+    It does in lmtrain, unless the groups differ in model or data. The part of the result that a seed determines then
+    cancels in the difference, which makes a paired test valid whatever the values are.
     """
     return all(SAME_START.match(key) for key, value in a.settings.items() if value != b.settings[key])
 
 
 def repeated_runs(runs: Sequence[Run]) -> list[str]:
-    """Return a line for each set of runs with the same config, seed included: did they give the same bits?"""
+    """Return a note for each set of runs with the same config and seed, which says whether their metrics are equal."""
     same: dict[str, list[Run]] = {}
     for run in runs:
         config = {key: value for key, value in run.config.items() if not NEUTRAL_SETTING.fullmatch(key)}
@@ -90,14 +93,14 @@ def repeated_runs(runs: Sequence[Run]) -> list[str]:
 def _describe_repeats(digest: str, runs: Sequence[Run]) -> str:
     first = runs[0]
     verdicts = [_first_difference(first, run) for run in runs[1:]]
-    verdict = next(filter(None, verdicts), "bit-equal in every step that they share")
+    verdict = next(filter(None, verdicts), "bit-identical at every step that they share")
     hashes = {str(run.result["config_hash"]) for run in runs if "config_hash" in run.result}
     shown_hash = hashes.pop() if len(hashes) == 1 else digest
     return f"the same config and seed (hash {shown_hash}): {_names(runs)}; {verdict}"
 
 
 def _first_difference(a: Run, b: Run) -> str:
-    """Return the first step at which two runs differ, in words; empty if they don't."""
+    """Return, in words, the first step at which two runs differ; empty if they are equal."""
     steps, rows_a, rows_b = np.intersect1d(a.metrics["step"], b.metrics["step"], return_indices=True)
     if not len(steps):
         return "no step in common"
@@ -107,24 +110,24 @@ def _first_difference(a: Run, b: Run) -> str:
         differs = np.flatnonzero((here != there) & np.isfinite(here) & np.isfinite(there))
         if len(differs) and (first is None or steps[differs[0]] < first[0]):
             first = float(steps[differs[0]]), f"{name}: {here[differs[0]]!s} and {there[differs[0]]!s}"
-    return f"not the same bits from step {first[0]:.0f} ({first[1]})" if first else ""
+    return f"different from step {first[0]:.0f} on ({first[1]})" if first else ""
 
 
 def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
-    """Return a line for each reason that leaves runs out of the means."""
+    """Return a note for each reason for which runs are left out of the means."""
     out: dict[str, list[Run]] = {}
     for run in runs:
         if run.status != COMPLETED.status:
             out.setdefault(run.status, []).append(run)
         elif not np.isfinite(value(run)):
-            out.setdefault("completed, but without such a value", []).append(run)
+            out.setdefault("completed without this value", []).append(run)
     return [
         f"not in the means: {len(left)} {reason} ({_names(left)}){_first_error(left)}" for reason, left in out.items()
     ]
 
 
 def _first_error(runs: Sequence[Run]) -> str:
-    """Return the first error that one of the runs recorded, to follow other words."""
+    """Return `: ` and the first error that the runs recorded; empty if there is none."""
     errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
     return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in UNSUCCESSFUL else ""
 
@@ -134,5 +137,8 @@ def _names(runs: Iterable[Run]) -> str:
 
 
 def origin_label(run: Run) -> str:
-    """Return the parent in words, with any seed: replicates of a fork may start from replicates."""
+    """Return a forked run's parent in words, with `*` for its seed; empty for other runs.
+
+    Without the seed, the forks of several replicates are replicates too.
+    """
     return SEED.sub("seed=*", run.parent or "") if forked_from(run) else ""

@@ -1,1 +1,1 @@
-"""What a saved run says: which overrides it can have recorded, and where its paths may lead."""
+"""Checks the config, overrides and paths that a saved run recorded, before anything is done with them."""

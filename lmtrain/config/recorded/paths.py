@@ -1,6 +1,6 @@
-"""Where a saved run would have this process write, and what text it would have it read, held to the current folder.
+"""Checks that the config of a saved run makes this process write files and read text only in the current folder.
 
-What the user's own configs and command line say is not held to anything.
+Paths from the user's own configs and command line are not restricted.
 """
 
 import copy
@@ -22,26 +22,30 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.links import stays_inside
 from lmtrain.terminal.as_text import shown
 
-OF_THE_RUN = re.compile(r"\$\{(?!hydra[.}])([\w.]+)\}")  # in a setting of Hydra's: a value of the config, as ${name}
+OF_THE_RUN = re.compile(r"\$\{(?!hydra[.}])([\w.]+)\}")  # a config value, such as ${name}, in one of Hydra's settings
 GLOB = re.compile(r"[*?[]")
-DATA_FOLDER = "LMTRAIN_DATA"  # the variable by which a user moves all data elsewhere
+DATA_FOLDER = "LMTRAIN_DATA"  # the environment variable that moves all data to another folder
 
 
 def check_run_folder(composed: DictConfig, given: Sequence[Override], run_dir: Path) -> None:
-    """Check that the directories of a new run or sweep lie where the user's own settings have them.
+    """Check that the directory of a new run or sweep is where the user's own settings put it.
 
-    These have values of the run's config in them, its name by default. `composed` has Hydra's settings; `given` are the
-    command's own overrides.
+    The settings contain values of the run's config, by default its name.
+
+    Args:
+        composed: The composed config, with Hydra's settings.
+        given: The command's own overrides.
+        run_dir: The saved run.
 
     Raises:
-        ConfigError: the run's values would lead to another place.
+        ConfigError: The values of the run would lead to another place.
     """
     keys = {override.key_or_group for override in given}
     if "name" not in keys:
         name = str(composed.get("name"))
         _check_possible("name", name, run_dir)
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ConfigError(f"{run_dir}: name={shown(name)}: leads out of outputs/; give another, name=NAME")
+            raise ConfigError(f"{run_dir}: name={shown(name)}: leads out of outputs/; give another name with name=NAME")
     for kind in ("run", "sweep"):
         written = str(OmegaConf.to_container(composed.hydra[kind])["dir"])  # type: ignore[index,call-overload]
         values = [value for value in OF_THE_RUN.finditer(written) if value[1] not in keys]
@@ -53,30 +57,34 @@ def check_run_folder(composed: DictConfig, given: Sequence[Override], run_dir: P
         base = Path(_resolved(composed, kind, written[: value.start()]) + "x").parent
         if not Path(os.path.realpath(folder)).is_relative_to(os.path.realpath(base)):
             raise ConfigError(
-                f"{run_dir}: hydra.{kind}.dir={shown(str(folder))}: leads out of {base} by the run's "
-                f"{value[1]}; give another, {value[1]}=…"
+                f"{run_dir}: hydra.{kind}.dir={shown(str(folder))}: leads out of {base} because of the run's "
+                f"{value[1]}; give another value with {value[1]}=…"
             )
 
 
 def _resolved(composed: DictConfig, kind: str, text: str) -> str:
-    """Return what a text in the place of `hydra.run.dir` or `hydra.sweep.dir` becomes."""
+    """Return the resolved value of `hydra.run.dir` or `hydra.sweep.dir` if it were set to `text`."""
     changed = copy.deepcopy(composed)
     OmegaConf.update(changed, f"hydra.{kind}.dir", text)
     return str(changed.hydra[kind].dir)
 
 
 def check_preparation(lines: Sequence[str], given: Sequence[Override], run_dir: Path) -> None:
-    """Check that a saved run has no data made in another folder than the current one, nor of text that lies elsewhere.
+    """Check that a saved run does not cause data to be prepared outside the current folder, or from text outside it.
 
-    Data that is there already may lie anywhere. `lines` are the overrides that compose the run, and `given` those of
-    the command, which follow them.
+    Existing data may be anywhere.
+
+    Args:
+        lines: The overrides that compose the run.
+        given: The command's own overrides, which follow them.
+        run_dir: The saved run.
 
     Raises:
-        ConfigError: data would be made so.
+        ConfigError: The run would cause such a preparation.
     """
     own = [override for override in parse_overrides(lines) if _of_data(override.key_or_group)]
-    # What a choice brings is the user's own, or shipped.
-    keys = [one.key_or_group for one in own if "." in one.key_or_group or isinstance(one.value(), dict)]
+    # Values that come with a choice are the user's own, or shipped.
+    keys = [each.key_or_group for each in own if "." in each.key_or_group or isinstance(each.value(), dict)]
     if not keys:
         return
     cfg = compose([*lines, *(_first_value(override) for override in given if not override.is_interval_sweep())])
@@ -85,7 +93,7 @@ def check_preparation(lines: Sequence[str], given: Sequence[Override], run_dir: 
         return
     try:
         paths = [found for key in keys for found in _paths_below(key, cfg)]
-    except OmegaConfBaseException:  # what is given makes it no config at all, which is said where it is checked
+    except OmegaConfBaseException:  # the config is invalid, which a later check reports
         return
     for key, value in paths:
         if _is_given(key, given):
@@ -94,13 +102,13 @@ def check_preparation(lines: Sequence[str], given: Sequence[Override], run_dir: 
         if _leads_out(value):
             recipe = shlex.join(str(override.input_line) for override in own)
             raise ConfigError(
-                f"{run_dir}: {key}={shown(value)}: leads out of this folder, where a saved run may not have data made "
-                f"or text read; if you want that data, make it first: python -m lmtrain prepare {recipe}"
+                f"{run_dir}: {key}={shown(value)}: leads out of this folder, but a saved run may only prepare data and "
+                f"read text inside it; if you want that data, prepare it first: python -m lmtrain prepare {recipe}"
             )
 
 
 def _check_possible(key: str, path: str, run_dir: Path) -> None:
-    """Raise ConfigError for a text that can't be a path: YAML has escapes for NUL and for halves of characters."""
+    """Raise ConfigError for a text that can't be a path: YAML has escapes for NUL and lone surrogates."""
     try:
         readable = b"\0" not in os.fsencode(path)
     except UnicodeEncodeError:
@@ -114,7 +122,7 @@ def _of_data(key: str) -> bool:
 
 
 def _paths_below(key: str, cfg: DictConfig) -> Iterator[tuple[str, str]]:
-    """Yield what may be paths at or below a key, of those that matter when data is made: `data.path`, `prepare.*`."""
+    """Yield keys and texts at or below a key that may be paths for preparing data: `data.path` and `prepare.*`."""
     node = OmegaConf.select(cfg, key)
     resolved = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     for path, text in _strings(key, resolved):
@@ -135,7 +143,7 @@ def _strings(key: str, node: Any) -> Iterator[tuple[str, str]]:
 
 
 def _leads_out(text: str) -> bool:
-    """Return whether a path or a pattern leads out of the current folder and the user's own data, also by a link."""
+    """Return whether a path or glob leads out of the current folder and the user's data folder, also through a link."""
     path = Path.cwd() / Path(text).expanduser()
     places = [Path.cwd(), *(Path(os.environ[name]) for name in [DATA_FOLDER] if os.environ.get(name))]
     if ".." in path.parts:
@@ -148,7 +156,7 @@ def _leads_out(text: str) -> bool:
         return True
     try:
         found = matching_files([text])
-    except (ValueError, OSError):  # there are none
+    except (ValueError, OSError):  # no file matches
         return False
     return not all(any(stays_inside(path, place) for place in places) for path in found.values())
 

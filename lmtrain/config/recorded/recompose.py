@@ -1,4 +1,4 @@
-"""The command line that composes what another run was: to fork it, and to repeat it."""
+"""Builds the overrides that compose the config of a saved run again, to fork or repeat it."""
 
 import copy
 from collections.abc import Collection, Iterator, Sequence
@@ -23,29 +23,31 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links
 
 ORIGIN = ("fork", "step")
-ASKED = ("resume", "retry_failed")  # of the command, not of the run
+ASKED = ("resume", "retry_failed")  # keys that belong to a command, not to the run
 
 
 def expand_fork(arguments: Sequence[str], *, prepares: bool = True) -> list[str]:
-    """Put before a command line with `fork=RUN_DIR` what composes that run; return any other command line as it is.
+    """Expand a command line with `fork=RUN_DIR` so that it composes that run's config; return any other unchanged.
 
-    `step` becomes a number, so that the same command means the same when the run has gone on. `fork` itself is written
-    `++fork` then: in this form, as the jobs of a sweep get it, nothing is put before it. It stands between what is the
-    run's and what is the command's own. `prepares`: the command makes data that is missing.
+    The result has the overrides of the forked run, then `++fork`, then the command's own overrides. `++fork` marks a
+    command line that is already expanded, as jobs of a sweep get it. `step` becomes a number, so that the command keeps
+    its meaning when the forked run trains further. `prepares` tells whether the command prepares missing data.
 
     Raises:
-        ConfigError: as `overrides_to_recompose` and `check_preparation`; or the run has no checkpoint.
+        ConfigError: The run has no checkpoint, or `overrides_to_recompose` or `check_preparation` refuses it.
     """
     flags = parse_flags(arguments)
     forks = [text for text in flags.overrides if text.startswith("fork=") and text != "fork=null"]
     if not forks:
         return list(arguments)
     if forks[-1] == "fork=":
-        raise ConfigError("fork=: empty; give a run directory")
-    # A path and no value of Hydra's grammar: the jobs of a sweep have directories like `lr=0.001,seed=1`.
+        raise ConfigError("fork=: is empty; give a run directory")
+    # Not parsed with Hydra's grammar, because jobs of a sweep have directories like `lr=0.001,seed=1`.
     run = Path(forks[-1].removeprefix("fork=").strip("'\""))
     if not run.is_dir():
-        raise ConfigError(f"fork={run}: no such run directory; it is one run, and step=N,M sweeps over its checkpoints")
+        raise ConfigError(
+            f"fork={run}: no such run directory; give a single run (to sweep over its checkpoints, use step=N,M)"
+        )
     given = parse_overrides([text for text in flags.overrides if text not in forks])
     trusted = [str(name) for override in given if override.key_or_group == "trust" for name in _as_list(override)]
     own = overrides_to_recompose(run, trusted, given)
@@ -63,25 +65,30 @@ def expand_fork(arguments: Sequence[str], *, prepares: bool = True) -> list[str]
 def overrides_to_recompose(
     run_dir: Path, trusted: Collection[str], given: Sequence[Override] = (), *, keeps_origin: bool = False
 ) -> list[str]:
-    """Return overrides that compose the run's config anew, as it was saved, in the current folder.
+    """Return overrides that compose the run's config in the current folder exactly as it was saved.
 
-    Config files may have changed since the run: every value that they would change is set to what it was. Where `given`
-    overrides, which are to follow these, take another choice of a group, the run's own values of that group that the
-    new choice does not have are left out. `keeps_origin`: of a fork, that it is one.
+    Config files may have changed since the run; values that would differ are set to the saved ones.
+
+    Args:
+        run_dir: The saved run.
+        trusted: Names of classes and functions that may be imported in addition to those that `check_trust` allows.
+        given: The command's own overrides, which will follow. If they select another choice of a group, the run's
+            values that the new choice does not have are left out.
+        keeps_origin: True to keep `fork` and `step` of a run that is itself a fork.
 
     Raises:
-        ConfigError: no run there; one whose config names what is not to be trusted (see `check_trust`), or whose own
-            overrides do more than a run's can (see `config/recorded/overrides.py`); a folder that leads elsewhere.
+        ConfigError: There is no run, its config names code that is not trusted (see `check_trust`), its overrides are
+            not those of a run (see `config/recorded/overrides.py`), or one of its folders is a link.
     """
     if not (run_dir / ".hydra" / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir}: no run there (no .hydra/config.yaml)")
+        raise ConfigError(f"{run_dir}: no run there (no .hydra/config.yaml); give a run directory")
     with raising_config_errors():
         refuse_links(run_dir, (".hydra", CHECKPOINTS), below=(".hydra", CHECKPOINTS))
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
     without = ASKED if keeps_origin else (*ASKED, *ORIGIN)
-    own = [one for one in recorded_overrides(run_dir) if one.key not in without]
-    own_lines = [one.line for one in own]
+    own = [each for each in recorded_overrides(run_dir) if each.key not in without]
+    own_lines = [each.line for each in own]
     now = _compose_trusted(own_lines, trusted, run_dir)
     check_run_folder(now, given, run_dir)
     differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(without_hydra(copy.deepcopy(now))))
@@ -91,19 +98,19 @@ def overrides_to_recompose(
         now = _compose_trusted([*own_lines, *(line for _, line in restored)], trusted, run_dir)
         check_run_folder(now, given, run_dir)
     if choices := [f"{override.key_or_group}={_first_choice(override)}" for override in given if _replaces(override)]:
-        other = compose([*(one.line for one in own if one.chooses), *choices])
+        other = compose([*(each.line for each in own if each.chooses), *choices])
         keys = set(key_paths(OmegaConf.to_container(other)))
-        own_lines = [one.line for one in own if one.chooses or one.key in keys]
+        own_lines = [each.line for each in own if each.chooses or each.key in keys]
         own_lines += _without_leftovers(other, choices)
         groups = {choice.partition("=")[0].partition("/")[0] for choice in choices}
         if "data" in groups:
-            groups.add("prepare")  # which a data choice brings
+            groups.add("prepare")  # comes with the data choice
         restored = [(key, line) for key, line in restored if key.partition(".")[0] not in groups]
     return [*own_lines, *(line for _, line in restored)]
 
 
 def _compose_trusted(lines: Sequence[str], trusted: Collection[str], run_dir: Path) -> DictConfig:
-    """Return what a run's own overrides compose, with Hydra's settings, all of it checked; nothing is built."""
+    """Return the config composed from a run's overrides, with Hydra's settings, after checking all names in it."""
     composed = compose(lines, with_hydra=True)
     check_hydra_trust(composed.hydra, trusted, run_dir)
     check_trust(without_hydra(copy.deepcopy(composed)), trusted, run_dir)
@@ -111,7 +118,7 @@ def _compose_trusted(lines: Sequence[str], trusted: Collection[str], run_dir: Pa
 
 
 def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str]:
-    """Return overrides that delete what an experiment set for a group and the group's new choice does not have."""
+    """Return overrides that delete values set by an experiment that the new choice of their group does not have."""
     pure = OmegaConf.to_container(compose(choices))
     left = OmegaConf.to_container(composed)
     assert isinstance(pure, dict)
@@ -126,7 +133,7 @@ def _without_leftovers(composed: DictConfig, choices: Sequence[str]) -> list[str
 
 
 def _differing(path: str, saved: Any, now: Any) -> Iterator[tuple[str, str]]:
-    """Yield keys with the overrides that make `now` what was saved, interpolations as such."""
+    """Yield keys and the overrides that turn `now` into `saved`; interpolations stay unresolved."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
             here = f"{path}.{key}" if path else str(key)
@@ -153,10 +160,10 @@ def _text(override: Override) -> str:
 
 
 def _replaces(override: Override) -> bool:
-    """Return whether an override of the command takes another choice of a group that the menu has."""
+    """Return whether an override of the command selects a choice of a config group."""
     return override.key_or_group in (*GROUPS, "logger", EXPERIMENTS) or "/" in override.key_or_group
 
 
 def _first_choice(override: Override) -> str:
-    """Return the choice, or the first of a sweep: another may have other keys, which Hydra reports then."""
+    """Return the choice, or the first choice of a sweep; Hydra reports keys that the others do not have."""
     return next(iter(override.sweep_string_iterator())) if override.is_sweep_override() else str(override.value())

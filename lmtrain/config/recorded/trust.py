@@ -1,7 +1,7 @@
-"""What the config of a saved run may name: whoever wrote the folder should not choose what this process runs or reads.
+"""Checks the code and environment variables that a saved config names, so that its author can't run code or read them.
 
-A `_target_` is imported and called, and `${oc.env:…}` reads the environment. From a run's folder come only those that
-lmtrain ships, that the user's own `./conf` and `./experiments` name, or that the command trusts by name.
+A `_target_` is imported and called, and `${oc.env:…}` reads an environment variable. From a run's folder, these are
+accepted only if lmtrain ships them, the user's own `./conf` or `./experiments` name them, or the command trusts them.
 """
 
 import os
@@ -24,11 +24,11 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.limited import MAX_YAML_BYTES, read_limited, read_yaml_text
 from lmtrain.terminal.as_text import shown
 
-CONFIG = "config.yaml"  # of a run
-EXPERIMENTS = "experiments"  # a config group, and a folder
-PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")  # installed; Hydra takes no others
+CONFIG = "config.yaml"  # the config of a run
+EXPERIMENTS = "experiments"  # a config group and its folder
+PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")  # installed plugins
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
-MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser takes seconds for thousands, one in another
+MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser needs seconds for thousands of nested ones
 MAX_IN_A_FILE = 5_000
 
 
@@ -40,23 +40,28 @@ def check_trust(
     folder: Path | None = None,
     option: str = "trust=",
 ) -> None:
-    """Check that everything that a run's config would import, call or look up is allowed.
+    """Check that everything is allowed that a run's config would import, call or look up.
 
-    This imports nothing, so it comes before the config is checked or built. What becomes an interpolation only when it
-    is resolved (an escaped one, or one put together from two) is refused: it would be looked up later. `folder` is
-    the one that the command is given in (default: the current one), and `option` how the command trusts a name, for
-    the message.
+    This imports nothing, so call it before the config is checked or built. Texts that become an interpolation only when
+    they are resolved (because it is escaped, or put together from two) are refused, as they would be looked up later.
+
+    Args:
+        cfg: The saved config, unresolved.
+        trusted: Names that the command trusts.
+        run_dir: The saved run.
+        folder: The folder in which the command was started; None for the current one.
+        option: The option with which the command trusts a name, for the message.
 
     Raises:
-        ConfigError: a `_target_` or a resolver call that neither lmtrain's conf nor the user's own has, nor `trusted`;
-            values that can't be resolved, or hide an interpolation.
+        ConfigError: A `_target_` or a resolver call is neither in lmtrain's conf nor in the user's own nor in
+            `trusted`, or a value can't be resolved or hides an interpolation.
     """
     if "hydra" in cfg:
-        raise ConfigError(f"{run_dir}: its config has a key hydra, which no run's own has: it would set Hydra itself")
+        raise ConfigError(f"{run_dir}: its config has the key hydra, which would set Hydra itself; no run writes that")
     allowed = {*trusted, *_shipped_names(), *_own_names(folder or Path.cwd(), run_dir)}
     refused = [
-        f"{run_dir}: {shown(key)}={shown(name)}: the run's config names it, but neither lmtrain nor your own conf "
-        f"does, and it would run code or read settings of yours; if you trust it, add {option}{shlex.quote(name)}"
+        f"{run_dir}: {shown(key)}={shown(name)}: is named in the run's config, but neither by lmtrain nor by your own "
+        f"conf, and could run code or read your settings; if you trust it, add {option}{shlex.quote(name)}"
         for key, name in _names(OmegaConf.to_container(cfg))
         if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)
     ]
@@ -69,75 +74,75 @@ def check_trust(
         raise ConfigError(f"{run_dir}: {shown(str(error).splitlines()[0])}") from error
     for key, text in _texts(resolved):
         if "${" in text:
-            raise ConfigError(f"{run_dir}: {shown(key)}={shown(text)}: hides an interpolation, which no run writes")
+            raise ConfigError(f"{run_dir}: {shown(key)}={shown(text)}: hides an interpolation; no run writes that")
 
 
 def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
-    """Check what Hydra itself would import, call or look up, where the choices of a saved run are composed.
+    """Check everything that Hydra itself would import, call or look up when the choices of a saved run are composed.
 
-    Its settings come from the user's own configs, so this finds only what got there in another way.
+    Hydra's settings come from the user's own configs, so this only finds names that got there in another way.
 
     Raises:
-        ConfigError: a `_target_` or a resolver call that is neither in a config of lmtrain's or the user's own, nor a
-            plugin's, nor `trusted`.
+        ConfigError: A `_target_` or a resolver call is neither in lmtrain's or the user's configs, nor a plugin, nor in
+            `trusted`.
     """
     own = [name for folder in ("conf", EXPERIMENTS) for name in _names_below(Path(folder), run_dir, of_hydra=True)]
     allowed = {*trusted, *_shipped_hydra_names(), *_own_names(Path.cwd(), run_dir), *own}
     for key, name in _names(OmegaConf.to_container(settings), "hydra"):
         if name not in allowed and not PLUGIN.fullmatch(name) and not LMTRAIN_VARIABLE.fullmatch(name):
             raise ConfigError(
-                f"{run_dir}: {shown(key)}={shown(name)}: comes with what the run chooses, but neither lmtrain nor "
-                f"your own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
+                f"{run_dir}: {shown(key)}={shown(name)}: comes from the run's choices, but neither lmtrain nor your "
+                f"own conf and experiments name it; if you trust it, add trust={shlex.quote(name)}"
             )
 
 
 def names_that_need_trust(cfg: DictConfig, *, also_allowed: Collection[str] = ()) -> list[str]:
-    """Return the names in an unresolved config that a resume of its run would refuse without `trust`."""
+    """Return the names in an unresolved config for which a resume of its run would need `trust`."""
     names = dict.fromkeys(name for _, name in _names(OmegaConf.to_container(cfg)))
     allowed = {*_shipped_names(), *also_allowed}
     return [name for name in names if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)]
 
 
 def names_to_trust_again(path: Path, run_dir: Path, folder: Path) -> list[str]:
-    """Return the names in a config file of a run that a command given in `folder` has to trust."""
+    """Return the names in a run's config file that a command in `folder` must trust."""
     return names_that_need_trust(read_saved(path), also_allowed=_own_names(folder, run_dir))
 
 
 def read_saved(path: Path) -> DictConfig:
-    """Return the content of a YAML file that OmegaConf wrote into a run's folder, unresolved.
+    """Return the unresolved content of a YAML file that OmegaConf wrote into a run's folder.
 
     Raises:
-        ConfigError: it is not there, not such a file, or made to exhaust the memory.
+        ConfigError: The file is missing, is not such a file, or is made to exhaust the memory.
     """
     try:
         text = read_yaml_text(path)
     except (OSError, ValueError) as error:
         raise ConfigError(str(error)) from error
     try:
-        # In the whole file; are they in one string? After a backslash, as in "\x24{", none is seen in the text itself.
+        # Only strings matter, so parse if the file has many interpolations, or escapes that may hide some ("\x24{").
         if text.count("${") > MAX_INTERPOLATIONS or "\\" in text:
             total = 0
             for _, string in _texts(yaml.safe_load(text)):
                 total += (count := string.count("${"))
                 if count > MAX_INTERPOLATIONS:
-                    raise ConfigError(f"{path}: {shown(string)}: not an interpolation that can be read")
+                    raise ConfigError(f"{path}: {shown(string)}: is not an interpolation that can be read")
             if total > MAX_IN_A_FILE:
                 raise ConfigError(f"{path}: has {total:,} interpolations, more than a config ever has")
         cfg = OmegaConf.create(text)
     except ConfigError:
         raise
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not the YAML of a config ({shown(str(error))})") from error
+        raise ConfigError(f"{path}: is not the YAML of a config ({shown(str(error))})") from error
     if not isinstance(cfg, DictConfig) or not cfg:
-        raise ConfigError(f"{path}: not the YAML of a config")
+        raise ConfigError(f"{path}: is not the YAML of a config")
     return cfg
 
 
 def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every key with a `_target_` or a resolver call, and that: `mymodels.Bigram`, `oc.env:HOME`.
+    """Yield the key and the name of every `_target_` and resolver call, such as `mymodels.Bigram` or `oc.env:HOME`.
 
     Raises:
-        ConfigError: a `_target_` that is no name, an interpolation that can't be read.
+        ConfigError: A `_target_` is not a name, or an interpolation can't be read.
     """
     if isinstance(node, dict):
         for key, value in node.items():
@@ -147,7 +152,7 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
             elif isinstance(value, str) and "${" not in value:
                 yield here, value
             else:
-                raise ConfigError(f"{shown(here)}={shown(str(value))}: not the dotted path of a class or function")
+                raise ConfigError(f"{shown(here)}={shown(str(value))}: is not the dotted path of a class or function")
     elif isinstance(node, list):
         for index, value in enumerate(node):
             yield from _names(value, f"{path}.{index}")
@@ -157,7 +162,7 @@ def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield all strings, keys among them, with their paths."""
+    """Yield all strings, including keys, with their paths."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield path, str(key)
@@ -170,16 +175,16 @@ def _texts(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _calls(text: str, path: str) -> list[str]:
-    """Return the resolver calls in a string, also those within others, without white space: `oc.env:HOME`.
+    """Return all resolver calls in a string, including nested ones, without white space: `oc.env:HOME`.
 
-    OmegaConf's own parser finds them: what it takes for a call, and nothing else, is one.
+    They are found with OmegaConf's own parser, so that they are exactly the calls that OmegaConf would make.
     """
     try:
         if text.count("${") > MAX_INTERPOLATIONS:
             raise RecursionError
         nodes = [parse(text)]
     except (GrammarParseError, RecursionError) as error:
-        raise ConfigError(f"{shown(path)}={shown(text)}: not an interpolation that can be read") from error
+        raise ConfigError(f"{shown(path)}={shown(text)}: is not an interpolation that can be read") from error
     calls = []
     while nodes:
         node = nodes.pop()
@@ -202,12 +207,12 @@ def _shipped_hydra_names() -> frozenset[str]:
 
 
 def _own_names(folder: Path, run_dir: Path) -> set[str]:
-    """Return the names in the user's own configs, without those of runs that happen to lie among them."""
+    """Return the names in the user's own configs, without those in run directories among them."""
     return {name for own in ("conf", "experiments") for name in _names_below(folder / own, run_dir)}
 
 
 def lies_in_a_run(group: str, name: str, run_dir: Path) -> bool:
-    """Return whether a choice is a config in `./conf` or `./experiments` that lies in the run, or in another run."""
+    """Return whether a choice is a config in `./conf` or `./experiments` that is inside this or another run."""
     folder = Path.cwd()
     config = Path(group, f"{name.removesuffix('.yaml')}.yaml")
     own = [folder / "conf" / config]
@@ -215,7 +220,7 @@ def lies_in_a_run(group: str, name: str, run_dir: Path) -> bool:
         own.append(folder / config)
     for path in filter(Path.is_file, own):
         above = [parent for parent in path.parents if parent.is_relative_to(folder) and parent != folder]
-        if path.resolve().is_relative_to(run_dir.resolve()) or any(_is_run_folder(one, run_dir) for one in above):
+        if path.resolve().is_relative_to(run_dir.resolve()) or any(_is_run_folder(each, run_dir) for each in above):
             return True
     return False
 
@@ -226,7 +231,7 @@ def _is_run_folder(folder: Path, run_dir: Path | None) -> bool:
 
 
 def _names_below(folder: Path, without: Path | None, *, of_hydra: bool = False) -> Iterator[str]:
-    """Return the names in the configs in a folder, but for runs' own; `of_hydra`: those in their settings of Hydra."""
+    """Yield the names in a folder's configs, except in run directories; with `of_hydra`, only those under `hydra`."""
     for root, folders, files in os.walk(folder.resolve()):
         if _is_run_folder(Path(root), without):
             folders.clear()
@@ -239,4 +244,4 @@ def _names_below(folder: Path, without: Path | None, *, of_hydra: bool = False) 
                 settings = content.pop("hydra", None) if isinstance(content, dict) else None
                 yield from [name for _, name in _names(settings if of_hydra else content)]
             except (OSError, yaml.YAMLError, ValueError, RecursionError):
-                continue  # it names nothing, then; composing from it says what is wrong
+                continue  # an unreadable file names nothing; composing from it reports the mistake

@@ -1,1 +1,1 @@
-"""Where the text comes from: sources, the documents they give, and what of them is held out."""
+"""Text for preparing a corpus: its sources, their documents, and the part that is held out."""

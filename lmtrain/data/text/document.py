@@ -1,24 +1,24 @@
-"""A document of text, and where a long one can be cut without changing its tokens."""
+"""Documents of text, and how a long one is cut without changing its tokens."""
 
 import codecs
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-PART_BYTES = 1 << 20  # of text held at once, up to four times as much as a str; a longer document comes in parts
-CUT_CHARS = 1 << 18  # of a part's end; in the last half of them is the place to cut
+PART_BYTES = 1 << 20  # the most text in memory at once (a str may need four times as much); longer documents are split
+CUT_CHARS = 1 << 18  # the end of a part; the cut is somewhere in its last half
 
-_LINE_END = re.compile(r"(?<=[^\W_])[\r\n]")  # after a letter or digit: punctuation takes newlines with it
-_SPACE = re.compile(r"(?<=\S)[^\S\r\n\x1c-\x1f]")  # to the patterns, the last four are no whitespace
+_LINE_END = re.compile(r"(?<=[^\W_])[\r\n]")  # after a letter or digit, because punctuation joins with newlines
+_SPACE = re.compile(r"(?<=\S)[^\S\r\n\x1c-\x1f]")  # the patterns don't treat the last four as whitespace
 _CUTS = _LINE_END, _SPACE, re.compile(r"\s")
 _WINDOW = 1 << 16  # characters searched at once
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text, or one part of a text that is too long to be held in memory whole."""
+    """A text, or one part of a text that is too long for the memory."""
 
-    name: str  # tells it apart: "books/a.txt", "books/a.txt:3", "train:12"
+    name: str  # unique in its source: "books/a.txt", "books/a.txt:3", "train:12"
     text: str
     start: int = 0  # UTF-8 bytes of the document before this part
     size: int | None = None  # UTF-8 bytes of the whole document; None: `text` is all of it
@@ -29,23 +29,23 @@ class Document:
 
     @property
     def last(self) -> bool:
-        """Whether the document ends with this part."""
+        """Return whether the document ends with this part."""
         return self.size is None or self.start + utf8_bytes(self.text) == self.size
 
 
 def document_parts(
     name: str, size: int, read: Callable[[int, int], bytes], start: int, part_bytes: int
 ) -> Iterator[tuple[Document, int]]:
-    """Yield a document of more than `part_bytes` from byte `start` on, in parts, with the byte after each part.
+    """Yield a document of more than `part_bytes` from byte `start` on in parts, and after each part its end in bytes.
 
-    `read(start, end)` gives bytes of it. A part ends where the tokenizer would not look across. That depends on the
-    text alone, so whoever begins where a part ended gets the same parts.
+    `read(start, end)` returns bytes of the document. A part ends at a place that no token crosses. The place depends
+    only on the text, so a reader that begins at the end of a part gets the same following parts.
     """
     while start < size:
         end = min(start + part_bytes, size)
         text, used = codecs.utf_8_decode(read(start, end), "strict", end == size)
         if end < size:
-            last = len(text) - 1  # a cut needs the character after it
+            last = len(text) - 1  # a cut depends on the character after it
             begin = max(0, last - CUT_CHARS)
             cut = cut_position(text, last - begin, begin)
             used -= utf8_bytes(text[cut:])
@@ -55,8 +55,8 @@ def document_parts(
 
 
 def text_parts(name: str, text: str, start: int, part_bytes: int) -> Iterator[tuple[Document, int]]:
-    """Yield a text that is in memory as `document_parts` does: whole if it is no longer than a part."""
-    data = text.encode() if 4 * len(text) > part_bytes else b""  # no character has more bytes
+    """Yield a text that is in memory like `document_parts`, but as a single whole if it is no longer than a part."""
+    data = text.encode() if 4 * len(text) > part_bytes else b""  # a character has at most 4 bytes
     if len(data) > part_bytes:
         yield from document_parts(name, len(data), lambda first, end: data[first:end], start, part_bytes)
     else:
@@ -75,10 +75,10 @@ def cut_text(text: str, limit: int) -> Iterator[str]:
 def cut_position(text: str, limit: int, start: int = 0) -> int:
     """Return where to end a piece of at most `limit` characters that begins at `start`.
 
-    It is the end of the text if that fits. Else it is the last place in the last half before a newline that follows a
-    letter or digit, or else before a space that follows none. There the patterns of GPT-2 and of tiktoken's encodings
-    always cut and never look across, so the pieces' ids are the text's. Without such a place it is before any
-    whitespace, or anywhere: a few ids may differ.
+    If the rest of the text fits, this is its end. Otherwise it is the last place, in the second half of the piece,
+    before a newline that follows a letter or digit; or, without one, before a space that does not follow a space. The
+    patterns of GPT-2 and of tiktoken's encodings always cut there, so the ids of the pieces are the ids of the text.
+    Without such a place the cut is before any whitespace, or at the limit, and a few ids may differ.
     """
     if len(text) - start <= limit:
         return len(text)

@@ -1,4 +1,4 @@
-"""Text files as they lie on the disk: checked, counted, and read by offset."""
+"""Checks, counts and reads the bytes of text files."""
 
 import codecs
 import hashlib
@@ -14,10 +14,10 @@ READ_BYTES = 1 << 20
 
 
 class TextScan:
-    """Checks, hashes and counts the text of a file as its chunks go by.
+    """Checks, hashes and counts the text of a file, chunk by chunk.
 
     Raises:
-        ValueError: it is not UTF-8.
+        ValueError: from `add` and `end`, if the file is not UTF-8.
     """
 
     def __init__(self, name: str, separator: bytes | None) -> None:
@@ -53,14 +53,14 @@ class TextScan:
 
     def end(self) -> None:
         if self._unfinished:
-            raise self._not_utf8(self._bytes - len(self._unfinished), "it ends within a character")
+            raise self._not_utf8(self._bytes - len(self._unfinished), "it ends in the middle of a character")
 
     def _not_utf8(self, position: int, reason: str) -> ValueError:
         return ValueError(f"{self.name}: not UTF-8 text (byte {position:,}: {reason}){_hint(self._head)}")
 
 
 def _hint(head: bytes) -> str:
-    """Return what a file that is no text seems to be, and what to do."""
+    """Return the likely type of a file that is not text, and what to do."""
     for magic, kind in (
         (b"\x1f\x8b", "gzip"),
         (b"\x28\xb5\x2f\xfd", "zstandard"),
@@ -68,42 +68,42 @@ def _hint(head: bytes) -> str:
         (b"\xfd7zXZ\x00", "xz"),
     ):
         if head.startswith(magic):
-            return f"; it is compressed by {kind}, which the Hugging Face source reads (path=text or path=json)"
+            return f"; it is compressed with {kind}, which the Hugging Face source reads (path=text or path=json)"
     if head.startswith(b"PAR1"):
-        return "; it is Parquet, which the Hugging Face source reads (path=parquet)"
+        return "; it is a Parquet file, which the Hugging Face source reads (path=parquet)"
     if head.startswith(b"PK\x03\x04"):
         return "; it is a zip archive: unpack it"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or _is_every_second_zero(head):
         return "; it looks like UTF-16: convert it (iconv -f utf-16 -t utf-8)"
     if b"\0" in head:
-        return "; it seems to be no text: leave it out"
-    return "; convert it (iconv -f latin1 -t utf-8, say), or leave it out"
+        return "; it does not look like text: leave it out"
+    return "; convert it (for example iconv -f latin1 -t utf-8), or leave it out"
 
 
 def _is_every_second_zero(head: bytes) -> bool:
-    """Return whether most bytes at even or at odd places are zero, as in UTF-16 of a Latin script."""
+    """Return whether most bytes at even or at odd places are zero, as in UTF-16 text in a Latin script."""
     return any(2 * part.count(0) > len(part) > 0 for part in (head[::2], head[1::2]))
 
 
 def check_zstandard(name: str, path: Path) -> None:
-    """Raise a ValueError if a zstandard file ends early, which the library takes for its end."""
+    """Raise a ValueError if a zstandard file is cut off, which the library would not notice."""
     with path.open("rb") as file:
         if file.read(4) != b"\x28\xb5\x2f\xfd" or not is_installed("zstandard"):
             return
         file.seek(0)
         zstandard = importlib.import_module("zstandard")
         frame = None
-        while chunk := file.read(1 << 16):  # which may unpack to much
+        while chunk := file.read(1 << 16):  # a small chunk may unpack to a lot of text
             while chunk:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 frame.decompress(chunk)
                 chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
         if frame is not None:
-            raise ValueError(f"{name}: ends early, as a copy does that was broken off")
+            raise ValueError(f"{name}: ends too early, like an incomplete copy; copy it again")
 
 
 class BufferedFile:
-    """A file's bytes by offset, read in blocks."""
+    """Reads a file's bytes by offset, in blocks."""
 
     def __init__(self, file: BinaryIO, read_bytes: int) -> None:
         self.file, self.read_bytes = file, read_bytes
@@ -119,7 +119,7 @@ class BufferedFile:
         return lambda start, end: self.read(begin + start, begin + end)
 
     def find(self, separator: bytes, start: int) -> int:
-        """Return where the separator is next, or the file's end; never holds more than a block."""
+        """Return the position of the next separator, or the file's end; keeps at most a block in memory."""
         found = self._data.find(separator, start - self._base) if start >= self._base else -1
         if found < 0:
             self._fill(start, self.read_bytes)
@@ -128,7 +128,7 @@ class BufferedFile:
             return self._base + found
         tail = self._data
         end = start + len(tail)
-        while chunk := self.file.read(self.read_bytes):  # goes on after the block
+        while chunk := self.file.read(self.read_bytes):  # continues after the block
             tail = tail[max(0, len(tail) - len(separator) + 1) :]
             if (found := (tail + chunk).find(separator)) >= 0:
                 return end - len(tail) + found

@@ -1,4 +1,4 @@
-"""What is held out for validation: each choice says which texts of a document go to which split."""
+"""Holds out text for validation. Each function assigns the texts of a document to the splits."""
 
 import fnmatch
 import hashlib
@@ -14,23 +14,27 @@ Share = Annotated[float, Interval(gt=0, lt=1)]
 
 
 class SplitText(NamedTuple):
-    """A text, never empty, and the split it goes to."""
+    """A text, which is never empty, and its split."""
 
     split: str  # train or val
     text: str
-    ends: bool  # the document has no more text in that split, so an end-of-text id may follow
+    ends: bool  # the document has no more text in this split, so an end-of-text id may follow
 
 
 Holdout = Callable[[Document], Iterable[SplitText]]
 
 
 def by_document(document: Document, *, val_share: Share) -> Iterator[SplitText]:
-    """Hold out whole documents, chosen by a hash of their text: the same ones in any corpus, and all copies of one.
+    """Hold out whole documents, chosen by a hash of their text.
 
-    A document that comes in parts is chosen by its name.
+    So a document has the same split in every corpus, and all its copies have the same split. A document that is too
+    long to be read at once is chosen by its name.
+
+    Args:
+        val_share: The share of documents to hold out, between 0 and 1.
     """
     chosen_by = document.text if document.whole else document.name
-    data = chosen_by.encode(errors="surrogateescape")  # a file's name may be no UTF-8
+    data = chosen_by.encode(errors="surrogateescape")  # a file name need not be UTF-8
     yield SplitText("val" if uniform_hash(data) < val_share else "train", document.text, document.last)
 
 
@@ -40,9 +44,11 @@ def uniform_hash(data: bytes) -> float:
 
 
 def tail_of_each_document(document: Document, *, val_share: Share) -> Iterator[SplitText]:
-    """Hold out the last share of every document's UTF-8 bytes; works for a single file as well.
+    """Hold out the end of every document. This also works for a single file.
 
-    The character that the cut falls into is the last one of the training text.
+    Args:
+        val_share: The share of each document's UTF-8 bytes to hold out, between 0 and 1. A character at the cut belongs
+            to the training text.
     """
     part_bytes = utf8_bytes(document.text)
     cut = int((part_bytes if document.size is None else document.size) * (1 - val_share)) - document.start
@@ -57,15 +63,17 @@ def _split_at(text: str, byte: int) -> tuple[str, str]:
     if text.isascii():
         return text[:byte], text[byte:]
     data = text.encode()
-    while byte < len(data) and data[byte] & 0xC0 == 0x80:  # within a character
+    while byte < len(data) and data[byte] & 0xC0 == 0x80:  # in the middle of a character
         byte += 1
     return data[:byte].decode(), data[byte:].decode()
 
 
 def by_name(document: Document, *, val: str | list[str]) -> Iterator[SplitText]:
-    """Hold out the documents whose name, or whose file's name, one of the patterns matches as a whole.
+    """Hold out the documents whose name, or whose file's name, matches a pattern.
 
-    "*/val/*.txt" holds out files, in one document or many; "validation:*" a dataset's own split.
+    Args:
+        val: One or several shell patterns, which must match the whole name. `*/val/*.txt` holds out files;
+            `validation:*` holds out a dataset's own validation split.
     """
     patterns = [val] if isinstance(val, str) else val
     names = (document.name, re.sub(r":\d+$", "", document.name))

@@ -18,18 +18,21 @@ from lmtrain.terminal.as_text import first_few
 
 
 class HuggingFace:
-    """One document a row, named "split:row", from a format's `files`, a dataset folder, or a dataset of the hub.
+    """Text from files, a dataset folder or a dataset of the Hugging Face hub. Each row is a document, "split:row".
 
-    `path` is a format (json, parquet, csv, arrow, or text for lines), a folder, or a hub id; `name` the configuration
-    of a dataset that has several. `files` may be compressed; those of several splits are given by split. `text` is the
-    field ("a.b" for one within another); a row where it is null or empty is no document. `revision` is a branch, tag
-    or commit of the hub; the commit it stands for at the first look is read to the end. A row without the field is an
-    error, or, with `skip_missing`, no document either; how many there are is reported.
+    Each row must fit in memory, and so must the texts of a Parquet row group and a JSON file that is one array.
 
-    A row is held in memory whole; so are a Parquet row group's texts, and a JSON file that is one array.
+    Args:
+        path: A format (`json`, `parquet`, `csv`, `arrow`, or `text` for lines), a dataset folder, or a hub id.
+        name: The configuration of a dataset that has several.
+        splits: The split or splits to read, in this order.
+        files: Paths or globs, if `path` is a format; by split if there are several. The files may be compressed.
+        text: The field with the text; `a.b` is a field inside another. Rows where it is null or empty are left out.
+        revision: A branch, tag or commit of the hub. A preparation reads the commit that it saw first, to the end.
+        skip_missing: Leave out rows without the field, and report their number. Otherwise such a row is an error.
 
     Raises:
-        ValueError: the library is missing, or the arguments do not go together.
+        ValueError: the `datasets` library is missing, or the arguments do not fit together.
     """
 
     def __init__(
@@ -59,22 +62,24 @@ class HuggingFace:
         if self.path in FORMATS and self.files is None:
             raise ValueError(f"{key}: needs prepare.source.files, the files to read")
         if self.path in FORMATS and self.name is not None:
-            raise ValueError(f"prepare.source.name={self.name}: files have no configurations")
+            raise ValueError(f"prepare.source.name={self.name}: files have no configurations; leave it null")
         if self.is_local and self.revision is not None:
-            raise ValueError(f"prepare.source.revision={self.revision}: files of this machine have none")
+            raise ValueError(f"prepare.source.revision={self.revision}: local files have no revisions; leave it null")
         if self.is_local:
             return
         if Path(self.path).expanduser().is_file():
-            raise ValueError(f"{key}: is a file; give its format ({', '.join(FORMATS)}) as path, and it as files")
+            raise ValueError(
+                f"{key}: is a file; set path to its format ({', '.join(FORMATS)}), and prepare.source.files to the file"
+            )
         if self.path.startswith(("/", ".", "~")):
             raise ValueError(f"{key}: no such folder in {Path.cwd()}")
         if nearest := difflib.get_close_matches(self.path, FORMATS, 1, cutoff=0.8):
-            raise ValueError(f"{key}: is no format; did you mean {nearest[0]!r}?")
+            raise ValueError(f"{key}: not a format; did you mean {nearest[0]!r}?")
 
     def scan(self, advance: Advance) -> Inputs:
         dataset = self.open()
         if dataset.commit is not None:
-            for split, files in dataset.files.items():  # the first rows tell a wrong field at once
+            for split, files in dataset.files.items():  # the first rows show a wrong field at once
                 next(dataset.batches(split, next(iter(files))), None)
             return {self.path: {"commit": dataset.commit}}
         inputs: Inputs = {}
@@ -109,7 +114,7 @@ class HuggingFace:
         return {"bytes": size, "mtime_ns": mtime_ns, "sha256": sha256, **counted}
 
     def text_bytes(self, inputs: Inputs) -> int | None:
-        # None for the hub: its own info counts the Arrow bytes of all columns, which is no measure of the text.
+        # None for the hub: its own information counts the Arrow bytes of all columns, not the bytes of the text.
         if any("text_bytes" not in scanned for scanned in inputs.values()):
             return None
         return sum(int(scanned["text_bytes"]) for scanned in inputs.values())
@@ -120,14 +125,14 @@ class HuggingFace:
             return input_changes(inputs, self._paths(), self.stamps)
         try:
             self._commit = self._resolve()
-        except OSError:  # the hub is out of reach, so it reports no change
+        except OSError:  # the hub can't be reached, so no change is known
             self._commit = str(then)
         return [] if self._commit == then else [f"{self.path}: commit {then} → {self._commit}"]
 
     def _paths(self) -> dict[str, Path]:
-        """Return the files that there are now; none is no error here."""
+        """Return the present files; an empty dictionary if there are none."""
         try:
-            # A format's are found without the library, whose import takes seconds.
+            # The files of a format are found without the library, because importing it takes seconds.
             files = self._matching() if self.path in FORMATS else self._opened(None).files
         except (ValueError, OSError):
             return {}
@@ -137,7 +142,7 @@ class HuggingFace:
         return RowReader(self, position, part_bytes)
 
     def open(self, commit: str | None = None) -> Dataset:
-        """Return the dataset; one of the hub at that commit, or at the one that was seen first."""
+        """Return the dataset; a hub dataset at `commit`, or at the commit that was seen first."""
         if not self.is_local:
             self._commit = commit or self._commit or self._resolve()
         if self._dataset is None or self._dataset.commit != self._commit:
@@ -166,7 +171,7 @@ class HuggingFace:
 
 @dataclass
 class RowPosition:
-    """A row of a file, `before` rows into the split, with `start` bytes of the row's text done."""
+    """The position at a row of a file, with `start` bytes of the row's text done."""
 
     split: str | None = None
     file: str | None = None
@@ -177,7 +182,7 @@ class RowPosition:
 
 
 class RowReader(PositionedReader[RowPosition]):
-    """Reads the rows of the source's splits, a document each."""
+    """Reads the rows of the source's splits; each row with text is a document."""
 
     def __init__(self, source: HuggingFace, position: Any, part_bytes: int) -> None:
         self.source, self.part_bytes = source, part_bytes
@@ -193,7 +198,7 @@ class RowReader(PositionedReader[RowPosition]):
             files = dataset.files[split]
             names = list(files)
             if self._at.file is not None and self._at.file not in files:
-                raise ValueError(f"{self._at.file}: is gone since the preparation began; prepare anew")
+                raise ValueError(f"{self._at.file}: was removed since the preparation began; prepare again")
             before = self._at.before
             for name in names[0 if self._at.file is None else names.index(self._at.file) :]:
                 if name != self._at.file:

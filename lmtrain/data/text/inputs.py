@@ -1,4 +1,4 @@
-"""The files that text was made from: what a scan notes of them (`inputs.json`), and whether they have changed since."""
+"""Records the files that a folder was prepared from (`inputs.json`), and finds out whether they have changed since."""
 
 import hashlib
 import json
@@ -11,27 +11,27 @@ from lmtrain.files.limited import read_json_limited
 from lmtrain.terminal.as_text import first_few
 
 INPUTS_FILE = "inputs.json"  # beside meta.json
-MAX_INPUTS_BYTES = 256 << 20  # of a million files
+MAX_INPUTS_BYTES = 256 << 20  # enough for a million files
 
-Scanned = dict[str, Any]  # what a scan notes of one file; JSON
-Inputs = dict[str, Scanned]  # what text was made from, by name; JSON
-Stamp = tuple[int, int]  # size and modification time (ns), by which a change is noticed without reading the file
+Scanned = dict[str, Any]  # the record of one file; JSON
+Inputs = dict[str, Scanned]  # the records of all files, by name; JSON
+Stamp = tuple[int, int]  # size and modification time (ns), which show a change without reading the file
 
 
 def stamp_of(path: Path) -> Stamp:
-    """Return the file's stamp as it is now."""
+    """Return the file's present stamp."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(name: str, path: Path, stamps: dict[str, Stamp]) -> None:
-    """Raise a ValueError if the file is gone or has another stamp than in `stamps`, where a new file is noted."""
+    """Raise a ValueError if the file is gone or its stamp differs from `stamps`; add a new file to `stamps`."""
     try:
         now = stamp_of(path)
     except OSError as error:
         raise ValueError(f"{name}: {error.strerror}") from error
     if stamps.setdefault(name, now) != now:
-        raise ValueError(f"{name}: has changed since the preparation began; prepare anew")
+        raise ValueError(f"{name}: has changed since the preparation began; prepare again")
 
 
 def open_binary(path: Path) -> BinaryIO:
@@ -45,7 +45,7 @@ def input_changes(
     stamps: dict[str, Stamp],
     open_file: Callable[[Path], BinaryIO] = open_binary,
 ) -> list[str]:
-    """Return what differs between files and an earlier scan of them, in words; notes the stamps of unchanged files."""
+    """Return the differences between files and their earlier scan, as texts; add unchanged files to `stamps`."""
     changed = []
     for name in sorted(inputs.keys() | paths.keys()):
         if name not in inputs:
@@ -68,18 +68,18 @@ def input_changes(
 
 
 def input_sha256(path: Path, open_file: Callable[[Path], BinaryIO] = open_binary) -> str:
-    """Return the SHA-256 of what `open_file` gives of the file."""
+    """Return the SHA-256 of the bytes that `open_file` gives for the file."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # BinaryIO hides readinto
 
 
 def write_inputs(folder: Path, inputs: Inputs) -> None:
-    """Write what the folder's text was made from."""
+    """Write the records of the files that a folder was prepared from."""
     write_atomically(folder / INPUTS_FILE, json.dumps(inputs, indent=1) + "\n")
 
 
 def read_inputs(folder: Path) -> Inputs | None:
-    """Return what the folder's text was made from; None if it does not say."""
+    """Return the records of the files that a folder was prepared from; None if it has no valid ones."""
     try:
         inputs = read_json_limited(folder / INPUTS_FILE, MAX_INPUTS_BYTES)
     except (OSError, ValueError):
@@ -89,27 +89,27 @@ def read_inputs(folder: Path) -> Inputs | None:
 
 
 def remarks_on(inputs: Inputs) -> list[str]:
-    """Return what a scan found that a person may not expect, in lines."""
+    """Return a line for each finding of a scan that may surprise the user."""
     remarks = []
     names = [name for scanned in inputs.values() for name in scanned.get("other_names", ())]
     if names:
-        remarks.append(f"{first_few(names)}: left out, as the same files are read by other names")
+        remarks.append(f"{first_few(names)}: left out, because the same files are read under other names")
     crlf = {name: scanned for name, scanned in inputs.items() if scanned.get("crlf_lines")}
     if whole := [name for name, scanned in crlf.items() if not scanned["separators"]]:
-        remarks.append(f"{first_few(whole)}: is one document, as its lines end in CRLF; {crlf_way_out()}")
+        remarks.append(f"{first_few(whole)}: is one document, because its lines end in CRLF; {crlf_way_out()}")
     if cut := [name for name, scanned in crlf.items() if scanned["separators"]]:
         remarks.append(
-            f"{first_few(cut)}: has lines that end in CRLF, of which the separator takes one half; {crlf_way_out()}"
+            f"{first_few(cut)}: has lines that end in CRLF, and the separator removes only the LF; {crlf_way_out()}"
         )
     if missing := {name: scanned["missing_rows"] for name, scanned in inputs.items() if scanned.get("missing_rows")}:
         rows = sum(missing.values())
-        remarks.append(f"{rows:,} row{'s' * (rows > 1)} without the field skipped (in {first_few(missing)})")
+        remarks.append(f"skipped {rows:,} row{'s' * (rows > 1)} without the field (in {first_few(missing)})")
     return remarks
 
 
 def crlf_way_out(separator: str | None = None) -> str:
-    """Return what to do about lines that end in CRLF: give another separator instead of the one given, or none."""
-    convert = r"take the \r out (sed -i 's/\r$//' FILE)"
+    """Return what to do about lines that end in CRLF; if there is a separator, suggest one with CRLF."""
+    convert = r"remove the \r (sed -i 's/\r$//' FILE)"
     if separator is None:
         return convert
     crlf = separator.replace("\n", r"\r\n")
@@ -117,9 +117,9 @@ def crlf_way_out(separator: str | None = None) -> str:
 
 
 def changed_inputs(folder: Path) -> str:
-    """Return what differs in the files that a folder was prepared from, in words; "" for nothing.
+    """Return the changes in the files that a folder was prepared from, as a text; "" if there are none.
 
-    Text that was moved away is no change: once it is tokens, it may be.
+    A missing file does not count, because its text is no longer needed.
     """
     inputs = {name: then for name, then in (read_inputs(folder) or {}).items() if Path(name).is_file()}
     return first_few(input_changes(inputs, {name: Path(name) for name in inputs}, {}))

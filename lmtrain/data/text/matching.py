@@ -1,4 +1,4 @@
-"""The files that globs stand for: each real file once, by whatever names, links and loops of links it is reached."""
+"""Finds the files that globs match. A file that has several names or is reached through links is found only once."""
 
 import fnmatch
 import os
@@ -9,12 +9,12 @@ Identity = tuple[int, int]  # device and inode
 
 
 def matching_files(patterns: list[str], key: str = "prepare.source.files") -> dict[str, Path]:
-    """Return the files that match, sorted by path and named by it; of several names for one file, one that is no link.
+    """Return the matching files by path, sorted. If a file has several names, one that is not a link is used.
 
-    A name with brackets is taken as it is where there is such a file or folder.
+    A name with brackets is a plain name, not a pattern, if such a file or folder exists.
 
     Raises:
-        ValueError: there are none.
+        ValueError: no file matches.
     """
     found = [names[0] for names in _names_by_file(patterns).values()]
     if not found:
@@ -23,7 +23,7 @@ def matching_files(patterns: list[str], key: str = "prepare.source.files") -> di
 
 
 def other_names(patterns: list[str]) -> dict[str, list[str]]:
-    """Return the names that `matching_files` left out, by the name that it chose for their file."""
+    """Return the names that `matching_files` has left out, by the name that it uses for the same file."""
     return {
         first.as_posix(): [name.as_posix() for name in more]
         for first, *more in _names_by_file(patterns).values()
@@ -45,15 +45,15 @@ def _names_by_file(patterns: list[str]) -> dict[Identity, list[Path]]:
 def _hint(patterns: list[str]) -> str:
     folders = [pattern for pattern in patterns if Path(pattern).expanduser().is_dir()]
     if folders:
-        return f"; for the files in the folder, write {folders[0]}/*, or {folders[0]}/**/*.txt"
+        return f"; for the files in the folder, write {folders[0]}/* or {folders[0]}/**/*.txt"
     if bracketed := [pattern for pattern in patterns if "[" in pattern]:
         escaped = bracketed[0].replace("[", "[[]")
-        return f"; brackets stand for one of several characters, and a bracket itself is [[], as in {escaped}"
+        return f"; [abc] matches one of these characters; for a bracket itself, write [[], as in {escaped}"
     return ""
 
 
 def _expanded(pattern: Path) -> Iterable[Path]:
-    """Return what a glob matches, as `glob.glob` does: names that begin with a dot only where the pattern says so."""
+    """Return the paths that a glob matches. As in `glob.glob`, only a pattern with a leading dot matches such names."""
     parts = list(pattern.parts)
     places = [Path(parts.pop(0))] if pattern.is_absolute() else [Path()]
     if parts[-1:] == ["**"]:
@@ -78,7 +78,7 @@ def _matching_entries(folder: Path, part: str) -> Iterator[Path]:
 
 
 def _folders_below(tops: Iterable[Path]) -> Iterator[Path]:
-    """Yield the folders and all folders below them, each real one once; those that only links lead to come last."""
+    """Yield the folders and all folders below them, each once; folders that only links lead to come last."""
     seen: set[Identity] = set()
     waiting, links = list(tops)[::-1], list[Path]()
     while waiting or links:
@@ -97,7 +97,7 @@ def _folders_below(tops: Iterable[Path]) -> Iterator[Path]:
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is in a folder, sorted; nothing if it is none, or can't be read."""
+    """Return the entries of a folder, sorted; an empty list if it can't be read or is not a folder."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)

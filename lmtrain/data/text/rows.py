@@ -1,4 +1,4 @@
-"""Rows of datasets as the `datasets` library streams them, a file at a time, with the text of each."""
+"""Streams the rows of datasets with the `datasets` library, file by file, and extracts the text of each row."""
 
 import codecs
 import copy
@@ -14,12 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 FORMATS = ("json", "parquet", "csv", "text", "arrow")
-BATCH_ROWS = 64  # turned into Python strings at once
-ALL_COLUMNS = {"columns": None, "usecols": None, "features": None}  # options that read them
-READ_ROWS = 1024  # of Parquet at once; the library's own choice, the first row group's, fails where that has none
+BATCH_ROWS = 64  # rows turned into Python strings at once
+ALL_COLUMNS = {"columns": None, "usecols": None, "features": None}  # options that read all columns
+READ_ROWS = 1024  # Parquet rows read at once; the default, the size of the first row group, fails if that is 0
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
-BLOCK_BYTES = 1 << 20  # of lines that the library holds at once; its own 10 MB are three times slower
-MISTAKES = {  # among errors of the hub
+BLOCK_BYTES = 1 << 20  # bytes of lines in memory at once; the library's default of 10 MB is three times slower
+MISTAKES = {  # errors of the hub that are the user's mistake
     "DataFilesNotFoundError",
     "DatasetNotFoundError",
     "EmptyDatasetError",
@@ -30,23 +30,22 @@ MISTAKES = {  # among errors of the hub
 
 
 class NoFieldError(ValueError):
-    """A row, or a whole file, lacks the field that holds the text."""
+    """Raised if a row, or a whole file, lacks the field with the text."""
 
 
-FilesBySplit = dict[str, dict[str, str]]  # by split and name: what the library opens
+FilesBySplit = dict[str, dict[str, str]]  # by split and name: the path or address that the library opens
 
 
 class Dataset:
-    """Files, and the texts of one field of their rows.
+    """The files of a dataset, and the texts in one field of their rows.
 
-    A place in it is a row of a file, which any version of the library finds again. Its own `state_dict` is no quicker:
-    going on from that reads the file from its start, too.
+    A position is a row of a file, which any version of the library can find again. Its own `state_dict` is not faster,
+    because continuing from it also reads the file from its start.
 
-    JSON Lines are read as lines and parsed here. The library's JSON reader takes the types of all fields from the first
-    10 MB; a later value of another type, in any field, is an error to it, or silently changes texts: a number
-    among them quotes and escapes its neighbours.
+    JSON Lines are parsed here. The library's JSON reader takes the types of all fields from the first 10 MB. If a later
+    value has another type, it fails or silently changes texts: a number among texts makes it quote the others.
 
-    With `skip_missing`, rows without the field have no text, and `missing_rows` counts them; else they are an error.
+    With `skip_missing`, a row without the field has no text and is counted in `missing_rows`. Otherwise it is an error.
     """
 
     def __init__(
@@ -63,28 +62,28 @@ class Dataset:
         self.missing_rows = 0  # read so far
         for by_line in (builder, lines) if builder.name == "text" else (lines,):
             _set(by_line, encoding="utf-8-sig", chunksize=BLOCK_BYTES)
-        if builder.name == "json":  # for files that are one array
+        if builder.name == "json":  # for files that consist of one array
             _set(builder, on_mixed_types=None, parse_agent_traces=False)
         if builder.name == "csv":
-            _set(builder, keep_default_na=False, na_filter=False, chunksize=1000)  # "NA" is a text
+            _set(builder, keep_default_na=False, na_filter=False, chunksize=1000)  # "NA" is text
         if builder.name == "parquet":
             _set(builder, batch_size=READ_ROWS)
-        if "." in field:  # a column of that name, or one within another: the columns will tell
+        if "." in field:  # a column with a dot in its name, or a nested field: only the columns show which
             return
         if builder.name == "csv":
-            text = library("datasets").Value("string")  # also where all of them look like numbers
+            text = library("datasets").Value("string")  # even if all values look like numbers
             _set(builder, usecols=[field], features=library("datasets").Features({field: text}))
         if builder.name == "parquet":
             _set(builder, columns=[field])
-        if builder.name == "parquet" and commit is None:  # in blocks; over a network, whole columns are faster
+        if builder.name == "parquet" and commit is None:  # read in blocks; over a network, whole columns are faster
             options = {"pre_buffer": False, "use_buffered_stream": True, "buffer_size": BLOCK_BYTES}
             _set(builder, fragment_scan_options=library("pyarrow.dataset").ParquetFragmentScanOptions(**options))
 
     def batches(self, split: str, name: str, skip: int = 0) -> Iterator[tuple[int, int, list[str | None]]]:
-        """Yield rows of a file in batches: the first one's number, how many, their texts (none before row `skip`).
+        """Yield the rows of a file in batches: number of the first row, count of rows, texts (none before row `skip`).
 
         Raises:
-            ValueError: a row that is no text, or a file that can't be read.
+            ValueError: a row has no text, or the file can't be read.
             OSError: the hub or the disk does not answer.
         """
         tables, texts = self._tables_and_texts(split, name)
@@ -110,14 +109,14 @@ class Dataset:
 
     def _tables(self, builder: Any, split: str, name: str) -> Iterator[Any]:
         if builder.name == "csv" and self.commit is None and not Path(self.files[split][name]).stat().st_size:
-            return  # without even a header
+            return  # an empty file has no header
         try:
             yield from self._stream(builder, split, name).with_format("arrow").iter(BATCH_ROWS)
-        except Exception as error:  # of any library that opens, unpacks or parses the file
+        except Exception as error:  # from any library that opens, unpacks or parses the file
             if self.commit is None and isinstance(error, OSError) and error.errno is not None:
                 raise
             if self.commit is not None and not isinstance(error, ValueError):
-                raise OSError(f"{name}: the hub broke off ({one_line(error)})") from error
+                raise OSError(f"{name}: the download from the hub broke off ({one_line(error)})") from error
             try:
                 self._check_column(split, name)
             except NoFieldError:
@@ -125,27 +124,27 @@ class Dataset:
                     raise
                 yield from self._stream(builder, split, name, **ALL_COLUMNS).with_format("arrow").iter(BATCH_ROWS)
                 return
-            hint = "; rename it, as [ ] and :: in a name confuse the library" if re.search(r"\[|\]|::", name) else ""
+            hint = "; rename it, as the library misreads [ ] and :: in names" if re.search(r"\[|\]|::", name) else ""
             raise ValueError(f"{name}: can't be read as {self.builder.name} ({one_line(error)}){hint}") from error
 
     def _stream(self, builder: Any, split: str, name: str, **options: Any) -> Any:
         encoding = locale.getpreferredencoding(False)
         by_fsspec = self.commit is not None or Path(name).suffix in COMPRESSED
         if builder.name == "text" and by_fsspec and codecs.lookup(encoding).name != "utf-8":
-            raise ValueError(f"the datasets library would read it in the locale's {encoding}; set PYTHONUTF8=1")
+            raise ValueError(f"the datasets library would read it as {encoding}, from the locale; set PYTHONUTF8=1")
         data_files = library("datasets.data_files")
-        one = object.__new__(type(builder))  # copy.copy would share the attributes, which reading changes
-        one.__dict__ |= builder.__dict__ | {"config": copy.copy(builder.config), "info": copy.copy(builder.info)}
+        copied = object.__new__(type(builder))  # copy.copy would share the attributes, which reading changes
+        copied.__dict__ |= builder.__dict__ | {"config": copy.copy(builder.config), "info": copy.copy(builder.info)}
         file = data_files.DataFilesList([self.files[split][name]], [()])
-        _set(one, data_files=data_files.DataFilesDict({split: file}), **options)
-        return one.as_streaming_dataset(split)
+        _set(copied, data_files=data_files.DataFilesDict({split: file}), **options)
+        return copied.as_streaming_dataset(split)
 
     def _check_column(self, split: str, name: str) -> None:
-        """Raise a ValueError if a file can't be read since the column is not there."""
+        """Raise NoFieldError if a file can't be read because it lacks the column."""
         try:
             stream = self._stream(self.builder, split, name, **ALL_COLUMNS)
             columns = next(stream.with_format("arrow").iter(1)).column_names
-        except Exception:  # it is for another reason
+        except Exception:  # the file can't be read for another reason
             return
         if self.field.split(".")[0] not in columns:
             raise NoFieldError(f"{name} {_no_field(self.field, columns)}")
@@ -185,7 +184,7 @@ class Dataset:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"is not JSON ({error}); each line is to be an object") from error
+            raise ValueError(f"is not JSON ({error}); each line must be an object") from error
         text = self._text(row)
         if text is not None and not text.isascii():
             try:
@@ -200,24 +199,24 @@ class Dataset:
             if value is None:
                 return None
             if not isinstance(value, dict):
-                raise ValueError(f"is of the type {type(value).__name__}, without a field {field!r}")
+                raise ValueError(f"has the type {type(value).__name__}, not an object with the field {field!r}")
             if field not in value:
                 raise NoFieldError(_no_field(field, value))
             value = value[field]
         if value is None or isinstance(value, str):
             return value
-        raise ValueError(f"has no text in {self.field}, but the type {type(value).__name__}")
+        raise ValueError(f"has the type {type(value).__name__} in {self.field}, not text")
 
 
 def _no_field(field: str, there: Iterable[Any]) -> str:
     return (
-        f"has no field {field!r} (prepare.source.text), but {', '.join(map(str, there))}; "
+        f"has no field {field!r} (prepare.source.text), only {', '.join(map(str, there))}; "
         "prepare.source.skip_missing=true skips such rows"
     )
 
 
 def open_files(kind: str, files: FilesBySplit, field: str, skip_missing: bool) -> Dataset:
-    """Return files of this machine as a dataset."""
+    """Return local files as a dataset."""
     with TemporaryDirectory() as cache:
         return Dataset(_builder(kind, cache), _builder("text", cache), files, field, skip_missing=skip_missing)
 
@@ -231,10 +230,10 @@ def open_dataset(
     commit: str | None,
     skip_missing: bool,
 ) -> Dataset:
-    """Return a dataset folder, or a dataset of the hub if there is a commit.
+    """Return the dataset in a folder, or, with a commit, a dataset of the hub.
 
     Raises:
-        ValueError: it has no such configuration, split or files, or others than rows.
+        ValueError: it has no such configuration, split or files, or its format can't be read.
         OSError: the hub does not answer.
     """
     key = f"prepare.source.path={path}"
@@ -247,10 +246,10 @@ def open_dataset(
         except Exception as error:
             raise _failed(key, error, commit is not None) from error
         if builder.name not in FORMATS:
-            raise ValueError(f"{key}: is of the kind {builder.name}; {', '.join(FORMATS)} can be read")
+            raise ValueError(f"{key}: has the format {builder.name}, but only {', '.join(FORMATS)} can be read")
         there = builder.config.data_files
         if missing := [split for split in splits if split not in there]:
-            raise ValueError(f"prepare.source.splits={missing[0]}: {path} has {', '.join(map(str, there))}")
+            raise ValueError(f"prepare.source.splits={missing[0]}: {path} has only {', '.join(map(str, there))}")
         within = f"hf://datasets/{path}@{commit}/" if commit else f"{place}/"
         shown = "" if commit else f"{Path(path).as_posix()}/"
         files = {split: {shown + file.removeprefix(within): file for file in there[split]} for split in splits}
@@ -258,20 +257,20 @@ def open_dataset(
 
 
 def commit_of(path: str, revision: str | None) -> str:
-    """Return the commit that a revision of a hub dataset stands for.
+    """Return the commit of a revision of a hub dataset.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such dataset or revision.
         OSError: the hub does not answer.
     """
     try:
         return str(library("huggingface_hub").HfApi().dataset_info(path, revision=revision).sha)
     except Exception as error:
-        raise _failed(f"prepare.source.path={path}: is no folder here, and the hub", error, True) from error
+        raise _failed(f"prepare.source.path={path}: no such folder here, and the hub says", error, True) from error
 
 
 def library(module: str) -> Any:
-    """Return a module of `datasets` or below it, without their progress bars and logs."""
+    """Return a module of `datasets` or of a library that it uses, with progress bars and logs turned off."""
     datasets = importlib.import_module("datasets")
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
@@ -285,12 +284,12 @@ def _builder(kind: str, cache: str) -> Any:
 
 def _set(builder: Any, **options: Any) -> None:
     for key, value in options.items():
-        if hasattr(builder.config, key):  # not each format and version has each
+        if hasattr(builder.config, key):  # some formats and versions lack some options
             setattr(builder.config, key, value)
 
 
 def _failed(what: str, error: Exception, on_hub: bool) -> ValueError | OSError:
-    """Return the error to raise: a user's mistake, or a hub that does not answer now but may later."""
+    """Return a ValueError for a user's mistake, or an OSError for a hub that may answer later."""
     mistake = not on_hub or isinstance(error, ValueError) or type(error).__name__ in MISTAKES
     return (ValueError if mistake else OSError)(f"{what}: {one_line(error)}")
 

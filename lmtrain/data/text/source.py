@@ -1,4 +1,4 @@
-"""Where text comes from: documents, streamed in an order that is the same everywhere and can be entered anywhere."""
+"""Sources of text. They stream documents in the same order on every machine, from any position."""
 
 import codecs
 import io
@@ -24,22 +24,22 @@ from lmtrain.data.text.inputs import (
 from lmtrain.data.text.matching import matching_files, other_names
 from lmtrain.terminal.as_text import first_few
 
-Advance = Callable[[int], None]  # gets the number of bytes that were just done
+Advance = Callable[[int], None]  # is called with the number of bytes just read
 
 
 class Reader(Protocol):
-    """Gives documents, one after the other, and says where the next one begins."""
+    """An iterator over documents that knows its position."""
 
     def __iter__(self) -> "Reader": ...
 
     def __next__(self) -> Document: ...
 
     def position(self) -> Any:
-        """Return JSON from which `read` goes on with the next document or part."""
+        """Return a JSON value with which `read` continues at the next document or part."""
 
 
 class ReaderPosition(Protocol):
-    """A dataclass that says where a reader is; `file` is None before the first document."""
+    """A dataclass with the position of a reader; `file` is None before the first document."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     file: str | None
@@ -49,7 +49,7 @@ Position = TypeVar("Position", bound=ReaderPosition)
 
 
 class PositionedReader(Generic[Position]):
-    """A Reader that keeps its position in `_at` while `_read` goes on."""
+    """A Reader whose generator `_read` keeps the position in `_at`."""
 
     def __init__(self, position: Position) -> None:
         self._at = position
@@ -69,47 +69,47 @@ class PositionedReader(Generic[Position]):
 
 
 class Source(Protocol):
-    """Text that can be read several times, each time the same."""
+    """Text that can be read several times with the same result."""
 
     def scan(self, advance: Advance) -> Inputs:
-        """Read all of it once, so that mistakes show before hours of work.
+        """Read all text once, so that mistakes are found before hours of work.
 
         Raises:
-            ValueError: text is missing, unreadable or invalid; one line that says where and what to do.
+            ValueError: text is missing, unreadable or invalid. The message says where, and what to do.
         """
 
     def text_bytes(self, inputs: Inputs) -> int | None:
-        """Return the UTF-8 bytes that `read` yields, going by a scan; None if that does not say."""
+        """Return the number of UTF-8 bytes that `read` yields, from a scan; None if the scan does not know it."""
 
     def changes(self, inputs: Inputs) -> list[str]:
-        """Return what differs from an earlier scan, in words; reads only files of another modification time."""
+        """Return the differences from an earlier scan, as texts. Reads only files with another modification time."""
 
     def read(self, position: Any = None) -> Reader:
-        """Return a reader of the documents, from the position of an earlier one on.
+        """Return a reader of the documents, from the position of an earlier reader on.
 
         Raises:
-            ValueError: the text is not what was scanned; raised while reading, too.
+            ValueError: the text has changed since the scan. Reading may raise it, too.
         """
 
 
 class FileSource:
     """Documents from files of UTF-8 text, in the order of `paths()`.
 
-    A byte order mark at the start of a file is no text; newlines stay as they are. Where there is a separator, it
-    belongs to no document, and what is empty is none.
+    A byte order mark at the start of a file is removed; newlines stay unchanged. A separator belongs to no document,
+    and empty documents are left out.
     """
 
     separator: bytes | None = None  # None: each file is one document
 
     def __init__(self) -> None:
-        self.stamps: dict[str, Stamp] = {}  # as scanned, or as found unchanged
+        self.stamps: dict[str, Stamp] = {}  # from the scan, or from `changes`
 
     def paths(self) -> dict[str, Path]:
         """Return the files by name."""
         raise NotImplementedError
 
     def other_names(self) -> dict[str, list[str]]:
-        """Return the names that were left out since they are of the same files."""
+        """Return the names that were left out because the same files have other names."""
         return {}
 
     def open(self, path: Path) -> BinaryIO:
@@ -146,7 +146,7 @@ class FileSource:
             if any("crlf_lines" in scanned for scanned in inputs.values()):
                 hint = f"; the lines end in CRLF: {crlf_way_out(self.separator.decode())}"
             raise ValueError(
-                f"prepare.source.separator={self.separator.decode()!r}: is nowhere in {first_few(inputs)}; "
+                f"prepare.source.separator={self.separator.decode()!r}: does not occur in {first_few(inputs)}; "
                 f"null makes each file one document{hint}"
             )
         return inputs
@@ -157,7 +157,7 @@ class FileSource:
     def changes(self, inputs: Inputs) -> list[str]:
         try:
             paths = self.paths()
-        except ValueError:  # none left
+        except ValueError:  # no file is left
             paths = {}
         return input_changes(inputs, paths, self.stamps, self.open)
 
@@ -167,7 +167,7 @@ class FileSource:
 
 @dataclass
 class FilePosition:
-    """Where document `number` of a file begins, with `start` of its bytes done (`size` in all, where it has parts)."""
+    """The start of document `number` of a file, of which `start` bytes are done; `size` if it comes in parts."""
 
     file: str | None = None
     byte: int = 0
@@ -177,9 +177,9 @@ class FilePosition:
 
 
 class FileReader(PositionedReader[FilePosition]):
-    """Reads files by offset, so it begins anywhere at once.
+    """Reads files by offset, so that it can begin anywhere without reading what comes before.
 
-    What it yields depends neither on where it began nor on `read_bytes`.
+    Its documents depend neither on where it began nor on `read_bytes`.
     """
 
     def __init__(self, files: FileSource, position: Any, part_bytes: int, read_bytes: int) -> None:
@@ -191,7 +191,7 @@ class FileReader(PositionedReader[FilePosition]):
         names = list(paths)
         if self._at.file is not None:
             if self._at.file not in paths:
-                raise ValueError(f"{self._at.file}: is gone since the preparation began; prepare anew")
+                raise ValueError(f"{self._at.file}: was removed since the preparation began; prepare again")
             names = names[names.index(self._at.file) :]
         for name in names:
             if name != self._at.file:
@@ -239,9 +239,11 @@ def _is_of_newlines(separator: bytes | None) -> bool:
 class TextFiles(FileSource):
     """Plain UTF-8 text files, sorted by path.
 
-    `separator=None`: each file is a document, named by its path. Else documents are what stands between separators
-    ("<|endoftext|>", a blank line), named "path:number"; numbers count from 1, empty ones included, so they are line
-    numbers for a newline.
+    Args:
+        files: A path or glob, or a list of them. `**` matches any folders.
+        separator: The text between documents, for example `<|endoftext|>` or a blank line. Documents are named
+            "path:number" and counted from 1, empty ones included, so for a newline it is the line number. null makes
+            each file one document, named by its path.
 
     Raises:
         ValueError: the separator is empty.
@@ -250,7 +252,7 @@ class TextFiles(FileSource):
     def __init__(self, files: str | list[str], separator: str | None = None) -> None:
         super().__init__()
         if separator == "":
-            raise ValueError("prepare.source.separator='': is empty; null makes each file a document")
+            raise ValueError("prepare.source.separator='': is empty; null makes each file one document")
         self.patterns = [files] if isinstance(files, str) else files
         self.separator = None if separator is None else separator.encode()
 
@@ -262,9 +264,9 @@ class TextFiles(FileSource):
 
 
 class StandardLibrary(FileSource):
-    """The source of the running interpreter's standard library: real text that every machine has.
+    """The source code of the running Python's standard library: real text that every machine has.
 
-    Tests and installed packages are left out; so are the few bytes that are not UTF-8.
+    Tests and installed packages are left out, and so are the few bytes that are not UTF-8.
     """
 
     EXCLUDED = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "__pycache__"})

@@ -1,4 +1,4 @@
-"""The text of a corpus as a tokenizer sees it that is trained on it."""
+"""The text of a corpus for training a tokenizer."""
 
 from collections.abc import Iterator
 
@@ -7,11 +7,11 @@ from lmtrain.data.text.document import cut_text
 from lmtrain.data.text.holdout import Holdout, uniform_hash
 from lmtrain.data.text.source import Source
 
-SAMPLE_CHARS = 10_000  # of a long text, drawn or not when a tokenizer is trained on some of it
+SAMPLE_CHARS = 10_000  # long texts are sampled in pieces of this size
 
 
 class TrainingText:
-    """The texts of a source; `total` is their size in bytes, if it is known."""
+    """The texts of a source; `total` is their size in bytes, or None if it is unknown."""
 
     def __init__(self, source: Source, holdout: Holdout, total: int | None, progress: DataProgress) -> None:
         self.source, self.holdout, self.total, self.progress = source, holdout, total, progress
@@ -25,7 +25,7 @@ class TrainingText:
                 yield split_text.text
 
     def train_sample(self, max_bytes: int) -> Iterator[str]:
-        """Yield texts of the training split, evenly from all of it; the first ones where its size is unknown."""
+        """Yield about `max_bytes` of the training split, evenly from all of it; its start if its size is unknown."""
         share = 1.0 if not self.total else min(1.0, max_bytes / self.total)
         self.progress.stage("training tokenizer", self.total and int(share * self.total))
         number, drawn = 0, 0

@@ -1,4 +1,4 @@
-"""The page in a real browser: what is drawn, what it loads, and that strangers' texts stay texts."""
+"""The page works in a real browser: it draws the curves, loads nothing, and never executes texts of runs."""
 
 import json
 import time
@@ -21,7 +21,7 @@ from lmtrain.compare.output.page import as_html
 from lmtrain.compare.output.page_data import thin_curve
 from lmtrain.compare.runs import load_runs
 
-pytestmark = pytest.mark.slow  # each opens the page in a browser
+pytestmark = pytest.mark.slow  # the tests open the page in a browser
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>${window.hacked=1}%{x}"
 
@@ -41,7 +41,7 @@ def page_of(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two learning rates with three seeds each; the loss starts at a multiple of its end."""
+    """Write a page of two learning rates with three seeds each."""
     folder = tmp_path_factory.mktemp("few") / "runs"
     for job, (lr, seed) in enumerate((lr, seed) for lr in (1e-3, 3e-3) for seed in (1, 2, 3)):
         loss = 3 + (lr == 1e-3) * 0.2 + 0.01 * seed
@@ -57,7 +57,7 @@ def page(browser: webdriver.Chrome, few: Path) -> Page:
     return page
 
 
-def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, tmp_path: Path) -> None:
+def test_the_page_needs_nothing_but_its_file(browser: webdriver.Chrome, few: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "page.html"
     elsewhere.write_bytes(few.read_bytes())
     page = Page(browser, elsewhere)
@@ -65,11 +65,11 @@ def test_it_loads_whole_from_its_one_file(browser: webdriver.Chrome, few: Path, 
     assert page.complaints() == []
     assert page.requests() == [elsewhere.as_uri()]
     assert page.run("return performance.getEntriesByType('resource').map(entry => entry.name)") == []
-    # plotly.js can upload charts: none of its buttons is one that the page did not ask for.
+    # plotly.js can upload charts, so the page must have only these buttons.
     titles = page.run("return [...document.querySelectorAll('.modebar-btn')].map(button => button.dataset.title)")
     assert titles == ["Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"]
     assert "better than" in page.text("#sentences")
-    assert page.text("#groups thead") == "settingseedsmean ± 95%SDto the bestp"
+    assert page.text("#groups thead") == "settingseedsmean ± 95%SDvs bestp"
     assert page.run("return document.querySelectorAll('#groups tbody tr').length") == 2
     assert "def f(x):\n    return x" in page.text("#samples")
 
@@ -91,7 +91,7 @@ def test_the_policy_refuses_the_network_and_scripts_from_elsewhere(
     assert all("Content Security Policy" in line for line in complaints)
 
 
-def test_axes_metrics_and_scales(page: Page) -> None:
+def test_axis_metric_and_scale_can_be_chosen(page: Page) -> None:
     steps = page.curves()["run0"]
     assert page.axis("xaxis") == {"type": "linear", "range": [5, 200], "whole": True, "title": "optimizer steps"}
     assert steps["x"][-1] == 200
@@ -108,7 +108,7 @@ def test_axes_metrics_and_scales(page: Page) -> None:
     assert page.axis("xaxis")["type"] == page.axis("yaxis")["type"] == "log"
 
 
-def test_the_first_steps_do_not_squash_the_rest(page: Page) -> None:
+def test_the_steep_first_steps_are_cut_off_until_the_whole_range_is_chosen(page: Page) -> None:
     page.choose("metric", "train/loss")
     low, high = page.axis("yaxis")["range"]
     first = max(curve["y"][0] for curve in page.curves().values())
@@ -148,7 +148,7 @@ def test_replicates_are_drawn_as_their_mean_with_a_band(page: Page) -> None:
 
 
 def test_runs_are_chosen_filtered_and_sorted(page: Page) -> None:
-    page.click("#runs tbody tr:first-child input")  # the best: sorted by it
+    page.click("#runs tbody tr:first-child input")  # the best run, as the table is sorted
     drawn = page.curves()
     assert len(drawn) == 5
     assert not any(curve["text"] == "lr=0.003 seed=1" for curve in drawn.values())
@@ -158,7 +158,7 @@ def test_runs_are_chosen_filtered_and_sorted(page: Page) -> None:
     page.choose("filter", "")
     page.click("#none")
     assert page.curves() == {}
-    assert page.text("#note") == "No run is chosen."
+    assert page.text("#note") == "No run is selected."
     page.click("#all")
     assert len(page.curves()) == 6
     page.run("[...document.querySelectorAll('#runs thead button')].find(b => b.textContent === 'seed').click()")
@@ -166,7 +166,7 @@ def test_runs_are_chosen_filtered_and_sorted(page: Page) -> None:
     assert page.run("return document.querySelector('#runs th[aria-sort=ascending]').textContent") == "seed"
 
 
-def test_the_pointer_over_a_curve_tells_its_run_and_values(page: Page) -> None:
+def test_the_pointer_over_a_curve_shows_its_run_and_values(page: Page) -> None:
     plot = page.browser.find_element("css selector", "#curves .nsewdrag")
     page.run("arguments[0].scrollIntoView({block: 'center'})", plot)
     curve = page.curves()["run1"]
@@ -180,7 +180,7 @@ def test_the_pointer_over_a_curve_tells_its_run_and_values(page: Page) -> None:
     assert page.text("#runs tr.hot").startswith(curve["text"])
 
 
-def test_a_row_lights_up_its_curve_and_its_name_opens_the_config(page: Page) -> None:
+def test_a_row_highlights_its_curve_and_its_name_opens_the_config(page: Page) -> None:
     row = page.browser.find_element("css selector", "#runs tbody tr:nth-child(2)")
     ActionChains(page.browser).move_to_element(row).perform()
     hot = "return [...document.querySelectorAll('#curves g.trace.hot')].map(group => group.__data__[0].trace.name)"
@@ -199,7 +199,7 @@ def test_every_control_can_be_reached_and_has_a_name(page: Page) -> None:
     assert unnamed == 0
 
 
-def test_colours_are_by_run_configuration_or_setting(page: Page) -> None:
+def test_curves_are_coloured_by_run_group_or_setting(page: Page) -> None:
     assert len({curve["line"]["color"] for curve in page.curves().values()}) == 6
     for setting in ("group", "optimizer.lr"):
         page.choose("color", setting)
@@ -209,7 +209,7 @@ def test_colours_are_by_run_configuration_or_setting(page: Page) -> None:
     assert page.text("#legend") == "lr0.0010.003"
 
 
-def test_a_narrow_and_a_dark_screen(page: Page) -> None:
+def test_the_page_fits_a_narrow_screen_and_has_a_dark_theme(page: Page) -> None:
     light = page.run("return getComputedStyle(document.body).backgroundColor")
     media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
@@ -218,7 +218,7 @@ def test_a_narrow_and_a_dark_screen(page: Page) -> None:
         page.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
         page.settle()
         assert page.run("return getComputedStyle(document.body).backgroundColor") != light
-        # The drawing follows the window's size a moment later.
+        # The drawing adapts to the window's size after a moment.
         width = "return document.documentElement.scrollWidth"
         WebDriverWait(page.browser, 10).until(lambda _: page.run(width) <= 390)
     finally:
@@ -226,7 +226,7 @@ def test_a_narrow_and_a_dark_screen(page: Page) -> None:
         page.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_texts_of_runs_are_never_executed(browser: webdriver.Chrome, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     for seed in (1, 2, 3):
         changes = {"seed": seed, "data.note": f"{HOSTILE}{seed}", f"model.{HOSTILE}": HOSTILE}
@@ -254,20 +254,20 @@ def test_what_runs_say_stays_text(browser: webdriver.Chrome, tmp_path: Path) -> 
     assert page.complaints() == []
 
 
-def test_two_hundred_runs(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_two_hundred_runs_are_drawn_and_selected_quickly(browser: webdriver.Chrome, tmp_path: Path) -> None:
     file = page_of(write_sweep(tmp_path / "runs", 200, steps=500, log_interval=2))
     assert file.stat().st_size < 15e6
     began = time.monotonic()
     page = Page(browser, file)
     assert len(page.run("return document.querySelectorAll('#curves g.trace')")) == 200
-    assert time.monotonic() - began < 60  # about 3 s on a machine that does nothing else
+    assert time.monotonic() - began < 60  # about 3 s on an idle machine
     began = time.monotonic()
     page.choose("metric", "train/loss")
     assert 150 < max(len(curve["x"]) for curve in page.curves().values()) <= 200  # of 250
     page.choose("filter", "seed=3")
     assert len(page.curves()) == 40
     assert time.monotonic() - began < 30  # half a second each
-    # A box over the best end of the last axis.
+    # Drag a box over the best end of the last axis.
     plot = page.browser.find_element("css selector", "#parallel .nsewdrag")
     page.run("arguments[0].scrollIntoView({block: 'center'})", plot)
     page.choose("filter", "")
@@ -285,7 +285,7 @@ def test_two_hundred_runs(browser: webdriver.Chrome, tmp_path: Path) -> None:
     assert page.complaints() == []
 
 
-def test_runs_that_have_just_begun_have_a_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
+def test_a_run_without_metrics_has_a_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "one", status=None, steps=0)
     page = Page(browser, page_of(tmp_path / "runs"))
     assert "unfinished" in page.text("#summary")
@@ -316,7 +316,7 @@ def test_the_command_writes_page_and_pictures(cli: Cli, tmp_path: Path) -> None:
     other = cli("compare", "outputs", "--png", "b.pdf")
     assert (other.returncode, other.stderr) == (
         2,
-        "config error: --png b.pdf: would be no pdf file; give --pdf b.pdf\n",
+        "config error: --png b.pdf: would not be a pdf file; give --pdf b.pdf\n",
     )
     heads = {"a.png": b"\x89PNG", "a.pdf": b"%PDF", "a.svg": b"<?xml"}
     assert all((tmp_path / name).read_bytes().startswith(head) for name, head in heads.items())

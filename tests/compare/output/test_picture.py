@@ -1,4 +1,4 @@
-"""The picture for a paper: its size, its labels, and the mean with its interval."""
+"""The picture for a paper has the right size, labels, means and intervals."""
 
 import io
 from pathlib import Path
@@ -23,7 +23,7 @@ def runs_of(folder: Path, rates: int, seeds: int) -> list[Run]:
     return load_runs([folder])
 
 
-def test_the_mean_and_its_interval_are_those_of_the_seeds(tmp_path: Path) -> None:
+def test_the_curve_is_the_mean_of_the_seeds_with_its_interval(tmp_path: Path) -> None:
     runs = runs_of(tmp_path / "runs", 2, 3)
     first, second = mean_curves(runs, "val/loss")
     values = np.stack([run.series("val/loss")[1] for run in runs[:3]])  # (seeds, points)
@@ -33,14 +33,14 @@ def test_the_mean_and_its_interval_are_those_of_the_seeds(tmp_path: Path) -> Non
     assert [run.seed for run in second.runs] == [0, 1, 2]
 
 
-def test_a_mean_ends_with_the_first_of_its_runs(tmp_path: Path) -> None:
+def test_a_mean_ends_where_its_shortest_run_ends(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "a", {"seed": 1}, eval_interval=10)
     write_run(tmp_path / "runs" / "b", {"seed": 2, "trainer.max_steps": 200}, steps=120, eval_interval=10)
     (curve,) = mean_curves(load_runs([tmp_path / "runs"]), "val/loss")
     assert curve.x[-1] == 120
 
 
-def test_labels_have_units_and_the_legend_only_what_differs(tmp_path: Path) -> None:
+def test_labels_have_units_and_the_legend_has_only_settings_that_differ(tmp_path: Path) -> None:
     (axes,) = draw_figure(mean_curves(runs_of(tmp_path / "runs", 2, 2), "val/loss"), "val/loss").axes
     assert axes.get_xlabel() == "optimizer steps"
     assert axes.get_ylabel() == "validation loss (nats/token)"
@@ -51,12 +51,12 @@ def test_labels_have_units_and_the_legend_only_what_differs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("rates", "inches"), [(2, COLUMN_INCHES), (7, PAGE_INCHES)])
-def test_it_is_as_wide_as_a_column_or_a_page_at_300_dots_an_inch(rates: int, inches: float, tmp_path: Path) -> None:
+def test_the_picture_is_a_column_or_a_page_wide_at_300_dots_per_inch(rates: int, inches: float, tmp_path: Path) -> None:
     png = as_png(compare(runs_of(tmp_path / "runs", rates, 1)))
     assert matplotlib.image.imread(io.BytesIO(png)).shape[1] == pytest.approx(300 * inches, abs=1)
 
 
-def test_nothing_to_draw_is_said(tmp_path: Path) -> None:
+def test_runs_without_the_metric_are_an_error(tmp_path: Path) -> None:
     write_run(tmp_path / "runs" / "one", status=None, steps=0)
     with pytest.raises(ValueError, match="no run has val/loss yet"):
         as_png(compare(load_runs([tmp_path / "runs"])))

@@ -1,4 +1,4 @@
-"""What a setting explains alone, on outcomes of which it is known."""
+"""The share that a setting explains alone is right for outcomes whose cause is known."""
 
 import numpy as np
 import pytest
@@ -12,17 +12,17 @@ def generator() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_a_setting_with_its_best_in_the_middle_is_seen(generator: np.random.Generator) -> None:
+def test_a_setting_with_its_best_value_in_the_middle_is_detected(generator: np.random.Generator) -> None:
     lr = np.repeat([1e-4, 1e-3, 1e-2], 20)
     outcomes = np.where(lr == 1e-3, 3.0, 3.5) + 0.01 * generator.standard_normal(60)
-    assert abs(stats.spearmanr(lr, outcomes).statistic) < 0.3  # no correlation of ranks would see it
+    assert abs(stats.spearmanr(lr, outcomes).statistic) < 0.3  # a rank correlation would not detect it
     found = importance("lr", lr.tolist(), outcomes.tolist())
     assert found is not None
     assert found.share > 0.6
     assert found.p < 1e-6
 
 
-def test_many_different_numbers_are_taken_in_quarters(generator: np.random.Generator) -> None:
+def test_many_different_numbers_are_grouped_by_quartile(generator: np.random.Generator) -> None:
     lr = generator.uniform(0, 1, 100)
     found = importance("lr", lr.tolist(), (lr**2).tolist())
     assert found is not None
@@ -46,8 +46,8 @@ def test_noise_explains_nothing(generator: np.random.Generator) -> None:
         (["a"] * 6, [1.0, 2, 3, 4, 5, 6]),  # one value
         (list("abcdef"), [1.0, 2, 3, 4, 5, 6]),  # as many values as runs
         ([1, 2] * 3, [1.0] * 6),  # one outcome
-        ([1, 2] * 4, [1.0, 2.0, 3.0, 4.0, *[float("nan")] * 4]),  # diverged ones don't count
+        ([1, 2] * 4, [1.0, 2.0, 3.0, 4.0, *[float("nan")] * 4]),  # too few without the diverged ones
     ],
 )
-def test_where_nothing_can_be_said_nothing_is(values: list[object], outcomes: list[float]) -> None:
+def test_importance_is_none_if_it_cannot_be_calculated(values: list[object], outcomes: list[float]) -> None:
     assert importance("key", values, outcomes) is None

@@ -1,4 +1,4 @@
-"""Against scipy and the textbook, and by simulation: the tests err as often as they say."""
+"""The statistics agree with scipy and textbooks, and simulations confirm their error rates."""
 
 import math
 
@@ -31,65 +31,65 @@ def group(label: str, values: list[float], **settings: object) -> ReplicateGroup
     return ReplicateGroup(label, settings or {"lr": label}, dict(enumerate(values)), failed=0)
 
 
-def test_welchs_test_is_scipys() -> None:
+def test_welchs_test_agrees_with_scipy() -> None:
     ours, theirs = welch_t_test(A, B[:3]), stats.ttest_ind(A, B[:3], equal_var=False)
     low, high = theirs.confidence_interval()
     assert ours.p == pytest.approx(theirs.pvalue)
     assert (ours.value - ours.half_width, ours.value + ours.half_width) == pytest.approx((low, high))
 
 
-def test_the_paired_test_is_scipys() -> None:
+def test_the_paired_test_agrees_with_scipy() -> None:
     ours, theirs = paired_t_test(A, B), stats.ttest_rel(A, B)
     low, high = theirs.confidence_interval()
     assert ours.p == pytest.approx(theirs.pvalue)
     assert (ours.value - ours.half_width, ours.value + ours.half_width) == pytest.approx((low, high))
 
 
-def test_with_the_noise_of_the_two_groups_it_is_students_test() -> None:
+def test_the_pooled_test_of_two_groups_is_students_test() -> None:
     noise = pooled_noise([A, B])
     assert noise is not None
     assert noise.df == 8
     assert pooled_t_test(A, B, noise).p == pytest.approx(stats.ttest_ind(A, B).pvalue)
 
 
-def test_the_interval_of_a_mean_is_the_textbooks() -> None:
+def test_the_interval_of_a_mean_agrees_with_scipy() -> None:
     low, high = stats.t.interval(0.95, len(A) - 1, np.mean(A), stats.sem(A))
     assert half_width(A) == pytest.approx((high - low) / 2)
     assert math.isnan(half_width([3.0]))
 
 
-def test_seeds_that_change_nothing_leave_no_doubt() -> None:
+def test_without_noise_p_is_zero_or_one() -> None:
     assert welch_t_test([3.0, 3.0], [3.1, 3.1]).p == 0
     assert welch_t_test([3.0, 3.0], [3.0, 3.0]).p == 1
 
 
-def test_holms_correction_is_that_of_his_paper() -> None:
-    # 0.01·4, then the largest so far of 0.01·4, 0.02·3, 0.03·2, 0.04·1.
+def test_holms_correction_agrees_with_the_paper() -> None:
+    # The running maximum of 0.01·4, 0.02·3, 0.03·2, 0.04·1.
     assert holm_correction([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm_correction([0.9, 0.8]) == pytest.approx([1.0, 1.0])
 
 
 @pytest.mark.parametrize(("difference", "seeds"), [(0.5, 64), (0.8, 26), (1.0, 17)])
-def test_seeds_needed_are_those_of_cohens_tables(difference: float, seeds: int) -> None:
+def test_the_seeds_needed_agree_with_cohens_tables(difference: float, seeds: int) -> None:
     assert seeds_needed(difference, 1.0) == seeds  # Cohen 1988, table 2.4.1, alpha 0.05, power 0.80
     assert power(difference, 1.0, seeds) >= POWER > power(difference, 1.0, seeds - 1)
 
 
-def test_no_number_of_seeds_decides_nothing() -> None:
+def test_no_number_of_seeds_detects_a_difference_of_zero() -> None:
     assert seeds_needed(0.0, 1.0) is None
     assert seeds_needed(1e-9, 1.0) is None
     assert seeds_needed(0.1, 0.0) == 2
 
 
 @pytest.mark.parametrize("test", [welch_t_test, paired_t_test])
-def test_of_equal_settings_one_in_twenty_seems_to_differ(test: object) -> None:
+def test_one_in_twenty_equal_settings_seems_to_differ(test: object) -> None:
     generator = np.random.default_rng(1)
     draws = generator.standard_normal((3000, 2, 5))
     rate = np.mean([test(a, b).p < ALPHA for a, b in draws])  # type: ignore[operator]
-    assert 0.035 < rate < 0.06  # with five seeds, Welch's is a little careful
+    assert 0.035 < rate < 0.06  # with five seeds, Welch's test is slightly conservative
 
 
-def test_nineteen_in_twenty_intervals_hold_the_true_mean_and_the_true_difference() -> None:
+def test_nineteen_in_twenty_intervals_contain_the_true_mean_and_the_true_difference() -> None:
     generator = np.random.default_rng(2)
     draws = 3.0 + 0.02 * generator.standard_normal((3000, 2, 4))
     assert 0.938 < np.mean([abs(np.mean(a) - 3.0) <= half_width(a) for a, _ in draws]) < 0.962
@@ -97,7 +97,7 @@ def test_nineteen_in_twenty_intervals_hold_the_true_mean_and_the_true_difference
     assert 0.938 < np.mean([abs(each.value) <= each.half_width for each in differences]) < 0.965
 
 
-def test_the_recommended_seeds_see_the_difference_four_times_in_five() -> None:
+def test_the_recommended_seeds_detect_the_difference_four_times_in_five() -> None:
     seeds = seeds_needed(0.02, 0.015)
     assert seeds is not None
     generator = np.random.default_rng(3)
@@ -106,7 +106,7 @@ def test_the_recommended_seeds_see_the_difference_four_times_in_five() -> None:
 
 
 def test_the_best_of_several_equal_settings_is_seldom_called_better() -> None:
-    """It was picked by the same values: tested against each other one alone, it would be called so far more often."""
+    """The best is chosen by the values that are tested, so uncorrected tests would call it better too often."""
     generator = np.random.default_rng(4)
     called = 0
     for draw in generator.standard_normal((200, 4, 4)):
@@ -115,7 +115,7 @@ def test_the_best_of_several_equal_settings_is_seldom_called_better() -> None:
     assert called / 200 < 0.07
 
 
-def test_effects_are_those_of_the_textbooks_analysis_of_variance() -> None:
+def test_effects_agree_with_the_textbooks_analysis_of_variance() -> None:
     generator = np.random.default_rng(5)
     cells = generator.standard_normal((3, 2, 4)) + np.array([0.0, 0.5, 1.0])[:, None, None]
     settings = [{"lr": i, "batch": j} for i in range(3) for j in range(2)]
@@ -137,14 +137,14 @@ def test_effects_are_those_of_the_textbooks_analysis_of_variance() -> None:
     assert [effect.key for effect in found] == sorted(sizes, key=sizes.__getitem__, reverse=True)
 
 
-def test_one_setting_alone_is_the_one_way_analysis() -> None:
+def test_with_one_setting_the_effect_is_a_one_way_analysis_of_variance() -> None:
     samples = [A, B, [3.1, 3.2]]
     found, _ = effects([{"lr": i} for i in range(3)], samples, ["lr"])
     theirs = stats.f_oneway(*samples)
     assert (found[0].f, found[0].p) == (pytest.approx(theirs.statistic), pytest.approx(theirs.pvalue))
 
 
-def test_settings_that_change_together_are_one() -> None:
+def test_settings_that_always_change_together_are_one_effect() -> None:
     settings = [{"lr": i, "batch": 8 * i, "decay": j} for i in (1, 2) for j in (0, 1)]
     samples = [[3.0 + 0.1 * s["lr"] + 0.01 * k for k in range(2)] for s in settings]
     by_key = {effect.key: effect for effect in effects(settings, samples, ["lr", "batch", "decay"])[0]}
@@ -156,29 +156,29 @@ def test_settings_that_change_together_are_one() -> None:
     assert by_key["decay"].size == pytest.approx(0)
 
 
-def test_a_setting_that_another_one_tells_but_not_the_other_way_round() -> None:
+def test_a_setting_that_another_one_determines_has_no_effect_of_its_own() -> None:
     settings = [{"model": i, "big": i > 1} for i in (0, 1, 2, 0, 1, 2)]
     by_key = {effect.key: effect for effect in effects(settings, [[3.0, 3.1]] * 6, ["model", "big"])[0]}
     assert (by_key["big"].p, by_key["big"].together) == (None, ("model",))
 
 
-def test_unmatched_settings_say_nothing() -> None:
+def test_settings_without_matching_runs_have_no_p() -> None:
     settings = [{"lr": i, "batch": i % 2, "decay": (i * 7) % 4} for i in range(4)]
     assert all(effect.p is None for effect in effects(settings, [[3.0, 3.1]] * 4, ["lr", "batch", "decay"])[0])
 
 
-def test_a_clear_difference_is_said_plainly() -> None:
+def test_a_clear_difference_is_reported_in_a_plain_sentence() -> None:
     first, *_ = conclude([group("lr=2", [x + 0.2 for x in A[::-1]]), group("lr=1", A)]).sentences
     assert first.startswith("lr=1 is better than lr=2 by 0.200 ± 0.012")
     assert first.endswith(", 5 seeds each)")
 
 
-def test_more_is_better_for_some_metrics() -> None:
+def test_higher_is_better_for_some_metrics() -> None:
     first, *_ = conclude([group("lr=1", A), group("lr=2", [x + 0.2 for x in B])], sign=-1).sentences
     assert first.startswith("lr=2 is better than lr=1 by")
 
 
-def test_what_cannot_be_told_comes_with_the_seeds_that_would_decide() -> None:
+def test_an_unclear_difference_comes_with_the_number_of_seeds_that_would_detect_it() -> None:
     concluded = conclude([group("a", A[:3]), group("b", [3.02, 3.00, 3.03])], difference=0.01)
     noise = concluded.noise
     assert noise is not None
@@ -186,21 +186,21 @@ def test_what_cannot_be_told_comes_with_the_seeds_that_would_decide() -> None:
     assert needed is not None
     assert concluded.sentences[0].startswith("cannot tell a from b: ")
     assert f"the noise between seeds is {noise.sd:.2g}; {needed - 3} more seeds each" in concluded.sentences[0]
-    assert concluded.sentences[0].endswith("would decide a difference of 0.01")
+    assert concluded.sentences[0].endswith("would detect a difference of 0.01")
 
 
-def test_one_seed_is_no_evidence() -> None:
+def test_one_seed_per_setting_is_no_evidence() -> None:
     (sentence,) = conclude([group("a", [3.0]), group("b", [2.0])]).sentences
-    assert sentence.startswith("cannot tell: b came out 1 better than a, but with one seed each")
+    assert sentence.startswith("cannot tell b from a: b is better by 1, but with one seed each")
 
 
-def test_a_single_seed_borrows_the_noise_of_others_and_says_so() -> None:
+def test_a_setting_with_one_seed_uses_the_noise_of_the_others_and_says_so() -> None:
     concluded = conclude([group("a", [3.0]), group("b", B)])
     assert concluded.comparisons[0].difference.test == "t-test with the pooled noise"
-    assert any("1 of 2 settings has one seed: its noise" in sentence for sentence in concluded.sentences)
+    assert any("1 of 2 settings has only one seed: its noise" in sentence for sentence in concluded.sentences)
 
 
-def test_equal_seeds_are_paired_where_a_seed_means_the_same_start() -> None:
+def test_equal_seeds_are_paired_if_they_give_the_same_start() -> None:
     def test_of(key: str, values: list[float]) -> str:
         two = [group("a", A, **{key: 1}), group("b", values, **{key: 2})]
         return conclude(two).comparisons[0].difference.test
@@ -211,14 +211,14 @@ def test_equal_seeds_are_paired_where_a_seed_means_the_same_start() -> None:
     assert test_of("optimizer.lr", B[:4]) == "Welch's t-test"
 
 
-def test_digits_are_those_that_the_interval_is_worth() -> None:
+def test_values_are_rounded_to_the_precision_of_the_interval() -> None:
     assert plus_minus(0.0213, 0.0061) == "0.021 ± 0.006"
     assert plus_minus(0.0213, 0.0121) == "0.021 ± 0.012"
     assert plus_minus(3.14159, math.nan) == "3.142"
     assert plus_minus(120.4, 30.0) == "120 ± 30"
 
 
-def test_rank_correlation_is_scipys() -> None:
+def test_rank_correlation_agrees_with_scipy() -> None:
     generator = np.random.default_rng(3)
     xs = generator.integers(0, 6, 25).astype(float)  # with ties
     ys = np.exp(0.4 * xs) + generator.standard_normal(25)
@@ -232,8 +232,8 @@ def test_rank_correlation_is_scipys() -> None:
     assert spearman([1, 1, 1, 1, 1], [1, 2, 3, 4, 5]) is None
 
 
-@pytest.mark.parametrize("count", [12, 300])  # of runs; with 300, the model would have 600 columns
-def test_a_random_search_has_its_rank_correlations(count: int) -> None:
+@pytest.mark.parametrize("count", [12, 300])  # runs; with 300 of them, the model would have 600 columns
+def test_a_random_search_gets_rank_correlations(count: int) -> None:
     generator = np.random.default_rng(0)
     settings = [{"lr": 10 ** generator.uniform(-4, -2), "wd": generator.uniform(0, 1)} for _ in range(count)]
     found, _ = effects(settings, [[3 - 100 * setting["lr"]] for setting in settings], ["lr", "wd"])
@@ -243,9 +243,9 @@ def test_a_random_search_has_its_rank_correlations(count: int) -> None:
     assert (lr.rank.r, lr.rank.n) == (pytest.approx(-1), count)
 
 
-def test_adjusted_means_of_an_unbalanced_design_are_at_the_runs_average_of_the_others() -> None:
+def test_means_of_an_unbalanced_design_are_adjusted_to_the_average_of_the_other_settings() -> None:
     settings = [{"lr": lr, "batch": batch} for lr in (1, 2) for batch in (8, 16)]
-    samples = [[1.0] * 9, [3.0], [2.0], [4.0]]  # 1 more for either; nine of twelve runs are of the first
+    samples = [[1.0] * 9, [3.0], [2.0], [4.0]]  # lr adds 1 and batch 2; nine of twelve runs have the first setting
     found, _ = effects(settings, samples, ["lr", "batch"])
     overall = float(np.mean([value for values in samples for value in values]))
     means = {effect.key: effect.means for effect in found}

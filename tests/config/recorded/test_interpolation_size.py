@@ -1,4 +1,4 @@
-"""A config that would grow without end is refused before anything in it is resolved; any other one is resolved."""
+"""Tests that a config that would grow without bound is refused before it is resolved, and any other is accepted."""
 
 from itertools import pairwise
 from typing import Any
@@ -13,7 +13,7 @@ N = 40
 
 
 def chain(value: Any, last: Any, first: str = "a") -> dict[str, Any]:
-    """Keys a0, a1, …, each `value` with NEXT in place of the key after it."""
+    """Return keys a0, a1, …, each with `value` in which NEXT is replaced by the following key."""
     links = [f"{first}{number}" for number in range(N + 1)]
 
     def with_next(node: Any, following: str) -> Any:
@@ -39,7 +39,7 @@ def chain(value: Any, last: Any, first: str = "a") -> dict[str, Any]:
         {"a": {"b": "${a}"}},
     ],
 )
-def test_growth_without_end_is_found_without_resolving(config: Any) -> None:
+def test_unbounded_growth_is_detected_without_resolving(config: Any) -> None:
     with pytest.raises(
         ValueError, match=r"^[\w.]+: (resolving its interpolations would take too long|refers to itself)$"
     ):
@@ -56,7 +56,7 @@ def test_growth_without_end_is_found_without_resolving(config: Any) -> None:
         ({"all": [1, [2, 3]], "b": "${all[1][0]}/${all.1.1}"}, "b", "2/3"),
     ],
 )
-def test_references_that_end_are_let_through(config: Any, key: str, expected: Any) -> None:
+def test_bounded_references_are_accepted(config: Any, key: str, expected: Any) -> None:
     check_resolved_size(config)
     assert OmegaConf.select(OmegaConf.create(config), key) == expected
 
@@ -66,5 +66,5 @@ def test_shipped_choices_are_small() -> None:
         check_resolved_size(OmegaConf.to_container(compose(overrides)))
 
 
-def test_what_refers_to_nothing_is_left_to_omegaconf() -> None:
+def test_a_reference_to_a_missing_key_is_left_to_omegaconf() -> None:
     check_resolved_size({"a": "${nothing.there} ${b.0} ${......c}", "b": "text", "l": ["${l[7]}"]})

@@ -1,4 +1,4 @@
-"""What a saved run can have recorded, and what a stranger's folder says beside it, which is refused before it acts."""
+"""Tests that the recorded overrides of a run are accepted, and those that only a stranger could add are refused."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ PAYLOAD = "# @package _global_\nhydra:\n  callbacks:\n    evil:\n      _target_:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run in the current folder, with a config of the kind that Hydra would take from anywhere."""
+    """Return a run in the current folder, with a config that Hydra would accept from any place."""
     monkeypatch.chdir(tmp_path)
     run_dir = write_saved_run(Path("outputs", "evil"), "model=llama_1m", "data=tokens", "data.path=data/x")
     (run_dir / "payload.yaml").write_text(PAYLOAD)
@@ -57,7 +57,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("experiments=glob(*)", "several values"),
     ],
 )
-def test_what_no_run_of_lmtrain_records_is_refused(run: Path, line: str, message: str) -> None:
+def test_overrides_that_lmtrain_never_records_are_refused(run: Path, line: str, message: str) -> None:
     record(run, ["model=llama_1m", line.replace("RUN", str(run.absolute()))])
     with pytest.raises(ConfigError, match=message) as raised:
         overrides_to_recompose(run, ())
@@ -68,24 +68,22 @@ def test_what_no_run_of_lmtrain_records_is_refused(run: Path, line: str, message
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("hydra", {"callbacks": {"e": {"_target_": "outputs.evil.payload.Evil"}}}, "its config has a key hydra"),
-        ("hydra.run.dir", "elsewhere", "hydra.run.dir: not a key"),
-        ("", {"hydra": {"run": {"dir": "x"}}}, ": not a key"),
-        ("data@_global_", "../outputs/evil/payload", "data@_global_: not a key"),
-        ("prepare/source", "../../outputs/evil/payload", "prepare/source: not a key"),
+        ("hydra", {"callbacks": {"e": {"_target_": "outputs.evil.payload.Evil"}}}, "its config has the key hydra"),
+        ("hydra.run.dir", "elsewhere", "hydra.run.dir: is not a key"),
+        ("", {"hydra": {"run": {"dir": "x"}}}, ": is not a key"),
+        ("data@_global_", "../outputs/evil/payload", "data@_global_: is not a key"),
+        ("prepare/source", "../../outputs/evil/payload", "prepare/source: is not a key"),
         ("experiments", "../outputs/evil/payload", "force-add of config groups is not supported"),
         ("name", [{"x: 1, _target_": "os.system"}], r"_target_=os\.system"),
     ],
 )
-def test_a_key_of_a_saved_config_is_no_choice_and_sets_nothing_of_hydra(
-    run: Path, key: str, value: Any, message: str
-) -> None:
+def test_keys_of_a_saved_config_neither_choose_nor_set_hydra(run: Path, key: str, value: Any, message: str) -> None:
     change_saved(run, key, value)
     with pytest.raises(ConfigError, match=message):
         overrides_to_recompose(run, ())
 
 
-def test_choices_of_the_users_own_are_composed_with_their_settings_of_hydra(run: Path) -> None:
+def test_the_users_own_choices_may_set_hydra(run: Path) -> None:
     for path, text in {
         "experiments/mine.yaml": PAYLOAD.replace("outputs.evil.payload.Evil", "mine.Callback"),
         "experiments/study/first.yaml": "# @package _global_\nseed: 7\n",
@@ -114,7 +112,9 @@ def test_choices_of_the_users_own_are_composed_with_their_settings_of_hydra(run:
         (f"model.d_ff=[{','.join(['1'] * 10_000)}]", "larger than 20,000 bytes"),
     ],
 )
-def test_what_would_take_all_the_stack_or_minutes_to_parse_is_refused(run: Path, line: str, message: str) -> None:
+def test_overrides_that_exhaust_the_stack_or_take_minutes_to_parse_are_refused(
+    run: Path, line: str, message: str
+) -> None:
     record(run, ["model=llama_1m", line])
     with pytest.raises(ConfigError, match=message):
         overrides_to_recompose(run, ())
@@ -127,10 +127,10 @@ def test_a_config_in_a_run_among_the_experiments_is_not_chosen(run: Path, marker
     (other / "config.yaml").touch()
     (other / "payload.yaml").write_text(PAYLOAD)
     record(run, ["experiments=study/run/payload"])
-    with pytest.raises(ConfigError, match="chooses a config that lies in a run's directory"):
+    with pytest.raises(ConfigError, match="chooses a config inside a run directory"):
         overrides_to_recompose(run, ())
     record(run, ["+experiments/study/run@logger=payload"])
-    with pytest.raises(ConfigError, match="chooses a config that lies in a run's directory"):
+    with pytest.raises(ConfigError, match="chooses a config inside a run directory"):
         overrides_to_recompose(run, ())
 
 
@@ -140,22 +140,22 @@ def test_a_link_among_the_experiments_does_not_lead_into_the_run(run: Path, link
     Path(link).symlink_to((run / "payload.yaml" if link.endswith(".yaml") else run).absolute())
     group, name = ("model", "linked") if "model" in link else ("experiments", "linked")
     record(run, [f"{group}={name if link.endswith('.yaml') else f'{name}/payload'}"])
-    with pytest.raises(ConfigError, match="chooses a config that lies in a run's directory"):
+    with pytest.raises(ConfigError, match="chooses a config inside a run directory"):
         overrides_to_recompose(run, ())
 
 
-def test_a_run_is_forked_in_its_own_folder_by_what_is_shipped(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_can_be_forked_in_its_own_folder_with_shipped_configs(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run)
     assert "model=llama_1m" in overrides_to_recompose(Path(), ())
     Path("conf/model").mkdir(parents=True)
     Path("conf/model/llama_1m.yaml").write_text("_target_: lmtrain.model.llama.Llama\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="chooses a config that lies in a run's directory"):
+    with pytest.raises(ConfigError, match="chooses a config inside a run directory"):
         overrides_to_recompose(Path(), ())
 
 
-def test_trust_is_checked_over_the_settings_of_hydra_as_well(run: Path) -> None:
+def test_trust_is_also_checked_for_hydras_settings(run: Path) -> None:
     settings = compose(["hydra/launcher=basic", "hydra/sweeper=optuna"], with_hydra=True).hydra
-    check_hydra_trust(settings, (), run)  # what is shipped, and what is installed
+    check_hydra_trust(settings, (), run)  # shipped and installed classes
     for node in ({"_target_": "os.system"}, {"_target_": "evil.Callback"}, {"x": "${oc.env:HOME}"}):
         with_evil = OmegaConf.create({**settings, "callbacks": {"e": node}})
         with pytest.raises(ConfigError, match=r"hydra\.callbacks\.e\.\w+=(os\.system|evil\.Callback|oc\.env:HOME)"):

@@ -1,4 +1,4 @@
-"""Where the values of a saved run may lead: where it has data made and text read, and where its forks lie."""
+"""Tests of the places that the values of a saved run may lead to: prepared data, text to read, and forks."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ Check = Callable[..., None]
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the command, with another one beside it."""
+    """Return the folder of the command, with another folder beside it."""
     for name in ("work/texts", "mine"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "a.txt").write_text("x")
@@ -29,7 +29,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def checked(work: Path) -> Check:
-    """Checks the data of a run with these overrides, where others are given; `{mine}` is the folder beside this one."""
+    """Return a function that checks a run's overrides with those given; `{mine}` is the folder beside this one."""
 
     def check(*own: str, given: tuple[str, ...] = ()) -> None:
         lines, others = (
@@ -58,7 +58,7 @@ def checked(work: Path) -> Check:
         ["data.path=data/x", "prepare.source.files=texts/*/a.txt"],
     ],
 )  # fmt: skip
-def test_a_saved_run_has_nothing_made_or_read_elsewhere(work: Path, checked: Check, own: list[str]) -> None:
+def test_a_saved_run_prepares_and_reads_nothing_outside_the_folder(work: Path, checked: Check, own: list[str]) -> None:
     (work / "texts" / "link").symlink_to(work.parent / "mine")
     (work / "link").symlink_to(work / "texts" / "link")
     if own[0].startswith("data.path=link"):  # the folder's own entries may be links, to a larger disk
@@ -68,7 +68,7 @@ def test_a_saved_run_has_nothing_made_or_read_elsewhere(work: Path, checked: Che
         checked("data=text", *own)
 
 
-def test_forks_and_reruns_are_held_to_it_and_plans_make_nothing(work: Path) -> None:
+def test_forks_and_reruns_are_restricted_and_plans_prepare_nothing(work: Path) -> None:
     own = ("model=llama_1m", "data=text", "data.path=../mine/new", "prepare.source.files=texts/*.txt")
     run = write_saved_run(Path("outputs", "run"), *own)
     for command in (expand_fork, rerun):
@@ -78,12 +78,12 @@ def test_forks_and_reruns_are_held_to_it_and_plans_make_nothing(work: Path) -> N
     assert expand_fork([f"fork={run}", "step=4"], prepares=False)[-1] == "step=4"
 
 
-def test_the_way_out_is_a_command_of_the_users_own(checked: Check, work: Path) -> None:
+def test_the_suggested_command_prepares_the_data(checked: Check, work: Path) -> None:
     own = ("data=text", "data.path=data/x", "prepare.source.files={mine}/*.txt")
     with pytest.raises(ConfigError) as raised:
         checked(*own, "trainer.max_steps=3")
     files = f"'prepare.source.files={work.parent}/mine/*.txt'"
-    assert str(raised.value).endswith(f"make it first: python -m lmtrain prepare data=text data.path=data/x {files}")
+    assert str(raised.value).endswith(f"prepare it first: python -m lmtrain prepare data=text data.path=data/x {files}")
     checked(*own, given=("prepare.source.files={mine}/*.txt",))
     with pytest.raises(ConfigError, match="leads out of this folder"):
         checked(*own, given=("data.path={mine}/other",))
@@ -91,7 +91,7 @@ def test_the_way_out_is_a_command_of_the_users_own(checked: Check, work: Path) -
         checked(*own, given=("seed=1,2", "data.path=data/x,data/y"))
 
 
-def test_what_lies_here_is_made(checked: Check, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_inside_the_folder_is_prepared(checked: Check, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = ("data=text", "prepare.source.files=texts/*.txt")
     checked(*recipe, "data.path=data/x")
     checked(*recipe, f"data.path={work}/data/x")
@@ -100,8 +100,8 @@ def test_what_lies_here_is_made(checked: Check, work: Path, monkeypatch: pytest.
     checked(*recipe, "data.path={mine}/x")
 
 
-def test_tokens_that_are_there_may_lie_anywhere(checked: Check, work: Path) -> None:
-    checked("data=tokens", "data.path={mine}/x")  # no recipe: nothing is made
+def test_existing_token_files_may_be_anywhere(checked: Check, work: Path) -> None:
+    checked("data=tokens", "data.path={mine}/x")  # no recipe, so nothing is prepared
     own = ("data=text", "data.path={mine}/x", "prepare.source.files={mine}/*.txt")
     (work.parent / "mine" / "x").mkdir()
     with pytest.raises(ConfigError, match="leads out of this folder"):
@@ -112,7 +112,7 @@ def test_tokens_that_are_there_may_lie_anywhere(checked: Check, work: Path) -> N
         checked(*own, given=("data.path={mine}/x,data/y",))
 
 
-def test_a_data_choice_of_the_users_own_may_lie_anywhere(checked: Check, work: Path) -> None:
+def test_paths_in_the_users_own_data_choice_may_be_anywhere(checked: Check, work: Path) -> None:
     Path("conf/data").mkdir(parents=True)
     folder = work.parent / "mine"
     text = f"# @package _global_\ndefaults: [text, _self_]\ndata: {{path: {folder}/x}}\n"
@@ -121,16 +121,16 @@ def test_a_data_choice_of_the_users_own_may_lie_anywhere(checked: Check, work: P
 
 
 @pytest.mark.parametrize("name", ["/tmp/elsewhere", "a/../../elsewhere"])
-def test_a_name_does_not_lead_out_of_the_outputs(work: Path, name: str) -> None:
+def test_a_run_name_cannot_lead_out_of_the_outputs(work: Path, name: str) -> None:
     run = write_saved_run(Path("outputs", "run"), "model=llama_1m")
     record(run, ["model=llama_1m", f"name={name}"])
-    with pytest.raises(ConfigError, match=r"leads out of outputs/; give another, name=NAME"):
+    with pytest.raises(ConfigError, match=r"leads out of outputs/; give another name with name=NAME"):
         overrides_to_recompose(run, ())
 
 
 @pytest.mark.parametrize("text", ["a\0b", "a\ud800"])
 @pytest.mark.parametrize("key", ["name", "data.path"])
-def test_a_text_that_can_be_no_path_is_refused(work: Path, key: str, text: str) -> None:
+def test_a_text_that_cannot_be_a_path_is_refused(work: Path, key: str, text: str) -> None:
     run = write_saved_run(Path("outputs", "run"), "data=text", "data.path=placeholder", "name=placeholder")
     saved = run / ".hydra" / "config.yaml"
     before, line = saved.read_text(encoding="utf-8"), f"{key.rpartition('.')[2]}: "
@@ -140,16 +140,18 @@ def test_a_text_that_can_be_no_path_is_refused(work: Path, key: str, text: str) 
         expand_fork(["fork=outputs/run"])
 
 
-def test_a_link_does_not_lead_a_fork_out_of_the_outputs(work: Path) -> None:
+def test_a_link_cannot_lead_a_fork_out_of_the_outputs(work: Path) -> None:
     run = write_saved_run(Path("outputs", "run"), "model=llama_1m", "name=run/there")
     (run / "there").symlink_to(work.parent / "mine")
-    with pytest.raises(ConfigError, match=r"hydra\.run\.dir=outputs/run/there/\S+: leads out of outputs by the run's"):
+    with pytest.raises(
+        ConfigError, match=r"hydra\.run\.dir=outputs/run/there/\S+: leads out of outputs because of the run's"
+    ):
         overrides_to_recompose(run, ())
     for given in ("name=mine", "name=a,b", "hydra.run.dir=here hydra.sweep.dir=there"):
         overrides_to_recompose(run, (), parse_overrides(given.split()))
 
 
-def test_outputs_may_be_a_link_and_the_users_own_settings_may_name_any_place(work: Path) -> None:
+def test_outputs_may_be_a_link_and_the_users_settings_may_name_any_place(work: Path) -> None:
     (work.parent / "disk").mkdir()
     Path("outputs").symlink_to(work.parent / "disk")
     run = write_saved_run(Path("outputs", "run"), "model=llama_1m", "name=deep/name")
@@ -162,5 +164,7 @@ def test_outputs_may_be_a_link_and_the_users_own_settings_may_name_any_place(wor
     record(run, ["model=llama_1m", "name=deep/name", "experiments=far"])
     overrides_to_recompose(run, ())
     (place / "deep").symlink_to(work)
-    with pytest.raises(ConfigError, match=r"leads out of .*/mine by the run's name; give another, name=…"):
+    with pytest.raises(
+        ConfigError, match=r"leads out of .*/mine because of the run's name; give another value with name=…"
+    ):
         overrides_to_recompose(run, ())

@@ -1,4 +1,4 @@
-"""What a saved run's config may name, and how much of it is read."""
+"""Tests of the names that a saved config may contain, and of the limits for reading it."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LLAMA = {"_target_": "lmtrain.model.llama.Llama", "_recursive_": True, "_convert
 
 def check(container: Any, folder: Path, trusted: tuple[str, ...] = ()) -> None:
     saved = folder / "saved.yaml"
-    saved.write_text(json.dumps(container))  # which is YAML as well
+    saved.write_text(json.dumps(container))  # JSON is also YAML
     check_trust(read_saved(saved), trusted, folder / "outputs" / "run", folder=folder)
 
 
@@ -34,19 +34,19 @@ def test_every_shipped_choice_is_trusted(tmp_path: Path) -> None:
         ({**LLAMA, "part": {"_target_": "os.system", "_partial_": True}}, "model.part._target_=os.system"),
         ({**LLAMA, "parts": [1, [{"_target_": "os.system"}]]}, "model.parts.1.0._target_=os.system"),
         ({**LLAMA, "plain": {"deep": {"_target_": "lmtrain.files.lock.locked_folder"}}}, "model.plain.deep._target_="),
-        ({"_target_": 3}, "model._target_=3: not the dotted path"),
-        ({"_target_": ["os.system"]}, "model._target_=['os.system']: not the dotted path"),
-        ({"_target_": "${name}"}, "model._target_=${name}: not the dotted path"),
+        ({"_target_": 3}, "model._target_=3: is not the dotted path"),
+        ({"_target_": ["os.system"]}, "model._target_=['os.system']: is not the dotted path"),
+        ({"_target_": "${name}"}, "model._target_=${name}: is not the dotted path"),
     ],
 )
-def test_a_target_of_the_run_alone_is_refused(node: Any, named: str, tmp_path: Path) -> None:
+def test_a_target_named_only_by_the_run_is_refused(node: Any, named: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         check({"name": "os.system", "model": node, "system": LLAMA}, tmp_path)
     assert named in str(raised.value)
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_target_is_trusted_by_name_or_by_a_config_of_the_users_own(tmp_path: Path) -> None:
+def test_a_target_is_trusted_by_name_or_through_the_users_own_config(tmp_path: Path) -> None:
     mine = {"model": {"_target_": "mymodels.Bigram"}, "logger": {"x": {"_target_": "mylog.Mine"}}}
     with pytest.raises(ConfigError) as raised:
         check(mine, tmp_path)
@@ -66,7 +66,7 @@ def test_a_target_is_trusted_by_name_or_by_a_config_of_the_users_own(tmp_path: P
 
 
 @pytest.mark.parametrize("where", ["experiments/study/run", "conf"])
-def test_a_run_does_not_vouch_for_itself(where: str, tmp_path: Path) -> None:
+def test_configs_inside_a_run_do_not_make_it_trusted(where: str, tmp_path: Path) -> None:
     run_dir = tmp_path / where
     run_dir.mkdir(parents=True)
     (run_dir / "config.yaml").write_text("model: {_target_: os.system}\n")
@@ -91,7 +91,7 @@ def test_a_run_does_not_vouch_for_itself(where: str, tmp_path: Path) -> None:
         "${${oc.env:HOME}}",
         "${name[${oc.env:HOME}]}",
         "${${name}:HOME}",
-        "${oc.select:nothing,{_target_: os.system}}",  # makes a node of what was a string
+        "${oc.select:nothing,{_target_: os.system}}",  # turns a string into a node
         "${oc.create:{_target_: os.system}}",
         "${oc.decode:name}",
         "${hydra:runtime.cwd}",
@@ -100,7 +100,7 @@ def test_a_run_does_not_vouch_for_itself(where: str, tmp_path: Path) -> None:
         "${name}" * 3000,
     ],
 )
-def test_a_resolver_call_of_the_run_alone_is_refused(text: str, tmp_path: Path) -> None:
+def test_a_resolver_call_made_only_by_the_run_is_refused(text: str, tmp_path: Path) -> None:
     for value in (text, [text], {"x": [text]}):
         with pytest.raises(ConfigError, match=r"add trust=|not an interpolation|not the YAML"):
             check({"name": "x", "data": {"path": value}}, tmp_path)
@@ -120,18 +120,18 @@ def test_plain_interpolations_and_lmtrains_own_variables_are_trusted(
     check(mine, tmp_path)
 
 
-def test_a_key_hydra_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="its config has a key hydra, which no run's own has"):
+def test_the_key_hydra_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="its config has the key hydra, which would set Hydra itself"):
         check({"name": "x", "hydra": {"callbacks": {}}}, tmp_path)
 
 
-def test_a_name_does_not_steer_the_terminal(tmp_path: Path) -> None:
+def test_a_name_does_not_control_the_terminal(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         check({"a\x1b[2J": {"_target_": "x" * 100_000}}, tmp_path)
     assert "\x1b" not in str(raised.value)
 
 
-def test_what_omegaconf_writes_is_read_back(tmp_path: Path) -> None:
+def test_configs_written_by_omegaconf_are_read_back(tmp_path: Path) -> None:
     cfg = compose(["data=mixture"])
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     assert read_saved(tmp_path / "config.yaml") == cfg
@@ -188,6 +188,6 @@ def test_an_interpolation_that_appears_only_when_the_config_is_resolved_is_refus
         check(hidden, tmp_path)
 
 
-def test_interpolations_that_grow_without_end_are_not_resolved(tmp_path: Path) -> None:
+def test_interpolations_that_grow_without_bound_are_not_resolved(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run: a\d+: resolving its interpolations would take too long$"):
         check({f"a{number}": f"${{a{number + 1}}}${{a{number + 1}}}" for number in range(30)} | {"a30": ""}, tmp_path)

@@ -1,4 +1,4 @@
-"""Where long documents are cut: the tokens of the pieces are those of the text."""
+"""Long documents are cut so that the tokens of the pieces are the tokens of the text."""
 
 from functools import cache
 
@@ -29,13 +29,13 @@ LETTERS = st.characters(categories=["L", "N"], max_codepoint=0xFFFF)
 
 @given(before=TEXTS, letter=LETTERS, newline=st.sampled_from("\n\r"), after=TEXTS)
 @settings(max_examples=200, deadline=None)
-def test_tokens_end_where_a_newline_follows_a_letter(before: str, letter: str, newline: str, after: str) -> None:
+def test_a_token_ends_before_a_newline_after_a_letter(before: str, letter: str, newline: str, after: str) -> None:
     assert same_tokens(before + letter + newline + after, [before + letter, newline + after])
 
 
 @given(before=TEXTS, last=st.sampled_from(PARTS[0]) | LETTERS, space=st.sampled_from(" \t\u3000\x85"), after=TEXTS)
 @settings(max_examples=200, deadline=None)
-def test_tokens_end_where_a_space_follows_none(before: str, last: str, space: str, after: str) -> None:
+def test_a_token_ends_before_a_space_that_follows_no_space(before: str, last: str, space: str, after: str) -> None:
     assert same_tokens(before + last + space + after, [before + last, space + after])
 
 
@@ -55,9 +55,9 @@ def test_pieces_have_the_tokens_of_the_text(limit: int) -> None:
         ("short", 5, 5),
         ("ab\ncd\nef g", 8, 5),  # the last newline after a letter
         ("ab\r\ncd\r\nef", 9, 6),
-        ("ab\ncd.\nef. g", 10, 10),  # none in the last half, but a space after none
-        ("ab. .\n  ..", 9, 7),  # neither: before any whitespace
-        ("abcdefghij", 6, 6),  # none at all
+        ("ab\ncd.\nef. g", 10, 10),  # no newline in the last half, but a space that follows no space
+        ("ab. .\n  ..", 9, 7),  # neither of them: before any whitespace
+        ("abcdefghij", 6, 6),  # no whitespace at all
         ("ab\ncdefghijk", 8, 8),  # not in the first half
         ("1\n2\n3\n4", 3, 3),
         ("abcd\nefg", 4, 4),  # at the limit

@@ -1,4 +1,4 @@
-"""What is held out: nothing is lost or twice, and the choice depends on nothing but the document."""
+"""Held-out text: no text is lost or used twice, and the choice depends only on the document."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -18,7 +18,7 @@ SHARES = st.floats(0.001, 0.999)
 
 
 def in_parts(text: str, cuts: Iterable[int]) -> list[Document]:
-    """The text as a document whose parts begin at these characters."""
+    """Return the text as a document whose parts begin at these characters."""
     places = sorted({0, len(text), *(cut for cut in cuts if cut < len(text))})
     size = len(text.encode())
     return [Document("name", text[begin:end], len(text[:begin].encode()), size) for begin, end in pairwise(places)]
@@ -38,7 +38,7 @@ def joined(items: list[SplitText]) -> str:
 
 
 @given(TEXTS, st.lists(st.integers(0, 60), max_size=6), SHARES)
-def test_a_tail_is_the_same_in_parts_and_whole(text: str, cuts: list[int], val_share: float) -> None:
+def test_the_tail_of_a_document_in_parts_is_that_of_the_whole(text: str, cuts: list[int], val_share: float) -> None:
     holdout = partial(tail_of_each_document, val_share=val_share)
     whole = held([Document("name", text)], holdout)
     splits = held(in_parts(text, cuts), holdout)
@@ -52,7 +52,7 @@ def test_a_tail_is_the_same_in_parts_and_whole(text: str, cuts: list[int], val_s
 
 
 @given(st.text("abc\n", min_size=1), SHARES)
-def test_a_tail_of_ascii_is_cut_by_the_character(text: str, val_share: float) -> None:
+def test_an_ascii_document_is_cut_at_the_exact_character(text: str, val_share: float) -> None:
     splits = held([Document("name", text)], partial(tail_of_each_document, val_share=val_share))
     assert joined(splits["train"]) == text[: int(len(text) * (1 - val_share))]
 
@@ -67,7 +67,7 @@ def test_tinyshakespeare_is_cut_where_nanogpt_cuts_it() -> None:
         assert (len(joined(splits["train"])), len(joined(splits["val"]))) == (1_003_854, 111_540)
 
 
-def test_documents_are_chosen_by_their_text_alone() -> None:
+def test_documents_are_chosen_only_by_their_text() -> None:
     holdout = partial(by_document, val_share=0.1)
     texts = [f"text {number}" for number in range(3000)]
     chosen = {text for text in texts if next(holdout(Document("here", text))).split == "val"}

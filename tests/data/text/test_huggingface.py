@@ -1,4 +1,4 @@
-"""Rows of every format are read as they are, go on at exactly the next one, and say where they are wrong."""
+"""Rows of every format are read unchanged, from any position on, and mistakes in them are reported with their place."""
 
 import bz2
 import codecs
@@ -90,7 +90,7 @@ def rows_of(count: int, first: int = 0) -> list[dict[str, Any]]:
 
 
 READS_COMPRESSED_TEXT = pytest.mark.skipif(
-    codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8", reason="is refused in this locale"
+    codecs.lookup(locale.getpreferredencoding(False)).name != "utf-8", reason="lmtrain refuses it in this locale"
 )
 
 
@@ -120,17 +120,17 @@ FORMATS = [
         for each in FORMATS
     ],
 )
-def test_rows_are_read_and_gone_on_with(
+def test_rows_are_read_from_any_position_on(
     folder: Path, path: str, write: Callable[[Rows], bytes], suffix: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     compress = COMPRESSED.get(Path(suffix).suffix, bytes)
-    counts = [70, 1, 130]  # more than a batch of rows, and one
+    counts = [70, 1, 130]  # more rows than a batch, and a single row
     for number, count in enumerate(counts):
         content = write(rows_of(count, first=sum(counts[:number])))
         (folder / f"{number} *.{suffix}").write_bytes(compress(content))
     source = HuggingFace(path, files=f"[0-9] *.{suffix}")
-    told: list[int] = []
-    inputs = json.loads(json.dumps(source.scan(told.append)))
+    advanced: list[int] = []
+    inputs = json.loads(json.dumps(source.scan(advanced.append)))
     expected = [
         Document(f"train:{row['number']}", row["text"].replace("\n", " ") if path == "text" else row["text"])
         for row in rows_of(sum(counts))
@@ -142,7 +142,7 @@ def test_rows_are_read_and_gone_on_with(
         documents.append(document)
         positions.append(json.loads(json.dumps(reader.position())))
     assert documents == expected
-    assert source.text_bytes(inputs) == sum(told) == sum(len(document.text.encode()) for document in documents)
+    assert source.text_bytes(inputs) == sum(advanced) == sum(len(document.text.encode()) for document in documents)
     assert [(inputs[name]["rows"], inputs[name]["empty_rows"]) for name in sorted(inputs)] == [
         (70, 2),
         (1, 0),
@@ -150,7 +150,23 @@ def test_rows_are_read_and_gone_on_with(
     ]
     again = HuggingFace(path, files=f"[0-9] *.{suffix}")
     assert again.changes(inputs) == []
-    edges = {0, 1, 2, 63, 64, 65, 68, 69, 70, 71, 100, 132, 133, 194, len(documents)}  # of batches and files
+    edges = {
+        0,
+        1,
+        2,
+        63,
+        64,
+        65,
+        68,
+        69,
+        70,
+        71,
+        100,
+        132,
+        133,
+        194,
+        len(documents),
+    }  # around the ends of batches and files
     for done in sorted(edges):
         continued = again.read(positions[done])
         assert continued.position() == positions[done]
@@ -159,7 +175,7 @@ def test_rows_are_read_and_gone_on_with(
     assert capfd.readouterr() == ("", "")
 
 
-def test_every_row_can_be_gone_on_with(folder: Path) -> None:
+def test_reading_continues_after_every_row(folder: Path) -> None:
     (folder / "a.jsonl").write_bytes(jsonl(rows_of(11)))
     (folder / "b.jsonl").write_bytes(jsonl(rows_of(5, first=11)))
     source = HuggingFace("json", files="*.jsonl")
@@ -189,7 +205,7 @@ def test_a_long_row_comes_in_parts(folder: Path, path: str, write: Callable[[Row
 
 
 @pytest.mark.parametrize("write", [jsonl, array, parquet])
-def test_fields_within_fields(folder: Path, write: Callable[[Rows], bytes]) -> None:
+def test_fields_inside_fields_are_read(folder: Path, write: Callable[[Rows], bytes]) -> None:
     rows = [
         {"a": {"b": {"c": "one"}}, "a.b": "x"},
         {"a": {"b": None}, "a.b": "y"},
@@ -199,12 +215,12 @@ def test_fields_within_fields(folder: Path, write: Callable[[Rows], bytes]) -> N
     path = "parquet" if write is parquet else "json"
     assert [document.text for document in HuggingFace(path, files="a", text="a.b.c").read()] == ["one", "two"]
     assert [document.text for document in HuggingFace(path, files="a", text="a.b").read()] == ["x", "y"]
-    with pytest.raises(ValueError, match=r"a, (line 1|row 0) has no field 'z' .prepare.source.text., but b; prepare"):
+    with pytest.raises(ValueError, match=r"a, (line 1|row 0) has no field 'z' .prepare.source.text., only b; prepare"):
         HuggingFace(path, files="a", text="a.z").scan(advance)
 
 
 def test_only_the_text_of_a_row_matters(folder: Path) -> None:
-    """What the library's own reader refuses (a late field, another type), or makes of texts (a quoted string)."""
+    """The library's own reader would refuse these rows (a late field, another type), or quote their texts."""
     rows = [{"text": "first", "meta": None}] * 20000 + [
         {"text": "last", "meta": {"a": [1]}},
         {"meta": 1.5, "text": "x", "new": 1},
@@ -218,7 +234,7 @@ def test_only_the_text_of_a_row_matters(folder: Path) -> None:
 
 
 @READS_COMPRESSED_TEXT
-def test_frames_one_after_the_other_are_one_file(folder: Path) -> None:
+def test_several_compressed_frames_are_one_file(folder: Path) -> None:
     for suffix, compress in COMPRESSED.items():
         (folder / f"a.jsonl{suffix}").write_bytes(compress(jsonl(rows_of(40))) + compress(jsonl(rows_of(40, first=40))))
     for suffix in COMPRESSED:
@@ -229,7 +245,7 @@ def test_frames_one_after_the_other_are_one_file(folder: Path) -> None:
 # Splits and folders
 
 
-def test_files_by_split(folder: Path) -> None:
+def test_files_are_read_by_split(folder: Path) -> None:
     (folder / "a.jsonl").write_bytes(jsonl(rows_of(3)))
     (folder / "b.jsonl").write_bytes(jsonl(rows_of(3)))
     files: dict[str, str | list[str]] = {"train": "a.jsonl", "validation": ["b.jsonl", "a.jsonl"]}
@@ -245,7 +261,7 @@ def test_files_by_split(folder: Path) -> None:
 
 @READS_COMPRESSED_TEXT
 @pytest.mark.parametrize(("write", "suffix"), [(jsonl, "jsonl.gz"), (parquet, "parquet"), (comma_separated, "csv")])
-def test_a_dataset_folder(folder: Path, write: Callable[[Rows], bytes], suffix: str) -> None:
+def test_a_dataset_folder_is_read(folder: Path, write: Callable[[Rows], bytes], suffix: str) -> None:
     (folder / "set" / "data").mkdir(parents=True)
     for name, rows in (("train-0", rows_of(9)), ("train-1", rows_of(9, first=9)), ("validation-0", rows_of(3))):
         content = COMPRESSED.get(Path(suffix).suffix, bytes)(write(rows))
@@ -264,7 +280,7 @@ def test_a_dataset_folder(folder: Path, write: Callable[[Rows], bytes], suffix: 
     assert again.changes(inputs) == []
     (folder / "set" / "data" / f"train-2.{suffix}").write_bytes(b"x")
     assert again.changes(inputs) == [f"set/data/train-2.{suffix}: new"]
-    with pytest.raises(ValueError, match=r"prepare.source.splits=test: set has train, validation$"):
+    with pytest.raises(ValueError, match=r"prepare.source.splits=test: set has only train, validation$"):
         HuggingFace("set", splits="test").scan(advance)
     picked = HuggingFace("set", files=f"data/*-1.{suffix}")
     assert list(picked.scan(advance)) == [f"set/data/train-1.{suffix}"]
@@ -297,30 +313,30 @@ GOOD = jsonl(rows_of(200))
             "json",
             "a",
             GOOD + b'{"txt": "x", "id": 1}\n',
-            r"^a, line 201 has no field 'text' .*, but txt, id; prepare",
+            r"^a, line 201 has no field 'text' .*, only txt, id; prepare",
         ),
-        ("json", "a", GOOD + b'{"text": 5}\n', r"^a, line 201 has no text in text, but the type int$"),
-        ("json", "a", GOOD + b'{"text": ["x"]}\n', r"^a, line 201 has no text in text, but the type list$"),
-        ("json", "a", GOOD + b'{"text": "x"\n', r"^a, line 201 is not JSON .*; each line is to be an object$"),
-        ("json", "a", GOOD + b'"x"\n', r"^a, line 201 is of the type str, without a field 'text'$"),
+        ("json", "a", GOOD + b'{"text": 5}\n', r"^a, line 201 has the type int in text, not text$"),
+        ("json", "a", GOOD + b'{"text": ["x"]}\n', r"^a, line 201 has the type list in text, not text$"),
+        ("json", "a", GOOD + b'{"text": "x"\n', r"^a, line 201 is not JSON .*; each line must be an object$"),
+        ("json", "a", GOOD + b'"x"\n', r"^a, line 201 has the type str, not an object with the field 'text'$"),
         ("json", "a", GOOD + rb'{"text": "a\ud800b"}', r"^a, line 201 has half a character .'.ud800'. in text$"),
-        ("json", "a", b'{\n "text": "x"\n}\n', r"^a, line 1 is not JSON .*; each line is to be an object$"),
+        ("json", "a", b'{\n "text": "x"\n}\n', r"^a, line 1 is not JSON .*; each line must be an object$"),
         ("json", "a", array([{"text": "x"}, {"text": None}, {"txt": 1}])[:-5], r"^a: can't be read as json"),
         (
             "json",
             "a",
             array([{"txt": "x"}]),
-            r"^a has no field 'text' .prepare.source.text., but txt; prepare",
+            r"^a has no field 'text' .prepare.source.text., only txt; prepare",
         ),
         ("json", "a", GOOD + b'{"text": "\xff"}\n', r"^a: can't be read as json .*can't decode byte 0xff"),
         ("json", "a.gz", gzip.compress(GOOD)[:-20], r"^a.gz: can't be read as json .*ended before"),
         ("json", "a.gz", b"\x1f\x8b garbage", r"^a.gz: can't be read as json "),
-        ("json", "a.zst", zstandard.compress(GOOD)[:-20], r"^a.zst: ends early, as a copy does"),
+        ("json", "a.zst", zstandard.compress(GOOD)[:-20], r"^a.zst: ends too early, like an incomplete copy"),
         (
             "json",
             "[a].gz",
             gzip.compress(GOOD),
-            r"^.a..gz: can't be read .*; rename it, as . . and :: in a name confuse",
+            r"^.a..gz: can't be read .*; rename it, as the library misreads . . and ::",
         ),
         ("json", "a.xz", lzma.compress(GOOD)[:-20], r"^a.xz: can't be read as json .*ended before"),
         ("json", "a", b'{"text": ""}\n{"text": null}\n', r"^prepare.source.text=text: no text in a$"),
@@ -331,27 +347,27 @@ GOOD = jsonl(rows_of(200))
             "parquet",
             "a",
             parquet([{"txt": "x", "id": 1}]),
-            r"^a has no field 'text' .*, but txt, id; prepare\.source\.skip_missing=true skips such rows$",
+            r"^a has no field 'text' .*, only txt, id; prepare\.source\.skip_missing=true skips such rows$",
         ),
-        ("parquet", "a", parquet([{"text": 1}] * 99), r"^a, row 0 has no text in text, but the type int$"),
-        ("parquet", "a", parquet([{"text": b"1"}]), r"^a, row 0 has no text in text, but the type bytes$"),
+        ("parquet", "a", parquet([{"text": 1}] * 99), r"^a, row 0 has the type int in text, not text$"),
+        ("parquet", "a", parquet([{"text": b"1"}]), r"^a, row 0 has the type bytes in text, not text$"),
         (
             "csv",
             "a",
             b"txt,id\nx,1\n",
-            r"^a has no field 'text' .*, but txt, id; prepare\.source\.skip_missing=true skips such rows$",
+            r"^a has no field 'text' .*, only txt, id; prepare\.source\.skip_missing=true skips such rows$",
         ),
         ("csv", "a", b'text,id\n"x,1\n', r"^a: can't be read as csv .*EOF inside string"),
         (
             "arrow",
             "a",
             arrow([{"txt": "x"}]),
-            r"^a has no field 'text' .*, but txt; prepare\.source\.skip_missing=true skips such rows$",
+            r"^a has no field 'text' .*, only txt; prepare\.source\.skip_missing=true skips such rows$",
         ),
     ],
 )
 @READS_COMPRESSED_TEXT
-def test_mistakes_in_files_are_told_in_one_line(
+def test_mistakes_in_files_are_reported_in_one_line(
     folder: Path, path: str, name: str, content: bytes, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / name).write_bytes(content)
@@ -366,26 +382,35 @@ def test_mistakes_in_files_are_told_in_one_line(
     [
         ({"path": "json"}, r"^prepare.source.path=json: needs prepare.source.files"),
         ({"path": "json", "files": "*.gone"}, r"^prepare.source.files=\*.gone: no such file in /"),
-        ({"path": "json", "files": "a", "name": "en"}, r"^prepare.source.name=en: files have no configurations$"),
+        (
+            {"path": "json", "files": "a", "name": "en"},
+            r"^prepare.source.name=en: files have no configurations; leave it null$",
+        ),
         (
             {"path": "json", "files": "a", "revision": "v1"},
-            r"^prepare.source.revision=v1: files of this machine have none",
+            r"^prepare.source.revision=v1: local files have no revisions",
         ),
         (
             {"path": "json", "files": "a", "splits": ["a", "b"]},
             r"^prepare.source.splits=a, b: give files by split, {a: …}$",
         ),
         ({"path": "json", "files": {"a": "a"}}, r"^prepare.source.splits=train: prepare.source.files has a$"),
-        ({"path": "jsonl", "files": "a"}, r"^prepare.source.path=jsonl: is no format; did you mean 'json'\?$"),
-        ({"path": "a"}, r"^prepare.source.path=a: is a file; give its format .json, .* as path, and it as files$"),
+        ({"path": "jsonl", "files": "a"}, r"^prepare.source.path=jsonl: not a format; did you mean 'json'\?$"),
+        (
+            {"path": "a"},
+            r"^prepare.source.path=a: is a file; set path to its format .json, .* prepare.source.files to the file$",
+        ),
         ({"path": "./gone"}, r"^prepare.source.path=./gone: no such folder in /"),
-        ({"path": "images"}, r"^prepare.source.path=images: is of the kind imagefolder; json, .* can be read$"),
+        (
+            {"path": "images"},
+            r"^prepare.source.path=images: has the format imagefolder, but only json, .* can be read$",
+        ),
         ({"path": "empty"}, r"^prepare.source.path=empty: "),
         ({"path": "two"}, r"^prepare.source.path=two: Config name is missing. .*\['de', 'en'\]"),
         ({"path": "two", "name": "fr"}, r"^prepare.source.path=two: BuilderConfig 'fr' not found. .*\['de', 'en'\]"),
     ],
 )
-def test_mistakes_in_settings_are_told_in_one_line(
+def test_mistakes_in_settings_are_reported_in_one_line(
     folder: Path, arguments: dict[str, Any], message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "a").write_bytes(GOOD)
@@ -402,7 +427,7 @@ def test_mistakes_in_settings_are_told_in_one_line(
     assert capfd.readouterr() == ("", "")
 
 
-def test_configurations_of_a_folder(folder: Path) -> None:
+def test_a_configuration_of_a_folder_is_read(folder: Path) -> None:
     (folder / "two").mkdir()
     configs = '- config_name: de\n  data_files: de.csv\n  sep: "\\t"\n- config_name: en\n  data_files: en.csv\n'
     (folder / "two" / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
@@ -412,8 +437,8 @@ def test_configurations_of_a_folder(folder: Path) -> None:
     assert [document.text for document in HuggingFace("two", "en").read()] == ["Hello"]
 
 
-def test_a_missing_library_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "datasets", None)  # how Python itself marks what can't be imported
+def test_a_missing_library_is_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)  # how Python itself marks a module that can't be imported
     assert importlib.util.find_spec("datasets") is None
     with pytest.raises(
         ValueError, match=r"^prepare.source: needs the datasets package; pip install 'lmtrain\[data\]'$"
@@ -429,12 +454,12 @@ def test_a_locale_that_would_change_the_text_is_refused(folder: Path) -> None:
     )
     ascii_locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     _, errors = process(script, folder, **ascii_locale).communicate(timeout=60)
-    assert re.search(r"a\.txt\.gz: can't be read as text \(.* in the locale's .*; set PYTHONUTF8=1\)", errors)
+    assert re.search(r"a\.txt\.gz: can't be read as text \(.* from the locale; set PYTHONUTF8=1\)", errors)
     output, errors = process(script, folder, **ascii_locale | {"PYTHONUTF8": "1"}).communicate(timeout=60)
     assert (output, errors) == ("", "")
 
 
-# The hub: a process each, as the library takes its settings from the environment once
+# The hub. Each test needs its own process, because the library reads its settings from the environment only once.
 
 
 def process(script: str, folder: Path, **environment: str) -> subprocess.Popen[str]:
@@ -452,7 +477,7 @@ HUB = """
 import json
 from lmtrain.data.text.huggingface import HuggingFace
 
-def step(*values):  # tells, and waits for what the hub does next
+def step(*values):  # prints the values, and waits until the hub has taken its next step
     print(json.dumps(values))
     input()
 
@@ -497,47 +522,47 @@ def test_a_dataset_of_the_hub_is_read_at_one_commit(folder: Path) -> None:
     assert running.stdout is not None
     assert running.stderr is not None
 
-    def told() -> Any:
+    def printed() -> Any:
         assert running.stdout is not None
         line = running.stdout.readline()
         assert line, running.stderr is not None and running.stderr.read()
         return json.loads(line)
 
-    def go_on() -> None:
+    def next_step() -> None:
         assert running.stdin is not None
         running.stdin.write("\n")
         running.stdin.flush()
 
-    inputs, text_bytes, changes, texts, position = told()
+    inputs, text_bytes, changes, texts, position = printed()
     assert (inputs, text_bytes, changes) == ({"lab/corpus": {"commit": first}}, None, [])
     assert texts == [f"row {number}" for number in range(300)]
     assert (position["file"], position["row"], position["commit"]) == ("data/train-0.jsonl.gz", 300, first)
 
     second = hub.commit({"data/train-0.parquet": parquet({"text": f"new {number}"} for number in range(5))})
-    go_on()
-    changes, texts, rest = told()
+    next_step()
+    changes, texts, rest = printed()
     assert changes == [f"lab/corpus: commit {first} → {second}"]
     assert texts == [f"row {number}" for number in range(500)] + ["last", "held out"]
     assert rest == texts[300:]
-    go_on()
-    assert told() == [[], True]
-    go_on()
-    assert told() == [{"lab/corpus": {"commit": second}}, [f"new {number}" for number in range(5)]]
-    go_on()
-    nothing, no_revision, no_field = told()
+    next_step()
+    assert printed() == [[], True]
+    next_step()
+    assert printed() == [{"lab/corpus": {"commit": second}}, [f"new {number}" for number in range(5)]]
+    next_step()
+    nothing, no_revision, no_field = printed()
     assert (nothing[0], no_revision[0], no_field[0]) == ("ValueError", "ValueError", "NoFieldError")
-    assert nothing[1].startswith("prepare.source.path=lab/nothing: is no folder here, and the hub: ")
+    assert nothing[1].startswith("prepare.source.path=lab/nothing: no such folder here, and the hub says: ")
     assert "404" in no_revision[1]
-    assert no_field[1].startswith("data/train-0.parquet has no field 'txt' (prepare.source.text), but text")
+    assert no_field[1].startswith("data/train-0.parquet has no field 'txt' (prepare.source.text), only text")
 
     hub.stop()
-    go_on()
-    changes, no_scan = told()
+    next_step()
+    changes, no_scan = printed()
     assert changes == []
-    assert no_scan[0] != "ValueError"  # it may be there later: nothing that was done is thrown away
-    assert no_scan[1].startswith("prepare.source.path=lab/corpus: is no folder here, and the hub: ")
+    assert no_scan[0] != "ValueError"  # the hub may be back later, so the work done so far must be kept
+    assert no_scan[1].startswith("prepare.source.path=lab/corpus: no such folder here, and the hub says: ")
     assert "\n" not in no_scan[1]
-    go_on()
+    next_step()
     assert running.wait(30) == 0
     assert running.stderr.read() == ""
     assert not [path for path in (folder / "home").rglob("*") if path.name.startswith("train-")]
@@ -589,7 +614,7 @@ def test_rows_without_the_field_are_skipped_and_counted(folder: Path, kind: str,
     assert inputs["b"]["missing_rows"] == missing
     assert inputs["b"]["empty_rows"] == (1 if kind == "json" else 0)
     noun = "row" if missing == 1 else "rows"
-    assert remarks_on(inputs) == [f"{missing} {noun} without the field skipped (in b)"]
+    assert remarks_on(inputs) == [f"skipped {missing} {noun} without the field (in b)"]
     documents = list(source.read())
     assert [document.text for document in documents] == ["first", *rest]
     assert documents[-1].name == f"train:{4 if rest else 0}"
@@ -607,12 +632,12 @@ except OSError as error:
 
 
 @pytest.mark.slow
-def test_without_a_network(folder: Path) -> None:
+def test_local_files_need_no_network(folder: Path) -> None:
     (folder / "a.jsonl").write_bytes(jsonl([{"text": "here"}]))
     output, errors = process(OFFLINE, folder, HF_HUB_OFFLINE="1").communicate(timeout=60)
     assert errors == ""
     here, message = output.splitlines()
     assert here == "here"
-    assert message.startswith("prepare.source.path=allenai/c4: is no folder here, and the hub: ")
+    assert message.startswith("prepare.source.path=allenai/c4: no such folder here, and the hub says: ")
     assert "offline" in message.lower()
-    assert not [path for path in (folder / "home").rglob("*") if path.is_file()]  # no caches for files that are here
+    assert not [path for path in (folder / "home").rglob("*") if path.is_file()]  # local files are not cached

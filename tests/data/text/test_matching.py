@@ -1,4 +1,4 @@
-"""Globs stand for real files, each of them once, in folders whose links lead anywhere."""
+"""Globs match each real file once, also in folders with links that lead anywhere."""
 
 import glob
 import os
@@ -20,7 +20,7 @@ def write(folder: Path, *names: str) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
@@ -31,7 +31,7 @@ def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         *("a/[x-z].txt", "a/[!x].txt", ".hidden/*", ".*/*", "**/.h.txt", "none/**", "a/x.txt", "a/../*.txt", "a//x*"),
     ],
 )
-def test_without_links_it_is_what_pythons_glob_finds(tmp_path: Path, pattern: str) -> None:
+def test_without_links_the_files_are_those_of_pythons_glob(tmp_path: Path, pattern: str) -> None:
     write(tmp_path, "x.txt", "a/x.txt", "a/y.txt", "a/b/c.txt", "a/b/b/c.txt", "a/.h.txt", ".hidden/x.txt", "B.txt")
     expected = sorted({Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file()})
     found = list(matching_files([pattern]).values()) if expected else []
@@ -42,7 +42,7 @@ def test_without_links_it_is_what_pythons_glob_finds(tmp_path: Path, pattern: st
 
 
 @pytest.mark.parametrize("loops", [1, 2, 9])
-def test_loops_of_links_end_and_count_a_file_once(tmp_path: Path, loops: int) -> None:
+def test_a_file_in_a_loop_of_links_counts_once(tmp_path: Path, loops: int) -> None:
     write(tmp_path, "books/a.txt", "books/deep/b.txt")
     for number in range(loops):
         (tmp_path / "books" / f"loop{number}").symlink_to(tmp_path / "books")
@@ -50,7 +50,7 @@ def test_loops_of_links_end_and_count_a_file_once(tmp_path: Path, loops: int) ->
     assert list(matching_files(["books/**/*.txt"])) == ["books/a.txt", "books/deep/b.txt"]
 
 
-def test_links_that_lead_to_nothing_or_to_themselves_are_left_out(tmp_path: Path) -> None:
+def test_links_to_nothing_or_to_themselves_are_left_out(tmp_path: Path) -> None:
     write(tmp_path, "books/a.txt")
     for name, target in {
         "itself": "itself",
@@ -64,13 +64,13 @@ def test_links_that_lead_to_nothing_or_to_themselves_are_left_out(tmp_path: Path
 
 def test_folders_that_link_to_each_other_count_once(tmp_path: Path) -> None:
     write(tmp_path, *(f"{name}/{name}.txt" for name in "abcdefghij"))
-    for one in "abcdefghij":
-        for other in "abcdefghij":
-            (tmp_path / one / f"to_{other}").symlink_to(tmp_path / other)
+    for name in "abcdefghij":
+        for target in "abcdefghij":
+            (tmp_path / name / f"to_{target}").symlink_to(tmp_path / target)
     assert list(matching_files(["**/*.txt"])) == [f"{name}/{name}.txt" for name in "abcdefghij"]
 
 
-def test_what_only_a_link_leads_to_is_found(tmp_path: Path) -> None:
+def test_files_that_only_a_link_leads_to_are_found(tmp_path: Path) -> None:
     write(tmp_path, "elsewhere/a.txt", "elsewhere/more/b.txt", "books/c.txt")
     (tmp_path / "books" / "linked").symlink_to(tmp_path / "elsewhere")
     found = ["books/c.txt", "books/linked/a.txt", "books/linked/more/b.txt"]
@@ -78,7 +78,7 @@ def test_what_only_a_link_leads_to_is_found(tmp_path: Path) -> None:
     assert list(matching_files(["books/linked/*.txt"])) == ["books/linked/a.txt"]
 
 
-def test_a_file_of_several_names_is_read_by_one_and_said(tmp_path: Path) -> None:
+def test_a_file_of_several_names_is_read_once_and_reported(tmp_path: Path) -> None:
     write(tmp_path, "b.txt", "c.txt")
     (tmp_path / "a.txt").symlink_to("b.txt")
     os.link(tmp_path / "c.txt", tmp_path / "d.txt")
@@ -86,10 +86,10 @@ def test_a_file_of_several_names_is_read_by_one_and_said(tmp_path: Path) -> None
     assert list(matching_files(["*.txt", f"{tmp_path}/b.txt"])) == [f"{tmp_path}/b.txt", "c.txt"]
     assert other_names(["*.txt"]) == {"b.txt": ["a.txt"], "c.txt": ["d.txt"]}
     (remark,) = remarks_on(TextFiles("*.txt").scan(lambda size: None))
-    assert remark == "a.txt, d.txt: left out, as the same files are read by other names"
+    assert remark == "a.txt, d.txt: left out, because the same files are read under other names"
 
 
-def test_brackets_in_a_name(tmp_path: Path) -> None:
+def test_brackets_in_a_name_are_found(tmp_path: Path) -> None:
     write(tmp_path, "books [v2]/a.txt", "books v/b.txt", "c[1].txt")
     assert list(matching_files(["books [v2]/*.txt"])) == ["books [v2]/a.txt"]
     assert list(matching_files(["books [[]v2]/*.txt"])) == ["books [v2]/a.txt"]
@@ -97,7 +97,7 @@ def test_brackets_in_a_name(tmp_path: Path) -> None:
     assert list(matching_files(["c[1].txt"])) == ["c[1].txt"]
 
 
-def test_the_message_says_how_brackets_are_written(tmp_path: Path) -> None:
+def test_the_message_says_how_to_write_brackets(tmp_path: Path) -> None:
     write(tmp_path, "my books [v2]/a.txt")
     with pytest.raises(ValueError, match="no such file") as raised:
         matching_files(["* [v2]/*.txt"])

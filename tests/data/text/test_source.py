@@ -1,4 +1,4 @@
-"""Documents are the text between separators, in parts that join to it, however it is read and from wherever."""
+"""Documents are the text between separators, and their parts join to it, from whatever position they are read."""
 
 import codecs
 import hashlib
@@ -20,7 +20,7 @@ from lmtrain.data.text.files import TextScan
 from lmtrain.data.text.inputs import remarks_on
 from lmtrain.data.text.source import FileSource, StandardLibrary, TextFiles
 
-# Few characters, so that separators and their beginnings are met often; of one to four bytes.
+# Few different characters, so that separators and their beginnings are frequent; they have one to four bytes.
 TEXTS = st.text(st.sampled_from("ab \n|é狐🦊"), max_size=80)
 SEPARATORS = st.sampled_from(["\n", "\n\n", "||", "|a|", "狐", "\n|\n"])
 
@@ -33,7 +33,7 @@ def written(folder: Path, **texts: str | bytes) -> Path:
 
 
 def whole(documents: list[Document]) -> list[tuple[str, str]]:
-    """Names and texts, with parts joined and checked."""
+    """Return the names and texts of documents, after joining and checking their parts."""
     joined: list[tuple[str, str]] = []
     parts: list[Document] = []
     for document in documents:
@@ -56,10 +56,10 @@ def advance(_: int) -> None:
     pass
 
 
-# What is read
+# Reading
 
 
-def test_a_file_is_a_document_and_stays_as_it_is(tmp_path: Path) -> None:
+def test_a_file_is_one_unchanged_document(tmp_path: Path) -> None:
     folder = written(tmp_path, b="windows\r\nnew\rlines\n", a="é狐🦊", c="\ufeffa mark at the start\ufeff", empty="")
     source = TextFiles([f"{folder}/*.txt", f"{folder}/a.*"])
     assert [(document.name, document.text) for document in source.read()] == [
@@ -69,14 +69,14 @@ def test_a_file_is_a_document_and_stays_as_it_is(tmp_path: Path) -> None:
     ]
 
 
-def test_files_are_found_below_and_by_names_that_look_like_globs(tmp_path: Path) -> None:
+def test_files_are_found_in_inner_folders_and_by_names_that_look_like_globs(tmp_path: Path) -> None:
     written(tmp_path / "x" / "y", deep="deep")
     (tmp_path / "x" / "data [1].txt").write_text("brackets")
     assert [document.text for document in TextFiles(f"{tmp_path}/**/*.txt").read()] == ["brackets", "deep"]
     assert [document.text for document in TextFiles(f"{tmp_path}/x/data [1].txt").read()] == ["brackets"]
 
 
-def test_numbers_are_line_numbers_for_a_newline(tmp_path: Path) -> None:
+def test_with_a_newline_as_separator_documents_have_line_numbers(tmp_path: Path) -> None:
     folder = written(tmp_path, a="one\n\nthree\n", b="\n\n", c="one")
     found = [(document.name, document.text) for document in TextFiles(f"{folder}/*.txt", "\n").read()]
     assert found == [(f"{folder}/a.txt:1", "one"), (f"{folder}/a.txt:3", "three"), (f"{folder}/c.txt:1", "one")]
@@ -117,7 +117,7 @@ def test_documents_join_to_the_text_from_every_position(
         assert list(again) == documents[done:]
 
 
-def test_documents_are_in_parts_only_if_they_must(tmp_path: Path) -> None:
+def test_only_long_documents_come_in_parts(tmp_path: Path) -> None:
     folder = written(tmp_path, a="x" * 20 + "|" + "y" * 21 + "|" + "z" * 19)
     parts = list(TextFiles(f"{folder}/*.txt", "|").read(part_bytes=20))
     assert [part.whole for part in parts] == [True, False, False, True]
@@ -125,7 +125,7 @@ def test_documents_are_in_parts_only_if_they_must(tmp_path: Path) -> None:
     assert {part.size for part in parts[1:3]} == {21}
 
 
-def test_text_cut_where_the_tokenizer_does_not_look_across(tmp_path: Path) -> None:
+def test_a_long_document_is_cut_where_no_token_crosses(tmp_path: Path) -> None:
     folder = written(tmp_path, a="some words\nof a line\n" * 50)
     parts = [part.text for part in TextFiles(f"{folder}/*.txt").read(part_bytes=100)]
     assert len(parts) > 10
@@ -149,7 +149,7 @@ print(peak() - before)
 
 @pytest.mark.slow
 def test_a_document_of_any_size_needs_little_memory(tmp_path: Path) -> None:
-    block = ("Some words, an é and a 🦊, in lines as they are in a book, of a paragraph each.\n" * 12000).encode()
+    block = ("Some words, an é and a 🦊, in lines like those of a book, a paragraph each.\n" * 12000).encode()
     with (tmp_path / "large.txt").open("wb") as file:
         file.write(b"a short one<|endoftext|>")
         for _ in range(180_000_000 // len(block)):
@@ -161,12 +161,12 @@ def test_a_document_of_any_size_needs_little_memory(tmp_path: Path) -> None:
     assert int(done.stdout) < 100_000  # KiB; a character of text takes four bytes here
 
 
-# What a scan tells
+# Scanning
 
 
 @settings(max_examples=300, deadline=None)
 @given(TEXTS, SEPARATORS, st.integers(1, 12), st.booleans())
-def test_text_is_counted_across_chunks(text: str, separator: str, chunk: int, mark: bool) -> None:
+def test_text_is_counted_correctly_across_chunks(text: str, separator: str, chunk: int, mark: bool) -> None:
     data = codecs.BOM_UTF8 * mark + text.encode()
     content = TextScan("a", separator.encode())
     for start in range(0, max(len(data), 1), max(chunk, 3 if mark else 1)):
@@ -179,7 +179,7 @@ def test_text_is_counted_across_chunks(text: str, separator: str, chunk: int, ma
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.sampled_from([b"a", b"\xc3\xa9", b"\xe7\x8b\x90", b"\xff", b"\xf0\x9f", b"\xa9"]), max_size=12))
-def test_invalid_bytes_are_found_where_they_are(pieces: list[bytes]) -> None:
+def test_the_position_of_invalid_bytes_is_reported(pieces: list[bytes]) -> None:
     data = b"".join(pieces)
     try:
         data.decode()
@@ -198,11 +198,11 @@ def test_invalid_bytes_are_found_where_they_are(pieces: list[bytes]) -> None:
             assert expected is None
 
 
-def test_a_scan_notes_files_and_counts_their_text(tmp_path: Path) -> None:
+def test_a_scan_records_files_and_counts_their_text(tmp_path: Path) -> None:
     folder = written(tmp_path, a="\ufeffone|two||", b="é")
-    source, told = TextFiles(f"{folder}/*.txt", "|"), []
-    inputs = json.loads(json.dumps(source.scan(told.append)))
-    assert sum(told) == 14
+    source, advanced = TextFiles(f"{folder}/*.txt", "|"), []
+    inputs = json.loads(json.dumps(source.scan(advanced.append)))
+    assert sum(advanced) == 14
     assert source.text_bytes(inputs) == 8 == sum(len(document.text.encode()) for document in source.read())
     assert list(inputs) == [f"{folder}/a.txt", f"{folder}/b.txt"]
     status = (folder / "a.txt").stat()
@@ -221,25 +221,30 @@ PLAIN = b"plain text of some length, " * 100
     ("files", "separator", "content", "message"),
     [
         ("nothing*.txt", None, PLAIN, r"prepare.source.files=nothing\*.txt: no such file in /"),
-        (".", None, PLAIN, r"no such file in .*; for the files in the folder, write ./\*, or ./\*\*/\*.txt"),
+        (".", None, PLAIN, r"no such file in .*; for the files in the folder, write ./\* or ./\*\*/\*.txt"),
         ("a.txt", None, b"ok \xff\xfe not", r"a.txt: not UTF-8 text .byte 3: invalid start byte.; convert it .*latin1"),
-        ("a.txt", None, b"x" * 2_000_000 + b"\xe7\x8b", r"byte 2,000,000: it ends within a character"),
-        ("a.txt", None, b"\x1f\x8b\x08 gzip", r"compressed by gzip, which the Hugging Face source reads"),
-        ("a.txt", None, b"(\xb5/\xfd zst", r"compressed by zstandard, which the Hugging Face source reads"),
-        ("a.txt", None, b"BZh9\xff", r"compressed by bzip2"),
-        ("a.txt", None, b"\xfd7zXZ\x00", r"compressed by xz"),
-        ("a.txt", None, b"PAR1\xff", r"is Parquet, which the Hugging Face source reads"),
+        ("a.txt", None, b"x" * 2_000_000 + b"\xe7\x8b", r"byte 2,000,000: it ends in the middle of a character"),
+        ("a.txt", None, b"\x1f\x8b\x08 gzip", r"compressed with gzip, which the Hugging Face source reads"),
+        ("a.txt", None, b"(\xb5/\xfd zst", r"compressed with zstandard, which the Hugging Face source reads"),
+        ("a.txt", None, b"BZh9\xff", r"compressed with bzip2"),
+        ("a.txt", None, b"\xfd7zXZ\x00", r"compressed with xz"),
+        ("a.txt", None, b"PAR1\xff", r"is a Parquet file, which the Hugging Face source reads"),
         ("a.txt", None, b"PK\x03\x04\xff", r"zip archive: unpack it"),
         ("a.txt", None, "text".encode("utf-16"), r"looks like UTF-16: convert it .iconv"),
         ("a.txt", None, "text".encode("utf-16-le"), r"looks like UTF-16: convert it .iconv"),
-        ("a.txt", None, b"\xb7F\x00O\x8e\x10", r"it seems to be no text: leave it out"),
+        ("a.txt", None, b"\xb7F\x00O\x8e\x10", r"it does not look like text: leave it out"),
         ("*.txt", None, b"", r"prepare.source: no text in a.txt$"),
         ("*.txt", "|", b"|||", r"prepare.source: no text in a.txt$"),
-        ("a.txt", "<|eot|>", PLAIN, r"separator='<|eot|>': is nowhere in a.txt; null makes each file one document$"),
-        ("a.txt", r"\n", PLAIN, r"""is nowhere in a.txt; .* a newline is "\\n" in YAML, \$'"\\n"' in a shell$"""),
+        (
+            "a.txt",
+            "<|eot|>",
+            PLAIN,
+            r"separator='<|eot|>': does not occur in a.txt; null makes each file one document$",
+        ),
+        ("a.txt", r"\n", PLAIN, r"""does not occur in a.txt; .* a newline is "\\n" in YAML, \$'"\\n"' in a shell$"""),
     ],
 )
-def test_mistakes_are_told_in_one_line(
+def test_mistakes_are_reported_in_one_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     files: str,
@@ -257,13 +262,13 @@ def test_mistakes_are_told_in_one_line(
 @pytest.mark.parametrize(
     ("separator", "remark"),
     [
-        ("\n\n", r"crlf\.txt: is one document, as its lines end in CRLF; take the .r out .sed"),
+        ("\n\n", r"crlf\.txt: is one document, because its lines end in CRLF; remove the .r .sed"),
         ("\n", r"crlf\.txt: has lines that end in CRLF"),
         ("\r\n\r\n", None),
         ("<|eot|>", None),
     ],
 )
-def test_lines_that_end_in_crlf_are_said_where_newlines_part_documents(
+def test_crlf_lines_are_reported_if_newlines_separate_documents(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, separator: str, remark: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -274,7 +279,7 @@ def test_lines_that_end_in_crlf_are_said_where_newlines_part_documents(
     assert not remark or re.match(remark, remarks[0])
 
 
-def test_the_way_out_for_crlf_works_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_suggested_fixes_for_crlf_work_in_a_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "crlf.txt").write_bytes(b"a\r\n\r\nb\r\n")
     with pytest.raises(ValueError, match="the lines end in CRLF: give prepare") as raised:
@@ -288,7 +293,7 @@ def test_the_way_out_for_crlf_works_in_a_shell(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_separator_may_not_be_empty() -> None:
-    with pytest.raises(ValueError, match=r"prepare.source.separator='': is empty; null makes each file a document"):
+    with pytest.raises(ValueError, match=r"prepare.source.separator='': is empty; null makes each file one document"):
         TextFiles("*.txt", "")
 
 
@@ -306,10 +311,10 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         TextFiles(f"{tmp_path}/a.txt").scan(advance)
 
 
-# What has changed
+# Changes
 
 
-def test_changes_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     written(tmp_path / "books", a="x" * 1200, b="bb", c="cc", d="dd", e="ee")
     inputs = TextFiles("books/*.txt").scan(advance)
@@ -319,7 +324,7 @@ def test_changes_are_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "books" / "c.txt").unlink()
     (tmp_path / "books" / "d.txt").write_text("DD")
     os.utime(tmp_path / "books" / "d.txt", ns=(1, 1))
-    os.utime(tmp_path / "books" / "e.txt", ns=(1, 1))  # touched, that is all
+    os.utime(tmp_path / "books" / "e.txt", ns=(1, 1))  # only the time changes
     assert source.changes(inputs) == [
         "books/a.txt: 1,200 → 1,400 bytes",
         "books/c.txt: gone",
@@ -349,7 +354,7 @@ def test_a_change_between_scan_and_read_is_noticed(tmp_path: Path) -> None:
     os.utime(tmp_path / "b.txt", ns=(1, 1))
     reader = source.read()
     assert [next(reader).text for _ in range(3)] == ["one", "two", "three"]
-    with pytest.raises(ValueError, match=r"b.txt: has changed since the preparation began; prepare anew$"):
+    with pytest.raises(ValueError, match=r"b.txt: has changed since the preparation began; prepare again$"):
         next(reader)
     written(tmp_path, b="four")
     restarted = TextFiles(f"{tmp_path}/*.txt", "|")
@@ -358,7 +363,7 @@ def test_a_change_between_scan_and_read_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"a.txt: has changed"):
         list(restarted.read())
     (tmp_path / "a.txt").unlink()
-    with pytest.raises(ValueError, match=r"a.txt: is gone since the preparation began"):
+    with pytest.raises(ValueError, match=r"a.txt: was removed since the preparation began"):
         list(restarted.read(reader.position() | {"file": f"{tmp_path}/a.txt"}))
 
 
@@ -374,7 +379,7 @@ def test_a_change_while_reading_is_noticed(tmp_path: Path) -> None:
 # The standard library
 
 
-def test_the_standard_library_is_there_and_in_order() -> None:
+def test_the_standard_library_is_read_in_order() -> None:
     source: FileSource = StandardLibrary()
     inputs = source.scan(advance)
     reader = source.read()
@@ -392,7 +397,7 @@ def test_the_standard_library_is_there_and_in_order() -> None:
     assert list(again.read(position)) == documents[100:]
 
 
-def test_bytes_that_are_no_text_are_left_out_of_the_standard_library(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_are_left_out_of_the_standard_library(tmp_path: Path) -> None:
     class Small(StandardLibrary):
         def paths(self) -> dict[str, Path]:
             return {path.name: path for path in sorted(tmp_path.iterdir())}

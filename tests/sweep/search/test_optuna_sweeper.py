@@ -160,7 +160,7 @@ finally:
             ["hydra.sweeper.sampler.n_startup_trials=x"],
             "hydra.sweeper.sampler.n_startup_trials=x: input should be a valid integer",
         ),
-        (["hydra.sweeper.pruner=asha"], "is written with a slash, hydra/sweeper/pruner=asha"),
+        (["hydra.sweeper.pruner=asha"], "write a slash: hydra/sweeper/pruner=asha"),
         (["hydra.sweeper.direction=down"], "hydra.sweeper.direction=down: input should be 'minimize' or 'maximize'"),
         (["~trainer.eval_interval", "hydra/sweeper/pruner=asha"], "hydra.sweeper: "),
     ],

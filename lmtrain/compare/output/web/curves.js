@@ -1,7 +1,7 @@
-// The curves: one SVG path a run, so that they are sharp on paper and need no WebGL; highlighting is a class.
-const PAPER_WIDTH = 680;  // pixels, of a page between its margins
-const MANY = 40;  // curves, from which on they are drawn thinner
-// The buttons are named one by one: plotly.js has another, on unless told otherwise, that uploads the chart.
+// The curves: one SVG path per run, so that they are sharp on paper and need no WebGL. Classes highlight them.
+const PAPER_WIDTH = 680;  // pixels between the margins of a printed page
+const MANY = 40;  // with more curves, they are drawn thinner
+// The buttons are listed because plotly.js by default also has one that uploads the chart.
 const plotOptions = {
   displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
   modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], toImageButtonOptions: { scale: 3, filename: "curves" },
@@ -32,7 +32,7 @@ function quantile(sorted, share) {
 }
 const ascending = (values) => values.filter(Number.isFinite).sort((a, b) => a - b);
 
-// A range that the steep first steps and a few diverged runs do not squash, or null for everything.
+// Returns a range for the y axis that leaves out the steep first steps and a few diverged runs; null for the whole range.
 function typicalRange(curves) {
   if (state.whole || !curves.length) return null;
   const tops = ascending(curves.map(({ y }) => quantile(ascending(y.slice(Math.floor(y.length / 10))), 0.97)));
@@ -53,14 +53,14 @@ function traceOf(curve, look, text, scale, uid, width) {
   };
 }
 
-// The unsmoothed values behind, a trace a colour.
+// The unsmoothed values, drawn faintly behind the curves, with one trace per colour.
 function faintTraces(numbers, looks, scale) {
   const byColor = new Map();
   for (const number of numbers) {
     const found = series(number, state.metric);
     if (!found) continue;
     const trace = byColor.get(looks[number].color) || { x: [], y: [] };
-    trace.x.push(...placed(number, found.step, state.x).map((x) => x / scale), null);
+    trace.x.push(...onAxis(number, found.step, state.x).map((x) => x / scale), null);
     trace.y.push(...found.y, null);
     byColor.set(looks[number].color, trace);
   }
@@ -103,15 +103,15 @@ function drawCurves() {
   layout.xaxis = { ...axis, title: { text: AXES[state.x].title + unit }, type: state.logx ? "log" : "linear" };
   layout.yaxis = { ...axis, title: { text: plain(titleOf(state.metric)) }, type: state.logy ? "log" : "linear" };
   if (typical) Object.assign(layout.yaxis, { range: typical.range, autorange: false });
-  // Zoomed by hand, it stays so until what is drawn is another thing.
+  // A zoom by hand is kept until the metric, an axis or a scale changes.
   layout.uirevision = [state.metric, state.x, state.logx, state.logy, state.whole].join(" ");
   Plotly.react("curves", traces, layout, plotOptions);
   drawLegend(looks, drawn);
   const notes = [];
-  if (!drawn.length) notes.push(numbers.length ? `None of the runs shown has ${state.metric}.` : "No run is chosen.");
-  if (typical) notes.push(`Values above ${told(Number(typical.top.toPrecision(3)))} are cut off: “whole range”, or a double click, shows them.`);
-  if (averaged && drawn.some((one) => one.curve.size > 1)) notes.push("A mean ends where the first of its runs does.");
-  if (state.smooth) notes.push(`Each point is an exponential mean over ${state.smooth}% of its run.`);
+  if (!drawn.length) notes.push(numbers.length ? `None of the selected runs has ${state.metric}.` : "No run is selected.");
+  if (typical) notes.push(`Values above ${valueText(Number(typical.top.toPrecision(3)))} are cut off. Choose “whole range” or double-click to see them.`);
+  if (averaged && drawn.some((one) => one.curve.size > 1)) notes.push("A mean ends where its shortest run ends.");
+  if (state.smooth) notes.push(`Each point is an exponential moving average over ${state.smooth}% of its run.`);
   byId("note").textContent = notes.join(" ");
 }
 
@@ -124,7 +124,7 @@ function drawLegend(looks, drawn) {
     : looks.legend;
   const name = few ? "" : (data.keys.find(({ key }) => key === state.color) || { name: "" }).name;
   byId("legend").replaceChildren(...(name ? [element("span", { className: "quiet" }, name)] : []),
-    ...entries.map((entry) => element("span", {}, swatch(entry), told(entry.value))));
+    ...entries.map((entry) => element("span", {}, swatch(entry), valueText(entry.value))));
 }
 
 function swatch({ color, dash }) {
@@ -134,7 +134,7 @@ function swatch({ color, dash }) {
   return made;
 }
 
-// Its curve alone in full strength, in both pictures; null ends it.
+// Dims all curves but one run's in both pictures; null ends the highlight.
 function highlight(number) {
   const keys = number === null ? [] : [`run${number}`, `group${runs[number].group}`];
   for (const plot of [byId("curves"), byId("parallel")]) {

@@ -1,4 +1,4 @@
-// The data as the page uses them: curves unpacked when first drawn, smoothed, averaged over seeds, and coloured.
+// The page's data: curves are unpacked when first drawn, smoothed, averaged over seeds, and coloured.
 const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const byId = (id) => document.getElementById(id);
@@ -51,15 +51,15 @@ function interpolate(xs, ys, x) {
   return ys[low] + ((ys[high] - ys[low]) * (x - xs[low])) / (xs[high] - xs[low]);
 }
 
-// Where steps are on the chosen axis.
-function placed(number, steps, axis) {
+// The positions of steps on another axis.
+function onAxis(number, steps, axis) {
   if (axis === "step") return Array.from(steps);
   const xs = once(`${number} axis step`, () => unpack(runs[number].axes.step));
   const ys = once(`${number} axis ${axis}`, () => unpack(runs[number].axes[axis]));
   return Array.from(steps, (step) => interpolate(xs, ys, step));
 }
 
-// An exponential mean whose memory is a share of the run, so that it does not depend on how often was logged; debiased.
+// A debiased exponential moving average. Its memory is a share of the run, so it does not depend on the logging interval.
 function smoothed(steps, ys, share) {
   const memory = share * steps[steps.length - 1];
   if (!memory) return Array.from(ys);
@@ -75,12 +75,12 @@ function smoothed(steps, ys, share) {
 function curve(number) {
   const found = series(number, state.metric);
   if (!found) return null;
-  if (!state.smooth) return { x: placed(number, found.step, state.x), y: Array.from(found.y) };
+  if (!state.smooth) return { x: onAxis(number, found.step, state.x), y: Array.from(found.y) };
   const y = smoothed(found.meanStep, found.mean, state.smooth / 100);
-  return { x: placed(number, found.meanStep, state.x), y };
+  return { x: onAxis(number, found.meanStep, state.x), y };
 }
 
-// Mean and band of runs that differ in the seed alone, where all of them have values.
+// The mean and band of runs that differ only in the seed, over the range where all of them have values.
 function band(numbers) {
   const curves = numbers.map(curve).filter((found) => found && found.x.every(Number.isFinite));
   if (!curves.length) return null;
@@ -112,13 +112,13 @@ const matches = (number) => state.words.every((word) => textOf(number).includes(
 const visible = () => [...runs.keys()].filter((number) =>
   state.checked.has(number) && matches(number) && (!state.brushed || state.brushed.has(number)));
 
-// Okabe and Ito's colours, which the colour-blind tell apart, a little darker or lighter for the paper they are on.
+// The palette of Okabe and Ito, which colour-blind people can distinguish, made darker or lighter for the background.
 const PALETTE = {
   light: ["#0072b2", "#d55e00", "#009e73", "#b0508c", "#c78500", "#3a9bd6", "#555555"],
   dark: ["#4aa8e0", "#ff8a3d", "#2fcfa0", "#e39ac6", "#f0b429", "#8fd0f5", "#c8c8c8"],
 };
 const DASHES = ["solid", "dash", "dot"];
-// Viridis without the end that its background would swallow; from the lowest value to the highest.
+// Viridis, from the lowest value to the highest, without the end that would be invisible on the background.
 const SCALE = {
   light: ["#440154", "#414487", "#2a788e", "#22a884", "#a5c92c"],
   dark: ["#6d63c9", "#3f8fb5", "#2ab48a", "#86d549", "#fde725"],
@@ -136,9 +136,9 @@ function mixed(stops, share) {
 
 const MAX_LEGEND = 12;
 const isNumber = (value) => typeof value === "number";
-const wide = (values) => Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20;
+const needsLogScale = (values) => Math.min(...values) > 0 && Math.max(...values) / Math.min(...values) > 20;
 
-// What the colours mean: a look for each run, and the entries of a legend.
+// Returns the colour and dash of each run, and the entries of the legend.
 function coloring() {
   const palette = PALETTE[theme()], stops = SCALE[theme()];
   const look = (index) => ({ color: palette[index % palette.length], dash: DASHES[Math.floor(index / palette.length) % DASHES.length] });
@@ -146,7 +146,7 @@ function coloring() {
     run: () => runs.map((_, number) => number),
     group: () => runs.map((run) => run.group),
   };
-  const kind = state.seeds !== "off" && state.color === "run" ? "group" : state.color;  // a mean has no run to be told by
+  const kind = state.seeds !== "off" && state.color === "run" ? "group" : state.color;  // a mean is not of one run
   if (kinds[kind]) {
     const numbers = kinds[kind](), firsts = new Map();
     for (const [number, group] of numbers.entries()) if (!firsts.has(group)) firsts.set(group, number);
@@ -159,11 +159,11 @@ function coloring() {
   if (!levels.every(isNumber)) {
     return { of: values.map((value) => look(levels.indexOf(value))), legend: levels.map((value, index) => ({ value, ...look(index) })) };
   }
-  const place = wide(levels) ? Math.log : (value) => value;
+  const place = needsLogScale(levels) ? Math.log : (value) => value;
   const low = place(levels[0]), span = place(levels[levels.length - 1]) - low || 1;
   const of = (value) => ({ color: mixed(stops, (place(value) - low) / span), dash: "solid" });
-  const told = levels.length <= MAX_LEGEND ? levels : [0, 0.25, 0.5, 0.75, 1].map((share) => levels[Math.round(share * (levels.length - 1))]);
-  return { of: values.map(of), legend: told.map((value) => ({ value, ...of(value) })) };
+  const shown = levels.length <= MAX_LEGEND ? levels : [0, 0.25, 0.5, 0.75, 1].map((share) => levels[Math.round(share * (levels.length - 1))]);
+  return { of: values.map(of), legend: shown.map((value) => ({ value, ...of(value) })) };
 }
 
 function compareValues(a, b) {
@@ -171,13 +171,13 @@ function compareValues(a, b) {
   return isNumber(a) && isNumber(b) ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
-function told(value) {
+function valueText(value) {
   if (value === null || value === undefined) return "–";
   if (!isNumber(value)) return String(value);
   return Number.isInteger(value) && Math.abs(value) < 1e5 ? String(value) : String(Number(value.toPrecision(5)));
 }
 
-// As losses are compared: all with the same digits.
+// Losses have the same number of decimals, so that they can be compared at a glance.
 const fixed = (value) => (value === null ? "–" : Math.abs(value) < 1e4 ? value.toFixed(4) : value.toPrecision(4));
 
 function si(value) {
@@ -194,17 +194,17 @@ function duration(seconds) {
   return small ? `${Math.floor(seconds / size)}${name} ${rest}${smallName}` : `${Number(seconds.toPrecision(3))}s`;
 }
 
-// What tells a run from those of other settings, whatever the seed.
-const settingsOf = (number) => data.keys.map(({ key, name }, index) => (key === "seed" ? null : `${name}=${told(runs[number].values[index])}`))
+// A run's settings that differ between runs, without the seed.
+const settingsOf = (number) => data.keys.map(({ key, name }, index) => (key === "seed" ? null : `${name}=${valueText(runs[number].values[index])}`))
   .filter(Boolean).join(" ") || runs[number].label;
 
-// From the best to the worst, those without one last.
+// Sorts from best to worst; runs without an outcome are last.
 const byOutcome = (a, b) => (runs[a].outcome === null) - (runs[b].outcome === null) || data.sign * (runs[a].outcome - runs[b].outcome);
 
-// Plotly reads its texts as a kind of HTML: what runs say is to stay text.
+// Plotly interprets some HTML in its texts, so the texts of runs are escaped.
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
-// An element; texts are set as text, never as HTML.
+// Makes an element. Texts are set as text, never as HTML.
 function element(name, properties = {}, ...children) {
   const made = document.createElement(name);
   for (const [key, value] of Object.entries(properties)) {

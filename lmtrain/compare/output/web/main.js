@@ -1,4 +1,4 @@
-// The controls, the texts, and what follows a change of either.
+// The controls and the texts of the page, and the updates after a change.
 const MAX_SAMPLES = 12;
 
 function refresh() {
@@ -12,7 +12,7 @@ function drawSamples() {
   const numbers = visible().filter((number) => runs[number].sample).sort(byOutcome);
   byId("samples-part").hidden = !runs.some((run) => run.sample);
   byId("samples-note").textContent = numbers.length > MAX_SAMPLES
-    ? `The best ${MAX_SAMPLES} of the ${numbers.length} runs shown that have one; fewer runs chosen, or a filter, show others.` : "";
+    ? `These are the best ${MAX_SAMPLES} of the ${numbers.length} selected runs that have a sample. Select or filter the runs to see others.` : "";
   byId("samples").replaceChildren(...numbers.slice(0, MAX_SAMPLES).map((number) =>
     element("figure", {}, element("figcaption", {}, runs[number].label, element("span", { className: "quiet" }, ` ${fixed(runs[number].outcome)}`)),
       element("pre", { tabIndex: 0 }, runs[number].sample))));
@@ -20,7 +20,7 @@ function drawSamples() {
 
 function buildWords() {
   byId("words").hidden = !data.sentences.length;
-  byId("value").textContent = `Of ${data.value}:`;
+  byId("value").textContent = `Based on ${data.value}:`;
   const [headers, ...settings] = data.groups;
   byId("groups").hidden = !settings.length;
   if (settings.length) {
@@ -46,7 +46,7 @@ function buildLineage() {
     const origin = runs[number].origin;
     if (origin !== null && origin !== number) children.set(origin, [...(children.get(origin) || []), number]);
   }
-  const seen = new Set();  // what a stranger's folders say could be a ring
+  const seen = new Set();  // a stranger's run folders may name each other as parents, in a circle
   const item = (number) => {
     seen.add(number);
     const run = runs[number];
@@ -68,30 +68,30 @@ function bind(id, key, change = (control) => control.value) {
   const control = byId(id);
   control.addEventListener(control.type === "range" || control.type === "search" ? "input" : "change", () => {
     state[key] = change(control);
-    soon();
+    scheduleRefresh();
   });
 }
 
-// One drawing for a burst of changes, as a slider gives.
+// A burst of changes, as from a slider, is drawn once.
 let pending = 0;
-function soon() {
+function scheduleRefresh() {
   cancelAnimationFrame(pending);
   pending = requestAnimationFrame(() => {
-    tellSmoothing();
+    showSmoothing();
     refresh();
   });
 }
 
-const tellSmoothing = () => { byId("smooth-told").textContent = state.smooth ? `${state.smooth}% of the run` : "nothing"; };
+const showSmoothing = () => { byId("smooth-text").textContent = state.smooth ? `${state.smooth}% of the run` : "off"; };
 
 function buildControls() {
   const groups = new Set(runs.map((run) => run.group)).size, settings = data.keys.filter(({ key }) => key !== "seed");
   const replicated = groups < runs.length;
-  const followed = data.importance.find(({ key }) => key !== "seed");
-  if (runs.length > 7 && settings.length) state.color = replicated && groups <= 7 ? "group" : (followed || settings[0]).key;
+  const mostImportant = data.importance.find(({ key }) => key !== "seed");
+  if (runs.length > 7 && settings.length) state.color = replicated && groups <= 7 ? "group" : (mostImportant || settings[0]).key;
   options(byId("metric"), data.metrics.map((name) => [name, name]), state.metric);
   options(byId("x"), data.axes.map((axis) => [axis, { step: "steps", tokens: "tokens", flops: "FLOPs", seconds: "time" }[axis]]), state.x);
-  options(byId("color"), [["run", "run"], ...(replicated ? [["group", "configuration (seeds alike)"]] : []), ...data.keys.map(({ key, name }) => [key, name])], state.color);
+  options(byId("color"), [["run", "run"], ...(replicated ? [["group", "setting (all seeds)"]] : []), ...data.keys.map(({ key, name }) => [key, name])], state.color);
   byId("seeds-label").hidden = !replicated;
   for (const key of ["metric", "x", "color", "seeds"]) bind(key, key);
   for (const key of ["logx", "logy", "whole"]) bind(key, key, (control) => control.checked);
@@ -101,7 +101,7 @@ function buildControls() {
   byId("none").addEventListener("click", () => checkOnly([]));
   byId("best").addEventListener("click", () => checkOnly(bestRuns(10)));
   byId("unbrush").addEventListener("click", () => { state.brushed = null; refresh(); });
-  tellSmoothing();
+  showSmoothing();
 }
 
 buildWords();
@@ -120,7 +120,7 @@ if (!byId("settings").hidden) {
   byId("parallel").on("plotly_unhover", () => highlight(null));
 }
 
-// The row of the curve under the pointer, and that curve before the others.
+// Highlights the curve under the pointer and its row in the table.
 function mark(uid) {
   const number = uid && uid.startsWith("run") ? Number(uid.slice(3)) : null;
   for (const [other, { row }] of rows) row.classList.toggle("hot", other === number);
@@ -128,6 +128,6 @@ function mark(uid) {
 }
 
 darkScheme.addEventListener("change", refresh);
-// Paper is white, whatever the screen is.
+// Prints in the light theme even if the screen uses the dark one.
 addEventListener("beforeprint", () => { document.documentElement.dataset.theme = "light"; refresh(); });
 addEventListener("afterprint", () => { delete document.documentElement.dataset.theme; refresh(); });

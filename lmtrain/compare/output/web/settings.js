@@ -1,7 +1,7 @@
-// Settings against the outcome: parallel coordinates to brush, and what each setting explains alone.
+// Settings and outcome: parallel coordinates that select runs, and how much each setting explains alone.
 const MAX_AXES = 12;
 
-// A place from 0 to 1 for each run, ticks, and the number of levels, on one vertical axis.
+// Returns, for a vertical axis: a position from 0 to 1 for each run, the ticks, and the number of levels.
 function scaleOf(values, log) {
   const known = values.filter((value) => value !== null);
   const levels = [...new Set(known)].sort(compareValues);
@@ -10,13 +10,13 @@ function scaleOf(values, log) {
     const every = Math.ceil(levels.length / 12);
     return { levels: levels.length, places: values.map(at), ticks: levels.filter((_, index) => index % every === 0).map((value) => [at(value), value]) };
   }
-  const place = log && wide(levels) ? Math.log : (value) => value;
+  const place = log && needsLogScale(levels) ? Math.log : (value) => value;
   const low = place(levels[0]), span = place(levels[levels.length - 1]) - low;
   const at = (value) => (span ? (place(value) - low) / span : 0.5);
   const back = (share) => (place === Math.log ? Math.exp(low + share * span) : low + share * span);
-  const ticks = levels.length <= 8 ? levels.map((value) => [at(value), told(value)])
-    : [0, 0.25, 0.5, 0.75, 1].map((share) => [share, told(Number(back(share).toPrecision(3)))]);
-  // Of texts that would lie on each other, the first stays.
+  const ticks = levels.length <= 8 ? levels.map((value) => [at(value), valueText(value)])
+    : [0, 0.25, 0.5, 0.75, 1].map((share) => [share, valueText(Number(back(share).toPrecision(3)))]);
+  // A tick that would overlap the one before it is left out.
   const apart = ticks.reduce((kept, tick) => (kept.length && tick[0] - kept[kept.length - 1][0] < 0.045 ? kept : [...kept, tick]), []);
   return { levels: levels.length, places: values.map((value) => (value === null ? null : at(value))), ticks: apart };
 }
@@ -25,7 +25,7 @@ function parallelAxes() {
   const byShare = new Map(data.importance.map(({ key, share }) => [key, share]));
   const settings = data.keys.map(({ key, name }, index) => ({ key, name, values: runs.map((run) => run.values[index]) }))
     .filter(({ key }) => key !== "seed");
-  // The settings that explain most stand next to the outcome.
+  // The settings that explain most are next to the outcome.
   const chosen = settings.sort((a, b) => (byShare.get(b.key) ?? -1) - (byShare.get(a.key) ?? -1)).slice(0, MAX_AXES).reverse();
   return [...chosen, { key: "outcome", name: `best ${data.metric}`, values: runs.map((run) => run.outcome) }]
     .map((axis) => ({ ...axis, ...scaleOf(axis.values, axis.key !== "outcome") }));
@@ -42,13 +42,13 @@ function drawParallel() {
   if (theme() === "dark") stops.reverse();
   byId("ranks").replaceChildren(...stops.map((color) => swatch({ color, dash: "solid" })));
   const outcomes = axes[axes.length - 1];
-  // By rank, so that a few bad runs leave the good ones their differences.
+  // Colours follow the rank, so that a few bad runs do not hide the differences between the good ones.
   const ranked = [...runs.keys()].filter((number) => runs[number].outcome !== null).sort(byOutcome);
   const rank = new Map(ranked.map((number, index) => [number, index / Math.max(1, ranked.length - 1)]));
   const order = [...runs.keys()].sort((a, b) => (rank.get(b) ?? 2) - (rank.get(a) ?? 2));  // the best on top
   const traces = order.map((number) => {
     const color = rank.has(number) ? mixed(stops, rank.get(number)) : colors.quiet;
-    // Runs of one value lie side by side, the best lowest, as they would hide each other.
+    // Runs with the same value are drawn side by side, the best lowest, so that they do not hide each other.
     const beside = (axis) => (axis === outcomes || axis.levels > 12 ? 0 : ((rank.get(number) ?? 1) - 0.5) * Math.min(0.08, 0.4 / axis.levels));
     const at = axes.map((axis, index) => [index, axis.places[number] + beside(axis), axis.places[number]]).filter(([, , place]) => place !== null);
     return {
@@ -79,7 +79,7 @@ function drawParallel() {
   fadeParallel();
 }
 
-// Who is not shown fades; by classes, as drawing hundreds of lines anew would take as long as the curves do.
+// Fades the runs that are not selected. It sets classes, because drawing hundreds of lines again would be slow.
 function fadeParallel() {
   if (parallelTheme !== theme()) return void drawParallel();
   const shown = new Set(visible().map((number) => `tracerun${number}`));
@@ -96,18 +96,18 @@ function brush(event) {
   refresh();
 }
 
-const chance = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
+const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3));
 
 function buildImportance() {
   if (!data.importance.length) return;
   byId("importance-part").hidden = false;
-  const head = ["setting", "explains alone", "p", "effect, the others equal", "p", "values", "runs"].map((name) => element("th", { scope: "col" }, name));
+  const head = ["setting", "explains alone", "p", "effect", "p", "values", "runs"].map((name) => element("th", { scope: "col" }, name));
   const rows = data.importance.map(({ key, share, p, size, effect_p: effectP, levels, runs: count }) => {
     const bar = element("span", { className: "bar" });
     bar.style.width = `${Math.max(1, 100 * share)}px`;
-    const name = key === "seed" ? "seed (chance: what is near it is noise)" : key;
+    const name = key === "seed" ? "seed (chance: shares near this one are noise)" : key;
     return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, bar, ` ${Math.round(100 * share)}%`),
-      ...[chance(p), told(size === null ? null : Number(size.toPrecision(2))), chance(effectP), levels, count].map((text) => element("td", { className: "number" }, text)));
+      ...[pText(p), valueText(size === null ? null : Number(size.toPrecision(2))), pText(effectP), levels, count].map((text) => element("td", { className: "number" }, text)));
   });
   byId("importance").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
 }

@@ -1,8 +1,8 @@
-// The table of runs: which are drawn, what differs between them, and how they ended.
+// The table of runs: which are drawn, the settings that differ, and the results.
 const FORMATS = { value: fixed, count: si, time: duration };
-const COLUMNS = [  // heading, a run's value, how it is written, what the heading stands for
-  ["run", (number) => runs[number].label, told, ""], ["status", (number) => runs[number].status, told, ""],
-  ...data.keys.map(({ key, name }, index) => [name, (number) => runs[number].values[index], told, key]),
+const COLUMNS = [  // heading, a run's value, its format, the full name as a tooltip
+  ["run", (number) => runs[number].label, valueText, ""], ["status", (number) => runs[number].status, valueText, ""],
+  ...data.keys.map(({ key, name }, index) => [name, (number) => runs[number].values[index], valueText, key]),
   ...data.facts.filter(({ values }) => values.some((value) => value !== null))
     .map(({ name, kind, values }) => [name, (number) => values[number], FORMATS[kind], kind === "value" ? `${name} ${data.metric}` : ""]),
 ];
@@ -10,7 +10,7 @@ const isNumeric = COLUMNS.map(([, of]) => [...runs.keys()].some((number) => isNu
 const rows = new Map();
 
 function buildTable() {
-  const everything = element("input", { type: "checkbox", ariaLabel: "all runs of the table", id: "everything" });
+  const everything = element("input", { type: "checkbox", ariaLabel: "draw all runs in the table", id: "everything" });
   everything.addEventListener("change", () => check([...runs.keys()].filter(matches), everything.checked));
   const heads = COLUMNS.map(([name, , , key], index) => {
     const button = element("button", { type: "button", title: key || name }, name);
@@ -50,7 +50,7 @@ function sortRows() {
   const sign = state.descending ? -1 : 1;
   const order = [...runs.keys()].sort((a, b) => {
     const [left, right] = [of(a), of(b)];
-    // What has no value comes last, either way round.
+    // Runs without a value are last in both directions.
     return left === null || right === null ? (left === null) - (right === null) : sign * compareValues(left, right);
   });
   byId("runs").tBodies[0].append(...order.map((number) => rows.get(number).row));
