@@ -43,7 +43,9 @@ class PlainConsole(Console):
 
 
 def _make_console() -> Console:
-    console = PlainConsole(soft_wrap=True)
+    console = PlainConsole(
+        soft_wrap=True, force_jupyter=False
+    )  # in a notebook, each line would be an output of its own
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console
