@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lmtrain.terminal.paths import change_folder, shell_folder
@@ -91,7 +92,7 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
         if os.getcwd() != folder:  # of a run that was resumed in the folder it was started in
             if os.getcwd() in sys.path:
                 sys.path.remove(os.getcwd())
-            change_folder(folder)
+            change_folder(Path(folder))
         shell_folder.cache_clear()
 
 
