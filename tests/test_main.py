@@ -73,7 +73,7 @@ def test_a_folder_with_the_name_of_a_library_does_not_shadow_it(
     (tmp_path / "not_installed").mkdir()
     tiny = [text for text in TINY if text != "logger=[]"]
     assert dispatch_and_report_errors([*tiny, "data.path=tokens", "logger=csv"]) == 2
-    assert "logger=csv: needs the not_installed package" in capsys.readouterr().err
+    assert "logger=csv: needs the package not_installed" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """Parses and writes overrides in Hydra's grammar, and applies them to a composed config."""
 
+import numbers
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.errors import ConfigError
 
 _MISSING = object()
+RUNS = ("resume", "fork")  # keys whose value is the directory of a run
 
 
 def quoted(value: str) -> str:
@@ -58,6 +61,50 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
         raise ConfigError(f"{error.override}: not a valid override; write key=value") from error
     except RecursionError as error:
         raise ConfigError("an override is nested too deeply") from error
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that set these keys and groups: `{"optimizer.lr": 1e-3, "model": "gpt2"}`.
+
+    A key may begin with `+`, `++` or `~`, as on the command line; `~` with the value None deletes the key. A group may
+    have a dict of its values, `{"trainer": {"max_steps": 100}}`.
+
+    Raises:
+        TypeError: a key that is no text, or a value that YAML has no form for.
+    """
+    lines = []
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{key!r}: not a key of the config, which is a text")
+        if key.startswith("~") and value is None:
+            lines.append(key)
+        elif key in RUNS and value is not None:
+            lines.append(f"{key}={os.fspath(value)}")  # a path and no value of the grammar
+        elif isinstance(value, Mapping) and "." not in key:
+            lines += overrides_of({f"{key}.{name}": item for name, item in value.items()})
+        else:
+            lines.append(f"{key}={override_value(_plain(value, key))}")
+    return lines
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Return a value in the types that YAML has: a path as text, a tuple as a list, NumPy's numbers as Python's."""
+    match value:
+        case None | bool() | str():
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case os.PathLike():
+            return os.fspath(value)
+        case Mapping():
+            return {str(name): _plain(item, key) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item, key) for item in value]
+    if hasattr(value, "tolist"):  # of NumPy and torch
+        return _plain(value.tolist(), key)
+    raise TypeError(f"{key}: {type(value).__name__} is no value of a config; give a number, a text, a list or a dict")
 
 
 def override_value(value: Any) -> str:

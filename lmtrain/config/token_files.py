@@ -54,7 +54,7 @@ def ensure_tokens(cfg: DictConfig, *, check_text: bool = False, prepares: bool =
         meta, seconds = prepare(path, settings, build, progress, check_text=check_text)
     if seconds:
         counts = ", ".join(
-            f"{name} {counted(split.tokens, 'token')} from {counted(split.documents, 'document')}"
+            f"{name} {counted(split.tokens, 'token')} in {counted(split.documents, 'document')}"
             for name, split in meta.splits.items()
         )
         console.print(f"prepared {path} in {duration(seconds)}: {counts}; vocabulary {meta.vocab_size:,}")

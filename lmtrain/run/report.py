@@ -66,7 +66,7 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
         ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
     )
     if state.step:
-        log.info("resumed after step %d, %s to go", state.step, counted(max(steps, 0), "step"))
+        log.info("resumed after step %d, %d to go", state.step, max(steps, 0))
     if state.step >= trainer.max_steps:
         log.info("all steps are done; to train longer: %s", extension_command(cfg, directory.path, 2 * state.step))
     repeated = data_repeated_far_too_often(epochs, trainer.max_steps) if not cfg.model.get("dropout") else None

@@ -43,7 +43,9 @@ class PlainConsole(Console):
 
 
 def _make_console() -> Console:
-    console = PlainConsole(soft_wrap=True)
+    # A notebook reports a terminal but can't move the cursor. rich's own notebook mode makes each line an output.
+    is_notebook = "ipykernel" in sys.modules
+    console = PlainConsole(soft_wrap=True, force_jupyter=False, force_terminal=False if is_notebook else None)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console

@@ -84,7 +84,7 @@ def test_an_imported_run_reaches_the_same_parameters_as_nanogpt(tmp_path: Path, 
     assert last == f"next: python -m lmtrain resume=run trainer.max_steps={CONFIG['max_iters']}"
     again = cli(*shlex.split(last)[4:-1], f"trainer.max_steps={ITERATIONS + 4}")
     assert again.returncode == 0, again.stderr
-    assert "resumed after step 7, 4 steps to go" in again.stdout
+    assert "resumed after step 7, 4 to go" in again.stdout
     metrics = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in metrics] == [8, 9, 10, 11]
     assert metrics[-1]["tokens"] == 11 * 2 * 4 * 16

@@ -96,7 +96,7 @@ def test_the_command_line_always_wins() -> None:
     assert optimizer_of(taken) == {**LION, "lr": 1e-5}
     assert taken.config.scheduler.min_lr == 1e-6
     (note,) = taken.notes
-    assert "hold: optimizer.betas=[0.9,0.99]; optimizer.betas=VALUE" in note
+    assert "apply: optimizer.betas=[0.9,0.99]; set one with optimizer.betas=VALUE" in note
 
 
 def test_a_final_learning_rate_belongs_to_the_optimizer_even_if_it_is_the_only_value() -> None:
