@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     error: FailedAttemptError | BitsDifferError | None = None
-    with _ended_by_signals(), contextlib.ExitStack() as removal:
+    with _signals_as_exceptions(), contextlib.ExitStack() as removal:
         folder = _make_folder(options.keep, runs, removal)
         console.print(
             f"{counted(options.steps, 'step')}, {counted(options.kills, 'kill')} at moments drawn with --seed {seed}; "
@@ -249,7 +249,7 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
 
 @contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def _signals_as_exceptions() -> Iterator[None]:
     """Turn stop signals into exceptions, so that started processes end and written files are removed.
 
     Python does this for SIGINT already.

@@ -179,9 +179,9 @@ def split_files(folder: Path, split: str, meta: Meta | None) -> list[Path]:
         paths = numbered_shards(folder, split)
     missing = next((path for path in paths or [single] if not path.is_file()), None)
     if missing:
-        there = ", ".join(split_names_in(folder))
+        names = ", ".join(split_names_in(folder))
         raise DataError(
-            f"{missing}: no such file; {folder} has " + (f"the splits {there}" if there else "no .bin files")
+            f"{missing}: no such file; {folder} has " + (f"the splits {names}" if names else "no .bin files")
         )
     return paths
 

@@ -108,7 +108,7 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
         check_trust(saved, permissions["trust"], run_dir)
     changed = apply_overrides(composed, overrides)
     if starting_folder(run_dir) not in (None, Path.cwd()):
-        _count_from_here(changed, overrides)
+        _make_data_folders_absolute(changed, overrides)
     given, run_dir = run_dir, run_dir.resolve()
     _change_to_starting_folder(run_dir, with_modules=bool(permissions["trust"]))
     checked = check(changed)
@@ -139,7 +139,7 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     return ResumedRun(cfg, run_dir, hydra_files, changes)
 
 
-def _count_from_here(changed: DictConfig, overrides: Sequence[str]) -> None:
+def _make_data_folders_absolute(changed: DictConfig, overrides: Sequence[str]) -> None:
     """Make the data folders given on the command line absolute, in place, if they exist in the current folder."""
     for override in parse_overrides(overrides):
         key, value = override.key_or_group, override.value()

@@ -191,7 +191,7 @@ def broken_tokenizer(folder: Path) -> str:
     return "tokenizer.json: not a file that the tokenizers library reads"
 
 
-def say(folder: Path, **fields: Any) -> None:
+def set_train_fields(folder: Path, **fields: Any) -> None:
     """Change fields of the train split in meta.json."""
     meta = json.loads((folder / "meta.json").read_text())
     meta["splits"]["train"] |= fields
@@ -199,12 +199,12 @@ def say(folder: Path, **fields: Any) -> None:
 
 
 def wrong_checksum_of_all_shards(folder: Path) -> str:
-    say(folder, sha256="0" * 64)
+    set_train_fields(folder, sha256="0" * 64)
     return f"meta.json: says that train has the SHA-256 {'0' * 64}, but its shards together have"
 
 
 def wrong_largest_id(folder: Path) -> str:
-    say(folder, max_id=11)
+    set_train_fields(folder, max_id=11)
     return "its largest id is 256, but meta.json says 11"
 
 
@@ -237,7 +237,7 @@ def test_damage_is_named_and_the_rest_still_shown(tmp_path, capsys, damage):
 def test_suspicious_data_is_noted(tmp_path):
     folder = prepared(tmp_path / "data")
     (folder / "test.bin").write_bytes(b"1234")
-    say(folder, documents=2)
+    set_train_fields(folder, documents=2)
     notes = inspected(folder)["notes"]
     assert "test.bin: left out, because meta.json does not list them" in notes
     assert any(note.startswith("train: has 13 end-of-text ids, but meta.json says 2") for note in notes)

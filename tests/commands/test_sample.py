@@ -17,7 +17,7 @@ CHARACTERS = (
     "\n !.,'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # fewer than the vocabulary has, as in many runs
 )
 IDS = {character: number for number, character in enumerate(CHARACTERS)}
-ASKED = ["--prompt", "Hi", "--tokens", "5", "--device", "cpu"]
+OPTIONS = ["--prompt", "Hi", "--tokens", "5", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_run_without_a_tokenizer_suggests_no_sample(folder: Path) -> None:
 def test_a_tokenizer_can_be_given_in_any_form(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for path in ("characters", "characters/meta.pkl", "tokenizer", "tokenizer/tokenizer.json", "tokenizer/other.json"):
-        assert main(["out", *ASKED, "--tokenizer", path]) == 0
+        assert main(["out", *OPTIONS, "--tokenizer", path]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0].startswith("Hi")
     assert len(texts[0]) == len("Hi") + 5 + len("\n")
@@ -74,7 +74,7 @@ def test_a_tokenizer_can_be_given_in_any_form(here: Path, capsys: pytest.Capture
 )
 def test_mistakes_are_one_line(here: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        main(["out", *ASKED, *arguments])
+        main(["out", *OPTIONS, *arguments])
     assert str(caught.value).startswith(message)
     assert len(str(caught.value).splitlines()) == 1
 
@@ -85,9 +85,9 @@ def test_a_run_with_its_own_tokenizer_accepts_no_other(
     own = here / "out" / "tokenizer.json"
     own.write_bytes((here / "tokenizer" / "tokenizer.json").read_bytes())
     try:
-        assert main(["out", *ASKED]) == 0
+        assert main(["out", *OPTIONS]) == 0
         assert capsys.readouterr().out.startswith("Hi")
         with pytest.raises(ConfigError, match=r"^--tokenizer characters: out has its own \(tokenizer.json\)"):
-            main(["out", *ASKED, "--tokenizer", "characters"])
+            main(["out", *OPTIONS, "--tokenizer", "characters"])
     finally:
         own.unlink()

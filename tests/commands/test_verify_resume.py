@@ -18,6 +18,7 @@ from support.user_model import write_my_model
 from lmtrain.commands.verify_resume import eventful_overrides
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
+from lmtrain.terminal.units import counted
 from lmtrain.verify.kill import MAX_DELAY_S, choose_kill_moment
 from lmtrain.verify.phases import PHASE_NAMES, PHASES, code_of
 
@@ -50,7 +51,7 @@ def test_runs_killed_in_every_phase_resume_bit_for_bit(tiny: list[str], tmp_path
         assert written["bit_for_bit"] is True
         assert written["resumes"] == sum(kill["resumed"] for kill in kills) > 0
         counts = f"{written['checkpoints']} checkpoints and {written['metric_lines']} metric lines compared"
-        assert f"bit for bit: {KILLS} kills, {written['resumes']} resumes, {counts}" in process.stdout
+        assert f"bit for bit: {KILLS} kills, {counted(written['resumes'], 'resume')}, {counts}" in process.stdout
         # Each round compares at least 12 lines and one checkpoint.
         assert written["metric_lines"] >= 12 * written["rounds"]
         assert written["checkpoints"] >= written["rounds"]
@@ -125,7 +126,7 @@ def test_a_run_that_recompiles_its_model_completes(tiny: list[str], tmp_path: Pa
     done = cli("verify-resume", *kept, "model=mine", "system.compile=true", "--kills", "1", "--steps", "6",
                timeout=900, TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "bit for bit: 1 kills" in done.stdout
+    assert "bit for bit: 1 kill, " in done.stdout
     assert list((tmp_path / "cache").rglob("*.so"))  # so it was compiled here
 
 

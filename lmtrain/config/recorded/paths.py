@@ -22,7 +22,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.files.links import stays_inside
 from lmtrain.terminal.as_text import shown
 
-OF_THE_RUN = re.compile(r"\$\{(?!hydra[.}])([\w.]+)\}")  # a config value, such as ${name}, in one of Hydra's settings
+RUN_VALUE = re.compile(r"\$\{(?!hydra[.}])([\w.]+)\}")  # a config value, such as ${name}, in one of Hydra's settings
 GLOB = re.compile(r"[*?[]")
 DATA_FOLDER = "LMTRAIN_DATA"  # the environment variable that moves all data to another folder
 
@@ -48,7 +48,7 @@ def check_run_folder(composed: DictConfig, given: Sequence[Override], run_dir: P
             raise ConfigError(f"{run_dir}: name={shown(name)}: leads out of outputs/; give another name with name=NAME")
     for kind in ("run", "sweep"):
         written = str(OmegaConf.to_container(composed.hydra[kind])["dir"])  # type: ignore[index,call-overload]
-        values = [value for value in OF_THE_RUN.finditer(written) if value[1] not in keys]
+        values = [value for value in RUN_VALUE.finditer(written) if value[1] not in keys]
         if not values or f"hydra.{kind}.dir" in keys:
             continue
         value = values[0]

@@ -22,8 +22,8 @@ from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links
 
-ORIGIN = ("fork", "step")
-ASKED = ("resume", "retry_failed")  # keys that belong to a command, not to the run
+FORK_KEYS = ("fork", "step")
+COMMAND_KEYS = ("resume", "retry_failed")  # keys that belong to a command, not to the run
 
 
 def expand_fork(arguments: Sequence[str], *, prepares: bool = True) -> list[str]:
@@ -86,7 +86,7 @@ def overrides_to_recompose(
         refuse_links(run_dir, (".hydra", CHECKPOINTS), below=(".hydra", CHECKPOINTS))
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
-    without = ASKED if keeps_origin else (*ASKED, *ORIGIN)
+    without = COMMAND_KEYS if keeps_origin else (*COMMAND_KEYS, *FORK_KEYS)
     own = [each for each in recorded_overrides(run_dir) if each.key not in without]
     own_lines = [each.line for each in own]
     now = _compose_trusted(own_lines, trusted, run_dir)

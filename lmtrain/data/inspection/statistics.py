@@ -110,9 +110,8 @@ def unigram_loss(counts: Counts, train_counts: Counts, vocab_size: int) -> float
     known[: len(train_counts)] += train_counts
     seen = np.flatnonzero(counts)
     shares = counts[seen] / counts.sum()
-    total = known.sum() + max(
-        vocab_size - len(known), 0
-    )  # no vector for the unseen ids, of which there may be billions
+    # There may be billions of unseen ids, so they are counted without a vector.
+    total = known.sum() + max(vocab_size - len(known), 0)
     return float(-shares @ np.log(known[seen] / total))
 
 
