@@ -1,8 +1,55 @@
-"""A Hydra-composed experiment toolkit for training language models. Importing it imports no torch."""
+"""A Hydra-composed experiment toolkit for training language models.
 
+`from lmtrain import compose, train, load_run, read_metrics` is the Python API. Importing lmtrain itself imports neither
+torch nor Hydra: each name is loaded when it is first used.
+"""
+
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # type checkers and editors see the names here; at run time `__getattr__` finds them
+    from lmtrain.api import compose, train
+    from lmtrain.errors import ConfigError
+    from lmtrain.run.loaded import Evaluation, LoadedModel
+    from lmtrain.run.stored_run import Run, load_run, read_metrics
+else:  # hidden from type checkers, which would take it as saying that every name is there
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULES:
+            raise AttributeError(f"module 'lmtrain' has no attribute {name!r}")
+        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+        return value
+
+
+__all__ = [
+    "ConfigError",
+    "Evaluation",
+    "LoadedModel",
+    "Run",
+    "__version__",
+    "compose",
+    "load_run",
+    "read_metrics",
+    "train",
+]
+
+_MODULES = {
+    "ConfigError": "lmtrain.errors",
+    "Evaluation": "lmtrain.run.loaded",
+    "LoadedModel": "lmtrain.run.loaded",
+    "Run": "lmtrain.run.stored_run",
+    "compose": "lmtrain.api",
+    "load_run": "lmtrain.run.stored_run",
+    "read_metrics": "lmtrain.run.stored_run",
+    "train": "lmtrain.api",
+}
 
 try:
     __version__ = version("lmtrain")
 except PackageNotFoundError:  # a checkout on the path, never installed
     __version__ = "0+unknown"
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -130,8 +130,9 @@ def dispatch(arguments: Sequence[str]) -> int:
             f"{first}: is neither a verb ({', '.join(VERBS)}) nor an override (key=value)"
             + (f"; did you mean {nearest[0]}?" if nearest else "")
         )
-    if _whole_number("WORLD_SIZE", os.environ.get("WORLD_SIZE") or "1") > 1:
-        raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
+    from lmtrain.run.new_run import refuse_several_processes
+
+    refuse_several_processes()
     if first == "--rerun":
         from lmtrain.commands import rerun
 

@@ -53,10 +53,11 @@ def build_model(cfg: DictConfig) -> nn.Module:
     Under `torch.device("meta")` the parameters have shapes but no memory.
     """
     model: nn.Module = build(cfg.model)
-    longest = getattr(model, "block_size", None)
-    if longest is not None and cfg.data.get("block_size", 0) > longest:
+    max_block_size = getattr(model, "block_size", None)
+    if max_block_size is not None and cfg.data.get("block_size", 0) > max_block_size:
         raise ValueError(
-            f"data.block_size={cfg.data.block_size}: longer than model.block_size={longest}; change one of the two"
+            f"data.block_size={cfg.data.block_size}: longer than model.block_size={max_block_size}; "
+            "change one of the two"
         )
     return model
 
@@ -86,11 +87,11 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
 
 def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
     """Check that `data.max_epochs` allows enough samples for all steps."""
-    enough = getattr(train_loader, "max_samples", None)
-    if enough is not None and "gradient_accumulation_steps" in cfg.trainer:
+    max_samples = getattr(train_loader, "max_samples", None)
+    if max_samples is not None and "gradient_accumulation_steps" in cfg.trainer:
         step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps
-        if cfg.trainer.max_steps * step_samples > enough:
+        if cfg.trainer.max_steps * step_samples > max_samples:
             raise ValueError(
-                f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {enough:,} samples, which are "
-                f"enough for {enough // step_samples:,} steps"
+                f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {max_samples:,} samples, which are "
+                f"enough for {max_samples // step_samples:,} steps"
             )

@@ -69,7 +69,7 @@ class System:
         threads: CPU threads of a step; null means one per core.
         keep_freed_memory: Make glibc keep the memory that a step frees for the next step, which is faster on a CPU.
         tf32: Let a GPU compute float32 matrix products in TensorFloat-32.
-        deterministic: Use only algorithms that give the same bits every time. An operation that has none fails.
+        deterministic: Use only algorithms that give the same bits every time. An operation without one raises an error.
 
     Raises:
         ValueError: the device does not exist, it does not support the dtype, or there is no compiler.

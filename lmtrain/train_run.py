@@ -51,10 +51,11 @@ Afterwards = Callable[[str], None]  # called with the status in `result.json`
 
 @dataclass(frozen=True)
 class Outcome:
-    """Holds how a run ended: the exit code for the process, the objective for a sweeper."""
+    """Holds how a run ended: exit code for the process, objective for a sweeper, error for a caller in Python."""
 
     exit_code: int
     objective: float | None
+    error: BaseException | None = None
 
 
 def run(
@@ -65,6 +66,7 @@ def run(
     resumed: Resume | None = None,
     lineage: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
+    owns_process: bool = True,
 ) -> Outcome:
     """Train in a run directory and record how the run ended.
 
@@ -75,6 +77,7 @@ def run(
         resumed: Describes the resume, if this continues a run.
         lineage: Entries of `environment.json` that describe the run which this one repeats.
         notes: Lines to log before the run starts.
+        owns_process: False if the caller continues after the run, for example in a notebook; see `StopRequest`.
 
     Raises:
         ConfigError: building the parts showed a mistake (also recorded in `result.json`), or the directory belongs to
@@ -92,7 +95,7 @@ def run(
             _refuse_fewer_steps(cfg, directory.path)
         with raising_config_errors():  # for example, a folder where a file should be
             configure_logging(directory.path)
-            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE))
+            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE, owns_process=owns_process))
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
@@ -114,7 +117,7 @@ def run(
             report.log_ending(error, directory.path)
     if isinstance(error, ConfigError):
         raise error
-    return Outcome(ending.exit_code, state.best_val_loss)
+    return Outcome(ending.exit_code, state.best_val_loss, error)
 
 
 def _do_afterwards(task: Afterwards, status: str, stop: StopRequest) -> None:

@@ -61,12 +61,12 @@ class Trainer:
         state: Where the run starts: a new state, or the state of a checkpoint.
         max_steps: Optimizer steps of the whole run.
         gradient_accumulation_steps: Micro-batches per optimizer step.
-        grad_clip: Largest global gradient norm; 0 means no clipping.
+        grad_clip: Largest global gradient norm, to which larger gradients are scaled down; 0 means no clipping.
         on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
             back to the last regular checkpoint and continues with the data after the bad step.
         spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
             the median of recent good steps; null means that there is no such check.
-        spike_window: Number of recent good steps that a spike is measured against.
+        spike_window: Number of recent good steps with which a step is compared.
         eval_interval: Steps between evaluations on the validation split.
         eval_batches: Batches per evaluation; null means the whole split.
         eval_train_batches: Batches of the training split to evaluate as well, logged as `train_eval/loss`; 0 means

@@ -11,10 +11,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lmtrain"
 
 # From top to bottom: a folder, or a file in the package root, imports only from its own line and lines below it.
-# Folders on the same line do not import each other.
+# Folders on the same line do not import each other. Every module may import lmtrain itself, for its version.
 LAYERS = """
-__main__
-commands
+__main__ __init__
+commands api
 sweep
 compare
 convert
@@ -30,12 +30,12 @@ loop
 data
 logger model optimizer scheduler system
 files terminal
-machine errors __init__
+machine errors
 """
 
 # The parts that `conf/` names, and the layers below them, can be used without Hydra.
 KNOW_HYDRA = frozenset(
-    {"commands", "sweep", "verify", "benchmark", "convert", "train_run", "plan", "run", "parts", "config"}
+    {"api", "commands", "sweep", "verify", "benchmark", "convert", "train_run", "plan", "run", "parts", "config"}
 )
 
 
@@ -95,10 +95,25 @@ def test_a_folder_imports_only_from_layers_below_it(path: Path) -> None:
 
 def test_there_is_no_import_circle() -> None:
     graph = {name: own_imports(path) - {name} for name, path in NAMES.items()}
+    graph["lmtrain"] = set()  # it loads the API only when a name is asked for, see below
     while leaves := [name for name, needs in graph.items() if not needs & graph.keys()]:
         for name in leaves:
             del graph[name]
     assert not graph, "each of these imports another one of them, directly or not"
+
+
+def test_the_package_itself_imports_the_api_only_when_a_name_is_asked_for() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    at_once = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    assert not [name for node in at_once for name in (ast.unparse(node),) if "lmtrain" in name]
+    others = {path for name, path in NAMES.items() if name != "lmtrain"}
+    named = [
+        ast.unparse(node)
+        for path in others
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.module == "lmtrain"
+    ]
+    assert not named, "a name of the API, taken from below it"
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

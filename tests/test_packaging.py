@@ -25,6 +25,7 @@ def test_a_users_own_model_trains_from_an_installed_wheel(token_folder: Path, tm
     assert (site / "lmtrain" / "conf" / "config.yaml").is_file()
     assert (site / "lmtrain" / "experiments" / "quickstart.yaml").is_file()
     assert (site / "lmtrain" / "compare" / "output" / "web" / "page.html").is_file()
+    assert_a_users_script_is_typed(site, tmp_path)
     work = tmp_path / "work"
     work.mkdir()
     write_my_model(work)
@@ -43,6 +44,36 @@ def test_a_users_own_model_trains_from_an_installed_wheel(token_folder: Path, tm
         assert done.returncode == code, done.stdout + done.stderr
         assert done.stdout.startswith(str(site))
     assert "model.scael=2: unknown key; did you mean model.scale?" in done.stderr
+
+
+USERS_SCRIPT = """\
+from pathlib import Path
+from typing import assert_type
+import lmtrain
+from lmtrain import LoadedModel, Run, compose, load_run, read_metrics, train
+
+assert_type(train({"optimizer.lr": 1e-3}, resume=Path("out")), Run)
+assert_type(load_run("out").load(device="cpu"), LoadedModel)
+assert_type(load_run("out").load().evaluate().bits_per_byte, float | None)
+assert_type(read_metrics("out"), list[dict[str, float]])
+print(compose(["seed=1"]).seed, lmtrain.__version__)
+train(seed=1)
+lmtrain.trian
+"""
+
+
+def assert_a_users_script_is_typed(site: Path, folder: Path) -> None:
+    assert (site / "lmtrain" / "py.typed").is_file()  # else no type checker reads the types of an installed package
+    (folder / "script.py").write_text(USERS_SCRIPT)
+    command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--no-color-output", "script.py"]
+    environment = clean_environment() | {"PYTHONPATH": str(site)}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == [
+        'script.py:11: error: Unexpected keyword argument "seed" for "train"  [call-arg]',
+        f'{site}/lmtrain/api.py: note: "train" defined here',
+        'script.py:12: error: Module has no attribute "trian"; maybe "train"?  [attr-defined]',
+        "Found 2 errors in 1 file (checked 1 source file)",
+    ]
 
 
 def test_ci_runs_the_commands_of_the_readme() -> None:

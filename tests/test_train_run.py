@@ -237,8 +237,8 @@ def test_a_signal_during_compilation_stops_the_run_soon(tiny: list[str], tmp_pat
     process.send_signal(signal.SIGUSR1)
     assert process.wait() == 143
     assert time.monotonic() - sent < 20
-    said = "stopped by SIGUSR1 before the first step was done; to continue: python -m lmtrain resume=out"
-    assert said in process.stdout
+    message = "stopped by SIGUSR1 before the first step was done; to continue: python -m lmtrain resume=out"
+    assert message in process.stdout
     assert result(tmp_path / "out")["status"] == "interrupted"
 
 

@@ -197,7 +197,7 @@ def sentence(text: str) -> str:
     """Return a comment as a sentence of Markdown."""
     if not text:
         return ""
-    first = text.split(maxsplit=1)[0]
+    first = text.split(maxsplit=1)[0].rstrip(",;:")
     if first.isalpha() and first not in ("null", "true", "false", "cuda", "name", "lmtrain"):
         text = text[0].upper() + text[1:]
     return escaped(text if text.endswith((".", "…", "!", "?")) else f"{text}.")

@@ -32,7 +32,6 @@ CONFIG_KEY = re.compile(r"[a-z_]+(\.[a-z_0-9]+)+")
 
 def expand(text: str, generators: Mapping[str, Callable[..., str]] = GENERATORS) -> str:
     """Return a page's text with generated Markdown in place of the blocks that ask for it."""
-    command_reference.print_all([block[2] or "" for block in BLOCK.finditer(text) if block[1] == "command-help"])
     return BLOCK.sub(lambda block: generators[block[1]](*([block[2]] if block[2] else [])), text)
 
 
@@ -50,6 +49,8 @@ def setup(app: Sphinx) -> dict[str, Any]:
 
 
 def _expand_page(app: Sphinx, page: str, content: list[str]) -> None:
+    blocks = BLOCK.finditer(content[0])
+    command_reference.print_all([block[2] or "" for block in blocks if block[1] == "command-help"])
     content[0] = expand(content[0])
 
 

@@ -1,1 +1,1 @@
-"""Measures speed: each kind against what the machine does by itself."""
+"""Measures the speed of lmtrain against that of the machine."""

@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark checkpoint [overrides]`: how long training stands still for a checkpoint."""
+"""`python -m lmtrain benchmark checkpoint [overrides]`: measures how long a checkpoint stops training."""
 
 import tempfile
 import threading
@@ -23,36 +23,36 @@ if TYPE_CHECKING:
     from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
     from lmtrain.system import System
 
-STEP_TOKENS = 64  # few, so that several steps fit into a save
+STEP_TOKENS = 64  # few, so that several steps run during a save
 MEASURED = {
-    "synchronous": "CheckpointFolder.save: written, flushed and hashed while the loop waits",
-    "stall": "Saver.save: what the loop waits for when a thread does the rest",
-    "background": "until the checkpoint of that Saver.save is complete, with nothing else to do",
-    "copy": "a plain copy of the same tensors into memory on the host that is there already",
-    "step": f"a training step of {STEP_TOKENS} random ids: forward, backward and optimizer",
-    "step_meanwhile": "the same steps while a checkpoint is written in the background",
+    "synchronous": "CheckpointFolder.save, which writes, flushes and hashes while the loop waits",
+    "stall": "the time for which Saver.save stops the loop; a thread does the rest",
+    "background": "the time until that thread has finished the checkpoint, with nothing else running",
+    "copy": "a plain copy of the same tensors into host memory that is already allocated",
+    "step": f"a training step of {STEP_TOKENS} random tokens: forward, backward and optimizer",
+    "step_meanwhile": "the same step while a checkpoint is written in the background",
 }
 FIRST = {
-    "first": "the first Saver.save, which has to ask for the memory of its copies",
+    "first": "the first Saver.save, which has to allocate memory for its copies",
     "reserved": "the first Saver.save after Saver.reserve",
 }
-TARGET = 0.10  # of a synchronous save
+TARGET = 0.10  # largest stall, as a share of a synchronous save
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark checkpoint",
-        description="Times saving the state of a config's model and optimizer, in the loop and beside it, in turns.",
-        epilog="Example: python -m lmtrain benchmark checkpoint model=llama_10m model.vocab_size=4096; it needs "
-        "no data, and writes into a folder of its own in the current one, where outputs/ would be.",
+        description="Times how a config's model and optimizer are saved, in the training loop and in the background.",
+        epilog="Example: python -m lmtrain benchmark checkpoint model=llama_10m model.vocab_size=4096. It needs no "
+        "data and writes to a temporary folder in the current folder.",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--rounds", type=WholeNumber(1), default=7, help="rounds that count (default: 7)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=7, help="measured rounds (default: 7)")
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["model", "optimizer", "system"])
     if cfg.model.get("vocab_size", 0) is None:
-        raise ConfigError("model.vocab_size=null: no data is read here to take it from; give a number")
+        raise ConfigError("model.vocab_size=null: give a number, because this benchmark reads no data")
 
     with tempfile.TemporaryDirectory(prefix=".benchmark-", dir=Path.cwd()) as place:
         with raising_config_errors():
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _show(contest: "_Contest", first: dict[str, float], rounds: Sequence[dict[str, float]]) -> None:
     synchronous = median(rounds, "synchronous")
-    table = Table("", "seconds", "to synchronous", "to copy")
+    table = Table("", "seconds", "ratio to synchronous", "ratio to copy")
     for name, seconds in first.items():
         table.add_row(f"stall, {name}", f"{seconds:.3f}", f"{seconds / synchronous:.3f}", "")
     for name in MEASURED:
@@ -97,20 +97,20 @@ def _show(contest: "_Contest", first: dict[str, float], rounds: Sequence[dict[st
             "" if apart else f"{ratio(rounds, name, 'copy'):.2f}",
         )
     console.print(
-        f"{si(contest.bytes)}B of model and optimizer on {contest.system.describe()}; medians of {len(rounds)} rounds, "
-        "ratios are medians of those within a round"
+        f"{si(contest.bytes)}B of model and optimizer on {contest.system.describe()}; medians of {len(rounds)} rounds; "
+        "ratios are taken within each round"
     )
     console.print(table)
     console.print(
-        f"  target: a stall of at most {TARGET:.2f} of a synchronous save; while a checkpoint is written a step takes "
-        f"{ratio(rounds, 'step_meanwhile', 'step'):.2f} times as long"
+        f"  target: a stall of at most {TARGET:.2f} times a synchronous save; while a checkpoint is written, a step "
+        f"takes {ratio(rounds, 'step_meanwhile', 'step'):.2f} times as long"
     )
     for name, meaning in {**FIRST, **MEASURED}.items():
         console.print(f"  {name}: {meaning}")
 
 
 class _Contest:
-    """A model and optimizer in the middle of training, and the ways to save them; each gives its seconds."""
+    """A model and optimizer during training, and the ways to save them; each method returns measured seconds."""
 
     def __init__(self, cfg: Any, place: Path) -> None:
         import torch
@@ -126,13 +126,13 @@ class _Contest:
         ids = torch.randint(cfg.model.vocab_size, (1, length + 1), device=self.system.device)
         self.x, self.y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
         self.saved = 0
-        self._step()  # makes the optimizer's state
+        self._step()  # creates the optimizer's state
         self.folder = CheckpointFolder(place / "synchronous")
-        self.background = _noting_ends(CheckpointFolder)(place / "background")
+        self.background = _with_end_time(CheckpointFolder)(place / "background")
         self.saver = Saver(self.background)
         tensors = [tensor for group in self._state().tensors.values() for tensor in group.values()]
         self.bytes = sum(tensor.nbytes for tensor in tensors)
-        # Filled, as memory that nothing has touched yet is not there.
+        # Filled with zeros, because the kernel provides memory only when it is first written.
         self.copies = [
             torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).zero_() for tensor in tensors
         ]
@@ -141,7 +141,7 @@ class _Contest:
         from lmtrain.checkpoint.saver import Saver
 
         first = self.in_background()["stall"]
-        # Beside the one before, whose memory it would be given otherwise.
+        # The earlier saver is kept until the end, so that the new one does not get its memory.
         earlier, self.saver = self.saver, Saver(self.background)
         self.saver.reserve(self._state())
         self.saver.wait()
@@ -171,7 +171,7 @@ class _Contest:
         return {"copy": self._now() - started}
 
     def steps(self) -> dict[str, float]:
-        """As many steps as fit into a save, and as many after it."""
+        """Time as many steps as run during a save, and as many after it."""
         self._start_saving(self._now())
         started, steps = self._now(), 0
         while not self.background.done.is_set():
@@ -215,10 +215,10 @@ class _Contest:
         return time.perf_counter()
 
 
-def _noting_ends(folder: type["CheckpointFolder"]) -> Any:
-    """The same folder, that tells when its last save has ended."""
+def _with_end_time(folder: type["CheckpointFolder"]) -> Any:
+    """Return a subclass that records when its last save ended."""
 
-    class Noting(folder):  # type: ignore[valid-type, misc]
+    class WithEndTime(folder):  # type: ignore[valid-type, misc]
         def __init__(self, path: Path) -> None:
             super().__init__(path)
             self.done, self.ended = threading.Event(), 0.0
@@ -230,4 +230,4 @@ def _noting_ends(folder: type["CheckpointFolder"]) -> Any:
                 self.ended = time.perf_counter()
                 self.done.set()
 
-    return Noting
+    return WithEndTime

@@ -1,7 +1,7 @@
-"""`python -m lmtrain benchmark contention [overrides]`: several runs at once on the same cores, against one alone.
+"""`python -m lmtrain benchmark contention [overrides]`: times several runs at once on the same cores, and one alone.
 
-A thread of OpenMP's that has nothing to do spins for a while before it sleeps. Alone that saves the time of waking it;
-among other processes it holds a core that the threads it waits for need.
+An idle OpenMP thread spins for a while before it sleeps. If a process is alone, that saves the time to wake the thread;
+among other processes, it occupies a core that other threads need.
 """
 
 import contextlib
@@ -22,32 +22,32 @@ from lmtrain.terminal.units import si
 
 QUICK = ["experiments=quickstart", "logger=[]"]
 WARMUP_ROUNDS = 1
-LIBRARY = "library"  # OpenMP's own defaults
+LIBRARY = "library"  # the defaults of OpenMP
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark contention",
-        description="Times the training steps of several processes at once and of one alone, in turns, for several "
-        "ways in which OpenMP's threads wait.",
-        epilog="Without overrides, of experiments=quickstart. Fewer cores: taskset -c 0 python -m lmtrain benchmark "
-        "contention; more threads than cores: system.threads=8",
+        description="Times the training steps of several processes at the same time and of one alone, for several "
+        "ways in which OpenMP threads wait.",
+        epilog="The default config is experiments=quickstart. To use fewer cores: taskset -c 0 python -m lmtrain "
+        "benchmark contention; to use more threads than cores: system.threads=8",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--processes", type=WholeNumber(1), default=4, help="at once (default: 4)")
-    parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="rounds that count (default: 5)")
-    parser.add_argument("--steps", type=WholeNumber(1), default=3, help="optimizer steps a round (default: 3)")
+    parser.add_argument("--processes", type=WholeNumber(1), default=4, help="processes at the same time (default: 4)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="measured rounds (default: 5)")
+    parser.add_argument("--steps", type=WholeNumber(1), default=3, help="optimizer steps per round (default: 3)")
     parser.add_argument(
         "--spins",
         type=WholeNumber(),
         nargs="*",
         default=[SPIN_COUNT],
-        help=f"values of GOMP_SPINCOUNT (default: {SPIN_COUNT}); each takes as many processes more",
+        help=f"values of GOMP_SPINCOUNT (default: {SPIN_COUNT}); each adds as many processes",
     )
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
     overrides = options.overrides or QUICK
-    cfg = preflight(compose(overrides))  # once, so that the processes find the data prepared
+    cfg = preflight(compose(overrides))  # prepares the data before the processes start
     settings: dict[str, Mapping[str, str]] = {
         LIBRARY: {},
         **{f"GOMP_SPINCOUNT={spins}": {"GOMP_SPINCOUNT": str(spins)} for spins in options.spins},
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str]) -> int:
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
     show(rounds, list(settings), options.processes, step_tokens)
     console.print(
-        f"  on {available_cores()} cores; medians of {options.rounds} rounds of {options.steps} steps, ratios of speed "
-        f"are medians of those within a round; {LIBRARY}: what OpenMP does by itself"
+        f"  on {available_cores()} cores; medians of {options.rounds} rounds of {options.steps} steps; ratios of speed "
+        f"are taken within each round; {LIBRARY}: the defaults of OpenMP"
     )
     if options.json:
         write_json_with_machine(
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def seconds_at_once(team: Sequence[Contender], steps: int) -> float:
-    """Return the seconds a step when all processes of a team run a round at the same time, to the end of the last."""
+    """Run a round in all processes of a team at the same time; return the seconds per step until the last one ends."""
     started = time.perf_counter()
     for process in team:
         process.begin()
@@ -94,10 +94,10 @@ def seconds_at_once(team: Sequence[Contender], steps: int) -> float:
 
 
 def show(rounds: Sequence[Mapping[str, float]], settings: Sequence[str], processes: int, step_tokens: int) -> None:
-    """Print tokens a second of each process, alone and at once, and the ratios to the library's own way."""
+    """Print the tokens per second of each process, alone and at the same time, and the ratios to OpenMP's defaults."""
     counts = sorted({1, processes})
-    columns = [f"{_at_once(count)}{what}" for count in counts for what in (", tokens/s", f", to {LIBRARY}")]
-    table = Table("threads wait by", *columns)
+    columns = [f"{_at_once(count)}{what}" for count in counts for what in (", tokens/s", f", ratio to {LIBRARY}")]
+    table = Table("waiting of threads", *columns)
     for name in settings:
         cells = []
         for count in counts:
@@ -119,5 +119,5 @@ def _at_once(count: int) -> str:
 
 
 def _environment(setting: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment of a process with this way of waiting, and no other."""
+    """Return the environment of a process, with this setting of how threads wait and no other."""
     return {name: value for name, value in os.environ.items() if name not in SPIN_VARIABLES} | dict(setting)

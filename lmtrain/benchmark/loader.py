@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark loader [overrides]`: what a batch costs."""
+"""`python -m lmtrain benchmark loader [overrides]`: times the loading of batches."""
 
 import resource
 import tempfile
@@ -26,28 +26,29 @@ if TYPE_CHECKING:
 
 CONTENDERS = {
     "loader": "the loader of the config",
-    "rows": "torch.stack of per-row slices of a memmap, as most training scripts read tokens",
-    "copy": "a clone of the batch, which is in the cache already",
+    "rows": "torch.stack of per-row slices of a memmap, as in most training scripts",
+    "copy": "a clone of a batch that is already in the CPU's cache",
 }
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark loader",
-        description="Times batches with a warm page cache on one thread, and watches memory over many of them.",
-        epilog="Without overrides, on random tokens; with some, on data of yours: data=tokens data.path=data/books",
+        description="Times batches with a warm page cache on one thread, and measures how memory grows over many of "
+        "them.",
+        epilog="Without overrides it uses random tokens. To use your data: data=tokens data.path=data/books",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument(
         "--shapes", nargs="+", default=["16x512", "64x1024"], help="BATCHxBLOCK (default: 16x512 64x1024)"
     )
-    parser.add_argument("--rounds", type=WholeNumber(1), default=21, help="rounds that count (default: 21)")
-    parser.add_argument("--calls", type=WholeNumber(1), default=100, help="batches a round (default: 100)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=21, help="measured rounds (default: 21)")
+    parser.add_argument("--calls", type=WholeNumber(1), default=100, help="batches per round (default: 100)")
     parser.add_argument(
-        "--batches", type=WholeNumber(1), default=100_000, help="over which memory is watched (default: 100,000)"
+        "--batches", type=WholeNumber(1), default=100_000, help="batches for the memory growth (default: 100,000)"
     )
     parser.add_argument(
-        "--tokens", type=WholeNumber(2000), default=100_000_000, help="random ones, without overrides (default: 10⁸)"
+        "--tokens", type=WholeNumber(2000), default=100_000_000, help="number of random tokens (default: 10⁸)"
     )
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
     import torch
 
-    torch.set_num_threads(1)  # batches are made by one thread beside the step
+    torch.set_num_threads(1)  # in training, one thread makes batches during the step
     results = {}
     with _overrides(options.overrides, options.tokens) as overrides:
         cfg = check(compose(overrides), groups=["data", "prepare"])
@@ -79,8 +80,8 @@ def main(arguments: Sequence[str]) -> int:
             )
             results[f"{batch_size}x{block_size}"] = {"seconds": rounds, "rss_growth_mb": growth}
     console.print(
-        f"medians of {options.rounds} rounds of {options.calls} batches, on one thread; ratios are medians of those "
-        f"within a round; growth is over {options.batches:,} batches"
+        f"medians of {options.rounds} rounds of {options.calls} batches, on one thread; ratios are taken within each "
+        f"round; RSS growth is over {options.batches:,} batches"
     )
     console.print(table)
     for name, meaning in CONTENDERS.items():
@@ -93,13 +94,13 @@ def main(arguments: Sequence[str]) -> int:
 def _shape(text: str) -> tuple[int, int]:
     batch_size, _, block_size = text.partition("x")
     if not (batch_size.isdecimal() and block_size.isdecimal() and int(batch_size) and int(block_size)):
-        raise ConfigError(f"--shapes {text}: BATCHxBLOCK, 16x512 for example")
+        raise ConfigError(f"--shapes {text}: not a shape; give BATCHxBLOCK, such as 16x512")
     return int(batch_size), int(block_size)
 
 
 @contextmanager
 def _overrides(given: Sequence[str], tokens: int) -> Iterator[Sequence[str]]:
-    """The user's, or those of a folder of random tokens that lasts as long as it is needed."""
+    """Yield the user's overrides or, without any, overrides for a temporary folder of random tokens."""
     if given:
         yield given
         return
@@ -130,7 +131,7 @@ def _contenders(loader: "TokenLoader") -> dict[str, Callable[[int], object]]:
 
 
 def _seconds(call: Callable[[int], object], number: int, calls: int) -> float:
-    """Of one call; each round reads other batches."""
+    """Return the seconds per call; each round reads different batches."""
     started = time.perf_counter()
     for index in range(number * calls, (number + 1) * calls):
         call(index)
@@ -138,7 +139,7 @@ def _seconds(call: Callable[[int], object], number: int, calls: int) -> float:
 
 
 def _growth_mb(batch: Callable[[int], object], batches: int) -> float:
-    """How much the largest resident memory grew over the batches after the first tenth of them."""
+    """Return the growth of the peak resident memory over many batches, after a tenth as many for warmup."""
     for index in range(batches // 10):
         batch(index)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

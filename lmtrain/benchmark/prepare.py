@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark prepare [overrides]`: text to token files, against the tokenizer alone."""
+"""`python -m lmtrain benchmark prepare [overrides]`: times `prepare` against the tokenizer alone."""
 
 import tempfile
 import time
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
     from lmtrain.data.prepare import Recipe
 
 CONTENDERS = {
-    "prepare": "the whole of prepare: checking and reading the text, encoding, token files on the disk",
-    "tokenizer": "Tokenizer.encode_batch of the same text, which is in memory, on all cores; its result is thrown away",
+    "prepare": "all of prepare: checking and reading the text, encoding it, and writing token files to disk",
+    "tokenizer": "Tokenizer.encode_batch of the same text in memory, on all cores, without keeping the result",
 }
 SEPARATOR = "\n<|a document ends|>\n"
-BATCH_CHARS = 16 << 20  # of one encode_batch: as many documents as fit well into memory
+BATCH_CHARS = 16 << 20  # per call of encode_batch, which fits well into memory
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark prepare",
-        description="Times prepare with a trained tokenizer against that tokenizer's own rate, in turns.",
-        epilog="The text is that of the data choice (default: data=stdlib), repeated until there is enough of it.",
+        description="Times prepare with a trained tokenizer against that tokenizer alone; they take turns.",
+        epilog="The text comes from the chosen data (default: data=stdlib) and is repeated if it is too short.",
     )
     parser.add_argument("overrides", nargs="*", help="data=…, prepare.…=…")
-    parser.add_argument("--megabytes", type=WholeNumber(1), default=128, help="of text (default: 128)")
-    parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="rounds (default: 5)")
+    parser.add_argument("--megabytes", type=WholeNumber(1), default=128, help="amount of text (default: 128)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="measured rounds (default: 5)")
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["data", "prepare"])
     if cfg.prepare is None:
-        raise ConfigError("benchmark prepare: this data choice has no recipe (prepare)")
+        raise ConfigError("benchmark prepare: this choice of data has no recipe; choose data with a prepare section")
 
     with raising_config_errors(), tempfile.TemporaryDirectory() as folder:
         contenders, size = _contenders(build(cfg.prepare), Path(folder), options.megabytes << 20)
         rounds = take_turns(contenders, options.rounds, lambda call, number: call(number))
-    console.print(f"medians of {options.rounds} rounds over {si(size)}B of text; the ratio is the median of a round's")
-    table = Table("", "seconds", "bytes/s", "rate to the tokenizer's")
+    console.print(f"medians of {options.rounds} rounds over {si(size)}B of text; ratios are taken within each round")
+    table = Table("", "seconds", "bytes/s", "ratio to tokenizer")
     for name in CONTENDERS:
         seconds = median(rounds, name)
         table.add_row(name, f"{seconds:.2f}", si(size / seconds), f"{ratio(rounds, 'tokenizer', name):.3f}")

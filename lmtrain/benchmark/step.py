@@ -1,7 +1,7 @@
-"""`python -m lmtrain benchmark step [overrides]`: what a training step costs, against loops that do nothing else.
+"""`python -m lmtrain benchmark step [overrides]`: times training steps against bare training loops.
 
-Each contender is a process of its own, and they take turns, a round each, so that a noisy machine is as noisy for
-one as for the other; what counts is the ratio within a round.
+Each contender is a separate process. They take turns, one round each, so that noise of the machine affects all of them
+equally; the ratios within a round are the result.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CONTENDERS = {
     "trainer": "lmtrain's Trainer.fit",
-    "bare": "a bare loop of the same model, optimizer and batches, under the same system settings",
-    "plain": "the bare loop, eager, with the C library's own memory settings",
+    "bare": "a bare loop with the same model, optimizer, batches and system settings",
+    "plain": "the bare loop, eager, with the C library's default memory settings",
 }
 PLAIN = {"keep_freed_memory": False, "compile": False}
 
@@ -39,12 +39,12 @@ PLAIN = {"keep_freed_memory": False, "compile": False}
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark step",
-        description="Times optimizer steps of a config: the trainer against bare loops, in turns.",
+        description="Times the optimizer steps of a config in the trainer and in bare loops, which take turns.",
         epilog="Example: python -m lmtrain benchmark step experiments=shakespeare_char --steps 50",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
-    parser.add_argument("--rounds", type=WholeNumber(1), default=11, help="rounds that count (default: 11)")
-    parser.add_argument("--steps", type=WholeNumber(1), default=5, help="optimizer steps a round (default: 5)")
+    parser.add_argument("--rounds", type=WholeNumber(1), default=11, help="measured rounds (default: 11)")
+    parser.add_argument("--steps", type=WholeNumber(1), default=5, help="optimizer steps per round (default: 5)")
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg = preflight(compose(options.overrides))
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         }
         rounds = take_turns(processes, options.rounds, lambda process, _: process.round(), warmup=WARMUP_ROUNDS)
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
-    table = Table("loop", "ms a step", "tokens/s", "to bare", "to plain")
+    table = Table("loop", "ms per step", "tokens/s", "ratio to bare", "ratio to plain")
     for name in CONTENDERS:
         seconds = median(rounds, name)
         table.add_row(
@@ -64,9 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{ratio(rounds, name, 'bare'):.3f}",
             f"{ratio(rounds, name, 'plain'):.3f}",
         )
-    console.print(
-        f"medians of {options.rounds} rounds of {options.steps} steps; ratios are medians of those within a round"
-    )
+    console.print(f"medians of {options.rounds} rounds of {options.steps} steps; ratios are taken within each round")
     console.print(table)
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
@@ -76,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Contender:
-    """One loop in a process of its own, which runs a round whenever it is told to."""
+    """A loop in a separate process, which runs a round on request."""
 
     def __init__(
         self, name: str, overrides: Sequence[str], steps: int, environment: Mapping[str, str] | None = None
@@ -87,18 +85,18 @@ class Contender:
         )
 
     def round(self) -> float:
-        """Run a round; return its seconds a step."""
+        """Run a round; return the seconds per step."""
         self.begin()
         return self.end()
 
     def begin(self) -> None:
-        """Begin a round."""
+        """Start a round."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
 
     def end(self) -> float:
-        """Wait for the end of the round that was begun; return its seconds a step, by the process's own clock."""
+        """Wait for the end of the round; return the seconds per step, as measured in the process."""
         assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         if not answer:
@@ -114,7 +112,7 @@ class Contender:
 
 
 def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
-    """The process of one contender: a line in, a round, its seconds a step out."""
+    """Run a contender in its process: for each line of input it runs a round and prints the seconds per step."""
     from lmtrain.parts import build_parts, build_system
 
     cfg = preflight(compose(overrides))
@@ -126,7 +124,7 @@ def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
 
 
 class _Pacemaker:
-    """A logger that hands on the trainer's own step times, and makes it wait for its turn while its clock stands."""
+    """A logger that prints the trainer's step times and waits for the next turn while its step clock is stopped."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if step > 1:
@@ -134,10 +132,10 @@ class _Pacemaker:
         _wait_for_turn()
 
     def rewind(self, step: int) -> None:
-        """Never reached, as `close` is not: the parent ends this process."""
+        """Do nothing; it is never called, because the parent kills this process."""
 
     def close(self, status: str) -> None:
-        """See above."""
+        """Do nothing; see `rewind`."""
 
 
 def _wait_for_turn() -> None:

@@ -7,6 +7,7 @@ written.
 
 import os
 import re
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -50,6 +51,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.terminal.paths import argument_with_home, short_path, with_home
 
 HYDRA_VERSION_BASE = "1.3"
+_composing = threading.RLock()  # Hydra has only one state per process
 NOT_A_MENU = f"not read, because it lacks groups that every run needs: {', '.join(IN_EVERY_MENU)}"
 
 
@@ -105,6 +107,11 @@ def compose(overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig
 
 def compose_with_notes(overrides: Sequence[str]) -> Composition:
     """Compose like `compose`, and also return the choices and the notes to show before a run starts."""
+    with _composing:
+        return _compose_alone(overrides)
+
+
+def _compose_alone(overrides: Sequence[str]) -> Composition:
     set_up_hydra()
     overrides = [argument_with_home(text) for text in overrides]
     outer = GlobalHydra.instance().hydra  # a sweep composes its jobs while Hydra itself is running

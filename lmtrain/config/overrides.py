@@ -1,7 +1,9 @@
 """Parses and writes overrides in Hydra's grammar, and applies them to a composed config."""
 
+import numbers
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.errors import ConfigError
 
 _MISSING = object()
+RUNS = ("resume", "fork")  # keys whose value is a run directory
 
 
 def quoted(value: str) -> str:
@@ -58,6 +61,52 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
         raise ConfigError(f"{error.override}: not a valid override; write key=value") from error
     except RecursionError as error:
         raise ConfigError("an override is nested too deeply") from error
+
+
+def overrides_of(values: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that set keys and groups given as a dict, such as `{"optimizer.lr": 1e-3, "model": "gpt2"}`.
+
+    A key may begin with `+`, `++` or `~`, as on the command line; `~` with the value None deletes the key. The value of
+    a group may be a dict of its values, such as `{"trainer": {"max_steps": 100}}`.
+
+    Raises:
+        TypeError: A key is not a string, or a value has no form in YAML.
+    """
+    lines = []
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{key!r}: is not a config key; give a string")
+        if key.startswith("~") and value is None:
+            lines.append(key)
+        elif key in RUNS and value is not None:
+            lines.append(f"{key}={os.fspath(value)}")  # a path, which is not parsed with Hydra's grammar
+        elif isinstance(value, Mapping) and "." not in key:
+            lines += overrides_of({f"{key}.{name}": item for name, item in value.items()})
+        else:
+            lines.append(f"{key}={override_value(_plain(value, key))}")
+    return lines
+
+
+def _plain(value: Any, key: str) -> Any:
+    """Return a value in types that YAML has: a path becomes text, a tuple a list, a NumPy number a Python number."""
+    match value:
+        case None | bool() | str():
+            return value
+        case numbers.Integral():
+            return int(value)
+        case numbers.Real():
+            return float(value)
+        case os.PathLike():
+            return os.fspath(value)
+        case Mapping():
+            return {str(name): _plain(item, key) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item, key) for item in value]
+    if hasattr(value, "tolist"):  # NumPy arrays and torch tensors
+        return _plain(value.tolist(), key)
+    raise TypeError(
+        f"{key}: a {type(value).__name__} can't be a config value; give a number, a string, a list or a dict"
+    )
 
 
 def override_value(value: Any) -> str:

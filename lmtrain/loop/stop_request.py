@@ -44,10 +44,14 @@ class StopRequest:
     block it raises again; use that for work that can be interrupted and repeated.
 
     A `prune_file` that appears during the run is a request, too. One that exists before the start is removed.
+
+    With `owns_process` false, for a run in a notebook or script, a second signal does not end the process, but raises
+    InterruptedBySignal, in any state.
     """
 
-    def __init__(self, prune_file: Path | None = None) -> None:
+    def __init__(self, prune_file: Path | None = None, *, owns_process: bool = True) -> None:
         self.prune_file = prune_file
+        self.owns_process = owns_process
         self.signal: int | None = None
         self.defers = False
         self._arrived = 0.0
@@ -64,7 +68,7 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it is not Python's own
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -97,10 +101,14 @@ class StopRequest:
         if self.signal is not None:
             if time.monotonic() - self._arrived < REPEAT_S or number == signal.SIGHUP:  # the shell sends SIGHUP as well
                 return
+            if not self.owns_process:
+                _write(f"\n{name} again: stopping without saving\n")
+                raise InterruptedBySignal(number)
             _write(f"\n{name} again: exiting without saving\n" + (SHOW_CURSOR if sys.stderr.isatty() else ""))
             os._exit(ending_by_signal(number).exit_code)  # no clean-up: a half-written checkpoint does not count
         self.signal, self._arrived = number, time.monotonic()
-        _write(f"\n{name}: saving everything, then stopping; a second signal exits without saving\n")
+        second = "exits" if self.owns_process else "stops"
+        _write(f"\n{name}: saving everything, then stopping; a second signal {second} without saving\n")
         if not self.defers:
             raise InterruptedBySignal(number)
 

@@ -19,7 +19,7 @@ class GPT2(nn.Module):
     """Maps token ids to next-token logits with the GPT-2 architecture.
 
     Args:
-        vocab_size: Number of token ids.
+        vocab_size: Number of token ids, at least as many as the data has. In a config, null means as many.
         block_size: Number of learned positions, and so the longest sequence, in tokens.
         n_layer: Number of blocks.
         n_head: Attention heads; must divide `d_model`.
@@ -33,7 +33,7 @@ class GPT2(nn.Module):
             and for the output layer of wide models.
         mask_documents: Keep attention inside a document, and restart positions in each (see
             `lmtrain.model.document_mask`).
-        end_of_text: Token id that opens a document, for `mask_documents`.
+        end_of_text: Token id that opens a document, for `mask_documents`. In a config, null means the data's id.
 
     Raises:
         ValueError: `n_head` does not divide `d_model`, or `mask_documents` has no valid `end_of_text`.

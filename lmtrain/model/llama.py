@@ -19,7 +19,7 @@ class Llama(nn.Module):
     """Maps token ids to next-token logits with the Llama architecture.
 
     Args:
-        vocab_size: Number of token ids.
+        vocab_size: Number of token ids, at least as many as the data has. In a config, null means as many.
         block_size: Longest sequence, in tokens.
         n_layer: Number of blocks.
         n_head: Query heads; `d_model` must be an even multiple of it.
@@ -34,7 +34,7 @@ class Llama(nn.Module):
             and for the output layer of wide models.
         mask_documents: Keep attention inside a document, and restart positions in each (see
             `lmtrain.model.document_mask`).
-        end_of_text: Token id that opens a document, for `mask_documents`.
+        end_of_text: Token id that opens a document, for `mask_documents`. In a config, null means the data's id.
 
     Raises:
         ValueError: the head counts or widths do not divide, or `mask_documents` has no valid `end_of_text`.

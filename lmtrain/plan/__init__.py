@@ -1,1 +1,1 @@
-"""What a run would be, before it starts: its size, memory, time and likely mistakes."""
+"""Plans a run before it starts: its size, memory, time and likely mistakes."""

@@ -1,4 +1,4 @@
-"""What CUDA computes otherwise than the CPU on which a step is followed: fused attention and dropout."""
+"""Simulates, on the CPU, the kernels that CUDA uses for attention and dropout."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class CudaKernels(TorchFunctionMode):
-    """Replaces what keeps other tensors for the backward on CUDA than on the CPU: fused attention and dropout."""
+    """Replaces fused attention and dropout, which keep other tensors for the backward on CUDA than on the CPU."""
 
     def __torch_function__(
         self, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -31,7 +31,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Run the kernel that CUDA chooses: flash in 16 bits, efficient for a mask or 32 bits, else plain products."""
+    """Run the kernel that CUDA chooses: flash for 16 bits, efficient for a mask or 32 bits, or plain products."""
     if torch.is_autocast_enabled("cpu"):
         q, k, v = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (q, k, v))
     aten = torch.ops.aten
@@ -53,5 +53,5 @@ def _attention(
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    # Its mask has a byte an element; the CPU's, which is a factor, has the input's size.
+    # The mask on CUDA has one byte per element; on the CPU it is a factor of the input's size.
     return torch.native_dropout(input, p, training)[0] if training and p else input

@@ -1,4 +1,4 @@
-"""What is known of a run before it starts, for remarks about it. None means: not known, or without meaning."""
+"""Collects the facts about a planned run on which remarks are based; None means unknown or not applicable."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,19 +7,19 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ScheduleFacts:
-    """The learning rate's schedule, as the config has it."""
+    """The learning-rate schedule in the config."""
 
-    max_steps: int  # the run's
-    schedule_steps: int | None = None  # where the schedule itself ends
+    max_steps: int  # steps of the run
+    schedule_steps: int | None = None  # the step at which the schedule ends
     warmup_steps: int | None = None
     lr: float | None = None
     min_lr: float | None = None
-    first_step: int = 0  # steps that were done before: those of a fork's origin, or of the run that goes on
-    is_adamw: bool = True  # the optimizer, for which rates are usual or not
+    first_step: int = 0  # steps done earlier, by the parent of a fork or before a resume
+    is_adamw: bool = True  # usual learning rates are known only for AdamW
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], first_step: int = 0) -> "ScheduleFacts":
-        """Return the facts of a config, whose scheduler may be a user's; the keys are those of the shipped ones."""
+        """Return the facts in a config; a user's scheduler is understood if it has the keys of the shipped ones."""
         scheduler, max_steps = cfg["scheduler"], cfg["trainer"]["max_steps"]
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
         is_adamw = "adamw" in cfg["optimizer"]["_target_"].lower()
@@ -28,7 +28,7 @@ class ScheduleFacts:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Steps between evaluations, lines and checkpoints; batches of an evaluation (None: the whole split)."""
+    """Steps between evaluations, logged lines and checkpoints; `eval_batches` None means the whole split."""
 
     evaluation: int | None = None
     log: int | None = None
@@ -38,6 +38,8 @@ class Intervals:
 
 @dataclass(frozen=True)
 class RunFacts:
+    """Everything that is known about a run before it starts."""
+
     schedule: ScheduleFacts
     intervals: Intervals
     parameters: int
@@ -46,8 +48,8 @@ class RunFacts:
     block_size: int
     device: str  # cpu or cuda
     dtype: str
-    tokens_before: int = 0  # that a fork's origin was trained on
-    epochs: Mapping[str, float] = field(default_factory=dict)  # by source, with the origin's; empty: unknown
+    tokens_before: int = 0  # tokens on which the parent of a fork was trained
+    epochs: Mapping[str, float] = field(default_factory=dict)  # by source, with those of a parent; empty: unknown
     steps_per_epoch: float | None = None
     val_tokens: int | None = None
     step_seconds: float | None = None
@@ -62,7 +64,7 @@ class RunFacts:
     n_head: int | None = None
     model_block_size: int | None = None  # the model's own block_size
     learned_positions: bool = False
-    speed_to_float32: float | None = None  # of matrix products in the run's dtype on this CPU
+    speed_to_float32: float | None = None  # speed of matrix products in the run's dtype on this CPU, over float32
     idle_gpu: bool = False
 
     @property
@@ -75,7 +77,7 @@ class RunFacts:
 
     @property
     def steps(self) -> int:
-        """Return the steps that the run itself does: of a fork, those after its origin's."""
+        """Return the number of steps that the run itself does; for a fork, those after its checkpoint."""
         return self.max_steps - self.first_step
 
     @property
@@ -84,7 +86,7 @@ class RunFacts:
 
     @property
     def tokens_per_parameter(self) -> float:
-        """Return the tokens per parameter at the end of the run, those of a fork's origin included."""
+        """Return the tokens per parameter at the end of the run, including those of a fork's parent."""
         return (self.tokens_before + self.tokens) / max(self.parameters, 1)
 
     @property

@@ -1,4 +1,4 @@
-"""A run on hardware: its memory against what this machine has, its time and price on GPUs that may not be here."""
+"""Estimates a run's time and cost on GPUs, and finds out the free memory and disk space of this machine."""
 
 import os
 from dataclasses import dataclass
@@ -9,44 +9,47 @@ from lmtrain.machine import GPUS, Gpu
 from lmtrain.plan.memory import StepCost
 from lmtrain.system import System
 
-# Share of a matrix product's speed that a whole training step reaches; measured with llama_50m.
+# Speed of a whole training step over that of a single matrix product; measured with llama_50m.
 STEP_EFFICIENCY = {"cpu": 0.7, "cuda": 0.4}
 
 SAVE_BYTES_PER_SECOND = 150e6  # writing, syncing and hashing a checkpoint on an ordinary disk
 LONG_WITHOUT_SAVE_S = 3600
-# Share of a GPU's memory that a run can count on: the rest is fragments and what a kernel asks for inside itself.
+# Usable share of a GPU's memory; fragmentation and the temporary memory of kernels take the rest.
 USABLE = 0.95
-KERNEL_S = 6e-6  # from one kernel's start to the next one's, however small, in an eager step
-# Share of the memory's bandwidth that a copy reaches: measured on an H100 3.0 of 3.35 TB/s, on an H200 4.3 of 4.8.
+KERNEL_S = 6e-6  # shortest time from the start of a kernel to the start of the next one, in an eager step
+# Share of the memory bandwidth that a copy reaches: measured on an H100 3.0 of 3.35 TB/s, on an H200 4.3 of 4.8.
 COPY_SHARE = 0.9
-# Chosen so that the published speeds in `_times` come out: the share of what operations move in an eager step that a
-# compiled one still moves, and the speed of fused attention, forward and backward, to that of a large product.
+# Fitted to the published speeds in `_times`: the share of an eager step's memory traffic that remains when it is
+# compiled, and the speed of fused attention, forward and backward, over that of a large matrix product.
 UNFUSED, ATTENTION_SHARE = 0.6, 0.5
-UNKNOWN_MFU = 0.35  # of a model whose step can't be followed
+UNKNOWN_MFU = 0.35  # assumed for a model whose step cannot be simulated
 
-# What a run's time on a GPU is spent on.
+# The kinds of work on which a run's time on a GPU is spent.
 COMPUTE, MEMORY, OPTIMIZER, LAUNCHES = "compute", "memory", "optimizer", "launches"
 BOUND_BY = {
-    COMPUTE: "matrix products, at the speed that the card multiplies",
-    MEMORY: "the memory's bandwidth: activations, the loss, narrow matrix products; a wider model uses the GPU better",
-    OPTIMIZER: "the memory's bandwidth, in the optimizer: more tokens a step make it rarer",
-    LAUNCHES: "starting kernels, not computing; a larger data.batch_size costs nothing, a smaller GPU is as fast",
+    COMPUTE: "matrix products, limited by the GPU's peak speed",
+    MEMORY: "memory bandwidth, for activations, the loss and narrow matrix products; a wider model uses the GPU better",
+    OPTIMIZER: "memory bandwidth, in the optimizer; with more tokens per step it runs less often",
+    LAUNCHES: "starting kernels, not computing; a larger data.batch_size costs nothing, and a smaller GPU is as fast",
 }
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a run computes on a CUDA device; `step` is None where a step can't be followed."""
+    """The work of a run on a CUDA device; `step` is None if a step cannot be simulated."""
 
-    flops: float  # of the whole run, by the model's count
+    flops: float  # of the whole run, as the model counts them
     steps: int
-    micro_batches: int  # of a step
+    micro_batches: int  # per step
     step: StepCost | None
 
 
 @dataclass(frozen=True)
 class GpuEstimate:
-    """A run on one GPU; None where memory or price is unknown. `bound_by` is what takes most of its time."""
+    """An estimate of a run on one GPU.
+
+    `fits` and `dollars` are None if memory or price is unknown. `bound_by` is the kind of work that takes most time.
+    """
 
     gpu: Gpu
     fits: bool | None
@@ -59,10 +62,14 @@ class GpuEstimate:
 def gpu_estimates(
     work: Workload, peak_bytes: int | None, *, mfu: float | None = None, dollars_per_hour: float | None = None
 ) -> list[GpuEstimate]:
-    """Return an estimate for every known GPU that can be rented; `dollars_per_hour` replaces the table's prices.
+    """Return an estimate for every known GPU that can be rented.
 
-    With `mfu`, a run takes the time of its FLOPs at that share of the peak, or that of starting its kernels, if that is
-    longer.
+    Args:
+        work: The work of the run.
+        peak_bytes: The memory that the run needs; None if unknown.
+        mfu: A share of the GPU's peak speed at which the run computes; None estimates it for each GPU. If starting the
+            kernels takes longer than computing, that is the estimate.
+        dollars_per_hour: A price that replaces the known prices.
     """
     found = []
     for gpu in GPUS:
@@ -87,13 +94,13 @@ def gpu_estimates(
 
 
 def _times(work: Workload, gpu: Gpu, mfu: float | None) -> dict[str, float]:
-    """Return the seconds of a run by what they are spent on.
+    """Return the seconds of a run by kind of work.
 
-    A GPU does one kernel after the other, so their times add up; the next ones are started meanwhile. Each product
-    takes the time of its FLOPs or of its bytes, whichever is longer (the roofline of Williams et al. 2009), and any
-    other operation that of its bytes. So GPT-2 124M comes to 0.47M tokens/s on an H100 (published: nanoGPT 0.38M,
-    modded-nanogpt's control run 0.45M), 0.20M on an A100 (llm.c 0.18M), 0.11M on an RTX 4090 (nanoGPT 0.11M), and to
-    41% of a B200's peak (38%, of a 70B model).
+    A GPU runs kernels one after another, so their times add up, while the next ones are being started. A matrix product
+    takes the time for its FLOPs or for its bytes, whichever is longer (the roofline model, Williams et al. 2009). Any
+    other operation takes the time for its bytes. For GPT-2 124M this gives 0.47M tokens/s on an H100 (published:
+    nanoGPT 0.38M, modded-nanogpt's control run 0.45M), 0.20M on an A100 (llm.c 0.18M), 0.11M on an RTX 4090 (nanoGPT
+    0.11M), and 41% of the peak of a B200 (published for a 70B model: 38%).
     """
     kernels = work.step.micro_batch_kernels if work.step else 0
     times = {LAUNCHES: work.steps * work.micro_batches * kernels * KERNEL_S}
@@ -117,7 +124,7 @@ def _times(work: Workload, gpu: Gpu, mfu: float | None) -> dict[str, float]:
 
 
 def memory_available() -> int | None:
-    """Return the bytes of RAM that a new process can have, in a container's limit; None if the kernel is silent."""
+    """Return the bytes of RAM available to a new process, within a container's limit; None if unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -127,20 +134,23 @@ def memory_available() -> int | None:
     group = Path("/sys/fs/cgroup")
     try:
         stat = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        cache = int(stat["inactive_file"]) + int(stat["active_file"])  # the kernel's own, given up on demand
+        cache = int(stat["inactive_file"]) + int(stat["active_file"])  # page cache, which the kernel frees on demand
         limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
         limit += cache - used
-    except (OSError, ValueError, KeyError):  # no container, or "max"
+    except (OSError, ValueError, KeyError):  # not in a container, or the limit is "max"
         return free
     return max(min(free, limit), 0)
 
 
 def disk_free(path: Path) -> int | None:
-    """Return the bytes free where the path is, or will be; None if the file system does not say."""
+    """Return the free bytes on the disk of a path, which need not exist yet; None if unknown."""
     there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
     return free_bytes(there)
 
 
 def estimate_seconds(flops: float, system: System) -> float:
-    """Return how long the device takes for so many FLOPs of training, from one matrix product measured now."""
+    """Return an estimate of the time that the device needs for this many FLOPs of training.
+
+    The estimate is based on a matrix product that is measured now.
+    """
     return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])

@@ -1,4 +1,4 @@
-"""Makes a plan of a run: builds what can be built without its memory, and asks it."""
+"""Makes a plan of a run: it builds the parts without allocating their memory and simulates a step."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -29,35 +29,35 @@ from lmtrain.system import System
 
 @dataclass(frozen=True)
 class PlannedParts:
-    """What the run would be built of; the model has no memory, and loaders are None where there is no data yet."""
+    """The parts of a planned run; the model has no memory, and the loaders are None if the data is not prepared yet."""
 
     system: System
     model: nn.Module
     schedule: Callable[[int], float]
     train_loader: TokenLoader | None
     val_loader: TokenLoader | None
-    start: TrainState  # zeros, but for a fork
+    start: TrainState  # zeros unless the run is a fork
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step takes: here, and on a CUDA device in 16 bits; None with `unknown_as`, where it can't be followed."""
+    """The cost of a step on this machine, and on a CUDA device in 16 bits; None if it cannot be simulated."""
 
     here: StepCost | None
     on_cuda: StepCost | None
-    unknown_as: str | None
+    unknown_as: str | None  # the reason why the step cannot be simulated
     flops_per_token: float
-    flops_from: str
+    flops_from: str  # how the FLOPs were counted, in words
 
 
 class Once:
-    """What the plans of one command share: a step that several jobs of a sweep take is followed once."""
+    """A cache that the plans of one command share, so that the same step of several jobs is simulated once."""
 
     def __init__(self) -> None:
         self._values: dict[str, Any] = {}
 
     def get(self, key: object, compute: Callable[[], Any]) -> Any:
-        """Return what `compute` returned when the key was asked for first."""
+        """Return the value of a key; `compute` is called at the first request for it."""
         text = json.dumps(key, default=str)
         if text not in self._values:
             self._values[text] = compute()
@@ -74,15 +74,18 @@ def make(
     price: float | None = None,
     once: Once | None = None,
 ) -> Plan:
-    """Make the plan; with `measures`, after a few real steps. `missing` is data that has no token files.
+    """Make the plan of a run.
+
+    `missing` is the data without token files; `measures` runs a few real steps. `mfu` (a share of a GPU's peak speed)
+    and `price` (dollars per hour of a GPU) replace the plan's own estimates.
 
     Raises:
-        ConfigError: a mistake that only building shows.
+        ConfigError: the parts show a mistake when they are built.
     """
     with raising_config_errors():
         parts = planned_parts(cfg, missing)
     once = once or Once()
-    work: Work = once.get(["work", parts.system.describe(), _what_a_step_takes(cfg)], lambda: follow_a_step(cfg, parts))
+    work: Work = once.get(["work", parts.system.describe(), _step_settings(cfg)], lambda: simulate_step(cfg, parts))
     measured = measure(cfg, parts.system) if measures else None
     facts = facts_of(cfg, run_dir, parts, work, measured, once)
     steps, rates = schedule_picture.sample_rates(parts.schedule, facts.max_steps, facts.first_step)
@@ -123,17 +126,21 @@ def make(
 
 
 def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
-    """Build what can be built without memory and data; raise ValueError or ConfigError for a mistake that it shows."""
+    """Build the parts that need neither memory nor missing data.
+
+    Raises:
+        ValueError: a part refuses its settings; ConfigError, if the config is wrong.
+    """
     system = build_system(cfg)
     model = _without_memory(cfg)
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
     return PlannedParts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
 
 
-def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
-    """Find memory and FLOPs of a step, of one or more micro-batches, without taking it."""
+def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
+    """Find the memory and FLOPs of a step without running it."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    micro_batches = min(_accumulation(cfg), 2)  # further ones take no more memory than the second
+    micro_batches = min(_accumulation(cfg), 2)  # further micro-batches need no more memory than the second
     sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
     here, unknown_as = _simulated(cfg, StepSettings(device, dtype, *sizes))
     on_cuda = here
@@ -145,7 +152,7 @@ def follow_a_step(cfg: Any, parts: PlannedParts) -> Work:
 def facts_of(
     cfg: Any, run_dir: Path, parts: PlannedParts, work: Work, measured: Measured | None, once: Once
 ) -> RunFacts:
-    """Return what is known of the run."""
+    """Return everything that is known about the run."""
     trainer, system, start = cfg.trainer, parts.system, parts.start
     device = system.device.type
     batch_size, block_size = cfg.data.batch_size, cfg.data.block_size
@@ -156,12 +163,12 @@ def facts_of(
         work.flops_per_token
         * step_samples
         * block_size
-        * once.get(["seconds a FLOP", system.describe()], lambda: estimate_seconds(1.0, system))
+        * once.get(["seconds per FLOP", system.describe()], lambda: estimate_seconds(1.0, system))
         if work.flops_per_token
         else None
     )
     count = sum(param.numel() for param in parts.model.parameters())
-    # Without a followed step: float32 weights, and AdamW's two moments.
+    # If the step cannot be simulated, assume float32 weights and AdamW's two moments.
     checkpoint_bytes = work.here.checkpoint_bytes if work.here else 3 * 4 * count
     peak = work.here.peak_bytes if work.here else None
     if measured and device == "cuda":
@@ -198,8 +205,8 @@ def facts_of(
     return replace(facts, disk_needed=_checkpoints_kept(trainer, facts) * checkpoint_bytes)
 
 
-def _what_a_step_takes(cfg: Any) -> Any:
-    """Return what memory and time of a step depend on: not on numbers such as the optimizer's learning rate."""
+def _step_settings(cfg: Any) -> Any:
+    """Return the settings on which a step's memory and time depend; numbers such as the learning rate are left out."""
     plain: Any = OmegaConf.to_container(cfg)
     optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
     return [plain["model"], plain["data"], optimizer, _accumulation(cfg)]
@@ -210,23 +217,23 @@ def _is_rate(value: Any) -> bool:
 
 
 def _start(cfg: Any) -> TrainState:
-    """Return where a fork begins, after its origin's checkpoint was verified; zeros for a run that starts afresh.
+    """Verify the checkpoint of a fork and return the state in which the fork starts; zeros for a new run.
 
     Raises:
-        ValueError: no such checkpoint, or no step is left to do after it.
+        ValueError: there is no such checkpoint, or it leaves no steps to do.
     """
     if not cfg.get("fork"):
         return TrainState()
     origin = load_fork_origin(Path(cfg.fork), cfg.step)
     check_steps_left(origin, cfg.trainer.max_steps)
     state = forked_state(origin)
-    if not _reads_on(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
+    if not _continues_data(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
         state.samples = 0
     return state
 
 
-def _reads_on(then: Mapping[str, Any], now: Any) -> bool:
-    """Return whether the configs say that a fork reads on in its origin's data; `begin_fork` asks the files."""
+def _continues_data(then: Mapping[str, Any], now: Any) -> bool:
+    """Return whether a fork continues in its parent's data, judging by the configs; `begin_fork` checks the files."""
     settings = [{**config["data"], "batch_size": None} for config in (then, now)]
     return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
 
@@ -236,16 +243,16 @@ def _accumulation(cfg: Any) -> int:
 
 
 def _without_memory(cfg: Any) -> Any:
-    """Build the model with shapes alone; if it can't be built so, the real one."""
+    """Build the model without memory for its weights, or with it if that is impossible."""
     try:
         with torch.device("meta"):
             return build_model(cfg)
-    except (RuntimeError, NotImplementedError):  # it looks at its own weights
+    except (RuntimeError, NotImplementedError):  # the model reads its weights while it is built
         return build_model(cfg)
 
 
 def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
-    """Return what a step costs, or the reason why that can't be known without running it."""
+    """Return the cost of a step, or the reason why it cannot be simulated."""
 
     def parts() -> Any:
         model = build_model(cfg)
@@ -253,7 +260,7 @@ def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
 
     try:
         return simulate(parts, settings), None
-    except Exception as error:  # a user's model or optimizer may do anything with data that is not there
+    except Exception as error:  # a user's model or optimizer may need real data, and raise anything without it
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
@@ -262,8 +269,8 @@ def _flops(cfg: Any, model: Any) -> tuple[float, str]:
         return flops_per_token(model, cfg.data.block_size), "the model's own count"
     try:
         return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
-    except Exception:  # as above
-        return flops_per_token(model, cfg.data.block_size), "6 a parameter"
+    except Exception:  # see `_simulated`
+        return flops_per_token(model, cfg.data.block_size), "6 per parameter"
 
 
 def _price_here(system: System) -> float | None:
@@ -272,7 +279,7 @@ def _price_here(system: System) -> float | None:
 
 
 def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
-    """Return how many lie on the disk at once, with the best and the one that is being written."""
+    """Return the largest number of checkpoints on disk, including the best one and one that is being written."""
 
     def made(every: int | None) -> int:
         return facts.max_steps // every - facts.first_step // every if every else 0
@@ -284,7 +291,7 @@ def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
 
 
 def _beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
-    """Return the memory on the device beside the step's own: bytes by what they are for."""
+    """Return the memory that is needed in addition to the step's: bytes by purpose."""
     if system.device.type == "cuda":
         return {"CUDA context": CUDA_CONTEXT}
     return {"copy for checkpoints": checkpoint_bytes or 0, "Python and torch": system.process_bytes()}

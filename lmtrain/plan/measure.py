@@ -1,4 +1,4 @@
-"""A few real optimizer steps, for `plan --measure`: their time, and the most memory they take."""
+"""Measures the time and memory of a few real optimizer steps, for `plan --measure`."""
 
 import statistics
 import tempfile
@@ -19,12 +19,12 @@ from lmtrain.plan.plan import Measured
 from lmtrain.system import System
 from lmtrain.trainer import Recorder, Trainer
 
-STEPS = 5  # at most, after one that is not counted: it allocates and compiles
+STEPS = 5  # at most, after a first step that is not counted, because it allocates and compiles
 ENOUGH_S = 20.0
 
 
 def measure(cfg: DictConfig, system: System) -> Measured:
-    """Run the trainer's own step on the run's own data; leave nothing behind."""
+    """Measure the trainer's real steps on the run's data; no files are left behind."""
     parts = build_parts(cfg, system)
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(

@@ -1,7 +1,7 @@
-"""A step's memory and FLOPs, found without its memory: the real step runs on tensors that have a shape and no data.
+"""Finds a step's memory and FLOPs without that memory, by running the real step on tensors without data.
 
-Counted is what the step's own operations request from the allocator, and when they give it back; so nothing here
-depends on layers or architectures. What a kernel allocates internally is not seen.
+It counts the memory that the step's operations request from the allocator and free again, so it does not depend on
+layers or architectures. Memory that a kernel allocates internally is not counted.
 """
 
 import contextlib
@@ -31,17 +31,17 @@ KINDS = {  # in the order in which they are shown
     "logits": "logits and loss",
     "workspace": "matrix products' workspace",
 }
-CUDA_BLOCK = 512  # bytes that the caching allocator rounds up to
-# Two cuBLAS handles, the forward's thread and the backward's, at the :4096:8 that deterministic runs ask for.
+CUDA_BLOCK = 512  # bytes; the caching allocator rounds up to multiples of it
+# Two cuBLAS handles (one per thread, forward and backward) with the :4096:8 that deterministic runs need.
 CUDA_WORKSPACE = 2 * 8 * 4096 * 1024
-CUDA_CONTEXT = 500_000_000  # the driver's own, kernels loaded; outside of what torch counts
+CUDA_CONTEXT = 500_000_000  # bytes for the driver and loaded kernels, which torch does not count
 
 BuildModelAndOptimizer = Callable[[], tuple[nn.Module, torch.optim.Optimizer]]
 
 
 @dataclass(frozen=True)
 class StepSettings:
-    """How a step computes: on which device, in which dtype, and in how many micro-batches of which shape."""
+    """The device, the dtype, and the number and shape of the micro-batches of a simulated step."""
 
     device: str  # cpu or cuda
     dtype: torch.dtype
@@ -53,10 +53,10 @@ class StepSettings:
 
 @dataclass(frozen=True)
 class Operations:
-    """What operations compute and move: of every matrix product its FLOPs and bytes, of all others their bytes.
+    """The work of operations: FLOPs and bytes of every matrix product, and the bytes of all other operations.
 
-    A product reads its inputs and writes its result; an operation that has no result writes what it has read. Fused
-    attention, a product of its own kind, moves next to nothing for what it computes.
+    A product reads its inputs and writes its result. An operation without a result writes as much as it reads. Fused
+    attention is counted by its FLOPs alone, because it moves few bytes for them.
     """
 
     products: Sequence[tuple[float, int]]
@@ -66,15 +66,25 @@ class Operations:
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a step takes. `peak` is in bytes by kind, at the moment when their sum is largest."""
+    """The cost of an optimizer step.
+
+    Attributes:
+        peak: Bytes by kind, at the moment when their sum is largest.
+        checkpoint_bytes: The size of a checkpoint: weights, persistent buffers and optimizer state.
+        micro_batch_flops: FLOPs as torch counts them, including those that fused attention repeats in the backward.
+        micro_batch_kernels: The number of operations that compute something; in eager mode, each is a kernel.
+        logits_shape: The shape of the model's logits.
+        micro_batch_operations: The work of one micro-batch.
+        update_operations: The work of clipping and the optimizer, once per step.
+    """
 
     peak: Mapping[str, int]
-    checkpoint_bytes: int  # what a checkpoint holds: weights, persistent buffers, optimizer state
-    micro_batch_flops: float  # as torch counts them: with what fused attention computes again in the backward
-    micro_batch_kernels: int  # operations that compute something, each a kernel of its own on an eager device
+    checkpoint_bytes: int
+    micro_batch_flops: float
+    micro_batch_kernels: int
     logits_shape: tuple[int, ...]
     micro_batch_operations: Operations
-    update_operations: Operations  # of clipping and the optimizer, once a step
+    update_operations: Operations
 
     @property
     def peak_bytes(self) -> int:
@@ -82,14 +92,16 @@ class StepCost:
 
 
 def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
-    """Run an optimizer step as the trainer does, with its state allocated, in a micro-batch that is not the first.
+    """Simulate an optimizer step as the trainer does it, after earlier steps and micro-batches.
 
-    `build` makes model and optimizer while tensors are fake.
+    Args:
+        build: Makes the model and the optimizer; it is called while tensors are fake.
+        settings: The device, the dtype and the micro-batches.
 
     Raises:
-        Exception: the model's own, if it wants to see data or its operations say nothing of shapes.
+        Exception: any error of the model, if it reads data or uses an operation without shape rules.
     """
-    device = torch.device("cpu")  # of the fake tensors; what CUDA does otherwise is put in its place
+    device = torch.device("cpu")  # for the fake tensors; `CudaKernels` replaces operations that differ on CUDA
     as_on_cuda = settings.device == "cuda"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -126,7 +138,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         ledger.logits = tuple(logits.shape)
         ledger.move(logits, "logits")
         if settings.micro_batches == 1:
-            del logits  # else the loop still holds those of the micro-batch before
+            del logits  # with several micro-batches, the loop still holds the logits of the previous one
         ledger.start()
         flops = FlopCounterMode(display=False)
         with flops:
@@ -152,10 +164,10 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
 
 
 def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
-    """Return the FLOPs per token of forward and backward: matrix products only, nothing recomputed.
+    """Return the FLOPs per token of forward and backward, for models that do not count their own.
 
-    Attention counts as if it were not causal. For models that do not count their own; see `simulate` for what it
-    raises.
+    Only matrix products count, without recomputation; attention counts as if it were not causal. Raises the same
+    errors as `simulate`.
     """
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
         model = build()
@@ -166,12 +178,12 @@ def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int
 
 
 class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the memory of every storage that an operation makes, by kind, until nothing refers to it."""
+    """Counts, by kind, the memory of every storage that an operation makes, as long as it is referenced."""
 
     def __init__(self, block: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.kind = "activations"
-        self.logits: tuple[int, ...] = (0,)  # their shape
+        self.logits: tuple[int, ...] = (0,)  # the shape of the logits
         self.kernels = 0
         self.now: Counter[str] = Counter()
         self.peak: Counter[str] = Counter()
@@ -181,20 +193,20 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._attention_flops, self._other_bytes = 0.0, 0
 
     def start(self) -> None:
-        """Start looking for the peak, and counting kernels."""
+        """Reset the peak and the number of kernels."""
         self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
         self.start_operations()
 
     def start_operations(self) -> None:
-        """Start counting what is computed and moved."""
+        """Reset the counts of FLOPs and bytes."""
         self._products, self._attention_flops, self._other_bytes = [], 0.0, 0
 
     def operations(self) -> Operations:
-        """Return what was computed and moved since `start_operations`."""
+        """Return the operations since `start_operations`."""
         return Operations(tuple(self._products), self._attention_flops, self._other_bytes)
 
     def move(self, tensor: Tensor | None, kind: str) -> None:
-        """Count a tensor as another kind, as when a tensor of the backward becomes a parameter's gradient."""
+        """Count a tensor as another kind, for example when a tensor of the backward becomes a gradient."""
         if tensor is not None and (entry := self._entry(tensor)) and entry.kind != kind:
             self.now[entry.kind] -= entry.size
             self.now[kind] += entry.size
@@ -227,7 +239,7 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
         if self.kind == "activations":
-            # As a matrix, too, of a row a token.
+            # The logits may also be reshaped to a matrix with one row per token.
             if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() == math.prod(self.logits):
                 return "logits"
             made_from = self._entry(args[0]) if args and isinstance(args[0], Tensor) else None

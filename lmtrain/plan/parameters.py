@@ -1,4 +1,4 @@
-"""A model's parameters by part, for any architecture: by the classes and names of its modules."""
+"""Counts a model's parameters by part, for any architecture, by the classes and names of its modules."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -9,11 +9,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ParameterPlace:
-    """Where a parameter is: the names from the model down to its module, and these modules' classes."""
+    """The place of a parameter in a model: the names and modules from the model down to the parameter's module."""
 
     names: tuple[str, ...]
     modules: tuple[nn.Module, ...]
-    rows: int  # its first dimension
+    rows: int  # the first dimension of the parameter
     vocab_size: int | None
 
     def called(self, *words: str) -> bool:
@@ -21,7 +21,7 @@ class ParameterPlace:
         return any(word in text.lower() for text in texts for word in words)
 
 
-# The first that is true counts; what none is true of goes by the name of the model's own child.
+# The first match counts; without a match, the part is the name of the model's child module.
 PARTS: Mapping[str, Callable[[ParameterPlace], bool]] = {
     "embedding": lambda place: isinstance(place.modules[-1], nn.Embedding),
     "norms": lambda place: "norm" in type(place.modules[-1]).__name__.lower(),
@@ -32,7 +32,7 @@ PARTS: Mapping[str, Callable[[ParameterPlace], bool]] = {
 
 
 def parameters_by_part(model: nn.Module, vocab_size: int | None) -> dict[str, int]:
-    """Return how many parameters each part has; one that two modules share counts once, where it comes first."""
+    """Return the number of parameters of each part; a shared parameter counts once, in the first part that uses it."""
     counts: Counter[str] = Counter()
     modules = dict(model.named_modules())
     for path, param in model.named_parameters():

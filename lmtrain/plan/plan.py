@@ -1,4 +1,4 @@
-"""All that `plan` found out about a run."""
+"""Holds everything that `plan` finds out about a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +11,7 @@ from lmtrain.plan.memory import StepCost
 
 @dataclass(frozen=True)
 class Measured:
-    """Real steps on this machine; `peak_bytes` as `System.memory_gb` has them."""
+    """A measurement of real steps on this machine; `peak_bytes` is measured by `System.memory_gb`."""
 
     step_seconds: float
     steps: int
@@ -20,10 +20,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's plan; `here` and `on_cuda` are its step on this machine and on CUDA in 16 bits, None if unknown."""
+    """The plan of a run.
+
+    `here` and `on_cuda` are the cost of a step on this machine and on CUDA in 16 bits; None if unknown.
+    """
 
     name: str
-    fork: str | None  # the run whose checkpoint it starts from
+    fork: str | None  # the run from whose checkpoint this one starts
     machine: str
     model: str
     parts: Mapping[str, int]
@@ -32,17 +35,17 @@ class Plan:
     flops_from: str
     here: StepCost | None
     on_cuda: StepCost | None
-    beside: Mapping[str, int]  # bytes beside the step's on this machine, by what they are for
-    no_memory: str | None  # why the memory is unknown
-    missing: Sequence[str]  # data
-    has_recipe: bool  # by which missing data can be prepared
+    beside: Mapping[str, int]  # bytes that this machine needs in addition to the step's, by purpose
+    no_memory: str | None  # the reason why the memory is unknown
+    missing: Sequence[str]  # data without token files
+    has_recipe: bool  # whether missing data can be prepared
     measured: Measured | None
-    dollars_per_hour: float | None  # of this machine
+    dollars_per_hour: float | None  # price of this machine
     checkpoints: int
     steps: Sequence[int]
     rates: Sequence[float]
     gpu_estimates: Sequence[GpuEstimate]
-    mfu: float | None  # asked for; None: each GPU's own
+    mfu: float | None  # the requested one; None: estimated for each GPU
     remarks: Sequence[str]
 
     @property
@@ -55,20 +58,20 @@ class Plan:
 
     @property
     def dollars(self) -> float | None:
-        """Return what the run costs on this machine; None if its price or its time is unknown."""
+        """Return the cost of the run on this machine; None if its price or time is unknown."""
         if self.dollars_per_hour is None or self.facts.seconds is None:
             return None
         return self.dollars_per_hour * self.facts.seconds / 3600
 
     @property
     def cuda_step_flops(self) -> float | None:
-        """Return a step's FLOPs on CUDA, with what fused attention recomputes in the backward; None: unknown."""
+        """Return a step's FLOPs on CUDA, including those that fused attention repeats; None if unknown."""
         if self.on_cuda is None:
             return None
         return self.on_cuda.micro_batch_flops * self.facts.step_tokens / self.facts.micro_batch_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with units in their names."""
+        """Return the plan as plain values for JSON, with units in the keys."""
         facts = self.facts
         return {
             "name": self.name,

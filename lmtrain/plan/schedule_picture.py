@@ -1,4 +1,4 @@
-"""The learning rate over the run, as a picture that looks the same in a terminal and a log file."""
+"""Draws the learning rate over the run as plain text, for terminals and log files."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,10 @@ WIDTH, HEIGHT = 72, 12  # columns and lines
 def sample_rates(
     schedule: Callable[[int], float], max_steps: int, first_step: int = 0
 ) -> tuple[list[int], list[float]]:
-    """Return steps after `first_step`, with the first and the last, and their rates; step s makes s steps done."""
+    """Return a sample of the steps after `first_step`, including the first and the last, and their learning rates.
+
+    Steps count from 1: after step s, s steps are done.
+    """
     span = max_steps - first_step
     count = min(4 * WIDTH, span)
     steps = sorted({first_step + 1 + round(i * (span - 1) / max(count - 1, 1)) for i in range(count)})
@@ -18,7 +21,7 @@ def sample_rates(
 
 
 def draw_rates(steps: list[int], rates: list[float]) -> str:
-    """Return a picture without colors; its axes are steps and the rate itself."""
+    """Return a picture of learning rates over steps, without colours."""
     figure = plotext.figure
     figure.clear()
     figure.plot_size(WIDTH, HEIGHT)

@@ -1,16 +1,16 @@
-"""Likely mistakes in a learning-rate schedule."""
+"""Finds likely mistakes in a learning-rate schedule."""
 
 from functools import partial
 
 from lmtrain.plan.facts import ScheduleFacts
 
-LONG_WARMUP, VERY_LONG_WARMUP = 0.2, 0.5  # of the run
-SHORT_RUN = 100  # steps: a try that is to run, not to learn much
+LONG_WARMUP, VERY_LONG_WARMUP = 0.2, 0.5  # share of the run
+SHORT_RUN = 100  # steps; a shorter run is a trial that is not expected to learn much
 USUAL_RATES = (1e-6, 0.05)
 
 
 def certain_mistakes(schedule: ScheduleFacts) -> list[str]:
-    """Return the remarks that are certain enough for training itself to warn of."""
+    """Return the remarks that are certain enough for a warning at the start of training."""
     return [text for remark in CERTAIN_REMARKS if (text := remark(schedule)) is not None]
 
 
@@ -19,7 +19,7 @@ def warmup_never_ends(schedule: ScheduleFacts) -> str | None:
         return None
     return (
         f"scheduler.warmup_steps={schedule.warmup_steps}: the run ends after {schedule.max_steps:,} steps, while the "
-        f"rate still rises; {_usual_warmup(schedule.max_steps)}"
+        f"learning rate still rises; {_usual_warmup(schedule.max_steps)}"
     )
 
 
@@ -27,8 +27,8 @@ def rate_rises(schedule: ScheduleFacts) -> str | None:
     if schedule.lr is None or schedule.min_lr is None or schedule.min_lr <= schedule.lr:
         return None
     return (
-        f"scheduler.min_lr={schedule.min_lr:g}: above the peak, optimizer.lr={schedule.lr:g}, so that the rate rises "
-        f"to the end; a tenth of the peak is usual, {schedule.lr / 10:g}"
+        f"scheduler.min_lr={schedule.min_lr:g}: above the peak, optimizer.lr={schedule.lr:g}, so the learning rate "
+        f"rises until the end; a tenth of the peak is usual, {schedule.lr / 10:g}"
     )
 
 
@@ -39,12 +39,15 @@ def schedule_ends_early(schedule: ScheduleFacts, tolerance: float = 0.0) -> str 
     return (
         f"scheduler.max_steps={end}: the schedule ends before the run, whose last "
         f"{schedule.max_steps - max(end, schedule.first_step):,} steps "
-        f"are at its final rate; leave it out, and it is trainer.max_steps={schedule.max_steps}"
+        f"have the final learning rate; without this setting it is trainer.max_steps={schedule.max_steps}"
     )
 
 
 def schedule_ends_too_early(schedule: ScheduleFacts) -> str | None:
-    """Remark on an end that is surely not meant; one that came before the run went on is how it stays at that rate."""
+    """Remark on a schedule that ends clearly too early, unless it ended before the first step.
+
+    A run that was resumed or forked after the end of its schedule keeps the final learning rate on purpose.
+    """
     end = schedule.schedule_steps
     return None if end is not None and end <= schedule.first_step else schedule_ends_early(schedule, tolerance=0.1)
 
@@ -54,8 +57,8 @@ def schedule_ends_late(schedule: ScheduleFacts, tolerance: float = 0.0) -> str |
     if end is None or end <= schedule.max_steps * (1 + tolerance):
         return None
     return (
-        f"scheduler.max_steps={end}: the run ends after {schedule.max_steps:,} steps, before the rate has come down; "
-        f"leave it out, and it is trainer.max_steps={schedule.max_steps}"
+        f"scheduler.max_steps={end}: the run ends after {schedule.max_steps:,} steps, before the learning rate has "
+        f"come down; without this setting it is trainer.max_steps={schedule.max_steps}"
     )
 
 
@@ -68,7 +71,7 @@ def warmup_is_long(schedule: ScheduleFacts) -> str | None:
 
 def _usual_warmup(max_steps: int) -> str:
     if max_steps < SHORT_RUN:
-        return "so short a run needs none, scheduler.warmup_steps=0"
+        return "such a short run needs no warmup, scheduler.warmup_steps=0"
     return f"a twentieth is usual, scheduler.warmup_steps={max_steps // 20}"
 
 
@@ -81,9 +84,8 @@ def rate_is_unusual(schedule: ScheduleFacts) -> str | None:
     if not schedule.is_adamw or schedule.lr is None or USUAL_RATES[0] <= schedule.lr <= USUAL_RATES[1]:
         return None
     direction = "small" if schedule.lr < USUAL_RATES[0] else "large"
-    return (
-        f"optimizer.lr={schedule.lr:g}: unusually {direction}; AdamW takes 1e-4 to 3e-3, the more the smaller the model"
-    )
+    usual = "AdamW usually needs 1e-4 to 3e-3, more for smaller models"
+    return f"optimizer.lr={schedule.lr:g}: unusually {direction}; {usual}"
 
 
 SCHEDULE_REMARKS = (
@@ -94,7 +96,7 @@ SCHEDULE_REMARKS = (
     warmup_is_long,
     rate_is_unusual,
 )
-# A run may end somewhat beside its schedule on purpose, a branch of another run above all.
+# These tolerate a small difference between the lengths of run and schedule, which may be intended, above all in a fork.
 CERTAIN_REMARKS = (
     warmup_never_ends,
     rate_rises,

@@ -1,4 +1,4 @@
-"""The plans of all jobs of a sweep, and what they take together."""
+"""Combines the plans of all jobs of a sweep."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from lmtrain.plan.plan import Plan
 
 @dataclass(frozen=True)
 class PlannedJob:
-    """A job's plan; `count` is 1, or the number of trials of a search, of which one is planned."""
+    """The plan of a job; `count` is 1 or, for a search, the number of trials, of which one is planned."""
 
     title: str
     overrides: Sequence[str]
@@ -21,19 +21,21 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class GpuTotal:
-    """All jobs on one GPU, one after the other."""
+    """An estimate of all jobs on one GPU, one after another."""
 
     gpu: Gpu
     fits: bool | None
     seconds: float
     dollars: float | None
-    bound_by: str  # what most of the time is spent on
+    bound_by: str  # the kind of work that takes most time
 
 
 @dataclass(frozen=True)
 class SweepPlan:
+    """The plans of all jobs of a sweep, of which `n_jobs` run at the same time."""
+
     jobs: Sequence[PlannedJob]
-    n_jobs: int  # at once
+    n_jobs: int
 
     @property
     def count(self) -> int:
@@ -45,7 +47,7 @@ class SweepPlan:
 
     @property
     def seconds(self) -> float | None:
-        """Return the time of all jobs on this machine, one after the other; None if one is unknown."""
+        """Return the time of all jobs on this machine, one after another; None if that of any job is unknown."""
         return self._sum(lambda plan: plan.facts.seconds)
 
     @property
@@ -54,12 +56,12 @@ class SweepPlan:
 
     @property
     def disk_needed(self) -> int | None:
-        """Return the bytes of the checkpoints that lie on the disk when all jobs are done."""
+        """Return the bytes of the checkpoints of all jobs; None if unknown."""
         needed = self._sum(lambda plan: plan.facts.disk_needed)
         return None if needed is None else int(needed)
 
     def gpu_totals(self) -> list[GpuTotal]:
-        """Return what all jobs take on each GPU."""
+        """Return an estimate of all jobs for each GPU."""
         totals = []
         for same in zip(*(job.plan.gpu_estimates for job in self.jobs), strict=True):
             fits = [estimate.fits for estimate in same]
@@ -80,14 +82,14 @@ class SweepPlan:
         return totals
 
     def remarks(self) -> Mapping[str, int]:
-        """Return all remarks, each with the number of jobs that it is about."""
+        """Return all remarks, each with the number of jobs to which it applies."""
         found: Counter[str] = Counter()
         for job in self.jobs:
             found.update(dict.fromkeys(job.plan.remarks, job.count))
         return found
 
     def equal_jobs(self) -> list[list[PlannedJob]]:
-        """Return the jobs in groups of the same size, data and time, in order."""
+        """Return the jobs in groups of equal size, data and time, in order."""
         groups: dict[tuple[Any, ...], list[PlannedJob]] = {}
         for job in self.jobs:
             facts = job.plan.facts
@@ -97,7 +99,7 @@ class SweepPlan:
         return list(groups.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values with units in their names."""
+        """Return the plan as plain values for JSON, with units in the keys."""
         return {
             "jobs": [
                 {"title": job.title, "overrides": list(job.overrides), "count": job.count, "plan": job.plan.to_dict()}

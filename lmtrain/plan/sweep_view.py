@@ -1,4 +1,4 @@
-"""The plan of a sweep as a person reads it."""
+"""Prints the plan of a sweep."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,15 +33,16 @@ COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
 
 
 def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
-    """Print what the jobs are, what they take one by one and together, and what is likely to be wrong."""
+    """Print the cost of each job and of all jobs, and remarks about likely mistakes."""
     first = sweep.jobs[0].plan
-    print_line(f"plan of a sweep: {sweep.count:,} jobs of {first.name}; {first.machine}", style="bold")
-    print_heading("jobs, those of the same size in one row; each")
+    jobs = f"{sweep.count:,} job{'s' * (sweep.count != 1)}"
+    print_line(f"plan of a sweep: {jobs} of {first.name}; {first.machine}", style="bold")
+    print_heading("each job (jobs of the same size share a row)")
     _print_jobs(sweep)
-    print_heading("all of them")
+    print_heading("all jobs")
     print_rows(_totals(sweep))
     if first.run_flops:
-        print_heading("all of them on one GPU, one after the other")
+        print_heading("all jobs on one GPU, one after another")
         print_gpu_table(sweep.gpu_totals(), mfu=mfu)
     found = sweep.remarks()
     print_heading("remarks" if found else "no remarks")
@@ -58,11 +59,11 @@ def _print_jobs(sweep: SweepPlan) -> None:
         table.add_row(_title(group, sweep), f"{count:,}", *(column(group[0]) for column in columns.values()))
     print_table(table)
     if len(groups) > SHOWN_ROWS:
-        print_line(f"  and {len(groups) - SHOWN_ROWS:,} more rows; --json has every job")
+        print_line(f"  and {len(groups) - SHOWN_ROWS:,} more rows; --json writes every job")
 
 
 def _title(group: Sequence[PlannedJob], sweep: SweepPlan) -> str:
-    """Return what tells a group from the other jobs, or the titles of its first jobs."""
+    """Return the overrides that only this group of jobs shares, or the titles of its first jobs."""
     if len(group) == 1:
         return group[0].title
     everywhere, here = (set.intersection(*(set(job.overrides) for job in jobs)) for jobs in (sweep.jobs, group))
@@ -77,15 +78,15 @@ def _totals(sweep: SweepPlan) -> list[tuple[str, str]]:
         together = ""
         if sweep.n_jobs > 1:
             best = as_time(sweep.seconds / sweep.n_jobs)
-            together = f"; {sweep.n_jobs} at once (hydra.launcher.n_jobs) take {best} at best, on as many devices"
-        rows.append(("here", f"{as_time(sweep.seconds)}{cost} one after the other, without evaluations{together}"))
+            together = f"; {sweep.n_jobs} at once (hydra.launcher.n_jobs) take at least {best}, on as many devices"
+        rows.append(("here", f"{as_time(sweep.seconds)}{cost} one after another, without evaluations{together}"))
     if sweep.disk_needed is not None:
         free = sweep.jobs[0].plan.facts.disk_free
         rows.append(
             ("checkpoints", f"{as_bytes(sweep.disk_needed)}" + (f"; {as_bytes(free)} are free" if free else ""))
         )
         if free and sweep.disk_needed > free:
-            rows.append(("", "they do not fit: another disk (hydra.sweep.dir), or fewer (trainer.keep_checkpoints)"))
+            rows.append(("", "too many: use another disk (hydra.sweep.dir), or keep fewer (trainer.keep_checkpoints)"))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""A plan as a person reads it."""
+"""Prints a plan."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,15 +15,15 @@ from lmtrain.plan.sweep_plan import GpuTotal
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration, percent, si
 
-OPTIMAL = 20  # tokens a parameter (Hoffmann et al. 2022)
+OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022)
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the plan: what the run is, what it takes, the learning rate, and what is likely to be wrong."""
+    """Print the plan: model and data, memory, time, disk, the learning rate, and remarks about likely mistakes."""
     print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
     print_heading("model and data")
     print_rows(model_and_data(plan))
-    print_heading("memory, at the moment when a step holds most")
+    print_heading("memory, at the peak of a step")
     _print_memory(plan)
     print_heading("time and disk")
     print_rows(time_and_disk(plan))
@@ -43,26 +43,26 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
         way_out = (
             " yet; python -m lmtrain prepare makes them, with the same overrides"
             if plan.has_recipe
-            else ", and this data choice has no recipe to make them"
+            else ", and this choice of data has no recipe to make them"
         )
         epochs = f"unknown: {', '.join(plan.missing)} has no token files{way_out}"
     else:
         epochs = ", ".join(f"{seen:.3g} of {name}" for name, seen in facts.epochs.items())
-        epochs += " (with what it saw before the fork, where the data and its order are the same)" * bool(plan.fork)
+        epochs += " (including the data before the fork, if data and order are the same)" * bool(plan.fork)
     cuda = ""
     if plan.cuda_step_flops and plan.cuda_step_flops > 1.001 * plan.step_flops:
         more = plan.cuda_step_flops / plan.step_flops - 1
-        cuda = f"; on CUDA {more:.1%} more, as fused attention computes its scores again"
+        cuda = f"; on CUDA {more:.1%} more, because fused attention computes its scores twice"
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
-        ("a step", f"{facts.step_tokens:,} tokens"),
-        ("the run", _steps_in_words(plan)),
+        ("step", f"{facts.step_tokens:,} tokens"),
+        ("run", _steps_in_words(plan)),
         ("epochs", epochs),
         (
-            "tokens a parameter",
-            f"{facts.tokens_per_parameter:.3g}, where {OPTIMAL} are compute-optimal{_optimal(plan)}",
+            "tokens per parameter",
+            f"{facts.tokens_per_parameter:.3g}; {OPTIMAL} are compute-optimal{_optimal(plan)}",
         ),
-        ("FLOPs", f"{si(plan.step_flops)} a step, {si(plan.run_flops)} in all ({plan.flops_from}{cuda})"),
+        ("FLOPs", f"{si(plan.step_flops)} per step, {si(plan.run_flops)} in total ({plan.flops_from}{cuda})"),
     ]
 
 
@@ -83,9 +83,9 @@ def _optimal(plan: Plan) -> str:
 
 def _print_memory(plan: Plan) -> None:
     if plan.here is None:
-        print_line(f"  unknown, as a step can't be followed without its data ({plan.no_memory})")
+        print_line(f"  unknown, because a step cannot be simulated without data ({plan.no_memory})")
         return
-    # Beside a step here the same step on CUDA, for those who plan on another machine.
+    # A second column is for CUDA, because users may plan on a machine without a GPU.
     columns = {plan.machine.partition(" ")[0]: plan.here}
     if plan.on_cuda is not None and plan.on_cuda is not plan.here:
         columns["a GPU, bfloat16"] = plan.on_cuda
@@ -94,17 +94,17 @@ def _print_memory(plan: Plan) -> None:
         sizes = [step.peak.get(kind, 0) for step in columns.values()]
         if any(sizes) or kind == "gradients":
             table.add_row(meaning, *(as_bytes(size) if size else "–" for size in sizes))
-    table.add_row("a step's peak, eager", *(as_bytes(step.peak_bytes) for step in columns.values()), style="bold")
+    table.add_row("peak of an eager step", *(as_bytes(step.peak_bytes) for step in columns.values()), style="bold")
     for meaning, size in plan.beside.items():
         table.add_row(meaning, as_bytes(size))
     print_table(table)
     if any(not step.peak.get("gradients") for step in columns.values()):
-        print_line("  gradients –: a step holds most at its logits, before there is any gradient")
-    print_line("  compiled, a step takes less: what is fused into one kernel is kept once")
+        print_line("  gradients –: the peak is at the logits, before there are gradients")
+    print_line("  a compiled step needs less memory, because fused operations keep fewer tensors")
     facts = plan.facts
     if facts.memory_needed is not None and facts.memory_free is not None:
         fits = "fits" if facts.memory_needed <= facts.memory_free else "does not fit"
-        print_line(f"  {as_bytes(facts.memory_needed)} in all {fits}: {as_bytes(facts.memory_free)} are there")
+        print_line(f"  the total of {as_bytes(facts.memory_needed)} {fits}: {as_bytes(facts.memory_free)} are free")
     if plan.measured:
         whose = "tensors" if facts.device == "cuda" else "the process"
         print_line(f"  measured: {as_bytes(plan.measured.peak_bytes)} at most ({whose})")
@@ -114,15 +114,15 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts
     rows = []
     if facts.step_seconds is None:
-        rows.append(("here", "unknown, as it multiplies no matrices; --measure takes real steps"))
+        rows.append(("here", "unknown, because the model has no matrix products; --measure runs real steps"))
     if facts.step_seconds is not None and facts.seconds is not None:
         source = (
             f"measured, median of {plan.measured.steps} steps"
             if plan.measured
-            else "estimated from one matrix product; --measure takes real steps"
+            else "estimated from one matrix product; --measure runs real steps"
         )
         step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
-        speed = f"{step} a step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
+        speed = f"{step} per step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
         cost = "" if plan.dollars is None else f" and {as_dollars(plan.dollars)}"
         rows.append(("here", f"{as_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
     if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
@@ -138,13 +138,13 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
 
 def _print_gpus(plan: Plan) -> None:
     if not plan.run_flops:
-        print_line("  unknown: the model multiplies no matrices")
+        print_line("  unknown, because the model has no matrix products")
         return
     print_gpu_table(plan.gpu_estimates, mfu=plan.mfu)
 
 
 def print_gpu_table(estimates: Sequence[GpuEstimate | GpuTotal], *, mfu: float | None) -> None:
-    """Print a row for each GPU, and what the estimates come from; `mfu` is the one that was asked for."""
+    """Print a row for each GPU, and how the estimates were made; `mfu` is the requested one, if any."""
     shares = any(isinstance(estimate, GpuEstimate) for estimate in estimates)
     table = new_table("", "memory", "fits", "time", "cost", *(["MFU"] if shares else []), "bound by")
     for estimate in estimates:
@@ -164,13 +164,13 @@ def print_gpu_table(estimates: Sequence[GpuEstimate | GpuTotal], *, mfu: float |
         if mfu is None or kind == LAUNCHES:
             print_line(f"  {kind}: {BOUND_BY[kind]}")
     how = (
-        "from each GPU's peak in 16 bits and its memory's bandwidth (--mfu gives a share of the peak instead)"
+        "from each GPU's 16-bit peak speed and memory bandwidth (--mfu sets a share of the peak instead)"
         if mfu is None
-        else f"at {mfu:.0%} of the peak in 16 bits (--mfu)"
+        else f"at {mfu:.0%} of the 16-bit peak speed (--mfu)"
     )
     print_line(
-        f"  {how}, or {1e6 * KERNEL_S:g} µs a kernel where that is longer; prices of {PRICED}, one GPU on demand "
-        "(--price)"
+        f"  estimated {how}, or from {1e6 * KERNEL_S:g} µs per kernel if that is longer; prices from {PRICED} for one "
+        "GPU on demand (--price)"
     )
 
 

@@ -1,7 +1,8 @@
 """Loads the model of a finished or running run, to generate text with it and to evaluate it."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lmtrain.loop.evaluation import evaluate, perplexity
 from lmtrain.model.generate import generate
 from lmtrain.parts import build_model, build_system, check_model_size
 from lmtrain.run.directory import RUN_FILES, starting_folder
+from lmtrain.run.process_state import using_torch
 from lmtrain.system import System
 
 
@@ -96,16 +98,17 @@ class LoadedModel:
             raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, because its data had none")
         with raising_config_errors():  # the prompt may contain characters that the run's text did not have
             ids = tokenizer.encode(prompt) or [tokenizer.end_of_text or 0]
-        continued = generate(
-            self.model,
-            torch.tensor(ids, device=self.system.device),
-            tokens,
-            block_size=self.config.data.block_size,
-            vocab_size=tokenizer.vocab_size,
-            temperature=temperature,
-            top_k=top_k or None,
-            generator=seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed),
-        )
+        with self._torch_as_in_the_run():
+            continued = generate(
+                self.model,
+                torch.tensor(ids, device=self.system.device),
+                tokens,
+                block_size=self.config.data.block_size,
+                vocab_size=tokenizer.vocab_size,
+                temperature=temperature,
+                top_k=top_k or None,
+                generator=seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed),
+            )
         return tokenizer.decode(continued.tolist())
 
     def evaluate(self, split: str = "val", *, data: str | Path | None = None) -> Evaluation:
@@ -119,13 +122,20 @@ class LoadedModel:
             ConfigError: There is no such data, or it was made with another tokenizer.
         """
         node = OmegaConf.create(_data_node(self.config.data, None if data is None else Path(data), self.directory))
-        with raising_config_errors():
+        with self._torch_as_in_the_run(), raising_config_errors():
             for folder in token_folders(node).values():
                 check_tokenizer(folder, beside=self.directory)
             loader = build(node, split=split, seed=self.config.seed)
             loss = evaluate(self.model, self.model, loader.whole_split(), self.system)
         bits_per_byte = loss / math.log(2) / loader.bytes_per_token if loader.bytes_per_token else None
         return Evaluation(split, loader.total_tokens, loss, perplexity(loss), bits_per_byte)
+
+    @contextmanager
+    def _torch_as_in_the_run(self) -> Iterator[None]:
+        """Let torch compute with the settings of the run in the `with` block."""
+        with using_torch():
+            build_system(self.config, device=str(self.system.device), compile=False)
+            yield
 
 
 def load_model(

@@ -8,19 +8,24 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hydra.core.utils import env_override, run_job
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose_with_notes, explain_hydra_error, hydra_folder_texts, without_hydra
 from lmtrain.config.conf_source import MENU, naming_origins
 from lmtrain.config.hydra_internals import context_of_one_run
 from lmtrain.config.preflight import check_data, check_new_run
+from lmtrain.config.token_files import fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError, os_error_line
 from lmtrain.files.durable import make_folder
 from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,15 @@ class NewRun:
     hydra_files: Mapping[str, str]
     composed: DictConfig
     notes: Sequence[str] = ()
+
+
+def refuse_several_processes() -> None:
+    """Raise ConfigError under torchrun: each process would train the same run."""
+    text = os.environ.get("WORLD_SIZE") or "1"
+    if not text.isdecimal():
+        raise ConfigError(f"WORLD_SIZE={text}: this environment variable must be a whole number; unset it")
+    if int(text) > 1:
+        raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
 
 
 def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) -> NewRun:
@@ -71,8 +85,27 @@ def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) ->
     return NewRun(cfg, directory, hydra_files, composed, composition.notes)
 
 
-def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
-    """Call `train` as Hydra runs a job, with its callbacks and `hydra.job.env_set`, and return the exit code.
+def config_of_new_run(overrides: Sequence[str]) -> tuple[DictConfig, Sequence[str]]:
+    """Compose and check the config of a run without preparing its data; also return the notes to show.
+
+    A value that depends on the data, such as `model.vocab_size: null`, is filled in if the token files exist.
+
+    Raises:
+        ConfigError: There is a mistake in config or data.
+    """
+    composition = compose_with_notes(overrides)
+    composed = composition.config
+    with env_override(composed.hydra.job.env_set):
+        with naming_origins(overrides, composition.choices):
+            cfg = check_new_run(without_hydra(composed))
+        if all(any(path.glob("*.bin")) for path in token_folders(cfg.data).values()):
+            with raising_config_errors():
+                cfg = fill_in_from_data(cfg)
+    return cfg, composition.notes
+
+
+def start(run: NewRun, train: Callable[[NewRun], T]) -> T:
+    """Call `train` as Hydra runs a job, with its callbacks and `hydra.job.env_set`, and return its result.
 
     An exception in `train` is raised again. `train` must import torch itself, after the environment variables are set.
 
@@ -81,7 +114,7 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
     """
     mistakes: list[ConfigError] = []
 
-    def job(task_config: DictConfig) -> int | None:
+    def job(task_config: DictConfig) -> T | None:
         try:
             return train(run)
         except ConfigError as error:  # kept from Hydra, which would report it in its own words
@@ -96,9 +129,9 @@ def start(run: NewRun, train: Callable[[NewRun], int]) -> int:
         context.callbacks.on_run_end(config=run.composed, config_name=MENU, job_return=returned)
         if mistakes:
             raise mistakes[0]
-        exit_code: int = returned.return_value  # raises the exception of a failed job
+        ended: T = returned.return_value  # raises the exception of a failed job
     except HydraException as error:  # a callback can't be created
         raise ConfigError(explain_hydra_error(error, run.composed.hydra.overrides.task)) from error
     except OSError as error:  # the folder can't be created
         raise ConfigError(os_error_line(error)) from error
-    return exit_code
+    return ended

@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one command, and searches."""
+"""Runs sweeps and searches: many runs from one command."""

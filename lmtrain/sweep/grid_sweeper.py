@@ -1,4 +1,4 @@
-"""A sweep over all combinations of values, under any launcher: checks every config first, reports every job last."""
+"""Runs a sweep over all combinations of values: it checks every config first and reports every job at the end."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +29,13 @@ from lmtrain.sweep.launcher import (
     noting_launch_end,
     with_directory,
 )
-from lmtrain.sweep.report import raise_if_unfinished, show_launcher_failure, show_sweep_report, write_sweep_report
+from lmtrain.sweep.report import (
+    counted,
+    raise_if_unfinished,
+    show_launcher_failure,
+    show_sweep_report,
+    write_sweep_report,
+)
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
 
@@ -37,17 +43,23 @@ VALID = ("max_batch_size", "params")
 
 
 class GridSweeper(Sweeper):
-    """`hydra/sweeper=grid`: as Hydra's basic sweeper, but a job that fails stops no other job, and hides none.
+    """Runs every combination of the swept values (`hydra/sweeper=grid`), under any launcher.
+
+    Unlike with Hydra's basic sweeper, a job that fails does not stop the others, and every job is reported.
+
+    Args:
+        max_batch_size: Number of jobs to hand to the launcher at a time; null means all.
+        params: More overrides, by key, so that an experiment file can define a sweep.
 
     Raises:
-        ConfigError: a mistake in any job's config; nothing is left behind then.
-        SweepEndedError: not all jobs are done.
+        ConfigError: the config of a job has a mistake; nothing has been written.
+        SweepEndedError: not all jobs completed.
     """
 
     def __init__(self, max_batch_size: int | None, params: Mapping[str, Any] | None, **unknown: Any) -> None:
         self.max_batch_size = max_batch_size
         self.params = params or {}
-        self.unknown = unknown  # checked in `sweep`, where a mistake becomes one line
+        self.unknown = unknown  # reported by `sweep`, because an error here would be a traceback
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.config = config
@@ -71,9 +83,9 @@ class GridSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         make_sweep_directory(sweep_dir)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
-        console.print(f"sweep of {len(jobs)} jobs in {short_path(sweep_dir.absolute())}")
+        console.print(f"sweep of {counted(len(jobs), 'job')} in {short_path(sweep_dir.absolute())}")
         retry = self.config.retry_failed
-        before = {
+        ended_earlier = {
             job
             for job in jobs
             if remaining_work(job.directory, job.overrides, self._path, retry_failed=retry).status is not None
@@ -82,7 +94,7 @@ class GridSweeper(Sweeper):
         end = self._launch(batches, returned)
         missing = [None] * (len(jobs) - len(returned))
         ended = [
-            self._job_end(job, one, end.error, job in before)
+            self._job_end(job, one, end.error, job in ended_earlier)
             for job, one in zip(jobs, [*returned, *missing], strict=True)
         ]
         if end.error is not None:
@@ -94,8 +106,8 @@ class GridSweeper(Sweeper):
     def _check_settings(self) -> None:
         for key, value in self.unknown.items():
             way_out = did_you_mean(key, VALID, "hydra.sweeper.") or (
-                f"; hydra/sweeper=grid has {' and '.join(VALID)} alone; an experiment that searches tries everything "
-                "with hydra/sweeper/sampler=grid"
+                f"; hydra/sweeper=grid has only {' and '.join(VALID)}; for a search that tries every combination, use "
+                "hydra/sweeper/sampler=grid"
             )
             raise ConfigError(f"hydra.sweeper.{key}={value}: unknown key{way_out}")
         size = self.max_batch_size
@@ -103,13 +115,13 @@ class GridSweeper(Sweeper):
             raise ConfigError(f"hydra.sweeper.max_batch_size={size}: give a whole number, 1 or more")
 
     def _check_jobs(self, jobs: Sequence[Job]) -> None:
-        """Check every job's config, and then the data: a typo in the last one should not wait for the others."""
+        """Check the config of every job, then the data, so that a typo is found before data is read."""
         for job in jobs:
             check_job_config(job.overrides, self._path)
         show_notes(job_config(job.overrides, self._path, job.directory) for job in jobs)
 
     def _launch(self, batches: Sequence[Sequence[Sequence[str]]], returned: list[JobReturn]) -> LaunchEnd:
-        """Fill in what the launcher returns; return what ended it early."""
+        """Run all batches, add their results to `returned`, and return why the launcher ended early, if it did."""
         assert self.launcher is not None
         with noting_launch_end() as end:
             for batch in batches:
@@ -119,14 +131,16 @@ class GridSweeper(Sweeper):
                     break
         return end
 
-    def _job_end(self, job: Job, returned: JobReturn | None, launcher_error: Exception | None, before: bool) -> JobEnd:
-        """Return how a job ended, by what the launcher returned and, without that, by what lies in its directory."""
+    def _job_end(
+        self, job: Job, returned: JobReturn | None, launcher_error: Exception | None, ended_earlier: bool
+    ) -> JobEnd:
+        """Return how a job ended, from the launcher's result or, without one, from the files in its directory."""
         failure = (failure_of(returned) if returned else None) or launcher_error
         if isinstance(failure, JobFailedError):
             return replace(failure.ended, job=job)
         now = remaining_work(job.directory, job.overrides, self._path, retry_failed=False)
         if now.status is not None:
-            return JobEnd(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not before)
+            return JobEnd(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not ended_earlier)
         result = read_json(job.directory / "result.json")
         begun = result.get("status") or (INTERRUPTED.status if now.resumes else NOT_STARTED)
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)

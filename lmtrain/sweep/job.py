@@ -1,16 +1,16 @@
-"""A job of a sweep, and how it ended."""
+"""Defines a job of a sweep and how it ended."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-NOT_STARTED = "not started"  # a job that a signal to the sweep came before
+NOT_STARTED = "not started"  # the sweep was stopped before the job's turn
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run of a sweep: its overrides, its directory, and a title that tells it from the others."""
+    """A run of a sweep: its overrides, its directory, and a title with the overrides that differ between jobs."""
 
     overrides: tuple[str, ...]
     directory: Path
@@ -19,7 +19,11 @@ class Job:
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a job ended: `status` as in `result.json`, or NOT_STARTED; `ran` if it ran in this sweep, not before."""
+    """The end of a job.
+
+    `status` is the status in `result.json`, or NOT_STARTED. `ran` is True if the job ran in this sweep, and False if it
+    had ended earlier or was not started.
+    """
 
     job: Job
     status: str

@@ -1,4 +1,4 @@
-"""The configs of a sweep's jobs, composed and checked in the sweep's own process before any of them starts."""
+"""Composes and checks the configs of a sweep's jobs before any of them starts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ from lmtrain.terminal.console import console
 
 @dataclass(frozen=True)
 class JobConfig:
-    """A job's config, resolved and in plain containers, and the names that a resume of the job must trust.
+    """A job's config.
 
-    `notes` say what is surprising about how it was composed.
+    Attributes:
+        config: The resolved config in plain containers.
+        to_trust: The names of user classes that a resume of the job must trust.
+        notes: Remarks about surprising points of the composition.
     """
 
     config: Mapping[str, Any]
@@ -31,21 +34,21 @@ class JobConfig:
 
 
 def check_job_config(overrides: tuple[str, ...], search_path: tuple[str, ...]) -> None:
-    """Raise ConfigError if a job's config is wrong; do not look at the data."""
+    """Raise ConfigError if a job's config has a mistake; the data is not read."""
     composition = _compose_job(overrides, search_path)
     with naming_origins(overrides, composition.choices):
         check(composition.config)
 
 
-@cache  # wanted several times: to check the job, to run it, to show it, and to report how it ended
+@cache  # needed several times: to check, run, show and report the job
 def job_config(overrides: tuple[str, ...], search_path: tuple[str, ...], directory: Path | None) -> JobConfig:
-    """Return what the job's own process will compose, or has composed if its directory (None: none yet) holds a run.
+    """Compose and check the config that the job's process composes.
 
-    Of a run that has begun, the checkpoint that it is a fork of may be gone, and its data is not prepared again. The
-    answer is kept: what could begin once can begin later.
+    If `directory` already has a run, its data is not prepared again, and the checkpoint that it was forked from may be
+    missing. The result is cached, because a config that was valid once stays valid.
 
     Raises:
-        ConfigError: naming what is wrong with config or data.
+        ConfigError: the config or the data has a mistake; the message names it.
     """
     composition = _compose_job(overrides, search_path)
     composed = composition.config
@@ -57,13 +60,13 @@ def job_config(overrides: tuple[str, ...], search_path: tuple[str, ...], directo
 
 
 def show_notes(jobs: Iterable[JobConfig]) -> None:
-    """Print what is surprising about the configs of a sweep's jobs, once for all of them."""
+    """Print the notes about the configs of a sweep's jobs, each note once."""
     for note in dict.fromkeys(note for job in jobs for note in job.notes):
         console.print(note, style="yellow")
 
 
 def sweep_search_path(hydra_settings: Any) -> list[str]:
-    """Return the override by which a sweep's jobs find configs beside the usual places; empty if there are none."""
+    """Return the override that gives a sweep's jobs additional config folders; empty if there are none."""
     given = [source.path for source in hydra_settings.runtime.config_sources if source.provider == "command-line"]
     return search_path_override(given, hydra_settings.searchpath or ())
 

@@ -1,4 +1,4 @@
-"""A job's directory: its name, and the work that its files leave to be done."""
+"""Names a job's directory, and finds out from its files what work remains."""
 
 import hashlib
 import itertools
@@ -30,13 +30,13 @@ QUOTES = "'\""
 
 
 def directory_name(overrides: Sequence[str], swept: Collection[str] = ()) -> str:
-    """Return a readable name made of a job's overrides, those of the `swept` keys first: they tell the jobs apart.
+    """Return a readable directory name made of a job's overrides, with the `swept` keys first.
 
-    `optimizer.lr=1e-3`, `seed=1` → `lr=1e-3,seed=1`; of a fork, the run that it starts from and what follows `++fork`,
-    since what stands before it is that run's. Where the name says less than the overrides do, as they are too many or
-    have characters that do not suit a file's name, a hash of them follows.
+    For example, `optimizer.lr=1e-3` and `seed=1` become `lr=1e-3,seed=1`. A fork's name has its parent run and the
+    overrides after `++fork`, because those before it repeat the parent's. If the overrides are too many, or have
+    characters that do not suit a file name, the name ends with a hash of all of them.
     """
-    kept = [override for override in overrides if not _is_aside(override)]
+    kept = [override for override in overrides if not _is_neutral(override)]
     if not kept:
         return "defaults"
     forks = [at for at, override in enumerate(kept) if override.startswith(FORK)]
@@ -58,27 +58,28 @@ def directory_name(overrides: Sequence[str], swept: Collection[str] = ()) -> str
 
 
 def name_without_order(name: str) -> str:
-    """Return what the names of one job's directory have in common, whichever of its keys were swept."""
+    """Return a form of a directory name that is equal for equal overrides, whichever keys were swept."""
     words = name.split(",")
     is_hash = "=" not in words[-1]
     return words[-1] if is_hash else ",".join(sorted(words))
 
 
 def register_directory_resolver() -> None:
-    """Let configs name a job's directory, as `hydra.sweep.subdir` in `conf/config.yaml` does."""
+    """Register the resolver `job_directory`, which `hydra.sweep.subdir` in `conf/config.yaml` uses."""
     OmegaConf.register_new_resolver("job_directory", directory_name, replace=True)
 
 
-def _is_aside(override: str) -> bool:
+def _is_neutral(override: str) -> bool:
+    """Return whether an override does not change the job's result."""
     key = override.partition("=")[0]
     return key in NEUTRAL_KEYS or key.startswith("hydra")
 
 
 def make_sweep_directory(sweep_dir: Path) -> None:
-    """Make the directory of a sweep if it is not there.
+    """Make the directory of a sweep if it does not exist.
 
     Raises:
-        ConfigError: something in it is a link, by which a sweep that others made could have files elsewhere written.
+        ConfigError: the directory contains a link, through which the sweep could write to files elsewhere.
     """
     make_folder(sweep_dir)
     with raising_config_errors():
@@ -87,7 +88,7 @@ def make_sweep_directory(sweep_dir: Path) -> None:
 
 @dataclass(frozen=True)
 class RemainingWork:
-    """What is left of a job: a process with these arguments; or nothing, since the job has ended with `status`."""
+    """The remaining work of a job: a process with `arguments` or, if `status` is set, nothing, as the job has ended."""
 
     arguments: Sequence[str] = ()
     resumes: bool = False
@@ -99,7 +100,7 @@ class RemainingWork:
 def remaining_work(
     directory: Path, overrides: tuple[str, ...], search_path: tuple[str, ...], *, retry_failed: bool
 ) -> RemainingWork:
-    """Return what the files in a job's directory leave to be done; a job with links among them has failed."""
+    """Find out from the files in a job's directory what work remains; a job with links among its files has failed."""
     try:
         refuse_strange_entries(directory)
     except ValueError as error:
@@ -124,7 +125,7 @@ def remaining_work(
 
 
 def _describe_other_run(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return in what the run in a directory differs from the job that is to go there, and the way out."""
+    """Return a message with the differences between the run in a directory and the job for it, and the way out."""
     before, after = ({key: value for key, value in one.items() if key not in NEUTRAL_KEYS} for one in (saved, wanted))
     found = first_few(differences(before, after), SHOWN_DIFFERENCES, separator="; ")
-    return f"{directory}: holds a run of another config ({found}); move it away, or give another hydra.sweep.dir"
+    return f"{directory}: has a run with another config ({found}); move it away, or give another hydra.sweep.dir"

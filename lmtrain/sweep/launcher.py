@@ -1,4 +1,4 @@
-"""Starts the jobs of a sweep, each in a fresh interpreter: no flag, thread count or memory of one reaches the next."""
+"""Starts each job of a sweep in a fresh interpreter, so that no flag, thread count or memory is shared between jobs."""
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -27,7 +27,7 @@ SUBDIR = "${job_directory:${hydra.overrides.task}}"  # as in conf/config.yaml
 
 
 class JobFailedError(RuntimeError):
-    """A job is not done; `ended` says how it ended. An exception, since Hydra has no other way to report it."""
+    """A job did not complete; `ended` says how it ended. Hydra has no other way to report this than an exception."""
 
     def __init__(self, ended: JobEnd) -> None:
         super().__init__(ended)
@@ -38,12 +38,12 @@ class JobFailedError(RuntimeError):
 
 
 class JobStoppedError(BaseException):
-    """A signal, this number, stopped a job and with it the process that it was started from."""
+    """A signal stopped a job and the process that started it; the argument is the signal's number."""
 
 
 @dataclass
 class LaunchEnd:
-    """What ended the work of a launcher early: a signal, by its number, or an error of the launcher's own."""
+    """The reason for which a launcher ended early: the number of a signal, or an error of the launcher."""
 
     stopped: int | None = None
     error: Exception | None = None
@@ -51,7 +51,7 @@ class LaunchEnd:
 
 @contextmanager
 def noting_launch_end() -> Iterator[LaunchEnd]:
-    """Note what ends a launcher in the `with` block, and go on after the block; a ConfigError is raised."""
+    """Catch a signal or a launcher's error in the `with` block and store it in the result; a ConfigError is raised."""
     end = LaunchEnd()
     try:
         with StopRequest():
@@ -62,12 +62,18 @@ def noting_launch_end() -> Iterator[LaunchEnd]:
         end.stopped = int(signal.args[0])
     except ConfigError:
         raise
-    except Exception as error:  # another package's launcher may raise anything; jobs that ended have their results
+    except Exception as error:  # a third-party launcher may raise anything; the jobs that ended still have results
         end.error = error
 
 
 class ProcessLauncher(Launcher):
-    """`hydra/launcher=process`: `n_jobs` at once (null: one for each `gpus_per_job` GPUs; without any, one)."""
+    """Runs the jobs of a sweep in processes on this machine (`hydra/launcher=process`).
+
+    Args:
+        n_jobs: Number of jobs to run at the same time; null means one per group of `gpus_per_job` GPUs, or one without
+            GPUs. If there are more jobs than groups, they share the GPUs evenly.
+        gpus_per_job: Number of GPUs for each job, from those in CUDA_VISIBLE_DEVICES or all; 0 hides all GPUs.
+    """
 
     def __init__(self, n_jobs: int | None, gpus_per_job: int) -> None:
         self.n_jobs = n_jobs
@@ -93,19 +99,19 @@ class ProcessLauncher(Launcher):
 def jobs_of(
     config: DictConfig, job_overrides: Sequence[Sequence[str]], first_number: int, swept: Collection[str] = ()
 ) -> list[Job]:
-    """Return a sweep's jobs: their directories are the same under every launcher, their titles what not all share.
+    """Return a sweep's jobs. Their directories do not depend on the launcher; their titles have what differs.
 
-    A job that has a directory keeps it, also where other keys were swept when it was made.
+    A job whose directory already exists keeps it, even if other keys were swept when the directory was made.
     """
     sweep_dir = Path(config.hydra.sweep.dir).absolute()
     found = {name_without_order(path.name): path.name for path in sorted(sweep_dir.glob("*"), reverse=True)}
     shared = Counter(override for overrides in job_overrides for override in set(overrides))
     jobs = []
     for number, overrides in enumerate(job_overrides, first_number):
-        if overrides and overrides[-1].startswith(GIVEN_SUBDIR):  # by `with_directory`
+        if overrides and overrides[-1].startswith(GIVEN_SUBDIR):  # added by `with_directory`
             *overrides, given = overrides
             subdir = given.removeprefix(GIVEN_SUBDIR).strip('"')
-        elif names_directories(config):  # composing would only take its time
+        elif names_directories(config):  # saves the time of composing the config
             name = directory_name(overrides, swept)
             subdir = found.get(name_without_order(name), name)
         else:
@@ -117,13 +123,13 @@ def jobs_of(
 
 
 def names_directories(config: DictConfig) -> bool:
-    """Return whether lmtrain names the directories of a sweep's jobs, and not the user."""
+    """Return whether lmtrain, and not the user, names the directories of a sweep's jobs."""
     own: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     return bool(own["subdir"] == SUBDIR)
 
 
 def with_directory(job: Job) -> list[str]:
-    """Return a job's overrides and, as the last one, the name of its directory, for any launcher."""
+    """Return a job's overrides, followed by one that sets its directory under any launcher."""
     return [*job.overrides, f"{GIVEN_SUBDIR}{quoted(job.directory.name)}"]
 
 

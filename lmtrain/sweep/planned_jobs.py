@@ -1,4 +1,4 @@
-"""The jobs that a command line with `-m` would start, without starting one."""
+"""Finds the jobs that a command line with `-m` would start, without starting them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +20,24 @@ GRID = "hydra_plugins.lmtrain.GridSweeper"
 
 @dataclass(frozen=True)
 class PlannedJobs:
-    """A sweep's jobs; of a search a single one, with the values that the config itself has, `trials` times."""
+    """The jobs of a sweep, or one typical job of a search.
+
+    Attributes:
+        jobs: The jobs of a sweep; for a search, one job with the values in the config.
+        trials: The number of trials of a search; None for a sweep.
+        n_jobs: The number of jobs that run at the same time.
+    """
 
     jobs: Sequence[Job]
-    trials: int | None  # of a search
-    n_jobs: int  # at once
+    trials: int | None
+    n_jobs: int
 
 
 def planned_jobs(overrides: Sequence[str]) -> PlannedJobs:
-    """Return what `python -m lmtrain -m OVERRIDES` would run; an experiment may say it as well.
+    """Return the jobs that `python -m lmtrain -m OVERRIDES` would run, from the overrides or an experiment's sweep.
 
     Raises:
-        ConfigError: a mistake in the overrides, a search that does not say its number of trials.
+        ConfigError: an override has a mistake, or a search has no number of trials.
     """
     register_directory_resolver()
     fixed = [str(override.input_line) for override in parse_overrides(overrides) if not override.is_sweep_override()]
@@ -46,6 +52,6 @@ def planned_jobs(overrides: Sequence[str]) -> PlannedJobs:
         return PlannedJobs(jobs_of(composed, grid.jobs(), 0, grid.swept), None, n_jobs)
     trials = sweeper.get("n_trials")
     if not isinstance(trials, int):
-        raise ConfigError(f"hydra.sweeper.n_trials={trials}: the plan of a search needs the number of its trials")
+        raise ConfigError(f"hydra.sweeper.n_trials={trials}: give the number of trials to plan a search")
     sweep_dir = Path(composed.hydra.sweep.dir).absolute()
-    return PlannedJobs([Job(tuple(fixed), sweep_dir / "0", "a trial, at the config's own values")], trials, n_jobs)
+    return PlannedJobs([Job(tuple(fixed), sweep_dir / "0", "a trial with the values in the config")], trials, n_jobs)

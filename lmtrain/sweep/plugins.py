@@ -1,4 +1,4 @@
-"""Makes lmtrain's launcher and sweepers known to Hydra, where a sweep needs them."""
+"""Registers lmtrain's launcher and sweepers with Hydra."""
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -12,9 +12,10 @@ from lmtrain.sweep.search.optuna_sweeper import OptunaSweeper
 
 
 def register_plugins() -> None:
-    """Register launcher, sweepers and the names of job directories; again only if Hydra has started its plugins anew.
+    """Register the launcher, the sweepers and the resolver for job directories.
 
-    Hydra does so in every process that a launcher such as joblib starts.
+    The call does nothing if they are already registered. Launchers such as joblib start processes in which Hydra
+    discovers its plugins again; there they must be registered again.
     """
     set_up_hydra()
     register_directory_resolver()

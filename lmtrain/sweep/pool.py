@@ -1,4 +1,4 @@
-"""Runs the jobs of sweeps and searches, each in a fresh interpreter, if its directory leaves something to be done."""
+"""Runs the jobs of sweeps and searches that still have work to do, each in a fresh interpreter."""
 
 import os
 import shlex
@@ -23,8 +23,8 @@ from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_directory import RemainingWork, remaining_work
 from lmtrain.terminal.redact import redacted
 
-PARENT = "LMTRAIN_PARENT"  # in a job's environment: the process without which it stops (`__main__.stop_with_parent`)
-AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # by which `wandb agent` knows the one run it has started
+PARENT = "LMTRAIN_PARENT"  # environment variable: a job stops when this process ends (`__main__.stop_with_parent`)
+AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # `wandb agent` sets them for the one run that it starts
 LOG = "job.log"
 LOCK = ".job.lock"
 LOG_TAIL_BYTES = 20_000
@@ -32,25 +32,25 @@ LOG_TAIL_BYTES = 20_000
 
 @dataclass
 class RunningJob:
-    """A job's process."""
+    """A job whose process is running."""
 
     job: Job
     process: "subprocess.Popen[bytes]"
     slot: int
     resumed: bool
-    lock: FileLock  # held by the process as well, which may outlive this one
+    lock: FileLock  # the job's process holds it too, because it may outlive this process
     log_start: int
     result_before: int | None
-    forwarded: int = 0  # of the signals that came
+    forwarded: int = 0  # number of signals that were sent to the process
     since: float = field(default_factory=time.monotonic)
 
 
 class JobPool:
-    """Runs up to `n_jobs` jobs at once (null: one for each `gpus_per_job` GPUs; without any, one).
+    """Runs up to `n_jobs` jobs at the same time (None: one per `gpus_per_job` GPUs, or one without GPUs).
 
-    No method waits: `poll`, a few times a second, starts what can start and returns what has ended. A job that another
-    process is running stays in the queue. The first signal that asks to stop reaches every job that runs, which saves
-    and stops, and no other job starts; further signals reach them as well. Leaving the pool stops what runs.
+    No method blocks. Call `poll` a few times a second: it starts jobs and returns those that have ended. A job that
+    another process is running stays in the queue. After a stop signal no job starts; the signal, and any further ones,
+    are forwarded to the running jobs, which save and stop. Leaving the pool (a context manager) stops the running jobs.
 
     Raises:
         ConfigError: there are fewer GPUs than `gpus_per_job`.
@@ -59,7 +59,7 @@ class JobPool:
     def __init__(
         self, *, n_jobs: int | None, gpus_per_job: int | None, retry_failed: bool, search_path: Sequence[str] = ()
     ) -> None:
-        self._slots = slot_variables(n_jobs, gpus_per_job)  # each one's environment variables
+        self._slots = slot_variables(n_jobs, gpus_per_job)  # the environment variables of each slot
         self._retry_failed = retry_failed
         self._search_path = tuple(search_path)
         self._queue: list[Job] = []
@@ -69,7 +69,7 @@ class JobPool:
         self.running: list[RunningJob] = []
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows no handlers elsewhere
+        if threading.current_thread() is threading.main_thread():  # Python allows signal handlers only there
             self._previous = {number: signal.signal(number, self._on_signal) for number in signals_to_handle()}
         return self
 
@@ -88,7 +88,7 @@ class JobPool:
 
     @property
     def stopped(self) -> int | None:
-        """The signal that asked to stop; None if none came."""
+        """The number of the first stop signal; None if there was none."""
         return self._signals[0] if self._signals else None
 
     @property
@@ -97,19 +97,19 @@ class JobPool:
 
     @property
     def free(self) -> int:
-        """Slots without a job, running or submitted."""
+        """The number of slots for which no job is running or queued."""
         return max(0, len(self._slots) - len(self.running) - len(self._queue))
 
     @property
     def unfinished(self) -> int:
-        """Jobs submitted that have not ended."""
+        """The number of submitted jobs that have not ended."""
         return len(self.running) + len(self._queue)
 
     def submit(self, job: Job) -> None:
         self._queue.append(job)
 
     def poll(self) -> list[JobEnd]:
-        """Start what can start; return what has ended since the last call."""
+        """Start jobs if slots are free, and return the jobs that have ended since the last call."""
         self._forward_signals()
         ended = []
         for running in self.running[:]:
@@ -122,7 +122,7 @@ class JobPool:
                 ended.append(JobEnd(job, NOT_STARTED, None, None, {}, ran=False))
             elif (self._free_slot() is not None or id(job) not in self._looked_at) and (outcome := self._start(job)):
                 ended.append(outcome)
-            self._looked_at.add(id(job))  # what was done before is returned at once, and the rest in its turn
+            self._looked_at.add(id(job))  # each job is checked once even without a free slot, as it may be done already
         settled = {id(one.job) for one in self.running} | {id(one.job) for one in ended}
         self._queue = [job for job in self._queue if id(job) not in settled]
         self._looked_at -= settled
@@ -133,7 +133,7 @@ class JobPool:
         return next((slot for slot in range(len(self._slots)) if slot not in used), None)
 
     def _start(self, job: Job) -> JobEnd | None:
-        """Start the job's process if it can start; return how the job ended, if it has ended before."""
+        """Start the job's process if possible; return how the job ended if it ended earlier."""
         slot = self._free_slot()
         if (slot is None and not job.directory.is_dir()) or (lock := _lock_job(job.directory)) is None:
             return None
@@ -155,7 +155,7 @@ class JobPool:
         fresh = code == 0 or _result_time_ns(running.job.directory) != running.result_before
         result = read_json(running.job.directory / "result.json") if fresh else {}
         status = result.get("status") or status_of(code)
-        if not fresh and self.stopped is not None:  # before it could see to signals
+        if not fresh and self.stopped is not None:  # stopped before it had installed its signal handlers
             status = INTERRUPTED.status
         reason = None if status in SUCCESSFUL else result.get("error") or _failure_reason(running, code)
         return JobEnd(running.job, status, result.get("objective"), reason, result, ran=True)
@@ -172,15 +172,15 @@ class JobPool:
 
 
 def _lock_job(directory: Path) -> FileLock | None:
-    """Lock a job's directory for its process and this one; return None if another process uses it.
+    """Lock a job's directory for this process and the job's process; return None if another process uses it.
 
-    The kernel frees the lock when both are gone, so an orphan of a killed sweep keeps its directory to itself.
+    The kernel frees the lock when both processes have ended, so a job that outlives a killed sweep keeps its directory.
     """
     make_folder(directory)
     lock = FileLock(directory / LOCK)
     if not lock.try_acquire():
         return None
-    if run_lock(directory).is_held():  # by a run that no sweep has started
+    if run_lock(directory).is_held():  # by a run that was not started by a sweep
         lock.release()
         return None
     return lock
@@ -191,7 +191,7 @@ def _start_process(
 ) -> RunningJob:
     command = [sys.executable, "-m", "lmtrain", *work.arguments]
     if not work.resumes:
-        (job.directory / "result.json").unlink(missing_ok=True)  # of a failed one that is run anew
+        (job.directory / "result.json").unlink(missing_ok=True)  # from a failed attempt that is now retried
     result_before = _result_time_ns(job.directory)
     inherited = {name: value for name, value in os.environ.items() if name not in AGENTS}
     with (job.directory / LOG).open("ab") as log:
@@ -204,14 +204,14 @@ def _start_process(
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**inherited, **variables, PARENT: str(os.getpid())},
-            start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which hands it on
+            start_new_session=True,  # Ctrl-C in the terminal reaches only the sweep, which forwards it
             pass_fds=[lock.fileno()],
         )
     return RunningJob(job, process, slot, work.resumes, lock, log_start, result_before)
 
 
 def _result_time_ns(directory: Path) -> int | None:
-    """Return when the result was written, which tells it from the one before; None without a result."""
+    """Return the time at which the result was written, to recognise a new result; None without a result."""
     try:
         return (directory / "result.json").stat().st_mtime_ns
     except FileNotFoundError:
@@ -219,7 +219,7 @@ def _result_time_ns(directory: Path) -> int | None:
 
 
 def _failure_reason(running: RunningJob, code: int) -> str:
-    """Return why a process ended that has left no result: the signal that killed it, or its last line."""
+    """Return why a process ended without a result: the signal that killed it, or the last line of its output."""
     if code < 0:
         name = signal.Signals(-code).name
         return f"killed by {name}" + (" (out of memory?)" if -code == signal.SIGKILL else "")

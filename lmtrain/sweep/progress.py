@@ -1,4 +1,4 @@
-"""Shows a sweep while it goes on: a live table in a terminal; else a line when a job starts or ends."""
+"""Shows a running sweep: as a live table in a terminal, otherwise as a line whenever a job starts or ends."""
 
 import time
 from collections import Counter
@@ -21,13 +21,13 @@ from lmtrain.terminal.units import duration, loss_text
 
 POLL_S = 0.1
 REFRESH_S = 0.5
-OTHER_ROWS = 8  # of a screen: the table's frame, its counts and the shell's line
+OTHER_ROWS = 8  # rows for the table's frame, the counts and the shell prompt
 MAX_TITLE_CHARS = 80
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has got, by the last lines of its metrics."""
+    """The progress of a run, from the last lines of its metrics."""
 
     step: int = 0
     train_loss: float | None = None
@@ -39,16 +39,16 @@ class Progress:
 
 
 def read_progress(metrics: Path) -> Progress:
-    """Return how far a run that goes on has got, from its `metrics.jsonl`."""
+    """Return the progress of a running run from its `metrics.jsonl`."""
     newest = read_newest(metrics)
     seconds = newest.get("seconds") or 0.0
     return Progress(int(newest.get("step") or 0), newest.get("train/loss"), newest.get("val/loss"), seconds)
 
 
 class SweepProgress:
-    """Shows a pool's jobs while it is open (a context manager); `show` after each `poll`.
+    """Shows the jobs of a pool (a context manager); call `show` after each `poll`.
 
-    `total` is the number of all jobs, if that is known.
+    `total` is the number of all jobs, or None if it is unknown.
     """
 
     def __init__(self, pool: JobPool, total: int | None, search_path: Sequence[str]) -> None:
@@ -112,7 +112,7 @@ class SweepProgress:
 
     def _running_row(self, running: RunningJob) -> list[str]:
         config = job_config(running.job.overrides, self._search_path, running.job.directory).config
-        max_steps = config.get("trainer", {}).get("max_steps")  # a trainer of the user's own may have none
+        max_steps = config.get("trainer", {}).get("max_steps")  # a user's trainer may not have it
         progress = read_progress(running.job.directory / "metrics.jsonl")
         left = progress.seconds_left(max_steps) if max_steps else None
         return [
@@ -126,7 +126,7 @@ class SweepProgress:
 
 
 def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> list[JobEnd]:
-    """Run and show the jobs; return how they ended, in their own order."""
+    """Run and show the jobs; return how each ended, in the order of `jobs`."""
     for job in jobs:
         pool.submit(job)
     ended: list[JobEnd] = []

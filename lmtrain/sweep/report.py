@@ -1,4 +1,4 @@
-"""How a sweep ended: the closing table, `sweep.json`, and what to do next."""
+"""Reports how a sweep ended: the closing table, `sweep.json`, and the commands to run next."""
 
 import json
 import logging
@@ -25,12 +25,12 @@ from lmtrain.terminal.units import duration, loss_text, si
 log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
-TABLE_COLUMNS = 100  # of the terminal, at most: what a page or a chat has room for
+TABLE_COLUMNS = 100  # the table is at most this wide, so that it fits into a web page or a chat
 RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "seconds", "config_hash")
 
 
 def write_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
-    """Record in `sweep.json` how each job ended, best first; `stopped` is the signal that stopped the sweep."""
+    """Write `sweep.json` with the end of each job, best first; `stopped` is the signal that stopped the sweep."""
     content = {
         "command": ["lmtrain", *sys.argv[1:]],
         "stopped": stopped,
@@ -48,12 +48,12 @@ def write_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | 
             for one in best_first(ended)
         ],
     }
-    with locked_folder(sweep_dir):  # two of the same command end at the same time
+    with locked_folder(sweep_dir):  # several processes may work on the same sweep and end at the same time
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
 
 
 def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
-    """Print how each job ended, best first, why some failed, and the commands that continue and compare."""
+    """Print how each job ended, best first, why jobs failed, and the commands that continue and compare."""
     ended = best_first(ended)
     console.print(jobs_table(ended), width=min(console.width, TABLE_COLUMNS))
     for one in ended:
@@ -71,7 +71,7 @@ def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | N
 
 
 def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:
-    """Raise SweepEndedError, with the exit code of the command, if a signal stopped the sweep or a job is not done."""
+    """Raise SweepEndedError with an exit code if a signal stopped the sweep or a job did not complete."""
     if stopped is not None:
         raise SweepEndedError(ending_by_signal(stopped).exit_code)
     if any(one.status not in SUCCESSFUL for one in ended):
@@ -79,21 +79,21 @@ def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:
 
 
 def best_first(ended: Sequence[JobEnd]) -> list[JobEnd]:
-    """Return the jobs that are done by their loss, and then the others."""
+    """Return the jobs that succeeded, sorted by loss, followed by the others."""
     return sorted(
         ended, key=lambda one: (one.status not in SUCCESSFUL, math.inf if one.objective is None else one.objective)
     )
 
 
 def show_launcher_failure(error: Exception) -> None:
-    """Print that a launcher failed by itself; how its jobs ended is in their directories."""
+    """Print that the launcher itself failed; the results of its jobs are in their directories."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     console.print(redact(f"the launcher failed: {reason}"), soft_wrap=True)
-    log.debug("its traceback", exc_info=error)
+    log.debug("the launcher's traceback", exc_info=error)
 
 
 def jobs_table(ended: Sequence[JobEnd]) -> Table:
-    """Return a table with a row for each job; its directory is called by the same values."""
+    """Return a table with a row for each job; the values in a job's title are also in its directory's name."""
     rows = Table()
     for heading in ("job", "status", "best val", "at step", "train", "tokens", "time"):
         words = heading in ("job", "status")
@@ -112,18 +112,23 @@ def jobs_table(ended: Sequence[JobEnd]) -> Table:
 
 
 def status_label(ended: JobEnd) -> str:
-    """Return a job's status, and whether an earlier sweep brought it there."""
-    return ended.status if ended.ran or ended.status == NOT_STARTED or not ended.result else f"{ended.status} before"
+    """Return a job's status, with `earlier` if the job ended in an earlier sweep."""
+    return ended.status if ended.ran or ended.status == NOT_STARTED or not ended.result else f"{ended.status} earlier"
 
 
 def count_by_status(ended: Sequence[JobEnd]) -> str:
-    """Return how many jobs ended how: `12 jobs: 10 completed, 2 failed`."""
+    """Return the number of jobs with each status, such as `12 jobs: 10 completed, 2 failed`."""
     counts = Counter(map(status_label, ended))
-    return f"{len(ended)} jobs: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+    return f"{counted(len(ended), 'job')}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
+
+
+def counted(count: float, noun: str) -> str:
+    """Return a number and a noun, such as `1 job` or `2 jobs`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
-    """Return the same command for the same directory, which runs what is missing; `retries`: and what has failed."""
+    """Return the command that runs the missing jobs of the same sweep and, with `retries`, the failed ones again."""
     given = [text for text in sys.argv[1:] if not text.startswith(("hydra.sweep.dir=", "retry_failed="))]
     path = short_path(sweep_dir)
     plain = all(character.isalnum() or character in "/_.-" for character in path)
@@ -133,5 +138,5 @@ def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:
 
 
 def _has_run(ended: JobEnd) -> bool:
-    """Return whether a job ran, now or before. Else `reason` says what is in its way: a run of another config, say."""
+    """Return whether a job ran, now or earlier. If not, its `reason` says why, such as a run with another config."""
     return ended.ran or bool(ended.result)

@@ -1,4 +1,4 @@
-"""What the launchers of others (joblib, submitit, Ray) run for each job of a sweep, in processes of their own."""
+"""Defines the task that third-party launchers (joblib, submitit, Ray) run for each job of a sweep, in a new process."""
 
 import os
 import sys
@@ -22,31 +22,31 @@ POLL_S = 0.1
 
 @dataclass(frozen=True)
 class RunJob:
-    """Runs a sweep's job as the process launcher would; `folder` is the one that the sweep was started in.
+    """Runs a job as the process launcher would; `folder` is the folder in which the sweep was started.
 
-    A launcher pickles it, and calls it in a process that knows of lmtrain nothing but this; the resolvers that name
-    the job's directory come with the state that Hydra's launchers hand over.
+    A launcher pickles this object and calls it in a new process, in which nothing else of lmtrain is set up. Hydra's
+    launchers pass on the resolvers that name the job's directory.
     """
 
     folder: Path
 
     def __call__(self, cfg: DictConfig) -> float | None:
-        """Run the job; return its objective.
+        """Run the job and return its objective.
 
         Raises:
-            JobFailedError: the job is not done.
-            JobStoppedError: a signal stopped it, and no other job may be started here.
+            JobFailedError: the job did not complete.
+            JobStoppedError: a signal stopped the job, so no other job may start in this process.
         """
-        if self.folder.is_dir():  # of another machine, perhaps
+        if self.folder.is_dir():  # on another machine, the folder may not exist
             change_folder(self.folder)
             if str(self.folder) not in sys.path:
-                sys.path.insert(0, str(self.folder))  # a user's own model
-        register_plugins()  # Hydra has started its plugins anew
+                sys.path.insert(0, str(self.folder))  # for a user's model
+        register_plugins()
         settings = HydraConfig.get()
         directory = Path(os.path.abspath(self.folder / settings.sweep.dir / settings.sweep.subdir))
         with JobPool(
             n_jobs=1,
-            gpus_per_job=None,  # the launcher's business
+            gpus_per_job=None,  # the launcher assigns GPUs
             retry_failed=cfg.retry_failed,
             search_path=sweep_search_path(settings),
         ) as pool:

@@ -43,7 +43,8 @@ class PlainConsole(Console):
 
 
 def _make_console() -> Console:
-    console = PlainConsole(soft_wrap=True)
+    # In a notebook, rich's Jupyter mode would make each line a separate output.
+    console = PlainConsole(soft_wrap=True, force_jupyter=False)
     if not console.is_terminal:
         console.width = LOG_WIDTH
     return console

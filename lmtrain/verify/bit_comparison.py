@@ -1,4 +1,4 @@
-"""Compares a run that was killed and resumed with one that never was: checkpoints bit by bit, metrics by the line."""
+"""Compares a run that was killed and resumed with an undisturbed run: checkpoints bit for bit, metrics line by line."""
 
 import json
 import re
@@ -16,8 +16,8 @@ from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import MEASURED, read_metrics
 from lmtrain.terminal.as_text import differences
 
-# What of a checkpoint's state.json training depends on, and what in there is time or identity (of a file, too): two
-# runs differ in it.
+# The parts of a checkpoint's state.json on which training depends, and the keys in them that differ between any two
+# runs, because they record a time or the identity of a run or file.
 COMPARED_STATE = ("train", "optimizer", "optimizer_groups", "scaler", "data")
 TIME_OR_IDENTITY = frozenset({"seconds", "run_id", "stamps"})
 COMPARED_RESULT = (
@@ -27,7 +27,7 @@ COMPARED_RESULT = (
 
 @dataclass(frozen=True)
 class BitDifference:
-    """The first difference in one place, in words: the undisturbed run's value, then the other's."""
+    """The first difference in one file, in words: the value of the undisturbed run, then that of the other run."""
 
     step: int
     where: str
@@ -38,9 +38,9 @@ class BitDifference:
 
 
 class UndisturbedRun:
-    """A completed run that kept every checkpoint, those of `steps`.
+    """A completed run that kept every checkpoint; `steps` are the steps of the checkpoints.
 
-    `compared_checkpoints` and `compared_lines` count what was found equal.
+    `compared_checkpoints` and `compared_lines` count the checkpoints and lines of other runs that were equal.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,15 +49,16 @@ class UndisturbedRun:
         self._folder = CheckpointFolder.of_run(path)
         self.steps = frozenset(self._folder.steps())
         self._metrics = [_without_measured(line) for line in read_metrics(path / "metrics.jsonl")]
-        # What a run has of a step while it has met fewer bad steps than this run in the end, a rewind will take back.
+        # While a killed run has met fewer bad steps than this one had at the same step, a rewind will still repeat the
+        # step.
         self._bad_steps = {line["step"]: line.get("bad_steps", 0) for line in self._metrics}
         self._seen: set[Any] = set()
 
     def differences(self, run: Path, *, completed: bool) -> list[BitDifference]:
-        """Return everything in which a run differs from this one at the same step, the earliest first.
+        """Return all differences between a run and this one at the same step, the earliest first.
 
-        A line or checkpoint that has not changed since it was found equal is not compared again. With `completed`,
-        the run must have all lines and the same result, too; before, what a rewind will take back is not compared.
+        A line or checkpoint that was equal before and has not changed is not compared again. With `completed`, the run
+        must also have all lines and the same result. Without it, steps that a rewind will repeat are not compared.
         """
         found = [*self._metric_differences(run, completed), *self._checkpoint_differences(run, completed)]
         if completed:
@@ -71,7 +72,7 @@ class UndisturbedRun:
         for number, line in enumerate(lines):
             step = int(line["step"])
             if step in steps:
-                yield BitDifference(step, "metrics.jsonl", "the step is there twice")
+                yield BitDifference(step, "metrics.jsonl", "the step is logged twice")
                 return
             steps.add(step)
             if number >= len(self._metrics):
@@ -79,7 +80,7 @@ class UndisturbedRun:
                 return
             expected = self._metrics[number]
             if step != expected["step"]:
-                yield BitDifference(int(expected["step"]), "metrics.jsonl", f"its line is missing; step {step} follows")
+                yield BitDifference(int(expected["step"]), "metrics.jsonl", f"the line is missing; step {step} follows")
                 return
             if not completed and line.get("bad_steps", 0) < self._bad_steps[step]:
                 return
@@ -89,14 +90,14 @@ class UndisturbedRun:
             self.compared_lines += self._is_new((run, tuple(line.items())))
         if completed and len(lines) < len(self._metrics):
             yield BitDifference(
-                int(self._metrics[len(lines)]["step"]), "metrics.jsonl", "its line is missing at the end"
+                int(self._metrics[len(lines)]["step"]), "metrics.jsonl", "the line is missing at the end"
             )
 
     def _checkpoint_differences(self, run: Path, completed: bool) -> Iterator[BitDifference]:
         folder = CheckpointFolder.of_run(run)
         for name in folder.broken():
             step = int(re.sub(r"\D*(\d+).*", r"\1", name))
-            yield BitDifference(step, f"checkpoints/{name}", "a kill has left a complete checkpoint broken")
+            yield BitDifference(step, f"checkpoints/{name}", "a kill broke a complete checkpoint")
         for step in folder.steps():
             path = folder.at(step)
             if (key := _file_versions(path)) in self._seen:
@@ -107,13 +108,13 @@ class UndisturbedRun:
                 if not completed and found.state["train"].get("bad_steps", 0) < self._bad_steps.get(step, 0):
                     continue
                 if step not in self.steps:
-                    yield BitDifference(step, where, "the undisturbed run made no checkpoint of this step")
+                    yield BitDifference(step, where, "the undisturbed run has no checkpoint of this step")
                     continue
                 if what := _checkpoint_difference(load_checkpoint(self._folder.at(step)), found):
                     yield BitDifference(step, where, what)
                     continue
             except BrokenCheckpointError as error:
-                yield BitDifference(step, where, f"a kill has left it broken: {error}")
+                yield BitDifference(step, where, f"a kill broke it: {error}")
                 continue
             self.compared_checkpoints += self._is_new(key)
 
@@ -141,14 +142,14 @@ def _checkpoint_difference(expected: Checkpoint, found: Checkpoint) -> str | Non
     ]
     for group in dict.fromkeys([*expected.tensors, *found.tensors]):
         if group not in expected.tensors or group not in found.tensors:
-            parts.append(f"{group}.safetensors is in one of them alone")
+            parts.append(f"{group}.safetensors is in only one of them")
         elif what := tensor_differences(expected.tensors[group], found.tensors[group]):
             parts.append(f"{group}.safetensors: {what}")
     return "; ".join(parts) or None
 
 
 def first_metric_difference(old: Path, new: Path) -> tuple[int, BitDifference | None]:
-    """Return how many steps both runs have a line of metrics for, and the first difference among these."""
+    """Return the number of steps that both runs logged, and the first difference in their metrics."""
     before, after = (
         {int(line["step"]): _as_in_the_file(_without_measured(line)) for line in read_metrics(run / "metrics.jsonl")}
         for run in (old, new)
@@ -161,7 +162,7 @@ def first_metric_difference(old: Path, new: Path) -> tuple[int, BitDifference | 
 
 
 def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """Return the first tensor whose bytes differ, and how many more there are; None if there is none."""
+    """Return, in words, the first tensor whose bytes differ and the number of such tensors; None if all are equal."""
     names = dict.fromkeys([*expected, *found])
     described = [(name, _tensor_difference(expected.get(name), found.get(name))) for name in names]
     differing = [(name, what) for name, what in described if what]
@@ -173,10 +174,10 @@ def tensor_differences(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
 
 def _tensor_difference(expected: Tensor | None, found: Tensor | None) -> str | None:
     if expected is None or found is None:
-        return " is in one of them alone"
+        return " is in only one of them"
     if (expected.dtype, expected.shape) != (found.dtype, found.shape):
         return f" is {expected.dtype} of shape {list(expected.shape)} → {found.dtype} of shape {list(found.shape)}"
-    # By bytes: 0.0 equals -0.0 and a NaN equals nothing, but not here.
+    # Bytes are compared, because 0.0 == -0.0 although their bits differ, and NaN != NaN although their bits are equal.
     wrong = (_element_bytes(expected) != _element_bytes(found)).any(dim=1).nonzero().flatten()
     if not len(wrong):
         return None
@@ -203,11 +204,11 @@ def _without_measured(line: Mapping[str, float]) -> dict[str, float]:
 
 
 def _as_in_the_file(line: Mapping[str, float]) -> dict[str, str]:
-    """Return values as JSON has them, where one NaN is like another."""
+    """Return the values as JSON text, in which all NaNs are equal."""
     return {name: json.dumps(value) for name, value in line.items()}
 
 
 def _file_versions(path: Path) -> tuple[object, ...]:
-    """Return a key that changes with any change of a file in the folder."""
+    """Return a key that changes if any file in the folder changes."""
     stats = ((file.name, file.stat()) for file in sorted(path.iterdir()))
     return (path, *((name, stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in stats))

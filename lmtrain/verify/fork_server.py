@@ -1,9 +1,9 @@
-"""The process that `verify-resume` kills: `python -m lmtrain …` in a fork of one that has imported torch already.
+"""Runs the attempts that `verify-resume` kills: `python -m lmtrain …` in forks of a process with torch imported.
 
-Run as a module it is the parent of these forks, and reads commands from its standard input, one per line:
-`{"arguments": […], "output": FILE, "phase": FILE}` starts an attempt (one at a time), `kill` ends it with SIGKILL.
-It prints `ready` first, and then each attempt's return code, negative for a signal. When its input ends, so does it,
-and the attempt with it.
+Run as a module, it is the parent of these forks and reads commands from its standard input, one per line:
+`{"arguments": […], "output": FILE, "phase": FILE}` starts an attempt (one at a time), and `kill` stops it with SIGKILL.
+It prints `ready` first, and then the return code of each attempt, negative for a signal. When its input ends, it kills
+the running attempt and exits.
 """
 
 import atexit
@@ -24,17 +24,17 @@ from typing import Any, NoReturn
 
 from lmtrain.verify.phases import PhaseMonitor
 
-# Nothing of them computes when imported: a fork has none of the threads that were there.
-SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train", "torch._dynamo")  # the last is torch.optim's
-SWITCH_S = 0.001  # Python hands over between threads five times as often as by default, for the monitor to see enough
+# They must not start threads when they are imported, because a fork does not have its parent's threads.
+SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train", "torch._dynamo")  # torch.optim imports the last one
+SWITCH_S = 0.001  # a fifth of Python's default interval between thread switches, so that the monitor runs often enough
 POLL_S = 0.001
 
 
 def serve() -> dict[str, Any] | None:
-    """Start attempts as asked. Return an attempt's request in its own, new process, and None when all are done."""
+    """Start the requested attempts; return the request in an attempt's new process, and None in the parent."""
     for slow in SLOW_IMPORTS:
         importlib.import_module(slow)
-    gc.freeze()  # what is collected never touches the memory shared with the forks
+    gc.freeze()  # so that garbage collection does not write to memory that the forks share
     os.write(1, b"ready\n")
     reader, child = _Lines(0), 0
     while True:
@@ -44,12 +44,12 @@ def serve() -> dict[str, Any] | None:
                 child = 0
                 os.write(1, f"{os.waitstatus_to_exitcode(status)}\n".encode())
         line = reader.next(POLL_S if child else None)
-        if line == "":  # the end
+        if line == "":  # the input has ended
             if child:
                 _kill(child)
                 os.waitpid(child, 0)
             return None
-        if line is None or (line == "kill" and not child):  # it had come to its end by itself
+        if line is None or (line == "kill" and not child):  # the attempt had already ended
             continue
         if line == "kill":
             _kill(child)
@@ -61,7 +61,7 @@ def serve() -> dict[str, Any] | None:
 
 
 class _Lines:
-    """Lines of a file descriptor, read with a timeout: None when it is over, "" at the end."""
+    """Reads the lines of a file descriptor with a timeout; `next` returns None at the timeout and "" at the end."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor, self.pending = descriptor, b""
@@ -79,20 +79,20 @@ class _Lines:
 
 
 def _kill(child: int) -> None:
-    """Kill the child's process group. The child is not reaped yet, so that its number is still its own."""
+    """Kill the child's process group; the child has not been waited for, so its process id is still valid."""
     try:
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:  # so young that it has no group yet
+    except ProcessLookupError:  # the child has not created its group yet
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
 
 
 def attempt(request: Mapping[str, Any]) -> NoReturn:
-    """Become `python -m lmtrain` with these arguments, watched by a PhaseMonitor, and end."""
+    """Run `python -m lmtrain` with the requested arguments in this process, with a PhaseMonitor, and exit."""
     os.setsid()
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    silence = os.open(os.devnull, os.O_RDONLY)
-    for descriptor, target in ((silence, 0), (output, 1), (output, 2)):
+    no_input = os.open(os.devnull, os.O_RDONLY)
+    for descriptor, target in ((no_input, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
     sys.setswitchinterval(SWITCH_S)
     PhaseMonitor(Path(request["phase"])).start()
@@ -100,7 +100,7 @@ def attempt(request: Mapping[str, Any]) -> NoReturn:
 
 
 def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
-    """Do what `python -m lmtrain` with these arguments does, and end as it ends."""
+    """Run `python -m lmtrain` with these arguments in this process, and exit with its exit code."""
     sys.argv = ["lmtrain", *arguments]
     code = 1
     try:
@@ -109,8 +109,8 @@ def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
         code = ended.code if isinstance(ended.code, int) else 1
     except BaseException:
         traceback.print_exc()
-    # All that Python does at the end, but for freeing its memory, which takes seconds when it is that of a fork. The
-    # first call asks the threads of executors to end, which wait for work until then, and joins all but daemons.
+    # This does what Python does at exit, except for freeing its memory, which takes seconds in a fork. The first call
+    # stops the idle threads of executors and joins all threads but daemons.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -119,5 +119,5 @@ def become_lmtrain(arguments: Sequence[str]) -> NoReturn:
 
 
 if __name__ == "__main__":
-    if mine := serve():
-        attempt(mine)
+    if own_request := serve():
+        attempt(own_request)

@@ -1,4 +1,4 @@
-"""The kills of `verify-resume`: when each one comes, the process that is killed, and how that attempt ended."""
+"""Kills the attempts of `verify-resume` at chosen moments, and reports how they ended."""
 
 import json
 import random
@@ -14,13 +14,13 @@ from pathlib import Path
 
 from lmtrain.verify.phases import PhaseFile
 
-POLL_S = 0.0002  # how quickly a phase is seen from here; the process itself looks every half millisecond
-MAX_DELAY_S = 0.005  # after a phase was seen, so that its later parts are hit as well
+POLL_S = 0.0002  # interval of reading the phase; the process itself updates it every half millisecond
+MAX_DELAY_S = 0.005  # longest wait after a phase begins, so that its later parts are hit too
 
 
 @dataclass(frozen=True)
 class KillMoment:
-    """When to kill: `after_s` seconds, and then, if there is a `phase`, `delay_s` seconds after it is next seen."""
+    """When to kill: after `after_s` seconds or, with a `phase`, `delay_s` seconds after the phase is next seen."""
 
     after_s: float
     phase: str | None = None
@@ -29,9 +29,15 @@ class KillMoment:
 
 @dataclass(frozen=True)
 class EndedAttempt:
-    """How an attempt ended: `killed` if by us; `phase` is what it was doing then, and `seen` all that it did.
+    """The end of an attempt.
 
-    It began to train after `start_up_s` (None: it did not get there) and ended after `seconds`.
+    Attributes:
+        code: The exit code; negative for a signal.
+        killed: True if this process killed it.
+        phase: The phase in which it ended.
+        seconds: The duration.
+        start_up_s: The time until training began; None if it did not begin.
+        seen: All phases that were seen.
     """
 
     code: int
@@ -45,24 +51,24 @@ class EndedAttempt:
 def choose_kill_moment(
     chance: random.Random, duration_s: float, phases: Collection[str], hits: Counter[str]
 ) -> KillMoment:
-    """Return a random moment within the duration; every other time one in a phase, of those that were hit least."""
+    """Return a random moment within the duration; half of the moments are in one of the phases with the fewest hits."""
     after_s = chance.uniform(0, duration_s)
     if not phases or chance.random() < 0.5:
         return KillMoment(after_s)
     fewest = min(hits[phase] for phase in phases)
     phase = chance.choice(sorted(phase for phase in phases if hits[phase] == fewest))
-    # Mostly the first time that it is seen: what comes later may come no more.
+    # Usually the first time that the phase is seen, because it may not come again later.
     return KillMoment(after_s if chance.random() < 0.25 else 0.0, phase, MAX_DELAY_S * chance.random() ** 3)
 
 
 class AttemptServer:
-    """A process that has imported torch, and runs attempts at `python -m lmtrain …` in forks of itself.
+    """A process that has imported torch and runs attempts at `python -m lmtrain …` in forks of itself.
 
-    Closing it ends the attempt that may be running.
+    Closing it stops an attempt that is running.
     """
 
     def __init__(self) -> None:
-        # A session of its own: Ctrl-C is for us, and what it forks goes when it is told to.
+        # The server has its own session, so that Ctrl-C reaches only this process, which then stops the attempts.
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lmtrain.verify.fork_server"],
             stdin=subprocess.PIPE,
@@ -72,7 +78,7 @@ class AttemptServer:
         self._ready = False
 
     def close(self) -> None:
-        self.process.communicate()  # ends its input
+        self.process.communicate()  # closes its input
 
     def run(
         self,
@@ -81,13 +87,13 @@ class AttemptServer:
         moment: KillMoment | None = None,
         armed: Callable[[], bool] = lambda: True,
     ) -> EndedAttempt:
-        """Run one attempt to its end, or to the moment, whose seconds count from when `armed` first returns True.
+        """Run one attempt to its end or to `moment`, whose seconds count from the first time that `armed` is True.
 
         Raises:
-            RuntimeError: the server itself has ended.
+            RuntimeError: the server has ended.
         """
         if not self._ready:
-            self._answer(None)  # its imports would count as the attempt's time
+            self._answer(None)  # otherwise the server's imports would count as the attempt's time
             self._ready = True
         phases = PhaseFile(output.with_suffix(".phase"))
         request = {"arguments": list(arguments), "output": str(output), "phase": str(phases.path)}
@@ -127,7 +133,7 @@ class AttemptServer:
         self.process.stdin.flush()
 
     def _answer(self, timeout_s: float | None) -> str | None:
-        """Return the next line, or None if it does not come in time."""
+        """Return the next line, or None at the timeout."""
         assert self.process.stdout is not None
         if not select.select([self.process.stdout], [], [], timeout_s)[0]:
             return None

@@ -1,4 +1,4 @@
-"""What a run is doing, seen from outside of its process."""
+"""Shows to other processes what a run is doing."""
 
 import functools
 import importlib
@@ -12,7 +12,7 @@ from pathlib import Path
 from types import CodeType
 from typing import Any
 
-# What an attempt is doing, by the functions that are being called in any thread; the first phase that fits counts.
+# The functions by which a phase is recognised on the stack of any thread; the first phase that matches counts.
 PHASES: Mapping[str, tuple[str, ...]] = {
     "pruning": ("lmtrain.checkpoint.folder:CheckpointFolder._remove",),
     "saving": ("lmtrain.checkpoint.folder:CheckpointFolder.save",),
@@ -22,7 +22,7 @@ PHASES: Mapping[str, tuple[str, ...]] = {
 STARTING, ENDING = "start-up", "ending"
 PHASE_NAMES = (STARTING, *PHASES, ENDING)
 SAMPLE_S = 0.0005
-# When the first phase after the start-up was seen (time.monotonic), the number of the phase now, how often each was.
+# The time when the start-up ended (time.monotonic), the number of the current phase, and a count for each phase.
 COUNTERS = struct.Struct(f"<d{1 + len(PHASE_NAMES)}I")
 
 
@@ -35,7 +35,7 @@ def code_of(name: str) -> CodeType:
 
 
 class PhaseMonitor(threading.Thread):
-    """Writes what the other threads of this process are doing to a small file, many times a second."""
+    """Writes the current phase of this process to a small file, many times a second."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(daemon=True)
@@ -69,7 +69,7 @@ def _codes_on_stack(frame: Any) -> Iterator[CodeType]:
 
 
 class PhaseFile:
-    """Reads the file of a PhaseMonitor, also after its process was killed."""
+    """Reads the file of a PhaseMonitor, even after its process was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,11 +81,11 @@ class PhaseFile:
         return PHASE_NAMES[int(self._read()[1])]
 
     def began(self) -> float | None:
-        """Return when it had started up, by time.monotonic; None if it has not."""
+        """Return the time.monotonic at which the start-up ended; None if it has not ended."""
         return float(self._read()[0]) or None
 
     def seen(self) -> frozenset[str]:
-        """Return the phases that the process was seen in at least once."""
+        """Return the phases that were seen at least once."""
         return frozenset(name for name, count in zip(PHASE_NAMES, self._read()[2:], strict=True) if count)
 
     def _read(self) -> tuple[Any, ...]:

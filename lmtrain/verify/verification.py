@@ -1,4 +1,4 @@
-"""The rounds of `verify-resume`: a run is killed and resumed until it completes, and compared after every kill."""
+"""Runs the rounds of `verify-resume`: kills and resumes a run until it completes, and compares it after every kill."""
 
 import random
 import shlex
@@ -15,28 +15,37 @@ from lmtrain.errors import BAD_CONFIG, ConfigError
 from lmtrain.verify.bit_comparison import BitDifference, UndisturbedRun
 from lmtrain.verify.kill import AttemptServer, EndedAttempt, KillMoment, choose_kill_moment
 
-MAX_KILLS = 15  # a round; its last attempt is left alone
-PATIENCE = 4  # kills in a row without a new checkpoint; the next one waits for one
-KILLS_A_SERVER = 10
-BEYOND = 1.1  # of the expected duration: one in ten random moments comes when all is over
-OUTPUT_LINES = 30  # shown of an attempt that failed by itself
+MAX_KILLS = 15  # per round; the last attempt is not killed
+PATIENCE = 4  # after this many kills in a row without a new checkpoint, the next kill waits for one
+KILLS_PER_SERVER = 10
+BEYOND = 1.1  # times the expected duration, so that one in ten random moments is after the end
+OUTPUT_LINES = 30  # number of lines to show of a failed attempt
 KEEP_ALL = 1_000_000_000
 
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill: what the run was doing and for how long, and the newest checkpoint that it left (0: none)."""
+    """A kill.
+
+    Attributes:
+        round: The round, from 1.
+        phase: The phase in which the run was killed.
+        aimed_at: The phase in which it was to be killed; None for a random moment.
+        seconds: The duration of the attempt.
+        checkpoint: The step of the newest checkpoint at the kill; 0 without one.
+        resumed: True if the next attempt resumes, False if it starts again because there was no run yet.
+    """
 
     round: int
     phase: str
     aimed_at: str | None
     seconds: float
     checkpoint: int
-    resumed: bool  # the next attempt resumes; else there was no run yet, and it starts again
+    resumed: bool
 
 
 class FailedAttemptError(RuntimeError):
-    """An attempt failed by itself; `output` is the end of what it printed."""
+    """An attempt failed without being killed; `output` has the last lines that it printed."""
 
     def __init__(self, message: str, output: str) -> None:
         super().__init__(message)
@@ -44,9 +53,10 @@ class FailedAttemptError(RuntimeError):
 
 
 class BitsDifferError(RuntimeError):
-    """A killed run differs from the undisturbed one; the earliest difference is first.
+    """A killed run differs from the undisturbed one.
 
-    `unrepeatable` is the first difference between two undisturbed runs, None if there is none.
+    `differences` starts with the earliest one. `unrepeatable` is the first difference between two undisturbed runs;
+    None if they are equal.
     """
 
     def __init__(
@@ -58,7 +68,7 @@ class BitsDifferError(RuntimeError):
 
 
 class Verification:
-    """Runs of one config in `folder`, and their results; must be closed."""
+    """Runs one config in `folder`, undisturbed and with kills, and keeps the results; it must be closed."""
 
     def __init__(
         self, folder: Path, overrides: Sequence[str], chance: random.Random, keep_checkpoints: int, *, keep: bool
@@ -72,32 +82,32 @@ class Verification:
         self._killed_here = 0
 
     def run_undisturbed(self) -> None:
-        """Run the run that the others are compared with.
+        """Run the undisturbed run, with which the others are compared.
 
         Raises:
-            ConfigError: a mistake that shows only when the parts are built.
-            FailedAttemptError: it does not complete.
+            ConfigError: the parts show a mistake when they are built.
+            FailedAttemptError: the run does not complete.
         """
         ended = self._run_undisturbed("undisturbed")
-        self.close()  # so that the others begin with another one
+        self.close()  # so that the other runs start with a new server
         self.undisturbed = UndisturbedRun(self.folder / "undisturbed")
         self.seconds = ended.seconds
         self.steps = max(self.undisturbed.steps)
         start_up_s = ended.start_up_s or 0.0
-        self._start_up_s = {False: start_up_s, True: start_up_s}  # of a fresh run, of one that resumes
+        self._start_up_s = {False: start_up_s, True: start_up_s}  # by whether the attempt resumes
         self._training_s = ended.seconds - start_up_s
         self.phases = set(ended.seen)
-        if len(self.undisturbed.steps) > self.keep_checkpoints + 1:  # that run kept all, these will not
+        if len(self.undisturbed.steps) > self.keep_checkpoints + 1:  # unlike this run, the others do not keep all
             self.phases.add("pruning")
 
     def run_round(self, kills: int, on_kill: Callable[[int], object]) -> Counter[str]:
-        """Run one run, killed at most so many times until it completes; return the phases it was killed in.
+        """Run one run, with at most `kills` kills, until it completes; return the phases in which it was killed.
 
-        `on_kill` is told the number of kills so far.
+        `on_kill` is called with the number of all kills so far.
 
         Raises:
-            BitsDifferError: after a kill or at the end.
-            FailedAttemptError: an attempt fails by itself.
+            BitsDifferError: the run differs after a kill or at the end.
+            FailedAttemptError: an attempt fails without being killed.
         """
         self.rounds += 1
         run = self.folder / f"killed-{self.rounds}"
@@ -132,9 +142,10 @@ class Verification:
     def _run(
         self, arguments: Sequence[str], output: Path, moment: KillMoment | None = None, progress_of: Path | None = None
     ) -> EndedAttempt:
-        """Run one attempt; with `progress_of`, its moment comes after a new checkpoint there."""
-        # What Python draws when it starts, such as its hashes, must not matter: all forks of one process share it.
-        if self._server and self._killed_here >= KILLS_A_SERVER:
+        """Run one attempt; with `progress_of`, the moment counts from a new checkpoint in that run."""
+        # Random state that Python draws at its start, such as the hash seed, must not matter, but all forks of one
+        # server share it. So the server is replaced now and then.
+        if self._server and self._killed_here >= KILLS_PER_SERVER:
             self.close()
         if self._server is None:
             self._server, self._killed_here = AttemptServer(), 0
@@ -152,11 +163,11 @@ class Verification:
             server.close()
 
     def _expected_s(self, resumes: bool, step: int) -> float:
-        """Return the duration of an attempt that goes on from a step."""
+        """Return the expected duration of an attempt that continues from a step."""
         return self._start_up_s[resumes] + self._training_s * (1 - step / self.steps)
 
     def _learn(self, ended: EndedAttempt, resumes: bool, step: int) -> None:
-        """Update the expected durations: later attempts may be quicker, if they find something compiled or cached."""
+        """Update the expected durations, because compiled or cached files may make later attempts faster."""
         if ended.start_up_s is not None:
             self._start_up_s[resumes] = ended.start_up_s
             if not ended.killed and step <= self.steps / 2:
@@ -177,28 +188,28 @@ class Verification:
         assert self.undisturbed is not None
         if not (found := self.undisturbed.differences(run, completed=completed)):
             return
-        # Is it the resume, or does this config never give the same bits twice?
+        # A second undisturbed run shows whether the resume is at fault, or the config never gives the same bits twice.
         self._run_undisturbed("undisturbed-again")
         again = self.undisturbed.differences(self.folder / "undisturbed-again", completed=True)
         raise BitsDifferError(found, self.undisturbed.path, run, again[0] if again else None)
 
 
 def is_run(run: Path) -> bool:
-    """Return whether `resume=` finds a run there; a process that was killed earlier had not begun one."""
+    """Return whether there is a run to resume; a process that was killed very early has not begun one."""
     return (run / "config.yaml").is_file() and (run / ".hydra" / "config.yaml").is_file()
 
 
 def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path) -> None:
-    """Raise ConfigError or FailedAttemptError if an attempt ended by itself without success."""
+    """Raise ConfigError or FailedAttemptError if an attempt failed without being killed."""
     if ended.code == 0:
         return
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
     mistakes = [line.removeprefix("config error: ") for line in lines if line.startswith("config error: ")]
     if ended.code == BAD_CONFIG.exit_code and mistakes:
         raise ConfigError(mistakes[-1])
-    how = f"exit code {ended.code}" if ended.code > 0 else f"{signal.Signals(-ended.code).name}, not from here"
+    how = f"exit code {ended.code}" if ended.code > 0 else f"{signal.Signals(-ended.code).name} from another process"
     command = shlex.join(["python", "-m", "lmtrain", *arguments])
-    raise FailedAttemptError(f"a run failed by itself ({how}): {command}", "\n".join(lines[-OUTPUT_LINES:]))
+    raise FailedAttemptError(f"a run failed without being killed ({how}): {command}", "\n".join(lines[-OUTPUT_LINES:]))
 
 
 def _newest(run: Path) -> int:

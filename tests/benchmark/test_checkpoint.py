@@ -1,4 +1,4 @@
-"""`benchmark checkpoint` on a tiny model: it measures what it names, and leaves nothing behind."""
+"""`benchmark checkpoint` measures every number on a tiny model and leaves no files behind."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from lmtrain.commands.benchmark import main
 from lmtrain.errors import ConfigError
 
 TINY_MODEL = [override for override in TINY if override.split(".")[0].split("=")[0] in ("model", "system")]
-UNTOUCHED = ["system.deterministic=false", "system.keep_freed_memory=false"]  # this process is that of other tests, too
+UNTOUCHED = ["system.deterministic=false", "system.keep_freed_memory=false"]  # other tests share this process
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_numbers_of_every_round(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_round_has_all_numbers(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     overrides = [*TINY_MODEL, "model.vocab_size=61", *UNTOUCHED]
     assert main(["checkpoint", *overrides, "--rounds", "2", "--json", "numbers.json"]) == 0
     assert [path.name for path in here.iterdir()] == ["numbers.json"]
@@ -30,11 +30,11 @@ def test_numbers_of_every_round(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert [seconds.keys() for seconds in numbers["seconds"]] == [MEASURED.keys()] * 2
     for seconds in numbers["seconds"]:
         assert all(value > 0 for value in seconds.values())
-    # On a busy machine the background may be done by the time that one call returns, but not in every round.
+    # On a busy machine the background may end before the call returns, but not in every round.
     stalls, backgrounds = ([seconds[name] for seconds in numbers["seconds"]] for name in ("stall", "background"))
     assert min(stalls) < max(backgrounds)
     parameters = 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 61 * 32 + 32
-    # Weights and two moments of each, a counter for each tensor, and the generators.
+    # The weights and two moments, a counter per tensor, and the random generators.
     assert 12 * parameters < numbers["bytes"] < 12 * parameters + 20_000
     printed = capsys.readouterr().out
     assert all(name in printed for name in {**FIRST, **MEASURED})
@@ -49,13 +49,13 @@ def test_numbers_of_every_round(here: Path, capsys: pytest.CaptureFixture[str]) 
         (["system.device=cuda:99"], "system.device"),
     ],
 )
-def test_mistakes(here: Path, arguments: list[str], message: str) -> None:
+def test_a_mistake_is_a_config_error_and_leaves_no_files(here: Path, arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         main(["checkpoint", *UNTOUCHED, *arguments])
     assert list(here.iterdir()) == []
 
 
-def test_an_unknown_kind_of_benchmark_is_named_with_those_there_are() -> None:
+def test_an_unknown_kind_of_benchmark_is_named_with_the_known_ones() -> None:
     with pytest.raises(
         ConfigError, match=r"^benchmark foo: no such kind; choose one of step, loader, prepare, contention, checkpoint$"
     ):

@@ -165,7 +165,7 @@ def test_a_sweep_can_fork_several_checkpoints(origin: Path, tmp_path: Path, cli:
     # The sweep can be repeated although the origin has removed a checkpoint.
     shutil.rmtree(origin / "checkpoints" / "step-00000004")
     again = train(cli, "-m", "fork=./runs/origin/", "step=4,8", "hydra.sweep.dir=runs/sweep")
-    assert "2 jobs: 2 completed before" in again
+    assert "2 jobs: 2 completed earlier" in again
     assert len([path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir()]) == 2
     done = cli("-m", "fork=runs/origin", "step=4,8", "seed=2", "hydra.sweep.dir=runs/sweep")
     assert done.returncode == 2

@@ -205,7 +205,7 @@ def wrong_checksum_of_all_shards(folder: Path) -> str:
 
 def wrong_largest_id(folder: Path) -> str:
     set_train_fields(folder, max_id=11)
-    return "its largest id is 256, meta.json says 11"
+    return "its largest id is 256, but meta.json says 11"
 
 
 @pytest.mark.parametrize(
@@ -239,8 +239,8 @@ def test_suspicious_data_is_noted(tmp_path):
     (folder / "test.bin").write_bytes(b"1234")
     set_train_fields(folder, documents=2)
     notes = inspected(folder)["notes"]
-    assert "test.bin: left out, not in meta.json" in notes
-    assert any(note.startswith("train: 13 end-of-text ids, but 2 documents") for note in notes)
+    assert "test.bin: left out, because meta.json does not list them" in notes
+    assert any(note.startswith("train: has 13 end-of-text ids, but meta.json says 2") for note in notes)
     assert any("id 255 does not occur" in note for note in inspected(folder, "--end-of-text", "255")["notes"])
 
 
@@ -339,7 +339,7 @@ def test_without_matplotlib_a_picture_says_what_to_install(tmp_path, monkeypatch
     [
         (["{}/nowhere"], "{}/nowhere: no such folder"),
         (["{}/data/train.bin"], "is a file; give its folder"),
-        (["{}"], "{}: no token files (*.bin) there; there are in data"),
+        (["{}"], "{}: has no token files (*.bin); there are some in data"),
         (["{}/data", "--samples", "-1"], "--samples -1: at least 0"),
         (["{}/data", "--end-of-text", "-5"], "--end-of-text -5: at least 0"),
         (

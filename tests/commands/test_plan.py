@@ -68,7 +68,7 @@ def test_without_token_files_the_rest_is_planned_and_nothing_prepared(cli: Cli, 
     assert "has no token files yet; python -m lmtrain prepare makes them, with the same overrides" in text
     assert not (tmp_path / "data").exists()
     done = cli("plan", *TINY, "data.path=none", "model.vocab_size=61")
-    assert "data.path=none has no token files, and this data choice has no recipe to make them" in done.stdout
+    assert "data.path=none has no token files, and this choice of data has no recipe to make them" in done.stdout
     refused = cli("plan", *TINY, "data=stdlib", "--measure")
     assert refused.returncode == 2
     assert "--measure: data.path=data/stdlib has no token files" in refused.stderr
@@ -142,7 +142,7 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
             assert numbers["memory_bytes"]["here"]["weights"] == 4 * 17 * 61
         else:
             assert "local_scalar" in numbers["memory_bytes"]["unknown_as"]
-            assert "unknown, as a step can't be followed" in done.stdout
+            assert "unknown, because a step cannot be simulated" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
             "--measure: times the steps of a single run; leave out either --measure or -m",
         ),
         (["-m", "seed=1,x"], "seed=x: input should be a valid integer"),
-        (["-m", "seed=interval(1, 5)"], "an interval is for a search, hydra/sweeper=optuna"),
+        (["-m", "seed=interval(1, 5)"], "search the interval with hydra/sweeper=optuna"),
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
     ],
 )

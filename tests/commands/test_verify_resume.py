@@ -136,7 +136,7 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
     kept = [text for text in tiny if not text.startswith("model")]
     done = cli("verify-resume", *kept, "model=fails", "--keep", "kept")
     assert done.returncode == 1
-    assert "a run failed by itself (exit code 1): python -m lmtrain data=tokens" in done.stdout
+    assert "a run failed without being killed (exit code 1): python -m lmtrain data=tokens" in done.stdout
     assert "RuntimeError: a bug in the model (mine.py:" in done.stdout
     assert (tmp_path / "kept" / "undisturbed" / "result.json").is_file()
     assert not (tmp_path / "outputs").exists()

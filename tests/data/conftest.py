@@ -1,4 +1,4 @@
-"""What the tests of data share: an encoding of tiktoken, and small token files."""
+"""Fixtures of the data tests: encodings of tiktoken, and small token files."""
 
 import base64
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from support.tokenizer_samples import PATTERNS, PLUGIN, ranks_of
 
 @pytest.fixture(scope="module")
 def tiktoken_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Encodings with the real patterns and ranks of our own, as the real ones would have to be fetched."""
+    """Install encodings with the real patterns and our own ranks, because the real ranks would have to be fetched."""
     from tiktoken import registry
 
     folder = tmp_path_factory.mktemp("plugin")
@@ -36,11 +36,11 @@ def tiktoken_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def numbered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """1,003 tokens, each its own place: 125 blocks of 8, and two tokens over."""
+    """Return a folder of 1,003 tokens that count upwards: 125 blocks of 8, their last target, and two more tokens."""
     return write(tmp_path_factory.mktemp("numbered"), train=np.arange(1_003), val=np.arange(500, 600))
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """20,001 tokens: 10,000 blocks of 2, more than two chunks of the order."""
+    """Return a folder of 20,001 tokens: 10,000 blocks of 2, which are more than two chunks of the order."""
     return write(tmp_path_factory.mktemp("long"), train=np.arange(20_001))

@@ -1,4 +1,4 @@
-"""The two forms of byte-level BPE make the same ids, whichever library encodes."""
+"""The two forms of byte-level BPE give the same ids with either library."""
 
 import sys
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("tiktoken_plugin")
 @pytest.mark.parametrize("name", ENCODINGS)
 @given(text=TEXTS)
 @settings(max_examples=400, deadline=None)
-def test_a_converted_encoding_makes_the_ids_of_tiktoken(name: str, text: str) -> None:
+def test_a_converted_encoding_gives_the_ids_of_tiktoken(name: str, text: str) -> None:
     import tiktoken
 
     _, stored = fitted(name)
@@ -23,7 +23,7 @@ def test_a_converted_encoding_makes_the_ids_of_tiktoken(name: str, text: str) ->
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_a_converted_encoding_is_tiktokens_in_all_else(name: str) -> None:
+def test_a_converted_encoding_has_the_tokens_of_tiktoken(name: str) -> None:
     import tiktoken
 
     encoding = tiktoken.get_encoding(name)
@@ -34,16 +34,16 @@ def test_a_converted_encoding_is_tiktokens_in_all_else(name: str) -> None:
         expected = encoding.encode_ordinary(text)
         assert stored.encode(text) == expected
         assert tokenizer.encoder(stored)([text])[0].tolist() == expected
-    for token, rank in encoding._mergeable_ranks.items():  # most of them are made by merges alone
+    for token, rank in encoding._mergeable_ranks.items():  # encoding uses most of them only in merges
         assert stored.tokenizer.id_to_token(rank) == "".join(byte_level_bpe.BYTE_ALPHABET[byte] for byte in token)
 
 
 @pytest.mark.parametrize("name", ENCODINGS)
-def test_every_character_is_split_as_tiktoken_does(name: str) -> None:
+def test_every_character_is_split_as_in_tiktoken(name: str) -> None:
     import tiktoken
 
     encoding, (_, stored) = tiktoken.get_encoding(name), fitted(name)
-    # Ideographs, Hangul, what is no character, old scripts.
+    # Left out: ideographs, Hangul, code points that are not characters, and old scripts.
     alike = [range(0x3400, 0xA000), range(0xAC00, 0xD7A4), range(0xD800, 0xF900), range(0x12000, 0x1D000)]
     characters = [chr(code) for code in range(0x20000) if not any(code in codes for codes in alike)]
     for before, after in (("a", "b"), ("'", " ")):
@@ -53,7 +53,7 @@ def test_every_character_is_split_as_tiktoken_does(name: str) -> None:
 
 @pytest.mark.parametrize("parallelism", ["true", "false"])
 @pytest.mark.parametrize("package", ["tiktoken", None])
-def test_bpe_makes_the_same_ids_with_what_is_installed(
+def test_bpe_gives_the_same_ids_with_and_without_tiktoken(
     package: str | None, parallelism: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", parallelism)
@@ -67,7 +67,7 @@ def test_bpe_makes_the_same_ids_with_what_is_installed(
     assert tokenizer.encoder(stored)([]) == []
 
 
-def test_what_tiktoken_refuses_is_encoded_all_the_same() -> None:
+def test_text_that_tiktoken_refuses_is_still_encoded() -> None:
     spaces = " " * 1_050_000 + "x"
     tokenizer, stored = fitted("bpe")
     [ids] = tokenizer.encoder(stored)([spaces])

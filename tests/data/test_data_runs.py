@@ -1,4 +1,4 @@
-"""Data in whole runs: mixtures, shards and masked documents train; bad input is one line, and nothing is lost."""
+"""Data in whole runs: mixtures and masked documents train, bad input is reported in one line, and no step is lost."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def replace_meta(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.slow
-def test_a_mixture_trains_and_its_killed_run_resumes_to_the_same_losses(tmp_path: Path, cli: Cli) -> None:
+def test_a_killed_run_on_a_mixture_resumes_to_the_same_losses(tmp_path: Path, cli: Cli) -> None:
     for name in ("books", "code"):
         write_tokens(tmp_path / name, train=3000)
     mixture = [
@@ -72,10 +72,10 @@ def test_a_mixture_trains_and_its_killed_run_resumes_to_the_same_losses(tmp_path
 
 
 @pytest.mark.slow
-def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tmp_path: Path, cli: Cli) -> None:
+def test_a_file_that_becomes_shorter_stops_the_run_with_everything_saved(tmp_path: Path, cli: Cli) -> None:
     folder = write_tokens(tmp_path / "tokens")
     whole = (folder / "train.bin").read_bytes()
-    # Batches so large that not hundreds of them are read at once.
+    # Large batches, so that only a few are read at once.
     overrides = ["data=tokens", f"data.path={folder}", *SMALL, "data.batch_size=32", "data.block_size=64"]
     long = [
         *overrides,
@@ -104,7 +104,7 @@ def test_a_file_that_is_cut_short_while_training_stops_the_run_with_all_saved(tm
 
 
 @pytest.mark.slow
-def test_text_of_ones_own_from_files_to_samples(tmp_path: Path, cli: Cli) -> None:
+def test_own_text_is_prepared_trained_on_and_sampled(tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "books"
     folder.mkdir()
     for number in range(30):
@@ -125,7 +125,7 @@ def test_text_of_ones_own_from_files_to_samples(tmp_path: Path, cli: Cli) -> Non
     resumed = cli("resume=out", "trainer.max_steps=14")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "end_of_text: 256" in (tmp_path / "out" / "config.yaml").read_text()
-    shutil.rmtree(tmp_path / "tokens")  # a run needs nothing else
+    shutil.rmtree(tmp_path / "tokens")  # sampling needs only the run
     sampled = cli("sample", "out", "--prompt", "fünf", "--tokens", "20", "--checkpoint", "latest")
     assert sampled.returncode == 0, sampled.stderr
     assert sampled.stdout.startswith("fünf")
@@ -135,7 +135,7 @@ def test_text_of_ones_own_from_files_to_samples(tmp_path: Path, cli: Cli) -> Non
 # Bad input
 
 
-def test_a_tokenizer_that_is_not_the_datas_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_that_did_not_make_the_tokens_is_refused(tmp_path: Path) -> None:
     folder = write_tokens(tmp_path / "tokens")
     replace_meta(folder, tokenizer={"kind": "bpe", "file": "tokenizer.json", "sha256": "0" * 64})
     (folder / "tokenizer.json").write_text("{}")
@@ -152,13 +152,13 @@ def test_evaluating_on_tokens_of_another_tokenizer_is_refused(tmp_path: Path, cl
     assert done.returncode == 0, done.stderr
     other = write_tokens(tmp_path / "other")
     replace_meta(other, tokenizer={"kind": "bpe", "file": "tokenizer.json", "sha256": "0" * 64})
-    save_tokenizer(tmp_path / "out", Bytes().fit(None))  # type: ignore[arg-type]  # it asks for no text
+    save_tokenizer(tmp_path / "out", Bytes().fit(None))  # type: ignore[arg-type]  # it needs no text
     done = cli("evaluate", "out", "--data", "other")
     assert done.returncode == 2
     assert "not the tokenizer that other was made with" in done.stderr
 
 
-def test_ids_beyond_the_vocabulary_are_one_line(tmp_path: Path, cli: Cli) -> None:
+def test_an_id_beyond_the_vocabulary_is_reported_in_one_line(tmp_path: Path, cli: Cli) -> None:
     folder = write_tokens(tmp_path / "tokens")
     (folder / "meta.json").unlink()
     done = cli("data=tokens", f"data.path={folder}", "model.vocab_size=40", *SMALL, "hydra.run.dir=out")
@@ -184,7 +184,7 @@ def test_damaged_validation_tokens_lose_no_step(tmp_path: Path, cli: Cli) -> Non
     evaluated = cli("evaluate", "out")
     assert evaluated.returncode == 2
     assert len(evaluated.stderr.splitlines()) == 1
-    # Mended, the run goes on with the evaluation.
+    # With the file fixed, the run continues with the evaluation.
     (folder / "val.bin").write_bytes(whole)
     done = cli("resume=out", "trainer.max_steps=6")
     assert done.returncode == 0, done.stderr
@@ -236,7 +236,7 @@ def test_a_mixture_takes_its_vocabulary_from_its_sources(tmp_path: Path) -> None
         (b"", r"a.txt"),
     ],
 )
-def test_text_that_is_none_is_one_line(
+def test_files_without_valid_text_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -247,7 +247,7 @@ def test_text_that_is_none_is_one_line(
     assert os.listdir(tmp_path) == ["a.txt"]
 
 
-def test_a_folder_is_told_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_instead_of_files_gets_a_suggestion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "a.txt").write_text("x")
@@ -256,7 +256,7 @@ def test_a_folder_is_told_from_its_files(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "characters", "bpe"])
 @pytest.mark.parametrize("holdout", ["documents", "tail"])
-def test_every_tokenizer_goes_with_every_holdout(
+def test_every_tokenizer_works_with_every_holdout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str, holdout: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

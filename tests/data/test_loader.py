@@ -1,4 +1,4 @@
-"""The loader on real files: the same samples however cut, terabytes, bounded memory, mistakes."""
+"""The loader on real files: the same samples for any division into batches, terabytes, bounded memory, mistakes."""
 
 import os
 import subprocess
@@ -40,7 +40,7 @@ def test_a_batch_is_inputs_and_the_tokens_after_them(tmp_path, order, dtype, off
 
 
 @pytest.mark.parametrize("order", [*ORDERS])
-def test_rows_are_the_windows_that_the_order_names(long, order):
+def test_rows_follow_the_order(long, order):
     batches = loader(long, batch_size=3, block_size=2, order=order)
     offsets = ORDERS[order](0, 9_999, tokens=20_001, block_size=2, seed=1337, stream="train")
     firsts = torch.cat([batches.batch(index)[0][:, 0] for index in range(3_333)])  # across two edges of ORDER_CHUNK
@@ -52,7 +52,7 @@ def test_rows_are_the_windows_that_the_order_names(long, order):
 @pytest.mark.parametrize("order", [*ORDERS])
 @settings(deadline=None)
 @given(index=st.integers(0, 3_000) | st.integers(ORDER_CHUNK // 8 - 1, ORDER_CHUNK // 8 + 1) | st.integers(0, 10**12))
-def test_a_global_batch_holds_the_same_samples_however_it_is_cut(long, order, index):
+def test_a_global_batch_has_the_same_samples_for_any_micro_batch_size(long, order, index):
     x, y = loader(long, batch_size=8, block_size=2, order=order).batch(index)
     for batch_size in (4, 2, 1):
         cut = loader(long, batch_size=batch_size, block_size=2, order=order)
@@ -64,7 +64,7 @@ def test_a_global_batch_holds_the_same_samples_however_it_is_cut(long, order, in
 
 @pytest.mark.parametrize("order", [*ORDERS])
 @pytest.mark.parametrize("ranks", [2, 3, 8])
-def test_ranks_together_read_what_one_reads(long, order, ranks):
+def test_all_ranks_together_read_the_samples_of_a_single_process(long, order, ranks):
     alone = loader(long, batch_size=24, block_size=2, order=order)
     shared = [loader(long, batch_size=24 // ranks, block_size=2, order=order) for _ in range(ranks)]
     for step in (0, 7, 10**9):
@@ -81,7 +81,7 @@ def test_a_batch_may_be_larger_than_a_chunk_of_the_order(long):
     assert torch.equal(x, torch.cat([small.batch(sample)[0] for sample in range(size, 2 * size)]))
 
 
-def test_shuffle_shows_each_block_once_an_epoch(numbered):
+def test_shuffle_shows_each_block_once_per_epoch(numbered):
     samples = loader(numbered, batch_size=1)
     assert samples.samples.blocks == 125
     epochs = [[samples.batch(epoch * 125 + i)[0][0, 0].item() for i in range(125)] for epoch in range(3)]
@@ -91,7 +91,7 @@ def test_shuffle_shows_each_block_once_an_epoch(numbered):
 
 
 @pytest.mark.parametrize("order", [*ORDERS])
-def test_a_batch_depends_on_its_index_alone(long, order):
+def test_a_batch_depends_only_on_its_index(long, order):
     forward = loader(long, batch_size=7, block_size=2, order=order)
     expected = [forward.batch(index) for index in range(2_000)]
     jumping = loader(long, batch_size=7, block_size=2, order=order)
@@ -118,7 +118,7 @@ def test_threads_that_share_a_loader_get_the_right_batches(long):
     assert wrong == []
 
 
-def test_splits_and_seeds_have_orders_of_their_own(tmp_path):
+def test_splits_and_seeds_have_different_orders(tmp_path):
     folder = write(tmp_path, train=np.arange(1_003), val=np.arange(1_003))
     first = loader(folder, batch_size=100).batch(0)[0]
     assert not torch.equal(first, loader(folder, batch_size=100, split="val").batch(0)[0])
@@ -149,7 +149,7 @@ def test_whole_split_has_every_target_once_in_full_batches(tmp_path_factory, tok
     assert y[: tokens - 1].tolist() == [*range(8, 7 + tokens)]
     assert x[: tokens - 1].tolist() == [*range(7, 6 + tokens)]
     assert (y[tokens - 1 :] == IGNORE).all()
-    assert ((x >= 0) & (x < 7 + tokens)).all()  # what fills the rest can be embedded
+    assert ((x >= 0) & (x < 7 + tokens)).all()  # the padding consists of valid ids
     assert len(batches) == -(-(tokens - 1) // (batch_size * block_size))
 
 
@@ -157,7 +157,7 @@ def test_whole_split_has_every_target_once_in_full_batches(tmp_path_factory, tok
 
 
 def anonymous_mb() -> float:
-    """Memory of this process that is no file's: pages of a mapped file come and go as the kernel likes."""
+    """Return the memory of this process without mapped files, whose pages the kernel may load and drop at any time."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("RssAnon"))
 
@@ -169,7 +169,7 @@ def resident_mb() -> float:
 @pytest.mark.parametrize("order", [*ORDERS])
 def test_a_terabyte_opens_at_once(tmp_path, order):
     (tmp_path / "train.bin").touch()
-    os.truncate(tmp_path / "train.bin", 10**12)  # sparse: takes no room
+    os.truncate(tmp_path / "train.bin", 10**12)  # sparse: it needs no space on the disk
     before, start = resident_mb(), time.process_time()
     batches = loader(tmp_path, batch_size=16, block_size=1024, order=order)
     assert len(batches.fingerprint) == 64
@@ -182,7 +182,7 @@ def test_a_terabyte_opens_at_once(tmp_path, order):
 @pytest.mark.slow
 @pytest.mark.parametrize("mapped", [None, 16 * 2**20])
 def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypatch, mapped):
-    if mapped:  # the file counts as a large one, whose pages are given back
+    if mapped:  # the file counts as large, so its pages are released
         monkeypatch.setattr(token_files, "MAPPED_BYTES", mapped)
     (tmp_path / "train.bin").touch()
     os.truncate(tmp_path / "train.bin", 64 * 2**20)
@@ -197,16 +197,16 @@ def test_memory_does_not_grow_over_a_hundred_thousand_batches(tmp_path, monkeypa
         assert resident_mb() - resident < 40
 
 
-# What the folder says
+# With and without meta.json
 
 
-def test_a_described_folder_tells_its_bytes(tmp_path):
+def test_meta_json_gives_the_bytes_per_token(tmp_path):
     described = loader(write(tmp_path, "uint16", train=np.arange(100), val=np.arange(50)), split="val")
     assert described.bytes_per_token == 4.0
     assert described.fingerprint == "of val"
 
 
-def test_a_bare_folder_does_not_tell(numbered):
+def test_a_bare_folder_has_no_bytes_per_token(numbered):
     bare = loader(numbered)
     assert bare.bytes_per_token is None
 
@@ -227,20 +227,20 @@ def test_a_missing_folder_is_named(tmp_path):
         loader(tmp_path / "nowhere")
 
 
-def test_a_missing_split_is_named_with_those_there(tmp_path):
+def test_a_missing_split_is_named_with_the_existing_ones(tmp_path):
     write(tmp_path, train=np.arange(100), val=np.arange(100))
     with pytest.raises(ValueError, match=r"test\.bin: no such file.*train, val"):
         loader(tmp_path, split="test")
 
 
 @pytest.mark.parametrize(("content", "size"), [(b"", "0 bytes"), (b"abc", "3 bytes")])
-def test_an_empty_or_odd_file_is_named(tmp_path, content, size):
+def test_a_file_that_is_empty_or_of_odd_size_is_named(tmp_path, content, size):
     (tmp_path / "train.bin").write_bytes(content)
     with pytest.raises(ValueError, match=rf"train\.bin: {size}.*uint16"):
         loader(tmp_path)
 
 
-def test_a_length_of_half_a_uint32_is_named(tmp_path):
+def test_a_file_that_ends_with_half_a_uint32_is_named(tmp_path):
     write(tmp_path, "uint32", train=np.arange(100))
     os.truncate(tmp_path / "train.bin", 398)
     with pytest.raises(ValueError, match=r"train\.bin: 398 bytes.*uint32"):
@@ -261,7 +261,7 @@ def test_a_split_that_meta_json_does_not_know_is_named(tmp_path):
         loader(tmp_path, split="val")
 
 
-def test_a_split_too_short_for_a_block_names_the_key_and_the_most(tmp_path):
+def test_for_a_split_too_short_for_a_block_the_message_names_the_key_and_the_limit(tmp_path):
     write(tmp_path, train=np.arange(8))
     with pytest.raises(ValueError, match=r"data\.block_size=8.*train\.bin.*8 tokens.*at most 7"):
         loader(tmp_path, block_size=8)
@@ -273,7 +273,7 @@ def test_an_id_beyond_the_vocabulary_is_named_with_file_and_position(tmp_path, d
     tokens = np.arange(1_000) % 50
     tokens[777] = 50
     batches = loader(write(tmp_path, dtype, train=tokens), order="sequential", vocab_size=50)
-    for index in range(24):  # of 32 tokens and a target
+    for index in range(24):  # each with 32 tokens and one more target
         batches.batch(index)
     message = r"train\.bin: token 777 is 50, not below the vocabulary size of 50"
     with pytest.raises(ValueError, match=message):
@@ -283,7 +283,7 @@ def test_an_id_beyond_the_vocabulary_is_named_with_file_and_position(tmp_path, d
     assert loader(tmp_path, order="sequential", vocab_size=51).batch(24)[0].max() == 50
 
 
-def test_the_vocabulary_of_meta_json_is_kept_to(tmp_path):
+def test_ids_must_be_in_the_vocabulary_of_meta_json(tmp_path):
     folder = write(tmp_path, "uint16", train=np.arange(100))
     tokens = np.arange(100, dtype="<u2")
     tokens[60] = 60_000
@@ -293,8 +293,8 @@ def test_the_vocabulary_of_meta_json_is_kept_to(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_file_that_becomes_shorter_is_an_error_and_no_bus_error(tmp_path):
-    # In a process of its own, which a bus error would kill.
+def test_a_file_that_becomes_shorter_is_an_error_and_not_a_crash(tmp_path):
+    # In another process, because a bus error would kill this one.
     write(tmp_path, train=np.arange(60_000))
     script = f"""
 import os

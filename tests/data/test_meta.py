@@ -1,4 +1,4 @@
-"""A `meta.json` that is damaged or of another kind is named."""
+"""A `meta.json` that is damaged or has other contents is named."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from support.numbered_tokens import loader, write
         ({"end_of_text": 10**400}, "is not a whole number from 0"),
     ],
 )
-def test_a_meta_json_of_another_kind_is_named(tmp_path, change, message):
+def test_a_meta_json_with_other_contents_is_named(tmp_path, change, message):
     path = write(tmp_path, "uint16", train=np.arange(100)) / "meta.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=rf"meta\.json: .*{message}|meta\.json:.*{message}"):
@@ -39,7 +39,7 @@ def test_a_damaged_meta_json_is_named(tmp_path, content):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
-def test_a_meta_json_that_is_no_file_is_named(tmp_path, make):
+def test_a_meta_json_that_is_not_a_file_is_named(tmp_path, make):
     write(tmp_path, "uint16", train=np.arange(100))
     (tmp_path / "meta.json").unlink()
     make(tmp_path / "meta.json")
@@ -48,7 +48,7 @@ def test_a_meta_json_that_is_no_file_is_named(tmp_path, make):
 
 
 @pytest.mark.parametrize("tokens", [0, 99, 10**18, -100])
-def test_a_number_of_tokens_that_the_files_do_not_have_is_named(tmp_path, tokens):
+def test_a_wrong_number_of_tokens_is_named(tmp_path, tokens):
     path = write(tmp_path, "uint16", train=np.arange(100)) / "meta.json"
     fields = json.loads(path.read_text())
     train = fields["splits"]["train"]

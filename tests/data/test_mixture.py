@@ -1,4 +1,4 @@
-"""Mixtures: exact proportions at every moment, each source in its own order, and what happens when one is used up."""
+"""Mixtures: exact proportions at every moment, each source in its own order, and sources that are used up."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ SIZES = {"a": 400, "b": 250, "c": 100}  # blocks of 4
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> dict[str, str]:
-    """Token n of source k is 10,000 · k + n, so that a token tells where it is from."""
+    """Return folders where token n of source k is 10,000 · k + n, so that a token shows its place."""
     root = tmp_path_factory.mktemp("sources")
     for number, (name, blocks) in enumerate(SIZES.items()):
         for split, size in (("train", 4 * blocks + 1), ("val", 41)):
@@ -49,7 +49,7 @@ def test_proportions_are_exact_in_any_window(folders, weights, start):
         assert lead.max() - lead.min() <= within + 1e-9
 
 
-def test_weights_go_by_name_whatever_their_order(folders):
+def test_weights_are_matched_by_name(folders):
     paths = {name: folders[name] for name in ("a", "b")}
     one, other = (Mixture(paths, weights, "train", 1, 4, 0) for weights in ({"a": 9, "b": 1}, {"b": 1, "a": 9}))
     assert np.mean(first_tokens(other, 1_000) < 10_000) == 0.9
@@ -57,7 +57,7 @@ def test_weights_go_by_name_whatever_their_order(folders):
     assert one.fingerprint == other.fingerprint
 
 
-def test_each_source_shows_each_of_its_blocks_once_an_epoch(folders):
+def test_each_source_shows_each_of_its_blocks_once_per_epoch(folders):
     tokens = first_tokens(mixture(folders, {"a": 0.5, "b": 0.3, "c": 0.2}), 1_000)
     for number, blocks in enumerate(SIZES.values()):
         own = tokens[tokens // 10_000 == number] % 10_000
@@ -68,7 +68,7 @@ def test_each_source_shows_each_of_its_blocks_once_an_epoch(folders):
 @pytest.mark.slow
 @settings(deadline=None, max_examples=10)
 @given(index=st.integers(0, 300) | st.integers(0, 10**10), limited=st.booleans())
-def test_samples_do_not_depend_on_how_the_global_batch_is_cut(folders, index, limited):
+def test_samples_do_not_depend_on_the_micro_batch_size(folders, index, limited):
     weights = {"a": 0.5, "b": 0.3, "c": 0.2}
     rest = {"max_epochs": {"b": 1, "c": 1}} if limited else {}
     whole = mixture(folders, weights, batch_size=12, **rest).batch(index)
@@ -79,7 +79,7 @@ def test_samples_do_not_depend_on_how_the_global_batch_is_cut(folders, index, li
         assert torch.equal(torch.cat([y for _, y in parts]), whole[1])
 
 
-def test_a_source_seen_as_often_as_allowed_drops_out_and_the_others_share_its_place(folders):
+def test_a_source_that_is_used_up_drops_out_and_the_others_share_its_place(folders):
     loader = mixture(folders, {"a": 0.5, "b": 0.25, "c": 0.25}, max_epochs={"c": 2, "b": 3})
     source = first_tokens(loader, 4_000) // 10_000
     assert (source == 2).sum() == 200
@@ -92,7 +92,7 @@ def test_a_source_seen_as_often_as_allowed_drops_out_and_the_others_share_its_pl
     assert loader.epochs(4_000) == {"a": (4_000 - 950) / 400, "b": 3.0, "c": 2.0}
 
 
-def test_when_all_are_used_up_it_says_so(folders):
+def test_it_is_an_error_when_all_sources_are_used_up(folders):
     loader = mixture(folders, {"b": 1, "c": 1}, max_epochs={"b": 2, "c": 1}, batch_size=100)
     seen = torch.cat([loader.batch(index)[0][:, 0] for index in range(6)])
     assert len(seen) == 2 * 250 + 100
@@ -117,7 +117,7 @@ def test_weights_are_shares_in_any_unit(folders):
     assert np.array_equal(first_tokens(one, 100), first_tokens(same, 100))
 
 
-def test_the_fingerprint_is_of_the_sources_and_not_of_their_weights(folders):
+def test_the_fingerprint_depends_on_the_sources_but_not_on_their_weights(folders):
     prints = [
         mixture(folders, weights).fingerprint
         for weights in ({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 2.0}, {"a": 1.0, "c": 1.0}, {"a": 1.0})
@@ -126,7 +126,7 @@ def test_the_fingerprint_is_of_the_sources_and_not_of_their_weights(folders):
     assert len(set(prints)) == 3
 
 
-def test_sources_need_not_have_one_dtype(tmp_path, folders):
+def test_sources_may_have_different_dtypes(tmp_path, folders):
     (tmp_path / "wide").mkdir()
     described(tmp_path / "wide", np.arange(90_000, 91_000), "t", "uint32")
     loader = mixture(folders | {"w": str(tmp_path / "wide")}, {"a": 1, "w": 1}, batch_size=6)
@@ -157,7 +157,7 @@ def test_sources_of_different_tokenizers_are_refused(tmp_path):
         mixture(paths, {"one": 1, "two": 1})
 
 
-def test_bytes_per_token_is_that_of_all_together(tmp_path, folders):
+def test_bytes_per_token_is_the_mean_over_all_sources(tmp_path, folders):
     for name, size in (("one", 100), ("two", 300)):
         (tmp_path / name).mkdir()
         described(tmp_path / name, np.arange(size), tokenizer="t")
@@ -177,6 +177,6 @@ def test_bytes_per_token_is_that_of_all_together(tmp_path, folders):
         ({"a": "x"}, {"a": 1.0}, {"b": 1}, r"data\.max_epochs\.b: no such source; the names are a"),
     ],
 )
-def test_names_that_do_not_match_are_named(paths, weights, limits, message):
+def test_names_that_do_not_match_are_reported(paths, weights, limits, message):
     with pytest.raises(ValueError, match=message):
         Mixture(paths, weights, "train", 1, 4, 0, limits)

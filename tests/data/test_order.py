@@ -1,4 +1,4 @@
-"""The data orders: bijective, random enough, seekable, exact, and the same for ever (golden vectors)."""
+"""The data orders are bijective, random enough, seekable and exact, and never change (golden vectors)."""
 
 import itertools
 import math
@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from lmtrain.data import order
 from lmtrain.data.order import ORDERS, block_count, derive_keys, permute, random, sequential, shuffle
 
-QUANTILE_999 = {5: 20.5, 23: 49.7, 119: 173.6, 255: 330.5}  # of chi-squared, by degrees of freedom
+QUANTILE_999 = {5: 20.5, 23: 49.7, 119: 173.6, 255: 330.5}  # quantiles of chi-squared, by degrees of freedom
 
 seeds = st.integers(0, 2**63)
 streams = st.sampled_from(["train", "val", ""])
 
 
 def chi_squared(counts: np.ndarray) -> float:
-    """Against the uniform distribution."""
+    """Return chi-squared against the uniform distribution."""
     expected = counts.sum() / counts.size
     return float(((counts - expected) ** 2 / expected).sum())
 
 
 def over_all_orders(n: int, samples: int) -> float:
-    """Chi-squared of the permutations of n elements that `samples` seeds give."""
+    """Return chi-squared of the permutations of n elements from `samples` seeds."""
     seen = Counter(
         tuple(permute(np.arange(n), n, seed=seed, stream="train", epoch=0).tolist()) for seed in range(samples)
     )
@@ -44,7 +44,7 @@ def test_permute_is_a_bijection_at_every_small_size():
 
 
 def inverse(image: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
-    """Undoes `permute`, in Python's own integers: round by round backwards, and along the cycle while outside."""
+    """Invert `permute` with Python's own integers, one round after the other, until the result is in range(n)."""
     side = math.isqrt(n - 1) + 1
     a, b = side, -(-n // side)
     round_keys = derive_keys("shuffle", n, seed, "train", epoch, count=order.ROUNDS).tolist()
@@ -73,7 +73,7 @@ def inverse(image: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
 @settings(deadline=None, max_examples=60)
 @given(n=st.integers(2_000, 10**12) | st.integers(11, 39).map(lambda power: 2**power + 1), seed=seeds, data=st.data())
 def test_every_block_is_reached_once_in_ranges_too_large_to_list(n, seed, data):
-    # Each index comes back from its image, and each block is the image of one index: so it is a bijection.
+    # Each index is recovered from its image, and each block is the image of an index, so this is a bijection.
     points = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=20, max_size=20)))
     image = permute(points, n, seed=seed, stream="train", epoch=2)
     assert np.array_equal(inverse(image, n, seed, 2), points)
@@ -92,7 +92,7 @@ def test_permute_is_a_bijection(n, seed, stream, epoch):
 @given(
     n=st.integers(5_000, 10**12) | st.integers(0, 40).map(lambda power: 2**power + 5_000), seed=seeds, data=st.data()
 )
-def test_permute_of_a_large_range_keeps_to_it_without_repeats(n, seed, data):
+def test_permute_stays_in_a_large_range_without_repeats(n, seed, data):
     first = data.draw(st.integers(0, n - 2_000))
     image = permute(np.arange(first, first + 2_000), n, seed=seed, stream="train", epoch=0)
     assert image.min() >= 0
@@ -100,24 +100,24 @@ def test_permute_of_a_large_range_keeps_to_it_without_repeats(n, seed, data):
     assert len(np.unique(image)) == 2_000
 
 
-def test_permute_does_not_look_at_its_neighbours():
+def test_the_image_of_an_index_does_not_depend_on_other_indices():
     indices = np.arange(1_000)
     whole = permute(indices, 1_000, seed=3, stream="train", epoch=1)
     assert np.array_equal(permute(indices[::-7], 1_000, seed=3, stream="train", epoch=1), whole[::-7])
     assert [permute(np.array([i]), 1_000, seed=3, stream="train", epoch=1).item() for i in (0, 999, 500)] == [
         whole[i] for i in (0, 999, 500)
     ]
-    assert np.array_equal(indices, np.arange(1_000))  # and changes nothing in place
+    assert np.array_equal(indices, np.arange(1_000))  # the input is unchanged
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("n", "samples"), [(3, 1_500), (4, 3_000), (5, 6_000)])
-def test_every_order_of_few_elements_is_as_likely(n, samples):
+def test_all_orders_of_few_elements_are_equally_likely(n, samples):
     assert over_all_orders(n, samples) < QUANTILE_999[math.factorial(n) - 1]
 
 
 @pytest.mark.slow
-def test_too_few_rounds_would_be_noticed(monkeypatch):
+def test_too_few_rounds_are_detected(monkeypatch):
     monkeypatch.setattr(order, "ROUNDS", 8)
     assert over_all_orders(5, 6_000) > QUANTILE_999[119]
 
@@ -134,7 +134,7 @@ def test_permuted_neighbours_differ_in_parity_half_of_the_time(n):
 def test_permuted_neighbours_are_independent(n):
     image = permute(np.arange(min(n, 40_000) // 2 * 2), n, seed=4, stream="train", epoch=0)
     sixteenth = image * 16 // n
-    for distance in (1, 2):  # pairs that share no element, so that each is a draw of its own
+    for distance in (1, 2):  # pairs that share no element, so that they are independent
         pairs = sixteenth[:-distance] * 16 + sixteenth[distance:]
         assert chi_squared(np.bincount(pairs[:: distance + 1], minlength=256)) < QUANTILE_999[255]
 
@@ -143,7 +143,7 @@ def test_permuted_neighbours_are_independent(n):
 def test_permuted_indices_are_spread_evenly(n):
     image = permute(np.arange(20_000), n, seed=2, stream="train", epoch=0)
     assert chi_squared(np.bincount(image * 256 // n, minlength=256)) < QUANTILE_999[255]
-    assert chi_squared(np.bincount(image % 256, minlength=256)) < 1.1 * QUANTILE_999[255]  # n is no multiple of 256
+    assert chi_squared(np.bincount(image % 256, minlength=256)) < 1.1 * QUANTILE_999[255]  # n is not a multiple of 256
 
 
 # Orders
@@ -156,7 +156,7 @@ def test_a_block_has_a_target_for_each_input(tokens, block_size, expected):
 
 @settings(deadline=None)
 @given(n=st.integers(1, 400), block_size=st.integers(1, 50), extra=st.integers(0, 49), seed=seeds, stream=streams)
-def test_shuffle_reads_each_block_once_an_epoch(n, block_size, extra, seed, stream):
+def test_shuffle_reads_each_block_once_per_epoch(n, block_size, extra, seed, stream):
     tokens = n * block_size + 1 + min(extra, block_size - 1)
     offsets = shuffle(0, 3 * n, tokens=tokens, block_size=block_size, seed=seed, stream=stream).reshape(3, n)
     assert offsets.dtype == np.int64
@@ -169,7 +169,7 @@ def test_shuffle_reads_each_block_once_an_epoch(n, block_size, extra, seed, stre
 
 @settings(deadline=None)
 @given(first=st.integers(0, 10**12), count=st.integers(1, 300), n=st.integers(1, 100), block_size=st.integers(1, 9))
-def test_sequential_is_the_file_again_and_again(first, count, n, block_size):
+def test_sequential_repeats_the_file(first, count, n, block_size):
     offsets = sequential(first, count, tokens=n * block_size + 1, block_size=block_size, seed=0, stream="train")
     assert offsets.dtype == np.int64
     assert offsets.tolist() == [sample % n * block_size for sample in range(first, first + count)]
@@ -190,10 +190,10 @@ def test_random_is_exact_arithmetic_on_the_words_of_philox(tokens, first, seed, 
     assert offsets.tolist() == expected
 
 
-def test_random_carries_at_the_largest_words(monkeypatch):
+def test_random_is_exact_for_the_largest_words(monkeypatch):
     largest = np.array([2**64 - 1, 2**64 - 2**32, 2**32 - 1, 2**63, 1, 0], dtype=np.uint64)
 
-    class Words:  # no seed reaches these within a test's time
+    class Words:  # a test would be too short to find a seed with these words
         def __init__(self, key, counter):
             pass
 
@@ -216,7 +216,7 @@ def test_random_is_uniform_and_reaches_both_ends():
 
 @settings(deadline=None)
 @given(name=st.sampled_from([*ORDERS]), first=st.integers(0, 400), count=st.integers(1, 100), n=st.integers(1, 300))
-def test_a_slice_is_the_slice_of_a_longer_call(name, first, count, n):
+def test_a_slice_equals_the_slice_of_a_longer_call(name, first, count, n):
     where = {"tokens": n * 4 + 3, "block_size": 4, "seed": 5, "stream": "train"}
     longer = ORDERS[name](0, 500, **where)
     assert np.array_equal(ORDERS[name](first, count, **where), longer[first : first + count])
@@ -224,7 +224,7 @@ def test_a_slice_is_the_slice_of_a_longer_call(name, first, count, n):
 
 @settings(deadline=None)
 @given(name=st.sampled_from([*ORDERS]), far=st.integers(0, 10**12), cut=st.integers(1, 99))
-def test_a_slice_far_away_is_made_of_its_parts(name, far, cut):
+def test_a_distant_slice_equals_its_parts(name, far, cut):
     where = {"tokens": 10**11, "block_size": 1024, "seed": 5, "stream": "train"}
     together = ORDERS[name](far, 100, **where)
     assert np.array_equal(together[:cut], ORDERS[name](far, cut, **where))
@@ -234,17 +234,17 @@ def test_a_slice_far_away_is_made_of_its_parts(name, far, cut):
 
 
 @pytest.mark.parametrize("name", [*ORDERS])
-def test_any_sample_is_reached_at_once(name):
+def test_any_sample_is_reached_in_constant_time(name):
     where = {"tokens": 10**12, "block_size": 1024, "seed": 5, "stream": "train"}
     near, far = (
         min(timeit.repeat(lambda first=first: ORDERS[name](first, 16, **where), timer=process_time, number=20))
         for first in (0, 10**15)
     )
-    assert far < 10 * near  # and not 10^14 times as long
+    assert far < 10 * near  # the distance is 10^15 samples
 
 
 @pytest.mark.parametrize("name", ["shuffle", "random"])
-def test_seeds_and_splits_have_orders_of_their_own(name):
+def test_seeds_and_splits_have_different_orders(name):
     where = {"tokens": 100_001, "block_size": 100}
     orders = {
         tuple(ORDERS[name](0, 1_000, seed=seed, stream=stream, **where).tolist())
@@ -269,8 +269,8 @@ def test_shuffle_and_random_do_not_share_a_stream():
 @given(weights=st.lists(st.integers(1, 40), min_size=1, max_size=6))
 def test_interleaved_sources_keep_their_shares_at_every_moment(weights):
     total, sources = sum(weights), len(weights)
-    chosen = np.tile(order.interleave(weights), 2)  # and where it repeats
-    bound = 1 - 1 / (2 * sources - 2) if sources > 1 else 0.0  # Tijdeman's
+    chosen = np.tile(order.interleave(weights), 2)  # also across the repetition
+    bound = 1 - 1 / (2 * sources - 2) if sources > 1 else 0.0  # Tijdeman's bound
     for k, weight in enumerate(weights):
         lead = np.append(0, np.cumsum(chosen == k)) - np.arange(2 * total + 1) * weight / total
         assert abs(lead).max() <= bound + 1e-9
@@ -279,7 +279,7 @@ def test_interleaved_sources_keep_their_shares_at_every_moment(weights):
     assert np.array_equal(np.bincount(chosen, minlength=sources), 2 * np.array(weights))
 
 
-# Golden vectors: they change only together with ORDER_VERSION. To renew them, print the calls below.
+# Golden vectors, which change only together with ORDER_VERSION. To renew them, print the calls below.
 
 SMALL = {"tokens": 641, "block_size": 64, "seed": 1337, "stream": "train"}
 LARGE = {"tokens": 10**12, "block_size": 1024, "seed": 7, "stream": "val"}
@@ -325,7 +325,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", [*ORDERS])
-def test_the_order_is_that_of_version_1(name):
+def test_the_orders_are_those_of_version_1(name):
     assert order.ORDER_VERSION == 1
     assert ORDERS[name](0, len(GOLDEN[name][0]), **SMALL).tolist() == GOLDEN[name][0]
     assert ORDERS[name](10**9, 4, **LARGE).tolist() == GOLDEN[name][1]

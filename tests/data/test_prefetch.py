@@ -1,4 +1,4 @@
-"""The prefetcher: the batches of direct calls in order, errors where they belong, no thread left behind."""
+"""The prefetcher gives the batches of direct calls in order, raises errors in place, and leaves no thread behind."""
 
 import threading
 import time
@@ -18,16 +18,16 @@ def prefetching() -> list[threading.Thread]:
 
 
 @pytest.fixture
-def ends_its_thread():
+def stops_its_thread():
     assert prefetching() == []
     yield
     assert prefetching() == []
 
 
-@pytest.mark.usefixtures("ends_its_thread")
+@pytest.mark.usefixtures("stops_its_thread")
 @pytest.mark.parametrize("depth", [1, 8])
 @pytest.mark.parametrize("start", [0, 500])
-def test_prefetched_batches_are_those_of_direct_calls_in_order(long, depth, start):
+def test_prefetched_batches_equal_those_of_direct_calls(long, depth, start):
     direct = loader(long, batch_size=8, block_size=2)
     with Prefetcher(loader(long, batch_size=8, block_size=2).batch, start, CPU, depth) as batches:
         assert iter(batches) is batches
@@ -39,8 +39,8 @@ def test_prefetched_batches_are_those_of_direct_calls_in_order(long, depth, star
             assert item.n_targets == 16
 
 
-@pytest.mark.usefixtures("ends_its_thread")
-def test_leaving_ends_the_thread_though_the_queue_is_full(long):
+@pytest.mark.usefixtures("stops_its_thread")
+def test_leaving_stops_the_thread_even_if_the_queue_is_full(long):
     made = threading.Semaphore(0)
 
     def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,23 +49,23 @@ def test_leaving_ends_the_thread_though_the_queue_is_full(long):
 
     with Prefetcher(batch, 0, CPU, depth=2) as batches:
         assert next(batches).x.item() == 0
-        for _ in range(4):  # the one taken, two in the queue, one that waits for a place
+        for _ in range(4):  # the one returned, two in the queue, and one that waits for a place
             assert made.acquire(timeout=10)
         assert len(prefetching()) == 1
-        assert not made.acquire(timeout=0.1)  # and no further one is made
+        assert not made.acquire(timeout=0.1)  # no more are made
         start = time.perf_counter()
-    assert time.perf_counter() - start < 30  # which is not for ever
+    assert time.perf_counter() - start < 30  # it does not hang
 
 
-@pytest.mark.usefixtures("ends_its_thread")
-def test_leaving_by_an_error_ends_the_thread(numbered):
+@pytest.mark.usefixtures("stops_its_thread")
+def test_leaving_with_an_error_stops_the_thread(numbered):
     with pytest.raises(KeyError, match="mine"), Prefetcher(loader(numbered).batch, 0, CPU):
         raise KeyError("mine")
 
 
-@pytest.mark.usefixtures("ends_its_thread")
+@pytest.mark.usefixtures("stops_its_thread")
 @pytest.mark.parametrize("depth", [1, 2, 8])
-def test_an_error_is_raised_where_its_batch_would_have_come(depth):
+def test_an_error_is_raised_in_place_of_its_batch(depth):
     def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if index == 5:
             raise OSError("disk gone")
@@ -77,19 +77,19 @@ def test_an_error_is_raised_where_its_batch_would_have_come(depth):
             next(batches)
 
 
-@pytest.mark.usefixtures("ends_its_thread")
-def test_leaving_before_an_error_is_read_ends_the_thread():
+@pytest.mark.usefixtures("stops_its_thread")
+def test_leaving_before_an_error_is_raised_stops_the_thread():
     def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
         if index == 1:
             raise OSError("disk gone")
         return torch.zeros(1, 1), torch.zeros(1, 1)
 
-    with Prefetcher(batch, 0, CPU, depth=1) as batches:  # the error waits for a place
+    with Prefetcher(batch, 0, CPU, depth=1) as batches:  # the error waits for a place in the queue
         assert len(prefetching()) == 1
     assert isinstance(batches, Prefetcher)
 
 
-def test_targets_that_count_are_counted():
+def test_ignored_targets_are_not_counted():
     y = torch.tensor([[1, IGNORE, 0], [IGNORE, IGNORE, -1]])
     item = MicroBatch.of(torch.zeros_like(y), y, pin=False)
     assert item.n_targets == 3
@@ -103,11 +103,11 @@ def test_targets_of_a_ragged_split_add_up(numbered):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_pinned_copies_arrive_right_on_the_gpu(long):
+def test_pinned_copies_arrive_unchanged_on_the_gpu(long):
     device = torch.device("cuda")
     direct = loader(long, batch_size=64, block_size=2)
     with Prefetcher(loader(long, batch_size=64, block_size=2).batch, 0, device) as batches:
-        items: list[MicroBatch] = [next(batches) for _ in range(200)]  # all before any is looked at
+        items: list[MicroBatch] = [next(batches) for _ in range(200)]  # all before any is checked
     for index, item in enumerate(items):
         x, y = direct.batch(index)
         assert item.x.device.type == "cuda"

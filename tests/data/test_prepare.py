@@ -1,4 +1,4 @@
-"""Text to token files: what comes out decodes to what went in, however often it was killed and by however many made."""
+"""Preparing token files: the tokens decode to the text, after any number of kills and with any number of processes."""
 
 import contextlib
 import hashlib
@@ -60,7 +60,7 @@ def corpus(tmp_path: Path) -> Path:
     return folder
 
 
-# What comes out
+# The files
 
 
 @pytest.mark.parametrize("tokenizer", [BPE(400), Bytes(), Characters()], ids=lambda tokenizer: tokenizer.kind)
@@ -95,7 +95,7 @@ def test_tokens_decode_to_the_text(tmp_path: Path, corpus: Path, tokenizer: Corp
     ]  # fmt: skip
 
 
-def test_the_tail_of_one_file_is_held_out_by_the_character(tmp_path: Path) -> None:
+def test_the_tail_of_one_file_is_held_out_at_the_exact_character(tmp_path: Path) -> None:
     (tmp_path / "input.txt").write_text("abcde" * 200)
     folder = made(tmp_path / "out", TextFiles(str(tmp_path / "input.txt")), Characters(), TAIL)
     assert tokens_of(folder, "train").tolist() == [0, 1, 2, 3, 4] * 180
@@ -123,7 +123,7 @@ def test_files_can_be_held_out_by_name(tmp_path: Path, corpus: Path) -> None:
 def test_the_result_does_not_depend_on_the_number_of_processes(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", 10_000)  # so that there is something to deal out
+    monkeypatch.setattr(module, "BATCH_BYTES", 10_000)  # so that there are batches for all processes
     results = [
         contents(made(tmp_path / str(workers), TextFiles(f"{corpus}/*.txt"), BPE(400), workers=workers))
         for workers in (1, 2, 3)
@@ -155,7 +155,7 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def long_text(tmp_path: Path) -> Path:
-    """About four seconds of work: words of a fixed seed, no two documents alike."""
+    """Write a text for about four seconds of work; its words come from a fixed seed, and its documents all differ."""
     words = random.Random(0)
     vocabulary = ["".join(words.choices("abcdefghij", k=words.randint(2, 9))) for _ in range(20_000)]
     documents = (" ".join(words.choices(vocabulary, k=2_000)) + "\n" for _ in range(400))
@@ -183,19 +183,19 @@ def journal(out: Path) -> dict[str, object]:
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_goes_on_and_makes_the_same_bytes(
+def test_a_preparation_killed_several_times_makes_the_same_bytes(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     assert start(tmp_path / "never").wait(60) == 0
     expected = contents(tmp_path / "never")
     out = tmp_path / "killed"
     moments = random.Random(1)
-    kills, went_on = 0, 0
+    kills, continued = 0, 0
     while not out.exists():
         before = journal(out).get("splits")
         process = start(out, workers=1 + kills % 2)
         deadline = time.monotonic() + 60
-        # Killed at some moment after it got further, so that it ends one day.
+        # Kill it only after it has made progress, so that it finishes at some point.
         while process.poll() is None and time.monotonic() < deadline:
             if journal(out).get("splits") != before and kills < 4:
                 time.sleep(moments.uniform(0, 0.2))
@@ -203,18 +203,16 @@ def test_killed_again_and_again_it_goes_on_and_makes_the_same_bytes(
             time.sleep(0.01)
         kills += process.wait() == -signal.SIGKILL
         assert process.stdout is not None
-        went_on += "continuing where an earlier process stopped, after" in process.stdout.read()
+        continued += "continuing where an earlier process stopped, after" in process.stdout.read()
         assert not out.exists() or process.returncode == 0
         assert not (out.parent / f".partial-{out.name}" / "train.bin").exists() or out.exists()
     assert kills >= 3
-    assert went_on >= 2
+    assert continued >= 2
     assert contents(out) == expected
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_an_error_and_the_next_call_goes_on(
-    tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
-) -> None:
+def test_after_a_full_disk_the_next_call_continues(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     assert start(tmp_path / "whole").wait(60) == 0
     out = tmp_path / "out"
     half = (tmp_path / "whole" / "train.bin").stat().st_size // 2
@@ -230,7 +228,7 @@ def test_a_full_disk_is_an_error_and_the_next_call_goes_on(
 
 
 @pytest.mark.slow
-def test_two_at_once_make_one_folder(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+def test_two_processes_at_once_make_one_folder(tmp_path: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
     processes = [start(tmp_path / "out") for _ in range(2)]
     outputs = [process.communicate(timeout=60)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -240,7 +238,7 @@ def test_two_at_once_make_one_folder(tmp_path: Path, start: Callable[..., subpro
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_is_named_and_none_is_left_behind(
+def test_a_killed_worker_is_reported_and_no_worker_outlives_its_parent(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     process = start(tmp_path / "out", workers=2)
@@ -250,10 +248,10 @@ def test_a_process_that_is_killed_is_named_and_none_is_left_behind(
     workers = children(process.pid)
     os.kill(workers[-1], signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
-    assert "a process that encodes text was killed, for want of memory perhaps" in output
+    assert "a process that encodes text was killed, perhaps because there was too little memory" in output
     assert "OSError" in output
     process = start(tmp_path / "out", workers=2)
-    while len(workers := children(process.pid)) < 3:  # multiprocessing's own tracker is one
+    while len(workers := children(process.pid)) < 3:  # two workers and multiprocessing's resource tracker
         assert process.poll() is None
         time.sleep(0.01)
     process.kill()
@@ -277,7 +275,7 @@ def alive(pid: int) -> bool:
 
 
 def partly_made(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, int]) -> Path:
-    """What is left of a preparation that was stopped between two commits."""
+    """Stop a preparation between two commits; return its hidden folder."""
     monkeypatch.setattr(module, "BATCH_BYTES", 10_000)
     monkeypatch.setattr(module, "COMMIT_SECONDS", 0.0)
     writes = iter([True] * 12)
@@ -307,16 +305,16 @@ def finished(tmp_path: Path, corpus: Path, settings: dict[str, int], capsys: pyt
     return capsys.readouterr().out
 
 
-def test_what_is_left_is_gone_on_with(
+def test_an_unfinished_preparation_is_continued(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     partial_folder = partly_made(tmp_path, corpus, monkeypatch, {"a": 1})
     with (partial_folder / "train.unfinished").open("ab") as file:
-        file.write(b"what a kill left beyond the last commit")
+        file.write(b"written after the last commit")
     assert "continuing where an earlier process stopped, after" in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
-def test_other_settings_do_not_throw_away_what_was_done(
+def test_other_settings_do_not_discard_an_unfinished_preparation(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = contents(partly_made(tmp_path, corpus, monkeypatch, {"a": 2}))
@@ -325,7 +323,7 @@ def test_other_settings_do_not_throw_away_what_was_done(
     assert contents(tmp_path / ".partial-out") == left
 
 
-def test_changed_text_does_not_throw_away_what_was_done(
+def test_changed_text_does_not_discard_an_unfinished_preparation(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = contents(partly_made(tmp_path, corpus, monkeypatch, {"a": 1}))
@@ -334,11 +332,11 @@ def test_changed_text_does_not_throw_away_what_was_done(
         finished(tmp_path, corpus, {"a": 1}, capsys)
     assert contents(tmp_path / ".partial-out") == left
     shutil.rmtree(tmp_path / ".partial-out")
-    assert "going on" not in finished(tmp_path, corpus, {"a": 1}, capsys)
+    assert "continuing" not in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
 @pytest.mark.parametrize("damage", [b"", b"x" * 50])
-def test_a_damaged_file_starts_anew(
+def test_a_damaged_file_makes_the_preparation_start_over(
     tmp_path: Path,
     corpus: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -347,11 +345,11 @@ def test_a_damaged_file_starts_anew(
 ) -> None:
     left = partly_made(tmp_path, corpus, monkeypatch, {"a": 1}) / "train.unfinished"
     left.write_bytes(damage + left.read_bytes()[len(damage or b"xx") :])
-    assert "train.unfinished: is not what was committed" in finished(tmp_path, corpus, {"a": 1}, capsys)
+    assert "train.unfinished: differs from its last commit" in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
 @pytest.mark.parametrize("name", ["", "train.unfinished", "anything"])
-def test_a_link_in_the_place_of_what_is_made_is_not_followed(tmp_path: Path, corpus: Path, name: str) -> None:
+def test_a_link_under_the_name_of_a_file_to_make_is_not_followed(tmp_path: Path, corpus: Path, name: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "precious").write_text("precious")
     place = tmp_path / ".partial-out" / name
@@ -363,7 +361,7 @@ def test_a_link_in_the_place_of_what_is_made_is_not_followed(tmp_path: Path, cor
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "folder/notes.txt", "train.unfinished/notes.txt", ".tmp-notes.txt"])
-def test_what_others_put_into_the_hidden_folder_is_not_removed(tmp_path: Path, corpus: Path, name: str) -> None:
+def test_other_files_in_the_hidden_folder_are_not_removed(tmp_path: Path, corpus: Path, name: str) -> None:
     notes = tmp_path / ".partial-out" / name
     notes.parent.mkdir(parents=True)
     notes.write_text("precious")
@@ -373,11 +371,11 @@ def test_what_others_put_into_the_hidden_folder_is_not_removed(tmp_path: Path, c
     assert notes.read_text() == "precious"
 
 
-def test_text_that_is_out_of_reach_loses_nothing(
+def test_an_unfinished_preparation_is_kept_while_its_text_is_missing(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     left = contents(partly_made(tmp_path, corpus, monkeypatch, {"a": 1}))
-    corpus.rename(tmp_path / "elsewhere")  # a disk that is not mounted, say
+    corpus.rename(tmp_path / "elsewhere")  # for example on a disk that is not mounted
     with pytest.raises(ValueError, match="gone"):
         made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), BPE(400))
     assert contents(tmp_path / ".partial-out") == left
@@ -399,7 +397,7 @@ def test_a_kill_between_the_last_two_steps_loses_nothing(
     assert contents(made(tmp_path / "whole", TextFiles(f"{corpus}/*.txt"), BPE(400))) == contents(tmp_path / "out")
 
 
-def test_a_tokenizer_is_trained_on_a_share_of_one_long_text_too(tmp_path: Path) -> None:
+def test_a_tokenizer_can_be_trained_on_a_share_of_one_long_text(tmp_path: Path) -> None:
     words = random.Random(0)
     text = " ".join("".join(words.choices("abcdefgh", k=5)) for _ in range(300_000))
     (tmp_path / "one.txt").write_text(text)
@@ -409,15 +407,15 @@ def test_a_tokenizer_is_trained_on_a_share_of_one_long_text_too(tmp_path: Path) 
     assert meta.vocab_size == 400
 
 
-def test_a_damaged_journal_starts_anew(
+def test_a_damaged_journal_makes_the_preparation_start_over(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (partly_made(tmp_path, corpus, monkeypatch, {"a": 1}) / "journal.json").write_text('{"format_version": 1}')
-    assert "going on" not in finished(tmp_path, corpus, {"a": 1}, capsys)
+    assert "continuing" not in finished(tmp_path, corpus, {"a": 1}, capsys)
 
 
-def test_a_file_name_that_is_not_utf_8(tmp_path: Path) -> None:
-    """A long text is held out by its name."""
+def test_a_file_name_that_is_not_utf_8_is_allowed(tmp_path: Path) -> None:
+    """The texts are long, so they are held out by their names."""
     for number in range(8):
         (tmp_path / os.fsdecode(b"caf\xe9%d.txt" % number)).write_bytes(b"some words of a long text\n" * 50_000)
     source = TextFiles(f"{tmp_path}/*.txt")
@@ -431,10 +429,10 @@ def test_a_file_name_that_is_not_utf_8(tmp_path: Path) -> None:
     assert "1.txt" in changed_inputs(folder)
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_link_stays_and_leads_to_the_new_folder(tmp_path: Path, corpus: Path, there: bool) -> None:
+@pytest.mark.parametrize("target_exists", [True, False])
+def test_a_link_is_kept_and_leads_to_the_new_folder(tmp_path: Path, corpus: Path, target_exists: bool) -> None:
     (tmp_path / "disk").mkdir()
-    if there:
+    if target_exists:
         (tmp_path / "disk" / "tokens").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "tokens")
     with DataProgress() as progress:
@@ -446,7 +444,7 @@ def test_a_link_stays_and_leads_to_the_new_folder(tmp_path: Path, corpus: Path, 
 
 
 def mounting() -> list[str]:
-    """The command that runs another one where it can mount a file system of its own; empty if nobody may here."""
+    """Return a command prefix under which a shell may mount file systems; empty if that is not allowed here."""
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
     with contextlib.suppress(OSError):
         if subprocess.run([*command, "mount -t tmpfs none /mnt"], capture_output=True, check=False).returncode == 0:
@@ -454,7 +452,7 @@ def mounting() -> list[str]:
     return []
 
 
-@pytest.mark.skipif(not mounting(), reason="needs a mount namespace of its own")
+@pytest.mark.skipif(not mounting(), reason="needs its own mount namespace")
 def test_a_mounted_empty_volume_is_refused_before_the_work(tmp_path: Path, corpus: Path) -> None:
     volume = tmp_path / "volume"
     volume.mkdir()
@@ -490,7 +488,7 @@ def test_mistakes_leave_nothing_behind(tmp_path: Path, content: bytes, files: st
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_too_little_space_is_said_before_the_work(
+def test_too_little_space_is_reported_before_the_work(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
@@ -523,17 +521,17 @@ def test_changed_text_is_noticed(tmp_path: Path, corpus: Path) -> None:
     recipe = Recipe(TextFiles(f"{corpus}/*.txt"), Bytes(), DOCUMENTS)
     prepared(tmp_path / "out", {}, recipe)
     assert changed_inputs(tmp_path / "out") == ""
-    os.utime(corpus / "02.txt")  # which changes nothing
+    os.utime(corpus / "02.txt")  # does not change the contents
     assert changed_inputs(tmp_path / "out") == ""
     (corpus / "03.txt").write_text("changed")
     (corpus / "new.txt").write_text("new")
     assert re.fullmatch(rf"{corpus}/03\.txt: [\d,]+ → 7 bytes", changed_inputs(tmp_path / "out"))
-    prepared(tmp_path / "out", {}, recipe)  # training goes on with the tokens there are
+    prepared(tmp_path / "out", {}, recipe)  # training continues with the existing tokens
     with pytest.raises(ValueError, match=r"was prepared from other text .*03\.txt.*new\.txt: new.*remove the folder"):
         prepared(tmp_path / "out", {}, recipe, check_text=True)
 
 
-def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path, corpus: Path) -> None:
+def test_the_users_own_files_are_not_overwritten(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious.txt").write_text("x")
     with pytest.raises(ValueError, match=r"has no meta\.json"):
@@ -541,7 +539,7 @@ def test_files_of_the_users_own_are_not_overwritten(tmp_path: Path, corpus: Path
     assert (tmp_path / "out" / "precious.txt").read_text() == "x"
 
 
-def test_for_a_bare_token_folder_the_data_choice_that_reads_it_is_named(tmp_path: Path, corpus: Path) -> None:
+def test_for_a_bare_token_folder_the_message_names_the_data_choice_that_reads_it(tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "bare").mkdir()
     np.arange(500, dtype="<u2").tofile(tmp_path / "bare" / "train.bin")
     with pytest.raises(
@@ -559,7 +557,7 @@ def test_for_a_bare_token_folder_the_data_choice_that_reads_it_is_named(tmp_path
         ({"surprise": 1}, "not a meta.json of token files"),
     ],
 )
-def test_a_meta_that_is_not_ours_is_refused(
+def test_a_meta_json_with_other_contents_is_refused(
     tmp_path: Path, corpus: Path, change: dict[str, object], message: str
 ) -> None:
     folder = made(tmp_path / "out", TextFiles(f"{corpus}/*.txt"), Bytes(), TAIL)

@@ -1,4 +1,4 @@
-"""Tokenizers of the hub, and folders without a tokenizer.json."""
+"""Tokenizers are loaded from the hub, and made from folders without a tokenizer.json."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ from lmtrain.data.tokenizer import Pretrained
 pytestmark = pytest.mark.usefixtures("tiktoken_plugin")
 
 
-def test_a_tokenizer_of_the_hub_is_fetched_or_told_to_be_missing(tmp_path: Path) -> None:
-    """With a cache as an earlier download leaves it, and no network."""
+def test_a_tokenizer_of_the_hub_is_found_or_reported_as_missing(tmp_path: Path) -> None:
+    """There is no network, but the cache of an earlier download."""
     cached = tmp_path / "cache" / "models--lmtrain--tiny"
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text("0" * 40)
@@ -47,7 +47,7 @@ assert "torch" not in sys.modules
 @pytest.mark.slow
 def test_a_folder_without_tokenizer_json_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, stored = fitted("bpe")
-    stored.tokenizer.model.save(str(tmp_path))  # vocab.json and merges.txt, as GPT-2 was published
+    stored.tokenizer.model.save(str(tmp_path))  # vocab.json and merges.txt, the files of GPT-2
     (tmp_path / TOKENIZER_CONFIG_FILE).write_text('{"tokenizer_class": "GPT2Tokenizer"}')
     converted = Pretrained(str(tmp_path)).fit(NoText())
     assert converted.end_of_text == 0

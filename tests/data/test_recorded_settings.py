@@ -1,11 +1,11 @@
-"""Folders of older versions of lmtrain are not taken for ones with other settings."""
+"""Folders from older versions of lmtrain do not count as folders with other settings."""
 
 import pytest
 
 from lmtrain.data.recorded_settings import changed_settings
 
 
-def test_a_setting_that_is_younger_than_the_folder_had_its_default() -> None:
+def test_a_setting_that_is_newer_than_the_folder_counts_as_its_default() -> None:
     older, now = {"source": {"text": "text"}}, {"text": "text", "skip_missing": False}
     assert changed_settings(older, {"source": now}) == []
     assert changed_settings(older, {"source": {"text": "text"}}) == []
@@ -14,7 +14,7 @@ def test_a_setting_that_is_younger_than_the_folder_had_its_default() -> None:
     assert changed_settings({"source": now}, {"source": {**now, "skip_missing": True}}) == changed
 
 
-def test_a_home_may_have_been_recorded_as_it_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_folder_may_have_recorded_a_tilde(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     older = {"source": {"files": ["~/books/*.txt"]}, "tokenizer": {"path": "~/gpt2"}}
     now = {"source": {"files": ["/home/me/books/*.txt"]}, "tokenizer": {"path": "/home/me/gpt2"}}

@@ -1,4 +1,4 @@
-"""What is saved is what others load, and damaged files are named."""
+"""A saved tokenizer is loaded equally by lmtrain and transformers, and damaged files are named."""
 
 import os
 import pickle
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiktoken_plugin")
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", "characters", ENCODINGS[1]])
-def test_a_saved_folder_is_what_transformers_loads(name: str, tmp_path: Path) -> None:
+def test_transformers_loads_a_saved_folder(name: str, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     stored = fitted(name)[1] if name != "characters" else Characters().fit(Texts(*SAMPLES))
@@ -32,7 +32,7 @@ def test_a_saved_folder_is_what_transformers_loads(name: str, tmp_path: Path) ->
     assert (again.end_of_text, again.vocab_size) == (stored.end_of_text, stored.vocab_size)
     assert theirs.eos_token_id == stored.end_of_text
     for text in SAMPLES:
-        plain = text.replace(END_OF_TEXT, "")  # which transformers takes for the token
+        plain = text.replace(END_OF_TEXT, "")  # transformers would read it as the token
         ids = theirs(plain).input_ids
         assert ids == stored.encode(plain) == again.encode(plain)
         assert theirs.decode(ids) == plain
@@ -73,10 +73,10 @@ def test_a_copy_for_another_process_encodes_the_same(name: str, tmp_path: Path) 
     assert copied.encode(SAMPLES[1]) == stored.encode(SAMPLES[1])
 
 
-def test_a_folder_without_settings_ends_text_with_a_well_known_token(tmp_path: Path) -> None:
+def test_without_settings_the_end_of_text_is_a_well_known_token(tmp_path: Path) -> None:
     sentencepiece_like(tmp_path / "known")
     assert load_tokenizer(tmp_path / "known").end_of_text == 2
-    stored = Characters().fit(Texts("</s>"))  # its characters, and no such token
+    stored = Characters().fit(Texts("</s>"))  # has its characters, but no such token
     save_tokenizer(tmp_path, stored)
     (tmp_path / TOKENIZER_CONFIG_FILE).unlink()
     assert load_tokenizer(tmp_path).end_of_text is None

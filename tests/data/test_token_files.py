@@ -1,4 +1,4 @@
-"""Tokens in one file or many: the same sequence, whoever wrote them."""
+"""Tokens are the same sequence in one file or many, with and without headers."""
 
 import hashlib
 import resource
@@ -17,7 +17,7 @@ HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
 
 def write_shard(path: Path, tokens: np.ndarray, dtype: str = "uint16", header: bool = False) -> None:
-    """As llm.c's data_common.py writes it: 256 int32, of which three count, then the tokens."""
+    """Write a shard like llm.c's data_common.py: 256 int32, of which three have a meaning, then the tokens."""
     head = np.zeros(256 * header, "<i4")
     if header:
         head[:3] = (*HEADERS[dtype], len(tokens))
@@ -39,8 +39,8 @@ def cut(folder: Path, tokens: np.ndarray, cuts: list[int], name: str = "train_{:
     length=st.integers(1, 40),
     data=st.data(),
 )
-def test_shards_are_read_as_one_file_would_be(tmp_path_factory, cuts, header, dtype, length, data):
-    header = header or dtype == "uint32"  # what has neither header nor meta.json is uint16
+def test_shards_are_read_like_one_file(tmp_path_factory, cuts, header, dtype, length, data):
+    header = header or dtype == "uint32"  # a file without header and meta.json is uint16
     tokens = np.arange(1_000) + (70_000 if dtype == "uint32" else 0)
     folder = cut(tmp_path_factory.mktemp("shards"), tokens, cuts, dtype=dtype, header=header)
     files = TokenFiles(folder, "train")
@@ -58,7 +58,7 @@ def test_shards_are_read_as_one_file_would_be(tmp_path_factory, cuts, header, dt
 
 
 @pytest.mark.parametrize("order", ["shuffle", "random", "sequential"])
-def test_batches_do_not_depend_on_how_tokens_lie_in_files(tmp_path, order):
+def test_batches_do_not_depend_on_the_division_into_files(tmp_path, order):
     tokens = np.random.default_rng(0).integers(0, 500, 5_000)
     whole = cut(tmp_path / "whole", tokens, [], name="train.bin")
     shards = cut(tmp_path / "shards", tokens, [7, 1_000, 1_001, 3_333], header=True)
@@ -70,7 +70,7 @@ def test_batches_do_not_depend_on_how_tokens_lie_in_files(tmp_path, order):
         assert np.array_equal(y, w)
 
 
-def test_shards_go_by_their_numbers_and_other_splits_are_left_alone(tmp_path):
+def test_shards_are_sorted_by_number_and_other_splits_are_left_out(tmp_path):
     for number, name in enumerate(["fineweb_train_000009", "fineweb_train_000010", "fineweb_train_8"]):
         write_shard(tmp_path / f"{name}.bin", np.full(3, number), header=True)
     write_shard(tmp_path / "fineweb_val_000000.bin", np.full(5, 9), header=True)
@@ -78,7 +78,7 @@ def test_shards_go_by_their_numbers_and_other_splits_are_left_alone(tmp_path):
     assert TokenFiles(tmp_path, "val").span(0, 9).tolist() == [9] * 5
 
 
-def test_more_shards_than_files_may_be_open_by_default(tmp_path):
+def test_there_may_be_more_shards_than_the_limit_of_open_files(tmp_path):
     soft, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (128, most))
     try:
@@ -89,7 +89,7 @@ def test_more_shards_than_files_may_be_open_by_default(tmp_path):
     assert files.span(0, 1_000).tolist() == [*range(1_000)]
 
 
-def test_a_described_folder_of_shards(tmp_path):
+def test_shards_must_agree_with_meta_json(tmp_path):
     tokens = np.arange(1_000)
     cut(tmp_path, tokens, [400])
     shards = tuple(
@@ -109,7 +109,7 @@ def test_a_described_folder_of_shards(tmp_path):
         TokenFiles(tmp_path, "train")
 
 
-def test_the_fingerprint_of_bare_shards_is_of_all_of_them(tmp_path):
+def test_the_fingerprint_of_bare_shards_covers_all_of_them(tmp_path):
     cut(tmp_path, np.arange(100), [50])
     before = TokenFiles(tmp_path, "train").fingerprint
     assert TokenFiles(tmp_path, "train").fingerprint == before
@@ -127,7 +127,7 @@ def test_a_gap_between_shards_and_shards_of_two_names_are_refused(tmp_path):
         TokenFiles(tmp_path, "train")
 
 
-def test_a_header_of_another_version_is_no_tokens(tmp_path):
+def test_a_header_of_another_version_is_refused(tmp_path):
     write_shard(tmp_path / "train.bin", np.arange(300), header=True)
     content = bytearray((tmp_path / "train.bin").read_bytes())
     content[4] = 2
@@ -152,7 +152,7 @@ def test_shards_of_different_types_are_refused(tmp_path):
         TokenFiles(tmp_path, "train")
 
 
-def test_an_empty_header_is_no_file_of_tokens(tmp_path):
+def test_a_header_without_tokens_is_refused(tmp_path):
     write_shard(tmp_path / "train.bin", np.arange(0), header=True)
     with pytest.raises(ValueError, match=r"train\.bin: 0 bytes"):
         TokenFiles(tmp_path, "train")

@@ -1,4 +1,4 @@
-"""Bare files of another type than uint16 are noticed, and no legal uint16 is taken for one."""
+"""Bare files of another type than uint16 are recognised, and valid uint16 is never taken for another type."""
 
 import argparse
 from functools import cache
@@ -30,7 +30,7 @@ WIDE = {
 
 
 class SourceCode:
-    """A text that every machine has, as the corpus that a tokenizer is trained on."""
+    """A corpus for training a tokenizer, from a text that every machine has."""
 
     @staticmethod
     def text() -> str:
@@ -48,7 +48,7 @@ def text_ids(kind: str) -> np.ndarray:
     if kind == "characters":
         return np.unique(list(text), return_inverse=True)[1]
     if kind == "words":
-        return np.unique(text.split(), return_inverse=True)[1] * 13  # so that they reach 50,000
+        return np.unique(text.split(), return_inverse=True)[1] * 13  # the ids reach 50,000
     tokenizer = BPE(int(kind.removeprefix("bpe")))
     return tokenizer.encoder(tokenizer.fit(SourceCode()))([text])[0].astype(np.int64)
 
@@ -57,7 +57,7 @@ KINDS = ["bytes", "characters", "words", "bpe300", "bpe2000"]
 
 
 def alternating(count: int = 20_000) -> np.ndarray:
-    """Any ids of a large vocabulary, every second one small."""
+    """Return random ids of a large vocabulary, in which every second id is small."""
     generator = np.random.default_rng(0)
     ids = generator.integers(3, 50_257, count)
     ids[1::2] = generator.choice(3, count // 2, p=[0.8, 0.1, 0.1])
@@ -65,7 +65,7 @@ def alternating(count: int = 20_000) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_real_text_in_uint16_is_uint16(kind: str) -> None:
+def test_real_text_in_uint16_is_recognised(kind: str) -> None:
     ids = text_ids(kind)
     for count in (50, 500, 5_000, len(ids)):
         assert likely_type(ids[:count].astype("<u2").tobytes()) == "uint16"
@@ -73,16 +73,16 @@ def test_real_text_in_uint16_is_uint16(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", WIDE)
-def test_other_types_are_named(kind: str, dtype: str) -> None:
+def test_other_types_are_recognised(kind: str, dtype: str) -> None:
     ids = text_ids(kind)
     if (kind, dtype) == ("words", ">u2"):
-        ids = ids // 13  # multiples of a number have as many values in both bytes
+        ids = ids // 13  # multiples of 13 have equally many values in both bytes
     for count in (500, len(ids)):
         assert likely_type(ids[:count].astype(dtype).tobytes()) == WIDE[dtype]
 
 
 @pytest.mark.parametrize("kind", ["bytes", "characters"])
-def test_uint8_is_named(kind: str) -> None:
+def test_uint8_is_recognised(kind: str) -> None:
     ids = text_ids(kind)
     for count in (8_000, len(ids)):
         assert likely_type(ids[:count].astype("u1").tobytes()) == "uint8"
@@ -105,15 +105,15 @@ def test_uint8_is_named(kind: str) -> None:
         "zeros",
         "one id",
         "two ids",
-        "seven",
+        "seven ids",
         "counting",
         "GPT-2's ids",
         "all ids",
-        "small ones between",
-        "zeros first",
+        "every second id small",
+        "every second id zero",
     ],
 )
-def test_odd_but_legal_uint16_is_uint16(ids: np.ndarray) -> None:
+def test_unusual_but_valid_uint16_is_recognised(ids: np.ndarray) -> None:
     assert likely_type(ids.astype("<u2").tobytes()) == "uint16"
 
 
@@ -123,14 +123,14 @@ def test_odd_but_legal_uint16_is_uint16(ids: np.ndarray) -> None:
     exponent=st.floats(0.0, 1.0),
     seed=st.integers(0, 99),
 )
-def test_uint32_of_vocabularies_that_need_it_is_named(vocabulary: int, exponent: float, seed: int) -> None:
-    """Ids that are frequent in proportion to 1 / rank, or more evenly."""
+def test_uint32_of_large_vocabularies_is_recognised(vocabulary: int, exponent: float, seed: int) -> None:
+    """The frequency of an id is proportional to 1 / rank, or more even."""
     uniform = np.random.default_rng(seed).random(40_000)
     ids = (vocabulary ** (1 - exponent * (1 - uniform)) * uniform ** (1 - exponent)).astype("<u4")
     assert likely_type(np.minimum(ids, vocabulary - 1).tobytes()) == "uint32"
 
 
-def test_a_file_of_another_type_is_refused_and_read_where_the_type_is_stated(tmp_path: Path) -> None:
+def test_a_file_of_another_type_is_refused_unless_the_type_is_stated(tmp_path: Path) -> None:
     ids = text_ids("bytes")
     for split in ("train", "val"):
         ids.astype("int64").tofile(tmp_path / f"{split}.bin")
@@ -144,7 +144,7 @@ def test_a_file_of_another_type_is_refused_and_read_where_the_type_is_stated(tmp
     assert mixture.batch(0)[0].flatten().tolist() == ids[:32].tolist()
 
 
-def test_a_type_that_is_stated_is_believed(tmp_path: Path) -> None:
+def test_a_stated_type_is_not_checked(tmp_path: Path) -> None:
     text_ids("bytes").astype("int64").tofile(tmp_path / "train.bin")
     assert len(TokenFiles(tmp_path, "train", "uint16")) == 4 * len(text_ids("bytes"))
     assert TokenFiles(tmp_path, "train", "uint32").fingerprint != TokenFiles(tmp_path, "train", "int64").fingerprint
@@ -157,7 +157,7 @@ def test_a_negative_id_is_refused(tmp_path: Path) -> None:
         loader.batch(0)
 
 
-def test_a_type_that_cannot_be_read_is_named_with_a_conversion_that_works(tmp_path: Path) -> None:
+def test_for_a_type_that_cannot_be_read_the_message_has_a_working_conversion(tmp_path: Path) -> None:
     path = tmp_path / "train.bin"
     text_ids("bpe2000").astype(">u2").tofile(path)
     with pytest.raises(DataError, match="looks like big-endian uint16") as raised:
@@ -167,15 +167,15 @@ def test_a_type_that_cannot_be_read_is_named_with_a_conversion_that_works(tmp_pa
     assert (TokenFiles(tmp_path, "train").span(0, 1_000) == text_ids("bpe2000")[:1_000]).all()
 
 
-def test_a_file_of_numpy_is_named(tmp_path: Path) -> None:
+def test_a_file_of_numpy_is_recognised(tmp_path: Path) -> None:
     with (tmp_path / "train.bin").open("wb") as file:
         np.save(file, text_ids("bytes").astype("uint16"))
     with pytest.raises(DataError, match=r"is a file of numpy .* ndarray\.tofile"):
         TokenFiles(tmp_path, "train")
 
 
-def test_large_files_are_looked_at_in_three_places(tmp_path: Path) -> None:
-    """Zeros at the start say nothing; what follows does."""
+def test_large_files_are_sampled_in_three_places(tmp_path: Path) -> None:
+    """The zeros at the start fit every type, but the middle and the end do not."""
     ids = np.concatenate([np.zeros(100_000, int), np.tile(text_ids("characters"), 3)])
     ids.astype("uint32").tofile(tmp_path / "train.bin")
     with pytest.raises(DataError, match="looks like uint32"):

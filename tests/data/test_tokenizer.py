@@ -1,4 +1,4 @@
-"""Tokenizers: what was encoded decodes exactly, a vocabulary is that of its corpus, and mistakes say what to do."""
+"""Tokenizers: encoded text decodes exactly, a vocabulary comes from its corpus, and mistakes say what to do."""
 
 import random
 import sys
@@ -25,7 +25,7 @@ from lmtrain.data.tokenizer import BPE, Characters, Pretrained, TikToken
 pytestmark = pytest.mark.usefixtures("tiktoken_plugin")
 
 
-# What comes out
+# Made from a corpus
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", *ENCODINGS])
@@ -43,20 +43,20 @@ def test_any_text_decodes_exactly(name: str, text: str) -> None:
     assert stored.decode([*ids.tolist(), stored.end_of_text]) == text
 
 
-def test_bytes_are_the_bytes() -> None:
+def test_the_ids_of_the_bytes_tokenizer_are_the_bytes() -> None:
     tokenizer, stored = fitted("bytes")
     assert (stored.vocab_size, stored.end_of_text) == (257, 256)
     for text, ids in zip(SAMPLES, tokenizer.encoder(stored)(SAMPLES), strict=True):
         assert bytes(ids.tolist()) == text.encode()
 
 
-def test_bpe_is_trained_on_what_it_is_given() -> None:
+def test_bpe_is_trained_on_its_corpus() -> None:
     stored = fitted("bpe")[1]
     assert (stored.end_of_text, stored.vocab_size) == (0, 1500)
     assert stored.tokenizer.id_to_token(0) == END_OF_TEXT
     assert len(stored.encode(CODE[:100_000])) < 40_000
     small = BPE(1500).fit(Texts("low lower lowest"))
-    assert 257 < small.vocab_size < 300  # the caller can tell
+    assert 257 < small.vocab_size < 300  # fewer entries than asked for
     assert BPE(300).fit(Texts()).vocab_size == 257
 
 
@@ -64,12 +64,12 @@ def test_one_long_text_gives_the_vocabulary_of_its_lines() -> None:
     lines = BPE(600).fit(Texts(*CODE[:120_000].splitlines(keepends=True)))
     long = BPE(600).fit(Texts(CODE[:120_000]))
     assert long.tokenizer.get_vocab_size() == 600
-    # Lines lack the runs of whitespace that go across their ends, and nothing else.
+    # The lines lack only the runs of whitespace that cross their ends.
     assert len(set(long.tokenizer.get_vocab()) - set(lines.tokenizer.get_vocab())) < 20
 
 
 class Counted(Texts):
-    """Says how much was asked for."""
+    """Texts that record how many bytes were asked for."""
 
     asked = 0
 
@@ -78,7 +78,7 @@ class Counted(Texts):
         return self.texts()
 
 
-def test_bpe_trains_on_less_where_words_hardly_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bpe_trains_on_less_text_if_few_words_repeat(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "AUTO_WORD_BYTES", 100_000)
     generator = random.Random(0)
     clauses = ["".join(chr(generator.randrange(0x4E00, 0x9000)) for _ in range(12)) + "。\n" for _ in range(20_000)]
@@ -88,7 +88,7 @@ def test_bpe_trains_on_less_where_words_hardly_repeat(monkeypatch: pytest.Monkey
     assert 90_000 < len("".join(taken).encode()) < 130_000
     places = [chinese.all.index(text) for text in taken]
     assert places == sorted(places)
-    assert max(np.diff(places)) <= 10  # evenly
+    assert max(np.diff(places)) <= 10  # evenly spread
     assert places[0] < 10
     assert places[-1] > 990
     repeating = Counted(*(CODE[:1000] for _ in range(800)))
@@ -98,7 +98,7 @@ def test_bpe_trains_on_less_where_words_hardly_repeat(monkeypatch: pytest.Monkey
     assert chosen.asked == 12_345
 
 
-def test_characters_are_those_of_all_texts() -> None:
+def test_the_characters_come_from_all_texts() -> None:
     tokenizer = Characters()
     stored = tokenizer.fit(Texts("hello\n", "wörld 🦊", "\x00"))
     assert stored.end_of_text is None
@@ -114,17 +114,17 @@ def test_characters_are_those_of_all_texts() -> None:
 
 
 @pytest.mark.parametrize("name", ["bytes", "bpe", ENCODINGS[0]])
-def test_text_that_is_no_unicode_is_refused(name: str) -> None:
+def test_text_that_is_not_valid_unicode_is_refused(name: str) -> None:
     tokenizer, stored = fitted(name)
     for encode in (tokenizer.encoder(stored), stored.encode_batch):
         with pytest.raises(ValueError, match=r"ud800"):
             encode(["a\ud800b"])
 
 
-# Made elsewhere
+# Pretrained
 
 
-def test_a_pretrained_tokenizer_adds_and_cuts_nothing(tmp_path: Path) -> None:
+def test_a_pretrained_tokenizer_adds_no_tokens_and_truncates_nothing(tmp_path: Path) -> None:
     folder = sentencepiece_like(tmp_path / "llama", eos_token={"content": "</s>", "lstrip": False})
     raw = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
     assert len(raw.encode(CODE[:1000]).ids) == 12
@@ -140,7 +140,7 @@ def test_a_pretrained_tokenizer_adds_and_cuts_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings_there", "asked", "found"),
+    ("own_settings", "asked", "found"),
     [
         ({"eos_token": "<unk>"}, "auto", 0),
         ({"eos_token": None}, "auto", None),
@@ -151,17 +151,17 @@ def test_a_pretrained_tokenizer_adds_and_cuts_nothing(tmp_path: Path) -> None:
     ],
 )
 def test_the_end_of_text_is_the_one_asked_for(
-    settings_there: dict[str, Any], asked: str | None, found: int | None, tmp_path: Path
+    own_settings: dict[str, Any], asked: str | None, found: int | None, tmp_path: Path
 ) -> None:
-    folder = sentencepiece_like(tmp_path / "llama", **settings_there)
+    folder = sentencepiece_like(tmp_path / "llama", **own_settings)
     for path in (folder, folder / TOKENIZER_FILE):
         assert Pretrained(str(path), asked).fit(NoText()).end_of_text == found
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "<s>"}}')
-    if "eos_token" not in settings_there and asked == "auto":
+    if "eos_token" not in own_settings and asked == "auto":
         assert Pretrained(str(folder), asked).fit(NoText()).end_of_text == 1
 
 
-def test_mistakes_about_pretrained_tokenizers_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_about_pretrained_tokenizers_say_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = sentencepiece_like(tmp_path / "llama")
     for path in ("missing/tokenizer.json", "./missing", "~/missing", "a/b/c", ""):
         with pytest.raises(ValueError, match=rf"^prepare.tokenizer.path={path}: no such file or folder"):
@@ -186,7 +186,7 @@ def test_mistakes_about_pretrained_tokenizers_say_what_to_do(tmp_path: Path, mon
         Pretrained(str(tmp_path / "empty")).fit(NoText())
 
 
-def test_mistakes_about_tiktoken_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_about_tiktoken_say_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ValueError, match=r"^prepare.tokenizer.encoding=gpt5: no such encoding; choose one of .*cl100k_base"
     ):

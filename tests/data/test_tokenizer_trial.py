@@ -1,4 +1,4 @@
-"""A `tokenizer.json` that would end or fill the process that uses it is one line."""
+"""A `tokenizer.json` that would crash a process or fill its memory is refused in one line."""
 
 import base64
 import json
@@ -41,12 +41,12 @@ HARMFUL = {
     "fills the memory when it encodes": {"normalizer": {"type": "Sequence", "normalizers": replace(6)}},
     "fills the memory when it decodes": {"decoder": {"type": "Sequence", "decoders": replace(6)}},
     "nests deeply": {"x": "DEEP"},
-    "has a token without end": {"model": {"type": "WordLevel", "vocab": {"a": 0, "x" * 20_000: 1}, "unk_token": "a"}},
+    "has an endless token": {"model": {"type": "WordLevel", "vocab": {"a": 0, "x" * 20_000: 1}, "unk_token": "a"}},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", HARMFUL)
-def test_a_harmful_tokenizer_is_one_line(name: str, tmp_path: Path) -> None:
+def test_a_harmful_tokenizer_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
     text = json.dumps({**PLAIN, **HARMFUL[name]}).replace('"DEEP"', "[" * 100_000)
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(
@@ -56,14 +56,14 @@ def test_a_harmful_tokenizer_is_one_line(name: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_beyond_every_tokenizer_is_not_read(tmp_path: Path) -> None:
+def test_a_file_larger_than_any_tokenizer_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(DataError, match="larger than"):
         read_tokenizer_file(tmp_path / "tokenizer.json")
 
 
-def test_a_panic_later_is_an_error_of_the_text() -> None:
+def test_a_later_panic_is_an_error_about_the_text() -> None:
     tokenizer = Tokenizer.from_str(json.dumps({**PLAIN, **HARMFUL["panics when it encodes"]}))
     with pytest.raises(ValueError, match="the tokenizer can't encode the text"):
         StoredTokenizer(tokenizer, None).encode("a")
@@ -80,7 +80,7 @@ def test_a_harmless_tokenizer_passes() -> None:
     try_tokenizer(json.dumps({**PLAIN, "model": {"type": "WordLevel", "vocab": {}, "unk_token": "none"}}).encode())
 
 
-def test_a_system_that_takes_no_limit_has_its_tokenizers_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokenizers_are_tried_on_a_system_that_refuses_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import resource\n"
         "def setrlimit(kind, limits): raise ValueError('current limit exceeds maximum limit')\n"
@@ -90,22 +90,24 @@ def test_a_system_that_takes_no_limit_has_its_tokenizers_tried(tmp_path: Path, m
     try_tokenizer(json.dumps({**PLAIN, "model": {"type": "WordLevel", "vocab": {"c": 0}, "unk_token": "c"}}).encode())
 
 
-def test_a_process_that_can_not_be_started_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_cannot_be_started_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/nowhere/python")
     with pytest.raises(TokenizerRefusedError, match=r"can't start a process to try it: .*nowhere"):
         try_tokenizer(b"{}")
 
 
-def test_growth_is_that_of_all_parts_together() -> None:
+def test_growth_multiplies_over_all_parts() -> None:
     assert growth({"type": "Sequence", "decoders": replace(1)}) == 50
     assert growth({"type": "Sequence", "decoders": replace(2)}) == MAX_GROWTH + 1
     assert growth({"type": "Prepend", "prepend": "▁"}) == 2
     assert growth({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}) == 2
     assert growth({"type": "Replace", "pattern": {"String": "aa"}, "content": "aaa"}) == 2
     one_for_one = {"type": "Replace", "pattern": {"String": "’"}, "content": "'"}
-    assert growth({"type": "Sequence", "normalizers": [one_for_one] * 100}) == 1  # quotes, dashes and spaces, say
+    assert (
+        growth({"type": "Sequence", "normalizers": [one_for_one] * 100}) == 1
+    )  # for example quotes, dashes and spaces
 
 
-def test_what_is_no_tokenizer_is_refused_with_the_librarys_own_words() -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused_with_the_librarys_message() -> None:
     with pytest.raises(TokenizerRefusedError, match="expected value"):
         try_tokenizer(b"?")

@@ -61,6 +61,16 @@ def test_a_hang_up_after_another_signal_is_no_second_request(monkeypatch: pytest
         assert stop.signal == signal.SIGTERM
 
 
+def test_a_second_signal_raises_in_a_process_that_continues_after_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stop_request, "REPEAT_S", 0.0)
+    with StopRequest(owns_process=False) as stop:
+        stop.defers = True
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(InterruptedBySignal) as raised:
+            os.kill(os.getpid(), signal.SIGINT)  # would otherwise end this process
+        assert raised.value.number == signal.SIGINT
+
+
 def test_a_signal_that_arrives_twice_counts_once() -> None:
     with StopRequest() as stop:
         stop.defers = True

@@ -1,4 +1,4 @@
-"""Time, money and room on machines."""
+"""Estimates of time, cost and memory on GPUs and on this machine."""
 
 from pathlib import Path
 from typing import Any
@@ -32,16 +32,16 @@ def step(
     updated: int = 0,
     kernels: int = 1,
 ) -> StepCost:
-    """A step of one micro-batch that computes and moves so much."""
+    """Return the cost of a step with this work per micro-batch and update."""
     update = Operations((), 0.0, updated)
     return StepCost({}, 0, 0.0, kernels, (1,), Operations(products, attention, moved), update)
 
 
-def on(name: str, work: Workload, **options: Any) -> GpuEstimate:
+def estimate_on(name: str, work: Workload, **options: Any) -> GpuEstimate:
     return next(estimate for estimate in gpu_estimates(work, None, **options) if estimate.gpu.name == name)
 
 
-def test_with_a_share_of_the_peak_a_run_takes_the_time_of_its_flops() -> None:
+def test_with_a_given_mfu_the_time_follows_from_the_flops() -> None:
     work = Workload(1e20, 10, 4, step(kernels=100))
     found = {estimate.gpu.name: estimate for estimate in gpu_estimates(work, int(30e9), mfu=0.4)}
     h100 = found["H100"]
@@ -59,33 +59,33 @@ def test_with_a_share_of_the_peak_a_run_takes_the_time_of_its_flops() -> None:
         (step(attention=1e15), 1e15 / (0.8 * ATTENTION_SHARE * 989e12), "compute"),
         (step(products=((1e6, 10**12),)), 1e12 / (0.9 * 3.35e12), "memory"),
         (step(moved=10**12), UNFUSED * 1e12 / (0.9 * 3.35e12), "memory"),
-        (step(updated=10**12), 1e12 / (0.9 * 3.35e12) / 4, "optimizer"),  # once in the four micro-batches of a step
+        (step(updated=10**12), 1e12 / (0.9 * 3.35e12) / 4, "optimizer"),  # once per step of four micro-batches
         (step(kernels=10**6), 10**6 * KERNEL_S, "launches"),
     ],
 )
-def test_a_run_is_bound_by_what_takes_most_of_its_time(cost: StepCost, seconds: float, bound_by: str) -> None:
-    estimate = on("H100", Workload(1e15, 10, 4, cost))
+def test_a_run_is_bound_by_the_work_that_takes_most_time(cost: StepCost, seconds: float, bound_by: str) -> None:
+    estimate = estimate_on("H100", Workload(1e15, 10, 4, cost))
     assert (estimate.seconds, estimate.bound_by) == (pytest.approx(10 * 4 * seconds, rel=1e-3), bound_by)
     assert estimate.mfu == pytest.approx(1e15 / (989e12 * estimate.seconds))
 
 
-def test_a_model_that_cannot_be_followed_has_an_estimate_all_the_same() -> None:
-    assert on("A100", Workload(1e20, 10, 4, None)).seconds == pytest.approx(1e20 / (UNKNOWN_MFU * 312e12))
+def test_a_model_that_cannot_be_simulated_still_has_an_estimate() -> None:
+    assert estimate_on("A100", Workload(1e20, 10, 4, None)).seconds == pytest.approx(1e20 / (UNKNOWN_MFU * 312e12))
 
 
-def test_a_small_model_is_bound_by_launches_on_every_large_gpu_and_as_fast_on_a_small_one() -> None:
+def test_a_small_model_is_bound_by_launches_and_equally_fast_on_every_gpu() -> None:
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = GPT2(vocab_size=64, block_size=64, n_layer=4, n_head=4, d_model=64)
         return model, adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
 
     work = Workload(1e12, 100, 1, simulate(build, StepSettings("cuda", torch.bfloat16, 1, 12, 64)))
     for name in ("B200", "H100", "A100", "L4"):
-        assert on(name, work).bound_by == "launches"
-    assert on("B200", work).seconds == on("L4", work).seconds
+        assert estimate_on(name, work).bound_by == "launches"
+    assert estimate_on("B200", work).seconds == estimate_on("L4", work).seconds
 
 
 @pytest.mark.slow
-def test_gpt2_takes_about_as_long_as_published_and_no_l40s_is_faster_than_an_a100() -> None:
+def test_the_speed_of_gpt2_is_near_published_figures_and_gpus_are_in_the_right_order() -> None:
     def build() -> tuple[nn.Module, torch.optim.Optimizer]:
         model = GPT2(vocab_size=50304, block_size=1024, n_layer=12, n_head=12, d_model=768, bias=False)
         return model, adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
@@ -102,7 +102,7 @@ def test_gpt2_takes_about_as_long_as_published_and_no_l40s_is_faster_than_an_a10
     assert sorted(order, key=lambda name: -speed[name]) == order
 
 
-def test_a_price_of_ones_own_and_memory_to_the_edge() -> None:
+def test_a_given_price_and_a_run_that_just_fits_into_memory() -> None:
     work = Workload(1e18, 1, 1, step())
     for estimate in gpu_estimates(work, int(0.99 * USABLE * 24e9), mfu=0.5, dollars_per_hour=2.5):
         assert estimate.dollars == pytest.approx(estimate.seconds / 3600 * 2.5)
@@ -124,7 +124,7 @@ def test_a_price_of_ones_own_and_memory_to_the_edge() -> None:
         ("NVIDIA GeForce RTX 4090", 165e12),
     ],
 )
-def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
+def test_gpus_are_found_by_the_drivers_name(name: str, peak: float) -> None:
     gpu = find_gpu(name)
     assert gpu is not None
     assert gpu.peak_flops == peak
@@ -134,15 +134,15 @@ def test_gpus_by_the_drivers_name(name: str, peak: float) -> None:
     "name",
     ["GeForce GTX 480", "NVIDIA L40", "NVIDIA T400 4GB", "NVIDIA RTX A1000", "NVIDIA GeForce RTX 4090 Laptop GPU"],
 )
-def test_unfind_gpus_are_not_guessed(name: str) -> None:
+def test_unknown_gpus_are_not_guessed(name: str) -> None:
     assert find_gpu(name) is None
 
 
-def test_no_gpu_is_there_twice() -> None:
+def test_gpu_names_are_unique() -> None:
     assert len({gpu.name for gpu in GPUS}) == len(GPUS)
 
 
-def test_room_on_this_machine(tmp_path: Path) -> None:
+def test_free_memory_and_disk_space_are_found_on_this_machine(tmp_path: Path) -> None:
     available = memory_available()
     assert available is not None
     assert 10**7 < available < 10**14

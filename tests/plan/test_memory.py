@@ -1,4 +1,4 @@
-"""The memory and FLOPs of a step that was never run, against those of one that was."""
+"""The memory and FLOPs of a simulated step agree with those of a real one."""
 
 import contextlib
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def simulated(make: Make, numbers: StepSettings) -> Any:
 
 
 def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: StepSettings) -> None:
-    """As `Trainer.step` does it, the logits held to the end."""
+    """Run a step as `Trainer.step` does; the logits are kept until its end."""
     tokens = torch.zeros((numbers.batch_size, numbers.block_size), dtype=torch.int64, device=numbers.device)
     for _number in range(numbers.micro_batches):
         with (
@@ -73,7 +73,7 @@ def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: StepS
 
 
 def measured_on_the_cpu(make: Make, numbers: StepSettings) -> int:
-    """Bytes, from every allocation that torch makes."""
+    """Return the peak memory of a real step in bytes, from all allocations of torch."""
     model = make()
     optimizer = adamw_of(model)
     real_step(model, optimizer, numbers)
@@ -95,7 +95,7 @@ def measured_on_the_cpu(make: Make, numbers: StepSettings) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(ARGUMENTS, SHAPES)
-def test_peak_is_that_of_a_real_step(
+def test_the_peak_agrees_with_a_real_step(
     make: Make, dtype: torch.dtype, batch_size: int, block_size: int, micro_batches: int
 ) -> None:
     numbers = StepSettings("cpu", dtype, micro_batches, batch_size, block_size)
@@ -119,10 +119,10 @@ def test_peak_is_that_of_a_real_step(
         pytest.param(gpt2(tie_embeddings=False, bias=False, d_ff=100), 1, 96, id="gpt2-untied"),
     ],
 )
-def test_flops_are_those_torch_counts(make: Make, batch_size: int, block_size: int) -> None:
+def test_the_models_flops_agree_with_torchs_count(make: Make, batch_size: int, block_size: int) -> None:
     model: Any = make()
     tokens = torch.zeros((batch_size, block_size), dtype=torch.int64)
-    # The CPU's fused attention is not counted; plain products are.
+    # torch does not count the CPU's fused attention, but it counts plain products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens, tokens)[1].backward()
     by_torch = counter.get_total_flops() / tokens.numel()
@@ -131,15 +131,15 @@ def test_flops_are_those_torch_counts(make: Make, batch_size: int, block_size: i
 
 
 @pytest.mark.slow
-def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
+def test_attention_on_cuda_keeps_no_scores_and_computes_them_twice() -> None:
     make = llama(n_head=16, vocab_size=256)
     on_cuda = simulated(make, StepSettings("cuda", torch.bfloat16, 1, 4, 128))
     tokens = 4 * 128
     assert on_cuda.peak["workspace"] == CUDA_WORKSPACE
     model: Any = make()
-    scores_again = 2 * 128 * 128 * tokens * 2  # 2 · d_model · T FLOPs a token in each of two layers
+    scores_again = 2 * 128 * 128 * tokens * 2  # 2 · d_model · T FLOPs per token in each of two layers
     assert on_cuda.micro_batch_flops == model.flops_per_token(128) * tokens + scores_again
-    # With the scores, (B, H, T, T) in two layers, it would be this much more.
+    # With a mask, the scores (B, H, T, T) of two layers need this much more memory.
     masked = simulated(
         llama(n_head=16, n_kv_head=8, vocab_size=256, mask_documents=True, end_of_text=0),
         StepSettings("cuda", torch.bfloat16, 1, 4, 128),
@@ -148,7 +148,7 @@ def test_on_cuda_attention_keeps_no_scores_and_computes_them_again() -> None:
 
 
 @pytest.mark.slow
-def test_a_longer_batch_takes_more_and_nothing_leaks() -> None:
+def test_a_larger_batch_needs_more_memory_only_for_activations_and_logits() -> None:
     numbers = [StepSettings("cpu", torch.float32, 2, batch_size, 64) for batch_size in (2, 4)]
     small, large = (simulated(llama(), each).peak for each in numbers)
     assert large["activations"] == pytest.approx(2 * small["activations"], rel=0.15)
@@ -157,8 +157,8 @@ def test_a_longer_batch_takes_more_and_nothing_leaks() -> None:
     assert large["optimizer"] == small["optimizer"]
 
 
-def test_a_model_that_looks_at_its_data_can_not_be_followed() -> None:
-    class Peeking(nn.Module):
+def test_a_model_that_reads_its_data_cannot_be_simulated() -> None:
+    class ReadsData(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.table = nn.Embedding(7, 7)
@@ -168,10 +168,10 @@ def test_a_model_that_looks_at_its_data_can_not_be_followed() -> None:
             return logits, logits.mean() if tokens.sum().item() else None
 
     with pytest.raises(Exception, match="local_scalar_dense"):
-        simulated(Peeking, StepSettings("cpu", torch.float32, 1, 2, 4))
+        simulated(ReadsData, StepSettings("cpu", torch.float32, 1, 2, 4))
 
 
-def test_the_generators_are_left_alone() -> None:
+def test_the_simulation_does_not_change_the_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -192,7 +192,7 @@ def test_the_generators_are_left_alone() -> None:
     ],
     ids=["llama_50m", "gqa", "dropout", "gpt2"],
 )
-def test_peak_is_that_of_a_real_step_on_cuda(
+def test_the_peak_agrees_with_a_real_step_on_cuda(
     sizes: dict[str, Any], batch_size: int, block_size: int, dtype: torch.dtype
 ) -> None:
     make = (gpt2 if "bias" in sizes else llama)(block_size=block_size, **sizes)

@@ -1,4 +1,4 @@
-"""Parameters by part, of our models and of a stranger's."""
+"""Parameters are counted by part, for the shipped models and for a user's model."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from lmtrain.plan.parameters import has_learned_positions, parameters_by_part
 SIZES: dict[str, Any] = {"vocab_size": 61, "block_size": 16, "n_layer": 2, "n_head": 4, "d_model": 32, "d_ff": 48}
 
 
-def test_llama_tied_and_untied() -> None:
-    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16)  # two of four heads for keys and values
+def test_the_parts_of_a_tied_and_an_untied_llama() -> None:
+    attention = 2 * (2 * 32 * 32 + 2 * 32 * 16)  # two key-value heads for four query heads
     parts = {"embedding": 61 * 32, "norms": 5 * 32, "attention": attention, "mlp": 2 * 3 * 32 * 48}
     assert parameters_by_part(Llama(**SIZES, n_kv_head=2), 61) == parts
     untied = Llama(**SIZES, n_kv_head=2, tie_embeddings=False)
@@ -22,7 +22,7 @@ def test_llama_tied_and_untied() -> None:
     assert not has_learned_positions(untied)
 
 
-def test_gpt2_with_its_positions() -> None:
+def test_the_parts_of_gpt2_include_its_positions() -> None:
     model = GPT2(**SIZES)
     parts = parameters_by_part(model, 61)
     assert parts["embedding"] == (61 + 16) * 32
@@ -31,8 +31,8 @@ def test_gpt2_with_its_positions() -> None:
     assert has_learned_positions(model)
 
 
-def test_a_strangers_model_by_its_own_names() -> None:
-    class Stranger(nn.Module):
+def test_the_parts_of_an_unknown_model_have_its_own_names() -> None:
+    class UserModel(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.wte = nn.Embedding(61, 8)
@@ -41,7 +41,7 @@ def test_a_strangers_model_by_its_own_names() -> None:
             self.scale = nn.Parameter(torch.ones(3))
             self.lm_head = nn.Linear(8, 61, bias=False)
 
-    assert parameters_by_part(Stranger(), 61) == {
+    assert parameters_by_part(UserModel(), 61) == {
         "scale": 3,
         "embedding": 488,
         "mixer": 72,

@@ -1,4 +1,4 @@
-"""GPUs dealt out to jobs, by an `nvidia-smi` that lists what a machine would have."""
+"""Jobs get their GPUs from a fake `nvidia-smi`, which lists the GPUs of a machine."""
 
 import os
 from pathlib import Path
@@ -29,7 +29,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPat
     return monkeypatch
 
 
-def test_gpus_are_those_that_can_be_seen(machine: Machine, tmp_path: Path) -> None:
+def test_the_visible_gpus_are_found(machine: Machine, tmp_path: Path) -> None:
     assert visible_gpus() == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
     (tmp_path / "listed").write_text(MIG)
     assert visible_gpus() == ["MIG-1111", "MIG-2222", "GPU-bbbb"]
@@ -41,17 +41,17 @@ def test_gpus_are_those_that_can_be_seen(machine: Machine, tmp_path: Path) -> No
     assert visible_gpus() == []
 
 
-def test_each_job_gets_its_own_and_more_jobs_share_evenly(machine: Machine) -> None:
-    def dealt(n_jobs: int | None, gpus_per_job: int) -> list[str]:
+def test_each_job_gets_its_own_gpus_and_more_jobs_share_them_evenly(machine: Machine) -> None:
+    def gpus_of(n_jobs: int | None, gpus_per_job: int) -> list[str]:
         return [slot[VISIBLE] for slot in slot_variables(n_jobs, gpus_per_job)]
 
-    assert dealt(None, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
-    assert dealt(2, 1) == ["GPU-0", "GPU-1"]
-    assert dealt(8, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"] * 2
-    assert dealt(None, 2) == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
-    assert dealt(None, 3) == ["GPU-0,GPU-1,GPU-2"]
-    assert dealt(2, 0) == ["", ""]  # on the CPU
-    with pytest.raises(ConfigError, match="gpus_per_job=5: there are 4 GPUs"):
+    assert gpus_of(None, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"]
+    assert gpus_of(2, 1) == ["GPU-0", "GPU-1"]
+    assert gpus_of(8, 1) == ["GPU-0", "GPU-1", "GPU-2", "GPU-3"] * 2
+    assert gpus_of(None, 2) == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
+    assert gpus_of(None, 3) == ["GPU-0,GPU-1,GPU-2"]
+    assert gpus_of(2, 0) == ["", ""]  # on the CPU
+    with pytest.raises(ConfigError, match="gpus_per_job=5: only 4 visible here"):
         slot_variables(1, 5)
 
 
@@ -61,7 +61,7 @@ def test_jobs_on_a_cpu_share_its_cores(machine: Machine) -> None:
     assert slot_variables(3, 1) == [{THREADS: str(max(1, available_cores() // 3))}] * 3
     machine.setenv(THREADS, "7")
     assert slot_variables(3, 1) == [{}] * 3
-    with pytest.raises(ConfigError, match="gpus_per_job=2: there are 0 GPUs"):
+    with pytest.raises(ConfigError, match="gpus_per_job=2: only 0 visible here; give at most 1"):
         slot_variables(1, 2)
     with pytest.raises(ConfigError, match="n_jobs=0: give a whole number, 1 or more"):
         slot_variables(0, 1)

@@ -1,4 +1,4 @@
-"""Whole sweeps as real processes: what runs, what is left alone, and what comes of kills."""
+"""Whole sweeps run as real processes, also with failures, signals and kills."""
 
 import json
 import os
@@ -22,13 +22,13 @@ from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.sweep.job_directory import directory_name
 from lmtrain.verify.bit_comparison import UndisturbedRun
 
-# A real test of a sweep that is killed: pytest tests/test_sweep.py -k killed, with SWEEP_JOBS=20 SWEEP_KILLS=10
+# For a thorough test: SWEEP_JOBS=20 SWEEP_KILLS=10 pytest tests/sweep/test_grid_sweeper.py -k killed
 JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS", "2"), ("SWEEP_KILLS", "2")))
 
 
 @pytest.fixture
 def tiny(token_folder: Path, tmp_path: Path) -> list[str]:
-    """As an experiment, so that directories are called by what is swept."""
+    """Write TINY as an experiment, so that the names of directories have only the swept keys."""
     lines = ["# @package _global_", "defaults:"]
     lines += [f"  - override /{text.replace('=', ': ')}" for text in TINY if text.startswith(("data=", "model="))]
     lines += ["  - override /logger: []", "seed: 1"]
@@ -50,7 +50,7 @@ def result(run: Path) -> Any:
 
 
 def statuses(folder: Path) -> dict[str, str]:
-    """As `sweep.json` tells them."""
+    """Return the status of each job, by directory, from `sweep.json`."""
     jobs = json.loads((folder / "sweep" / "sweep.json").read_text())["jobs"]
     return {job["directory"]: job["status"] for job in jobs}
 
@@ -63,10 +63,13 @@ def ran(folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["experiments=search", "hydra/sweeper=grid"], "tries everything with hydra/sweeper/sampler=grid"),
-        (["optimizer.lr=interval(0, 1)"], "optimizer.lr=interval(0, 1): a sweep takes single values"),
+        (
+            ["experiments=search", "hydra/sweeper=grid"],
+            "for a search that tries every combination, use hydra/sweeper/sampler=grid",
+        ),
+        (["optimizer.lr=interval(0, 1)"], "optimizer.lr=interval(0, 1): a sweep needs single values"),
         (["seed=1,2", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: give a whole number"),
-        (["experiments=search", "retry_failed=true"], "retry_failed=true: a search has learnt from the trials"),
+        (["experiments=search", "retry_failed=true"], "retry_failed=true: a search does not repeat failed trials"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing_behind(
@@ -90,13 +93,13 @@ class Broken(Launcher):
         pass
 
     def launch(self, job_overrides, initial_job_idx):
-        raise OSError("the cluster has gone")
+        raise OSError("the cluster is gone")
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sweeper", ["grid", "optuna"])
-def test_a_launcher_that_fails_is_told_in_a_line(tmp_path: Path, token_folder: Path, cli: Cli, sweeper: str) -> None:
+def test_a_failing_launcher_is_reported_in_one_line(tmp_path: Path, token_folder: Path, cli: Cli, sweeper: str) -> None:
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "broken.py").write_text(BROKEN)
     (tmp_path / "conf" / "hydra" / "launcher").mkdir(parents=True)
@@ -105,26 +108,26 @@ def test_a_launcher_that_fails_is_told_in_a_line(tmp_path: Path, token_folder: P
     shared = [*TINY, f"data.path={token_folder}"]
     if sweeper == "optuna":
         pytest.importorskip("optuna")
-    else:  # one has begun, and was killed
+    else:  # one run has begun and was killed
         run = tmp_path / "sweep" / directory_name([*shared, "seed=1"])
         assert cli(*shared, "seed=1", f"hydra.run.dir='{run}'").returncode == 0
         (run / "result.json").unlink()
     swept = ["seed=1,2", "hydra/launcher=broken", f"hydra/sweeper={sweeper}", "hydra.sweep.dir=sweep"]
-    # Hydra looks for plugins once: an interpreter of its own, which has this folder on its path.
+    # Hydra discovers plugins once per process, so this needs a new interpreter with this folder on its path.
     done = cli("-m", *shared, *swept, PYTHONPATH="")
     assert done.returncode == 1, done.stdout + done.stderr
-    assert "OSError: the cluster has gone" in done.stdout
+    assert "OSError: the cluster is gone" in done.stdout
     assert "to continue: python -m lmtrain -m " in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     if sweeper == "grid":
         jobs = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["jobs"]
         assert [job["status"] for job in jobs] == ["interrupted", "not started"]
-        assert {job["reason"] for job in jobs} == {"OSError: the cluster has gone"}
-        assert "seed=1: interrupted: OSError: the cluster has gone (sweep/" in done.stdout
+        assert {job["reason"] for job in jobs} == {"OSError: the cluster is gone"}
+        assert "seed=1: interrupted: OSError: the cluster is gone (sweep/" in done.stdout
 
 
 @pytest.mark.slow
-def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_launcher(
+def test_a_failed_job_affects_no_other_and_is_retried_on_request_under_every_launcher(
     tiny: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -132,7 +135,7 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     error, condition = "MemoryError('no memory for 12 GB')", "Path('broken').exists()"
     write_failing_model(tmp_path, error, calls=15, condition=condition)
     (tmp_path / "broken").touch()
-    # The experiment's settings of its own model would be unknown keys of another one.
+    # The experiment's model settings would be unknown keys of the failing model.
     experiment = tmp_path / "experiments" / "tiny.yaml"
     lines = experiment.read_text().splitlines()
     keys = ("  n_", "  d_", "model:")
@@ -145,7 +148,7 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     failed, diverged = (f"lr={lr},experiments=tiny,model=fails" for lr in ("0.001", "1000000000.0"))
     assert statuses(tmp_path) == {failed: "failed", diverged: "diverged"}
     ids = {json.loads(path.read_text())["run_id"] for path in tmp_path.glob("sweep/*/environment.json")}
-    assert len(ids - {"agents"}) == 2  # which is for the one run that an agent starts
+    assert len(ids - {"agents"}) == 2  # WANDB_RUN_ID is meant for a single run, so the jobs ignore it
     closing = done.stdout[done.stdout.index("┏") :]
     assert "optimizer.lr=0.001: failed: MemoryError: no memory for 12 GB (sweep/" in closing
     assert "optimizer.lr=1000000000.0: diverged: DivergedError: " in closing
@@ -155,8 +158,8 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     assert "MemoryError: no memory for 12 GB" in (tmp_path / "sweep" / failed / "job.log").read_text()
 
     (tmp_path / "broken").unlink()
-    # Extended and reordered; another launcher finds what the first has done. joblib's workers outlast a fork of another
-    # process: an interpreter of its own.
+    # The sweep is extended and reordered, and another launcher finds the results of the first. joblib's workers do not
+    # survive a fork, so this needs a new interpreter.
     joblib = "hydra/launcher=joblib"
     done = cli(*one_by_one, "optimizer.lr=1e-2,1e9,1e-3", joblib, PYTHONPATH="", timeout=240)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -174,17 +177,17 @@ def test_a_failure_harms_no_other_job_and_is_retried_on_request_under_every_laun
     assert [f"lr={lr}" for lr in re.findall(r"│ optimizer\.lr=(\S+)", closing)] == [
         name.partition(",")[0] for name in best_first
     ]
-    assert "2 jobs: 1 completed before, 1 completed; everything is in sweep" in closing
+    assert "2 jobs: 1 completed earlier, 1 completed; everything is in sweep" in closing
 
-    # A mistake under one of them, and a directory that is another sweep's.
+    # A mistake under another launcher, and a directory that belongs to another sweep.
     refused = cli(*one_by_one, "seed=1,2", "trainer.max_stepz=3", joblib, "hydra.sweep.dir=elsewhere")
     assert refused.returncode == 2
     assert "did you mean trainer.max_steps?" in refused.stderr
     assert not (tmp_path / "elsewhere").exists()
     done = cli(*one_by_one, "optimizer.lr=1e-2", "seed=5", f"hydra.sweep.subdir='{good}'")
     assert done.returncode == 1
-    assert "holds a run of another config (seed: 1 → 5)" in done.stdout
-    assert "retry_failed" not in done.stdout  # it would not help
+    assert "has a run with another config (seed: 1 → 5)" in done.stdout
+    assert "retry_failed" not in done.stdout  # a retry would not help
     assert "Traceback" not in done.stdout + done.stderr
 
 
@@ -196,7 +199,7 @@ def test_ray_runs_the_same_jobs(tiny: list[str], tmp_path: Path, cli: Cli) -> No
 
 
 @pytest.mark.slow
-def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes_on(
+def test_a_terminal_shows_all_jobs_and_after_a_signal_the_same_command_continues(
     tiny: list[str], tmp_path: Path, cli: Cli
 ) -> None:
     long = [*tiny, "trainer.max_steps=600", "trainer.eval_interval=100", "trainer.checkpoint_interval=200"]
@@ -220,7 +223,7 @@ def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes
             if not asked and all(re.search(row, shown) for row in rows):
                 process.send_signal(signal.SIGINT)
                 asked = True
-    except OSError:  # a terminal's way to say that nobody writes any more
+    except OSError:  # a pseudo-terminal raises it when its other end is closed
         pass
     finally:
         if not asked:
@@ -232,7 +235,7 @@ def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes
     assert sorted(statuses(tmp_path).values()) == ["interrupted", "interrupted", "not started"], shown
     steps = [result(path.parent)["steps"] for path in (tmp_path / "sweep").glob("*/metrics.jsonl")]
     assert all(0 < step < 600 for step in steps)
-    # Another one of the same sweep, at the same time: they share the work.
+    # Two processes of the same sweep at the same time share the work.
     started = [cli.start(*long, "seed=1,2") for _ in range(2)]
     for again in started:
         assert again.wait(timeout=180) == 0, again.stdout
@@ -242,7 +245,7 @@ def test_a_terminal_shows_all_jobs_a_signal_stops_them_and_the_same_command_goes
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+def test_a_sweep_killed_repeatedly_ends_like_an_undisturbed_one(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
     steps = ["trainer.max_steps=40", "trainer.checkpoint_interval=5"]
     command = [*tiny, *steps, f"seed=range(0,{JOBS})", "hydra.launcher.n_jobs=2"]
     chance = random.Random(0)
@@ -250,7 +253,7 @@ def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[st
     for _ in range(KILLS):
         before = {path: path.stat().st_size for path in (tmp_path / "sweep").glob("*/metrics.jsonl")}
         process = cli.start(*command)
-        deadline = time.monotonic() + chance.choice([2, 60])  # so early that nothing has been done; or later
+        deadline = time.monotonic() + chance.choice([2, 60])  # sometimes before any work is done
         while time.monotonic() < deadline and process.poll() is None:
             if any(path.stat().st_size > before.get(path, 0) for path in (tmp_path / "sweep").glob("*/metrics.jsonl")):
                 break
@@ -267,23 +270,24 @@ def test_a_sweep_killed_again_and_again_ends_as_one_that_never_was(tiny: list[st
     for seed in range(JOBS):
         all_kept = ["trainer.checkpoint_interval=1", "trainer.keep_every=1"]
         assert (
-            cli("experiments=tiny", steps[0], *all_kept, f"seed={seed}", f"hydra.run.dir=never-{seed}").returncode == 0
+            cli("experiments=tiny", steps[0], *all_kept, f"seed={seed}", f"hydra.run.dir=undisturbed-{seed}").returncode
+            == 0
         )
-        never = UndisturbedRun(tmp_path / f"never-{seed}")
+        undisturbed = UndisturbedRun(tmp_path / f"undisturbed-{seed}")
         (run,) = (tmp_path / "sweep").glob(f"seed={seed},*")
-        # A checkpoint that a signal left behind knows of its step as half done; all that comes after is compared.
+        # A checkpoint that was saved at a signal records its step as half done, so the last one may not be comparable.
         last = "checkpoints/step-00000040"
         half_done = load_checkpoint(run / last).state["train"]["pending"] is not None
         wheres = ("metrics.jsonl", "result.json", *([] if half_done else [last]))
-        assert [found for found in never.differences(run, completed=True) if found.where in wheres] == []
-        compared += never.compared_checkpoints
+        assert [found for found in undisturbed.differences(run, completed=True) if found.where in wheres] == []
+        compared += undisturbed.compared_checkpoints
     assert compared >= JOBS
     starts = [path.read_text().count("$ python") for path in (tmp_path / "sweep").glob("*/job.log")]
     print(f"{JOBS} jobs, {KILLS} kills: started {sum(starts)} times, {compared} checkpoints compared")
 
 
 def ended(folder: Path) -> Iterator[tuple[Path, tuple[int, str]]]:
-    """Completed runs, with when, and all that they said."""
+    """Yield each completed run with the time of its result and its log."""
     for path in (folder / "sweep").glob("*/result.json"):
         if result(path.parent)["status"] == "completed":
             yield path.parent, (path.stat().st_mtime_ns, (path.parent / "job.log").read_text())

@@ -1,4 +1,4 @@
-"""What a job's directory is called, and links in it and in a sweep's."""
+"""Job directories have readable, unique names, and links in them are refused."""
 
 import itertools
 from pathlib import Path
@@ -28,11 +28,11 @@ from lmtrain.sweep.job_directory import (
         (["model=gpt2", "seed=1", '++fork="runs/lr=0.1"', "step=40", "seed=2"], "fork=lr=0.1,seed=2,step=40,e72e2960"),
     ],
 )
-def test_a_directory_is_called_by_what_its_job_overrides(overrides: list[str], name: str) -> None:
+def test_a_directory_is_named_after_its_jobs_overrides(overrides: list[str], name: str) -> None:
     assert directory_name(overrides) == name
 
 
-def test_what_is_swept_comes_first_and_is_kept_where_a_name_is_cut() -> None:
+def test_swept_keys_come_first_and_are_kept_if_a_name_is_cut() -> None:
     swept = {"seed", "optimizer.lr"}
     job = ["experiments=quickstart", "optimizer.lr=0.001", "seed=1"]
     assert directory_name(job, swept) == "lr=0.001,seed=1,experiments=quickstart"
@@ -40,7 +40,7 @@ def test_what_is_swept_comes_first_and_is_kept_where_a_name_is_cut() -> None:
     assert directory_name([*job, f"a.note={'x' * 100}"], swept).startswith("lr=0.001,seed=1,")
     fork = ["model=gpt2", '++fork="runs/lr=0.1"', "step=40", "seed=2"]
     assert directory_name(fork, {"seed"}).startswith("seed=2,fork=lr=0.1,step=40,")
-    # Of a key given twice the last one counts.
+    # If a key is given twice, the last value counts, but the names differ.
     assert directory_name(["seed=1", "seed=2"]) != directory_name(["seed=2"])
 
 
@@ -54,7 +54,7 @@ overrides = st.lists(
 
 @settings(max_examples=50)
 @given(overrides, overrides, st.sets(st.integers(0, 11)))
-def test_names_are_fit_for_a_file_system_and_differ_if_the_jobs_do(
+def test_names_are_valid_file_names_and_differ_if_the_jobs_do(
     one: list[str], other: list[str], numbers: set[int]
 ) -> None:
     swept = {text.partition("=")[0] for number, text in enumerate([*one, *other]) if number in numbers}
@@ -68,7 +68,7 @@ def test_names_are_fit_for_a_file_system_and_differ_if_the_jobs_do(
     assert same == (sorted(one) == sorted(other))
 
 
-def test_neither_a_prefix_nor_an_odd_character_makes_two_jobs_one() -> None:
+def test_jobs_that_differ_in_odd_characters_or_long_values_have_different_names() -> None:
     names = [
         directory_name(overrides)
         for overrides in (

@@ -1,4 +1,4 @@
-"""What Hydra knows of lmtrain's launcher and sweepers, and when."""
+"""Hydra knows lmtrain's launcher and sweepers only after they are registered."""
 
 import subprocess
 import sys

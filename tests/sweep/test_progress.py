@@ -1,4 +1,4 @@
-"""What a sweep shows while it goes on."""
+"""A running sweep shows its progress."""
 
 import json
 from pathlib import Path

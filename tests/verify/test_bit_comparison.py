@@ -1,4 +1,4 @@
-"""Two runs are the same only if every bit is, apart from clocks and names."""
+"""Two runs are equal only if every bit is equal, apart from times and names."""
 
 import json
 import math
@@ -21,7 +21,7 @@ RESULT = {"status": "completed", "final_train_loss": 3.5, "steps": 3, "seconds":
 
 
 def write_run(path: Path, clock: float) -> Path:
-    """Three steps, each with a line and a checkpoint; `clock` is all that differs between two of them."""
+    """Write a run of three steps, each with a line and a checkpoint; runs differ only in `clock`."""
     folder = CheckpointFolder(path / "checkpoints")
     path.mkdir()
     logger = JsonlLogger(path / "metrics.jsonl")
@@ -58,7 +58,7 @@ def found(runs: tuple[UndisturbedRun, Path], completed: bool = True) -> list[str
 
 
 def change_checkpoint(run: Path, step: int, name: str, change: Callable[[Path], None]) -> None:
-    """Changes a file so that the manifest fits it: no damage, but other contents."""
+    """Change a file and its manifest entry, so that the checkpoint is not damaged but different."""
     path = CheckpointFolder(run / "checkpoints").at(step)
     change(path / name)
     manifest = json.loads((path / MANIFEST).read_text())
@@ -81,7 +81,7 @@ def change_lines(run: Path, change: Callable[[list[str]], None]) -> None:
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def test_clocks_and_names_may_differ_and_nothing_is_compared_twice(runs: tuple[UndisturbedRun, Path]) -> None:
+def test_times_and_names_may_differ_and_nothing_is_compared_twice(runs: tuple[UndisturbedRun, Path]) -> None:
     undisturbed, killed = runs
     for _ in range(2):
         assert found(runs) == []
@@ -106,7 +106,7 @@ def test_one_bit_of_a_tensor_is_found_and_named(runs: tuple[UndisturbedRun, Path
     ]
 
 
-def test_a_position_in_the_data_and_other_data_are_found(runs: tuple[UndisturbedRun, Path]) -> None:
+def test_another_position_in_the_data_and_other_data_are_found(runs: tuple[UndisturbedRun, Path]) -> None:
     def move(state: Any) -> None:
         state["train"]["tokens"] += 1
         state["data"]["fingerprints"]["val"] = "3c"
@@ -116,15 +116,15 @@ def test_a_position_in_the_data_and_other_data_are_found(runs: tuple[Undisturbed
     assert found(runs) == ["step 3, checkpoints/step-00000003: train.tokens: 384 → 385; data.fingerprints.val: 2b → 3c"]
 
 
-def test_damage_is_found(runs: tuple[UndisturbedRun, Path]) -> None:
+def test_damaged_checkpoints_are_found(runs: tuple[UndisturbedRun, Path]) -> None:
     checkpoints = CheckpointFolder(runs[1] / "checkpoints")
     (checkpoints.at(1) / "state.json").unlink()
-    assert found(runs) == ["step 1, checkpoints/step-00000001: a kill has left it broken: 'state.json' is missing"]
+    assert found(runs) == ["step 1, checkpoints/step-00000001: a kill broke it: 'state.json' is missing"]
     checkpoints.at(2).rename(checkpoints.path / "broken-step-00000002-0")
     checkpoints.at(3).rename(checkpoints.at(7))
     assert found(runs)[1:] == [
-        "step 2, checkpoints/broken-step-00000002-0: a kill has left a complete checkpoint broken",
-        "step 7, checkpoints/step-00000007: the undisturbed run made no checkpoint of this step",
+        "step 2, checkpoints/broken-step-00000002-0: a kill broke a complete checkpoint",
+        "step 7, checkpoints/step-00000007: the undisturbed run has no checkpoint of this step",
     ]
 
 
@@ -135,8 +135,8 @@ def test_damage_is_found(runs: tuple[UndisturbedRun, Path]) -> None:
          "step 3, metrics.jsonl: train/loss: 3.5 → 3.5000000000000004"),
         (lambda lines: lines.__setitem__(1, lines[1].replace("null", "1.0")), 
          "step 2, metrics.jsonl: train/loss: NaN → 1.0"),
-        (lambda lines: lines.insert(1, lines[0]), "step 1, metrics.jsonl: the step is there twice"),
-        (lambda lines: lines.pop(1), "step 2, metrics.jsonl: its line is missing; step 3 follows"),
+        (lambda lines: lines.insert(1, lines[0]), "step 1, metrics.jsonl: the step is logged twice"),
+        (lambda lines: lines.pop(1), "step 2, metrics.jsonl: the line is missing; step 3 follows"),
         (lambda lines: lines.append(lines[2].replace('"step": 3', '"step": 4')), 
          "step 4, metrics.jsonl: a line that the undisturbed run does not have"),
     ],
@@ -148,10 +148,10 @@ def test_every_change_of_the_metrics_is_found(
     assert found(runs, completed=False) == [message]
 
 
-def test_missing_last_lines_are_right_until_the_run_has_completed(runs: tuple[UndisturbedRun, Path]) -> None:
+def test_missing_last_lines_are_a_difference_only_after_completion(runs: tuple[UndisturbedRun, Path]) -> None:
     change_lines(runs[1], lambda lines: lines.pop())
     assert found(runs, completed=False) == []
-    assert found(runs) == ["step 3, metrics.jsonl: its line is missing at the end"]
+    assert found(runs) == ["step 3, metrics.jsonl: the line is missing at the end"]
 
 
 def test_tensors_are_compared_by_their_bytes() -> None:
@@ -165,5 +165,5 @@ def test_tensors_are_compared_by_their_bytes() -> None:
         "b 3 → 4, 1 of 1 elements (1 of 2 tensors differ)"
     )
     assert "torch.int64 of shape [] → torch.float32 of shape [2]" in str(tensor_differences({"a": scalar}, {"a": nan}))
-    assert "b is in one of them alone" in str(tensor_differences({"a": nan}, {"a": nan, "b": nan}))
+    assert "b is in only one of them" in str(tensor_differences({"a": nan}, {"a": nan, "b": nan}))
     assert tensor_differences({"a": torch.empty(0)}, {"a": torch.empty(0)}) is None

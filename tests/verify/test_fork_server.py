@@ -1,4 +1,4 @@
-"""A fork ends as an interpreter does: after its threads, which are asked to end, and with its exit functions."""
+"""A fork exits as an interpreter does: it stops its threads and calls its exit functions."""
 
 import subprocess
 import sys
@@ -9,14 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lmtrain.verify.fork_server import become_lmtrain
 
-pool = ThreadPoolExecutor(1)  # as the compiler keeps one
+pool = ThreadPoolExecutor(1)  # like the pool that the compiler keeps
 pool.submit(int).result()
 atexit.register(print, "its exit function was called")
 become_lmtrain(["--version"])
 """
 
 
-def test_idle_threads_of_an_executor_do_not_keep_a_fork_from_its_end() -> None:
+def test_idle_threads_of_an_executor_do_not_keep_a_fork_alive() -> None:
     done = subprocess.run([sys.executable, "-c", LEAVES_A_POOL], capture_output=True, encoding="utf-8", timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1:] == ["its exit function was called"]

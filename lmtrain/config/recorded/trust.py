@@ -138,6 +138,19 @@ def read_saved(path: Path) -> DictConfig:
     return cfg
 
 
+def read_resolved(path: Path) -> DictConfig:
+    """Return the resolved config of a run, in which nothing (such as an environment variable) is left to look up.
+
+    Raises:
+        ConfigError: The file can't be read (see `read_saved`), or has an interpolation, which no run writes.
+    """
+    cfg = read_saved(path)
+    for key, text in _texts(OmegaConf.to_container(cfg)):
+        if "${" in text:
+            raise ConfigError(f"{path}: {shown(key)}={shown(text)}: is an interpolation, which no run writes")
+    return cfg
+
+
 def _names(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the key and the name of every `_target_` and resolver call, such as `mymodels.Bigram` or `oc.env:HOME`.
 

@@ -1,1 +1,1 @@
-"""What is in a folder of token files."""
+"""Inspects folders of token files: statistics, repeated text, problems, and a picture."""

@@ -1,4 +1,4 @@
-"""A folder of token files: what its splits hold, what they have in common, and whether they are what they should be."""
+"""Inspects a folder of token files: the contents of its splits, the text that they share, and its problems."""
 
 import math
 from collections.abc import Sequence
@@ -26,27 +26,32 @@ from lmtrain.data.token_files import TokenFiles, split_names_in
 from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 
-MOST_FREQUENT = 50  # in the JSON file
+MOST_FREQUENT = 50  # ids in the JSON file
 SAMPLE_TOKENS = 160
 
 
 @dataclass(frozen=True)
 class Excerpt:
-    """The first tokens of a document, or of the split from any place on if documents are not known."""
+    """The first tokens of a document; if documents are not known, tokens from any position of the split."""
 
     position: int  # in the split
     ids: list[int]
-    text: str | None  # None: no tokenizer
+    text: str | None  # None: there is no tokenizer
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """One split, seen in its folder; what concerns documents is None if they are not known, or of train itself."""
+    """The findings about one split and its overlap with train.
+
+    Fields about documents are None if documents are not known. Fields about the overlap are None for train itself.
+    """
 
     statistics: SplitStatistics
     text_bytes: int | None
-    lost_share: float | None  # of those bytes, what no token stands for; None: not known
-    unigram_loss: float | None  # in nats, of a model that knows the token frequencies of train; None without train
+    lost_share: float | None  # the share of those bytes that have no token; None: not known
+    unigram_loss: (
+        float | None
+    )  # nats per token, of a model that knows the token frequencies of train; None without train
     repeated_documents: Repeats | None
     repeated_passages: Repeats
     documents_in_train: Repeats | None
@@ -72,7 +77,7 @@ class SplitReport:
 
 @dataclass(frozen=True)
 class InspectedFolder:
-    """What was found in a folder; `problems` make its files unfit for training, `notes` are worth knowing."""
+    """The findings about a folder. `problems` make its files unusable for training; `notes` are worth knowing."""
 
     folder: Path
     meta: Meta | None
@@ -87,7 +92,7 @@ class InspectedFolder:
         return _vocab_size(self.meta, self.tokenizer)
 
     def text_of(self, token: int) -> str | None:
-        """Return what an id stands for; a part of a character, or an id without text, by its name in the vocabulary."""
+        """Return the text of an id; its name in the vocabulary if it is a part of a character or has no text."""
         if self.tokenizer is None:
             return None
         text = self.tokenizer.decode([token])
@@ -149,20 +154,20 @@ def inspect_folder(
     progress: DataProgress,
     dtype: TokenType | None = None,
 ) -> InspectedFolder:
-    """Read every token of the folder once, and say what is wrong with it without stopping there.
+    """Read every token of the folder once, and collect all problems.
 
-    `tokenizer` is a folder to take `tokenizer.json` from if there is none; `end_of_text` goes before the folder's own;
-    `dtype` is the type of bare files, as in `TokenFiles`.
+    `tokenizer` is a folder whose `tokenizer.json` is used if this folder has none. `end_of_text` overrides the folder's
+    own. `dtype` is the type of bare files, as in `TokenFiles`.
 
     Raises:
-        DataError: the folder has no token files, or a `meta.json` that can't be read.
+        DataError: the folder has no token files, or its `meta.json` can't be read.
     """
     meta = read_meta(folder)
     names = split_names(folder, meta)
     if not names:
         others = sorted(path.parent.name for path in folder.glob("*/*.bin"))
-        there = f"; there are in {', '.join(dict.fromkeys(others))}" if others else ""
-        raise DataError(f"{folder}: no token files (*.bin) there{there}")
+        there = f"; there are some in {', '.join(dict.fromkeys(others))}" if others else ""
+        raise DataError(f"{folder}: has no token files (*.bin){there}")
     problems, notes = integrity.folder_problems(folder, meta), integrity.folder_notes(folder, meta, dtype)
     stored = _tokenizer(folder, tokenizer, problems)
     if end_of_text is None:
@@ -189,10 +194,11 @@ def inspect_folder(
         notes += integrity.split_notes(files, found, end_of_text)
     if end_of_text is None and read:
         notes.append(
-            "no end-of-text id known, so documents are not told apart; give it with --end-of-text (GPT-2's: 50256)"
+            "the end-of-text id is not known, so documents can't be told apart; give it with --end-of-text (GPT-2's is "
+            "50256)"
         )
     if stored is None:
-        notes.append("no tokenizer.json, so tokens are shown as ids; --tokenizer FOLDER takes it from elsewhere")
+        notes.append("no tokenizer.json, so tokens are shown as ids; --tokenizer FOLDER uses that of another folder")
     splits = {
         name: _report(files, found, pieces, read.get("train"), vocab_size, stored, end_of_text)
         for name, (files, found, pieces) in read.items()
@@ -200,14 +206,14 @@ def inspect_folder(
     looked_at = min((repeats.looked_at for split in splits.values() for repeats in split.repeats()), default=1)
     if looked_at < 1:
         notes.append(
-            f"“about” is estimated from 1 in {round(1 / looked_at):,} of all different texts, chosen by their hash; "
-            "one that stands there very often may count too much or not at all"
+            f"numbers with “about” are estimated from 1 in {round(1 / looked_at):,} of all different texts, chosen by "
+            "their hash; a text that occurs very often may count too much or not at all"
         )
     return InspectedFolder(folder, meta, stored, end_of_text, splits, notes, problems)
 
 
 def split_names(folder: Path, meta: Meta | None) -> list[str]:
-    """Return the splits of a folder, train first; `fineweb_train_000001.bin` belongs to train, as for the loader."""
+    """Return the splits of a folder, train first. As in the loader, `fineweb_train_000001.bin` belongs to train."""
     names = list(meta.splits) if meta else split_names_in(folder)
     for split in SPLITS:
         named = [name for name in names if name.endswith(f"_{split}")]
@@ -221,7 +227,7 @@ def _vocab_size(meta: Meta | None, tokenizer: StoredTokenizer | None) -> int | N
 
 
 def _tokenizer(folder: Path, other: Path | None, problems: list[str]) -> StoredTokenizer | None:
-    """Return the tokenizer to show tokens with, if there is one."""
+    """Return the tokenizer that gives the texts of tokens, if there is one."""
     path = next((path for path in (folder, other) if path and (path / TOKENIZER_FILE).is_file()), None)
     try:
         return load_tokenizer(path) if path else None

@@ -1,4 +1,4 @@
-"""Folders of token files as a picture: how frequent tokens are, how long documents, and how validation differs."""
+"""Draws folders of token files: the frequencies of tokens, the lengths of documents, and how val differs from train."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +20,12 @@ from lmtrain.terminal.units import si
 ROW_INCHES = 4.6
 COLORS = ("#2f6db3", "#dd6b20", "#3a8f3a", "#7b5aa6")
 BLOCK_SIZES = (512, 1024, 2048, 4096, 8192)
-FEW_DOCUMENTS = 30  # of which each is drawn, as a share of them says little
+FEW_DOCUMENTS = 30  # up to this number, each document is drawn, because shares would say little
 BINS_A_DECADE = (4, 16)  # for few and for many documents
 CURVE_POINTS = 2000
 CLOUD_POINTS = 100_000
-NAMED = 12  # tokens
-TITLE_PATH = 60  # characters
+NAMED = 12  # tokens with a label
+TITLE_PATH = 60  # the most characters of a path in a title
 STYLE: Any = {
     "font.size": 9.5,
     "axes.titlesize": 11,
@@ -76,15 +76,16 @@ def _draw_row(figure: SubFigure, folder: InspectedFolder) -> None:
     else:
         _draw_most_frequent(right, folder)
     for each in axes:
-        each.minorticks_off()  # on logarithmic axes they take most of the drawing time
+        each.minorticks_off()  # on logarithmic axes they need most of the drawing time
 
 
 def _draw_frequencies(axes: Axes, folder: InspectedFolder) -> None:
-    """Draw Zipf's curve."""
+    """Draw the shares of tokens by rank (Zipf's curve)."""
     for (name, split), color in zip(folder.splits.items(), _colors(folder), strict=True):
         shares = _sorted_shares(folder, name)
         ranks = _curve_ranks(len(shares))
-        axes.loglog(ranks, shares[ranks - 1], color=color, linewidth=2, label=_with(name, split.statistics.ids_in_use))
+        label = f"{name}: {split.statistics.ids_in_use:,} ids in use"
+        axes.loglog(ranks, shares[ranks - 1], color=color, linewidth=2, label=label)
     guide = np.array([1, len(shares)])
     axes.loglog(
         guide, shares[min(9, len(shares) - 1)] * 10 / guide, "--", color="#999999", linewidth=1, label="1 / rank"
@@ -95,18 +96,12 @@ def _draw_frequencies(axes: Axes, folder: InspectedFolder) -> None:
     axes.legend(loc="lower left")
 
 
-def _with(name: str, ids: int) -> str:
-    return f"{name}: {ids:,} ids in use"
-
-
 def _draw_coverage(axes: Axes, folder: InspectedFolder) -> None:
     for name, color in zip(folder.splits, _colors(folder), strict=True):
         shares = np.cumsum(_sorted_shares(folder, name))
         ranks = _curve_ranks(len(shares))
         axes.semilogx(ranks, shares[ranks - 1], color=color, linewidth=2, label=name)
-    axes.set(
-        title="What the most frequent ids make up", xlabel="most frequent ids", ylabel="share of tokens", ylim=(0, 1)
-    )
+    axes.set(title="Share of the most frequent ids", xlabel="most frequent ids", ylabel="share of tokens", ylim=(0, 1))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.legend(loc="upper left")
@@ -119,7 +114,7 @@ def _draw_lengths(axes: Axes, folder: InspectedFolder) -> None:
     low, high = np.log10(shortest), np.log10(longest + 1)
     a_decade = np.clip(1.3 * min(c.total for c in counts) ** (1 / 3), *BINS_A_DECADE)
     edges = np.logspace(low, high, int(a_decade * (high - low)) + 2)
-    edges[[0, -1]] = shortest, longest + 1  # not nearly: the shortest document is to be in a bin
+    edges[[0, -1]] = shortest, longest + 1  # exact, so that the shortest document is inside a bin
     for (name, counted), color in zip(lengths.items(), _colors(folder), strict=True):
         if counted and counted.total:
             shares, _ = np.histogram(counted.lengths, edges, weights=counted.documents / counted.total)
@@ -141,7 +136,7 @@ def _draw_lengths(axes: Axes, folder: InspectedFolder) -> None:
 
 
 def _draw_each_length(axes: Axes, folder: InspectedFolder) -> None:
-    """Draw a dot for each document, a row of them for each split."""
+    """Draw one row of dots per split, with one dot per document."""
     lengths = {name: counted for name, counted in _lengths(folder).items() if counted and counted.total}
     for row, (name, color) in enumerate(zip(_lengths(folder), _colors(folder), strict=True)):
         if name in lengths:
@@ -153,7 +148,7 @@ def _draw_each_length(axes: Axes, folder: InspectedFolder) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     ends = [length for counted in lengths.values() for length in (counted.lengths[0], counted.lengths[-1])]
     axes.set(title="How long documents are", xscale="log", xlim=_a_decade_at_least(min(ends), max(ends)))
-    axes.set_xlabel("tokens in the document (a dot is a document)")
+    axes.set_xlabel("tokens in the document (one dot per document)")
     _mark_lengths(axes)
 
 
@@ -163,25 +158,25 @@ def _mark_lengths(axes: Axes) -> None:
 
 
 def _log_ticks(low: float, high: float) -> LogLocator:
-    """Return ticks for a logarithmic axis: some for less than two decades, too."""
+    """Return ticks for a logarithmic axis, with several ticks even for less than two decades."""
     return LogLocator(subs=(1, 2, 5)) if high < 100 * low else LogLocator(numticks=6)
 
 
 def _a_decade_at_least(low: float, high: float) -> tuple[float, float]:
-    """Return the ends of a logarithmic axis that shows a range with a margin and has several ticks."""
+    """Return the ends of a logarithmic axis that shows a range with a margin and covers at least a decade."""
     margin = max(1.1, np.sqrt(10 * low / high))
     return low / margin, high * margin
 
 
 def _draw_comparison(axes: Axes, folder: InspectedFolder) -> None:
-    """Draw every id's share in train and val; name those that add most to the divergence between the two."""
+    """Draw each id's share in train and val; label the ids that add most to the divergence between the two."""
     counts = [folder.splits[name].statistics.token_counts for name in ("train", "val")]
     both = np.zeros((2, max(map(len, counts))))
     for row, count in zip(both, counts, strict=True):
         row[: len(count)] = count
     seen = np.flatnonzero(both.any(axis=0))
     seen = seen[np.argsort(-both[:, seen].sum(axis=0), kind="stable")[:CLOUD_POINTS]]
-    # What is in one of them only is drawn as half a token in the other.
+    # An id that occurs in only one of them is drawn as half a token in the other.
     train, val = np.maximum(both[:, seen], 0.5) / both.sum(axis=1, keepdims=True)
     axes.loglog(train, val, "o", color=COLORS[0], markersize=3, alpha=0.3, markeredgewidth=0)
     ends = [min(train.min(), val.min()), max(train.max(), val.max())]
@@ -237,14 +232,14 @@ def _colors(folder: InspectedFolder) -> list[str]:
 
 
 def _sorted_shares(folder: InspectedFolder, name: str) -> npt.NDArray[np.float64]:
-    """Return the shares of the ids that occur, the most frequent first."""
+    """Return the shares of the ids that occur, in descending order."""
     counts = folder.splits[name].statistics.token_counts
     shares: npt.NDArray[np.float64] = -np.sort(-counts[counts > 0]) / max(1, counts.sum())
     return shares
 
 
 def _curve_ranks(ids: int) -> npt.NDArray[np.int64]:
-    """Return the ranks that a curve is drawn at: from 1 on, closer together where they are few."""
+    """Return the ranks at which a curve is drawn, evenly spaced on a logarithmic axis."""
     return np.unique(np.geomspace(1, ids, CURVE_POINTS).astype(np.int64))
 
 
@@ -252,7 +247,7 @@ def _name(folder: InspectedFolder, token: int) -> str:
     text = folder.text_of(token)
     if text is None:
         return str(token)
-    return repr(text) if all(ord(character) < 0x500 for character in text) else ascii(text)  # what the font has
+    return repr(text) if all(ord(character) < 0x500 for character in text) else ascii(text)  # the font lacks others
 
 
 def _percent() -> FuncFormatter:

@@ -1,8 +1,8 @@
-"""Text that stands in token files more than once, found by 64-bit hashes of whole documents and of short passages.
+"""Finds text that occurs more than once in token files, by 64-bit hashes of whole documents and of short passages.
 
-The hash of tokens t₀ … tₙ is Σ tᵢ·bⁱ mod 2⁶⁴ (a polynomial hash, Karp and Rabin 1987): prefix sums over a chunk give
-that of any span in it by one subtraction and one multiplication, so nothing here loops over documents. Two different
-spans of real text have the same hash with a chance of about 2⁻⁶⁴; someone who wants to can make such a pair.
+The hash of tokens t₀ … tₙ is Σ tᵢ·bⁱ mod 2⁶⁴ (a polynomial hash, Karp and Rabin 1987). Prefix sums over a chunk give
+the hash of any span with one subtraction and one multiplication, so nothing here loops over documents. Two different
+spans of real text have the same hash with a probability of about 2⁻⁶⁴. It is not hard to make such a pair on purpose.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ Counts = npt.NDArray[np.int64]
 
 
 class SpanHash:
-    """Hashes of spans of one chunk of at most `most_tokens`, the one read last."""
+    """Computes hashes of spans in the last chunk read, which has at most `most_tokens` tokens."""
 
     def __init__(self, most_tokens: int) -> None:
         self._powers = _powers(BASE, most_tokens)
@@ -40,7 +40,7 @@ class SpanHash:
         return hashes
 
     def windows(self, tokens: int, length: int) -> Hashes:
-        """Return the hash of every window of `length` of the chunk's first `tokens`; overwritten by the next call."""
+        """Return the hash of each window of `length` in the chunk's first `tokens`; the next call overwrites it."""
         count = max(0, tokens - length + 1)
         windows = self._windows[:count]
         np.subtract(self._sums[length : length + count], self._sums[:count], out=windows)
@@ -60,7 +60,7 @@ def joined_hash(first: int, first_tokens: int, second: int) -> int:
 
 
 def scrambled_hashes(hashes: Hashes, lengths: Counts) -> Hashes:
-    """Return hashes of spans of different lengths, spread over all of 0 … 2⁶⁴-1 (the finalizer of splitmix64)."""
+    """Mix the hashes of spans with their lengths, and spread them over 0 … 2⁶⁴-1 (the finaliser of splitmix64)."""
     mixed = hashes + lengths.astype(np.uint64) * np.uint64(0xD6E8FEB86659FD93)
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -69,13 +69,13 @@ def scrambled_hashes(hashes: Hashes, lengths: Counts) -> Hashes:
 
 
 class Repeats(NamedTuple):
-    """Of `pieces` looked at (documents or passages): how many repeat an earlier one, and the tokens in those."""
+    """The number of pieces (documents or passages) that were checked, how many are repeated, and their tokens."""
 
     pieces: int
     tokens: int
     repeated: int
     repeated_tokens: int
-    looked_at: float  # share of all pieces; 1 = every one, so the numbers are exact
+    looked_at: float  # the share of all pieces that were checked; 1 means that the numbers are exact
 
     @property
     def share(self) -> float:
@@ -87,9 +87,9 @@ class Repeats(NamedTuple):
 
 
 class HashSubset:
-    """Hashes of pieces, at most `most` of them: all that are below a limit, which is halved when there are too many.
+    """At most `most` hashes of pieces: all those below a limit, which is halved when there are too many.
 
-    So a piece is in it with all its copies or not at all, in every split alike, however the pieces come.
+    So either all copies of a piece are in the subset or none, in every split, whatever the order of the pieces.
     """
 
     def __init__(self, most: int) -> None:
@@ -100,7 +100,7 @@ class HashSubset:
 
     @property
     def limit(self) -> np.uint64:
-        """The largest hash that is in."""
+        """Return the largest hash that belongs to the subset."""
         return np.uint64(MASK >> self.halvings)
 
     def add(self, hashes: Hashes, lengths: Counts) -> None:
@@ -116,7 +116,7 @@ class HashSubset:
             self._count = len(self._hashes[0])
 
     def repeats(self) -> Repeats:
-        """Return how many of the pieces repeat an earlier one."""
+        """Return how many of the pieces repeat an earlier piece."""
         hashes, lengths = self._sorted()
         repeated = np.append(False, hashes[1:] == hashes[:-1])[: len(hashes)]
         return Repeats(
@@ -128,14 +128,14 @@ class HashSubset:
         )
 
     def repeats_of(self, other: "HashSubset") -> Repeats:
-        """Return how many of the pieces stand in the other subset."""
+        """Return how many of the pieces are also in the other subset."""
         halvings = max(self.halvings, other.halvings)
         hashes, lengths = self._sorted()
         count = int(np.searchsorted(hashes, np.uint64(MASK >> halvings), side="right"))
         hashes, lengths = hashes[:count], lengths[:count]
         known = other._sorted()[0]
         found = np.zeros(count, bool)
-        if len(known):  # looked up in ascending order, which finds what the last one found in the cache
+        if len(known):  # lookups in ascending order are fast, because neighbours are in the cache
             found = known[np.minimum(np.searchsorted(known, hashes), len(known) - 1)] == hashes
         return Repeats(len(hashes), int(lengths.sum()), int(found.sum()), int(lengths[found].sum()), 0.5**halvings)
 
@@ -152,7 +152,7 @@ class HashSubset:
 
 
 class ChunkDocuments(NamedTuple):
-    """The documents that end in one chunk; `starts` are places in the split."""
+    """The documents that end in one chunk; `starts` are positions in the split."""
 
     starts: Counts
     lengths: Counts  # tokens, without the end of text
@@ -161,10 +161,10 @@ class ChunkDocuments(NamedTuple):
 
 
 class Pieces:
-    """Documents and passages of a split, chunk by chunk, the same however it is cut into chunks.
+    """Collects the documents and passages of a split; the result does not depend on how it is cut into chunks.
 
-    Documents are what stands between end-of-text ids, which may open or close them; without such an id there are none.
-    A passage is a window of `passage_tokens` that no document ends in.
+    Documents are the tokens between end-of-text ids, which may come before or after each document. Without such an id
+    there are no documents. A passage is a window of `passage_tokens` tokens without an end-of-text id.
     """
 
     def __init__(
@@ -173,9 +173,11 @@ class Pieces:
         self.end_of_text, self.passage_tokens = end_of_text, passage_tokens
         self.documents, self.passages = HashSubset(most_documents), HashSubset(most_passages)
         self._hash = SpanHash(chunk_tokens + passage_tokens)
-        self._tail: npt.NDArray[Any] = np.empty(0, np.uint32)  # of the chunk before: a passage's tokens but one
+        self._tail: npt.NDArray[Any] = np.empty(
+            0, np.uint32
+        )  # the last tokens of the previous chunk, one fewer than a passage
         self._read = 0
-        self._open_hash = self._open_tokens = 0  # of the document that goes on in the next chunk
+        self._open_hash = self._open_tokens = 0  # of the document that continues in the next chunk
 
     def read(self, tokens: Tokens) -> ChunkDocuments:
         carried = len(self._tail)
@@ -189,7 +191,7 @@ class Pieces:
         return documents
 
     def close(self) -> ChunkDocuments:
-        """Return the last document, unless an end of text closed it."""
+        """Return the last document, unless an end-of-text id has ended it."""
         length = np.array([self._open_tokens] if self._open_tokens and self.end_of_text is not None else [], np.int64)
         hashes = scrambled_hashes(np.array([self._open_hash] * len(length), np.uint64), length)
         self.documents.add(hashes, length)
@@ -199,7 +201,7 @@ class Pieces:
         hashes = self._hash.windows(len(tokens), self.passage_tokens)
         chosen = hashes <= self.passages.limit
         if len(marks):
-            spans = np.diff(marks, prepend=-1, append=len(tokens))  # each with the mark that ends it
+            spans = np.diff(marks, prepend=-1, append=len(tokens))  # each including the mark at its end
             inside = np.maximum(spans - self.passage_tokens, 0)
             pattern = np.tile([True, False], len(spans))
             chosen &= np.repeat(pattern, np.stack([inside, spans - inside], axis=1).ravel())[: len(chosen)]
@@ -207,7 +209,7 @@ class Pieces:
         self.passages.add(hashes[starts], np.full(len(starts), self.passage_tokens))
 
     def _read_documents(self, begin: int, end: int, marks: Counts) -> ChunkDocuments:
-        """Return the documents that the marks end among the chunk's tokens begin … end-1."""
+        """Return the documents that end at the marks, in the chunk's tokens begin … end-1."""
         bounds = np.concatenate([[begin], marks + 1])
         starts, ends = bounds[:-1], np.append(marks, end)
         hashes, lengths = self._hash.spans(bounds, ends), ends - bounds
@@ -218,7 +220,7 @@ class Pieces:
         self._open_hash, self._open_tokens = int(hashes[-1]), int(lengths[-1])
         hashes, lengths = hashes[:-1], lengths[:-1]
         full = lengths > 0
-        # An end of text at the very start opens a document and ends none.
+        # An end-of-text id at the very start begins a document, so it does not end an empty one.
         empty = len(full) - int(full.sum()) - int(len(full) > 0 and starts[0] == 0 and not full[0])
         found = ChunkDocuments(starts[full], lengths[full], scrambled_hashes(hashes[full], lengths[full]), empty)
         self.documents.add(found.hashes, found.lengths)

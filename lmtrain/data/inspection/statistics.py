@@ -1,4 +1,4 @@
-"""What a split of token files holds, in one pass over it with bounded memory."""
+"""Computes the statistics of a split of token files in one pass with bounded memory."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -12,30 +12,30 @@ from lmtrain.data.inspection.repeats import ChunkDocuments, Counts, Pieces
 from lmtrain.data.meta import Tokens
 from lmtrain.data.token_files import TokenFiles
 
-CHUNK_TOKENS = 1 << 18  # what the passes over a chunk need of memory stays in the processor's cache
-RELEASE_CHUNKS = 128  # after which the pages read are given back
+CHUNK_TOKENS = 1 << 18  # small enough for the processor's cache
+RELEASE_CHUNKS = 128  # chunks after which the pages read are released
 PASSAGE_TOKENS = 64
-MOST_DOCUMENTS = 1 << 24  # hashes held, 16 bytes each; of more documents, a part that the hash chooses
+MOST_DOCUMENTS = 1 << 24  # hashes in memory, 16 bytes each; if there are more documents, the hash chooses a subset
 MOST_PASSAGES = 1 << 21
-MOST_IDS = 1 << 20  # counted one by one; larger than any vocabulary, so what is beyond is damaged
-MOST_VOCABULARY = 1 << 24  # where meta.json says so; what says more is damaged
-MOST_LENGTHS = 1 << 20  # counted one by one; longer documents are few enough to be listed
-LONGER_THAN = tuple(512 << i for i in range(8))  # tokens: the usual block sizes
+MOST_IDS = 1 << 20  # ids with their own counter; larger than any vocabulary, so an id beyond it is damaged
+MOST_VOCABULARY = 1 << 24  # the same if meta.json has a larger vocabulary; an even larger one is damaged
+MOST_LENGTHS = 1 << 20  # lengths with their own counter; the few longer documents are listed
+LONGER_THAN = tuple(512 << i for i in range(8))  # tokens; the usual block sizes
 
 
 @dataclass(frozen=True)
 class HashedFile:
-    """One file of a split, with the SHA-256 of its bytes."""
+    """A file of a split, with the SHA-256 of its bytes."""
 
     path: Path
     tokens: int
-    bytes: int  # with its header
+    bytes: int  # including the header
     sha256: str
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """How many documents have each length, in tokens without the end of text; ascending."""
+    """The number of documents of each length, in tokens without the end of text; lengths are ascending."""
 
     lengths: Counts
     documents: Counts
@@ -49,7 +49,7 @@ class Lengths:
         return int(self.lengths @ self.documents) / self.total
 
     def quantile(self, share: float) -> int:
-        """Return the smallest length that this share of the documents does not exceed."""
+        """Return the smallest length that at least this share of the documents does not exceed."""
         at_most = np.cumsum(self.documents)
         return int(self.lengths[np.searchsorted(at_most, share * self.total)])
 
@@ -59,16 +59,16 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SplitStatistics:
-    """One split; `starts` are places where documents begin, or any places if documents are not known."""
+    """The statistics of a split; `starts` are the positions of samples, at documents if the end of text is known."""
 
     files: tuple[HashedFile, ...]
     dtype: str
     sha256: str  # of all files, one after the other
-    token_counts: Counts  # by id, up to the largest one
-    beyond: int  # tokens with ids too large to be counted one by one
+    token_counts: Counts  # by id, up to the largest id
+    beyond: int  # tokens with ids that are too large for their own counter
     max_id: int
-    first_too_large: int | None  # the place of the first id not below the vocabulary size
-    lengths: Lengths | None  # None: no end-of-text id is known
+    first_too_large: int | None  # the position of the first id not below the vocabulary size
+    lengths: Lengths | None  # None: the end-of-text id is not known
     empty_documents: int
     starts: tuple[int, ...]
 
@@ -89,28 +89,30 @@ class SplitStatistics:
         return int(self.token_counts[vocab_size:].sum()) + self.beyond
 
     def most_frequent(self, count: int) -> list[int]:
-        """Return ids, the most frequent first; of equally frequent ones the smaller first."""
+        """Return the most frequent ids in descending order of frequency, then ascending by id."""
         order = np.argsort(-self.token_counts, kind="stable")[:count]
         return [int(i) for i in order if self.token_counts[i]]
 
 
 def entropy(counts: Counts) -> float:
-    """Return the entropy of these counts in nats a token: the loss of a model that knows them and nothing else."""
+    """Return the entropy of these counts in nats per token, the loss of a model that knows only these frequencies."""
     seen = counts[counts > 0].astype(np.float64)
     total = seen.sum()
     return float(-(seen / total) @ np.log(seen / total)) if total else 0.0
 
 
 def unigram_loss(counts: Counts, train_counts: Counts, vocab_size: int) -> float:
-    """Return the loss, in nats, of a model that gives every token its share of the training tokens.
+    """Return the loss, in nats per token, of a model that gives each token its share of the training tokens.
 
-    Each of the vocabulary's ids counts one more than it was seen, as an unseen one would cost infinitely much.
+    Each id of the vocabulary counts one more than it occurs, because an unseen id would have an infinite loss.
     """
     known = np.ones(max(len(counts), len(train_counts)))
     known[: len(train_counts)] += train_counts
     seen = np.flatnonzero(counts)
     shares = counts[seen] / counts.sum()
-    total = known.sum() + max(vocab_size - len(known), 0)  # no vector of ids that do not occur: there may be billions
+    total = known.sum() + max(
+        vocab_size - len(known), 0
+    )  # no vector for the unseen ids, of which there may be billions
     return float(-shares @ np.log(known[seen] / total))
 
 
@@ -129,10 +131,10 @@ def read_split(
 ) -> tuple[SplitStatistics, Pieces]:
     """Read a split once; return its statistics, and its documents and passages.
 
-    `chunk_tokens` changes nothing in the result.
+    The result does not depend on `chunk_tokens`.
 
     Raises:
-        DataError: a file became shorter meanwhile.
+        DataError: a file became shorter while it was read.
     """
     pieces = Pieces(end_of_text, passage_tokens, chunk_tokens, most_documents, most_passages)
     counts, lengths = TokenCounts(vocab_size), LengthCounts()
@@ -168,7 +170,7 @@ def read_split(
 
 
 class Digests:
-    """SHA-256 of each file, headers included, and of all of them one after the other."""
+    """Computes the SHA-256 of each file, including headers, and of all files one after the other."""
 
     def __init__(self, files: TokenFiles) -> None:
         self._files = files.files
@@ -196,7 +198,7 @@ class Digests:
 
 
 def _read_ahead(files: TokenFiles, chunk_tokens: int, digests: Digests) -> Iterator[Tokens]:
-    """Yield the split in chunks that lie in one file each; read and hash the next one while this one is used."""
+    """Yield the split in chunks that do not cross files; read and hash the next chunk while the current one is used."""
 
     def read(index: int, start: int, stop: int) -> Tokens:
         tokens = files.span(start, stop)
@@ -216,7 +218,7 @@ def _read_ahead(files: TokenFiles, chunk_tokens: int, digests: Digests) -> Itera
 
 
 class TokenCounts:
-    """How often each id occurs, and where the first one stands that is too large."""
+    """Counts how often each id occurs, and finds the first id that is too large."""
 
     def __init__(self, vocab_size: int | None) -> None:
         self.vocab_size, self.most_ids = vocab_size, max(MOST_IDS, min(vocab_size or 0, MOST_VOCABULARY))
@@ -257,12 +259,12 @@ class LengthCounts:
 
 
 class SampleStarts:
-    """Where documents begin, spread over the split: the first one behind a random place in each n-th of it."""
+    """Chooses documents spread over the split: in each n-th of it, the first document after a random position."""
 
     def __init__(self, tokens: int, samples: int, seed: int) -> None:
         places = (np.arange(samples) + np.random.default_rng(seed).random(samples)) / max(1, samples)
         self.targets = (places * tokens).astype(np.int64)
-        self._found = 0  # targets that have their document
+        self._found = 0  # targets with a document
         self._starts: list[int] = []
         self._last: list[int] = []
 
@@ -275,6 +277,9 @@ class SampleStarts:
         self._last = starts[-1:].tolist() or self._last
 
     def found(self) -> tuple[int, ...]:
-        """Return the places; fewer where there are few documents, the last one for targets behind its beginning."""
+        """Return the positions, fewer than asked for if there are few documents.
+
+        Targets after the beginning of the last document all get the last document.
+        """
         missing = self._last if self._found < len(self.targets) else []
         return tuple(sorted({*self._starts, *missing}))

@@ -1,1 +1,1 @@
-"""Writes token files: encoding, a journal that survives kills, several machines."""
+"""Writes token files, with several processes or many machines, and with a journal that survives kills."""

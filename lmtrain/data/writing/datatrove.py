@@ -1,7 +1,7 @@
-"""Token folders past one machine: steps for datatrove's pipelines, under its local, Slurm and Ray executors.
+"""Makes token folders on many machines: steps for datatrove's pipelines, under its local, Slurm and Ray executors.
 
-Each rank encodes its documents and writes shards of its own into a hidden folder beside the token folder; `finish`
-checks them, numbers them in rank order and moves them to their place, all at once. The extra `lmtrain[datatrove]`.
+Each rank encodes its documents and writes its own shards into a hidden folder beside the token folder. `Finish` checks
+the shards, numbers them in rank order and moves them into the token folder. Needs the extra `lmtrain[datatrove]`.
 """
 
 import functools
@@ -45,18 +45,25 @@ from lmtrain.terminal.as_text import differences
 
 
 class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
-    """The last step of a pipeline: encodes a rank's documents into shards of at most `shard_tokens` tokens.
+    """The last step of a pipeline: encodes a rank's documents into shards.
 
-    Documents are held out and encoded as `prepare` would. What a rank writes depends on its documents alone, not on how
-    many ranks run at once; which documents it gets, and so the order of all, depends on the number of ranks. A rank
-    that was killed is run again and replaces its own files; nothing lies in `folder` before `finish`.
+    Documents are held out and encoded as in `lmtrain prepare`. A rank's shards depend only on its documents, not on how
+    many ranks run at once. The number of ranks decides which documents a rank gets, and so the order of all documents.
+    A rank that was killed is run again and replaces its own files. `folder` stays empty until `Finish` has run.
 
-    Made where the pipeline is launched, this stores the tokenizer. A folder that has one may be given instead: one that
-    learns from text is trained on a sample first, by `lmtrain prepare`.
+    The object is made where the pipeline is launched, and stores the tokenizer there.
+
+    Args:
+        folder: The token folder to make.
+        tokenizer: The tokenizer, or a folder that contains one. A tokenizer that learns from text must be trained on a
+            sample first, with `lmtrain prepare`; then give the prepared folder.
+        holdout: The rule that says which text is held out for validation.
+        shard_tokens: The most tokens in one file.
+        max_lost_share: The largest share of a rank's text for which the tokenizer may have no token.
 
     Raises:
-        ValueError: the folder is there, or was begun, with other settings; a tokenizer that needs text; from `run`, one
-            that has no tokens for more than `max_lost_share` of a rank's text.
+        ValueError: the folder exists, or was begun, with other settings; or the tokenizer has to learn from text. `run`
+            also raises it if a rank loses more than `max_lost_share` of its text.
     """
 
     type = "TOKENIZER"
@@ -72,8 +79,8 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
     ) -> None:
         super().__init__()
         if shard_tokens < 1:
-            raise ValueError(f"shard_tokens={shard_tokens}: at least 1")
-        self.folder = Path(folder).absolute()  # nodes may start in another one
+            raise ValueError(f"shard_tokens={shard_tokens}: must be at least 1")
+        self.folder = Path(folder).absolute()  # nodes may start in another folder
         self.tokenizer = _FolderTokenizer(Path(tokenizer)) if isinstance(tokenizer, str | Path) else tokenizer
         self.holdout, self.shard_tokens, self.max_lost_share = holdout, shard_tokens, max_lost_share
         self._begin()
@@ -85,7 +92,7 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
             "holdout": _holdout_settings(self.holdout),
             "shard_tokens": self.shard_tokens,
         }
-        settings = json.loads(json.dumps(settings, default=str))  # a tokenizer of one's own may hold anything
+        settings = json.loads(json.dumps(settings, default=str))  # a user's tokenizer may have any attributes
         if (begun / SETTINGS_FILE).exists():
             earlier = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES)
         elif has_entries(self.folder):
@@ -94,25 +101,27 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         else:
             begun.mkdir(parents=True, exist_ok=True)
             save_tokenizer(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
-            write_atomically(begun / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")  # last
+            write_atomically(
+                begun / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n"
+            )  # last: a folder with it is complete
             earlier = settings
         if changed := differences(earlier, settings):
             raise DataError(
                 f"{self.folder}: was begun with other settings ({'; '.join(changed)}); give another folder, or remove "
-                f"it, {begun} and datatrove's logging_dir to start anew"
+                f"it, {begun} and datatrove's logging_dir to start over"
             )
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         begun = unfinished_folder(self.folder)
         if not begun.exists() or (begun / TOKENS_FOLDER).exists():
             raise DataError(
-                f"{self.folder}: is finished, or {begun} is gone; remove it and datatrove's logging_dir to start anew"
+                f"{self.folder}: is finished, or {begun} is gone; remove it and datatrove's logging_dir to start over"
             )
         own, writing = begun / f"{rank:05}", begun / f".{rank:05}"
         if writing.exists():
             shutil.rmtree(writing)
         if own.exists():
-            os.rename(own, writing)  # gone at once; removing takes a while
+            os.rename(own, writing)  # takes effect at once, while removing takes a while
             shutil.rmtree(writing)
         writing.mkdir()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the ranks are the parallelism
@@ -135,7 +144,10 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
 
 
 class Finish(PipelineStep):  # type: ignore[misc]
-    """`finish` as the only step of a pipeline of one task, whose executor `depends` on that of `TokenShards`."""
+    """Makes the token folder from the shards of all ranks.
+
+    It is the only step of a pipeline with one task. The pipeline's executor `depends` on the executor of `TokenShards`.
+    """
 
     type = "TOKENIZER"
     name = "lmtrain token folder"
@@ -146,13 +158,13 @@ class Finish(PipelineStep):  # type: ignore[misc]
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
         if world_size != 1:
-            raise ValueError(f"Finish: tasks={world_size}: it is one task")
+            raise ValueError(f"Finish: tasks={world_size}: must be 1")
         for split, counted in finish_token_folder(self.folder).splits.items():
             self.stat_update(f"{split}_tokens", value=counted.tokens, unit="folder")
 
 
 class _FolderTokenizer:
-    """The tokenizer of a folder, beside token files or not."""
+    """The tokenizer in a folder, which may have token files or not."""
 
     def __init__(self, folder: Path) -> None:
         meta = read_meta(folder)
@@ -170,15 +182,15 @@ class _FolderTokenizer:
 
 
 class _NoCorpus:
-    """In place of the text that a tokenizer learns from."""
+    """Raises an error if a tokenizer wants text to learn from."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
     def texts(self) -> NoReturn:
         raise ValueError(
-            f"TokenShards: a tokenizer of the kind {self.kind} learns from text; let `lmtrain prepare` train it on a "
-            "sample, and give the folder that makes"
+            f"TokenShards: a tokenizer of the kind {self.kind} learns from text; train it on a sample with "
+            "`lmtrain prepare`, and give the folder that it makes"
         )
 
     def train_sample(self, max_bytes: int) -> NoReturn:
@@ -189,7 +201,7 @@ def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[SplitText]]
     texts: list[SplitText] = []
     size = 0
     for document in data:
-        # As the sources of `prepare` give it: a long text in parts, an empty one not at all.
+        # Like the sources of `prepare`: a long text comes in parts, and an empty one is left out.
         for part, _ in text_parts(str(document.id), document.text, 0, PART_BYTES) if document.text else ():
             for split_text in holdout(part):
                 texts.append(split_text)
@@ -202,7 +214,7 @@ def _batches(data: Iterable[Any], holdout: Holdout) -> Iterator[list[SplitText]]
 
 
 def _holdout_settings(holdout: Any) -> dict[str, Any]:
-    """Return the holdout as its config has it."""
+    """Return the holdout as a config describes it."""
     if isinstance(holdout, functools.partial):
         return {**_holdout_settings(holdout.func), **holdout.keywords} | (
             {"args": holdout.args} if holdout.args else {}

@@ -1,4 +1,4 @@
-"""Texts to token bytes on all cores: the result depends on the texts alone, not on how many processes made it."""
+"""Encodes texts to the bytes of tokens on all cores. The result does not depend on the number of processes."""
 
 import multiprocessing
 import os
@@ -21,14 +21,14 @@ from lmtrain.data.tokenizer import CorpusTokenizer
 from lmtrain.data.writing.lost_text import LostTextMeter
 from lmtrain.errors import DataError
 
-BATCH_BYTES = 2 << 20  # text a process is given at once
-BATCHES_AHEAD = 3  # in flight for each process
-PATIENCE_S = 5.0  # with a task, before asking whether the pool is still there
-PROCESSES_FROM_BYTES = 16 << 20  # smaller corpora are done before processes have started; threads serve them
+BATCH_BYTES = 2 << 20  # text that a process gets at once
+BATCHES_AHEAD = 3  # batches in flight per process
+PATIENCE_S = 5.0  # time to wait for a task before checking that the pool is alive
+PROCESSES_FROM_BYTES = 16 << 20  # a smaller corpus is done before processes have started; threads encode it
 
 
 class TextBatch(NamedTuple):
-    """Some texts, and where the source is after them."""
+    """Some texts, and the position of the source after them."""
 
     texts: list[SplitText]
     position: Any
@@ -36,19 +36,19 @@ class TextBatch(NamedTuple):
 
 @dataclass
 class EncodedTexts:
-    """Encoded texts of one split."""
+    """The encoded texts of one split."""
 
     data: bytes = b""
     tokens: int = 0
     max_id: int = 0
     documents: int = 0
     bytes: int = 0
-    checked_bytes: int = 0  # looked at for text that no token stands for
+    checked_bytes: int = 0  # bytes checked for text without a token
     lost_bytes: int = 0
 
 
 class Encoder:
-    """Encodes batches of texts by the tokenizer that is stored in a folder."""
+    """Encodes batches of texts with the tokenizer that is stored in a folder."""
 
     def __init__(self, tokenizer: CorpusTokenizer, folder: Path) -> None:
         stored = load_tokenizer(folder)
@@ -70,7 +70,9 @@ class Encoder:
             ids = np.concatenate(parts[split])
             chunk.tokens, chunk.max_id = len(ids), int(ids.max(initial=0))
             if chunk.max_id >= self.vocab_size:  # checked before the cast, which would wrap it
-                raise DataError(f"the tokenizer made id {chunk.max_id}, not below its size of {self.vocab_size}")
+                raise DataError(
+                    f"the tokenizer made the id {chunk.max_id}, not below its vocabulary size of {self.vocab_size}"
+                )
             chunk.data = ids.astype(self.dtype).tobytes()
             lost = self.lost_text([text.text for text in texts if text.split == split])
             chunk.checked_bytes, chunk.lost_bytes = lost
@@ -80,13 +82,13 @@ class Encoder:
 def encode_in_processes(
     batches: Iterable[TextBatch], tokenizer: CorpusTokenizer, folder: Path, workers: int
 ) -> Iterator[tuple[TextBatch, dict[str, EncodedTexts]]]:
-    """Yield the batches, in order, with their texts encoded by so many processes.
+    """Yield the batches, in order, with their encoded texts; `workers` processes encode them.
 
     Raises:
-        OSError: a process died, killed for want of memory, say.
+        OSError: a process died, for example because there was too little memory.
     """
     flying: deque[tuple[TextBatch, Future[dict[str, EncodedTexts]]]] = deque()
-    # Started afresh, as forking a process that has threads can hang.
+    # Spawned, because forking a process that has threads can hang.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start_worker, (tokenizer, folder))
     try:
@@ -99,20 +101,20 @@ def encode_in_processes(
             yield done, _wait_for(result, pool)
     except BrokenProcessPool as error:
         raise OSError(
-            "a process that encodes text was killed, for want of memory perhaps: the same command goes on from "
-            "where it was; prepare.workers=1 needs the least memory"
+            "a process that encodes text was killed, perhaps because there was too little memory; run the same command "
+            "again to continue where it stopped; prepare.workers=1 needs the least memory"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _wait_for(result: Future[dict[str, EncodedTexts]], pool: ProcessPoolExecutor) -> dict[str, EncodedTexts]:
-    """Return the result of a task. A pool that breaks in the moment it gets a task may forget it for ever."""
+    """Return the result of a task. A pool that breaks at the moment when it gets a task may never answer."""
     while True:
         done, _ = wait([result], timeout=PATIENCE_S)
         if done:
             return result.result()
-        pool.submit(_do_nothing)  # raises BrokenProcessPool if it is
+        pool.submit(_do_nothing)  # raises BrokenProcessPool if the pool is broken
 
 
 def _do_nothing() -> None:
@@ -124,13 +126,13 @@ _encoder: Encoder
 
 def _start_worker(tokenizer: CorpusTokenizer, folder: Path) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _encoder = Encoder(tokenizer, folder)
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -1,7 +1,8 @@
-"""What a preparation has done so far, so that a killed one goes on: counts, places and checksums, committed together.
+"""Records the progress of a preparation, so that it can continue after a kill.
 
-Text becomes tokens in one order. A commit flushes the token files to the disk and then replaces `journal.json`, which
-says how much of them counts and where the source was; what a kill leaves beyond that is cut off.
+Text becomes tokens in a fixed order. A commit flushes the token files to the disk and then replaces `journal.json`,
+which says how much of each file is valid and where the source was. Anything beyond that is cut off when the preparation
+continues.
 """
 
 import hashlib
@@ -22,13 +23,13 @@ FORMAT_VERSION = 1
 
 @dataclass
 class Journal:
-    """`journal.json` in the hidden folder that a preparation works in."""
+    """The contents of `journal.json` in the hidden folder of a preparation."""
 
     recipe: Mapping[str, Any]
-    tokenizer: bool = False  # is it there?
+    tokenizer: bool = False  # True once the tokenizer is stored
     splits: dict[str, Split] = field(default_factory=dict)
-    position: Any = None  # of the source, after what the splits hold
-    complete: bool = False  # all text is encoded
+    position: Any = None  # of the source, after the tokens in `splits`
+    complete: bool = False  # True once all text is encoded
     format_version: int = FORMAT_VERSION
 
     def write(self, folder: Path) -> None:
@@ -36,7 +37,7 @@ class Journal:
 
 
 def read_journal(folder: Path) -> Journal | None:
-    """Return the journal of an earlier process; None if there is none that can be used."""
+    """Return the journal of an earlier process; None if there is no valid one."""
     try:
         fields = read_json_limited(folder / JOURNAL_FILE, MAX_JSON_BYTES)
         if fields["format_version"] != FORMAT_VERSION:
@@ -48,10 +49,10 @@ def read_journal(folder: Path) -> Journal | None:
 
 
 class SplitWriter:
-    """Appends to one token file, counting and hashing what it writes; goes on from what an earlier process committed.
+    """Appends to one token file, and counts and hashes the tokens; continues from the commit of an earlier process.
 
     Raises:
-        ValueError: the file does not hold what was committed.
+        ValueError: the file does not begin with the committed tokens.
     """
 
     def __init__(self, path: Path, itemsize: int, committed: Split | None) -> None:
@@ -71,7 +72,7 @@ class SplitWriter:
             self.sha256.update(block)
             left -= len(block)
         if left or self.sha256.hexdigest() != committed.sha256:
-            raise ValueError(f"{self.path}: is not what was committed")
+            raise ValueError(f"{self.path}: differs from its last commit")
         self.tokens, self.max_id = committed.tokens, committed.max_id
         self.documents, self.bytes = committed.documents, committed.bytes
         self.checked_bytes, self.lost_bytes = committed.checked_bytes, committed.lost_bytes
@@ -87,7 +88,7 @@ class SplitWriter:
         self.lost_bytes += chunk.lost_bytes
 
     def flushed(self) -> Split:
-        """Return what has been written, all of it on the disk."""
+        """Flush the file to the disk; return the counts of all that has been written."""
         self.file.flush()
         flush_to_disk(self.file.fileno(), self.path)
         return Split(
@@ -101,7 +102,7 @@ class SplitWriter:
         )
 
     def close(self) -> Split:
-        """End the file; return what has been written."""
+        """Flush and close the file; return the counts of all that has been written."""
         written = self.flushed()
         self.file.close()
         return written

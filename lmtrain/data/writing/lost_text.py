@@ -1,7 +1,8 @@
-"""Text that no token stands for: a tokenizer may drop what is not in its vocabulary, or call it unknown.
+"""Measures lost text: text that is not in a tokenizer's vocabulary, which it drops or replaces by an unknown token.
 
-A text is held against what its tokens decode to, by how often each character is in both. White space does not count, as
-many decoders join words anew, nor does what the normalizer changes on purpose: capitals, accents, ligatures.
+A text is compared with the decoded text of its tokens, by the number of times that each character occurs in both.
+Whitespace does not count, because many decoders join words in their own way. Intended changes by the normalizer
+(capitals, accents, ligatures) do not count either.
 """
 
 import json
@@ -18,31 +19,31 @@ from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.data.text.document import utf8_bytes
 from lmtrain.terminal.units import percent
 
-SAMPLE_CHARS = 1 << 15  # looked at of a batch's split: 2% of it, or all of a small one
-PIECES = 32  # that they are taken in, spread over the batch
+SAMPLE_CHARS = 1 << 15  # characters checked per split of a batch: about 2%, or all of a small batch
+PIECES = 32  # pieces that the sample consists of, spread over the batch
 
-# All bytes that UTF-8 has, in characters most of which are in no vocabulary. Who knows them knows every text.
+# All bytes of UTF-8, in characters that are mostly in no vocabulary. A tokenizer that keeps them keeps every text.
 _FIRST_BYTES = (*range(0x80, 0x800, 0x40), *range(0x800, 0xD000, 0x1000), 0xD000, 0xE000, 0xF000, 0x1F000)
 _CODE_POINTS = (*range(0x80), *_FIRST_BYTES, *range(0x40000, 0x110000, 0x40000), *range(0x10FF80, 0x10FFC0))
 ALL_BYTES = "".join(map(chr, _CODE_POINTS))
-# Tokenizers leave out signs on purpose: T5's has no braces, 3% of code. Without every tenth character, a text can no
-# longer be read.
+# Some tokenizers lack a few characters on purpose: T5's has no braces, which are 3% of code. A text that has lost a
+# tenth of its characters can no longer be read.
 MAX_LOST_SHARE = 0.1
-SPACE_MARK = "\u2581"  # of SentencePiece
+SPACE_MARK = "\u2581"  # SentencePiece's mark for a space
 
 
 Share = Annotated[float, Interval(ge=0, le=1)]
 
 
 class LostText(NamedTuple):
-    """UTF-8 bytes looked at, and how many of them no token stands for."""
+    """The number of UTF-8 bytes checked, and how many of them have no token."""
 
     checked_bytes: int = 0
     lost_bytes: int = 0
 
 
 class MeasuredText(Protocol):
-    """Encoded text: its UTF-8 bytes, how many of them were checked, and how many of those are lost."""
+    """Encoded text, with its UTF-8 bytes, the number of checked bytes, and how many of the checked bytes are lost."""
 
     @property
     def bytes(self) -> int: ...
@@ -55,24 +56,24 @@ class MeasuredText(Protocol):
 
 
 def check_lost_text(texts: Iterable[MeasuredText], total_bytes: int, max_lost_share: float, setting: str) -> None:
-    """Check that not more than a share of the text is lost; `total_bytes` are to come in all.
+    """Check that at most a share of the text is lost; `total_bytes` is the size of the whole text.
 
     Raises:
-        ValueError: it is, even if nothing is lost of what is still to come.
+        ValueError: more is lost already, even if nothing is lost from now on.
     """
     texts = list(texts)
     done = sum(text.bytes for text in texts)
     lost = sum(text.bytes * text.lost_bytes / max(1, text.checked_bytes) for text in texts)
     if lost > max_lost_share * total_bytes:
         raise ValueError(
-            f"prepare.tokenizer: has no tokens for {percent(lost / done)} of the text, which is dropped or unknown; "
-            "one that is made from this text (prepare/tokenizer=bpe) keeps all of it, or allow the loss with "
+            f"prepare.tokenizer: has no tokens for {percent(lost / done)} of the text, which would be lost; use a "
+            "tokenizer made from this text (prepare/tokenizer=bpe), which keeps all of it, or allow the loss with "
             f"{setting}={math.ceil(100 * lost / done) / 100:g}"
         )
 
 
 class LostTextMeter:
-    """Measures lost text, on a sample of it."""
+    """Measures on a sample how much text is lost."""
 
     def __init__(self, stored: StoredTokenizer) -> None:
         self._stored = stored
@@ -95,9 +96,9 @@ class LostTextMeter:
 
 
 def _unknown_id(stored: StoredTokenizer) -> int:
-    """Return the id of the token for what is not in the vocabulary; -1 if there is none."""
+    """Return the id of the token for unknown text; -1 if there is none."""
     model = stored.tokenizer.model
-    if isinstance(model, models.Unigram):  # which says it in its JSON alone
+    if isinstance(model, models.Unigram):  # only its JSON has the id
         number = json.loads(model.__getstate__())["unk_id"]
         return -1 if number is None else int(number)
     found = None if model.unk_token is None else stored.tokenizer.token_to_id(model.unk_token)
@@ -105,7 +106,7 @@ def _unknown_id(stored: StoredTokenizer) -> int:
 
 
 def _keeps_every_text(stored: StoredTokenizer, unknown: int) -> bool:
-    """Return whether the tokenizer has a token for every byte, or stops at a character that it does not know."""
+    """Return whether the tokenizer has a token for every byte, or raises an error for an unknown character."""
     if unknown < 0 and isinstance(stored.tokenizer.model, models.WordLevel):
         return True
     try:
@@ -115,7 +116,7 @@ def _keeps_every_text(stored: StoredTokenizer, unknown: int) -> bool:
 
 
 def _decode(stored: StoredTokenizer, ids: Sequence[int]) -> str:
-    """Return the text of ids. Bytes that are special tokens, as some tokenizers have them, are text here, too."""
+    """Return the text of ids, including special tokens, because some tokenizers have bytes as special tokens."""
     return stored.decode(ids, skip_special_tokens=False)
 
 
@@ -128,13 +129,13 @@ def _sample(texts: Sequence[str]) -> list[str]:
 
 
 def _characters(text: str) -> npt.NDArray[np.int64]:
-    """Return how often each character that counts is in the text, by code point."""
+    """Return the count of each code point in the text, without whitespace."""
     seen = "".join(text.split()).replace(SPACE_MARK, "")
     return np.bincount(np.frombuffer(seen.encode("utf-32-le", "surrogatepass"), "<u4"), minlength=0x110000)
 
 
 def _missing_share(wanted: npt.NDArray[np.int64], there: npt.NDArray[np.int64]) -> float:
-    """Return the share of UTF-8 bytes of the wanted characters that are not there as often."""
+    """Return the share of the wanted characters, in UTF-8 bytes, that are missing in `there`."""
     used = np.flatnonzero(wanted)
     sizes = 1 + (used >= 0x80) + (used >= 0x800) + (used >= 0x10000)
     missing = np.maximum(0, wanted[used] - there[used])

@@ -1,4 +1,4 @@
-"""What the ranks of a pipeline wrote, each its own shards and a record of them, and the token folder made of it."""
+"""Writes the shards and the record of each rank of a pipeline, and makes the token folder from those of all ranks."""
 
 import hashlib
 import os
@@ -22,23 +22,23 @@ SETTINGS_FILE, RECORD_FILE, TOKENS_FOLDER = "settings.json", "record.json", "tok
 
 RUN_AGAIN = (
     "run the same pipeline again: datatrove runs the ranks that have no file completions/RANK in its logging_dir "
-    "(remove one that is there)"
+    "(remove this file for a rank that must run again)"
 )
 
 
 def finish_token_folder(folder: str | Path) -> Meta:
-    """Make the token folder of what the ranks of `TokenShards` wrote; done again, it does no harm.
+    """Make the token folder from the shards of all ranks of `TokenShards`; a second call does no harm.
 
     Raises:
-        DataError: a rank is missing, or its files are not what it wrote; a split has no tokens.
+        DataError: a rank is missing, its files are damaged, or a split has no tokens.
     """
     folder = Path(folder).absolute()
     begun = unfinished_folder(folder)
-    tokens = begun / TOKENS_FOLDER  # once it is there, the ranks have been checked and write no more
+    tokens = begun / TOKENS_FOLDER  # once it exists, all ranks are checked and may not write any more
     if has_entries(folder):
         return _finished(folder, begun)
     if not begun.exists():
-        raise DataError(f"{folder}: nothing to finish, as no pipeline with TokenShards has begun it")
+        raise DataError(f"{folder}: nothing to finish, because no pipeline with TokenShards has begun it")
     records = _records(begun)
     if not tokens.exists():
         checked = _checked_meta(folder, begun, records)
@@ -53,7 +53,7 @@ def finish_token_folder(folder: str | Path) -> Meta:
     assert meta is not None
     for split in SPLITS:
         for (path, _), shard in zip(_shards_of(begun, records, split), meta.splits[split].shards, strict=True):
-            if path.exists():  # else an earlier process moved it
+            if path.exists():  # otherwise an earlier process has moved it
                 os.rename(path, tokens / shard.file)
     sync(tokens)
     os.rename(tokens, folder)
@@ -63,18 +63,18 @@ def finish_token_folder(folder: str | Path) -> Meta:
 
 
 def _finished(folder: Path, begun: Path) -> Meta:
-    """Return the meta of a folder that is there; remove what an earlier process had no time to."""
+    """Return the meta of a finished folder; remove the hidden folder if an earlier process was killed before that."""
     meta = read_meta(folder)
     settings = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES) if (begun / SETTINGS_FILE).exists() else {}
     if meta is None or (begun / TOKENS_FOLDER).exists() or not settings.items() <= meta.recipe.items():
-        raise DataError(f"{folder}: is not empty, and not of this pipeline; move it away, and finish again")
+        raise DataError(f"{folder}: has files that this pipeline did not make; move it away, and finish again")
     if begun.exists():
         shutil.rmtree(begun)
     return meta
 
 
 def unfinished_folder(folder: Path) -> Path:
-    """Return where the ranks write until the folder is finished; raise ValueError if a link is in its place."""
+    """Return the hidden folder that the ranks write to; raise ValueError if it is a link."""
     begun = folder.with_name(f".ranks-{folder.name}")
     refuse_links(begun.parent, [begun.name])
     return begun
@@ -82,7 +82,7 @@ def unfinished_folder(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class RankRecord:
-    """`record.json` of a rank: its files of each split, in order."""
+    """The contents of a rank's `record.json`: its files of each split, in order."""
 
     rank: int
     world_size: int
@@ -90,7 +90,7 @@ class RankRecord:
 
 
 class ShardWriter:
-    """Writes one split of one rank; each file is full but the last, and there is none without tokens."""
+    """Writes one split of one rank. Every file except the last one is full, and no file is empty."""
 
     def __init__(self, folder: Path, split: str, itemsize: int, shard_tokens: int) -> None:
         self.folder, self.split, self.itemsize, self.shard_tokens = folder, split, itemsize, shard_tokens
@@ -113,7 +113,7 @@ class ShardWriter:
         return self.written
 
     def _cut(self, chunk: EncodedTexts, tokens: int) -> tuple[EncodedTexts, EncodedTexts]:
-        """Return the first tokens, and the rest, which is the one that counts the documents."""
+        """Return the first `tokens` tokens, and the rest with all counts of documents and bytes."""
         if chunk.tokens <= tokens:
             return chunk, EncodedTexts()
         cut = tokens * self.itemsize
@@ -125,7 +125,7 @@ def _records(begun: Path) -> list[RankRecord]:
     """Return the records of all ranks, in order.
 
     Raises:
-        DataError: one is missing, or they are of pipelines with different numbers of tasks.
+        DataError: a record is missing, or the records come from pipelines with different numbers of tasks.
     """
     records: dict[int, RankRecord] = {}
     for path in begun.glob(f"[0-9]*/{RECORD_FILE}"):
@@ -137,8 +137,8 @@ def _records(begun: Path) -> list[RankRecord]:
         raise DataError(f"{begun}: no rank has finished; {RUN_AGAIN}")
     if len(sizes) > 1:
         raise DataError(
-            f"{begun}: ranks of pipelines of {' and '.join(map(str, sizes))} tasks, whose documents overlap; remove it "
-            "and datatrove's logging_dir to start anew"
+            f"{begun}: has ranks of pipelines with {' and '.join(map(str, sizes))} tasks, whose documents overlap; "
+            "remove it and datatrove's logging_dir to start over"
         )
     if missing := [rank for rank in range(sizes[0]) if rank not in records]:
         raise DataError(f"{begun}: {_named_ranks(missing)} of {sizes[0]} did not finish; {RUN_AGAIN}")
@@ -146,10 +146,10 @@ def _records(begun: Path) -> list[RankRecord]:
 
 
 def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
-    """Return the meta that the ranks' files add up to; reads each of them.
+    """Return the meta of all ranks' files together, after reading each file.
 
     Raises:
-        DataError: files are not what their rank wrote, or a split is empty.
+        DataError: files are missing or damaged, or a split is empty.
     """
     damaged: dict[int, Path] = {}
     splits = {}
@@ -175,19 +175,20 @@ def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
         )
     if damaged:
         named = ", ".join(map(str, list(damaged.values())[:8]))
-        raise DataError(f"{named}: missing, or not what {_named_ranks(sorted(damaged))} wrote; {RUN_AGAIN}")
+        raise DataError(f"{named}: missing or damaged; they are files of {_named_ranks(sorted(damaged))}; {RUN_AGAIN}")
     for split, counted in splits.items():
         if counted.tokens < 2:
             raise DataError(
-                f"{folder}: the {split} split got {counted.tokens} tokens; hold out another share, or see what the "
-                f"reader skipped in datatrove's logs. To start anew, remove {begun} and datatrove's logging_dir"
+                f"{folder}: the {split} split has only {counted.tokens} tokens; hold out another share, or look in "
+                "datatrove's logs for documents that the reader skipped. To start over, remove "
+                f"{begun} and datatrove's logging_dir"
             )
     settings = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES)
     return meta_of_splits(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 
 def _sha256(path: Path, whole: Any) -> str:
-    """Return the file's own SHA-256, while `whole` goes on over all files."""
+    """Return the SHA-256 of a file; also add the file to the hash `whole`."""
     own = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -213,5 +214,5 @@ def _named_ranks(ranks: list[int]) -> str:
 
 
 def has_entries(folder: Path) -> bool:
-    """Return whether the folder is there and not empty."""
+    """Return whether the folder exists and is not empty."""
     return folder.is_dir() and any(folder.iterdir())

@@ -1,1 +1,1 @@
-"""Searches with Optuna: trials, their space, their study."""
+"""Searches for good settings with Optuna: the search space, the study and its trials."""

@@ -1,4 +1,4 @@
-"""Searches with Optuna: each trial is chosen by how those before it ended, and one without hope ends early."""
+"""Runs a search with Optuna, which chooses each trial by the results so far and stops hopeless trials early."""
 
 import time
 import warnings
@@ -28,18 +28,18 @@ from lmtrain.sweep.job_directory import make_sweep_directory
 from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end, with_directory
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
-from lmtrain.sweep.report import command_to_continue, show_launcher_failure
+from lmtrain.sweep.report import command_to_continue, counted, show_launcher_failure
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
 
-if TYPE_CHECKING:  # Optuna is an extra, and takes a second to import; every start of lmtrain comes by here
+if TYPE_CHECKING:  # Optuna is optional and takes a second to import, and every sweep imports this module
     from lmtrain.sweep.search.trials import RunningTrial, Search
 
-WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna: pip install 'lmtrain[optuna]'"
+WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna; install it with pip install 'lmtrain[optuna]'"
 
 
 class SearchSettings:
-    """The settings of `conf/hydra/sweeper/optuna.yaml`; `sampler` and `pruner` are Optuna's own."""
+    """Holds the settings in `conf/hydra/sweeper/optuna.yaml`; `OptunaSweeper` describes them."""
 
     def __init__(
         self,
@@ -57,17 +57,28 @@ class SearchSettings:
 
 
 class OptunaSweeper(Sweeper):
-    """`hydra/sweeper=optuna`: asks the study for a trial whenever there is room for a job, and tells it how that ended.
+    """Searches with Optuna (`hydra/sweeper=optuna`).
 
-    With the process launcher each trial starts as another one ends; other launchers get them in batches of `n_jobs`.
+    With the process launcher, a new trial starts as soon as another one ends. Other launchers get trials in batches of
+    `n_jobs`. Several processes may work on the same search at the same time.
+
+    Args:
+        n_trials: Number of trials in total, over all processes and restarts.
+        direction: `minimize` or `maximize` the best validation loss.
+        study_name: Name of the study in its storage.
+        storage: A file, or a database URL such as `sqlite:///PATH`; null means `study.journal` in the sweep directory.
+        n_jobs: Number of trials to run at the same time; null means the launcher's `n_jobs`.
+        params: The search space: for each key its values in Hydra's sweep syntax. The command line overrides it.
+        sampler: An Optuna sampler, which chooses the values of each trial.
+        pruner: An Optuna pruner, which stops hopeless trials early.
     """
 
-    hydra_context: HydraContext  # from `setup` on
+    hydra_context: HydraContext  # set by `setup`, like the other attributes
     config: DictConfig
     launcher: Launcher
 
     def __init__(self, **settings: Any) -> None:
-        """Take the settings; they are checked in `sweep`, where a mistake becomes one line."""
+        """Accept any settings; `sweep` checks them, because an error here would be a traceback."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -76,17 +87,17 @@ class OptunaSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run what is left of the search.
+        """Run the remaining trials of the search.
 
         Raises:
-            ConfigError: a mistake in the search's settings, its space or the trials' config, before anything runs.
-            SweepEndedError: a signal stopped it, or no trial at all has a loss.
+            ConfigError: the settings, the search space or the trials' config have a mistake; nothing has run.
+            SweepEndedError: a signal stopped the search, or no trial completed.
         """
         settings, params = read_settings(self.config)
         if self.config.retry_failed:
             raise ConfigError(
-                "retry_failed=true: a search has learnt from the trials that failed, and goes on with others; give "
-                "more hydra.sweeper.n_trials, or another hydra.sweep.dir"
+                "retry_failed=true: a search does not repeat failed trials, because it has learnt from them; give a "
+                "larger hydra.sweeper.n_trials, or another hydra.sweep.dir"
             )
         from lmtrain.sweep.search.report import show_search_report, write_search_report
         from lmtrain.sweep.search.space import parse_space
@@ -111,17 +122,16 @@ class OptunaSweeper(Sweeper):
             OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
             search = Search(study, space, sweep_dir, study.trial_limit(settings.n_trials, space.size()))
             if (drawn_from := study.newest_distributions()) and (changes := space.changes(drawn_from)):
-                told = f"another search space than before: {'; '.join(changes)}; the trials so far count as they are"
-                console.print(told)
+                console.print(f"the search space has changed ({'; '.join(changes)}); earlier trials still count")
             done = sum(trial.state.is_finished() for trial in study.trials())
-            before = f", {done} done before" if done else ""
-            console.print(f"search of {search.n_trials} trials in {short_path(sweep_dir)}{before}")
+            earlier = f", {done} done earlier" if done else ""
+            console.print(f"search of {counted(search.n_trials, 'trial')} in {short_path(sweep_dir)}{earlier}")
             if isinstance(self.launcher, ProcessLauncher):
                 end = LaunchEnd(stopped=self._run_concurrently(search, settings))
             else:
                 end = self._run_in_batches(search, settings)
-            about_picture = write_search_report(study, sweep_dir)
-            show_search_report(study, space, sweep_dir, about_picture)
+            picture_note = write_search_report(study, sweep_dir)
+            show_search_report(study, space, sweep_dir, picture_note)
             has_best = bool(rank_completed(study.trials(), study.direction))
         if end.error is not None:
             show_launcher_failure(end.error)
@@ -132,14 +142,14 @@ class OptunaSweeper(Sweeper):
             raise SweepEndedError(1)
 
     def _run_concurrently(self, search: "Search", settings: SearchSettings) -> int | None:
-        """Run trials in processes of lmtrain's own; return the signal that stopped the search."""
+        """Run trials in local processes; return the signal that stopped the search, if any."""
         launcher = self.config.hydra.launcher
         running: dict[Job, RunningTrial] = {}
         with (
             JobPool(
                 n_jobs=settings.n_jobs or launcher.n_jobs,
                 gpus_per_job=launcher.gpus_per_job,
-                retry_failed=False,  # they have counted as what they are
+                retry_failed=False,  # the study has already counted them
                 search_path=self._path,
             ) as pool,
             SweepProgress(pool, None, self._path) as progress,
@@ -159,7 +169,7 @@ class OptunaSweeper(Sweeper):
                 time.sleep(POLL_S)
 
     def _run_in_batches(self, search: "Search", settings: SearchSettings) -> LaunchEnd:
-        """Run trials with another launcher; return what ended it early."""
+        """Run trials with another launcher; return why it ended early, if it did."""
         from lmtrain.sweep.search.trials import TrialWatcher
 
         n_jobs = settings.n_jobs or max(1, self.config.hydra.launcher.get("n_jobs") or 1)
@@ -177,7 +187,7 @@ class OptunaSweeper(Sweeper):
 
 
 def _job_end(job: Job, returned: JobReturn) -> JobEnd:
-    """Return how a job ended, by what the launcher returned and by the result in its directory."""
+    """Return how a job ended, from the launcher's result and the file `result.json`."""
     failure = failure_of(returned)
     if isinstance(failure, JobFailedError):
         return failure.ended
@@ -188,7 +198,7 @@ def _job_end(job: Job, returned: JobReturn) -> JobEnd:
 
 
 def read_settings(config: DictConfig) -> tuple[SearchSettings, dict[str, Any]]:
-    """Return the settings, built, and the search space as it is written."""
+    """Return the settings, with sampler and pruner built, and the search space as it is written in the config."""
     if not is_installed("optuna"):
         raise ConfigError(WITHOUT_OPTUNA)
     try:
@@ -200,5 +210,5 @@ def read_settings(config: DictConfig) -> tuple[SearchSettings, dict[str, Any]]:
     del node["_recursive_"]
     check_part("hydra.sweeper", node)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that Optuna may change this or that: its version is our business
+        warnings.simplefilter("ignore")  # Optuna warns of future changes, which do not concern the user
         return build(node), params

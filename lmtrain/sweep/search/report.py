@@ -1,4 +1,4 @@
-"""What a study has found: a table of its best trials, and a picture."""
+"""Reports the results of a study: a table of its best trials, `search.json` and a picture."""
 
 import json
 import math
@@ -20,7 +20,7 @@ from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
 from lmtrain.machine import is_installed
-from lmtrain.sweep.report import TABLE_COLUMNS
+from lmtrain.sweep.report import TABLE_COLUMNS, counted
 from lmtrain.sweep.search.space import SearchSpace, short_number
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
@@ -43,16 +43,17 @@ MARKERS = {COMPLETED.status: "o", PRUNED.status: "x", FAILED.status: "v", DIVERG
 
 
 def trial_status(trial: FrozenTrial) -> str:
-    """Return how a trial ended, for a reader."""
+    """Return the status of a trial as a text."""
     if has_no_loss(trial):
         return str(trial.user_attrs.get("status", FAILED.status))
     return {TrialState.COMPLETE: COMPLETED.status, TrialState.PRUNED: PRUNED.status}.get(trial.state, "unfinished")
 
 
 def write_search_report(study: SharedStudy, folder: Path) -> str:
-    """Record every trial in `search.json`, with a picture beside it.
+    """Write every trial to `search.json`, and a picture to `study.png`.
 
-    Returns what there is to say about the picture, to follow other words.
+    Returns:
+        A note about the picture, to be appended to a sentence.
     """
     trials = study.trials()
     best = rank_completed(trials, study.direction)
@@ -73,28 +74,28 @@ def write_search_report(study: SharedStudy, folder: Path) -> str:
             for trial in trials
         ],
     }
-    with locked_folder(folder):  # its workers end at the same time
+    with locked_folder(folder):  # several processes may end at the same time
         write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
         return write_picture(study.study, folder / "study.png")
 
 
-def show_search_report(study: SharedStudy, space: SearchSpace, folder: Path, about_picture: str) -> None:
-    """Print how the search stands, and the commands that compare its runs and repeat the best one."""
+def show_search_report(study: SharedStudy, space: SearchSpace, folder: Path, picture_note: str) -> None:
+    """Print the results so far, and the commands that compare the runs and repeat the best one."""
     trials = study.trials()
     best = rank_completed(trials, study.direction)
     print_trials(trials, best)
-    console.print(f"everything is in {short_path(folder)}{about_picture}", soft_wrap=True)
+    console.print(f"everything is in {short_path(folder)}{picture_note}", soft_wrap=True)
     if best:
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(folder))}")
         command = shlex.join(["python", "-m", "lmtrain", *space.overrides(best[0].params)])
-        console.print(f"the best once more: {command}", soft_wrap=True)
+        console.print(f"to repeat the best trial: {command}", soft_wrap=True)
 
 
 def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
-    """Print the best trials with their values, how many ended how, and why some failed."""
+    """Print the best trials with their values, the number of trials by status, and why trials failed."""
     names = short_names(dict.fromkeys(name for trial in trials for name in trial.params))
     table = Table()
-    for heading in ("trial", "best val", *names.values()):  # a directory is called by the values
+    for heading in ("trial", "best val", *names.values()):  # the values are also the names of the directories
         table.add_column(heading, overflow="fold", justify="right")
     for trial in best[:MAX_ROWS]:
         params = _params(trial)
@@ -102,7 +103,8 @@ def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> 
     if best:
         console.print(table, width=min(console.width, TABLE_COLUMNS))
     counts = Counter(map(trial_status, trials))
-    console.print(f"{len(trials)} trials: {', '.join(f'{count} {name}' for name, count in counts.items())}")
+    by_status = ", ".join(f"{count} {name}" for name, count in counts.items())
+    console.print(f"{counted(len(trials), 'trial')}: {by_status}")
     for trial in trials:
         if has_no_loss(trial):
             reason = trial.user_attrs.get("reason", "no loss")
@@ -110,33 +112,34 @@ def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> 
 
 
 def importances(study: optuna.Study) -> dict[str, float]:
-    """Return how much each parameter tells good trials from others (PED-ANOVA, arXiv:2304.10255).
+    """Return how much each parameter distinguishes good trials from the others (PED-ANOVA, arXiv:2304.10255).
 
-    Empty where there are too few trials to tell.
+    The result is empty if there are too few trials.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # that they would be made up
+            warnings.simplefilter("error", UserWarning)  # Optuna warns if the result would be arbitrary
             return optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
     except (ValueError, RuntimeError, UserWarning):
         return {}
 
 
 def write_picture(study: optuna.Study, path: Path) -> str:
-    """Draw the search as a PNG: each trial's loss in its order, what mattered, and the loss over each parameter.
+    """Draw the search as a PNG: the losses in order, the importance of the parameters, and the loss over each of them.
 
-    Returns what there is to say about it, to follow other words.
+    Returns:
+        A note about the picture, to be appended to a sentence.
     """
     if not is_installed("matplotlib"):
-        return f"; for a picture of it, {path.name}: pip install 'lmtrain[plot]'"
+        return f"; the picture {path.name} needs pip install 'lmtrain[plot]'"
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished() and trial.values]
     if not trials:
         return ""
     from matplotlib import rc_context
 
-    with rc_context({"text.parse_math": False}):  # a choice, such as a path, may have a $ in it
+    with rc_context({"text.parse_math": False}):  # a choice, such as a path, may contain a $
         _draw_study(study, trials).savefig(path, dpi=130)
-    return f", as a picture in {path.name}"
+    return f", with a picture in {path.name}"
 
 
 def _draw_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> "Figure":
@@ -147,15 +150,15 @@ def _draw_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> "Figure":
     rows = 1 + math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
-    matter = importances(study)
+    importance = importances(study)
     _draw_history(
-        figure.add_subplot(grid[0, : columns - 1] if matter else grid[0, :]), trials, study.direction.name.lower()
+        figure.add_subplot(grid[0, : columns - 1] if importance else grid[0, :]), trials, study.direction.name.lower()
     )
-    if matter:
-        _draw_importances(figure.add_subplot(grid[0, columns - 1]), matter)
+    if importance:
+        _draw_importances(figure.add_subplot(grid[0, columns - 1]), importance)
     for number, name in enumerate(names):
         _draw_slice(figure.add_subplot(grid[1 + number // columns, number % columns]), trials, name)
-    figure.suptitle(f"{study.study_name}: {len(trials)} trials", fontsize=11)
+    figure.suptitle(f"{study.study_name}: {counted(len(trials), 'trial')}", fontsize=11)
     return figure
 
 
@@ -173,9 +176,9 @@ def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> N
     axes.legend(fontsize=7)
 
 
-def _draw_importances(axes: Any, matter: dict[str, float]) -> None:
-    names = list(matter)[::-1]
-    axes.barh(names, [matter[name] for name in names], color="0.5")
+def _draw_importances(axes: Any, importance: dict[str, float]) -> None:
+    names = list(importance)[::-1]
+    axes.barh(names, [importance[name] for name in names], color="0.5")
     axes.set(xlabel="importance")
     axes.tick_params(axis="y", labelsize=7)
 
@@ -184,7 +187,7 @@ def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
     """Draw the loss over one parameter."""
     having = [trial for trial in trials if key in trial.params]
     distribution = having[0].distributions[key]
-    if isinstance(distribution, CategoricalDistribution):  # as places: choices may be numbers and words
+    if isinstance(distribution, CategoricalDistribution):  # at equal distances, as choices may be numbers and words
         places = {str(choice): place for place, choice in enumerate(distribution.choices)}
         axes.set_xticks(list(places.values()), list(places), fontsize=7)
         axes.set_xlim(-0.5, len(places) - 0.5)
@@ -199,7 +202,7 @@ def _draw_slice(axes: Any, trials: Sequence[FrozenTrial], key: str) -> None:
 
 
 def _few_log_ticks(axes: Any, values: Sequence[float]) -> None:
-    """Give a log axis at most four labels, in plain numbers: matplotlib's own overlap where it has a decade or less."""
+    """Give a log axis at most four labels; matplotlib's labels overlap on an axis of a decade or less."""
     from matplotlib.ticker import FixedLocator, NullFormatter
 
     axes.set_xscale("log")
@@ -224,5 +227,5 @@ def _scatter(axes: Any, points: Sequence[tuple[Any, FrozenTrial]], name: str) ->
 
 
 def _params(trial: FrozenTrial) -> dict[str, Any]:
-    """Return the trial's values, as its run has them."""
+    """Return the trial's values, rounded as in the config of its run."""
     return {key: short_number(value, trial.distributions[key]) for key, value in trial.params.items()}

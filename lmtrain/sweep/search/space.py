@@ -1,4 +1,4 @@
-"""A search space, written in Hydra's sweep syntax, as Optuna's distributions."""
+"""Translates a search space in Hydra's sweep syntax into Optuna's distributions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -20,30 +20,30 @@ TAGS = frozenset({"log"})
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """What a search varies, by key, and the overrides that all its trials share."""
+    """The distribution of each key that a search varies, and the overrides that all trials share."""
 
     fixed: tuple[str, ...]
     distributions: Mapping[str, BaseDistribution]
 
     def overrides(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the command line of the trial with these values; the same values always make the same one."""
+        """Return the overrides of the trial with these values; equal values give equal overrides."""
         return (*self.fixed, *self.varied(params))
 
     def varied(self, params: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the part of that command line which is the trial's own."""
+        """Return the overrides of the keys that the search varies."""
         drawn = {key: short_number(params[key], each) for key, each in self.distributions.items()}
         return tuple(f"{key}={as_written(value)}" for key, value in drawn.items())
 
     def corners(self) -> list[tuple[str, ...]]:
-        """Return the trials at both ends of every range: if a whole range is a mistake, one of them shows it."""
+        """Return two trials, at the lower and the upper ends of all ranges; checking them finds mistakes in a range."""
         return [self.overrides({key: ends[at] for key, ends in self._ends().items()}) for at in (0, -1)]
 
     def size(self) -> float:
-        """Return the number of different trials; infinite if something is continuous."""
+        """Return the number of different trials; infinite if a range is continuous."""
         return math.prod(map(_number_of_values, self.distributions.values()))
 
     def changes(self, before: Mapping[str, BaseDistribution]) -> list[str]:
-        """Return what has changed since trials were drawn from `before`, a line for each key."""
+        """Return the differences from an earlier search space, one text per key."""
         keys = {**before, **self.distributions}
         return [
             f"{key}: {describe(before.get(key))} → {describe(self.distributions.get(key))}"
@@ -72,9 +72,10 @@ def describe(distribution: BaseDistribution | None) -> str:
 
 
 def short_number(value: Any, distribution: BaseDistribution) -> Any:
-    """Return a drawn number with four digits that count, of the value and of the range; anything else as it is.
+    """Return a drawn number rounded to four significant digits of the value or the range, whichever is finer.
 
-    With all seventeen digits, the names of runs and the commands that repeat them would be hard to read.
+    With all seventeen digits, the names of runs and their commands would be hard to read. Other values, and values that
+    rounding would move out of the range, are returned unchanged.
     """
     match distribution:
         case FloatDistribution(low=low, high=high, step=step) if low < high:
@@ -88,14 +89,15 @@ def short_number(value: Any, distribution: BaseDistribution) -> Any:
 def parse_space(
     params: Mapping[str, Any], arguments: Sequence[str], config_loader: ConfigLoader | None = None
 ) -> SearchSpace:
-    """Return the space of `hydra.sweeper.params` and of the command line, which has the last word about a key.
+    """Return the search space in `hydra.sweeper.params` and on the command line, which overrides it.
 
-    `interval(a, b)` is continuous, `int(interval(a, b))` whole numbers with both ends, each on a logarithmic scale as
-    `tag(log, …)`; `range(a, b, step)` are numbers without b, as everywhere in Hydra; `choice(a, b)` and `a,b` have no
-    order. Anything else is a value that all trials share.
+    `interval(a, b)` is continuous, and `int(interval(a, b))` has the whole numbers from a to b; `tag(log, …)` makes
+    either logarithmic. `range(a, b, step)` excludes b, as everywhere in Hydra. `choice(a, b)` and `a,b` are choices
+    without an order. Any other value is shared by all trials.
 
     Raises:
-        ConfigError: naming the key and the value: not to be parsed, empty, without an end; or nothing varies at all.
+        ConfigError: a key's values cannot be parsed, are empty or have no end, or no key varies; the message names key
+            and value.
     """
     parser = OverridesParser.create(config_loader)
     found: dict[str, Override] = {}
@@ -134,7 +136,7 @@ def _distribution(override: Override) -> BaseDistribution:
         return _range(value)
     choices = list(override.sweep_iterator(transformer=Transformer.encode))
     if not choices:
-        raise ValueError("no choice at all")
+        raise ValueError("there are no choices")
     return CategoricalDistribution(choices)  # type: ignore[arg-type]
 
 
@@ -143,13 +145,13 @@ def _interval(value: IntervalSweep) -> BaseDistribution:
     assert low is not None
     assert high is not None
     if unknown := value.tags - TAGS:
-        raise ValueError(f"tag {', '.join(sorted(unknown))}: there is log alone")
+        raise ValueError(f"tag {', '.join(sorted(unknown))}: the only known tag is log")
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("has no end; a search needs both")
+        raise ValueError("has no end; give two finite numbers")
     if low >= high:
-        raise ValueError("the first number is to be smaller than the second")
+        raise ValueError("the first number must be smaller than the second")
     if log and low <= 0:
-        raise ValueError("a logarithmic scale has numbers above 0 alone")
+        raise ValueError("a logarithmic scale needs numbers above 0")
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, log=log)
     return FloatDistribution(low, high, log=log)
@@ -157,10 +159,10 @@ def _interval(value: IntervalSweep) -> BaseDistribution:
 
 def _range(value: RangeSweep) -> BaseDistribution:
     if not value.step:
-        raise ValueError("a step of 0 leads nowhere")
+        raise ValueError("the step must not be 0")
     numbers = sorted(value.range())
     if not numbers:
-        raise ValueError("empty")
+        raise ValueError("the range is empty")
     low, high, step = numbers[0], numbers[-1], abs(value.step)
     if isinstance(low, int) and isinstance(high, int):
         return IntDistribution(low, high, step=int(step))

@@ -1,4 +1,4 @@
-"""An Optuna study that several processes share, in one file, and that goes on when they are killed."""
+"""Wraps an Optuna study that several processes share through one file, and that survives if they are killed."""
 
 import contextlib
 import math
@@ -22,13 +22,13 @@ from lmtrain.files.lock import FileLock
 
 JOURNAL = "study.journal"
 WORKERS = ".workers"
-FAILED = "failed"  # Optuna's name for the constraint that a trial violates by not having a loss
-NO_LOSS_YET = 100.0  # nats; what a trial without a loss counts as, where no other has one: far above ln(any vocabulary)
+FAILED = "failed"  # the name of the Optuna constraint that a trial without a loss violates
+NO_LOSS_YET = 100.0  # nats, far above ln(vocabulary): the value of a trial without a loss if no trial has one yet
 
 
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Silence Optuna's own lines about every trial, and its warnings that a feature is experimental."""
+    """Silence Optuna's log lines about every trial and its warnings about experimental features."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
@@ -40,13 +40,13 @@ def quiet_optuna() -> Iterator[None]:
 
 
 class SharedStudy:
-    """The study of a sweep directory, as one of its workers sees it (a context manager).
+    """The study of a sweep directory, from the view of one worker process (a context manager).
 
-    A trial that a dead worker has left is taken over: the same number, the same values. `fixed` is what all trials
-    share, and may not change as long as the study lives.
+    A worker takes over the trial of a dead worker, with the same number and values. `fixed` are the overrides that all
+    trials share; they must be the same whenever the study is continued.
 
     Raises:
-        ConfigError: on entering, if the study in that place is of something else, or can't be read.
+        ConfigError: on entering, if the stored study has other fixed overrides or cannot be read.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class SharedStudy:
                 )
             except Exception as error:  # each database raises its own
                 raise ConfigError(
-                    f"hydra.sweeper.storage={self.storage or self.folder / JOURNAL}: can't be used: {error}"
+                    f"hydra.sweeper.storage={self.storage or self.folder / JOURNAL}: cannot be used: {error}"
                 ) from error
             begun = self.study.user_attrs.get("fixed")
             if begun not in (None, self.fixed):
                 raise ConfigError(
-                    f"hydra.sweep.dir={self.folder}: holds a study of other overrides ({' '.join(begun) or 'none'}); "
-                    "give these, or another hydra.sweep.dir"
+                    f"hydra.sweep.dir={self.folder}: has a study with other overrides ({' '.join(begun) or 'none'}); "
+                    "give the same overrides, or another hydra.sweep.dir"
                 )
             if begun is None:
                 self.study.set_user_attr("fixed", self.fixed)
-            else:  # else the sampler would draw again what it drew when the study began, or draws for another worker
+            else:  # with the same seed, the sampler would repeat earlier trials or those of another worker
                 self.sampler.reseed_rng()
         self._worker_lock.acquire()
         return self
@@ -103,56 +103,57 @@ class SharedStudy:
         self._worker_lock.release()
 
     def next_trial(self, distributions: Mapping[str, BaseDistribution], n_trials: float) -> Trial | None:
-        """Return a trial that a dead worker has left; else a new one, up to `n_trials` of all workers; else None.
+        """Return the next trial: one of a dead worker, otherwise a new one, or None after `n_trials` of all workers.
 
         Raises:
-            ConfigError: the space is not the one that the study was begun with.
+            ConfigError: the search space does not fit the one with which the study began.
         """
         with self._study_lock:
             trials = self.study.get_trials(deepcopy=False)
-            if left := next(filter(self._was_left_behind, trials), None):
-                trial = Trial(self.study, left._trial_id)  # study.ask() would make another one
+            if abandoned := next(filter(self._is_abandoned, trials), None):
+                trial = Trial(self.study, abandoned._trial_id)  # study.ask() would make a new one
             elif len(trials) >= n_trials:
                 return None
             else:
                 trial = self.study.ask()
             try:
                 with warnings.catch_warnings():
-                    # A trial left behind keeps its value, also where the range is another now.
+                    # An abandoned trial keeps its values even if the ranges have changed.
                     warnings.filterwarnings("ignore", "Inconsistent parameter values", RuntimeWarning)
                     for name, distribution in distributions.items():
                         _suggest(trial, name, distribution)
             except ValueError as error:
                 raise ConfigError(
-                    f"{self.folder}: its study was begun with another search space ({error}); give another "
-                    "hydra.sweep.dir"
+                    f"hydra.sweep.dir={self.folder}: its study began with another search space ({error}); give "
+                    "another hydra.sweep.dir"
                 ) from error
             trial.set_user_attr("worker", self.token)
         return trial
 
     def report(self, trial: Trial, losses: Iterable[tuple[int, float]]) -> str | None:
-        """Report validation losses by step; return why the trial is hopeless, or None."""
+        """Report validation losses by step; return the reason if the trial should be pruned, otherwise None."""
         known = self.trials()[trial.number].intermediate_values
         for step, loss in losses:
             if step not in known:
                 trial.report(loss, step)
             if trial.should_prune():
                 pruner = type(self.pruner).__name__
-                return f"val/loss {loss:.4f} at step {step} gives trial {trial.number} no hope ({pruner})"
+                return f"{pruner} stopped trial {trial.number} because of val/loss {loss:.4f} at step {step}"
         return None
 
     def tell(self, trial: Trial, status: str, objective: float | None, reason: str | None) -> None:
-        """Report how a trial ended that will not go on.
+        """Report how a trial ended.
 
-        One without a loss (diverged, failed, out of memory) counts as the worst that any trial has shown. Left out, as
-        Optuna's state FAIL is by its samplers, its region would be tried again and again; an infinite or a huge value
-        would dwarf all others for samplers that look at more than ranks (GPSampler). It violates a constraint as well,
-        so that samplers which know of constraints keep away, and it is never the best.
+        A trial without a loss (diverged, failed, out of memory) counts as the worst value of any trial so far. With
+        Optuna's state FAIL, which samplers ignore, its region would be tried again and again; an infinite or huge value
+        would dominate in samplers that use more than ranks (GPSampler). The trial also violates a constraint, so that
+        samplers that support constraints avoid its region, and so that it is never the best trial.
         """
         trial.set_user_attr("status", status)
         if reason:
             trial.set_user_attr("reason", reason)
-        # Brute force, when everything was tried, asks Optuna's own loop to stop, which is not there; the trial is told.
+        # After the last trial, BruteForceSampler raises because it cannot stop Optuna's loop, which is not used here.
+        # The trial has been recorded by then.
         with contextlib.suppress(RuntimeError):
             if status == PRUNED.status:
                 self.study.tell(trial, state=TrialState.PRUNED)
@@ -166,11 +167,11 @@ class SharedStudy:
         return self.study.get_trials(deepcopy=False)
 
     def newest_distributions(self) -> Mapping[str, BaseDistribution]:
-        """Return what the newest trial was drawn from; empty before the first."""
+        """Return the distributions of the newest trial; empty before the first trial."""
         return next((trial.distributions for trial in reversed(self.trials()) if trial.distributions), {})
 
     def trial_limit(self, n_trials: int, size: float) -> float:
-        """Return how many trials there will be, of a space of that size."""
+        """Return the number of trials that the search will have in a space of that size."""
         return min(n_trials, size) if isinstance(self.sampler, BruteForceSampler) else n_trials
 
     def _worst(self) -> float:
@@ -184,10 +185,10 @@ class SharedStudy:
             return max(shown, default=NO_LOSS_YET)
         return min(shown, default=-NO_LOSS_YET)
 
-    def _was_left_behind(self, trial: FrozenTrial) -> bool:
+    def _is_abandoned(self, trial: FrozenTrial) -> bool:
         if trial.state is not TrialState.RUNNING:
             return False
-        worker = trial.user_attrs.get("worker")  # none: killed while it asked
+        worker = trial.user_attrs.get("worker")  # None if the worker was killed while it made the trial
         return worker != self.token and (worker is None or not self._lock_of(worker).is_held())
 
     def _lock_of(self, worker: str) -> FileLock:
@@ -216,7 +217,7 @@ def _open_storage(storage: str | None, folder: Path) -> BaseStorage:
 
 
 def _drop_incomplete_line(path: Path) -> None:
-    """Remove a last line that was not written whole, since the next one would be added to it."""
+    """Remove an incomplete last line, to which the next line would otherwise be appended."""
     with path.open("a+b") as file:
         file.seek(0)
         content = file.read()

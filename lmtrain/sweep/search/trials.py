@@ -1,4 +1,4 @@
-"""The trials of a study as runs: their directories, their losses while they run, and how they ended."""
+"""Connects a study's trials with their runs: directories, losses during the run, and the end."""
 
 import math
 import threading
@@ -16,55 +16,55 @@ from lmtrain.sweep.job_directory import directory_name
 from lmtrain.sweep.search.space import SearchSpace
 from lmtrain.sweep.search.study import SharedStudy
 
-LOOK_S = 0.25
-UNFINISHED = (INTERRUPTED.status, NOT_STARTED)  # not reported: the job goes on when the search does
+WATCH_S = 0.25
+UNFINISHED = (INTERRUPTED.status, NOT_STARTED)  # not reported, because the job resumes with the search
 
 
 @dataclass
 class RunningTrial:
-    """A trial whose job runs, watched through its `metrics.jsonl`, on any machine."""
+    """A trial whose job runs, on any machine; it is watched through the file `metrics.jsonl`."""
 
     study: SharedStudy
     trial: Trial
     job: Job
     last_step: int = 0
     read_bytes: int = 0
-    hopeless: str | None = None
+    prune_reason: str | None = None
 
     def report_losses(self) -> None:
-        """Report new validation losses to the study, and ask the run to end if they are hopeless."""
+        """Report new validation losses to the study, and ask the run to stop if the study prunes it."""
         metrics = self.job.directory / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
-        if self.hopeless is None and size != self.read_bytes:
+        if self.prune_reason is None and size != self.read_bytes:
             self.read_bytes = size
             losses = [(int(line["step"]), line["val/loss"]) for line in read_metrics(metrics) if "val/loss" in line]
             new = [(step, loss) for step, loss in losses if step > self.last_step]
             self.last_step = max((step for step, _ in new), default=self.last_step)
-            self.hopeless = self.study.report(self.trial, new)
-        # Again, if need be: a run that starts, or goes on, takes no notice of a file from before.
-        if self.hopeless is not None and not (self.job.directory / PRUNE_FILE).exists():
-            ask_to_prune(self.job.directory, self.hopeless)
+            self.prune_reason = self.study.report(self.trial, new)
+        # The file is written again if it is gone: a run that starts or resumes removes an old one.
+        if self.prune_reason is not None and not (self.job.directory / PRUNE_FILE).exists():
+            ask_to_prune(self.job.directory, self.prune_reason)
 
     def report_end(self, ended: JobEnd) -> None:
         """Report to the study how the job ended."""
         if ended.status in UNFINISHED:
             return
-        decided, self.hopeless = self.hopeless, None
-        self.report_losses()  # the last ones
-        if ended.status != PRUNED.status and (decided or self.hopeless):
-            (self.job.directory / PRUNE_FILE).unlink(missing_ok=True)  # it came too late
+        earlier_reason, self.prune_reason = self.prune_reason, None
+        self.report_losses()  # those logged since the last report
+        if ended.status != PRUNED.status and (earlier_reason or self.prune_reason):
+            (self.job.directory / PRUNE_FILE).unlink(missing_ok=True)  # it was too late
         objective = ended.objective if ended.objective is not None else math.nan
         self.study.tell(self.trial, ended.status, objective, ended.reason)
 
 
 class Search:
-    """A study's trials, up to `n_trials` of all its workers, each in a directory that its values lead to."""
+    """Makes the trials of a study, up to `n_trials` over all workers, each in a directory named after its values."""
 
     def __init__(self, study: SharedStudy, space: SearchSpace, folder: Path, n_trials: float) -> None:
         self.study, self.space, self.folder, self.n_trials = study, space, folder, n_trials
 
     def next_trial(self) -> RunningTrial | None:
-        """Return the next trial to run; None if there is none."""
+        """Return the next trial to run; None if there are no more."""
         trial = self.study.next_trial(self.space.distributions, self.n_trials)
         if trial is None:
             return None
@@ -76,14 +76,14 @@ class Search:
 
 
 class TrialWatcher:
-    """Reports the losses of running trials from a thread, while a launcher has the main one (a context manager)."""
+    """Reports the losses of running trials from a thread while a launcher blocks the main one (a context manager)."""
 
     def __init__(self, running: Sequence[RunningTrial]) -> None:
         self.running, self.over = running, threading.Event()
         self.thread = threading.Thread(target=self._run, name="pruning", daemon=True)
 
     def _run(self) -> None:
-        while not self.over.wait(LOOK_S):
+        while not self.over.wait(WATCH_S):
             for one in self.running:
                 if not (one.job.directory / "result.json").exists():
                     one.report_losses()

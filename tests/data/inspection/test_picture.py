@@ -1,4 +1,4 @@
-"""What the plots of a folder show: each document where there are few, true shares where there are many."""
+"""The plots of a folder show each document if there are few, and correct shares if there are many."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lmtrain.data.progress import DataProgress
 
 
 def inspected(folder: Path, **lengths: list[int]) -> InspectedFolder:
-    """A folder of documents of these lengths, between tokens 0."""
+    """Inspect a folder of documents of these lengths, each ended by token 0."""
     splits = {
         split: np.concatenate([np.append(np.arange(length) % 50 + 1, 0) for length in each])
         for split, each in lengths.items()
@@ -35,7 +35,7 @@ def test_few_documents_are_drawn_one_by_one(tmp_path: Path) -> None:
     assert in_view(axes.get_xticks(), axes.get_xlim()) >= 2
 
 
-# Two lengths in five come out larger from their rounded logarithm, 5, 11 and 12 among them.
+# Two lengths in five, such as 5, 11 and 12, become larger through their rounded logarithm.
 @pytest.mark.parametrize("shortest", [3, 5, 11, 12, 113])
 def test_the_shares_of_all_lengths_add_up_to_one(tmp_path: Path, shortest: int) -> None:
     figure = figure_of_folders([inspected(tmp_path, train=[5_000] * 31, val=[shortest])])

@@ -1,4 +1,4 @@
-"""Statistics of token files against plain Python over the same tokens, however they are cut into files and chunks."""
+"""Statistics of token files agree with plain Python on the same tokens, for any files and chunks."""
 
 import hashlib
 import math
@@ -28,7 +28,7 @@ PASSAGE = 3
 
 
 def write(folder: Path, tokens: list[int], cuts: list[int], split: str = "train", dtype: str = "uint16") -> Path:
-    """As llm.c's data_common.py writes shards: 256 int32, of which three count, then the tokens."""
+    """Write shards like llm.c's data_common.py: 256 int32, of which three have a meaning, then the tokens."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, part in enumerate(np.split(np.array(tokens), sorted(cuts))):
         head = np.zeros(256, "<i4")
@@ -38,7 +38,7 @@ def write(folder: Path, tokens: list[int], cuts: list[int], split: str = "train"
 
 
 def documents(tokens: list[int]) -> list[tuple[int, ...]]:
-    """What stands between end-of-text ids, the empty ones too, in order."""
+    """Return the documents between end-of-text ids in order, including empty ones."""
     found: list[list[int]] = [[]]
     for token in tokens:
         if token == END:
@@ -59,7 +59,7 @@ def repeated(pieces: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 @st.composite
 def files_of_tokens(draw, min_size=1):
-    """Few different ids, so that much stands there twice; and where to cut them into files."""
+    """Draw tokens with few different ids, so that many pieces are repeated, and the places to cut them into files."""
     tokens = draw(st.lists(st.integers(0, 3), min_size=min_size, max_size=120))
     cuts = draw(st.lists(st.integers(1, max(1, len(tokens) - 1)), max_size=3, unique=True)) if len(tokens) > 1 else []
     return tokens, cuts
@@ -137,7 +137,7 @@ def comparable(found: SplitStatistics) -> list[object]:
 
 
 def test_files_and_chunks_change_nothing(tmp_path):
-    """Also not which documents and passages are looked at, where there are too many to look at all."""
+    """They do not even change which documents and passages are checked if there are too many to check all."""
     generator = np.random.default_rng(0)
     tokens = np.minimum(generator.zipf(1.3, 30_000), 3_000)
     tokens[generator.random(30_000) < 0.02] = END
@@ -176,7 +176,7 @@ def test_samples_are_spread_and_chosen_by_the_seed(tmp_path):
 
 
 def test_too_many_pieces_are_estimated():
-    """A tenth of the pieces stand there again, and a fifth of the other split's: seen in an eighth as well."""
+    """A tenth of the pieces are repeated, a fifth of the other split's too; an eighth of all pieces shows it."""
     generator = np.random.default_rng(0)
     hashes = generator.integers(0, 1 << 64, 80_000, np.uint64)
     train, val = HashSubset(15_000), HashSubset(20_000)
@@ -193,7 +193,7 @@ def test_too_many_pieces_are_estimated():
 
 
 @given(tokens=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=40), data=st.data())
-def test_a_span_has_its_hash_wherever_it_stands(tokens, data):
+def test_a_span_has_the_same_hash_at_any_position(tokens, data):
     cut = data.draw(st.integers(0, len(tokens)))
     before = data.draw(st.lists(st.integers(0, 2**32 - 1), max_size=9))
 
@@ -206,7 +206,7 @@ def test_a_span_has_its_hash_wherever_it_stands(tokens, data):
 
 
 @given(counts=st.lists(st.integers(0, 50), min_size=1, max_size=20), train=st.lists(st.integers(0, 50), max_size=20))
-def test_entropy_and_unigram_loss(counts, train):
+def test_entropy_and_unigram_loss_agree_with_plain_python(counts, train):
     vocab_size = 20
     counts[0] += 1
     tokens = [i for i, count in enumerate(counts) for _ in range(count)]
@@ -218,7 +218,7 @@ def test_entropy_and_unigram_loss(counts, train):
     assert unigram_loss(np.array(counts), np.array(train, np.int64), vocab_size) == pytest.approx(expected)
 
 
-def test_a_vocabulary_of_billions_takes_no_memory():
+def test_a_vocabulary_of_billions_needs_no_memory():
     counts = np.array([3, 1])
     assert unigram_loss(counts, counts, 1 << 32) == pytest.approx(
         math.log(2**32 + 4) - (3 * math.log(4) + math.log(2)) / 4
@@ -230,7 +230,7 @@ def test_a_vocabulary_of_billions_takes_no_memory():
 
 @settings(deadline=None, max_examples=40)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=60), share=st.sampled_from([0.05, 0.5, 0.95]))
-def test_lengths(tmp_path_factory, lengths, share):
+def test_lengths_agree_with_numpy(tmp_path_factory, lengths, share):
     tokens = [token for length in lengths for token in [*[9] * length, END]]
     files = TokenFiles(write(tmp_path_factory.mktemp("lengths"), tokens, []), "train")
     found = read_split(files, end_of_text=END, vocab_size=None, chunk_tokens=100)[0].lengths
@@ -240,8 +240,7 @@ def test_lengths(tmp_path_factory, lengths, share):
     assert found.longer_than(10) == sum(length > 10 for length in lengths)
 
 
-def test_what_is_too_large_to_be_counted_one_by_one(tmp_path):
-    """A damaged id takes no gigabytes of counters, and one endless document none either."""
+def test_a_huge_id_and_a_huge_document_need_no_counters(tmp_path):
     tokens = [7] * (MOST_LENGTHS + 5) + [END, 2**32 - 1, MOST_IDS, END, 7]
     files = TokenFiles(write(tmp_path, tokens, [], dtype="uint32"), "train")
     found, _ = read_split(files, end_of_text=END, vocab_size=100)

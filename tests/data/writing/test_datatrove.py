@@ -1,4 +1,4 @@
-"""Token folders by datatrove: the same documents as `prepare` gives, whoever ran, and whatever was killed."""
+"""Token folders made with datatrove have the same documents as those of `prepare`, also after kills."""
 
 import gzip
 import hashlib
@@ -56,7 +56,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(rank: int, tasks: int = TASKS) -> list[int]:
-    """The documents that datatrove gives to a rank: of every so-manieth file."""
+    """Return the numbers of the documents that datatrove gives to a rank, which gets every `tasks`-th file."""
     return [number for file in range(4)[rank::tasks] for number in range(25 * file, 25 * file + 25)]
 
 
@@ -65,7 +65,7 @@ def shards_step(folder: Path, **changed: object) -> TokenShards:
 
 
 def run_rank(step: TokenShards, rank: int, tasks: int = TASKS, *, killed_after: int | None = None) -> None:
-    """As an executor would, and perhaps not to the end."""
+    """Run a rank like an executor, or only a part of it."""
 
     def documents() -> object:
         for read, number in enumerate(numbers(rank, tasks)):
@@ -104,7 +104,7 @@ def documents_of(folder: Path, split: str) -> list[str]:
     return [stored.decode(part[:-1].tolist()) for part in np.split(tokens, ends[:-1])]
 
 
-def test_documents_come_back_in_rank_order_held_out_as_prepare_does(reference: Path) -> None:
+def test_documents_are_in_rank_order_and_held_out_as_in_prepare(reference: Path) -> None:
     expected: dict[str, list[str]] = {"train": [], "val": []}
     for number in (number for rank in range(TASKS) for number in numbers(rank)):
         for held in HOLDOUT(Document(str(number), text(number))):
@@ -113,7 +113,7 @@ def test_documents_come_back_in_rank_order_held_out_as_prepare_does(reference: P
     assert documents_of(reference, "val") == expected["val"]
 
 
-def test_the_folder_is_one_that_training_reads(reference: Path) -> None:
+def test_training_reads_the_folder(reference: Path) -> None:
     meta = read_meta(reference)
     assert meta is not None
     for split, counted in meta.splits.items():
@@ -128,7 +128,7 @@ def test_the_folder_is_one_that_training_reads(reference: Path) -> None:
         for shard in counted.shards:
             assert shard.sha256 == hashlib.sha256((reference / shard.file).read_bytes()).hexdigest()
         texts = documents_of(reference, split)
-        assert (counted.documents, counted.bytes) == (len(texts), sum(len(one.encode()) for one in texts))
+        assert (counted.documents, counted.bytes) == (len(texts), sum(len(each.encode()) for each in texts))
     assert len(meta.splits["train"].shards) > TASKS
     assert meta.tokenizer.sha256 == hashlib.sha256((reference / meta.tokenizer.file).read_bytes()).hexdigest()
     assert {path.suffix for path in reference.iterdir()} == {".bin", ".json"}
@@ -139,7 +139,7 @@ def test_the_folder_is_one_that_training_reads(reference: Path) -> None:
     assert (y[0].numpy() == tokens[1:]).all()
 
 
-def test_one_task_makes_the_tokens_that_prepare_makes(tmp_path: Path, corpus: Path) -> None:
+def test_one_task_makes_the_same_tokens_as_prepare(tmp_path: Path, corpus: Path) -> None:
     pytest.importorskip("datasets", reason="needs lmtrain[data]")
     from lmtrain.data.prepare import Recipe
     from lmtrain.data.progress import DataProgress
@@ -169,7 +169,7 @@ def test_long_documents_come_in_parts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [start + end for start, end in zip(train, val, strict=True)] == texts
 
 
-# Run by itself, so that it can be killed.
+# A script for another process, which can be killed.
 SCRIPT = """
 import os, signal, sys
 from functools import partial
@@ -187,7 +187,7 @@ def kill(data, rank, world_size):
             os.kill(os.getpid(), signal.SIGKILL)
         yield document
 
-token_shards.BATCH_BYTES = 500  # so that there is something on the disk by then
+token_shards.BATCH_BYTES = 500  # so that some tokens are on the disk at the kill
 shards = token_shards.TokenShards(folder, Bytes(), partial(by_document, val_share=0.2), 2_000)
 ranks = LocalPipelineExecutor([JsonlReader(texts), kill, shards], tasks=3, workers=1, logging_dir=logs + "/ranks")
 LocalPipelineExecutor([token_shards.Finish(folder)], tasks=1, depends=ranks, logging_dir=logs + "/finish").run()
@@ -195,15 +195,15 @@ LocalPipelineExecutor([token_shards.Finish(folder)], tasks=1, depends=ranks, log
 
 
 def run_script(corpus: Path, folder: Path, *, killed: bool) -> str:
-    """What it says."""
-    said = folder.with_name("said.txt")
+    """Run the script, and return its error output."""
+    errors = folder.with_name("errors.txt")
     command = [sys.executable, "-c", SCRIPT, corpus, folder, folder.with_name("logs"), str(killed)]
-    with said.open("w") as file, subprocess.Popen(command, stderr=file, start_new_session=True) as process:
+    with errors.open("w") as file, subprocess.Popen(command, stderr=file, start_new_session=True) as process:
         code = process.wait(timeout=60)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # what datatrove started, and had no time to end
-    assert code == (-signal.SIGKILL if killed else 0), said.read_text()
-    return said.read_text()
+            os.killpg(process.pid, signal.SIGKILL)  # the processes that datatrove had no time to stop
+    assert code == (-signal.SIGKILL if killed else 0), errors.read_text()
+    return errors.read_text()
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ def test_a_killed_rank_is_run_again(tmp_path: Path, corpus: Path, reference: Pat
     assert kept <= {path.stat().st_ino for path in folder.iterdir()}
 
 
-def test_a_rank_run_again_replaces_its_own_files_only(tmp_path: Path, reference: Path) -> None:
+def test_a_rank_that_runs_again_replaces_only_its_own_files(tmp_path: Path, reference: Path) -> None:
     step = run_all(shards_step(tmp_path / "web"))
     begun = unfinished_folder(tmp_path / "web")
     others = {path: path.stat().st_mtime_ns for rank in (0, 2) for path in (begun / f"{rank:05}").iterdir()}
@@ -251,7 +251,7 @@ def test_a_damaged_rank_is_named(tmp_path: Path, reference: Path, damage: Callab
     folder = tmp_path / "web"
     step = run_all(shards_step(folder))
     damage(unfinished_folder(folder) / "00002" / "val_000000.bin")
-    with pytest.raises(DataError, match=r"00002/val_000000.bin: missing, or not what rank 2 wrote; run the same"):
+    with pytest.raises(DataError, match=r"00002/val_000000.bin: missing or damaged; .* of rank 2; run the same"):
         finish_token_folder(folder)
     assert not folder.exists()
     run_rank(step, 2)
@@ -279,7 +279,7 @@ def test_finish_can_be_killed_anywhere(tmp_path: Path, reference: Path, monkeypa
 
         return wrapped
 
-    for done in range(100):  # at its first rename, its second, …
+    for done in range(100):  # killed at its first rename, at its second, …
         left = done
         with monkeypatch.context() as patched:
             patched.setattr(os, "rename", or_killed(rename))
@@ -303,7 +303,7 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
     step = run_all(shards_step(folder))
     finish_token_folder(folder)
     before = contents(folder)
-    shards_step(folder)  # the same script once more, of which datatrove then runs nothing
+    shards_step(folder)  # the same script again, of which datatrove would run nothing
     with pytest.raises(DataError, match=r"web: is finished"):
         run_rank(step, 0)
     with pytest.raises(DataError, match=r"was begun with other settings \(shard_tokens: 2000 → 5\)"):
@@ -312,11 +312,11 @@ def test_a_finished_folder_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["web"]
 
 
-def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+def test_settings_and_ranks_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "web"
     with pytest.raises(DataError, match="nothing to finish"):
         finish_token_folder(folder)
-    with pytest.raises(ValueError, match="kind bpe learns from text; let `lmtrain prepare` train it on a sample"):
+    with pytest.raises(ValueError, match="kind bpe learns from text; train it on a sample with `lmtrain prepare`"):
         shards_step(folder, tokenizer=BPE(300))
     step = shards_step(folder)
     with pytest.raises(DataError, match="no rank has finished"):
@@ -325,25 +325,25 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         shards_step(folder, holdout=partial(by_document, val_share=0.5))
     run_rank(step, 0, tasks=3)
     run_rank(step, 1, tasks=2)
-    with pytest.raises(DataError, match="ranks of pipelines of 2 and 3 tasks, whose documents overlap"):
+    with pytest.raises(DataError, match="ranks of pipelines with 2 and 3 tasks, whose documents overlap"):
         finish_token_folder(folder)
-    with pytest.raises(ValueError, match="tasks=2: it is one task"):
+    with pytest.raises(ValueError, match="tasks=2: must be 1"):
         Finish(folder).run(None, 0, 2)
     nothing_held_out = shards_step(tmp_path / "all", holdout=partial(by_document, val_share=1e-9))
     run_rank(nothing_held_out, 0, tasks=1)
-    with pytest.raises(DataError, match="all: the val split got 0 tokens"):
+    with pytest.raises(DataError, match="all: the val split has only 0 tokens"):
         finish_token_folder(tmp_path / "all")
 
 
 def test_ranks_without_documents_write_no_shards(tmp_path: Path, reference: Path) -> None:
     folder = tmp_path / "web"
-    run_all(shards_step(folder, shard_tokens=1 << 30), tasks=9)  # of four files
+    run_all(shards_step(folder, shard_tokens=1 << 30), tasks=9)  # for four files
     meta = finish_token_folder(folder)
     assert len(meta.splits["train"].shards) == 4
     assert sorted(documents_of(folder, "train")) == sorted(documents_of(reference, "train"))
 
 
-# Instead of Slurm, which a test can't have: runs an array at once and to its end.
+# A stand-in for Slurm, which runs a whole array at once and waits for it.
 SLURM = {
     "sbatch": """
         for script; do true; done  # the last argument
@@ -377,9 +377,7 @@ def run_example(folder: Path, *arguments: object, **environment: str) -> "subpro
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["local", "slurm"])
-def test_the_example_with_two_ranks_at_once_or_more(
-    tmp_path: Path, corpus: Path, reference: Path, executor: str
-) -> None:
+def test_the_example_runs_several_ranks_at_once(tmp_path: Path, corpus: Path, reference: Path, executor: str) -> None:
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, script in SLURM.items():
@@ -390,7 +388,7 @@ def test_the_example_with_two_ranks_at_once_or_more(
     options += ["--executor", executor, "--partition", "some"]
     run_example(tmp_path, corpus, "data/web", *options, PATH=path, SLURM_RECORD=str(tmp_path))
     made, expected = contents(tmp_path / "data" / "web"), contents(reference)
-    del made["meta.json"], expected["meta.json"]  # whose recipe says how the tokenizer was given
+    del made["meta.json"], expected["meta.json"]  # their recipes differ in the tokenizer's setting
     assert made == expected
     assert read_meta(tmp_path / "data" / "web").splits == read_meta(reference).splits  # type: ignore[union-attr]
     if executor == "slurm":
@@ -410,7 +408,7 @@ def test_without_datatrove_there_is_one_clear_error() -> None:
     )
 
 
-def test_a_link_in_the_place_of_the_hidden_folder_is_refused(tmp_path: Path) -> None:
+def test_a_link_instead_of_the_hidden_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / ".ranks-out").symlink_to("mine")
     with pytest.raises(ValueError, match=r"/\.ranks-out: a link"):

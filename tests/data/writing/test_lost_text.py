@@ -1,4 +1,4 @@
-"""How much of a text a tokenizer loses: what is dropped or unknown counts, what its normalizer changes does not."""
+"""Lost text: text that a tokenizer drops or does not know counts, but changes by its normalizer do not."""
 
 import json
 import math
@@ -24,14 +24,14 @@ UNKNOWN = "Все счастливые семьи похожи друг на д�
 
 
 def dropping() -> Tokenizer:
-    """BPE without an unknown token: it drops what it does not know."""
+    """Return a BPE tokenizer without an unknown token, which drops unknown characters."""
     tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate("▁" + LETTERS)}, merges=[]))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return tokenizer
 
 
 def by_word() -> Tokenizer:
-    """WordPiece, as BERT has it: a word with one unknown letter is unknown, and capitals and accents are taken off."""
+    """Return a WordPiece tokenizer like BERT's: an unknown letter makes a word unknown; no case, no accents."""
     pieces = ["[UNK]", *LETTERS, *(f"##{letter}" for letter in LETTERS)]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
@@ -40,7 +40,7 @@ def by_word() -> Tokenizer:
 
 
 def unigram() -> Tokenizer:
-    """SentencePiece's Unigram, with NFKC; spaces are marked by the normalizer, as in Llama 2's file."""
+    """Return a Unigram tokenizer with NFKC, like SentencePiece's; the normalizer marks spaces, as in Llama 2's file."""
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), *((letter, -1.0) for letter in "▁" + LETTERS)], unk_id=0))
     steps = normalizers.NFKC(), normalizers.Lowercase(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")
     tokenizer.normalizer = normalizers.Sequence([*steps])
@@ -50,7 +50,7 @@ def unigram() -> Tokenizer:
 
 def lost_share(tokenizer: Tokenizer, *texts: str) -> float:
     lost = LostTextMeter(StoredTokenizer(tokenizer, None))(texts)
-    assert lost.checked_bytes == sum(len(text.encode()) for text in texts)  # all of a small text
+    assert lost.checked_bytes == sum(len(text.encode()) for text in texts)  # a small text is checked as a whole
     return lost.lost_bytes / lost.checked_bytes
 
 
@@ -64,8 +64,7 @@ def test_known_text_is_kept_and_unknown_text_is_lost(tokenizer: object) -> None:
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS)
-def test_the_share_is_of_bytes(tokenizer: object) -> None:
-    """White space apart."""
+def test_the_share_is_of_bytes_without_whitespace(tokenizer: object) -> None:
     known, unknown = ("".join(text.split()) for text in (KNOWN, UNKNOWN))
     expected = len(unknown.replace(".", "").encode()) / len((known + unknown).encode())
     assert lost_share(tokenizer(), KNOWN, UNKNOWN) == pytest.approx(expected, abs=1e-3)  # type: ignore[operator]
@@ -74,7 +73,7 @@ def test_the_share_is_of_bytes(tokenizer: object) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "text"), [(by_word, "THE Café, naïve. "), (unigram, "ＦＵＬＬ　width, the ﬁne ﬂag. ")]
 )
-def test_what_a_normalizer_changes_is_not_lost(tokenizer: object, text: str) -> None:
+def test_text_that_a_normalizer_changes_is_not_lost(tokenizer: object, text: str) -> None:
     assert lost_share(tokenizer(), text * 20) == 0  # type: ignore[operator]
 
 
@@ -96,12 +95,12 @@ def test_tokenizers_that_know_every_text_are_not_measured(tokenizer: CorpusToken
 
 
 @pytest.mark.parametrize("special", [False, True])
-def test_a_tokenizer_with_bytes_keeps_every_text_also_where_they_are_special_tokens(special: bool) -> None:
+def test_a_tokenizer_with_all_bytes_keeps_every_text_even_if_they_are_special_tokens(special: bool) -> None:
     pieces = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), *LETTERS]
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    if special:  # as trainers of the tokenizers library add them
+    if special:  # the trainers of the tokenizers library add them like this
         tokenizer.add_special_tokens(pieces[1:257])
     assert LostTextMeter(StoredTokenizer(tokenizer, None)).loses_nothing
 
@@ -112,7 +111,7 @@ def test_unigram_without_an_unknown_token_is_measured() -> None:
     assert lost_share(tokenizer, KNOWN) == 0
 
 
-def test_the_text_of_all_bytes_has_all_bytes_of_utf_8() -> None:
+def test_all_bytes_has_all_bytes_of_utf_8() -> None:
     invalid = {0xC0, 0xC1, *range(0xF5, 0x100)}
     assert set(ALL_BYTES.encode()) == set(range(256)) - invalid
 
@@ -163,21 +162,21 @@ def test_text_that_is_mostly_lost_is_refused_unless_allowed(tmp_path: Path) -> N
     allowed = float(str(refused.value).rpartition("=")[2])
     meta = prepared(tmp_path / "out", config(tmp_path, KNOWN + UNKNOWN, max_lost_share=allowed))
     assert 0.6 < meta.splits["train"].lost_share <= allowed
-    # The setting is no part of what was made.
+    # The setting does not change the files, so it is not recorded.
     assert prepared(tmp_path / "out", config(tmp_path, KNOWN + UNKNOWN)) == meta
 
 
-def test_the_share_is_in_meta_json_and_bits_per_byte_count_the_rest(tmp_path: Path) -> None:
+def test_the_share_is_in_meta_json_and_does_not_count_in_bytes_per_token(tmp_path: Path) -> None:
     text = (KNOWN + UNKNOWN[:12]) * 20
     prepared(tmp_path / "out", config(tmp_path, text))
-    said = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))["splits"]["train"]
-    assert 0.01 < said["lost_share"] < 0.05
+    written = json.loads((tmp_path / "out" / "meta.json").read_text(encoding="utf-8"))["splits"]["train"]
+    assert 0.01 < written["lost_share"] < 0.05
     meta = read_meta(tmp_path / "out")
     assert meta is not None
     train = meta.splits["train"]
     loader = TokenLoader(str(tmp_path / "out"), "train", 1, 8, seed=0)
-    assert loader.bytes_per_token == train.bytes * (1 - said["lost_share"]) / train.tokens
+    assert loader.bytes_per_token == train.bytes * (1 - written["lost_share"]) / train.tokens
     mixture = Mixture({"a": str(tmp_path / "out")}, {"a": 1.0}, "train", 1, 8, 0)
     assert mixture.bytes_per_token == mixture.sampled_bytes_per_token == loader.bytes_per_token
-    # A token of this tokenizer is one letter of ASCII.
+    # A token of this tokenizer is one ASCII letter.
     assert math.isclose(loader.bytes_per_token or 0.0, 1, rel_tol=0.01)

@@ -1,4 +1,4 @@
-"""Searches as a user starts them: real trials, real kills, and mistakes that are told at once."""
+"""Searches run as a user starts them, with real trials and kills, and report mistakes at once."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ SEARCH = ["-m", "hydra/sweeper=optuna", "hydra.sweep.dir=search"]
 
 
 def ended(folder: Path) -> dict[str, Any]:
-    """The results of the trials so far, by directory."""
+    """Return the results of the trials that have ended, by directory."""
     results = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("*/result.json")}
     return {name: result for name, result in results.items() if result["status"] != "interrupted"}
 
@@ -37,7 +37,7 @@ def wait_for(folder: Path, count: int, processes: list[Started]) -> dict[str, An
 
 
 @pytest.mark.slow
-def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
+def test_a_search_whose_two_workers_are_killed_continues_to_its_number_of_trials(
     token_folder: Path, tmp_path: Path, cli: Cli
 ) -> None:
     arguments = [
@@ -68,7 +68,7 @@ def test_two_workers_are_killed_and_the_search_goes_on_to_its_number_of_trials(
     assert [trial["number"] for trial in trials] == list(range(4))
     assert len({trial["directory"] for trial in trials}) == 4
     now = ended(search)
-    assert len(now) == 4  # no other run was ever begun
+    assert len(now) == 4  # no other run was started
     for trial in trials:
         result = now[trial["directory"]]
         assert trial["status"] == result["status"]
@@ -94,7 +94,7 @@ def test_a_hopeless_trial_is_pruned_under_another_launcher_as_well(
         f"data.path={token_folder}",
         "hydra/launcher=basic",
         "hydra/sweeper/sampler=grid",
-        "hydra.sweeper.sampler.seed=1",  # the good one first
+        "hydra.sweeper.sampler.seed=1",  # tries the good value first
         "hydra.sweeper.n_jobs=1",
         "hydra.sweeper.pruner.n_startup_trials=1",
         "optimizer.lr=1e-2,1e-9",
@@ -108,10 +108,10 @@ def test_a_hopeless_trial_is_pruned_under_another_launcher_as_well(
     assert found == [(1e-2, "completed"), (1e-9, "pruned")]
     hopeless = ended(tmp_path / "search")["lr=1e-09"]
     assert hopeless["status"] == "pruned"
-    assert "gives trial 1 no hope (MedianPruner)" in hopeless["error"]
+    assert "MedianPruner stopped trial 1 because of val/loss" in hopeless["error"]
     assert hopeless["steps"] < 300
     assert report["trials"][1]["objective"] is not None
-    assert "the best once more: python -m lmtrain" in done.stdout
+    assert "to repeat the best trial: python -m lmtrain" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,8 @@ finally:
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.returncode == 2
-    assert done.stderr == "config error: hydra/sweeper=optuna: needs Optuna: pip install 'lmtrain[optuna]'\n"
+    wanted = "config error: hydra/sweeper=optuna: needs Optuna; install it with pip install 'lmtrain[optuna]'\n"
+    assert done.stderr == wanted
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_a_wrong_setting_of_the_search_is_named(arguments: list[str], message: s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["sampler", "pruner"])
-def test_each_choice_is_one_of_optunas(kind: str) -> None:
+def test_each_choice_is_a_class_of_optuna(kind: str) -> None:
     choices = sorted(path.stem for path in (shipped("conf") / "hydra" / "sweeper" / kind).glob("*.yaml"))
     assert len(choices) >= 5
     for choice in choices:
@@ -184,7 +185,7 @@ def test_each_choice_is_one_of_optunas(kind: str) -> None:
         assert params["optimizer.lr"].startswith("tag(log")
 
 
-def test_the_readme_shows_the_example_there_is() -> None:
+def test_the_readme_shows_the_shipped_example() -> None:
     readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
     example = (shipped("experiments") / "search.yaml").read_text(encoding="utf-8")
     assert "python -m lmtrain -m experiments=search" in readme

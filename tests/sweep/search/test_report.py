@@ -1,4 +1,4 @@
-"""The picture of a study."""
+"""A study is reported as a table and a picture."""
 
 import itertools
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_a_study_is_drawn(tmp_path: Path) -> None:
                     state=pruned if number % 3 == 2 else complete,
                 )
             )
-        assert write_picture(study, tmp_path / "study.png") == ", as a picture in study.png"
+        assert write_picture(study, tmp_path / "study.png") == ", with a picture in study.png"
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -51,10 +51,10 @@ def test_trials_fit_a_hundred_columns_and_have_the_values_of_their_runs(capsys: 
     assert max(map(len, shown.splitlines())) <= 100
     assert shown.count("0.01235") == 12
     assert "$a/b[/x]$" in shown
-    assert "optimizer" not in shown  # lr says it
+    assert "optimizer" not in shown  # the heading is the short name, lr
 
 
-def test_choices_that_look_like_mathematics_are_drawn_as_they_are(tmp_path: Path) -> None:
+def test_choices_that_look_like_mathematics_are_drawn_literally(tmp_path: Path) -> None:
     distribution = optuna.distributions.CategoricalDistribution(["$\\x$", "$\\frac$"])
     with quiet_optuna():
         study = optuna.create_study(study_name="$\\x$")
@@ -64,7 +64,7 @@ def test_choices_that_look_like_mathematics_are_drawn_as_they_are(tmp_path: Path
                     params={"data.path": choice}, distributions={"data.path": distribution}, value=1
                 )
             )
-        assert write_picture(study, tmp_path / "study.png") == ", as a picture in study.png"
+        assert write_picture(study, tmp_path / "study.png") == ", with a picture in study.png"
 
 
 @pytest.mark.parametrize(

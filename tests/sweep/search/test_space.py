@@ -1,4 +1,4 @@
-"""Hydra's sweep syntax against Optuna's distributions."""
+"""Hydra's sweep syntax becomes Optuna's distributions."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ from lmtrain.sweep.search.space import parse_space
         ("choice(true, 0.5, [1,2])", CategoricalDistribution([True, 0.5, "[1,2]"]), 3),
     ],
 )
-def test_each_kind_of_values(text: str, distribution: BaseDistribution, size: float) -> None:
+def test_each_kind_of_values_becomes_its_distribution(text: str, distribution: BaseDistribution, size: float) -> None:
     for space in (parse_space({"key": text}, []), parse_space({}, [f"key={text}"])):
         assert space.distributions == {"key": distribution}
         assert space.size() == size
 
 
 @pytest.mark.parametrize("text", ["range(1, 5)", "range(0.1, 0.5, 0.1)", "choice(true, null_, [1,2], 1e-3)", "1,2"])
-def test_discrete_values_are_those_of_hydras_own_sweeper(text: str) -> None:
+def test_discrete_values_equal_those_of_hydras_sweeper(text: str) -> None:
     parser = OverridesParser.create()
     wanted = [
         parser.parse_override(f"key={value}").value()
@@ -59,22 +59,22 @@ def test_discrete_values_are_those_of_hydras_own_sweeper(text: str) -> None:
     [
         ("tag(log, interval(1e-4, 1e-2))", 0.0003342330176505329, "0.0003342"),
         ("interval(0.5, 1.5)", 0.6586839721544656, "0.6587"),
-        ("interval(0.99, 0.999)", 0.99123456789, "0.991235"),  # there are as many values in a narrow range
+        ("interval(0.99, 0.999)", 0.99123456789, "0.991235"),  # four digits of the narrow range
         ("interval(1000000.0, 1000010.0)", 1000001.23456, "1000001.23"),
-        ("interval(0.0, 1.23456789)", 1.23456788, "1.23456788"),  # rounded, it would be outside
+        ("interval(0.0, 1.23456789)", 1.23456788, "1.23456788"),  # rounding would move it out of the range
         ("interval(0.0, 1.0)", 0.0, "0.0"),
         ("interval(0.0, 1.0)", 1e-9, "1e-09"),
-        ("interval(0.0, 1.0)", 12.345678, "12.346"),  # drawn when the range was another
+        ("interval(0.0, 1.0)", 12.345678, "12.346"),  # drawn from an earlier, larger range
         ("range(0.1, 0.5, 0.1)", 0.30000000000000004, "0.3"),
         ("range(0.0, 1.0, 0.00001)", 0.12345, "0.12345"),
-        ("choice(0.123456789,1)", 0.123456789, "0.123456789"),  # as the user wrote it
+        ("choice(0.123456789,1)", 0.123456789, "0.123456789"),  # choices are not rounded
     ],
 )
-def test_a_drawn_number_has_the_digits_that_count(text: str, value: float, written: str) -> None:
+def test_a_drawn_number_is_rounded_to_significant_digits(text: str, value: float, written: str) -> None:
     assert parse_space({}, [f"key={text}"]).varied({"key": value}) == (f"key={written}",)
 
 
-def test_the_command_line_has_the_last_word_and_the_rest_is_shared() -> None:
+def test_the_command_line_wins_and_fixed_values_are_shared() -> None:
     space = parse_space(
         {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "model.n_layer": "2,4", "seed": 3},
         ["experiments=quickstart", "model.n_layer=8", "data.block_size=64,128"],
@@ -97,9 +97,9 @@ def test_the_command_line_has_the_last_word_and_the_rest_is_shared() -> None:
         ("interval(0, inf)", "has no end"),
         ("interval(nan, 1)", "has no end"),
         ("interval(2, 1)", "smaller than the second"),
-        ("tag(log, interval(0, 1))", "numbers above 0 alone"),
-        ("tag(lgo, interval(1, 2))", "tag lgo: there is log alone"),
-        ("range(1, 5, 0)", "a step of 0"),
+        ("tag(log, interval(0, 1))", "needs numbers above 0"),
+        ("tag(lgo, interval(1, 2))", "tag lgo: the only known tag is log"),
+        ("range(1, 5, 0)", "step must not be 0"),
         ("range(5, 1)", "empty"),
         ("interval(1, 2", "not a search space that Hydra can read"),
         ("choice()", "not a search space that Hydra can read"),
@@ -112,7 +112,7 @@ def test_a_mistake_names_key_and_value(text: str, message: str) -> None:
     assert message in str(raised.value)
 
 
-def test_what_has_changed_is_told_by_key() -> None:
+def test_changes_of_the_space_are_described_by_key() -> None:
     before = parse_space(
         {"optimizer.lr": "tag(log, interval(1e-4, 1e-2))", "seed": "range(1, 9)", "model.n_layer": "2,4"}, []
     )
@@ -127,6 +127,6 @@ def test_what_has_changed_is_told_by_key() -> None:
     ]
 
 
-def test_nothing_to_search_is_a_mistake() -> None:
+def test_a_space_without_varied_keys_is_a_mistake() -> None:
     with pytest.raises(ConfigError, match="nothing to search; give a key several values"):
         parse_space({}, ["optimizer.lr=1"])

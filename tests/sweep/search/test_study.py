@@ -1,4 +1,4 @@
-"""One study, several workers: real processes, real kills."""
+"""Several workers share one study, tested with real processes and kills."""
 
 import math
 import subprocess
@@ -55,7 +55,7 @@ def worker(tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
     return start
 
 
-def test_a_dead_workers_trial_is_taken_over_and_a_living_ones_is_not(
+def test_the_trial_of_a_dead_worker_is_taken_over_but_not_that_of_a_living_one(
     tmp_path: Path, worker: Callable[[], "subprocess.Popen[str]"]
 ) -> None:
     processes = [worker(), worker()]
@@ -67,7 +67,7 @@ def test_a_dead_workers_trial_is_taken_over_and_a_living_ones_is_not(
     with (tmp_path / JOURNAL).open("a") as journal:
         processes[0].kill()
         processes[0].wait()
-        journal.write('{"op_code":')  # as if it was killed in the middle of a line
+        journal.write('{"op_code":')  # as if the worker was killed while it wrote a line
     began = time.monotonic()
     with shared(tmp_path) as study:
         taken = study.next_trial(SPACE, 3)
@@ -77,12 +77,12 @@ def test_a_dead_workers_trial_is_taken_over_and_a_living_ones_is_not(
         assert new is not None
         assert new.number == 2
         assert study.next_trial(SPACE, 3) is None
-        assert time.monotonic() - began < 20  # and has not waited for a dead one's locks
+        assert time.monotonic() - began < 20  # it did not wait for the locks of the dead worker
         study.report(taken, [(10, 4.0), (20, 3.5)])
         assert study.trials()[taken.number].intermediate_values == {10: 4.0, 20: 3.5}
         assert not list(study.trials())[int(lines[1][0])].state.is_finished()
     processes[1].communicate()
-    with shared(tmp_path) as study:  # what ended in peace, but left its trial, is dead as well
+    with shared(tmp_path) as study:  # the trial of a worker that ended normally is also taken over
         numbers = {trial.number for _ in range(3) if (trial := study.next_trial(SPACE, 3))}
         assert numbers == {0, 1, 2}
 
@@ -94,7 +94,7 @@ def test_a_trial_without_a_loss_is_the_worst_and_never_the_best(tmp_path: Path) 
             assert trial is not None
             x = trial.params["x"]
             study.report(trial, [(1, 9.0)])
-            if x > 0.3:  # the loss falls towards a cliff
+            if x > 0.3:  # the loss falls with x, up to the point where training diverges
                 study.tell(trial, "diverged", None if number % 2 else 1.0, "no number")
             else:
                 study.tell(trial, "completed", 5 - x, None)
@@ -105,10 +105,10 @@ def test_a_trial_without_a_loss_is_the_worst_and_never_the_best(tmp_path: Path) 
     assert not any(map(has_no_loss, best))
     assert best[0].value == study.study.best_value
     late = [trial for trial in trials[15:] if has_no_loss(trial)]
-    assert len(late) < 10  # as it keeps away from there: chance alone would make 10 or more of 15
+    assert len(late) < 10  # the sampler avoids that region; by chance there would be 10 or more of 15
 
 
-def test_the_first_of_all_may_fail(tmp_path: Path) -> None:
+def test_the_first_trial_may_fail(tmp_path: Path) -> None:
     with shared(tmp_path) as study:
         trial = study.next_trial(SPACE, 1)
         assert trial is not None
@@ -118,14 +118,14 @@ def test_the_first_of_all_may_fail(tmp_path: Path) -> None:
         assert math.isfinite(only.value or math.nan)
 
 
-def test_one_left_behind_keeps_its_values_though_the_range_is_another_now(tmp_path: Path) -> None:
+def test_an_abandoned_trial_keeps_its_values_if_the_range_changes(tmp_path: Path) -> None:
     with shared(tmp_path) as study:
         assert study.newest_distributions() == {}
         left = study.next_trial(SPACE, 9)
         assert left is not None
     wider = {**SPACE, "x": FloatDistribution(2, 3)}
     with shared(tmp_path) as study, warnings.catch_warnings():
-        warnings.simplefilter("error")  # Optuna's own would only puzzle
+        warnings.simplefilter("error")  # Optuna's warning about it must not reach the user
         assert study.newest_distributions() == SPACE
         taken, new = (study.next_trial(wider, 9) for _ in range(2))
         assert taken is not None
@@ -135,7 +135,7 @@ def test_one_left_behind_keeps_its_values_though_the_range_is_another_now(tmp_pa
         assert study.newest_distributions() == wider
 
 
-def test_a_hopeless_trial_is_known_by_its_losses(tmp_path: Path) -> None:
+def test_a_hopeless_trial_is_recognised_by_its_losses(tmp_path: Path) -> None:
     with shared(tmp_path) as study:
         good, bad = (study.next_trial(SPACE, 2) for _ in range(2))
         assert good is not None
@@ -143,12 +143,13 @@ def test_a_hopeless_trial_is_known_by_its_losses(tmp_path: Path) -> None:
         assert study.report(good, [(10, 4.0), (20, 3.0)]) is None
         study.tell(good, "completed", 3.0, None)
         assert study.report(bad, [(10, 3.9)]) is None
-        assert study.report(bad, [(20, 3.8)]) == "val/loss 3.8000 at step 20 gives trial 1 no hope (MedianPruner)"
+        reason = study.report(bad, [(20, 3.8)])
+        assert reason == "MedianPruner stopped trial 1 because of val/loss 3.8000 at step 20"
         study.tell(bad, "pruned", 3.8, None)
         assert [trial.state for trial in study.trials()] == [TrialState.COMPLETE, TrialState.PRUNED]
 
 
-def test_a_study_that_goes_on_draws_anew_and_is_of_one_thing(tmp_path: Path) -> None:
+def test_a_continued_study_draws_new_values_and_refuses_other_overrides(tmp_path: Path) -> None:
     xs = []
     for _ in range(2):
         with shared(tmp_path) as study:
@@ -158,20 +159,20 @@ def test_a_study_that_goes_on_draws_anew_and_is_of_one_thing(tmp_path: Path) -> 
             study.tell(trial, "completed", 1.0, None)
     assert xs[0] != xs[1]
     with (
-        pytest.raises(ConfigError, match=r"holds a study of other overrides \(experiments=a\)"),
+        pytest.raises(ConfigError, match=r"has a study with other overrides \(experiments=a\)"),
         shared(tmp_path, fixed=["experiments=b"]),
     ):
         pass
     with shared(tmp_path) as study, pytest.raises(ConfigError, match="another search space"):
         study.next_trial({"x": IntDistribution(1, 2)}, 9)
     with (
-        pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage=nowhere://x: can't be used"),
+        pytest.raises(ConfigError, match=r"hydra\.sweeper\.storage=nowhere://x: cannot be used"),
         shared(tmp_path, storage="nowhere://x"),
     ):
         pass
 
 
-def test_brute_force_ends_with_the_space(tmp_path: Path) -> None:
+def test_brute_force_ends_when_the_space_is_exhausted(tmp_path: Path) -> None:
     space = {"n": IntDistribution(1, 3)}
     with shared(tmp_path, sampler=optuna.samplers.BruteForceSampler(seed=0)) as study:
         limit = study.trial_limit(10, 3)

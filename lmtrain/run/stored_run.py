@@ -1,0 +1,148 @@
+"""Reads a finished or running run from its directory, without importing torch."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps
+from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.trust import read_resolved
+from lmtrain.errors import ConfigError
+from lmtrain.files import metrics
+from lmtrain.files.limited import read_json
+from lmtrain.files.links import refuse_links
+from lmtrain.machine import limit_spinning
+from lmtrain.run.directory import RUN_FILES, status_without_result
+from lmtrain.run.process_state import importing_from_here, using_torch
+from lmtrain.terminal.paths import short_path
+
+if TYPE_CHECKING:
+    from lmtrain.run.loaded import LoadedModel
+
+
+@dataclass(frozen=True, repr=False)
+class Run:
+    """A run, read from its directory. `train` and `load_run` return it.
+
+    Every attribute is read from the files at each access, so that it is up to date while the run is training. Only
+    `load` needs torch.
+
+    Example:
+        >>> run = load_run("outputs/quickstart/20261126-101500-1a2b")
+        >>> run.status, run.result["best_val_loss"]
+        >>> pandas.DataFrame(run.metrics).plot(x="step", y="train/loss")
+        >>> print(run.load().sample("def ", tokens=100))
+
+    Attributes:
+        directory: The absolute path of the run's directory.
+    """
+
+    directory: Path
+
+    @property
+    def status(self) -> str:
+        """`completed`, `failed`, `interrupted`, `diverged` or `pruned`; without a result `running` or `unfinished`."""
+        return str(self.result.get("status") or status_without_result(self.directory))
+
+    @property
+    def config(self) -> DictConfig:
+        """The resolved config, read-only: `run.config.optimizer.lr`."""
+        return read_only(read_resolved(self.directory / "config.yaml"))
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The content of `result.json`: status, losses, steps, tokens, seconds; empty before the run has ended."""
+        return read_json(self.directory / "result.json")
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """The lines of `metrics.jsonl`, one dict per logged step, with NaN for null; empty before the first line."""
+        path = self.directory / "metrics.jsonl"
+        return metrics.read_metrics(path) if path.is_file() else []
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The content of `environment.json`: command, versions, git commit, hardware, and the hashes of your code."""
+        return read_json(self.directory / "environment.json")
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The steps that have a checkpoint, in ascending order."""
+        return checkpoint_steps(self.directory)
+
+    def load(self, checkpoint: str | int = "best", *, device: str = "auto", trust: Sequence[str] = ()) -> "LoadedModel":
+        """Load the model of a checkpoint with its tokenizer. The run may still be training in another process.
+
+        Args:
+            checkpoint: `best`, `latest` or a step in `checkpoints`.
+            device: `auto`, `cpu`, `cuda` or `cuda:N`.
+            trust: Classes and functions named in the run's config that may be imported, such as `mymodels.Bigram`.
+                Those that lmtrain ships or your own `./conf` names need no trust.
+
+        Returns:
+            The model in evaluation mode, with `sample` and `evaluate`.
+
+        Raises:
+            ConfigError: There is no such checkpoint, it is damaged, or the config names code that is not trusted.
+            RuntimeError: A run is training in this process.
+        """
+        limit_spinning()
+        with using_torch(), importing_from_here():
+            from lmtrain.run.loaded import load_model
+
+            return load_model(self.directory, str(checkpoint), device, trust, option="trust=")
+
+    def __repr__(self) -> str:
+        values = {"status": self.status, "steps": (result := self.result).get("steps")}
+        values["best_val_loss"] = result.get("best_val_loss")
+        shown = "".join(f", {name}={value!r}" for name, value in values.items() if value is not None)
+        return f"Run({short_path(self.directory)!r}{shown})"
+
+
+def load_run(directory: str | os.PathLike[str]) -> Run:
+    """Return the finished or running run in a directory, without importing torch.
+
+    Args:
+        directory: The run directory, such as `outputs/quickstart/20261126-101500-1a2b`.
+
+    Raises:
+        ConfigError: There is no run, or its files are links, which could lead anywhere.
+
+    Example:
+        >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
+        >>> min(runs, key=lambda run: run.result["best_val_loss"])
+    """
+    path = Path(os.path.abspath(Path(directory).expanduser()))
+    if not (path / "config.yaml").is_file():
+        raise ConfigError(f"{directory}: not a run directory (no config.yaml)")
+    with raising_config_errors():
+        refuse_links(path, (*RUN_FILES, CHECKPOINTS), below=[CHECKPOINTS])
+    return Run(path)
+
+
+def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float]]:
+    """Return the metrics of a finished or running run, one dict per logged step, like `Run.metrics`.
+
+    Args:
+        directory: The directory of the run.
+
+    Returns:
+        The lines of `metrics.jsonl`, with NaN for null: `{"step": 10, "train/loss": 8.1, "lr": 6e-4, …}`.
+
+    Raises:
+        ConfigError: There is no run.
+
+    Example:
+        >>> pandas.DataFrame(read_metrics(run_directory)).set_index("step")["val/loss"].dropna()
+    """
+    return load_run(directory).metrics
+
+
+def read_only(cfg: DictConfig) -> DictConfig:
+    """Make a config refuse changes, and return it."""
+    OmegaConf.set_readonly(cfg, True)
+    return cfg
