@@ -19,6 +19,7 @@ extensions = [
     "sphinx_design",
     "generated_markdown",
     "llms_txt",
+    "mathml",
 ]
 exclude_patterns = ["_build", "_extensions"]
 nitpicky = True
@@ -34,6 +35,7 @@ python_maximum_signature_line_length = 100
 
 html_theme = "furo"
 html_title = "lmtrain"
+html_math_renderer = "mathml"
 html_copy_source = False  # PAGE.md has more: what is generated, too
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -47,8 +47,8 @@ def _is_documented(member: Any) -> bool:
 
 
 def _parameters(found: Any) -> str:
-    """Return the parameters of a callable in brackets, without their types; '' for a property."""
-    if not callable(found):
+    """Return the parameters of a callable in brackets, without their types; '' for a property or an error."""
+    if not callable(found) or _is_error(found):
         return ""
     signature = inspect.signature(found)
     plain = [parameter.replace(annotation=inspect.Parameter.empty) for parameter in signature.parameters.values()]

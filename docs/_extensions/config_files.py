@@ -128,8 +128,9 @@ def _comment(lines: Sequence[str], key: yaml.Mark, end: yaml.Mark) -> str:
         if not line.lstrip().startswith("#") or indent <= key.column:
             break
         below.append(line)
-    parts = [line.strip().removeprefix("#").strip() for line in [*above, beside, *below]]
-    return " ".join(part for part in parts if part)
+    # Lines that are indented below a comment are a list.
+    parts = [re.sub(r"^#\s{2,}", "; ", line.strip()).removeprefix("#").lstrip(" ") for line in [*above, beside, *below]]
+    return " ".join(part for part in parts if part).replace(" ; ", "; ")
 
 
 def _is_header(lines: Sequence[str], line: str) -> bool:

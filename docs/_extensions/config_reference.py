@@ -23,6 +23,7 @@ PLUGINS = {
 PREFIXES = {"data": "data.", "prepare": "prepare."}
 VALUE_OF = re.compile(r"\$\{(?:oc\.select:)?([a-z_]+\.[\w.]+)(?:,null)?\}")
 DATA_FOLDER = "${oc.env:LMTRAIN_DATA,data}"
+MAX_SHARE_REPEATED = 0.5  # of a comment's words that a docstring does not have; with fewer, it says nothing new
 SPECIAL = re.compile(r"([\\*<\[\]$|])")
 
 
@@ -92,27 +93,42 @@ def argument_docs(target: str) -> dict[str, str]:
 def key_section(path: str, found: Mapping[str, Key], choices: Sequence[Choice]) -> str:
     """Return the section of one key: what it means, what values it takes, and its default in each choice."""
     targets = {choice.name: choice.targets.get(path.rpartition(".")[0], "") for choice in choices}
-    group = choices[0].group
-    everywhere = len(found) == len(choices) or group == "logger"
     return section(
         path,
         meanings={name: meaning_of(key, targets[name]) for name, key in found.items()},
-        only="" if everywhere else _listed([*found], f"{group}="),
-        values={name: values_of(key, targets[name], found.values()) for name, key in found.items()},
+        notes={name: note_on(key, targets[name]) for name, key in found.items()},
+        only=_only(found, choices),
+        values={name: values_of(key, targets[name]) for name, key in found.items()},
         defaults={name: default_of(key) for name, key in found.items()},
     )
 
 
+def _only(found: Mapping[str, Key], choices: Sequence[Choice]) -> str:
+    """Return which choices have a key, if not all of them have."""
+    group, others = choices[0].group, [choice.name for choice in choices if choice.name not in found]
+    if not others or group == "logger":  # the key of a logger has its name in it
+        return ""
+    if len(others) < len(found):
+        return f"Not with {_listed(others, f'{group}=')}"
+    return f"Only with {_listed([*found], f'{group}=')}"
+
+
 def section(
-    path: str, meanings: Mapping[str, str], values: Mapping[str, str], defaults: Mapping[str, str], only: str = ""
+    path: str,
+    meanings: Mapping[str, str],
+    values: Mapping[str, str],
+    defaults: Mapping[str, str],
+    notes: Mapping[str, str] | None = None,
+    only: str = "",
 ) -> str:
     """Return a section whose heading is a key, which makes its anchor; the mappings have a text for each choice."""
     lines = [f"### `{path}`", ""]
     meaning = _by_choice(meanings)
     lines += [meaning[0], ""] if len(meaning) == 1 else [f"- {text}" for text in meaning]
-    lines += [f"- Only with {only}"] if only else []
+    lines += [f"- {only}"] if only else []
     lines += [f"- Values: {'; '.join(_by_choice(values))}"] if any(values.values()) else []
     lines += [f"- Default: {'; '.join(_by_choice(defaults, '{text} with {names}'))}"] if any(defaults.values()) else []
+    lines += [f"- Comment in the file: {'; '.join(_by_choice(notes))}"] if notes and any(notes.values()) else []
     return "\n".join(lines)
 
 
@@ -133,7 +149,16 @@ def meaning_of(key: Key, target: str) -> str:
     return sentence(documented or key.comment)
 
 
-def values_of(key: Key, target: str, others: Iterable[Key] = ()) -> str:
+def note_on(key: Key, target: str) -> str:
+    """Return the comment in the YAML file where a docstring says what the key means, and the comment says more."""
+    words = set(re.findall(r"\w+", key.comment.lower()))
+    meaning = meaning_of(key, target)
+    new = words - set(re.findall(r"\w+", meaning.lower()))
+    is_meaning = meaning == sentence(key.comment)
+    return "" if is_meaning or len(new) <= MAX_SHARE_REPEATED * len(words) else escaped(key.comment)
+
+
+def values_of(key: Key, target: str) -> str:
     """Return in words what values a key takes: from the signature of its target, else from its value."""
     annotation: Any = None
     target = PLUGINS.get(target, target)
@@ -150,8 +175,7 @@ def values_of(key: Key, target: str, others: Iterable[Key] = ()) -> str:
     words = in_words(annotation) if annotation is not None else ""
     if not words and isinstance(value, bool | int | float):
         words = in_words(type(value))
-    # The data fill in a model's vocabulary, so that null is allowed where the signature does not have it.
-    if words and "`null`" not in words and "null" in {key.value, *(other.value for other in others)}:
+    if key.path == "model.vocab_size":  # the data's size is filled in before the signature is looked at
         words += " or `null`"
     return escaped(words)
 
@@ -159,7 +183,7 @@ def values_of(key: Key, target: str, others: Iterable[Key] = ()) -> str:
 def default_of(key: Key) -> str:
     """Return a key's default in words."""
     if key.value == "???":
-        return "none; you must give it"
+        return "none, it must be given"
     if found := VALUE_OF.fullmatch(key.value):
         return f"the value of `{found[1]}`"
     return f"`{key.value.replace(DATA_FOLDER, 'data')}`" if key.value else ""
@@ -198,7 +222,7 @@ def sentence(text: str) -> str:
     if not text:
         return ""
     first = text.split(maxsplit=1)[0].rstrip(",;:")
-    if first.isalpha() and first not in ("null", "true", "false", "cuda", "name", "lmtrain"):
+    if first.isalpha() and first not in ("null", "true", "false", "cuda", "lmtrain"):
         text = text[0].upper() + text[1:]
     return escaped(text if text.endswith((".", "…", "!", "?")) else f"{text}.")
 

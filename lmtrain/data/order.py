@@ -108,9 +108,8 @@ def interleave(shares: Sequence[int]) -> Int64s:
         # How far each source falls behind its share if it is not chosen now, in units of 1 / total samples.
         lags = [shares[k] * (n + 1) - counts[k] * total for k in sources]
         due = [k for k in sources if lags[k] * slack >= total]
-        k = min(
-            due, key=lambda k: ((total * (slack - 1) - lags[k] * slack) / shares[k], k)
-        )  # the one with the earliest deadline
+        # Choose the source with the earliest deadline.
+        k = min(due, key=lambda k: ((total * (slack - 1) - lags[k] * slack) / shares[k], k))
         chosen[n] = k
         counts[k] += 1
     return chosen

@@ -27,7 +27,7 @@ HEADER_BYTES = 256 * 4
 HEADERS = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 
 FEW_FILES = 64  # up to this number, the limit of open files stays as it is
-MAPPED_BYTES = 256 << 20  # larger splits release their pages regularly, which would count as the process's memory
+MAPPED_BYTES = 256 << 20  # larger splits release their pages regularly, because these count as the process's memory
 
 
 class TokenFile(NamedTuple):
@@ -179,9 +179,9 @@ def split_files(folder: Path, split: str, meta: Meta | None) -> list[Path]:
         paths = numbered_shards(folder, split)
     missing = next((path for path in paths or [single] if not path.is_file()), None)
     if missing:
-        there = ", ".join(split_names_in(folder))
+        names = ", ".join(split_names_in(folder))
         raise DataError(
-            f"{missing}: no such file; {folder} has " + (f"the splits {there}" if there else "no .bin files")
+            f"{missing}: no such file; {folder} has " + (f"the splits {names}" if names else "no .bin files")
         )
     return paths
 
@@ -204,9 +204,7 @@ def numbered_shards(folder: Path, split: str) -> list[Path]:
     numbers = sorted(number for _, number in found.values())
     gaps = [str(number + 1) for number, following in pairwise(numbers) if following > number + 1]
     if gaps:
-        raise DataError(
-            f"{folder}: the shards of {split} go up to number {numbers[-1]}, but number {', '.join(gaps)} is missing"
-        )
+        raise DataError(f"{folder}: the shards of {split} go up to number {numbers[-1]}, but without {', '.join(gaps)}")
     return sorted(found, key=lambda path: found[path][1])
 
 

@@ -56,7 +56,7 @@ def check_is_uint16(path: Path, contents: mmap.mmap) -> None:
 
 
 def _sample(contents: mmap.mmap) -> bytes:
-    """Return the start, middle and end of a file, each from a multiple of 8 bytes, where any number begins."""
+    """Return the start, middle and end of a file, cut at multiples of 8 bytes so that no number is cut in two."""
     if len(contents) <= 3 * BLOCK_BYTES:
         return contents[:]
     middle, end = ((place - BLOCK_BYTES) // 8 * 8 for place in (len(contents) // 2, len(contents)))

@@ -47,9 +47,9 @@ def try_tokenizer(content: bytes) -> None:
     except OSError as error:
         raise TokenizerRefusedError(f"can't start a process to try it: {error}") from error
     if done.returncode:
-        said, errors = (text.decode(errors="replace").strip().splitlines() for text in (done.stdout, done.stderr))
+        printed, errors = (text.decode(errors="replace").strip().splitlines() for text in (done.stdout, done.stderr))
         reason = f": {errors[-1][:MAX_ERROR_CHARS]}" if errors else ""
-        raise TokenizerRefusedError(said[-1] if said else f"a process that used it crashed{reason}")
+        raise TokenizerRefusedError(printed[-1] if printed else f"a process that used it crashed{reason}")
 
 
 def problem_of(content: bytes) -> str | None:

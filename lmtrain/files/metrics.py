@@ -38,7 +38,7 @@ def metric_lines(path: Path, warn: Callable[[str], None] = lambda text: None) ->
         OSError: the file can't be read.
     """
     with open_plain_file(path) as file:
-        yield from _ours(path, _lines(file), warn)
+        yield from _valid_lines(path, _lines(file), warn)
 
 
 def read_columns(path: Path, warn: Callable[[str], None]) -> "dict[str, np.ndarray]":
@@ -69,7 +69,7 @@ def read_columns(path: Path, warn: Callable[[str], None]) -> "dict[str, np.ndarr
             raise ValueError("not a step")
         return columns
     except (ValueError, TypeError, OverflowError, RecursionError):
-        return _columns([values for _, values in _ours(path, lines, warn)])
+        return _columns([values for _, values in _valid_lines(path, lines, warn)])
 
 
 def read_newest(path: Path) -> Line:
@@ -95,7 +95,7 @@ def _with_nan(line: Line) -> dict[str, float]:
     return {name: math.nan if value is None else value for name, value in line.items()}
 
 
-def _ours(path: Path, lines: Iterable[bytes], warn: Callable[[str], None]) -> Iterator[tuple[str, Line]]:
+def _valid_lines(path: Path, lines: Iterable[bytes], warn: Callable[[str], None]) -> Iterator[tuple[str, Line]]:
     """Yield the valid lines; warn once about the others."""
     first, others = 0, 0
     for number, line in enumerate(lines, start=1):

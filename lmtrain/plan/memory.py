@@ -29,7 +29,7 @@ KINDS = {  # in the order in which they are shown
     "casts": "weights in 16 bits",
     "activations": "activations",
     "logits": "logits and loss",
-    "workspace": "matrix products' workspace",
+    "workspace": "workspace of matrix products",
 }
 CUDA_BLOCK = 512  # bytes; the caching allocator rounds up to multiples of it
 # Two cuBLAS handles (one per thread, forward and backward) with the :4096:8 that deterministic runs need.

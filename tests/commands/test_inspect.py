@@ -239,7 +239,7 @@ def test_suspicious_data_is_noted(tmp_path):
     (folder / "test.bin").write_bytes(b"1234")
     set_train_fields(folder, documents=2)
     notes = inspected(folder)["notes"]
-    assert "test.bin: left out, because meta.json does not list them" in notes
+    assert "test.bin: left out, not listed in meta.json" in notes
     assert any(note.startswith("train: has 13 end-of-text ids, but meta.json says 2") for note in notes)
     assert any("id 255 does not occur" in note for note in inspected(folder, "--end-of-text", "255")["notes"])
 

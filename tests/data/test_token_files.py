@@ -120,7 +120,7 @@ def test_the_fingerprint_of_bare_shards_covers_all_of_them(tmp_path):
 def test_a_gap_between_shards_and_shards_of_two_names_are_refused(tmp_path):
     for number in (1, 2, 4, 6):
         write_shard(tmp_path / f"web_train_{number:06}.bin", np.arange(10))
-    with pytest.raises(ValueError, match=r"the shards of train go up to number 6, but number 3, 5 is missing"):
+    with pytest.raises(ValueError, match=r"the shards of train go up to number 6, but without 3, 5"):
         TokenFiles(tmp_path, "train")
     write_shard(tmp_path / "code_train_000001.bin", np.arange(10))
     with pytest.raises(ValueError, match=r"several names for train \(code_train, web_train\)"):

@@ -103,9 +103,8 @@ def test_growth_multiplies_over_all_parts() -> None:
     assert growth({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}) == 2
     assert growth({"type": "Replace", "pattern": {"String": "aa"}, "content": "aaa"}) == 2
     one_for_one = {"type": "Replace", "pattern": {"String": "’"}, "content": "'"}
-    assert (
-        growth({"type": "Sequence", "normalizers": [one_for_one] * 100}) == 1
-    )  # for example quotes, dashes and spaces
+    # Such a list may replace quotes, dashes and spaces, for example.
+    assert growth({"type": "Sequence", "normalizers": [one_for_one] * 100}) == 1
 
 
 def test_a_file_that_is_not_a_tokenizer_is_refused_with_the_librarys_message() -> None:

@@ -1,15 +1,17 @@
 """Every example of the documentation and the README runs, and prints what the page shows."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
-from support.command_line import clean_environment
+from support.command_line import Cli, clean_environment
 from support.doc_examples import Page
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+WITH_EXAMPLES = re.compile(r"^```(console|python)$", re.MULTILINE)
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
 
@@ -18,7 +20,7 @@ def series() -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for page in PAGES:
         name, folder = (str(path.relative_to(ROOT)) for path in (page, page.parent))
-        if list(Page(page, ROOT, {}).examples()):
+        if WITH_EXAMPLES.search(page.read_text(encoding="utf-8")):
             found.setdefault(folder if folder in SERIES else name, []).append(page)
     return found
 
@@ -26,7 +28,7 @@ def series() -> dict[str, list[Path]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("pages", series().values(), ids=series())
 def test_the_examples_of_a_page_run_and_print_what_it_shows(
-    pages: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    pages: list[Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.chdir(tmp_path)
     renew = request.config.getoption("--renew-docs")
@@ -39,7 +41,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
     }
     names: dict[str, str] = {}
     for page in pages:
-        Page(page, tmp_path, environment, renew, names).run()
+        Page(page, tmp_path, environment, cli, renew, names).run()
 
 
 def write_short_quickstart(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import ast
 import json
 import re
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,12 +31,15 @@ PUT_TOGETHER = {"train.bin", "val.bin", *(f"{name}.safetensors" for name in ("op
 OTHER_WORDS = {"RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"}
 
 
-def texts_in_code() -> Iterator[tuple[Path, str]]:
-    """Yield all string constants of the package that are no docstrings."""
-    for path in (ROOT / "lmtrain").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                yield path, node.value
+@cache
+def texts_in_code() -> list[tuple[Path, str]]:
+    """Return all string constants of the package."""
+    return [
+        (path, node.value)
+        for path in (ROOT / "lmtrain").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
 
 
 def pattern_of(name: str) -> str:

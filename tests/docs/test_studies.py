@@ -15,5 +15,6 @@ def test_every_study_is_a_page() -> None:
     assert studies == {path.stem for path in (DOCS / "studies").glob("*.md")} - {"index"}
     index = (DOCS / "studies" / "index.md").read_text(encoding="utf-8")
     for name in studies:
-        assert f"]({name}.md)" in index
+        title = study(name).partition("\n")[0].removeprefix("# ")
+        assert f"[{title}]({name}.md)" in index
         assert f"\n{name}\n" in index

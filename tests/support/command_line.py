@@ -86,13 +86,18 @@ class Cli:
             process.end()
         return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
 
-    def start(self, *arguments: str, folder: Path | None = None, **environment: str) -> Started:
-        """Start a command in the background. It is killed at the end of the test if it still runs."""
+    def start(self, *arguments: str, folder: Path | None = None, merged: bool = False, **environment: str) -> Started:
+        """Start a command in the background. It is killed at the end of the test if it still runs.
+
+        If `merged`, what it prints to stderr is in its `stdout`, as in a terminal.
+        """
         assert "PYTHONPATH" not in environment
         output, server = self.output(), self.server()
         files = {name: str(output / name) for name in ("stdout", "stderr", "code")}
+        if merged:
+            files["stderr"] = files["stdout"]
         for name in ("stdout", "stderr"):
-            (output / name).touch()
+            Path(files[name]).touch()
         variables = clean_environment() | environment
         request = {"arguments": arguments, "folder": str(folder or self.folder), "environment": variables, **files}
         assert server.stdin is not None

@@ -57,7 +57,7 @@ def run(request: dict[str, Any]) -> NoReturn:
     os.environ.clear()
     os.environ.update(request["environment"])
     for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
-        os.dup2(os.open(name, os.O_RDWR), descriptor)
+        os.dup2(os.open(name, os.O_RDWR | os.O_APPEND), descriptor)  # appended: both may be one file
     become_lmtrain(request["arguments"])
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from lmtrain.data.progress import DataProgress
 from lmtrain.terminal.as_text import visible
-from lmtrain.terminal.console import PlainConsole, RedactingFormatter, configure_logging, console
+from lmtrain.terminal.console import PlainConsole, RedactingFormatter, _make_console, configure_logging, console
 
 # Markup that is closed but never opened raises an error in rich; then colors, an emoji, a link, and a title.
 TEXT = "[/x] [red]r[/red] :smile: [link=file:///x]l[/link] \x1b[31m\x1b]0;title\x07 \x9b2J \r \u202e \ud800 \\[y]"
@@ -98,6 +98,15 @@ def test_log_lines_show_text_literally(logged: Path, capsys: pytest.CaptureFixtu
 def test_the_console_of_every_command_is_a_plain_one() -> None:
     assert isinstance(console, PlainConsole)
     assert RedactingFormatter("%(message)s").format(logging.makeLogRecord({"msg": TEXT})) == SHOWN
+
+
+def test_a_notebook_gets_plain_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    made = _make_console()
+    made.print("a line", style="bold red")
+    assert capsys.readouterr().out == "a line\n"
+    assert not made.is_terminal
 
 
 def test_the_command_continues_when_its_reader_is_gone(tmp_path: Path) -> None:

@@ -49,9 +49,7 @@ class SplitReport:
     statistics: SplitStatistics
     text_bytes: int | None
     lost_share: float | None  # the share of those bytes that have no token; None: not known
-    unigram_loss: (
-        float | None
-    )  # nats per token, of a model that knows the token frequencies of train; None without train
+    unigram_loss: float | None  # nats per token, for a model that knows train's token frequencies; None without train
     repeated_documents: Repeats | None
     repeated_passages: Repeats
     documents_in_train: Repeats | None
@@ -166,8 +164,8 @@ def inspect_folder(
     names = split_names(folder, meta)
     if not names:
         others = sorted(path.parent.name for path in folder.glob("*/*.bin"))
-        there = f"; there are some in {', '.join(dict.fromkeys(others))}" if others else ""
-        raise DataError(f"{folder}: has no token files (*.bin){there}")
+        hint = f"; there are some in {', '.join(dict.fromkeys(others))}" if others else ""
+        raise DataError(f"{folder}: has no token files (*.bin){hint}")
     problems, notes = integrity.folder_problems(folder, meta), integrity.folder_notes(folder, meta, dtype)
     stored = _tokenizer(folder, tokenizer, problems)
     if end_of_text is None:

@@ -28,7 +28,7 @@ def folder_notes(folder: Path, meta: Meta | None, dtype: str | None = None) -> l
         ]
     known = {shard.file for split in meta.splits for shard in meta.files(split)}
     others = sorted(path.name for path in folder.glob("*.bin") if path.name not in known)
-    return [f"{', '.join(others)}: left out, because meta.json does not list them"] if others else []
+    return [f"{', '.join(others)}: left out, not listed in meta.json"] if others else []
 
 
 def split_problems(files: TokenFiles, found: SplitStatistics, vocab_size: int | None) -> list[str]:

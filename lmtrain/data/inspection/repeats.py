@@ -173,9 +173,8 @@ class Pieces:
         self.end_of_text, self.passage_tokens = end_of_text, passage_tokens
         self.documents, self.passages = HashSubset(most_documents), HashSubset(most_passages)
         self._hash = SpanHash(chunk_tokens + passage_tokens)
-        self._tail: npt.NDArray[Any] = np.empty(
-            0, np.uint32
-        )  # the last tokens of the previous chunk, one fewer than a passage
+        # The last tokens of the previous chunk, one fewer than a passage.
+        self._tail: npt.NDArray[Any] = np.empty(0, np.uint32)
         self._read = 0
         self._open_hash = self._open_tokens = 0  # of the document that continues in the next chunk
 

@@ -18,7 +18,7 @@ PASSAGE_TOKENS = 64
 MOST_DOCUMENTS = 1 << 24  # hashes in memory, 16 bytes each; if there are more documents, the hash chooses a subset
 MOST_PASSAGES = 1 << 21
 MOST_IDS = 1 << 20  # ids with their own counter; larger than any vocabulary, so an id beyond it is damaged
-MOST_VOCABULARY = 1 << 24  # the same if meta.json has a larger vocabulary; an even larger one is damaged
+MOST_VOCABULARY = 1 << 24  # the same limit if meta.json has a larger vocabulary
 MOST_LENGTHS = 1 << 20  # lengths with their own counter; the few longer documents are listed
 LONGER_THAN = tuple(512 << i for i in range(8))  # tokens; the usual block sizes
 
@@ -110,9 +110,8 @@ def unigram_loss(counts: Counts, train_counts: Counts, vocab_size: int) -> float
     known[: len(train_counts)] += train_counts
     seen = np.flatnonzero(counts)
     shares = counts[seen] / counts.sum()
-    total = known.sum() + max(
-        vocab_size - len(known), 0
-    )  # no vector for the unseen ids, of which there may be billions
+    # There may be billions of unseen ids, so they are counted without a vector.
+    total = known.sum() + max(vocab_size - len(known), 0)
     return float(-shares @ np.log(known[seen] / total))
 
 

@@ -131,7 +131,7 @@ class Dataset:
         encoding = locale.getpreferredencoding(False)
         by_fsspec = self.commit is not None or Path(name).suffix in COMPRESSED
         if builder.name == "text" and by_fsspec and codecs.lookup(encoding).name != "utf-8":
-            raise ValueError(f"the datasets library would read it as {encoding}, from the locale; set PYTHONUTF8=1")
+            raise ValueError(f"the datasets library would use the locale's encoding, {encoding}; set PYTHONUTF8=1")
         data_files = library("datasets.data_files")
         copied = object.__new__(type(builder))  # copy.copy would share the attributes, which reading changes
         copied.__dict__ |= builder.__dict__ | {"config": copy.copy(builder.config), "info": copy.copy(builder.info)}
@@ -247,12 +247,12 @@ def open_dataset(
             raise _failed(key, error, commit is not None) from error
         if builder.name not in FORMATS:
             raise ValueError(f"{key}: has the format {builder.name}, but only {', '.join(FORMATS)} can be read")
-        there = builder.config.data_files
-        if missing := [split for split in splits if split not in there]:
-            raise ValueError(f"prepare.source.splits={missing[0]}: {path} has only {', '.join(map(str, there))}")
+        available = builder.config.data_files
+        if missing := [split for split in splits if split not in available]:
+            raise ValueError(f"prepare.source.splits={missing[0]}: {path} has only {', '.join(map(str, available))}")
         within = f"hf://datasets/{path}@{commit}/" if commit else f"{place}/"
         shown = "" if commit else f"{Path(path).as_posix()}/"
-        files = {split: {shown + file.removeprefix(within): file for file in there[split]} for split in splits}
+        files = {split: {shown + file.removeprefix(within): file for file in available[split]} for split in splits}
         return Dataset(builder, _builder("text", cache), files, field, commit, skip_missing)
 
 

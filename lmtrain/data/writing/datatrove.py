@@ -86,38 +86,37 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         self._begin()
 
     def _begin(self) -> None:
-        begun = unfinished_folder(self.folder)
+        hidden = unfinished_folder(self.folder)
         settings: dict[str, Any] = {
             "tokenizer": {"kind": self.tokenizer.kind, **vars(self.tokenizer)},
             "holdout": _holdout_settings(self.holdout),
             "shard_tokens": self.shard_tokens,
         }
         settings = json.loads(json.dumps(settings, default=str))  # a user's tokenizer may have any attributes
-        if (begun / SETTINGS_FILE).exists():
-            earlier = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES)
+        if (hidden / SETTINGS_FILE).exists():
+            earlier = read_json_limited(hidden / SETTINGS_FILE, MAX_JSON_BYTES)
         elif has_entries(self.folder):
             meta = read_meta(self.folder)
             earlier = {key: meta.recipe.get(key) for key in settings} if meta else {}
         else:
-            begun.mkdir(parents=True, exist_ok=True)
-            save_tokenizer(begun, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
-            write_atomically(
-                begun / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n"
-            )  # last: a folder with it is complete
+            hidden.mkdir(parents=True, exist_ok=True)
+            save_tokenizer(hidden, self.tokenizer.fit(_NoCorpus(self.tokenizer.kind)))
+            # The settings come last: a folder with them has everything that the ranks need.
+            write_atomically(hidden / SETTINGS_FILE, json.dumps(settings, indent=1) + "\n")
             earlier = settings
         if changed := differences(earlier, settings):
             raise DataError(
                 f"{self.folder}: was begun with other settings ({'; '.join(changed)}); give another folder, or remove "
-                f"it, {begun} and datatrove's logging_dir to start over"
+                f"it, {hidden} and datatrove's logging_dir to start over"
             )
 
     def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
-        begun = unfinished_folder(self.folder)
-        if not begun.exists() or (begun / TOKENS_FOLDER).exists():
+        hidden = unfinished_folder(self.folder)
+        if not hidden.exists() or (hidden / TOKENS_FOLDER).exists():
             raise DataError(
-                f"{self.folder}: is finished, or {begun} is gone; remove it and datatrove's logging_dir to start over"
+                f"{self.folder}: is finished, or {hidden} is gone; remove it and datatrove's logging_dir to start over"
             )
-        own, writing = begun / f"{rank:05}", begun / f".{rank:05}"
+        own, writing = hidden / f"{rank:05}", hidden / f".{rank:05}"
         if writing.exists():
             shutil.rmtree(writing)
         if own.exists():
@@ -125,7 +124,7 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
             shutil.rmtree(writing)
         writing.mkdir()
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the ranks are the parallelism
-        encoder = Encoder(self.tokenizer, begun)
+        encoder = Encoder(self.tokenizer, hidden)
         itemsize = encoder.dtype.itemsize
         writers = {split: ShardWriter(writing, split, itemsize, self.shard_tokens) for split in SPLITS}
         for texts in _batches(data or (), self.holdout):
@@ -140,7 +139,7 @@ class TokenShards(PipelineStep):  # type: ignore[misc]  # datatrove has no types
         write_atomically(writing / RECORD_FILE, json.dumps(asdict(record), indent=1) + "\n")
         sync(writing)
         os.rename(writing, own)
-        sync(begun)
+        sync(hidden)
 
 
 class Finish(PipelineStep):  # type: ignore[misc]

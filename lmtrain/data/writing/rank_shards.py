@@ -33,51 +33,51 @@ def finish_token_folder(folder: str | Path) -> Meta:
         DataError: a rank is missing, its files are damaged, or a split has no tokens.
     """
     folder = Path(folder).absolute()
-    begun = unfinished_folder(folder)
-    tokens = begun / TOKENS_FOLDER  # once it exists, all ranks are checked and may not write any more
+    hidden = unfinished_folder(folder)
+    tokens = hidden / TOKENS_FOLDER  # once it exists, all ranks are checked and may not write any more
     if has_entries(folder):
-        return _finished(folder, begun)
-    if not begun.exists():
+        return _finished(folder, hidden)
+    if not hidden.exists():
         raise DataError(f"{folder}: nothing to finish, because no pipeline with TokenShards has begun it")
-    records = _records(begun)
+    records = _records(hidden)
     if not tokens.exists():
-        checked = _checked_meta(folder, begun, records)
-        ready = begun / f".{TOKENS_FOLDER}"
+        checked = _checked_meta(folder, hidden, records)
+        ready = hidden / f".{TOKENS_FOLDER}"
         ready.mkdir(exist_ok=True)
         for name in (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE):
-            shutil.copyfile(begun / name, ready / name)
+            shutil.copyfile(hidden / name, ready / name)
             sync(ready / name)
         write_meta(ready, checked)
         os.rename(ready, tokens)
     meta = read_meta(tokens)
     assert meta is not None
     for split in SPLITS:
-        for (path, _), shard in zip(_shards_of(begun, records, split), meta.splits[split].shards, strict=True):
+        for (path, _), shard in zip(_shards_of(hidden, records, split), meta.splits[split].shards, strict=True):
             if path.exists():  # otherwise an earlier process has moved it
                 os.rename(path, tokens / shard.file)
     sync(tokens)
     os.rename(tokens, folder)
     sync(folder.parent)
-    shutil.rmtree(begun)
+    shutil.rmtree(hidden)
     return meta
 
 
-def _finished(folder: Path, begun: Path) -> Meta:
+def _finished(folder: Path, hidden: Path) -> Meta:
     """Return the meta of a finished folder; remove the hidden folder if an earlier process was killed before that."""
     meta = read_meta(folder)
-    settings = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES) if (begun / SETTINGS_FILE).exists() else {}
-    if meta is None or (begun / TOKENS_FOLDER).exists() or not settings.items() <= meta.recipe.items():
+    settings = read_json_limited(hidden / SETTINGS_FILE, MAX_JSON_BYTES) if (hidden / SETTINGS_FILE).exists() else {}
+    if meta is None or (hidden / TOKENS_FOLDER).exists() or not settings.items() <= meta.recipe.items():
         raise DataError(f"{folder}: has files that this pipeline did not make; move it away, and finish again")
-    if begun.exists():
-        shutil.rmtree(begun)
+    if hidden.exists():
+        shutil.rmtree(hidden)
     return meta
 
 
 def unfinished_folder(folder: Path) -> Path:
     """Return the hidden folder that the ranks write to; raise ValueError if it is a link."""
-    begun = folder.with_name(f".ranks-{folder.name}")
-    refuse_links(begun.parent, [begun.name])
-    return begun
+    hidden = folder.with_name(f".ranks-{folder.name}")
+    refuse_links(hidden.parent, [hidden.name])
+    return hidden
 
 
 @dataclass(frozen=True)
@@ -121,31 +121,31 @@ class ShardWriter:
         return EncodedTexts(chunk.data[:cut], tokens, chunk.max_id), rest
 
 
-def _records(begun: Path) -> list[RankRecord]:
+def _records(hidden: Path) -> list[RankRecord]:
     """Return the records of all ranks, in order.
 
     Raises:
         DataError: a record is missing, or the records come from pipelines with different numbers of tasks.
     """
     records: dict[int, RankRecord] = {}
-    for path in begun.glob(f"[0-9]*/{RECORD_FILE}"):
+    for path in hidden.glob(f"[0-9]*/{RECORD_FILE}"):
         fields = read_json_limited(path, MAX_JSON_BYTES)
         splits = {name: [Split(**{**split, "shards": ()}) for split in of] for name, of in fields["splits"].items()}
         records[int(path.parent.name)] = RankRecord(fields["rank"], fields["world_size"], splits)
     sizes = sorted({record.world_size for record in records.values()})
     if not sizes:
-        raise DataError(f"{begun}: no rank has finished; {RUN_AGAIN}")
+        raise DataError(f"{hidden}: no rank has finished; {RUN_AGAIN}")
     if len(sizes) > 1:
         raise DataError(
-            f"{begun}: has ranks of pipelines with {' and '.join(map(str, sizes))} tasks, whose documents overlap; "
+            f"{hidden}: has ranks of pipelines with {' and '.join(map(str, sizes))} tasks, whose documents overlap; "
             "remove it and datatrove's logging_dir to start over"
         )
     if missing := [rank for rank in range(sizes[0]) if rank not in records]:
-        raise DataError(f"{begun}: {_named_ranks(missing)} of {sizes[0]} did not finish; {RUN_AGAIN}")
+        raise DataError(f"{hidden}: {_named_ranks(missing)} of {sizes[0]} did not finish; {RUN_AGAIN}")
     return [records[rank] for rank in range(sizes[0])]
 
 
-def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
+def _checked_meta(folder: Path, hidden: Path, records: list[RankRecord]) -> Meta:
     """Return the meta of all ranks' files together, after reading each file.
 
     Raises:
@@ -154,7 +154,7 @@ def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
     damaged: dict[int, Path] = {}
     splits = {}
     for split in SPLITS:
-        files = _shards_of(begun, records, split)
+        files = _shards_of(hidden, records, split)
         whole = hashlib.sha256()
         for path, written in files:
             if not path.is_file() or _sha256(path, whole) != written.sha256:
@@ -181,10 +181,10 @@ def _checked_meta(folder: Path, begun: Path, records: list[RankRecord]) -> Meta:
             raise DataError(
                 f"{folder}: the {split} split has only {counted.tokens} tokens; hold out another share, or look in "
                 "datatrove's logs for documents that the reader skipped. To start over, remove "
-                f"{begun} and datatrove's logging_dir"
+                f"{hidden} and datatrove's logging_dir"
             )
-    settings = read_json_limited(begun / SETTINGS_FILE, MAX_JSON_BYTES)
-    return meta_of_splits(begun, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
+    settings = read_json_limited(hidden / SETTINGS_FILE, MAX_JSON_BYTES)
+    return meta_of_splits(hidden, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 
 def _sha256(path: Path, whole: Any) -> str:
@@ -197,9 +197,9 @@ def _sha256(path: Path, whole: Any) -> str:
     return own.hexdigest()
 
 
-def _shards_of(begun: Path, records: Iterable[RankRecord], split: str) -> list[tuple[Path, Split]]:
+def _shards_of(hidden: Path, records: Iterable[RankRecord], split: str) -> list[tuple[Path, Split]]:
     return [
-        (begun / f"{record.rank:05}" / _shard_name(split, number), written)
+        (hidden / f"{record.rank:05}" / _shard_name(split, number), written)
         for record in records
         for number, written in enumerate(record.splits[split])
     ]

@@ -39,7 +39,17 @@ WITHOUT_OPTUNA = "hydra/sweeper=optuna: needs Optuna; install it with pip instal
 
 
 class SearchSettings:
-    """Holds the settings in `conf/hydra/sweeper/optuna.yaml`; `OptunaSweeper` describes them."""
+    """Holds the settings of a search, from `hydra.sweeper` in the config.
+
+    Args:
+        n_trials: Number of trials in total, over all processes and restarts.
+        direction: `minimize` or `maximize` the best validation loss.
+        study_name: Name of the study in its storage.
+        storage: A file, or a database URL such as `sqlite:///PATH`; null means `study.journal` in the sweep directory.
+        n_jobs: Number of trials to run at the same time; null means the launcher's `n_jobs`.
+        sampler: An Optuna sampler, which chooses the values of each trial.
+        pruner: An Optuna pruner, which stops hopeless trials early.
+    """
 
     def __init__(
         self,
@@ -61,16 +71,6 @@ class OptunaSweeper(Sweeper):
 
     With the process launcher, a new trial starts as soon as another one ends. Other launchers get trials in batches of
     `n_jobs`. Several processes may work on the same search at the same time.
-
-    Args:
-        n_trials: Number of trials in total, over all processes and restarts.
-        direction: `minimize` or `maximize` the best validation loss.
-        study_name: Name of the study in its storage.
-        storage: A file, or a database URL such as `sqlite:///PATH`; null means `study.journal` in the sweep directory.
-        n_jobs: Number of trials to run at the same time; null means the launcher's `n_jobs`.
-        params: The search space: for each key its values in Hydra's sweep syntax. The command line overrides it.
-        sampler: An Optuna sampler, which chooses the values of each trial.
-        pruner: An Optuna pruner, which stops hopeless trials early.
     """
 
     hydra_context: HydraContext  # set by `setup`, like the other attributes

@@ -210,13 +210,13 @@ def run_script(corpus: Path, folder: Path, *, killed: bool) -> str:
 def test_a_killed_rank_is_run_again(tmp_path: Path, corpus: Path, reference: Path) -> None:
     folder = tmp_path / "web"
     run_script(corpus, folder, killed=True)
-    begun = unfinished_folder(folder)
+    hidden = unfinished_folder(folder)
     assert not folder.exists()
-    assert [path.name for path in begun.glob("[0-9]*")] == ["00000"]
-    assert len(list((begun / ".00001").glob("train_*.bin"))) > 1
+    assert [path.name for path in hidden.glob("[0-9]*")] == ["00000"]
+    assert len(list((hidden / ".00001").glob("train_*.bin"))) > 1
     with pytest.raises(DataError, match=r"ranks 1, 2 of 3 did not finish.*completions/RANK"):
         finish_token_folder(folder)
-    kept = {path.stat().st_ino for path in (begun / "00000").glob("*.bin")}
+    kept = {path.stat().st_ino for path in (hidden / "00000").glob("*.bin")}
     assert "Skipping 1 already completed tasks" in run_script(corpus, folder, killed=False)
     assert contents(folder) == contents(reference)
     assert kept <= {path.stat().st_ino for path in folder.iterdir()}
@@ -224,8 +224,8 @@ def test_a_killed_rank_is_run_again(tmp_path: Path, corpus: Path, reference: Pat
 
 def test_a_rank_that_runs_again_replaces_only_its_own_files(tmp_path: Path, reference: Path) -> None:
     step = run_all(shards_step(tmp_path / "web"))
-    begun = unfinished_folder(tmp_path / "web")
-    others = {path: path.stat().st_mtime_ns for rank in (0, 2) for path in (begun / f"{rank:05}").iterdir()}
+    hidden = unfinished_folder(tmp_path / "web")
+    others = {path: path.stat().st_mtime_ns for rank in (0, 2) for path in (hidden / f"{rank:05}").iterdir()}
     with pytest.raises(KeyboardInterrupt):
         run_rank(step, 1, killed_after=3)
     with pytest.raises(DataError, match="rank 1 of 3 did not finish"):
