@@ -51,7 +51,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.terminal.paths import argument_with_home, short_path, with_home
 
 HYDRA_VERSION_BASE = "1.3"
-_composing = threading.RLock()  # Hydra has one state for the whole process
+_composing = threading.RLock()  # Hydra has only one state per process
 NOT_A_MENU = f"not read, because it lacks groups that every run needs: {', '.join(IN_EVERY_MENU)}"
 
 

@@ -17,7 +17,7 @@ from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.errors import ConfigError
 
 _MISSING = object()
-RUNS = ("resume", "fork")  # keys whose value is the directory of a run
+RUNS = ("resume", "fork")  # keys whose value is a run directory
 
 
 def quoted(value: str) -> str:
@@ -64,22 +64,22 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
 
 
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
-    """Return the overrides that set these keys and groups: `{"optimizer.lr": 1e-3, "model": "gpt2"}`.
+    """Return the overrides that set keys and groups given as a dict, such as `{"optimizer.lr": 1e-3, "model": "gpt2"}`.
 
-    A key may begin with `+`, `++` or `~`, as on the command line; `~` with the value None deletes the key. A group may
-    have a dict of its values, `{"trainer": {"max_steps": 100}}`.
+    A key may begin with `+`, `++` or `~`, as on the command line; `~` with the value None deletes the key. The value of
+    a group may be a dict of its values, such as `{"trainer": {"max_steps": 100}}`.
 
     Raises:
-        TypeError: a key that is no text, or a value that YAML has no form for.
+        TypeError: A key is not a string, or a value has no form in YAML.
     """
     lines = []
     for key, value in values.items():
         if not isinstance(key, str):
-            raise TypeError(f"{key!r}: not a key of the config, which is a text")
+            raise TypeError(f"{key!r}: is not a config key; give a string")
         if key.startswith("~") and value is None:
             lines.append(key)
         elif key in RUNS and value is not None:
-            lines.append(f"{key}={os.fspath(value)}")  # a path and no value of the grammar
+            lines.append(f"{key}={os.fspath(value)}")  # a path, which is not parsed with Hydra's grammar
         elif isinstance(value, Mapping) and "." not in key:
             lines += overrides_of({f"{key}.{name}": item for name, item in value.items()})
         else:
@@ -88,7 +88,7 @@ def overrides_of(values: Mapping[str, Any]) -> list[str]:
 
 
 def _plain(value: Any, key: str) -> Any:
-    """Return a value in the types that YAML has: a path as text, a tuple as a list, NumPy's numbers as Python's."""
+    """Return a value in types that YAML has: a path becomes text, a tuple a list, a NumPy number a Python number."""
     match value:
         case None | bool() | str():
             return value
@@ -102,9 +102,11 @@ def _plain(value: Any, key: str) -> Any:
             return {str(name): _plain(item, key) for name, item in value.items()}
         case list() | tuple():
             return [_plain(item, key) for item in value]
-    if hasattr(value, "tolist"):  # of NumPy and torch
+    if hasattr(value, "tolist"):  # NumPy arrays and torch tensors
         return _plain(value.tolist(), key)
-    raise TypeError(f"{key}: {type(value).__name__} is no value of a config; give a number, a text, a list or a dict")
+    raise TypeError(
+        f"{key}: a {type(value).__name__} can't be a config value; give a number, a string, a list or a dict"
+    )
 
 
 def override_value(value: Any) -> str:

@@ -51,7 +51,7 @@ def refuse_several_processes() -> None:
     """Raise ConfigError under torchrun: each process would train the same run."""
     text = os.environ.get("WORLD_SIZE") or "1"
     if not text.isdecimal():
-        raise ConfigError(f"WORLD_SIZE={text}: an environment variable that must be a whole number; unset it")
+        raise ConfigError(f"WORLD_SIZE={text}: this environment variable must be a whole number; unset it")
     if int(text) > 1:
         raise ConfigError("WORLD_SIZE: lmtrain trains in one process; start it without torchrun")
 

@@ -1,4 +1,4 @@
-"""Gives a process back as it was after a run from Python: log handlers, paths, and the settings of torch."""
+"""Restores the state of a process after a run from Python: log handlers, paths and torch's settings."""
 
 import contextlib
 import logging
@@ -13,17 +13,17 @@ from typing import Any
 
 from lmtrain.terminal.paths import change_folder, shell_folder
 
-# Torch has one set of random generators and settings in a process: whatever else draws from them changes a run's bits.
+# A process has one set of torch's random generators and settings; other code that uses them would change a run's bits.
 _training = threading.Lock()
 _using_torch = threading.Lock()
 
 
 @contextlib.contextmanager
 def training_alone() -> Iterator[None]:
-    """Keep all other runs of this process out while one trains.
+    """Allow only one run at a time to train in this process.
 
     Raises:
-        RuntimeError: one trains already, in another thread.
+        RuntimeError: Another thread is training already.
     """
     if not _training.acquire(blocking=False):
         raise RuntimeError(
@@ -38,10 +38,10 @@ def training_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def using_torch() -> Iterator[None]:
-    """Use torch beside the runs of this process, but not while one of them trains; restore torch's state.
+    """Use torch while no run of this process is training, and restore torch's state afterwards.
 
     Raises:
-        RuntimeError: a run is training in another thread.
+        RuntimeError: A run is training in another thread.
     """
     if _training.locked():
         raise RuntimeError(
@@ -54,8 +54,8 @@ def using_torch() -> Iterator[None]:
 
 @contextlib.contextmanager
 def importing_from_here() -> Iterator[None]:
-    """Let modules of the user's own be imported from the current folder, as the command does."""
-    shell_folder.cache_clear()  # the folder may be another one than at the last call
+    """Make the user's own modules in the current folder importable, as the command line does."""
+    shell_folder.cache_clear()  # the folder may have changed since the last call
     folder = os.getcwd()
     missing = folder not in sys.path
     if missing:
@@ -74,8 +74,8 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
     handlers, levels = root.handlers[:], (root.level, own.level)
     captures_warnings = getattr(warnings.showwarning, "__module__", "") == "logging"
     argv, folder = sys.argv, os.getcwd()
-    sys.argv = ["lmtrain", *arguments]  # what a run records
-    # The run has a console and a log file of its own: nothing is printed twice, and no log file of the caller's closed.
+    sys.argv = ["lmtrain", *arguments]  # a run records these
+    # The run has its own console and log file; without this, lines would appear twice and the caller's log be closed.
     root.handlers[:] = [handler for handler in handlers if not _writes_lines(handler)]
     try:
         with importing_from_here():
@@ -89,7 +89,7 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
         own.setLevel(levels[1])
         logging.captureWarnings(captures_warnings)
         sys.argv = argv
-        if os.getcwd() != folder:  # of a run that was resumed in the folder it was started in
+        if os.getcwd() != folder:  # a resumed run changes to the folder it was started in
             if os.getcwd() in sys.path:
                 sys.path.remove(os.getcwd())
             change_folder(Path(folder))
@@ -98,7 +98,7 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored_torch() -> Iterator[None]:
-    """Restore torch's settings, and the states of all random generators that a run seeds."""
+    """Restore torch's settings and the states of all random generators that a run seeds."""
     import numpy as np
     import torch
 
@@ -126,9 +126,10 @@ def restored_torch() -> Iterator[None]:
 
 
 def forget_earlier_runs() -> None:
-    """Clear what torch keeps of earlier runs in this process, so that this run is as the first one.
+    """Clear torch's memory of earlier runs in this process, so that this run behaves like the first one.
 
-    After a few models of one class, `torch.compile` would compile no more; and the peak of memory would be theirs.
+    Otherwise `torch.compile` would stop compiling after a few models of one class, and the memory peak would include
+    the earlier runs.
     """
     import torch
 
@@ -139,7 +140,7 @@ def forget_earlier_runs() -> None:
 
 
 def _set_deterministic(torch: Any, mode: int) -> None:
-    if "torch._inductor.config" in sys.modules:  # has a setting of its own, which only this function sets
+    if "torch._inductor.config" in sys.modules:  # it has its own setting, which only this function sets
         torch.use_deterministic_algorithms(mode > 0, warn_only=mode == 1)
     else:
         torch.set_deterministic_debug_mode(mode)

@@ -43,7 +43,8 @@ class PlainConsole(Console):
 
 
 def _make_console() -> Console:
-    # A notebook reports a terminal but can't move the cursor. rich's own notebook mode makes each line an output.
+    # A notebook reports a terminal but can't move the cursor, and rich's own notebook mode would make each line a
+    # separate output.
     is_notebook = "ipykernel" in sys.modules
     console = PlainConsole(soft_wrap=True, force_jupyter=False, force_terminal=False if is_notebook else None)
     if not console.is_terminal:

@@ -139,15 +139,15 @@ def read_saved(path: Path) -> DictConfig:
 
 
 def read_resolved(path: Path) -> DictConfig:
-    """Return the resolved config of a run, in which nothing is left to look up: not the environment, for example.
+    """Return the resolved config of a run, in which nothing (such as an environment variable) is left to look up.
 
     Raises:
-        ConfigError: as `read_saved`; or it has an interpolation, which no run writes.
+        ConfigError: The file can't be read (see `read_saved`), or has an interpolation, which no run writes.
     """
     cfg = read_saved(path)
     for key, text in _texts(OmegaConf.to_container(cfg)):
         if "${" in text:
-            raise ConfigError(f"{path}: {shown(key)}={shown(text)}: an interpolation, which no run writes")
+            raise ConfigError(f"{path}: {shown(key)}={shown(text)}: is an interpolation, which no run writes")
     return cfg
 
 
