@@ -1,4 +1,4 @@
-"""Reads a run back from its directory, one that has ended or one that is still going on. Imports no torch."""
+"""Reads a run from its directory, after it has ended or while it is still training. Imports no torch."""
 
 import os
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class Run:
-    """A run, as its directory has it. `train` and `load_run` return it.
+    """A run, read from its directory. `train` and `load_run` return it.
 
-    Every attribute is read from the files when it is asked for, so that it is up to date while the run goes on, and
-    none of them needs torch. Only `load` does.
+    Each property reads its file anew, so that it is up to date while the run is still training. Only `load` needs
+    torch.
 
     Example:
         >>> run = load_run("outputs/quickstart/20261126-101500-1a2b")
@@ -55,12 +55,12 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`: status, losses, steps, tokens, seconds; empty before the run has ended."""
+        """The content of `result.json`: status, losses, steps, tokens, seconds; empty until the run ends."""
         return read_json(self.directory / "result.json")
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """The lines of `metrics.jsonl`, a dict for each logged step, with NaN for null; empty before the first line."""
+        """The lines of `metrics.jsonl`, one dict for each logged step, with NaN for null; empty before the first."""
         path = self.directory / "metrics.jsonl"
         return metrics.read_metrics(path) if path.is_file() else []
 
@@ -75,13 +75,13 @@ class Run:
         return checkpoint_steps(self.directory)
 
     def load(self, checkpoint: str | int = "best", *, device: str = "auto", trust: Sequence[str] = ()) -> "LoadedModel":
-        """Load the model of a checkpoint, with its tokenizer. The run may still be going on in another process.
+        """Load the model of a checkpoint, with its tokenizer. The run may still be training in another process.
 
         Args:
             checkpoint: `best`, `latest` or a step in `checkpoints`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            trust: Classes and functions that the run's config names and that may be imported, as `mymodels.Bigram`.
-                What lmtrain ships, and what your own `./conf` names, needs no trust.
+            trust: Classes and functions that the run's config names and that may be imported, such as
+                `mymodels.Bigram`. What lmtrain ships, and what your own `./conf` names, needs no trust.
 
         Returns:
             The model in evaluation mode, with `sample` and `evaluate`.
@@ -104,13 +104,13 @@ class Run:
 
 
 def load_run(directory: str | os.PathLike[str]) -> Run:
-    """Return the run in a directory, one that has ended or one that is still going on. Imports no torch.
+    """Open a run by its directory, also while it is still training. This does not import torch.
 
     Args:
-        directory: The directory of one run, as `outputs/quickstart/20261126-101500-1a2b`.
+        directory: The directory of one run, such as `outputs/quickstart/20261126-101500-1a2b`.
 
     Raises:
-        ConfigError: There is no run, or its files are links, which could lead anywhere.
+        ConfigError: There is no run, or one of its files is a link, which could point to any file on this machine.
 
     Example:
         >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
@@ -125,7 +125,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
 
 
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Return the metrics of a run, a dict for each logged step, also while it is going on. The same as `Run.metrics`.
+    """Return the metrics of a run, one dict for each logged step. This works while the run is still training.
 
     Args:
         directory: The directory of the run.
