@@ -43,8 +43,8 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 def compose(overrides: Overrides = ()) -> DictConfig:
     """Return the config of the run that `python -m lmtrain [overrides]` would start: composed, resolved and checked.
 
-    Nothing is trained, prepared or written. A value that depends on the data, such as the size of the vocabulary, is filled
-    in if the token files exist.
+    Nothing is trained, prepared or written. A value that depends on the data, such as the size of the vocabulary, is
+    filled in if the token files exist.
 
     Args:
         overrides: As on the command line, `["model=llama_1m", "optimizer.lr=1e-3"]`, or a dict from keys and config
@@ -88,8 +88,8 @@ def train(
     exception in training, for example in your own model, is raised unchanged.
 
     Ctrl-C, and the notebook's button *Interrupt*, save everything, stop the run and raise KeyboardInterrupt; a second
-    one stops without saving. `train(resume=…)` continues the run. In a thread that is not the main one, signals do not stop a run, and
-    a process trains one run at a time. For sweeps, call `train` in a loop, or use the command with `-m`.
+    one stops without saving. `train(resume=…)` continues the run. In a thread that is not the main one, signals do not
+    stop a run. A process trains one run at a time. For a sweep, call `train` in a loop, or use the command with `-m`.
 
     Args:
         overrides: As for `compose`. With `resume`, the changes to the run, as the command takes them.
