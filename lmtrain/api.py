@@ -1,6 +1,6 @@
-"""The Python API: `from lmtrain import compose, train`, and what `run/stored_run.py` reads back of a run.
+"""The Python API: `from lmtrain import compose, train`; `run/stored_run.py` has the part that reads runs.
 
-It does what the commands do, in the process that calls it, and raises what they print.
+It does what the commands do, in the process that calls it, and raises the errors that they print.
 """
 
 import logging
@@ -43,18 +43,19 @@ Overrides: TypeAlias = Sequence[str] | Mapping[str, Any]
 def compose(overrides: Overrides = ()) -> DictConfig:
     """Return the config of the run that `python -m lmtrain [overrides]` would start: composed, resolved and checked.
 
-    Nothing is trained, prepared or written. What only the data knows, as the size of its vocabulary, is filled in if
-    its token files are there.
+    Nothing is trained, prepared or written. A value that depends on the data, such as the size of the vocabulary, is
+    filled in if the token files exist.
 
     Args:
-        overrides: As on the command line, `["model=llama_1m", "optimizer.lr=1e-3"]`, or a mapping from keys and config
+        overrides: As on the command line, `["model=llama_1m", "optimizer.lr=1e-3"]`, or a dict from keys and config
             groups to values, `{"model": "llama_1m", "optimizer.lr": 1e-3}`.
 
     Returns:
         The config, read-only: `cfg.optimizer.lr`.
 
     Raises:
-        ConfigError: A mistake, with the words of the command line: the key, the value and the way out.
+        ConfigError: There is a mistake; the message is that of the command line, with the key, the value and the way
+            out.
 
     Example:
         >>> cfg = compose({"experiments": "quickstart", "trainer.max_steps": 100})
@@ -78,17 +79,17 @@ def train(
     resume: "str | os.PathLike[str] | Run | None" = None,
     fork: "str | os.PathLike[str] | Run | None" = None,
 ) -> Run:
-    """Train a run in this process, exactly as `python -m lmtrain [overrides]` does, and return it when it has ended.
+    """Train a run in this process, exactly as `python -m lmtrain [overrides]` does, and return the run when it ends.
 
     It writes the same files, with the same numbers to the last bit. Data that is missing and has a recipe is prepared
     first. Afterwards, the settings of Hydra, logging, torch and its random generators are what they were before.
 
-    A run that diverges, or that is pruned, is a result: it is returned, and `run.status` says so. An error in the
-    training itself, in a model of yours for example, is raised as it is.
+    A run that diverges is returned like any other, so that a loop over settings continues; check `run.status`. An
+    exception in training, for example in your own model, is raised unchanged.
 
     Ctrl-C, and the notebook's button *Interrupt*, save everything, stop the run and raise KeyboardInterrupt; a second
-    one stops at once. `train(resume=…)` continues. In a thread that is not the main one, signals do not stop a run, and
-    a process trains one run at a time. For sweeps, call `train` in a loop, or use the command with `-m`.
+    one stops without saving. `train(resume=…)` continues the run. In a thread that is not the main one, signals do not
+    stop a run. A process trains one run at a time. For a sweep, call `train` in a loop, or use the command with `-m`.
 
     Args:
         overrides: As for `compose`. With `resume`, the changes to the run, as the command takes them.
@@ -100,9 +101,9 @@ def train(
         The run.
 
     Raises:
-        ConfigError: A mistake in config or data, with the words of the command line.
+        ConfigError: There is a mistake in config or data; the message is that of the command line.
         KeyboardInterrupt: Ctrl-C stopped the run; everything is saved.
-        SystemExit: Another signal, SIGTERM for example, stopped the run; everything is saved.
+        SystemExit: Another signal, such as SIGTERM, stopped the run; everything is saved.
         RuntimeError: Another run is training in this process.
 
     Example:
@@ -120,7 +121,7 @@ def train(
             run, outcome = _start(lines) if run_dir is None else _continue(run_dir, others)
         except HydraException as error:
             raise ConfigError(explain_hydra_error(error, lines)) from error
-        except OSError as error:  # a folder that can't be made, say
+        except OSError as error:  # for example, a folder can't be created
             raise ConfigError(os_error_line(error)) from error
         except InterruptedBySignal as error:  # a second one
             raise _ending_of_process(error) from error

@@ -68,11 +68,9 @@ def assert_a_users_script_is_typed(site: Path, folder: Path) -> None:
     command = [sys.executable, "-m", "mypy", "--strict", "--no-incremental", "--no-color-output", "script.py"]
     environment = clean_environment() | {"PYTHONPATH": str(site)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.stdout.splitlines() == [
+    assert [line for line in done.stdout.splitlines() if ": error:" in line] == [
         'script.py:11: error: Unexpected keyword argument "seed" for "train"  [call-arg]',
-        f'{site}/lmtrain/api.py: note: "train" defined here',
         'script.py:12: error: Module has no attribute "trian"; maybe "train"?  [attr-defined]',
-        "Found 2 errors in 1 file (checked 1 source file)",
     ]
 
 

@@ -55,7 +55,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`: status, losses, steps, tokens, seconds; empty before the run has ended."""
+        """The content of `result.json`: status, losses, steps, tokens, seconds; empty until the run ends."""
         return read_json(self.directory / "result.json")
 
     @property
@@ -110,7 +110,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         directory: The run directory, such as `outputs/quickstart/20261126-101500-1a2b`.
 
     Raises:
-        ConfigError: There is no run, or its files are links, which could lead anywhere.
+        ConfigError: There is no run, or one of its files is a link, which could point to any file on this machine.
 
     Example:
         >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
