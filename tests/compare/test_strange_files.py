@@ -118,7 +118,7 @@ def compare_in_every_way(folder: Path) -> tuple[set[str], str]:
         ("environment.json", "model.parameters", HUGE, "environment.json: model.parameters is '1000"),
         ("environment.json", "forked_from.run", '"a\\u0000b"', ""),
         ("config.yaml", "optimizer.lr", HUGE, "config.yaml: optimizer.lr: a number too large for any setting"),
-        ("config.yaml", "optimizer.lr", "!!int ''", "config.yaml: is not the YAML of a config (string index"),
+        ("config.yaml", "optimizer.lr", "!!int ''", "config.yaml: not the YAML of a config (string index"),
         ("config.yaml", "seed", "[1, 2024-01-01, {1: 2, a: b}]", ""),
         ("config.yaml", "fork", '"a\\0b"', ""),
     ],
