@@ -44,7 +44,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
     monkeypatch.chdir(tmp_path)
     renew = request.config.getoption("--renew-docs")
     if not renew or pages[0] not in SHOW_A_WHOLE_RUN:
-        write_short_quickstart(tmp_path)
+        write_short_quickstart(tmp_path, with_logger=pages[0].parent.name == "start")
     if pages[0] not in BEGIN_WITHOUT_DATA:
         shutil.copytree(prepared_stdlib(tmp_path_factory, cli), tmp_path / "data" / "stdlib")  # keeps times
     environment = clean_environment() | {
@@ -67,8 +67,11 @@ def prepared_stdlib(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     return folder / "data" / "stdlib"
 
 
-def write_short_quickstart(folder: Path) -> None:
-    """Shadow the shipped experiment by a shorter one; the pages show output of the full one."""
+def write_short_quickstart(folder: Path, *, with_logger: bool) -> None:
+    """Shadow the shipped experiment by a shorter one; the pages show output of the full one.
+
+    Without its logger, it does not start W&B, which takes seconds.
+    """
     text = (ROOT / "experiments" / "quickstart.yaml").read_text(encoding="utf-8")
     for key, value, shorter in (
         ("max_steps", 600, 30),
@@ -79,5 +82,7 @@ def write_short_quickstart(folder: Path) -> None:
     ):
         assert f"{key}: {value}" in text, f"quickstart.yaml has another {key}; update this shorter version"
         text = text.replace(f"{key}: {value}", f"{key}: {shorter}")
+    if not with_logger:
+        text = text.replace("defaults:\n", "defaults:\n  - override /logger: []\n")
     (folder / "experiments").mkdir()
     (folder / "experiments" / "quickstart.yaml").write_text(text, encoding="utf-8")
