@@ -79,7 +79,7 @@ def test_a_run_from_python_is_the_one_of_the_command(here: Path) -> None:
 
 def test_what_a_run_gives(here: Path) -> None:
     run = load_run("out/python")
-    assert run == Run(here / "out" / "python")
+    assert run == Run(here / "out" / "python") == load_run(run)
     assert run.status == run.result["status"] == "completed"
     assert run.metrics == read_metrics("out/python")
     assert [line["step"] for line in run.metrics] == list(range(1, 9))
@@ -109,7 +109,7 @@ def test_a_run_is_continued_from_another_folder(fresh: Path, monkeypatch: pytest
     assert Path.cwd() == fresh / "elsewhere"
     assert str(fresh) not in sys.path
     monkeypatch.chdir(fresh)
-    fork = train([f"fork={run.directory}", "step=8", "trainer.max_steps=12", "optimizer.lr=1e-4"])
+    fork = train({"step": 8, "trainer.max_steps": 12, "optimizer.lr": 1e-4}, fork=run)
     assert fork.environment["forked_from"]["step"] == 8
     assert fork.config.optimizer.lr == 1e-4
     with pytest.raises(ConfigError, match="would change the run"):
@@ -153,6 +153,7 @@ def test_one_run_at_a_time(here: Path) -> None:
 def test_a_loaded_model_does_what_the_commands_do(here: Path, module_cli: Cli) -> None:
     model = load_run("out/python").load(checkpoint=4, device="cpu")
     assert (model.step, model.directory) == (4, here / "out" / "python")
+    assert "optimizer" not in repr(model)  # a notebook shows it
     asked = ["--checkpoint", "4", "--device", "cpu"]
     done = module_cli("sample", "out/python", "--prompt", "a b", "--tokens", "9", "--seed", "5", *asked)
     assert model.sample("a b", tokens=9, seed=5) == done.stdout.removesuffix("\n")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,10 @@ class LoadedModel:
     """
 
     directory: Path
-    config: DictConfig
+    config: DictConfig = field(repr=False)
     model: nn.Module
-    tokenizer: StoredTokenizer | None
-    system: System
+    tokenizer: StoredTokenizer | None = field(repr=False)
+    system: System = field(repr=False)
     step: int
 
     def sample(

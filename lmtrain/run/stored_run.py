@@ -99,6 +99,10 @@ class Run:
             trusted = [trust] if isinstance(trust, str) else trust
             return load_model(self.directory, str(checkpoint), device, trusted, option="trust=")
 
+    def __fspath__(self) -> str:
+        """Return the directory, so that a run can be given wherever its directory can."""
+        return str(self.directory)
+
     def __repr__(self) -> str:
         values = {"status": self.status, "steps": (result := self.result).get("steps")}
         values["best_val_loss"] = result.get("best_val_loss")
