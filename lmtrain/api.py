@@ -76,8 +76,8 @@ def compose(overrides: Overrides = ()) -> DictConfig:
 def train(
     overrides: Overrides = (),
     *,
-    resume: "str | os.PathLike[str] | Run | None" = None,
-    fork: "str | os.PathLike[str] | Run | None" = None,
+    resume: str | os.PathLike[str] | None = None,
+    fork: str | os.PathLike[str] | None = None,
 ) -> Run:
     """Train a run in this process, exactly as `python -m lmtrain [overrides]` does, and return the run when it ends.
 
@@ -93,9 +93,9 @@ def train(
 
     Args:
         overrides: As for `compose`. With `resume`, the changes to the run, as the command takes them.
-        resume: A run to continue in its own directory.
-        fork: A run to start a new one from, with its config and its newest checkpoint, or that of `step=N` among the
-            overrides.
+        resume: The run to continue in its own directory, as a `Run` or a path.
+        fork: The run to start a new one from, as a `Run` or a path, with its config and its newest checkpoint, or that
+            of `step=N` among the overrides.
 
     Returns:
         The run.
@@ -132,7 +132,7 @@ def train(
     return run
 
 
-def _lines(overrides: Overrides, **runs: "str | os.PathLike[str] | Run | None") -> list[str]:
+def _lines(overrides: Overrides, **runs: str | os.PathLike[str] | None) -> list[str]:
     """Return the arguments of the command line that the overrides stand for."""
     if isinstance(overrides, str | bytes):
         raise TypeError(f"overrides={overrides!r}: give a list of texts, as ['model=gpt2'], or a dict")
@@ -145,7 +145,7 @@ def _lines(overrides: Overrides, **runs: "str | os.PathLike[str] | Run | None") 
         if line.startswith("-"):
             loop = ", and train one run after the other in a loop" if line in ("-m", "--multirun") else ""
             raise ConfigError(f"{line}: a flag of `python -m lmtrain`; here, give overrides alone{loop}")
-    given = {key: run.directory if isinstance(run, Run) else run for key, run in runs.items() if run is not None}
+    given = {key: run for key, run in runs.items() if run is not None}
     return [argument_with_home(line) for line in [*overrides_of(given), *lines]]
 
 

@@ -20,7 +20,7 @@ def python_object(path: str) -> str:
 
 def public_names() -> list[str]:
     """Return what `lmtrain` offers, functions first, then classes, then errors."""
-    names = [name for name in getattr(lmtrain, "__all__", ()) if name != "__version__"]
+    names = [name for name in lmtrain.__all__ if name != "__version__"]
     return sorted(names, key=lambda name: (_kind(getattr(lmtrain, name)), name))
 
 

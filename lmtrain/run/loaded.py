@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +63,10 @@ class LoadedModel:
     """
 
     directory: Path
-    config: DictConfig
+    config: DictConfig = field(repr=False)
     model: nn.Module
-    tokenizer: StoredTokenizer | None
-    system: System
+    tokenizer: StoredTokenizer | None = field(repr=False)
+    system: System = field(repr=False)
     step: int
 
     def sample(
@@ -178,7 +178,7 @@ def load_model(
         model.load_state_dict(dict(loaded.tensors.get("model", {})))
     except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
-        way_out = f"; use --checkpoint with one of the other steps: {others}" if others else ""
+        way_out = f"; choose the checkpoint of another step: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedModel(run_dir, cfg, model.to(system.device).eval(), tokenizer, system, step)
 
@@ -195,7 +195,7 @@ def _step(which: str, checkpoints: CheckpointFolder) -> int:
         best = result.get("best_step") or state.get("best_step")
         return int(best) if best in checkpoints.steps() else latest
     if not which.isdecimal():
-        raise ConfigError(f"--checkpoint {which}: give best, latest or a step number")
+        raise ConfigError(f"no checkpoint {which!r}; give best, latest or a step number")
     return int(which)
 
 
@@ -216,7 +216,7 @@ def _data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, An
         return node
     if "path" not in node and "paths" not in node:
         raise ConfigError(
-            f"--data {folder}: the run's loader ({node['_target_']}) has no path to change; leave the option out"
+            f"{folder}: can't replace the run's data, because its loader ({node['_target_']}) has no path to change"
         )
     if "paths" in node:  # a mixture
         kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}

@@ -1,6 +1,7 @@
 """Restores the state of a process after a run from Python: log handlers, paths and torch's settings."""
 
 import contextlib
+import gc
 import logging
 import os
 import random
@@ -73,7 +74,7 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
     root, own = logging.getLogger(), logging.getLogger("lmtrain")
     handlers, levels = root.handlers[:], (root.level, own.level)
     captures_warnings = getattr(warnings.showwarning, "__module__", "") == "logging"
-    argv, folder = sys.argv, os.getcwd()
+    argv, folder, path = sys.argv, os.getcwd(), sys.path[:]
     sys.argv = ["lmtrain", *arguments]  # a run records these
     # The run has its own console and log file; without this, lines would appear twice and the caller's log be closed.
     root.handlers[:] = [handler for handler in handlers if not _writes_lines(handler)]
@@ -89,9 +90,9 @@ def restored_process(arguments: Sequence[str]) -> Iterator[None]:
         own.setLevel(levels[1])
         logging.captureWarnings(captures_warnings)
         sys.argv = argv
-        if os.getcwd() != folder:  # a resumed run changes to the folder it was started in
-            if os.getcwd() in sys.path:
-                sys.path.remove(os.getcwd())
+        if (left := os.getcwd()) != folder:  # a resumed run changes to the folder it was started in
+            if left in sys.path and left not in path:
+                sys.path.remove(left)
             change_folder(Path(folder))
         shell_folder.cache_clear()
 
@@ -126,13 +127,14 @@ def restored_torch() -> Iterator[None]:
 
 
 def forget_earlier_runs() -> None:
-    """Clear torch's memory of earlier runs in this process, so that this run behaves like the first one.
+    """Clear what earlier runs left in this process, so that this run behaves like the first one.
 
     Otherwise `torch.compile` would stop compiling after a few models of one class, and the memory peak would include
     the earlier runs.
     """
     import torch
 
+    gc.collect()  # reference cycles keep the model and optimizer of an ended run; Python may collect them much later
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]

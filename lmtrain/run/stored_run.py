@@ -74,14 +74,16 @@ class Run:
         """The steps that have a checkpoint, in ascending order."""
         return checkpoint_steps(self.directory)
 
-    def load(self, checkpoint: str | int = "best", *, device: str = "auto", trust: Sequence[str] = ()) -> "LoadedModel":
+    def load(
+        self, checkpoint: str | int = "best", *, device: str = "auto", trust: str | Sequence[str] = ()
+    ) -> "LoadedModel":
         """Load the model of a checkpoint with its tokenizer. The run may still be training in another process.
 
         Args:
             checkpoint: `best`, `latest` or a step in `checkpoints`.
             device: `auto`, `cpu`, `cuda` or `cuda:N`.
-            trust: Classes and functions named in the run's config that may be imported, such as `mymodels.Bigram`.
-                Those that lmtrain ships or your own `./conf` names need no trust.
+            trust: A class or function named in the run's config that may be imported, such as `mymodels.Bigram`, or a
+                list of them. Those that lmtrain ships or your own `./conf` names need no trust.
 
         Returns:
             The model in evaluation mode, with `sample` and `evaluate`.
@@ -94,7 +96,12 @@ class Run:
         with using_torch(), importing_from_here():
             from lmtrain.run.loaded import load_model
 
-            return load_model(self.directory, str(checkpoint), device, trust, option="trust=")
+            trusted = [trust] if isinstance(trust, str) else trust
+            return load_model(self.directory, str(checkpoint), device, trusted, option="trust=")
+
+    def __fspath__(self) -> str:
+        """Return the directory, so that a run can be given wherever its directory can."""
+        return str(self.directory)
 
     def __repr__(self) -> str:
         values = {"status": self.status, "steps": (result := self.result).get("steps")}
