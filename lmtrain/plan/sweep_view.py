@@ -15,7 +15,7 @@ from lmtrain.plan.terminal_view import (
     print_table,
 )
 from lmtrain.terminal.as_text import first_few
-from lmtrain.terminal.units import si
+from lmtrain.terminal.units import counted, si
 
 SHOWN_ROWS = 40
 SHOWN_TITLES = 3
@@ -35,8 +35,7 @@ COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
 def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
     """Print the cost of each job and of all jobs, and remarks about likely mistakes."""
     first = sweep.jobs[0].plan
-    jobs = f"{sweep.count:,} job{'s' * (sweep.count != 1)}"
-    print_line(f"plan of a sweep: {jobs} of {first.name}; {first.machine}", style="bold")
+    print_line(f"plan of a sweep: {counted(sweep.count, 'job')} of {first.name}; {first.machine}", style="bold")
     print_heading("each job (jobs of the same size share a row)")
     _print_jobs(sweep)
     print_heading("all jobs")
@@ -59,7 +58,7 @@ def _print_jobs(sweep: SweepPlan) -> None:
         table.add_row(_title(group, sweep), f"{count:,}", *(column(group[0]) for column in columns.values()))
     print_table(table)
     if len(groups) > SHOWN_ROWS:
-        print_line(f"  and {len(groups) - SHOWN_ROWS:,} more rows; --json writes every job")
+        print_line(f"  and {counted(len(groups) - SHOWN_ROWS, 'more row')}; --json writes every job")
 
 
 def _title(group: Sequence[PlannedJob], sweep: SweepPlan) -> str:

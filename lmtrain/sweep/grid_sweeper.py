@@ -30,7 +30,6 @@ from lmtrain.sweep.launcher import (
     with_directory,
 )
 from lmtrain.sweep.report import (
-    counted,
     raise_if_unfinished,
     show_launcher_failure,
     show_sweep_report,
@@ -38,6 +37,7 @@ from lmtrain.sweep.report import (
 )
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
+from lmtrain.terminal.units import counted
 
 VALID = ("max_batch_size", "params")
 

@@ -20,7 +20,7 @@ from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.redact import redact, redacted
-from lmtrain.terminal.units import duration, loss_text, si
+from lmtrain.terminal.units import counted, duration, loss_text, si
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +120,6 @@ def count_by_status(ended: Sequence[JobEnd]) -> str:
     """Return the number of jobs with each status, such as `12 jobs: 10 completed, 2 failed`."""
     counts = Counter(map(status_label, ended))
     return f"{counted(len(ended), 'job')}: {', '.join(f'{count} {name}' for name, count in counts.items())}"
-
-
-def counted(count: float, noun: str) -> str:
-    """Return a number and a noun, such as `1 job` or `2 jobs`."""
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def command_to_continue(sweep_dir: Path, *, retries: bool = False) -> str:

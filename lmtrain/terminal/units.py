@@ -3,7 +3,7 @@
 import math
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: float, noun: str) -> str:
     """Return a number with its noun, in the plural unless the number is 1: `1 job`, `1,234 jobs`."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 

@@ -10,6 +10,7 @@ from plotly.offline import get_plotlyjs
 
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.output.page_data import as_script, page_data
+from lmtrain.terminal.units import counted
 
 SCRIPTS = ("data.js", "curves.js", "table.js", "settings.js", "main.js")  # joined into one script, in this order
 
@@ -29,7 +30,7 @@ def as_html(comparison: RunComparison) -> str:
     parts = {
         "POLICY": f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",
-        "TITLE": html.escape(f"{count} run{'s' * (count != 1)} compared"),
+        "TITLE": html.escape(f"{counted(count, 'run')} compared"),
         "WRITTEN": html.escape(time.strftime("%Y-%m-%d %H:%M")),
         "STYLE": (folder / "page.css").read_text("utf-8"),
         "DATA": as_script(page_data(comparison)),

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited
 from lmtrain.terminal.as_text import first_few
+from lmtrain.terminal.units import counted
 
 INPUTS_FILE = "inputs.json"  # beside meta.json
 MAX_INPUTS_BYTES = 256 << 20  # enough for a million files
@@ -103,7 +104,7 @@ def remarks_on(inputs: Inputs) -> list[str]:
         )
     if missing := {name: scanned["missing_rows"] for name, scanned in inputs.items() if scanned.get("missing_rows")}:
         rows = sum(missing.values())
-        remarks.append(f"skipped {rows:,} row{'s' * (rows > 1)} without the field (in {first_few(missing)})")
+        remarks.append(f"skipped {counted(rows, 'row')} without the field (in {first_few(missing)})")
     return remarks
 
 

@@ -28,9 +28,10 @@ from lmtrain.sweep.job_directory import make_sweep_directory
 from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end, with_directory
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
-from lmtrain.sweep.report import command_to_continue, counted, show_launcher_failure
+from lmtrain.sweep.report import command_to_continue, show_launcher_failure
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
+from lmtrain.terminal.units import counted
 
 if TYPE_CHECKING:  # Optuna is optional and takes a second to import, and every sweep imports this module
     from lmtrain.sweep.search.trials import RunningTrial, Search

@@ -20,11 +20,12 @@ from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
 from lmtrain.machine import is_installed
-from lmtrain.sweep.report import TABLE_COLUMNS, counted
+from lmtrain.sweep.report import TABLE_COLUMNS
 from lmtrain.sweep.search.space import SearchSpace, short_number
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
+from lmtrain.terminal.units import counted
 
 if TYPE_CHECKING:  # an extra
     from matplotlib.figure import Figure
