@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,8 +11,13 @@ from support.command_line import Cli, clean_environment
 from support.doc_examples import Page
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts),
+]
 WITH_EXAMPLES = re.compile(r"^```(console|python)$", re.MULTILINE)
+SHOW_A_WHOLE_RUN = (ROOT / "README.md", ROOT / "docs" / "start" / "1-install.md")
+BEGIN_WITHOUT_DATA = (*SHOW_A_WHOLE_RUN, ROOT / "docs" / "how-to" / "plan.md")
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
 
@@ -28,12 +34,19 @@ def series() -> dict[str, list[Path]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("pages", series().values(), ids=series())
 def test_the_examples_of_a_page_run_and_print_what_it_shows(
-    pages: list[Path], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    pages: list[Path],
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    cli: Cli,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     renew = request.config.getoption("--renew-docs")
-    if not renew:
+    if not renew or pages[0] not in SHOW_A_WHOLE_RUN:
         write_short_quickstart(tmp_path)
+    if pages[0] not in BEGIN_WITHOUT_DATA:
+        shutil.copytree(prepared_stdlib(tmp_path_factory, cli), tmp_path / "data" / "stdlib")  # keeps times
     environment = clean_environment() | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "COLUMNS": "100",
@@ -44,10 +57,26 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
         Page(page, tmp_path, environment, cli, renew, names).run()
 
 
+def prepared_stdlib(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
+    """Prepare the data of quickstart once in each test process."""
+    folder = tmp_path_factory.getbasetemp() / "prepared"
+    if not folder.exists():
+        folder.mkdir()
+        done = cli.start("prepare", "data=stdlib", folder=folder)
+        assert done.wait() == 0, done.stdout + done.stderr
+    return folder / "data" / "stdlib"
+
+
 def write_short_quickstart(folder: Path) -> None:
-    """Shadow the shipped experiment by one with a tenth of its steps; the pages show output of the full one."""
+    """Shadow the shipped experiment by a shorter one; the pages show output of the full one."""
     text = (ROOT / "experiments" / "quickstart.yaml").read_text(encoding="utf-8")
-    for key, value, shorter in (("max_steps", 600, 60), ("eval_interval", 200, 20), ("warmup_steps", 30, 3)):
+    for key, value, shorter in (
+        ("max_steps", 600, 30),
+        ("eval_interval", 200, 10),
+        ("eval_batches", 40, 4),
+        ("warmup_steps", 30, 3),
+        ("sample_tokens", 160, 20),
+    ):
         assert f"{key}: {value}" in text, f"quickstart.yaml has another {key}; update this shorter version"
         text = text.replace(f"{key}: {value}", f"{key}: {shorter}")
     (folder / "experiments").mkdir()

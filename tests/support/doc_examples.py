@@ -34,7 +34,7 @@ from support.command_line import Cli
 
 RUN_NAME = re.compile(r"\d{8}-\d{6}(?:-[0-9a-f]{4})?\b")
 FILE_NAME = re.compile(r"# ((?:[\w.-]+/)*[\w-]+\.(?:py|yaml|txt|json|toml))\n")
-NUMBER = re.compile(r"\d[\d,.]*(?:e[+-]?\d+)?")
+NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)*(?:e[+-]?\d+)?")
 DURATION = re.compile(r"#(?:\.#)?\s?(?:ms|[dhms])(?:#[hms])*\b")
 NOT_RUN = ("pip", "git", "cd")
 LANGUAGES_OF_FILES = ("yaml", "text", "json", "toml")
