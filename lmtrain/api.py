@@ -133,7 +133,7 @@ def train(
 
 
 def _lines(overrides: Overrides, **runs: str | os.PathLike[str] | None) -> list[str]:
-    """Return the arguments of the command line that the overrides stand for."""
+    """Return the overrides as arguments of the command line."""
     if isinstance(overrides, str | bytes):
         raise TypeError(f"overrides={overrides!r}: give a list of texts, as ['model=gpt2'], or a dict")
     if OmegaConf.is_config(overrides):
@@ -141,7 +141,7 @@ def _lines(overrides: Overrides, **runs: str | os.PathLike[str] | None) -> list[
     lines = overrides_of(overrides) if isinstance(overrides, Mapping) else list(overrides)
     for line in lines:
         if not isinstance(line, str):
-            raise TypeError(f"overrides: {line!r} is no text; write 'key=value', or give a dict")
+            raise TypeError(f"overrides: {line!r} is not a string; write 'key=value', or give a dict")
         if line.startswith("-"):
             loop = ", and train one run after the other in a loop" if line in ("-m", "--multirun") else ""
             raise ConfigError(f"{line}: a flag of `python -m lmtrain`; here, give overrides alone{loop}")

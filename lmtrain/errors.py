@@ -71,7 +71,7 @@ UNSUCCESSFUL = frozenset({FAILED.status, DIVERGED.status})  # an interrupted run
 
 
 def ending_of(error: BaseException | None) -> Ending:
-    """Return the ending of a run that raised this error; None stands for no error."""
+    """Return the ending of a run that raised this error; None means no error."""
     match error:
         case None:
             return COMPLETED

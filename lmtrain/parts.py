@@ -19,6 +19,7 @@ from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
+from lmtrain.terminal.units import counted
 
 
 def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
@@ -93,5 +94,5 @@ def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
         if cfg.trainer.max_steps * step_samples > max_samples:
             raise ValueError(
                 f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {max_samples:,} samples, which are "
-                f"enough for {max_samples // step_samples:,} steps"
+                f"enough for {counted(max_samples // step_samples, 'step')}"
             )

@@ -19,6 +19,7 @@ import torch
 from pydantic import PositiveInt, StringConstraints
 
 from lmtrain.machine import find_gpu
+from lmtrain.terminal.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class System:
             count = torch.cuda.device_count() if torch.cuda.is_available() else 0
             if (self.device.index or 0) >= count:
                 raise ValueError(
-                    f"system.device={device}: this machine has {count} CUDA devices; use system.device=auto"
+                    f"system.device={device}: this machine has {counted(count, 'CUDA device')}; use system.device=auto"
                 )
             torch.cuda.set_device(self.device)
         self.dtype_name = self._resolve_dtype(dtype)

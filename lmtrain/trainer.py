@@ -61,12 +61,12 @@ class Trainer:
         state: Where the run starts: a new state, or the state of a checkpoint.
         max_steps: Optimizer steps of the whole run.
         gradient_accumulation_steps: Micro-batches per optimizer step.
-        grad_clip: Largest global gradient norm, to which larger gradients are scaled down; 0 means no clipping.
+        grad_clip: Largest global gradient norm; larger gradients are scaled down to it. 0 means no clipping.
         on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
             back to the last regular checkpoint and continues with the data after the bad step.
         spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
-            the median of recent good steps; null means that there is no such check.
-        spike_window: Number of recent good steps with which a step is compared.
+            the median of recent good steps; null turns this check off.
+        spike_window: Number of recent good steps that a step is compared with.
         eval_interval: Steps between evaluations on the validation split.
         eval_batches: Batches per evaluation; null means the whole split.
         eval_train_batches: Batches of the training split to evaluate as well, logged as `train_eval/loss`; 0 means
@@ -254,12 +254,12 @@ class Trainer:
             batch_file = self.bad_batches.keep(bad)
             self.state.count_bad_step(bad.step)
             if self.state.bad_in_a_row > policies.MAX_BAD_STEPS_IN_A_ROW:
-                raise DivergedError(f"{bad}; the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it were bad, too")
+                raise DivergedError(f"{bad}; the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it were also bad")
             self.on_bad_step(bad, batch_file)
 
     def _rewind(self, bad: BadStep) -> None:
         self.checkpoints.rewind(self.state, bad, self.step_samples)
-        self.state.seconds = self.clock.run_seconds()  # a rewind takes time, too
+        self.state.seconds = self.clock.run_seconds()  # a rewind also takes time
         self.logger.rewind(self.state.logged_step)
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:

@@ -54,7 +54,7 @@ def here(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def fresh(token_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of its own, with token files in data/tiny."""
+    """Return a separate folder, with token files in data/tiny."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

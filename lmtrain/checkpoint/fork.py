@@ -72,7 +72,7 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
 
     Weights are always loaded. The optimizer's state is loaded if the optimizer is the same, the gradient scaler's if
     both runs have one, and the random generators' if the seed is the same. The place in the data and the losses for
-    spike detection are kept if the data and its order are the same. The log names everything that starts anew.
+    spike detection are kept if the data and its order are the same. The log names everything that starts again.
 
     Raises:
         ValueError: the model or the optimizer's state does not fit, or a data file has changed.

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from lmtrain.terminal.units import counted
+
 Groups = list[dict[str, Any]]
 
 
@@ -73,7 +75,7 @@ def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Grou
     """
     if len(changed) != len(optimizer.param_groups):
         raise ValueError(
-            f"the checkpoint's optimizer has {len(changed)} parameter groups, but this one has "
+            f"the checkpoint's optimizer has {counted(len(changed), 'parameter group')}, but this one has "
             f"{len(optimizer.param_groups)}"
         )
     for group, first, values in zip(optimizer.param_groups, initial, changed, strict=True):

@@ -13,9 +13,9 @@ def step_folder(step: int) -> str:
 
 
 def step_of(name: str) -> int | None:
-    """Return the step of a checkpoint folder with this name, or None if it is no checkpoint.
+    """Return the step of a checkpoint folder with this name, or None if it is not a checkpoint.
 
-    Only names that a save would give count: `step-5` and `step-00000005.old` are no checkpoints.
+    Only names that a save would give count: `step-5` and `step-00000005.old` are not checkpoints.
     """
     found = re.fullmatch(r"step-([0-9]{8,})", name)
     return int(found[1]) if found and name == step_folder(int(found[1])) else None

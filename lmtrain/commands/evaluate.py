@@ -16,7 +16,7 @@ TRUST_HELP = "allow a class or function named in the run's config to be imported
 
 
 def finished_runs(path: Path) -> list[Path]:
-    """Return the run itself or the runs of a sweep; print the folders that are left out for lack of a checkpoint."""
+    """Return the run itself or the runs of a sweep; print the folders that have no checkpoint and are left out."""
     if (path / "config.yaml").is_file() and checkpoint_steps(path):
         return [path]
     if is_sweep(path):

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             made = ensure_tokens(cfg, check_text=True)
         except KeyboardInterrupt:
-            console.print("stopped; give the same command again to continue")
+            console.print("stopped; run the same command again to continue")
             raise
     if not made:
         console.print(f"{cfg.data.path} is up to date: it was made from this text with these settings")

@@ -22,7 +22,7 @@ def build(node: Any, *arguments: Any, **objects: Any) -> Any:
 
 @contextlib.contextmanager
 def raising_config_errors() -> Iterator[None]:
-    """Turn errors that stand for a user's mistake (ValueError, OSError) into ConfigError."""
+    """Turn errors that mean a user's mistake (ValueError, OSError) into ConfigError."""
     try:
         yield
     except InstantiationException as error:  # from a part inside another part, which Hydra builds

@@ -87,7 +87,7 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
             for name, member in members.items():
                 problems |= _check_node(f"logger.{name}", member, LOGGER)
         elif key == "model" and isinstance(node, dict) and node.get("vocab_size", 0) is None:
-            # The value comes from the token files, which may not exist yet; 1 stands for it in the check.
+            # The value comes from the token files, which may not exist yet; the check uses 1.
             problems |= _check_node(key, known := {**node, "vocab_size": 1}, GROUPS[key])
             root[key] = {**known, "vocab_size": None}
         elif key != "prepare" or node is not None:

@@ -231,7 +231,7 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
             options = options or _choices(group)  # Hydra gives none for a group with several choices at once
             nearest = did_you_mean(choice, options)
             return f"{group}={choice}: no such choice{nearest}" + (
-                f" (there are {', '.join(options)})" if options else ""
+                f" (choices: {', '.join(options)})" if options else ""
             )
     message = str(error)
     if without := [text for text in overrides if re.fullmatch(r"\w+=(null)?", text)]:

@@ -22,7 +22,7 @@ from typing import Any
 # Modules that annotations may use and that are cheap to import.
 LIGHT_MODULES = sys.stdlib_module_names | {"annotated_types", "pydantic"}
 
-_UNKNOWN = object()  # stands for an annotation that can't be read from the source
+_UNKNOWN = object()  # an annotation that can't be read from the source
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Sig
 
 
 def _bound(tree: ast.Module) -> Counter[str]:
-    """Return how often the module scope binds each name; "*" stands for a star import."""
+    """Return how often the module scope binds each name; "*" means a star import."""
     names: Counter[str] = Counter()
     nodes: list[ast.AST] = [*tree.body]
     while nodes:

@@ -64,7 +64,7 @@ def _follow(name: str, argument: Any, stack: list[Any], memo: dict[int, Any]) ->
         stack.append(argument)
     elif name in ("BININT", "BININT1", "BININT2", "INT", "LONG1"):
         if not abs(argument) < MAX_INT:
-            raise ValueError(f"an integer of {argument.bit_length()} bits, which is no character's id")
+            raise ValueError(f"an integer of {argument.bit_length()} bits, which is not the id of a character")
         stack.append(argument)
     elif name in ("MEMOIZE", "BINPUT", "LONG_BINPUT", "PUT"):
         memo[len(memo) if name == "MEMOIZE" else int(argument)] = stack[-1]

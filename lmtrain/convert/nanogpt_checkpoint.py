@@ -18,6 +18,7 @@ from torch import Tensor
 from lmtrain.convert.nanogpt_settings import Value, checked_number, model_overrides, settings_overrides
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.terminal.as_text import first_few
+from lmtrain.terminal.units import counted
 
 KEYS = ("model", "optimizer", "model_args", "iter_num", "best_val_loss")
 MOST_ITERATIONS = 10**12
@@ -228,7 +229,9 @@ def _check_sizes(model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -
     sizes = model_overrides(model_args)
     blocks = len({name.split(".")[1] for name in weights if name.startswith("layers.")})
     if blocks != sizes["model.n_layer"]:
-        raise ValueError(f"model_args says n_layer={sizes['model.n_layer']}, but the model has {blocks} blocks")
+        raise ValueError(
+            f"model_args says n_layer={sizes['model.n_layer']}, but the model has {counted(blocks, 'block')}"
+        )
     for name, rows in (("embedding.weight", "vocab_size"), ("positions.weight", "block_size")):
         expected = f"{sizes[f'model.{rows}']} × {sizes['model.d_model']}"
         if name in weights and _size(weights[name]) != expected:

@@ -15,6 +15,7 @@ from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
 from lmtrain.machine import total_memory
+from lmtrain.terminal.units import counted
 
 IGNORE = -100  # a target that the loss does not count, as in torch.nn.functional.cross_entropy
 READ_BYTES = 128 << 10
@@ -53,7 +54,7 @@ class Samples:
         self.blocks = block_count(len(self.tokens), block_size)
         if self.blocks < 1:
             raise DataError(
-                f"data.block_size={block_size}: {folder / split}.bin has {len(self.tokens):,} tokens, "
+                f"data.block_size={block_size}: {folder / split}.bin has {counted(len(self.tokens), 'token')}, "
                 f"too few for one block and its targets; the block size can be at most {len(self.tokens) - 1}"
             )
         self._offsets: tuple[int, npt.NDArray[np.int64]] = (0, np.empty(0, np.int64))

@@ -28,7 +28,7 @@ from lmtrain.files.lock import locked_folder
 from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import printable
-from lmtrain.terminal.units import si
+from lmtrain.terminal.units import counted, si
 
 COMMIT_SECONDS = 2.0  # time between commits, and so the most work that a kill can lose
 LOST_SETTING = "prepare.max_lost_share"
@@ -170,10 +170,11 @@ class Recipe:
         read = sum(writer.bytes for writer in writers.values())
         check_lost_text(writers.values(), read, self.max_lost_share, LOST_SETTING)
         journal.splits = {split: writer.close() for split, writer in writers.items()}
-        for split, counted in journal.splits.items():
-            if counted.tokens < 2:
+        for split, counts in journal.splits.items():
+            if counts.tokens < 2:
                 raise ValueError(
-                    f"prepare.holdout: the {split} split has only {counted.tokens} tokens; hold out another share "
+                    f"prepare.holdout: the {split} split has only {counted(counts.tokens, 'token')}; hold out "
+                    "another share "
                     "(prepare.holdout.val_share), other names (prepare.holdout.val) or the tail of each document "
                     "(prepare/holdout=tail)"
                 )

@@ -1,6 +1,6 @@
 """Locks that processes hold on files and folders. The kernel frees a lock when its process dies, for any reason.
 
-Only this module calls flock, apart from `logger/trackio_process.py`, a script that imports nothing from lmtrain.
+Only this module calls flock, except `logger/trackio_process.py`, a script that imports nothing from lmtrain.
 """
 
 import errno

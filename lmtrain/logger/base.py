@@ -100,14 +100,14 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 class ElsewhereError(ValueError):
-    """A folder is below the one where a resumed run says it was started, but the command was given elsewhere."""
+    """A folder is below the one where a resumed run says it was started, but the command runs elsewhere."""
 
 
 def folder_below(key: str, folder: str, run_dir: Path) -> Path:
     """Return the absolute path of a folder that a config names for all runs to write to.
 
     Raises:
-        ValueError: the folder is neither below the folder where the command was given nor in the run directory. A
+        ValueError: the folder is neither below the folder where the command was started nor in the run directory. A
             config that someone else wrote must not write elsewhere.
         ElsewhereError: the same for a resumed run, which continues in the folder where it says it was started.
     """
@@ -119,7 +119,7 @@ def folder_below(key: str, folder: str, run_dir: Path) -> Path:
         return path
     if shell_folder() != Path.cwd():
         raise ElsewhereError(
-            f"{key}={folder}: would be in {Path.cwd()}, where the run says it was started; give the command there, or "
+            f"{key}={folder}: would be in {Path.cwd()}, where the run says it was started; run the command there, or "
             f"add {key}=null"
         )
     raise ValueError(f"{key}={folder}: a link there leads out of the folder you work in; give another folder, or null")

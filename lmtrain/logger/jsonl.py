@@ -40,7 +40,7 @@ class JsonlLogger:
             raise
 
     def rewind(self, step: int) -> None:
-        """Remove the lines after a step, and with a warning those that repeat a step or are no lines of metrics."""
+        """Remove the lines after a step, and with a warning those that repeat a step or are not metrics."""
         self._file.close()
         write_atomically(self.path, self._kept(step))
         self._file = self.path.open("ab", buffering=0)

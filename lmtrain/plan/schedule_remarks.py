@@ -3,6 +3,7 @@
 from functools import partial
 
 from lmtrain.plan.facts import ScheduleFacts
+from lmtrain.terminal.units import counted
 
 LONG_WARMUP, VERY_LONG_WARMUP = 0.2, 0.5  # share of the run
 SHORT_RUN = 100  # steps; a shorter run is a trial that is not expected to learn much
@@ -38,7 +39,7 @@ def schedule_ends_early(schedule: ScheduleFacts, tolerance: float = 0.0) -> str 
         return None
     return (
         f"scheduler.max_steps={end}: the schedule ends before the run, whose last "
-        f"{schedule.max_steps - max(end, schedule.first_step):,} steps "
+        f"{counted(schedule.max_steps - max(end, schedule.first_step), 'step')} "
         f"have the final learning rate; without this setting it is trainer.max_steps={schedule.max_steps}"
     )
 

@@ -58,7 +58,7 @@ def _print_jobs(sweep: SweepPlan) -> None:
         table.add_row(_title(group, sweep), f"{count:,}", *(column(group[0]) for column in columns.values()))
     print_table(table)
     if len(groups) > SHOWN_ROWS:
-        print_line(f"  and {len(groups) - SHOWN_ROWS:,} more rows; --json writes every job")
+        print_line(f"  and {counted(len(groups) - SHOWN_ROWS, 'more row')}; --json writes every job")
 
 
 def _title(group: Sequence[PlannedJob], sweep: SweepPlan) -> str:

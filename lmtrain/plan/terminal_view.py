@@ -13,7 +13,7 @@ from lmtrain.plan.memory import KINDS
 from lmtrain.plan.plan import Plan
 from lmtrain.plan.sweep_plan import GpuTotal
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import duration, percent, si
+from lmtrain.terminal.units import counted, duration, percent, si
 
 OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022)
 
@@ -68,7 +68,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
 
 def _steps_in_words(plan: Plan) -> str:
     facts = plan.facts
-    steps = f"{facts.steps:,} steps = {si(facts.tokens)} tokens"
+    steps = f"{counted(facts.steps, 'step')} = {si(facts.tokens)} tokens"
     if plan.fork is None:
         return steps
     origin = f"step {facts.first_step:,} of {plan.fork} ({si(facts.tokens_before)} tokens)"
@@ -117,7 +117,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
         rows.append(("here", "unknown, because the model has no matrix products; --measure runs real steps"))
     if facts.step_seconds is not None and facts.seconds is not None:
         source = (
-            f"measured, median of {plan.measured.steps} steps"
+            f"measured, median of {counted(plan.measured.steps, 'step')}"
             if plan.measured
             else "estimated from one matrix product; --measure runs real steps"
         )

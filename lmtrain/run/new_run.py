@@ -70,7 +70,7 @@ def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) ->
         raise ConfigError(f"hydra.mode={settings.mode.name}: is not supported; give -m for a sweep")
     if settings.job.chdir:
         raise ConfigError(
-            "hydra.job.chdir=true: is not supported; relative paths start at the folder in which the command is given"
+            "hydra.job.chdir=true: is not supported; relative paths start at the folder in which the command is started"
         )
     settings.mode = RunMode.RUN
     directory = Path(settings.run.dir)  # resolved before the copy, so that the copy has the same time and id

@@ -28,9 +28,9 @@ class WholeNumber:
         if number is None:
             raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: not a whole number; {self}")
         if number < self.at_least:
-            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: {self}")
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: must be {self}")
         if number > self.at_most:
-            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: {self} and at most {self.at_most}")
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: must be {self} and at most {self.at_most}")
         return number
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Number:
             limits = f"; {self}" if str(self) else ""
             raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: not a finite number{limits}")
         if not self.at_least <= number <= self.at_most or number <= self.above:
-            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: {self}")
+            raise argparse.ArgumentTypeError(f"{text[:SHOWN_CHARS]}: must be {self}")
         return number
 
     def __str__(self) -> str:

@@ -20,7 +20,7 @@ MAX_DELAY_S = 0.005  # longest wait after a phase begins, so that its later part
 
 @dataclass(frozen=True)
 class KillMoment:
-    """When to kill: after `after_s` seconds or, with a `phase`, `delay_s` seconds after the phase is next seen."""
+    """A moment to kill: after `after_s` seconds or, with a `phase`, `delay_s` seconds after the phase is next seen."""
 
     after_s: float
     phase: str | None = None

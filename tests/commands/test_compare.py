@@ -266,7 +266,7 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
         (["RUNS", "--png", "a.jpg"], "--png a.jpg: would not be a jpg file; give a.png"),
         (["RUNS", "--csv", "a.json"], "--csv a.json: would not be a json file; give --json a.json"),
         (["RUNS", "--srt", "lr"], "--srt: no such option; did you mean --sort?"),
-        (["RUNS", "--difference", "0"], "--difference 0: above 0"),
+        (["RUNS", "--difference", "0"], "--difference 0: must be above 0"),
     ],
 )
 def test_a_mistake_is_one_line(comparison: RunComparison, options: list[str], message: str) -> None:

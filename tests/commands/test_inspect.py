@@ -340,8 +340,8 @@ def test_without_matplotlib_a_picture_says_what_to_install(tmp_path, monkeypatch
         (["{}/nowhere"], "{}/nowhere: no such folder"),
         (["{}/data/train.bin"], "is a file; give its folder"),
         (["{}"], "{}: has no token files (*.bin); there are some in data"),
-        (["{}/data", "--samples", "-1"], "--samples -1: at least 0"),
-        (["{}/data", "--end-of-text", "-5"], "--end-of-text -5: at least 0"),
+        (["{}/data", "--samples", "-1"], "--samples -1: must be at least 0"),
+        (["{}/data", "--end-of-text", "-5"], "--end-of-text -5: must be at least 0"),
         (
             ["{}/data", "--json", "{}/none/a.json"],
             "--json {}/none/a.json: the folder {}/none does not exist; create it first",

@@ -150,8 +150,8 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
         (["resume=outputs/x"], "resume=outputs/x: verify-resume starts its own runs"),
         (["-m", "seed=1,2"], "-m: verify-resume checks a single run"),
         (["seed=1,2"], "seed=1,2: several values"),
-        (["--kills", "0"], "--kills 0: at least 1"),
-        (["--steps", "5"], "--steps 5: at least 6"),
+        (["--kills", "0"], "--kills 0: must be at least 1"),
+        (["--steps", "5"], "--steps 5: must be at least 6"),
         (["--keep", "data"], "--keep data: exists already"),
         (["--json", "nowhere/out.json"], "--json nowhere/out.json: the folder nowhere does not exist; create it first"),
         (

@@ -163,9 +163,9 @@ def spelled_out(node: Any) -> set[str]:
         (["model=llama_5m"], "model=llama_5m: no such choice; did you mean llama_50m?"),
         (
             ["logger=[csv,trakio]"],
-            "logger=trakio: no such choice; did you mean trackio? (there are csv, tensorboard, trackio, wandb)",
+            "logger=trakio: no such choice; did you mean trackio? (choices: csv, tensorboard, trackio, wandb)",
         ),
-        (["logger=mine"], "logger=mine: no such choice (there are csv, tensorboard, trackio, wandb)"),
+        (["logger=mine"], "logger=mine: no such choice (choices: csv, tensorboard, trackio, wandb)"),
         (["experiments=smok"], "experiments=smok: no such choice; did you mean smoke?"),
         (["model._target_=lmtrain.model.llama.Lama"], "lmtrain.model.llama has no 'Lama'; did you mean 'Llama'?"),
         (["model._target_=nowhere.Mine"], "model._target_=nowhere.Mine: no module 'nowhere'"),

@@ -1,4 +1,4 @@
-"""What the site has for programs that read Markdown."""
+"""The site offers its pages as Markdown, for programs that read them."""
 
 from llms_txt import as_markdown, first_sentence, in_reading_order, overview
 

@@ -162,7 +162,7 @@ def test_a_folder_for_all_runs_must_be_below_the_folder_of_the_command(
     assert folder_below("logger.a.folder", "run/a", run_dir) == run_dir / "a"
     with pytest.raises(
         ValueError,
-        match=r"^logger.a.folder=a: would be in .*/elsewhere, where the run says it was started; give the command there"
+        match=r"^logger.a.folder=a: would be in .*/elsewhere, where the run says it was started; run the command there"
         ", or add logger.a.folder=null$",
     ):
         folder_below("logger.a.folder", "a", run_dir)

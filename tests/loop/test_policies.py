@@ -366,7 +366,7 @@ def test_a_bad_step_is_handled_before_damaged_data_stop_the_run(poisoned_folder:
 def test_too_many_bad_steps_in_a_row_stop_a_run_that_skips_them(poisoned_folder: Path, tmp_path: Path) -> None:
     np.full(4000, POISON, "<u2").tofile(poisoned_folder / "train.bin")
     made = trainer(poisoned_folder, tmp_path / "out", "skip", max_steps=100, eval_interval=100)
-    with pytest.raises(DivergedError, match=f"the {MAX_BAD_STEPS_IN_A_ROW} steps before it were bad, too"):
+    with pytest.raises(DivergedError, match=f"the {MAX_BAD_STEPS_IN_A_ROW} steps before it were also bad"):
         made.fit()
     assert made.state.bad_steps == MAX_BAD_STEPS_IN_A_ROW + 1
 

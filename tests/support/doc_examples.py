@@ -4,7 +4,7 @@ What a page contains, by the language of the code block:
 
 - `console`: commands, each after `$ `, with their output below. A command must succeed, or end with exit code 2 where
   the page shows a `config error:`. Shown output must be what the command prints. Numbers, and the times in the names
-  of runs, may differ; `…` stands for anything, also for any number of lines. Output that is not shown is not compared.
+  of runs, may differ; `…` matches anything, also any number of lines. Output that is not shown is not compared.
   `pip`, `git` and `cd` are not run. Where the page shows `^C`, the command gets Ctrl-C after the line above it, and
   must end with exit code 130.
 - `python`: code that runs in this process, all blocks of a page in one namespace; `>>>` examples are doctests.
@@ -214,7 +214,7 @@ def commands(block: str) -> list[Command]:
 
 
 def same_output(shown: list[str], printed: list[str]) -> bool:
-    """Return whether the output is the one that is shown, apart from numbers, spaces and what `…` leaves out."""
+    """Return whether the output is the one that is shown, except numbers, spaces and what `…` leaves out."""
     pattern = ""
     for line in map(without_numbers, shown):
         if line == "…":

@@ -17,5 +17,5 @@ def table_cells(page: str, header: str) -> Iterator[str]:
 
 
 def code_in(cells: Iterator[str]) -> set[str]:
-    """Return what stands in backticks in the cells."""
+    """Return the texts in backticks in the cells."""
     return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}

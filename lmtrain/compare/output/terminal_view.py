@@ -16,7 +16,7 @@ from lmtrain.compare.output.tables import (
 )
 from lmtrain.compare.statistics.conclusions import Conclusions, degrees
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import loss_text
+from lmtrain.terminal.units import counted, loss_text
 
 REACHED_ROWS = 10
 
@@ -36,7 +36,7 @@ def _show_runs(comparison: RunComparison, limit: int) -> None:
     if picked is None:
         picked, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
         picked, hidden = fit_to_width(picked, runs, console.width)
-    count = f"{len(comparison.runs)} run{'s' if len(comparison.runs) > 1 else ''}"
+    count = counted(len(comparison.runs), "run")
     _print_heading(f"{count}, {comparison.metric}")
     console.print(runs_table(picked, runs))
     if same:
@@ -59,7 +59,7 @@ def _show_statistics(comparison: RunComparison) -> None:
         if noise and len(conclusions.groups) > 1:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
-                _print_dim(f"{len(conclusions.groups) - SHOWN_GROUPS} more settings; --json writes all")
+                _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
         for sentence in conclusions.sentences:
             console.print(sentence)
     for note in comparison.notes:

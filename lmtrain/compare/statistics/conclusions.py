@@ -18,6 +18,7 @@ from lmtrain.compare.statistics.significance import (
     seeds_needed,
     welch_t_test,
 )
+from lmtrain.terminal.units import counted
 
 MIN_PAIRS = 5  # a paired test has half the degrees of freedom; with fewer pairs it loses more than it gains
 MAX_HOLM_GROUPS = 60  # with more, testing all pairs takes too long: Bonferroni instead, which is stricter
@@ -147,7 +148,7 @@ def _more_seeds(
         return "; a few more seeds each may be enough"
     if more <= 0:
         return f"; a true difference of {delta:.2g} would be detected with these seeds four times in five"
-    return f"; {more:,} more seed{'s' if more > 1 else ''} {WOULD_DETECT} {delta:.2g}"
+    return f"; {counted(more, 'more seed')} {WOULD_DETECT} {delta:.2g}"
 
 
 def _sd_of_differences(a: ReplicateGroup, b: ReplicateGroup) -> float:
@@ -227,4 +228,4 @@ def _seeds(a: ReplicateGroup, b: ReplicateGroup) -> str:
 
 
 def degrees(df: int) -> str:
-    return f"{df} degree{'s' if df > 1 else ''} of freedom"
+    return f"{counted(df, 'degree')} of freedom"

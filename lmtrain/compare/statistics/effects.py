@@ -12,7 +12,7 @@ from lmtrain.compare.statistics.significance import Correlation, SeedNoise, pool
 from lmtrain.files.numbers import is_number
 
 ROUNDING = 1e-12  # relative; any noise below it is rounding error
-MAX_COLUMNS = 500  # of the design matrix; with more, the runs are no designed experiment
+MAX_COLUMNS = 500  # of the design matrix; with more, the runs are not a designed experiment
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ MAX_SIZE = 1_000_000  # the shipped configs are smaller than 1,000
 REFERENCE_SIZE = 100  # of a reference, where a character has size 1: OmegaConf needs a millisecond for each reference
 
 Path = tuple[Any, ...]  # keys and indices from the root
-Keys = tuple[str | None, ...]  # of a reference; None stands for an interpolation
+Keys = tuple[str | None, ...]  # of a reference; None means an interpolation
 
 
 def check_resolved_size(container: Any) -> None:

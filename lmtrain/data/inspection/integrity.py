@@ -6,6 +6,7 @@ from lmtrain.data.inspection.statistics import SplitStatistics
 from lmtrain.data.meta import Meta
 from lmtrain.data.token_files import TokenFiles
 from lmtrain.files.durable import sha256_of
+from lmtrain.terminal.units import counted
 
 
 def folder_problems(folder: Path, meta: Meta | None) -> list[str]:
@@ -58,7 +59,7 @@ def split_problems(files: TokenFiles, found: SplitStatistics, vocab_size: int | 
         token = int(files.span(found.first_too_large, found.first_too_large + 1)[0])
         problems.append(
             f"{path}: token {number:,} is {token}, not below the vocabulary size of {vocab_size:,} "
-            f"({found.above(vocab_size):,} such tokens in {files.split})"
+            f"({counted(found.above(vocab_size), 'such token')} in {files.split})"
         )
     return problems
 
@@ -75,9 +76,10 @@ def split_notes(files: TokenFiles, found: SplitStatistics, end_of_text: int | No
             )
         elif files.meta and files.meta.end_of_text == end_of_text and ends != expected:
             notes.append(
-                f"{files.split}: has {ends:,} end-of-text ids, but meta.json says {expected:,} documents; the text may "
+                f"{files.split}: has {counted(ends, 'end-of-text id')}, but meta.json says "
+                f"{counted(expected, 'document')}; the text may "
                 "contain the end of text"
             )
         if found.empty_documents:
-            notes.append(f"{files.split}: {found.empty_documents:,} documents are empty; they are not counted")
+            notes.append(f"{files.split}: left out {counted(found.empty_documents, 'empty document')}")
     return notes

@@ -17,6 +17,7 @@ from lmtrain.files.durable import sync
 from lmtrain.files.limited import read_json_limited
 from lmtrain.files.links import refuse_links
 from lmtrain.terminal.as_text import first_few
+from lmtrain.terminal.units import counted
 
 SETTINGS_FILE, RECORD_FILE, TOKENS_FOLDER = "settings.json", "record.json", "tokens"  # in the hidden folder
 
@@ -176,10 +177,11 @@ def _checked_meta(folder: Path, hidden: Path, records: list[RankRecord]) -> Meta
     if damaged:
         named = ", ".join(map(str, list(damaged.values())[:8]))
         raise DataError(f"{named}: missing or damaged; they are files of {_named_ranks(sorted(damaged))}; {RUN_AGAIN}")
-    for split, counted in splits.items():
-        if counted.tokens < 2:
+    for split, counts in splits.items():
+        if counts.tokens < 2:
             raise DataError(
-                f"{folder}: the {split} split has only {counted.tokens} tokens; hold out another share, or look in "
+                f"{folder}: the {split} split has only {counted(counts.tokens, 'token')}; hold out another share, or "
+                "look in "
                 "datatrove's logs for documents that the reader skipped. To start over, remove "
                 f"{hidden} and datatrove's logging_dir"
             )
