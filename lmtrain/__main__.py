@@ -125,10 +125,8 @@ def dispatch(arguments: Sequence[str]) -> int:
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
-        nearest = difflib.get_close_matches(first, VERBS, n=1)
         raise ConfigError(
-            f"{first}: is neither a verb ({', '.join(VERBS)}) nor an override (key=value)"
-            + (f"; did you mean {nearest[0]}?" if nearest else "")
+            f"{first}: is neither a verb ({', '.join(VERBS)}) nor an override (key=value){_way_out(first)}"
         )
     from lmtrain.run.new_run import refuse_several_processes
 
@@ -149,6 +147,14 @@ def dispatch(arguments: Sequence[str]) -> int:
     from lmtrain.commands import train
 
     return train.main(arguments)
+
+
+def _way_out(first: str) -> str:
+    """Return the end of the message about a first argument that is no verb."""
+    nearest = difflib.get_close_matches(first, [*VERBS, "train"], n=1)
+    if nearest == ["train"]:
+        return "; training needs no verb: python -m lmtrain [overrides]"
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _current_folder() -> str:

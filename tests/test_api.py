@@ -157,6 +157,10 @@ def test_a_loaded_model_does_what_the_commands_do(here: Path, module_cli: Cli) -
     asked = ["--checkpoint", "4", "--device", "cpu"]
     done = module_cli("sample", "out/python", "--prompt", "a b", "--tokens", "9", "--seed", "5", *asked)
     assert model.sample("a b", tokens=9, seed=5) == done.stdout.removesuffix("\n")
+    for wrong in ({"tokens": 0}, {"temperature": -1}, {"temperature": math.nan}, {"top_k": -3}):
+        ((name, value),) = wrong.items()
+        with pytest.raises(ConfigError, match=f"{name}={value}: must be a number of at least"):
+            model.sample("a b", **wrong)  # type: ignore[arg-type]
     found = model.evaluate()
     assert (found.split, found.tokens) == ("val", 700)
     assert found.perplexity == math.exp(found.loss)

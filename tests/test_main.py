@@ -110,3 +110,17 @@ def test_an_unreadable_file_is_reported_in_one_line(
             path.chmod(before)
     for command in (evaluate, sample, compare, inspect):
         assert dispatch_and_report_errors(command) == 0, command
+
+
+@pytest.mark.parametrize(
+    ("first", "way_out"),
+    [
+        ("train", "training needs no verb: python -m lmtrain [overrides]"),
+        ("trian", "training needs no verb: python -m lmtrain [overrides]"),
+        ("compar", "did you mean compare?"),
+    ],
+)
+def test_a_first_word_that_is_no_verb_gets_a_way_out(first: str, way_out: str) -> None:
+    with pytest.raises(ConfigError, match=first) as caught:
+        dispatch([first, "seed=1"])
+    assert str(caught.value).endswith(f"; {way_out}")

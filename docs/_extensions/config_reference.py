@@ -128,7 +128,7 @@ def section(
     lines += [f"- {only}"] if only else []
     lines += [f"- Values: {'; '.join(_by_choice(values))}"] if any(values.values()) else []
     lines += [f"- Default: {'; '.join(_by_choice(defaults, '{text} with {names}'))}"] if any(defaults.values()) else []
-    lines += [f"- Comment in the file: {'; '.join(_by_choice(notes))}"] if notes and any(notes.values()) else []
+    lines += [f"- Note in the YAML file: {'; '.join(_by_choice(notes))}"] if notes and any(notes.values()) else []
     return "\n".join(lines)
 
 

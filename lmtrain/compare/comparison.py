@@ -27,7 +27,7 @@ class RunComparison:
         conclusions: The results of the statistics.
         notes: Remarks about runs that are left out, repeated or not comparable.
         goal: The value of the metric for which the table of first evaluations is made.
-        goal_chosen: True if the goal was not given, but chosen so that three in four runs reach it.
+        goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
         asked: The requested columns; None means those in which the runs differ.
     """
@@ -65,7 +65,7 @@ def compare(
         at_step: The step at which runs are compared; None means the last step that they share.
         value: One of `VALUE_KINDS`: the value that represents a run in the statistics.
         difference: The difference to calculate the number of seeds for; None means the observed one.
-        goal: The value of the metric whose first evaluation is reported; None means one that three in four runs reach.
+        goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
 
     Raises:

@@ -91,7 +91,7 @@ def median_speed(run: Run) -> float:
 
 
 def default_goal(runs: Sequence[Run], metric: str) -> float:
-    """Return a value that three in four of the deciding runs reach (both, if there are two); NaN without runs."""
+    """Return a value that at least three in four of the deciding runs reach; NaN without runs."""
     bests = [best_value(run, metric)[0] * sign(metric) for run in deciding_runs(runs, metric)]
     return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
 

@@ -252,7 +252,7 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         ]
         value = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{key}=")), "")
         try:
-            valid = key_paths(OmegaConf.to_container(compose(others)))
+            valid = [*key_paths(OmegaConf.to_container(compose(others))), "experiments"]
         except ConfigError:
             valid = []
         menu = foreign_menu()

@@ -8,13 +8,16 @@ HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 
 
 def key_paths(node: Any, prefix: str = "") -> list[str]:
-    """Return all dotted keys of a nested container."""
-    if not isinstance(node, dict):
-        return []
-    paths = []
-    for key, value in node.items():
-        paths += [f"{prefix}{key}", *key_paths(value, f"{prefix}{key}.")]
-    return paths
+    """Return all dotted keys of a nested container; those that only refer to another key (`${…}`) are last."""
+    values = _values(node, prefix)
+    return sorted(values, key=lambda path: str(values[path]).startswith("${"))
+
+
+def _values(node: Any, prefix: str) -> dict[str, Any]:
+    found = {}
+    for key, value in node.items() if isinstance(node, dict) else ():
+        found |= {f"{prefix}{key}": value, **_values(value, f"{prefix}{key}.")}
+    return found
 
 
 def did_you_mean(key: str, valid: Iterable[str], prefix: str = "") -> str:

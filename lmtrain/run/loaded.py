@@ -91,8 +91,12 @@ class LoadedModel:
             The prompt and its continuation.
 
         Raises:
-            ConfigError: The run has no tokenizer, or the prompt has characters that the tokenizer does not know.
+            ConfigError: The run has no tokenizer, the prompt has characters that the tokenizer does not know, or a
+                number is out of range.
         """
+        for name, value, least in (("tokens", tokens, 1), ("temperature", temperature, 0), ("top_k", top_k or 0, 0)):
+            if not least <= value < math.inf:
+                raise ConfigError(f"{name}={value}: must be a number of at least {least}")
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, because its data had none")

@@ -242,7 +242,7 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
     assert "1 run, val/loss" in shown(f"{folder}/sweep/0")
     assert "lr=0.008 seed=1" in shown(folder, "--columns", "label,grad_clip", "--sort", "-lr")
     assert "parent" in shown(folder, "--columns", "run,from,tok/s")
-    assert "which three in four runs reach (--reach sets another value)" in shown(folder)
+    assert "which at least three in four runs reach (--reach sets another value)" in shown(folder)
     assert "best val/loss; noise" in shown(folder, "--value", "best")
     assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
 

@@ -132,10 +132,15 @@ def spelled_out(node: Any) -> set[str]:
     ("overrides", "message"),
     [
         (["trainer.max_stepz=3"], "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?"),
+        (
+            ["max_steps=3"],
+            "max_steps=3: unknown key; did you mean trainer.max_steps?",
+        ),  # scheduler.max_steps refers to it
+        (["experiment=quickstart"], "experiment=quickstart: unknown key; did you mean experiments?"),
         (["+trainer.max_stepz=3"], "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?"),
         (["optimiser.lr=3"], "optimiser.lr=3: unknown key; did you mean optimizer.lr?"),
         (["system.gpus=8"], "system.gpus=8: unknown key; system has device, dtype, compile, threads, "),
-        (["model.bais=true"], "model.bais=true: unknown key; model has vocab_size, block_size, "),
+        (["model.bais=true"], "model.bais=true: unknown key; model has vocab_size, "),
         (["model=gpt2", "model.bais=true"], "model.bais=true: unknown key; did you mean model.bias?"),
         (["trainer.grad_accum=2"], "unknown key; did you mean trainer.gradient_accumulation_steps?"),
         (["trainer.lr=1"], "trainer.lr=1: unknown key; did you mean optimizer.lr?"),

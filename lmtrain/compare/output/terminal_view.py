@@ -80,7 +80,7 @@ def _effects_noise_in_words(conclusions: Conclusions) -> str:
 def _show_reach(comparison: RunComparison) -> None:
     if not math.isfinite(comparison.goal):
         return
-    chosen = ", which three in four runs reach (--reach sets another value)" if comparison.goal_chosen else ""
+    chosen = ", which at least three in four runs reach (--reach sets another value)" if comparison.goal_chosen else ""
     _print_heading(f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better{chosen}")
     reached = sorted(
         zip(comparison.runs, comparison.reached, strict=True),
