@@ -51,7 +51,7 @@ def compose(overrides: Overrides = ()) -> DictConfig:
             groups to values, `{"model": "llama_1m", "optimizer.lr": 1e-3}`.
 
     Returns:
-        The config, read-only: `cfg.optimizer.lr`.
+        The config, read-only, as in `cfg.optimizer.lr`.
 
     Raises:
         ConfigError: There is a mistake; the message is that of the command line, with the key, the value and the way

@@ -14,7 +14,7 @@ def key_paths(node: Any, prefix: str = "") -> list[str]:
 
 
 def _values(node: Any, prefix: str) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for key, value in node.items() if isinstance(node, dict) else ():
         found |= {f"{prefix}{key}": value, **_values(value, f"{prefix}{key}.")}
     return found

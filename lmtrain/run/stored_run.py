@@ -50,12 +50,12 @@ class Run:
 
     @property
     def config(self) -> DictConfig:
-        """The resolved config, read-only: `run.config.optimizer.lr`."""
+        """The resolved config, read-only, as in `run.config.optimizer.lr`."""
         return read_only(read_resolved(self.directory / "config.yaml"))
 
     @property
     def result(self) -> dict[str, Any]:
-        """The content of `result.json`: status, losses, steps, tokens, seconds; empty until the run ends."""
+        """The content of `result.json` with status, losses, steps, tokens and seconds; empty until the run ends."""
         return read_json(self.directory / "result.json")
 
     @property
@@ -66,7 +66,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The content of `environment.json`: command, versions, git commit, hardware, and the hashes of your code."""
+        """The content of `environment.json` with command, versions, git commit, hardware and the hashes of your code."""
         return read_json(self.directory / "environment.json")
 
     @property
