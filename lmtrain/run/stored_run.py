@@ -66,7 +66,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The content of `environment.json` with command, versions, git commit, hardware and the hashes of your code."""
+        """The content of `environment.json` with command, versions, git commit, hardware and hashes of your code."""
         return read_json(self.directory / "environment.json")
 
     @property
