@@ -18,6 +18,10 @@ PAGES = [
 WITH_EXAMPLES = re.compile(r"^```(console|python)$", re.MULTILINE)
 SHOW_A_WHOLE_RUN = (ROOT / "README.md", ROOT / "docs" / "start" / "1-install.md")
 BEGIN_WITHOUT_DATA = (*SHOW_A_WHOLE_RUN, ROOT / "docs" / "how-to" / "plan.md")
+SHORTER = {  # what the shorter quickstart has, and fewer jobs
+    "step=400": "step=20",
+    "optimizer.lr=1e-3,3e-3,1e-2 seed=1,2,3 hydra": "optimizer.lr=1e-3,3e-3 seed=1 hydra",
+}
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
 
@@ -44,7 +48,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
     monkeypatch.chdir(tmp_path)
     renew = request.config.getoption("--renew-docs")
     if not renew or pages[0] not in SHOW_A_WHOLE_RUN:
-        write_short_quickstart(tmp_path, with_logger=pages[0].parent.name == "start")
+        write_short_experiments(tmp_path, with_logger=pages[0].parent.name == "start")
     if pages[0] not in BEGIN_WITHOUT_DATA:
         shutil.copytree(prepared_stdlib(tmp_path_factory, cli), tmp_path / "data" / "stdlib")  # keeps times
     environment = clean_environment() | {
@@ -52,7 +56,7 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
         "COLUMNS": "100",
         "PYTHONIOENCODING": "utf-8",
     }
-    names = {} if renew else {"step=400": "step=20"}  # a checkpoint of the shorter run
+    names = {} if renew else dict(SHORTER)
     for page in pages:
         Page(page, tmp_path, environment, cli, renew, names).run()
 
@@ -67,12 +71,12 @@ def prepared_stdlib(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     return folder / "data" / "stdlib"
 
 
-def write_short_quickstart(folder: Path, *, with_logger: bool) -> None:
-    """Shadow the shipped experiment by a shorter one; the pages show output of the full one.
+def write_short_experiments(folder: Path, *, with_logger: bool) -> None:
+    """Shadow shipped experiments by shorter ones; the pages show output of the full ones.
 
-    Without its logger, it does not start W&B, which takes seconds.
+    Without their logger, they do not start W&B, which takes seconds.
     """
-    text = (ROOT / "experiments" / "quickstart.yaml").read_text(encoding="utf-8")
+    texts = {name: (ROOT / "experiments" / name).read_text("utf-8") for name in ("quickstart.yaml", "own_text.yaml")}
     for key, value, shorter in (
         ("max_steps", 600, 30),
         ("eval_interval", 200, "10\n  checkpoint_interval: 10"),
@@ -80,9 +84,10 @@ def write_short_quickstart(folder: Path, *, with_logger: bool) -> None:
         ("warmup_steps", 30, 3),
         ("sample_tokens", 160, 20),
     ):
+        text = texts["quickstart.yaml"]
         assert f"{key}: {value}" in text, f"quickstart.yaml has another {key}; update this shorter version"
-        text = text.replace(f"{key}: {value}", f"{key}: {shorter}")
-    if not with_logger:
-        text = text.replace("defaults:\n", "defaults:\n  - override /logger: []\n")
+        texts["quickstart.yaml"] = text.replace(f"{key}: {value}", f"{key}: {shorter}")
     (folder / "experiments").mkdir()
-    (folder / "experiments" / "quickstart.yaml").write_text(text, encoding="utf-8")
+    for name, text in texts.items():
+        own = text if with_logger else text.replace("defaults:\n", "defaults:\n  - override /logger: []\n")
+        (folder / "experiments" / name).write_text(own, encoding="utf-8")

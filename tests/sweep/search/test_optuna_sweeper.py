@@ -185,10 +185,10 @@ def test_each_choice_is_a_class_of_optuna(kind: str) -> None:
         assert params["optimizer.lr"].startswith("tag(log")
 
 
-def test_the_readme_shows_the_shipped_example() -> None:
-    readme = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_shows_the_shipped_example() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "search.md").read_text(encoding="utf-8")
     example = (shipped("experiments") / "search.yaml").read_text(encoding="utf-8")
-    assert "python -m lmtrain -m experiments=search" in readme
-    lines = [line for line in readme.splitlines() if "optimizer.lr: tag(log" in line]
+    assert "`experiments=search`" in page
+    lines = [line for line in page.splitlines() if "optimizer.lr: tag(log" in line]
     assert len(lines) == 1
     assert lines[0].strip() in example
