@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from support.command_line import UTF8, Cli
 from support.tokens import write_tokens
@@ -17,6 +18,8 @@ from lmtrain.terminal.paths import shell_folder
 # With models this small, two threads slow each other down. Set before any test imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 limit_spinning()  # several test processes share the cores
+hypothesis.settings.register_profile("any load", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("any load")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
