@@ -34,10 +34,7 @@ def _write(app: Sphinx, error: Exception | None) -> None:
     for page in pages:
         texts[page] = as_markdown(Path(app.env.doc2path(page)).read_text(encoding="utf-8"))
         (out / f"{page}.md").write_text(texts[page], encoding="utf-8")
-    paragraphs = {page: first_paragraph(app.env.get_doctree(page)) for page in pages}
-    summaries = {
-        page: text if page == app.config.root_doc else first_sentence(text) for page, text in paragraphs.items()
-    }
+    summaries = {page: first_paragraph(app.env.get_doctree(page)) for page in pages}
     titles = {page: text.partition("\n")[0].removeprefix("# ") for page, text in texts.items()}
     (out / "llms.txt").write_text(overview(pages, titles, summaries), encoding="utf-8")
     full = "\n\n---\n\n".join(f"<!-- {page}.md -->\n\n{text.strip()}" for page, text in texts.items())

@@ -71,7 +71,7 @@ class Page:
     environment: dict[str, str]
     cli: Cli
     renew: bool = False
-    names: dict[str, str] = field(default_factory=dict)  # names of runs: on the page → in the folder
+    names: dict[str, str] = field(default_factory=dict)  # on the page → in the folder: of runs, and what is shortened
     renewed: list[tuple[str, str]] = field(default_factory=list)  # blocks: before → after
 
     def run(self) -> None:
@@ -118,7 +118,7 @@ class Page:
         after = []
         for command in commands(example.parsed):
             place = f"{self.path.name}:{example.line}: {command.line}"
-            if shlex.split(command.line, comments=True)[:1] and shlex.split(command.line)[0] in NOT_RUN:
+            if shlex.split(command.line, comments=True)[0] in NOT_RUN:
                 after += [f"$ {command.line}", *command.shown]
                 continue
             before = self._run_names()
