@@ -16,9 +16,10 @@ LAYERS = """
 __main__ __init__
 commands api
 sweep
+benchmark
 compare
 convert
-verify benchmark
+verify
 train_run
 run
 plan
@@ -35,7 +36,21 @@ machine errors
 
 # The parts that `conf/` names, and the layers below them, can be used without Hydra.
 KNOW_HYDRA = frozenset(
-    {"api", "commands", "sweep", "verify", "benchmark", "convert", "train_run", "plan", "run", "parts", "config"}
+    {
+        "api",
+        "commands",
+        "decide",
+        "mcp",
+        "sweep",
+        "verify",
+        "benchmark",
+        "convert",
+        "train_run",
+        "plan",
+        "run",
+        "parts",
+        "config",
+    }
 )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
-from lmtrain.compare.runs import Run, load_runs, with_labels
+from lmtrain.compare.runs import ComparedRun, load_runs, with_labels
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
@@ -166,7 +166,7 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
             raise ConfigError(f"--{kind} {file}: the folder {Path(file).parent} does not exist; create it first")
 
 
-def select_runs(options: argparse.Namespace) -> list[Run]:
+def select_runs(options: argparse.Namespace) -> list[ComparedRun]:
     """Return the requested runs in the requested order."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
 

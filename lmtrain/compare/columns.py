@@ -12,7 +12,7 @@ import numpy as np
 
 from lmtrain.compare.labels import folder_names, setting_text, short_names
 from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, value_at
-from lmtrain.compare.runs import Run, differing_keys
+from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.files.numbers import as_float
 from lmtrain.terminal.units import duration, loss_text, si
 
@@ -38,7 +38,7 @@ class Column:
     key: str
     name: str
     header: str
-    value: Callable[[Run], Any]
+    value: Callable[[ComparedRun], Any]
     show: Callable[[Any], str] = str
     is_text: bool = False
 
@@ -57,7 +57,7 @@ def place_text(equal: EqualPlace) -> str:
     return f"{si(equal.place)} {'FLOPs' if equal.axis == 'flops' else equal.axis}"
 
 
-def available_columns(runs: Sequence[Run], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
+def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
     """Return all columns of these runs by key, in the order in which a table shows them."""
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
     # If folder names are long, the table shows labels (the settings that differ) in their place.
@@ -95,7 +95,7 @@ def config_column(key: str, header: str) -> Column:
     return Column(key, key, header, lambda run: run.config.get(key), lambda value: setting_text(value, key))
 
 
-def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], option: str) -> Column:
+def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[ComparedRun], option: str) -> Column:
     """Return the column with this key or heading.
 
     `key` may also be a config key, or the last part of one if only one config key ends with it.
@@ -124,7 +124,9 @@ def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[Run], op
     raise ValueError(f"{option}: {key}: unknown key{nearest}")
 
 
-def filter_runs(runs: Sequence[Run], conditions: Sequence[str], columns: Mapping[str, Column]) -> list[Run]:
+def filter_runs(
+    runs: Sequence[ComparedRun], conditions: Sequence[str], columns: Mapping[str, Column]
+) -> list[ComparedRun]:
     """Return the runs that meet all conditions, such as `optimizer.lr>1e-3` or `status=completed`.
 
     Raises:
@@ -155,15 +157,15 @@ def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, compari
     return compare(value, wanted)
 
 
-def sort_runs(runs: Sequence[Run], column: Column, descending: bool) -> list[Run]:
+def sort_runs(runs: Sequence[ComparedRun], column: Column, descending: bool) -> list[ComparedRun]:
     """Return the runs sorted by a column: numbers before texts, and runs without a value last in both directions."""
 
-    def key(run: Run) -> tuple[int, float, str]:
+    def key(run: ComparedRun) -> tuple[int, float, str]:
         value = column.value(run)
         as_number = as_float(value)
         return (0, as_number, "") if math.isfinite(as_number) else (1, 0.0, setting_text(value, column.key))
 
-    def has_no_value(run: Run) -> bool:
+    def has_no_value(run: ComparedRun) -> bool:
         value = column.value(run)
         return value is None or (isinstance(value, float) and not math.isfinite(value))
 
@@ -187,13 +189,13 @@ def _place_in_full(equal: EqualPlace) -> str:
     return unit[equal.axis].format(equal.place)
 
 
-def _logged_or_in_result(run: Run, key: str) -> float:
+def _logged_or_in_result(run: ComparedRun, key: str) -> float:
     """Return the last logged value or, if larger, the result's, which also counts steps that were not logged."""
     recorded = as_float(run.result.get(key))
     return float(np.fmax(recorded, run.last(key)))
 
 
-def _training_flops(run: Run) -> float:
+def _training_flops(run: ComparedRun) -> float:
     return _logged_or_in_result(run, "tokens") * run.flops_per_token
 
 

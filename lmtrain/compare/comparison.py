@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.run_values import EqualPlace, deciding_runs, default_goal, equal_places, sign, when_reached
-from lmtrain.compare.runs import AXES, Run, differing_keys
+from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
 from lmtrain.compare.statistics.replicates import repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED
@@ -32,7 +32,7 @@ class RunComparison:
         asked: The requested columns; None means those in which the runs differ.
     """
 
-    runs: Sequence[Run]
+    runs: Sequence[ComparedRun]
     metric: str
     keys: Sequence[str]
     places: Mapping[str, EqualPlace]
@@ -48,7 +48,7 @@ class RunComparison:
 
 
 def compare(
-    runs: Sequence[Run],
+    runs: Sequence[ComparedRun],
     *,
     metric: str = "val/loss",
     at_step: int | None = None,
@@ -99,14 +99,14 @@ def compare(
     )
 
 
-def _value_function(value: str, metric: str, columns: Mapping[str, Column]) -> Callable[[Run], float]:
+def _value_function(value: str, metric: str, columns: Mapping[str, Column]) -> Callable[[ComparedRun], float]:
     key = value.replace("-", "_")
     if key in columns:
         return columns[key].value
     return lambda run: float("nan")  # these runs do not have the axis
 
 
-def _missing_at_equal_step(runs: Sequence[Run], metric: str, equal: EqualPlace) -> list[str]:
+def _missing_at_equal_step(runs: Sequence[ComparedRun], metric: str, equal: EqualPlace) -> list[str]:
     """Return notes if completed runs have no value at the equal step; they name the reason and the way out."""
     steps = {run.label: run.series(metric)[0] for run in runs if run.status == COMPLETED.status}
     ends = {label: xs[-1] for label, xs in steps.items() if len(xs)}
@@ -138,7 +138,7 @@ def _value_name(value: str, metric: str, places: Mapping[str, EqualPlace]) -> st
     return f"{metric} at {place_text(places[axis])}" + ("" if places[axis].exact else " (interpolated)")
 
 
-def _unknown_metric(metric: str, runs: Sequence[Run]) -> str:
+def _unknown_metric(metric: str, runs: Sequence[ComparedRun]) -> str:
     known = [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name not in AXES]
     near = difflib.get_close_matches(metric, known, n=1)
     way_out = f"did you mean {near[0]}?" if near else f"the runs have {', '.join(known)}"

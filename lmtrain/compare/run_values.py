@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmtrain.compare.runs import AXES, Run
+from lmtrain.compare.runs import AXES, ComparedRun
 from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 
 HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
@@ -27,7 +27,7 @@ def sign(metric: str) -> int:
     return -1 if metric in HIGHER_IS_BETTER else 1
 
 
-def deciding_runs(runs: Sequence[Run], metric: str) -> list[Run]:
+def deciding_runs(runs: Sequence[ComparedRun], metric: str) -> list[ComparedRun]:
     """Return the runs that decide where all runs are compared.
 
     These are the completed runs or, if fewer than two are completed, all that have not failed. A few much shorter runs
@@ -42,7 +42,7 @@ def deciding_runs(runs: Sequence[Run], metric: str) -> list[Run]:
     return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= typical]
 
 
-def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
+def equal_places(runs: Sequence[ComparedRun], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
     """Return, for each axis, the furthest place that all deciding runs reached.
 
     An axis that one of these runs does not have is left out.
@@ -61,7 +61,7 @@ def equal_places(runs: Sequence[Run], metric: str, at_step: int | None = None) -
     return places
 
 
-def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
+def value_at(run: ComparedRun, metric: str, equal: EqualPlace) -> float:
     """Return the metric at a place, linearly interpolated between evaluations; NaN outside the run."""
     xs, ys = run.series(metric, equal.axis)
     if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
@@ -69,7 +69,7 @@ def value_at(run: Run, metric: str, equal: EqualPlace) -> float:
     return float(np.interp(equal.place, xs, ys))
 
 
-def best_value(run: Run, metric: str) -> tuple[float, float]:
+def best_value(run: ComparedRun, metric: str) -> tuple[float, float]:
     """Return the best value and its step; NaN for a run without values."""
     steps, values = run.series(metric)
     if not len(values):
@@ -78,25 +78,25 @@ def best_value(run: Run, metric: str) -> tuple[float, float]:
     return float(values[index]), float(steps[index])
 
 
-def final_value(run: Run, metric: str) -> float:
+def final_value(run: ComparedRun, metric: str) -> float:
     """Return the last value; NaN for a run without values."""
     _, values = run.series(metric)
     return float(values[-1]) if len(values) else math.nan
 
 
-def median_speed(run: Run) -> float:
+def median_speed(run: ComparedRun) -> float:
     """Return the median tokens per second, which a stall or the compilation hardly changes."""
     _, values = run.series("tokens_per_second")
     return float(np.median(values)) if len(values) else math.nan
 
 
-def default_goal(runs: Sequence[Run], metric: str) -> float:
+def default_goal(runs: Sequence[ComparedRun], metric: str) -> float:
     """Return a value that at least three in four of the deciding runs reach; NaN without runs."""
     bests = [best_value(run, metric)[0] * sign(metric) for run in deciding_runs(runs, metric)]
     return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
 
 
-def when_reached(run: Run, metric: str, goal: float) -> dict[str, float] | None:
+def when_reached(run: ComparedRun, metric: str, goal: float) -> dict[str, float] | None:
     """Return the step, tokens, FLOPs and seconds of the first evaluation at the goal or better; None without one."""
     _, values = run.series(metric)
     good = np.flatnonzero(values * sign(metric) <= goal * sign(metric))

@@ -40,7 +40,7 @@ SKIPPED_FOLDERS = {CHECKPOINTS, ".hydra", "wandb", "bad-batches", ".git", "__pyc
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A run, loaded from the files in its folder.
 
     Attributes:
@@ -100,7 +100,7 @@ class Run:
         return max(logged, recorded) if type(recorded) is int else logged
 
 
-def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[Run]:
+def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[ComparedRun]:
     """Load all runs at or below the given paths, each once, in the given order.
 
     A path may be a run directory, any folder above run directories, or a glob. Runs may still be running. A run with a
@@ -126,7 +126,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
     return _with_parents(with_labels(runs))
 
 
-def differing_keys(runs: Sequence[Run]) -> list[str]:
+def differing_keys(runs: Sequence[ComparedRun]) -> list[str]:
     """Return the config keys in which the runs differ, in the order of the config, with `seed` last.
 
     A missing key counts as null. Three kinds of keys are left out: settings that change no result, paths of data that
@@ -149,7 +149,7 @@ def differing_keys(runs: Sequence[Run]) -> list[str]:
     return [key for key in differing if key != "seed"] + [key for key in differing if key == "seed"]
 
 
-def with_labels(runs: Sequence[Run]) -> list[Run]:
+def with_labels(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Return the runs with unique labels: the settings that differ, as far as they fit, and the folder if needed."""
     keys = differing_keys(runs)
     labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
@@ -193,7 +193,7 @@ def _natural_order(name: str) -> list[tuple[int, str]]:
     return [(int(part[:18]), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
-def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
+def _load_run(path: Path, warn: Callable[[str], None]) -> ComparedRun:
     """Load one run; its label and parent are set later, because they depend on the other runs."""
     refuse_links(path, RUN_FILES)  # a link could bring a private file of this machine into a report
     config = read_config(path / "config.yaml")
@@ -203,7 +203,7 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
     metrics["flops"] = metrics["tokens"] * as_float(_mapping_at(environment, "model").get("flops_per_token"))
-    return Run(
+    return ComparedRun(
         path=path,
         label=path.name,
         config=config,
@@ -216,7 +216,7 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> Run:
     )
 
 
-def _with_parents(runs: Sequence[Run]) -> list[Run]:
+def _with_parents(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     by_id = {run.environment["run_id"]: run for run in runs if run.environment.get("run_id")}
     by_path = {os.path.realpath(run.path): run for run in runs}
 
@@ -234,7 +234,7 @@ def _real_path(text: str) -> str:
         return text
 
 
-def _parent_in_words(run: Run, name_of: Callable[[Mapping[str, Any]], str]) -> str | None:
+def _parent_in_words(run: ComparedRun, name_of: Callable[[Mapping[str, Any]], str]) -> str | None:
     if origin := forked_from(run):
         step = origin.get("step")
         return f"from {name_of(origin)}" + (f" at step {step}" if isinstance(step, int) else "")
@@ -243,7 +243,7 @@ def _parent_in_words(run: Run, name_of: Callable[[Mapping[str, Any]], str]) -> s
     return None
 
 
-def forked_from(run: Run) -> Mapping[str, Any]:
+def forked_from(run: ComparedRun) -> Mapping[str, Any]:
     """Return `run`, `run_id` and `step` of the checkpoint that a forked run started from; empty for other runs."""
     if recorded := _mapping_at(run.environment, "forked_from"):
         return recorded
@@ -256,7 +256,7 @@ def _mapping_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     return part if isinstance(part, dict) else {}
 
 
-def _data_fingerprints(run: Run) -> str:
+def _data_fingerprints(run: ComparedRun) -> str:
     """Return the fingerprints of the run's data as text."""
     return canonical_json(run.environment.get("data"))
 

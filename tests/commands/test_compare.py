@@ -22,13 +22,13 @@ from lmtrain.compare.comparison import RunComparison, compare
 from lmtrain.compare.output.tables import cell_text, default_columns, fit_to_width
 from lmtrain.compare.output.text_files import _escape_markdown, _list_item, as_csv, as_json, as_markdown
 from lmtrain.compare.run_values import equal_places
-from lmtrain.compare.runs import Run, load_runs
+from lmtrain.compare.runs import ComparedRun, load_runs
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> list[ComparedRun]:
     folder = tmp_path_factory.mktemp("runs")
     write_sweep(folder / "sweep", 12, seeds=3)
     worse = {"optimizer.lr": 8e-3, "seed": 4, "trainer.max_steps": 200}
@@ -37,16 +37,16 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
 
 
 @pytest.fixture(scope="module")
-def comparison(sweep: list[Run]) -> RunComparison:
+def comparison(sweep: list[ComparedRun]) -> RunComparison:
     return compare(sweep)
 
 
-def names(runs: list[Run], *conditions: str) -> list[str]:
+def names(runs: list[ComparedRun], *conditions: str) -> list[str]:
     columns = available_columns(runs, "val/loss", equal_places(runs, "val/loss"))
     return [run.path.name for run in filter_runs(runs, conditions, columns)]
 
 
-def test_filters_accept_config_keys_status_and_columns(sweep: list[Run]) -> None:
+def test_filters_accept_config_keys_status_and_columns(sweep: list[ComparedRun]) -> None:
     assert names(sweep, "optimizer.lr>3e-3") == ["diverged", *map(str, range(6, 12))]
     assert names(sweep, "lr = 0.001", "seed!=2") == ["0", "2"]
     assert names(sweep, "status=diverged") == ["diverged"]
@@ -67,13 +67,13 @@ def test_filters_accept_config_keys_status_and_columns(sweep: list[Run]) -> None
         ("_target_=x", "_target_ is ambiguous; write data._target_ or model._target_"),
     ],
 )
-def test_an_impossible_filter_condition_is_an_error(sweep: list[Run], condition: str, message: str) -> None:
+def test_an_impossible_filter_condition_is_an_error(sweep: list[ComparedRun], condition: str, message: str) -> None:
     with pytest.raises(ValueError, match=r"--filter") as caught:
         names(sweep, condition)
     assert message in str(caught.value)
 
 
-def test_missing_values_are_sorted_last(sweep: list[Run]) -> None:
+def test_missing_values_are_sorted_last(sweep: list[ComparedRun]) -> None:
     columns = available_columns(sweep, "val/loss", equal_places(sweep, "val/loss"))
     for descending in (False, True):
         ranked = sort_runs(sweep, find_column("at_step", columns, sweep, "--sort"), descending)
@@ -145,7 +145,7 @@ def test_markdown_has_the_table_and_the_conclusions(comparison: RunComparison) -
     assert f"- {comparison.conclusions.sentences[0]}" in lines
 
 
-def test_markdown_and_csv_have_the_requested_columns(sweep: list[Run]) -> None:
+def test_markdown_and_csv_have_the_requested_columns(sweep: list[ComparedRun]) -> None:
     asked = compare(sweep, asked=["label", "best"])
     lines = as_markdown(asked).splitlines()
     assert lines[0] == "| label | best |"

@@ -16,12 +16,12 @@ from support.tokens import TINY, write_tokens
 from lmtrain.compare.columns import available_columns
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.run_values import best_value, default_goal, equal_places, final_value, value_at, when_reached
-from lmtrain.compare.runs import Run, differing_keys, load_runs
+from lmtrain.compare.runs import ComparedRun, differing_keys, load_runs
 from lmtrain.compare.statistics.replicates import repeated_runs, replicate_groups
 from lmtrain.run.directory import RunDirectory
 
 
-def values_at_step(runs: list[Run]) -> Callable[[Run], float]:
+def values_at_step(runs: list[ComparedRun]) -> Callable[[ComparedRun], float]:
     place = equal_places(runs, "val/loss")["step"]
     return lambda run: value_at(run, "val/loss", place)
 
@@ -248,7 +248,7 @@ def test_replicates_differ_only_in_the_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "live", {"optimizer.lr": 2e-3, "seed": 5, "trainer.max_steps": 200}, steps=20, status=None)
     runs = load_runs([tmp_path])
     found, notes = replicate_groups(runs, values_at_step(runs))
-    assert [(group.label, len(group.values), group.failed) for group in found] == [
+    assert [(group.label, len(group.values), len(group.diverged)) for group in found] == [
         ("lr=0.001", 3, 0),
         ("lr=0.002", 3, 1),
     ]

@@ -14,7 +14,7 @@ from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, sign, value_at
-from lmtrain.compare.runs import AXES, Run, differing_keys, forked_from
+from lmtrain.compare.runs import AXES, ComparedRun, differing_keys, forked_from
 from lmtrain.compare.statistics.importance import importance
 from lmtrain.compare.statistics.replicates import origin_label
 from lmtrain.errors import UNSUCCESSFUL
@@ -27,7 +27,7 @@ FIRST_METRICS = ("val/loss", "train/loss", "grad_norm", "lr", "tokens_per_second
 MAX_SAMPLE_CHARS = 4000
 
 
-def replicate_numbers(runs: Sequence[Run]) -> list[int]:
+def replicate_numbers(runs: Sequence[ComparedRun]) -> list[int]:
     """Return a group number for each run; runs that differ only in their own or their parent's seed share a group."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
     numbers: dict[str, int] = {}
@@ -94,7 +94,7 @@ def as_script(data: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def outcome(run: Run, metric: str) -> float:
+def outcome(run: ComparedRun, metric: str) -> float:
     """Return the best value of the metric; NaN if the run failed, diverged or has no value."""
     return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
 
@@ -117,21 +117,21 @@ def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.
     return x[kept], y[kept], np.nanmean(xs, 1), np.nanmean(ys, 1)
 
 
-def _metric_names(runs: Sequence[Run], first: str) -> list[str]:
+def _metric_names(runs: Sequence[ComparedRun], first: str) -> list[str]:
     """Return the logged metrics, the compared one first."""
     found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
     logged = [name for name in found if any(len(run.series(name)[0]) for run in runs)]
     return [name for name in dict.fromkeys([first, *FIRST_METRICS, *logged]) if name in logged]
 
 
-def _packed_series(run: Run, metric: str, share: float) -> list[str]:
+def _packed_series(run: ComparedRun, metric: str, share: float) -> list[str]:
     """Return the packed steps and values of a thinned curve, and the steps and values of its local means."""
     x, y = run.series(metric)
     most = max(FEWEST_POINTS, int((LOSS_POINTS if metric.endswith("loss") else POINTS) * share))
     return [_packed(part) for part in thin_curve(x, y, most)]
 
 
-def _packed_axes(run: Run, most: int) -> dict[str, str]:
+def _packed_axes(run: ComparedRun, most: int) -> dict[str, str]:
     """Return a run's packed steps, tokens, FLOPs and seconds, which the page interpolates."""
     rows = len(run.metrics["step"])
     kept = np.unique(np.linspace(0, rows - 1, min(rows, most)).astype(int)) if rows else np.empty(0, int)

@@ -16,7 +16,7 @@ from scipy import stats
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.page_data import outcome, replicate_numbers
-from lmtrain.compare.runs import Run, differing_keys
+from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.compare.statistics.importance import importance
 
 COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # widths in a two-column paper
@@ -67,7 +67,7 @@ class MeanCurve:
     x: np.ndarray
     mean: np.ndarray
     half: np.ndarray
-    runs: Sequence[Run]
+    runs: Sequence[ComparedRun]
 
 
 def as_png(comparison: RunComparison) -> bytes:
@@ -99,9 +99,9 @@ def _image_bytes(comparison: RunComparison, form: str) -> bytes:
     return file.getvalue()
 
 
-def mean_curves(runs: Sequence[Run], metric: str, x: str = "step") -> list[MeanCurve]:
+def mean_curves(runs: Sequence[ComparedRun], metric: str, x: str = "step") -> list[MeanCurve]:
     """Return a curve for each group of replicates with the metric, over the range where all of them have values."""
-    members: dict[int, list[Run]] = {}
+    members: dict[int, list[ComparedRun]] = {}
     for number, run in zip(replicate_numbers(runs), runs, strict=True):
         if len(run.series(metric, x)[0]):
             members.setdefault(number, []).append(run)
@@ -141,7 +141,7 @@ def typical_range(curves: Sequence[MeanCurve]) -> tuple[float, float]:
     return low - margin, top + margin
 
 
-def _mean_curve(runs: Sequence[Run], metric: str, x: str) -> MeanCurve | None:
+def _mean_curve(runs: Sequence[ComparedRun], metric: str, x: str) -> MeanCurve | None:
     series = [run.series(metric, x) for run in runs]
     start, end = max(xs[0] for xs, _ in series), min(xs[-1] for xs, _ in series)
     longest = max((xs for xs, _ in series), key=len)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lmtrain.compare.columns import Column
 from lmtrain.compare.labels import cut_middle, setting_text
-from lmtrain.compare.runs import Run
+from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, p_in_words, plus_minus
 from lmtrain.compare.statistics.effects import Effect
 from lmtrain.compare.statistics.significance import half_width
@@ -29,7 +29,7 @@ GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "vs best", "p")
 NOTHING = "–"
 
 
-def cell_text(column: Column, run: Run) -> str:
+def cell_text(column: Column, run: ComparedRun) -> str:
     """Return a run's value in a column as text, shortened if it is too long."""
     value = column.value(run)
     if value is None and column.is_text:
@@ -40,7 +40,7 @@ def cell_text(column: Column, run: Run) -> str:
 
 
 def default_columns(
-    columns: Mapping[str, Column], runs: Sequence[Run], keys: Sequence[str]
+    columns: Mapping[str, Column], runs: Sequence[ComparedRun], keys: Sequence[str]
 ) -> tuple[list[Column], list[str]]:
     """Return the columns to show, and texts that say what is the same for all runs."""
     picked, same = [], []
@@ -72,12 +72,14 @@ def default_columns(
     return distinct, [*same, *(f"{' and '.join(headers)} = {first}" for first, headers in copies.items())]
 
 
-def _is_in_name(column: Column, run_name: Column, run: Run) -> bool:
+def _is_in_name(column: Column, run_name: Column, run: ComparedRun) -> bool:
     """Return whether the run's name is a label that already contains the whole value."""
     return f"{column.header}={cell_text(column, run)}" in cell_text(run_name, run).split()
 
 
-def fit_to_width(columns: Sequence[Column], runs: Sequence[Run], width: int) -> tuple[list[Column], list[Column]]:
+def fit_to_width(
+    columns: Sequence[Column], runs: Sequence[ComparedRun], width: int
+) -> tuple[list[Column], list[Column]]:
     """Return the columns that fit into a terminal of this width, and those that do not."""
     kept = list(columns)
     by_key = {column.key: column for column in columns}
@@ -94,11 +96,11 @@ def fit_to_width(columns: Sequence[Column], runs: Sequence[Run], width: int) -> 
     return kept, [column for column in columns if column not in kept]
 
 
-def _column_width(column: Column, runs: Sequence[Run]) -> int:
+def _column_width(column: Column, runs: Sequence[ComparedRun]) -> int:
     return max([*map(cell_len, column.header.split()), *(cell_len(cell_text(column, run)) for run in runs)])
 
 
-def runs_table(columns: Sequence[Column], runs: Sequence[Run]) -> Table:
+def runs_table(columns: Sequence[Column], runs: Sequence[ComparedRun]) -> Table:
     table = _plain_table()
     for column in columns:
         left = column.is_text
@@ -125,7 +127,7 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
         several = len(sample) > 1
         rows.append(
             [
-                group.label + (f" ({group.failed} failed)" if group.failed else ""),
+                group.label + (f" ({len(group.diverged)} failed)" if group.diverged else ""),
                 str(len(sample)),
                 plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}",
                 f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
@@ -150,7 +152,7 @@ def effects_table(conclusions: Conclusions) -> Table:
     return table
 
 
-def reach_table(reached: Sequence[tuple[Run, Mapping[str, float] | None]]) -> Table:
+def reach_table(reached: Sequence[tuple[ComparedRun, Mapping[str, float] | None]]) -> Table:
     table = _plain_table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:

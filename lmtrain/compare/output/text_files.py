@@ -13,7 +13,7 @@ from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text
 from lmtrain.compare.output.tables import GROUP_HEADERS, cell_text, default_columns, group_rows
-from lmtrain.compare.runs import Run
+from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.files.numbers import is_number, nan_as_null
 from lmtrain.terminal.as_text import visible
@@ -60,7 +60,7 @@ def as_json(comparison: RunComparison) -> str:
                 "values": group.sample,
                 "mean": group.mean,
                 "half_width_95": half_width(group.sample),
-                "failed": group.failed,
+                "failed": len(group.diverged),
             }
             for group in conclusions.groups
         ],
@@ -112,7 +112,7 @@ def _markdown_table(headers: Sequence[str], is_text: Sequence[bool], rows: Seque
     return [first, above, *others, ""]
 
 
-def _csv_field(column: Column, run: Run) -> Any:
+def _csv_field(column: Column, run: ComparedRun) -> Any:
     value = column.value(run)
     if is_number(value):
         return value if math.isfinite(value) else ""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmtrain.compare.statistics.effects import Effect, effects
-from lmtrain.compare.statistics.replicates import ReplicateGroup, start_alike
+from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.significance import (
     ALPHA,
     MAX_SEEDS,
@@ -87,7 +87,7 @@ def _effects(groups: Sequence[ReplicateGroup]) -> tuple[Sequence[Effect], SeedNo
 def _compare_groups(a: ReplicateGroup, b: ReplicateGroup, noise: SeedNoise, *, may_pair: bool) -> MeanDifference:
     if min(len(a.values), len(b.values)) < 2:
         return pooled_t_test(a.sample, b.sample, noise)
-    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and start_alike(a, b):
+    if may_pair and a.values.keys() == b.values.keys() and len(a.values) >= MIN_PAIRS and a.start == b.start:
         return paired_t_test(a.sample, [b.values[seed] for seed in a.values])
     return welch_t_test(a.sample, b.sample)
 

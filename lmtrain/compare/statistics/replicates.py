@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lmtrain.compare.labels import hashable, labels_of
-from lmtrain.compare.runs import NEUTRAL_SETTING, Run, differing_keys, forked_from
+from lmtrain.compare.runs import NEUTRAL_SETTING, ComparedRun, differing_keys, forked_from
+from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.errors import COMPLETED, UNSUCCESSFUL
 from lmtrain.files.metrics import MEASURED
 from lmtrain.run.identity import config_hash
@@ -21,31 +21,12 @@ MAX_NAMED = 5
 MAX_ERROR_CHARS = 200
 
 
-@dataclass(frozen=True)
-class ReplicateGroup:
-    """The replicates of one setting.
-
-    `values` has one value per seed, from completed runs. `failed` is the number of runs that failed or diverged.
-    """
-
-    label: str
-    settings: Mapping[str, Any]
-    values: Mapping[Any, float]
-    failed: int
-
-    @property
-    def sample(self) -> list[float]:
-        return list(self.values.values())
-
-    @property
-    def mean(self) -> float:
-        return float(np.mean(self.sample))
-
-
-def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tuple[list[ReplicateGroup], list[str]]:
+def replicate_groups(
+    runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
+) -> tuple[list[ReplicateGroup], list[str]]:
     """Return the groups that have a value, in the order of their first runs, and notes about the runs left out."""
     keys = [key for key in differing_keys(runs) if key != "seed"]
-    members: dict[tuple[Any, ...], list[Run]] = {}
+    members: dict[tuple[Any, ...], list[ComparedRun]] = {}
     for run in runs:
         members.setdefault((*(hashable(run.config.get(key)) for key in keys), origin_label(run)), []).append(run)
     with_origin = len({setting[-1] for setting in members}) > 1
@@ -60,37 +41,35 @@ def replicate_groups(runs: Sequence[Run], value: Callable[[Run], float]) -> tupl
                 by_seed.setdefault(hashable(run.seed), []).append(number)
         # Runs with the same seed are not independent, so they count as one value.
         values = {seed: float(np.mean(numbers)) for seed, numbers in by_seed.items()}
-        failed = sum(run.status in UNSUCCESSFUL for run in own)
+        without = {hashable(run.seed): run.status for run in own if hashable(run.seed) not in values}
+        diverged = tuple(seed for seed, status in without.items() if status in UNSUCCESSFUL)
+        missing = {seed: status for seed, status in without.items() if status not in UNSUCCESSFUL}
         if values:
             settings = dict(zip([*keys, *([ORIGIN_KEY] if with_origin else [])], setting, strict=False))
-            found.append(ReplicateGroup(label or "all runs", settings, values, failed))
-            if failed:
+            found.append(ReplicateGroup(label or "all runs", settings, values, _start_of(settings), diverged, missing))
+            if diverged:
                 notes.append(
-                    f"{found[-1].label}: {failed} of {len(own)} runs failed or diverged; the mean is over the other "
-                    "runs, so this setting looks better than it is"
+                    f"{found[-1].label}: {len(diverged)} of {len(own)} runs failed or diverged; the mean is over "
+                    "the other runs, so this setting looks better than it is"
                 )
     return found, [*_left_out(runs, value), *notes]
 
 
-def start_alike(a: ReplicateGroup, b: ReplicateGroup) -> bool:
-    """Return whether a seed gives the same initial weights and the same batches in both groups.
-
-    It does in lmtrain, unless the groups differ in model or data. The part of the result that a seed determines then
-    cancels in the difference, which makes a paired test valid whatever the values are.
-    """
-    return all(SAME_START.match(key) for key, value in a.settings.items() if value != b.settings[key])
+def _start_of(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Return the settings that change which weights and batches a seed gives: those of the model and the data."""
+    return tuple((key, value) for key, value in settings.items() if not SAME_START.match(key))
 
 
-def repeated_runs(runs: Sequence[Run]) -> list[str]:
+def repeated_runs(runs: Sequence[ComparedRun]) -> list[str]:
     """Return a note for each set of runs with the same config and seed, which says whether their metrics are equal."""
-    same: dict[str, list[Run]] = {}
+    same: dict[str, list[ComparedRun]] = {}
     for run in runs:
         config = {key: value for key, value in run.config.items() if not NEUTRAL_SETTING.fullmatch(key)}
         same.setdefault(config_hash(config), []).append(run)
     return [_describe_repeats(digest, own) for digest, own in same.items() if len(own) > 1]
 
 
-def _describe_repeats(digest: str, runs: Sequence[Run]) -> str:
+def _describe_repeats(digest: str, runs: Sequence[ComparedRun]) -> str:
     first = runs[0]
     verdicts = [_first_difference(first, run) for run in runs[1:]]
     verdict = next(filter(None, verdicts), "bit-identical at every step that they share")
@@ -99,7 +78,7 @@ def _describe_repeats(digest: str, runs: Sequence[Run]) -> str:
     return f"the same config and seed (hash {shown_hash}): {_names(runs)}; {verdict}"
 
 
-def _first_difference(a: Run, b: Run) -> str:
+def _first_difference(a: ComparedRun, b: ComparedRun) -> str:
     """Return, in words, the first step at which two runs differ; empty if they are equal."""
     steps, rows_a, rows_b = np.intersect1d(a.metrics["step"], b.metrics["step"], return_indices=True)
     if not len(steps):
@@ -113,9 +92,9 @@ def _first_difference(a: Run, b: Run) -> str:
     return f"different from step {first[0]:.0f} on ({first[1]})" if first else ""
 
 
-def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
+def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> list[str]:
     """Return a note for each reason for which runs are left out of the means."""
-    out: dict[str, list[Run]] = {}
+    out: dict[str, list[ComparedRun]] = {}
     for run in runs:
         if run.status != COMPLETED.status:
             out.setdefault(run.status, []).append(run)
@@ -126,17 +105,17 @@ def _left_out(runs: Sequence[Run], value: Callable[[Run], float]) -> list[str]:
     ]
 
 
-def _first_error(runs: Sequence[Run]) -> str:
+def _first_error(runs: Sequence[ComparedRun]) -> str:
     """Return `: ` and the first error that the runs recorded; empty if there is none."""
     errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
     return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in UNSUCCESSFUL else ""
 
 
-def _names(runs: Iterable[Run]) -> str:
+def _names(runs: Iterable[ComparedRun]) -> str:
     return first_few((run.label for run in runs), MAX_NAMED, separator="; ")
 
 
-def origin_label(run: Run) -> str:
+def origin_label(run: ComparedRun) -> str:
     """Return a forked run's parent in words, with `*` for its seed; empty for other runs.
 
     Without the seed, the forks of several replicates are replicates too.

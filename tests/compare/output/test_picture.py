@@ -11,10 +11,10 @@ from support.synthetic_runs import write_run
 
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.output.picture import COLUMN_INCHES, PAGE_INCHES, as_png, draw_figure, mean_curves
-from lmtrain.compare.runs import Run, load_runs
+from lmtrain.compare.runs import ComparedRun, load_runs
 
 
-def runs_of(folder: Path, rates: int, seeds: int) -> list[Run]:
+def runs_of(folder: Path, rates: int, seeds: int) -> list[ComparedRun]:
     for rate in range(rates):
         for seed in range(seeds):
             changes = {"optimizer.lr": 1e-3 * (rate + 1), "seed": seed}

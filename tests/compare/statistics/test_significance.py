@@ -8,7 +8,7 @@ from scipy import stats
 
 from lmtrain.compare.statistics.conclusions import conclude, plus_minus
 from lmtrain.compare.statistics.effects import effects
-from lmtrain.compare.statistics.replicates import ReplicateGroup
+from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.significance import (
     ALPHA,
     POWER,
@@ -28,7 +28,8 @@ B = [3.04, 3.05, 3.01, 3.06, 3.02]
 
 
 def group(label: str, values: list[float], **settings: object) -> ReplicateGroup:
-    return ReplicateGroup(label, settings or {"lr": label}, dict(enumerate(values)), failed=0)
+    start = tuple((key, value) for key, value in settings.items() if key.startswith(("model", "data")))
+    return ReplicateGroup(label, settings or {"lr": label}, dict(enumerate(values)), start)
 
 
 def test_welchs_test_agrees_with_scipy() -> None:
