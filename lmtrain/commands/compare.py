@@ -24,8 +24,9 @@ differences are larger than the noise between seeds. Reads only the runs' files,
 training."""
 EPILOG = """\
 Runs that differ only in the seed are replicates. Columns for --sort, --filter and --columns: run, path, label, parent,
-status, steps, tokens, flops, seconds, parameters, at_step, at_tokens, at_flops, at_seconds, best, best_step, final,
-tokens_per_second, and every config key (lr is short for optimizer.lr if no other key ends in lr)."""
+status, steps, tokens, flops, seconds, host, device, parameters, at_step, at_tokens, at_flops, at_seconds, best,
+best_step, best_shared, final, tokens_per_second, and every config key (lr is short for optimizer.lr if no other key
+ends in lr)."""
 
 
 # Output formats: the module and function that make the file's text or bytes, imported only when needed.
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
         comparison = compare(
             select_runs(options),
             metric=options.metric,
+            higher=options.higher,
             at_step=options.at_step,
             value=options.value,
             difference=options.difference,
@@ -97,6 +99,11 @@ def make_parser() -> OptionParser:
         "runs", nargs="+", metavar="RUN", help="run or sweep directories, folders that contain them, or globs"
     )
     parser.add_argument("--metric", default="val/loss", help="metric to compare (default: val/loss)")
+    direction = parser.add_mutually_exclusive_group()
+    direction.add_argument(
+        "--higher", action="store_true", default=None, help="higher values are better (default: as the name says)"
+    )
+    direction.add_argument("--lower", action="store_false", dest="higher", default=None, help="lower values are better")
     parser.add_argument(
         "--at-step", type=WholeNumber(1), metavar="N", help="step to compare at (default: the last that all runs have)"
     )
@@ -170,19 +177,20 @@ def select_runs(options: argparse.Namespace) -> list[ComparedRun]:
     """Return the requested runs in the requested order."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
 
+    better = sign(options.metric, options.higher)
     runs = load_runs(options.runs)
     if not runs:
         raise ConfigError(f"{' '.join(options.runs)}: found no run that can be read")
     if options.filter:
         places = equal_places(runs, options.metric, options.at_step)
-        runs = filter_runs(runs, options.filter, available_columns(runs, options.metric, places))
+        runs = filter_runs(runs, options.filter, available_columns(runs, options.metric, places, better))
         if not runs:
             raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
         runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
-    columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step))
+    columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step), better)
     if options.sort is None:
-        usual = columns.get("at_step", columns["best"])
-        return sort_runs(runs, usual, descending=sign(options.metric) < 0)
+        compared = "best_shared" if options.value == "best" else options.value.replace("-", "_")
+        return sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0)
     return sort_runs(
         runs,
         find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}"),

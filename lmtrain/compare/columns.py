@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from lmtrain.compare.labels import folder_names, setting_text, short_names
-from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, value_at
+from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, shared_steps, sign, value_at
 from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.files.numbers import as_float
-from lmtrain.terminal.units import duration, loss_text, si
+from lmtrain.terminal.as_text import printable
+from lmtrain.terminal.units import counted, duration, loss_text, si
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -57,8 +58,15 @@ def place_text(equal: EqualPlace) -> str:
     return f"{si(equal.place)} {'FLOPs' if equal.axis == 'flops' else equal.axis}"
 
 
-def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
-    """Return all columns of these runs by key, in the order in which a table shows them."""
+def available_columns(
+    runs: Sequence[ComparedRun], metric: str, places: Mapping[str, EqualPlace], better: int | None = None
+) -> dict[str, Column]:
+    """Return all columns of these runs by key, in the order in which a table shows them.
+
+    `better` is 1 or −1, as `sign` returns it; None means that the name of the metric decides.
+    """
+    better = better or sign(metric)
+    shared = shared_steps(runs, metric)
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
     # If folder names are long, the table shows labels (the settings that differ) in their place.
     longest = max(map(len, folders.values()), default=0)
@@ -75,15 +83,24 @@ def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[
         Column("tokens", "tokens", "tokens", lambda run: _as_whole_number(_logged_or_in_result(run, "tokens")), si),
         Column("flops", "FLOPs", "FLOPs", lambda run: _as_whole_number(_training_flops(run)), si),
         Column("seconds", "seconds", "time", lambda run: run.last("seconds"), duration),
+        Column("host", "host", "host", lambda run: _recorded(run, "host"), is_text=True),
+        Column("device", "device", "device", lambda run: _recorded(run, "device"), is_text=True),
         Column("parameters", "parameters", "params", lambda run: _as_whole_number(run.parameters), si),
         *(_column_at(metric, equal) for equal in places.values()),
-        Column("best", f"best {metric}", "best", lambda run: best_value(run, metric)[0], loss_text),
+        Column("best", f"best {metric}", "best", lambda run: best_value(run, metric, better)[0], loss_text),
         Column(
             "best_step",
             f"step of the best {metric}",
             "at step",
-            lambda run: _as_whole_number(best_value(run, metric)[1]),
+            lambda run: _as_whole_number(best_value(run, metric, better)[1]),
             with_commas,
+        ),
+        Column(
+            "best_shared",
+            f"best {metric} at the {counted(len(shared), 'step')} that all runs share",
+            "best shared",
+            lambda run: best_value(run, metric, better, shared)[0],
+            loss_text,
         ),
         Column("final", f"final {metric}", "final", lambda run: final_value(run, metric), loss_text),
         Column("tokens_per_second", "tokens/s (median)", "tok/s", median_speed, si),
@@ -187,6 +204,12 @@ def _column_at(metric: str, equal: EqualPlace) -> Column:
 def _place_in_full(equal: EqualPlace) -> str:
     unit = {"step": "step {:.0f}", "tokens": "{:.0f} tokens", "flops": "{:.6g} FLOPs", "seconds": "{:.3f} seconds"}
     return unit[equal.axis].format(equal.place)
+
+
+def _recorded(run: ComparedRun, key: str) -> str | None:
+    """Return a text of the run's environment."""
+    value = run.environment.get(key)
+    return printable(value) if isinstance(value, str) else None
 
 
 def _logged_or_in_result(run: ComparedRun, key: str) -> float:

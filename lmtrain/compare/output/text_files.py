@@ -37,9 +37,14 @@ def as_csv(comparison: RunComparison) -> str:
 
 
 def as_json(comparison: RunComparison) -> str:
-    """Return JSON with all numbers and sentences of the comparison."""
+    """Return JSON with all numbers, sentences and notes of the comparison."""
     conclusions = comparison.conclusions
-    settings = {"metric": comparison.metric, "value": comparison.value, "goal": comparison.goal}
+    settings = {
+        "metric": comparison.metric,
+        "better": "lower" if comparison.better > 0 else "higher",
+        "value": comparison.value,
+        "goal": comparison.goal,
+    }
     content = {
         **settings,
         "equal": {axis: asdict(equal) for axis, equal in comparison.places.items()},
@@ -82,7 +87,7 @@ def as_json(comparison: RunComparison) -> str:
             for effect in conclusions.effects
         ],
         "sentences": conclusions.sentences,
-        "notes": comparison.notes,
+        "notes": [asdict(note) for note in comparison.notes],
     }
     return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
 
@@ -101,7 +106,7 @@ def as_markdown(comparison: RunComparison) -> str:
     conclusions = comparison.conclusions
     if conclusions.comparisons:
         lines += _markdown_table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
-    lines += map(_list_item, [*conclusions.sentences, *comparison.notes])
+    lines += map(_list_item, [*conclusions.sentences, *map(str, comparison.further_notes)])
     return "\n".join(lines) + "\n"
 
 
