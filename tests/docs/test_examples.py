@@ -80,7 +80,7 @@ def write_short_experiments(folder: Path, *, with_logger: bool) -> None:
     for key, value, shorter in (
         ("max_steps", 600, 30),
         ("eval_interval", 200, "10\n  checkpoint_interval: 10"),
-        ("eval_batches", 40, 4),
+        ("eval_tokens", 40960, 4096),
         ("warmup_steps", 30, 3),
         ("sample_tokens", 160, 20),
     ):
