@@ -84,10 +84,10 @@ def write_short_experiments(folder: Path, *, with_logger: bool, small_model: boo
     for name, key, value, shorter in (
         ("quickstart.yaml", "max_steps", 600, 30),
         ("quickstart.yaml", "eval_interval", 200, "10\n  checkpoint_interval: 10"),
-        ("quickstart.yaml", "eval_batches", 40, 4),
+        ("quickstart.yaml", "eval_tokens", 40960, 4096),
         ("quickstart.yaml", "warmup_steps", 30, 3),
         ("quickstart.yaml", "sample_tokens", 160, 20),
-        ("own_text.yaml", "eval_batches", 40, 4),
+        ("own_text.yaml", "eval_tokens", 81920, 4096),
         ("own_text.yaml", "sample_tokens", 200, 20),
         *(((name, "block_size", 128, 64) for name in texts) if small_model else ()),
     ):
