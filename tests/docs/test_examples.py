@@ -22,7 +22,7 @@ BEGIN_WITHOUT_DATA = (*SHOW_A_WHOLE_RUN, ROOT / "docs" / "how-to" / "plan.md")
 SHORTER = {  # what the shorter quickstart has, and fewer jobs
     "step=400": "step=20",
     "optimizer.lr=1e-3,3e-3,1e-2 seed=1,2,3 hydra": "optimizer.lr=1e-3,3e-3 seed=1 hydra",
-    "trainer.max_steps=200 trainer.eval_interval=50 scheduler": "trainer.max_steps=80 trainer.eval_interval=20 scheduler",
+    "max_steps=200 trainer.eval_interval=50 scheduler": "max_steps=80 trainer.eval_interval=20 scheduler",
 }
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
