@@ -33,7 +33,8 @@ def decide_each(differences: np.ndarray, level: np.ndarray) -> tuple[np.ndarray,
     hopeless[:, first:] = reachable(mean[:, first:], sd, n[first:], len(n)) < needed
     hopeless[:, -1] = True
     pairs = np.argmax(kept | hopeless, axis=1)
-    return np.take_along_axis(kept, pairs[:, None], axis=1)[:, 0], pairs + 1
+    keeps: np.ndarray = np.take_along_axis(kept, pairs[:, None], axis=1)[:, 0]
+    return keeps, pairs + 1
 
 
 def keep_better_mean(differences: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
