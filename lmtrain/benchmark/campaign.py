@@ -33,13 +33,12 @@ def decide_each(differences: np.ndarray, level: np.ndarray) -> tuple[np.ndarray,
     hopeless[:, first:] = reachable(mean[:, first:], sd, n[first:], len(n)) < needed
     hopeless[:, -1] = True
     pairs = np.argmax(kept | hopeless, axis=1)
-    keeps: np.ndarray = np.take_along_axis(kept, pairs[:, None], axis=1)[:, 0]
-    return keeps, pairs + 1
+    return np.take_along_axis(kept, pairs[:, None], axis=1)[:, 0], pairs + 1
 
 
 def keep_better_mean(differences: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Run a few seeds of each idea, and keep it if its mean is better: the usual loop."""
-    return differences[:, :NAIVE_SEEDS].mean(axis=1) > 0, np.full(len(differences), NAIVE_SEEDS)
+    return np.asarray(differences[:, :NAIVE_SEEDS].mean(axis=1) > 0), np.full(len(differences), NAIVE_SEEDS)
 
 
 def keep_at_first_significance(differences: np.ndarray, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
