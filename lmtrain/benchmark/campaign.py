@@ -50,7 +50,7 @@ def keep_at_first_significance(differences: np.ndarray, level: np.ndarray) -> tu
     first = NAIVE_SEEDS - 1
     t = mean[:, first:] * np.sqrt(n[first:] * (n[first:] - 1) / squares[:, first:])
     found[:, first:] = 2 * stats.t.sf(t, n[first:] - 1) < 0.05
-    kept = found.any(axis=1)
+    kept = np.asarray(found.any(axis=1))
     return kept, np.where(kept, np.argmax(found, axis=1) + 1, len(n))
 
 
