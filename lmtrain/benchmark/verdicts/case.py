@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+Values = Sequence[float] | np.ndarray
+
 ERRORS = 3  # Monte Carlo errors by which a measured value may lie beyond its limit
 
 
@@ -65,38 +67,38 @@ class Case:
         return "hole" if row.what in self.holes else "fault"
 
 
-def share_at_most(what: str, flags: Sequence[float], limit: float) -> Row:
+def share_at_most(what: str, flags: Values, limit: float) -> Row:
     """Return the share of tables in which something happened that must be rare. NaN means: does not apply."""
     return _share(what, flags, limit, at_most=True)
 
 
-def share_at_least(what: str, flags: Sequence[float], limit: float) -> Row:
+def share_at_least(what: str, flags: Values, limit: float) -> Row:
     """Return the share of tables in which something held that must hold often. NaN means: does not apply."""
     return _share(what, flags, limit, at_most=False)
 
 
-def shown_share(what: str, flags: Sequence[float]) -> Row:
+def shown_share(what: str, flags: Values) -> Row:
     """Return a share without a limit."""
     value, count = _mean(flags)
     return Row(what, value, math.sqrt(value * (1 - value) / count) if count else math.nan)
 
 
-def mean_at_most(what: str, values: Sequence[float], limit: float) -> Row:
+def mean_at_most(what: str, values: Values, limit: float) -> Row:
     """Return the absolute value of a mean that must be small, such as a bias."""
     value, count = _mean(values)
-    finite = np.asarray(values)[np.isfinite(values)]
+    finite = np.asarray(values, dtype=float)[np.isfinite(values)]
     error = float(np.std(finite, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
     return Row(what, abs(value), error, limit)
 
 
-def shown_mean(what: str, values: Sequence[float]) -> Row:
+def shown_mean(what: str, values: Values) -> Row:
     """Return a mean without a limit."""
     value, count = _mean(values)
-    finite = np.asarray(values)[np.isfinite(values)]
+    finite = np.asarray(values, dtype=float)[np.isfinite(values)]
     return Row(what, value, float(np.std(finite, ddof=1)) / math.sqrt(count) if count > 1 else math.nan)
 
 
-def ratio_at_least(what: str, above: Sequence[float], below: Sequence[float], limit: float | None) -> Row:
+def ratio_at_least(what: str, above: Values, below: Values, limit: float | None) -> Row:
     """Return the ratio of two means over the same tables, with its error by the delta method."""
     top, bottom = np.asarray(above, dtype=float), np.asarray(below, dtype=float)
     if not bottom.any():
@@ -106,12 +108,12 @@ def ratio_at_least(what: str, above: Sequence[float], below: Sequence[float], li
     return Row(what, ratio, error, limit, at_most=False)
 
 
-def _share(what: str, flags: Sequence[float], limit: float, *, at_most: bool) -> Row:
+def _share(what: str, flags: Values, limit: float, *, at_most: bool) -> Row:
     value, count = _mean(flags)
     return Row(what, value, math.sqrt(limit * (1 - limit) / count) if count else math.nan, limit, at_most)
 
 
-def _mean(values: Sequence[float]) -> tuple[float, int]:
+def _mean(values: Values) -> tuple[float, int]:
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     return (float(finite.mean()) if len(finite) else math.nan), len(finite)

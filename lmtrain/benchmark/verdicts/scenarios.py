@@ -8,7 +8,15 @@ from functools import cache
 
 import numpy as np
 
-from lmtrain.benchmark.verdicts import null_tables, power, survivors
+from lmtrain.benchmark.verdicts import (
+    effects_at_null,
+    forks,
+    looking_again,
+    null_tables,
+    power,
+    survivors,
+    unequal_looks,
+)
 from lmtrain.benchmark.verdicts.case import Case, Row
 
 FEWEST_TABLES = 20
@@ -16,6 +24,10 @@ SCENARIOS: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "null": ("tables without any difference, over a grid of sizes and kinds of noise", null_tables.cases),
     "power": ("tables with one better setting, against separate tests with Holm's correction", power.cases),
     "survivors": ("equal settings of which one lost its worst runs", survivors.cases),
+    "forks": ("forks of a few parents", forks.cases),
+    "looks": ("equal runs with unequal intervals of evaluation", unequal_looks.cases),
+    "again": ("comparing again as seeds are added", looking_again.cases),
+    "effects": ("settings without an effect", effects_at_null.cases),
 }
 
 
