@@ -9,11 +9,13 @@ from functools import cache
 import numpy as np
 
 from lmtrain.benchmark.verdicts import (
+    campaigns,
     effects_at_null,
     forks,
     looking_again,
     null_tables,
     power,
+    savings_of_curves,
     survivors,
     unequal_looks,
 )
@@ -28,6 +30,8 @@ SCENARIOS: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "looks": ("equal runs with unequal intervals of evaluation", unequal_looks.cases),
     "again": ("comparing again as seeds are added", looking_again.cases),
     "effects": ("settings without an effect", effects_at_null.cases),
+    "savings": ("what a difference is worth in steps", savings_of_curves.cases),
+    "campaign": ("a campaign of many ideas", campaigns.cases),
 }
 
 
