@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from lmtrain.benchmark.verdicts.case import Case, Row
-from lmtrain.benchmark.verdicts.command import worst_rows
 from lmtrain.benchmark.verdicts.drawing import equal_design
 from lmtrain.benchmark.verdicts.null_tables import COVERAGE, FALSE_BETTER, NullTables
+from lmtrain.benchmark.verdicts.report import worst_rows
 from lmtrain.benchmark.verdicts.rules import Claims, separate_tests
 from lmtrain.benchmark.verdicts.scenarios import SCENARIOS, Result, jobs, run_job, run_jobs
 from lmtrain.commands.benchmark import main
@@ -90,5 +90,10 @@ def test_the_command_writes_every_number(tmp_path: Path, capsys: pytest.CaptureF
     assert "| null |" in capsys.readouterr().out
     numbers = json.loads(file.read_text(encoding="utf-8"))
     assert {row["what"] for case in numbers["cases"] for row in case["rows"]} >= {FALSE_BETTER, COVERAGE}
+    assert main(["verdicts", "null", "--quick", "--tables=40", f"--before={file}"]) == 0
+    assert "worst before" in " ".join(capsys.readouterr().out.split())
+    file.write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigError, match="not written by benchmark verdicts"):
+        main(["verdicts", "null", f"--before={file}"])
     with pytest.raises(ConfigError, match="no such scenario"):
         main(["verdicts", "nul"])
