@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
+from lmtrain.compare.looking.judge import judge
+from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.run_values import EqualPlace, deciding_runs, default_goal, equal_places, sign, when_reached
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
@@ -25,6 +27,7 @@ class RunComparison:
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
         conclusions: The results of the statistics.
+        looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable.
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
@@ -40,6 +43,7 @@ class RunComparison:
     value: str
     axis: str
     conclusions: Conclusions
+    looks: Looks
     notes: Sequence[str]
     goal: float
     goal_chosen: bool
@@ -56,6 +60,7 @@ def compare(
     difference: float | None = None,
     goal: float | None = None,
     asked: Sequence[str] | None = None,
+    mode: Mode | None = None,
 ) -> RunComparison:
     """Compare runs by a metric.
 
@@ -67,6 +72,8 @@ def compare(
         difference: The difference to calculate the number of seeds for; None means the observed one.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
+        mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
+            None means what the files of the runs' sweep say.
 
     Raises:
         ValueError: no run has the metric or a requested column.
@@ -82,6 +89,8 @@ def compare(
     found, notes = replicate_groups(runs, _value_function(value, metric, columns))
     if at_step is None and value == "at-step" and "step" in places:
         notes = [*_missing_at_equal_step(runs, metric, places["step"]), *notes]
+    conclusions = conclude(found, sign=sign(metric), difference=difference)
+    conclusions, looks, about_looks = judge(conclusions, runs, sign(metric), mode)
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -90,8 +99,9 @@ def compare(
         columns=columns,
         value=_value_name(value, metric, places),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
-        conclusions=conclude(found, sign=sign(metric), difference=difference),
-        notes=[*repeated_runs(runs), *notes],
+        conclusions=conclusions,
+        looks=looks,
+        notes=[*repeated_runs(runs), *notes, *about_looks],
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted) for run in runs],

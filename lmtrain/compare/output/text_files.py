@@ -81,6 +81,7 @@ def as_json(comparison: RunComparison) -> str:
             {**asdict(effect), "means": [{"value": value, "mean": mean} for value, mean in effect.means.items()]}
             for effect in conclusions.effects
         ],
+        "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
         "sentences": conclusions.sentences,
         "notes": comparison.notes,
     }
