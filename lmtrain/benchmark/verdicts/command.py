@@ -15,7 +15,7 @@ from lmtrain.machine import available_cores, write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 
-TABLES, QUICK_TABLES = 2000, 200
+TABLES, QUICK_TABLES = 1000, 200
 
 
 def main(arguments: Sequence[str]) -> int:
