@@ -39,14 +39,17 @@ class Saving:
     at_least: bool = False
 
 
-def mean_curve(runs: Sequence[Mapping[str, np.ndarray]], metric: str, axis: str, place: float, sign: int) -> Curve:
-    """Return the mean curve of the runs over the steps that all of them share, up to a place on an axis.
+def mean_curve(
+    runs: Sequence[Mapping[str, np.ndarray]], metric: str, axis: str, place: float | None, sign: int
+) -> Curve | None:
+    """Return the mean curve of the runs over the steps that all of them share; None if there is no such step.
 
     Args:
         runs: For each run, an array per axis and the metric, with equal lengths.
         metric: The name of the metric.
         axis: The axis of the place.
-        place: Where the settings are compared. The last point of the curve is there, interpolated where needed.
+        place: Where the settings are compared. The last point of the curve is there, interpolated where needed. None
+            means the end.
         sign: 1 if lower values of the metric are better, −1 if higher are.
     """
     evaluated = []
@@ -61,11 +64,12 @@ def mean_curve(runs: Sequence[Mapping[str, np.ndarray]], metric: str, axis: str,
         for name in (*AXIS_WORDS, metric)
     }
     xs = columns[axis]
-    before = xs < place
-    cut = {}
-    for name, column in columns.items():
-        end = np.interp(place, xs, column) if len(xs) else math.nan
-        cut[name] = np.append(column[before], end)
+    if not len(xs) or not np.isfinite(xs).all() or (place is not None and not xs[0] <= place <= xs[-1]):
+        return None
+    cut = columns
+    if place is not None:
+        before = xs < place
+        cut = {name: np.append(column[before], np.interp(place, xs, column)) for name, column in columns.items()}
     return Curve({name: cut[name] for name in AXIS_WORDS}, cut[metric] * sign)
 
 

@@ -83,10 +83,18 @@ def test_a_mean_curve_is_over_the_shared_steps_up_to_the_place() -> None:
         return {"step": steps, "tokens": steps * 8, "flops": steps * 48, "seconds": steps / 2, "val/loss": losses}
 
     curve = mean_curve([run(10, 4.0), run(20, 5.0)], "val/loss", "step", 70, 1)
+    assert curve is not None
     assert curve.axes["step"].tolist() == [20, 40, 60, 70]
     assert curve.axes["tokens"].tolist() == [160, 320, 480, 560]
     np.testing.assert_allclose(curve.values, 4.5 - curve.axes["step"] / 100)
-    np.testing.assert_allclose(mean_curve([run(10, 4.0)], "val/loss", "tokens", 400, -1).values[-1], -3.5)
+    higher = mean_curve([run(10, 4.0)], "val/loss", "tokens", 400, -1)
+    assert higher is not None
+    np.testing.assert_allclose(higher.values[-1], -3.5)
+    whole = mean_curve([run(20, 4.0)], "val/loss", "step", None, 1)
+    assert whole is not None
+    assert whole.axes["step"].tolist() == [20, 40, 60, 80, 100]
+    assert mean_curve([run(20, 4.0)], "val/loss", "step", 10, 1) is None  # before the first evaluation
+    assert mean_curve([run(200, 4.0)], "val/loss", "step", None, 1) is None
 
 
 def test_the_interval_holds() -> None:
