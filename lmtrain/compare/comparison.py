@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
+from lmtrain.compare.looking.judge import judge
+from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.run_values import EqualPlace, deciding_runs, default_goal, equal_places, sign, when_reached
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
@@ -26,6 +28,7 @@ class RunComparison:
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
         conclusions: The results of the statistics.
+        looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable.
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
@@ -41,6 +44,7 @@ class RunComparison:
     value: str
     axis: str
     conclusions: Conclusions
+    looks: Looks
     notes: Sequence[str]
     goal: float
     goal_chosen: bool
@@ -57,6 +61,7 @@ def compare(
     difference: float | None = None,
     goal: float | None = None,
     asked: Sequence[str] | None = None,
+    mode: Mode | None = None,
 ) -> RunComparison:
     """Compare runs by a metric.
 
@@ -68,6 +73,8 @@ def compare(
         difference: The difference to calculate the number of seeds for; None means the observed one.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
+        mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
+            None means what the files of the runs' sweep say.
 
     Raises:
         ValueError: no run has the metric or a requested column.
@@ -86,10 +93,14 @@ def compare(
     value_of = _value_function(value, metric, columns)
     # Runs that measure different things get no verdict against each other.
     by_class = [replicate_groups(alike.runs, value_of) for alike in measured.alike]
-    conclusions = [conclude(groups, sign=sign(metric), difference=difference) for groups, _ in by_class]
+    judged = [
+        judge(conclude(groups, sign=sign(metric), difference=difference), alike.runs, sign(metric), mode)
+        for (groups, _), alike in zip(by_class, measured.alike, strict=True)
+    ]
     notes = [*measured.notes, *(note for _, of_class in by_class for note in of_class)]
     if at_step is None and value == "at-step" and "step" in places:
         notes = [*_missing_at_equal_step(runs, metric, places["step"]), *notes]
+    about_looks = dict.fromkeys(note for _, _, of_class in judged for note in of_class)
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -98,8 +109,9 @@ def compare(
         columns=columns,
         value=_value_name(value, metric, places),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
-        conclusions=with_other_classes(conclusions, measured),
-        notes=[*repeated_runs(runs), *notes],
+        conclusions=with_other_classes([conclusions for conclusions, _, _ in judged], measured),
+        looks=judged[0][1],
+        notes=[*repeated_runs(runs), *notes, *about_looks],
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted) for run in runs],

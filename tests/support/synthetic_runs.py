@@ -44,6 +44,7 @@ def write_run(
     first_step: int = 0,
     status: str | None = "completed",
     speed: float = 1.0,
+    bad_steps: int = 0,
     bytes_per_token: float = 2 / np.log(2),
     environment: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -104,7 +105,7 @@ def write_run(
             "final_val_loss": evaluated[-1] if evaluated else None,
             "steps": steps,
             "tokens": steps * STEP_TOKENS,
-            "bad_steps": 0,
+            "bad_steps": bad_steps,
             "seconds": steps * STEP_SECONDS / speed,
             "tokens_per_second": STEP_TOKENS / STEP_SECONDS * speed,
             "config_hash": "0" * 16,
