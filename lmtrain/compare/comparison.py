@@ -9,6 +9,9 @@ import numpy as np
 
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.equal_looks import budget_notes, machine_notes, schedule_notes
+from lmtrain.compare.looking.judge import judge
+from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import (
     EqualPlace,
@@ -44,6 +47,7 @@ class RunComparison:
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
         conclusions: The results of the statistics.
+        looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable, and about unequal looks.
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
@@ -60,6 +64,7 @@ class RunComparison:
     value: str
     axis: str
     conclusions: Conclusions
+    looks: Looks
     notes: Sequence[Note]
     goal: float
     goal_chosen: bool
@@ -82,6 +87,7 @@ def compare(
     difference: float | None = None,
     goal: float | None = None,
     asked: Sequence[str] | None = None,
+    mode: Mode | None = None,
 ) -> RunComparison:
     """Compare runs by a metric.
 
@@ -94,13 +100,18 @@ def compare(
         difference: The difference to calculate the number of seeds for; None means the observed one.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
+        mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
+            None means what the files of the runs' sweep say.
 
     Raises:
         ValueError: no run has the metric, the requested value or a requested column.
     """
     if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
         raise ValueError(_unknown_metric(metric, runs))
-    better = sign(metric, higher)
+    asked_metric, places = metric, equal_places(runs, metric, at_step)
+    measured = measured_alike(runs, metric, compared_steps(runs, value, metric, places))
+    metric = measured.metric
+    better = sign(metric, higher if metric == asked_metric else None)
     wanted = default_goal(runs, metric, better) if goal is None else goal
     places, steps = equal_places(runs, metric, at_step), shared_steps(runs, metric)
     columns = available_columns(runs, metric, places, better)
@@ -112,7 +123,7 @@ def compare(
     if not with_value and (value != "at-step" or at_step is not None):
         _refuse_missing_value(runs, metric, value, at_step)
     place = _place(value, places, steps)
-    notes = []
+    notes = [Note("measurement", text) for text in measured.notes]
     if higher is None and not direction_is_known(metric):
         notes.append(Note("direction", f"lower {metric} is taken as better; --higher compares the other way"))
     if place:
@@ -124,9 +135,16 @@ def compare(
         notes += machine_notes(with_value, _setting_function(runs), timed_metric=value != "at-seconds")
     at_places = place if value == "at-step" else None
     notes += completion_notes(runs, metric, value_of, at_places, chosen=at_step is not None)
-    found, of_groups = replicate_groups(runs, value_of, timed=timed)
-    notes = [*repeated_runs(runs), *notes, *of_groups]
+    # Runs that measure different things get no verdict against each other.
+    by_class = [replicate_groups(alike.runs, value_of, timed=timed) for alike in measured.alike]
+    notes = [*repeated_runs(runs), *notes, *(note for _, of_class in by_class for note in of_class)]
     refused = [note.text for note in notes if note.refuses]
+    judged = [
+        judge(conclude(groups, sign=better, difference=difference, refused=refused), alike.runs, better, mode)
+        for (groups, _), alike in zip(by_class, measured.alike, strict=True)
+    ]
+    notes += [Note("looks", text) for text in dict.fromkeys(text for _, _, of_class in judged for text in of_class)]
+    conclusions = with_other_classes([own for own, _, _ in judged], measured)
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -136,13 +154,36 @@ def compare(
         columns=columns,
         value=_value_name(value, metric, places, steps, with_value),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
-        conclusions=_marked(conclude(found, sign=better, difference=difference, refused=refused), notes),
+        conclusions=_marked(conclusions, notes),
+        looks=judged[0][1],
         notes=notes,
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, better) for run in runs],
         asked=asked_columns,
     )
+
+
+def compared_steps(
+    runs: Sequence[ComparedRun], value: str, metric: str, places: Mapping[str, EqualPlace]
+) -> list[float] | None:
+    """Return the steps of the values that are compared; None if they can be any."""
+    if value == "at-step" and "step" in places:
+        return [places["step"].place]
+    ends = [float(xs[-1]) for run in runs if len(xs := run.series(metric)[0])]
+    return [max(ends)] if value == "final" and ends else None
+
+
+def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -> Conclusions:
+    """Return the conclusions about the first class of runs, with the sentences about the other classes."""
+    if len(conclusions) == 1:
+        return conclusions[0]
+    sentences = [
+        f"{alike.title(measured.alike)}: {sentence}"
+        for alike, own in zip(measured.alike, conclusions, strict=True)
+        for sentence in own.sentences
+    ]
+    return replace(conclusions[0], sentences=sentences)
 
 
 def _place(value: str, places: Mapping[str, EqualPlace], steps: np.ndarray) -> EqualPlace | None:

@@ -72,7 +72,7 @@ def test_replicates_may_differ_in_what_changes_no_result(
         ({}, {"code": {"model._target_": {"mine": "2"}}}, "code="),
         (
             {},
-            {"resumes": [{"changes": ["optimizer.lr: 0.001 → 0.003"], "step": 50}]},
+            {"resumes": [{"changes": ["optimizer.lr: 0.001 → 0.003"], "evaluation": {"after_step": 50}}]},
             "resumed=lr 0.001→0.…",
         ),
         (

@@ -86,6 +86,7 @@ def as_json(comparison: RunComparison) -> str:
             {**asdict(effect), "means": [{"value": value, "mean": mean} for value, mean in effect.means.items()]}
             for effect in conclusions.effects
         ],
+        "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
         "sentences": conclusions.sentences,
         "notes": [asdict(note) for note in comparison.notes],
     }
