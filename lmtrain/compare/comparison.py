@@ -42,6 +42,7 @@ class RunComparison:
         keys: The config keys in which the runs differ.
         places: For each axis, the place at which the runs are compared.
         columns: All columns of the runs, by key.
+        value_kind: One of `VALUE_KINDS`.
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
         conclusions: The results of the statistics.
@@ -58,6 +59,7 @@ class RunComparison:
     keys: Sequence[str]
     places: Mapping[str, EqualPlace]
     columns: Mapping[str, Column]
+    value_kind: str
     value: str
     axis: str
     conclusions: Conclusions
@@ -83,6 +85,7 @@ def compare(
     difference: float | None = None,
     goal: float | None = None,
     asked: Sequence[str] | None = None,
+    about_choice: Sequence[Note] = (),
 ) -> RunComparison:
     """Compare runs by a metric.
 
@@ -95,12 +98,13 @@ def compare(
         difference: The difference to calculate the number of seeds for; None means the observed one.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
+        about_choice: Notes about how these runs were chosen.
 
     Raises:
         ValueError: no run has the metric, the requested value or a requested column.
     """
-    if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
-        raise ValueError(_unknown_metric(metric, runs))
+    if (logged := logged_metrics(runs)) and metric not in logged:
+        raise ValueError(_unknown_metric(metric, logged))
     better = sign(metric, higher)
     wanted = default_goal(runs, metric, better) if goal is None else goal
     places, steps = equal_places(runs, metric, at_step), shared_steps(runs, metric)
@@ -113,7 +117,7 @@ def compare(
     if not with_value and (value != "at-step" or at_step is not None):
         _refuse_missing_value(runs, metric, value, at_step)
     place = _place(value, places, steps)
-    notes = []
+    notes = [*about_choice]
     if higher is None and not direction_is_known(metric):
         notes.append(Note("direction", f"lower {metric} is taken as better; --higher compares the other way"))
     if place:
@@ -134,6 +138,7 @@ def compare(
         keys=differing_keys(runs),
         places=places,
         columns=columns,
+        value_kind=value,
         value=_value_name(value, metric, places, steps, with_value),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
         conclusions=_marked(conclude(found, sign=better, difference=difference, refused=refused), notes),
@@ -197,8 +202,13 @@ def _refuse_missing_value(runs: Sequence[ComparedRun], metric: str, value: str, 
     raise ValueError(f"{option}: no run has this value{way_out}")
 
 
-def _unknown_metric(metric: str, runs: Sequence[ComparedRun]) -> str:
-    known = [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name not in AXES]
+def logged_metrics(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the metrics of which some run has a value."""
+    found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
+    return [name for name in found if any(len(run.series(name)[0]) for run in runs)]
+
+
+def _unknown_metric(metric: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(metric, known, n=1)
     way_out = f"did you mean {near[0]}?" if near else f"the runs have {', '.join(known)}"
     return f"--metric {metric}: no run has this metric; {way_out}"
