@@ -42,6 +42,7 @@ def as_json(comparison: RunComparison) -> str:
     settings = {
         "metric": comparison.metric,
         "better": "lower" if comparison.better > 0 else "higher",
+        "value_kind": comparison.value_kind,
         "value": comparison.value,
         "goal": comparison.goal,
     }
