@@ -14,6 +14,8 @@ from lmtrain.compare.statistics.conclusions import Conclusions, conclude
 from lmtrain.compare.statistics.replicates import repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED
 
+EXPLANATION = "±"  # how a sentence begins that explains the verdicts
+
 
 @dataclass(frozen=True)
 class RunComparison:
@@ -144,7 +146,9 @@ def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -
         f"{alike.title(measured.alike)}: {sentence}"
         for alike, own in zip(measured.alike, conclusions, strict=True)
         for sentence in own.sentences
+        if not sentence.startswith(EXPLANATION)
     ]
+    sentences += [sentence for sentence in conclusions[0].sentences if sentence.startswith(EXPLANATION)]
     return replace(conclusions[0], sentences=sentences)
 
 
