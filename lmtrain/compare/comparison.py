@@ -32,6 +32,8 @@ from lmtrain.files.metrics import MEASURED
 
 EXPLANATION = "±"  # how a sentence begins that explains the verdicts
 
+EXPLANATION = "±"  # how a sentence begins that explains the verdicts
+
 
 @dataclass(frozen=True)
 class RunComparison:
@@ -187,7 +189,9 @@ def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -
         f"{alike.title(measured.alike)}: {sentence}"
         for alike, own in zip(measured.alike, conclusions, strict=True)
         for sentence in own.sentences
+        if not sentence.startswith(EXPLANATION)
     ]
+    sentences += [sentence for sentence in conclusions[0].sentences if sentence.startswith(EXPLANATION)]
     return replace(conclusions[0], sentences=sentences)
 
 
