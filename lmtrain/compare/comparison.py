@@ -2,11 +2,12 @@
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.judge import judge
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.run_values import EqualPlace, deciding_runs, default_goal, equal_places, sign, when_reached
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
@@ -69,7 +70,7 @@ def compare(
         metric: A metric that the runs logged.
         at_step: The step at which runs are compared; None means the last step that they share.
         value: One of `VALUE_KINDS`: the value that represents a run in the statistics.
-        difference: The difference to calculate the number of seeds for; None means the observed one.
+        difference: The difference for which to say how many seeds would detect it, in a comparison that is planned.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
         mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
@@ -89,8 +90,10 @@ def compare(
     found, notes = replicate_groups(runs, _value_function(value, metric, columns))
     if at_step is None and value == "at-step" and "step" in places:
         notes = [*_missing_at_equal_step(runs, metric, places["step"]), *notes]
-    conclusions = conclude(found, sign=sign(metric), difference=difference)
-    conclusions, looks, about_looks = judge(conclusions, runs, sign(metric), mode)
+    conclusions, looks, about_looks = judge(conclude(found, sign=sign(metric)), runs, sign(metric), mode)
+    if difference is not None:
+        plan = plan_sentences(conclusions.groups, runs, difference, looks)
+        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     return RunComparison(
         runs=runs,
         metric=metric,
