@@ -11,6 +11,7 @@ from lmtrain.compare.columns import Column, available_columns, find_column, plac
 from lmtrain.compare.equal_looks import budget_notes, machine_notes, schedule_notes
 from lmtrain.compare.looking.judge import judge
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import (
@@ -29,8 +30,6 @@ from lmtrain.compare.statistics.replicates import group_numbers, repeated_runs, 
 from lmtrain.compare.unfinished import completion_notes
 from lmtrain.errors import COMPLETED
 from lmtrain.files.metrics import MEASURED
-
-EXPLANATION = "±"  # how a sentence begins that explains the verdicts
 
 EXPLANATION = "±"  # how a sentence begins that explains the verdicts
 
@@ -102,7 +101,7 @@ def compare(
         higher: Whether higher values of the metric are better; None means that its name decides.
         at_step: The step at which runs are compared; None means the last step that they share.
         value: One of `VALUE_KINDS`: the value that represents a run in the statistics.
-        difference: The difference to calculate the number of seeds for; None means the observed one.
+        difference: The difference for which to say how many seeds would detect it, in a comparison that is planned.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
         mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
@@ -146,11 +145,14 @@ def compare(
     notes = [*repeated_runs(runs), *notes, *(note for _, of_class in by_class for note in of_class)]
     refused = [note.text for note in notes if note.refuses]
     judged = [
-        judge(conclude(groups, sign=better, difference=difference, refused=refused), alike.runs, better, mode)
+        judge(conclude(groups, sign=better, refused=refused), alike.runs, better, mode)
         for (groups, _), alike in zip(by_class, measured.alike, strict=True)
     ]
     notes += [Note("looks", text) for text in dict.fromkeys(text for _, _, of_class in judged for text in of_class)]
     conclusions = with_other_classes([own for own, _, _ in judged], measured)
+    if difference is not None:
+        plan = plan_sentences(conclusions.groups, runs, difference, judged[0][1])
+        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     return RunComparison(
         runs=runs,
         metric=metric,
