@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lmtrain.compare.measurement import BITS_PER_BYTE
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.token_files import token_folders
@@ -31,7 +32,6 @@ OWN_KEYS = {  # keys that `decide` sets itself or that do not suit it, each with
     "step": "works only with fork, which decide does not accept; leave it out",
     "retry_failed": "give --retry-failed instead",
 }
-BITS_PER_BYTE = "val/bits_per_byte"
 # The config keys that decide what an evaluation measures, besides the data.
 MEASURED_BY = ("data.block_size", "trainer.eval_batches", "trainer.eval_tokens")
 
@@ -142,7 +142,8 @@ def _refuse_other_measurement(baseline: Mapping[str, Any], challenger: Mapping[s
         way_out = "leave that out"
         if key == "data" and metric != BITS_PER_BYTE:
             same_text = _val_bytes(baseline) is not None and _val_bytes(baseline) == _val_bytes(challenger)
-            way_out = f"--metric {BITS_PER_BYTE} compares tokenizers" if same_text else way_out
+            if same_text:
+                way_out = f"for two tokenizers of one text, evaluate the whole split, and give --metric {BITS_PER_BYTE}"
         before, after = (_shown(config, key) for config in (baseline, challenger))
         raise ConfigError(
             f"--challenger: {key} is {after} instead of {before}, so that its {metric} would measure something else "
@@ -155,8 +156,9 @@ def _measurement(config: Mapping[str, Any], metric: str) -> dict[str, Any]:
     values = {key: _value(config, key) for key in MEASURED_BY}
     if _value(config, "trainer.eval_batches") is not None:  # then the batch size decides how much is evaluated
         values["data.batch_size"] = _value(config, "data.batch_size")
-    if metric == BITS_PER_BYTE and (size := _val_bytes(config)) is not None:
-        return values | {"data": size}
+    whole = values["trainer.eval_batches"] is None and values["trainer.eval_tokens"] is None
+    if metric == BITS_PER_BYTE and whole and (size := _val_bytes(config)) is not None:
+        return values | {"data": size}  # a part of the split would be other text with another tokenizer
     with raising_config_errors():
         dtype = _value(config, "data.dtype")
         return values | {"data": [TokenFiles(path, "val", dtype).fingerprint for path in _folders(config).values()]}

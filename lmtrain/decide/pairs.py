@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.compare.measurement import measured_alike
 from lmtrain.compare.run_values import equal_places, value_at
 from lmtrain.compare.runs import ComparedRun, load_runs
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError
@@ -62,7 +63,7 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
     """Return the pair of the baseline's and the challenger's job that ended.
 
     Raises:
-        ConfigError: a run completed without the metric.
+        ConfigError: a run completed without the metric, or the two have recorded that they measure something else.
     """
     runs = tuple(_load(end) for end in ends)
     statuses = (ends[0].status, ends[1].status)
@@ -70,6 +71,9 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
     if statuses == (COMPLETED.status, COMPLETED.status):
         assert runs[0] is not None
         assert runs[1] is not None
+        measured = measured_alike([runs[0], runs[1]], question.metric)
+        if len(measured.alike) > 1 or measured.metric != question.metric:
+            raise ConfigError(f"--metric {question.metric}: {'; '.join(measured.notes)}")
         values = values_of((runs[0], runs[1]), question)
         if not all(map(math.isfinite, values)):
             known = sorted(name for name in runs[0].metrics if "/" in name)
