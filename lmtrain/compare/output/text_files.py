@@ -12,6 +12,7 @@ from typing import Any
 from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text
+from lmtrain.compare.output.effects_table import effect_sentences
 from lmtrain.compare.output.tables import GROUP_HEADERS, cell_text, default_columns, group_rows
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.significance import half_width
@@ -85,8 +86,10 @@ def as_json(comparison: RunComparison) -> str:
         ],
         "effects": [
             {**asdict(effect), "means": [{"value": value, "mean": mean} for value, mean in effect.means.items()]}
-            for effect in conclusions.effects
+            for effect in conclusions.effects.effects
         ],
+        "interactions": [asdict(interaction) for interaction in conclusions.effects.interactions],
+        "effect_sentences": effect_sentences(conclusions.effects),
         "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
         "sentences": conclusions.sentences,
         "notes": [asdict(note) for note in comparison.notes],
