@@ -22,7 +22,7 @@ BEGIN_WITHOUT_DATA = (*SHOW_A_WHOLE_RUN, ROOT / "docs" / "how-to" / "plan.md")
 SHORTER = {  # what the shorter quickstart has, and fewer jobs
     "step=400": "step=20",
     "optimizer.lr=1e-3,3e-3,1e-2 seed=1,2,3 hydra": "optimizer.lr=1e-3,3e-3 seed=1 hydra",
-    "trainer.max_steps=200 trainer.eval_interval=50 scheduler": "trainer.max_steps=80 trainer.eval_interval=20 scheduler",
+    "max_steps=200 trainer.eval_interval=50 scheduler": "max_steps=80 trainer.eval_interval=20 scheduler",
 }
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
@@ -84,10 +84,10 @@ def write_short_experiments(folder: Path, *, with_logger: bool, small_model: boo
     for name, key, value, shorter in (
         ("quickstart.yaml", "max_steps", 600, 30),
         ("quickstart.yaml", "eval_interval", 200, "10\n  checkpoint_interval: 10"),
-        ("quickstart.yaml", "eval_batches", 40, 4),
+        ("quickstart.yaml", "eval_tokens", 40960, 4096),
         ("quickstart.yaml", "warmup_steps", 30, 3),
         ("quickstart.yaml", "sample_tokens", 160, 20),
-        ("own_text.yaml", "eval_batches", 40, 4),
+        ("own_text.yaml", "eval_tokens", 81920, 4096),
         ("own_text.yaml", "sample_tokens", 200, 20),
         *(((name, "block_size", 128, 64) for name in texts) if small_model else ()),
     ):

@@ -45,6 +45,7 @@ def write_run(
     status: str | None = "completed",
     speed: float = 1.0,
     bad_steps: int = 0,
+    bytes_per_token: float = 2 / np.log(2),
     environment: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run whose validation loss falls as a power of the step, to `final_loss` after `steps`.
@@ -75,7 +76,11 @@ def write_run(
             "memory_gb": 0.35,
         }
         if step % eval_interval == 0:
-            line |= {"val/loss": loss, "val/perplexity": float(np.exp(loss)), "val/bits_per_byte": loss / 2}
+            line |= {
+                "val/loss": loss,
+                "val/perplexity": float(np.exp(loss)),
+                "val/bits_per_byte": loss / np.log(2) / bytes_per_token,
+            }
         lines.append(line | {"tokens": step * STEP_TOKENS, "seconds": step * STEP_SECONDS / speed})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recorded = {
