@@ -19,6 +19,7 @@ class ReplicateGroup:
             that the part of their values which the seed determines is the same.
         diverged: The seeds whose runs diverged or failed: they have the worst rank.
         missing: The status of each seed that has no value for another reason, such as `pruned` or `unfinished`.
+        runs: The labels of the runs that the values are from.
     """
 
     label: str
@@ -27,6 +28,7 @@ class ReplicateGroup:
     start: Hashable = None
     diverged: tuple[Any, ...] = ()
     missing: Mapping[Any, str] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
 
     @property
     def sample(self) -> list[float]:
