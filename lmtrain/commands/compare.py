@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
 from lmtrain.compare.runs import ComparedRun, load_runs, with_labels
 from lmtrain.config.build import raising_config_errors
@@ -61,8 +62,9 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.compare.output.terminal_view import show_comparison
 
     with raising_config_errors():
+        runs, about_choice = select_runs(options)
         comparison = compare(
-            select_runs(options),
+            runs,
             metric=options.metric,
             higher=options.higher,
             at_step=options.at_step,
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str]) -> int:
             goal=options.reach,
             asked=options.columns and options.columns.split(","),
             mode=options.mode,
+            about_choice=about_choice,
         )
         contents = {file: output_bytes(kind, comparison) for kind, file in files.items()}
         piped = contents.pop("-", None)
@@ -115,7 +118,7 @@ def make_parser() -> OptionParser:
         "--difference",
         type=Number(above=0),
         metavar="D",
-        help="estimate the number of seeds needed to detect a difference of D (default: the observed difference)",
+        help="also say how many seeds would detect a true difference of D, what they cost, and the command",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
@@ -189,26 +192,26 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
             raise ConfigError(f"--{kind} {file}: the folder {Path(file).parent} does not exist; create it first")
 
 
-def select_runs(options: argparse.Namespace) -> list[ComparedRun]:
-    """Return the requested runs in the requested order."""
-    from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
+def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
+    """Return the requested runs in the requested order, and notes about the choice."""
+    from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
 
+    notes = []
     better = sign(options.metric, options.higher)
     runs = load_runs(options.runs)
     if not runs:
         raise ConfigError(f"{' '.join(options.runs)}: found no run that can be read")
     if options.filter:
         places = equal_places(runs, options.metric, options.at_step)
-        runs = filter_runs(runs, options.filter, available_columns(runs, options.metric, places, better))
+        all_runs, columns = runs, available_columns(runs, options.metric, places, better)
+        runs = filter_runs(all_runs, options.filter, columns)
         if not runs:
             raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
+        notes = selection_notes(all_runs, options.filter, columns)
         runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
     columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step), better)
     if options.sort is None:
         compared = "best_shared" if options.value == "best" else options.value.replace("-", "_")
-        return sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0)
-    return sort_runs(
-        runs,
-        find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}"),
-        descending=options.sort.startswith("-"),
-    )
+        return sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0), notes
+    column = find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}")
+    return sort_runs(runs, column, descending=options.sort.startswith("-")), notes

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lmtrain.compare.labels import folder_names, setting_text, short_names
+from lmtrain.compare.notes import Note, names
 from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, shared_steps, sign, value_at
 from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.files.numbers import as_float
@@ -29,6 +30,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 CONDITION = re.compile(r"\s*(?P<key>[^<>=!\s]+)\s*(?P<comparison>==|!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
 MAX_FOLDER_CHARS = 20  # as in `20261123-120000-1a2b`; the names of a sweep's folders are their overrides
 ALIASES = {"from": "parent"}  # the statistics show a parent as `from …`
+RESULTS = {"status", "best", "best_step", "best_shared", "final"}  # a filter by one of them chooses by the result
 CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
 
@@ -150,9 +152,7 @@ def filter_runs(
         ValueError: a condition cannot be parsed, or its key is unknown.
     """
     for text in conditions:
-        option = f"--filter {text!r}"
-        if (match := CONDITION.fullmatch(text)) is None:
-            raise ValueError(f"{option}: not a condition; write KEY=VALUE, or use !=, <, <=, > or >= for =")
+        option, match = f"--filter {text!r}", _parse_condition(text)
         column = find_column(match["key"], columns, runs, option)
         if not match["value"]:
             raise ValueError(f"{option}: no value after {match['comparison']}; write KEY{match['comparison']}VALUE")
@@ -161,6 +161,23 @@ def filter_runs(
             raise ValueError(f"{option}: {match['comparison']} needs a number, and {match['value']} is not one")
         runs = [run for run in runs if _holds(column.value(run), compare, wanted, match["comparison"])]
     return list(runs)
+
+
+def selection_notes(
+    runs: Sequence[ComparedRun], conditions: Sequence[str], columns: Mapping[str, Column]
+) -> list[Note]:
+    """Return a note if conditions about the result leave out some of the runs, because the rest are no fair sample."""
+    keys = {text: find_column(_parse_condition(text)["key"], columns, runs, text).key for text in conditions}
+    about_result = [text for text, key in keys.items() if key in RESULTS or key.startswith("at_")]
+    meant = filter_runs(runs, [text for text in conditions if text not in about_result], columns)
+    kept = {run.path for run in filter_runs(meant, about_result, columns)}
+    if not (left := [run for run in meant if run.path not in kept]):
+        return []
+    text = (
+        f"--filter {' '.join(map(repr, about_result))} chooses by the result and leaves out {len(left)} of "
+        f"{len(meant)} runs ({names(left)}): a setting whose bad runs are left out looks better than it is"
+    )
+    return [Note("chosen by result", text, [run.label for run in left], mark="of runs chosen by their result")]
 
 
 def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, comparison: str) -> bool:
@@ -225,6 +242,12 @@ def _training_flops(run: ComparedRun) -> float:
 def _as_whole_number(value: float) -> float:
     """Return a whole number as an int, so that files show it without a decimal point."""
     return int(value) if value.is_integer() else value
+
+
+def _parse_condition(text: str) -> re.Match[str]:
+    if (match := CONDITION.fullmatch(text)) is None:
+        raise ValueError(f"--filter {text!r}: not a condition; write KEY=VALUE, or use !=, <, <=, > or >= for =")
+    return match
 
 
 def _parse_value(text: str) -> Any:

@@ -11,6 +11,7 @@ from lmtrain.compare.columns import Column, available_columns, find_column, plac
 from lmtrain.compare.equal_looks import budget_notes, machine_notes, schedule_notes
 from lmtrain.compare.looking.judge import judge
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import (
@@ -44,6 +45,7 @@ class RunComparison:
         keys: The config keys in which the runs differ.
         places: For each axis, the place at which the runs are compared.
         columns: All columns of the runs, by key.
+        value_kind: One of `VALUE_KINDS`.
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
         conclusions: The results of the statistics.
@@ -61,6 +63,7 @@ class RunComparison:
     keys: Sequence[str]
     places: Mapping[str, EqualPlace]
     columns: Mapping[str, Column]
+    value_kind: str
     value: str
     axis: str
     conclusions: Conclusions
@@ -88,6 +91,7 @@ def compare(
     goal: float | None = None,
     asked: Sequence[str] | None = None,
     mode: Mode | None = None,
+    about_choice: Sequence[Note] = (),
 ) -> RunComparison:
     """Compare runs by a metric.
 
@@ -97,17 +101,18 @@ def compare(
         higher: Whether higher values of the metric are better; None means that its name decides.
         at_step: The step at which runs are compared; None means the last step that they share.
         value: One of `VALUE_KINDS`: the value that represents a run in the statistics.
-        difference: The difference to calculate the number of seeds for; None means the observed one.
+        difference: The difference for which to say how many seeds would detect it, in a comparison that is planned.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
         mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
             None means what the files of the runs' sweep say.
+        about_choice: Notes about how these runs were chosen.
 
     Raises:
         ValueError: no run has the metric, the requested value or a requested column.
     """
-    if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
-        raise ValueError(_unknown_metric(metric, runs))
+    if (logged := logged_metrics(runs)) and metric not in logged:
+        raise ValueError(_unknown_metric(metric, logged))
     asked_metric, places = metric, equal_places(runs, metric, at_step)
     measured = measured_alike(runs, metric, compared_steps(runs, value, metric, places))
     metric = measured.metric
@@ -123,7 +128,7 @@ def compare(
     if not with_value and (value != "at-step" or at_step is not None):
         _refuse_missing_value(runs, metric, value, at_step)
     place = _place(value, places, steps)
-    notes = [Note("measurement", text) for text in measured.notes]
+    notes = [*about_choice, *(Note("measurement", text) for text in measured.notes)]
     if higher is None and not direction_is_known(metric):
         notes.append(Note("direction", f"lower {metric} is taken as better; --higher compares the other way"))
     if place:
@@ -140,11 +145,14 @@ def compare(
     notes = [*repeated_runs(runs), *notes, *(note for _, of_class in by_class for note in of_class)]
     refused = [note.text for note in notes if note.refuses]
     judged = [
-        judge(conclude(groups, sign=better, difference=difference, refused=refused), alike.runs, better, mode)
+        judge(conclude(groups, sign=better, refused=refused), alike.runs, better, mode)
         for (groups, _), alike in zip(by_class, measured.alike, strict=True)
     ]
     notes += [Note("looks", text) for text in dict.fromkeys(text for _, _, of_class in judged for text in of_class)]
     conclusions = with_other_classes([own for own, _, _ in judged], measured)
+    if difference is not None:
+        plan = plan_sentences(conclusions.groups, runs, difference, judged[0][1])
+        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -152,6 +160,7 @@ def compare(
         keys=differing_keys(runs),
         places=places,
         columns=columns,
+        value_kind=value,
         value=_value_name(value, metric, places, steps, with_value),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
         conclusions=_marked(conclusions, notes),
@@ -182,7 +191,9 @@ def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -
         f"{alike.title(measured.alike)}: {sentence}"
         for alike, own in zip(measured.alike, conclusions, strict=True)
         for sentence in own.sentences
+        if not sentence.startswith(EXPLANATION)
     ]
+    sentences += [sentence for sentence in conclusions[0].sentences if sentence.startswith(EXPLANATION)]
     return replace(conclusions[0], sentences=sentences)
 
 
@@ -238,8 +249,13 @@ def _refuse_missing_value(runs: Sequence[ComparedRun], metric: str, value: str, 
     raise ValueError(f"{option}: no run has this value{way_out}")
 
 
-def _unknown_metric(metric: str, runs: Sequence[ComparedRun]) -> str:
-    known = [name for name in dict.fromkeys(name for run in runs for name in run.metrics) if name not in AXES]
+def logged_metrics(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the metrics of which some run has a value."""
+    found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
+    return [name for name in found if any(len(run.series(name)[0]) for run in runs)]
+
+
+def _unknown_metric(metric: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(metric, known, n=1)
     way_out = f"did you mean {near[0]}?" if near else f"the runs have {', '.join(known)}"
     return f"--metric {metric}: no run has this metric; {way_out}"

@@ -17,7 +17,7 @@ from lmtrain.terminal.as_text import first_few
 SAME_PROGRESS = 0.01  # of a schedule's length
 SAME_LR = 0.01  # of the peak: less than a logged line of a long schedule is away from its end
 OTHER_SHAPE = 0.1  # of the peak: schedules of other shapes, not only of another min_lr
-NAMED = 2  # runs named for each of the conditions in a note
+CONDITIONS, NAMED = 4, 2  # conditions in a note, and settings named for each
 
 
 @dataclass(frozen=True)
@@ -137,22 +137,22 @@ def machine_notes(
     alike = len({machine[1:] for machine in machines.values()}) == 1 and len(set(machines.values())) == len(runs)
     different = [number for number in range(3) if len({machine[number] for machine in machines.values()}) > 1]
     shown = {label: " ".join(machine[number] for number in different) for label, machine in machines.items()}
-    text = f"the runs ran on different machines: {in_words(shown)}"
+    text = f"the runs used different machines: {in_words(shown)}"
     if balanced or alike or len(used) < 2:
-        return [Note("machines", f"{text}; times differ between machines", list(machines))]
+        return [Note("machines", f"{text}; part of the noise comes from them", list(machines))]
     host = most_common([machine[0] for machine in machines.values()])
-    other = "--filter" if timed_metric else "--value at-flops or at-step does not depend on the machine, and --filter"
-    text += f", and the machine changes the times; {other} 'host={host}' compares runs of one machine"
+    other = "" if timed_metric else "--value at-flops does not depend on the machine, and "
+    text += f", and these change the times; {other}--filter 'host={host}' compares runs of one machine"
     return [Note("machines", text, list(machines), refuses=True)]
 
 
 def in_words(conditions: Mapping[str, str]) -> str:
-    """Return each condition with the first runs that have it: `600 (lr=1 seed=1; lr=1 seed=2 and 3 more)`."""
-    by_condition: dict[str, list[str]] = {}
+    """Return each condition with the first settings that have it: `600 (lr=0.001; lr=0.002 and 3 more)`."""
+    settings: dict[str, dict[str, None]] = {}
     for label, condition in conditions.items():
-        by_condition.setdefault(condition, []).append(label)
-    parts = (f"{condition} ({first_few(labels, NAMED, separator='; ')})" for condition, labels in by_condition.items())
-    return first_few(parts, 4)
+        settings.setdefault(condition, {})[label.partition(" seed=")[0]] = None
+    parts = (f"{condition} ({first_few(labels, NAMED, separator='; ')})" for condition, labels in settings.items())
+    return first_few(parts, CONDITIONS)
 
 
 def most_common(values: Sequence[Any]) -> Any:

@@ -83,11 +83,17 @@ def equal_places(runs: Sequence[ComparedRun], metric: str, at_step: int | None =
 
 
 def value_at(run: ComparedRun, metric: str, equal: EqualPlace) -> float:
-    """Return the metric at a place, linearly interpolated between evaluations; NaN outside the run."""
+    """Return the metric at a place, interpolated between evaluations; NaN outside the run.
+
+    The interpolation is linear over the logarithm of the axis: a loss bends less over it, so that a run with few
+    evaluations is at no disadvantage.
+    """
     xs, ys = run.series(metric, equal.axis)
     if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
         return math.nan
-    return float(np.interp(equal.place, xs, ys))
+    if equal.place in xs or xs[0] <= 0:
+        return float(np.interp(equal.place, xs, ys))
+    return float(np.interp(math.log(equal.place), np.log(xs), ys))
 
 
 def shared_steps(runs: Sequence[ComparedRun], metric: str) -> np.ndarray:

@@ -56,8 +56,11 @@ def statuses(runs: Sequence[ComparedRun]) -> str:
 
 def _preliminary(unfinished: Sequence[ComparedRun], runs: Sequence[ComparedRun], equal: EqualPlace | None) -> Note:
     where = f" at {place_text(equal)}" if equal else ""
-    many = f"all {len(runs)} runs are" if len(unfinished) == len(runs) else f"{len(unfinished)} of {len(runs)} runs are"
-    text = f"{many} unfinished ({statuses(unfinished)}): this is a look in between{where}, and its result may change"
+    if len(unfinished) == len(runs):
+        who = f"none of the {len(runs)} runs has completed"
+    else:
+        who = f"{len(unfinished)} of {len(runs)} runs {'has' if len(unfinished) == 1 else 'have'} not completed"
+    text = f"{who} ({statuses(unfinished)}): this is a look in between{where}, and its result may change"
     return Note("preliminary", text, [run.label for run in unfinished], mark="preliminary")
 
 

@@ -192,7 +192,8 @@ def test_runs_are_compared_at_a_place_that_all_completed_runs_reached(tmp_path: 
     assert value_at(runs[0], "val/loss", places["seconds"]) == ys[xs == 75]
     between = equal_places(runs, "val/loss", at_step=125)["step"]
     assert not between.exact
-    assert value_at(runs[0], "val/loss", between) == pytest.approx((ys[1] + ys[2]) / 2)
+    share = np.log(125 / 100) / np.log(150 / 100)
+    assert value_at(runs[0], "val/loss", between) == pytest.approx((1 - share) * ys[1] + share * ys[2])
 
 
 def test_a_few_short_runs_do_not_decide_where_all_are_compared(tmp_path: Path) -> None:
