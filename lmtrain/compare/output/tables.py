@@ -19,10 +19,11 @@ MAX_CELL = 28  # characters; a longer text is cut in the middle
 GAP = 2
 # The columns that a table shows by default: those in ALWAYS, and those in DEFAULT in which the runs differ.
 ALWAYS = ("run", "at_step")
-DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best", "final",
-           "tokens_per_second")  # fmt: skip
+DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best",
+           "best_shared", "final", "tokens_per_second")  # fmt: skip
 # The columns to drop in a narrow terminal, in this order.
-DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds")
+DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds",
+           "best_shared")  # fmt: skip
 SHOWN_GROUPS = 20
 GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "vs best", "p")
 NOTHING = "–"
@@ -42,10 +43,12 @@ def default_columns(
     columns: Mapping[str, Column], runs: Sequence[ComparedRun], keys: Sequence[str]
 ) -> tuple[list[Column], list[str]]:
     """Return the columns to show, and texts that say what is the same for all runs."""
-    picked, same = [], []
+    picked, same, best = [], [], columns["best"]
     for key, column in columns.items():
         if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
             continue
+        if key == "best_shared" and all(cell_text(column, run) in (NOTHING, cell_text(best, run)) for run in runs):
+            continue  # no run was evaluated more often than the others
         if key in ALWAYS or key in keys:
             picked.append(column)
         elif key in DEFAULT:
@@ -62,7 +65,7 @@ def default_columns(
     distinct = []
     for column in picked:
         first = column
-        if column.key.startswith("at_") or column.key in ("best", "final"):
+        if column.key.startswith("at_") or column.key in ("best_shared", "best", "final"):
             first = seen.setdefault(tuple(cell_text(column, run) for run in runs), column)
         if first is column:
             distinct.append(column)

@@ -19,7 +19,9 @@ from lmtrain.compare.output.tables import (
     reach_table,
     runs_table,
 )
+from lmtrain.compare.run_values import direction_is_known, sign
 from lmtrain.compare.statistics.conclusions import degrees
+from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, loss_text
 
@@ -42,7 +44,7 @@ def _show_runs(comparison: RunComparison, limit: int) -> None:
         picked, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
         picked, hidden = fit_to_width(picked, runs, console.width)
     count = counted(len(comparison.runs), "run")
-    _print_heading(f"{count}, {comparison.metric}")
+    _print_heading(f"{count}, {comparison.metric}{_direction_in_words(comparison)}")
     console.print(runs_table(picked, runs))
     if same:
         _print_dim(f"the same for all: {', '.join(same)}")
@@ -55,6 +57,13 @@ def _show_runs(comparison: RunComparison, limit: int) -> None:
         _print_dim("* interpolated between two evaluations")
 
 
+def _direction_in_words(comparison: RunComparison) -> str:
+    """Return ` (higher is better)` or ` (lower is better)`; nothing for a loss, of which everybody knows it."""
+    if comparison.better > 0 and sign(comparison.metric) > 0 and direction_is_known(comparison.metric):
+        return ""
+    return f" ({'lower' if comparison.better > 0 else 'higher'} is better)"
+
+
 def _show_statistics(comparison: RunComparison) -> None:
     conclusions = comparison.conclusions
     if len(comparison.runs) > 1:
@@ -65,9 +74,9 @@ def _show_statistics(comparison: RunComparison) -> None:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
-        for sentence in conclusions.sentences:
+        for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
             console.print(sentence)
-    for note in comparison.notes:
+    for note in comparison.further_notes:
         console.print(f"note: {note}", style="yellow")
     if are_worth_showing(conclusions.effects):
         _print_heading(effects_heading(conclusions.effects))

@@ -48,13 +48,20 @@ class Conclusions:
     sentences: Sequence[str]
 
 
-def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: float | None = None) -> Conclusions:
+def conclude(
+    groups: Sequence[ReplicateGroup],
+    *,
+    sign: int = 1,
+    difference: float | None = None,
+    refused: Sequence[str] = (),
+) -> Conclusions:
     """Compare groups of replicates.
 
     Args:
         groups: The groups, in any order.
         sign: 1 if lower values are better, −1 if higher values are.
         difference: The difference to calculate the number of seeds for; None means the observed difference.
+        refused: Why these groups allow no verdict, such as losses on different data; empty if they do.
     """
     ranked = sorted((group for group in groups if group.values), key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
@@ -64,6 +71,8 @@ def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: flo
         )
     if len(ranked) == 1:
         return Conclusions(ranked, noise, [], SettingEffects(), [_one_group(ranked[0], noise)])
+    if refused:
+        return Conclusions(ranked, noise, [], SettingEffects(), [f"no verdict: {reason}" for reason in refused])
     if noise is None:
         return Conclusions(ranked, None, [], effects(groups, sign=sign), [_no_seeds(ranked)])
     comparisons = _comparisons(ranked, noise, difference)
