@@ -72,6 +72,7 @@ def main(arguments: Sequence[str]) -> int:
             difference=options.difference,
             goal=options.reach,
             asked=options.columns and options.columns.split(","),
+            mode=options.mode,
             about_choice=about_choice,
         )
         contents = {file: output_bytes(kind, comparison) for kind, file in files.items()}
@@ -118,6 +119,21 @@ def make_parser() -> OptionParser:
         type=Number(above=0),
         metavar="D",
         help="estimate the number of seeds needed to detect a difference of D (default: the observed difference)",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--planned",
+        dest="mode",
+        action="store_const",
+        const="planned",
+        help="the number of seeds was fixed before the first look (default: what the sweep's files say)",
+    )
+    mode.add_argument(
+        "--again",
+        dest="mode",
+        action="store_const",
+        const="again",
+        help="seeds were added after a look: say keep, drop or one more seed, by a test for any number of looks",
     )
     parser.add_argument(
         "--reach",

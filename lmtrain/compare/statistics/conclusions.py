@@ -64,7 +64,7 @@ def conclude(
         difference: The difference to calculate the number of seeds for; None means the observed difference.
         refused: Why these groups allow no verdict, such as losses on different data; empty if they do.
     """
-    ranked = sorted(groups, key=lambda group: sign * group.mean)
+    ranked = sorted((group for group in groups if group.values), key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
         return Conclusions([], None, [], [], None, ["no completed run has this value: there is nothing to compare"])

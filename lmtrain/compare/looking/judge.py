@@ -1,0 +1,88 @@
+"""Chooses the test that suits how often the results were looked at, and says so in one line."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lmtrain.compare.labels import hashable
+from lmtrain.compare.looking.design import read_design
+from lmtrain.compare.looking.looks import Looks, Mode, looks_at
+from lmtrain.compare.looking.next_seed import command_for_missing, command_for_next_seed, next_seed
+from lmtrain.compare.looking.race import Race
+from lmtrain.compare.looking.sentences import looking_again
+from lmtrain.compare.runs import ComparedRun
+from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.errors import COMPLETED
+
+PLANNED = "planned: {reason}, so each p holds if you look once; if seeds are added later, compare changes to --again"
+AGAIN = "again: {reason}, so the usual test would be too optimistic; --planned uses it all the same"
+UNKNOWN = (
+    "{reason}, so it is not known whether the number of seeds was fixed before the first look; each p holds only if it "
+    "was. If you added seeds after a look, use --again; to have it recorded, run all seeds in one sweep"
+)
+
+
+def judge(
+    conclusions: Conclusions, runs: Sequence[ComparedRun], sign: int, asked: Mode | None = None
+) -> tuple[Conclusions, Looks, list[str]]:
+    """Return the conclusions that suit the number of looks, this number, and notes.
+
+    Args:
+        conclusions: Those of the usual test, which holds for one look.
+        runs: All runs that are compared.
+        sign: 1 if lower values are better, −1 if higher values are.
+        asked: The mode to use; None means that of the sweep's files.
+    """
+    looks = looks_at(runs)
+    if asked is not None and asked != looks.mode:
+        looks = replace(looks, mode=asked, reason=f"as --{asked} says")
+    groups = conclusions.groups
+    if len(groups) < 2 or not conclusions.comparisons:  # nothing to compare, or no verdict is allowed
+        return conclusions, looks, []
+    if looks.mode == "unknown":
+        return conclusions, looks, [UNKNOWN.format(reason=looks.reason)]
+    if looks.mode == "planned":
+        line = PLANNED if asked is None else "planned: {reason}, each p is that of a single look"
+        return replace(conclusions, sentences=[*conclusions.sentences, line.format(reason=looks.reason)]), looks, []
+    found, race = looking_again(conclusions, sign)
+    line = AGAIN if asked is None else "again: {reason}, the verdicts hold after any number of looks"
+    sentences = [*found.sentences, line.format(reason=looks.reason), *_next_step(looks, race, runs)]
+    return replace(found, sentences=sentences), looks, []
+
+
+def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[str]:
+    """Return, in words, how to run what is missing or the next seed; empty if everything is decided."""
+    if not race.more:
+        return []
+    if looks.missing and looks.sweep is not None:
+        command = command_for_missing(looks.sweep, looks.missing)
+        return [f"to run what is missing: {command}"] if command else []
+    seeds = [_seeds(group) for group in race.more]
+    if not all(isinstance(seed, int) for own in seeds for seed in own):
+        return []
+    if looks.sweep is not None:
+        planned = {run.directory: run.setting for start in read_design(looks.sweep) for run in start.runs}
+        settings = {
+            planned.get(run.path.absolute().relative_to(looks.sweep).as_posix(), ())
+            for group in race.more
+            for run in runs_of(group, runs)
+        }
+        command = command_for_next_seed(looks.sweep, settings, seeds)
+        if command:
+            return [f"to add a seed: {command}"]
+    return [f"the next seed: seed={next_seed(seeds)} of each"]
+
+
+def _seeds(group: ReplicateGroup) -> frozenset[Any]:
+    return frozenset({*group.values, *group.diverged, *group.missing})
+
+
+def runs_of(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Return the completed runs of a group."""
+    keys = [key for key in group.settings if any(key in run.config for run in runs)]
+    return [
+        run
+        for run in runs
+        if run.status == COMPLETED.status and all(hashable(run.config.get(key)) == group.settings[key] for key in keys)
+    ]
