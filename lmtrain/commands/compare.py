@@ -118,7 +118,7 @@ def make_parser() -> OptionParser:
         "--difference",
         type=Number(above=0),
         metavar="D",
-        help="estimate the number of seeds needed to detect a difference of D (default: the observed difference)",
+        help="also say how many seeds would detect a true difference of D, what they cost, and the command",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(

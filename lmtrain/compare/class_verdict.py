@@ -28,7 +28,6 @@ def class_verdict(
     runs: Sequence[ComparedRun],
     value: ComparedValue,
     *,
-    difference: float | None = None,
     mode: Mode | None = None,
     marks: Sequence[str] = (),
 ) -> ClassVerdict:
@@ -37,7 +36,6 @@ def class_verdict(
     Args:
         runs: The runs.
         value: The value that represents a run.
-        difference: The difference to calculate the number of seeds for; None means the observed one.
         mode: How often the results were looked at; None means what the files of the runs' sweep say.
         marks: Words that each verdict begins with.
     """
@@ -45,7 +43,7 @@ def class_verdict(
     groups, about_groups = replicate_groups(runs, value.of, timed=value.is_timed)
     notes = [*condition_notes(with_value, value), *completion_notes(runs, value), *about_groups]
     refused = [note.text for note in notes if note.refuses]
-    conclusions = conclude(groups, sign=value.better, difference=difference, refused=refused)
+    conclusions = conclude(groups, sign=value.better, refused=refused)
     conclusions, looks, about_looks = judge(conclusions, runs, value.better, mode)
     marks = list(dict.fromkeys([*marks, *(note.mark for note in notes if note.mark and not note.refuses)]))
     return ClassVerdict(_marked(conclusions, marks), looks, [*notes, *(Note("looks", text) for text in about_looks)])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.class_verdict import class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import (
@@ -93,7 +94,7 @@ def compare(
         higher: Whether higher values of the metric are better; None means that its name decides.
         at_step: The step at which runs are compared; None means the last step that they share.
         value: One of `VALUE_KINDS`: the value that represents a run in the statistics.
-        difference: The difference to calculate the number of seeds for; None means the observed one.
+        difference: The difference for which to say how many seeds would detect it, in a comparison that is planned.
         goal: The value of the metric whose first evaluation is reported; None means one that most runs reach.
         asked: The keys of the columns to show; None means those in which the runs differ.
         mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
@@ -110,7 +111,7 @@ def compare(
     measured = measured_alike(runs, metric, _compared_steps(runs, chosen))
     if measured.metric != metric:
         metric = measured.metric
-        chosen = compared_value(runs, value, metric, sign(metric, higher), at_step)
+        chosen = compared_value(runs, value, metric, sign(metric), at_step)
     if (value != "at-step" or at_step is not None) and not any(math.isfinite(chosen.of(run)) for run in runs):
         raise ValueError(_no_run_has(chosen, runs, at_step))
     wanted = default_goal(runs, metric, chosen.better) if goal is None else goal
@@ -120,9 +121,11 @@ def compare(
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
     marks = [note.mark for note in about_choice if note.mark]
     # Runs that measure different things get no verdict against each other.
-    verdicts = [
-        class_verdict(alike.runs, chosen, difference=difference, mode=mode, marks=marks) for alike in measured.alike
-    ]
+    verdicts = [class_verdict(alike.runs, chosen, mode=mode, marks=marks) for alike in measured.alike]
+    conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
+    if difference is not None:
+        plan = plan_sentences(conclusions.groups, runs, difference, verdicts[0].looks)
+        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     about_measurement = [Note("measurement", text) for text in measured.notes]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
     return RunComparison(
@@ -135,7 +138,7 @@ def compare(
         value_kind=value,
         value=_value_name(chosen, runs),
         axis=chosen.axis,
-        conclusions=_with_other_classes([verdict.conclusions for verdict in verdicts], measured),
+        conclusions=conclusions,
         looks=verdicts[0].looks,
         notes=[*repeated_runs(runs), *about_choice, *about_direction, *about_measurement, *of_classes.values()],
         goal=wanted,

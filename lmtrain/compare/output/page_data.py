@@ -33,7 +33,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
     groups = group_numbers(runs)
     metrics = _metric_names(runs, comparison.metric)
     outcomes = [outcome(run, comparison.metric, comparison.better) for run in runs]
-    effects = {key: effect for effect in comparison.conclusions.effects for key in (effect.key, *effect.alike)}
+    effects = {key: effect for effect in comparison.conclusions.effects.effects for key in (effect.key, *effect.alike)}
     found = [importance(key, [run.value_of(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]

@@ -9,10 +9,9 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from lmtrain.compare.columns import Column
-from lmtrain.compare.labels import cut_middle, setting_text
+from lmtrain.compare.labels import cut_middle
 from lmtrain.compare.runs import ComparedRun
-from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, p_in_words, plus_minus
-from lmtrain.compare.statistics.effects import Effect
+from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, plus_minus
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.terminal.units import duration, si
 
@@ -104,7 +103,7 @@ def _column_width(column: Column, runs: Sequence[ComparedRun]) -> int:
 
 
 def runs_table(columns: Sequence[Column], runs: Sequence[ComparedRun]) -> Table:
-    table = _plain_table()
+    table = plain_table()
     for column in columns:
         left = column.is_text
         table.add_column(column.header.replace(" ", "\n"), justify="left" if left else "right", no_wrap=True)
@@ -114,7 +113,7 @@ def runs_table(columns: Sequence[Column], runs: Sequence[ComparedRun]) -> Table:
 
 
 def groups_table(conclusions: Conclusions) -> Table:
-    table = _plain_table(*GROUP_HEADERS)
+    table = plain_table(*GROUP_HEADERS)
     for row in group_rows(conclusions)[:SHOWN_GROUPS]:
         table.add_row(*row)
     return table
@@ -141,22 +140,8 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
     return rows
 
 
-def effects_table(conclusions: Conclusions) -> Table:
-    table = _plain_table("setting", "effect", "p", "mean for each value, other settings equal")
-    for effect in conclusions.effects:
-        if not math.isfinite(effect.size):
-            table.add_row(effect.key, NOTHING, NOTHING, _why_undetermined(effect))
-            continue
-        means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
-        p = NOTHING if effect.p is None else p_in_table(effect.p)
-        also = f"; always changes together with {', '.join(effect.alike)}" if effect.alike else ""
-        table.add_row(effect.key, f"{effect.size:.4f}", p, f"{means}{also}")
-    table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
-    return table
-
-
 def reach_table(reached: Sequence[tuple[ComparedRun, Mapping[str, float] | None]]) -> Table:
-    table = _plain_table("run", "step", "tokens", "FLOPs", "time")
+    table = plain_table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:
             table.add_row(cut_middle(run.label, 2 * MAX_CELL), "not reached", "", "", "")
@@ -170,21 +155,9 @@ def reach_table(reached: Sequence[tuple[ComparedRun, Mapping[str, float] | None]
     return table
 
 
-def _plain_table(*headers: str) -> Table:
+def plain_table(*headers: str) -> Table:
+    """Return an empty table without a frame, with numbers aligned to the right in all columns but the first."""
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP, 0, 0), show_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _why_undetermined(effect: Effect) -> str:
-    together = f"it changes only together with {', '.join(effect.together)}"
-    why = together if effect.together else "no runs differ in this setting alone"
-    text = f"cannot be determined: {why}"
-    if effect.rank is None:
-        return text
-    rank = effect.rank
-    return (
-        f"{text}; rank correlation with the result {rank.r:+.2f} (Spearman, {rank.n} settings, {p_in_words(rank.p)}), "
-        "other settings not held equal"
-    )

@@ -46,12 +46,10 @@ def replicate_groups(
 ) -> tuple[list[ReplicateGroup], list[Note]]:
     """Return the groups in which a run has a value or diverged, in the order of their first runs, and notes.
 
-    The notes are about the runs left out and about groups that need a remark.
-
     Args:
         runs: The runs.
         value: Returns the value of a run; NaN if it has none. A diverged run has none, whatever this returns.
-        timed: Whether settings that change only the time of a run count as well.
+        timed: Whether the values are times or depend on them, so that settings count which change only the time.
     """
     members: dict[int, list[ComparedRun]] = {}
     for run, number in zip(runs, group_numbers(runs, timed=timed), strict=True):
@@ -69,7 +67,8 @@ def replicate_groups(
         named = {key: hashable(setting.get(key)) for key in keys} | (
             {ORIGIN_KEY: origin} if len(set(origins)) > 1 else {}
         )
-        groups.append(replace(outcomes, label=label, settings=named, start=start))
+        used = [run.label for run in own if unit_of(run) in outcomes.values and np.isfinite(value(run))]
+        groups.append(replace(outcomes, label=label, settings=named, start=start, runs=tuple(used)))
         notes += _remarks(groups[-1], own)
     return groups, [*_left_out(runs, value), *notes]
 
@@ -83,9 +82,8 @@ def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
     """
     by_unit: dict[Any, dict[Any, list[ComparedRun]]] = {}
     for run in runs:
-        by_unit.setdefault(unit_of(run), {}).setdefault(
-            (hashable(run.seed), run.branch and run.branch.trunk), []
-        ).append(run)
+        draws = by_unit.setdefault(unit_of(run), {})
+        draws.setdefault((hashable(run.seed), run.branch and run.branch.trunk), []).append(run)
     values: dict[Any, float] = {}
     diverged: list[Any] = []
     missing: dict[Any, str] = {}
@@ -93,8 +91,9 @@ def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
         numbers, statuses = [], []
         for same in draws.values():
             own = [number for run in same if run.status != DIVERGED.status and np.isfinite(number := value(run))]
-            numbers += own
-            if not own:
+            if own:
+                numbers.append(float(np.mean(own)))
+            else:
                 statuses += [run.status for run in same]
         if DIVERGED.status in statuses:
             diverged.append(unit)
@@ -133,32 +132,32 @@ def _starts(runs: Sequence[ComparedRun], settings: Sequence[Mapping[str, Any]]) 
 
 def _remarks(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[Note]:
     """Return notes about a group: survivors, forks of one run, and `auto` that became different things."""
-    notes, labels = [], [run.label for run in runs]
+    notes = []
     if group.values and group.diverged:
+        seeds = len(group.values) + len(group.diverged) + len(group.missing)
         text = (
-            f"{group.label}: {len(group.diverged)} of {len(group.values) + len(group.diverged) + len(group.missing)} "
-            "seeds diverged; the mean is over the others, so this setting looks better than it is"
+            f"{group.label}: {len(group.diverged)} of {seeds} seeds diverged; the mean is over the others, so this "
+            "setting looks better than it is"
         )
         notes.append(Note("diverged", text, [run.label for run in runs if run.status == DIVERGED.status]))
-    forks = [run for run in runs if run.branch is not None and unit_of(run) in group.values]
-    trunks = {unit_of(run) for run in forks}
-    if len(forks) > len(trunks):
+    with_value = [run for run in runs if unit_of(run) in group.values]
+    forks = [run for run in with_value if run.branch is not None]
+    if len(forks) > (trunks := len({unit_of(run) for run in forks})):
         steps = {run.branch.shared_steps for run in forks if run.branch is not None}
         first = f"its first {steps.pop()} steps" if len(steps) == 1 and None not in steps else "its first steps"
-        text = (
-            f"{group.label}: {len(forks)} forks of one run count as one: they share {first}"
-            if len(trunks) == 1
-            else f"{group.label}: {len(forks)} forks of {len(trunks)} runs count as {len(trunks)}: the forks of a run "
-            f"share {first}"
+        count = (
+            f"{len(forks)} forks of one run count as one: they"
+            if trunks == 1
+            else (f"{len(forks)} forks of {trunks} runs count as {trunks}: the forks of a run")
         )
-        notes.append(Note("forks", text, [run.label for run in forks]))
+        notes.append(Note("forks", f"{group.label}: {count} share {first}", [run.label for run in forks]))
     for name in ("device", "dtype", "compile"):
-        became = Counter(resolved_system(run)[name] for run in runs if unit_of(run) in group.values)
+        became = Counter(resolved_system(run)[name] for run in with_value)
         del became[None]
         if len(became) > 1:
             words = " and ".join(f"{as_written(value)} ({counted(count, 'run')})" for value, count in became.items())
             text = f"{group.label}: system.{name} became {words}; the runs still count as one setting"
-            notes.append(Note("system", text, labels))
+            notes.append(Note("system", text, [run.label for run in with_value]))
     return notes
 
 
