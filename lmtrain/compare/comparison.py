@@ -26,6 +26,7 @@ from lmtrain.compare.run_values import (
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
+from lmtrain.compare.statistics.members import Member, members
 from lmtrain.compare.statistics.replicates import group_numbers, repeated_runs, replicate_groups
 from lmtrain.compare.unfinished import completion_notes
 from lmtrain.errors import COMPLETED
@@ -48,6 +49,7 @@ class RunComparison:
         value_kind: One of `VALUE_KINDS`.
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
+        members: The part of each run in the statistics: its group of replicates, and the value that represents it.
         conclusions: The results of the statistics.
         looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable, and about unequal looks.
@@ -66,6 +68,7 @@ class RunComparison:
     value_kind: str
     value: str
     axis: str
+    members: Sequence[Member]
     conclusions: Conclusions
     looks: Looks
     notes: Sequence[Note]
@@ -163,6 +166,7 @@ def compare(
         value_kind=value,
         value=_value_name(value, metric, places, steps, with_value),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
+        members=members(runs, value_of, timed=timed),
         conclusions=_marked(conclusions, notes),
         looks=judged[0][1],
         notes=notes,
