@@ -42,7 +42,7 @@ def judge(
     but = f", but {looks.reason}" if forced and looks.mode != "unknown" else ""
     looks = replace(looks, mode=asked or looks.mode)
     groups = conclusions.groups
-    if len(groups) < 2 or max(len(group.values) for group in groups) < 2:
+    if len(groups) < 2 or not conclusions.comparisons:  # nothing to compare, or no verdict is allowed
         return conclusions, looks, []
     if looks.mode == "unknown":
         return conclusions, looks, [UNKNOWN.format(reason=looks.reason)]

@@ -48,7 +48,7 @@ def replicate_groups(
 
     Args:
         runs: The runs.
-        value: Returns the value of a run, whatever its status; NaN if the run has none.
+        value: Returns the value of a run; NaN if it has none. A diverged run has none, whatever this returns.
         timed: Whether the values are times or depend on them, so that settings count which change only the time.
     """
     members: dict[int, list[ComparedRun]] = {}
@@ -90,7 +90,7 @@ def outcomes_of(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], floa
     for unit, draws in by_unit.items():
         numbers, statuses = [], []
         for same in draws.values():
-            own = [number for run in same if np.isfinite(number := value(run))]
+            own = [number for run in same if run.status != DIVERGED.status and np.isfinite(number := value(run))]
             if own:
                 numbers.append(float(np.mean(own)))
             else:
@@ -200,7 +200,7 @@ def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
     """Return a note for each status of the runs that are left out of the means."""
     out: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        if not np.isfinite(value(run)):
+        if run.status == DIVERGED.status or not np.isfinite(value(run)):
             out.setdefault(run.status, []).append(run)
     without = {COMPLETED.status: "completed without this value"}
     return [
