@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "lmtrain"
 LAYERS = """
 __main__ __init__
 commands api
+decide
 sweep
 benchmark
 compare
@@ -181,6 +182,7 @@ def test_files_and_folders_stay_small() -> None:
         ["evaluate", "--help"],
         ["inspect", "--help"],
         ["compare", "--help"],
+        ["decide", "--help"],
         ["import", "--help"],
         ["verify-resume", "--help"],
         ["--rerun", "--help"],

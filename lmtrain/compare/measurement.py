@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.labels import hashable, setting_text
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import first_few, printable
 from lmtrain.terminal.units import counted
