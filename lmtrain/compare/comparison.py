@@ -14,6 +14,7 @@ from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
+from lmtrain.compare.reach_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
     EqualPlace,
     default_goal,
@@ -54,6 +55,7 @@ class RunComparison:
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
+        reach: When each setting reaches the goal; None if there is nothing to say of settings.
         asked: The requested columns; None means those in which the runs differ.
     """
 
@@ -72,6 +74,7 @@ class RunComparison:
     goal: float
     goal_chosen: bool
     reached: Sequence[Mapping[str, float] | None]
+    reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
 
     @property
@@ -153,6 +156,7 @@ def compare(
     if difference is not None:
         plan = plan_sentences(conclusions.groups, runs, difference, judged[0][1])
         conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
+    axis = value.removeprefix("at-") if value.startswith("at-") else "step"
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -162,13 +166,14 @@ def compare(
         columns=columns,
         value_kind=value,
         value=_value_name(value, metric, places, steps, with_value),
-        axis=value.removeprefix("at-") if value.startswith("at-") else "step",
+        axis=axis,
         conclusions=_marked(conclusions, notes),
         looks=judged[0][1],
         notes=notes,
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, better) for run in runs],
+        reach=when_settings_reach([alike.runs for alike in measured.alike], metric, wanted, better, axis),
         asked=asked_columns,
     )
 

@@ -60,6 +60,8 @@ def when_settings_reach(
 
     Only settings in one class of runs, which measure the same, are compared with each other.
     """
+    if not math.isfinite(goal):
+        return None
     found: list[SettingReach] = []
     sentences: list[str] = []
     for runs in classes:
