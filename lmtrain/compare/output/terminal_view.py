@@ -22,6 +22,7 @@ from lmtrain.compare.output.tables import (
 )
 from lmtrain.compare.run_values import direction_is_known, sign
 from lmtrain.compare.statistics.conclusions import degrees
+from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, loss_text
 
@@ -74,7 +75,7 @@ def _show_statistics(comparison: RunComparison) -> None:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
-        for sentence in conclusions.sentences:
+        for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
             console.print(sentence)
     for note in comparison.further_notes:
         console.print(f"note: {note}", style="yellow")

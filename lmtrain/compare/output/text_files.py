@@ -16,6 +16,7 @@ from lmtrain.compare.output.effects_table import effect_sentences
 from lmtrain.compare.output.tables import GROUP_HEADERS, cell_text, default_columns, group_rows
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.significance import half_width
+from lmtrain.compare.worth_of_settings import worth_in_words, worth_of_settings
 from lmtrain.files.numbers import is_number, nan_as_null
 from lmtrain.terminal.as_text import visible
 
@@ -92,6 +93,15 @@ def as_json(comparison: RunComparison) -> str:
         "effect_sentences": effect_sentences(conclusions.effects),
         "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
         "reach": comparison.reach and asdict(comparison.reach),
+        "savings": [
+            {
+                "better": worth.better.label,
+                "worse": worth.worse.label,
+                "decided": worth.decided,
+                **{axis: asdict(saving) for axis, saving in worth.savings.items()},
+            }
+            for worth in worth_of_settings(comparison)
+        ],
         "sentences": conclusions.sentences,
         "notes": [asdict(note) for note in comparison.notes],
     }
@@ -112,7 +122,8 @@ def as_markdown(comparison: RunComparison) -> str:
     conclusions = comparison.conclusions
     if conclusions.comparisons:
         lines += _markdown_table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
-    lines += map(_list_item, [*conclusions.sentences, *map(str, comparison.further_notes)])
+    further = map(str, comparison.further_notes)
+    lines += map(_list_item, [*conclusions.sentences, *worth_in_words(comparison), *further])
     return "\n".join(lines) + "\n"
 
 

@@ -20,6 +20,7 @@ class ReplicateGroup:
         diverged: The seeds whose runs diverged: they have the worst rank.
         missing: The status of each seed that has no value for another reason, such as `pruned`, `unfinished` or
             `failed` (a crash says nothing about the loss).
+        runs: The labels of the runs that the values are from.
     """
 
     label: str
@@ -28,6 +29,7 @@ class ReplicateGroup:
     start: Hashable = None
     diverged: tuple[Any, ...] = ()
     missing: Mapping[Any, str] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
 
     @property
     def sample(self) -> list[float]:

@@ -179,12 +179,12 @@ def reach_by_setting(settings: Sequence[ReachTimes], axis: str, axes: Sequence[s
         axis: The axis on which they are compared.
         axes: The axes to report.
     """
-    if not settings:
-        return []
-    scores = log_rank_scores([time for each in settings for time in each.on(axis)])
-    ends = np.cumsum([len(each.times) for each in settings])
-    means = [part.mean() for part in np.split(scores, ends[:-1])]
-    ranked = [settings[place] for place in np.argsort(means, kind="stable")[::-1]]
+
+    def lateness(each: ReachTimes) -> tuple[float, ...]:
+        low, high = median(each.on(axis))
+        return high, low, float(np.mean([not math.isfinite(end) for _, end in each.on(axis)]))
+
+    ranked = sorted(settings, key=lateness)
     pairs = len(ranked) * (len(ranked) - 1) // 2
     found = []
     for each in ranked:

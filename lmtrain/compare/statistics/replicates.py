@@ -67,7 +67,8 @@ def replicate_groups(
         named = {key: hashable(setting.get(key)) for key in keys} | (
             {ORIGIN_KEY: origin} if len(set(origins)) > 1 else {}
         )
-        groups.append(replace(outcomes, label=label, settings=named, start=start))
+        used = [run.label for run in own if unit_of(run) in outcomes.values and np.isfinite(value(run))]
+        groups.append(replace(outcomes, label=label, settings=named, start=start, runs=tuple(used)))
         notes += _remarks(groups[-1], own)
     return groups, [*_left_out(runs, value), *notes]
 
