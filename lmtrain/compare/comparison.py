@@ -11,6 +11,7 @@ from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
+from lmtrain.compare.reach_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
     ComparedValue,
     EqualPlace,
@@ -49,6 +50,7 @@ class RunComparison:
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
+        reach: When each setting reaches the goal; None if there is nothing to say of settings.
         asked: The requested columns; None means those in which the runs differ.
     """
 
@@ -68,6 +70,7 @@ class RunComparison:
     goal: float
     goal_chosen: bool
     reached: Sequence[Mapping[str, float] | None]
+    reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
 
     @property
@@ -148,6 +151,7 @@ def compare(
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
+        reach=when_settings_reach([alike.runs for alike in measured.alike], metric, wanted, chosen.better, chosen.axis),
         asked=asked_columns,
     )
 
