@@ -92,7 +92,7 @@ def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[
 
 
 def config_column(key: str, header: str) -> Column:
-    return Column(key, key, header, lambda run: run.config.get(key), lambda value: setting_text(value, key))
+    return Column(key, key, header, lambda run: run.value_of(key), lambda value: setting_text(value, key))
 
 
 def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[ComparedRun], option: str) -> Column:

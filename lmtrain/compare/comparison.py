@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.judge import judge
 from lmtrain.compare.looking.looks import Looks, Mode
-from lmtrain.compare.looking.plan_sentences import plan_sentences
+from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.run_values import EqualPlace, deciding_runs, default_goal, equal_places, sign, when_reached
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
@@ -81,19 +81,26 @@ def compare(
     """
     if not any(len(run.series(metric)[0]) for run in runs) and any(len(run.metrics["step"]) for run in runs):
         raise ValueError(_unknown_metric(metric, runs))
-    wanted = default_goal(runs, metric) if goal is None else goal
     places = equal_places(runs, metric, at_step)
+    measured = measured_alike(runs, metric, compared_steps(runs, value, metric, places))
+    if measured.metric != metric:
+        metric, places = measured.metric, equal_places(runs, measured.metric, at_step)
+    wanted = default_goal(runs, metric) if goal is None else goal
     columns = available_columns(runs, metric, places)
     asked_columns = None
     if asked is not None:
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
-    found, notes = replicate_groups(runs, _value_function(value, metric, columns))
+    value_of = _value_function(value, metric, columns)
+    # Runs that measure different things get no verdict against each other.
+    by_class = [replicate_groups(alike.runs, value_of) for alike in measured.alike]
+    judged = [
+        judge(conclude(groups, sign=sign(metric)), alike.runs, sign(metric), mode, difference)
+        for (groups, _), alike in zip(by_class, measured.alike, strict=True)
+    ]
+    notes = [*measured.notes, *(note for _, of_class in by_class for note in of_class)]
     if at_step is None and value == "at-step" and "step" in places:
         notes = [*_missing_at_equal_step(runs, metric, places["step"]), *notes]
-    conclusions, looks, about_looks = judge(conclude(found, sign=sign(metric)), runs, sign(metric), mode)
-    if difference is not None:
-        plan = plan_sentences(conclusions.groups, runs, difference, looks)
-        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
+    about_looks = dict.fromkeys(note for _, _, of_class in judged for note in of_class)
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -102,8 +109,8 @@ def compare(
         columns=columns,
         value=_value_name(value, metric, places),
         axis=value.removeprefix("at-") if value.startswith("at-") else "step",
-        conclusions=conclusions,
-        looks=looks,
+        conclusions=with_other_classes([conclusions for conclusions, _, _ in judged], measured),
+        looks=judged[0][1],
         notes=[*repeated_runs(runs), *notes, *about_looks],
         goal=wanted,
         goal_chosen=goal is None,
@@ -117,6 +124,28 @@ def _value_function(value: str, metric: str, columns: Mapping[str, Column]) -> C
     if key in columns:
         return columns[key].value
     return lambda run: float("nan")  # these runs do not have the axis
+
+
+def compared_steps(
+    runs: Sequence[ComparedRun], value: str, metric: str, places: Mapping[str, EqualPlace]
+) -> list[float] | None:
+    """Return the steps of the values that are compared; None if they can be any."""
+    if value == "at-step" and "step" in places:
+        return [places["step"].place]
+    ends = [float(xs[-1]) for run in runs if len(xs := run.series(metric)[0])]
+    return [max(ends)] if value == "final" and ends else None
+
+
+def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -> Conclusions:
+    """Return the conclusions about the first class of runs, with the sentences about the other classes."""
+    if len(conclusions) == 1:
+        return conclusions[0]
+    sentences = [
+        f"{alike.title(measured.alike)}: {sentence}"
+        for alike, own in zip(measured.alike, conclusions, strict=True)
+        for sentence in own.sentences
+    ]
+    return replace(conclusions[0], sentences=sentences)
 
 
 def _missing_at_equal_step(runs: Sequence[ComparedRun], metric: str, equal: EqualPlace) -> list[str]:

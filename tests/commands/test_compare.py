@@ -228,7 +228,7 @@ def test_the_command_prints_all_sections(comparison: RunComparison, cli: Cli) ->
     assert "8 more; --limit 0 shows all" in done.stdout
     assert "lr=0.008 is better than lr=0.004 by " in done.stdout
     assert "first evaluation with val/loss of 3.2000 or better\n" in done.stdout
-    assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
+    assert "note: lr=0.008: 1 of 4 seeds failed or diverged" in done.stdout
 
 
 def test_options_change_the_output(comparison: RunComparison, capfd: pytest.CaptureFixture[str]) -> None:

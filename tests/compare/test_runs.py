@@ -255,7 +255,7 @@ def test_replicates_differ_only_in_the_seed(tmp_path: Path) -> None:
     assert found[0].sample == pytest.approx([3.011, 3.021, 3.031])
     assert "not in the means: 1 diverged (lr=0.002 seed=4): DivergedError: the loss is diverged" in notes
     assert "not in the means: 1 unfinished (lr=0.002 seed=5)" in notes
-    assert any("1 of 5 runs failed or diverged" in note for note in notes)
+    assert any("1 of 5 seeds failed or diverged" in note for note in notes)
 
 
 def test_a_repeated_run_counts_as_one_value_and_is_reported(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Pat
     assert runs["f2"].metrics["step"][0] == 101
     found, _ = replicate_groups(list(runs.values()), lambda run: final_value(run, "val/loss"))
     assert {group.label: len(group.values) for group in found} == {
-        "lr=0.0001 from lr=0.003 seed=* at step 100": 2,
+        "lr=0.0001 from lr=0.003 at step 100": 2,
         "lr=0.003": 2,
         "lr=0.003 from outputs/gone": 1,
     }

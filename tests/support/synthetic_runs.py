@@ -44,6 +44,8 @@ def write_run(
     first_step: int = 0,
     status: str | None = "completed",
     speed: float = 1.0,
+    bad_steps: int = 0,
+    bytes_per_token: float = 2 / np.log(2),
     environment: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a run whose validation loss falls as a power of the step, to `final_loss` after `steps`.
@@ -74,7 +76,11 @@ def write_run(
             "memory_gb": 0.35,
         }
         if step % eval_interval == 0:
-            line |= {"val/loss": loss, "val/perplexity": float(np.exp(loss)), "val/bits_per_byte": loss / 2}
+            line |= {
+                "val/loss": loss,
+                "val/perplexity": float(np.exp(loss)),
+                "val/bits_per_byte": loss / np.log(2) / bytes_per_token,
+            }
         lines.append(line | {"tokens": step * STEP_TOKENS, "seconds": step * STEP_SECONDS / speed})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recorded = {
@@ -99,7 +105,7 @@ def write_run(
             "final_val_loss": evaluated[-1] if evaluated else None,
             "steps": steps,
             "tokens": steps * STEP_TOKENS,
-            "bad_steps": 0,
+            "bad_steps": bad_steps,
             "seconds": steps * STEP_SECONDS / speed,
             "tokens_per_second": STEP_TOKENS / STEP_SECONDS * speed,
             "config_hash": "0" * 16,

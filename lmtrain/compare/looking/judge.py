@@ -7,6 +7,7 @@ from typing import Any
 from lmtrain.compare.labels import hashable
 from lmtrain.compare.looking.looks import Looks, Mode, looks_at
 from lmtrain.compare.looking.next_seed import command_for_missing, command_for_seeds, next_seed, settings_of
+from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.looking.race import Race
 from lmtrain.compare.looking.sentences import looking_again
 from lmtrain.compare.runs import ComparedRun
@@ -27,7 +28,11 @@ UNKNOWN = (
 
 
 def judge(
-    conclusions: Conclusions, runs: Sequence[ComparedRun], sign: int, asked: Mode | None = None
+    conclusions: Conclusions,
+    runs: Sequence[ComparedRun],
+    sign: int,
+    asked: Mode | None = None,
+    difference: float | None = None,
 ) -> tuple[Conclusions, Looks, list[str]]:
     """Return the conclusions that suit the number of looks, this number, and notes.
 
@@ -36,22 +41,26 @@ def judge(
         runs: All runs that are compared.
         sign: 1 if lower values are better, −1 if higher values are.
         asked: The mode to use; None means that of the sweep's files.
+        difference: The difference for which to say how many seeds would detect it; None says nothing.
     """
     looks = looks_at(runs)
     forced = asked is not None and asked != looks.mode
     but = f", but {looks.reason}" if forced and looks.mode != "unknown" else ""
     looks = replace(looks, mode=asked or looks.mode)
+    sentences, notes = list(conclusions.sentences), []
     groups = conclusions.groups
-    if len(groups) < 2 or max(len(group.values) for group in groups) < 2:
-        return conclusions, looks, []
-    if looks.mode == "unknown":
-        return conclusions, looks, [UNKNOWN.format(reason=looks.reason)]
-    if looks.mode == "planned":
-        line = ASKED_PLANNED.format(but=but) if forced else PLANNED.format(reason=looks.reason)
-        return replace(conclusions, sentences=[*conclusions.sentences, line]), looks, []
-    found, race = looking_again(conclusions, sign)
-    line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
-    return replace(found, sentences=[*found.sentences, line, *_next_step(looks, race, runs)]), looks, []
+    if len(groups) > 1 and max(len(group.values) for group in groups) > 1:
+        if looks.mode == "unknown":
+            notes = [UNKNOWN.format(reason=looks.reason)]
+        elif looks.mode == "planned":
+            sentences += [ASKED_PLANNED.format(but=but) if forced else PLANNED.format(reason=looks.reason)]
+        else:
+            conclusions, race = looking_again(conclusions, sign)
+            line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
+            sentences = [*conclusions.sentences, line, *_next_step(looks, race, runs)]
+    if difference is not None:
+        sentences += plan_sentences(groups, runs, difference, looks)
+    return replace(conclusions, sentences=sentences), looks, notes
 
 
 def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[str]:

@@ -14,9 +14,9 @@ from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, sign, value_at
-from lmtrain.compare.runs import AXES, ComparedRun, differing_keys, forked_from
+from lmtrain.compare.runs import AXES, ComparedRun, forked_from
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.replicates import origin_label
+from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import UNSUCCESSFUL
 from lmtrain.files.numbers import finite_or_none
 
@@ -27,22 +27,14 @@ FIRST_METRICS = ("val/loss", "train/loss", "grad_norm", "lr", "tokens_per_second
 MAX_SAMPLE_CHARS = 4000
 
 
-def replicate_numbers(runs: Sequence[ComparedRun]) -> list[int]:
-    """Return a group number for each run; runs that differ only in their own or their parent's seed share a group."""
-    keys = [key for key in differing_keys(runs) if key != "seed"]
-    numbers: dict[str, int] = {}
-    settings = [json.dumps([[run.config.get(key) for key in keys], origin_label(run)], default=str) for run in runs]
-    return [numbers.setdefault(setting, len(numbers)) for setting in settings]
-
-
 def page_data(comparison: RunComparison) -> dict[str, Any]:
     """Return the input of the page's script; the comparison must have at least one run."""
     runs, differing = comparison.runs, comparison.keys
-    groups = replicate_numbers(runs)
+    groups = group_numbers(runs)
     metrics = _metric_names(runs, comparison.metric)
     outcomes = [outcome(run, comparison.metric) for run in runs]
     effects = {key: effect for effect in comparison.conclusions.effects for key in (effect.key, *effect.alike)}
-    found = [importance(key, [run.config.get(key) for run in runs], outcomes) for key in differing]
+    found = [importance(key, [run.value_of(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
     common = {key: value for key, value in flat[0].items() if all(other.get(key) == value for other in flat)}
@@ -74,7 +66,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
                 "status": run.status,
                 "group": group,
                 "outcome": finite_or_none(out),
-                "values": [_axis_value(run.config.get(key), key) for key in differing],
+                "values": [_axis_value(run.value_of(key), key) for key in differing],
                 "config": {key: value for key, value in flat[number].items() if key not in common},
                 "parameters": finite_or_none(run.parameters),
                 "parent": run.parent,

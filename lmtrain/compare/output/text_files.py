@@ -47,7 +47,7 @@ def as_json(comparison: RunComparison) -> str:
         "runs": [
             {
                 **{key: column.value(run) for key, column in comparison.columns.items() if key not in comparison.keys},
-                "config": {key: run.config.get(key) for key in comparison.keys},
+                "config": {key: run.value_of(key) for key in comparison.keys},
                 "reached": None if place is None else dict(place),
             }
             for run, place in zip(comparison.runs, comparison.reached, strict=True)

@@ -57,7 +57,7 @@ def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: flo
         sign: 1 if lower values are better, −1 if higher values are.
         difference: The difference to calculate the number of seeds for; None means the observed difference.
     """
-    ranked = sorted(groups, key=lambda group: sign * group.mean)
+    ranked = sorted((group for group in groups if group.values), key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
         return Conclusions([], None, [], [], None, ["no completed run has this value: there is nothing to compare"])

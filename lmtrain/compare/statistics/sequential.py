@@ -52,8 +52,13 @@ def running_log_e_values(differences: np.ndarray, *, two_sided: bool = False) ->
     with np.errstate(divide="ignore", invalid="ignore"):
         sd = np.sqrt(np.maximum(squares, 0) / (n - 1))
         t = np.where(mean == 0, 0.0, np.sqrt(n) * mean / sd)
-    found = (_two_sided if two_sided else _one_sided)(np.nan_to_num(t, posinf=math.inf, neginf=-math.inf), n)
+    found = _two_sided(np.nan_to_num(t, posinf=math.inf, neginf=-math.inf), n) if two_sided else log_e_value_of_t(t, n)
     return np.where(n < FEWEST_DIFFERENCES, 0.0, found)
+
+
+def log_e_value_of_t(t: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Return the evidence of `log_e_value` for each t statistic of `n` differences, at least two."""
+    return _one_sided(np.nan_to_num(t, posinf=math.inf, neginf=-math.inf), n)
 
 
 def half_width_at_any_time(differences: Sequence[float], alpha: float) -> float:
