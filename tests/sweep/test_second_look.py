@@ -47,4 +47,4 @@ def test_only_seeds_that_are_added_after_results_are_a_second_look(
     assert "note: adds 2 seeds to settings that already have results" in done.stdout
     assert [len(json.loads(line)["runs"]) for line in design.read_text().splitlines()] == [4, 2]
     found = compared(cli)
-    assert (found["looks"]["mode"], [group["seeds"] for group in found["groups"]]) == ("again", [[1, 2, 3]] * 2)
+    assert (found["looks"]["mode"], [sorted(group["seeds"]) for group in found["groups"]]) == ("again", [[1, 2, 3]] * 2)
