@@ -4,16 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmtrain.compare.labels import hashable
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.looks import Looks, Mode, looks_at
 from lmtrain.compare.looking.next_seed import command_for_missing, command_for_seeds, next_seed, settings_of
 from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.looking.race import Race
 from lmtrain.compare.looking.sentences import looking_again
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.errors import COMPLETED
 
 PLANNED = "planned: {reason}, so each p holds; if seeds are added later, compare changes to --again"
 AGAIN = "again: {reason}, so the usual test would be too optimistic; --planned uses it all the same"
@@ -49,7 +47,7 @@ def judge(
     looks = replace(looks, mode=asked or looks.mode)
     sentences, notes = list(conclusions.sentences), []
     groups = conclusions.groups
-    if len(groups) > 1 and max(len(group.values) for group in groups) > 1:
+    if conclusions.comparisons:  # none of a single setting, of one seed each, or if there may be no verdict
         if looks.mode == "unknown":
             notes = [UNKNOWN.format(reason=looks.reason)]
         elif looks.mode == "planned":
@@ -74,7 +72,8 @@ def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[st
     if not all(isinstance(seed, int) for own in seeds for seed in own):
         return []
     if looks.sweep is not None:
-        settings = settings_of(looks.sweep, [run for group in race.more for run in runs_of(group, runs)])
+        labels = {label for group in race.more for label in group.runs}
+        settings = settings_of(looks.sweep, [run for run in runs if run.label in labels])
         if command := command_for_seeds(looks.sweep, settings, next_seed(seeds), looks.sweep):
             return [f"to add a seed: {command}"]
     return [f"the next seed: seed={next_seed(seeds)} of each"]
@@ -82,13 +81,3 @@ def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[st
 
 def _seeds(group: ReplicateGroup) -> frozenset[Any]:
     return frozenset({*group.values, *group.diverged, *group.missing})
-
-
-def runs_of(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """Return the completed runs of a group."""
-    keys = [key for key in group.settings if any(key in run.config for run in runs)]
-    return [
-        run
-        for run in runs
-        if run.status == COMPLETED.status and all(hashable(run.config.get(key)) == group.settings[key] for key in keys)
-    ]
