@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.class_verdict import class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.looks import Looks, Mode
-from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.reach_times import ReachResult, when_settings_reach
@@ -127,11 +126,10 @@ def compare(
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
     marks = [note.mark for note in about_choice if note.mark]
     # Runs that measure different things get no verdict against each other.
-    verdicts = [class_verdict(alike.runs, chosen, mode=mode, marks=marks) for alike in measured.alike]
+    verdicts = [
+        class_verdict(alike.runs, chosen, mode=mode, marks=marks, difference=difference) for alike in measured.alike
+    ]
     conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
-    if difference is not None:
-        plan = plan_sentences(conclusions.groups, runs, difference, verdicts[0].looks)
-        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     about_measurement = [Note("measurement", text) for text in measured.notes]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
     return RunComparison(
