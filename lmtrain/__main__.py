@@ -26,6 +26,7 @@ VERBS = {  # each verb's module in lmtrain.commands
     "decide": "decide",
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
+    "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
 FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "decide")

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "lmtrain"
 LAYERS = """
 __main__ __init__
 commands api
+mcp
 decide
 sweep
 benchmark

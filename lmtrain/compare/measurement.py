@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.labels import hashable, setting_text
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import first_few, printable
+from lmtrain.terminal.units import counted
 
 BITS_PER_BYTE = "val/bits_per_byte"
 CONVERTIBLE = ("val/loss", "val/perplexity")  # they count per token, so another tokenizer changes what they mean
@@ -230,10 +231,12 @@ def _no_verdict(first: MeasuredAlike, other: MeasuredAlike, metric: str) -> str:
     way_out = WAYS_OUT[keys[0]]
     if keys[0] == "data" and metric in CONVERTIBLE and first.measurement.tokenizer != other.measurement.tokenizer:
         way_out = WAYS_OUT["text"] + f"; then {BITS_PER_BYTE} measures the same"
-    return (
-        f"no verdict between {first.title([other])} ({_names(first.runs)}) and {other.title([first])} "
-        f"({_names(other.runs)}): their {metric} does not measure the same; {way_out}"
-    )
+    by_name = keys[0] in ("tokens", "changed")  # the title does not tell which runs are meant
+    sides = [
+        f"{one.title([two])} ({_names(one.runs) if by_name else counted(len(one.runs), 'run')})"
+        for one, two in ((first, other), (other, first))
+    ]
+    return f"no verdict between {' and '.join(sides)}: their {metric} does not measure the same; {way_out}"
 
 
 def _in_words(key: str, alike: MeasuredAlike) -> str:

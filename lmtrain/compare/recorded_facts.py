@@ -1,16 +1,18 @@
 """Reads from a run's records what it computed with and its config does not say: data, code, device, resumes."""
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from lmtrain.compare.compared_run import ComparedRun, mapping_at
 from lmtrain.compare.labels import canonical_json
+from lmtrain.compare.measurement import measurement
 from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import printable
 
-FACTS = ("data", "parameters", "code", "lmtrain")
+FACTS = ("data", "evaluation", "parameters", "code", "lmtrain")
 DIGITS = 6  # of a hash, enough to distinguish the versions that one person compares
 ARROW = "→"
 CHANGE = re.compile(rf"(?P<key>[^:]+): (?P<old>.*) {ARROW} (?P<new>.*)", re.DOTALL)
@@ -23,12 +25,14 @@ def facts_of(run: ComparedRun) -> dict[str, Any]:
     """Return the recorded facts by the names in `FACTS`; None if unknown.
 
     The hashes are those of the contents of the data, of the user's code that the config names, and of lmtrain's own
-    source. If a resume continued with another version, all versions are named.
+    source. If a resume continued with another version, all versions are named. The evaluation is the number of target
+    tokens that the last one measured.
     """
     environments = [run.environment, *_resumes(run)]
     parameters = mapping_at(run.environment, "model").get("parameters")
     return {
         "data": _history(_digest(environment.get("data")) for environment in environments),
+        "evaluation": measurement(run, "val/loss", [math.inf]).tokens,
         "parameters": int(parameters) if is_number(parameters) else None,
         "code": _history(_digest(_code_used(environment)) for environment in environments),
         "lmtrain": _history(_first_digits(environment.get("lmtrain_source")) for environment in environments),
@@ -67,7 +71,7 @@ def resumed_changes(run: ComparedRun, is_neutral: Callable[[str, ComparedRun], b
             if not (key in neutral or key.startswith("data.path") or is_neutral(key, run))
         ]
         if counting:
-            step = resume.get("step")
+            step = mapping_at(resume, "evaluation").get("after_step")
             words.append(", ".join(counting) + (f" at step {step}" if type(step) is int else ""))
     return "; ".join(words)
 

@@ -78,6 +78,11 @@ NEUTRAL = (
         takes_time=True,
     ),
     NeutralKeys(
+        ("trainer.eval_tokens", "trainer.eval_batches"),
+        "what an evaluation measured is a recorded fact, see `measurement.py`",
+        takes_time=True,
+    ),
+    NeutralKeys(
         ("trainer.checkpoint_interval",),
         "only a rewind goes back to a checkpoint",
         _without_rewind,
@@ -184,8 +189,6 @@ def _micro_batches(run: ComparedRun) -> tuple[int, int] | None:
     """
     parts = (run.config.get(f"{part}._target_") for part in ("model", "data", "trainer"))
     if not all(isinstance(target, str) and target.startswith("lmtrain.") for target in parts):
-        return None
-    if run.config.get("trainer.eval_batches") is not None:  # batches of evaluation: another cut measures other tokens
         return None
     cut = tuple(run.config.get(key) for key in MICRO_BATCH_KEYS)
     return (cut[0], cut[1]) if all(type(number) is int for number in cut) else None  # type: ignore[return-value]

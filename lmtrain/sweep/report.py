@@ -79,8 +79,8 @@ def show_second_look(sweep_dir: Path, added: Start | None) -> None:
     again = sum(run.setting in earlier for run in added.runs)
     if again:
         console.print(
-            f"note: {counted(again, 'run')} more of settings that already have results; compare then judges by a test "
-            "that holds after any number of looks (see --again)",
+            f"note: adds {counted(again, 'seed')} to settings that already have results, so compare will judge by a "
+            "test that holds after any number of looks",
             style="yellow",
         )
 

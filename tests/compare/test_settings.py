@@ -1,5 +1,6 @@
 """Runs are replicates if they computed the same thing, whatever their configs say."""
 
+import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -71,7 +72,7 @@ def test_replicates_may_differ_in_what_changes_no_result(
         ({}, {"code": {"model._target_": {"mine": "2"}}}, "code="),
         (
             {},
-            {"resumes": [{"changes": ["optimizer.lr: 0.001 → 0.003"], "step": 50}]},
+            {"resumes": [{"changes": ["optimizer.lr: 0.001 → 0.003"], "evaluation": {"after_step": 50}}]},
             "resumed=lr 0.001→0.…",
         ),
         (
@@ -163,7 +164,8 @@ def test_a_model_of_the_user_may_depend_on_its_micro_batch(tmp_path: Path) -> No
 def test_auto_that_became_another_device_is_noted(tmp_path: Path) -> None:
     for seed, device in enumerate((CPU, CPU, CUDA)):
         write_run(tmp_path / str(seed), {"seed": seed}, environment={"device": device})
-    found, notes = replicate_groups(load_runs([tmp_path]), lambda run: final_value(run, "val/loss"))
+    found, remarks = replicate_groups(load_runs([tmp_path]), lambda run: final_value(run, "val/loss"))
+    notes = [note.text for note in remarks]
     assert [len(group.values) for group in found] == [3]
     assert "all runs: system.device became cpu (2 runs) and cuda (1 run); the runs still count as one setting" in notes
     assert any("system.dtype became float32 (2 runs) and bfloat16 (1 run)" in note for note in notes)
@@ -189,7 +191,7 @@ def test_runs_are_named_by_what_differs_among_the_completed_ones(tmp_path: Path)
     write_run(tmp_path / "x", {"seed": 1, "optimizer.lr": 1.0, "model.dropout": 0.5}, status="diverged")
     labels = [run.label for run in load_runs([tmp_path])]
     assert labels == ["seed=1", "seed=2", "dropout=0.5 lr=1 seed=1"]
-    found, _ = replicate_groups(load_runs([tmp_path]), lambda run: final_value(run, "val/loss"))
+    found, _ = replicate_groups(load_runs([tmp_path]), lambda run: math.nan if run.status == "diverged" else 3.0)
     assert [(group.label, len(group.values), group.diverged) for group in found] == [
         ("dropout=0 lr=0.003", 2, ()),
         ("dropout=0.5 lr=1", 0, (1,)),

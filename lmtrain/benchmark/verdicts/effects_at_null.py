@@ -36,7 +36,7 @@ class MainEffects:
                 mean = self.interaction / 2 * (1 if a == b else -1)
                 values = dict(enumerate(map(float, mean + generator.standard_normal(count))))
                 groups.append(ReplicateGroup(f"a={a} b={b}", {"a": f"a{a}", "b": f"b{b}"}, values, ()))
-            wrong.append(any(effect.p is not None and effect.p < ALPHA for effect in conclude(groups).effects))
+            wrong.append(any(effect.p is not None and effect.p < ALPHA for effect in conclude(groups).effects.effects))
         return [share_at_most("false main effect of any key", wrong, ALPHA)]
 
 

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class Forks:
         parents: The number of parents of each setting.
         shared: Whether both settings were forked from the same parents.
         fresh: Whether the second setting has runs from scratch, as many as the first has forks.
+        with_parents: Whether the parents are compared as well, as one more setting.
         inherited: The share of the variance that a fork has from its parent.
         difference: The true difference of the settings, in standard deviations.
     """
@@ -34,6 +35,7 @@ class Forks:
     parents: int
     shared: bool = False
     fresh: bool = False
+    with_parents: bool = False
     inherited: float = 0.8
     difference: float = 0.0
 
@@ -47,7 +49,7 @@ class Forks:
         return [share_at_most('false "better" for forks', claimed, ALPHA)]
 
     def write(self, folder: Path, generator: np.random.Generator) -> list[Path]:
-        """Write the parents and the forks; return the folders of the forks and of the runs from scratch."""
+        """Write all runs; return the folders of the runs to compare."""
         found = []
         parents: list[tuple[Path, float]] = []
         for number, lr in enumerate(SETTINGS):
@@ -70,13 +72,18 @@ class Forks:
                     place, seed=100 + seed, lr=lr, steps=AFTER, losses=losses, fork=parent, fork_step=FORK_STEP
                 )
                 found.append(run)
-        return found
+        return [*found, *(parent for parent, _ in parents)] if self.with_parents else found
 
     def _parent(self, folder: Path, seed: int, lr: float, generator: np.random.Generator) -> tuple[Path, float]:
-        value = float(generator.standard_normal())
-        losses = losses_at(STEPS, 3 + LOSS_SD * value)[: -len(AFTER)]
+        """Write a parent, which goes on after the forks have left it; return what it hands down to them."""
+        inherited, own = map(float, generator.standard_normal(2))
+        value = np.sqrt(self.inherited) * inherited + np.sqrt(1 - self.inherited) * own
         place = folder / "parents" / str(seed)
-        return write_run(place, seed=seed, lr=lr, steps=STEPS[: -len(AFTER)], losses=losses), value
+        losses = losses_at(STEPS, 3 + LOSS_SD * value)
+        return write_run(place, seed=seed, lr=lr, steps=STEPS, losses=losses), inherited
+
+
+SHARED = Forks(5, shared=True, with_parents=True)
 
 
 def cases() -> list[Case]:
@@ -84,10 +91,10 @@ def cases() -> list[Case]:
         "5 forks of one parent for each of 2 settings": Forks(1),
         "5 forks of one parent against 5 runs from scratch": Forks(1, fresh=True),
         "forks of 2 parents for each of 2 settings": Forks(2),
-        "2 settings forked from the same 5 parents": Forks(5, shared=True),
-        "2 settings forked from the same 5 parents, 1 SD apart": Forks(5, shared=True, difference=1),
+        "2 settings forked from the same 5 parents": SHARED,
+        "2 settings forked from the same 5 parents, 1 SD apart": replace(SHARED, difference=1),
     }
     return [
-        Case(name, simulation, 0.1, typical=simulation in (Forks(1), Forks(5, shared=True)))
+        Case(name, simulation, 0.1, typical=simulation in (Forks(1), SHARED))
         for name, simulation in simulations.items()
     ]

@@ -5,9 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from lmtrain.compare.labels import hashable
-from lmtrain.compare.looking.design import read_design
 from lmtrain.compare.looking.looks import Looks, Mode, looks_at
-from lmtrain.compare.looking.next_seed import command_for_missing, command_for_next_seed, next_seed
+from lmtrain.compare.looking.next_seed import command_for_missing, command_for_seeds, next_seed, settings_of
 from lmtrain.compare.looking.race import Race
 from lmtrain.compare.looking.sentences import looking_again
 from lmtrain.compare.runs import ComparedRun
@@ -15,8 +14,12 @@ from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.errors import COMPLETED
 
-PLANNED = "planned: {reason}, so each p holds if you look once; if seeds are added later, compare changes to --again"
+PLANNED = "planned: {reason}, so each p holds; if seeds are added later, compare changes to --again"
 AGAIN = "again: {reason}, so the usual test would be too optimistic; --planned uses it all the same"
+ASKED_PLANNED = (
+    "planned, because of --planned: each p holds if the number of seeds was fixed before the first look{but}"
+)
+ASKED_AGAIN = "again, because of --again: the verdicts hold after any number of looks{but}"
 UNKNOWN = (
     "{reason}, so it is not known whether the number of seeds was fixed before the first look; each p holds only if it "
     "was. If you added seeds after a look, use --again; to have it recorded, run all seeds in one sweep"
@@ -35,20 +38,20 @@ def judge(
         asked: The mode to use; None means that of the sweep's files.
     """
     looks = looks_at(runs)
-    if asked is not None and asked != looks.mode:
-        looks = replace(looks, mode=asked, reason=f"as --{asked} says")
+    forced = asked is not None and asked != looks.mode
+    but = f", but {looks.reason}" if forced and looks.mode != "unknown" else ""
+    looks = replace(looks, mode=asked or looks.mode)
     groups = conclusions.groups
     if len(groups) < 2 or max(len(group.values) for group in groups) < 2:
         return conclusions, looks, []
     if looks.mode == "unknown":
         return conclusions, looks, [UNKNOWN.format(reason=looks.reason)]
     if looks.mode == "planned":
-        line = PLANNED if asked is None else "planned: {reason}, each p is that of a single look"
-        return replace(conclusions, sentences=[*conclusions.sentences, line.format(reason=looks.reason)]), looks, []
+        line = ASKED_PLANNED.format(but=but) if forced else PLANNED.format(reason=looks.reason)
+        return replace(conclusions, sentences=[*conclusions.sentences, line]), looks, []
     found, race = looking_again(conclusions, sign)
-    line = AGAIN if asked is None else "again: {reason}, the verdicts hold after any number of looks"
-    sentences = [*found.sentences, line.format(reason=looks.reason), *_next_step(looks, race, runs)]
-    return replace(found, sentences=sentences), looks, []
+    line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
+    return replace(found, sentences=[*found.sentences, line, *_next_step(looks, race, runs)]), looks, []
 
 
 def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[str]:
@@ -62,14 +65,8 @@ def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[st
     if not all(isinstance(seed, int) for own in seeds for seed in own):
         return []
     if looks.sweep is not None:
-        planned = {run.directory: run.setting for start in read_design(looks.sweep) for run in start.runs}
-        settings = {
-            planned.get(run.path.absolute().relative_to(looks.sweep).as_posix(), ())
-            for group in race.more
-            for run in runs_of(group, runs)
-        }
-        command = command_for_next_seed(looks.sweep, settings, seeds)
-        if command:
+        settings = settings_of(looks.sweep, [run for group in race.more for run in runs_of(group, runs)])
+        if command := command_for_seeds(looks.sweep, settings, next_seed(seeds), looks.sweep):
             return [f"to add a seed: {command}"]
     return [f"the next seed: seed={next_seed(seeds)} of each"]
 
@@ -80,9 +77,9 @@ def _seeds(group: ReplicateGroup) -> frozenset[Any]:
 
 def runs_of(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     """Return the completed runs of a group."""
-    keys = [key for key in group.settings if any(key in run.config for run in runs)]
+    keys = [key for key in group.settings if any(key in run.setting for run in runs)]
     return [
         run
         for run in runs
-        if run.status == COMPLETED.status and all(hashable(run.config.get(key)) == group.settings[key] for key in keys)
+        if run.status == COMPLETED.status and all(hashable(run.setting.get(key)) == group.settings[key] for key in keys)
     ]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lmtrain.compare.looking.design import PlannedRun, key_of, read_design
+from lmtrain.compare.runs import ComparedRun
 from lmtrain.config.overrides import quoted
 from lmtrain.terminal.paths import short_path
 
@@ -13,21 +14,28 @@ SET_ANEW = ("hydra.sweep.dir", "retry_failed")
 MULTIRUN = {"-m", "--multirun"}
 
 
-def command_for_next_seed(
-    sweep: Path, settings: Iterable[tuple[str, ...]], seeds: Sequence[frozenset[int]]
-) -> str | None:
-    """Return the command that runs one more seed of settings of a sweep; None if the sweep's files do not tell it.
+def command_for_seeds(sweep: Path, settings: Sequence[tuple[str, ...]], seeds: int | range, folder: Path) -> str | None:
+    """Return the command that runs settings of a sweep with some seeds; None if the sweep's files do not tell it.
 
     Args:
         sweep: The folder of the sweep.
         settings: For each setting, the overrides of one of its jobs without the seed.
-        seeds: For each setting, its seeds. A seed that only some of them have is run before a new one.
+        seeds: The seed, or several.
+        folder: The folder of the sweep that the runs become part of: the same, or another one.
     """
     starts = read_design(sweep)
-    if not starts or not seeds or not MULTIRUN & set(starts[-1].command):
+    if not starts or not settings or not MULTIRUN & set(starts[-1].command):
         return None
     planned = [run for start in starts for run in start.runs]
-    return _command(starts[-1].command, planned, list(dict.fromkeys(settings)), next_seed(seeds), sweep)
+    return _command(starts[-1].command, planned, settings, seeds, folder)
+
+
+def settings_of(sweep: Path, runs: Iterable[ComparedRun]) -> list[tuple[str, ...]]:
+    """Return the settings of a sweep's runs, which are their overrides without the seed, in the order of the sweep."""
+    places = (run.path.absolute() for run in runs)
+    names = {path.relative_to(sweep).as_posix() for path in places if path.is_relative_to(sweep)}
+    planned = [run for start in read_design(sweep) for run in start.runs]
+    return list(dict.fromkeys(run.setting for run in planned if run.directory in names))
 
 
 def command_for_missing(sweep: Path, missing: Iterable[str]) -> str | None:
@@ -41,20 +49,13 @@ def command_for_missing(sweep: Path, missing: Iterable[str]) -> str | None:
 
 
 def next_seed(seeds: Sequence[frozenset[int]]) -> int:
-    """Return the smallest seed that some settings have and others lack or, if there is none, the next new seed."""
+    """Return the seed to run next, given the seeds of each setting.
+
+    It is the smallest that some settings have and others lack or, if there is none, a new one.
+    """
     every = frozenset().union(*seeds)
     some = [seed for seed in every if not all(seed in own for own in seeds)]
     return min(some) if some else max(every, default=0) + 1
-
-
-def command_for_seeds(sweep: Path, seeds: range, folder: Path) -> str | None:
-    """Return the command that runs all settings of a sweep with other seeds in another folder."""
-    starts = read_design(sweep)
-    if not starts or not MULTIRUN & set(starts[-1].command):
-        return None
-    planned = [run for start in starts for run in start.runs]
-    settings = list(dict.fromkeys(run.setting for run in planned))
-    return _command(starts[-1].command, planned, settings, seeds, folder)
 
 
 def _command(

@@ -36,7 +36,7 @@ def _sentences(found: Race, groups: Sequence[ReplicateGroup]) -> list[str]:
         return [f"keep {found.keep.label}, drop {found.dropped[0].worse.label}: {_by(found.dropped[0])}"]
     sentences = []
     if found.keep is not None:
-        sentences.append(f"keep {found.keep.label}: all {len(groups) - 1} other settings are dropped")
+        sentences.append(f"keep {found.keep.label}: the {len(groups) - 1} other settings are dropped")
     elif found.more:
         sentences += _more(found)
     most = sorted(found.dropped, key=lambda pair: -pair.log_evidence)
@@ -78,15 +78,17 @@ def _pair_sentence(pair: Pair) -> str:
 def _by(pair: Pair, *, named: bool = True) -> str:
     name = f"{pair.better.label} " if named else ""
     by = plus_minus(pair.difference, pair.half_width)
-    return f"{name}is better by {by} (the evidence is {_evidence(pair)}, {counted(pair.seeds, 'common seed')})"
+    return f"{name}is better by {by} (the evidence is {_evidence(pair)}; {counted(pair.seeds, 'common seed')})"
 
 
 def _evidence(pair: Pair) -> str:
-    """Return, for example, `7.1 of the 20 that are needed`; for a decided pair `85, and 20 is needed`."""
+    """Return, for example, `7.1 of the 20 that are needed` or, for a decided pair, `85, where 20 is enough`."""
     evidence = math.exp(min(pair.log_evidence, 2 * math.log(MUCH)))
     shown = f"over {MUCH:,.0f}" if evidence > MUCH else f"{evidence:,.0f}" if evidence >= 10 else f"{evidence:.2g}"
     needed = f"{pair.needed:,.0f}"
-    return f"{shown}; {needed} is needed" if evidence >= pair.needed else f"{shown} of the {needed} that are needed"
+    return (
+        f"{shown}, where {needed} is enough" if evidence >= pair.needed else f"{shown} of the {needed} that are needed"
+    )
 
 
 def _method(groups: Sequence[ReplicateGroup]) -> str:

@@ -13,7 +13,7 @@ from lmtrain.compare.columns import place_text
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
-from lmtrain.compare.run_values import best_value, final_value, median_speed, sign, value_at
+from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
 from lmtrain.compare.statistics.importance import importance
 from lmtrain.compare.statistics.replicates import group_numbers
@@ -32,8 +32,8 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
     runs, differing = comparison.runs, comparison.keys
     groups = group_numbers(runs)
     metrics = _metric_names(runs, comparison.metric)
-    outcomes = [outcome(run, comparison.metric) for run in runs]
-    effects = {key: effect for effect in comparison.conclusions.effects for key in (effect.key, *effect.alike)}
+    outcomes = [outcome(run, comparison.metric, comparison.better) for run in runs]
+    effects = {key: effect for effect in comparison.conclusions.effects.effects for key in (effect.key, *effect.alike)}
     found = [importance(key, [run.value_of(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
@@ -51,10 +51,10 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
             for effect in [effects.get(one.key)]
         ],
         "metric": comparison.metric,
-        "sign": sign(comparison.metric),
+        "sign": comparison.better,
         "value": comparison.value,
         "groups": [GROUP_HEADERS, *group_rows(comparison.conclusions)] if comparison.conclusions.comparisons else [],
-        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.notes)],
+        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.further_notes)],
         "facts": _table_columns(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
@@ -86,9 +86,9 @@ def as_script(data: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def outcome(run: ComparedRun, metric: str) -> float:
+def outcome(run: ComparedRun, metric: str, better: int | None = None) -> float:
     """Return the best value of the metric; NaN if the run failed, diverged or has no value."""
-    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
+    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric, better)[0]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -138,9 +138,11 @@ def _packed(numbers: np.ndarray) -> str:
 
 def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     """Return the table's columns: a name, a kind (`value`, `count` or `time`), and a number for each run."""
-    metric, runs = comparison.metric, comparison.runs
+    metric, better, runs = comparison.metric, comparison.better, comparison.runs
     goal = f"to reach {comparison.goal:.4g}"
-    columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [best_value(run, metric)[0] for run in runs])]
+    columns: list[tuple[str, str, Sequence[float]]] = [
+        ("best", "value", [best_value(run, metric, better)[0] for run in runs])
+    ]
     if equal := comparison.places.get("step"):
         columns.append((f"at {place_text(equal)}", "value", [value_at(run, metric, equal) for run in runs]))
     columns += [

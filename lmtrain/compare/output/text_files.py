@@ -12,9 +12,11 @@ from typing import Any
 from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text
+from lmtrain.compare.output.effects_table import effect_sentences
 from lmtrain.compare.output.tables import GROUP_HEADERS, cell_text, default_columns, group_rows
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.significance import half_width
+from lmtrain.compare.worth_of_settings import worth_in_words, worth_of_settings
 from lmtrain.files.numbers import is_number, nan_as_null
 from lmtrain.terminal.as_text import visible
 
@@ -37,9 +39,15 @@ def as_csv(comparison: RunComparison) -> str:
 
 
 def as_json(comparison: RunComparison) -> str:
-    """Return JSON with all numbers and sentences of the comparison."""
+    """Return JSON with all numbers, sentences and notes of the comparison."""
     conclusions = comparison.conclusions
-    settings = {"metric": comparison.metric, "value": comparison.value, "goal": comparison.goal}
+    settings = {
+        "metric": comparison.metric,
+        "better": "lower" if comparison.better > 0 else "higher",
+        "value_kind": comparison.value_kind,
+        "value": comparison.value,
+        "goal": comparison.goal,
+    }
     content = {
         **settings,
         "equal": {axis: asdict(equal) for axis, equal in comparison.places.items()},
@@ -79,11 +87,22 @@ def as_json(comparison: RunComparison) -> str:
         ],
         "effects": [
             {**asdict(effect), "means": [{"value": value, "mean": mean} for value, mean in effect.means.items()]}
-            for effect in conclusions.effects
+            for effect in conclusions.effects.effects
         ],
+        "interactions": [asdict(interaction) for interaction in conclusions.effects.interactions],
+        "effect_sentences": effect_sentences(conclusions.effects),
         "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
+        "savings": [
+            {
+                "better": worth.better.label,
+                "worse": worth.worse.label,
+                "decided": worth.decided,
+                **{axis: asdict(saving) for axis, saving in worth.savings.items()},
+            }
+            for worth in worth_of_settings(comparison)
+        ],
         "sentences": conclusions.sentences,
-        "notes": comparison.notes,
+        "notes": [asdict(note) for note in comparison.notes],
     }
     return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
 
@@ -102,7 +121,8 @@ def as_markdown(comparison: RunComparison) -> str:
     conclusions = comparison.conclusions
     if conclusions.comparisons:
         lines += _markdown_table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
-    lines += map(_list_item, [*conclusions.sentences, *comparison.notes])
+    further = map(str, comparison.further_notes)
+    lines += map(_list_item, [*conclusions.sentences, *worth_in_words(comparison), *further])
     return "\n".join(lines) + "\n"
 
 

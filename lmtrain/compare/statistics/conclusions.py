@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmtrain.compare.statistics.effects import Effect, effects
+from lmtrain.compare.statistics.effects import SettingEffects, effects
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.significance import (
     ALPHA,
@@ -44,27 +44,37 @@ class Conclusions:
     groups: Sequence[ReplicateGroup]
     noise: SeedNoise | None
     comparisons: Sequence[GroupComparison]
-    effects: Sequence[Effect]
-    effects_noise: SeedNoise | None
+    effects: SettingEffects
     sentences: Sequence[str]
 
 
-def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: float | None = None) -> Conclusions:
+def conclude(
+    groups: Sequence[ReplicateGroup],
+    *,
+    sign: int = 1,
+    difference: float | None = None,
+    refused: Sequence[str] = (),
+) -> Conclusions:
     """Compare groups of replicates.
 
     Args:
         groups: The groups, in any order.
         sign: 1 if lower values are better, −1 if higher values are.
         difference: The difference to calculate the number of seeds for; None means the observed difference.
+        refused: Why these groups allow no verdict, such as losses on different data; empty if they do.
     """
     ranked = sorted((group for group in groups if group.values), key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
-        return Conclusions([], None, [], [], None, ["no completed run has this value: there is nothing to compare"])
+        return Conclusions(
+            [], None, [], SettingEffects(), ["no completed run has this value: there is nothing to compare"]
+        )
     if len(ranked) == 1:
-        return Conclusions(ranked, noise, [], [], None, [_one_group(ranked[0], noise)])
+        return Conclusions(ranked, noise, [], SettingEffects(), [_one_group(ranked[0], noise)])
+    if refused:
+        return Conclusions(ranked, noise, [], SettingEffects(), [f"no verdict: {reason}" for reason in refused])
     if noise is None:
-        return Conclusions(ranked, None, [], *_effects(ranked), [_no_seeds(ranked)])
+        return Conclusions(ranked, None, [], effects(groups, sign=sign), [_no_seeds(ranked)])
     comparisons = _comparisons(ranked, noise, difference)
     sentences = [comparison.sentence for comparison in comparisons[:SENTENCES]]
     rest = comparisons[SENTENCES:]
@@ -74,14 +84,9 @@ def conclude(groups: Sequence[ReplicateGroup], *, sign: int = 1, difference: flo
             f"of the {len(rest)} other settings, {worse} {'is' if worse == 1 else 'are'} worse than "
             f"{ranked[0].label}, and {len(rest) - worse} cannot be told from it"
         )
-    return Conclusions(ranked, noise, comparisons, *_effects(ranked), [*sentences, *_remarks(ranked, comparisons)])
-
-
-def _effects(groups: Sequence[ReplicateGroup]) -> tuple[Sequence[Effect], SeedNoise | None]:
-    settings = [group.settings for group in groups]
-    keys = [key for key in settings[0] if len({setting[key] for setting in settings}) > 1]
-    found, noise = effects(settings, [group.sample for group in groups], keys)
-    return found, noise
+    return Conclusions(
+        ranked, noise, comparisons, effects(groups, sign=sign), [*sentences, *_remarks(ranked, comparisons)]
+    )
 
 
 def _compare_groups(a: ReplicateGroup, b: ReplicateGroup, noise: SeedNoise, *, may_pair: bool) -> MeanDifference:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,19 +11,19 @@ import numpy as np
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.forks import unit_of
 from lmtrain.compare.labels import hashable, labels_of
+from lmtrain.compare.notes import Note, names
 from lmtrain.compare.recorded_facts import resolved_system
 from lmtrain.compare.runs import distinct_keys, origin_texts
 from lmtrain.compare.settings import differing, timed_setting
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.errors import COMPLETED, PRUNED, UNSUCCESSFUL
+from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, UNSUCCESSFUL
 from lmtrain.files.metrics import MEASURED
-from lmtrain.terminal.as_text import as_written, first_few, printable
+from lmtrain.terminal.as_text import as_written, printable
 from lmtrain.terminal.units import counted
 
 ORIGIN_KEY = "from"  # a key of a group's settings, for the parent of forked runs
 # What decides which weights and batches a seed gives.
 START = re.compile(r"(model|data)(\..*)?|trainer\.gradient_accumulation_steps|global_batch|parameters|code")
-MAX_NAMED = 5
 MAX_ERROR_CHARS = 200
 
 
@@ -43,10 +43,13 @@ def group_numbers(runs: Sequence[ComparedRun], *, timed: bool = False) -> list[i
 
 def replicate_groups(
     runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float], *, timed: bool = False
-) -> tuple[list[ReplicateGroup], list[str]]:
+) -> tuple[list[ReplicateGroup], list[Note]]:
     """Return the groups in which a run has a value or diverged, in the order of their first runs, and notes.
 
-    The notes are about the runs left out and about groups that need a remark.
+    Args:
+        runs: The runs.
+        value: Returns the value of a run, whatever its status; NaN if the run has none.
+        timed: Whether the values are times or depend on them, so that settings count which change only the time.
     """
     members: dict[int, list[ComparedRun]] = {}
     for run, number in zip(runs, group_numbers(runs, timed=timed), strict=True):
@@ -64,7 +67,8 @@ def replicate_groups(
         named = {key: hashable(setting.get(key)) for key in keys} | (
             {ORIGIN_KEY: origin} if len(set(origins)) > 1 else {}
         )
-        groups.append(replace(outcomes, label=label, settings=named, start=start))
+        used = [run.label for run in own if unit_of(run) in outcomes.values and np.isfinite(value(run))]
+        groups.append(replace(outcomes, label=label, settings=named, start=start, runs=tuple(used)))
         notes += _remarks(groups[-1], own)
     return groups, [*_left_out(runs, value), *notes]
 
@@ -78,20 +82,20 @@ def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
     """
     by_unit: dict[Any, dict[Any, list[ComparedRun]]] = {}
     for run in runs:
-        by_unit.setdefault(unit_of(run), {}).setdefault(
-            (hashable(run.seed), run.branch and run.branch.trunk), []
-        ).append(run)
+        draws = by_unit.setdefault(unit_of(run), {})
+        draws.setdefault((hashable(run.seed), run.branch and run.branch.trunk), []).append(run)
     values: dict[Any, float] = {}
     diverged: list[Any] = []
     missing: dict[Any, str] = {}
     for unit, draws in by_unit.items():
         numbers, statuses = [], []
         for same in draws.values():
-            own = [number for run in same if run.status == COMPLETED.status and np.isfinite(number := value(run))]
-            numbers += own
-            if not own:
+            own = [number for run in same if np.isfinite(number := value(run))]
+            if own:
+                numbers.append(float(np.mean(own)))
+            else:
                 statuses += [run.status for run in same]
-        if UNSUCCESSFUL & {*statuses}:
+        if DIVERGED.status in statuses:
             diverged.append(unit)
         elif numbers and PRUNED.status not in statuses:
             values[unit] = float(np.mean(numbers))
@@ -126,41 +130,45 @@ def _starts(runs: Sequence[ComparedRun], settings: Sequence[Mapping[str, Any]]) 
     return [tuple((key, hashable(setting.get(key))) for key in keys) for setting in begun]
 
 
-def _remarks(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[str]:
+def _remarks(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[Note]:
     """Return notes about a group: survivors, forks of one run, and `auto` that became different things."""
     notes = []
     if group.values and group.diverged:
-        notes.append(
-            f"{group.label}: {len(group.diverged)} of {len(group.values) + len(group.diverged) + len(group.missing)} "
-            "seeds failed or diverged; the mean is over the others, so this setting looks better than it is"
+        seeds = len(group.values) + len(group.diverged) + len(group.missing)
+        text = (
+            f"{group.label}: {len(group.diverged)} of {seeds} seeds diverged; the mean is over the others, so this "
+            "setting looks better than it is"
         )
-    forks = [run for run in runs if run.branch is not None and unit_of(run) in group.values]
-    trunks = {unit_of(run) for run in forks}
-    if len(forks) > len(trunks):
+        notes.append(Note("diverged", text, [run.label for run in runs if run.status == DIVERGED.status]))
+    with_value = [run for run in runs if unit_of(run) in group.values]
+    forks = [run for run in with_value if run.branch is not None]
+    if len(forks) > (trunks := len({unit_of(run) for run in forks})):
         steps = {run.branch.shared_steps for run in forks if run.branch is not None}
         first = f"its first {steps.pop()} steps" if len(steps) == 1 and None not in steps else "its first steps"
-        notes.append(
-            f"{group.label}: {len(forks)} forks of one run count as one: they share {first}"
-            if len(trunks) == 1
-            else f"{group.label}: {len(forks)} forks of {len(trunks)} runs count as {len(trunks)}: the forks of a run "
-            f"share {first}"
+        count = (
+            f"{len(forks)} forks of one run count as one: they"
+            if trunks == 1
+            else (f"{len(forks)} forks of {trunks} runs count as {trunks}: the forks of a run")
         )
+        notes.append(Note("forks", f"{group.label}: {count} share {first}", [run.label for run in forks]))
     for name in ("device", "dtype", "compile"):
-        became = Counter(resolved_system(run)[name] for run in runs if unit_of(run) in group.values)
+        became = Counter(resolved_system(run)[name] for run in with_value)
         del became[None]
         if len(became) > 1:
             words = " and ".join(f"{as_written(value)} ({counted(count, 'run')})" for value, count in became.items())
-            notes.append(f"{group.label}: system.{name} became {words}; the runs still count as one setting")
+            text = f"{group.label}: system.{name} became {words}; the runs still count as one setting"
+            notes.append(Note("system", text, [run.label for run in with_value]))
     return notes
 
 
-def repeated_runs(runs: Sequence[ComparedRun]) -> list[str]:
+def repeated_runs(runs: Sequence[ComparedRun]) -> list[Note]:
     """Return a note for each set of runs of one setting and seed, which says whether their metrics are equal."""
     same: dict[tuple[Any, ...], list[ComparedRun]] = {}
     for run, number in zip(runs, group_numbers(runs), strict=True):
         trunk = run.branch and (run.branch.trunk, unit_of(run))
         same.setdefault((number, hashable(run.seed), trunk), []).append(run)
-    return [_describe_repeats(own) for own in same.values() if len(own) > 1]
+    repeated = [own for own in same.values() if len(own) > 1]
+    return [Note("repeated", _describe_repeats(own), [run.label for run in own]) for own in repeated]
 
 
 def _describe_repeats(runs: Sequence[ComparedRun]) -> str:
@@ -169,7 +177,7 @@ def _describe_repeats(runs: Sequence[ComparedRun]) -> str:
     verdict = next(filter(None, verdicts), "bit-identical at every step that they share")
     hashes = {str(run.result["config_hash"]) for run in runs if "config_hash" in run.result}
     shown_hash = f" (hash {hashes.pop()})" if len(hashes) == 1 else ""
-    return f"the same setting and seed{shown_hash}: {_names(runs)}; {verdict}"
+    return f"the same setting and seed{shown_hash}: {names(runs)}; {verdict}"
 
 
 def _first_difference(a: ComparedRun, b: ComparedRun) -> str:
@@ -186,16 +194,20 @@ def _first_difference(a: ComparedRun, b: ComparedRun) -> str:
     return f"different from step {first[0]:.0f} on ({first[1]})" if first else ""
 
 
-def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> list[str]:
-    """Return a note for each reason for which runs are left out of the means."""
+def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> list[Note]:
+    """Return a note for each status of the runs that are left out of the means."""
     out: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        if run.status != COMPLETED.status:
+        if not np.isfinite(value(run)):
             out.setdefault(run.status, []).append(run)
-        elif not np.isfinite(value(run)):
-            out.setdefault("completed without this value", []).append(run)
+    without = {COMPLETED.status: "completed without this value"}
     return [
-        f"not in the means: {len(left)} {reason} ({_names(left)}){_first_error(left)}" for reason, left in out.items()
+        Note(
+            "left out",
+            f"not in the means: {len(left)} {without.get(status, status)} ({names(left)}){_first_error(left)}",
+            [run.label for run in left],
+        )
+        for status, left in out.items()
     ]
 
 
@@ -203,7 +215,3 @@ def _first_error(runs: Sequence[ComparedRun]) -> str:
     """Return `: ` and the first error that the runs recorded; empty if there is none."""
     errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
     return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in UNSUCCESSFUL else ""
-
-
-def _names(runs: Iterable[ComparedRun]) -> str:
-    return first_few((run.label for run in runs), MAX_NAMED, separator="; ")

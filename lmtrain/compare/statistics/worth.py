@@ -42,7 +42,7 @@ class Saving:
 def mean_curve(
     runs: Sequence[Mapping[str, np.ndarray]], metric: str, axis: str, place: float | None, sign: int
 ) -> Curve | None:
-    """Return the mean curve of the runs over the steps that all of them share; None if there is no such step.
+    """Return the mean curve of the runs over the steps that all of them share; None without runs or such steps.
 
     Args:
         runs: For each run, an array per axis and the metric, with equal lengths.
@@ -56,6 +56,8 @@ def mean_curve(
     for run in runs:
         rows = np.isfinite(run[metric]) & np.isfinite(run["step"])
         evaluated.append({name: run[name][rows] for name in (*AXIS_WORDS, metric)})
+    if not evaluated:
+        return None
     steps = evaluated[0]["step"]
     for run in evaluated[1:]:
         steps = np.intersect1d(steps, run["step"])
@@ -134,12 +136,15 @@ def in_words(better: str, worse: str, found: Mapping[str, Saving]) -> str:
 
 def _share(saving: Saving) -> str:
     if saving.at_least:
-        return f"at least {_percent(saving.low)}"
-    return f"{_percent(saving.value)} ({_percent(saving.low)} to {_percent(saving.high)})"
+        return f"at least {_percent(saving.low, 0)}"
+    limits = saving.low, saving.high
+    digits = 0 if max(map(abs, limits)) >= 0.1 else 1
+    value, low, high = (_percent(share, digits) for share in (saving.value, *limits))
+    return f"{value} ({low} to {high})"
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.2g}%" if abs(share) < 0.0995 else f"{100 * share:.0f}%"
+def _percent(share: float, digits: int) -> str:
+    return f"{100 * share:.{digits}f}%".replace("-0%", "0%")
 
 
 def _joined(names: Sequence[str]) -> str:

@@ -55,5 +55,6 @@ def test_forks_are_written_as_lmtrain_writes_them(tmp_path: Path) -> None:
 def test_shared_parents_give_both_settings_their_losses(tmp_path: Path) -> None:
     folders = Forks(5, shared=True, inherited=1.0).write(tmp_path, np.random.default_rng(0))
     finals = [run.series("val/loss")[1][-1] for run in load_runs(folders)]
+    assert len(finals) == 10
     np.testing.assert_allclose(finals[:5], finals[5:])
     assert len(set(finals)) == 5
