@@ -56,7 +56,7 @@ def verdict_line(result: Mapping[str, Any]) -> str:
         words += f"; {better_or_worse(result['gain'])} on average over {counted(len(result['seeds']), 'pair')}"
     least, most = result["interval"]
     if least is not None and most is not None:
-        words += f", between {least:.4g} and {most:.4g} (each limit holds at any time, at level {result['level']:.2g})"
+        words += f"; the true gain is at least {least:.3g}, and at most {most:.3g}"
     return words
 
 

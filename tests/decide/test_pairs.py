@@ -47,7 +47,7 @@ def test_a_run_without_a_value_has_no_gain(tmp_path: Path) -> None:
 def test_runs_that_measure_something_else_are_refused(tmp_path: Path) -> None:
     other = {"data": {"train": "0f8e", "val": "another text"}}
     ends = ended(tmp_path / "a"), ended(tmp_path / "b", environment=other)
-    with pytest.raises(ConfigError, match="no verdict between .* their val/loss does not measure the same"):
+    with pytest.raises(ConfigError, match=r"no verdict between .* their val/loss does not measure the same"):
         read(ends)
 
 
