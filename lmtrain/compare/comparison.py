@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.class_verdict import class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.looks import Looks, Mode
-from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
+from lmtrain.compare.reach_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
     ComparedValue,
     EqualPlace,
@@ -49,6 +49,7 @@ class RunComparison:
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
+        reach: When each setting reaches the goal; None if there is nothing to say of settings.
         asked: The requested columns; None means those in which the runs differ.
     """
 
@@ -68,6 +69,7 @@ class RunComparison:
     goal: float
     goal_chosen: bool
     reached: Sequence[Mapping[str, float] | None]
+    reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
 
     @property
@@ -124,11 +126,10 @@ def compare(
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
     marks = [note.mark for note in about_choice if note.mark]
     # Runs that measure different things get no verdict against each other.
-    verdicts = [class_verdict(alike.runs, chosen, mode=mode, marks=marks) for alike in measured.alike]
+    verdicts = [
+        class_verdict(alike.runs, chosen, mode=mode, marks=marks, difference=difference) for alike in measured.alike
+    ]
     conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
-    if difference is not None:
-        plan = plan_sentences(conclusions.groups, runs, difference, verdicts[0].looks)
-        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     about_measurement = [Note("measurement", text) for text in measured.notes]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
     return RunComparison(
@@ -148,6 +149,7 @@ def compare(
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
+        reach=when_settings_reach([alike.runs for alike in measured.alike], metric, wanted, chosen.better, chosen.axis),
         asked=asked_columns,
     )
 
