@@ -14,7 +14,8 @@ from lmtrain.compare.output.tables import (
     reach_table,
     runs_table,
 )
-from lmtrain.compare.statistics.conclusions import Conclusions, degrees
+from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.words import degrees
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, loss_text
 
@@ -56,7 +57,7 @@ def _show_statistics(comparison: RunComparison) -> None:
         noise = conclusions.noise
         of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
         _print_heading(f"{comparison.value}{of}")
-        if noise and len(conclusions.groups) > 1:
+        if conclusions.comparisons:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
