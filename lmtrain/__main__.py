@@ -23,11 +23,13 @@ VERBS = {  # each verb's module in lmtrain.commands
     "sample": "sample",
     "import": "import_nanogpt",
     "compare": "compare",
+    "decide": "decide",
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
+    "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
-FILE_WRITING_VERBS = ("prepare", "import", "verify-resume")
+FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "decide")
 
 
 def main() -> None:

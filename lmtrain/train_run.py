@@ -38,7 +38,7 @@ from lmtrain.run.directory import RunDirectory, refuse_existing_run
 from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.run.identity import plain_config
 from lmtrain.run.logger_info import run_info
-from lmtrain.run.provenance import Resume, RunRequest, model_summary, record_start
+from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
 from lmtrain.run.result import write_result
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging
@@ -160,9 +160,11 @@ def train(
         start.restore(trainer)
         recorder.logger.rewind(state.logged_step)
         if resumed is None or state.step < trainer.max_steps or state.pending is not None:
+            fingerprints = trainer.snapshot.data["fingerprints"]
             environment |= {
                 "model": model_summary(parts.model, parts.train_loader),
-                "data": trainer.snapshot.data["fingerprints"],
+                "data": fingerprints,
+                "evaluation": evaluation_summary(parts, trainer.evaluator, fingerprints, state.logged_step),
             }
             record_start(request, directory, environment, start.environment)
         if start.origin is not None:

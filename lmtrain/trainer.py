@@ -18,7 +18,7 @@ from lmtrain.logger.base import RunLogger
 from lmtrain.loop import policies
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
-from lmtrain.loop.evaluation import Evaluator
+from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.loop.training_parts import Parts
@@ -68,7 +68,10 @@ class Trainer:
             the median of recent good steps; null turns this check off.
         spike_window: Number of recent good steps that a step is compared with.
         eval_interval: Steps between evaluations on the validation split.
-        eval_batches: Batches per evaluation; null means the whole split.
+        eval_tokens: Validation tokens per evaluation, as sequences that are evenly spaced over the split; null means
+            no limit. They are the same tokens for every seed and batch size.
+        eval_batches: Largest number of batches per evaluation; null means no limit. Without both limits, an evaluation
+            reads the whole split.
         eval_train_batches: Batches of the training split to evaluate as well, logged as `train_eval/loss`; 0 means
             none.
         log_interval: Steps between lines of `metrics.jsonl`.
@@ -98,6 +101,7 @@ class Trainer:
         spike_window: PositiveInt,
         eval_interval: PositiveInt,
         eval_batches: PositiveInt | None,
+        eval_tokens: PositiveInt | None = None,
         eval_train_batches: NonNegativeInt,
         log_interval: PositiveInt,
         checkpoint_interval: PositiveInt,
@@ -115,7 +119,12 @@ class Trainer:
         self.checkpoint_interval = checkpoint_interval
         self.forward = self.system.compile(self.model)
         self.scaler = self.system.scaler()
-        self.evaluator = Evaluator(parts, self.forward, batches=eval_batches, train_batches=eval_train_batches)
+        self.evaluator = Evaluator(
+            parts,
+            self.forward,
+            sequences=sequences_to_evaluate(parts.val_loader, eval_batches, eval_tokens),
+            train_sequences=eval_train_batches * parts.train_loader.batch_size,
+        )
         self.params = [param for param in self.model.parameters() if param.requires_grad]
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()

@@ -15,6 +15,8 @@ PACKAGE = Path(__file__).parents[1] / "lmtrain"
 LAYERS = """
 __main__ __init__
 commands api
+mcp
+decide
 sweep
 benchmark
 compare
@@ -181,6 +183,7 @@ def test_files_and_folders_stay_small() -> None:
         ["evaluate", "--help"],
         ["inspect", "--help"],
         ["compare", "--help"],
+        ["decide", "--help"],
         ["import", "--help"],
         ["verify-resume", "--help"],
         ["--rerun", "--help"],

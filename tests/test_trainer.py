@@ -208,7 +208,7 @@ def test_logged_metrics(token_folder: Path, tmp_path: Path) -> None:
     assert last["tokens"] == 6 * 2 * 4 * 16
     assert last["lr"] == pytest.approx(cosine(5, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8))
     assert last["tokens_per_second"] == pytest.approx(2 * 4 * 16 / last["step_time_ms"] * 1000)
-    assert last["train_eval/loss"] == pytest.approx(trainer.evaluator.loss(trainer.train_loader, 2))
+    assert last["train_eval/loss"] == pytest.approx(trainer.evaluator.loss(trainer.train_loader, 2 * 4))
     assert "mfu" not in last  # unknown for a CPU
     assert trainer.state.best_val_loss == min(line["val/loss"] for line in lines.values() if "val/loss" in line)
 

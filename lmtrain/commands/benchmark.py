@@ -15,6 +15,7 @@ KINDS = {
     "prepare": "writing token files from text against running the tokenizer alone",
     "contention": "several runs at once on the same cores, for each way that OpenMP's threads can wait",
     "checkpoint": "saving in the background against saving in the loop, and against a plain copy of the state",
+    "verdicts": "how often the verdicts of compare are wrong, in simulations whose truth is known",
 }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
 from lmtrain.compare.runs import ComparedRun, load_runs, with_labels
 from lmtrain.config.build import raising_config_errors
@@ -24,8 +25,9 @@ differences are larger than the noise between seeds. Reads only the runs' files,
 training."""
 EPILOG = """\
 Runs that differ only in the seed are replicates. Columns for --sort, --filter and --columns: run, path, label, parent,
-status, steps, tokens, flops, seconds, parameters, at_step, at_tokens, at_flops, at_seconds, best, best_step, final,
-tokens_per_second, and every config key (lr is short for optimizer.lr if no other key ends in lr)."""
+status, steps, tokens, flops, seconds, host, device, parameters, at_step, at_tokens, at_flops, at_seconds, best,
+best_step, best_shared, final, tokens_per_second, and every config key (lr is short for optimizer.lr if no other key
+ends in lr)."""
 
 
 # Output formats: the module and function that make the file's text or bytes, imported only when needed.
@@ -60,14 +62,18 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.compare.output.terminal_view import show_comparison
 
     with raising_config_errors():
+        runs, about_choice = select_runs(options)
         comparison = compare(
-            select_runs(options),
+            runs,
             metric=options.metric,
+            higher=options.higher,
             at_step=options.at_step,
             value=options.value,
             difference=options.difference,
             goal=options.reach,
             asked=options.columns and options.columns.split(","),
+            mode=options.mode,
+            about_choice=about_choice,
         )
         contents = {file: output_bytes(kind, comparison) for kind, file in files.items()}
         piped = contents.pop("-", None)
@@ -97,6 +103,11 @@ def make_parser() -> OptionParser:
         "runs", nargs="+", metavar="RUN", help="run or sweep directories, folders that contain them, or globs"
     )
     parser.add_argument("--metric", default="val/loss", help="metric to compare (default: val/loss)")
+    direction = parser.add_mutually_exclusive_group()
+    direction.add_argument(
+        "--higher", action="store_true", default=None, help="higher values are better (default: as the name says)"
+    )
+    direction.add_argument("--lower", action="store_false", dest="higher", default=None, help="lower values are better")
     parser.add_argument(
         "--at-step", type=WholeNumber(1), metavar="N", help="step to compare at (default: the last that all runs have)"
     )
@@ -107,7 +118,22 @@ def make_parser() -> OptionParser:
         "--difference",
         type=Number(above=0),
         metavar="D",
-        help="estimate the number of seeds needed to detect a difference of D (default: the observed difference)",
+        help="also say how many seeds would detect a true difference of D, what they cost, and the command",
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--planned",
+        dest="mode",
+        action="store_const",
+        const="planned",
+        help="the number of seeds was fixed before the first look (default: what the sweep's files say)",
+    )
+    mode.add_argument(
+        "--again",
+        dest="mode",
+        action="store_const",
+        const="again",
+        help="seeds were added after a look: say keep, drop or one more seed, by a test for any number of looks",
     )
     parser.add_argument(
         "--reach",
@@ -166,25 +192,26 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
             raise ConfigError(f"--{kind} {file}: the folder {Path(file).parent} does not exist; create it first")
 
 
-def select_runs(options: argparse.Namespace) -> list[ComparedRun]:
-    """Return the requested runs in the requested order."""
-    from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
+def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
+    """Return the requested runs in the requested order, and notes about the choice."""
+    from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
 
+    notes = []
+    better = sign(options.metric, options.higher)
     runs = load_runs(options.runs)
     if not runs:
         raise ConfigError(f"{' '.join(options.runs)}: found no run that can be read")
     if options.filter:
         places = equal_places(runs, options.metric, options.at_step)
-        runs = filter_runs(runs, options.filter, available_columns(runs, options.metric, places))
+        all_runs, columns = runs, available_columns(runs, options.metric, places, better)
+        runs = filter_runs(all_runs, options.filter, columns)
         if not runs:
             raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
+        notes = selection_notes(all_runs, options.filter, columns)
         runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
-    columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step))
+    columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step), better)
     if options.sort is None:
-        usual = columns.get("at_step", columns["best"])
-        return sort_runs(runs, usual, descending=sign(options.metric) < 0)
-    return sort_runs(
-        runs,
-        find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}"),
-        descending=options.sort.startswith("-"),
-    )
+        compared = "best_shared" if options.value == "best" else options.value.replace("-", "_")
+        return sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0), notes
+    column = find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}")
+    return sort_runs(runs, column, descending=options.sort.startswith("-")), notes

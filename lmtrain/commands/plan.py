@@ -4,12 +4,15 @@ import argparse
 import contextlib
 import inspect
 import logging
+import math
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.conf_source import naming_origins
 from lmtrain.config.overrides import parse_overrides
@@ -46,11 +49,28 @@ def main(arguments: Sequence[str]) -> int:
         type=Number(above=0, at_most=1),
         help="share of a GPU's peak FLOP/s to assume (default: estimated from its peak and memory bandwidth)",
     )
+    parser.add_argument(
+        "--difference",
+        type=Number(above=0),
+        metavar="D",
+        help="also say how many seeds would detect a true difference of D between the settings; with --noise-from",
+    )
+    parser.add_argument(
+        "--noise-from",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="run or sweep directories whose noise between seeds is that of the planned settings; repeatable",
+    )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     if options.multirun and options.measure:
         raise ConfigError("--measure: times the steps of a single run; leave out either --measure or -m")
+    if (options.difference is None) != (not options.noise_from):
+        raise ConfigError("--difference and --noise-from: give both, to plan the number of seeds, or neither")
     numbers = _plan_sweep(options) if options.multirun else _plan_run(options)
+    if options.difference is not None:
+        numbers |= _plan_seeds(options, numbers)
     if options.json:
         write_json_with_machine(options.json, overrides=options.overrides, **numbers)
     return 0
@@ -114,6 +134,46 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
     for note in notes:
         console.print(note, style="yellow")
     return sweep.to_dict()
+
+
+def _plan_seeds(options: argparse.Namespace, numbers: dict[str, Any]) -> dict[str, Any]:
+    """Show how many seeds would detect a difference between the planned settings, and return the numbers."""
+    from lmtrain.compare.comparison import compare
+    from lmtrain.compare.looking.plan_sentences import (
+        SeedCost,
+        fresh_seeds,
+        recorded_cost,
+        seeds_to_plan,
+        sentences_of,
+    )
+    from lmtrain.compare.runs import load_runs
+
+    with raising_config_errors():
+        runs = load_runs(options.noise_from)
+        groups = compare(runs).conclusions.groups
+    if options.multirun:
+        jobs = [plan["overrides"] for plan in numbers["jobs"]]
+        count, tokens, seconds = numbers["total"]["jobs"], numbers["total"]["tokens"], numbers["total"]["seconds"]
+    else:
+        jobs = [options.overrides]
+        count, tokens, seconds = 1, numbers["tokens"]["run"], numbers["seconds"]["run"]
+    settings = max(2, len({tuple(text for text in job if not text.startswith("seed=")) for job in jobs}))
+    recorded = recorded_cost(runs, settings)
+    tokens *= settings / count
+    # The time that real runs took includes evaluations and checkpoints, which an estimate leaves out.
+    measured = recorded.seconds / recorded.tokens * tokens if recorded.tokens else math.nan
+    estimated = math.nan if seconds is None else seconds * settings / count
+    planned = seeds_to_plan(groups, options.difference, settings)
+    cost = SeedCost(measured if math.isfinite(measured) else estimated, tokens)
+    console.print("\nnumber of seeds", style="bold")
+    for sentence in sentences_of(planned, cost):
+        console.print(sentence)
+    if planned is not None and planned.high is not None and options.multirun:
+        seeds = fresh_seeds([run.seed for run in runs if type(run.seed) is int], planned.high)
+        kept = [text for text in options.overrides if not text.startswith("seed=")]
+        command = shlex.join(["-m", *kept, f"seed=range({seeds.start},{seeds.stop})"])
+        console.print(f"to run it, with fresh seeds: python -m lmtrain {command}")
+    return {"seeds": None if planned is None else asdict(planned) | {"any_time": planned.any_time}}
 
 
 def _with_progress(items: Sequence[T], doing: str) -> Iterable[T]:

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from lmtrain.compare.labels import folder_names, setting_text, short_names
-from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, value_at
+from lmtrain.compare.notes import Note, names
+from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, shared_steps, sign, value_at
 from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.files.numbers import as_float
-from lmtrain.terminal.units import duration, loss_text, si
+from lmtrain.terminal.as_text import printable
+from lmtrain.terminal.units import counted, duration, loss_text, si
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -28,6 +30,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
 CONDITION = re.compile(r"\s*(?P<key>[^<>=!\s]+)\s*(?P<comparison>==|!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
 MAX_FOLDER_CHARS = 20  # as in `20261123-120000-1a2b`; the names of a sweep's folders are their overrides
 ALIASES = {"from": "parent"}  # the statistics show a parent as `from …`
+RESULTS = {"status", "best", "best_step", "best_shared", "final"}  # a filter by one of them chooses by the result
 CONSTANTS: Mapping[str, Any] = {"null": None, "true": True, "false": False}
 
 
@@ -57,8 +60,15 @@ def place_text(equal: EqualPlace) -> str:
     return f"{si(equal.place)} {'FLOPs' if equal.axis == 'flops' else equal.axis}"
 
 
-def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[str, EqualPlace]) -> dict[str, Column]:
-    """Return all columns of these runs by key, in the order in which a table shows them."""
+def available_columns(
+    runs: Sequence[ComparedRun], metric: str, places: Mapping[str, EqualPlace], better: int | None = None
+) -> dict[str, Column]:
+    """Return all columns of these runs by key, in the order in which a table shows them.
+
+    `better` is 1 or −1, as `sign` returns it; None means that the name of the metric decides.
+    """
+    better = better or sign(metric)
+    shared = shared_steps(runs, metric)
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
     # If folder names are long, the table shows labels (the settings that differ) in their place.
     longest = max(map(len, folders.values()), default=0)
@@ -75,15 +85,24 @@ def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[
         Column("tokens", "tokens", "tokens", lambda run: _as_whole_number(_logged_or_in_result(run, "tokens")), si),
         Column("flops", "FLOPs", "FLOPs", lambda run: _as_whole_number(_training_flops(run)), si),
         Column("seconds", "seconds", "time", lambda run: run.last("seconds"), duration),
+        Column("host", "host", "host", lambda run: _recorded(run, "host"), is_text=True),
+        Column("device", "device", "device", lambda run: _recorded(run, "device"), is_text=True),
         Column("parameters", "parameters", "params", lambda run: _as_whole_number(run.parameters), si),
         *(_column_at(metric, equal) for equal in places.values()),
-        Column("best", f"best {metric}", "best", lambda run: best_value(run, metric)[0], loss_text),
+        Column("best", f"best {metric}", "best", lambda run: best_value(run, metric, better)[0], loss_text),
         Column(
             "best_step",
             f"step of the best {metric}",
             "at step",
-            lambda run: _as_whole_number(best_value(run, metric)[1]),
+            lambda run: _as_whole_number(best_value(run, metric, better)[1]),
             with_commas,
+        ),
+        Column(
+            "best_shared",
+            f"best {metric} at the {counted(len(shared), 'step')} that all runs share",
+            "best shared",
+            lambda run: best_value(run, metric, better, shared)[0],
+            loss_text,
         ),
         Column("final", f"final {metric}", "final", lambda run: final_value(run, metric), loss_text),
         Column("tokens_per_second", "tokens/s (median)", "tok/s", median_speed, si),
@@ -92,7 +111,7 @@ def available_columns(runs: Sequence[ComparedRun], metric: str, places: Mapping[
 
 
 def config_column(key: str, header: str) -> Column:
-    return Column(key, key, header, lambda run: run.config.get(key), lambda value: setting_text(value, key))
+    return Column(key, key, header, lambda run: run.value_of(key), lambda value: setting_text(value, key))
 
 
 def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[ComparedRun], option: str) -> Column:
@@ -133,9 +152,7 @@ def filter_runs(
         ValueError: a condition cannot be parsed, or its key is unknown.
     """
     for text in conditions:
-        option = f"--filter {text!r}"
-        if (match := CONDITION.fullmatch(text)) is None:
-            raise ValueError(f"{option}: not a condition; write KEY=VALUE, or use !=, <, <=, > or >= for =")
+        option, match = f"--filter {text!r}", _parse_condition(text)
         column = find_column(match["key"], columns, runs, option)
         if not match["value"]:
             raise ValueError(f"{option}: no value after {match['comparison']}; write KEY{match['comparison']}VALUE")
@@ -144,6 +161,23 @@ def filter_runs(
             raise ValueError(f"{option}: {match['comparison']} needs a number, and {match['value']} is not one")
         runs = [run for run in runs if _holds(column.value(run), compare, wanted, match["comparison"])]
     return list(runs)
+
+
+def selection_notes(
+    runs: Sequence[ComparedRun], conditions: Sequence[str], columns: Mapping[str, Column]
+) -> list[Note]:
+    """Return a note if conditions about the result leave out some of the runs, because the rest are no fair sample."""
+    keys = {text: find_column(_parse_condition(text)["key"], columns, runs, text).key for text in conditions}
+    about_result = [text for text, key in keys.items() if key in RESULTS or key.startswith("at_")]
+    meant = filter_runs(runs, [text for text in conditions if text not in about_result], columns)
+    kept = {run.path for run in filter_runs(meant, about_result, columns)}
+    if not (left := [run for run in meant if run.path not in kept]):
+        return []
+    text = (
+        f"--filter {' '.join(map(repr, about_result))} chooses by the result and leaves out {len(left)} of "
+        f"{len(meant)} runs ({names(left)}): a setting whose bad runs are left out looks better than it is"
+    )
+    return [Note("chosen by result", text, [run.label for run in left], mark="of runs chosen by their result")]
 
 
 def _holds(value: Any, compare: Callable[[Any, Any], bool], wanted: Any, comparison: str) -> bool:
@@ -189,6 +223,12 @@ def _place_in_full(equal: EqualPlace) -> str:
     return unit[equal.axis].format(equal.place)
 
 
+def _recorded(run: ComparedRun, key: str) -> str | None:
+    """Return a text of the run's environment."""
+    value = run.environment.get(key)
+    return printable(value) if isinstance(value, str) else None
+
+
 def _logged_or_in_result(run: ComparedRun, key: str) -> float:
     """Return the last logged value or, if larger, the result's, which also counts steps that were not logged."""
     recorded = as_float(run.result.get(key))
@@ -202,6 +242,12 @@ def _training_flops(run: ComparedRun) -> float:
 def _as_whole_number(value: float) -> float:
     """Return a whole number as an int, so that files show it without a decimal point."""
     return int(value) if value.is_integer() else value
+
+
+def _parse_condition(text: str) -> re.Match[str]:
+    if (match := CONDITION.fullmatch(text)) is None:
+        raise ValueError(f"--filter {text!r}: not a condition; write KEY=VALUE, or use !=, <, <=, > or >= for =")
+    return match
 
 
 def _parse_value(text: str) -> Any:

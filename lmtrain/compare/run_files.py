@@ -32,6 +32,8 @@ KINDS: Mapping[str, type] = {
     "forked_from.run": str,
     "forked_from.run_id": str,
     "forked_from.step": int,
+    "forked_from.config": dict,
+    "forked_from.forked_from": dict,
     "rerun_of": dict,
     "rerun_of.run": str,
     "rerun_of.run_id": str,
@@ -61,14 +63,26 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not the YAML of a config ({reason[0]})") from error
     if not isinstance(config, dict) or not config:
         raise ValueError(f"{path}: not the YAML of a config")
+    try:
+        return flat_config(config)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def flat_config(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """Return a nested config with dotted keys, as `read_config` does.
+
+    Raises:
+        ValueError: it has more keys than any config, or a number that is too large.
+    """
     flat = dict(_flat(config))
     if len(flat) > MAX_KEYS:
-        raise ValueError(f"{path}: {len(flat):,} keys, more than any config has")
+        raise ValueError(f"{len(flat):,} keys, more than any config has")
     for key, value in flat.items():
         try:
             flat[key] = _plain(value)
         except OverflowError as error:
-            raise ValueError(f"{path}: {key}: a number too large for any setting") from error
+            raise ValueError(f"{key}: a number too large for any setting") from error
     return flat
 
 

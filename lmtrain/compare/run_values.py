@@ -1,15 +1,22 @@
 """Calculates values of a run: its metric at an equal step, the best and final value, and when it reached a goal."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmtrain.compare.runs import AXES, ComparedRun
-from lmtrain.errors import COMPLETED, UNSUCCESSFUL
+from lmtrain.errors import COMPLETED, DIVERGED, UNSUCCESSFUL
 
-HIGHER_IS_BETTER = ("tokens_per_second", "mfu")
+# Words in the names of metrics of which higher, or lower, values are better.
+HIGHER = (
+    "acc|accuracy|auc|bleu|chrf|em|exact_match|f1|mcc|mfu|pass|precision|recall|reward|rouge|score|throughput|"
+    "tokens_per_second|win_rate"
+)
+LOWER = "bits|bits_per_byte|error|grad_norm|loss|memory_gb|nll|perplexity|ppl|seconds|step_time_ms"
+DIRECTION = re.compile(rf"(?<![a-z])(?:(?P<higher>{HIGHER})|{LOWER})(?![a-z])")
 VALUE_KINDS = ("at-step", "at-tokens", "at-flops", "at-seconds", "best", "final")
 
 
@@ -22,9 +29,23 @@ class EqualPlace:
     exact: bool
 
 
-def sign(metric: str) -> int:
-    """Return 1 if lower values of the metric are better, as for a loss; −1 if higher values are."""
-    return -1 if metric in HIGHER_IS_BETTER else 1
+def sign(metric: str, higher: bool | None = None) -> int:
+    """Return 1 if lower values of the metric are better, as for a loss; −1 if higher values are.
+
+    Args:
+        metric: The metric.
+        higher: Whether higher values are better; None means that the last known word in the metric's name decides,
+            such as `accuracy`. Without one, lower values are better.
+    """
+    if higher is None:
+        words = list(DIRECTION.finditer(metric.lower()))
+        higher = bool(words and words[-1]["higher"])
+    return -1 if higher else 1
+
+
+def direction_is_known(metric: str) -> bool:
+    """Return whether the name of the metric says if higher or lower values are better."""
+    return DIRECTION.search(metric.lower()) is not None
 
 
 def deciding_runs(runs: Sequence[ComparedRun], metric: str) -> list[ComparedRun]:
@@ -34,12 +55,12 @@ def deciding_runs(runs: Sequence[ComparedRun], metric: str) -> list[ComparedRun]
     do not decide: fewer than a third of the runs, each less than half as long as the others.
     """
     measured = [run for run in runs if len(run.series(metric)[0])]
-    completed = [run for run in measured if run.status == COMPLETED.status]
-    if len(completed) < 2:
-        return [run for run in measured if run.status not in UNSUCCESSFUL] or measured
-    ends = [run.series(metric)[0][-1] for run in completed]
-    typical = sorted(ends)[(len(ends) - 1) // 3]  # more than two thirds of the runs are at least this long
-    return [run for run, end in zip(completed, ends, strict=True) if 2 * end >= typical]
+    deciding = [run for run in measured if run.status == COMPLETED.status]
+    if len(deciding) < 2:
+        deciding = [run for run in measured if run.status not in UNSUCCESSFUL] or measured
+    ends = [run.series(metric)[0][-1] for run in deciding]
+    typical = sorted(ends)[(len(ends) - 1) // 3] if ends else 0  # more than two thirds of the runs are this long
+    return [run for run, end in zip(deciding, ends, strict=True) if 2 * end >= typical]
 
 
 def equal_places(runs: Sequence[ComparedRun], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
@@ -62,19 +83,43 @@ def equal_places(runs: Sequence[ComparedRun], metric: str, at_step: int | None =
 
 
 def value_at(run: ComparedRun, metric: str, equal: EqualPlace) -> float:
-    """Return the metric at a place, linearly interpolated between evaluations; NaN outside the run."""
+    """Return the metric at a place, interpolated between evaluations; NaN outside the run.
+
+    The interpolation is linear over the logarithm of the axis: a loss bends less over it, so that a run with few
+    evaluations is at no disadvantage.
+    """
     xs, ys = run.series(metric, equal.axis)
     if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
         return math.nan
-    return float(np.interp(equal.place, xs, ys))
+    if equal.place in xs or xs[0] <= 0:
+        return float(np.interp(equal.place, xs, ys))
+    return float(np.interp(math.log(equal.place), np.log(xs), ys))
 
 
-def best_value(run: ComparedRun, metric: str) -> tuple[float, float]:
-    """Return the best value and its step; NaN for a run without values."""
+def shared_steps(runs: Sequence[ComparedRun], metric: str) -> np.ndarray:
+    """Return the steps at which all deciding runs have the metric."""
+    steps = [run.series(metric)[0].tolist() for run in deciding_runs(runs, metric)]
+    return np.array(sorted(set(steps[0]).intersection(*steps[1:])) if steps else [])
+
+
+def best_value(
+    run: ComparedRun, metric: str, better: int | None = None, among: np.ndarray | None = None
+) -> tuple[float, float]:
+    """Return the best value and its step; NaN for a run without values.
+
+    Args:
+        run: The run.
+        metric: The metric.
+        better: 1 or −1, as `sign` returns it; None means that the name of the metric decides.
+        among: Steps to take the best of. A run without one of them has no value. None means all steps of the run.
+    """
     steps, values = run.series(metric)
+    if among is not None:
+        values = values[np.isin(steps, among)] if np.isin(among, steps).all() else values[:0]
+        steps = among
     if not len(values):
         return math.nan, math.nan
-    index = int(np.argmin(values * sign(metric)))
+    index = int(np.argmin(values * (better or sign(metric))))
     return float(values[index]), float(steps[index])
 
 
@@ -84,22 +129,54 @@ def final_value(run: ComparedRun, metric: str) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
+def value_function(
+    kind: str, metric: str, places: Mapping[str, EqualPlace], steps: np.ndarray, better: int
+) -> Callable[[ComparedRun], float]:
+    """Return the function that gives a run the value that represents it in the statistics, or NaN if it has none.
+
+    A diverged run has no value, even if it diverged after the place at which the runs are compared. Any other run has
+    one if it was evaluated there, whether or not it has finished: what happens to it later cannot change this value.
+    The final value needs a completed run.
+
+    Args:
+        kind: One of `VALUE_KINDS`.
+        metric: The metric.
+        places: For each axis, the place at which the runs are compared.
+        steps: The steps that the runs share, of which `best` is the best.
+        better: 1 if lower values are better, −1 if higher values are.
+    """
+
+    def value(run: ComparedRun) -> float:
+        if run.status == DIVERGED.status:
+            return math.nan
+        if kind == "final":
+            return final_value(run, metric) if run.status == COMPLETED.status else math.nan
+        if kind == "best":
+            return best_value(run, metric, better, steps)[0]
+        equal = places.get(kind.removeprefix("at-"))  # None if the runs don't have the axis
+        return value_at(run, metric, equal) if equal else math.nan
+
+    return value
+
+
 def median_speed(run: ComparedRun) -> float:
     """Return the median tokens per second, which a stall or the compilation hardly changes."""
     _, values = run.series("tokens_per_second")
     return float(np.median(values)) if len(values) else math.nan
 
 
-def default_goal(runs: Sequence[ComparedRun], metric: str) -> float:
+def default_goal(runs: Sequence[ComparedRun], metric: str, better: int | None = None) -> float:
     """Return a value that at least three in four of the deciding runs reach; NaN without runs."""
-    bests = [best_value(run, metric)[0] * sign(metric) for run in deciding_runs(runs, metric)]
-    return float(np.quantile(bests, 0.75, method="higher")) * sign(metric) if bests else math.nan
+    better = better or sign(metric)
+    bests = [best_value(run, metric, better)[0] * better for run in deciding_runs(runs, metric)]
+    return float(np.quantile(bests, 0.75, method="higher")) * better if bests else math.nan
 
 
-def when_reached(run: ComparedRun, metric: str, goal: float) -> dict[str, float] | None:
+def when_reached(run: ComparedRun, metric: str, goal: float, better: int | None = None) -> dict[str, float] | None:
     """Return the step, tokens, FLOPs and seconds of the first evaluation at the goal or better; None without one."""
+    better = better or sign(metric)
     _, values = run.series(metric)
-    good = np.flatnonzero(values * sign(metric) <= goal * sign(metric))
+    good = np.flatnonzero(values * better <= goal * better)
     if not len(good):
         return None
     rows = np.flatnonzero(np.isfinite(run.metrics["step"]) & np.isfinite(run.metrics[metric]))

@@ -6,98 +6,30 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
-from lmtrain.compare.labels import canonical_json, folder_names, hashable, labels_of, setting_text
+from lmtrain.compare.compared_run import AXES, Branch, ComparedRun, forked_from, mapping_at
+from lmtrain.compare.forks import END_OF_RUN, real_path, with_settings
+from lmtrain.compare.labels import folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
+from lmtrain.compare.settings import changes_time, differing
+from lmtrain.errors import COMPLETED
 from lmtrain.files.links import refuse_links
 from lmtrain.files.numbers import as_float
 from lmtrain.run.directory import RUN_FILES, status_without_result
-from lmtrain.run.identity import NEUTRAL_KEYS
 from lmtrain.terminal.as_text import printable, visible
 
-AXES = ("step", "tokens", "flops", "seconds")
-# Settings that change no result of a run: those that its config hash leaves out, and how much is logged and kept.
-NEUTRAL_SETTING = re.compile(
-    "|".join(
-        [
-            *(rf"{key}(\..*)?" for key in NEUTRAL_KEYS),
-            "sample_tokens",
-            r"trainer\.(log_interval|checkpoint_interval|keep_checkpoints|keep_every)",
-        ]
-    )
-)
-ORIGIN_KEYS = ("fork", "step")  # the checkpoint that a run started from; it is shown as the run's parent
-DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?|prepare(\..*)?")  # ignored if the data fingerprints are equal
+__all__ = ["AXES", "ComparedRun", "differing_keys", "forked_from", "load_runs", "origin_texts", "with_labels"]
+
 FOLLOWING_GROUP = "scheduler."  # its values are taken from other groups, unless they are set
+RUNNING = "running"
 MAX_STATUS_CHARS = 20
 SKIPPED_FOLDERS = {CHECKPOINTS, ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
-
-
-@dataclass(frozen=True)
-class ComparedRun:
-    """A run, loaded from the files in its folder.
-
-    Attributes:
-        path: The run directory.
-        label: A short name that is unique among the loaded runs.
-        config: The resolved config, flat, with dotted keys.
-        status: The status in `result.json`; without that file `running` or `unfinished`.
-        result: The content of `result.json`; empty if the run has none.
-        environment: The content of `environment.json`; empty if the run has none.
-        metrics: An array per metric, all of the same length, with NaN where a line does not have the metric. It always
-            has `step`, `tokens`, `seconds` and `flops`.
-        sample: The text in `sample.txt`.
-        parent: In words, the run that this one was forked from or repeats; None if there is none.
-    """
-
-    path: Path
-    label: str
-    config: Mapping[str, Any]
-    status: str
-    result: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    metrics: Mapping[str, np.ndarray]
-    sample: str | None
-    parent: str | None
-
-    def series(self, metric: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Return the finite points (x, y) of a metric over one of `AXES`; empty if it was never logged."""
-        if metric not in self.metrics or x not in self.metrics:
-            return np.empty(0), np.empty(0)
-        xs, ys = self.metrics[x], self.metrics[metric]
-        finite = np.isfinite(xs) & np.isfinite(ys)
-        return xs[finite], ys[finite]
-
-    def last(self, metric: str) -> float:
-        """Return the value in the last line of the metrics; NaN if there are no lines."""
-        column = self.metrics[metric]
-        return float(column[-1]) if len(column) else float("nan")
-
-    @property
-    def seed(self) -> Any:
-        return self.config.get("seed")
-
-    @property
-    def parameters(self) -> float:
-        """Return the number of parameters of the model; NaN if the run did not record it."""
-        return as_float(_mapping_at(self.environment, "model").get("parameters"))
-
-    @property
-    def flops_per_token(self) -> float:
-        return as_float(_mapping_at(self.environment, "model").get("flops_per_token"))
-
-    @property
-    def steps(self) -> int:
-        """Return the number of optimizer steps done."""
-        logged = int(self.metrics["step"][-1]) if len(self.metrics["step"]) else 0
-        recorded = self.result.get("steps")  # more than were logged if the run diverged between two logged steps
-        return max(logged, recorded) if type(recorded) is int else logged
 
 
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[ComparedRun]:
@@ -123,45 +55,101 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
             runs.append(_load_run(run, warn))
         except (OSError, ValueError) as error:
             warn(f"left out: {error}")
-    return _with_parents(with_labels(runs))
+    folders = [Path.cwd(), *(path for path in map(Path, paths) if path.is_dir())]
+    return _with_parents(with_labels(with_settings(runs, folders)))
 
 
 def differing_keys(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return the config keys in which the runs differ, in the order of the config, with `seed` last.
+    """Return the keys in which the effective settings of runs differ, in the order of the config, with `seed` last.
 
-    A missing key counts as null. Three kinds of keys are left out: settings that change no result, paths of data that
-    are equal, and keys that repeat another one with the same last name (the scheduler's `lr` and `max_steps` repeat
-    those of the optimizer and the trainer, which users set).
+    Keys are left out that repeat another one with the same last name (the scheduler's `lr` and `max_steps` repeat those
+    of the optimizer and the trainer, which users set).
     """
-    data = {_data_fingerprints(run) for run in runs}
-    same_data = len(data) < 2 and "null" not in data
-    keys = dict.fromkeys(key for run in runs for key in run.config)
+    return distinct_keys([run.setting for run in runs])
+
+
+def distinct_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of `differing_keys` for effective settings."""
     columns: dict[tuple[str, tuple[Any, ...]], str] = {}
-    for key in keys:
-        if NEUTRAL_SETTING.fullmatch(key) or key in ORIGIN_KEYS or (same_data and DATA_PATH_KEYS.fullmatch(key)):
-            continue
-        values = tuple(hashable(run.config.get(key)) for run in runs)
-        if len(set(values)) > 1:
-            alike = key.rpartition(".")[2], values
-            if columns.setdefault(alike, key).startswith(FOLLOWING_GROUP):
-                columns[alike] = key
-    differing = list(columns.values())
-    return [key for key in differing if key != "seed"] + [key for key in differing if key == "seed"]
+    for key in differing(settings):
+        alike = key.rpartition(".")[2], tuple(hashable(setting.get(key)) for setting in settings)
+        if columns.setdefault(alike, key).startswith(FOLLOWING_GROUP):
+            columns[alike] = key
+    found = list(columns.values())
+    return [key for key in found if key != "seed"] + [key for key in found if key == "seed"]
 
 
 def with_labels(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """Return the runs with unique labels: the settings that differ, as far as they fit, and the folder if needed."""
-    keys = differing_keys(runs)
-    labels = labels_of([run.config for run in runs], [key for key in keys if key != "seed"])
-    if "seed" in keys:
-        labels = [f"{label} seed={setting_text(run.seed)}".strip() for label, run in zip(labels, runs, strict=True)]
-    times = Counter(labels)
+    """Return the runs with unique labels: the settings that differ, as far as they fit.
+
+    Completed and running runs are named by what differs among them, because others often differ in more. Runs that
+    would still have equal names also get their origin, then settings that change only their speed, then their folder.
+    """
+    labels = _labels([run.setting for run in runs])
+    numbers = [number for number, run in enumerate(runs) if run.status in (COMPLETED.status, RUNNING)]
+    for number, label in zip(numbers, _labels([runs[number].setting for number in numbers]), strict=True):
+        labels[number] = label or labels[number]
+    _add_to_equal(labels, origin_texts(runs))
+    _add_to_equal(labels, _speed_texts(runs, labels))
+    _add_to_equal(labels, [f"({folder})" for folder in folder_names([run.path for run in runs])])
     folders = folder_names([run.path for run in runs])
-    named = []
-    for run, label, folder in zip(runs, labels, folders, strict=True):
-        unique = label if label and times[label] == 1 else f"{label} ({folder})" if label else folder
-        named.append(replace(run, label=printable(unique)))
-    return named
+    return [
+        replace(run, label=printable(folder if label == f"({folder})" else label or folder))
+        for run, label, folder in zip(runs, labels, folders, strict=True)
+    ]
+
+
+def origin_texts(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return for each fork the short name of its origin, such as `from lr=0.003 at step 200`; empty for other runs."""
+    branches = {run.branch.key: run.branch for run in runs if run.branch is not None}
+    known = [branch.parent_setting for branch in branches.values() if branch.parent_setting]
+    keys = dict.fromkeys([*distinct_keys(known), *differing_keys(runs)])
+    names = iter(labels_of(known, [key for key in keys if key not in END_OF_RUN]))
+    texts = {
+        key: _origin_text(branch, next(names) if branch.parent_setting else branch.parent_name)
+        for key, branch in branches.items()
+    }
+    times = Counter(texts.values())
+    for key, branch in branches.items():
+        if times[texts[key]] > 1:  # their parents are forks themselves, of different runs
+            texts[key] += f" ({os.path.basename(branch.parent_name)})"
+    return [texts[run.branch.key] if run.branch is not None else "" for run in runs]
+
+
+def _origin_text(branch: Branch, name: str) -> str:
+    at = "" if branch.step is None else f"at step {branch.step}"
+    return f"from {name} {at}".strip() if name else f"forked {at}".strip()
+
+
+def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = distinct_keys(settings)
+    labels = labels_of(settings, [key for key in keys if key != "seed"])
+    if "seed" not in keys:
+        return labels
+    seeds = [setting_text(setting.get("seed")) for setting in settings]
+    return [f"{label} seed={seed}".strip() for label, seed in zip(labels, seeds, strict=True)]
+
+
+def _speed_texts(runs: Sequence[ComparedRun], labels: Sequence[str]) -> list[str]:
+    """Return, for runs with equal labels, the settings that change only how fast a run is."""
+    texts = [""] * len(runs)
+    alike: dict[str, list[int]] = {}
+    for number, label in enumerate(labels):
+        alike.setdefault(label, []).append(number)
+    for numbers in alike.values():
+        configs = [runs[number].config for number in numbers]
+        if len(configs) > 1 and (keys := [key for key in differing(configs) if changes_time(key)]):
+            for number, text in zip(numbers, labels_of(configs, keys), strict=True):
+                texts[number] = text
+    return texts
+
+
+def _add_to_equal(labels: list[str], texts: Sequence[str]) -> None:
+    """Add a text to each label that is not unique."""
+    times = Counter(labels)
+    for number, text in enumerate(texts):
+        if times[labels[number]] > 1 or not labels[number]:
+            labels[number] = f"{labels[number]} {text}".strip()
 
 
 def _expand_glob(path: str | Path) -> list[Path]:
@@ -202,7 +190,7 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> ComparedRun:
     status = result.get("status") or status_without_result(path)
     missing = np.full(len(metrics["step"]), np.nan)
     metrics = dict.fromkeys(AXES, missing) | metrics
-    metrics["flops"] = metrics["tokens"] * as_float(_mapping_at(environment, "model").get("flops_per_token"))
+    metrics["flops"] = metrics["tokens"] * as_float(mapping_at(environment, "model").get("flops_per_token"))
     return ComparedRun(
         path=path,
         label=path.name,
@@ -221,44 +209,19 @@ def _with_parents(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     by_path = {os.path.realpath(run.path): run for run in runs}
 
     def name_of(origin: Mapping[str, Any]) -> str:
-        parent = by_id.get(origin.get("run_id")) or by_path.get(_real_path(str(origin.get("run"))))
+        parent = by_id.get(origin.get("run_id")) or by_path.get(real_path(str(origin.get("run"))))
         return parent.label if parent else printable(str(origin.get("run") or origin.get("run_id")))
 
     return [replace(run, parent=_parent_in_words(run, name_of)) for run in runs]
-
-
-def _real_path(text: str) -> str:
-    try:
-        return os.path.realpath(text)
-    except ValueError:  # it contains a NUL or a character that the file system cannot encode
-        return text
 
 
 def _parent_in_words(run: ComparedRun, name_of: Callable[[Mapping[str, Any]], str]) -> str | None:
     if origin := forked_from(run):
         step = origin.get("step")
         return f"from {name_of(origin)}" + (f" at step {step}" if isinstance(step, int) else "")
-    if again := _mapping_at(run.environment, "rerun_of"):
+    if again := mapping_at(run.environment, "rerun_of"):
         return f"repeats {name_of(again)}"
     return None
-
-
-def forked_from(run: ComparedRun) -> Mapping[str, Any]:
-    """Return `run`, `run_id` and `step` of the checkpoint that a forked run started from; empty for other runs."""
-    if recorded := _mapping_at(run.environment, "forked_from"):
-        return recorded
-    fork = run.config.get("fork")
-    return {"run": fork, "step": run.config.get("step")} if isinstance(fork, str) else {}
-
-
-def _mapping_at(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    part = content.get(key)
-    return part if isinstance(part, dict) else {}
-
-
-def _data_fingerprints(run: ComparedRun) -> str:
-    """Return the fingerprints of the run's data as text."""
-    return canonical_json(run.environment.get("data"))
 
 
 def _print_to_stderr(line: str) -> None:

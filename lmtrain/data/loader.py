@@ -1,16 +1,16 @@
 """Loads batches from token files. Each batch is a pure function of the micro-batch's index."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import NonNegativeInt, PositiveInt
 
-from lmtrain.data.meta import Tokens
-from lmtrain.data.order import ORDERS, block_count
+from lmtrain.data.meta import Meta, Tokens
+from lmtrain.data.order import ORDERS, block_count, evenly_spaced
 from lmtrain.data.token_files import TokenFiles
 from lmtrain.data.token_type import TokenType
 from lmtrain.errors import DataError
@@ -19,6 +19,7 @@ from lmtrain.terminal.units import counted
 
 IGNORE = -100  # a target that the loss does not count, as in torch.nn.functional.cross_entropy
 READ_BYTES = 128 << 10
+WHOLE_SPLIT, EVENLY_SPACED = "whole split", "evenly spaced"  # how the tokens of an evaluation are selected
 ORDER_CHUNK = 4096  # the most samples whose order is computed in one call: 90 µs per call, 0.3 µs per sample
 
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -76,7 +77,18 @@ class Samples:
 
     def _checked_windows(self, first: int, needed: int, count: int) -> Tokens:
         """Return `count` samples, or only the `needed` first ones if a later one has an id that is too large."""
-        offsets = self._sample_offsets(first, count)
+        return self._windows_at(self._sample_offsets(first, count), needed)
+
+    def spaced_windows(self, numbers: npt.NDArray[np.int64], count: int) -> Tokens:
+        """Return some of the windows of `count` blocks that are evenly spaced over the split, (len(numbers), T + 1).
+
+        They depend only on the length of the split, the block size and `count`, not on the seed. If `count` is larger
+        than the number of blocks, blocks are repeated equally often, to within one.
+        """
+        return self._windows_at(evenly_spaced(numbers, count, self.blocks) * self.block_size, len(numbers))
+
+    def _windows_at(self, offsets: npt.NDArray[np.int64], needed: int) -> Tokens:
+        """Return the windows at the offsets, or only the `needed` first ones if a later one has a too large id."""
         windows = self.tokens.windows(offsets, self.block_size + 1)
         if self.vocab_size is not None and windows.max() >= self.vocab_size:
             windows = windows[:needed]
@@ -202,6 +214,11 @@ class TokenLoader:
         return self.bytes_per_token
 
     @property
+    def metas(self) -> list[Meta | None]:
+        """Return the contents of the `meta.json` of each folder; None for a folder without one."""
+        return [self.samples.meta]
+
+    @property
     def fingerprint(self) -> str:
         """Return a text that changes with the split's contents."""
         return self.samples.tokens.fingerprint
@@ -234,6 +251,35 @@ class TokenLoader:
     def whole_split(self) -> Batches:
         """Return every target token of the split once, in file order; see `Samples.whole_split`."""
         return self.samples.whole_split(self.batch_size)
+
+    def spaced_blocks(self, sequences: int) -> Batches:
+        """Return that many blocks, evenly spaced over the whole split, in file order; with few blocks, the whole split.
+
+        They are the same blocks for every seed and batch size. All batches are (B, T); see `spaced_batches`.
+        """
+        if sequences >= self.samples.blocks:
+            return self.whole_split()
+        read = self.samples
+        return spaced_batches(lambda numbers: read.spaced_windows(numbers, sequences), sequences, self.batch_size)
+
+    def measured(self, sequences: int | None) -> dict[str, Any]:
+        """Describe which target tokens an evaluation of so many sequences reads; None means the whole split."""
+        if sequences is None or sequences >= self.samples.blocks:
+            return {"selection": WHOLE_SPLIT, "tokens": self.total_tokens - 1}
+        return {"selection": EVENLY_SPACED, "tokens": sequences * self.block_size}
+
+
+def spaced_batches(windows: Callable[[npt.NDArray[np.int64]], Tokens], sequences: int, batch_size: int) -> Batches:
+    """Yield the windows with the numbers 0 … sequences-1 in batches (B, T).
+
+    If the last batch is not full, its remaining targets are IGNORE, so that the model is compiled only once.
+    """
+    for first in range(0, sequences, batch_size):
+        x, y = inputs_and_targets(windows(np.arange(first, min(first + batch_size, sequences))))
+        if missing := batch_size - len(x):
+            x = torch.cat([x, x.new_zeros(missing, x.shape[1])])
+            y = torch.cat([y, y.new_full((missing, y.shape[1]), IGNORE)])
+        yield x, y
 
 
 def inputs_and_targets(windows: Tokens) -> Batch:

@@ -3,8 +3,10 @@
 `token_files.py` reads the tokens. It also reads files that other programs write without a `meta.json`.
 """
 
+import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,8 @@ class Split:
 
     The tokens are in `<split>.bin`, or in `shards`; then `sha256` is the checksum of all shards, one after the other.
     `lost_share` is the share of `checked_bytes` for which the tokenizer has no token. Both are 0 if the tokenizer can
-    represent every text.
+    represent every text. `text_sha256` identifies the text, whichever tokenizer encoded it: a hash of the hashes of its
+    pieces, in order. It is empty if the tokens were made without it.
     """
 
     tokens: int
@@ -51,6 +54,7 @@ class Split:
     shards: tuple[Shard, ...] = ()
     checked_bytes: int = 0
     lost_share: float = 0.0
+    text_sha256: str = ""
 
     @property
     def lost_bytes(self) -> int:
@@ -142,7 +146,7 @@ def _check_types(meta: Meta) -> None:
         counts += [split.tokens, split.max_id, split.documents, split.bytes, split.checked_bytes]
         if not 0 <= split.lost_share <= 1:
             raise ValueError(f"lost_share {split.lost_share!r} is not between 0 and 1")
-        sums.append(split.sha256)
+        sums += [split.sha256, split.text_sha256]
     if wrong := [count for count in counts if type(count) is not int or not 0 <= count < 1 << 63]:
         raise TypeError(f"{wrong[0]!r} is not a whole number from 0 to 2^63 - 1")
     if wrong := [checksum for checksum in sums if not isinstance(checksum, str)]:
@@ -161,6 +165,25 @@ def _check_sizes(meta: Meta) -> None:
     for name, split in meta.splits.items():
         if split.shards and sum(shard.tokens for shard in split.shards) != split.tokens:
             raise ValueError(f"{name} has {split.tokens:,} tokens, but its shards add up to another number")
+
+
+def text_facts(metas: Sequence[Meta | None], split: str) -> dict[str, Any]:
+    """Describe the text of a split of several folders, and its tokenizer; null for what a folder does not record.
+
+    `text` is equal for the same text, whichever tokenizer has encoded it.
+    """
+    known = [meta for meta in metas if meta]
+    if not known or len(known) < len(metas):
+        return dict.fromkeys(("text", "text_bytes", "tokenizer", "vocab_size"))
+    texts = sorted(meta.splits[split].text_sha256 for meta in known)
+    together = texts[0] if len(texts) == 1 else hashlib.sha256("".join(texts).encode()).hexdigest()
+    tokenizer = known[0].tokenizer
+    return {
+        "text": together if all(texts) else None,
+        "text_bytes": sum(meta.splits[split].bytes for meta in known),
+        "tokenizer": {"kind": tokenizer.kind, "sha256": tokenizer.sha256},
+        "vocab_size": max(meta.vocab_size for meta in known),
+    }
 
 
 def check_tokenizer(tokens: Path, beside: Path) -> None:

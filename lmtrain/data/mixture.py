@@ -2,19 +2,29 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import reduce
 from itertools import chain
 from math import gcd
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from lmtrain.data.loader import Batch, Batches, Samples, check_batch_fits, inputs_and_targets
+from lmtrain.data.loader import (
+    EVENLY_SPACED,
+    WHOLE_SPLIT,
+    Batch,
+    Batches,
+    Samples,
+    check_batch_fits,
+    inputs_and_targets,
+    spaced_batches,
+)
+from lmtrain.data.meta import Meta, Tokens
 from lmtrain.data.order import interleave
 from lmtrain.errors import DataError
 
@@ -119,6 +129,10 @@ class Mixture:
         return sum(self._weights[name] * each for name, each in per_token.items()) / sum(self._weights.values())
 
     @property
+    def metas(self) -> list[Meta | None]:
+        return [samples.meta for samples in self.sources.values()]
+
+    @property
     def fingerprint(self) -> str:
         """Return a text that changes with the contents of any source, and with their names and order."""
         parts = [(name, samples.tokens.fingerprint) for name, samples in self.sources.items()]
@@ -160,13 +174,19 @@ class Mixture:
                 "train for fewer steps"
             )
         source_of, firsts = self._assign(first, self.batch_size)
+        return inputs_and_targets(
+            self._gather(source_of, lambda number, samples, count: samples.windows(int(firsts[number]), count))
+        )
+
+    def _gather(self, source_of: npt.NDArray[np.int64], read: Callable[[int, Samples, int], Tokens]) -> Tokens:
+        """Return windows, (len(source_of), T + 1), of which `read` returns those of one source at a time."""
         dtype = np.result_type(*(samples.tokens.dtype for samples in self.sources.values()))
-        windows = np.empty((self.batch_size, self.block_size + 1), dtype)
+        windows = np.empty((len(source_of), self.block_size + 1), dtype)
         for number, samples in enumerate(self.sources.values()):
             rows = source_of == number
             if count := int(rows.sum()):
-                windows[rows] = samples.windows(int(firsts[number]), count)
-        return inputs_and_targets(windows)
+                windows[rows] = read(number, samples, count)
+        return windows
 
     def locate_batch(self, index: int) -> list[tuple[Path, int]]:
         """Return each sample's file and the number of its first token there, for micro-batch `index`."""
@@ -180,6 +200,28 @@ class Mixture:
     def whole_split(self) -> Batches:
         """Return every target token of every source's split once, one source after the other."""
         return chain.from_iterable(samples.whole_split(self.batch_size) for samples in self.sources.values())
+
+    def spaced_blocks(self, sequences: int) -> Batches:
+        """Return that many blocks, of each source its share by weight, as in `TokenLoader.spaced_blocks`."""
+        source_of, _ = self._assign(0, sequences)
+        _, counts = self._assign(sequences, 0)
+        earlier = np.zeros(sequences, np.int64)  # how many blocks of the same source come before
+        for number in range(len(self.sources)):
+            earlier[source_of == number] = np.arange(counts[number])
+
+        def windows(numbers: npt.NDArray[np.int64]) -> Tokens:
+            own, places = source_of[numbers], earlier[numbers]
+            return self._gather(
+                own, lambda number, samples, _: samples.spaced_windows(places[own == number], int(counts[number]))
+            )
+
+        return spaced_batches(windows, sequences, self.batch_size)
+
+    def measured(self, sequences: int | None) -> dict[str, Any]:
+        """Describe which target tokens an evaluation of so many sequences reads; see `TokenLoader.measured`."""
+        if sequences is None:
+            return {"selection": WHOLE_SPLIT, "tokens": self.total_tokens - len(self.sources)}
+        return {"selection": EVENLY_SPACED, "tokens": sequences * self.block_size, "weights": dict(self._weights)}
 
     def _assign(self, first: int, count: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Return the source of each of `count` samples from `first` on, and each source's number of earlier samples."""

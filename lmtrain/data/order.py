@@ -94,6 +94,11 @@ def block_count(tokens: int, block_size: int) -> int:
     return (tokens - 1) // block_size
 
 
+def evenly_spaced(numbers: Int64s, count: int, blocks: int) -> Int64s:
+    """Return the block of each of the given numbers below `count`: the middle one of each `count`-th of all blocks."""
+    return np.asarray((2 * numbers + 1) * blocks // (2 * count), dtype=np.int64)
+
+
 def interleave(shares: Sequence[int]) -> Int64s:
     """Return the source of each of sum(shares) samples: source k comes `shares[k]` times, evenly spread.
 

@@ -40,29 +40,41 @@ def perplexity(loss: float) -> float:
     return math.exp(loss) if loss < 700 else math.inf
 
 
+def sequences_to_evaluate(loader: TokenLoader, batches: int | None, tokens: int | None) -> int | None:
+    """Return how many sequences an evaluation of at most so many batches and tokens reads; None means all."""
+    limits = []
+    if batches is not None:
+        limits.append(batches * loader.batch_size)
+    if tokens is not None:
+        limits.append(max(1, tokens // loader.block_size))
+    return min(limits, default=None)
+
+
 class Evaluator:
     """Evaluates the model on the validation split, and optionally on the training split.
 
-    `forward` is the model as the trainer calls it, possibly compiled. `batches` is the number of validation batches
-    (None means the whole split), and `train_batches` the number of training batches (0 means none).
+    `forward` is the model as the trainer calls it, possibly compiled. `sequences` is the number of validation sequences
+    (None means the whole split), and `train_sequences` the number of training sequences (0 means none).
     """
 
-    def __init__(self, parts: Parts, forward: Callable[..., Any], *, batches: int | None, train_batches: int) -> None:
+    def __init__(
+        self, parts: Parts, forward: Callable[..., Any], *, sequences: int | None, train_sequences: int
+    ) -> None:
         self.model, self.forward, self.system = parts.model, forward, parts.system
         self.train_loader, self.val_loader = parts.train_loader, parts.val_loader
-        self.batches, self.train_batches = batches, train_batches
+        self.sequences, self.train_sequences = sequences, train_sequences
 
-    def loss(self, loader: TokenLoader, batches: int | None) -> float:
-        """Return the mean loss in nats per token over `batches` batches, or over the whole split if it is None."""
-        source = loader.whole_split() if batches is None else map(loader.batch, range(batches))
+    def loss(self, loader: TokenLoader, sequences: int | None) -> float:
+        """Return the mean loss in nats per token over so many sequences, or over the whole split if it is None."""
+        source = loader.whole_split() if sequences is None else loader.spaced_blocks(sequences)
         return evaluate(self.model, self.forward, source, self.system)
 
     def metrics(self) -> dict[str, float]:
         """Return `val/loss`, the metrics derived from it, and `train_eval/loss` if it is switched on."""
-        loader, loss = self.val_loader, self.loss(self.val_loader, self.batches)
+        loader, loss = self.val_loader, self.loss(self.val_loader, self.sequences)
         metrics = {"val/loss": loss, "val/perplexity": perplexity(loss)}
-        if bytes_per_token := loader.bytes_per_token if self.batches is None else loader.sampled_bytes_per_token:
+        if bytes_per_token := loader.bytes_per_token if self.sequences is None else loader.sampled_bytes_per_token:
             metrics["val/bits_per_byte"] = loss / math.log(2) / bytes_per_token
-        if self.train_batches:
-            metrics["train_eval/loss"] = self.loss(self.train_loader, self.train_batches)
+        if self.train_sequences:
+            metrics["train_eval/loss"] = self.loss(self.train_loader, self.train_sequences)
         return metrics

@@ -28,12 +28,24 @@ class ScheduleFacts:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Steps between evaluations, logged lines and checkpoints; `eval_batches` None means the whole split."""
+    """Steps between evaluations, logged lines and checkpoints; `eval_tokens` None means the whole split."""
 
     evaluation: int | None = None
     log: int | None = None
     checkpoint: int | None = None
-    eval_batches: int | None = None
+    eval_tokens: int | None = None
+
+    @classmethod
+    def of(cls, trainer: Mapping[str, Any], micro_batch_tokens: int) -> "Intervals":
+        """Return the intervals in the config of a trainer; a user's trainer may lack some of the keys."""
+        batches = trainer.get("eval_batches")
+        limits = [trainer.get("eval_tokens"), None if batches is None else batches * micro_batch_tokens]
+        return cls(
+            evaluation=trainer.get("eval_interval"),
+            log=trainer.get("log_interval"),
+            checkpoint=trainer.get("checkpoint_interval"),
+            eval_tokens=min((limit for limit in limits if limit is not None), default=None),
+        )
 
 
 @dataclass(frozen=True)

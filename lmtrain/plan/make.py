@@ -175,9 +175,7 @@ def facts_of(
         peak = measured.peak_bytes
     facts = RunFacts(
         schedule=ScheduleFacts.of(cfg, start.step),
-        intervals=Intervals(
-            *(trainer.get(key) for key in ("eval_interval", "log_interval", "checkpoint_interval", "eval_batches"))
-        ),
+        intervals=Intervals.of(trainer, batch_size * block_size),
         parameters=count,
         step_tokens=step_samples * block_size,
         micro_batch_tokens=batch_size * block_size,

@@ -101,18 +101,18 @@ def never_evaluated_before_the_end(facts: RunFacts) -> str | None:
 
 
 def evaluation_outweighs_training(facts: RunFacts) -> str | None:
-    every, batches = facts.intervals.evaluation, facts.intervals.eval_batches
-    evaluated = facts.val_tokens if batches is None else batches * facts.micro_batch_tokens
-    if every is None or evaluated is None:
+    every, limit = facts.intervals.evaluation, facts.intervals.eval_tokens
+    known = [tokens for tokens in (limit, facts.val_tokens) if tokens is not None]
+    if every is None or not known:
         return None
+    evaluated = min(known)
     between = min(every, facts.steps) * facts.step_tokens
     if evaluated / 3 <= between:  # a forward takes a third of a training step
         return None
-    enough = max(int(0.3 * between / facts.micro_batch_tokens), 1)
+    enough = max(int(0.3 * between / facts.micro_batch_tokens), 1) * facts.micro_batch_tokens
     return (
-        f"trainer.eval_batches={'null' if batches is None else batches}: an evaluation of {si(evaluated)} tokens takes "
-        f"longer than training on the {si(between)} tokens before it; with trainer.eval_batches={enough} it takes a "
-        "tenth of the training time"
+        f"trainer.eval_interval={every}: an evaluation of {si(evaluated)} tokens takes longer than training on the "
+        f"{si(between)} tokens before it; with trainer.eval_tokens={enough} it takes a tenth of the training time"
     )
 
 

@@ -9,7 +9,10 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lmtrain.data.loader import TokenLoader
+from lmtrain.data.meta import text_facts
 from lmtrain.files.limited import read_json
+from lmtrain.loop.evaluation import Evaluator
+from lmtrain.loop.training_parts import Parts
 from lmtrain.model.flops import flops_per_token
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import hardware_and_software
@@ -51,6 +54,35 @@ def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
         "class": type(model).__name__,
         "parameters": sum(param.numel() for param in model.parameters()),
         "flops_per_token": flops_per_token(model, loader.block_size),
+    }
+
+
+def evaluation_summary(
+    parts: Parts, evaluator: Evaluator, fingerprints: Mapping[str, str], after_step: int
+) -> dict[str, Any]:
+    """Return what the evaluations after a step measure; losses can be compared only where this is the same.
+
+    It describes the validation tokens in `val`, and in `train_eval` those of the training split (null: none): split,
+    fingerprint of the tokens, text, tokenizer, block size, and number and selection of the target tokens.
+    """
+    val, train = parts.val_loader, parts.train_loader
+    training = evaluator.train_sequences
+    return {
+        "after_step": after_step,
+        "val": _measured(val, fingerprints["val"], evaluator.sequences),
+        "train_eval": _measured(train, fingerprints["train"], training) if training else None,
+        "mask_documents": getattr(parts.model, "end_of_text", None) is not None,
+        "dtype": parts.system.dtype_name,
+    }
+
+
+def _measured(loader: TokenLoader, fingerprint: str, sequences: int | None) -> dict[str, Any]:
+    return {
+        "split": loader.split,
+        "data": fingerprint,
+        **text_facts(loader.metas, loader.split),
+        "block_size": loader.block_size,
+        **loader.measured(sequences),
     }
 
 

@@ -11,6 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.compare.looking.design import record_start
 from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
@@ -32,6 +33,7 @@ from lmtrain.sweep.launcher import (
 from lmtrain.sweep.report import (
     raise_if_unfinished,
     show_launcher_failure,
+    show_second_look,
     show_sweep_report,
     write_sweep_report,
 )
@@ -83,7 +85,9 @@ class GridSweeper(Sweeper):
         sweep_dir = Path(self.config.hydra.sweep.dir)
         make_sweep_directory(sweep_dir)
         OmegaConf.save(self.config, sweep_dir / SWEEP_CONFIG)
+        added = record_start(sweep_dir.absolute(), [(job.directory, job.overrides) for job in jobs])
         console.print(f"sweep of {counted(len(jobs), 'job')} in {short_path(sweep_dir.absolute())}")
+        show_second_look(sweep_dir.absolute(), added)
         retry = self.config.retry_failed
         ended_earlier = {
             job

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lmtrain.compare.looking.design import Start, read_design
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically
@@ -68,6 +69,20 @@ def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | N
         console.print(f"to continue: {again}")
     if any(one.result for one in ended):
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(sweep_dir))}")
+
+
+def show_second_look(sweep_dir: Path, added: Start | None) -> None:
+    """Print a note if a start adds seeds to settings of which somebody may have seen results."""
+    if added is None or not added.seen:
+        return
+    earlier = {run.setting for start in read_design(sweep_dir) if start != added for run in start.runs}
+    again = sum(run.setting in earlier for run in added.runs)
+    if again:
+        console.print(
+            f"note: adds {counted(again, 'seed')} to settings that already have results, so compare will judge by a "
+            "test that holds after any number of looks",
+            style="yellow",
+        )
 
 
 def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:

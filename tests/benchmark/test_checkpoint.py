@@ -57,6 +57,7 @@ def test_a_mistake_is_a_config_error_and_leaves_no_files(here: Path, arguments: 
 
 def test_an_unknown_kind_of_benchmark_is_named_with_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"^benchmark foo: no such kind; choose one of step, loader, prepare, contention, checkpoint$"
+        ConfigError,
+        match=r"^benchmark foo: no such kind; choose one of step, loader, prepare, contention, checkpoint, verdicts$",
     ):
         main(["foo"])

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -229,7 +230,7 @@ def test_the_command_prints_all_sections(comparison: RunComparison, cli: Cli) ->
     assert "lr=0.008 and lr=0.004 " in comparison.conclusions.sentences[1]
     assert all(f"{sentence}\n" in done.stdout for sentence in comparison.conclusions.sentences)
     assert "first evaluation with val/loss of 3.2000 or better\n" in done.stdout
-    assert "note: lr=0.008: 1 of 4 runs failed or diverged" in done.stdout
+    assert "note: lr=0.008: 1 of 4 seeds diverged" in done.stdout
 
 
 def test_options_change_the_output(comparison: RunComparison, capfd: pytest.CaptureFixture[str]) -> None:
@@ -248,6 +249,51 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
     assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
 
 
+def test_a_filter_by_the_result_marks_the_verdict(comparison: RunComparison, capfd: pytest.CaptureFixture[str]) -> None:
+    """The survivors of a setting of which a run diverged are no fair sample of it."""
+
+    def read(*options: str) -> dict[str, Any]:
+        assert main([str(comparison.runs[0].path.parent), "--json", "-", *options]) == 0
+        content: dict[str, Any] = json.loads(capfd.readouterr().out)
+        return content
+
+    completed = read("--filter", "status=completed")
+    assert completed["sentences"][0].startswith("of runs chosen by their result: lr=0.008 is better")
+    assert completed["notes"][0] == {
+        "kind": "chosen by result",
+        "text": "--filter 'status=completed' chooses by the result and leaves out 1 of 13 runs (lr=0.008 seed=4): a "
+        "setting whose bad runs are left out looks better than it is",
+        "runs": ["lr=0.008 seed=4"],
+        "refuses": False,
+        "mark": "of runs chosen by their result",
+    }
+    for condition in ("lr>=0.001", "steps>=200", "seed<4"):
+        assert "chosen by result" not in [note["kind"] for note in read("--filter", condition)["notes"]]
+    without = read("--filter", "at_step<9", "--filter", "seed<4")
+    assert "chosen by result" not in [note["kind"] for note in without["notes"]]  # it leaves out none
+
+
+def test_the_direction_of_a_metric_is_shown_and_can_be_set(
+    comparison: RunComparison, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(comparison.runs[0].path.parent)
+
+    def shown(*options: str) -> str:
+        assert main([folder, *options]) == 0
+        return capfd.readouterr().out
+
+    assert "13 runs, val/loss\n" in shown()
+    assert "13 runs, tokens_per_second (higher is better)\n" in shown("--metric", "tokens_per_second")
+    assert "13 runs, tokens_per_second (lower is better)\n" in shown("--metric", "tokens_per_second", "--lower")
+    assert json.loads(shown("--json", "-"))["better"] == "lower"
+    higher = json.loads(shown("--json", "-", "--higher", "--value", "final"))
+    assert (higher["better"], higher["value_kind"]) == ("higher", "final")
+    losses = [run["final"] for run in higher["runs"] if run["status"] == "completed"]
+    assert losses == sorted(losses, reverse=True)
+    with pytest.raises(ConfigError, match="--lower"):
+        main([folder, "--higher", "--lower"])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -258,6 +304,10 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
             "--sort -optimizer.l: optimizer.l: unknown key; did you mean optimizer.lr?",
         ),
         (["RUNS", "--columns", "run,sead"], "--columns run,sead: sead: unknown key; did you mean seed?"),
+        (
+            ["RUNS", "--at-step", "999"],
+            "--at-step 999: no run has this value; --at-step 200 compares at the last step that they share",
+        ),
         (["RUNS", "--filter", "lr>9"], "--filter 'lr>9': no run meets the condition"),
         (["RUNS", "--csv", "nowhere/a.csv"], "--csv nowhere/a.csv: the folder nowhere does not exist; create it first"),
         (

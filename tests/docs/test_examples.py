@@ -17,10 +17,12 @@ PAGES = [
 ]
 WITH_EXAMPLES = re.compile(r"^```(console|python)$", re.MULTILINE)
 SHOW_A_WHOLE_RUN = (ROOT / "README.md", ROOT / "docs" / "start" / "1-install.md")
+SHOW_THE_MODEL = (ROOT / "docs" / "how-to" / "plan.md", ROOT / "docs" / "how-to" / "own-parts.md")
 BEGIN_WITHOUT_DATA = (*SHOW_A_WHOLE_RUN, ROOT / "docs" / "how-to" / "plan.md")
 SHORTER = {  # what the shorter quickstart has, and fewer jobs
     "step=400": "step=20",
     "optimizer.lr=1e-3,3e-3,1e-2 seed=1,2,3 hydra": "optimizer.lr=1e-3,3e-3 seed=1 hydra",
+    "max_steps=200 trainer.eval_interval=50 scheduler": "max_steps=80 trainer.eval_interval=20 scheduler",
 }
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
@@ -48,7 +50,9 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
     monkeypatch.chdir(tmp_path)
     renew = request.config.getoption("--renew-docs")
     if not renew or pages[0] not in SHOW_A_WHOLE_RUN:
-        write_short_experiments(tmp_path, with_logger=pages[0].parent.name == "start")
+        write_short_experiments(
+            tmp_path, with_logger=pages[0].parent.name == "start", small_model=pages[0] not in SHOW_THE_MODEL
+        )
     if pages[0] not in BEGIN_WITHOUT_DATA:
         shutil.copytree(prepared_stdlib(tmp_path_factory, cli), tmp_path / "data" / "stdlib")  # keeps times
     environment = clean_environment() | {
@@ -71,22 +75,26 @@ def prepared_stdlib(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     return folder / "data" / "stdlib"
 
 
-def write_short_experiments(folder: Path, *, with_logger: bool) -> None:
+def write_short_experiments(folder: Path, *, with_logger: bool, small_model: bool) -> None:
     """Shadow shipped experiments by shorter ones; the pages show output of the full ones.
 
     Without their logger, they do not start W&B, which takes seconds.
     """
     texts = {name: (ROOT / "experiments" / name).read_text("utf-8") for name in ("quickstart.yaml", "own_text.yaml")}
-    for key, value, shorter in (
-        ("max_steps", 600, 30),
-        ("eval_interval", 200, "10\n  checkpoint_interval: 10"),
-        ("eval_batches", 40, 4),
-        ("warmup_steps", 30, 3),
-        ("sample_tokens", 160, 20),
+    for name, key, value, shorter in (
+        ("quickstart.yaml", "max_steps", 600, 30),
+        ("quickstart.yaml", "eval_interval", 200, "10\n  checkpoint_interval: 10"),
+        ("quickstart.yaml", "eval_tokens", 40960, 4096),
+        ("quickstart.yaml", "warmup_steps", 30, 3),
+        ("quickstart.yaml", "sample_tokens", 160, 20),
+        ("own_text.yaml", "eval_tokens", 81920, 4096),
+        ("own_text.yaml", "sample_tokens", 200, 20),
+        *(((name, "block_size", 128, 64) for name in texts) if small_model else ()),
     ):
-        text = texts["quickstart.yaml"]
-        assert f"{key}: {value}" in text, f"quickstart.yaml has another {key}; update this shorter version"
-        texts["quickstart.yaml"] = text.replace(f"{key}: {value}", f"{key}: {shorter}")
+        assert f"{key}: {value}" in texts[name], f"{name} has another {key}; update this shorter version"
+        texts[name] = texts[name].replace(f"{key}: {value}", f"{key}: {shorter}")
+    if small_model:
+        texts["quickstart.yaml"] += "model:\n  n_layer: 1\n  d_model: 32\n  d_ff: 64\n"
     (folder / "experiments").mkdir()
     for name, text in texts.items():
         own = text if with_logger else text.replace("defaults:\n", "defaults:\n  - override /logger: []\n")

@@ -126,6 +126,16 @@ def test_a_run_leaves_only_files_that_are_on_the_page(run: Path) -> None:
     assert [str(path) for path in left if not known.fullmatch(str(path))] == []
 
 
+def test_what_a_run_measured_is_on_the_page(run: Path) -> None:
+    recorded = json.loads((run / "environment.json").read_text(encoding="utf-8"))["evaluation"]
+    assert code_in(table_cells("files.md", "key in `evaluation`")) == recorded.keys()
+    page = code_in(table_cells("files.md", "key in `val`"))
+    assert page - {"weights"} == recorded["val"].keys() == recorded["train_eval"].keys()
+    part = {"selection": "evenly spaced", "tokens": 2 * 4 * 16}  # two batches of four sequences of sixteen tokens
+    assert recorded["val"].items() >= part.items()
+    assert recorded["train_eval"].items() >= {"split": "train", "tokens": 4 * 16}.items()
+
+
 def test_a_run_logs_only_metrics_that_are_on_the_page(run: Path) -> None:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     logged = {name for line in lines for name in line}

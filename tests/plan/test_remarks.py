@@ -11,7 +11,7 @@ from lmtrain.plan.schedule_remarks import CERTAIN_REMARKS, SCHEDULE_REMARKS, cer
 
 SOUND = RunFacts(
     schedule=ScheduleFacts(max_steps=5000, schedule_steps=5000, warmup_steps=200, lr=6e-4, min_lr=6e-5),
-    intervals=Intervals(evaluation=200, log=10, checkpoint=200, eval_batches=None),
+    intervals=Intervals(evaluation=200, log=10, checkpoint=200, eval_tokens=None),
     parameters=8_000_000,
     step_tokens=32768,
     micro_batch_tokens=8192,
@@ -69,8 +69,8 @@ MISTAKES = {  # by the remark's name: a run with the mistake, and a pattern of t
     "many_tokens": (replace(SOUND, parameters=1000), "164k tokens per parameter"),
     "never_evaluated_before_the_end": (with_intervals(evaluation=9000), "trainer.eval_interval=9000: .* use 500"),
     "evaluation_outweighs_training": (
-        with_intervals(evaluation=1, eval_batches=100),
-        "trainer.eval_batches=100: .* trainer.eval_batches=1 ",
+        with_intervals(evaluation=1, eval_tokens=819_200),
+        "trainer.eval_interval=1: an evaluation of 100k tokens .* trainer.eval_tokens=8192 ",
     ),
     "val_smaller_than_a_batch": (replace(SOUND, val_tokens=700), "val split has 700 tokens, less than one micro-batch"),
     "never_logged_in_between": (with_intervals(log=5000), "trainer.log_interval=5000: .* use 50"),

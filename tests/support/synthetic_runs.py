@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from lmtrain.scheduler import cosine
+
 STEP_TOKENS = 1024
 STEP_SECONDS = 0.5
 PARAMETERS = 1_000_000
@@ -44,11 +46,16 @@ def write_run(
     first_step: int = 0,
     status: str | None = "completed",
     speed: float = 1.0,
+    bad_steps: int = 0,
+    bytes_per_token: float = 2 / np.log(2),
     environment: Mapping[str, Any] | None = None,
+    decays: bool = False,
+    metrics: Mapping[str, float] | None = None,
 ) -> Path:
     """Write a run whose validation loss falls as a power of the step, to `final_loss` after `steps`.
 
-    `changes` are config values by dotted key. With `status` None the run has no `result.json`.
+    `changes` are config values by dotted key. With `status` None the run has no `result.json`. The learning rate is
+    logged as constant, or with `decays` as the config's cosine. `metrics` are more values for each evaluation.
     """
     config = copy.deepcopy(base_config())
     for key, value in {"trainer.max_steps": steps, **(changes or {})}.items():
@@ -62,19 +69,25 @@ def write_run(
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     (folder / "config.yaml").write_text(yaml.dump(config, Dumper=dumper, sort_keys=False))
     lines = []
+    schedule = {key: value for key, value in config["scheduler"].items() if not key.startswith("_")}
     for step in range(first_step + log_interval, steps + 1, log_interval):
         loss = final_loss * (step / steps) ** -0.1
         line = {
             "step": step,
             "train/loss": loss - 0.05,
-            "lr": config["optimizer"]["lr"],
+            "lr": cosine(step - 1, **schedule) if decays else config["optimizer"]["lr"],
             "grad_norm": 0.9,
             "tokens_per_second": STEP_TOKENS / STEP_SECONDS * speed,
             "step_time_ms": 1000 * STEP_SECONDS / speed,
             "memory_gb": 0.35,
         }
         if step % eval_interval == 0:
-            line |= {"val/loss": loss, "val/perplexity": float(np.exp(loss)), "val/bits_per_byte": loss / 2}
+            line |= {
+                "val/loss": loss,
+                "val/perplexity": float(np.exp(loss)),
+                "val/bits_per_byte": loss / np.log(2) / bytes_per_token,
+            }
+            line |= metrics or {}
         lines.append(line | {"tokens": step * STEP_TOKENS, "seconds": step * STEP_SECONDS / speed})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     recorded = {
@@ -99,7 +112,7 @@ def write_run(
             "final_val_loss": evaluated[-1] if evaluated else None,
             "steps": steps,
             "tokens": steps * STEP_TOKENS,
-            "bad_steps": 0,
+            "bad_steps": bad_steps,
             "seconds": steps * STEP_SECONDS / speed,
             "tokens_per_second": STEP_TOKENS / STEP_SECONDS * speed,
             "config_hash": "0" * 16,

@@ -13,11 +13,11 @@ from lmtrain.compare.columns import place_text
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import group_headers, group_rows
-from lmtrain.compare.run_values import best_value, final_value, median_speed, sign, value_at
-from lmtrain.compare.runs import AXES, ComparedRun, differing_keys, forked_from
+from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
+from lmtrain.compare.runs import AXES, ComparedRun, forked_from
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.replicates import origin_label
+from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import UNSUCCESSFUL
 from lmtrain.files.numbers import finite_or_none
 
@@ -28,22 +28,14 @@ FIRST_METRICS = ("val/loss", "train/loss", "grad_norm", "lr", "tokens_per_second
 MAX_SAMPLE_CHARS = 4000
 
 
-def replicate_numbers(runs: Sequence[ComparedRun]) -> list[int]:
-    """Return a group number for each run; runs that differ only in their own or their parent's seed share a group."""
-    keys = [key for key in differing_keys(runs) if key != "seed"]
-    numbers: dict[str, int] = {}
-    settings = [json.dumps([[run.config.get(key) for key in keys], origin_label(run)], default=str) for run in runs]
-    return [numbers.setdefault(setting, len(numbers)) for setting in settings]
-
-
 def page_data(comparison: RunComparison) -> dict[str, Any]:
     """Return the input of the page's script; the comparison must have at least one run."""
     runs, differing = comparison.runs, comparison.keys
-    groups = replicate_numbers(runs)
+    groups = group_numbers(runs)
     metrics = _metric_names(runs, comparison.metric)
-    outcomes = [outcome(run, comparison.metric) for run in runs]
-    effects = {key: effect for effect in comparison.conclusions.effects for key in (effect.key, *effect.alike)}
-    found = [importance(key, [run.config.get(key) for run in runs], outcomes) for key in differing]
+    outcomes = [outcome(run, comparison.metric, comparison.better) for run in runs]
+    effects = {key: effect for effect in comparison.conclusions.effects.effects for key in (effect.key, *effect.alike)}
+    found = [importance(key, [run.value_of(key) for run in runs], outcomes) for key in differing]
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
     common = {key: value for key, value in flat[0].items() if all(other.get(key) == value for other in flat)}
@@ -60,10 +52,10 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
             for effect in [effects.get(one.key)]
         ],
         "metric": comparison.metric,
-        "sign": sign(comparison.metric),
+        "sign": comparison.better,
         "value": comparison.value,
         "groups": _table_of_groups(comparison.conclusions),
-        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.notes)],
+        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.further_notes)],
         "facts": _table_columns(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
@@ -75,7 +67,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
                 "status": run.status,
                 "group": group,
                 "outcome": finite_or_none(out),
-                "values": [_axis_value(run.config.get(key), key) for key in differing],
+                "values": [_axis_value(run.value_of(key), key) for key in differing],
                 "config": {key: value for key, value in flat[number].items() if key not in common},
                 "parameters": finite_or_none(run.parameters),
                 "parent": run.parent,
@@ -95,9 +87,9 @@ def as_script(data: Mapping[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def outcome(run: ComparedRun, metric: str) -> float:
+def outcome(run: ComparedRun, metric: str, better: int | None = None) -> float:
     """Return the best value of the metric; NaN if the run failed, diverged or has no value."""
-    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric)[0]
+    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric, better)[0]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -147,9 +139,11 @@ def _packed(numbers: np.ndarray) -> str:
 
 def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     """Return the table's columns: a name, a kind (`value`, `count` or `time`), and a number for each run."""
-    metric, runs = comparison.metric, comparison.runs
+    metric, better, runs = comparison.metric, comparison.better, comparison.runs
     goal = f"to reach {comparison.goal:.4g}"
-    columns: list[tuple[str, str, Sequence[float]]] = [("best", "value", [best_value(run, metric)[0] for run in runs])]
+    columns: list[tuple[str, str, Sequence[float]]] = [
+        ("best", "value", [best_value(run, metric, better)[0] for run in runs])
+    ]
     if equal := comparison.places.get("step"):
         columns.append((f"at {place_text(equal)}", "value", [value_at(run, metric, equal) for run in runs]))
     columns += [

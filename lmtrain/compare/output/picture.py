@@ -15,9 +15,10 @@ from scipy import stats
 
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
-from lmtrain.compare.output.page_data import outcome, replicate_numbers
+from lmtrain.compare.output.page_data import outcome
 from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.compare.statistics.importance import importance
+from lmtrain.compare.statistics.replicates import group_numbers
 
 COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # widths in a two-column paper
 COLUMN_CURVES = 5  # with more curves, the picture is as wide as both columns
@@ -102,7 +103,7 @@ def _image_bytes(comparison: RunComparison, form: str) -> bytes:
 def mean_curves(runs: Sequence[ComparedRun], metric: str, x: str = "step") -> list[MeanCurve]:
     """Return a curve for each group of replicates with the metric, over the range where all of them have values."""
     members: dict[int, list[ComparedRun]] = {}
-    for number, run in zip(replicate_numbers(runs), runs, strict=True):
+    for number, run in zip(group_numbers(runs), runs, strict=True):
         if len(run.series(metric, x)[0]):
             members.setdefault(number, []).append(run)
     return [curve for own in members.values() if (curve := _mean_curve(own, metric, x))]
@@ -184,10 +185,10 @@ def _legend(curves: Sequence[MeanCurve], metric: str) -> tuple[str, list[str]]:
     names = short_names(keys)
     if len(curves) > NAMED_CURVES and keys:
         outcomes = [outcome(run, metric) for run in firsts]
-        found = [importance(key, [run.config.get(key) for run in firsts], outcomes) for key in keys]
+        found = [importance(key, [run.value_of(key) for run in firsts], outcomes) for key in keys]
         key = max((one for one in found if one), key=lambda one: one.share).key if any(found) else keys[0]
-        return names[key], [setting_text(run.config.get(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
+        return names[key], [setting_text(run.value_of(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
     if len(keys) == 1:
-        return names[keys[0]], [setting_text(run.config.get(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
-    labels = [" ".join(f"{names[key]}={setting_text(run.config.get(key), key)}" for key in keys) for run in firsts]
+        return names[keys[0]], [setting_text(run.value_of(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
+    labels = [" ".join(f"{names[key]}={setting_text(run.value_of(key), key)}" for key in keys) for run in firsts]
     return "", [(label or run.label)[:MAX_LEGEND_CHARS] for label, run in zip(labels, firsts, strict=True)]

@@ -9,22 +9,22 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from lmtrain.compare.columns import Column
-from lmtrain.compare.labels import cut_middle, setting_text
+from lmtrain.compare.labels import cut_middle
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions
-from lmtrain.compare.statistics.effects import Effect
 from lmtrain.compare.statistics.significance import half_width
-from lmtrain.compare.statistics.words import p_in_table, p_in_words, plus_minus
+from lmtrain.compare.statistics.wording.numbers import p_in_table, plus_minus
 from lmtrain.terminal.units import duration, si
 
 MAX_CELL = 28  # characters; a longer text is cut in the middle
 GAP = 2
 # The columns that a table shows by default: those in ALWAYS, and those in DEFAULT in which the runs differ.
 ALWAYS = ("run", "at_step")
-DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best", "final",
-           "tokens_per_second")  # fmt: skip
+DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best",
+           "best_shared", "final", "tokens_per_second")  # fmt: skip
 # The columns to drop in a narrow terminal, in this order.
-DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds")
+DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds",
+           "best_shared")  # fmt: skip
 SHOWN_GROUPS = 20
 NOTHING = "–"
 
@@ -43,10 +43,12 @@ def default_columns(
     columns: Mapping[str, Column], runs: Sequence[ComparedRun], keys: Sequence[str]
 ) -> tuple[list[Column], list[str]]:
     """Return the columns to show, and texts that say what is the same for all runs."""
-    picked, same = [], []
+    picked, same, best = [], [], columns["best"]
     for key, column in columns.items():
         if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
             continue
+        if key == "best_shared" and all(cell_text(column, run) in (NOTHING, cell_text(best, run)) for run in runs):
+            continue  # no run was evaluated more often than the others
         if key in ALWAYS or key in keys:
             picked.append(column)
         elif key in DEFAULT:
@@ -63,7 +65,7 @@ def default_columns(
     distinct = []
     for column in picked:
         first = column
-        if column.key.startswith("at_") or column.key in ("best", "final"):
+        if column.key.startswith("at_") or column.key in ("best_shared", "best", "final"):
             first = seen.setdefault(tuple(cell_text(column, run) for run in runs), column)
         if first is column:
             distinct.append(column)
@@ -101,7 +103,7 @@ def _column_width(column: Column, runs: Sequence[ComparedRun]) -> int:
 
 
 def runs_table(columns: Sequence[Column], runs: Sequence[ComparedRun]) -> Table:
-    table = _plain_table()
+    table = plain_table()
     for column in columns:
         left = column.is_text
         table.add_column(column.header.replace(" ", "\n"), justify="left" if left else "right", no_wrap=True)
@@ -111,7 +113,7 @@ def runs_table(columns: Sequence[Column], runs: Sequence[ComparedRun]) -> Table:
 
 
 def groups_table(conclusions: Conclusions) -> Table:
-    table = _plain_table(*group_headers(conclusions))
+    table = plain_table(*group_headers(conclusions))
     for row in group_rows(conclusions)[:SHOWN_GROUPS]:
         table.add_row(*row)
     return table
@@ -149,22 +151,8 @@ def group_rows(conclusions: Conclusions) -> list[list[str]]:
     return rows
 
 
-def effects_table(conclusions: Conclusions) -> Table:
-    table = _plain_table("setting", "effect", "p", "mean for each value, other settings equal")
-    for effect in conclusions.effects:
-        if not math.isfinite(effect.size):
-            table.add_row(effect.key, NOTHING, NOTHING, _why_undetermined(effect))
-            continue
-        means = ", ".join(f"{setting_text(value, effect.key)}: {mean:.4f}" for value, mean in effect.means.items())
-        p = NOTHING if effect.p is None else p_in_table(effect.p)
-        also = f"; always changes together with {', '.join(effect.alike)}" if effect.alike else ""
-        table.add_row(effect.key, f"{effect.size:.4f}", p, f"{means}{also}")
-    table.columns[-1].overflow, table.columns[-1].justify = "fold", "left"
-    return table
-
-
 def reach_table(reached: Sequence[tuple[ComparedRun, Mapping[str, float] | None]]) -> Table:
-    table = _plain_table("run", "step", "tokens", "FLOPs", "time")
+    table = plain_table("run", "step", "tokens", "FLOPs", "time")
     for run, place in reached:
         if place is None:
             table.add_row(cut_middle(run.label, 2 * MAX_CELL), "not reached", "", "", "")
@@ -178,21 +166,9 @@ def reach_table(reached: Sequence[tuple[ComparedRun, Mapping[str, float] | None]
     return table
 
 
-def _plain_table(*headers: str) -> Table:
+def plain_table(*headers: str) -> Table:
+    """Return an empty table without a frame, with numbers aligned to the right in all columns but the first."""
     table = Table(*headers, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, GAP, 0, 0), show_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
     return table
-
-
-def _why_undetermined(effect: Effect) -> str:
-    together = f"it changes only together with {', '.join(effect.together)}"
-    why = together if effect.together else "no runs differ in this setting alone"
-    text = f"cannot be determined: {why}"
-    if effect.rank is None:
-        return text
-    rank = effect.rank
-    return (
-        f"{text}; rank correlation with the result {rank.r:+.2f} (Spearman, {rank.n} settings, {p_in_words(rank.p)}), "
-        "other settings not held equal"
-    )

@@ -5,17 +5,23 @@ from collections.abc import Sequence
 
 from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import RunComparison
+from lmtrain.compare.output.effects_table import (
+    are_worth_showing,
+    effect_sentences,
+    effects_heading,
+    effects_table,
+)
 from lmtrain.compare.output.tables import (
     SHOWN_GROUPS,
     default_columns,
-    effects_table,
     fit_to_width,
     groups_table,
     reach_table,
     runs_table,
 )
-from lmtrain.compare.statistics.conclusions import Conclusions
-from lmtrain.compare.statistics.words import degrees
+from lmtrain.compare.run_values import direction_is_known, sign
+from lmtrain.compare.statistics.wording.numbers import degrees
+from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, loss_text
 
@@ -38,7 +44,7 @@ def _show_runs(comparison: RunComparison, limit: int) -> None:
         picked, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
         picked, hidden = fit_to_width(picked, runs, console.width)
     count = counted(len(comparison.runs), "run")
-    _print_heading(f"{count}, {comparison.metric}")
+    _print_heading(f"{count}, {comparison.metric}{_direction_in_words(comparison)}")
     console.print(runs_table(picked, runs))
     if same:
         _print_dim(f"the same for all: {', '.join(same)}")
@@ -51,6 +57,13 @@ def _show_runs(comparison: RunComparison, limit: int) -> None:
         _print_dim("* interpolated between two evaluations")
 
 
+def _direction_in_words(comparison: RunComparison) -> str:
+    """Return ` (higher is better)` or ` (lower is better)`; nothing for a loss, of which everybody knows it."""
+    if comparison.better > 0 and sign(comparison.metric) > 0 and direction_is_known(comparison.metric):
+        return ""
+    return f" ({'lower' if comparison.better > 0 else 'higher'} is better)"
+
+
 def _show_statistics(comparison: RunComparison) -> None:
     conclusions = comparison.conclusions
     if len(comparison.runs) > 1:
@@ -61,21 +74,15 @@ def _show_statistics(comparison: RunComparison) -> None:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
-        for sentence in conclusions.sentences:
+        for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
             console.print(sentence)
-    for note in comparison.notes:
+    for note in comparison.further_notes:
         console.print(f"note: {note}", style="yellow")
-    if len(conclusions.effects) > 1:
-        _print_heading(f"effect of each setting{_effects_noise_in_words(conclusions)}")
-        console.print(effects_table(conclusions))
-
-
-def _effects_noise_in_words(conclusions: Conclusions) -> str:
-    if (noise := conclusions.effects_noise) is None:
-        return ""
-    if conclusions.noise:
-        return f", tested against the noise between seeds ({noise.sd:.2g})"
-    return f", tested against the residuals of an additive model ({noise.sd:.2g}), as no setting has several seeds"
+    if are_worth_showing(conclusions.effects):
+        _print_heading(effects_heading(conclusions.effects))
+        console.print(effects_table(conclusions.effects))
+        for sentence in effect_sentences(conclusions.effects):
+            console.print(sentence)
 
 
 def _show_reach(comparison: RunComparison) -> None:

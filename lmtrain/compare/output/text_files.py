@@ -12,10 +12,12 @@ from typing import Any
 from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text
+from lmtrain.compare.output.effects_table import effect_sentences
 from lmtrain.compare.output.tables import cell_text, default_columns, group_headers, group_rows
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.significance import half_width
+from lmtrain.compare.worth_of_settings import worth_in_words, worth_of_settings
 from lmtrain.files.numbers import is_number, nan_as_null
 from lmtrain.terminal.as_text import visible
 
@@ -38,9 +40,15 @@ def as_csv(comparison: RunComparison) -> str:
 
 
 def as_json(comparison: RunComparison) -> str:
-    """Return JSON with all numbers and sentences of the comparison."""
+    """Return JSON with all numbers, sentences and notes of the comparison."""
     conclusions = comparison.conclusions
-    settings = {"metric": comparison.metric, "value": comparison.value, "goal": comparison.goal}
+    settings = {
+        "metric": comparison.metric,
+        "better": "lower" if comparison.better > 0 else "higher",
+        "value_kind": comparison.value_kind,
+        "value": comparison.value,
+        "goal": comparison.goal,
+    }
     content = {
         **settings,
         "equal": {axis: asdict(equal) for axis, equal in comparison.places.items()},
@@ -48,7 +56,7 @@ def as_json(comparison: RunComparison) -> str:
         "runs": [
             {
                 **{key: column.value(run) for key, column in comparison.columns.items() if key not in comparison.keys},
-                "config": {key: run.config.get(key) for key in comparison.keys},
+                "config": {key: run.value_of(key) for key in comparison.keys},
                 "reached": None if place is None else dict(place),
             }
             for run, place in zip(comparison.runs, comparison.reached, strict=True)
@@ -70,10 +78,22 @@ def as_json(comparison: RunComparison) -> str:
         **_verdicts(conclusions),
         "effects": [
             {**asdict(effect), "means": [{"value": value, "mean": mean} for value, mean in effect.means.items()]}
-            for effect in conclusions.effects
+            for effect in conclusions.effects.effects
+        ],
+        "interactions": [asdict(interaction) for interaction in conclusions.effects.interactions],
+        "effect_sentences": effect_sentences(conclusions.effects),
+        "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
+        "savings": [
+            {
+                "better": worth.better.label,
+                "worse": worth.worse.label,
+                "decided": worth.decided,
+                **{axis: asdict(saving) for axis, saving in worth.savings.items()},
+            }
+            for worth in worth_of_settings(comparison)
         ],
         "sentences": conclusions.sentences,
-        "notes": comparison.notes,
+        "notes": [asdict(note) for note in comparison.notes],
     }
     return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
 
@@ -123,7 +143,8 @@ def as_markdown(comparison: RunComparison) -> str:
     if conclusions.comparisons:
         headers = group_headers(conclusions)
         lines += _markdown_table(headers, [True, *[False] * (len(headers) - 1)], group_rows(conclusions))
-    lines += map(_list_item, [*conclusions.sentences, *comparison.notes])
+    further = map(str, comparison.further_notes)
+    lines += map(_list_item, [*conclusions.sentences, *worth_in_words(comparison), *further])
     return "\n".join(lines) + "\n"
 
 

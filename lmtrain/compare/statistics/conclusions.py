@@ -3,73 +3,19 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from lmtrain.compare.statistics import verdict_sentences as say
-from lmtrain.compare.statistics.effects import Effect, effects
+from lmtrain.compare.statistics.effects import SettingEffects, effects
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.noise.differences import Differences
 from lmtrain.compare.statistics.noise.model import fit_noise
+from lmtrain.compare.statistics.noise.survivors import mean_rank_is_better, rank_test
+from lmtrain.compare.statistics.noise.verdict import GroupComparison, Method, Verdict
 from lmtrain.compare.statistics.noise.winner import mean_on_new_seeds
 from lmtrain.compare.statistics.significance import ALPHA, MeanDifference, SeedNoise, pooled_noise
-from lmtrain.compare.statistics.survivors import mean_rank_is_better, rank_test
-from lmtrain.compare.statistics.words import p_in_table as p_in_table
-from lmtrain.compare.statistics.words import p_in_words as p_in_words
-from lmtrain.compare.statistics.words import plus_minus as plus_minus
+from lmtrain.compare.statistics.wording import verdicts as say
 
 SENTENCES = 3  # pairs in words; --json has all
 MOSTLY = 0.5  # a setting of which at least this share diverged is ranked after those of which less did
-
-Verdict = Literal["better", "worse", "undecided", "none"]
-
-
-@dataclass(frozen=True)
-class GroupComparison:
-    """A comparison of the reference (the best group, or the baseline) with another group.
-
-    Attributes:
-        other: The other group.
-        difference: The reference's mean minus the other's. If runs diverged, it is that of the survivors.
-        p: The p-value, corrected for the whole table.
-        sentence: The verdict in words.
-        verdict: `better` if the reference is better, `worse` if the other is (only with a baseline), `undecided` if
-            chance may explain the difference, `none` if these runs allow no verdict.
-        by_ranks: True if the verdict is from ranks in which diverged runs are the worst.
-        p_same: With a margin, the corrected p-value against a difference of the margin or more, in both directions.
-        p_no_worse: With a margin and a baseline, the one against the other group being worse by the margin or more.
-    """
-
-    other: ReplicateGroup
-    difference: MeanDifference
-    p: float
-    sentence: str
-    verdict: Verdict = "undecided"
-    by_ranks: bool = False
-    p_same: float = math.nan
-    p_no_worse: float = math.nan
-
-
-@dataclass(frozen=True)
-class Method:
-    """How the verdicts were found.
-
-    Attributes:
-        test: The test of each pair.
-        correction: What the p-values and intervals are corrected for; None for a single pair.
-        alpha: The level of all verdicts together.
-        noise_sd: The standard deviation of what is left after settings and seeds.
-        df: Its degrees of freedom.
-        paired: True if what equal seeds have in common was taken out.
-        correlation: The estimated correlation of equal seeds; None if it was not estimated.
-    """
-
-    test: str
-    correction: str | None
-    alpha: float
-    noise_sd: float
-    df: int
-    paired: bool
-    correlation: float | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +27,6 @@ class Conclusions:
         noise: The noise between seeds of one setting, pooled over the settings.
         comparisons: Of the reference with each other group, in the order of the groups.
         effects: The effect of each setting, if several differ.
-        effects_noise: The noise that the effects are compared with.
         sentences: The results in words; the first is the headline.
         method: How the verdicts were found; None without verdicts.
         among: The groups that contain the best one with a confidence of 95%.
@@ -94,8 +39,7 @@ class Conclusions:
     groups: Sequence[ReplicateGroup]
     noise: SeedNoise | None
     comparisons: Sequence[GroupComparison]
-    effects: Sequence[Effect]
-    effects_noise: SeedNoise | None
+    effects: SettingEffects
     sentences: Sequence[str]
     method: Method | None = None
     among: Sequence[ReplicateGroup] = ()
@@ -108,7 +52,6 @@ def conclude(
     groups: Sequence[ReplicateGroup],
     *,
     sign: int = 1,
-    difference: float | None = None,
     refused: Sequence[str] = (),
     baseline: ReplicateGroup | None = None,
     margin: float | None = None,
@@ -118,26 +61,25 @@ def conclude(
     Args:
         groups: The groups, in any order. Those of which all runs diverged have no values.
         sign: 1 if lower values are better, −1 if higher values are.
-        difference: A true difference for which the number of seeds is calculated.
         refused: Why these groups allow no verdict, such as losses on different data; empty if they do.
         baseline: The group of `groups` to compare all others with; None means the best one.
         margin: A difference that is too small to matter; with it, groups may also be found to be the same.
     """
     if not any(group.values for group in groups):
-        return Conclusions(groups, None, [], [], None, [say.nothing(groups)])
+        return Conclusions(groups, None, [], SettingEffects(), [say.nothing(groups)])
     judge = _Judge(groups, sign, baseline, margin)
     ranked = judge.ranked
     valued = [group for group in ranked if group.values]
     noise = pooled_noise([group.sample for group in valued])
     if len(ranked) == 1:
-        return Conclusions(ranked, noise, [], [], None, [say.one_group(ranked[0], noise)])
-    found = _effects(valued)
+        return Conclusions(ranked, noise, [], SettingEffects(), [say.one_group(ranked[0], noise)])
+    found = effects(groups, sign=sign)
     if refused:
-        return Conclusions(ranked, noise, [], *found, [f"no verdict: {reason}" for reason in refused])
+        return Conclusions(ranked, noise, [], found, [f"no verdict: {reason}" for reason in refused])
     if noise is None and all(group.values for group in ranked):
-        return Conclusions(ranked, None, [], *found, [say.no_seeds(ranked)])
+        return Conclusions(ranked, None, [], found, [say.no_seeds(ranked)])
     if noise is not None and noise.sd == 0:
-        return Conclusions(ranked, noise, [], *found, [say.seeds_change_nothing(valued)])
+        return Conclusions(ranked, noise, [], found, [say.seeds_change_nothing(valued)])
     comparisons = judge.comparisons()
     method = judge.method()
     among = [judge.reference, *(one.other for one in comparisons if one.verdict != "better")] if not baseline else []
@@ -146,17 +88,9 @@ def conclude(
         *say.headline(judge.reference, comparisons, among, baseline),
         *(one.sentence for one in comparisons[:SENTENCES]),
         *say.luck(ranked[0], on_new_seeds, judge.model),
-        *([] if difference is None else [say.seeds_for(difference, valued)]),
         *say.remarks(ranked, comparisons, method),
     ]
-    return Conclusions(ranked, noise, comparisons, *found, sentences, method, among, on_new_seeds, baseline, margin)
-
-
-def _effects(groups: Sequence[ReplicateGroup]) -> tuple[Sequence[Effect], SeedNoise | None]:
-    settings = [group.settings for group in groups]
-    keys = [key for key in settings[0] if len({setting.get(key) for setting in settings}) > 1]
-    found, noise = effects(settings, [group.sample for group in groups], keys)
-    return found, noise
+    return Conclusions(ranked, noise, comparisons, found, sentences, method, among, on_new_seeds, baseline, margin)
 
 
 class _Judge:

@@ -14,11 +14,13 @@ class ReplicateGroup:
     Attributes:
         label: The setting in words.
         settings: The values of the config keys in which the groups differ.
-        values: The value of each seed that has one, from completed runs. For forks, the seed is that of the trunk.
+        values: The value of each seed that has one. For forks, the seed is that of the trunk.
         start: Two groups with equal `start` begin with the same weights and see the same batches for equal seeds, so
             that the part of their values which the seed determines is the same.
-        diverged: The seeds whose runs diverged or failed: they have the worst rank.
-        missing: The status of each seed that has no value for another reason, such as `pruned` or `unfinished`.
+        diverged: The seeds whose runs diverged: they have the worst rank.
+        missing: The status of each seed that has no value for another reason, such as `pruned`, `unfinished` or
+            `failed` (a crash says nothing about the loss).
+        runs: The labels of the runs that the values are from.
     """
 
     label: str
@@ -27,6 +29,7 @@ class ReplicateGroup:
     start: Hashable = None
     diverged: tuple[Any, ...] = ()
     missing: Mapping[Any, str] = field(default_factory=dict)
+    runs: tuple[str, ...] = ()
 
     @property
     def sample(self) -> list[float]:

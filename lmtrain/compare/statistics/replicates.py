@@ -1,81 +1,183 @@
-"""Finds replicates (runs that differ only in the seed) and repeated runs (the same config and seed)."""
+"""Finds replicates (runs of one setting that differ only in the seed) and repeated runs (also of one seed)."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from lmtrain.compare.compared_run import ComparedRun
+from lmtrain.compare.forks import unit_of
 from lmtrain.compare.labels import hashable, labels_of
-from lmtrain.compare.runs import NEUTRAL_SETTING, ComparedRun, differing_keys, forked_from
+from lmtrain.compare.notes import Note, names
+from lmtrain.compare.recorded_facts import resolved_system
+from lmtrain.compare.runs import distinct_keys, origin_texts
+from lmtrain.compare.settings import differing, timed_setting
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.errors import COMPLETED, UNSUCCESSFUL
+from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, UNSUCCESSFUL
 from lmtrain.files.metrics import MEASURED
-from lmtrain.run.identity import config_hash
-from lmtrain.terminal.as_text import first_few, printable
+from lmtrain.terminal.as_text import as_written, printable
+from lmtrain.terminal.units import counted
 
 ORIGIN_KEY = "from"  # a key of a group's settings, for the parent of forked runs
-SEED = re.compile(r"\bseed=\S+( \(.*?\))?")
-SAME_START = re.compile(r"(?!(model|data|prepare)\.|trainer\.gradient_accumulation_steps$|from$)")
-MAX_NAMED = 5
+# What decides which weights and batches a seed gives.
+START = re.compile(r"(model|data)(\..*)?|trainer\.gradient_accumulation_steps|global_batch|parameters|code")
 MAX_ERROR_CHARS = 200
 
 
+def group_numbers(runs: Sequence[ComparedRun], *, timed: bool = False) -> list[int]:
+    """Return for each run the number of its group: runs of one setting, which branched off at one place, share it.
+
+    With `timed`, settings that change only the time of a run count as well.
+    """
+    settings = [timed_setting(run) if timed else run.setting for run in runs]
+    keys = [key for key in differing(settings) if key != "seed"]
+    numbers: dict[tuple[Any, ...], int] = {}
+    return [
+        numbers.setdefault((*(hashable(setting.get(key)) for key in keys), run.branch and run.branch.key), len(numbers))
+        for run, setting in zip(runs, settings, strict=True)
+    ]
+
+
 def replicate_groups(
-    runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
-) -> tuple[list[ReplicateGroup], list[str]]:
-    """Return the groups that have a value, in the order of their first runs, and notes about the runs left out."""
-    keys = [key for key in differing_keys(runs) if key != "seed"]
-    members: dict[tuple[Any, ...], list[ComparedRun]] = {}
+    runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float], *, timed: bool = False
+) -> tuple[list[ReplicateGroup], list[Note]]:
+    """Return the groups in which a run has a value or diverged, in the order of their first runs, and notes.
+
+    Args:
+        runs: The runs.
+        value: Returns the value of a run, whatever its status; NaN if the run has none.
+        timed: Whether the values are times or depend on them, so that settings count which change only the time.
+    """
+    members: dict[int, list[ComparedRun]] = {}
+    for run, number in zip(runs, group_numbers(runs, timed=timed), strict=True):
+        members.setdefault(number, []).append(run)
+    found = [(own, _outcomes(own, value)) for own in members.values()]
+    kept = [(own, outcomes) for own, outcomes in found if outcomes.values or outcomes.diverged]
+    firsts = [own[0] for own, _ in kept]
+    settings = [timed_setting(run) if timed else run.setting for run in firsts]
+    keys = [key for key in distinct_keys(settings) if key != "seed"]
+    origins = origin_texts(firsts)
+    labels = _group_labels(settings, origins, [bool(outcomes.values) for _, outcomes in kept])
+    starts = _starts(firsts, settings)
+    groups, notes = [], []
+    for (own, outcomes), label, setting, origin, start in zip(kept, labels, settings, origins, starts, strict=True):
+        named = {key: hashable(setting.get(key)) for key in keys} | (
+            {ORIGIN_KEY: origin} if len(set(origins)) > 1 else {}
+        )
+        used = [run.label for run in own if unit_of(run) in outcomes.values and np.isfinite(value(run))]
+        groups.append(replace(outcomes, label=label, settings=named, start=start, runs=tuple(used)))
+        notes += _remarks(groups[-1], own)
+    return groups, [*_left_out(runs, value), *notes]
+
+
+def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> ReplicateGroup:
+    """Return a group with the values of its units, without a name.
+
+    Runs of one unit are not independent, so they count as one value: their mean. A unit of which a fork diverged has
+    diverged, and one of which a fork was pruned has no value, because the mean of the others would look too good. But a
+    run that was repeated with its own seed has the value of the repetition.
+    """
+    by_unit: dict[Any, dict[Any, list[ComparedRun]]] = {}
     for run in runs:
-        members.setdefault((*(hashable(run.config.get(key)) for key in keys), origin_label(run)), []).append(run)
-    with_origin = len({setting[-1] for setting in members}) > 1
-    labels = labels_of([own[0].config for own in members.values()], keys)
-    found, notes = [], []
-    for (setting, own), label in zip(members.items(), labels, strict=True):
-        if with_origin and setting[-1]:
-            label = f"{label} {setting[-1]}".strip()
-        by_seed: dict[Any, list[float]] = {}
-        for run in own:
-            if run.status == COMPLETED.status and np.isfinite(number := value(run)):
-                by_seed.setdefault(hashable(run.seed), []).append(number)
-        # Runs with the same seed are not independent, so they count as one value.
-        values = {seed: float(np.mean(numbers)) for seed, numbers in by_seed.items()}
-        without = {hashable(run.seed): run.status for run in own if hashable(run.seed) not in values}
-        diverged = tuple(seed for seed, status in without.items() if status in UNSUCCESSFUL)
-        missing = {seed: status for seed, status in without.items() if status not in UNSUCCESSFUL}
-        if values:
-            settings = dict(zip([*keys, *([ORIGIN_KEY] if with_origin else [])], setting, strict=False))
-            found.append(ReplicateGroup(label or "all runs", settings, values, _start_of(settings), diverged, missing))
-            if diverged:
-                notes.append(
-                    f"{found[-1].label}: {len(diverged)} of {len(own)} runs failed or diverged; the mean is over "
-                    "the other runs, so this setting looks better than it is"
-                )
-    return found, [*_left_out(runs, value), *notes]
+        draws = by_unit.setdefault(unit_of(run), {})
+        draws.setdefault((hashable(run.seed), run.branch and run.branch.trunk), []).append(run)
+    values: dict[Any, float] = {}
+    diverged: list[Any] = []
+    missing: dict[Any, str] = {}
+    for unit, draws in by_unit.items():
+        numbers, statuses = [], []
+        for same in draws.values():
+            own = [number for run in same if np.isfinite(number := value(run))]
+            if own:
+                numbers.append(float(np.mean(own)))
+            else:
+                statuses += [run.status for run in same]
+        if DIVERGED.status in statuses:
+            diverged.append(unit)
+        elif numbers and PRUNED.status not in statuses:
+            values[unit] = float(np.mean(numbers))
+        else:
+            missing[unit] = PRUNED.status if PRUNED.status in statuses else statuses[0]
+    return ReplicateGroup("", {}, values, None, tuple(diverged), missing)
 
 
-def _start_of(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return the settings that change which weights and batches a seed gives: those of the model and the data."""
-    return tuple((key, value) for key, value in settings.items() if not SAME_START.match(key))
+def _group_labels(
+    settings: Sequence[Mapping[str, Any]], origins: Sequence[str], has_value: Sequence[bool]
+) -> list[str]:
+    """Return a label for each group. Groups with values are named by what differs among them, as far as that names."""
+    labels = labels_of(settings, [key for key in distinct_keys(settings) if key != "seed"])
+    valued = [setting for setting, has in zip(settings, has_value, strict=True) if has]
+    short = iter(labels_of(valued, [key for key in distinct_keys(valued) if key != "seed"]))
+    labels = [(next(short) or label) if has else label for label, has in zip(labels, has_value, strict=True)]
+    if len({*origins}) > 1:
+        labels = [f"{label} {origin}".strip() for label, origin in zip(labels, origins, strict=True)]
+    return [label or "all runs" for label in labels]
 
 
-def repeated_runs(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return a note for each set of runs with the same config and seed, which says whether their metrics are equal."""
-    same: dict[str, list[ComparedRun]] = {}
-    for run in runs:
-        config = {key: value for key, value in run.config.items() if not NEUTRAL_SETTING.fullmatch(key)}
-        same.setdefault(config_hash(config), []).append(run)
-    return [_describe_repeats(digest, own) for digest, own in same.items() if len(own) > 1]
+def _starts(runs: Sequence[ComparedRun], settings: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, Any], ...]]:
+    """Return, for each run, the settings that decide which weights and batches its unit begins with.
+
+    For a fork, these are the settings of its trunk: whatever it changed, it shares the first steps.
+    """
+    begun = [
+        setting if run.branch is None else run.branch.trunk_setting or {"model": run.branch.trunk}
+        for run, setting in zip(runs, settings, strict=True)
+    ]
+    keys = [key for key in differing(begun) if START.fullmatch(key)]
+    return [tuple((key, hashable(setting.get(key))) for key in keys) for setting in begun]
 
 
-def _describe_repeats(digest: str, runs: Sequence[ComparedRun]) -> str:
+def _remarks(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[Note]:
+    """Return notes about a group: survivors, forks of one run, and `auto` that became different things."""
+    notes = []
+    if group.values and group.diverged:
+        seeds = len(group.values) + len(group.diverged) + len(group.missing)
+        text = (
+            f"{group.label}: {len(group.diverged)} of {seeds} seeds diverged; the mean is over the others, so this "
+            "setting looks better than it is"
+        )
+        notes.append(Note("diverged", text, [run.label for run in runs if run.status == DIVERGED.status]))
+    with_value = [run for run in runs if unit_of(run) in group.values]
+    forks = [run for run in with_value if run.branch is not None]
+    if len(forks) > (trunks := len({unit_of(run) for run in forks})):
+        steps = {run.branch.shared_steps for run in forks if run.branch is not None}
+        first = f"its first {steps.pop()} steps" if len(steps) == 1 and None not in steps else "its first steps"
+        count = (
+            f"{len(forks)} forks of one run count as one: they"
+            if trunks == 1
+            else (f"{len(forks)} forks of {trunks} runs count as {trunks}: the forks of a run")
+        )
+        notes.append(Note("forks", f"{group.label}: {count} share {first}", [run.label for run in forks]))
+    for name in ("device", "dtype", "compile"):
+        became = Counter(resolved_system(run)[name] for run in with_value)
+        del became[None]
+        if len(became) > 1:
+            words = " and ".join(f"{as_written(value)} ({counted(count, 'run')})" for value, count in became.items())
+            text = f"{group.label}: system.{name} became {words}; the runs still count as one setting"
+            notes.append(Note("system", text, [run.label for run in with_value]))
+    return notes
+
+
+def repeated_runs(runs: Sequence[ComparedRun]) -> list[Note]:
+    """Return a note for each set of runs of one setting and seed, which says whether their metrics are equal."""
+    same: dict[tuple[Any, ...], list[ComparedRun]] = {}
+    for run, number in zip(runs, group_numbers(runs), strict=True):
+        trunk = run.branch and (run.branch.trunk, unit_of(run))
+        same.setdefault((number, hashable(run.seed), trunk), []).append(run)
+    repeated = [own for own in same.values() if len(own) > 1]
+    return [Note("repeated", _describe_repeats(own), [run.label for run in own]) for own in repeated]
+
+
+def _describe_repeats(runs: Sequence[ComparedRun]) -> str:
     first = runs[0]
     verdicts = [_first_difference(first, run) for run in runs[1:]]
     verdict = next(filter(None, verdicts), "bit-identical at every step that they share")
     hashes = {str(run.result["config_hash"]) for run in runs if "config_hash" in run.result}
-    shown_hash = hashes.pop() if len(hashes) == 1 else digest
-    return f"the same config and seed (hash {shown_hash}): {_names(runs)}; {verdict}"
+    shown_hash = f" (hash {hashes.pop()})" if len(hashes) == 1 else ""
+    return f"the same setting and seed{shown_hash}: {names(runs)}; {verdict}"
 
 
 def _first_difference(a: ComparedRun, b: ComparedRun) -> str:
@@ -92,16 +194,20 @@ def _first_difference(a: ComparedRun, b: ComparedRun) -> str:
     return f"different from step {first[0]:.0f} on ({first[1]})" if first else ""
 
 
-def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> list[str]:
-    """Return a note for each reason for which runs are left out of the means."""
+def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> list[Note]:
+    """Return a note for each status of the runs that are left out of the means."""
     out: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        if run.status != COMPLETED.status:
+        if not np.isfinite(value(run)):
             out.setdefault(run.status, []).append(run)
-        elif not np.isfinite(value(run)):
-            out.setdefault("completed without this value", []).append(run)
+    without = {COMPLETED.status: "completed without this value"}
     return [
-        f"not in the means: {len(left)} {reason} ({_names(left)}){_first_error(left)}" for reason, left in out.items()
+        Note(
+            "left out",
+            f"not in the means: {len(left)} {without.get(status, status)} ({names(left)}){_first_error(left)}",
+            [run.label for run in left],
+        )
+        for status, left in out.items()
     ]
 
 
@@ -109,15 +215,3 @@ def _first_error(runs: Sequence[ComparedRun]) -> str:
     """Return `: ` and the first error that the runs recorded; empty if there is none."""
     errors = [error for run in runs if isinstance(error := run.result.get("error"), str)]
     return f": {printable(errors[0])[:MAX_ERROR_CHARS]}" if errors and runs[0].status in UNSUCCESSFUL else ""
-
-
-def _names(runs: Iterable[ComparedRun]) -> str:
-    return first_few((run.label for run in runs), MAX_NAMED, separator="; ")
-
-
-def origin_label(run: ComparedRun) -> str:
-    """Return a forked run's parent in words, with `*` for its seed; empty for other runs.
-
-    Without the seed, the forks of several replicates are replicates too.
-    """
-    return SEED.sub("seed=*", run.parent or "") if forked_from(run) else ""

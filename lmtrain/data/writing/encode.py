@@ -1,5 +1,6 @@
 """Encodes texts to the bytes of tokens on all cores. The result does not depend on the number of processes."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -8,7 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ class EncodedTexts:
     bytes: int = 0
     checked_bytes: int = 0  # bytes checked for text without a token
     lost_bytes: int = 0
+    text_hashes: list[Any] = field(default_factory=list)  # SHA-256 of each text
 
 
 class Encoder:
@@ -65,7 +67,9 @@ class Encoder:
             chunk = chunks.setdefault(text.split, EncodedTexts())
             parts.setdefault(text.split, []).extend((ids, end) if text.ends else (ids,))
             chunk.documents += text.ends
-            chunk.bytes += len(text.text.encode())
+            data = text.text.encode()
+            chunk.bytes += len(data)
+            chunk.text_hashes.append(hashlib.sha256(data).digest())
         for split, chunk in chunks.items():
             ids = np.concatenate(parts[split])
             chunk.tokens, chunk.max_id = len(ids), int(ids.max(initial=0))

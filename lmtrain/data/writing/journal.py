@@ -60,6 +60,7 @@ class SplitWriter:
         self.tokens = self.max_id = self.documents = self.bytes = 0
         self.checked_bytes = self.lost_bytes = 0
         self.sha256 = hashlib.sha256()
+        self.text_sha256 = ""
         path.touch()
         self.file: BinaryIO = path.open("r+b")
         if committed is not None:
@@ -76,6 +77,7 @@ class SplitWriter:
         self.tokens, self.max_id = committed.tokens, committed.max_id
         self.documents, self.bytes = committed.documents, committed.bytes
         self.checked_bytes, self.lost_bytes = committed.checked_bytes, committed.lost_bytes
+        self.text_sha256 = committed.text_sha256
 
     def write(self, chunk: EncodedTexts) -> None:
         self.file.write(chunk.data)
@@ -86,6 +88,8 @@ class SplitWriter:
         self.bytes += chunk.bytes
         self.checked_bytes += chunk.checked_bytes
         self.lost_bytes += chunk.lost_bytes
+        for text_hash in chunk.text_hashes:  # a chain, because a later process can continue it from the journal
+            self.text_sha256 = hashlib.sha256(bytes.fromhex(self.text_sha256) + text_hash).hexdigest()
 
     def flushed(self) -> Split:
         """Flush the file to the disk; return the counts of all that has been written."""
@@ -99,6 +103,7 @@ class SplitWriter:
             self.sha256.hexdigest(),
             checked_bytes=self.checked_bytes,
             lost_share=self.lost_bytes / max(1, self.checked_bytes),
+            text_sha256=self.text_sha256,
         )
 
     def close(self) -> Split:

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from lmtrain.compare.statistics.sequential import half_width_at_any_time, log_e_value
+from lmtrain.compare.statistics.sequential import (
+    bound_at_any_time,
+    half_width_at_any_time,
+    log_e_value,
+    log_e_value_two_sided,
+    running_log_e_values,
+)
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 20])
@@ -25,14 +31,15 @@ def test_the_e_value_is_the_ratio_of_likelihoods_of_the_t_statistic(n: int, shif
 
 def test_looking_after_every_seed_is_rarely_wrong() -> None:
     values = np.random.default_rng(1).standard_normal((2000, 40))
-    wrong = sum(any(log_e_value(row[:n]) >= math.log(20) for n in range(2, 41)) for row in values)
-    assert wrong / 2000 < 0.05
+    for two_sided in (False, True):
+        assert (running_log_e_values(values, two_sided=two_sided) >= math.log(20)).any(axis=1).mean() < 0.05
 
 
 def test_a_difference_of_one_sd_is_found_with_few_seeds() -> None:
     values = np.random.default_rng(2).standard_normal((300, 60)) + 1
-    needed = [next(n for n in range(2, 61) if log_e_value(row[:n]) >= math.log(20)) for row in values]
-    assert np.mean(needed) < 12
+    needed = 1 + np.argmax(running_log_e_values(values) >= math.log(20), axis=1)
+    assert needed.min() >= 4
+    assert needed.mean() < 12
 
 
 def test_the_interval_excludes_zero_where_the_two_sided_e_value_reaches_one_over_alpha() -> None:
@@ -42,9 +49,36 @@ def test_the_interval_excludes_zero_where_the_two_sided_e_value_reaches_one_over
     assert evidence == pytest.approx(20)
 
 
-def test_equal_differences_have_no_noise() -> None:
-    assert log_e_value([0.1, 0.1]) == math.inf
-    assert log_e_value([-0.1, -0.1]) == -math.inf
-    assert log_e_value([0.0, 0.0]) == 0
+def test_equal_differences_are_no_more_evidence_than_their_number_allows() -> None:
+    for n in (2, 4, 6):
+        most = (n + 1) ** ((n - 1) / 2)  # the limit for a t statistic without bound
+        assert math.exp(log_e_value_two_sided([-0.1] * n)) == pytest.approx(most)
+        assert 1.8 * most < math.exp(log_e_value([0.1] * n)) < 2 * most
+    assert log_e_value([-0.1] * 4) < -1.5
+    assert log_e_value([0.0, 0.0]) == pytest.approx(-0.5 * math.log(3))
     assert log_e_value([0.5]) == 0
     assert half_width_at_any_time([0.5], 0.05) == math.inf
+    assert bound_at_any_time([0.5, 0.6], 0.05) == math.inf
+
+
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_the_evidence_after_each_look_is_that_of_the_values_so_far(two_sided: bool) -> None:
+    values = 7 + 0.1 * np.random.default_rng(4).standard_normal((3, 12)) - 7
+    values[1, :3] = 0.25
+    values[2, :2] = 0
+    function = log_e_value_two_sided if two_sided else log_e_value
+    expected = [[function(row[:n]) for n in range(1, 13)] for row in values]
+    assert running_log_e_values(values, two_sided=two_sided) == pytest.approx(np.asarray(expected), rel=1e-6)
+
+
+def test_the_evidence_of_both_directions_is_the_mean_of_each() -> None:
+    values = np.random.default_rng(5).standard_normal(7) + 0.4
+    both = (math.exp(log_e_value(values)) + math.exp(log_e_value(-values))) / 2
+    assert math.exp(log_e_value_two_sided(values)) == pytest.approx(both)
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+def test_the_lower_limit_is_zero_where_the_evidence_reaches_one_over_alpha(alpha: float) -> None:
+    values = np.random.default_rng(6).standard_normal(11)
+    shifted = values - values.mean() + bound_at_any_time(values, alpha)
+    assert math.exp(log_e_value(shifted)) == pytest.approx(1 / alpha)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -152,7 +153,7 @@ def test_one_task_makes_the_same_tokens_as_prepare(tmp_path: Path, corpus: Path)
     meta, prepared = finish_token_folder(tmp_path / "web"), read_meta(tmp_path / "prepared")
     assert prepared is not None
     for split, counted in meta.splits.items():
-        assert {**vars(counted), "shards": ()} == vars(prepared.splits[split])
+        assert replace(counted, shards=()) == replace(prepared.splits[split], text_sha256="")
     assert (meta.tokenizer, meta.end_of_text) == (prepared.tokenizer, prepared.end_of_text)
     assert contents(tmp_path / "web").items() >= {
         (name, sha256) for name, sha256 in contents(tmp_path / "prepared").items() if name.startswith("tokenizer")

@@ -1,27 +1,15 @@
 """Calculates, before runs are made, which difference how many seeds would detect."""
 
 import math
-from collections.abc import Sequence
 
 from scipy import special
 
-from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.noise.differences import FEWEST_OWN, UNCORRECTED
 from lmtrain.compare.statistics.noise.largest_difference import range_quantile
-from lmtrain.compare.statistics.noise.model import fit_noise
-from lmtrain.compare.statistics.significance import ALPHA, SeedNoise, critical_t
+from lmtrain.compare.statistics.significance import ALPHA, critical_t
 
 POWER = 0.8
 MAX_SEEDS = 100_000
-
-
-def noise_of_a_pair(groups: Sequence[ReplicateGroup]) -> SeedNoise | None:
-    """Return the standard deviation of the difference of two runs with the same seed; None if the runs cannot show it.
-
-    Give only groups that are like those that are planned. Without common seeds, the runs of a pair are independent.
-    """
-    model = fit_noise([group for group in groups if group.values]) if any(group.values for group in groups) else None
-    return SeedNoise(math.sqrt(2) * model.sd, model.df) if model else None
 
 
 def power(difference: float, sd: float, seeds: int, *, settings: int = 2, alpha: float = ALPHA) -> float:

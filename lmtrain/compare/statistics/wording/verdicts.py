@@ -2,18 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.noise.model import NoiseModel
-from lmtrain.compare.statistics.noise.power import MAX_SEEDS, noise_of_a_pair, seeds_needed
+from lmtrain.compare.statistics.noise.survivors import diverged_words, without_value
+from lmtrain.compare.statistics.noise.verdict import GroupComparison, Method
 from lmtrain.compare.statistics.significance import ALPHA, MeanDifference, SeedNoise
-from lmtrain.compare.statistics.survivors import diverged_words, without_value
-from lmtrain.compare.statistics.words import degrees, listed, p_in_words, plus_minus
+from lmtrain.compare.statistics.wording.numbers import degrees, listed, p_in_words, plus_minus
 from lmtrain.terminal.units import counted
-
-if TYPE_CHECKING:
-    from lmtrain.compare.statistics.conclusions import GroupComparison, Method
 
 MOST_NAMED = 5
 VISIBLE = 0.2  # standard errors; a correction below is not worth a sentence
@@ -98,7 +94,7 @@ def _if_alike(a: ReplicateGroup, b: ReplicateGroup) -> str:
     return f", if the noise of {' and '.join(single)} is that of the others, which one run{each} cannot show"
 
 
-def within_margin(first: ReplicateGroup, found: "GroupComparison", margin: float, *, baseline: bool) -> str:
+def within_margin(first: ReplicateGroup, found: GroupComparison, margin: float, *, baseline: bool) -> str:
     """Return what is known about a difference that would matter, to be added to the verdict."""
     if found.verdict in ("better", "worse") and not (baseline and found.verdict == "better"):
         return ""
@@ -111,7 +107,7 @@ def within_margin(first: ReplicateGroup, found: "GroupComparison", margin: float
 
 def headline(
     reference: ReplicateGroup,
-    comparisons: Sequence["GroupComparison"],
+    comparisons: Sequence[GroupComparison],
     among: Sequence[ReplicateGroup],
     baseline: ReplicateGroup | None,
 ) -> list[str]:
@@ -154,23 +150,10 @@ def luck(best: ReplicateGroup, on_new_seeds: float, model: NoiseModel | None) ->
     ]
 
 
-def seeds_for(difference: float, groups: Sequence[ReplicateGroup]) -> str:
-    """Say how many seeds find a difference four times in five, from the noise of these groups."""
-    noise = noise_of_a_pair(groups)
-    needed = noise and seeds_needed(difference, noise.sd, settings=max(2, len(groups)))
-    fewest = min(len(group.values) for group in groups)
-    if not needed:
-        return f"not even {MAX_SEEDS:,} seeds each would find a true difference of {difference:.2g}"
-    return (
-        f"a true difference of {difference:.2g} is found four times in five with {counted(needed, 'seed')} each, if "
-        f"the noise is as in these runs; they have {fewest}"
-    )
-
-
 def remarks(
     ranked: Sequence[ReplicateGroup],
-    comparisons: Sequence["GroupComparison"],
-    method: "Method | None",
+    comparisons: Sequence[GroupComparison],
+    method: Method | None,
 ) -> list[str]:
     """Return doubts about the runs, and last how the numbers were found."""
     found = []

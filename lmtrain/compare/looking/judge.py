@@ -1,0 +1,85 @@
+"""Chooses the test that suits how often the results were looked at, and says so in one line."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lmtrain.compare.labels import hashable
+from lmtrain.compare.looking.looks import Looks, Mode, looks_at
+from lmtrain.compare.looking.next_seed import command_for_missing, command_for_seeds, next_seed, settings_of
+from lmtrain.compare.looking.race import Race
+from lmtrain.compare.looking.sentences import looking_again
+from lmtrain.compare.runs import ComparedRun
+from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.errors import COMPLETED
+
+PLANNED = "planned: {reason}, so each p holds; if seeds are added later, compare changes to --again"
+AGAIN = "again: {reason}, so the usual test would be too optimistic; --planned uses it all the same"
+ASKED_PLANNED = (
+    "planned, because of --planned: each p holds if the number of seeds was fixed before the first look{but}"
+)
+ASKED_AGAIN = "again, because of --again: the verdicts hold after any number of looks{but}"
+UNKNOWN = (
+    "{reason}, so it is not known whether the number of seeds was fixed before the first look; each p holds only if it "
+    "was. If you added seeds after a look, use --again; to have it recorded, run all seeds in one sweep"
+)
+
+
+def judge(
+    conclusions: Conclusions, runs: Sequence[ComparedRun], sign: int, asked: Mode | None = None
+) -> tuple[Conclusions, Looks, list[str]]:
+    """Return the conclusions that suit the number of looks, this number, and notes.
+
+    Args:
+        conclusions: Those of the usual test, which holds for one look.
+        runs: All runs that are compared.
+        sign: 1 if lower values are better, −1 if higher values are.
+        asked: The mode to use; None means that of the sweep's files.
+    """
+    looks = looks_at(runs)
+    forced = asked is not None and asked != looks.mode
+    but = f", but {looks.reason}" if forced and looks.mode != "unknown" else ""
+    looks = replace(looks, mode=asked or looks.mode)
+    groups = conclusions.groups
+    if len(groups) < 2 or max(len(group.values) for group in groups) < 2:
+        return conclusions, looks, []
+    if looks.mode == "unknown":
+        return conclusions, looks, [UNKNOWN.format(reason=looks.reason)]
+    if looks.mode == "planned":
+        line = ASKED_PLANNED.format(but=but) if forced else PLANNED.format(reason=looks.reason)
+        return replace(conclusions, sentences=[*conclusions.sentences, line]), looks, []
+    found, race = looking_again(conclusions, sign)
+    line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
+    return replace(found, sentences=[*found.sentences, line, *_next_step(looks, race, runs)]), looks, []
+
+
+def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[str]:
+    """Return, in words, how to run what is missing or the next seed; empty if everything is decided."""
+    if not race.more:
+        return []
+    if looks.missing and looks.sweep is not None:
+        command = command_for_missing(looks.sweep, looks.missing)
+        return [f"to run what is missing: {command}"] if command else []
+    seeds = [_seeds(group) for group in race.more]
+    if not all(isinstance(seed, int) for own in seeds for seed in own):
+        return []
+    if looks.sweep is not None:
+        settings = settings_of(looks.sweep, [run for group in race.more for run in runs_of(group, runs)])
+        if command := command_for_seeds(looks.sweep, settings, next_seed(seeds), looks.sweep):
+            return [f"to add a seed: {command}"]
+    return [f"the next seed: seed={next_seed(seeds)} of each"]
+
+
+def _seeds(group: ReplicateGroup) -> frozenset[Any]:
+    return frozenset({*group.values, *group.diverged, *group.missing})
+
+
+def runs_of(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Return the completed runs of a group."""
+    keys = [key for key in group.settings if any(key in run.setting for run in runs)]
+    return [
+        run
+        for run in runs
+        if run.status == COMPLETED.status and all(hashable(run.setting.get(key)) == group.settings[key] for key in keys)
+    ]

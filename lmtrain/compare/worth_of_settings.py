@@ -1,0 +1,61 @@
+"""Says what the best setting saves compared with the others, from the curves of the runs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lmtrain.compare.comparison import RunComparison
+from lmtrain.compare.run_values import sign
+from lmtrain.compare.statistics.conclusions import SENTENCES
+from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.worth import READ_FROM_CURVES, Saving, in_words, mean_curve, savings
+
+
+@dataclass(frozen=True)
+class Worth:
+    """What the best setting saves compared with another one, by axis; `decided` if it is better than that one."""
+
+    better: ReplicateGroup
+    worse: ReplicateGroup
+    savings: Mapping[str, Saving]
+    decided: bool
+
+    @property
+    def sentence(self) -> str:
+        return in_words(self.better.label, self.worse.label, self.savings)
+
+
+def worth_of_settings(comparison: RunComparison) -> list[Worth]:
+    """Return what the best setting saves compared with each of the others, where the curves show it.
+
+    If the best values are compared, there is nothing to read from a curve, because they are from different steps. Time
+    is left out if the runs of the two settings are from different machines.
+    """
+    groups = comparison.conclusions.groups
+    if comparison.value.startswith("best ") or not groups or comparison.conclusions.baseline:
+        return []
+    place = None if comparison.value.startswith("final ") else comparison.places[comparison.axis].place
+    by_label = {run.label: run for run in comparison.runs}
+    members = {id(group): [by_label[label] for label in group.runs] for group in groups}
+    metric, axis, better_is = comparison.metric, comparison.axis, sign(comparison.metric)
+    curves = {
+        key: mean_curve([run.metrics for run in own], metric, axis, place, better_is) for key, own in members.items()
+    }
+    found = []
+    for pair in comparison.conclusions.comparisons:
+        better, worse = curves.get(id(groups[0])), curves.get(id(pair.other))
+        if better is None or worse is None:
+            continue
+        difference, half = -better_is * pair.difference.value, pair.difference.half_width
+        saved = savings(better, worse, difference - half, difference, difference + half)
+        both = [*members[id(groups[0])], *members[id(pair.other)]]
+        one_machine = len({str(run.environment.get("host")) for run in both}) == 1
+        kept = {axis: saving for axis, saving in saved.items() if axis != "seconds" or one_machine}
+        if kept:
+            found.append(Worth(groups[0], pair.other, kept, pair.verdict == "better"))
+    return found
+
+
+def worth_in_words(comparison: RunComparison) -> list[str]:
+    """Return a sentence for each of the first settings that are worse than the best, and what such a saving means."""
+    decided = [worth.sentence for worth in worth_of_settings(comparison) if worth.decided]
+    return [*decided[:SENTENCES], READ_FROM_CURVES] if decided else []

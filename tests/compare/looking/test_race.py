@@ -1,0 +1,69 @@
+"""Tests verdicts on several settings: that they hold after any number of looks, and agree with the intervals."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lmtrain.compare.looking.race import first_verdict, race
+from lmtrain.compare.statistics.group import ReplicateGroup
+
+LOOKS = range(2, 41)
+
+
+def groups(values: np.ndarray) -> list[ReplicateGroup]:
+    return [ReplicateGroup(str(place), {}, dict(enumerate(row))) for place, row in enumerate(values)]
+
+
+@pytest.mark.parametrize("settings", [2, 3, 10])
+def test_equal_settings_are_rarely_told_apart_however_often_one_looks(settings: int) -> None:
+    generator = np.random.default_rng(settings)
+    seeds = generator.standard_normal((1000, 1, 40))  # what a seed does to all settings alike
+    noise = generator.standard_normal((1000, settings, 40))
+    noise[:, 0] *= 10  # one setting is much noisier
+    wrong = (first_verdict(3 * seeds + noise, LOOKS) > 0).mean()
+    assert wrong <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+def test_heavy_tails_do_not_break_the_promise() -> None:
+    values = np.random.default_rng(1).standard_t(3, (1000, 3, 40))
+    assert (first_verdict(values, LOOKS) > 0).mean() <= 0.05
+
+
+def test_the_simulation_and_the_verdicts_are_the_same_test() -> None:
+    values = np.random.default_rng(2).standard_normal((20, 3, 12)) + np.array([0, 0.5, 2.5])[:, None]
+    for one, found in zip(values, first_verdict(values, range(2, 13)), strict=True):
+        dropped = [seeds for seeds in range(2, 13) if race(groups(one[:, :seeds])).dropped]
+        assert found == min(dropped, default=0)
+
+
+def test_verdicts_and_intervals_agree() -> None:
+    values = np.random.default_rng(3).standard_normal((60, 3, 9)) + np.array([0, 1.0, 3.0])[:, None]
+    for one in values:
+        found = race(groups(one))
+        for pair in found.pairs.values():
+            assert pair.is_decided == (pair.difference > pair.half_width) == (pair.p < 0.05)
+        losers = {pair.worse.label for pair in found.pairs.values() if pair.is_decided}
+        assert {pair.worse.label for pair in found.dropped} == losers
+        left = {group.label for group in found.more} | ({found.keep.label} if found.keep else set())
+        assert left == {"0", "1", "2"} - losers
+        assert (found.keep is not None) == (len(losers) == 2)
+
+
+def test_higher_is_better_with_the_opposite_sign() -> None:
+    values = np.random.default_rng(4).standard_normal((2, 10)) + np.array([0, 4.0])[:, None]
+    lower, higher = race(groups(values), sign=1).keep, race(groups(values), sign=-1).keep
+    assert lower is not None
+    assert higher is not None
+    assert (lower.label, higher.label) == ("0", "1")
+
+
+def test_one_setting_and_settings_without_values_in_common_need_no_verdict() -> None:
+    assert race([]).more == []
+    (only,) = groups(np.zeros((1, 3)))
+    assert race([only]).keep is None
+    other = ReplicateGroup("b", {}, {7: 1.0})
+    found = race([only, other])
+    assert found.keep is None
+    assert found.pairs[0, 1].seeds == 0
+    assert found.pairs[0, 1].half_width == math.inf
