@@ -28,7 +28,8 @@ class Power:
         for _ in range(tables):
             groups = draw_table(self.design, generator)
             for rule, counts in ((claims_of_compare, found), (separate_tests, by_tests)):
-                counts.append(float(np.mean([("s0", other) in rule(groups).better for other in others])))
+                better = rule(groups).better
+                counts.append(float(np.mean([("s0", other) in better for other in others])))
         return [
             shown_share("true differences found", found),
             shown_share("found by separate tests", by_tests),
