@@ -25,6 +25,7 @@ from lmtrain.compare.run_values import (
     when_reached,
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
+from lmtrain.compare.statistics.baseline import find_baseline
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
 from lmtrain.compare.statistics.replicates import group_numbers, repeated_runs, replicate_groups
 from lmtrain.compare.unfinished import completion_notes
@@ -92,6 +93,8 @@ def compare(
     asked: Sequence[str] | None = None,
     mode: Mode | None = None,
     about_choice: Sequence[Note] = (),
+    baseline: str | None = None,
+    margin: float | None = None,
 ) -> RunComparison:
     """Compare runs by a metric.
 
@@ -107,6 +110,8 @@ def compare(
         mode: `planned` if the number of seeds was fixed before the first look, `again` if seeds were added after one;
             None means what the files of the runs' sweep say.
         about_choice: Notes about how these runs were chosen.
+        baseline: The setting to compare all others with, as `find_baseline` reads it; None means the best one.
+        margin: A difference that is too small to matter; with it, settings may also be found to be the same.
 
     Raises:
         ValueError: no run has the metric, the requested value or a requested column.
@@ -144,11 +149,27 @@ def compare(
     by_class = [replicate_groups(alike.runs, value_of, timed=timed) for alike in measured.alike]
     notes = [*repeated_runs(runs), *notes, *(note for _, of_class in by_class for note in of_class)]
     refused = [note.text for note in notes if note.refuses]
+    named = None
+    if baseline is not None:
+        named = find_baseline(baseline, [group for groups, _ in by_class for group in groups], runs)
     judged = [
-        judge(conclude(groups, sign=better, refused=refused), alike.runs, better, mode)
+        judge(
+            conclude(
+                groups,
+                sign=better,
+                refused=refused,
+                baseline=named if any(group is named for group in groups) else None,
+                margin=margin,
+            ),
+            alike.runs,
+            better,
+            mode,
+        )
         for (groups, _), alike in zip(by_class, measured.alike, strict=True)
     ]
     notes += [Note("looks", text) for text in dict.fromkeys(text for _, _, of_class in judged for text in of_class)]
+    if (named or margin is not None) and any(looks.mode == "again" for _, looks, _ in judged):
+        notes.append(Note("looks", "--baseline and --margin need a planned comparison; they were not used"))
     conclusions = with_other_classes([own for own, _, _ in judged], measured)
     if difference is not None:
         plan = plan_sentences(conclusions.groups, runs, difference, judged[0][1])
