@@ -33,7 +33,14 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
         comparisons.append(GroupComparison(other, difference, pair.p, _pair_sentence(pair), verdict))
     sentences = [*_sentences(found, groups), _method(groups)]
     return replace(
-        conclusions, comparisons=comparisons, sentences=sentences, method=None, among=(), on_new_seeds=math.nan
+        conclusions,
+        comparisons=comparisons,
+        sentences=sentences,
+        method=None,
+        among=(),
+        on_new_seeds=math.nan,
+        baseline=None,
+        margin=None,
     ), found
 
 
