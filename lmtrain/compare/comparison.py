@@ -23,8 +23,7 @@ from lmtrain.compare.run_values import (
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.baseline import find_baseline
 from lmtrain.compare.statistics.conclusions import Conclusions
-from lmtrain.compare.statistics.members import Member, members
-from lmtrain.compare.statistics.replicates import repeated_runs, replicate_groups
+from lmtrain.compare.statistics.replicates import Member, members, repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED
 from lmtrain.terminal.units import counted
 
