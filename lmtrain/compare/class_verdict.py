@@ -30,6 +30,7 @@ def class_verdict(
     *,
     mode: Mode | None = None,
     marks: Sequence[str] = (),
+    difference: float | None = None,
 ) -> ClassVerdict:
     """Compare the settings of runs whose values measure the same.
 
@@ -38,13 +39,14 @@ def class_verdict(
         value: The value that represents a run.
         mode: How often the results were looked at; None means what the files of the runs' sweep say.
         marks: Words that each verdict begins with.
+        difference: The difference for which to say how many seeds a planned comparison needs.
     """
     with_value = [run for run in runs if math.isfinite(value.of(run))]
     groups, about_groups = replicate_groups(runs, value.of, timed=value.is_timed)
     notes = [*condition_notes(with_value, value), *completion_notes(runs, value), *about_groups]
     refused = [note.text for note in notes if note.refuses]
     conclusions = conclude(groups, sign=value.better, refused=refused)
-    conclusions, looks, about_looks = judge(conclusions, runs, value.better, mode)
+    conclusions, looks, about_looks = judge(conclusions, runs, value.better, mode, difference)
     marks = list(dict.fromkeys([*marks, *(note.mark for note in notes if note.mark and not note.refuses)]))
     return ClassVerdict(_marked(conclusions, marks), looks, [*notes, *(Note("looks", text) for text in about_looks)])
 

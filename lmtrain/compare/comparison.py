@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.class_verdict import class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.looks import Looks, Mode
-from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
+from lmtrain.compare.reach_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
     ComparedValue,
     EqualPlace,
@@ -22,6 +22,7 @@ from lmtrain.compare.run_values import (
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.members import Member, members
 from lmtrain.compare.statistics.replicates import repeated_runs
 from lmtrain.errors import COMPLETED
 from lmtrain.terminal.units import counted
@@ -41,12 +42,14 @@ class RunComparison:
         value_kind: One of `VALUE_KINDS`.
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
+        members: The part of each run in the statistics: its group of replicates, and the value that represents it.
         conclusions: The results of the statistics.
         looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable, and about unequal looks.
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
+        reach: When each setting reaches the goal; None if there is nothing to say of settings.
         asked: The requested columns; None means those in which the runs differ.
     """
 
@@ -59,12 +62,14 @@ class RunComparison:
     value_kind: str
     value: str
     axis: str
+    members: Sequence[Member]
     conclusions: Conclusions
     looks: Looks
     notes: Sequence[Note]
     goal: float
     goal_chosen: bool
     reached: Sequence[Mapping[str, float] | None]
+    reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
 
     @property
@@ -121,11 +126,10 @@ def compare(
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
     marks = [note.mark for note in about_choice if note.mark]
     # Runs that measure different things get no verdict against each other.
-    verdicts = [class_verdict(alike.runs, chosen, mode=mode, marks=marks) for alike in measured.alike]
+    verdicts = [
+        class_verdict(alike.runs, chosen, mode=mode, marks=marks, difference=difference) for alike in measured.alike
+    ]
     conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
-    if difference is not None:
-        plan = plan_sentences(conclusions.groups, runs, difference, verdicts[0].looks)
-        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
     about_measurement = [Note("measurement", text) for text in measured.notes]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
     return RunComparison(
@@ -138,12 +142,14 @@ def compare(
         value_kind=value,
         value=_value_name(chosen, runs),
         axis=chosen.axis,
+        members=members(runs, chosen.of, timed=chosen.is_timed),
         conclusions=conclusions,
         looks=verdicts[0].looks,
         notes=[*repeated_runs(runs), *about_choice, *about_direction, *about_measurement, *of_classes.values()],
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
+        reach=when_settings_reach([alike.runs for alike in measured.alike], metric, wanted, chosen.better, chosen.axis),
         asked=asked_columns,
     )
 

@@ -18,9 +18,10 @@ from lmtrain.compare.output.tables import (
     groups_table,
     reach_table,
     runs_table,
+    setting_reach_table,
 )
 from lmtrain.compare.run_values import direction_is_known, sign
-from lmtrain.compare.statistics.conclusions import degrees
+from lmtrain.compare.statistics.wording.numbers import degrees
 from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, loss_text
@@ -70,7 +71,7 @@ def _show_statistics(comparison: RunComparison) -> None:
         noise = conclusions.noise
         of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
         _print_heading(f"{comparison.value}{of}")
-        if noise and len(conclusions.groups) > 1:
+        if conclusions.comparisons:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
@@ -97,6 +98,13 @@ def _show_reach(comparison: RunComparison) -> None:
     console.print(reach_table(reached[:REACHED_ROWS]))
     if len(reached) > REACHED_ROWS:
         _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
+    if comparison.reach is not None:
+        console.print()
+        console.print(setting_reach_table(comparison.reach))
+        if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
+            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
+        for sentence in comparison.reach.sentences:
+            console.print(sentence)
 
 
 def _print_heading(text: str) -> None:
