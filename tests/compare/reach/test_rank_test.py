@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmtrain.compare.statistics.reach import (
+from lmtrain.compare.reach.rank_test import (
     PAIRED,
     UNPAIRED,
     ReachTimes,

@@ -11,7 +11,7 @@ from support.synthetic_runs import write_run
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.output.tables import setting_reach_table
 from lmtrain.compare.output.text_files import as_json
-from lmtrain.compare.reach_times import reach_intervals
+from lmtrain.compare.reach.run_times import reach_intervals
 from lmtrain.compare.runs import load_runs
 
 
