@@ -10,7 +10,7 @@ from lmtrain.compare.columns import Column, available_columns, find_column, plac
 from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
-from lmtrain.compare.reach_times import ReachResult, when_settings_reach
+from lmtrain.compare.reach.run_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
     ComparedValue,
     EqualPlace,
