@@ -25,6 +25,8 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
     comparisons = []
     for place, other in enumerate(groups[1:], 1):
         pair = found.pairs[0, place]
+        if not pair.seeds:
+            continue
         value = pair.difference if pair.worse is groups[0] else -pair.difference
         difference = MeanDifference(sign * value, pair.half_width, min(1.0, math.exp(-pair.log_evidence)), TEST)
         comparisons.append(GroupComparison(other, difference, pair.p, _pair_sentence(pair)))
@@ -32,6 +34,12 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
 
 
 def _sentences(found: Race, groups: Sequence[ReplicateGroup]) -> list[str]:
+    without = [group.label for group in groups if not group.values]
+    groups = [group for group in groups if group.values]
+    return _verdicts(found, groups) + [f"no verdict on {label}: none of its runs has a value" for label in without]
+
+
+def _verdicts(found: Race, groups: Sequence[ReplicateGroup]) -> list[str]:
     if found.keep is not None and len(groups) == 2:
         return [f"keep {found.keep.label}, drop {found.dropped[0].worse.label}: {_by(found.dropped[0])}"]
     sentences = []
@@ -57,8 +65,8 @@ def _more(found: Race) -> list[str]:
             f"cannot tell {pair.better.label} from {pair.worse.label}: more seeds of {pair.better.label} have no value "
             f"(it diverged, failed or was stopped), so that it may only look better; {_by(pair)}"
         ]
-    nearest = max(open_pairs, key=lambda pair: pair.log_evidence)
-    if not any(pair.seeds for pair in open_pairs):
+    nearest = max(open_pairs, key=lambda pair: (pair.seeds > 0, pair.log_evidence))
+    if not nearest.seeds:
         return [f"{labels}: no seed in common; verdicts are from pairs of equal seeds, so give them the same seeds"]
     return [f"one more seed each for {labels}: {_pair_words(nearest, names=len(found.more) > 2)}"]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lmtrain.compare.looking.race import first_verdict, race
+from lmtrain.compare.looking.sentences import _sentences
 from lmtrain.compare.statistics.group import ReplicateGroup
 
 LOOKS = range(2, 41)
@@ -67,3 +68,14 @@ def test_one_setting_and_settings_without_values_in_common_need_no_verdict() -> 
     assert found.keep is None
     assert found.pairs[0, 1].seeds == 0
     assert found.pairs[0, 1].half_width == math.inf
+
+
+def test_a_setting_of_which_all_runs_diverged_is_in_no_verdict() -> None:
+    values = np.random.default_rng(5).standard_normal((2, 12)) + np.array([0, 9.0])[:, None]
+    diverged = ReplicateGroup("c", {}, {}, diverged=(0, 1))
+    found = race([*groups(values), diverged])
+    assert found.keep is not None
+    assert [pair.worse.label for pair in found.dropped] == ["1"]
+    sentences = _sentences(found, [*groups(values), diverged])
+    assert sentences[0].startswith("keep 0, drop 1: 0 is better by ")
+    assert sentences[1] == "no verdict on c: none of its runs has a value"
