@@ -11,6 +11,7 @@ from lmtrain.compare.columns import Column, available_columns, find_column, plac
 from lmtrain.compare.equal_looks import budget_notes, machine_notes, schedule_notes
 from lmtrain.compare.looking.judge import judge
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.picked import notes_on_picking
 from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
@@ -128,7 +129,7 @@ def compare(
     if not with_value and (value != "at-step" or at_step is not None):
         _refuse_missing_value(runs, metric, value, at_step)
     place = _place(value, places, steps)
-    notes = [*about_choice, *(Note("measurement", text) for text in measured.notes)]
+    notes = [*about_choice, *notes_on_picking(runs), *(Note("measurement", text) for text in measured.notes)]
     if higher is None and not direction_is_known(metric):
         notes.append(Note("direction", f"lower {metric} is taken as better; --higher compares the other way"))
     if place:
