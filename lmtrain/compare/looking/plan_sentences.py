@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.looks import Looks
 from lmtrain.compare.looking.next_seed import command_for_seeds, settings_of
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.planned_seeds import MAX_PLANNED, PlannedSeeds, pair_noise, planned_seeds
 from lmtrain.errors import COMPLETED

@@ -66,9 +66,7 @@ def conclude(
     ranked = sorted((group for group in groups if group.values), key=lambda group: sign * group.mean)
     noise = pooled_noise([group.sample for group in ranked])
     if not ranked:
-        return Conclusions(
-            [], None, [], SettingEffects(), ["no completed run has this value: there is nothing to compare"]
-        )
+        return Conclusions([], None, [], SettingEffects(), ["no run has this value: there is nothing to compare"])
     if len(ranked) == 1:
         return Conclusions(ranked, noise, [], SettingEffects(), [_one_group(ranked[0], noise)])
     if refused:
