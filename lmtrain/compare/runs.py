@@ -103,13 +103,20 @@ def with_labels(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
 def origin_texts(runs: Sequence[ComparedRun], *, with_seed: bool = False) -> list[str]:
     """Return for each fork the short name of its origin, such as `from lr=0.003 at step 200`; empty for other runs.
 
-    The forks of replicates have the same origin, unless `with_seed` names the seed of the parent.
+    It names the parent's settings that a fork changed. The forks of replicates have the same origin, unless `with_seed`
+    names the seed of the parent.
     """
     of_run = [None if run.branch is None else (run.branch.key, _parent_seed(run.branch, with_seed)) for run in runs]
     branches = {key: run.branch for key, run in zip(of_run, runs, strict=True) if key is not None and run.branch}
     known = [branch.parent_setting for branch in branches.values() if branch.parent_setting]
-    keys = dict.fromkeys([*distinct_keys(known), *differing_keys(runs)])
-    names = iter(labels_of(known, [key for key in keys if key not in END_OF_RUN]))
+    changed = {
+        key
+        for run in runs
+        if run.branch is not None and run.branch.parent_setting
+        for key in differing([run.setting, run.branch.parent_setting])
+    }
+    keys = distinct_keys([*known, *(run.setting for run in runs if run.branch is not None)])
+    names = iter(labels_of(known, [key for key in keys if key in changed and key not in END_OF_RUN]))
     texts = {
         (key, seed): _origin_text(branch, f"{next(names) if branch.parent_setting else branch.parent_name} {seed}")
         for (key, seed), branch in branches.items()

@@ -4,10 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmtrain.compare.comparison import RunComparison
-from lmtrain.compare.run_values import sign
 from lmtrain.compare.statistics.conclusions import SENTENCES
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.significance import ALPHA
 from lmtrain.compare.statistics.worth import READ_FROM_CURVES, Saving, in_words, mean_curve, savings
 
 
@@ -32,12 +30,12 @@ def worth_of_settings(comparison: RunComparison) -> list[Worth]:
     is left out if the runs of the two settings are from different machines.
     """
     groups = comparison.conclusions.groups
-    if comparison.value.startswith("best ") or not groups:
+    if comparison.value_kind == "best" or not groups or comparison.conclusions.baseline:
         return []
-    place = None if comparison.value.startswith("final ") else comparison.places[comparison.axis].place
+    place = None if comparison.value_kind == "final" else comparison.places[comparison.axis].place
     by_label = {run.label: run for run in comparison.runs}
     members = {id(group): [by_label[label] for label in group.runs] for group in groups}
-    metric, axis, better_is = comparison.metric, comparison.axis, sign(comparison.metric)
+    metric, axis, better_is = comparison.metric, comparison.axis, comparison.better
     curves = {
         key: mean_curve([run.metrics for run in own], metric, axis, place, better_is) for key, own in members.items()
     }
@@ -52,7 +50,7 @@ def worth_of_settings(comparison: RunComparison) -> list[Worth]:
         one_machine = len({str(run.environment.get("host")) for run in both}) == 1
         kept = {axis: saving for axis, saving in saved.items() if axis != "seconds" or one_machine}
         if kept:
-            found.append(Worth(groups[0], pair.other, kept, pair.p < ALPHA))
+            found.append(Worth(groups[0], pair.other, kept, pair.verdict == "better"))
     return found
 
 

@@ -131,9 +131,9 @@ def test_json_is_strict_and_has_the_statistics(comparison: RunComparison) -> Non
     content = json.loads(as_json(comparison), parse_constant=pytest.fail)
     assert content["equal"]["step"] == {"axis": "step", "place": 200.0, "exact": True}
     assert [group["label"] for group in content["groups"]] == ["lr=0.008", "lr=0.004", "lr=0.002", "lr=0.001"]
-    assert content["groups"][0]["failed"] == 1
+    assert len(content["groups"][0]["diverged"]) == 1
     assert content["noise_between_seeds"]["df"] == 8
-    assert content["comparisons_with_the_best"][0]["sentence"] == content["sentences"][0]
+    assert content["comparisons_with_the_best"][0]["sentence"] == content["sentences"][1]
     assert content["runs"][0]["config"] == {"optimizer.lr": 0.008, "seed": 4}
     assert content["runs"][0]["at_step"] is None
     assert content["runs"][0]["reached"] is None
@@ -227,7 +227,8 @@ def test_the_command_prints_all_sections(comparison: RunComparison, cli: Cli) ->
     assert done.stdout.startswith("\n13 runs, val/loss\n")
     assert "the same for all: params 1M" in done.stdout
     assert "8 more; --limit 0 shows all" in done.stdout
-    assert "lr=0.008 is better than lr=0.004 by " in done.stdout
+    assert "lr=0.008 and lr=0.004 " in comparison.conclusions.sentences[1]
+    assert all(f"{sentence}\n" in done.stdout for sentence in comparison.conclusions.sentences)
     assert "first evaluation with val/loss of 3.2000 or better\n" in done.stdout
     assert "note: lr=0.008: 1 of 4 seeds diverged" in done.stdout
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from support.synthetic_runs import write_run
 
 from lmtrain.compare.comparison import compare
@@ -95,7 +96,7 @@ def test_the_trunk_counts_although_it_is_not_compared(
     monkeypatch.chdir(tmp_path)
     for lr in (1e-3, 3e-3):
         parent = write_run(tmp_path / "parents" / f"{lr}", {"optimizer.lr": lr, "seed": 1})
-        config = {"seed": 1, "optimizer": {"lr": lr}} if known == "recorded" else None
+        config = yaml.safe_load((parent / "config.yaml").read_text()) if known == "recorded" else None
         for seed in (1, 2, 3):
             folder = tmp_path / "forks" / f"{lr}-{seed}"
             write_fork(folder, parent, {"optimizer.lr": 1e-4, "seed": seed}, config=config)
@@ -122,7 +123,7 @@ def test_forks_of_several_lost_parents_are_told_apart_by_their_seed(tmp_path: Pa
 
 def test_a_later_resume_of_the_parent_does_not_change_its_forks(tmp_path: Path) -> None:
     parent = write_run(tmp_path / "p", {"seed": 1})
-    config = {"seed": 1, "optimizer": {"lr": 3e-3}}
+    config = yaml.safe_load((parent / "config.yaml").read_text())
     write_fork(tmp_path / "f1", parent, {"seed": 2}, config=config)
     record = json.loads((parent / "environment.json").read_text())
     record["resumes"] = [{"changes": ["optimizer.lr: 0.003 → 0.001"]}]

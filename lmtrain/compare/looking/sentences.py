@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lmtrain.compare.looking.race import Pair, Race, race
-from lmtrain.compare.statistics.conclusions import Conclusions, GroupComparison, plus_minus
+from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.verdict import GroupComparison, Verdict
 from lmtrain.compare.statistics.significance import MeanDifference
+from lmtrain.compare.statistics.wording.numbers import plus_minus
 from lmtrain.terminal.as_text import first_few
 from lmtrain.terminal.units import counted
 
@@ -27,8 +29,12 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
         pair = found.pairs[0, place]
         value = pair.difference if pair.worse is groups[0] else -pair.difference
         difference = MeanDifference(sign * value, pair.half_width, min(1.0, math.exp(-pair.log_evidence)), TEST)
-        comparisons.append(GroupComparison(other, difference, pair.p, _pair_sentence(pair)))
-    return replace(conclusions, comparisons=comparisons, sentences=[*_sentences(found, groups), _method(groups)]), found
+        verdict: Verdict = "undecided" if not pair.is_decided else "worse" if pair.worse is groups[0] else "better"
+        comparisons.append(GroupComparison(other, difference, pair.p, _pair_sentence(pair), verdict))
+    sentences = [*_sentences(found, groups), _method(groups)]
+    return replace(
+        conclusions, comparisons=comparisons, sentences=sentences, method=None, among=(), on_new_seeds=math.nan
+    ), found
 
 
 def _sentences(found: Race, groups: Sequence[ReplicateGroup]) -> list[str]:

@@ -6,9 +6,9 @@ from rich.table import Table
 
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import NOTHING, plain_table
-from lmtrain.compare.statistics.conclusions import p_in_table, p_in_words, plus_minus
 from lmtrain.compare.statistics.effects import Effect, SettingEffects
 from lmtrain.compare.statistics.significance import ALPHA
+from lmtrain.compare.statistics.wording.numbers import p_in_table, p_in_words, plus_minus
 from lmtrain.terminal.units import counted
 
 

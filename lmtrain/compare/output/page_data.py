@@ -12,9 +12,10 @@ from scipy import stats
 from lmtrain.compare.columns import place_text
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
-from lmtrain.compare.output.tables import GROUP_HEADERS, group_rows
+from lmtrain.compare.output.tables import group_headers, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
+from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.importance import importance
 from lmtrain.files.numbers import finite_or_none
 
@@ -53,7 +54,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "sign": comparison.better,
         "value": comparison.value,
-        "groups": [GROUP_HEADERS, *group_rows(comparison.conclusions)] if comparison.conclusions.comparisons else [],
+        "groups": _table_of_groups(comparison.conclusions),
         "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.further_notes)],
         "facts": _table_columns(comparison),
         "common": common,
@@ -161,3 +162,7 @@ def _axis_value(value: Any, key: str) -> float | str:
     """Return a value for an axis: a finite number as it is, anything else as text."""
     number = finite_or_none(value)
     return setting_text(value, key) if number is None else number
+
+
+def _table_of_groups(conclusions: Conclusions) -> list[list[str]]:
+    return [group_headers(conclusions), *group_rows(conclusions)] if conclusions.comparisons else []

@@ -23,6 +23,7 @@ COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # widths in a two-column paper
 COLUMN_CURVES = 5  # with more curves, the picture is as wide as both columns
 NAMED_CURVES = 10  # with more curves, the legend shows only the most important setting
 MAX_LEGEND_CHARS = 40
+TICK_CHARS = 36  # of all labels below a picture of one evaluation; with more, they are turned
 POINTS = 1000
 TITLES = {
     "step": "optimizer steps",
@@ -139,17 +140,18 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     title, labels = _legend(curves)
-    looks = {label: number for number, label in enumerate(sorted(set(labels), key=labels.index))}
-    axes.set_xlabel(TITLES.get(x, x))
     axes.set_ylabel(TITLES.get(metric, metric))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if len({float(place) for curve in curves for place in curve.x}) == 1:
-        _draw_place(axes, curves, labels, looks)
-        axes.set_xlabel(f"{TITLES.get(x, x)}: {curves[0].x[0]:,.6g}")
-    else:
-        for curve, label in zip(curves, labels, strict=True):
-            _draw_curve(axes, curve, looks[label], label, thin=len(curves) > NAMED_CURVES)
     axes.set_ylim(*typical_range(curves))
+    if len({float(place) for curve in curves for place in curve.x}) == 1:
+        _draw_place(axes, curves, labels)
+        at = f"{TITLES.get(x, x)}: {curves[0].x[0]:,.6g}"
+        axes.set_xlabel(f"{title} ({at})" if title else at)
+        return figure
+    looks = {label: number for number, label in enumerate(sorted(set(labels), key=labels.index))}
+    for curve, label in zip(curves, labels, strict=True):
+        _draw_curve(axes, curve, looks[label], label, thin=len(curves) > NAMED_CURVES)
+    axes.set_xlabel(TITLES.get(x, x))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     if len(curves) > 1:
         handles, names = axes.get_legend_handles_labels()
         once = dict(zip(names, handles, strict=True))
@@ -211,19 +213,19 @@ def _draw_curve(axes: Axes, curve: MeanCurve, look: int, label: str, thin: bool)
             axes.plot(curve.x, unit, dash, color=color, linewidth=0.5, alpha=0.6)
 
 
-def _draw_place(axes: Axes, curves: Sequence[MeanCurve], labels: Sequence[str], looks: Mapping[str, int]) -> None:
+def _draw_place(axes: Axes, curves: Sequence[MeanCurve], labels: Sequence[str]) -> None:
     """Draw settings that have only one evaluation side by side: the mean with its interval, and each unit."""
-    for place, (curve, label) in enumerate(zip(curves, labels, strict=True)):
-        color = COLORS[looks[label] % len(COLORS)]
+    for place, curve in enumerate(curves):
+        color = COLORS[place % len(COLORS)]
         half = None if np.isnan(curve.half).all() else curve.half
-        axes.errorbar(
-            [place], curve.mean, half, fmt="o", color=color, markersize=4, capsize=3, linewidth=1, label=label
-        )
+        axes.errorbar([place], curve.mean, half, None, "o", color=color, markersize=4, capsize=3)
         if len(curve.units) > 1:
             beside = place + 0.12 + np.zeros(len(curve.units))
             axes.plot(beside, curve.units[:, 0], ".", color=color, markersize=3, alpha=0.6)
     axes.set_xlim(-0.6, len(curves) - 0.4)
-    axes.set_xticks([])
+    crowded = sum(map(len, labels)) > TICK_CHARS
+    axes.set_xticks(range(len(curves)), labels, rotation=90 if crowded else 0)
+    axes.grid(visible=False, axis="x")
 
 
 def _legend(curves: Sequence[MeanCurve]) -> tuple[str, list[str]]:

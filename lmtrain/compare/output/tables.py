@@ -12,9 +12,10 @@ from lmtrain.compare.columns import Column, with_commas
 from lmtrain.compare.labels import cut_middle
 from lmtrain.compare.reach_times import ReachResult
 from lmtrain.compare.runs import ComparedRun
-from lmtrain.compare.statistics.conclusions import Conclusions, p_in_table, plus_minus
+from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.reach import MIN_PAIRS
 from lmtrain.compare.statistics.significance import half_width
+from lmtrain.compare.statistics.wording.numbers import p_in_table, plus_minus
 from lmtrain.terminal.units import duration, si
 
 MAX_CELL = 28  # characters; a longer text is cut in the middle
@@ -27,7 +28,6 @@ DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at
 DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds",
            "best_shared")  # fmt: skip
 SHOWN_GROUPS = 20
-GROUP_HEADERS = ("setting", "seeds", "mean ± 95%", "SD", "vs best", "p")
 NOTHING = "–"
 
 
@@ -115,28 +115,39 @@ def runs_table(columns: Sequence[Column], runs: Sequence[ComparedRun]) -> Table:
 
 
 def groups_table(conclusions: Conclusions) -> Table:
-    table = plain_table(*GROUP_HEADERS)
+    table = plain_table(*group_headers(conclusions))
     for row in group_rows(conclusions)[:SHOWN_GROUPS]:
         table.add_row(*row)
     return table
 
 
+def group_headers(conclusions: Conclusions) -> list[str]:
+    """Return the headers of the columns of `group_rows`."""
+    return ["setting", "seeds", "mean ± 95%", "SD", "vs baseline" if conclusions.baseline else "vs best", "p"]
+
+
 def group_rows(conclusions: Conclusions) -> list[list[str]]:
-    """Return a row of texts per group, best first, in the order of `GROUP_HEADERS`."""
+    """Return a row of texts per group, best first, in the order of `group_headers`."""
     by_group = {id(comparison.other): comparison for comparison in conclusions.comparisons}
     rows = []
     for group in conclusions.groups:
         comparison = by_group.get(id(group))
         sample = group.sample
         several = len(sample) > 1
+        without = len(group.diverged) + len(group.missing)
+        reason = "diverged" if group.diverged and not group.missing else "without value"
+        mean = plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}"
+        difference = NOTHING if group.diverged else ""
+        if comparison and math.isfinite(comparison.difference.value):
+            difference = plus_minus(-comparison.difference.value, comparison.difference.half_width)
         rows.append(
             [
-                group.label + (f" ({len(group.diverged)} failed)" if group.diverged else ""),
+                group.label + (f" ({without} of {without + len(sample)} {reason})" if without else ""),
                 str(len(sample)),
-                plus_minus(group.mean, half_width(sample), least_digits=3) if several else f"{group.mean:.4f}",
+                mean if sample else NOTHING,
                 f"{np.std(sample, ddof=1):.2g}" if several else NOTHING,
-                plus_minus(-comparison.difference.value, comparison.difference.half_width) if comparison else "",
-                p_in_table(comparison.p) if comparison else "",
+                difference if comparison else "",
+                "" if comparison is None else NOTHING if comparison.verdict == "none" else p_in_table(comparison.p),
             ]
         )
     return rows

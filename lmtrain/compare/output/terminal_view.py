@@ -21,7 +21,7 @@ from lmtrain.compare.output.tables import (
     setting_reach_table,
 )
 from lmtrain.compare.run_values import direction_is_known, sign
-from lmtrain.compare.statistics.conclusions import degrees
+from lmtrain.compare.statistics.wording.numbers import degrees
 from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, loss_text
@@ -71,7 +71,7 @@ def _show_statistics(comparison: RunComparison) -> None:
         noise = conclusions.noise
         of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
         _print_heading(f"{comparison.value}{of}")
-        if noise and len(conclusions.groups) > 1:
+        if conclusions.comparisons:
             console.print(groups_table(conclusions))
             if len(conclusions.groups) > SHOWN_GROUPS:
                 _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")

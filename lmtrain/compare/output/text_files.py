@@ -13,8 +13,9 @@ from lmtrain.compare.columns import Column
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text
 from lmtrain.compare.output.effects_table import effect_sentences
-from lmtrain.compare.output.tables import GROUP_HEADERS, cell_text, default_columns, group_rows
+from lmtrain.compare.output.tables import cell_text, default_columns, group_headers, group_rows
 from lmtrain.compare.runs import ComparedRun
+from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.compare.worth_of_settings import worth_in_words, worth_of_settings
 from lmtrain.files.numbers import is_number, nan_as_null
@@ -68,23 +69,13 @@ def as_json(comparison: RunComparison) -> str:
                 "values": group.sample,
                 "mean": group.mean,
                 "half_width_95": half_width(group.sample),
-                "failed": len(group.diverged),
+                "diverged": list(group.diverged),
+                "missing": dict(group.missing),
             }
             for group in conclusions.groups
         ],
         "noise_between_seeds": conclusions.noise and asdict(conclusions.noise),
-        "comparisons_with_the_best": [
-            {
-                "other": pair.other.label,
-                "difference": pair.difference.value,
-                "half_width_95": pair.difference.half_width,
-                "test": pair.difference.test,
-                "p_uncorrected": pair.difference.p,
-                "p": pair.p,
-                "sentence": pair.sentence,
-            }
-            for pair in conclusions.comparisons
-        ],
+        **_verdicts(conclusions),
         "effects": [
             {**asdict(effect), "means": [{"value": value, "mean": mean} for value, mean in effect.means.items()]}
             for effect in conclusions.effects.effects
@@ -108,6 +99,36 @@ def as_json(comparison: RunComparison) -> str:
     return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
 
 
+def _verdicts(conclusions: Conclusions) -> dict[str, Any]:
+    """Return the verdicts, and how they were found."""
+    method = conclusions.method
+    return {
+        "method": method and asdict(method),
+        "margin": conclusions.margin,
+        "best_among": [group.label for group in conclusions.among],
+        "best_on_new_seeds": conclusions.on_new_seeds,
+        "baseline": conclusions.baseline and conclusions.baseline.label,
+        "comparisons_with_the_baseline" if conclusions.baseline else "comparisons_with_the_best": [
+            {
+                "other": pair.other.label,
+                "verdict": pair.verdict,
+                "difference": pair.difference.value,
+                "half_width_95": pair.difference.half_width,
+                "standard_error": pair.difference.standard_error,
+                "df": pair.difference.df,
+                "test": pair.difference.test,
+                "by_ranks": pair.by_ranks,
+                "p_uncorrected": pair.difference.p,
+                "p": pair.p,
+                "p_same_within_margin": pair.p_same,
+                "p_no_worse_by_margin": pair.p_no_worse,
+                "sentence": pair.sentence,
+            }
+            for pair in conclusions.comparisons
+        ],
+    }
+
+
 def as_markdown(comparison: RunComparison) -> str:
     """Return Markdown with the same tables and sentences as in the terminal."""
     columns: Sequence[Column]
@@ -121,7 +142,8 @@ def as_markdown(comparison: RunComparison) -> str:
     lines += [f"Based on {_escape_markdown(comparison.value)}:", ""]
     conclusions = comparison.conclusions
     if conclusions.comparisons:
-        lines += _markdown_table(GROUP_HEADERS, [True, *[False] * (len(GROUP_HEADERS) - 1)], group_rows(conclusions))
+        headers = group_headers(conclusions)
+        lines += _markdown_table(headers, [True, *[False] * (len(headers) - 1)], group_rows(conclusions))
     further = map(str, comparison.further_notes)
     lines += map(_list_item, [*conclusions.sentences, *worth_in_words(comparison), *further])
     return "\n".join(lines) + "\n"

@@ -8,11 +8,12 @@ import numpy as np
 from scipy import special
 
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.power import POWER, power, seeds_needed
 from lmtrain.compare.statistics.sequential import running_log_e_values
-from lmtrain.compare.statistics.significance import ALPHA, POWER, pooled_noise, power, seeds_needed
+from lmtrain.compare.statistics.significance import ALPHA, pooled_noise
 
 CONFIDENCE = 0.8  # of the interval of the noise: in nine cases of ten, the noise is below its upper limit
-FEWEST_SEEDS = 5  # with fewer pairs, a paired test is weaker than one of independent runs
+FEWEST_SEEDS = 3  # two seeds do not show the noise of a setting
 MAX_PLANNED = 1000
 SIMULATIONS = 400
 QUANTILES = (np.arange(50) + 0.5) / 50
@@ -97,12 +98,10 @@ def planned_seeds(difference: float, noise: PairNoise, settings: int) -> Planned
         noise: The noise of differences, above 0.
         settings: The number of settings that will be compared, at least 2.
     """
-    pairs = settings * (settings - 1) // 2
-    alpha = ALPHA / pairs
     low, high = noise.limits()
-    fewest, middle, most = (_seeds(difference, sd, alpha) for sd in (low, noise.sd, high))
+    fewest, middle, most = (_seeds(difference, sd, settings) for sd in (low, noise.sd, high))
     sds = noise.sd * np.sqrt(noise.df / special.chdtri(noise.df, QUANTILES))
-    expected = np.mean([_power(difference, float(sd), middle or MAX_PLANNED, alpha) for sd in sds])
+    expected = np.mean([_power(difference, float(sd), middle or MAX_PLANNED, settings) for sd in sds])
     return PlannedSeeds(difference, settings, noise, fewest, middle, most, float(expected))
 
 
@@ -121,14 +120,14 @@ def any_time_seeds(effect: float, pairs: int) -> int | None:
     return round(float(np.where(reached.any(axis=1), reached.argmax(axis=1) + 1, seeds).mean()))
 
 
-def _seeds(difference: float, sd: float, alpha: float) -> int | None:
-    if _power(difference, sd, MAX_PLANNED, alpha) < POWER:
+def _seeds(difference: float, sd: float, settings: int) -> int | None:
+    if _power(difference, sd, MAX_PLANNED, settings) < POWER:
         return None
-    needed = seeds_needed(difference, sd, pairs=True, alpha=alpha)
+    needed = seeds_needed(difference, sd, settings=settings)
     return needed and max(needed, FEWEST_SEEDS)
 
 
-def _power(difference: float, sd: float, seeds: int, alpha: float) -> float:
-    """Return the power of a paired test; 1 where the noise is so small that the distribution can't be calculated."""
-    found = power(difference, sd, seeds, pairs=True, alpha=alpha)
+def _power(difference: float, sd: float, seeds: int, settings: int) -> float:
+    """Return the power of the test; 1 where the noise is so small that the distribution can't be calculated."""
+    found = power(difference, sd, seeds, settings=settings)
     return 1.0 if math.isnan(found) else found

@@ -95,7 +95,7 @@ def test_settings_with_one_evaluation_are_drawn_side_by_side(seeds: int, tmp_pat
             loss = 3 + 0.1 * rate + 0.02 * seed
             write_run(tmp_path / f"{rate}-{seed}", changes, final_loss=loss, eval_interval=200)
     (axes,) = draw_figure(mean_curves(compare(load_runs([tmp_path]))), "val/loss").axes
-    assert axes.get_xlabel() == "optimizer steps: 200"
+    assert axes.get_xlabel() == "lr (optimizer steps: 200)"
     means = [bar.lines[0].get_xydata()[0].tolist() for bar in axes.containers]
     assert means == [pytest.approx([rate, 3 + 0.1 * rate + 0.01 * (seeds - 1)]) for rate in range(3)]
     assert sum(bar.has_yerr for bar in axes.containers) == (3 if seeds == 3 else 0)

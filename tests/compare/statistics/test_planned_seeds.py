@@ -8,8 +8,8 @@ from scipy import stats
 
 from lmtrain.compare.looking.plan_sentences import SeedCost, seeds_to_plan, sentences_of
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.power import power
 from lmtrain.compare.statistics.planned_seeds import MAX_PLANNED, PairNoise, pair_noise, planned_seeds
-from lmtrain.compare.statistics.significance import power
 
 
 def groups(values: np.ndarray) -> list[ReplicateGroup]:
@@ -59,12 +59,11 @@ def test_the_upper_number_keeps_its_promise_and_the_middle_one_is_said_honestly(
 ) -> None:
     """The true SD of a difference is 1; each of many first sweeps estimates it, and plans by its own estimate."""
     df = (pilot - 1) * (settings - 1)
-    alpha = 0.05 / (settings * (settings - 1) // 2)
     estimates = np.sqrt(stats.chi2.ppf((np.arange(100) + 0.5) / 100, df) / df)
     kept, middle, said = [], [], []
     for sd in estimates:
         plan = planned_seeds(difference, PairNoise(float(sd), df, settings, paired=True), settings)
-        found = [power(difference, 1, n or MAX_PLANNED, pairs=True, alpha=alpha) for n in (plan.middle, plan.high)]
+        found = [power(difference, 1, n or MAX_PLANNED, settings=settings) for n in (plan.middle, plan.high)]
         middle_power, high_power = (1.0 if math.isnan(one) else one for one in found)
         kept.append(high_power)
         middle.append(middle_power)

@@ -1,0 +1,103 @@
+"""Fits the one model of noise that all comparisons use: value = setting + seed + rest."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmtrain.compare.statistics.group import ReplicateGroup
+
+LEAST_SHARE = 1 / 3  # of the degrees of freedom that must remain where the seeds' common part is taken out
+SINGULAR = 1e-9  # an eigenvalue below is zero, relative to the number of runs
+ROUNDING = 1e-12  # relative to the values; noise below it is rounding error
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """The fitted model of settings with k means.
+
+    Attributes:
+        means: The mean of each setting, shape (k,). With missing seeds they are adjusted to equal seeds.
+        sd: The standard deviation of the rest: the noise that remains in the difference of two runs with equal seeds,
+            divided by √2. If the seeds' common part is not taken out, it is the noise between seeds.
+        df: Its degrees of freedom.
+        unit: The covariance of the means in units of sd², shape (k, k).
+        paired: True if the part that runs with equal seeds have in common is taken out.
+        correlation: The estimated correlation between settings at equal seeds; None if the runs cannot show it.
+        parts: What each block adds to the error of each mean, from the setting's own residuals, shape (k, blocks).
+        counts: The number of values of each setting, shape (k,).
+        shared: True where two settings have a block in common, shape (k, k).
+        separate_sd: The noise between seeds, pooled over the settings, without any pairing.
+    """
+
+    means: np.ndarray
+    sd: float
+    df: int
+    unit: np.ndarray
+    paired: bool
+    correlation: float | None
+    parts: np.ndarray
+    counts: np.ndarray
+    shared: np.ndarray
+    separate_sd: float
+
+
+def fit_noise(groups: Sequence[ReplicateGroup]) -> NoiseModel | None:
+    """Fit the model to groups that have values; return None if no setting has two values.
+
+    A block is a seed of settings that start alike (`ReplicateGroup.start`). The variance of the rest is that of the
+    residuals after settings and blocks are both taken out, so that it is exact whatever the blocks are. The variance
+    of the blocks, by Henderson's third method, sets the weights in the means if cells are missing. If too few seeds
+    are shared to take the blocks out, the runs count as independent.
+    """
+    setting = np.repeat(np.arange(len(groups)), [len(group.values) for group in groups])
+    names: dict[Hashable, int] = {}
+    block = np.array([names.setdefault((group.start, seed), len(names)) for group in groups for seed in group.values])
+    y = np.array([value for group in groups for value in group.values.values()], dtype=float)
+    k, n = len(groups), len(y)
+    if n == k:
+        return None
+    center = float(y.mean())
+    y = y - center
+    present = np.zeros((k, len(names)))
+    present[setting, block] = 1
+    counts, block_sizes = present.sum(1), present.sum(0)
+    own_means = np.bincount(setting, y, k) / counts
+    separate_squares = float(np.sum((y - own_means[setting]) ** 2))
+    separate_sd = np.sqrt(separate_squares / (n - k))
+
+    # Take out the blocks, then the settings: the normal equations of a design with two factors.
+    within = np.diag(counts) - (present / block_sizes) @ present.T
+    rest = y - (np.bincount(block, y) / block_sizes)[block]
+    right = np.bincount(setting, rest, k)
+    eigenvalues, vectors = np.linalg.eigh(within)
+    kept = eigenvalues > SINGULAR * n
+    rank = int(kept.sum())
+    df = n - len(names) - rank
+    squares = max(0.0, float(np.sum(rest**2) - np.sum((right @ vectors[:, kept]) ** 2 / eigenvalues[kept])))
+    paired = df >= LEAST_SHARE * (n - k) and squares > df * (ROUNDING * float(np.abs(y + center).max())) ** 2
+    if paired:
+        variance = squares / df
+        blocks_df = len(names) + rank - k
+        block_variance = (separate_squares - squares - blocks_df * variance) / (n - k)
+    else:
+        df, variance, block_variance = n - k, separate_sd**2, 0.0
+    ratio = max(0.0, block_variance) / variance if variance else 0.0
+    weights = ratio / (1 + ratio * block_sizes)
+    unit = np.linalg.inv(np.diag(counts) - (present * weights) @ present.T)
+    means = unit @ (np.bincount(setting, y, k) - present @ (weights * np.bincount(block, y)))
+    residuals = (y - means[setting]) * np.sqrt(counts / np.maximum(counts - 1, 1))[setting]
+    parts = np.zeros((k, len(names)))
+    parts[setting, block] = np.where(counts[setting] > 1, residuals, 0) / counts[setting]
+    return NoiseModel(
+        means=means + center,
+        sd=float(np.sqrt(variance)),
+        df=df,
+        unit=unit,
+        paired=bool(paired),
+        correlation=ratio / (1 + ratio) if paired else None,
+        parts=parts,
+        counts=counts,
+        shared=present @ present.T > 0,
+        separate_sd=float(separate_sd),
+    )
