@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.class_verdict import Wishes, class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.picked import notes_on_picking
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.reach.run_times import ReachResult, when_settings_reach
@@ -154,7 +155,14 @@ def compare(
         members=members(runs, chosen.of, timed=chosen.is_timed),
         conclusions=conclusions,
         looks=verdicts[0].looks,
-        notes=[*repeated_runs(runs), *about_choice, *about_direction, *about_measurement, *of_classes.values()],
+        notes=[
+            *repeated_runs(runs),
+            *about_choice,
+            *notes_on_picking(runs),
+            *about_direction,
+            *about_measurement,
+            *of_classes.values(),
+        ],
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
