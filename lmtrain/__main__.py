@@ -141,13 +141,11 @@ def dispatch(arguments: Sequence[str]) -> int:
     from lmtrain.run.resumed_run import resume_requested
 
     run_dir, others = resume_requested(arguments)
-    if run_dir is not None:
-        from lmtrain.commands import resume
-
-        outlive_reader()
-        return resume.main(run_dir, others)
     from lmtrain.commands import train
 
+    if run_dir is not None:
+        outlive_reader()
+        return train.resume(run_dir, others)
     return train.main(arguments)
 
 

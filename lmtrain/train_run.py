@@ -153,7 +153,8 @@ def train(
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg))
         environment = {**described, **request.lineage, **start.lineage}
-        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, environment)
+        identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
+        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
@@ -213,6 +214,7 @@ def build_recorder(
             "config": info.config,
             "environment": hardware_and_software(environment),
             "code": environment["code"],
+            "forked_from": environment.get("forked_from"),
         },
     )
 

@@ -26,8 +26,15 @@ class ForkOrigin:
 
     @property
     def record(self) -> dict[str, Any]:
-        """The entry of `environment.json` that describes the origin."""
-        return {"run": str(self.run.resolve()), "run_id": self.checkpoint.state.get("run_id"), "step": self.state.step}
+        """The entry of `environment.json` that describes the origin, also for the time when its folder is gone."""
+        then = self.checkpoint.state
+        return {
+            "run": str(self.run.resolve()),
+            "run_id": then.get("run_id"),
+            "step": self.state.step,
+            "config": then["config"],
+            "forked_from": then.get("forked_from"),
+        }
 
 
 def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:

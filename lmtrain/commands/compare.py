@@ -208,6 +208,7 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
 def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
     """Return the requested runs in the requested order, and notes about the choice."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
+    from lmtrain.compare.measurement import measured_alike
 
     notes = []
     better = sign(options.metric, options.higher)
@@ -222,7 +223,8 @@ def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[No
             raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
         notes = selection_notes(all_runs, options.filter, columns)
         runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
-    columns = available_columns(runs, options.metric, equal_places(runs, options.metric, options.at_step), better)
+    metric = measured_alike(runs, options.metric).metric  # bits per byte if the tokenizers differ
+    columns = available_columns(runs, metric, equal_places(runs, metric, options.at_step), better)
     if options.sort is None:
         compared = "best_shared" if options.value == "best" else options.value.replace("-", "_")
         return sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0), notes

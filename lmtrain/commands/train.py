@@ -1,4 +1,4 @@
-"""`python -m lmtrain [overrides]`: trains a model, or runs a sweep with `-m`."""
+"""`python -m lmtrain [overrides]`: trains a model, runs a sweep with `-m`, or continues a run with `resume=`."""
 
 import argparse
 import os
@@ -53,6 +53,21 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(os_error_line(error)) from error
     except SweepEndedError as ended:
         return ended.exit_code
+
+
+def resume(run_dir: Path, arguments: Sequence[str]) -> int:
+    """Continue a run with its original config and the given changes; return the exit code.
+
+    Raises:
+        ConfigError: The run can't be resumed; see `resumed_run`.
+    """
+    from lmtrain.run.resumed_run import resumed_run
+
+    again = resumed_run(run_dir, arguments)
+    from lmtrain.run.provenance import Resume  # loads torch, which error messages need not wait for
+    from lmtrain.train_run import run
+
+    return run(again.cfg, again.directory, again.hydra_files, resumed=Resume(again.changes)).exit_code
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

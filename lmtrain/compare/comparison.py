@@ -2,37 +2,30 @@
 
 import difflib
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
+from lmtrain.compare.class_verdict import class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
-from lmtrain.compare.equal_looks import budget_notes, machine_notes, schedule_notes
-from lmtrain.compare.looking.judge import judge
 from lmtrain.compare.looking.looks import Looks, Mode
-from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
+from lmtrain.compare.reach_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
+    ComparedValue,
     EqualPlace,
+    compared_value,
     default_goal,
     direction_is_known,
-    equal_places,
-    shared_steps,
     sign,
-    value_function,
     when_reached,
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
-from lmtrain.compare.statistics.baseline import find_baseline
-from lmtrain.compare.statistics.conclusions import Conclusions, conclude
-from lmtrain.compare.statistics.replicates import group_numbers, repeated_runs, replicate_groups
-from lmtrain.compare.unfinished import completion_notes
+from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.members import Member, members
+from lmtrain.compare.statistics.replicates import repeated_runs
 from lmtrain.errors import COMPLETED
-from lmtrain.files.metrics import MEASURED
-
-EXPLANATION = "±"  # how a sentence begins that explains the verdicts
+from lmtrain.terminal.units import counted
 
 
 @dataclass(frozen=True)
@@ -49,12 +42,14 @@ class RunComparison:
         value_kind: One of `VALUE_KINDS`.
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
+        members: The part of each run in the statistics: its group of replicates, and the value that represents it.
         conclusions: The results of the statistics.
         looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable, and about unequal looks.
         goal: The value of the metric for which the table of first evaluations is made.
         goal_chosen: True if the goal was not given, but chosen so that at least three in four runs reach it.
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
+        reach: When each setting reaches the goal; None if there is nothing to say of settings.
         asked: The requested columns; None means those in which the runs differ.
     """
 
@@ -67,12 +62,14 @@ class RunComparison:
     value_kind: str
     value: str
     axis: str
+    members: Sequence[Member]
     conclusions: Conclusions
     looks: Looks
     notes: Sequence[Note]
     goal: float
     goal_chosen: bool
     reached: Sequence[Mapping[str, float] | None]
+    reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
 
     @property
@@ -118,93 +115,79 @@ def compare(
     """
     if (logged := logged_metrics(runs)) and metric not in logged:
         raise ValueError(_unknown_metric(metric, logged))
-    asked_metric, places = metric, equal_places(runs, metric, at_step)
-    measured = measured_alike(runs, metric, compared_steps(runs, value, metric, places))
-    metric = measured.metric
-    better = sign(metric, higher if metric == asked_metric else None)
-    wanted = default_goal(runs, metric, better) if goal is None else goal
-    places, steps = equal_places(runs, metric, at_step), shared_steps(runs, metric)
-    columns = available_columns(runs, metric, places, better)
+    about_direction = _direction_notes(metric, higher)
+    chosen = compared_value(runs, value, metric, sign(metric, higher), at_step)
+    measured = measured_alike(runs, metric, _compared_steps(runs, chosen))
+    if measured.metric != metric:
+        metric = measured.metric
+        chosen = compared_value(runs, value, metric, sign(metric), at_step)
+    if (value != "at-step" or at_step is not None) and not any(math.isfinite(chosen.of(run)) for run in runs):
+        raise ValueError(_no_run_has(chosen, runs, at_step))
+    wanted = default_goal(runs, metric, chosen.better) if goal is None else goal
+    columns = available_columns(runs, metric, chosen.places, chosen.better)
     asked_columns = None
     if asked is not None:
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
-    value_of = value_function(value, metric, places, steps, better)
-    with_value = [run for run in runs if math.isfinite(value_of(run))]
-    if not with_value and (value != "at-step" or at_step is not None):
-        _refuse_missing_value(runs, metric, value, at_step)
-    place = _place(value, places, steps)
-    notes = [*about_choice, *(Note("measurement", text) for text in measured.notes)]
-    if higher is None and not direction_is_known(metric):
-        notes.append(Note("direction", f"lower {metric} is taken as better; --higher compares the other way"))
-    if place:
-        notes += schedule_notes(with_value, place, intended=at_step is not None and value == "at-step")
-    if value == "final":
-        notes += budget_notes(with_value, metric)
-    timed = value == "at-seconds" or metric.rpartition("/")[2] in MEASURED
-    if timed:
-        notes += machine_notes(with_value, _setting_function(runs), timed_metric=value != "at-seconds")
-    at_places = place if value == "at-step" else None
-    notes += completion_notes(runs, metric, value_of, at_places, chosen=at_step is not None)
+    marks = [note.mark for note in about_choice if note.mark]
     # Runs that measure different things get no verdict against each other.
-    by_class = [replicate_groups(alike.runs, value_of, timed=timed) for alike in measured.alike]
-    notes = [*repeated_runs(runs), *notes, *(note for _, of_class in by_class for note in of_class)]
-    refused = [note.text for note in notes if note.refuses]
-    named = None
-    if baseline is not None:
-        named = find_baseline(baseline, [group for groups, _ in by_class for group in groups], runs)
-    judged = [
-        judge(
-            conclude(
-                groups,
-                sign=better,
-                refused=refused,
-                baseline=named if any(group is named for group in groups) else None,
-                margin=margin,
-            ),
+    verdicts = [
+        class_verdict(
             alike.runs,
-            better,
-            mode,
+            chosen,
+            mode=mode,
+            marks=marks,
+            difference=difference,
+            baseline=None if place else baseline,  # a setting of the class whose verdicts are shown in tables
+            margin=margin,
         )
-        for (groups, _), alike in zip(by_class, measured.alike, strict=True)
+        for place, alike in enumerate(measured.alike)
     ]
-    notes += [Note("looks", text) for text in dict.fromkeys(text for _, _, of_class in judged for text in of_class)]
-    if (named or margin is not None) and any(looks.mode == "again" for _, looks, _ in judged):
-        notes.append(Note("looks", "--baseline and --margin need a planned comparison; they were not used"))
-    conclusions = with_other_classes([own for own, _, _ in judged], measured)
-    if difference is not None:
-        plan = plan_sentences(conclusions.groups, runs, difference, judged[0][1])
-        conclusions = replace(conclusions, sentences=[*conclusions.sentences, *plan])
+    conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
+    about_measurement = [Note("measurement", text) for text in measured.notes]
+    of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
     return RunComparison(
         runs=runs,
         metric=metric,
-        better=better,
+        better=chosen.better,
         keys=differing_keys(runs),
-        places=places,
+        places=chosen.places,
         columns=columns,
         value_kind=value,
-        value=_value_name(value, metric, places, steps, with_value),
-        axis=value.removeprefix("at-") if value.startswith("at-") else "step",
-        conclusions=_marked(conclusions, notes),
-        looks=judged[0][1],
-        notes=notes,
+        value=_value_name(chosen, runs),
+        axis=chosen.axis,
+        members=members(runs, chosen.of, timed=chosen.is_timed),
+        conclusions=conclusions,
+        looks=verdicts[0].looks,
+        notes=[*repeated_runs(runs), *about_choice, *about_direction, *about_measurement, *of_classes.values()],
         goal=wanted,
         goal_chosen=goal is None,
-        reached=[when_reached(run, metric, wanted, better) for run in runs],
+        reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
+        reach=when_settings_reach([alike.runs for alike in measured.alike], metric, wanted, chosen.better, chosen.axis),
         asked=asked_columns,
     )
 
 
-def compared_steps(
-    runs: Sequence[ComparedRun], value: str, metric: str, places: Mapping[str, EqualPlace]
-) -> list[float] | None:
+def logged_metrics(runs: Sequence[ComparedRun]) -> list[str]:
+    """Return the metrics of which some run has a value."""
+    found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
+    return [name for name in found if any(len(run.series(name)[0]) for run in runs)]
+
+
+def _direction_notes(metric: str, higher: bool | None) -> list[Note]:
+    if higher is not None or direction_is_known(metric):
+        return []
+    return [Note("direction", f"lower {metric} is taken as better; --higher compares the other way")]
+
+
+def _compared_steps(runs: Sequence[ComparedRun], value: ComparedValue) -> list[float] | None:
     """Return the steps of the values that are compared; None if they can be any."""
-    if value == "at-step" and "step" in places:
-        return [places["step"].place]
-    ends = [float(xs[-1]) for run in runs if len(xs := run.series(metric)[0])]
-    return [max(ends)] if value == "final" and ends else None
+    if value.kind == "at-step" and value.place:
+        return [value.place.place]
+    ends = [float(xs[-1]) for run in runs if len(xs := run.series(value.metric)[0])]
+    return [max(ends)] if value.kind == "final" and ends else None
 
 
-def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -> Conclusions:
+def _with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -> Conclusions:
     """Return the conclusions about the first class of runs, with the sentences about the other classes."""
     if len(conclusions) == 1:
         return conclusions[0]
@@ -212,68 +195,34 @@ def with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -
         f"{alike.title(measured.alike)}: {sentence}"
         for alike, own in zip(measured.alike, conclusions, strict=True)
         for sentence in own.sentences
-        if not sentence.startswith(EXPLANATION)
     ]
-    sentences += [sentence for sentence in conclusions[0].sentences if sentence.startswith(EXPLANATION)]
     return replace(conclusions[0], sentences=sentences)
 
 
-def _place(value: str, places: Mapping[str, EqualPlace], steps: np.ndarray) -> EqualPlace | None:
-    """Return the place at which the runs are compared; None if each is compared at its own end."""
-    if value == "best":
-        return EqualPlace("step", float(steps[-1]), True) if len(steps) else None
-    return places.get(value.removeprefix("at-"))
-
-
-def _setting_function(runs: Sequence[ComparedRun]) -> Callable[[ComparedRun], Hashable]:
-    """Return a function that gives two of these runs the same value if they differ only in the seed."""
-    numbers = dict(zip(map(id, runs), group_numbers(runs, timed=True), strict=True))
-    return lambda run: numbers[id(run)]
-
-
-def _marked(conclusions: Conclusions, notes: Sequence[Note]) -> Conclusions:
-    """Return the conclusions with the marks of the notes in front of each verdict."""
-    marks = dict.fromkeys(note.mark for note in notes if note.mark and not note.refuses)
-    if not (marks and conclusions.comparisons):
-        return conclusions
-    mark = f"{', '.join(marks)}: "
-    return replace(
-        conclusions,
-        comparisons=[replace(one, sentence=mark + one.sentence) for one in conclusions.comparisons],
-        sentences=[text if text.startswith(EXPLANATION) else mark + text for text in conclusions.sentences],
-    )
-
-
-def _value_name(
-    value: str, metric: str, places: Mapping[str, EqualPlace], steps: np.ndarray, runs: Sequence[ComparedRun]
-) -> str:
+def _value_name(value: ComparedValue, runs: Sequence[ComparedRun]) -> str:
     """Return the name of the compared value, such as `val/loss at step 200` or `best val/loss`."""
-    if value == "best" and any(len(run.series(metric)[0]) > len(steps) for run in runs):
-        return f"best {metric} of the {len(steps)} evaluations that all runs share"
-    if not value.startswith("at-"):
-        return f"{value} {metric}"
-    axis = value.removeprefix("at-")
-    if axis not in places:
-        return f"{metric} at equal {axis}"
-    return f"{metric} at {place_text(places[axis])}" + ("" if places[axis].exact else " (interpolated)")
+    if value.kind == "best":
+        ends = value.steps[-1:]
+        more = any(len(run.series(value.metric)[0]) > len(value.steps) for run in runs if math.isfinite(value.of(run)))
+        shared = f" of the {counted(len(value.steps), 'evaluation')} that all runs share, up to step {ends[0]:.0f}"
+        return f"best {value.metric}{shared if more else ''}"
+    if value.kind == "final":
+        return f"final {value.metric}"
+    if value.place is None:
+        return f"{value.metric} at equal {value.axis}"
+    return f"{value.metric} at {place_text(value.place)}" + ("" if value.place.exact else " (interpolated)")
 
 
-def _refuse_missing_value(runs: Sequence[ComparedRun], metric: str, value: str, at_step: int | None) -> None:
-    """Raise ValueError, with a way out, if no run has the requested value."""
-    steps = shared_steps(runs, metric)
+def _no_run_has(value: ComparedValue, runs: Sequence[ComparedRun], at_step: int | None) -> str:
+    """Return the message that no run has the requested value, with a way out."""
+    steps = value.steps
     way_out = f"; --at-step {steps[-1]:.0f} compares at the last step that they share" if len(steps) else ""
-    if value == "final" and not any(run.status == COMPLETED.status for run in runs):
-        raise ValueError(f"--value final: no run has completed{way_out}")
-    if value == "best" and not len(steps):
-        raise ValueError("--value best: no step was evaluated in all runs; --value at-step interpolates")
-    option = f"--at-step {at_step}" if value == "at-step" else f"--value {value}"
-    raise ValueError(f"{option}: no run has this value{way_out}")
-
-
-def logged_metrics(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return the metrics of which some run has a value."""
-    found = dict.fromkeys(name for run in runs for name in run.metrics if name not in AXES)
-    return [name for name in found if any(len(run.series(name)[0]) for run in runs)]
+    if value.kind == "final" and not any(run.status == COMPLETED.status for run in runs):
+        return f"--value final: no run has completed{way_out}"
+    if value.kind == "best" and not len(steps):
+        return "--value best: no step was evaluated in all runs; --value at-step interpolates"
+    option = f"--at-step {at_step}" if value.kind == "at-step" else f"--value {value.kind}"
+    return f"{option}: no run has this value{way_out}"
 
 
 def _unknown_metric(metric: str, known: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lmtrain.compare.runs import ComparedRun
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.terminal.as_text import first_few
 
 MAX_NAMED = 5

@@ -2,13 +2,14 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lmtrain.compare.runs import AXES, ComparedRun
 from lmtrain.errors import COMPLETED, DIVERGED, UNSUCCESSFUL
+from lmtrain.files.metrics import MEASURED
 
 # Words in the names of metrics of which higher, or lower, values are better.
 HIGHER = (
@@ -129,36 +130,6 @@ def final_value(run: ComparedRun, metric: str) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
-def value_function(
-    kind: str, metric: str, places: Mapping[str, EqualPlace], steps: np.ndarray, better: int
-) -> Callable[[ComparedRun], float]:
-    """Return the function that gives a run the value that represents it in the statistics, or NaN if it has none.
-
-    A diverged run has no value, even if it diverged after the place at which the runs are compared. Any other run has
-    one if it was evaluated there, whether or not it has finished: what happens to it later cannot change this value.
-    The final value needs a completed run.
-
-    Args:
-        kind: One of `VALUE_KINDS`.
-        metric: The metric.
-        places: For each axis, the place at which the runs are compared.
-        steps: The steps that the runs share, of which `best` is the best.
-        better: 1 if lower values are better, −1 if higher values are.
-    """
-
-    def value(run: ComparedRun) -> float:
-        if run.status == DIVERGED.status:
-            return math.nan
-        if kind == "final":
-            return final_value(run, metric) if run.status == COMPLETED.status else math.nan
-        if kind == "best":
-            return best_value(run, metric, better, steps)[0]
-        equal = places.get(kind.removeprefix("at-"))  # None if the runs don't have the axis
-        return value_at(run, metric, equal) if equal else math.nan
-
-    return value
-
-
 def median_speed(run: ComparedRun) -> float:
     """Return the median tokens per second, which a stall or the compilation hardly changes."""
     _, values = run.series("tokens_per_second")
@@ -181,3 +152,72 @@ def when_reached(run: ComparedRun, metric: str, goal: float, better: int | None 
         return None
     rows = np.flatnonzero(np.isfinite(run.metrics["step"]) & np.isfinite(run.metrics[metric]))
     return {axis: float(run.metrics[axis][rows[good[0]]]) for axis in AXES}
+
+
+@dataclass(frozen=True)
+class ComparedValue:
+    """The value that represents a run in the statistics.
+
+    Attributes:
+        kind: One of `VALUE_KINDS`.
+        metric: The metric.
+        better: 1 if lower values are better, −1 if higher values are.
+        places: For each axis, the place at which the runs are compared.
+        steps: The steps that the runs share, of which `best` is the best.
+        chosen: Whether the user chose the step at which the runs are compared.
+    """
+
+    kind: str
+    metric: str
+    better: int
+    places: Mapping[str, EqualPlace]
+    steps: np.ndarray
+    chosen: bool
+
+    @property
+    def axis(self) -> str:
+        """Return the axis of the place; `step` for the best and the final value."""
+        return self.kind.removeprefix("at-") if self.kind.startswith("at-") else "step"
+
+    @property
+    def place(self) -> EqualPlace | None:
+        """Return the last place that counts for all runs; None if there is none, or if each run has its own end."""
+        if self.kind == "best":
+            return EqualPlace("step", float(self.steps[-1]), True) if len(self.steps) else None
+        return None if self.kind == "final" else self.places.get(self.axis)
+
+    @property
+    def is_timed(self) -> bool:
+        """Return whether the value depends on the speed of the machine."""
+        return self.kind == "at-seconds" or self.metric.rpartition("/")[2] in MEASURED
+
+    def of(self, run: ComparedRun) -> float:
+        """Return the value of a run; NaN if it has none.
+
+        A diverged run has none, even if it diverged after the place at which the runs are compared. Any other run has
+        one if it was evaluated there, whether or not it has finished: what happens to it later cannot change this
+        value. The final value needs a completed run.
+        """
+        if run.status == DIVERGED.status:
+            return math.nan
+        if self.kind == "final":
+            return final_value(run, self.metric) if run.status == COMPLETED.status else math.nan
+        if self.kind == "best":
+            return best_value(run, self.metric, self.better, self.steps)[0]
+        return value_at(run, self.metric, self.place) if self.place else math.nan
+
+
+def compared_value(
+    runs: Sequence[ComparedRun], kind: str, metric: str, better: int, at_step: int | None = None
+) -> ComparedValue:
+    """Return the value of this kind for runs that are compared with each other.
+
+    Args:
+        runs: The runs.
+        kind: One of `VALUE_KINDS`.
+        metric: The metric.
+        better: 1 if lower values are better, −1 if higher values are.
+        at_step: The step at which the runs are compared; None means the last one that they share.
+    """
+    places = equal_places(runs, metric, at_step)
+    return ComparedValue(kind, metric, better, places, shared_steps(runs, metric), at_step is not None)

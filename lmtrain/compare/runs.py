@@ -89,7 +89,7 @@ def with_labels(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     numbers = [number for number, run in enumerate(runs) if run.status in (COMPLETED.status, RUNNING)]
     for number, label in zip(numbers, _labels([runs[number].setting for number in numbers]), strict=True):
         labels[number] = label or labels[number]
-    _add_to_equal(labels, origin_texts(runs))
+    _add_to_equal(labels, origin_texts(runs, with_seed=True))
     _add_to_equal(labels, _speed_texts(runs, labels))
     _add_to_equal(labels, [f"({folder})" for folder in folder_names([run.path for run in runs])])
     folders = folder_names([run.path for run in runs])
@@ -99,26 +99,42 @@ def with_labels(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     ]
 
 
-def origin_texts(runs: Sequence[ComparedRun]) -> list[str]:
-    """Return for each fork the short name of its origin, such as `from lr=0.003 at step 200`; empty for other runs."""
-    branches = {run.branch.key: run.branch for run in runs if run.branch is not None}
+def origin_texts(runs: Sequence[ComparedRun], *, with_seed: bool = False) -> list[str]:
+    """Return for each fork the short name of its origin, such as `from lr=0.003 at step 200`; empty for other runs.
+
+    It names the parent's settings that a fork changed. The forks of replicates have the same origin, unless `with_seed`
+    names the seed of the parent.
+    """
+    of_run = [None if run.branch is None else (run.branch.key, _parent_seed(run.branch, with_seed)) for run in runs]
+    branches = {key: run.branch for key, run in zip(of_run, runs, strict=True) if key is not None and run.branch}
     known = [branch.parent_setting for branch in branches.values() if branch.parent_setting]
-    keys = dict.fromkeys([*distinct_keys(known), *differing_keys(runs)])
-    names = iter(labels_of(known, [key for key in keys if key not in END_OF_RUN]))
+    changed = {
+        key
+        for run in runs
+        if run.branch is not None and run.branch.parent_setting
+        for key in differing([run.setting, run.branch.parent_setting])
+    }
+    keys = distinct_keys([*known, *(run.setting for run in runs if run.branch is not None)])
+    names = iter(labels_of(known, [key for key in keys if key in changed and key not in END_OF_RUN]))
     texts = {
-        key: _origin_text(branch, next(names) if branch.parent_setting else branch.parent_name)
-        for key, branch in branches.items()
+        (key, seed): _origin_text(branch, f"{next(names) if branch.parent_setting else branch.parent_name} {seed}")
+        for (key, seed), branch in branches.items()
     }
     times = Counter(texts.values())
-    for key, branch in branches.items():
-        if times[texts[key]] > 1:  # their parents are forks themselves, of different runs
-            texts[key] += f" ({os.path.basename(branch.parent_name)})"
-    return [texts[run.branch.key] if run.branch is not None else "" for run in runs]
+    for place, branch in branches.items():
+        if times[texts[place]] > 1:  # their parents are forks themselves, of different runs
+            texts[place] += f" ({os.path.basename(branch.parent_name)})"
+    return ["" if place is None else texts[place] for place in of_run]
+
+
+def _parent_seed(branch: Branch, with_seed: bool) -> str:
+    seed = branch.parent_setting.get("seed")
+    return f"seed={setting_text(seed)}" if with_seed and seed is not None else ""
 
 
 def _origin_text(branch: Branch, name: str) -> str:
     at = "" if branch.step is None else f"at step {branch.step}"
-    return f"from {name} {at}".strip() if name else f"forked {at}".strip()
+    return f"from {name.strip()} {at}".strip() if name.strip() else f"forked {at}".strip()
 
 
 def _labels(settings: Sequence[Mapping[str, Any]]) -> list[str]:

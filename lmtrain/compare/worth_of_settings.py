@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmtrain.compare.comparison import RunComparison
-from lmtrain.compare.run_values import sign
 from lmtrain.compare.statistics.conclusions import SENTENCES
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.worth import READ_FROM_CURVES, Saving, in_words, mean_curve, savings
@@ -31,12 +30,12 @@ def worth_of_settings(comparison: RunComparison) -> list[Worth]:
     is left out if the runs of the two settings are from different machines.
     """
     groups = comparison.conclusions.groups
-    if comparison.value.startswith("best ") or not groups or comparison.conclusions.baseline:
+    if comparison.value_kind == "best" or not groups or comparison.conclusions.baseline:
         return []
-    place = None if comparison.value.startswith("final ") else comparison.places[comparison.axis].place
+    place = None if comparison.value_kind == "final" else comparison.places[comparison.axis].place
     by_label = {run.label: run for run in comparison.runs}
     members = {id(group): [by_label[label] for label in group.runs] for group in groups}
-    metric, axis, better_is = comparison.metric, comparison.axis, sign(comparison.metric)
+    metric, axis, better_is = comparison.metric, comparison.axis, comparison.better
     curves = {
         key: mean_curve([run.metrics for run in own], metric, axis, place, better_is) for key, own in members.items()
     }

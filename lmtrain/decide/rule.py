@@ -18,8 +18,8 @@ MORE = "more"
 # A drop can lose a true gain, but never makes a false one, so it needs less evidence than a keep.
 DROP_LEVEL = 0.1
 REASONS = {
-    "better": "the challenger is better",
-    "worse": "the challenger is worse",
+    "better": "the evidence is enough",
+    "worse": "it is surely worse than the baseline",
     "too little": "its gain is smaller than the margin",
     "no effect": "the runs of both are equal",
     "hopeless": "the remaining budget would hardly bring the evidence that it needs",

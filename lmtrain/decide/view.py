@@ -19,6 +19,7 @@ from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.units import counted, duration, si
 
 MAX_CHANGES_CHARS = 48
+LEAST_GAIN = 0.0001  # a smaller one is shown with its exponent
 OPEN = "open"  # an idea that has started and not ended
 NOTHING = "–"
 LARGEST_EXPONENT = 700  # of e, in a float
@@ -55,12 +56,15 @@ def verdict_line(result: Mapping[str, Any]) -> str:
         words += f"; {better_or_worse(result['gain'])} on average over {counted(len(result['seeds']), 'pair')}"
     least, most = result["interval"]
     if least is not None and most is not None:
-        words += f", between {least:.4g} and {most:.4g} (each limit holds at any time, at level {result['level']:.2g})"
+        words += f"; the true gain is at least {least:.3g}, and at most {most:.3g}"
     return words
 
 
 def better_or_worse(gain: float) -> str:
-    return f"{'better' if gain >= 0 else 'worse'} by {abs(gain):.4f}"
+    if not gain:
+        return "equal"
+    size = f"{abs(gain):.4f}" if abs(gain) >= LEAST_GAIN else f"{abs(gain):.1e}"
+    return f"{'better' if gain > 0 else 'worse'} by {size}"
 
 
 def evidence_text(log_evidence: float) -> str:

@@ -33,6 +33,7 @@ class RunningCommand:
     directory: str
     process: "subprocess.Popen[bytes]"
     log: Path
+    answer: Path | None  # its standard output, if that is JSON
     began: float = field(default_factory=time.monotonic)
     exit_code: int | None = None
     seconds: float = 0.0
@@ -46,10 +47,13 @@ class Commands:
         self.folder, self.budget, self.network = folder, budget, network
         self.started: dict[str, RunningCommand] = {}
 
-    def start(self, words: Sequence[str], directory_option: str, given: str | None) -> RunningCommand:
+    def start(
+        self, words: Sequence[str], directory_option: str, given: str | None, *, answers: bool = False
+    ) -> RunningCommand:
         """Start a training command that writes to a directory: the given one, or one of its own in `outputs/mcp`.
 
-        `directory_option` is the override or option that sets the directory, up to its value.
+        `directory_option` is the override or option that sets the directory, up to its value. A command
+        that `answers` prints JSON to its standard output.
 
         Raises:
             ConfigError: the budget is spent, or another one is running.
@@ -61,17 +65,18 @@ class Commands:
         directory = given or str(self.budget.path.parent.relative_to(self.folder) / job)
         command = [*words, *([] if given else [f"{directory_option}{directory}"])]
         log = self.budget.path.with_name(f"{job}.log")
-        with log.open("wb") as file:
+        answer = log.with_suffix(".json") if answers else None
+        with log.open("wb") as file, (answer or log).open("ab") as printed:
             process = subprocess.Popen(
                 self._command(command),
                 cwd=self.folder,
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
+                stdout=printed,
+                stderr=file,
                 start_new_session=True,  # signals go to the command alone, which forwards them to its own jobs
             )
-        self.started[job] = RunningCommand(job, directory, process, log)
+        self.started[job] = RunningCommand(job, directory, process, log, answer)
         return self.started[job]
 
     async def finish(self, words: Sequence[str]) -> tuple[int, str, str]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import wraps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import anyio
@@ -93,10 +94,11 @@ class Tools:
 
         It trains nothing and finds mistakes in the config. The answer has `remarks` about likely mistakes.
         """
-        file = self.commands.budget.path.with_name("plan.json")
-        words = ["plan", *(["-m"] if sweep else []), *check_overrides(overrides, self.folder), "--json", str(file)]
-        await self._finish(words)
-        return read_json(file)
+        words = ["plan", *(["-m"] if sweep else []), *check_overrides(overrides, self.folder)]
+        with TemporaryDirectory() as scratch:
+            file = Path(scratch, "numbers.json")
+            await self._finish([*words, "--json", str(file)])
+            return read_json(file)
 
     async def train(self, overrides: Overrides, wait_seconds: Wait = 30) -> dict[str, Any]:
         """Start a training run, and answer when it has ended or after `wait_seconds`.
@@ -159,6 +161,7 @@ class Tools:
         challenger: Annotated[list[str], Field(description="overrides that change the baseline into the idea to test")],
         campaign: Annotated[str, Field(description="directory of the campaign, whose false discoveries are limited")],
         seeds: Annotated[int, Field(ge=2, le=1000, description="the most pairs of seeds to spend on this idea")] = 12,
+        margin: Annotated[float, Field(ge=0, description="the smallest gain that matters")] = 0.0,
         wait_seconds: Wait = 30,
     ) -> dict[str, Any]:
         """Test an idea against a baseline with pairs of seeds until the answer is keep, drop, or the seeds are spent.
@@ -166,9 +169,9 @@ class Tools:
         It may be called again with the same arguments to continue. When it has ended, the answer has the `decision`.
         """
         words = ["decide", "--baseline", *check_overrides(baseline, self.folder)]
-        words += ["--challenger", *check_overrides(challenger, self.folder), "--seeds", str(seeds)]
+        words += ["--challenger", *check_overrides(challenger, self.folder), f"--seeds={seeds}", f"--margin={margin}"]
         check_paths(campaign, self.folder, "campaign")
-        one = self.commands.start([*words, "--campaign", campaign, "--json"], "--campaign=", campaign)
+        one = self.commands.start([*words, "--campaign", campaign, "--json"], "--campaign=", campaign, answers=True)
         return await self._answer(one.job, wait_seconds)
 
     async def decisions(self, campaign: str) -> dict[str, Any]:
@@ -213,7 +216,8 @@ class Tools:
             return {}
         folder = self.folder / one.directory
         names = {"result": "result.json", "sweep": "sweep.json", "search": "search.json"}
-        return {key: read_json(folder / name) for key, name in names.items() if (folder / name).is_file()}
+        found = {key: read_json(folder / name) for key, name in names.items() if (folder / name).is_file()}
+        return found | ({"decision": read_json(one.answer)} if one.answer and one.answer.stat().st_size else {})
 
 
 def _value_of(key: str, overrides: list[str]) -> str | None:

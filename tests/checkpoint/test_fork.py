@@ -47,7 +47,14 @@ def test_a_fork_without_changes_equals_its_origin(origin: Path, tmp_path: Path, 
     assert all(torch.equal(theirs.tensors["model"][name], value) for name, value in ours.tensors["model"].items())
     recorded = read_json(fork / "environment.json")
     run_id = read_json(origin / "environment.json")["run_id"]
-    assert recorded["forked_from"] == {"run": str(origin), "run_id": run_id, "step": 8}
+    config = OmegaConf.to_container(OmegaConf.load(origin / "config.yaml"))
+    assert recorded["forked_from"] == {
+        "run": str(origin),
+        "run_id": run_id,
+        "step": 8,
+        "config": config,
+        "forked_from": None,
+    }
     assert recorded["run_id"] != run_id
     assert OmegaConf.load(fork / "config.yaml").step == 8
 

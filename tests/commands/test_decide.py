@@ -11,7 +11,11 @@ from support.decided_runs import ledger_lines, tiny_baseline, write_idea
 from lmtrain.commands import decide
 from lmtrain.compare.statistics.online_fdr import next_level
 from lmtrain.compare.statistics.sequential import log_e_value
+from lmtrain.decide.campaign import known_curves
+from lmtrain.decide.ledger import Ledger
+from lmtrain.decide.pairs import Question
 from lmtrain.errors import ConfigError
+from lmtrain.files.lock import FileLock
 from lmtrain.terminal.console import console
 
 SEEDS = range(1, 6)
@@ -63,7 +67,9 @@ def test_a_better_challenger_is_kept_and_the_ledger_says_so(
     assert len(ledger_lines(tmp_path / "campaign")) == 3
 
     # The next idea shares the baseline's runs, and its level knows of the first.
-    write_idea(baseline, ["optimizer.lr=2e-3"], tmp_path / "campaign", losses(0.0))
+    idea = write_idea(baseline, ["optimizer.lr=2e-3"], tmp_path / "campaign", losses(0.0))
+    known = known_curves(Ledger(tmp_path / "campaign"), idea, Question())
+    assert [curve.gains[-1] for curve in known] == pytest.approx(gains)
     code, result = run(capsys, baseline, "--challenger", "optimizer.lr=2e-3", "--seeds", "5")
     assert code == 10
     assert result["verdict"] == "drop"
@@ -89,6 +95,9 @@ def test_an_undecided_idea_goes_on_with_a_larger_budget_at_the_level_that_it_had
     write_idea(baseline, ["optimizer.lr=1e-3"], tmp_path / "campaign", losses(0.05))
     arguments = ["--challenger", "optimizer.lr=1e-3", "--seeds"]
     first, again = (run(capsys, baseline, *arguments, "2") for _ in range(2))
+    (lock,) = (tmp_path / "campaign").glob("runs/*/.decide-*.lock")
+    with FileLock(lock), pytest.raises(ConfigError, match="another process is deciding this idea"):
+        run(capsys, baseline, *arguments, "5")
     assert first == again
     assert first[0] == 11
     code, more = run(capsys, baseline, *arguments, "5")

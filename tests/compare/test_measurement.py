@@ -1,12 +1,14 @@
 """Tests that runs get a verdict only if their losses measure the same, and that every refusal says why."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from support.synthetic_runs import write_run
 
+from lmtrain.commands.compare import main
 from lmtrain.compare.comparison import RunComparison, compare
 from lmtrain.compare.measurement import measured_alike
 from lmtrain.compare.output.page import as_html
@@ -212,3 +214,13 @@ def test_training_losses_of_other_data_get_no_verdict_but_speeds_do(tmp_path: Pa
     assert "train/loss does not measure the same" in refused(compared(tmp_path, metric="train/loss"))
     assert "is better than" in verdicts(compared(tmp_path, metric="tokens_per_second"))
     assert "is better than" in verdicts(compared(tmp_path))
+
+
+def test_the_table_is_sorted_by_what_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = evaluation("b", tokenizer={"kind": "bpe", "sha256": "d" * 64})
+    write_setting(tmp_path, "a", 3.0, evaluation(), {"data.path": "data/a"}, bytes_per_token=4)
+    write_setting(tmp_path, "b", 4.0, other, {"data.path": "data/b"}, bytes_per_token=6)
+    assert main([str(tmp_path), "--columns", "data.path,at_step"]) == 0
+    printed = capsys.readouterr().out
+    assert "6 runs, val/bits_per_byte" in printed
+    assert re.findall(r"^ *(data/.) +\d", printed, re.MULTILINE) == ["data/b"] * 3 + ["data/a"] * 3

@@ -239,6 +239,7 @@ def test_a_terminal_shows_all_jobs_and_after_a_signal_the_same_command_continues
     started = [cli.start(*long, "seed=1,2") for _ in range(2)]
     for again in started:
         assert again.wait(timeout=180) == 0, again.stdout
+    assert len((tmp_path / "sweep" / "design.jsonl").read_text().splitlines()) == 1
     logs = [path.read_text() for path in sorted((tmp_path / "sweep").glob("*/job.log"))]
     assert [log.count("$ python -m lmtrain") for log in logs] == [2, 2]
     assert ["resumed after step" in log for log in logs] == [True, True]

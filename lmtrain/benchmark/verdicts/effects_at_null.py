@@ -62,9 +62,7 @@ class Importances:
             levels = generator.integers(0, 4, (self.keys, self.trials))
             outcomes = np.sqrt(self.between) * generator.standard_normal((self.trials, 1))
             outcomes = outcomes + np.sqrt(1 - self.between) * generator.standard_normal((self.trials, self.seeds))
-            found = [
-                importance("key", np.repeat(own, self.seeds).tolist(), outcomes.ravel().tolist()) for own in levels
-            ]
+            found = [importance("key", own.tolist(), outcomes.mean(axis=1).tolist()) for own in levels]
             known = [one for one in found if one is not None]
             wrong += [one.p < ALPHA for one in known]
             largest.append(max((one.share for one in known), default=0.0))

@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lmtrain.compare.labels import hashable
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.looks import Looks, Mode, looks_at
 from lmtrain.compare.looking.next_seed import command_for_missing, command_for_seeds, next_seed, settings_of
+from lmtrain.compare.looking.plan_sentences import plan_sentences
 from lmtrain.compare.looking.race import Race
 from lmtrain.compare.looking.sentences import looking_again
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.errors import COMPLETED
 
 PLANNED = "planned: {reason}, so each p holds; if seeds are added later, compare changes to --again"
 AGAIN = "again: {reason}, so the usual test would be too optimistic; --planned uses it all the same"
@@ -27,7 +26,11 @@ UNKNOWN = (
 
 
 def judge(
-    conclusions: Conclusions, runs: Sequence[ComparedRun], sign: int, asked: Mode | None = None
+    conclusions: Conclusions,
+    runs: Sequence[ComparedRun],
+    sign: int,
+    asked: Mode | None = None,
+    difference: float | None = None,
 ) -> tuple[Conclusions, Looks, list[str]]:
     """Return the conclusions that suit the number of looks, this number, and notes.
 
@@ -36,22 +39,26 @@ def judge(
         runs: All runs that are compared.
         sign: 1 if lower values are better, −1 if higher values are.
         asked: The mode to use; None means that of the sweep's files.
+        difference: The difference for which to say how many seeds would detect it; None says nothing.
     """
     looks = looks_at(runs)
     forced = asked is not None and asked != looks.mode
     but = f", but {looks.reason}" if forced and looks.mode != "unknown" else ""
     looks = replace(looks, mode=asked or looks.mode)
+    sentences, notes = list(conclusions.sentences), []
     groups = conclusions.groups
-    if len(groups) < 2 or max(len(group.values) for group in groups) < 2:
-        return conclusions, looks, []
-    if looks.mode == "unknown":
-        return conclusions, looks, [UNKNOWN.format(reason=looks.reason)]
-    if looks.mode == "planned":
-        line = ASKED_PLANNED.format(but=but) if forced else PLANNED.format(reason=looks.reason)
-        return replace(conclusions, sentences=[*conclusions.sentences, line]), looks, []
-    found, race = looking_again(conclusions, sign)
-    line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
-    return replace(found, sentences=[*found.sentences, line, *_next_step(looks, race, runs)]), looks, []
+    if conclusions.comparisons:  # none of a single setting, of one seed each, or if there may be no verdict
+        if looks.mode == "unknown":
+            notes = [UNKNOWN.format(reason=looks.reason)]
+        elif looks.mode == "planned":
+            sentences += [ASKED_PLANNED.format(but=but) if forced else PLANNED.format(reason=looks.reason)]
+        else:
+            conclusions, race = looking_again(conclusions, sign)
+            line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
+            sentences = [*conclusions.sentences, line, *_next_step(looks, race, runs)]
+    if difference is not None:
+        sentences += plan_sentences(groups, runs, difference, looks)
+    return replace(conclusions, sentences=sentences), looks, notes
 
 
 def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[str]:
@@ -65,7 +72,8 @@ def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[st
     if not all(isinstance(seed, int) for own in seeds for seed in own):
         return []
     if looks.sweep is not None:
-        settings = settings_of(looks.sweep, [run for group in race.more for run in runs_of(group, runs)])
+        labels = {label for group in race.more for label in group.runs}
+        settings = settings_of(looks.sweep, [run for run in runs if run.label in labels])
         if command := command_for_seeds(looks.sweep, settings, next_seed(seeds), looks.sweep):
             return [f"to add a seed: {command}"]
     return [f"the next seed: seed={next_seed(seeds)} of each"]
@@ -73,13 +81,3 @@ def _next_step(looks: Looks, race: Race, runs: Sequence[ComparedRun]) -> list[st
 
 def _seeds(group: ReplicateGroup) -> frozenset[Any]:
     return frozenset({*group.values, *group.diverged, *group.missing})
-
-
-def runs_of(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """Return the completed runs of a group."""
-    keys = [key for key in group.settings if any(key in run.setting for run in runs)]
-    return [
-        run
-        for run in runs
-        if run.status == COMPLETED.status and all(hashable(run.setting.get(key)) == group.settings[key] for key in keys)
-    ]

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from lmtrain.compare.labels import hashable
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.design import DESIGN_FILE, PlannedRun, Start, read_design, sweep_of
-from lmtrain.compare.runs import ComparedRun, differing_keys
+from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL
 from lmtrain.terminal.units import counted
 
@@ -53,11 +53,9 @@ def looks_at(runs: Sequence[ComparedRun]) -> Looks:
 def _judge(
     sweep: Path, by_directory: Mapping[str, ComparedRun], planned: Mapping[str, tuple[int, PlannedRun]]
 ) -> Looks:
-    rounds: dict[tuple[Any, ...], set[int]] = {}
-    keys = [key for key in differing_keys(list(by_directory.values())) if key != "seed"]
-    for directory, run in by_directory.items():
-        setting = tuple(hashable(run.config.get(key)) for key in keys)
-        rounds.setdefault(setting, set()).add(planned[directory][0])
+    rounds: dict[int, set[int]] = {}
+    for directory, number in zip(by_directory, group_numbers(list(by_directory.values())), strict=True):
+        rounds.setdefault(number, set()).add(planned[directory][0])
     settings = {planned[directory][1].setting for directory in by_directory}
     absent = [
         directory

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.design import PlannedRun, key_of, read_design
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.config.overrides import quoted
 from lmtrain.terminal.paths import short_path
 

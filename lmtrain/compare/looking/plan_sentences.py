@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.looks import Looks
 from lmtrain.compare.looking.next_seed import command_for_seeds, settings_of
-from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.planned_seeds import MAX_PLANNED, PlannedSeeds, pair_noise, planned_seeds
+from lmtrain.compare.statistics.noise.planned_seeds import MAX_PLANNED, PlannedSeeds, pair_noise, planned_seeds
 from lmtrain.errors import COMPLETED
 from lmtrain.files.numbers import as_float
 from lmtrain.terminal.units import counted, duration, si
@@ -76,11 +76,11 @@ def sentences_of(planned: PlannedSeeds | None, cost: SeedCost) -> list[str]:
     wanted = f"a difference of {planned.difference:.4g} between {planned.settings} settings"
     if planned.middle is None:
         return [f"{TOO_MANY} each: {wanted} cannot be found in practice; {_noise(planned)}"]
-    low = f"{planned.low or MAX_PLANNED:,}"
     high = TOO_MANY if planned.high is None else counted(planned.high, "seed")
+    seeds = high if planned.low == planned.high else f"{planned.low:,} to {high}"
     any_time = TOO_MANY if planned.any_time is None else counted(planned.any_time, "seed")
     return [
-        f"to detect {wanted}: {low} to {high} each; {_noise(planned)}",
+        f"to detect {wanted}: {seeds} each; {_noise(planned)}",
         _promise(planned),
         _cost(planned, planned.middle, cost),
         f"looking after every seed instead (--again) needs {any_time} each on average, if the noise is as estimated",

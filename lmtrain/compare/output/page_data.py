@@ -17,8 +17,6 @@ from lmtrain.compare.run_values import best_value, final_value, median_speed, va
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.replicates import group_numbers
-from lmtrain.errors import UNSUCCESSFUL
 from lmtrain.files.numbers import finite_or_none
 
 LOSS_POINTS, POINTS = 400, 160  # per curve of a loss and of another metric, with up to FULL_RUNS runs
@@ -31,16 +29,18 @@ MAX_SAMPLE_CHARS = 4000
 def page_data(comparison: RunComparison) -> dict[str, Any]:
     """Return the input of the page's script; the comparison must have at least one run."""
     runs, differing = comparison.runs, comparison.keys
-    groups = group_numbers(runs)
+    members = comparison.members
+    groups = comparison.conclusions.groups
     metrics = _metric_names(runs, comparison.metric)
-    outcomes = [outcome(run, comparison.metric, comparison.better) for run in runs]
     effects = {key: effect for effect in comparison.conclusions.effects.effects for key in (effect.key, *effect.alike)}
-    found = [importance(key, [run.value_of(key) for run in runs], outcomes) for key in differing]
+    # A value for each group: runs of one setting are not independent.
+    found = [importance(key, [group.settings.get(key) for group in groups], [group.mean for group in groups])
+             for key in differing if key != "seed"]  # fmt: skip
     share = min(1.0, FULL_RUNS / max(1, len(runs)))
     flat = [{key: setting_text(value, key) for key, value in run.config.items()} for run in runs]
     common = {key: value for key, value in flat[0].items() if all(other.get(key) == value for other in flat)}
     index = {str(run.path.resolve()): number for number, run in enumerate(runs)}
-    largest = max(Counter(groups).values())
+    units = Counter(group for group, _ in {(member.group, member.unit) for member in members if member.counts})
     return {
         "metrics": metrics,
         "axes": [axis for axis in AXES if any(np.isfinite(run.metrics[axis]).any() for run in runs)],
@@ -59,14 +59,16 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
         "facts": _table_columns(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
-        "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max(2, largest))))],
+        "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max(2, *units.values()))))],
         "runs": [
             {
                 "label": run.label,
                 "path": str(run.path),
                 "status": run.status,
-                "group": group,
-                "outcome": finite_or_none(out),
+                "group": member.group,
+                "setting": member.label,
+                "unit": member.unit,
+                "outcome": finite_or_none(member.value),
                 "values": [_axis_value(run.value_of(key), key) for key in differing],
                 "config": {key: value for key, value in flat[number].items() if key not in common},
                 "parameters": finite_or_none(run.parameters),
@@ -76,7 +78,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
                 "axes": _packed_axes(run, max(FEWEST_POINTS, int(LOSS_POINTS * share))),
                 "series": {metric: _packed_series(run, metric, share) for metric in metrics if metric in run.metrics},
             }
-            for number, (run, group, out) in enumerate(zip(runs, groups, outcomes, strict=True))
+            for number, (run, member) in enumerate(zip(runs, members, strict=True))
         ],
     }
 
@@ -85,11 +87,6 @@ def as_script(data: Mapping[str, Any]) -> str:
     """Return JSON that is safe inside a script element, whatever texts the data contain."""
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def outcome(run: ComparedRun, metric: str, better: int | None = None) -> float:
-    """Return the best value of the metric; NaN if the run failed, diverged or has no value."""
-    return float("nan") if run.status in UNSUCCESSFUL else best_value(run, metric, better)[0]
 
 
 def thin_curve(x: np.ndarray, y: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

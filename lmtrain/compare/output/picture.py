@@ -1,7 +1,7 @@
 """Draws a comparison as a picture for a paper: mean curves with 95% intervals over seeds, as PNG, PDF or SVG."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +15,15 @@ from scipy import stats
 
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
-from lmtrain.compare.output.page_data import outcome
-from lmtrain.compare.runs import ComparedRun, differing_keys
+from lmtrain.compare.runs import ComparedRun, distinct_keys
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.replicates import group_numbers
+from lmtrain.compare.statistics.members import Member
 
 COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # widths in a two-column paper
 COLUMN_CURVES = 5  # with more curves, the picture is as wide as both columns
 NAMED_CURVES = 10  # with more curves, the legend shows only the most important setting
 MAX_LEGEND_CHARS = 40
+TICK_CHARS = 36  # of all labels below a picture of one evaluation; with more, they are turned
 POINTS = 1000
 TITLES = {
     "step": "optimizer steps",
@@ -60,15 +60,25 @@ MIN_BAND_SEEDS = 3  # the interval of two seeds is over three times as wide and 
 
 @dataclass(frozen=True)
 class MeanCurve:
-    """The mean of runs that differ only in the seed, and half the width of its 95% interval.
+    """The mean of a group of replicates, and half the width of its 95% interval.
 
-    `half` is zero with fewer than three runs.
+    Attributes:
+        label: The setting in words.
+        settings: The effective setting, by key.
+        x: The places where all units of the group have values.
+        mean: The mean over the units.
+        half: Half the width of the interval; NaN with fewer than three units.
+        units: The values of each unit, such as a seed, (units, points).
+        value: The value of the group in the statistics; NaN if it has none.
     """
 
+    label: str
+    settings: Mapping[str, Any]
     x: np.ndarray
     mean: np.ndarray
     half: np.ndarray
-    runs: Sequence[ComparedRun]
+    units: np.ndarray
+    value: float
 
 
 def as_png(comparison: RunComparison) -> bytes:
@@ -89,7 +99,7 @@ def _image_bytes(comparison: RunComparison, form: str) -> bytes:
     Raises:
         ValueError: no run has the metric.
     """
-    curves = mean_curves(comparison.runs, comparison.metric, comparison.axis)
+    curves = mean_curves(comparison)
     if not curves:
         raise ValueError(f"--{form}: there is nothing to draw, because no run has {comparison.metric} yet")
     file = io.BytesIO()
@@ -100,13 +110,28 @@ def _image_bytes(comparison: RunComparison, form: str) -> bytes:
     return file.getvalue()
 
 
-def mean_curves(runs: Sequence[ComparedRun], metric: str, x: str = "step") -> list[MeanCurve]:
-    """Return a curve for each group of replicates with the metric, over the range where all of them have values."""
-    members: dict[int, list[ComparedRun]] = {}
-    for number, run in zip(group_numbers(runs), runs, strict=True):
-        if len(run.series(metric, x)[0]):
-            members.setdefault(number, []).append(run)
-    return [curve for own in members.values() if (curve := _mean_curve(own, metric, x))]
+def mean_curves(comparison: RunComparison) -> list[MeanCurve]:
+    """Return a curve for each group of replicates with the metric, over the range where all its units have values.
+
+    It is the mean of the runs that count in the statistics; if no run counts yet, of all.
+    """
+    metric, x = comparison.metric, comparison.axis
+    all_count = not any(member.counts for member in comparison.members)
+    groups: dict[int, dict[int, list[ComparedRun]]] = {}
+    parts: dict[int, list[Member]] = {}
+    for member, run in zip(comparison.members, comparison.runs, strict=True):
+        if len(run.series(metric, x)[0]) and (member.counts or all_count):
+            groups.setdefault(member.group, {}).setdefault(member.unit, []).append(run)
+            parts.setdefault(member.group, []).append(member)
+    found = []
+    for number, units in groups.items():
+        first = next(iter(units.values()))[0]
+        own = [_mean([run.series(metric, x) for run in runs]) for runs in units.values()]
+        over_units = _mean([(xs, values.mean(0)) for xs, values in own])
+        if len(over_units[0]):
+            value = float(np.mean([member.value for member in parts[number]]))
+            found.append(_mean_curve(parts[number][0].label, first.setting, *over_units, value))
+    return found
 
 
 def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Figure:
@@ -114,14 +139,19 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
     figure = Figure(figsize=(width, 0.72 * COLUMN_INCHES if width == COLUMN_INCHES else 0.45 * PAGE_INCHES))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    title, labels = _legend(curves, metric)
+    title, labels = _legend(curves)
+    axes.set_ylabel(TITLES.get(metric, metric))
+    axes.set_ylim(*typical_range(curves))
+    if len({float(place) for curve in curves for place in curve.x}) == 1:
+        _draw_place(axes, curves, labels)
+        at = f"{TITLES.get(x, x)}: {curves[0].x[0]:,.6g}"
+        axes.set_xlabel(f"{title} ({at})" if title else at)
+        return figure
     looks = {label: number for number, label in enumerate(sorted(set(labels), key=labels.index))}
     for curve, label in zip(curves, labels, strict=True):
         _draw_curve(axes, curve, looks[label], label, thin=len(curves) > NAMED_CURVES)
     axes.set_xlabel(TITLES.get(x, x))
-    axes.set_ylabel(TITLES.get(metric, metric))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_ylim(*typical_range(curves))
     if len(curves) > 1:
         handles, names = axes.get_legend_handles_labels()
         once = dict(zip(names, handles, strict=True))
@@ -134,61 +164,87 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
 
 def typical_range(curves: Sequence[MeanCurve]) -> tuple[float, float]:
     """Return a range for the y axis that leaves out outlying runs and the steep first tenth of the curves."""
-    low = min(float((curve.mean - curve.half).min()) for curve in curves)
-    tops = [float(np.quantile((curve.mean + curve.half)[len(curve.mean) // 10 :], 0.97)) for curve in curves]
+    lows, highs = zip(*map(_edges, curves), strict=True)
+    low = min(float(edge.min()) for edge in lows)
+    tops = [float(np.quantile(edge[len(edge) // 10 :], 0.97)) for edge in highs]
     quarter, most = np.quantile(tops, [0.25, 0.75])
-    top = min(max(float((c.mean + c.half).max()) for c in curves), most + 1.5 * (most - quarter) + 0.15 * (most - low))
+    top = min(max(float(edge.max()) for edge in highs), most + 1.5 * (most - quarter) + 0.15 * (most - low))
     margin = 0.04 * (top - low) or 0.5
     return low - margin, top + margin
 
 
-def _mean_curve(runs: Sequence[ComparedRun], metric: str, x: str) -> MeanCurve | None:
-    series = [run.series(metric, x) for run in runs]
+def _edges(curve: MeanCurve) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and the upper edge of what is drawn of a curve: its interval or, without one, its units."""
+    if len(curve.units) >= MIN_BAND_SEEDS:
+        return curve.mean - curve.half, curve.mean + curve.half
+    return curve.units.min(0), curve.units.max(0)
+
+
+def _mean(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the points x where all series have values, and the values of each there, (series, points)."""
+    series = [(xs, ys) for xs, ys in series if len(xs)]
+    if not series:
+        return np.empty(0), np.empty((0, 0))
     start, end = max(xs[0] for xs, _ in series), min(xs[-1] for xs, _ in series)
     longest = max((xs for xs, _ in series), key=len)
     grid = longest[(longest >= start) & (longest <= end)]
-    if not len(grid):
-        return None
-    grid = grid[np.unique(np.linspace(0, len(grid) - 1, min(len(grid), POINTS)).astype(int))]
-    values = np.stack([np.interp(grid, xs, ys) for xs, ys in series])  # (runs, points)
-    half = np.zeros(len(grid))
-    if len(runs) >= MIN_BAND_SEEDS:
-        half = stats.t.ppf(0.975, len(runs) - 1) * values.std(0, ddof=1) / np.sqrt(len(runs))
-    return MeanCurve(grid, values.mean(0), half, runs)
+    if len(grid):
+        grid = grid[np.unique(np.linspace(0, len(grid) - 1, min(len(grid), POINTS)).astype(int))]
+    return grid, np.stack([np.interp(grid, xs, ys) for xs, ys in series])
+
+
+def _mean_curve(label: str, settings: Mapping[str, Any], x: np.ndarray, units: np.ndarray, value: float) -> MeanCurve:
+    n = len(units)
+    half = np.full(len(x), np.nan)
+    if n >= MIN_BAND_SEEDS:
+        half = stats.t.ppf(0.975, n - 1) * units.std(0, ddof=1) / np.sqrt(n)
+    return MeanCurve(label, settings, x, units.mean(0), half, units, value)
 
 
 def _draw_curve(axes: Axes, curve: MeanCurve, look: int, label: str, thin: bool) -> None:
+    """Draw the mean, with its interval over three units or more; with two, also draw each unit."""
     color, dash = COLORS[look % len(COLORS)], DASHES[look // len(COLORS) % len(DASHES)]
-    marker = "o" if len(curve.x) == 1 else ""
-    axes.plot(
-        curve.x,
-        curve.mean,
-        dash,
-        color=color,
-        linewidth=0.7 if thin else None,
-        marker=marker,
-        markersize=3,
-        label=label,
-    )
-    if len(curve.runs) > 1:
-        low, high = curve.mean - curve.half, curve.mean + curve.half
+    axes.plot(curve.x, curve.mean, dash, color=color, linewidth=0.7 if thin else None, label=label)
+    if len(curve.units) >= MIN_BAND_SEEDS:
+        low, high = _edges(curve)
         axes.fill_between(curve.x, low, high, color=color, alpha=0.08 if thin else 0.2, linewidth=0)
+    elif len(curve.units) > 1 and not thin:
+        for unit in curve.units:
+            axes.plot(curve.x, unit, dash, color=color, linewidth=0.5, alpha=0.6)
 
 
-def _legend(curves: Sequence[MeanCurve], metric: str) -> tuple[str, list[str]]:
+def _draw_place(axes: Axes, curves: Sequence[MeanCurve], labels: Sequence[str]) -> None:
+    """Draw settings that have only one evaluation side by side: the mean with its interval, and each unit."""
+    for place, curve in enumerate(curves):
+        color = COLORS[place % len(COLORS)]
+        half = None if np.isnan(curve.half).all() else curve.half
+        axes.errorbar([place], curve.mean, half, None, "o", color=color, markersize=4, capsize=3)
+        if len(curve.units) > 1:
+            beside = place + 0.12 + np.zeros(len(curve.units))
+            axes.plot(beside, curve.units[:, 0], ".", color=color, markersize=3, alpha=0.6)
+    axes.set_xlim(-0.6, len(curves) - 0.4)
+    crowded = sum(map(len, labels)) > TICK_CHARS
+    axes.set_xticks(range(len(curves)), labels, rotation=90 if crowded else 0)
+    axes.grid(visible=False, axis="x")
+
+
+def _legend(curves: Sequence[MeanCurve]) -> tuple[str, list[str]]:
     """Return the legend's title and a label for each curve: the settings that differ.
 
     With more than `NAMED_CURVES` curves, the labels show only the setting that explains most.
     """
-    firsts = [curve.runs[0] for curve in curves]
-    keys = [key for key in differing_keys(firsts) if key != "seed"]
+    settings = [curve.settings for curve in curves]
+    keys = [key for key in distinct_keys(settings) if key != "seed"]
     names = short_names(keys)
+
+    def values_of(key: str) -> list[str]:
+        return [setting_text(setting.get(key), key)[:MAX_LEGEND_CHARS] for setting in settings]
+
     if len(curves) > NAMED_CURVES and keys:
-        outcomes = [outcome(run, metric) for run in firsts]
-        found = [importance(key, [run.value_of(key) for run in firsts], outcomes) for key in keys]
+        values = [curve.value for curve in curves]
+        found = [importance(key, [setting.get(key) for setting in settings], values) for key in keys]
         key = max((one for one in found if one), key=lambda one: one.share).key if any(found) else keys[0]
-        return names[key], [setting_text(run.value_of(key), key)[:MAX_LEGEND_CHARS] for run in firsts]
-    if len(keys) == 1:
-        return names[keys[0]], [setting_text(run.value_of(keys[0]), keys[0])[:MAX_LEGEND_CHARS] for run in firsts]
-    labels = [" ".join(f"{names[key]}={setting_text(run.value_of(key), key)}" for key in keys) for run in firsts]
-    return "", [(label or run.label)[:MAX_LEGEND_CHARS] for label, run in zip(labels, firsts, strict=True)]
+        return names[key], values_of(key)
+    if len(keys) == 1 and len(set(values_of(keys[0]))) == len(curves):
+        return names[keys[0]], values_of(keys[0])
+    return "", [curve.label[:MAX_LEGEND_CHARS] for curve in curves]

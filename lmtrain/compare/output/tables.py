@@ -1,17 +1,19 @@
 """Builds tables of runs and of conclusions about them, for a terminal of any width."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from rich import box
 from rich.cells import cell_len
 from rich.table import Table
 
-from lmtrain.compare.columns import Column
+from lmtrain.compare.columns import Column, with_commas
 from lmtrain.compare.labels import cut_middle
+from lmtrain.compare.reach_times import ReachResult
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.reach import MIN_PAIRS
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.compare.statistics.wording.numbers import p_in_table, plus_minus
 from lmtrain.terminal.units import duration, si
@@ -164,6 +166,32 @@ def reach_table(reached: Sequence[tuple[ComparedRun, Mapping[str, float] | None]
                 duration(place["seconds"]),
             )
     return table
+
+
+def setting_reach_table(reach: ReachResult) -> Table:
+    """Return a row per setting, soonest first, with medians over its seeds."""
+    table = plain_table("setting", "seeds", "reached", "median step", "95%", "tokens", "time", "p")
+    for setting in reach.settings[:SHOWN_GROUPS]:
+        medians = setting.medians
+        table.add_row(
+            cut_middle(setting.label, 2 * MAX_CELL),
+            str(setting.seeds),
+            str(setting.reached),
+            _interval_text(medians.get("step"), with_commas),
+            _interval_text(setting.intervals.get("step"), with_commas) if setting.seeds >= MIN_PAIRS else NOTHING,
+            _interval_text(medians.get("tokens"), si),
+            _interval_text(medians.get("seconds"), duration),
+            "" if setting.p is None else p_in_table(setting.p),
+        )
+    return table
+
+
+def _interval_text(interval: tuple[float, float] | None, show: Callable[[float], str]) -> str:
+    """Return a text such as `150–200`, or `> 600` without an upper end."""
+    if interval is None:
+        return NOTHING
+    low, high = interval
+    return f"{show(low)}–{show(high)}" if math.isfinite(high) else f"> {show(low)}"
 
 
 def plain_table(*headers: str) -> Table:

@@ -18,6 +18,7 @@ from lmtrain.compare.output.tables import (
     groups_table,
     reach_table,
     runs_table,
+    setting_reach_table,
 )
 from lmtrain.compare.run_values import direction_is_known, sign
 from lmtrain.compare.statistics.wording.numbers import degrees
@@ -97,6 +98,13 @@ def _show_reach(comparison: RunComparison) -> None:
     console.print(reach_table(reached[:REACHED_ROWS]))
     if len(reached) > REACHED_ROWS:
         _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
+    if comparison.reach is not None:
+        console.print()
+        console.print(setting_reach_table(comparison.reach))
+        if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
+            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
+        for sentence in comparison.reach.sentences:
+            console.print(sentence)
 
 
 def _print_heading(text: str) -> None:

@@ -83,6 +83,7 @@ def as_json(comparison: RunComparison) -> str:
         "interactions": [asdict(interaction) for interaction in conclusions.effects.interactions],
         "effect_sentences": effect_sentences(conclusions.effects),
         "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
+        "reach": comparison.reach and asdict(comparison.reach),
         "savings": [
             {
                 "better": worth.better.label,

@@ -21,9 +21,9 @@ def next_level(number: int, kept: int, *, level: float = FDR_LEVEL, planned: int
     (Javanmard & Montanari, 2015): level × share × (kept + 1). An idea is kept only when its e-value reaches 1 / its
     level. Then the expected share of false ideas among the kept ones is at most `level`, if each idea is judged once by
     e-values that depend on each other in any way, or if the largest e-values of the null ideas depend on each other
-    positively (Zrnic, Ramdas & Jordan, *Asynchronous online testing of multiple hypotheses*, JMLR 2021, for LOND). The
-    second is the case of ideas that are judged after every pair and share the baseline's runs. Ideas may run at the
-    same time, because the proofs need only that every idea counted in `kept` is kept in the end.
+    positively (PRDS; Zrnic, Ramdas & Jordan, *Asynchronous online testing of multiple hypotheses*, JMLR 2021, for
+    LOND). Ideas that are judged after every pair and share the baseline's runs need the second. Ideas may run at the
+    same time, because every idea counted in `kept` is kept in the end.
 
     Args:
         number: The number of ideas that have started before, plus 1.

@@ -48,19 +48,19 @@ def replicate_groups(
 
     Args:
         runs: The runs.
-        value: Returns the value of a run, whatever its status; NaN if the run has none.
+        value: Returns the value of a run; NaN if it has none. A diverged run has none, whatever this returns.
         timed: Whether the values are times or depend on them, so that settings count which change only the time.
     """
     members: dict[int, list[ComparedRun]] = {}
     for run, number in zip(runs, group_numbers(runs, timed=timed), strict=True):
         members.setdefault(number, []).append(run)
-    found = [(own, _outcomes(own, value)) for own in members.values()]
+    found = [(own, outcomes_of(own, value)) for own in members.values()]
     kept = [(own, outcomes) for own, outcomes in found if outcomes.values or outcomes.diverged]
     firsts = [own[0] for own, _ in kept]
     settings = [timed_setting(run) if timed else run.setting for run in firsts]
     keys = [key for key in distinct_keys(settings) if key != "seed"]
     origins = origin_texts(firsts)
-    labels = _group_labels(settings, origins, [bool(outcomes.values) for _, outcomes in kept])
+    labels = group_labels(firsts, [bool(outcomes.values) for _, outcomes in kept], timed=timed)
     starts = _starts(firsts, settings)
     groups, notes = [], []
     for (own, outcomes), label, setting, origin, start in zip(kept, labels, settings, origins, starts, strict=True):
@@ -73,7 +73,7 @@ def replicate_groups(
     return groups, [*_left_out(runs, value), *notes]
 
 
-def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> ReplicateGroup:
+def outcomes_of(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> ReplicateGroup:
     """Return a group with the values of its units, without a name.
 
     Runs of one unit are not independent, so they count as one value: their mean. A unit of which a fork diverged has
@@ -90,7 +90,7 @@ def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
     for unit, draws in by_unit.items():
         numbers, statuses = [], []
         for same in draws.values():
-            own = [number for run in same if np.isfinite(number := value(run))]
+            own = [number for run in same if run.status != DIVERGED.status and np.isfinite(number := value(run))]
             if own:
                 numbers.append(float(np.mean(own)))
             else:
@@ -104,10 +104,12 @@ def _outcomes(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
     return ReplicateGroup("", {}, values, None, tuple(diverged), missing)
 
 
-def _group_labels(
-    settings: Sequence[Mapping[str, Any]], origins: Sequence[str], has_value: Sequence[bool]
-) -> list[str]:
-    """Return a label for each group. Groups with values are named by what differs among them, as far as that names."""
+def group_labels(firsts: Sequence[ComparedRun], has_value: Sequence[bool], *, timed: bool = False) -> list[str]:
+    """Return a label for each group, of which the first run is given.
+
+    Groups with values are named by what differs among them, as far as that names them.
+    """
+    settings, origins = [timed_setting(run) if timed else run.setting for run in firsts], origin_texts(firsts)
     labels = labels_of(settings, [key for key in distinct_keys(settings) if key != "seed"])
     valued = [setting for setting, has in zip(settings, has_value, strict=True) if has]
     short = iter(labels_of(valued, [key for key in distinct_keys(valued) if key != "seed"]))
@@ -198,7 +200,7 @@ def _left_out(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]
     """Return a note for each status of the runs that are left out of the means."""
     out: dict[str, list[ComparedRun]] = {}
     for run in runs:
-        if not np.isfinite(value(run)):
+        if run.status == DIVERGED.status or not np.isfinite(value(run)):
             out.setdefault(run.status, []).append(run)
     without = {COMPLETED.status: "completed without this value"}
     return [

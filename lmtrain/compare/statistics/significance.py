@@ -87,12 +87,12 @@ def spearman(xs: Values, ys: Values) -> Correlation | None:
     n = len(xs)
     if n < FEWEST_RANKED or len(set(xs)) == 1 or len(set(ys)) == 1:
         return None
-    r = float(np.clip(np.corrcoef(ranks(xs), ranks(ys))[0, 1], -1, 1))
+    r = float(np.clip(np.corrcoef(mean_ranks(xs), mean_ranks(ys))[0, 1], -1, 1))
     t = abs(r) * math.sqrt((n - 2) / max(1 - r**2, 1e-300))
     return Correlation(r, two_sided_p(t, n - 2), n)
 
 
-def ranks(values: Values) -> np.ndarray:
+def mean_ranks(values: Values) -> np.ndarray:
     """Return the ranks, from 1; equal values get the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])

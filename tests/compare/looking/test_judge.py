@@ -168,8 +168,8 @@ def test_runs_of_which_no_sweep_tells_are_named_in_a_note(sweep: Path, tmp_path:
     run_jobs(sweep, range(1, 4), {0.001: 3.0, 0.003: 3.1})
     comparison = judged(sweep)
     assert comparison.looks.mode == "unknown"
-    (note,) = [note for note in comparison.notes if "use --again" in note]
-    assert "no single sweep with a design.jsonl" in note
+    (note,) = [note for note in comparison.notes if "use --again" in note.text]
+    assert "no single sweep with a design.jsonl" in note.text
     # A record that begins after the runs tells nothing about them.
     start(sweep, range(1, 4))
     assert "had results before its design was recorded" in judged(sweep).looks.reason

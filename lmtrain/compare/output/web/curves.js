@@ -111,11 +111,13 @@ function drawCurves() {
   if (!drawn.length) notes.push(numbers.length ? `None of the selected runs has ${state.metric}.` : "No run is selected.");
   if (typical) notes.push(`Values above ${valueText(Number(typical.top.toPrecision(3)))} are cut off. Choose “whole range” or double-click to see them.`);
   if (averaged && drawn.some((one) => one.curve.size > 1)) notes.push("A mean ends where its shortest run ends.");
+  const left = averaged ? numbers.filter((number) => !counts(number)).length : 0;
+  if (left) notes.push(`Not in the means: ${left} run${left > 1 ? "s" : ""} without a value of ${data.value}.`);
   if (state.smooth) notes.push(`Each point is an exponential moving average over ${state.smooth}% of its run.`);
   byId("note").textContent = notes.join(" ");
 }
 
-const groupLabel = (members, size) => `${settingsOf(members[0])} (${size} seed${size > 1 ? "s" : ""})`;
+const groupLabel = (members, size) => `${runs[members[0]].setting} (${size} seed${size > 1 ? "s" : ""})`;
 
 function drawLegend(looks, drawn) {
   const few = drawn.length <= 8 && (state.color === "run" || state.color === "group");

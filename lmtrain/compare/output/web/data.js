@@ -80,16 +80,30 @@ function curve(number) {
   return { x: onAxis(number, found.meanStep, state.x), y };
 }
 
-// The mean and band of runs that differ only in the seed, over the range where all of them have values.
-function band(numbers) {
-  const curves = numbers.map(curve).filter((found) => found && found.x.every(Number.isFinite));
-  if (!curves.length) return null;
+// Whether a run is part of the mean of its setting. A diverged run is not, and neither is one that was never evaluated
+// where the runs are compared.
+const counts = (number) => runs[number].outcome !== null;
+
+// The mean of curves, over the range where all of them have values; `rows` has their values at each point.
+function meanOf(curves) {
   const start = Math.max(...curves.map((one) => one.x[0]));
   const end = Math.min(...curves.map((one) => one.x[one.x.length - 1]));
   const grid = curves.reduce((a, b) => (a.x.length >= b.x.length ? a : b)).x.filter((x) => x >= start && x <= end);
-  if (!grid.length) return null;
   const rows = grid.map((x) => curves.map((one) => interpolate(one.x, one.y, x)));
-  const mean = rows.map((row) => row.reduce((a, b) => a + b) / row.length);
+  return grid.length ? { x: grid, y: rows.map((row) => row.reduce((a, b) => a + b) / row.length), rows } : null;
+}
+
+// The mean and band of the runs of a setting. Runs of one unit (a repeated seed, the forks of one run) count as one.
+function band(numbers) {
+  const units = new Map();
+  for (const number of numbers.filter(counts)) {
+    const found = curve(number);
+    if (found && found.x.every(Number.isFinite)) units.set(runs[number].unit, [...(units.get(runs[number].unit) || []), found]);
+  }
+  const curves = [...units.values()].map((own) => (own.length > 1 ? meanOf(own) : own[0])).filter(Boolean);
+  const found = curves.length ? meanOf(curves) : null;
+  if (!found) return null;
+  const { x, y: mean, rows } = found;
   const half = (row, middle) => {
     const variance = row.reduce((sum, y) => sum + (y - middle) ** 2, 0) / (row.length - 1);
     return data.t[row.length - 1] * Math.sqrt(variance / row.length);
@@ -98,7 +112,7 @@ function band(numbers) {
     row.length < 2 ? [mean[index], mean[index]]
       : state.seeds === "range" ? [Math.min(...row), Math.max(...row)]
         : [mean[index] - half(row, mean[index]), mean[index] + half(row, mean[index])]);
-  return { x: grid, y: mean, low: edges.map((edge) => edge[0]), high: edges.map((edge) => edge[1]), size: curves.length };
+  return { x, y: mean, low: edges.map((edge) => edge[0]), high: edges.map((edge) => edge[1]), size: curves.length };
 }
 
 function textOf(number) {
@@ -151,7 +165,7 @@ function coloring() {
     const numbers = kinds[kind](), firsts = new Map();
     for (const [number, group] of numbers.entries()) if (!firsts.has(group)) firsts.set(group, number);
     const named = kind === "group" && firsts.size <= MAX_LEGEND;
-    return { of: numbers.map(look), legend: named ? [...firsts].map(([group, number]) => ({ value: settingsOf(number), ...look(group) })) : [] };
+    return { of: numbers.map(look), legend: named ? [...firsts].map(([group, number]) => ({ value: runs[number].setting, ...look(group) })) : [] };
   }
   const column = data.keys.findIndex(({ key }) => key === state.color);
   const values = runs.map((run) => run.values[column]);
@@ -193,10 +207,6 @@ function duration(seconds) {
   const rest = small ? Math.floor((seconds % size) / small) : 0;
   return small ? `${Math.floor(seconds / size)}${name} ${rest}${smallName}` : `${Number(seconds.toPrecision(3))}s`;
 }
-
-// A run's settings that differ between runs, without the seed.
-const settingsOf = (number) => data.keys.map(({ key, name }, index) => (key === "seed" ? null : `${name}=${valueText(runs[number].values[index])}`))
-  .filter(Boolean).join(" ") || runs[number].label;
 
 // Sorts from best to worst; runs without an outcome are last.
 const byOutcome = (a, b) => (runs[a].outcome === null) - (runs[b].outcome === null) || data.sign * (runs[a].outcome - runs[b].outcome);

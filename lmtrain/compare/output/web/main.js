@@ -35,7 +35,7 @@ function buildWords() {
   for (const run of runs) counts.set(run.status, (counts.get(run.status) || 0) + 1);
   const best = bestRuns(1)[0];
   byId("summary").textContent = [...counts].map(([status, count]) => `${count} ${status}`).join(", ") +
-    (best === undefined ? "" : `. Best ${data.metric}: ${fixed(runs[best].outcome)}, ${runs[best].label}`);
+    (best === undefined ? "" : `. Best ${data.value}: ${fixed(runs[best].outcome)}, ${runs[best].label}`);
 }
 
 function buildLineage() {

@@ -27,7 +27,7 @@ function parallelAxes() {
     .filter(({ key }) => key !== "seed");
   // The settings that explain most are next to the outcome.
   const chosen = settings.sort((a, b) => (byShare.get(b.key) ?? -1) - (byShare.get(a.key) ?? -1)).slice(0, MAX_AXES).reverse();
-  return [...chosen, { key: "outcome", name: `best ${data.metric}`, values: runs.map((run) => run.outcome) }]
+  return [...chosen, { key: "outcome", name: data.value, values: runs.map((run) => run.outcome) }]
     .map((axis) => ({ ...axis, ...scaleOf(axis.values, axis.key !== "outcome") }));
 }
 
@@ -101,13 +101,12 @@ const pText = (p) => (p === null ? "–" : p < 0.001 ? "< 0.001" : p.toFixed(3))
 function buildImportance() {
   if (!data.importance.length) return;
   byId("importance-part").hidden = false;
-  const head = ["setting", "explains alone", "p", "effect", "p", "values", "runs"].map((name) => element("th", { scope: "col" }, name));
-  const rows = data.importance.map(({ key, share, p, size, effect_p: effectP, levels, runs: count }) => {
+  const head = ["setting", "explains alone", "chance", "p", "effect", "p", "values", "settings"].map((name) => element("th", { scope: "col" }, name));
+  const rows = data.importance.map(({ key, share, chance, p, size, effect_p: effectP, levels, runs: count }) => {
     const bar = element("span", { className: "bar" });
     bar.style.width = `${Math.max(1, 100 * share)}px`;
-    const name = key === "seed" ? "seed (chance: shares near this one are noise)" : key;
-    return element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, bar, ` ${Math.round(100 * share)}%`),
-      ...[pText(p), valueText(size === null ? null : Number(size.toPrecision(2))), pText(effectP), levels, count].map((text) => element("td", { className: "number" }, text)));
+    return element("tr", {}, element("th", { scope: "row" }, key), element("td", {}, bar, ` ${Math.round(100 * share)}%`),
+      ...[`${Math.round(100 * chance)}%`, pText(p), valueText(size === null ? null : Number(size.toPrecision(2))), pText(effectP), levels, count].map((text) => element("td", { className: "number" }, text)));
   });
   byId("importance").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows));
 }

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import special
 
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.significance import ranks
+from lmtrain.compare.statistics.significance import mean_ranks
 
 MOST_EXACT = 60  # runs of both settings together, up to which all ways to divide the ranks are counted
 
@@ -19,7 +19,7 @@ def rank_test(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> float:
     """
     values = [sign * value for group in (a, b) for value in (*group.sample, *[sign * math.inf] * len(group.diverged))]
     first = len(a.values) + len(a.diverged)
-    twice = np.rint(2 * ranks(values)).astype(int)  # ties have half ranks
+    twice = np.rint(2 * mean_ranks(values)).astype(int)  # ties have half ranks
     n = len(twice)
     if not 0 < first < n:
         return 1.0
@@ -41,7 +41,7 @@ def mean_rank_is_better(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> bool
     """Return whether the first setting has the better mean rank, diverged runs counted as the worst."""
     values = [sign * value for group in (a, b) for value in (*group.sample, *[sign * math.inf] * len(group.diverged))]
     first = len(a.values) + len(a.diverged)
-    places = ranks(values)
+    places = mean_ranks(values)
     return bool(places[:first].mean() < places[first:].mean())
 
 

@@ -1,15 +1,16 @@
-"""Finds out whether runs are looked at under equal conditions: the same point of a schedule, budget and machine."""
+"""Finds out whether runs are compared under equal conditions: the same point of a schedule, budget and machine."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lmtrain.compare.columns import place_text
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.notes import Note
-from lmtrain.compare.run_values import EqualPlace
-from lmtrain.compare.runs import ComparedRun
+from lmtrain.compare.run_values import ComparedValue, EqualPlace
+from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import COMPLETED
 from lmtrain.files.numbers import as_float
 from lmtrain.terminal.as_text import first_few
@@ -67,6 +68,21 @@ def length_key(run: ComparedRun) -> str:
     return next((key for key in ("scheduler.max_steps", "trainer.max_steps") if key in run.config), "trainer.max_steps")
 
 
+def condition_notes(runs: Sequence[ComparedRun], value: ComparedValue) -> list[Note]:
+    """Return notes about runs that are compared under unequal conditions.
+
+    Args:
+        runs: The runs that have a value.
+        value: The value that represents a run.
+    """
+    notes = [] if value.place is None else schedule_notes(runs, value.place, intended=value.chosen)
+    if value.kind == "final":
+        notes += budget_notes(runs, value.metric)
+    if value.is_timed:
+        notes += machine_notes(runs, timed_metric=value.kind != "at-seconds")
+    return notes
+
+
 def schedule_notes(runs: Sequence[ComparedRun], equal: EqualPlace, *, intended: bool) -> list[Note]:
     """Return a note if the runs are at different points of their schedules, because a decay lowers the loss.
 
@@ -114,9 +130,7 @@ def budget_notes(runs: Sequence[ComparedRun], metric: str) -> list[Note]:
     ]
 
 
-def machine_notes(
-    runs: Sequence[ComparedRun], setting: Callable[[ComparedRun], Hashable], *, timed_metric: bool
-) -> list[Note]:
+def machine_notes(runs: Sequence[ComparedRun], *, timed_metric: bool) -> list[Note]:
     """Return a note if times are compared that the machines may explain.
 
     The settings must have run on the same machines, equally often; or each run on a machine of its own, all of the same
@@ -124,15 +138,14 @@ def machine_notes(
 
     Args:
         runs: The runs that have a value.
-        setting: Returns what runs of the same setting have in common.
         timed_metric: Whether the metric itself is a speed or a time.
     """
     machines = {run.label: tuple(str(run.environment.get(key)) for key in ("host", "cpu", "device")) for run in runs}
     if len(set(machines.values())) < 2:
         return []
-    used: dict[Hashable, list[tuple[str, ...]]] = {}
-    for run in runs:
-        used.setdefault(setting(run), []).append(machines[run.label])
+    used: dict[int, list[tuple[str, ...]]] = {}
+    for run, setting in zip(runs, group_numbers(runs, timed=True), strict=True):
+        used.setdefault(setting, []).append(machines[run.label])
     balanced = len({tuple(sorted(own)) for own in used.values()}) == 1
     alike = len({machine[1:] for machine in machines.values()}) == 1 and len(set(machines.values())) == len(runs)
     different = [number for number in range(3) if len({machine[number] for machine in machines.values()}) > 1]

@@ -2,40 +2,26 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from lmtrain.compare.columns import place_text
+from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.notes import Note, names
-from lmtrain.compare.run_values import EqualPlace, deciding_runs
-from lmtrain.compare.runs import ComparedRun
+from lmtrain.compare.run_values import ComparedValue, EqualPlace, deciding_runs
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, UNSUCCESSFUL
 
 ENDED = UNSUCCESSFUL | {COMPLETED.status, PRUNED.status}  # the other statuses may still change
 
 
-def completion_notes(
-    runs: Sequence[ComparedRun],
-    metric: str,
-    value: Callable[[ComparedRun], float],
-    equal: EqualPlace | None,
-    *,
-    chosen: bool,
-) -> list[Note]:
-    """Return notes about runs that have not completed and about runs without a value.
-
-    Args:
-        runs: The runs.
-        metric: The metric.
-        value: Returns the value of a run; NaN if it has none.
-        equal: The step at which the runs are compared; None if they are not compared at a step.
-        chosen: Whether the user chose this step.
-    """
-    with_value = [run for run in runs if math.isfinite(value(run))]
+def completion_notes(runs: Sequence[ComparedRun], value: ComparedValue) -> list[Note]:
+    """Return notes about runs that have not completed and about runs without a value."""
+    with_value = [run for run in runs if math.isfinite(value.of(run))]
+    metric, equal = value.metric, value.place if value.kind == "at-step" else None
     unfinished = [run for run in with_value if run.status != COMPLETED.status]
     found = []
     decided_by_unfinished = any(run.status != COMPLETED.status for run in deciding_runs(runs, metric))
     if len(with_value) > 1 and (
-        decided_by_unfinished or (chosen and any(run.status not in ENDED for run in unfinished))
+        decided_by_unfinished or (value.chosen and any(run.status not in ENDED for run in unfinished))
     ):
         found.append(_preliminary(unfinished, with_value, equal))
     elif unfinished:
@@ -44,7 +30,7 @@ def completion_notes(
             f"({names(unfinished)})"
         )
         found.append(Note("unfinished", text, [run.label for run in unfinished]))
-    if equal and not chosen:
+    if equal and not value.chosen:
         found += _completed_elsewhere(runs, metric, equal)
     return found + _all_in_common(runs, with_value, metric)
 

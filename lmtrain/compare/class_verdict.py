@@ -1,0 +1,72 @@
+"""Draws the conclusions about runs whose values measure the same."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lmtrain.compare.comparable.completion import completion_notes
+from lmtrain.compare.comparable.conditions import condition_notes
+from lmtrain.compare.compared_run import ComparedRun
+from lmtrain.compare.looking.judge import judge
+from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.notes import Note
+from lmtrain.compare.run_values import ComparedValue
+from lmtrain.compare.statistics.conclusions import Conclusions, conclude
+from lmtrain.compare.statistics.noise.baseline import find_baseline
+from lmtrain.compare.statistics.replicates import replicate_groups
+
+
+@dataclass(frozen=True)
+class ClassVerdict:
+    """What can be said of runs whose values measure the same, and the notes that belong to it."""
+
+    conclusions: Conclusions
+    looks: Looks
+    notes: Sequence[Note]
+
+
+def class_verdict(
+    runs: Sequence[ComparedRun],
+    value: ComparedValue,
+    *,
+    mode: Mode | None = None,
+    marks: Sequence[str] = (),
+    difference: float | None = None,
+    baseline: str | None = None,
+    margin: float | None = None,
+) -> ClassVerdict:
+    """Compare the settings of runs whose values measure the same.
+
+    Args:
+        runs: The runs.
+        value: The value that represents a run.
+        mode: How often the results were looked at; None means what the files of the runs' sweep say.
+        marks: Words that each verdict begins with.
+        difference: The difference for which to say how many seeds a planned comparison needs.
+        baseline: The setting to compare all others with, as `find_baseline` reads it; None means the best one.
+        margin: A difference that is too small to matter.
+    """
+    with_value = [run for run in runs if math.isfinite(value.of(run))]
+    groups, about_groups = replicate_groups(runs, value.of, timed=value.is_timed)
+    notes = [*condition_notes(with_value, value), *completion_notes(runs, value), *about_groups]
+    refused = [note.text for note in notes if note.refuses]
+    named = None if baseline is None else find_baseline(baseline, groups, runs)
+    conclusions = conclude(groups, sign=value.better, refused=refused, baseline=named, margin=margin)
+    conclusions, looks, about_looks = judge(conclusions, runs, value.better, mode, difference)
+    if looks.mode == "again" and (named or margin is not None):
+        about_looks = [*about_looks, "--baseline and --margin need a planned comparison; they were not used"]
+    marks = list(dict.fromkeys([*marks, *(note.mark for note in notes if note.mark and not note.refuses)]))
+    return ClassVerdict(_marked(conclusions, marks), looks, [*notes, *(Note("looks", text) for text in about_looks)])
+
+
+def _marked(conclusions: Conclusions, marks: Sequence[str]) -> Conclusions:
+    """Return the conclusions with the marks in front of the first sentence and of each verdict on two settings."""
+    if not (marks and conclusions.comparisons):
+        return conclusions
+    mark = f"{', '.join(marks)}: "
+    verdicts = {conclusions.sentences[0], *(one.sentence for one in conclusions.comparisons)}
+    return replace(
+        conclusions,
+        comparisons=[replace(one, sentence=mark + one.sentence) for one in conclusions.comparisons],
+        sentences=[mark + text if text in verdicts else text for text in conclusions.sentences],
+    )
