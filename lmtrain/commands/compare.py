@@ -74,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
             asked=options.columns and options.columns.split(","),
             mode=options.mode,
             about_choice=about_choice,
+            baseline=options.baseline,
+            margin=options.margin,
         )
         contents = {file: output_bytes(kind, comparison) for kind, file in files.items()}
         piped = contents.pop("-", None)
@@ -113,6 +115,17 @@ def make_parser() -> OptionParser:
     )
     parser.add_argument(
         "--value", choices=VALUE_KINDS, default="at-step", help="value of a run for the statistics (default: at-step)"
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="SETTING",
+        help="setting to compare all others with, such as lr=0.003, a label or a run directory (default: the best)",
+    )
+    parser.add_argument(
+        "--margin",
+        type=Number(above=0),
+        metavar="D",
+        help="also say which settings are the same within D, or no worse than the baseline by D",
     )
     parser.add_argument(
         "--difference",

