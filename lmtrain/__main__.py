@@ -23,13 +23,14 @@ VERBS = {  # each verb's module in lmtrain.commands
     "sample": "sample",
     "import": "import_nanogpt",
     "compare": "compare",
+    "confirm": "confirm",
     "decide": "decide",
     "verify-resume": "verify_resume",
     "benchmark": "benchmark",
     "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
-FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "decide")
+FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "decide", "confirm")
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.notes import Note
 from lmtrain.compare.run_values import ComparedValue
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
-from lmtrain.compare.statistics.noise.baseline import find_baseline
-from lmtrain.compare.statistics.replicates import replicate_groups
+from lmtrain.compare.statistics.group import ReplicateGroup
 
 
 @dataclass(frozen=True)
@@ -25,37 +24,50 @@ class ClassVerdict:
     notes: Sequence[Note]
 
 
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asks of a verdict.
+
+    Attributes:
+        mode: How often the results were looked at; None means what the files of the runs' sweep say.
+        marks: Words that each verdict begins with.
+        difference: The difference for which to say how many seeds a planned comparison needs.
+        baseline: The group to compare all others with; None means the best one.
+        margin: A difference that is too small to matter.
+    """
+
+    mode: Mode | None = None
+    marks: Sequence[str] = ()
+    difference: float | None = None
+    baseline: ReplicateGroup | None = None
+    margin: float | None = None
+
+
 def class_verdict(
     runs: Sequence[ComparedRun],
     value: ComparedValue,
-    *,
-    mode: Mode | None = None,
-    marks: Sequence[str] = (),
-    difference: float | None = None,
-    baseline: str | None = None,
-    margin: float | None = None,
+    groups: Sequence[ReplicateGroup],
+    about_groups: Sequence[Note],
+    wishes: Wishes,
 ) -> ClassVerdict:
     """Compare the settings of runs whose values measure the same.
 
     Args:
         runs: The runs.
         value: The value that represents a run.
-        mode: How often the results were looked at; None means what the files of the runs' sweep say.
-        marks: Words that each verdict begins with.
-        difference: The difference for which to say how many seeds a planned comparison needs.
-        baseline: The setting to compare all others with, as `find_baseline` reads it; None means the best one.
-        margin: A difference that is too small to matter.
+        groups: The runs' groups of replicates.
+        about_groups: Notes about the groups.
+        wishes: What the user asks. A baseline that is none of the groups is ignored.
     """
     with_value = [run for run in runs if math.isfinite(value.of(run))]
-    groups, about_groups = replicate_groups(runs, value.of, timed=value.is_timed)
     notes = [*condition_notes(with_value, value), *completion_notes(runs, value), *about_groups]
     refused = [note.text for note in notes if note.refuses]
-    named = None if baseline is None else find_baseline(baseline, groups, runs)
-    conclusions = conclude(groups, sign=value.better, refused=refused, baseline=named, margin=margin)
-    conclusions, looks, about_looks = judge(conclusions, runs, value.better, mode, difference)
-    if looks.mode == "again" and (named or margin is not None):
+    baseline = next((group for group in groups if group is wishes.baseline), None)
+    conclusions = conclude(groups, sign=value.better, refused=refused, baseline=baseline, margin=wishes.margin)
+    conclusions, looks, about_looks = judge(conclusions, runs, value.better, wishes.mode, wishes.difference)
+    if looks.mode == "again" and (baseline is not None or wishes.margin is not None):
         about_looks = [*about_looks, "--baseline and --margin need a planned comparison; they were not used"]
-    marks = list(dict.fromkeys([*marks, *(note.mark for note in notes if note.mark and not note.refuses)]))
+    marks = list(dict.fromkeys([*wishes.marks, *(note.mark for note in notes if note.mark and not note.refuses)]))
     return ClassVerdict(_marked(conclusions, marks), looks, [*notes, *(Note("looks", text) for text in about_looks)])
 
 

@@ -5,12 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lmtrain.compare.class_verdict import class_verdict
+from lmtrain.compare.class_verdict import Wishes, class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.looking.looks import Looks, Mode
+from lmtrain.compare.looking.picked import notes_on_picking
 from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
-from lmtrain.compare.reach_times import ReachResult, when_settings_reach
+from lmtrain.compare.reach.run_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
     ComparedValue,
     EqualPlace,
@@ -22,8 +23,8 @@ from lmtrain.compare.run_values import (
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions
-from lmtrain.compare.statistics.members import Member, members
-from lmtrain.compare.statistics.replicates import repeated_runs
+from lmtrain.compare.statistics.noise.baseline import find_baseline
+from lmtrain.compare.statistics.replicates import Member, members, repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED
 from lmtrain.terminal.units import counted
 
@@ -128,19 +129,15 @@ def compare(
     asked_columns = None
     if asked is not None:
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
-    marks = [note.mark for note in about_choice if note.mark]
     # Runs that measure different things get no verdict against each other.
+    grouped = [replicate_groups(alike.runs, chosen.of, timed=chosen.is_timed) for alike in measured.alike]
+    named = None
+    if baseline is not None:
+        named = find_baseline(baseline, [group for groups, _ in grouped for group in groups], runs)
+    wishes = Wishes(mode, [note.mark for note in about_choice if note.mark], difference, named, margin)
     verdicts = [
-        class_verdict(
-            alike.runs,
-            chosen,
-            mode=mode,
-            marks=marks,
-            difference=difference,
-            baseline=None if place else baseline,  # a setting of the class whose verdicts are shown in tables
-            margin=margin,
-        )
-        for place, alike in enumerate(measured.alike)
+        class_verdict(alike.runs, chosen, groups, about_groups, wishes)
+        for alike, (groups, about_groups) in zip(measured.alike, grouped, strict=True)
     ]
     conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
     about_measurement = [Note("measurement", text) for text in measured.notes]
@@ -158,7 +155,14 @@ def compare(
         members=members(runs, chosen.of, timed=chosen.is_timed),
         conclusions=conclusions,
         looks=verdicts[0].looks,
-        notes=[*repeated_runs(runs), *about_choice, *about_direction, *about_measurement, *of_classes.values()],
+        notes=[
+            *repeated_runs(runs),
+            *about_choice,
+            *notes_on_picking(runs),
+            *about_direction,
+            *about_measurement,
+            *of_classes.values(),
+        ],
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],

@@ -10,14 +10,14 @@ from typing import Any
 
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.labels import hashable, setting_text
+from lmtrain.compare.notes import names
 from lmtrain.files.numbers import is_number
-from lmtrain.terminal.as_text import first_few, printable
+from lmtrain.terminal.as_text import printable
 from lmtrain.terminal.units import counted
 
 BITS_PER_BYTE = "val/bits_per_byte"
 CONVERTIBLE = ("val/loss", "val/perplexity")  # they count per token, so another tokenizer changes what they mean
 WHOLE_SPLIT = "whole split"
-MAX_NAMED = 3
 # The ways in which two measurements can differ, each with the way out.
 WAYS_OUT: Mapping[str, str] = {
     "data": "evaluate them on the same tokens (evaluate RUN --data FOLDER), or train them on the same data",
@@ -233,7 +233,7 @@ def _no_verdict(first: MeasuredAlike, other: MeasuredAlike, metric: str) -> str:
         way_out = WAYS_OUT["text"] + f"; then {BITS_PER_BYTE} measures the same"
     by_name = keys[0] in ("tokens", "changed")  # the title does not tell which runs are meant
     sides = [
-        f"{one.title([two])} ({_names(one.runs) if by_name else counted(len(one.runs), 'run')})"
+        f"{one.title([two])} ({names(one.runs) if by_name else counted(len(one.runs), 'run')})"
         for one, two in ((first, other), (other, first))
     ]
     return f"no verdict between {' and '.join(sides)}: their {metric} does not measure the same; {way_out}"
@@ -258,10 +258,10 @@ def _unknown(runs: Sequence[ComparedRun], metric: str, steps: Sequence[float] | 
     old = [(run, own) for run in runs if not (own := measurement(run, metric, steps)).recorded]
     notes = []
     if missing := [run for run, own in old if own.data is None or own.block_size is None]:
-        notes.append(f"what they measured is not recorded: {_names(missing)}; they are taken as comparable")
+        notes.append(f"what they measured is not recorded: {names(missing)}; they are taken as comparable")
     if by_seed := [run for run, own in old if isinstance(own.tokens, int) and "trainer.eval_tokens" not in run.config]:
         notes.append(
-            f"an older version evaluated each seed on another part of the split ({_names(by_seed)}); the noise between "
+            f"an older version evaluated each seed on another part of the split ({names(by_seed)}); the noise between "
             "seeds includes that"
         )
     return notes
@@ -273,13 +273,9 @@ def _other_masks(runs: Sequence[ComparedRun], metric: str, steps: Sequence[float
         return []
     with_mask = [run for run in runs if masked.get(run.label)]
     return [
-        f"with mask_documents, a token is predicted from its own document only: {_names(with_mask)}; the others also "
+        f"with mask_documents, a token is predicted from its own document only: {names(with_mask)}; the others also "
         "see the documents before it"
     ]
-
-
-def _names(runs: Iterable[ComparedRun]) -> str:
-    return first_few((run.label for run in runs), MAX_NAMED, separator="; ")
 
 
 def _weights(run: ComparedRun) -> str | None:

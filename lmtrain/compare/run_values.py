@@ -67,13 +67,14 @@ def deciding_runs(runs: Sequence[ComparedRun], metric: str) -> list[ComparedRun]
 def equal_places(runs: Sequence[ComparedRun], metric: str, at_step: int | None = None) -> dict[str, EqualPlace]:
     """Return, for each axis, the furthest place that all deciding runs reached.
 
-    An axis that one of these runs does not have is left out.
+    A run without usable numbers on an axis has no say about it. An axis that fewer than two runs have is left out,
+    unless there is only one run.
     """
     deciding = deciding_runs(runs, metric)
     places = {}
     for axis in AXES:
-        points = [run.series(metric, axis)[0] for run in deciding]
-        if not points or not all(map(len, points)):
+        points = [xs for run in deciding if is_usable(xs := run.series(metric, axis)[0])]
+        if len(points) < min(2, max(1, len(deciding))):
             continue
         shared = set(points[0].tolist()).intersection(*(xs.tolist() for xs in points[1:]))
         place = max(shared) if axis == "step" and shared else min(float(xs[-1]) for xs in points)
@@ -83,18 +84,24 @@ def equal_places(runs: Sequence[ComparedRun], metric: str, at_step: int | None =
     return places
 
 
+def is_usable(xs: np.ndarray) -> bool:
+    """Return whether the places on an axis are those of a run; damaged ones may be negative or fall."""
+    return bool(len(xs)) and 0 <= xs.min() and xs.max() == xs[-1]
+
+
 def value_at(run: ComparedRun, metric: str, equal: EqualPlace) -> float:
     """Return the metric at a place, interpolated between evaluations; NaN outside the run.
 
     The interpolation is linear over the logarithm of the axis: a loss bends less over it, so that a run with few
-    evaluations is at no disadvantage.
+    evaluations is at no disadvantage. Only the stretch after place 0 has no logarithm.
     """
     xs, ys = run.series(metric, equal.axis)
-    if not len(xs) or not xs[0] <= equal.place <= xs[-1]:
+    if not (is_usable(xs) and xs[0] <= equal.place <= xs[-1]):
         return math.nan
-    if equal.place in xs or xs[0] <= 0:
+    positive = xs > 0
+    if equal.place in xs or equal.place < xs[positive][0]:
         return float(np.interp(equal.place, xs, ys))
-    return float(np.interp(math.log(equal.place), np.log(xs), ys))
+    return float(np.interp(math.log(equal.place), np.log(xs[positive]), ys[positive]))
 
 
 def shared_steps(runs: Sequence[ComparedRun], metric: str) -> np.ndarray:

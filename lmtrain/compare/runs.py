@@ -21,7 +21,7 @@ from lmtrain.compare.settings import changes_time, differing
 from lmtrain.errors import COMPLETED
 from lmtrain.files.links import refuse_links
 from lmtrain.files.numbers import as_float
-from lmtrain.run.directory import RUN_FILES, status_without_result
+from lmtrain.run.directory import CONFIRM_FILE, RUN_FILES, status_without_result
 from lmtrain.terminal.as_text import printable, visible
 
 __all__ = ["AXES", "ComparedRun", "differing_keys", "forked_from", "load_runs", "origin_texts", "with_labels"]
@@ -35,8 +35,9 @@ SKIPPED_FOLDERS = {CHECKPOINTS, ".hydra", "wandb", "bad-batches", ".git", "__pyc
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[ComparedRun]:
     """Load all runs at or below the given paths, each once, in the given order.
 
-    A path may be a run directory, any folder above run directories, or a glob. Runs may still be running. A run with a
-    damaged file, and damaged lines of metrics, are left out and reported through `warn` (default: printed to stderr).
+    A path may be a run directory, any folder above run directories, or a glob. Runs may still be running. Those in a
+    folder of `python -m lmtrain confirm` are loaded only if a path leads into that folder. A run with a damaged file,
+    and damaged lines of metrics, are left out and reported through `warn` (default: printed to stderr).
 
     Raises:
         ValueError: a path does not exist or has no runs.
@@ -184,6 +185,8 @@ def _run_directories(folder: Path) -> list[Path]:
         except OSError:
             continue
         names = {entry.name for entry in entries}
+        if CONFIRM_FILE in names and path != os.fspath(folder):
+            continue  # its runs were made to confirm the others, which were selected; mixed, they would confirm nothing
         if "config.yaml" in names and names & {"metrics.jsonl", "result.json", "environment.json"}:
             found.append(Path(path))
         else:

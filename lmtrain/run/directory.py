@@ -23,6 +23,8 @@ from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
 SWEEP_CONFIG = "multirun.yaml"  # Hydra's name for the config in a sweep's directory
+SEARCH_FILE = "search.json"  # the trials of a search, in its directory
+CONFIRM_FILE = "confirm.json"  # which settings a folder of `confirm` runs again, and with which seeds
 # The files of a run that commands read, besides its checkpoints.
 RUN_FILES = (
     ".hydra",

@@ -258,7 +258,7 @@ def test_a_filter_by_the_result_marks_the_verdict(comparison: RunComparison, cap
         return content
 
     completed = read("--filter", "status=completed")
-    assert completed["sentences"][1].startswith("of runs chosen by their result: lr=0.008 is better")
+    assert completed["sentences"][0].startswith("of runs chosen by their result: ")
     assert completed["notes"][0] == {
         "kind": "chosen by result",
         "text": "--filter 'status=completed' chooses by the result and leaves out 1 of 13 runs (lr=0.008 seed=4): a "

@@ -39,6 +39,7 @@ def write_setting(
         {} if record is None else {"data": {"train": "0f8e", "val": record["val"]["data"]}} | {"evaluation": record}
     )
     environment |= rest.pop("environment", {})
+    speed = rest.pop("speed", 1.0)
     for seed in SEEDS:
         write_run(
             folder / f"{name}-{seed}",
@@ -47,6 +48,7 @@ def write_setting(
             steps=20,
             eval_interval=10,
             environment=environment,
+            speed=speed + seed / 1000,
             **rest,
         )
 

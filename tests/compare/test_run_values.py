@@ -134,4 +134,8 @@ def test_seldom_evaluated_runs_are_at_no_disadvantage_between_evaluations(tmp_pa
     place = EqualPlace("step", 150.0, False)
     assert value_at(often, "val/loss", place) == pytest.approx(3 * (150 / 600) ** -0.1)
     assert value_at(seldom, "val/loss", place) == pytest.approx(3 * (150 / 600) ** -0.1, abs=0.003)
+    from_start = ComparedRun(**{**vars(seldom), "metrics": {**seldom.metrics, "step": seldom.metrics["step"] - 100}})
+    assert value_at(from_start, "val/loss", EqualPlace("step", 50.0, False)) == pytest.approx(
+        np.mean(from_start.series("val/loss")[1][:2])
+    )
     assert np.interp(150, *seldom.series("val/loss")) > 3 * (150 / 600) ** -0.1 + 0.02  # a straight line

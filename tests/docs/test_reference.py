@@ -26,7 +26,13 @@ OTHER_FILES = {
     *("settings.json", "record.json", "text.txt", "numbers.json"),
 }
 # Their names are put together in the code: of a split, or a group of tensors, and a suffix.
-PUT_TOGETHER = {"train.bin", "val.bin", *(f"{name}.safetensors" for name in ("optimizer", "rng-0", "detector"))}
+PUT_TOGETHER = {
+    "train.bin",
+    "val.bin",
+    "job-1.json",
+    "job-1.log",
+    *(f"{name}.safetensors" for name in ("optimizer", "rng-0", "detector")),
+}
 # Words in capitals that are no environment variables.
 OTHER_WORDS = {"RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"}
 

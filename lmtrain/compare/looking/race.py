@@ -68,7 +68,7 @@ def race(groups: Sequence[ReplicateGroup], *, sign: int = 1, alpha: float = ALPH
     """Judge settings; after any number of looks, the probability of any wrong drop or keep is at most `alpha`.
 
     Args:
-        groups: The settings. Their places don't matter.
+        groups: The settings. Those without any value, because all their runs diverged, get no verdict.
         sign: 1 if lower values are better, −1 if higher values are.
         alpha: The probability of an error, over all pairs and all looks.
     """
@@ -79,11 +79,10 @@ def race(groups: Sequence[ReplicateGroup], *, sign: int = 1, alpha: float = ALPH
         loser = second if pair.worse is groups[second] else first
         if pair.is_decided and (loser not in against or against[loser].log_evidence < pair.log_evidence):
             against[loser] = pair
-    if len(against) == len(groups):  # a circle of three settings, by chance
+    if len(against) == sum(bool(group.values) for group in groups):  # a circle of three settings, by chance
         against = {}
-    left = sorted(
-        (place for place in range(len(groups)) if place not in against), key=lambda at: sign * groups[at].mean
-    )
+    left = [place for place, group in enumerate(groups) if place not in against and group.values]
+    left.sort(key=lambda place: sign * groups[place].mean)
     keep = groups[left[0]] if len(left) == 1 and len(groups) > 1 else None
     more = [] if keep is not None else [groups[place] for place in left]
     return Race(keep, more, list(against.values()), pairs)

@@ -24,14 +24,21 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
     found = race(groups, sign=sign)
     if len(groups) < 2:
         return conclusions, found
+    reference = groups.index(conclusions.baseline) if conclusions.baseline is not None else 0
     comparisons = []
-    for place, other in enumerate(groups[1:], 1):
-        pair = found.pairs[0, place]
-        value = pair.difference if pair.worse is groups[0] else -pair.difference
-        difference = MeanDifference(sign * value, pair.half_width, min(1.0, math.exp(-pair.log_evidence)), TEST)
-        verdict: Verdict = "undecided" if not pair.is_decided else "worse" if pair.worse is groups[0] else "better"
+    for place, other in enumerate(groups):
+        pair = found.pairs[min(reference, place), max(reference, place)] if place != reference else None
+        if pair is None or not pair.seeds:
+            continue
+        is_worse = pair.worse is groups[reference]
+        value = sign * pair.difference * (1 if is_worse else -1)
+        difference = MeanDifference(value, pair.half_width, min(1.0, math.exp(-pair.log_evidence)), TEST)
+        verdict: Verdict = "undecided" if not pair.is_decided else "worse" if is_worse else "better"
         comparisons.append(GroupComparison(other, difference, pair.p, _pair_sentence(pair), verdict))
-    sentences = [*_sentences(found, groups), _method(groups)]
+    same = _the_same(found, conclusions.margin)
+    if same:
+        found = replace(found, more=[])
+    sentences = [*same, *_sentences(found, groups), _method(groups)]
     return replace(
         conclusions,
         comparisons=comparisons,
@@ -44,7 +51,27 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
     ), found
 
 
+def _the_same(found: Race, margin: float | None) -> list[str]:
+    """Return a sentence if all settings that are left differ by less than the margin; empty otherwise."""
+    among = {id(group) for group in found.more}
+    pairs = [pair for pair in found.pairs.values() if id(pair.better) in among and id(pair.worse) in among]
+    if margin is None or not pairs or any(pair.difference + pair.half_width >= margin for pair in pairs):
+        return []
+    labels = first_few([group.label for group in found.more], 2 * NAMED)
+    most = max(pairs, key=lambda pair: pair.difference + pair.half_width)
+    by = plus_minus(most.difference, most.half_width)
+    return [
+        f"the same within {margin:g}: {labels} differ by {by} at most, so keep any of them; no more seeds are needed"
+    ]
+
+
 def _sentences(found: Race, groups: Sequence[ReplicateGroup]) -> list[str]:
+    without = [group.label for group in groups if not group.values]
+    groups = [group for group in groups if group.values]
+    return _verdicts(found, groups) + [f"no verdict on {label}: none of its runs has a value" for label in without]
+
+
+def _verdicts(found: Race, groups: Sequence[ReplicateGroup]) -> list[str]:
     if found.keep is not None and len(groups) == 2:
         return [f"keep {found.keep.label}, drop {found.dropped[0].worse.label}: {_by(found.dropped[0])}"]
     sentences = []
@@ -70,8 +97,8 @@ def _more(found: Race) -> list[str]:
             f"cannot tell {pair.better.label} from {pair.worse.label}: more seeds of {pair.better.label} have no value "
             f"(it diverged, failed or was stopped), so that it may only look better; {_by(pair)}"
         ]
-    nearest = max(open_pairs, key=lambda pair: pair.log_evidence)
-    if not any(pair.seeds for pair in open_pairs):
+    nearest = max(open_pairs, key=lambda pair: (pair.seeds > 0, pair.log_evidence))
+    if not nearest.seeds:
         return [f"{labels}: no seed in common; verdicts are from pairs of equal seeds, so give them the same seeds"]
     return [f"one more seed each for {labels}: {_pair_words(nearest, names=len(found.more) > 2)}"]
 

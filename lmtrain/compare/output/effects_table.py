@@ -82,21 +82,24 @@ def effect_sentences(found: SettingEffects) -> list[str]:
 def _response(effect: Effect, name: str) -> list[str]:
     """Return the trend of a numeric setting and its best value in words."""
     lines = []
-    if (trend := effect.trend) is not None:
+    best = effect.optimum
+    if (trend := effect.trend) is not None and (best is None or best.why_not):  # a trend would hide the optimum
         per = f"per doubling of {name}" if trend.log else f"per unit of {name}"
         if abs(trend.slope) > trend.half_width:
             direction = "rises" if trend.slope > 0 else "falls"
             lines.append(f"{name}: the value {direction} by {plus_minus(abs(trend.slope), trend.half_width)} {per}")
         else:
             lines.append(f"{name}: no clear trend ({plus_minus(trend.slope, trend.half_width)} {per})")
-    if (best := effect.optimum) is not None:
+    if best is not None:
         if best.why_not:
             lines[-1:] = [f"{line}; {best.why_not}" for line in lines[-1:]]
         else:
             tried = [float(value) for value in effect.means]
             beyond = best.low < min(tried) or best.high > max(tried)
             end = ", which reaches beyond the values tried" if beyond else ""
-            lines.append(f"{name}: best near {best.best:.3g} (interval {best.low:.3g} to {best.high:.3g}{end})")
+            lines.append(
+                f"{name}: best near {best.best:.3g}, by a parabola (interval {best.low:.3g} to {best.high:.3g}{end})"
+            )
     return lines
 
 

@@ -59,7 +59,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
         "facts": _table_columns(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
-        "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max(2, *units.values()))))],
+        "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max([2, *units.values()]))))],
         "runs": [
             {
                 "label": run.label,

@@ -17,7 +17,7 @@ from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.runs import ComparedRun, distinct_keys
 from lmtrain.compare.statistics.importance import importance
-from lmtrain.compare.statistics.members import Member
+from lmtrain.compare.statistics.replicates import Member
 
 COLUMN_INCHES, PAGE_INCHES = 3.3, 6.75  # widths in a two-column paper
 COLUMN_CURVES = 5  # with more curves, the picture is as wide as both columns

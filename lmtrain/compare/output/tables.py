@@ -10,10 +10,10 @@ from rich.table import Table
 
 from lmtrain.compare.columns import Column, with_commas
 from lmtrain.compare.labels import cut_middle
-from lmtrain.compare.reach_times import ReachResult
+from lmtrain.compare.reach.rank_test import MIN_PAIRS
+from lmtrain.compare.reach.run_times import ReachResult
 from lmtrain.compare.runs import ComparedRun
 from lmtrain.compare.statistics.conclusions import Conclusions
-from lmtrain.compare.statistics.reach import MIN_PAIRS
 from lmtrain.compare.statistics.significance import half_width
 from lmtrain.compare.statistics.wording.numbers import p_in_table, plus_minus
 from lmtrain.terminal.units import duration, si

@@ -73,9 +73,9 @@ def conclude(
     noise = pooled_noise([group.sample for group in valued])
     if len(ranked) == 1:
         return Conclusions(ranked, noise, [], SettingEffects(), [say.one_group(ranked[0], noise)])
-    found = effects(groups, sign=sign)
     if refused:
-        return Conclusions(ranked, noise, [], found, [f"no verdict: {reason}" for reason in refused])
+        return Conclusions(ranked, noise, [], SettingEffects(), [f"no verdict: {reason}" for reason in refused])
+    found = effects(groups, sign=sign)
     if noise is None and all(group.values for group in ranked):
         return Conclusions(ranked, None, [], found, [say.no_seeds(ranked)])
     if noise is not None and noise.sd == 0:

@@ -1,9 +1,10 @@
 """Finds replicates (runs of one setting that differ only in the seed) and repeated runs (also of one seed)."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,28 @@ ORIGIN_KEY = "from"  # a key of a group's settings, for the parent of forked run
 # What decides which weights and batches a seed gives.
 START = re.compile(r"(model|data)(\..*)?|trainer\.gradient_accumulation_steps|global_batch|parameters|code")
 MAX_ERROR_CHARS = 200
+
+
+@dataclass(frozen=True)
+class Member:
+    """The part of a run in the statistics.
+
+    Attributes:
+        group: The number of its group of replicates.
+        label: The label of the group.
+        unit: The number of its unit in the group: runs of one unit, such as the forks of one run, count as one value.
+        value: The value of the run; NaN if it does not count.
+    """
+
+    group: int
+    label: str
+    unit: int
+    value: float
+
+    @property
+    def counts(self) -> bool:
+        """Return whether the run is part of the mean of its group."""
+        return math.isfinite(self.value)
 
 
 def group_numbers(runs: Sequence[ComparedRun], *, timed: bool = False) -> list[int]:
@@ -71,6 +94,23 @@ def replicate_groups(
         groups.append(replace(outcomes, label=label, settings=named, start=start, runs=tuple(used)))
         notes += _remarks(groups[-1], own)
     return groups, [*_left_out(runs, value), *notes]
+
+
+def members(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float], *, timed: bool = False) -> list[Member]:
+    """Return the part of each run in the groups that `replicate_groups` makes."""
+    groups: dict[int, list[int]] = {}
+    for place, number in enumerate(group_numbers(runs, timed=timed)):
+        groups.setdefault(number, []).append(place)
+    counted = [outcomes_of([runs[place] for place in places], value).values for places in groups.values()]
+    labels = group_labels([runs[places[0]] for places in groups.values()], list(map(bool, counted)), timed=timed)
+    found: dict[int, Member] = {}
+    for (number, places), label, values in zip(groups.items(), labels, counted, strict=True):
+        units: dict[object, int] = {}
+        for place in places:
+            unit = unit_of(runs[place])
+            own = value(runs[place]) if unit in values else math.nan
+            found[place] = Member(number, label, units.setdefault(unit, len(units)), own)
+    return [found[place] for place in range(len(runs))]
 
 
 def outcomes_of(runs: Sequence[ComparedRun], value: Callable[[ComparedRun], float]) -> ReplicateGroup:

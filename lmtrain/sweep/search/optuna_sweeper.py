@@ -100,6 +100,7 @@ class OptunaSweeper(Sweeper):
                 "retry_failed=true: a search does not repeat failed trials, because it has learnt from them; give a "
                 "larger hydra.sweeper.n_trials, or another hydra.sweep.dir"
             )
+        from lmtrain.sweep.search.importance import importances
         from lmtrain.sweep.search.report import show_search_report, write_search_report
         from lmtrain.sweep.search.space import parse_space
         from lmtrain.sweep.search.study import SharedStudy, quiet_optuna, rank_completed
@@ -131,8 +132,9 @@ class OptunaSweeper(Sweeper):
                 end = LaunchEnd(stopped=self._run_concurrently(search, settings))
             else:
                 end = self._run_in_batches(search, settings)
-            picture_note = write_search_report(study, sweep_dir)
-            show_search_report(study, space, sweep_dir, picture_note)
+            importance = importances(study.study)
+            picture_note = write_search_report(study, sweep_dir, importance)
+            show_search_report(study, space, sweep_dir, importance, picture_note)
             has_best = bool(rank_completed(study.trials(), study.direction))
         if end.error is not None:
             show_launcher_failure(end.error)

@@ -3,24 +3,26 @@
 import json
 import math
 import shlex
-import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution
-from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
 from lmtrain.compare.labels import short_names
+from lmtrain.compare.looking.picked import luck_in_words
 from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder
 from lmtrain.machine import is_installed
+from lmtrain.run.directory import SEARCH_FILE
 from lmtrain.sweep.report import TABLE_COLUMNS
+from lmtrain.sweep.search.importance import ParameterImportance
 from lmtrain.sweep.search.space import SearchSpace, short_number
 from lmtrain.sweep.search.study import SharedStudy, has_no_loss, rank_completed
 from lmtrain.terminal.console import console
@@ -30,7 +32,6 @@ from lmtrain.terminal.units import counted
 if TYPE_CHECKING:  # an extra
     from matplotlib.figure import Figure
 
-STUDY_FILE = "search.json"
 MAX_ROWS = 10
 MAX_SLICES = 8
 MAX_LOG_TICKS = 4
@@ -50,7 +51,7 @@ def trial_status(trial: FrozenTrial) -> str:
     return {TrialState.COMPLETE: COMPLETED.status, TrialState.PRUNED: PRUNED.status}.get(trial.state, "unfinished")
 
 
-def write_search_report(study: SharedStudy, folder: Path) -> str:
+def write_search_report(study: SharedStudy, folder: Path, importance: Mapping[str, ParameterImportance]) -> str:
     """Write every trial to `search.json`, and a picture to `study.png`.
 
     Returns:
@@ -62,7 +63,9 @@ def write_search_report(study: SharedStudy, folder: Path) -> str:
         "study": study.name,
         "direction": study.direction,
         "best": best[0].number if best else None,
-        "importance": importances(study.study),
+        "importance": {
+            key: {**asdict(one), "more_than_chance": one.more_than_chance} for key, one in importance.items()
+        },
         "trials": [
             {
                 "number": trial.number,
@@ -76,20 +79,36 @@ def write_search_report(study: SharedStudy, folder: Path) -> str:
         ],
     }
     with locked_folder(folder):  # several processes may end at the same time
-        write_atomically(folder / STUDY_FILE, json.dumps(content, indent=2) + "\n")
-        return write_picture(study.study, folder / "study.png")
+        write_atomically(folder / SEARCH_FILE, json.dumps(content, indent=2) + "\n")
+        return write_picture(study.study, folder / "study.png", importance)
 
 
-def show_search_report(study: SharedStudy, space: SearchSpace, folder: Path, picture_note: str) -> None:
+def show_search_report(
+    study: SharedStudy,
+    space: SearchSpace,
+    folder: Path,
+    importance: Mapping[str, ParameterImportance],
+    picture_note: str,
+) -> None:
     """Print the results so far, and the commands that compare the runs and repeat the best one."""
     trials = study.trials()
     best = rank_completed(trials, study.direction)
     print_trials(trials, best)
     console.print(f"everything is in {short_path(folder)}{picture_note}", soft_wrap=True)
+    if importance:
+        mattered = [f"{key} ({one.share:.2f} of 1)" for key, one in importance.items() if one.more_than_chance]
+        others = [key for key, one in importance.items() if not one.more_than_chance]
+        console.print(f"mattered: {', '.join(mattered) or 'nothing that these trials can show'}")
+        if others:
+            console.print(f"no more than chance: {', '.join(others)}")
     if best:
-        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(folder))}")
         command = shlex.join(["python", "-m", "lmtrain", *space.overrides(best[0].params)])
-        console.print(f"to repeat the best trial: {command}", soft_wrap=True)
+        console.print(f"to train with the best setting: {command}", soft_wrap=True)
+        console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(folder))}")
+        if len(best) > 1:
+            console.print(luck_in_words(len(best)))
+        # With its own seed, the best trial would only repeat its bits.
+        console.print(f"to confirm with fresh seeds: python -m lmtrain confirm {shlex.quote(short_path(folder))}")
 
 
 def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> None:
@@ -112,20 +131,7 @@ def print_trials(trials: Sequence[FrozenTrial], best: Sequence[FrozenTrial]) -> 
             console.print(f"trial {trial.number}: {trial_status(trial)}: {reason}")
 
 
-def importances(study: optuna.Study) -> dict[str, float]:
-    """Return how much each parameter distinguishes good trials from the others (PED-ANOVA, arXiv:2304.10255).
-
-    The result is empty if there are too few trials.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", UserWarning)  # Optuna warns if the result would be arbitrary
-            return optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
-    except (ValueError, RuntimeError, UserWarning):
-        return {}
-
-
-def write_picture(study: optuna.Study, path: Path) -> str:
+def write_picture(study: optuna.Study, path: Path, importance: Mapping[str, ParameterImportance]) -> str:
     """Draw the search as a PNG: the losses in order, the importance of the parameters, and the loss over each of them.
 
     Returns:
@@ -139,11 +145,13 @@ def write_picture(study: optuna.Study, path: Path) -> str:
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False}):  # a choice, such as a path, may contain a $
-        _draw_study(study, trials).savefig(path, dpi=130)
+        _draw_study(study, trials, importance).savefig(path, dpi=130)
     return f", with a picture in {path.name}"
 
 
-def _draw_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> "Figure":
+def _draw_study(
+    study: optuna.Study, trials: Sequence[FrozenTrial], importance: Mapping[str, ParameterImportance]
+) -> "Figure":
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))[:MAX_SLICES]
@@ -151,7 +159,6 @@ def _draw_study(study: optuna.Study, trials: Sequence[FrozenTrial]) -> "Figure":
     rows = 1 + math.ceil(len(names) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.2 * rows), layout="constrained")
     grid = figure.add_gridspec(rows, columns)
-    importance = importances(study)
     _draw_history(
         figure.add_subplot(grid[0, : columns - 1] if importance else grid[0, :]), trials, study.direction.name.lower()
     )
@@ -177,10 +184,14 @@ def _draw_history(axes: Any, trials: Sequence[FrozenTrial], direction: str) -> N
     axes.legend(fontsize=7)
 
 
-def _draw_importances(axes: Any, importance: dict[str, float]) -> None:
+def _draw_importances(axes: Any, importance: Mapping[str, ParameterImportance]) -> None:
+    """Draw a bar for each parameter, pale if it is no more than chance, and a mark at what chance gives."""
     names = list(importance)[::-1]
-    axes.barh(names, [importance[name] for name in names], color="0.5")
+    colors = ["0.4" if importance[name].more_than_chance else "0.85" for name in names]
+    axes.barh(names, [importance[name].share for name in names], color=colors)
+    axes.plot([importance[name].chance for name in names], names, "|", color="#d62728", markersize=12, label="chance")
     axes.set(xlabel="importance")
+    axes.legend(fontsize=7)
     axes.tick_params(axis="y", labelsize=7)
 
 

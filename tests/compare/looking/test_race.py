@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from lmtrain.compare.looking.race import first_verdict, race
+from lmtrain.compare.looking.sentences import _sentences, looking_again
+from lmtrain.compare.statistics.conclusions import conclude
 from lmtrain.compare.statistics.group import ReplicateGroup
 
 LOOKS = range(2, 41)
@@ -67,3 +69,36 @@ def test_one_setting_and_settings_without_values_in_common_need_no_verdict() -> 
     assert found.keep is None
     assert found.pairs[0, 1].seeds == 0
     assert found.pairs[0, 1].half_width == math.inf
+
+
+def test_a_setting_of_which_all_runs_diverged_is_in_no_verdict() -> None:
+    values = np.random.default_rng(5).standard_normal((2, 12)) + np.array([0, 9.0])[:, None]
+    diverged = ReplicateGroup("c", {}, {}, diverged=(0, 1))
+    found = race([*groups(values), diverged])
+    assert found.keep is not None
+    assert [pair.worse.label for pair in found.dropped] == ["1"]
+    sentences = _sentences(found, [*groups(values), diverged])
+    assert sentences[0].startswith("keep 0, drop 1: 0 is better by ")
+    assert sentences[1] == "no verdict on c: none of its runs has a value"
+
+
+def test_with_a_baseline_all_others_are_compared_with_it() -> None:
+    values = np.random.default_rng(6).standard_normal((3, 9)) + np.array([0, 4.0, 8.0])[:, None]
+    found = groups(values)
+    usual = conclude(found, baseline=found[1])
+    conclusions, _ = looking_again(usual, 1)
+    assert [comparison.other.label for comparison in conclusions.comparisons] == ["0", "2"]
+    assert [comparison.verdict for comparison in conclusions.comparisons] == ["worse", "better"]
+    for comparison in conclusions.comparisons:
+        assert comparison.difference.value == pytest.approx(found[1].mean - comparison.other.mean)
+    assert conclusions.sentences[0] == "keep 0: the 2 other settings are dropped"
+
+
+def test_settings_that_differ_by_less_than_the_margin_need_no_more_seeds() -> None:
+    values = np.random.default_rng(7).standard_normal((2, 15))
+    usual = conclude(groups(values), margin=3.0)
+    conclusions, found = looking_again(usual, 1)
+    assert conclusions.sentences[0].startswith("the same within 3: ")
+    assert found.more == []
+    conclusions, found = looking_again(conclude(groups(values), margin=0.3), 1)
+    assert conclusions.sentences[0].startswith("one more seed each for ")

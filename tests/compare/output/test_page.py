@@ -20,6 +20,7 @@ from lmtrain.compare.comparison import compare
 from lmtrain.compare.output.page import as_html
 from lmtrain.compare.output.page_data import thin_curve
 from lmtrain.compare.runs import load_runs
+from lmtrain.terminal.units import counted
 
 pytestmark = pytest.mark.slow  # the tests open the page in a browser
 
@@ -145,6 +146,29 @@ def test_replicates_are_drawn_as_their_mean_with_a_band(page: Page) -> None:
     assert drawn["group0"]["text"] == "lr=0.001 (3 seeds)"
     page.choose("seeds", "range")
     assert page.curves()["band0"]["y"][count - 1] == pytest.approx(values[:, -1].max())
+
+
+def test_means_have_only_runs_that_count_and_each_unit_once(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    for seed, loss in ((1, 3.0), (2, 3.2), (3, 3.4)):
+        write_run(tmp_path / "runs" / f"{seed}", {"seed": seed}, final_loss=loss)
+    write_run(tmp_path / "runs" / "again", {"seed": 3, "name": "again"}, final_loss=3.4)
+    write_run(tmp_path / "runs" / "diverged", {"seed": 4}, final_loss=99.0, status="diverged")
+    parent = tmp_path / "runs" / "1"
+    origin = {"forked_from": {"run": str(parent), "run_id": "1", "step": 100}}
+    for seed in (5, 6):
+        changes = {"seed": seed, "fork": str(parent), "step": 100}
+        write_run(tmp_path / "runs" / f"f{seed}", changes, first_step=100, final_loss=2.5, environment=origin)
+    comparison = compare(load_runs([tmp_path / "runs"]))
+    page = Page(browser, page_of(tmp_path / "runs"))
+    page.choose("seeds", "interval")
+    drawn = {curve["text"]: curve["y"][-1] for name, curve in page.curves().items() if name.startswith("group")}
+    said = {
+        f"{group.label} ({counted(len(group.values), 'seed')})": group.mean for group in comparison.conclusions.groups
+    }
+    assert drawn == pytest.approx(said)
+    assert sorted(said.values()) == pytest.approx([2.5, 3.2])
+    assert "Not in the means: 1 run without a value of val/loss at step 200." in page.text("#note")
+    assert page.complaints() == []
 
 
 def test_runs_are_chosen_filtered_and_sorted(page: Page) -> None:

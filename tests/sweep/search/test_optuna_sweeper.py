@@ -111,7 +111,7 @@ def test_a_hopeless_trial_is_pruned_under_another_launcher_as_well(
     assert "MedianPruner stopped trial 1 because of val/loss" in hopeless["error"]
     assert hopeless["steps"] < 300
     assert report["trials"][1]["objective"] is not None
-    assert "to repeat the best trial: python -m lmtrain" in done.stdout
+    assert "to confirm with fresh seeds: python -m lmtrain confirm search" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 import optuna
 from matplotlib.figure import Figure
 
+from lmtrain.sweep.search.importance import importances
 from lmtrain.sweep.search.report import MAX_LOG_TICKS, _few_log_ticks, print_trials, write_picture
 from lmtrain.sweep.search.study import quiet_optuna
 
@@ -33,7 +34,7 @@ def test_a_study_is_drawn(tmp_path: Path) -> None:
                     state=pruned if number % 3 == 2 else complete,
                 )
             )
-        assert write_picture(study, tmp_path / "study.png") == ", with a picture in study.png"
+        assert write_picture(study, tmp_path / "study.png", importances(study)) == ", with a picture in study.png"
     assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -64,7 +65,7 @@ def test_choices_that_look_like_mathematics_are_drawn_literally(tmp_path: Path) 
                     params={"data.path": choice}, distributions={"data.path": distribution}, value=1
                 )
             )
-        assert write_picture(study, tmp_path / "study.png") == ", with a picture in study.png"
+        assert write_picture(study, tmp_path / "study.png", {}) == ", with a picture in study.png"
 
 
 @pytest.mark.parametrize(

@@ -81,8 +81,9 @@ function curve(number) {
 }
 
 // Whether a run is part of the mean of its setting. A diverged run is not, and neither is one that was never evaluated
-// where the runs are compared.
-const counts = (number) => runs[number].outcome !== null;
+// where the runs are compared. If no run has such a value yet, all count.
+const noValues = runs.every((run) => run.outcome === null);
+const counts = (number) => noValues || runs[number].outcome !== null;
 
 // The mean of curves, over the range where all of them have values; `rows` has their values at each point.
 function meanOf(curves) {

@@ -1,4 +1,4 @@
-"""Tests the times to reach a value against scipy's Kaplan–Meier estimate and log-rank test, and by simulation."""
+"""Tests the times to reach a value against scipy's Kaplan–Meier estimate and exact rank tests, and by simulation."""
 
 import math
 
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmtrain.compare.statistics.reach import (
+from lmtrain.compare.reach.rank_test import (
     PAIRED,
     UNPAIRED,
     ReachTimes,
     compare_times,
-    log_rank_scores,
     median,
     median_interval,
     permutation_p,
+    rank_scores,
     reach_by_setting,
     survival,
     turnbull,
@@ -57,20 +57,27 @@ def test_bracketed_times_maximise_the_likelihood() -> None:
     assert gradient[shares > 1e-4] == pytest.approx(40, rel=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_scores_give_the_log_rank_test(seed: int) -> None:
-    """In large samples the permutation variance gives the statistic of the log-rank test."""
+@pytest.mark.parametrize("seed", range(3))
+def test_known_times_give_the_exact_test_of_mann_and_whitney(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    (a, a_censored), (b, b_censored) = (censored_sample(generator, 200) for _ in range(2))
-    b = b * 1.3
-    scores = log_rank_scores(intervals_of(np.append(a, b), np.append(a_censored, b_censored)))
+    a, b = generator.lognormal(5, 0.3, 6), generator.lognormal(5.3, 0.3, 5)
+    scores = rank_scores(intervals_of(np.append(a, b), np.zeros(11, bool)))
     assert scores.mean() == pytest.approx(0, abs=1e-6)
-    z = scores[:200].sum() / math.sqrt(scores.var(ddof=1) * 200 * 200 / 400)
+    expected = stats.mannwhitneyu(a, b, method="exact").pvalue
+    assert permutation_p(scores[:6], scores[6:], paired=False) == pytest.approx(expected)
+
+
+def test_censored_scores_have_the_sign_of_the_log_rank_test() -> None:
+    generator = np.random.default_rng(4)
+    (a, a_censored), (b, b_censored) = (censored_sample(generator, 100) for _ in range(2))
+    b = b * 1.5
+    scores = rank_scores(intervals_of(np.append(a, b), np.append(a_censored, b_censored)))
     expected = stats.logrank(
         stats.CensoredData.right_censored(a, a_censored), stats.CensoredData.right_censored(b, b_censored)
     )
-    assert z == pytest.approx(expected.statistic, rel=0.05, abs=0.02)
-    assert permutation_p(scores[:200], scores[200:], paired=False) == pytest.approx(expected.pvalue, rel=0.15, abs=0.01)
+    z = scores[:100].sum() / math.sqrt(scores.var(ddof=1) * 100 * 100 / 200)
+    assert expected.pvalue < 0.05
+    assert z == pytest.approx(abs(expected.statistic), rel=0.3)
 
 
 def test_exact_p_values_are_those_of_scipy() -> None:
@@ -114,17 +121,22 @@ def test_the_interval_of_the_median_covers_it_also_with_brackets_and_censoring()
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.8])
-@pytest.mark.parametrize(("n", "every"), [(4, (25, 25)), (7, (25, 25)), (5, (10, 100))])
-def test_equal_settings_are_rarely_told_apart(shared: float, n: int, every: tuple[int, int]) -> None:
-    """Seeds share a part of their noise; the second case evaluates the settings at different intervals."""
+@pytest.mark.parametrize(
+    ("n", "every", "noise_of"),
+    [(4, (25, 25), (0.3, 0.3)), (7, (25, 25), (0.3, 0.3)), (5, (10, 100), (0.3, 0.3)), (7, (25, 25), (0.15, 0.3))],
+)
+def test_equal_settings_are_rarely_told_apart(
+    shared: float, n: int, every: tuple[int, int], noise_of: tuple[float, float]
+) -> None:
+    """Seeds share a part of their noise. The settings may be evaluated at different intervals, or differ in noise."""
     generator = np.random.default_rng(3)
     wrong = []
     for _ in range(300):
         common = generator.normal(size=n)
         settings = []
-        for interval in every:
+        for interval, sd in zip(every, noise_of, strict=True):
             noise = math.sqrt(shared) * common + math.sqrt(1 - shared) * generator.normal(size=n)
-            times = 200 * np.exp(0.3 * noise)
+            times = 200 * np.exp(sd * noise)
             brackets = [(math.floor(t / interval) * interval, math.ceil(t / interval) * interval) for t in times]
             brackets = [(300.0, math.inf) if high > 300 else (low, high) for low, high in brackets]
             settings.append(ReachTimes("", {seed: {"step": own} for seed, own in enumerate(brackets)}))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from lmtrain.compare.forks import unit_of
+from lmtrain.compare.reach.rank_test import MIN_PAIRS, Interval, ReachTimes, SettingReach, reach_by_setting
 from lmtrain.compare.runs import AXES, ComparedRun
-from lmtrain.compare.statistics.reach import MIN_PAIRS, Interval, ReachTimes, SettingReach, reach_by_setting
 from lmtrain.compare.statistics.replicates import group_numbers, replicate_groups
 from lmtrain.compare.statistics.significance import ALPHA
 from lmtrain.compare.statistics.wording.numbers import p_in_words

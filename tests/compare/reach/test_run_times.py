@@ -11,7 +11,7 @@ from support.synthetic_runs import write_run
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.output.tables import setting_reach_table
 from lmtrain.compare.output.text_files import as_json
-from lmtrain.compare.reach_times import reach_intervals
+from lmtrain.compare.reach.run_times import reach_intervals
 from lmtrain.compare.runs import load_runs
 
 
@@ -63,7 +63,7 @@ def test_a_setting_that_is_sooner_is_named(tmp_path: Path) -> None:
     assert comparison.reach.sentences == ["lr=0.001 is sooner than lr=0.002 (p = 0.031, 6 seeds each)"]
     written = json.loads(as_json(comparison))["reach"]
     assert written["settings"][1]["intervals"]["step"] == [150, 200]
-    assert written["settings"][1]["test"].startswith("exact permutation test")
+    assert written["settings"][1]["test"].startswith("permutation test")
     console = Console(width=120, record=True)
     console.print(setting_reach_table(comparison.reach))
     assert "150–200" in console.export_text()

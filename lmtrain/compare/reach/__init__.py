@@ -1,0 +1,1 @@
+"""Compares how soon runs and settings reach a value."""
