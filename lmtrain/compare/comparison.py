@@ -22,7 +22,7 @@ from lmtrain.compare.run_values import (
     when_reached,
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
-from lmtrain.compare.statistics.baseline import find_baseline
+from lmtrain.compare.statistics.noise.baseline import find_baseline
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.replicates import Member, members, repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED

@@ -1,12 +1,13 @@
 """Simulates tables in which all settings are equal: how often is one called better, and do the intervals hold?"""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
-from lmtrain.benchmark.verdicts.case import Case, Row, share_at_least, share_at_most
+from lmtrain.benchmark.verdicts.case import Case, Row, share_at_least, share_at_most, shown_mean
 from lmtrain.benchmark.verdicts.drawing import Design, draw_table, equal_design
 from lmtrain.benchmark.verdicts.rules import ALPHA, Rule, claims_of_compare
 
@@ -18,6 +19,14 @@ SHAPES = ("normal", "t3", "lognormal")
 MANY = 30
 FALSE_BETTER = 'false "better"'
 COVERAGE = "all intervals hold"
+AMONG = "the set of the best contains a given one"
+RAW = "bias of the winner's mean, in standard errors"
+CORRECTED = "bias of its mean expected on new seeds"
+# By the fewest seeds of a setting, where settings differ in noise; the verdicts say so in words.
+HOLES = (
+    "one run cannot show that its setting is noisier than the others",
+    "two seeds hardly show that their setting is noisier than the others",
+)
 LEAST_COVERAGE = {"normal": 0.95, "t3": 0.93, "lognormal": 0.93}
 
 
@@ -29,15 +38,26 @@ class NullTables:
     rule: Rule = claims_of_compare
 
     def __call__(self, tables: int, generator: np.random.Generator) -> Sequence[Row]:
-        wrong, held = [], []
+        wrong, held, contained, raw, corrected = [], [], [], [], []
         for _ in range(tables):
-            claims = self.rule(draw_table(self.design, generator))
+            groups = draw_table(self.design, generator)
+            claims = self.rule(groups)
+            best = next(group for group in groups if group.label == claims.best)
+            error = math.sqrt(len(best.values)) / (1 if self.design.sds is None else max(self.design.sds))
+            contained.append("s0" in claims.among if claims.among else math.nan)
+            raw.append(best.mean * error)
+            corrected.append(claims.on_new_seeds * error)
             wrong.append(bool(claims.better))
             held.append(all(low <= 0 <= high for low, high in claims.intervals.values()))
-        return [
+        rows = [
             share_at_most(FALSE_BETTER, wrong, ALPHA),
             share_at_least(COVERAGE, held, LEAST_COVERAGE[self.design.shape]),
         ]
+        if not np.isnan(contained).all():
+            rows.append(share_at_least(AMONG, contained, LEAST_COVERAGE[self.design.shape]))
+        if not np.isnan(corrected).all():
+            rows += [shown_mean(RAW, raw), shown_mean(CORRECTED, corrected)]
+        return rows
 
 
 def cases() -> list[Case]:
@@ -58,7 +78,18 @@ def _grid() -> list[Case]:
 
 def _unequal() -> list[Case]:
     designs = {**_unequal_seeds(), **_unequal_noise(), **_single_runs()}
-    return [Case(name, NullTables(design), share=_share(len(design.seeds))) for name, design in designs.items()]
+    found = []
+    for name, design in designs.items():
+        holes = dict.fromkeys((FALSE_BETTER, COVERAGE, AMONG), reason) if (reason := _hole(design)) else {}
+        found.append(Case(name, NullTables(design), share=_share(len(design.seeds)), holes=holes))
+    return found
+
+
+def _hole(design: Design) -> str:
+    """Return why no rule can keep its promise for this design; empty if one can."""
+    if design.sds is None or min(design.seeds) > len(HOLES):
+        return ""
+    return HOLES[min(design.seeds) - 1]
 
 
 def _unequal_seeds() -> dict[str, Design]:

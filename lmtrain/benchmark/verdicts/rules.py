@@ -23,11 +23,15 @@ class Claims:
         best: The setting that is ranked first.
         better: Each pair (a, b) of which is claimed that a is better than b.
         intervals: For each other setting, the interval of its true mean minus that of the best.
+        among: The settings of which one is claimed to be the best.
+        on_new_seeds: The mean that is expected of the best setting on new seeds; NaN if nothing is said.
     """
 
     best: str
     better: Sequence[tuple[str, str]]
     intervals: Mapping[str, tuple[float, float]]
+    among: Sequence[str] = ()
+    on_new_seeds: float = math.nan
 
 
 Rule = Callable[[Sequence[ReplicateGroup]], Claims]
@@ -43,8 +47,10 @@ def read_claims(conclusions: Conclusions) -> Claims:
     intervals = {}
     for pair in conclusions.comparisons:
         value, half_width = -pair.difference.value, pair.difference.half_width
-        intervals[pair.other.label] = (value - half_width, value + half_width)
-    return Claims(conclusions.groups[0].label, better, intervals)
+        if math.isfinite(half_width):
+            intervals[pair.other.label] = (value - half_width, value + half_width)
+    among = [group.label for group in conclusions.among]
+    return Claims(conclusions.groups[0].label, better, intervals, among, conclusions.on_new_seeds)
 
 
 def _sentences(conclusions: Conclusions) -> list[str]:

@@ -13,6 +13,7 @@ from lmtrain.benchmark.verdicts import (
     effects_at_null,
     forks,
     looking_again,
+    margins_and_baselines,
     null_tables,
     planned_looks,
     power,
@@ -32,6 +33,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[], list[Case]]]] = {
     "again": ("comparing again as seeds are added", looking_again.cases),
     "planned": ("seeds planned from a pilot study, and one look", planned_looks.cases),
     "effects": ("settings without an effect", effects_at_null.cases),
+    "margins": ("verdicts with a margin, and with a baseline", margins_and_baselines.cases),
     "savings": ("what a difference is worth in steps", savings_of_curves.cases),
     "campaign": ("a campaign of many ideas", campaigns.cases),
 }

@@ -38,5 +38,7 @@ def test_claims_are_read_from_the_sentences() -> None:
     best = group(0, {seed: 0.001 * (4 - seed) for seed in range(5)})
     claims = claims_of_compare([*worse, best])
     assert claims.best == "s0"
+    assert claims.among == ["s0"]
+    assert abs(claims.on_new_seeds - 0.002) < 0.001  # far ahead: nothing is luck
     assert set(claims.better) >= {("s0", f"s{number}") for number in range(1, 6)}
     assert all(low <= number <= high for number, (low, high) in enumerate(claims.intervals.values(), 1))
