@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from lmtrain.compare.statistics.futility import FEWEST_PAIRS, reachable
+from lmtrain.compare.looking.futility import FEWEST_PAIRS, reachable
 from lmtrain.compare.statistics.online_fdr import FDR_LEVEL, next_level
 from lmtrain.compare.statistics.sequential import running_log_e_values
 

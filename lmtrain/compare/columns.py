@@ -12,6 +12,7 @@ import numpy as np
 
 from lmtrain.compare.labels import folder_names, setting_text, short_names
 from lmtrain.compare.notes import Note, names
+from lmtrain.compare.recorded_facts import RECORDED_KEYS
 from lmtrain.compare.run_values import EqualPlace, best_value, final_value, median_speed, shared_steps, sign, value_at
 from lmtrain.compare.runs import ComparedRun, differing_keys
 from lmtrain.files.numbers import as_float
@@ -111,7 +112,8 @@ def available_columns(
 
 
 def config_column(key: str, header: str) -> Column:
-    return Column(key, key, header, lambda run: run.value_of(key), lambda value: setting_text(value, key))
+    is_text = key in RECORDED_KEYS  # a run without this fact shows nothing, not null
+    return Column(key, key, header, lambda run: run.value_of(key), lambda value: setting_text(value, key), is_text)
 
 
 def find_column(key: str, columns: Mapping[str, Column], runs: Sequence[ComparedRun], option: str) -> Column:

@@ -22,8 +22,8 @@ from lmtrain.compare.run_values import (
     when_reached,
 )
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
-from lmtrain.compare.statistics.baseline import find_baseline
 from lmtrain.compare.statistics.conclusions import Conclusions
+from lmtrain.compare.statistics.noise.baseline import find_baseline
 from lmtrain.compare.statistics.replicates import Member, members, repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED
 from lmtrain.terminal.units import counted
@@ -142,6 +142,7 @@ def compare(
     conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
     about_measurement = [Note("measurement", text) for text in measured.notes]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
+    titled = [(alike.title(measured.alike), alike.runs) for alike in measured.alike]
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -166,7 +167,7 @@ def compare(
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
-        reach=when_settings_reach([alike.runs for alike in measured.alike], metric, wanted, chosen.better, chosen.axis),
+        reach=when_settings_reach(titled, metric, wanted, chosen.better, chosen.axis),
         asked=asked_columns,
     )
 

@@ -12,6 +12,7 @@ from lmtrain.terminal.as_text import rounded
 
 MAX_LABEL_CHARS = 48
 MAX_VALUE_CHARS = 24
+MAX_CHANGE_CHARS = 40  # of the change that a resume made, such as `max_steps 5000→10000 at step 5000`
 NUMBER = re.compile(r"(?<==)[-+.\de]+")  # as in `lr=0.003`
 
 
@@ -64,7 +65,10 @@ def _words(
     """Return a word such as `lr=0.003` for each key in `own`, in the order of `keys`."""
     names, own, whole = short_names(keys), set(own), set(whole)
     texts = {key: setting_text(config.get(key), key) for key in keys if key in own}
-    cut = {key: text if key in whole else cut_middle(text, MAX_VALUE_CHARS) for key, text in texts.items()}
+    cut = {
+        key: text if key in whole else cut_middle(text, MAX_CHANGE_CHARS if key == "resumed" else MAX_VALUE_CHARS)
+        for key, text in texts.items()
+    }
     return {key: f"{names[key]}={text}" for key, text in cut.items()}
 
 

@@ -13,6 +13,8 @@ from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import printable
 
 FACTS = ("data", "evaluation", "parameters", "code", "lmtrain")
+RESUMED = "resumed"
+RECORDED_KEYS = frozenset({*FACTS, RESUMED})  # keys of an effective setting that no config has
 DIGITS = 6  # of a hash, enough to distinguish the versions that one person compares
 ARROW = "→"
 CHANGE = re.compile(rf"(?P<key>[^:]+): (?P<old>.*) {ARROW} (?P<new>.*)", re.DOTALL)

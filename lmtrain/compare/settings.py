@@ -13,10 +13,9 @@ from typing import Any
 
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.labels import hashable
-from lmtrain.compare.recorded_facts import FACTS, MICRO_BATCH_KEYS, facts_of, resolved_system, resumed_changes
+from lmtrain.compare.recorded_facts import FACTS, MICRO_BATCH_KEYS, RESUMED, facts_of, resolved_system, resumed_changes
 
 GLOBAL_BATCH = "global_batch"  # sequences per optimizer step, where two runs cut them differently into micro-batches
-RESUMED = "resumed"
 DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?")
 SYSTEM_KEYS = ("device", "dtype", "compile")
 

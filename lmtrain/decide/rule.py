@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.compare.looking.futility import best_reachable_log_e_value
 from lmtrain.compare.statistics.decision import decide_pair
-from lmtrain.compare.statistics.futility import best_reachable_log_e_value
 from lmtrain.compare.statistics.online_fdr import needed_log_evidence
 from lmtrain.compare.statistics.sequential import bound_at_any_time
 from lmtrain.decide.ledger import DROP, UNDECIDED

@@ -73,7 +73,7 @@ def test_replicates_may_differ_in_what_changes_no_result(
         (
             {},
             {"resumes": [{"changes": ["optimizer.lr: 0.001 → 0.003"], "evaluation": {"after_step": 50}}]},
-            "resumed=lr 0.001→0.…",
+            "resumed=lr 0.001→0.003 at step 50",
         ),
         (
             {},

@@ -10,7 +10,7 @@ from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.looking.looks import Looks
 from lmtrain.compare.looking.next_seed import command_for_seeds, settings_of
 from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.planned_seeds import MAX_PLANNED, PlannedSeeds, pair_noise, planned_seeds
+from lmtrain.compare.statistics.noise.planned_seeds import MAX_PLANNED, PlannedSeeds, pair_noise, planned_seeds
 from lmtrain.errors import COMPLETED
 from lmtrain.files.numbers import as_float
 from lmtrain.terminal.units import counted, duration, si

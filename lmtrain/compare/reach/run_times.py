@@ -54,18 +54,21 @@ def reach_intervals(run: ComparedRun, metric: str, goal: float, sign: int) -> di
 
 
 def when_settings_reach(
-    classes: Sequence[Sequence[ComparedRun]], metric: str, goal: float, sign: int, axis: str = "step"
+    classes: Sequence[tuple[str, Sequence[ComparedRun]]], metric: str, goal: float, sign: int, axis: str = "step"
 ) -> ReachResult | None:
     """Return when each setting reaches the goal; None if no setting has several seeds, so that runs say it all.
 
-    Only settings in one class of runs, which measure the same, are compared with each other.
+    Only settings in one class of runs, which measure the same, are compared with each other. Each class has a title,
+    which is empty if there is only one.
     """
     if not math.isfinite(goal):
         return None
     found: list[SettingReach] = []
     sentences: list[str] = []
-    for runs in classes:
+    for title, runs in classes:
         times = _times_by_setting(runs, metric, goal, sign)
+        if title:
+            times = [replace(each, label=title if len(times) == 1 else f"{title}: {each.label}") for each in times]
         axes = [name for name in AXES if all(name in own for each in times for own in each.times.values())]
         if axis not in axes:
             continue

@@ -95,5 +95,6 @@ def test_settings_that_measure_different_things_are_not_tested(tmp_path: Path) -
             write_run(tmp_path / f"{size}-{seed}", {"data.block_size": size, "seed": seed}, final_loss=loss)
     reach = compare(load_runs([tmp_path]), goal=3.35).reach
     assert reach is not None
+    assert {setting.label for setting in reach.settings} == {"data.block_size=64", "data.block_size=128"}
     assert [setting.p for setting in reach.settings] == [None, None]
     assert reach.sentences == []

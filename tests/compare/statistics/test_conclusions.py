@@ -10,9 +10,9 @@ from scipy import stats
 
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.runs import load_runs
-from lmtrain.compare.statistics.baseline import find_baseline
 from lmtrain.compare.statistics.conclusions import conclude
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.baseline import find_baseline
 from lmtrain.compare.statistics.significance import ALPHA
 from tests.support.synthetic_runs import write_run
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lmtrain.compare.statistics.futility import OPTIMISM, best_reachable_log_e_value
+from lmtrain.compare.looking.futility import OPTIMISM, best_reachable_log_e_value
 from lmtrain.compare.statistics.sequential import log_e_value
 
 

@@ -8,8 +8,8 @@ from scipy import stats
 
 from lmtrain.compare.looking.plan_sentences import SeedCost, seeds_to_plan, sentences_of
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.planned_seeds import MAX_PLANNED, PairNoise, pair_noise, planned_seeds
 from lmtrain.compare.statistics.noise.power import power
-from lmtrain.compare.statistics.planned_seeds import MAX_PLANNED, PairNoise, pair_noise, planned_seeds
 
 
 def groups(values: np.ndarray) -> list[ReplicateGroup]:
