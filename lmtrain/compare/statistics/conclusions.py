@@ -145,14 +145,15 @@ class _Judge:
         first = self.reference
         difference, p = MeanDifference(math.nan, math.nan, math.nan, "rank test"), math.nan
         p_same = p_no_worse = math.nan
+        two_tests = bool(first.diverged or other.diverged)  # of the survivors' means, and of all ranks
         if self.differences is not None and first.values and other.values:
             a, b = self.place[id(first)], self.place[id(other)]
-            difference, p = self.differences.between(a, b)
+            difference, p = self.differences.between(a, b, ALPHA / 2 if two_tests else ALPHA)
             if self.margin is not None:
                 p_same, p_no_worse = self._within_margin(a, b)
         by_mean, by_ranks = self.sign * difference.value < 0, False
         reference_is_better = by_mean
-        if first.diverged or other.diverged:
+        if two_tests:
             p_ranks = rank_test(first, other, self.sign) * self.pairs
             by_ranks = not p < p_ranks  # also if p is NaN
             p = min(1.0, p_ranks if math.isnan(p) else 2 * min(p, p_ranks))

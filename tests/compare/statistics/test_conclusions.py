@@ -168,6 +168,26 @@ def test_a_margin_finds_settings_that_are_the_same() -> None:
     assert unclear.sentences[0].endswith("; nor are they shown to be the same within 0.01")
 
 
+def test_a_small_sure_difference_is_better_and_yet_the_same_within_the_margin() -> None:
+    slightly_worse = [x + 0.002 + 0.0001 * (-1) ** place for place, x in enumerate(A)]
+    (found,) = conclude([group("a", A), group("b", slightly_worse)], margin=0.01).comparisons
+    assert found.verdict == "better"
+    assert "; but they are the same within 0.01 (p" in found.sentence
+
+
+def test_with_diverged_runs_the_interval_excludes_zero_exactly_where_the_test_of_the_means_decides() -> None:
+    generator = np.random.default_rng(0)
+    decided = 0
+    for shift in np.linspace(0.5, 4, 60):
+        samples = generator.standard_normal((2, 6))
+        concluded = conclude([group("a", list(samples[0])), group("b", list(samples[1] + shift), diverged=1)])
+        (found,) = concluded.comparisons
+        if not found.by_ranks:
+            decided += found.p < ALPHA
+            assert (abs(found.difference.value) > found.difference.half_width) == (found.p < ALPHA)
+    assert decided > 10
+
+
 def test_all_settings_are_compared_with_a_baseline() -> None:
     base = group("b", B)
     concluded = conclude([group("a", A), base, group("c", C)], baseline=base, margin=0.2)

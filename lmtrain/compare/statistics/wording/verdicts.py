@@ -96,13 +96,13 @@ def _if_alike(a: ReplicateGroup, b: ReplicateGroup) -> str:
 
 def within_margin(first: ReplicateGroup, found: GroupComparison, margin: float, *, baseline: bool) -> str:
     """Return what is known about a difference that would matter, to be added to the verdict."""
-    if found.verdict in ("better", "worse") and not (baseline and found.verdict == "better"):
-        return ""
+    decided = found.verdict in ("better", "worse")
     if found.p_same < ALPHA:
-        return f"; they are the same within {margin:g} ({p_in_words(found.p_same)})"
-    if baseline and found.p_no_worse < ALPHA:
+        but = "but " if decided else ""
+        return f"; {but}they are the same within {margin:g} ({p_in_words(found.p_same)})"
+    if baseline and found.verdict != "worse" and found.p_no_worse < ALPHA:
         return f"; {found.other.label} is no worse than {first.label} by {margin:g} ({p_in_words(found.p_no_worse)})"
-    return "" if found.verdict in ("better", "none") else f"; nor are they shown to be the same within {margin:g}"
+    return "" if decided or found.verdict == "none" else f"; nor are they shown to be the same within {margin:g}"
 
 
 def headline(
