@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from lmtrain.benchmark.verdicts import (
+from lmtrain.benchmark.verdicts.case import Case, Row
+from lmtrain.benchmark.verdicts.simulations import (
     campaigns,
     effects_at_null,
     forks,
@@ -21,7 +22,6 @@ from lmtrain.benchmark.verdicts import (
     survivors,
     unequal_looks,
 )
-from lmtrain.benchmark.verdicts.case import Case, Row
 
 FEWEST_TABLES = 20
 SCENARIOS: dict[str, tuple[str, Callable[[], list[Case]]]] = {

@@ -10,10 +10,10 @@ import pytest
 
 from lmtrain.benchmark.verdicts.case import Case, Row
 from lmtrain.benchmark.verdicts.drawing import equal_design
-from lmtrain.benchmark.verdicts.null_tables import COVERAGE, FALSE_BETTER, NullTables
 from lmtrain.benchmark.verdicts.report import worst_rows
 from lmtrain.benchmark.verdicts.rules import Claims, separate_tests
 from lmtrain.benchmark.verdicts.scenarios import SCENARIOS, Result, jobs, run_job, run_jobs
+from lmtrain.benchmark.verdicts.simulations.null_tables import COVERAGE, FALSE_BETTER, NullTables
 from lmtrain.commands.benchmark import main
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.errors import ConfigError

@@ -1,0 +1,1 @@
+"""Simulates one kind of mistake in each module."""
