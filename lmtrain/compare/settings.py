@@ -240,7 +240,10 @@ def _keep_what_splits(
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the keys in which settings differ; a missing key counts as null."""
-    return [key for key in _keys(settings) if len({hashable(setting.get(key)) for setting in settings}) > 1]
+    if not settings:
+        return []
+    first, *others = settings
+    return [key for key in _keys(settings) if any(setting.get(key) != first.get(key) for setting in others)]
 
 
 def _keys(settings: Sequence[Mapping[str, Any]]) -> dict[str, None]:

@@ -65,6 +65,8 @@ def conclude(
         baseline: The group of `groups` to compare all others with; None means the best one.
         margin: A difference that is too small to matter; with it, groups may also be found to be the same.
     """
+    groups = [group for group in groups if group.values or group.diverged]
+    baseline = next((group for group in groups if group is baseline), None)
     if not any(group.values for group in groups):
         return Conclusions(groups, None, [], SettingEffects(), [say.nothing(groups)])
     judge = _Judge(groups, sign, baseline, margin)

@@ -200,3 +200,19 @@ def test_a_baseline_that_several_settings_meet_is_an_error() -> None:
     groups = [ReplicateGroup(f"lr={lr} wd={wd}", {"lr": lr, "wd": wd}, {1: 1.0}) for lr in (1, 2) for wd in (0, 1)]
     with pytest.raises(ValueError, match=r"--baseline 'lr=1': 2 settings are so; give one of: lr=1 wd=0; lr=1 wd=1"):
         find_baseline("lr=1", groups, [])
+
+
+def test_every_table_gets_sentences_that_say_what_its_verdicts_are() -> None:
+    generator = np.random.default_rng(1)
+    for _ in range(150):
+        groups = []
+        for place in range(generator.integers(1, 6)):
+            values = generator.standard_normal(generator.integers(0, 4)) + 2 * place
+            lost = {"diverged": int(generator.integers(0, 3)), "missing": int(generator.integers(0, 2))}
+            groups.append(group(f"g{place}", list(map(float, values)), **lost))
+        baseline = groups[0] if generator.random() < 0.3 else None
+        concluded = conclude(groups, sign=int(generator.choice([-1, 1])), baseline=baseline, margin=0.5)
+        assert concluded.sentences
+        assert not any("nan" in text for text in concluded.sentences)
+        for one in concluded.comparisons:
+            assert (one.verdict in ("better", "worse")) == ("is better than" in one.sentence)
