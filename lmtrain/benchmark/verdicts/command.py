@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from lmtrain.benchmark.verdicts.jobs import SCENARIOS, jobs, run_jobs
 from lmtrain.benchmark.verdicts.report import markdown, read_results, single_rows, table_rows, worst_rows
-from lmtrain.benchmark.verdicts.scenarios import SCENARIOS, jobs, run_jobs
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.files.numbers import nan_as_null

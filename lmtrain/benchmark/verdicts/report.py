@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.benchmark.verdicts.case import Row
-from lmtrain.benchmark.verdicts.scenarios import Result
+from lmtrain.benchmark.verdicts.jobs import CaseResult
 
 HEADERS = ("scenario", "what", "promise", "cases", "worst", "± MC error", "judgement", "worst case")
 BEFORE = "worst before"
 
-Judged = tuple[Result, Row, str, int]  # the last is the number of cases that the row stands for
+Judged = tuple[CaseResult, Row, str, int]  # the last is the number of cases that the row stands for
 
 
-def single_rows(results: Iterable[Result]) -> list[Judged]:
+def single_rows(results: Iterable[CaseResult]) -> list[Judged]:
     """Return every measured number."""
     return [
         (result, row, verdict, 1)
@@ -25,7 +25,7 @@ def single_rows(results: Iterable[Result]) -> list[Judged]:
     ]
 
 
-def worst_rows(results: Iterable[Result]) -> list[Judged]:
+def worst_rows(results: Iterable[CaseResult]) -> list[Judged]:
     """Return, for each scenario and each promise, the number that is furthest beyond it.
 
     A fault is worse than a hole. Numbers without a promise are returned for the typical cases only.
@@ -63,7 +63,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
-def read_results(file: Path) -> list[Result]:
+def read_results(file: Path) -> list[CaseResult]:
     """Return the results that `--json` wrote to a file.
 
     Raises:
@@ -72,7 +72,7 @@ def read_results(file: Path) -> list[Result]:
     """
     try:
         cases = json.loads(file.read_text(encoding="utf-8"))["cases"]
-        return [Result(**{**case, "rows": [_row(row) for row in case["rows"]]}) for case in cases]
+        return [CaseResult(**{**case, "rows": [_row(row) for row in case["rows"]]}) for case in cases]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file}: not written by benchmark verdicts --json ({error!r})") from error
 

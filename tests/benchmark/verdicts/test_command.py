@@ -10,10 +10,10 @@ import pytest
 
 from lmtrain.benchmark.verdicts.case import Case, Row
 from lmtrain.benchmark.verdicts.drawing import equal_design
+from lmtrain.benchmark.verdicts.jobs import SCENARIOS, CaseResult, jobs, run_job, run_jobs
 from lmtrain.benchmark.verdicts.report import worst_rows
 from lmtrain.benchmark.verdicts.rules import Claims, separate_tests
-from lmtrain.benchmark.verdicts.scenarios import SCENARIOS, Result, jobs, run_job, run_jobs
-from lmtrain.benchmark.verdicts.simulations.null_tables import COVERAGE, FALSE_BETTER, NullTables
+from lmtrain.benchmark.verdicts.scenarios.null_tables import COVERAGE, FALSE_BETTER, NullTables
 from lmtrain.commands.benchmark import main
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.errors import ConfigError
@@ -62,8 +62,8 @@ def test_a_number_that_cannot_be_measured_is_a_fault() -> None:
 
 
 def test_the_worst_number_of_each_promise_is_kept() -> None:
-    def result(case: str, value: float, verdict: str) -> Result:
-        return Result("null", case, 100, [Row("errors", value, 0.01, 0.05)], [verdict], 1.0, typical=False)
+    def result(case: str, value: float, verdict: str) -> CaseResult:
+        return CaseResult("null", case, 100, [Row("errors", value, 0.01, 0.05)], [verdict], 1.0, typical=False)
 
     found = worst_rows([result("a", 0.04, "ok"), result("b", 0.2, "fault"), result("c", 0.3, "hole")])
     assert [(judged[0].case, judged[3]) for judged in found] == [("b", 3)]

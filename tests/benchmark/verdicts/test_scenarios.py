@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lmtrain.benchmark.verdicts.drawing import equal_design
-from lmtrain.benchmark.verdicts.scenarios import SCENARIOS, jobs, run_job
-from lmtrain.benchmark.verdicts.simulations.forks import Forks
-from lmtrain.benchmark.verdicts.simulations.looking_again import ALPHA, LONGEST, Seeds
-from lmtrain.benchmark.verdicts.simulations.power import Power
+from lmtrain.benchmark.verdicts.jobs import SCENARIOS, jobs, run_job
+from lmtrain.benchmark.verdicts.rules import ALPHA
+from lmtrain.benchmark.verdicts.scenarios.forks import Forks
+from lmtrain.benchmark.verdicts.scenarios.looking_again import LONGEST, Seeds
+from lmtrain.benchmark.verdicts.scenarios.power import Power
 from lmtrain.compare.runs import load_runs
 from lmtrain.compare.statistics.decision import decide_pair
 from lmtrain.compare.statistics.sequential import running_log_e_values

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lmtrain.benchmark.campaign import BUDGET, decide_each, simulate_campaigns
+from lmtrain.benchmark.verdicts.scenarios.campaigns import BUDGET, decide_each, simulate_campaigns
 from lmtrain.compare.looking.futility import best_reachable_log_e_value
 from lmtrain.compare.statistics.online_fdr import FDR_LEVEL
 from lmtrain.compare.statistics.sequential import log_e_value

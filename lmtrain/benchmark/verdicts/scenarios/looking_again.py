@@ -60,7 +60,7 @@ class AnytimeValid:
 
 
 @dataclass(frozen=True)
-class Race:
+class RaceOfEqualSettings:
     """Looks at equal settings after each seed, until any of them is dropped."""
 
     settings: int
@@ -127,7 +127,7 @@ def cases() -> list[Case]:
         found.append(Case(name, AnytimeValid(Seeds(0, correlation, shape)), 0.5, typical))
     for settings, shape in product((3, 10), ("normal", "t3", "lognormal")):
         name = f"{settings} equal settings, a look after each of 60 seeds, {shape}"
-        found.append(Case(name, Race(settings, shape), 0.5, typical=(settings, shape) == (3, "normal")))
+        found.append(Case(name, RaceOfEqualSettings(settings, shape), 0.5, typical=(settings, shape) == (3, "normal")))
     for difference in (0.5, 1.0, 2.0):
         name = f"2 settings {difference:g} SD apart, a look after each pair"
         found.append(Case(name, AnytimeValid(Seeds(difference)), 0.5, typical=difference == 1))

@@ -1,11 +1,12 @@
 """Simulates campaigns that try one idea after another: how many false ideas are kept, true ones found, and the cost."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
+from lmtrain.benchmark.verdicts.case import Case, Row
 from lmtrain.compare.looking.futility import FEWEST_PAIRS, reachable
 from lmtrain.compare.statistics.online_fdr import FDR_LEVEL, next_level
 from lmtrain.compare.statistics.sequential import running_log_e_values
@@ -14,6 +15,7 @@ NULLS = 200
 TRUE_GAINS = tuple(np.linspace(0.5, 2, 20).tolist())  # in standard deviations of the difference of a pair
 BUDGET = 20  # pairs for each idea
 NAIVE_SEEDS = 3
+PROMISED = "decide"
 
 # Gets the differences of the pairs of one idea, (campaign, pair), and the level of the idea in each campaign; returns
 # which campaigns keep it, and after how many pairs.
@@ -135,3 +137,24 @@ def simulate_campaigns(
         large_ideas=sum(1 for one in gains if one >= 1),
         pairs=float(pairs.mean()),
     )
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """Simulates campaigns that are led by one rule."""
+
+    strategy: str
+
+    def __call__(self, tables: int, generator: np.random.Generator) -> Sequence[Row]:
+        found = simulate_campaigns(self.strategy, campaigns=tables, seed=int(generator.integers(2**31)))
+        limit = FDR_LEVEL if self.strategy == PROMISED else None
+        return [
+            Row("false-discovery rate", found.fdr, found.fdr_error, limit),
+            Row(f"of {found.true_ideas} true ideas kept", found.true_kept, 0.0),
+            Row(f"of {found.large_ideas} true ideas of 1 SD or more kept", found.large_kept, 0.0),
+            Row("pairs of runs", found.pairs, 0.0),
+        ]
+
+
+def cases() -> list[Case]:
+    return [Case(f"200 null and 20 true ideas, {rule}", Campaign(rule), 0.1, typical=True) for rule in STRATEGIES]

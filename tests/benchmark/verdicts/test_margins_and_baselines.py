@@ -3,7 +3,7 @@
 import numpy as np
 
 from lmtrain.benchmark.verdicts.drawing import equal_design
-from lmtrain.benchmark.verdicts.simulations.margins_and_baselines import AgainstBaseline, AtTheMargin
+from lmtrain.benchmark.verdicts.scenarios.margins_and_baselines import AgainstBaseline, AtTheMargin
 
 
 def test_equal_settings_with_many_seeds_are_the_same_and_one_at_the_margin_is_not() -> None:

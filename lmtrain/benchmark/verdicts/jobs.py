@@ -1,4 +1,4 @@
-"""Lists the scenarios and runs their cases."""
+"""Lists the scenarios and runs their cases, several at once."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from lmtrain.benchmark.verdicts.case import Case, Row
-from lmtrain.benchmark.verdicts.simulations import (
+from lmtrain.benchmark.verdicts.scenarios import (
     campaigns,
     effects_at_null,
     forks,
@@ -40,7 +40,7 @@ SCENARIOS: dict[str, tuple[str, Callable[[], list[Case]]]] = {
 
 
 @dataclass(frozen=True)
-class Result:
+class CaseResult:
     """The measured numbers of one case."""
 
     scenario: str
@@ -53,7 +53,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Job:
+class CaseJob:
     """One case to simulate; it is named rather than held, so that another process can run it."""
 
     scenario: str
@@ -62,17 +62,17 @@ class Job:
     seed: int
 
 
-def jobs(scenarios: Iterable[str], tables: int, seed: int, *, quick: bool) -> list[Job]:
+def jobs(scenarios: Iterable[str], tables: int, seed: int, *, quick: bool) -> list[CaseJob]:
     """Return the cases of the scenarios; with `quick`, only the typical ones."""
     return [
-        Job(scenario, case.name, max(FEWEST_TABLES, round(tables * case.share)), seed)
+        CaseJob(scenario, case.name, max(FEWEST_TABLES, round(tables * case.share)), seed)
         for scenario in scenarios
         for case in _cases(scenario).values()
         if case.typical or not quick
     ]
 
 
-def run_jobs(todo: Sequence[Job], processes: int) -> Iterator[Result]:
+def run_jobs(todo: Sequence[CaseJob], processes: int) -> Iterator[CaseResult]:
     """Simulate the cases, several at once if `processes` is above 1, and yield the results in order.
 
     Every case has its own generator, so that its numbers depend neither on the other cases nor on the processes.
@@ -84,13 +84,15 @@ def run_jobs(todo: Sequence[Job], processes: int) -> Iterator[Result]:
         yield from pool.map(run_job, todo)
 
 
-def run_job(job: Job) -> Result:
+def run_job(job: CaseJob) -> CaseResult:
     case = _cases(job.scenario)[job.case]
     generator = np.random.default_rng([job.seed, *f"{job.scenario}: {job.case}".encode()])
     started = time.perf_counter()
     rows = case.measure(job.tables, generator)
     seconds = time.perf_counter() - started
-    return Result(job.scenario, job.case, job.tables, rows, [case.judge(row) for row in rows], seconds, case.typical)
+    return CaseResult(
+        job.scenario, job.case, job.tables, rows, [case.judge(row) for row in rows], seconds, case.typical
+    )
 
 
 @cache

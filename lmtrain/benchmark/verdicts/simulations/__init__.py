@@ -1,1 +1,0 @@
-"""Simulates one kind of mistake in each module."""
