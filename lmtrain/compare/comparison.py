@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from lmtrain.compare.class_verdict import Wishes, class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
+from lmtrain.compare.comparable.measured_alike import Measured, measured_alike
 from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.looking.picked import notes_on_picking
-from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.reach.run_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (

@@ -9,8 +9,8 @@ import pytest
 from support.synthetic_runs import write_run
 
 from lmtrain.commands.compare import main
+from lmtrain.compare.comparable.measured_alike import measured_alike
 from lmtrain.compare.comparison import RunComparison, compare
-from lmtrain.compare.measurement import measured_alike
 from lmtrain.compare.output.page import as_html
 from lmtrain.compare.output.text_files import as_csv, as_json, as_markdown
 from lmtrain.compare.runs import load_runs
@@ -195,7 +195,19 @@ def test_runs_without_a_record_get_a_note_and_a_verdict(tmp_path: Path) -> None:
     write_setting(tmp_path, "b", 3.5, None, {"optimizer.lr": 2e-3, "trainer.eval_tokens": None}, **unknown)
     comparison = compared(tmp_path)
     assert "is better than" in verdicts(comparison)
-    assert any("not recorded" in str(note) for note in comparison.notes)
+    assert any("is recorded" in str(note) for note in comparison.notes)
+
+
+def test_a_run_without_a_record_and_without_limits_measured_the_whole_split(tmp_path: Path) -> None:
+    old = {"trainer.eval_tokens": None, "trainer.eval_batches": None, "optimizer.lr": 1e-3}
+    write_setting(tmp_path, "old", 3.0, None, old, environment={"data": {"val": "a" * 64}})
+    for config in tmp_path.glob("old-*/config.yaml"):  # of a version without this key
+        config.write_text(config.read_text().replace("  eval_tokens: null\n", ""))
+    part = evaluation(selection="evenly spaced", tokens=5_120)
+    write_setting(tmp_path, "new", 3.5, part, {"optimizer.lr": 2e-3})
+    refusal = refused(compared(tmp_path))
+    assert "an evaluation of the whole split" in refusal
+    assert "an evaluation of 5,120 tokens" in refusal
 
 
 def test_a_resume_that_changed_the_evaluation_counts_from_its_step_on(tmp_path: Path) -> None:
