@@ -7,12 +7,13 @@ from typing import Any
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.labels import setting_text
 from lmtrain.compare.measurement import WHOLE_SPLIT, Measurement, measurement
-from lmtrain.compare.notes import names
-from lmtrain.terminal.as_text import printable
+from lmtrain.compare.notes import names, without_seed
+from lmtrain.terminal.as_text import first_few, printable
 from lmtrain.terminal.units import counted
 
 BITS_PER_BYTE = "val/bits_per_byte"
 CONVERTIBLE = ("val/loss", "val/perplexity")  # they count per token, so another tokenizer changes what they mean
+NAMED = 3  # settings of a class in a sentence
 # The ways in which two measurements can differ, each with the way out.
 WAYS_OUT: Mapping[str, str] = {
     "data": "evaluate them on the same tokens (evaluate RUN --data FOLDER), or train them on the same data",
@@ -46,11 +47,13 @@ class Measured:
     Attributes:
         metric: The metric to compare; another one than was asked for if only that measures the same.
         alike: The classes of runs, the one with the most runs first.
-        notes: Remarks about what was converted, what cannot be compared, and what is not known.
+        refusals: For classes without a verdict between them, why there is none, and the way out.
+        notes: Remarks about what was converted and what is not known.
     """
 
     metric: str
     alike: Sequence[MeasuredAlike]
+    refusals: Sequence[str]
     notes: Sequence[str]
 
 
@@ -76,9 +79,8 @@ def measured_alike(runs: Sequence[ComparedRun], metric: str, steps: Sequence[flo
             )
             metric, alike = BITS_PER_BYTE, converted
     alike.sort(key=lambda own: -len(own.runs))
-    notes += [_no_verdict(alike[0], other, metric) for other in alike[1:]]
     notes += [*_unknown(runs, metric, steps), *_other_masks(runs, metric, steps)]
-    return Measured(metric, alike, notes)
+    return Measured(metric, alike, _refusals(alike, metric), notes)
 
 
 def differing_aspects(a: MeasuredAlike, b: MeasuredAlike) -> list[str]:
@@ -127,17 +129,31 @@ def _aspects(own: Measurement, metric: str, text_of: Mapping[str, str]) -> dict[
     }
 
 
-def _no_verdict(first: MeasuredAlike, other: MeasuredAlike, metric: str) -> str:
-    keys = differing_aspects(first, other)
-    way_out = WAYS_OUT[keys[0]]
-    if keys[0] == "data" and metric in CONVERTIBLE and first.measurement.tokenizer != other.measurement.tokenizer:
+def _refusals(alike: Sequence[MeasuredAlike], metric: str) -> list[str]:
+    """Return a sentence for all classes that differ from the first one in the same aspects."""
+    by_aspects: dict[tuple[str, ...], list[MeasuredAlike]] = {}
+    for other in alike[1:]:
+        by_aspects.setdefault(tuple(differing_aspects(alike[0], other)), []).append(other)
+    return [_no_verdict([alike[0], *others], aspects[0], metric) for aspects, others in by_aspects.items()]
+
+
+def _no_verdict(alike: Sequence[MeasuredAlike], aspect: str, metric: str) -> str:
+    way_out = WAYS_OUT[aspect]
+    tokenizers = {own.measurement.tokenizer for own in alike}
+    if aspect == "data" and metric in CONVERTIBLE and len(tokenizers) > 1:
         way_out = WAYS_OUT["text"] + f"; then {BITS_PER_BYTE} measures the same"
-    by_name = keys[0] in ("tokens", "changed")  # the title does not tell which runs are meant
+    by_name = aspect in ("tokens", "changed")  # the title does not tell which runs are meant
     sides = [
-        f"{one.title([two])} ({names(one.runs) if by_name else counted(len(one.runs), 'run')})"
-        for one, two in ((first, other), (other, first))
+        f"{own.title([other for other in alike if other is not own])} "
+        f"({_settings(own.runs) if by_name else counted(len(own.runs), 'run')})"
+        for own in alike
     ]
-    return f"no verdict between {' and '.join(sides)}: their {metric} does not measure the same; {way_out}"
+    between = ", ".join(sides[:-1]) + f" and {sides[-1]}"
+    return f"no verdict between {between}: their {metric} does not measure the same; {way_out}"
+
+
+def _settings(runs: Sequence[ComparedRun]) -> str:
+    return first_few(dict.fromkeys(without_seed(run.label) for run in runs), NAMED, separator="; ")
 
 
 def _in_words(key: str, alike: MeasuredAlike) -> str:

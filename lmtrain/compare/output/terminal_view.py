@@ -21,6 +21,7 @@ from lmtrain.compare.output.tables import (
     setting_reach_table,
 )
 from lmtrain.compare.run_values import direction_is_known, sign
+from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.wording.numbers import degrees
 from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
@@ -66,21 +67,34 @@ def _direction_in_words(comparison: RunComparison) -> str:
 
 
 def _show_statistics(comparison: RunComparison) -> None:
-    conclusions = comparison.conclusions
-    if len(comparison.runs) > 1:
-        noise = conclusions.noise
-        of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
-        _print_heading(f"{comparison.value}{of}")
-        if conclusions.comparisons:
-            console.print(groups_table(conclusions))
-            if len(conclusions.groups) > SHOWN_GROUPS:
-                _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
-        for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
-            console.print(sentence)
+    if comparison.refusals:
+        _print_heading(comparison.value)
+        for refusal in comparison.refusals:
+            console.print(refusal)
+    for title, part in comparison.parts if len(comparison.runs) > 1 else []:
+        _show_verdicts(title or comparison.value, part)
     for note in comparison.further_notes:
         console.print(f"note: {note}", style="yellow")
+    for title, part in comparison.parts:
+        _show_effects(title, part.conclusions)
+
+
+def _show_verdicts(title: str, comparison: RunComparison) -> None:
+    conclusions = comparison.conclusions
+    noise = conclusions.noise
+    of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
+    _print_heading(f"{title}{of}")
+    if conclusions.comparisons:
+        console.print(groups_table(conclusions))
+        if len(conclusions.groups) > SHOWN_GROUPS:
+            _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
+    for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
+        console.print(sentence)
+
+
+def _show_effects(title: str, conclusions: Conclusions) -> None:
     if are_worth_showing(conclusions.effects):
-        _print_heading(effects_heading(conclusions.effects))
+        _print_heading(f"{title}: " * bool(title) + effects_heading(conclusions.effects))
         console.print(effects_table(conclusions.effects))
         for sentence in effect_sentences(conclusions.effects):
             console.print(sentence)
