@@ -103,8 +103,22 @@ def _show_effects(title: str, conclusions: Conclusions) -> None:
 def _show_reach(comparison: RunComparison) -> None:
     if not math.isfinite(comparison.goal):
         return
-    chosen = ", which at least three in four runs reach (--reach sets another value)" if comparison.goal_chosen else ""
-    _print_heading(f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better{chosen}")
+    chosen = ", which at least three in four runs reach (--reach sets another value and shows each run)"
+    goal = f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better"
+    _print_heading(goal + chosen * comparison.goal_chosen)
+    if comparison.reach is None or not comparison.goal_chosen:
+        _show_reach_of_runs(comparison)
+    if comparison.reach is not None:
+        if not comparison.goal_chosen:
+            console.print()
+        console.print(setting_reach_table(comparison.reach))
+        if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
+            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
+        for sentence in comparison.reach.sentences:
+            console.print(sentence)
+
+
+def _show_reach_of_runs(comparison: RunComparison) -> None:
     reached = sorted(
         zip(comparison.runs, comparison.reached, strict=True),
         key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf,
@@ -112,13 +126,6 @@ def _show_reach(comparison: RunComparison) -> None:
     console.print(reach_table(reached[:REACHED_ROWS]))
     if len(reached) > REACHED_ROWS:
         _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
-    if comparison.reach is not None:
-        console.print()
-        console.print(setting_reach_table(comparison.reach))
-        if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
-            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
-        for sentence in comparison.reach.sentences:
-            console.print(sentence)
 
 
 def _print_heading(text: str) -> None:
