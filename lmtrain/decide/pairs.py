@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.measurement import measured_alike
+from lmtrain.compare.comparable.measured_alike import measured_alike
 from lmtrain.compare.run_values import equal_places, value_at
 from lmtrain.compare.runs import ComparedRun, load_runs
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError

@@ -15,7 +15,6 @@ from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import group_headers, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
-from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.importance import importance
 from lmtrain.files.numbers import finite_or_none
 
@@ -54,7 +53,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "sign": comparison.better,
         "value": comparison.value,
-        "groups": _table_of_groups(comparison.conclusions),
+        "groups": _table_of_groups(comparison),
         "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.further_notes)],
         "facts": _table_columns(comparison),
         "common": common,
@@ -164,5 +163,13 @@ def _axis_value(value: Any, key: str) -> float | str:
     return setting_text(value, key) if number is None else number
 
 
-def _table_of_groups(conclusions: Conclusions) -> list[list[str]]:
-    return [group_headers(conclusions), *group_rows(conclusions)] if conclusions.comparisons else []
+def _table_of_groups(comparison: RunComparison) -> list[list[str]]:
+    """Return the headers and the rows of the table of settings; empty without verdicts."""
+    compared = [(title, conclusions) for title, conclusions in comparison.classes if conclusions.comparisons]
+    headers = [group_headers(conclusions) for _, conclusions in compared[:1]]
+    rows = [
+        [f"{title}: {label}" if title else label, *cells]
+        for title, conclusions in compared
+        for label, *cells in group_rows(conclusions)
+    ]
+    return headers + rows
