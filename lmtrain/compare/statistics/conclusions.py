@@ -89,7 +89,7 @@ def conclude(
     sentences = [
         *say.headline(judge.reference, comparisons, among, baseline),
         *(one.sentence for one in comparisons[:SENTENCES]),
-        *say.luck(ranked[0], on_new_seeds, judge.model),
+        *say.luck(ranked[0], judge.means.get(id(ranked[0]), math.nan), on_new_seeds, judge.model),
         *say.remarks(ranked, comparisons, method),
     ]
     return Conclusions(ranked, noise, comparisons, found, sentences, method, among, on_new_seeds, baseline, margin)
@@ -132,11 +132,15 @@ class _Judge:
         return Method(self.differences.test, correction, ALPHA, model.sd, model.df, model.paired, model.correlation)
 
     def on_new_seeds(self) -> float:
-        """Return the mean to expect from the first group on new seeds; NaN if it has no values or was not picked."""
-        if self.model is None or not self.ranked[0].values:
+        """Return the mean to expect from the first group on new seeds.
+
+        NaN if it was not picked, has lost runs (then only its survivors were), or is equal to another one to the bit.
+        """
+        first = self.ranked[0]
+        if self.model is None or first.missing_share or any(_are_equal(first, other) for other in self.ranked[1:]):
             return math.nan
         best, mean = mean_on_new_seeds(self.model, self.sign)
-        return mean if best == self.place[id(self.ranked[0])] else math.nan
+        return mean if best == self.place[id(first)] else math.nan
 
     def comparisons(self) -> list[GroupComparison]:
         return [self._compare(other) for other in self.ranked if other is not self.reference]
@@ -145,14 +149,15 @@ class _Judge:
         first = self.reference
         difference, p = MeanDifference(math.nan, math.nan, math.nan, "rank test"), math.nan
         p_same = p_no_worse = math.nan
+        two_tests = bool(first.diverged or other.diverged)  # of the survivors' means, and of all ranks
         if self.differences is not None and first.values and other.values:
             a, b = self.place[id(first)], self.place[id(other)]
-            difference, p = self.differences.between(a, b)
+            difference, p = self.differences.between(a, b, ALPHA / 2 if two_tests else ALPHA)
             if self.margin is not None:
                 p_same, p_no_worse = self._within_margin(a, b)
         by_mean, by_ranks = self.sign * difference.value < 0, False
         reference_is_better = by_mean
-        if first.diverged or other.diverged:
+        if two_tests:
             p_ranks = rank_test(first, other, self.sign) * self.pairs
             by_ranks = not p < p_ranks  # also if p is NaN
             p = min(1.0, p_ranks if math.isnan(p) else 2 * min(p, p_ranks))
@@ -168,7 +173,10 @@ class _Judge:
         if first.missing_share != other.missing_share:
             p_same = math.nan
             p_no_worse = p_no_worse if other.missing_share <= first.missing_share else math.nan
-        sentence = say.pair(winner, loser, difference, p, verdict, by_ranks=by_ranks)
+        if verdict == "undecided" and _are_equal(first, other):
+            sentence = say.settings_change_nothing(first, other)
+        else:
+            sentence = say.pair(winner, loser, difference, p, verdict, by_ranks=by_ranks)
         found = GroupComparison(other, difference, p, sentence, verdict, by_ranks, p_same, p_no_worse)
         if self.margin is None:
             return found
@@ -182,3 +190,8 @@ class _Judge:
         below = self.differences.p_beyond(a, b, self.margin)
         above = self.differences.p_beyond(b, a, self.margin)
         return max(below, above), above if self.sign > 0 else below
+
+
+def _are_equal(a: ReplicateGroup, b: ReplicateGroup) -> bool:
+    """Return whether two groups have equal values, to the bit, with each of several seeds."""
+    return len(a.values) > 1 and a.values == b.values and not (a.diverged or b.diverged)

@@ -102,19 +102,19 @@ def test_the_mean_of_the_best_is_corrected_for_luck() -> None:
 def test_seeds_that_change_nothing_are_a_defect_and_no_evidence() -> None:
     concluded = conclude([group("a", [3.0] * 3), group("b", [4.0] * 3)])
     assert concluded.sentences == [
-        "no verdict: the seeds changed nothing: all values of a and b are equal; is the seed used?"
+        "no verdict: the seeds changed nothing: a and b each have the same value with every seed; is the seed used?"
     ]
     assert not concluded.comparisons
     one = conclude([group("a", [3.0] * 3), group("b", [4.0, 4.1, 4.05])])
-    assert "the seeds changed nothing: all values of a are equal; is the seed used?" in one.sentences
+    assert "the seeds changed nothing: a has the same value with every seed; is the seed used?" in one.sentences
 
 
 def test_a_setting_of_which_all_runs_diverged_is_ranked_last() -> None:
     concluded = conclude([group("x", [], diverged=5), group("a", A), group("b", B)])
     assert [one.label for one in concluded.groups] == ["a", "b", "x"]
-    assert concluded.sentences[2] == "a is better than x: 5 of 5 runs of x diverged (p = 0.024, by ranks)"
+    assert concluded.sentences[2] == "a is better than x: all 5 runs of x diverged (p = 0.024, by ranks)"
     few = conclude([group("x", [], diverged=2), group("a", A[:2])])
-    assert few.sentences[0] == "cannot tell a and x apart: 2 of 2 runs of x diverged, but there are few runs (p = 0.33)"
+    assert few.sentences[0] == "cannot tell a and x apart: all 2 runs of x diverged, but there are few runs (p = 0.33)"
     assert conclude([group("x", [], diverged=3)]).sentences == ["all runs diverged: there is nothing to compare"]
 
 
@@ -166,6 +166,52 @@ def test_a_margin_finds_settings_that_are_the_same() -> None:
     assert same.p_same == pytest.approx(stats.t.sf((0.01 - abs(differences.mean())) / error, 4))
     unclear = conclude([group("b", B), group("c", C)], margin=0.01)
     assert unclear.sentences[0].endswith("; nor are they shown to be the same within 0.01")
+
+
+def test_no_luck_is_taken_off_a_setting_that_lost_runs() -> None:
+    """Its mean is that of the survivors; what to expect on new seeds is unknown."""
+    close = [x + 0.01 * (-1) ** place for place, x in enumerate(A)]
+    assert math.isfinite(conclude([group("a", A), group("b", close)]).on_new_seeds)
+    for lost in ({"diverged": 1}, {"missing": 1}):
+        concluded = conclude([group("a", A[:4], **lost), group("b", [x + 0.03 for x in close])])
+        assert concluded.groups[0].label == "a"
+        assert math.isnan(concluded.on_new_seeds)
+
+
+def test_a_setting_that_changes_nothing_is_named() -> None:
+    concluded = conclude([group("threads=1", A), group("threads=2", list(A))])
+    assert concluded.sentences[0] == (
+        "threads=1 and threads=2 are equal: they have the same value with each of 5 seeds, to the last bit; "
+        "does this setting change anything?"
+    )
+    assert not any("luck" in text for text in concluded.sentences)
+
+
+def test_differences_are_said_to_be_adjusted_where_a_seed_is_missing() -> None:
+    shifted = [x + 0.01 * (-1) ** place + 0.1 for place, x in enumerate(A)]
+    said = "differences are adjusted where a setting lacks a seed"
+    assert conclude([group("a", A), group("b", shifted[:4])]).sentences[-1].endswith(said)
+    assert said not in conclude([group("a", A), group("b", shifted)]).sentences[-1]
+
+
+def test_a_small_sure_difference_is_better_and_yet_the_same_within_the_margin() -> None:
+    slightly_worse = [x + 0.002 + 0.0001 * (-1) ** place for place, x in enumerate(A)]
+    (found,) = conclude([group("a", A), group("b", slightly_worse)], margin=0.01).comparisons
+    assert found.verdict == "better"
+    assert "; but they are the same within 0.01 (p" in found.sentence
+
+
+def test_with_diverged_runs_the_interval_excludes_zero_exactly_where_the_test_of_the_means_decides() -> None:
+    generator = np.random.default_rng(0)
+    decided = 0
+    for shift in np.linspace(0.5, 4, 60):
+        samples = generator.standard_normal((2, 6))
+        concluded = conclude([group("a", list(samples[0])), group("b", list(samples[1] + shift), diverged=1)])
+        (found,) = concluded.comparisons
+        if not found.by_ranks:
+            decided += found.p < ALPHA
+            assert (abs(found.difference.value) > found.difference.half_width) == (found.p < ALPHA)
+    assert decided > 10
 
 
 def test_all_settings_are_compared_with_a_baseline() -> None:

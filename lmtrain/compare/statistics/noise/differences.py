@@ -54,15 +54,15 @@ class Differences:
             return "paired t-test" if self.model.paired else "t-test"
         return "Tukey's test" if self.baseline is None else "Dunnett's test"
 
-    def between(self, a: int, b: int) -> tuple[MeanDifference, float]:
+    def between(self, a: int, b: int, alpha: float = ALPHA) -> tuple[MeanDifference, float]:
         """Return the difference of two settings, given by their indices, and its corrected p-value.
 
-        The corrected p-value is below `ALPHA` exactly where the interval excludes 0.
+        The corrected p-value is below `alpha` exactly where the interval excludes 0.
         """
         value, error = self.value(a, b), self._error(a, b)
         difference = MeanDifference(
             value,
-            half_width=self._half_width(error, ALPHA),
+            half_width=self._half_width(error, alpha),
             p=self._p(abs(value), error, alone=True),
             test=self.test,
             standard_error=error.common,
@@ -85,13 +85,22 @@ class Differences:
         common = model.sd * math.sqrt(max(0.0, float(unit[a, a] + unit[b, b] - 2 * unit[a, b])))
         counts = model.counts[[a, b]]
         fewest = int(counts.min())
-        if model.paired:  # the standard error of the mean difference of equal seeds
-            own = math.sqrt(float(np.sum((model.parts[a] - model.parts[b]) ** 2)))
-            own_df = fewest - 1.0
-            if not model.shared[a, b]:  # what equal seeds have in common does not cancel in this difference
-                common = max(common, model.separate_sd * math.sqrt(float(np.sum(1 / counts))))
+        both = model.present[a] & model.present[b]
+        shared = int(both.sum())
+        if model.paired and not shared:  # what equal seeds have in common does not cancel in this difference
+            common = max(common, model.separate_sd * math.sqrt(float(np.sum(1 / counts))))
+        # The errors to expect from the seeds that both have, and from all seeds, in units of the model's variance.
+        of_shared = 2 / shared if shared else math.inf
+        of_all = float((1 + model.ratio) * np.sum(1 / counts) - 2 * model.ratio * shared / np.prod(counts))
+        if model.paired and shared >= FEWEST_OWN and of_shared < of_all:
+            own = float(np.std((model.residuals[a] - model.residuals[b])[both], ddof=1)) / math.sqrt(shared)
+            return _Error(max(common, own), own, shared - 1.0)
+        factors = np.sqrt(counts / np.maximum(counts - 1, 1)) / counts * (counts > 1)
+        parts = model.residuals[[a, b]] * factors[:, None]  # what each value adds to the error
+        if model.paired:
+            own, own_df = math.sqrt(float(np.sum((parts[0] - parts[1]) ** 2))), fewest - 1.0
         else:  # Welch's
-            squares = np.sum(model.parts[[a, b]] ** 2, axis=1)
+            squares = np.sum(parts**2, axis=1)
             own = math.sqrt(float(squares.sum()))
             terms = float(np.sum(squares**2 / np.maximum(counts - 1, 1)))
             own_df = float(squares.sum()) ** 2 / terms if terms else fewest - 1.0

@@ -10,6 +10,7 @@ from lmtrain.compare.statistics.group import ReplicateGroup
 LEAST_SHARE = 1 / 3  # of the degrees of freedom that must remain where the seeds' common part is taken out
 SINGULAR = 1e-9  # an eigenvalue below is zero, relative to the number of runs
 ROUNDING = 1e-12  # relative to the values; noise below it is rounding error
+LARGEST_RATIO = 1e10  # of the variances of blocks and rest; with more, rounding errors decide the weights
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class NoiseModel:
         df: Its degrees of freedom.
         unit: The covariance of the means in units of sd², shape (k, k).
         paired: True if the part that runs with equal seeds have in common is taken out.
-        correlation: The estimated correlation between settings at equal seeds; None if the runs cannot show it.
-        parts: What each block adds to the error of each mean, from the setting's own residuals, shape (k, blocks).
+        ratio: The variance of what blocks have in common, in units of sd²; 0 if it is not taken out.
+        residuals: The value of each setting in each block minus the setting's mean, 0 without a value; (k, blocks).
+        present: True where a setting has a value in a block, shape (k, blocks).
         counts: The number of values of each setting, shape (k,).
-        shared: True where two settings have a block in common, shape (k, k).
         separate_sd: The noise between seeds, pooled over the settings, without any pairing.
     """
 
@@ -35,11 +36,16 @@ class NoiseModel:
     df: int
     unit: np.ndarray
     paired: bool
-    correlation: float | None
-    parts: np.ndarray
+    ratio: float
+    residuals: np.ndarray
+    present: np.ndarray
     counts: np.ndarray
-    shared: np.ndarray
     separate_sd: float
+
+    @property
+    def correlation(self) -> float | None:
+        """Return the estimated correlation between settings at equal seeds; None if the runs cannot show it."""
+        return self.ratio / (1 + self.ratio) if self.paired else None
 
 
 def fit_noise(groups: Sequence[ReplicateGroup]) -> NoiseModel | None:
@@ -82,22 +88,21 @@ def fit_noise(groups: Sequence[ReplicateGroup]) -> NoiseModel | None:
         block_variance = (separate_squares - squares - blocks_df * variance) / (n - k)
     else:
         df, variance, block_variance = n - k, separate_sd**2, 0.0
-    ratio = max(0.0, block_variance) / variance if variance else 0.0
+    ratio = min(max(0.0, block_variance) / variance, LARGEST_RATIO) if variance else 0.0
     weights = ratio / (1 + ratio * block_sizes)
     unit = np.linalg.inv(np.diag(counts) - (present * weights) @ present.T)
     means = unit @ (np.bincount(setting, y, k) - present @ (weights * np.bincount(block, y)))
-    residuals = (y - means[setting]) * np.sqrt(counts / np.maximum(counts - 1, 1))[setting]
-    parts = np.zeros((k, len(names)))
-    parts[setting, block] = np.where(counts[setting] > 1, residuals, 0) / counts[setting]
+    residuals = np.zeros((k, len(names)))
+    residuals[setting, block] = y - means[setting]
     return NoiseModel(
         means=means + center,
         sd=float(np.sqrt(variance)),
         df=df,
         unit=unit,
         paired=bool(paired),
-        correlation=ratio / (1 + ratio) if paired else None,
-        parts=parts,
+        ratio=ratio,
+        residuals=residuals,
+        present=present > 0,
         counts=counts,
-        shared=present @ present.T > 0,
         separate_sd=float(separate_sd),
     )

@@ -8,9 +8,10 @@ import numpy as np
 from scipy import special
 
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.model import fit_noise
 from lmtrain.compare.statistics.noise.power import POWER, power, seeds_needed
 from lmtrain.compare.statistics.sequential import running_log_e_values
-from lmtrain.compare.statistics.significance import ALPHA, pooled_noise
+from lmtrain.compare.statistics.significance import ALPHA
 
 CONFIDENCE = 0.8  # of the interval of the noise: in nine cases of ten, the noise is below its upper limit
 FEWEST_SEEDS = 3  # two seeds do not show the noise of a setting
@@ -27,8 +28,8 @@ class PairNoise:
         sd: The standard deviation.
         df: Its degrees of freedom.
         settings: The number of settings that it is from.
-        paired: False if the settings have no seeds in common, so that their noise was added as if it were independent;
-            equal seeds usually have less.
+        paired: False if the settings have too few seeds in common, so that their noise was added as if it were
+            independent; equal seeds usually have less.
     """
 
     sd: float
@@ -76,18 +77,10 @@ class PlannedSeeds:
 def pair_noise(groups: Sequence[ReplicateGroup]) -> PairNoise | None:
     """Return the noise of differences between settings; None if no setting has two seeds.
 
-    Of two settings, it is that of their own differences. Of more, it is the residual noise after the mean of each
-    setting and of each seed has been subtracted, pooled over all of them. It is then assumed to be equal for all pairs.
+    It is that of the model with which the settings are compared (`fit_noise`), and assumed to be equal for all pairs.
     """
-    common = set.intersection(*(set(group.values) for group in groups)) if len(groups) > 1 else set()
-    if len(common) > 1:
-        seeds = [seed for seed in groups[0].values if seed in common]
-        table = np.array([[group.values[seed] for seed in seeds] for group in groups])
-        table = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
-        df = (len(groups) - 1) * (len(seeds) - 1)
-        return PairNoise(math.sqrt(2 * float((table**2).sum()) / df), df, len(groups), paired=True)
-    noise = pooled_noise([group.sample for group in groups])
-    return PairNoise(math.sqrt(2) * noise.sd, noise.df, len(groups), paired=False) if noise else None
+    model = fit_noise([group for group in groups if group.values])
+    return None if model is None else PairNoise(math.sqrt(2) * model.sd, model.df, len(groups), model.paired)
 
 
 def planned_seeds(difference: float, noise: PairNoise, settings: int) -> PlannedSeeds:

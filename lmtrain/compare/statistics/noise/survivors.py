@@ -61,5 +61,8 @@ def without_value(group: ReplicateGroup) -> str:
 
 
 def diverged_words(group: ReplicateGroup) -> str:
-    """Return, for example, `4 of 5 runs of lr=0.1 diverged`."""
-    return f"{len(group.diverged)} of {runs_in_all(group)} runs of {group.label} diverged"
+    """Return, for example, `4 of 5 runs of lr=0.1 diverged` or `all 5 runs of lr=0.1 diverged`."""
+    diverged, total = len(group.diverged), runs_in_all(group)
+    if diverged == total:
+        return f"{'the only run' if total == 1 else f'all {total} runs'} of {group.label} diverged"
+    return f"{diverged} of {total} runs of {group.label} diverged"

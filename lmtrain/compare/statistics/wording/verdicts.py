@@ -46,8 +46,17 @@ def seeds_change_nothing(groups: Sequence[ReplicateGroup]) -> str:
     """Name a defect: the values of several seeds are equal to the bit."""
     same = [group for group in groups if len(group.values) > 1]
     names = listed([group.label for group in same], MOST_NAMED)
+    have = "has" if len(same) == 1 else "each have"
     verdict = "no verdict: " if len(groups) > 1 else ""
-    return f"{verdict}the seeds changed nothing: all values of {names} are equal; is the seed used?"
+    return f"{verdict}the seeds changed nothing: {names} {have} the same value with every seed; is the seed used?"
+
+
+def settings_change_nothing(a: ReplicateGroup, b: ReplicateGroup) -> str:
+    """Say that two settings have equal values, to the bit, with each seed."""
+    return (
+        f"{a.label} and {b.label} are equal: they have the same value with each of {counted(len(a.values), 'seed')}, "
+        "to the last bit; does this setting change anything?"
+    )
 
 
 def pair(
@@ -66,8 +75,8 @@ def pair(
         if math.isnan(p):
             return f"no verdict on {winner.label} and {loser.label}: one seed each shows no noise"
         return (
-            f"no verdict on {winner.label} and {loser.label}: {without_value(winner)}, so the others may be its best; "
-            f"they are ahead by {by}"
+            f"no verdict on {winner.label} and {loser.label}: {without_value(winner)}, so its other runs may be its "
+            f"best ones; they are ahead by {by}"
         )
     if verdict == "undecided":
         if not math.isfinite(difference.value):
@@ -96,13 +105,15 @@ def _if_alike(a: ReplicateGroup, b: ReplicateGroup) -> str:
 
 def within_margin(first: ReplicateGroup, found: GroupComparison, margin: float, *, baseline: bool) -> str:
     """Return what is known about a difference that would matter, to be added to the verdict."""
-    if found.verdict in ("better", "worse") and not (baseline and found.verdict == "better"):
-        return ""
+    decided = found.verdict in ("better", "worse")
     if found.p_same < ALPHA:
-        return f"; they are the same within {margin:g} ({p_in_words(found.p_same)})"
-    if baseline and found.p_no_worse < ALPHA:
-        return f"; {found.other.label} is no worse than {first.label} by {margin:g} ({p_in_words(found.p_no_worse)})"
-    return "" if found.verdict in ("better", "none") else f"; nor are they shown to be the same within {margin:g}"
+        but = "but " if decided else ""
+        return f"; {but}they are the same within {margin:g} ({p_in_words(found.p_same)})"
+    if baseline and found.verdict != "worse" and found.p_no_worse < ALPHA:
+        return (
+            f"; {found.other.label} is no worse than {first.label} within {margin:g} ({p_in_words(found.p_no_worse)})"
+        )
+    return "" if decided or found.verdict == "none" else f"; nor are they shown to be the same within {margin:g}"
 
 
 def headline(
@@ -136,16 +147,16 @@ def _others(number: int) -> str:
     return "the other setting is" if number == 1 else f"the {number} others are"
 
 
-def luck(best: ReplicateGroup, on_new_seeds: float, model: NoiseModel | None) -> list[str]:
+def luck(best: ReplicateGroup, mean: float, on_new_seeds: float, model: NoiseModel | None) -> list[str]:
     """Say what to expect from the best setting on new seeds, if that is visibly worse than its mean."""
     if model is None or not math.isfinite(on_new_seeds):
         return []
     error = model.sd / math.sqrt(len(best.values))
-    if abs(on_new_seeds - best.mean) < VISIBLE * error:
+    if abs(on_new_seeds - mean) < VISIBLE * error:
         return []
     digits = max(0, 1 - math.floor(math.log10(error)))
     return [
-        f"the mean of {best.label}, {best.mean:.{digits}f}, is partly luck, because it was picked as the best; on new "
+        f"the mean of {best.label}, {mean:.{digits}f}, is partly luck, because it was picked as the best; on new "
         f"seeds, expect about {on_new_seeds:.{digits}f}"
     ]
 
@@ -165,14 +176,16 @@ def remarks(
     several = [len(group.values) for group in ranked if len(group.values) > 1]
     if several and min(several) == TWO and len(comparisons) > 1:
         found.append(
-            "two seeds do not show whether a setting is noisier than the others; if one is, more verdicts than 5% are "
-            "wrong"
+            "two seeds do not show whether a setting is noisier than the others; if one is, more than 5% of such "
+            'tables have a false "better"'
         )
     line = f"± is a 95% interval and p is from {_a(method.test)} ({degrees(method.df)})"
     if method.correction:
         line += f", both corrected for {method.correction}"
     if method.paired:
         line += f"; equal seeds are paired (correlation {method.correlation:.2f})"
+        if len({frozenset(group.values) for group in ranked if group.values}) > 1:
+            line += ", and differences are adjusted where a setting lacks a seed"
     if any(one.by_ranks for one in comparisons):
         line += "; where runs diverged, from a rank test that counts them as the worst"
     return [*found, line]

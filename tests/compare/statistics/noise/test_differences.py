@@ -107,6 +107,18 @@ def test_missing_seeds_do_not_move_a_setting() -> None:
     assert abs(table[2, :4].mean() - table[0].mean()) > 0.15
 
 
+@pytest.mark.parametrize("noise", [1e-3, 1e-6, 1e-8, 1e-10])
+def test_a_missing_seed_leaves_the_paired_test_of_the_others(noise: float) -> None:
+    """Equal seeds have nearly everything in common, so the seed that one setting lacks says almost nothing."""
+    generator = np.random.default_rng(6)
+    table = 3 + 0.05 * generator.standard_normal(5) + noise * generator.standard_normal((2, 5))
+    model = fitted(table[0], table[1, :4], seeds=[range(5), range(4)])
+    difference, p = Differences(model).between(0, 1)
+    theirs = stats.ttest_rel(table[0, :4], table[1, :4])
+    assert p == pytest.approx(theirs.pvalue, rel=0.2)
+    assert difference.half_width < 6 * noise
+
+
 def test_no_noise_model_without_a_setting_of_two_values() -> None:
     assert fit_noise([ReplicateGroup("a", {}, {1: 2.0}), ReplicateGroup("b", {}, {1: 3.0})]) is None
 
