@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.compare.comparable.conditions import schedule_notes
 from lmtrain.compare.measurement import measured_alike
 from lmtrain.compare.run_values import equal_places, value_at
 from lmtrain.compare.runs import ComparedRun, load_runs
@@ -63,7 +64,8 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
     """Return the pair of the baseline's and the challenger's job that ended.
 
     Raises:
-        ConfigError: a run completed without the metric, or the two have recorded that they measure something else.
+        ConfigError: a run completed without the metric, or the two have recorded that they measure something else, or
+            are compared at different points of their schedules.
     """
     runs = tuple(_load(end) for end in ends)
     statuses = (ends[0].status, ends[1].status)
@@ -81,6 +83,7 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
                 f"--metric {question.metric}: the runs with seed {seed} share no value of it; they have "
                 f"{', '.join(known)}"
             )
+        _refuse_other_schedule((runs[0], runs[1]), question)
     sign = 1 if question.higher else -1
     alone = [
         _alone(run, question) if end.status == COMPLETED.status else None for run, end in zip(runs, ends, strict=True)
@@ -115,6 +118,20 @@ def shared_values(runs: Sequence[ComparedRun], metric: str) -> tuple[np.ndarray,
     (first, ours), (second, theirs) = (run.series(metric) for run in runs)
     steps, mine, yours = np.intersect1d(first, second, return_indices=True)
     return steps, ours[mine], theirs[yours]
+
+
+def _refuse_other_schedule(runs: tuple[ComparedRun, ComparedRun], question: Question) -> None:
+    """Raise ConfigError if one run had decayed further where they are compared, because a decay lowers the loss."""
+    equal = equal_places(runs, question.metric).get(AXES_OF.get(question.value, "step"))
+    if question.value == "final" or equal is None:
+        return
+    for note in schedule_notes(runs, equal, intended=False):
+        if note.refuses:
+            where = note.text.partition("; --value")[0]
+            raise ConfigError(
+                f"--value {question.value}: {where}. The one that has decayed further looks better; give both the same "
+                "schedule, or compare each at its end with --value final"
+            )
 
 
 def total_cost(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -51,6 +51,14 @@ def test_runs_that_measure_something_else_are_refused(tmp_path: Path) -> None:
         read(ends)
 
 
+@pytest.mark.parametrize("value", ["at-step", "at-tokens", "best"])
+def test_a_run_that_has_decayed_is_not_compared_with_one_half_way_down(value: str, tmp_path: Path) -> None:
+    ends = ended(tmp_path / "a", decays=True), ended(tmp_path / "b", steps=100, decays=True)
+    with pytest.raises(ConfigError, match=rf"--value {value}: at .* different points of their schedules: lr .*--value"):
+        read(ends, "val/loss", value)
+    assert read(ends, "val/loss", "final").gain == pytest.approx(0)
+
+
 def test_a_metric_that_the_runs_do_not_have_is_named_with_those_that_they_have(tmp_path: Path) -> None:
     ends = ended(tmp_path / "a"), ended(tmp_path / "b")
     with pytest.raises(
