@@ -155,7 +155,7 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
     if len(curves) > 1:
         handles, names = axes.get_legend_handles_labels()
         once = dict(zip(names, handles, strict=True))
-        beside: Any = {"loc": "outside right upper"} if width == PAGE_INCHES else {"loc": "upper right"}
+        beside: Any = {"loc": "outside right upper"} if width == PAGE_INCHES else {"loc": "best"}
         (figure if width == PAGE_INCHES else axes).legend(
             list(once.values()), list(once), title=title or None, **beside
         )
