@@ -16,6 +16,7 @@ from lmtrain.compare.output.tables import group_headers, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
 from lmtrain.compare.statistics.importance import importance
+from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.files.numbers import finite_or_none
 
 LOSS_POINTS, POINTS = 400, 160  # per curve of a loss and of another metric, with up to FULL_RUNS runs
@@ -54,8 +55,13 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
         "sign": comparison.better,
         "value": comparison.value,
         "groups": _table_of_groups(comparison),
-        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.further_notes)],
+        "sentences": [
+            *comparison.conclusions.sentences,
+            *(f"{title}: " * bool(title) + text for title, part in comparison.parts for text in worth_in_words(part)),
+            *(f"note: {note}" for note in comparison.further_notes),
+        ],
         "facts": _table_columns(comparison),
+        "sorted": _compared_column(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
         "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max([2, *units.values()]))))],
@@ -155,6 +161,14 @@ def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     return [
         {"name": name, "kind": kind, "values": list(map(finite_or_none, numbers))} for name, kind, numbers in columns
     ]
+
+
+def _compared_column(comparison: RunComparison) -> str:
+    """Return the name of the table's column for the compared value; `best` if there is none."""
+    equal = comparison.places.get("step")
+    if comparison.value_kind == "at-step" and equal:
+        return f"at {place_text(equal)}"
+    return "final" if comparison.value_kind == "final" else "best"
 
 
 def _axis_value(value: Any, key: str) -> float | str:

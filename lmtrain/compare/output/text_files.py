@@ -144,7 +144,7 @@ def _verdicts(conclusions: Conclusions) -> dict[str, Any]:
 
 
 def as_markdown(comparison: RunComparison) -> str:
-    """Return Markdown with the same tables and sentences as in the terminal."""
+    """Return Markdown with the tables of runs and settings, and with the conclusions and notes about them."""
     columns: Sequence[Column]
     columns, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
     if comparison.asked is not None:
