@@ -1,4 +1,4 @@
-"""Says what the best setting saves compared with the others, from the curves of the runs."""
+"""Says what the better of two settings saves, from the curves of the runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from lmtrain.compare.statistics.worth import READ_FROM_CURVES, Saving, in_words,
 
 @dataclass(frozen=True)
 class Worth:
-    """What the best setting saves compared with another one, by axis; `decided` if it is better than that one."""
+    """What one setting saves compared with another one, by axis; `decided` if it is better by the verdict on means."""
 
     better: ReplicateGroup
     worse: ReplicateGroup
@@ -24,13 +24,13 @@ class Worth:
 
 
 def worth_of_settings(comparison: RunComparison) -> list[Worth]:
-    """Return what the best setting saves compared with each of the others, where the curves show it.
+    """Return what the better of two settings saves, for the best one or the baseline and each other one.
 
     If the best values are compared, there is nothing to read from a curve, because they are from different steps. Time
     is left out if the runs of the two settings are from different machines.
     """
     groups = comparison.conclusions.groups
-    if comparison.value_kind == "best" or not groups or comparison.conclusions.baseline:
+    if comparison.value_kind == "best" or not groups:
         return []
     place = None if comparison.value_kind == "final" else comparison.places[comparison.axis].place
     by_label = {run.label: run for run in comparison.runs}
@@ -39,22 +39,26 @@ def worth_of_settings(comparison: RunComparison) -> list[Worth]:
     curves = {
         key: mean_curve([run.metrics for run in own], metric, axis, place, better_is) for key, own in members.items()
     }
+    reference = comparison.conclusions.baseline or groups[0]
     found = []
     for pair in comparison.conclusions.comparisons:
-        better, worse = curves.get(id(groups[0])), curves.get(id(pair.other))
-        if better is None or worse is None:
+        reference_is_ahead = better_is * pair.difference.value <= 0
+        better, worse = (reference, pair.other) if reference_is_ahead else (pair.other, reference)
+        curve, other_curve = curves.get(id(better)), curves.get(id(worse))
+        if curve is None or other_curve is None:
             continue
-        difference, half = -better_is * pair.difference.value, pair.difference.half_width
-        saved = savings(better, worse, difference - half, difference, difference + half)
-        both = [*members[id(groups[0])], *members[id(pair.other)]]
+        difference, half = abs(pair.difference.value), pair.difference.half_width
+        saved = savings(curve, other_curve, difference - half, difference, difference + half)
+        both = [*members[id(better)], *members[id(worse)]]
         one_machine = len({str(run.environment.get("host")) for run in both}) == 1
         kept = {axis: saving for axis, saving in saved.items() if axis != "seconds" or one_machine}
         if kept:
-            found.append(Worth(groups[0], pair.other, kept, pair.verdict == "better"))
+            decided = pair.verdict == ("better" if reference_is_ahead else "worse") and not pair.by_ranks
+            found.append(Worth(better, worse, kept, decided))
     return found
 
 
 def worth_in_words(comparison: RunComparison) -> list[str]:
-    """Return a sentence for each of the first settings that are worse than the best, and what such a saving means."""
+    """Return a sentence for each of the first pairs of which one is better, and what such a saving means."""
     decided = [text for worth in worth_of_settings(comparison) if worth.decided and (text := worth.sentence)]
     return [*decided[:SENTENCES], READ_FROM_CURVES] if decided else []

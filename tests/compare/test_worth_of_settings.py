@@ -67,6 +67,14 @@ def test_time_on_another_machine_is_left_out(folder: Path) -> None:
     assert worth.savings.keys() == {"step", "tokens", "flops"}
 
 
+@pytest.mark.parametrize("baseline", ["lr=0.001", "lr=0.003"])
+def test_with_a_baseline_the_better_of_both_saves(folder: Path, baseline: str) -> None:
+    (worth,) = worth_of_settings(compare(load_runs([folder]), baseline=baseline))
+    (usual,) = worth_of_settings(compare(load_runs([folder])))
+    assert worth.decided
+    assert worth.sentence == usual.sentence
+
+
 def test_no_saving_is_said_without_a_verdict(tmp_path: Path) -> None:
     for seed in range(1, 4):
         for lr, loss in ((1e-3, 3.0), (2e-3, 3.001)):

@@ -46,8 +46,6 @@ def looking_again(conclusions: Conclusions, sign: int) -> tuple[Conclusions, Rac
         method=None,
         among=(),
         on_new_seeds=math.nan,
-        baseline=None,
-        margin=None,
     ), found
 
 

@@ -102,3 +102,12 @@ def test_settings_that_differ_by_less_than_the_margin_need_no_more_seeds() -> No
     assert found.more == []
     conclusions, found = looking_again(conclude(groups(values), margin=0.3), 1)
     assert conclusions.sentences[0].startswith("one more seed each for ")
+
+
+def test_the_pairs_with_a_baseline_are_said_to_be_those_with_it() -> None:
+    values = np.random.default_rng(5).standard_normal((3, 4)) + np.array([0, 1.0, 2.0])[:, None]
+    own = groups(values)
+    again, _ = looking_again(conclude(own, baseline=own[1]), sign=1)
+    assert again.baseline is own[1]
+    assert [pair.other.label for pair in again.comparisons] == ["0", "2"]
+    assert again.comparisons[0].difference.value == pytest.approx(float(values[1].mean() - values[0].mean()))
