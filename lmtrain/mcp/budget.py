@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.errors import ConfigError
-from lmtrain.files.durable import flush_to_disk, make_folder
+from lmtrain.files.durable import append_line, make_folder
 from lmtrain.files.limited import open_plain_file
 from lmtrain.files.lock import FileLock, locked_folder
 from lmtrain.files.numbers import is_number
@@ -94,14 +94,7 @@ class Budget:
         return log.stat().st_mtime if log.is_file() else 0.0
 
     def _append(self, content: dict[str, Any]) -> None:
-        with self.path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # a line that a crash cut off stays alone
-                    file.write(b"\n")
-            file.write(f"{json.dumps(content)}\n".encode())
-            file.flush()
-            flush_to_disk(file.fileno(), self.path)
+        append_line(self.path, json.dumps(content))
 
     def _lines(self) -> list[dict[str, Any]]:
         if not self.path.exists():
