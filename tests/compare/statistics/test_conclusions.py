@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +193,19 @@ def test_differences_are_said_to_be_adjusted_where_a_seed_is_missing() -> None:
     said = "differences are adjusted where a setting lacks a seed"
     assert conclude([group("a", A), group("b", shifted[:4])]).sentences[-1].endswith(said)
     assert said not in conclude([group("a", A), group("b", shifted)]).sentences[-1]
+
+
+def test_two_seeds_get_a_warning_unless_equal_seeds_are_paired() -> None:
+    few = "two seeds do not show whether one setting is noisier than another"
+
+    def warned(*groups: ReplicateGroup) -> bool:
+        return any(few in text for text in conclude(groups).sentences)
+
+    shifted = [x + 0.3 + 0.01 * (-1) ** place for place, x in enumerate(A)]
+    assert warned(group("a", A), replace(group("b", shifted[:2]), start="another"))
+    assert warned(group("a", A[:2]), group("b", shifted[:2]), group("c", [A[1], A[0]]))
+    assert not warned(group("a", A[:2]), group("b", shifted[:2]))
+    assert not warned(group("a", A), replace(group("b", shifted), start="another"))
 
 
 def test_a_small_sure_difference_is_better_and_yet_the_same_within_the_margin() -> None:

@@ -175,10 +175,10 @@ def remarks(
     if method is None:
         return found
     several = [len(group.values) for group in ranked if len(group.values) > 1]
-    if several and min(several) == TWO and len(comparisons) > 1:
+    if several and min(several) == TWO and (len(comparisons) > 1 or not method.paired):
         found.append(
-            "two seeds do not show whether a setting is noisier than the others; if one is, more than 5% of such "
-            'tables have a false "better"'
+            "two seeds do not show whether one setting is noisier than another; if so, more than 5% of such tables "
+            'have a false "better"'
         )
     line = f"± is a 95% interval and p is from {_a(method.test)} ({degrees(method.df)})"
     if method.correction:
