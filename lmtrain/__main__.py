@@ -103,9 +103,14 @@ def _with_homes(arguments: Sequence[str]) -> list[str]:
 
 
 def stop_with_parent(parent: int) -> None:
-    """Make this job of a sweep save and stop when the sweep is killed, so that no orphan keeps a GPU busy."""
+    """Make this job of a sweep save and stop when the sweep is killed, so that no orphan keeps a GPU busy.
+
+    The signal is SIGHUP, which does not interrupt a job that is already saving. Under `nohup`, which ignores SIGHUP,
+    it is SIGTERM.
+    """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM if ignored else signal.SIGHUP)
         if os.getppid() != parent:  # the parent ended before prctl was called
             sys.exit(128 + signal.SIGTERM)
 

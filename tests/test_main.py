@@ -2,6 +2,10 @@
 
 import contextlib
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +128,43 @@ def test_a_first_word_that_is_no_verb_gets_a_way_out(first: str, way_out: str) -
     with pytest.raises(ConfigError, match=first) as caught:
         dispatch([first, "seed=1"])
     assert str(caught.value).endswith(f"; {way_out}")
+
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from lmtrain.__main__ import stop_with_parent
+from lmtrain.loop.stop_request import StopRequest
+parent = os.getppid()
+stop_with_parent(parent)
+with StopRequest() as stop:
+    stop.defers = True
+    print("ready", flush=True)
+    while stop.signal is None or os.getppid() == parent:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    Path(sys.argv[1]).write_text(str(int(stop.signal)))
+"""
+PARENT = """
+import os, subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1], sys.argv[2]], stdout=subprocess.PIPE)
+child.stdout.readline()
+if sys.argv[3] == "asks":
+    child.terminate()
+    time.sleep(0.6)
+os._exit(0)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+@pytest.mark.parametrize(("how", "first"), [("asks", signal.SIGTERM), ("dies", signal.SIGHUP)])
+def test_a_job_saves_when_its_parent_dies_also_if_the_parent_had_asked_it_to_stop(
+    how: str, first: signal.Signals, tmp_path: Path
+) -> None:
+    saved = tmp_path / "saved"
+    subprocess.run([sys.executable, "-c", PARENT, CHILD, str(saved), how], check=True, timeout=60)
+    deadline = time.monotonic() + 30
+    while not saved.exists() or not saved.read_text():
+        assert time.monotonic() < deadline, "the job ended without saving"
+        time.sleep(0.01)
+    assert saved.read_text() == str(int(first))

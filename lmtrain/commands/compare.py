@@ -208,7 +208,7 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
 def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
     """Return the requested runs in the requested order, and notes about the choice."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
-    from lmtrain.compare.measurement import measured_alike
+    from lmtrain.compare.comparable.measured_alike import measured_alike
 
     notes = []
     better = sign(options.metric, options.higher)

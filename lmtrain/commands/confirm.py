@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     with raising_config_errors():
         folder, plan, known = plan_confirmation(paths, options.into, top=options.top, seeds=options.seeds)
         jobs = confirmation_jobs(folder, plan, options.trust)
-    with JobPool(n_jobs=options.jobs, gpus_per_job=options.gpus_per_job, retry_failed=options.retry_failed) as pool:
+    with JobPool(n_jobs=options.n_jobs, gpus_per_job=options.gpus_per_job, retry_failed=options.retry_failed) as pool:
         if not known:
             write_plan(folder, plan)
         record_jobs(folder, jobs)
@@ -77,7 +77,7 @@ def make_parser() -> OptionParser:
     )
     parser.add_argument("--into", type=Path, metavar="DIR", help="folder for the runs (default: SWEEP/confirm)")
     parser.add_argument(
-        "--jobs", type=WholeNumber(1), metavar="N", help="runs at the same time (default: as many as the GPUs allow)"
+        "--n-jobs", type=WholeNumber(1), metavar="N", help="runs at the same time (default: as many as the GPUs allow)"
     )
     parser.add_argument(
         "--gpus-per-job", type=WholeNumber(), default=1, metavar="N", help="GPUs for each run (default: 1)"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from lmtrain.compare.class_verdict import Wishes, class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
+from lmtrain.compare.comparable.measured_alike import measured_alike
 from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.looking.picked import notes_on_picking
-from lmtrain.compare.measurement import Measured, measured_alike
 from lmtrain.compare.notes import Note
 from lmtrain.compare.reach.run_times import ReachResult, when_settings_reach
 from lmtrain.compare.run_values import (
@@ -44,7 +44,11 @@ class RunComparison:
         value: The name of the value that the statistics are about, such as `val/loss at step 200`.
         axis: The axis of that value; `step` for the best and the final value.
         members: The part of each run in the statistics: its group of replicates, and the value that represents it.
-        conclusions: The results of the statistics.
+        conclusions: The results of the statistics; of several classes of runs, those about the first one, with all
+            sentences.
+        classes: The classes of runs whose values measure the same, each with a title, which is empty if there is only
+            one, and its conclusions.
+        refusals: Why there is no verdict between runs of two classes.
         looks: Whether the number of seeds was fixed before the first look at results.
         notes: Remarks about runs that are left out, repeated or not comparable, and about unequal looks.
         goal: The value of the metric for which the table of first evaluations is made.
@@ -65,6 +69,8 @@ class RunComparison:
     axis: str
     members: Sequence[Member]
     conclusions: Conclusions
+    classes: Sequence[tuple[str, Conclusions]]
+    refusals: Sequence[str]
     looks: Looks
     notes: Sequence[Note]
     goal: float
@@ -72,6 +78,11 @@ class RunComparison:
     reached: Sequence[Mapping[str, float] | None]
     reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
+
+    @property
+    def parts(self) -> list[tuple[str, "RunComparison"]]:
+        """Return, for each class of runs, its title and this comparison with only its conclusions."""
+        return [(title, replace(self, conclusions=conclusions)) for title, conclusions in self.classes]
 
     @property
     def further_notes(self) -> list[Note]:
@@ -139,10 +150,11 @@ def compare(
         class_verdict(alike.runs, chosen, groups, about_groups, wishes)
         for alike, (groups, about_groups) in zip(measured.alike, grouped, strict=True)
     ]
-    conclusions = _with_other_classes([verdict.conclusions for verdict in verdicts], measured)
-    about_measurement = [Note("measurement", text) for text in measured.notes]
+    titles = [alike.title(measured.alike) for alike in measured.alike]
+    classes = [(title, verdict.conclusions) for title, verdict in zip(titles, verdicts, strict=True)]
+    about_measurement = [Note("measurement", text) for text in [*measured.refusals, *measured.notes]]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
-    titled = [(alike.title(measured.alike), alike.runs) for alike in measured.alike]
+    titled = [(title, alike.runs) for title, alike in zip(titles, measured.alike, strict=True)]
     return RunComparison(
         runs=runs,
         metric=metric,
@@ -154,7 +166,9 @@ def compare(
         value=_value_name(chosen, runs),
         axis=chosen.axis,
         members=members(runs, chosen.of, timed=chosen.is_timed),
-        conclusions=conclusions,
+        conclusions=_of_all(classes, measured.refusals),
+        classes=classes,
+        refusals=measured.refusals,
         looks=verdicts[0].looks,
         notes=[
             *repeated_runs(runs),
@@ -192,16 +206,13 @@ def _compared_steps(runs: Sequence[ComparedRun], value: ComparedValue) -> list[f
     return [max(ends)] if value.kind == "final" and ends else None
 
 
-def _with_other_classes(conclusions: Sequence[Conclusions], measured: Measured) -> Conclusions:
-    """Return the conclusions about the first class of runs, with the sentences about the other classes."""
-    if len(conclusions) == 1:
-        return conclusions[0]
-    sentences = [
-        f"{alike.title(measured.alike)}: {sentence}"
-        for alike, own in zip(measured.alike, conclusions, strict=True)
-        for sentence in own.sentences
-    ]
-    return replace(conclusions[0], sentences=sentences)
+def _of_all(classes: Sequence[tuple[str, Conclusions]], refusals: Sequence[str]) -> Conclusions:
+    """Return the conclusions about the first class of runs, with the sentences about all classes."""
+    first = classes[0][1]
+    if len(classes) == 1:
+        return first
+    titled = [f"{title}: {sentence}" for title, own in classes for sentence in own.sentences]
+    return replace(first, sentences=[*refusals, *titled])
 
 
 def _value_name(value: ComparedValue, runs: Sequence[ComparedRun]) -> str:

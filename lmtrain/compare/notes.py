@@ -31,6 +31,11 @@ class Note:
         return self.text
 
 
+def without_seed(label: str) -> str:
+    """Return the label of a run without its seed, as far as that leaves something."""
+    return label.partition(" seed=")[0]
+
+
 def names(runs: Iterable[ComparedRun]) -> str:
     """Return the labels of the first few runs, and how many others there are."""
     return first_few((run.label for run in runs), MAX_NAMED, separator="; ")

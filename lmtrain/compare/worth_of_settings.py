@@ -60,5 +60,5 @@ def worth_of_settings(comparison: RunComparison) -> list[Worth]:
 
 def worth_in_words(comparison: RunComparison) -> list[str]:
     """Return a sentence for each of the first pairs of which one is better, and what such a saving means."""
-    decided = [worth.sentence for worth in worth_of_settings(comparison) if worth.decided]
+    decided = [text for worth in worth_of_settings(comparison) if worth.decided and (text := worth.sentence)]
     return [*decided[:SENTENCES], READ_FROM_CURVES] if decided else []

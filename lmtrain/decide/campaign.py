@@ -11,7 +11,7 @@ from lmtrain.compare.runs import load_runs
 from lmtrain.decide.idea import Idea, compose_idea, with_folders
 from lmtrain.decide.lagging import Curve, Watcher, curve_of, may_stop
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Entry, Ledger
-from lmtrain.decide.pairs import Pair, Question, read_pair, total_cost
+from lmtrain.decide.pairs import UNITS, Pair, Question, read_pair, total_cost
 from lmtrain.decide.rule import MORE, Budget, Judgement, judge
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError, ending_by_signal
 from lmtrain.files.lock import FileLock
@@ -20,6 +20,14 @@ from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
 
 EXIT_CODES = {KEEP: 0, DROP: 10, UNDECIDED: 11}
+# What the JSON of an idea says that is still open, so that its keys are always the same.
+NOT_ENDED: Mapping[str, Any] = {
+    **dict.fromkeys(("verdict", "reason", "exit_code", "log_evidence", "needed_log_evidence", "p", "gain", "failure")),
+    "interval": [None, None],
+    "seeds": [],
+    "pairs": [],
+    "cost": dict.fromkeys(UNITS, 0.0),
+}
 VALID_ENDS = (COMPLETED.status, DIVERGED.status, PRUNED.status)
 
 
@@ -228,7 +236,7 @@ def describe(entry: Entry, campaign: Path) -> dict[str, Any]:
     ended = entry.ended or {}
     code = {"exit_code": EXIT_CODES[str(entry.verdict)]} if entry.ended else {}
     times = {"started_at": entry.started.get("time"), "ended_at": ended.get("time")}
-    merged = {**entry.started, **ended, **times, **code, "campaign": str(campaign)}
+    merged = {**NOT_ENDED, **entry.started, **ended, **times, **code, "campaign": str(campaign)}
     return {key: value for key, value in merged.items() if key not in ("event", "time")}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmtrain.compare.measurement import BITS_PER_BYTE
+from lmtrain.compare.comparable.measured_alike import BITS_PER_BYTE
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.token_files import token_folders
@@ -98,9 +98,7 @@ def compose_idea(baseline: Sequence[str], changes: Sequence[str], campaign: Path
             raise ConfigError(f"{text}: {way_out}")
         if override.is_sweep_override():
             raise ConfigError(f"{text}: has several values; decide compares one challenger with one baseline")
-    changed = {parsed[text].key_or_group for text in changes}
-    kept = [text for text in baseline if parsed[text].key_or_group not in changed]  # a group can be chosen only once
-    both = tuple(baseline), (*kept, *changes)
+    both = _last_of_each_key(baseline), _last_of_each_key([*baseline, *changes])
     for overrides in both:  # both before their data is read
         check_job_config((*overrides, "seed=1"), ())
     runs = campaign.absolute() / RUNS
@@ -112,6 +110,16 @@ def compose_idea(baseline: Sequence[str], changes: Sequence[str], campaign: Path
         )
     _refuse_other_measurement(ours.config, theirs.config, metric)
     return Idea(ours, theirs, tuple(changes))
+
+
+def _last_of_each_key(overrides: Sequence[str]) -> tuple[str, ...]:
+    """Return the overrides without those that a later one replaces: Hydra lets a group be chosen only once."""
+    last: dict[str, str] = {}
+    for text in overrides:
+        key = text.partition("=")[0].lstrip("+~")
+        last.pop(key, None)  # so that the later one keeps its place
+        last[key] = text
+    return tuple(last.values())
 
 
 def _side(name: str, overrides: tuple[str, ...], folder: Path) -> Side:

@@ -4,7 +4,6 @@ The first line has the settings of the campaign. A line is on the disk before th
 """
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 
 from lmtrain.compare.statistics.online_fdr import FDR_LEVEL, PLANNED_IDEAS, next_level
 from lmtrain.errors import ConfigError
-from lmtrain.files.durable import flush_to_disk, make_folder, sync
+from lmtrain.files.durable import append_line, make_folder
 from lmtrain.files.limited import read_limited
 from lmtrain.files.lock import FileLock
 from lmtrain.files.numbers import is_number
@@ -161,17 +160,7 @@ class Ledger:
 
     def _append(self, line: Mapping[str, Any]) -> None:
         """Write a line and wait until it is on the disk."""
-        text = json.dumps(redacted(line), allow_nan=False)
-        is_new = not self.path.exists()
-        with self.path.open("a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                text = ("" if file.read(1) == b"\n" else "\n") + text  # an unfinished line stays where it is
-            file.write(f"{text}\n".encode())
-            file.flush()
-            flush_to_disk(file.fileno(), self.path)
-        if is_new:
-            sync(self.folder)
+        append_line(self.path, json.dumps(redacted(line), allow_nan=False))
 
     def _contents(self, lines: Sequence[Mapping[str, Any]], damaged: int) -> Contents:
         level: float | None = None

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.measurement import measured_alike
+from lmtrain.compare.comparable.conditions import schedule_notes
+from lmtrain.compare.comparable.measured_alike import measured_alike
+from lmtrain.compare.compared_run import mapping_at
 from lmtrain.compare.run_values import equal_places, value_at
 from lmtrain.compare.runs import ComparedRun, load_runs
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError
 from lmtrain.sweep.job import JobEnd
 
 AXES_OF = {"at-step": "step", "at-tokens": "tokens", "at-flops": "flops", "at-seconds": "seconds"}
+UNUSED_CODE = ("logger.", "prepare.")  # keys of the config whose code does not change what a run computes
 UNITS = ("seconds", "tokens", "flops")
 
 
@@ -40,6 +43,7 @@ class Pair:
         gain: By how much the challenger is better; None without one of the values.
         statuses: How the two runs ended.
         cost: The seconds, tokens and FLOPs of each of the two.
+        notes: Remarks about their difference.
     """
 
     seed: int
@@ -48,6 +52,7 @@ class Pair:
     gain: float | None
     statuses: tuple[str, str]
     cost: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...] = ()
 
     @property
     def challenger_lost(self) -> bool:
@@ -56,16 +61,22 @@ class Pair:
 
     def recorded(self) -> dict[str, Any]:
         own = {"seed": self.seed, "baseline": self.baseline, "challenger": self.challenger, "gain": self.gain}
-        return {**own, "statuses": list(self.statuses), "cost": {key: dict(value) for key, value in self.cost.items()}}
+        cost = {key: dict(value) for key, value in self.cost.items()}
+        return {**own, "statuses": list(self.statuses), "cost": cost, "notes": list(self.notes)}
 
 
 def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pair:
     """Return the pair of the baseline's and the challenger's job that ended.
 
     Raises:
-        ConfigError: a run completed without the metric, or the two have recorded that they measure something else.
+        ConfigError: a run completed without the metric, the two measure something else or are compared at different
+            points of their schedules, or the user's code changed between them.
     """
     runs = tuple(_load(end) for end in ends)
+    notes: tuple[str, ...] = ()
+    if runs[0] is not None and runs[1] is not None:
+        _refuse_changed_code((runs[0], runs[1]), seed)
+        notes = _version_notes((runs[0], runs[1]))
     statuses = (ends[0].status, ends[1].status)
     values: tuple[float, float] | None = None
     if statuses == (COMPLETED.status, COMPLETED.status):
@@ -81,6 +92,7 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
                 f"--metric {question.metric}: the runs with seed {seed} share no value of it; they have "
                 f"{', '.join(known)}"
             )
+        _refuse_other_schedule((runs[0], runs[1]), question)
     sign = 1 if question.higher else -1
     alone = [
         _alone(run, question) if end.status == COMPLETED.status else None for run, end in zip(runs, ends, strict=True)
@@ -92,6 +104,7 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
         gain=sign * (values[1] - values[0]) if values else None,
         statuses=statuses,
         cost={side: _cost(end, run) for side, end, run in zip(("baseline", "challenger"), ends, runs, strict=True)},
+        notes=notes,
     )
 
 
@@ -115,6 +128,43 @@ def shared_values(runs: Sequence[ComparedRun], metric: str) -> tuple[np.ndarray,
     (first, ours), (second, theirs) = (run.series(metric) for run in runs)
     steps, mine, yours = np.intersect1d(first, second, return_indices=True)
     return steps, ours[mine], theirs[yours]
+
+
+def _refuse_other_schedule(runs: tuple[ComparedRun, ComparedRun], question: Question) -> None:
+    """Raise ConfigError if one run had decayed further where they are compared, because a decay lowers the loss."""
+    equal = equal_places(runs, question.metric).get(AXES_OF.get(question.value, "step"))
+    if question.value == "final" or equal is None:
+        return
+    for note in schedule_notes(runs, equal, intended=False):
+        if note.refuses:
+            where = note.text.partition("; --value")[0]
+            raise ConfigError(
+                f"--value {question.value}: {where}. The one that has decayed further looks better; give both the same "
+                "schedule, or compare each at its end with --value final"
+            )
+
+
+def _refuse_changed_code(runs: tuple[ComparedRun, ComparedRun], seed: int) -> None:
+    """Raise ConfigError if a file of the user's code that both runs used changed between them."""
+    ours, theirs = (mapping_at(run.environment, "code") for run in runs)
+    for key in sorted(ours.keys() & theirs.keys()):
+        before, after = ours[key], theirs[key]
+        if key.startswith(UNUSED_CODE) or not (isinstance(before, Mapping) and isinstance(after, Mapping)):
+            continue
+        if changed := sorted(name for name in before.keys() & after.keys() if before[name] != after[name]):
+            older = min(runs, key=lambda run: (run.path / "config.yaml").stat().st_mtime)
+            raise ConfigError(
+                f"{key}: {', '.join(changed)} changed between the runs with seed {seed}, so that their difference is "
+                f"not only that of the overrides; move {older.path.parent} away, and its runs are trained again with "
+                "the code of today"
+            )
+
+
+def _version_notes(runs: tuple[ComparedRun, ComparedRun]) -> tuple[str, ...]:
+    hashes = [run.environment.get("lmtrain_source") for run in runs]
+    if None in hashes or hashes[0] == hashes[1]:
+        return ()
+    return ("the two were trained by different versions of lmtrain's code, which may be a part of their difference",)
 
 
 def total_cost(pairs: Sequence[Pair]) -> dict[str, float]:

@@ -41,6 +41,8 @@ def show_pair(idea: Idea, pairs: Sequence[Pair], judgement: Judgement) -> None:
     words = f"seed {pair.seed}: {values}"
     words += f", {better_or_worse(pair.gain)}" if pair.gain is not None else f" ({' and '.join(pair.statuses)})"
     console.print(f"{words}; evidence {evidence_text(judgement.log_evidence)}")
+    for note in pair.notes:
+        console.print(f"seed {pair.seed}: {note}", style="yellow")
 
 
 def show_verdict(result: Mapping[str, Any]) -> None:

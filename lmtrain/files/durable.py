@@ -25,6 +25,25 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     sync(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line that is on the disk when this returns; a line that a killed process cut off stays by itself.
+
+    The file is created if it is missing; a link is not followed. The caller keeps other processes from writing to it.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        is_cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+        content = b"\n" * is_cut + f"{line}\n".encode()
+        while content:
+            content = content[os.write(descriptor, content) :]
+        flush_to_disk(descriptor, path)
+    finally:
+        os.close(descriptor)
+    if not size:
+        sync(path.parent)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and its missing parents; they are on the disk when this returns."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -14,12 +14,14 @@ import anyio
 
 from lmtrain.errors import ConfigError
 from lmtrain.mcp.budget import Budget
+from lmtrain.sweep.pool import PARENT
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact
 
 # Without the option --network, nothing is uploaded or downloaded.
 OFFLINE = {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 POLL_S = 0.1
+BUDGET_POLL_S = 1.0
 GRACE_S = 60.0  # for a stopped command to save its state
 SHORT_S = 600.0  # the longest that a command may take whose answer is waited for
 TAIL_BYTES = 4_000
@@ -64,7 +66,7 @@ class Commands:
         job = self.budget.new_job(list(words))
         directory = given or str(self.budget.path.parent.relative_to(self.folder) / job)
         command = [*words, *([] if given else [f"{directory_option}{directory}"])]
-        log = self.budget.path.with_name(f"{job}.log")
+        log = self.budget.log_file(job)
         answer = log.with_suffix(".json") if answers else None
         with log.open("wb") as file, (answer or log).open("ab") as printed:
             process = subprocess.Popen(
@@ -105,7 +107,9 @@ class Commands:
         while True:
             for one in self.started.values():
                 self._look_at(one)
-            await anyio.sleep(POLL_S)
+                if one.exit_code is None and self.budget.left() <= 0:
+                    self.stop(one)
+            await anyio.sleep(BUDGET_POLL_S)
 
     async def wait(self, job: str, seconds: float) -> RunningCommand:
         """Return a command when it has ended, or after so many seconds."""
@@ -149,8 +153,6 @@ class Commands:
             self.budget.end_job(one.job, one.seconds, code)
         elif one.stopped is not None and time.monotonic() - one.stopped > GRACE_S:
             os.killpg(one.process.pid, signal.SIGKILL)
-        elif self.budget.left(one.seconds) <= 0:
-            self.stop(one)
 
     @staticmethod
     def _command(words: Sequence[str]) -> list[str]:
@@ -158,7 +160,7 @@ class Commands:
 
     def _environment(self) -> dict[str, str]:
         offline = {} if self.network else OFFLINE
-        return {**os.environ, **offline, "LMTRAIN_PARENT": str(os.getpid()), "COLUMNS": "120", "NO_COLOR": "1"}
+        return {**os.environ, **offline, PARENT: str(os.getpid()), "COLUMNS": "120", "NO_COLOR": "1"}
 
 
 def describe(one: RunningCommand) -> dict[str, Any]:

@@ -18,7 +18,8 @@ ALLOWED_HYDRA_KEYS = frozenset(
         "hydra.sweeper.n_trials",
     }
 )
-RESOLVER = re.compile(r"\$\{[^}]*:")  # such as `${oc.env:HOME}`, which reads the environment
+# One with a resolver, such as `${oc.env:HOME}`, reads the environment; one beside other text can become another path.
+INTERPOLATION = re.compile(r"\$\{[\w.]+\}")
 SEPARATORS = re.compile(r"[\s=,\[\](){}'\":]+")
 
 
@@ -30,17 +31,21 @@ def check_overrides(overrides: Sequence[str], folder: Path) -> list[str]:
     """
     for override in overrides:
         key, equals, value = override.partition("=")
-        name = key.lstrip("+~")
+        names = key.lstrip("+~").split("@")  # a config group may name the package in which it is put
         if override.startswith("-") or not (equals or override.startswith("~")):
             raise ConfigError(f"{override}: is not an override; write key=value")
         if "_target_" in override:
             raise ConfigError(f"{override}: code is chosen by the YAML files in conf/, not by an override")
-        if name.partition("@")[0].startswith("hydra") and name not in ALLOWED_HYDRA_KEYS:
+        if "trust" in names:
+            raise ConfigError(f"{override}: a person decides which code is trusted, outside of this server")
+        if any(name.startswith("hydra") for name in names) and "@".join(names) not in ALLOWED_HYDRA_KEYS:
             raise ConfigError(
                 f"{override}: of Hydra's settings, only {', '.join(sorted(ALLOWED_HYDRA_KEYS))} are allowed"
             )
-        if RESOLVER.search(override):
-            raise ConfigError(f"{override}: an interpolation with a resolver is not allowed; write the value itself")
+        if "${" in override and not INTERPOLATION.fullmatch(value):
+            raise ConfigError(
+                f"{override}: an interpolation is allowed only alone and without a resolver; write the value itself"
+            )
         check_paths(value, folder, override)
     return list(overrides)
 
@@ -71,5 +76,6 @@ def check_runs(paths: Sequence[str], folder: Path) -> list[str]:
             raise ConfigError(f"{path}: is outside the folder of this server")
         if not resolved.exists():
             raise ConfigError(f"{path}: no such run or folder")
-        found.append(str(resolved.relative_to(folder)))
+        relative = str(resolved.relative_to(folder))
+        found.append(f"./{relative}" if relative.startswith("-") else relative)  # it is no option
     return found

@@ -14,6 +14,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 import lmtrain
+from lmtrain.compare.looking.picked import CONFIRM_FOLDER
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.mcp.budget import Budget
@@ -25,10 +26,11 @@ MAX_RUNS_IN_ANSWER = 40
 INSTRUCTIONS = """\
 lmtrain trains small language models from composed configs and tells whether one setting is really better than another.
 Work in this order: `plan` a config before you train it; `train` or `sweep` (they return a job: ask for it with `job`
-until its state is "ended"); `compare` runs that differ in their setting, with at least three seeds each; to test an
-idea against a baseline, use `decide`: it chooses the number of seeds itself and keeps the false discoveries of the
-whole campaign rare. Believe only verdicts, not single numbers: one run of each setting shows nothing. Overrides are
-texts such as "experiments=quickstart", "optimizer.lr=3e-3" or "seed=1,2,3" (several values: only in a sweep)."""
+until its state is "ended"); `compare` runs that differ in their setting, with at least three seeds each; `confirm` the
+best settings of a sweep on fresh seeds; to test an idea against a baseline, use `decide`: it chooses the number of
+seeds itself and keeps the false discoveries of the whole campaign rare. Believe only verdicts, not single numbers: one
+run of each setting shows nothing. Overrides are texts such as "experiments=quickstart", "optimizer.lr=3e-3" or
+"seed=1,2,3" (several values: only in a sweep)."""
 
 Overrides = Annotated[
     list[str], Field(description='config overrides, such as ["experiments=tiny", "optimizer.lr=3e-3"]')
@@ -64,7 +66,7 @@ def make_server(commands: Commands) -> MCPServer:
     tools = Tools(commands)
     for tool in (
         tools.plan, tools.train, tools.sweep, tools.job, tools.stop, tools.compare, tools.decide, tools.decisions,
-        tools.sample, tools.budget,
+        tools.confirm, tools.sample, tools.budget,
     ):  # fmt: skip
         server.add_tool(_with_tool_errors(tool))
     return server
@@ -121,7 +123,7 @@ class Tools:
         return await self._answer(one.job, wait_seconds)
 
     async def job(self, job: str, wait_seconds: Wait = 30) -> dict[str, Any]:
-        """Return the state of a job that `train`, `sweep` or `decide` started, at its end or after `wait_seconds`."""
+        """Return the state of a job that another tool started, at its end or after `wait_seconds`."""
         return await self._answer(job, wait_seconds)
 
     async def stop(self, job: str, wait_seconds: Wait = 30) -> dict[str, Any]:
@@ -160,18 +162,21 @@ class Tools:
         baseline: Overrides,
         challenger: Annotated[list[str], Field(description="overrides that change the baseline into the idea to test")],
         campaign: Annotated[str, Field(description="directory of the campaign, whose false discoveries are limited")],
-        seeds: Annotated[int, Field(ge=2, le=1000, description="the most pairs of seeds to spend on this idea")] = 12,
+        seeds: Annotated[int, Field(ge=2, le=1000, description="the most pairs of seeds to spend on this idea")] = 20,
+        hours: Annotated[float | None, Field(gt=0, description="the most hours of training, summed over runs")] = None,
         margin: Annotated[float, Field(ge=0, description="the smallest gain that matters")] = 0.0,
         wait_seconds: Wait = 30,
     ) -> dict[str, Any]:
-        """Test an idea against a baseline with pairs of seeds until the answer is keep, drop, or the seeds are spent.
+        """Test an idea against a baseline with pairs of seeds until the answer is keep, drop, or the budget is spent.
 
-        It may be called again with the same arguments to continue. When it has ended, the answer has the `decision`.
+        It may be called again with the same arguments to continue. When it has ended, the answer has the `decision`;
+        the exit code is 0 for keep, 10 for drop, 11 for undecided, and another one if there is no decision.
         """
         words = ["decide", "--baseline", *check_overrides(baseline, self.folder)]
         words += ["--challenger", *check_overrides(challenger, self.folder), f"--seeds={seeds}", f"--margin={margin}"]
+        words += [f"--hours={hours}"] if hours is not None else []
         check_paths(campaign, self.folder, "campaign")
-        one = self.commands.start([*words, "--campaign", campaign, "--json"], "--campaign=", campaign, answers=True)
+        one = self.commands.start([*words, f"--campaign={campaign}", "--json"], "--campaign=", campaign, answers=True)
         return await self._answer(one.job, wait_seconds)
 
     async def decisions(self, campaign: str) -> dict[str, Any]:
@@ -179,6 +184,24 @@ class Tools:
         (folder,) = check_runs([campaign], self.folder)
         content: dict[str, Any] = json.loads(await self._finish(["decide", "--campaign", folder, "--list", "--json"]))
         return content
+
+    async def confirm(
+        self,
+        sweep: Annotated[str, Field(description="directory of a sweep or a search that has ended")],
+        top: Annotated[int, Field(ge=1, le=100, description="how many of its best settings to run again")] = 3,
+        seeds: Annotated[int, Field(ge=2, le=1000, description="fresh seeds for each setting")] = 5,
+        wait_seconds: Wait = 30,
+    ) -> dict[str, Any]:
+        """Run the best settings of a sweep again with fresh seeds: the best of many values is partly luck.
+
+        It may be called again with the same arguments to continue. Then `compare` the answer's `directory`.
+        """
+        (folder,) = check_runs([sweep], self.folder)
+        into = f"{folder}/{CONFIRM_FOLDER}"
+        check_paths(into, self.folder, "sweep")
+        words = ["confirm", folder, f"--top={top}", f"--seeds={seeds}", f"--into={into}"]
+        one = self.commands.start(words, "--into=", into)
+        return await self._answer(one.job, wait_seconds)
 
     async def sample(
         self,
@@ -194,10 +217,9 @@ class Tools:
         return await self._finish(["sample", folder, f"--prompt={prompt}", *options])
 
     async def budget(self) -> dict[str, float]:
-        """Return the seconds of compute that are spent, running and left for this folder."""
-        running = sum(one.seconds for one in self.commands.started.values() if one.exit_code is None)
-        budget = self.commands.budget
-        return {"spent": budget.spent(), "running": running, "left": budget.left(running)}
+        """Return the seconds of compute that are spent, also by what runs now, and that are left for this folder."""
+        spent = self.commands.budget.spent()
+        return {"spent": spent, "left": self.commands.budget.seconds - spent}
 
     async def _finish(self, words: list[str]) -> str:
         """Run a short command and return what it printed; raise ConfigError with its message if it failed."""

@@ -112,15 +112,28 @@ def rank_settings(runs: Sequence[ComparedRun], maximizes: bool) -> list[Picked]:
 
 
 def write_plan(folder: Path, plan: Confirmation) -> None:
-    """Write the plan into the folder, before the first run."""
+    """Write the plan into the folder, before the first run.
+
+    Raises:
+        ConfigError: another process has written one in the meantime.
+    """
     make_sweep_directory(folder)
     content = {
         "out_of": plan.out_of,
         "seeds": list(plan.seeds),
-        "settings": [{"run": str(one.run), "title": one.title, "objective": one.objective} for one in plan.picked],
+        "settings": [
+            {
+                "run": str(one.run),
+                "title": one.title,
+                "objective": one.objective if math.isfinite(one.objective) else None,
+            }
+            for one in plan.picked
+        ],
     }
     with locked_folder(folder):
-        write_atomically(folder / CONFIRM_FILE, json.dumps(content, indent=2) + "\n")
+        if (folder / CONFIRM_FILE).exists():
+            raise ConfigError(f"{folder}: another process has just planned it; the same command again joins in")
+        write_atomically(folder / CONFIRM_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
 def confirmation_jobs(folder: Path, plan: Confirmation, trusted: Sequence[str]) -> list[Job]:

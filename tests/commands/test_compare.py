@@ -244,7 +244,11 @@ def test_options_change_the_output(comparison: RunComparison, capfd: pytest.Capt
     assert "1 run, val/loss" in shown(f"{folder}/sweep/0")
     assert "lr=0.008 seed=1" in shown(folder, "--columns", "label,grad_clip", "--sort", "-lr")
     assert "parent" in shown(folder, "--columns", "run,from,tok/s")
-    assert "which at least three in four runs reach (--reach sets another value)" in shown(folder)
+    unasked, asked = shown(folder), shown(folder, "--reach", "3.2")
+    assert "which at least three in four runs reach (--reach sets another value and shows each run)" in unasked
+    assert unasked.count("FLOPs") == 0
+    assert asked.count("FLOPs") == 1
+    assert all("median step" in text for text in (unasked, asked))
     assert "best val/loss; noise" in shown(folder, "--value", "best")
     assert len(json.loads(shown(folder, "--json", "-"))["runs"]) == 13
 

@@ -274,6 +274,16 @@ def test_a_repeated_run_counts_as_one_value_and_is_reported(tmp_path: Path) -> N
     assert "different from step 1 on (train/loss" in repeated_runs(load_runs([tmp_path]))[1].text
 
 
+def test_many_repeated_runs_share_one_note(tmp_path: Path) -> None:
+    for seed in range(4):
+        for name in "ab":
+            write_run(tmp_path / f"{name}{seed}", {"seed": seed}, steps=20, eval_interval=10)
+    (note,) = repeated_runs(load_runs([tmp_path]))
+    assert "bit-identical" in note.text
+    assert "; the same holds for 3 more repeated runs: seed=1 (a1); seed=2 (a2); seed=3 (a3)" in note.text
+    assert len(note.runs) == 8
+
+
 def test_forks_of_replicates_are_replicates_and_name_their_parents(tmp_path: Path) -> None:
     for seed in (1, 2):
         parent = write_run(tmp_path / f"p{seed}", {"seed": seed})

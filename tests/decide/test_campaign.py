@@ -11,8 +11,11 @@ from support.command_line import Cli
 from support.decided_runs import ledger_lines, tiny_baseline
 from support.synthetic_runs import write_run
 
+from lmtrain.decide.campaign import describe
 from lmtrain.decide.lagging import Curve, Watcher
+from lmtrain.decide.ledger import Ledger
 from lmtrain.decide.pairs import Question
+from lmtrain.decide.rule import Budget, judge
 from lmtrain.loop.stop_request import PRUNE_FILE
 from lmtrain.sweep.job import Job
 
@@ -59,6 +62,19 @@ def test_a_killed_and_a_stopped_decision_go_on(tmp_path: Path, token_folder: Pat
     assert again.returncode == 10
     assert json.loads(again.stdout) == result
     assert [log.read_text().count("$ python") for log in campaign.glob("runs/*/seed=1/job.log")] == starts
+
+
+def test_the_json_of_an_open_idea_has_the_keys_of_one_that_has_ended(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.open_campaign(None, None)
+    still_open = describe(ledger.start("idea", {"changes": ["a=1"]}), tmp_path)
+    assert still_open["verdict"] is None
+    budget = Budget(pairs=2)
+    result = judge([], level=0.01, margin=0.0, budget=budget).recorded()
+    work = {"seeds": [], "pairs": [], "cost": {}}
+    ended = describe(ledger.end("idea", result | work | {"verdict": "drop"}), tmp_path)
+    assert ended["exit_code"] == 10
+    assert still_open.keys() == ended.keys()
 
 
 def test_a_run_that_is_far_behind_is_asked_to_stop_and_asked_again_after_a_restart(tmp_path: Path) -> None:

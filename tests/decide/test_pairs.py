@@ -1,6 +1,8 @@
 """The values of a pair of runs, and runs that cannot be compared."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,39 @@ def test_runs_that_measure_something_else_are_refused(tmp_path: Path) -> None:
     ends = ended(tmp_path / "a"), ended(tmp_path / "b", environment=other)
     with pytest.raises(ConfigError, match=r"no verdict between .* their val/loss does not measure the same"):
         read(ends)
+
+
+@pytest.mark.parametrize("value", ["at-step", "at-tokens", "best"])
+def test_a_run_that_has_decayed_is_not_compared_with_one_half_way_down(value: str, tmp_path: Path) -> None:
+    ends = ended(tmp_path / "a", decays=True), ended(tmp_path / "b", steps=100, decays=True)
+    with pytest.raises(ConfigError, match=rf"--value {value}: at .* different points of their schedules: lr .*--value"):
+        read(ends, "val/loss", value)
+    assert read(ends, "val/loss", "final").gain == pytest.approx(0)
+
+
+def test_runs_of_changed_code_are_not_a_pair(tmp_path: Path) -> None:
+    versions = [{"code": {"model": {"own.model": text, "own": "1"}, "logger.own": {"log": text}}} for text in "ab"]
+    ends = tuple(ended(tmp_path / name / "seed=7", environment=one) for name, one in zip("ab", versions, strict=True))
+    os.utime(ends[0].job.directory / "config.yaml", (0, 0))
+    message = f"model: own.model changed between the runs with seed 7, .* move {re.escape(str(tmp_path / 'a'))} away"
+    with pytest.raises(ConfigError, match=message):
+        read((ends[0], ends[1]))
+
+
+@pytest.mark.parametrize("code", [{}, None, {"model": 7}, {"model": {"other.model": "x"}}])
+def test_code_that_only_the_challenger_has_is_part_of_its_change(code: Any, tmp_path: Path) -> None:
+    ends = (
+        ended(tmp_path / "a", environment={"code": code}),
+        ended(tmp_path / "b", environment={"code": {"model": {"own.model": "b"}}}),
+    )
+    assert read(ends).notes == ()
+
+
+def test_another_version_of_lmtrain_is_noted(tmp_path: Path) -> None:
+    ends = tuple(ended(tmp_path / name, environment={"lmtrain_source": name}) for name in "ab")
+    pair = read((ends[0], ends[1]))
+    assert pair.recorded()["notes"] == list(pair.notes)
+    assert "different versions of lmtrain's code" in pair.notes[0]
 
 
 def test_a_metric_that_the_runs_do_not_have_is_named_with_those_that_they_have(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from support.tokens import TINY, write_tokens
 
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
 from lmtrain.files import unsupported
-from lmtrain.files.durable import flush_to_disk, make_folder, sync, write_atomically
+from lmtrain.files.durable import append_line, flush_to_disk, make_folder, sync, write_atomically
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.new_run import NewRun, new_run, start
 
@@ -95,3 +95,21 @@ def test_a_disk_error_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         sync(tmp_path)
     with (tmp_path / "file").open("wb") as file, pytest.raises(OSError, match="Input/output error"):
         flush_to_disk(file.fileno(), tmp_path / "file")
+
+
+def test_a_line_is_appended_after_one_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    append_line(path, "one")
+    append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+    with path.open("a") as file:
+        file.write("th")
+    append_line(path, "four")
+    assert path.read_text() == "one\ntwo\nth\nfour\n"
+
+
+def test_no_line_is_appended_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="link"):
+        append_line(tmp_path / "link", "one")
+    assert not (tmp_path / "elsewhere").exists()

@@ -32,7 +32,14 @@ def test_ordinary_overrides_pass(tmp_path: Path) -> None:
         ("hydra/launcher=submitit_slurm", "of Hydra's settings, only"),
         ("hydra.searchpath=[file:///tmp]", "of Hydra's settings, only"),
         ("hydra/launcher@hydra.launcher=joblib", "of Hydra's settings, only"),
-        ("name=${oc.env:SECRET}", "an interpolation with a resolver"),
+        ("hydra=${model}", "of Hydra's settings, only"),
+        ("+model@hydra.launcher=gpt2", "of Hydra's settings, only"),
+        ("trust=[own.Evil]", "a person decides which code is trusted"),
+        ("++trust=own.Evil", "a person decides which code is trusted"),
+        ("name=${oc.env:SECRET}", "an interpolation is allowed only alone"),
+        ("name=${${a.b}.env:SECRET}", "an interpolation is allowed only alone"),
+        ("data.path=${a.dot}${a.dot}", "an interpolation is allowed only alone"),
+        ("data.path=file:///etc", "///etc is outside the folder"),
         ("data.path=/etc", "/etc is outside the folder"),
         ("data.path=../elsewhere", "../elsewhere is outside the folder"),
         ("data.path=a/../../b", "a/../../b is outside the folder"),
@@ -65,6 +72,8 @@ def test_a_link_does_not_lead_out_of_the_folder(tmp_path: Path) -> None:
 def test_runs_are_named_relative_to_the_folder(tmp_path: Path) -> None:
     (tmp_path / "outputs" / "a").mkdir(parents=True)
     assert check_runs(["outputs/a", str(tmp_path / "outputs")], tmp_path) == ["outputs/a", "outputs"]
+    (tmp_path / "--json=x").mkdir()
+    assert check_runs(["./--json=x"], tmp_path) == ["./--json=x"]
     with pytest.raises(ConfigError, match="missing: no such run or folder"):
         check_runs(["missing"], tmp_path)
     with pytest.raises(ConfigError, match="--help: is not a path"):

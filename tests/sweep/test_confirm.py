@@ -60,6 +60,8 @@ def test_a_plan_does_not_change_when_the_sweep_has_more_runs_or_other_numbers_ar
     sweep = write_sweep(tmp_path / "sweep")
     folder, plan, _ = plan_confirmation([sweep], None, top=2, seeds=3)
     write_plan(folder, plan)
+    with pytest.raises(ConfigError, match="another process has just planned it"):
+        write_plan(folder, plan)
     write_run(sweep / "better", {"optimizer.lr": 2e-2, "seed": 9}, final_loss=2.0)
     assert plan_confirmation([sweep], None, top=2, seeds=3) == (folder, plan, True)
     with pytest.raises(ConfigError, match="was planned with 2 settings and 3 seeds"):
@@ -75,6 +77,16 @@ def test_a_run_that_is_given_is_run_again_beside_the_winners(tmp_path: Path) -> 
     _, plan, _ = plan_confirmation([sweep, baseline], None, top=1, seeds=2)
     assert [one.run for one in plan.picked] == [sweep / "lr=1e-2,seed=1", baseline]
     assert plan.seeds == (21, 22)
+
+
+def test_a_run_without_an_objective_can_be_given(tmp_path: Path) -> None:
+    failed = write_run(tmp_path / "baseline", {"seed": 20}, status="failed")
+    result = json.loads((failed / "result.json").read_text()) | {"objective": None}
+    (failed / "result.json").write_text(json.dumps(result))
+    folder, plan, _ = plan_confirmation([failed], tmp_path / "into", top=1, seeds=2)
+    write_plan(folder, plan)
+    assert json.loads((folder / "confirm.json").read_text())["settings"][0]["objective"] is None
+    assert plan_confirmation([failed], folder, top=1, seeds=2)[2]
 
 
 def test_the_comparison_of_a_sweep_leaves_its_confirming_runs_out(tmp_path: Path) -> None:
@@ -99,7 +111,7 @@ def test_the_winners_of_a_search_are_confirmed_also_after_a_kill(token_folder: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the best of 2 was picked by the same values" in done.stdout
     (command,) = re.findall(r"python -m lmtrain (confirm \S+)", done.stdout)
-    arguments = [*command.split(), "--top", "1", "--seeds", "2", "--jobs", "1"]
+    arguments = [*command.split(), "--top", "1", "--seeds", "2", "--n-jobs", "1"]
     trials = {path: path.stat().st_mtime_ns for path in (tmp_path / "search").glob("*/result.json")}
 
     process = cli.start(*arguments)

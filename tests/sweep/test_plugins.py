@@ -47,7 +47,7 @@ import lmtrain.sweep.task
 assert not OmegaConf.has_resolver("run_id")
 assert not OmegaConf.has_resolver("job_directory")
 assert Plugins not in Singleton._instances
-import optuna
+import optuna, scipy.special  # SciPy adds a filter for its own warnings
 level, before = optuna.logging.get_verbosity(), len(warnings.filters)
 import lmtrain.sweep.search.study, lmtrain.sweep.search.report, lmtrain.sweep.search.trials
 assert optuna.logging.get_verbosity() == level

@@ -1,1 +1,1 @@
-"""Finds out whether the values of runs are comparable: their schedules, budgets, machines, and who has a value."""
+"""Finds out whether runs are comparable: what their losses measure, their schedules, budgets, and who has a value."""

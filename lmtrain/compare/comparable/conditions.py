@@ -8,7 +8,7 @@ import numpy as np
 
 from lmtrain.compare.columns import place_text
 from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.notes import Note
+from lmtrain.compare.notes import Note, without_seed
 from lmtrain.compare.run_values import ComparedValue, EqualPlace
 from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import COMPLETED
@@ -163,7 +163,7 @@ def in_words(conditions: Mapping[str, str]) -> str:
     """Return each condition with the first settings that have it: `600 (lr=0.001; lr=0.002 and 3 more)`."""
     settings: dict[str, dict[str, None]] = {}
     for label, condition in conditions.items():
-        settings.setdefault(condition, {})[label.partition(" seed=")[0]] = None
+        settings.setdefault(condition, {})[without_seed(label)] = None
     parts = (f"{condition} ({first_few(labels, NAMED, separator='; ')})" for condition, labels in settings.items())
     return first_few(parts, CONDITIONS)
 

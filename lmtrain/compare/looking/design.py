@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lmtrain.files.durable import flush_to_disk, sync
+from lmtrain.files.durable import append_line
 from lmtrain.files.limited import MAX_JSON_BYTES, read_limited
 from lmtrain.files.lock import locked_folder
 from lmtrain.terminal.redact import redacted
@@ -74,7 +74,7 @@ def record_start(sweep_dir: Path, planned: Sequence[tuple[Path, Sequence[str]]])
             sum(_has_results(sweep_dir / folder) for folder in folders),
             added,
         )
-        _append(sweep_dir / DESIGN_FILE, json.dumps(_as_dict(start)))
+        append_line(sweep_dir / DESIGN_FILE, json.dumps(_as_dict(start)))
     return start
 
 
@@ -97,21 +97,6 @@ def sweep_of(run_dir: Path) -> Path | None:
 
 def _has_results(run_dir: Path) -> bool:
     return any(path.is_file() and path.stat().st_size for path in (run_dir / "metrics.jsonl", run_dir / "result.json"))
-
-
-def _append(path: Path, line: str) -> None:
-    """Append a line that is on the disk when this returns. After half a line of a crashed process, it begins anew."""
-    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    try:
-        size = os.fstat(descriptor).st_size
-        torn = size and os.pread(descriptor, 1, size - 1) != b"\n"
-        content = b"\n" * bool(torn) + f"{line}\n".encode()
-        while content:
-            content = content[os.write(descriptor, content) :]
-        flush_to_disk(descriptor, path)
-    finally:
-        os.close(descriptor)
-    sync(path.parent)
 
 
 def _as_dict(start: Start) -> dict[str, Any]:

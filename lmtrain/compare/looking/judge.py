@@ -18,7 +18,8 @@ AGAIN = "again: {reason}, so the usual test would be too optimistic; --planned u
 ASKED_PLANNED = (
     "planned, because of --planned: each p holds if the number of seeds was fixed before the first look{but}"
 )
-ASKED_AGAIN = "again, because of --again: the verdicts hold after any number of looks{but}"
+ASKED_AGAIN = "again, because of --again{but}"
+ONE_LOOK = "the tests of each setting's effect and of --reach hold for one look, not for several"
 UNKNOWN = (
     "{reason}, so it is not known whether the number of seeds was fixed before the first look; each p holds only if it "
     "was. If you added seeds after a look, use --again; to have it recorded, run all seeds in one sweep"
@@ -55,6 +56,7 @@ def judge(
         else:
             conclusions, race = looking_again(conclusions, sign)
             line = ASKED_AGAIN.format(but=but) if forced else AGAIN.format(reason=looks.reason)
+            notes = [ONE_LOOK] if len(groups) > 1 and any(effect.test for effect in conclusions.effects.effects) else []
             sentences = [*conclusions.sentences, line, *_next_step(looks, race, runs)]
     if difference is not None:
         sentences += plan_sentences(groups, runs, difference, looks)

@@ -15,8 +15,8 @@ from lmtrain.compare.labels import setting_text, short_names
 from lmtrain.compare.output.tables import group_headers, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
-from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.importance import importance
+from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.files.numbers import finite_or_none
 
 LOSS_POINTS, POINTS = 400, 160  # per curve of a loss and of another metric, with up to FULL_RUNS runs
@@ -54,9 +54,14 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "sign": comparison.better,
         "value": comparison.value,
-        "groups": _table_of_groups(comparison.conclusions),
-        "sentences": [*comparison.conclusions.sentences, *(f"note: {note}" for note in comparison.further_notes)],
+        "groups": _table_of_groups(comparison),
+        "sentences": [
+            *comparison.conclusions.sentences,
+            *(f"{title}: " * bool(title) + text for title, part in comparison.parts for text in worth_in_words(part)),
+            *(f"note: {note}" for note in comparison.further_notes),
+        ],
         "facts": _table_columns(comparison),
+        "sorted": _compared_column(comparison),
         "common": common,
         # Two-sided 95% quantiles of Student's t, by degrees of freedom; none below one.
         "t": [None, *(float(t) for t in stats.t.ppf(0.975, np.arange(1, max([2, *units.values()]))))],
@@ -158,11 +163,27 @@ def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     ]
 
 
+def _compared_column(comparison: RunComparison) -> str:
+    """Return the name of the table's column for the compared value; `best` if there is none."""
+    equal = comparison.places.get("step")
+    if comparison.value_kind == "at-step" and equal:
+        return f"at {place_text(equal)}"
+    return "final" if comparison.value_kind == "final" else "best"
+
+
 def _axis_value(value: Any, key: str) -> float | str:
     """Return a value for an axis: a finite number as it is, anything else as text."""
     number = finite_or_none(value)
     return setting_text(value, key) if number is None else number
 
 
-def _table_of_groups(conclusions: Conclusions) -> list[list[str]]:
-    return [group_headers(conclusions), *group_rows(conclusions)] if conclusions.comparisons else []
+def _table_of_groups(comparison: RunComparison) -> list[list[str]]:
+    """Return the headers and the rows of the table of settings; empty without verdicts."""
+    compared = [(title, conclusions) for title, conclusions in comparison.classes if conclusions.comparisons]
+    headers = [group_headers(conclusions) for _, conclusions in compared[:1]]
+    rows = [
+        [f"{title}: {label}" if title else label, *cells]
+        for title, conclusions in compared
+        for label, *cells in group_rows(conclusions)
+    ]
+    return headers + rows

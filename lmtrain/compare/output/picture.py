@@ -70,6 +70,7 @@ class MeanCurve:
         half: Half the width of the interval; NaN with fewer than three units.
         units: The values of each unit, such as a seed, (units, points).
         value: The value of the group in the statistics; NaN if it has none.
+        missing: The number of units of the group that are not in the mean, because they diverged or have no value.
     """
 
     label: str
@@ -79,6 +80,7 @@ class MeanCurve:
     half: np.ndarray
     units: np.ndarray
     value: float
+    missing: int
 
 
 def as_png(comparison: RunComparison) -> bytes:
@@ -130,7 +132,8 @@ def mean_curves(comparison: RunComparison) -> list[MeanCurve]:
         over_units = _mean([(xs, values.mean(0)) for xs, values in own])
         if len(over_units[0]):
             value = float(np.mean([member.value for member in parts[number]]))
-            found.append(_mean_curve(parts[number][0].label, first.setting, *over_units, value))
+            missing = len({member.unit for member in comparison.members if member.group == number}) - len(units)
+            found.append(_mean_curve(parts[number][0].label, first.setting, *over_units, value, missing))
     return found
 
 
@@ -155,7 +158,7 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
     if len(curves) > 1:
         handles, names = axes.get_legend_handles_labels()
         once = dict(zip(names, handles, strict=True))
-        beside: Any = {"loc": "outside right upper"} if width == PAGE_INCHES else {"loc": "upper right"}
+        beside: Any = {"loc": "outside right upper"} if width == PAGE_INCHES else {"loc": "best"}
         (figure if width == PAGE_INCHES else axes).legend(
             list(once.values()), list(once), title=title or None, **beside
         )
@@ -193,12 +196,14 @@ def _mean(series: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, 
     return grid, np.stack([np.interp(grid, xs, ys) for xs, ys in series])
 
 
-def _mean_curve(label: str, settings: Mapping[str, Any], x: np.ndarray, units: np.ndarray, value: float) -> MeanCurve:
+def _mean_curve(
+    label: str, settings: Mapping[str, Any], x: np.ndarray, units: np.ndarray, value: float, missing: int
+) -> MeanCurve:
     n = len(units)
     half = np.full(len(x), np.nan)
     if n >= MIN_BAND_SEEDS:
         half = stats.t.ppf(0.975, n - 1) * units.std(0, ddof=1) / np.sqrt(n)
-    return MeanCurve(label, settings, x, units.mean(0), half, units, value)
+    return MeanCurve(label, settings, x, units.mean(0), half, units, value, missing)
 
 
 def _draw_curve(axes: Axes, curve: MeanCurve, look: int, label: str, thin: bool) -> None:
@@ -229,7 +234,7 @@ def _draw_place(axes: Axes, curves: Sequence[MeanCurve], labels: Sequence[str]) 
 
 
 def _legend(curves: Sequence[MeanCurve]) -> tuple[str, list[str]]:
-    """Return the legend's title and a label for each curve: the settings that differ.
+    """Return the legend's title and a label for each curve: the settings that differ, and how many seeds are drawn.
 
     With more than `NAMED_CURVES` curves, the labels show only the setting that explains most.
     """
@@ -246,5 +251,13 @@ def _legend(curves: Sequence[MeanCurve]) -> tuple[str, list[str]]:
         key = max((one for one in found if one), key=lambda one: one.share).key if any(found) else keys[0]
         return names[key], values_of(key)
     if len(keys) == 1 and len(set(values_of(keys[0]))) == len(curves):
-        return names[keys[0]], values_of(keys[0])
-    return "", [curve.label[:MAX_LEGEND_CHARS] for curve in curves]
+        title, labels = names[keys[0]], values_of(keys[0])
+    else:
+        title, labels = "", [curve.label[:MAX_LEGEND_CHARS] for curve in curves]
+    return title, [label + _seeds_drawn(curve) for label, curve in zip(labels, curves, strict=True)]
+
+
+def _seeds_drawn(curve: MeanCurve) -> str:
+    """Return ` (2 of 5 seeds)` if the mean is not over all seeds, so that the setting may only look better."""
+    drawn = len(curve.units)
+    return f" ({drawn} of {drawn + curve.missing} seeds)" if curve.missing else ""

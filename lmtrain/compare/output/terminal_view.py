@@ -21,6 +21,7 @@ from lmtrain.compare.output.tables import (
     setting_reach_table,
 )
 from lmtrain.compare.run_values import direction_is_known, sign
+from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.wording.numbers import degrees
 from lmtrain.compare.worth_of_settings import worth_in_words
 from lmtrain.terminal.console import console
@@ -66,21 +67,34 @@ def _direction_in_words(comparison: RunComparison) -> str:
 
 
 def _show_statistics(comparison: RunComparison) -> None:
-    conclusions = comparison.conclusions
-    if len(comparison.runs) > 1:
-        noise = conclusions.noise
-        of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
-        _print_heading(f"{comparison.value}{of}")
-        if conclusions.comparisons:
-            console.print(groups_table(conclusions))
-            if len(conclusions.groups) > SHOWN_GROUPS:
-                _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
-        for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
-            console.print(sentence)
+    if comparison.refusals:
+        _print_heading(comparison.value)
+        for refusal in comparison.refusals:
+            console.print(refusal)
+    for title, part in comparison.parts if len(comparison.runs) > 1 else []:
+        _show_verdicts(title or comparison.value, part)
     for note in comparison.further_notes:
         console.print(f"note: {note}", style="yellow")
+    for title, part in comparison.parts:
+        _show_effects(title, part.conclusions)
+
+
+def _show_verdicts(title: str, comparison: RunComparison) -> None:
+    conclusions = comparison.conclusions
+    noise = conclusions.noise
+    of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
+    _print_heading(f"{title}{of}")
+    if conclusions.comparisons:
+        console.print(groups_table(conclusions))
+        if len(conclusions.groups) > SHOWN_GROUPS:
+            _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
+    for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
+        console.print(sentence)
+
+
+def _show_effects(title: str, conclusions: Conclusions) -> None:
     if are_worth_showing(conclusions.effects):
-        _print_heading(effects_heading(conclusions.effects))
+        _print_heading(f"{title}: " * bool(title) + effects_heading(conclusions.effects))
         console.print(effects_table(conclusions.effects))
         for sentence in effect_sentences(conclusions.effects):
             console.print(sentence)
@@ -89,8 +103,22 @@ def _show_statistics(comparison: RunComparison) -> None:
 def _show_reach(comparison: RunComparison) -> None:
     if not math.isfinite(comparison.goal):
         return
-    chosen = ", which at least three in four runs reach (--reach sets another value)" if comparison.goal_chosen else ""
-    _print_heading(f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better{chosen}")
+    chosen = ", which at least three in four runs reach (--reach sets another value and shows each run)"
+    goal = f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better"
+    _print_heading(goal + chosen * comparison.goal_chosen)
+    if comparison.reach is None or not comparison.goal_chosen:
+        _show_reach_of_runs(comparison)
+    if comparison.reach is not None:
+        if not comparison.goal_chosen:
+            console.print()
+        console.print(setting_reach_table(comparison.reach))
+        if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
+            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
+        for sentence in comparison.reach.sentences:
+            console.print(sentence)
+
+
+def _show_reach_of_runs(comparison: RunComparison) -> None:
     reached = sorted(
         zip(comparison.runs, comparison.reached, strict=True),
         key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf,
@@ -98,13 +126,6 @@ def _show_reach(comparison: RunComparison) -> None:
     console.print(reach_table(reached[:REACHED_ROWS]))
     if len(reached) > REACHED_ROWS:
         _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
-    if comparison.reach is not None:
-        console.print()
-        console.print(setting_reach_table(comparison.reach))
-        if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
-            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
-        for sentence in comparison.reach.sentences:
-            console.print(sentence)
 
 
 def _print_heading(text: str) -> None:

@@ -40,17 +40,18 @@ def as_csv(comparison: RunComparison) -> str:
 
 
 def as_json(comparison: RunComparison) -> str:
-    """Return JSON with all numbers, sentences and notes of the comparison."""
-    conclusions = comparison.conclusions
-    settings = {
+    """Return JSON with all numbers, sentences and notes of the comparison.
+
+    If some runs measure something else than others, `class` is the title of those that the statistics are about, and
+    `other_classes` has the statistics of the others.
+    """
+    (title, first), *others = comparison.parts
+    content = {
         "metric": comparison.metric,
         "better": "lower" if comparison.better > 0 else "higher",
         "value_kind": comparison.value_kind,
         "value": comparison.value,
         "goal": comparison.goal,
-    }
-    content = {
-        **settings,
         "equal": {axis: asdict(equal) for axis, equal in comparison.places.items()},
         "differing_keys": comparison.keys,
         "runs": [
@@ -61,6 +62,24 @@ def as_json(comparison: RunComparison) -> str:
             }
             for run, place in zip(comparison.runs, comparison.reached, strict=True)
         ],
+        "class": title,
+        **_statistics(first),
+        "other_classes": [
+            {"class": other_title, **_statistics(other), "sentences": other.conclusions.sentences}
+            for other_title, other in others
+        ],
+        "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
+        "reach": comparison.reach and asdict(comparison.reach),
+        "sentences": comparison.conclusions.sentences,
+        "notes": [asdict(note) for note in comparison.notes],
+    }
+    return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
+
+
+def _statistics(comparison: RunComparison) -> dict[str, Any]:
+    """Return the statistics of runs that measure the same."""
+    conclusions = comparison.conclusions
+    return {
         "groups": [
             {
                 "label": group.label,
@@ -82,8 +101,6 @@ def as_json(comparison: RunComparison) -> str:
         ],
         "interactions": [asdict(interaction) for interaction in conclusions.effects.interactions],
         "effect_sentences": effect_sentences(conclusions.effects),
-        "looks": {"mode": comparison.looks.mode, "reason": comparison.looks.reason},
-        "reach": comparison.reach and asdict(comparison.reach),
         "savings": [
             {
                 "better": worth.better.label,
@@ -93,10 +110,7 @@ def as_json(comparison: RunComparison) -> str:
             }
             for worth in worth_of_settings(comparison)
         ],
-        "sentences": conclusions.sentences,
-        "notes": [asdict(note) for note in comparison.notes],
     }
-    return json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"
 
 
 def _verdicts(conclusions: Conclusions) -> dict[str, Any]:
@@ -130,7 +144,7 @@ def _verdicts(conclusions: Conclusions) -> dict[str, Any]:
 
 
 def as_markdown(comparison: RunComparison) -> str:
-    """Return Markdown with the same tables and sentences as in the terminal."""
+    """Return Markdown with the tables of runs and settings, and with the conclusions and notes about them."""
     columns: Sequence[Column]
     columns, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
     if comparison.asked is not None:
@@ -139,13 +153,15 @@ def as_markdown(comparison: RunComparison) -> str:
     lines = _markdown_table([column.header for column in columns], [column.is_text for column in columns], rows)
     if same:
         lines += [f"The same for all: {', '.join(map(_escape_markdown, same))}.", ""]
-    lines += [f"Based on {_escape_markdown(comparison.value)}:", ""]
-    conclusions = comparison.conclusions
-    if conclusions.comparisons:
-        headers = group_headers(conclusions)
-        lines += _markdown_table(headers, [True, *[False] * (len(headers) - 1)], group_rows(conclusions))
-    further = map(str, comparison.further_notes)
-    lines += map(_list_item, [*conclusions.sentences, *worth_in_words(comparison), *further])
+    lines += [f"Based on {_escape_markdown(comparison.value)}:", "", *map(_list_item, comparison.refusals)]
+    for title, part in comparison.parts:
+        lines += ["", f"{_escape_markdown(title)}:", ""] if title else []
+        conclusions = part.conclusions
+        if conclusions.comparisons:
+            headers = group_headers(conclusions)
+            lines += _markdown_table(headers, [True, *[False] * (len(headers) - 1)], group_rows(conclusions))
+        lines += map(_list_item, [*conclusions.sentences, *worth_in_words(part)])
+    lines += [""] * (len(comparison.parts) > 1) + [_list_item(str(note)) for note in comparison.further_notes]
     return "\n".join(lines) + "\n"
 
 

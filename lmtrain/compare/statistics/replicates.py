@@ -204,13 +204,24 @@ def _remarks(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[Note]:
 
 
 def repeated_runs(runs: Sequence[ComparedRun]) -> list[Note]:
-    """Return a note for each set of runs of one setting and seed, which says whether their metrics are equal."""
+    """Return a note about runs of one setting and seed with equal metrics, and one about those with different ones."""
     same: dict[tuple[Any, ...], list[ComparedRun]] = {}
     for run, number in zip(runs, group_numbers(runs), strict=True):
         trunk = run.branch and (run.branch.trunk, unit_of(run))
         same.setdefault((number, hashable(run.seed), trunk), []).append(run)
-    repeated = [own for own in same.values() if len(own) > 1]
-    return [Note("repeated", _describe_repeats(own), [run.label for run in own]) for own in repeated]
+    identical: list[list[ComparedRun]] = []
+    different: list[list[ComparedRun]] = []
+    for own in same.values():
+        if len(own) > 1:
+            (different if any(_first_difference(own[0], run) for run in own[1:]) else identical).append(own)
+    return [_note_on_repeats(sets) for sets in (identical, different) if sets]
+
+
+def _note_on_repeats(sets: Sequence[Sequence[ComparedRun]]) -> Note:
+    text = _describe_repeats(sets[0])
+    if others := [own[0] for own in sets[1:]]:
+        text += f"; the same holds for {counted(len(others), 'more repeated run')}: {names(others)}"
+    return Note("repeated", text, [run.label for own in sets for run in own])
 
 
 def _describe_repeats(runs: Sequence[ComparedRun]) -> str:

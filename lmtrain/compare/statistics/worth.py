@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 AXIS_WORDS = {"step": "steps", "tokens": "tokens", "flops": "FLOPs", "seconds": "time"}
+LEAST_SHARE = 0.001  # a smaller saving is shown as 0%
 READ_FROM_CURVES = (
     "savings are read from the curve of the better setting; a shorter run, whose schedule ends earlier, may save more "
     "or less"
@@ -126,10 +127,16 @@ def _place_before_end(curve: MeanCurve, axis: str, above: float) -> float:
 
 
 def in_words(better: str, worse: str, found: Mapping[str, Saving]) -> str:
-    """Return a sentence such as `lion saves 18% (12% to 24%) of the steps, tokens and FLOPs of adamw`."""
+    """Return a sentence such as `lion saves 18% (12% to 24%) of the steps, tokens and FLOPs of adamw`.
+
+    An axis on which nothing is saved for sure is left out, such as the steps of a smaller batch. Empty if none is left.
+    """
     by_text: dict[str, list[str]] = {}
     for axis, saving in found.items():
-        by_text.setdefault(_share(saving), []).append(AXIS_WORDS[axis])
+        if saving.low >= LEAST_SHARE:
+            by_text.setdefault(_share(saving), []).append(AXIS_WORDS[axis])
+    if not by_text:
+        return ""
     parts = [f"{text} of the {_joined(names)}" for text, names in by_text.items()]
     return f"{better} saves {_joined(parts)} of {worse}"
 

@@ -193,7 +193,10 @@ def test_a_run_by_hand_several_sweeps_and_left_out_seeds_are_unknown(sweep: Path
 def test_the_mode_can_be_chosen_and_what_the_files_say_is_kept(sweep: Path) -> None:
     start(sweep, range(1, 4))
     run_jobs(sweep, range(1, 4), {0.001: 3.0, 0.003: 3.1})
-    assert line(judged(sweep, "again"), "again, because of --again: ").endswith("before the first result")
+    asked = judged(sweep, "again")
+    assert line(asked, "again, because of --again, ").endswith("before the first result")
+    assert any("hold for one look" in note.text for note in asked.notes)  # the effects still have the usual p
+    assert not any("hold for one look" in note.text for note in judged(sweep).notes)
     start(sweep, range(4, 6))
     run_jobs(sweep, range(4, 6), {0.001: 3.0, 0.003: 3.1})
     planned = judged(sweep, "planned")

@@ -68,6 +68,16 @@ def test_only_runs_that_count_in_the_verdict_are_averaged(tmp_path: Path) -> Non
     (group,) = comparison.conclusions.groups
     assert curve.mean[-1] == pytest.approx(group.mean) == pytest.approx(3.2)
     assert len(curve.units) == 3
+    assert curve.missing == 2
+
+
+def test_the_legend_says_which_means_are_not_over_all_seeds(tmp_path: Path) -> None:
+    runs_of(tmp_path / "runs", 2, 3)
+    write_run(tmp_path / "runs" / "lost", {"optimizer.lr": 2e-3, "seed": 3}, eval_interval=10, status="diverged")
+    (axes,) = draw_figure(mean_curves(compare(load_runs([tmp_path / "runs"]))), "val/loss").axes
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["0.001", "0.002 (3 of 4 seeds)"]
 
 
 def test_forks_of_one_run_are_one_unit_of_a_curve(tmp_path: Path) -> None:

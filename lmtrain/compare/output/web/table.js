@@ -24,7 +24,7 @@ function buildTable() {
   const body = element("tbody");
   for (const [number, run] of runs.entries()) body.append(buildRow(number, run));
   byId("runs").replaceChildren(element("thead", {}, element("tr", {}, element("th", { scope: "col" }, everything), ...heads)), body);
-  state.sort = COLUMNS.findIndex(([name]) => name === "best");
+  state.sort = COLUMNS.findIndex(([name]) => name === data.sorted);
   state.descending = data.sign < 0;
   sortRows();
 }

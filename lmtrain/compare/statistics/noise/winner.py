@@ -14,7 +14,8 @@ def mean_on_new_seeds(model: NoiseModel, sign: int) -> tuple[int, float]:
 
     The best mean is best partly by luck. The expected luck is that of the parametric bootstrap: how much better than
     its true mean the winner would seem if the true means were those observed. Where one setting is far ahead, nothing
-    is taken off. What equal seeds have in common favours no setting, so only the rest of the noise counts.
+    is taken off. What equal seeds have in common favours no setting, so only the rest of the noise counts. Where the
+    noise is much larger than the differences, that would be too much: the mean of all settings is the limit.
     """
     order = np.argsort(sign * model.means, kind="stable")[:MOST_SETTINGS]
     means, errors = sign * model.means[order], model.sd / np.sqrt(model.counts[order])
@@ -26,4 +27,4 @@ def mean_on_new_seeds(model: NoiseModel, sign: int) -> tuple[int, float]:
         others = np.arange(len(means)) != i
         wins = special.ndtr((means[others, None] - draws) / errors[others, None]).prod(axis=0)
         luck += float(np.sum(Z_DENSITY * errors[i] * Z * wins))
-    return int(order[0]), float(sign * (means[0] - luck))
+    return int(order[0]), float(sign * min(means[0] - luck, means.mean()))

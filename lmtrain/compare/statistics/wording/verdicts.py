@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.noise.differences import FEWEST_OWN
 from lmtrain.compare.statistics.noise.model import NoiseModel
 from lmtrain.compare.statistics.noise.survivors import diverged_words, without_value
 from lmtrain.compare.statistics.noise.verdict import GroupComparison, Method
@@ -182,6 +183,8 @@ def remarks(
     line = f"± is a 95% interval and p is from {_a(method.test)} ({degrees(method.df)})"
     if method.correction:
         line += f", both corrected for {method.correction}"
+        if sorted(several)[-2:-1] >= [FEWEST_OWN]:
+            line += ", or from the t-test of the pair alone, if that is less sure"
     if method.paired:
         line += f"; equal seeds are paired (correlation {method.correlation:.2f})"
         if len({frozenset(group.values) for group in ranked if group.values}) > 1:

@@ -9,9 +9,10 @@ import pytest
 from support.synthetic_runs import write_run
 
 from lmtrain.commands.compare import main
+from lmtrain.compare.comparable.measured_alike import measured_alike
 from lmtrain.compare.comparison import RunComparison, compare
-from lmtrain.compare.measurement import measured_alike
 from lmtrain.compare.output.page import as_html
+from lmtrain.compare.output.page_data import page_data
 from lmtrain.compare.output.text_files import as_csv, as_json, as_markdown
 from lmtrain.compare.runs import load_runs
 
@@ -181,12 +182,29 @@ def test_classes_of_runs_get_their_own_verdicts(tmp_path: Path) -> None:
             changes = {"data.path": f"data/{name}", "optimizer.lr": lr}
             write_setting(tmp_path, f"{name}-{lr}", loss, record, changes)
     comparison = compared(tmp_path)
-    sentences = [text for text in comparison.conclusions.sentences if "better" in text]
+    sentences = [text for text in comparison.conclusions.sentences if "better than" in text]
     assert len(sentences) == 2
     for name, sentence in zip("ab", sentences, strict=True):
         assert sentence.startswith(f"data.path=data/{name} (tokens {name * 8}): ")
         assert "lr=0.001 is better than lr=0.002" in sentence
-    assert json.loads(as_json(comparison))["sentences"] == list(comparison.conclusions.sentences)
+    content = json.loads(as_json(comparison))
+    assert content["sentences"] == list(comparison.conclusions.sentences)
+    assert content["sentences"][0].startswith("no verdict between data.path=data/a")
+    (other,) = content["other_classes"]
+    assert [content["class"], other["class"]] == [title for title, _ in comparison.classes]
+    for statistics in (content, other):
+        assert [group["label"] for group in statistics["groups"]] == ["lr=0.001", "lr=0.002"]
+        assert statistics["comparisons_with_the_best"][0]["verdict"] == "better"
+        assert statistics["savings"]
+    assert as_markdown(comparison).count("| setting | seeds |") == 2
+    assert len(page_data(comparison)["groups"]) == 5
+
+
+def test_classes_that_differ_in_the_same_way_share_one_refusal(tmp_path: Path) -> None:
+    for size in (32, 64, 128):
+        write_setting(tmp_path, str(size), 3.0, evaluation(block_size=size), {"data.block_size": size})
+    refusal = refused(compared(tmp_path))
+    assert all(f"data.block_size={size} (3 runs)" in refusal for size in (32, 64, 128))
 
 
 def test_runs_without_a_record_get_a_note_and_a_verdict(tmp_path: Path) -> None:
@@ -195,7 +213,19 @@ def test_runs_without_a_record_get_a_note_and_a_verdict(tmp_path: Path) -> None:
     write_setting(tmp_path, "b", 3.5, None, {"optimizer.lr": 2e-3, "trainer.eval_tokens": None}, **unknown)
     comparison = compared(tmp_path)
     assert "is better than" in verdicts(comparison)
-    assert any("not recorded" in str(note) for note in comparison.notes)
+    assert any("is recorded" in str(note) for note in comparison.notes)
+
+
+def test_a_run_without_a_record_and_without_limits_measured_the_whole_split(tmp_path: Path) -> None:
+    old = {"trainer.eval_tokens": None, "trainer.eval_batches": None, "optimizer.lr": 1e-3}
+    write_setting(tmp_path, "old", 3.0, None, old, environment={"data": {"val": "a" * 64}})
+    for config in tmp_path.glob("old-*/config.yaml"):  # of a version without this key
+        config.write_text(config.read_text().replace("  eval_tokens: null\n", ""))
+    part = evaluation(selection="evenly spaced", tokens=5_120)
+    write_setting(tmp_path, "new", 3.5, part, {"optimizer.lr": 2e-3})
+    refusal = refused(compared(tmp_path))
+    assert "an evaluation of the whole split" in refusal
+    assert "an evaluation of 5,120 tokens" in refusal
 
 
 def test_a_resume_that_changed_the_evaluation_counts_from_its_step_on(tmp_path: Path) -> None:
