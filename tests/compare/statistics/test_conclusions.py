@@ -37,8 +37,8 @@ def test_many_settings_have_a_headline_and_then_the_pairs() -> None:
         "a is better than c by 0.17 ± 0.16 (p = 0.036, 5 seeds each)",
     ]
     assert concluded.sentences[-1] == (
-        "± is a 95% interval and p is from Tukey's test (8 degrees of freedom), both corrected for all 3 pairs; equal "
-        "seeds are paired (correlation 0.17)"
+        "± is a 95% interval and p is from Tukey's test (8 degrees of freedom), both corrected for all 3 pairs, or "
+        "from the t-test of the pair alone, if that is less sure; equal seeds are paired (correlation 0.17)"
     )
     assert [one.label for one in concluded.among] == ["a"]
     assert concluded.method is not None

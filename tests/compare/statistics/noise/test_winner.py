@@ -36,10 +36,16 @@ def test_nothing_is_taken_off_a_setting_that_is_far_ahead() -> None:
 
 
 def test_the_correction_is_that_of_the_parametric_bootstrap() -> None:
-    model = model_of(np.random.default_rng(2).standard_normal((4, 3)))
+    model = model_of(np.random.default_rng(2).standard_normal((4, 3)) + np.arange(4)[:, None])
     errors = model.sd / np.sqrt(model.counts)
     drawn = model.means + errors * np.random.default_rng(3).standard_normal((200_000, 4))
     wins = drawn.argmin(axis=1)
     luck = (drawn.min(axis=1) - model.means[wins]).mean()
     best, mean = mean_on_new_seeds(model, 1)
     assert mean == pytest.approx(model.means[best] - luck, abs=0.005)
+
+
+def test_the_best_is_never_expected_to_be_worse_than_the_average_setting() -> None:
+    model = model_of(np.random.default_rng(2).standard_normal((4, 3)))
+    assert mean_on_new_seeds(model, 1)[1] == pytest.approx(model.means.mean())
+    assert mean_on_new_seeds(model, -1)[1] >= model.means.mean() - 1e-12
