@@ -10,7 +10,6 @@ import numpy as np
 from lmtrain.compare.looking.futility import best_reachable_log_e_value
 from lmtrain.compare.statistics.decision import decide_pair
 from lmtrain.compare.statistics.online_fdr import needed_log_evidence
-from lmtrain.compare.statistics.sequential import bound_at_any_time
 from lmtrain.decide.ledger import DROP, UNDECIDED
 from lmtrain.decide.pairs import UNITS, Pair, total_cost
 
@@ -95,7 +94,7 @@ def judge(pairs: Sequence[Pair], *, level: float, margin: float, budget: Budget)
     them would be equally likely to diverge alone, and so this favours the baseline.
     """
     gains = [pair.gain for pair in pairs if pair.gain is not None]
-    found = decide_pair(gains, alpha=level, margin=margin)
+    found = decide_pair(gains, alpha=level, margin=margin, drop_alpha=DROP_LEVEL)
     verdict: str = found.verdict
     reason: str = found.reason
     needed = needed_log_evidence(level)
@@ -103,8 +102,6 @@ def judge(pairs: Sequence[Pair], *, level: float, margin: float, budget: Budget)
     lost = next((pair for pair in pairs if pair.challenger_lost), None)
     if lost is not None:
         verdict, reason = DROP, "diverged" if lost.statuses[1] == "diverged" else "far behind"
-    elif verdict != DROP and len(gains) > 1 and np.mean(gains) + bound_at_any_time(gains, DROP_LEVEL) < margin:
-        verdict, reason = DROP, "too little" if np.mean(gains) > 0 else "worse"
     elif verdict == MORE and len(pairs) >= in_all:
         verdict, reason = UNDECIDED, "budget"
     elif verdict == MORE and best_reachable_log_e_value(gains, in_all - (len(pairs) - len(gains))) < needed:

@@ -83,14 +83,6 @@ def shown_share(what: str, flags: Values) -> Row:
     return Row(what, value, math.sqrt(value * (1 - value) / count) if count else math.nan)
 
 
-def mean_at_most(what: str, values: Values, limit: float) -> Row:
-    """Return the absolute value of a mean that must be small, such as a bias."""
-    value, count = _mean(values)
-    finite = np.asarray(values, dtype=float)[np.isfinite(values)]
-    error = float(np.std(finite, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Row(what, abs(value), error, limit)
-
-
 def shown_mean(what: str, values: Values) -> Row:
     """Return a mean without a limit."""
     value, count = _mean(values)

@@ -30,9 +30,6 @@ class Design:
     means: Sequence[float] | None = None
     lost: float = 0.0
 
-    def with_means(self, *means: float) -> "Design":
-        return replace(self, means=means)
-
 
 def equal_design(settings: int, seeds: int, **options: object) -> Design:
     """Return a design with the same number of seeds for each setting."""

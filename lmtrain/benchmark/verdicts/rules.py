@@ -10,6 +10,7 @@ from scipy import special
 
 from lmtrain.compare.statistics.conclusions import Conclusions, conclude
 from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.compare.statistics.significance import holm_correction
 
 ALPHA = 0.05
 BETTER = re.compile(r"(\S+) is better than (\S+)")
@@ -71,9 +72,7 @@ def separate_tests(groups: Sequence[ReplicateGroup]) -> Claims:
     squares = parts[first] + parts[second]
     df = squares**2 / (parts[first] ** 2 / (n[first] - 1) + parts[second] ** 2 / (n[second] - 1))
     ps = 2 * special.stdtr(df, -np.abs(means[first] - means[second]) / np.sqrt(squares))
-    order = np.argsort(ps, kind="stable")
-    corrected = np.empty(len(ps))
-    corrected[order] = np.minimum(1, np.maximum.accumulate(ps[order] * np.arange(len(ps), 0, -1)))
+    corrected = holm_correction(ps)
     better, intervals = [], {}
     for other in range(1, len(ranked)):  # the pairs of the best come first
         half_width = float(special.stdtrit(df[other - 1], 1 - ALPHA / 2)) * math.sqrt(squares[other - 1])

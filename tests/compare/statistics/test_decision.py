@@ -18,7 +18,7 @@ def test_a_clear_improvement_is_kept_and_the_opposite_is_dropped() -> None:
     kept, dropped = decide_pair(differences, alpha=0.05), decide_pair(-differences, alpha=0.05)
     assert (kept.verdict, kept.reason) == ("keep", "better")
     assert (dropped.verdict, dropped.reason) == ("drop", "worse")
-    assert kept.p < 0.05 < dropped.p
+    assert kept.log_evidence > math.log(20) > dropped.log_evidence
     assert kept.interval == pytest.approx((-dropped.interval[1], -dropped.interval[0]))
 
 
@@ -37,11 +37,22 @@ def test_a_margin_drops_what_helps_too_little() -> None:
     assert decision.interval[1] < 0.05
 
 
-def test_a_spent_budget_drops_and_equal_pairs_are_no_effect() -> None:
-    undecided = list(NOISE[:5] - NOISE[:5].mean())
-    assert decide_pair(undecided, alpha=0.05, budget=6).verdict == "more"
-    decision = decide_pair(undecided, alpha=0.05, budget=5)
-    assert (decision.verdict, decision.reason) == ("drop", "budget")
+def test_a_sure_improvement_below_the_margin_is_dropped_as_too_little() -> None:
+    differences = 0.01 + 0.001 * NOISE[:12]
+    assert decide_pair(differences, alpha=0.05).verdict == "keep"
+    decision = decide_pair(differences, alpha=0.05, margin=0.05)
+    assert (decision.verdict, decision.reason) == ("drop", "too little")
+    below_zero = decide_pair(NOISE[:12] - NOISE[:12].mean() - 0.1, alpha=0.05, margin=1.5)
+    assert (below_zero.verdict, below_zero.reason) == ("drop", "too little")  # it is not surely worse
+
+
+def test_a_drop_may_need_less_evidence_than_a_keep() -> None:
+    differences = list(-0.5 + NOISE[:8] - NOISE[:8].mean())
+    assert decide_pair(differences, alpha=0.001).verdict == "more"
+    assert decide_pair(differences, alpha=0.001, drop_alpha=0.3).reason == "worse"
+
+
+def test_equal_pairs_are_no_effect() -> None:
     assert decide_pair([0.0, 0.0], alpha=0.05).reason == "no effect"
 
 

@@ -70,7 +70,6 @@ class CampaignResult:
     Attributes:
         fdr: The share of false ideas among those that a campaign kept (0 if it kept none): the false-discovery rate.
         fdr_error: The Monte Carlo standard error of `fdr`.
-        false_kept: The number of null ideas kept.
         true_kept: The number of true ideas kept.
         large_kept: The same, of those whose gain is at least the noise of a pair.
         true_ideas: The number of true ideas.
@@ -78,11 +77,8 @@ class CampaignResult:
         pairs: The number of pairs run for all ideas.
     """
 
-    strategy: str
-    campaigns: int
     fdr: float
     fdr_error: float
-    false_kept: float
     true_kept: float
     large_kept: float
     true_ideas: int
@@ -126,11 +122,8 @@ def simulate_campaigns(
     false = (kept & (gain == 0)).sum(axis=1)
     share = false / np.maximum(kept.sum(axis=1), 1)
     return CampaignResult(
-        strategy=strategy,
-        campaigns=campaigns,
         fdr=float(share.mean()),
         fdr_error=float(share.std() / np.sqrt(campaigns)),
-        false_kept=float(false.mean()),
         true_kept=float((kept & (gain > 0)).sum(axis=1).mean()),
         large_kept=float((kept & (gain >= 1)).sum(axis=1).mean()),
         true_ideas=len(gains),
