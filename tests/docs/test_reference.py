@@ -30,6 +30,7 @@ PUT_TOGETHER = {
     "train.bin",
     "val.bin",
     "job-1.json",
+    "job-1.lock",
     "job-1.log",
     *(f"{name}.safetensors" for name in ("optimizer", "rng-0", "detector")),
 }
