@@ -1,5 +1,7 @@
 """Runs pairs of seeds of an idea until it is decided, and records it in the ledger of its campaign."""
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -8,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.compare.runs import load_runs
+from lmtrain.compare.statistics.online_fdr import needed_log_evidence
+from lmtrain.compare.statistics.sequential import largest_log_e_value
 from lmtrain.decide.idea import Idea, compose_idea, with_folders
 from lmtrain.decide.lagging import Curve, Watcher, curve_of, may_stop
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Entry, Ledger
@@ -97,7 +101,7 @@ def decide(
 
     Raises:
         ConfigError: the config of a side has a mistake, the sides cannot be compared, the campaign has another level,
-            or another process is deciding the same idea.
+            another process is deciding the same idea, or there are too few pairs for any gain to be kept.
     """
     idea = compose_idea(baseline, challenger, campaign, settings.question.metric)
     ledger = Ledger(campaign)
@@ -113,6 +117,7 @@ def decide(
         if entry.is_final:
             assert entry.ended is not None
             return Outcome(entry, describe(entry, campaign), EXIT_CODES[str(entry.verdict)])
+        _refuse_hopeless_budget(settings.budget.pairs, entry.level)
         on_start(idea, entry)
         curves = known_curves(ledger, idea, settings.question) if may_stop(idea, settings.question) else None
         work = _Work(idea, settings, entry.level, curves, lambda *found: after_pair(idea, *found))
@@ -125,6 +130,17 @@ def decide(
     so_far = describe(entry, campaign) | judgement.recorded() | _spent(idea, pairs, settings)
     code = ending_by_signal(work.stopped).exit_code if work.stopped is not None else 1
     return Outcome(entry, so_far | {"failure": work.failure, "exit_code": code}, code, work.failure)
+
+
+def _refuse_hopeless_budget(pairs: int, level: float) -> None:
+    """Raise ConfigError if not even the largest gain could be kept with so many pairs."""
+    needed = needed_log_evidence(level)
+    if largest_log_e_value(pairs) < needed:
+        fewest = next(count for count in itertools.count(pairs) if largest_log_e_value(count) >= needed)
+        raise ConfigError(
+            f"--seeds {pairs}: with so few pairs, not even the largest gain could be kept, because this idea needs "
+            f"evidence of {math.exp(needed):,.0f}; give at least --seeds {fewest}"
+        )
 
 
 class _Work:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmtrain.compare.looking.design import CAMPAIGN_FILE
 from lmtrain.compare.statistics.online_fdr import FDR_LEVEL, PLANNED_IDEAS, next_level
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import append_line, make_folder
@@ -19,7 +20,6 @@ from lmtrain.files.lock import FileLock
 from lmtrain.files.numbers import is_number
 from lmtrain.terminal.redact import redacted
 
-LEDGER = "decisions.jsonl"
 LOCK = ".decisions.lock"
 FORMAT = 1
 MAX_BYTES = 256_000_000  # a decision has a few thousand bytes
@@ -86,7 +86,7 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / LEDGER
+        self.path = folder / CAMPAIGN_FILE
 
     def read(self) -> Contents:
         """Return what the ledger says now; empty for a campaign that does not exist yet.

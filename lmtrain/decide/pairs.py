@@ -84,7 +84,7 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
         assert runs[1] is not None
         measured = measured_alike([runs[0], runs[1]], question.metric)
         if len(measured.alike) > 1 or measured.metric != question.metric:
-            raise ConfigError(f"--metric {question.metric}: {'; '.join(measured.notes)}")
+            raise ConfigError(f"--metric {question.metric}: {'; '.join([*measured.refusals, *measured.notes])}")
         values = values_of((runs[0], runs[1]), question)
         if not all(map(math.isfinite, values)):
             known = sorted(name for name in runs[0].metrics if "/" in name)

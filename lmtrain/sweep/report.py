@@ -6,8 +6,9 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -15,7 +16,10 @@ from lmtrain.compare.looking.design import Start, read_design
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically
+from lmtrain.files.limited import read_json
 from lmtrain.files.lock import locked_folder
+from lmtrain.files.numbers import is_number
+from lmtrain.run.directory import holds_run
 from lmtrain.sweep.job import NOT_STARTED, JobEnd
 from lmtrain.sweep.pool import LOG
 from lmtrain.terminal.console import console
@@ -31,26 +35,46 @@ RESULT = ("best_val_loss", "best_step", "final_train_loss", "steps", "tokens", "
 
 
 def write_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
-    """Write `sweep.json` with the end of each job, best first; `stopped` is the signal that stopped the sweep."""
-    content = {
-        "command": ["lmtrain", *sys.argv[1:]],
-        "stopped": stopped,
-        "jobs": [
-            {
-                "title": one.job.title,
-                "directory": one.job.directory.name,
-                "status": one.status,
-                "ran": one.ran,
-                "objective": one.objective,
-                "reason": one.reason,
-                **{key: one.result.get(key) for key in RESULT},
-                "overrides": list(one.job.overrides),
-            }
-            for one in best_first(ended)
-        ],
-    }
+    """Write `sweep.json` with the end of each job, best first; `stopped` is the signal that stopped the sweep.
+
+    Jobs that an earlier command ran in the same folder stay in the file, as when seeds are added to a sweep.
+    """
+    jobs = [
+        {
+            "title": one.job.title,
+            "directory": one.job.directory.name,
+            "status": one.status,
+            "ran": one.ran,
+            "objective": one.objective,
+            "reason": one.reason,
+            **{key: one.result.get(key) for key in RESULT},
+            "overrides": list(one.job.overrides),
+        }
+        for one in ended
+    ]
     with locked_folder(sweep_dir):  # several processes may work on the same sweep and end at the same time
+        jobs = sorted([*jobs, *_earlier_jobs(sweep_dir, {str(job["directory"]) for job in jobs})], key=_place)
+        content = {"command": ["lmtrain", *sys.argv[1:]], "stopped": stopped, "jobs": jobs}
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
+
+
+def _earlier_jobs(sweep_dir: Path, ended: Collection[str]) -> list[dict[str, Any]]:
+    """Return the jobs in the last report whose runs are still there, without those that have ended now."""
+    jobs = read_json(sweep_dir / SWEEP_FILE).get("jobs")
+    return [
+        {**job, "ran": False}
+        for job in (jobs if isinstance(jobs, list) else [])
+        if isinstance(job, dict)
+        and isinstance(name := job.get("directory"), str)
+        and name not in ended
+        and holds_run(sweep_dir / Path(name).name)
+    ]
+
+
+def _place(job: Mapping[str, Any]) -> tuple[bool, float]:
+    """Return the place of a job in the report: successful ones first, then by loss."""
+    objective = job.get("objective")
+    return job.get("status") not in SUCCESSFUL, float(objective) if is_number(objective) else math.inf
 
 
 def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:

@@ -92,9 +92,9 @@ def test_a_better_challenger_is_kept_and_the_ledger_says_so(
 def test_an_undecided_idea_goes_on_with_a_larger_budget_at_the_level_that_it_had(
     baseline: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_idea(baseline, ["optimizer.lr=1e-3"], tmp_path / "campaign", losses(0.05))
-    arguments = ["--challenger", "optimizer.lr=1e-3", "--seeds"]
-    first, again = (run(capsys, baseline, *arguments, "2") for _ in range(2))
+    write_idea(baseline, ["optimizer.lr=1e-3"], tmp_path / "campaign", losses(0.018))
+    arguments = ["--level", "0.2", "--challenger", "optimizer.lr=1e-3", "--seeds"]  # kept with evidence of 10
+    first, again = (run(capsys, baseline, *arguments, "4") for _ in range(2))
     (lock,) = (tmp_path / "campaign").glob("runs/*/.decide-*.lock")
     with FileLock(lock), pytest.raises(ConfigError, match="another process is deciding this idea"):
         run(capsys, baseline, *arguments, "5")
@@ -104,6 +104,13 @@ def test_an_undecided_idea_goes_on_with_a_larger_budget_at_the_level_that_it_had
     assert code == 0
     assert more["level"] == first[1]["level"]
     assert [line["event"] for line in ledger_lines(tmp_path / "campaign")] == ["campaign", "started", "ended", "ended"]
+
+
+def test_a_budget_with_which_nothing_could_be_kept_is_refused(
+    baseline: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match=r"--seeds 2: with so few pairs, .* give at least --seeds 3"):
+        run(capsys, baseline, "--challenger", "optimizer.lr=1e-3", "--seeds", "2")
 
 
 def test_mistakes_are_found_before_a_run_or_a_ledger(

@@ -50,8 +50,9 @@ def test_five_forks_of_a_run_are_one_value(tmp_path: Path) -> None:
     forks = found["lr=0.0001 from lr=0.001 at step 100"]
     assert forks.values == {1: pytest.approx(3.012)}
     assert (
-        "lr=0.0001 from lr=0.001 at step 100: 5 forks of one run count as one: they share its first 100 steps" in notes
-    )
+        "lr=0.0001 from lr=0.001 at step 100: 5 forks of one run count as one: they share its first 100 steps; "
+        "for more values, train the parent with several seeds, and fork each"
+    ) in notes
     sentences = compare(load_runs([tmp_path])).conclusions.sentences
     assert not any("is better than" in sentence for sentence in sentences)
 

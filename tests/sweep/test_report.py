@@ -1,11 +1,13 @@
 """The closing table of a sweep."""
 
+import json
 from pathlib import Path
 
 import pytest
+from support.synthetic_runs import write_run
 
 from lmtrain.sweep.job import Job, JobEnd
-from lmtrain.sweep.report import show_sweep_report
+from lmtrain.sweep.report import show_sweep_report, write_sweep_report
 
 
 def test_the_table_fits_a_hundred_columns_and_shows_whole_titles(
@@ -20,3 +22,20 @@ def test_the_table_fits_a_hundred_columns_and_shows_whole_titles(
     cells = [line.split("│")[1] for line in table if line.startswith("│")]
     assert "".join(cells).replace(" ", "") == title.replace(" ", "")
     assert "completed earlier" in "".join(table)
+
+
+def test_the_jobs_of_an_earlier_command_stay_in_the_report(tmp_path: Path) -> None:
+    def ended(seed: int, objective: float) -> JobEnd:
+        job = Job((f"seed={seed}",), tmp_path / f"seed={seed}", f"seed={seed}")
+        if not job.directory.exists():
+            write_run(job.directory, {"seed": seed})
+        return JobEnd(job, "completed", objective, None, {"steps": 10}, ran=True)
+
+    write_sweep_report(tmp_path, [ended(1, 3.0), ended(2, 2.0)], None)
+    write_sweep_report(tmp_path, [ended(3, 2.5), ended(1, 3.1)], None)
+    jobs = json.loads((tmp_path / "sweep.json").read_text("utf-8"))["jobs"]
+    assert [(job["directory"], job["objective"], job["ran"]) for job in jobs] == [
+        ("seed=2", 2.0, False),
+        ("seed=3", 2.5, True),
+        ("seed=1", 3.1, True),
+    ]

@@ -142,7 +142,7 @@ def _no_verdict(alike: Sequence[MeasuredAlike], aspect: str, metric: str) -> str
     tokenizers = {own.measurement.tokenizer for own in alike}
     if aspect == "data" and metric in CONVERTIBLE and len(tokenizers) > 1:
         way_out = WAYS_OUT["text"] + f"; then {BITS_PER_BYTE} measures the same"
-    by_name = aspect in ("tokens", "changed")  # the title does not tell which runs are meant
+    by_name = aspect == "tokens"  # the title does not tell which runs are meant
     sides = [
         f"{own.title([other for other in alike if other is not own])} "
         f"({_settings(own.runs) if by_name else counted(len(own.runs), 'run')})"
@@ -166,7 +166,7 @@ def _in_words(key: str, alike: MeasuredAlike) -> str:
         case "tokens":
             return f"an evaluation of the {value}" if value == WHOLE_SPLIT else f"an evaluation of {value:,} tokens"
         case "changed":
-            return "a resume changed what it measures" if value else "one measurement"
+            return f"{run.label}, of which a resume changed what it measures" if value else "one measurement"
     return f"data.{key}={printable(str(value))}"
 
 

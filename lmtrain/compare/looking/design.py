@@ -18,6 +18,7 @@ from lmtrain.files.lock import locked_folder
 from lmtrain.terminal.redact import redacted
 
 DESIGN_FILE = "design.jsonl"
+CAMPAIGN_FILE = "decisions.jsonl"  # the ledger of a campaign, whose runs are judged after each pair
 MAX_DEPTH = 3  # folders between a sweep and its jobs, with a user's own `hydra.sweep.subdir`
 
 
@@ -93,6 +94,11 @@ def sweep_of(run_dir: Path) -> Path | None:
         if (folder / DESIGN_FILE).is_file():
             return folder
     return None
+
+
+def is_of_campaign(run_dir: Path) -> bool:
+    """Return whether a run directory lies in the folder of a campaign."""
+    return any((folder / CAMPAIGN_FILE).is_file() for folder in list(run_dir.absolute().parents)[:MAX_DEPTH])
 
 
 def _has_results(run_dir: Path) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.looking.design import DESIGN_FILE, PlannedRun, Start, read_design, sweep_of
+from lmtrain.compare.looking.design import DESIGN_FILE, PlannedRun, Start, is_of_campaign, read_design, sweep_of
 from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL
 from lmtrain.terminal.units import counted
@@ -34,6 +34,8 @@ class Looks:
 
 def looks_at(runs: Sequence[ComparedRun]) -> Looks:
     """Return how often the results of these runs may have been looked at."""
+    if any(is_of_campaign(run.path) for run in runs):
+        return Looks("again", "the runs are of a campaign, which decides after each pair of seeds (decide --list)")
     folders = {sweep_of(run.path) for run in runs}
     sweep = folders.pop() if len(folders) == 1 else None
     if sweep is None:

@@ -103,7 +103,8 @@ def _show_effects(title: str, conclusions: Conclusions) -> None:
 def _show_reach(comparison: RunComparison) -> None:
     if not math.isfinite(comparison.goal):
         return
-    chosen = ", which at least three in four runs reach (--reach sets another value and shows each run)"
+    shows = "" if comparison.reach is None else " and shows each run"
+    chosen = f", which at least three in four runs reach (--reach sets another value{shows})"
     goal = f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better"
     _print_heading(goal + chosen * comparison.goal_chosen)
     if comparison.reach is None or not comparison.goal_chosen:

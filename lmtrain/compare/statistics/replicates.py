@@ -192,7 +192,8 @@ def _remarks(group: ReplicateGroup, runs: Sequence[ComparedRun]) -> list[Note]:
             if trunks == 1
             else (f"{len(forks)} forks of {trunks} runs count as {trunks}: the forks of a run")
         )
-        notes.append(Note("forks", f"{group.label}: {count} share {first}", [run.label for run in forks]))
+        more = "for more values, train the parent with several seeds, and fork each"
+        notes.append(Note("forks", f"{group.label}: {count} share {first}; {more}", [run.label for run in forks]))
     for name in ("device", "dtype", "compile"):
         became = Counter(resolved_system(run)[name] for run in with_value)
         del became[None]

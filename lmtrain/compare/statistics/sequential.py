@@ -126,3 +126,10 @@ def _one_sided(t: np.ndarray, n: np.ndarray) -> np.ndarray:
     squared = _correlation_squared(t, n)
     z = np.copysign(np.sqrt(n * squared / (1 - squared)), t)
     return np.asarray(_two_sided(t, n) + np.log(np.maximum(2 * special.stdtr(n, z), LEAST)))
+
+
+def largest_log_e_value(n: int) -> float:
+    """Return the limit of `log_e_value` for n differences that are ever larger in units of the noise."""
+    if n < FEWEST_DIFFERENCES:
+        return 0.0
+    return math.log(2) - 0.5 * math.log1p(n * PRIOR_VARIANCE) + n / 2 * math.log1p(n * PRIOR_VARIANCE)

@@ -237,6 +237,8 @@ def test_a_resume_that_changed_the_evaluation_counts_from_its_step_on(tmp_path: 
     assert len(measured_alike(runs, "val/loss", [20.0]).alike) == 1
     assert len(measured_alike(runs, "val/loss", [10.0]).alike) == 2
     assert len(measured_alike(runs, "val/loss").alike) == 4  # each of the three has two measurements
+    refusal = refused(compare(runs, value="best"))
+    assert "lr=0.001 seed=1, of which a resume changed what it measures (1 run)" in refusal
 
 
 def test_training_losses_of_other_data_get_no_verdict_but_speeds_do(tmp_path: Path) -> None:

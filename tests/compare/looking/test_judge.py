@@ -213,3 +213,11 @@ def test_a_setting_that_diverged_more_often_is_not_kept(sweep: Path) -> None:
     run_jobs(sweep, range(9, 11), {0.001: 3.0}, status="diverged")
     first, *_ = judged(sweep).conclusions.sentences
     assert first.startswith("cannot tell lr=0.001 from lr=0.003: more seeds of lr=0.001 have no value")
+
+
+def test_runs_of_a_campaign_are_judged_as_looked_at_again_and_again(sweep: Path) -> None:
+    run_jobs(sweep / "runs", range(1, 6), {0.001: 3.0, 0.003: 3.1})
+    (sweep / "decisions.jsonl").write_text("", encoding="utf-8")
+    comparison = judged(sweep)
+    assert comparison.looks.mode == "again"
+    assert "campaign" in line(comparison, "again")

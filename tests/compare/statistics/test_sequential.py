@@ -9,6 +9,7 @@ from scipy import integrate, stats
 from lmtrain.compare.statistics.sequential import (
     bound_at_any_time,
     half_width_at_any_time,
+    largest_log_e_value,
     log_e_value,
     log_e_value_two_sided,
     running_log_e_values,
@@ -82,3 +83,10 @@ def test_the_lower_limit_is_zero_where_the_evidence_reaches_one_over_alpha(alpha
     values = np.random.default_rng(6).standard_normal(11)
     shifted = values - values.mean() + bound_at_any_time(values, alpha)
     assert math.exp(log_e_value(shifted)) == pytest.approx(1 / alpha)
+
+
+@pytest.mark.parametrize("n", [2, 4, 9])
+def test_no_differences_give_more_evidence_than_the_largest(n: int) -> None:
+    nearly_equal = 1e3 + np.linspace(0, 1e-2, n)
+    assert largest_log_e_value(n) - 0.2 < log_e_value(nearly_equal) < largest_log_e_value(n)
+    assert log_e_value(np.linspace(1, 2, n)) < largest_log_e_value(n)
