@@ -15,7 +15,7 @@ from pydantic import Field
 
 import lmtrain
 from lmtrain.compare.looking.picked import CONFIRM_FOLDER
-from lmtrain.errors import ConfigError
+from lmtrain.errors import BAD_CONFIG, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.mcp.budget import Budget
 from lmtrain.mcp.jobs import Commands, RunningCommand, describe
@@ -230,7 +230,10 @@ class Tools:
 
     async def _answer(self, job: str, wait_seconds: float) -> dict[str, Any]:
         one = await self.commands.wait(job, wait_seconds)
-        return describe(one) | self._results(one)
+        answer = describe(one)
+        if one.exit_code == BAD_CONFIG.exit_code:
+            raise ConfigError(answer["output"])
+        return answer | self._results(one)
 
     def _results(self, one: RunningCommand) -> dict[str, Any]:
         """Return what an ended command has written: the result of a run, the report of a sweep, or the decision."""

@@ -104,6 +104,9 @@ def test_mistakes_are_answers_of_one_line(token_folder: Path, tmp_path: Path) ->
         assert "/etc is outside the folder of this server" in await mistake(
             client, "train", overrides=["data.path=/etc"]
         )
+        assert "did you mean trainer.max_steps?" in await mistake(
+            client, "train", overrides=["trainer.max_stepz=1"], wait_seconds=100
+        )
         assert "job-9: no such job" in await mistake(client, "job", job="job-9")
         assert "nothing: no such run or folder" in await mistake(client, "compare", runs=["nothing"])
 
