@@ -15,7 +15,7 @@ from lmtrain.compare.statistics.sequential import largest_log_e_value
 from lmtrain.decide.idea import Idea, compose_idea, with_folders
 from lmtrain.decide.lagging import Curve, Watcher, curve_of, may_stop
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Entry, Ledger
-from lmtrain.decide.pairs import UNITS, Pair, Question, read_pair, total_cost
+from lmtrain.decide.pairs import UNITS, Question, SeedPair, read_pair, total_cost
 from lmtrain.decide.rule import MORE, Budget, Judgement, judge
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError, ending_by_signal
 from lmtrain.files.lock import FileLock
@@ -60,7 +60,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DecisionOutcome:
     """How a call of `decide` ended.
 
     Attributes:
@@ -84,9 +84,9 @@ def decide(
     *,
     level: float | None = None,
     planned: int | None = None,
-    after_pair: Callable[[Idea, Sequence[Pair], Judgement], None] = lambda idea, pairs, judgement: None,
+    after_pair: Callable[[Idea, Sequence[SeedPair], Judgement], None] = lambda idea, pairs, judgement: None,
     on_start: Callable[[Idea, Entry], None] = lambda idea, entry: None,
-) -> Outcome:
+) -> DecisionOutcome:
     """Decide whether a challenger is better than a baseline, or go on where an earlier call was stopped.
 
     Args:
@@ -116,7 +116,7 @@ def decide(
         entry = ledger.start(key, _about(idea) | settings.recorded())
         if entry.is_final:
             assert entry.ended is not None
-            return Outcome(entry, describe(entry, campaign), EXIT_CODES[str(entry.verdict)])
+            return DecisionOutcome(entry, describe(entry, campaign), EXIT_CODES[str(entry.verdict)])
         _refuse_hopeless_budget(settings.budget.pairs, entry.level)
         on_start(idea, entry)
         curves = known_curves(ledger, idea, settings.question) if may_stop(idea, settings.question) else None
@@ -126,10 +126,10 @@ def decide(
             result = judgement.recorded() | _spent(idea, pairs, settings)
             if not (entry.ended and judgement.verdict == UNDECIDED and _pairs(entry.ended) == len(pairs)):
                 entry = ledger.end(key, result)
-            return Outcome(entry, describe(entry, campaign), EXIT_CODES[str(entry.verdict)])
+            return DecisionOutcome(entry, describe(entry, campaign), EXIT_CODES[str(entry.verdict)])
     so_far = describe(entry, campaign) | judgement.recorded() | _spent(idea, pairs, settings)
     code = ending_by_signal(work.stopped).exit_code if work.stopped is not None else 1
-    return Outcome(entry, so_far | {"failure": work.failure, "exit_code": code}, code, work.failure)
+    return DecisionOutcome(entry, so_far | {"failure": work.failure, "exit_code": code}, code, work.failure)
 
 
 def _refuse_hopeless_budget(pairs: int, level: float) -> None:
@@ -152,13 +152,13 @@ class _Work:
         settings: Settings,
         level: float,
         curves: Sequence[Curve] | None,
-        after_pair: Callable[[Sequence[Pair], Judgement], None],
+        after_pair: Callable[[Sequence[SeedPair], Judgement], None],
     ) -> None:
         self.idea, self.settings, self.level, self.after_pair = idea, settings, level, after_pair
         self.watcher = None if curves is None else Watcher(settings.question, curves)
         self.jobs = [side.job(seed) for seed in range(1, settings.budget.pairs + 1) for side in self._sides]
         self.ends: dict[Path, JobEnd] = {}
-        self.pairs: list[Pair] = []
+        self.pairs: list[SeedPair] = []
         self.stopped: int | None = None
         self.failure: str | None = None
 
@@ -166,7 +166,7 @@ class _Work:
     def _sides(self) -> tuple[Any, Any]:
         return self.idea.baseline, self.idea.challenger
 
-    def run(self) -> tuple[Judgement, Sequence[Pair]]:
+    def run(self) -> tuple[Judgement, Sequence[SeedPair]]:
         """Run pairs until there is a verdict, a run fails or a signal arrives; return what the pairs say."""
         settings = self.settings
         waiting = self.jobs[:]
@@ -261,7 +261,7 @@ def _about(idea: Idea) -> dict[str, Any]:
     return {"changes": list(idea.changes), "family": idea.baseline.hash, **sides}
 
 
-def _spent(idea: Idea, pairs: Sequence[Pair], settings: Settings) -> dict[str, Any]:
+def _spent(idea: Idea, pairs: Sequence[SeedPair], settings: Settings) -> dict[str, Any]:
     return {
         "seeds": [pair.seed for pair in pairs],
         "pairs": [pair.recorded() for pair in pairs],

@@ -33,7 +33,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Pair:
+class SeedPair:
     """The runs of the baseline and the challenger with one seed.
 
     Attributes:
@@ -65,7 +65,7 @@ class Pair:
         return {**own, "statuses": list(self.statuses), "cost": cost, "notes": list(self.notes)}
 
 
-def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pair:
+def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> SeedPair:
     """Return the pair of the baseline's and the challenger's job that ended.
 
     Raises:
@@ -97,7 +97,7 @@ def read_pair(seed: int, ends: tuple[JobEnd, JobEnd], question: Question) -> Pai
     alone = [
         _alone(run, question) if end.status == COMPLETED.status else None for run, end in zip(runs, ends, strict=True)
     ]
-    return Pair(
+    return SeedPair(
         seed=seed,
         baseline=values[0] if values else alone[0],
         challenger=values[1] if values else alone[1],
@@ -167,7 +167,7 @@ def _version_notes(runs: tuple[ComparedRun, ComparedRun]) -> tuple[str, ...]:
     return ("the two were trained by different versions of lmtrain's code, which may be a part of their difference",)
 
 
-def total_cost(pairs: Sequence[Pair]) -> dict[str, float]:
+def total_cost(pairs: Sequence[SeedPair]) -> dict[str, float]:
     """Return the cost of all runs of the pairs; a baseline's run counts in full, though other ideas share it."""
     return {unit: math.fsum(side[unit] for pair in pairs for side in pair.cost.values()) for unit in UNITS}
 

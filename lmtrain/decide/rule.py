@@ -11,7 +11,7 @@ from lmtrain.compare.looking.futility import best_reachable_log_e_value
 from lmtrain.compare.statistics.decision import decide_pair
 from lmtrain.compare.statistics.online_fdr import needed_log_evidence
 from lmtrain.decide.ledger import DROP, UNDECIDED
-from lmtrain.decide.pairs import UNITS, Pair, total_cost
+from lmtrain.decide.pairs import UNITS, SeedPair, total_cost
 
 MORE = "more"
 # A drop can lose a true gain, but never makes a false one, so it needs less evidence than a keep.
@@ -38,7 +38,7 @@ class Budget:
     tokens: float = math.inf
     flops: float = math.inf
 
-    def pairs_in_all(self, pairs: Sequence[Pair]) -> int:
+    def pairs_in_all(self, pairs: Sequence[SeedPair]) -> int:
         """Return how many pairs there can be, if the next ones cost as much as these on average."""
         if not pairs:
             return self.pairs
@@ -86,7 +86,7 @@ class Judgement:
         }
 
 
-def judge(pairs: Sequence[Pair], *, level: float, margin: float, budget: Budget) -> Judgement:
+def judge(pairs: Sequence[SeedPair], *, level: float, margin: float, budget: Budget) -> Judgement:
     """Judge the challenger by the pairs in the order of their seeds.
 
     A run of the challenger that diverged, or was stopped because it was far behind, counts as worse than any value, so

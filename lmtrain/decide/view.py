@@ -12,7 +12,7 @@ from lmtrain.compare.labels import cut_middle
 from lmtrain.decide.campaign import describe
 from lmtrain.decide.idea import Idea
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Contents, Entry
-from lmtrain.decide.pairs import UNITS, Pair
+from lmtrain.decide.pairs import UNITS, SeedPair
 from lmtrain.decide.rule import REASONS, Judgement
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
@@ -34,7 +34,7 @@ def show_start(idea: Idea, entry: Entry) -> None:
     )
 
 
-def show_pair(idea: Idea, pairs: Sequence[Pair], judgement: Judgement) -> None:
+def show_pair(idea: Idea, pairs: Sequence[SeedPair], judgement: Judgement) -> None:
     """Print the newest pair and the evidence so far."""
     pair = pairs[-1]
     values = " and ".join(NOTHING if one is None else f"{one:.4f}" for one in (pair.baseline, pair.challenger))

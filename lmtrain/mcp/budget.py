@@ -17,7 +17,7 @@ from lmtrain.terminal.units import duration
 LEDGER = "ledger.jsonl"
 
 
-class Budget:
+class ComputeBudget:
     """The seconds that commands may take in a folder, in all servers that were ever started there.
 
     The ledger is append-only: a line when a command starts, and a line when it ends. A command without an end counts

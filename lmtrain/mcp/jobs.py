@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 
 from lmtrain.errors import ConfigError
-from lmtrain.mcp.budget import Budget
+from lmtrain.mcp.budget import ComputeBudget
 from lmtrain.sweep.pool import PARENT
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact
@@ -45,7 +45,7 @@ class RunningCommand:
 class Commands:
     """Starts, watches and stops the commands of one server; the folder is the current folder of each command."""
 
-    def __init__(self, folder: Path, budget: Budget, *, network: bool) -> None:
+    def __init__(self, folder: Path, budget: ComputeBudget, *, network: bool) -> None:
         self.folder, self.budget, self.network = folder, budget, network
         self.started: dict[str, RunningCommand] = {}
 

@@ -17,7 +17,7 @@ import lmtrain
 from lmtrain.compare.looking.picked import CONFIRM_FOLDER
 from lmtrain.errors import BAD_CONFIG, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.mcp.budget import Budget
+from lmtrain.mcp.budget import ComputeBudget
 from lmtrain.mcp.jobs import Commands, RunningCommand, describe
 from lmtrain.mcp.limits import check_overrides, check_paths, check_runs
 
@@ -43,7 +43,7 @@ R = TypeVar("R")
 def serve(folder: Path, hours: float, *, network: bool) -> None:
     """Serve over standard input and output until the client closes it, then stop what still runs."""
     folder = folder.resolve()
-    commands = Commands(folder, Budget(folder / FOLDER, hours * 3600), network=network)
+    commands = Commands(folder, ComputeBudget(folder / FOLDER, hours * 3600), network=network)
     anyio.run(make_server(commands).run_stdio_async)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lmtrain.compare.looking.design import Start, read_design
+from lmtrain.compare.looking.design import SweepStart, read_design
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically
@@ -95,7 +95,7 @@ def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | N
         console.print(f"to compare: python -m lmtrain compare {shlex.quote(short_path(sweep_dir))}")
 
 
-def show_second_look(sweep_dir: Path, added: Start | None) -> None:
+def show_second_look(sweep_dir: Path, added: SweepStart | None) -> None:
     """Print a note if a start adds seeds to settings of which somebody may have seen results."""
     if added is None or not added.seen:
         return

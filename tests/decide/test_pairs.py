@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.synthetic_runs import PARAMETERS, STEP_TOKENS, write_run
 
-from lmtrain.decide.pairs import Pair, Question, read_pair, total_cost
+from lmtrain.decide.pairs import Question, SeedPair, read_pair, total_cost
 from lmtrain.errors import ConfigError
 from lmtrain.sweep.job import Job, JobEnd
 
@@ -20,7 +20,7 @@ def ended(folder: Path, **options: Any) -> JobEnd:
     return JobEnd(Job((), folder, folder.name), result["status"], None, None, result, ran=True)
 
 
-def read(ends: tuple[JobEnd, JobEnd], *question: Any) -> Pair:
+def read(ends: tuple[JobEnd, JobEnd], *question: Any) -> SeedPair:
     return read_pair(7, ends, Question(*question))
 
 

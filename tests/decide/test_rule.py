@@ -5,23 +5,23 @@ import math
 import pytest
 
 from lmtrain.compare.statistics.sequential import log_e_value
-from lmtrain.decide.pairs import Pair
+from lmtrain.decide.pairs import SeedPair
 from lmtrain.decide.rule import REASONS, Budget, judge
 
 NOISE = [0.01, -0.01, 0.005, -0.005, 0.012, -0.012, 0.003]
 COST = {"seconds": 10.0, "tokens": 1000.0, "flops": 1e6}
 
 
-def pair(seed: int, gain: float | None, statuses: tuple[str, str] = ("completed", "completed")) -> Pair:
+def pair(seed: int, gain: float | None, statuses: tuple[str, str] = ("completed", "completed")) -> SeedPair:
     value = None if gain is None else 3 - gain
-    return Pair(seed, 3.0, value, gain, statuses, {"baseline": COST, "challenger": COST})
+    return SeedPair(seed, 3.0, value, gain, statuses, {"baseline": COST, "challenger": COST})
 
 
-def pairs(gain: float, count: int = len(NOISE)) -> list[Pair]:
+def pairs(gain: float, count: int = len(NOISE)) -> list[SeedPair]:
     return [pair(seed, gain + noise) for seed, noise in enumerate(NOISE[:count], start=1)]
 
 
-def verdict(found: list[Pair], level: float = 0.05, margin: float = 0.0, **budget: float) -> tuple[str, str]:
+def verdict(found: list[SeedPair], level: float = 0.05, margin: float = 0.0, **budget: float) -> tuple[str, str]:
     limits = {"pairs": 20, **budget}
     judgement = judge(found, level=level, margin=margin, budget=Budget(int(limits.pop("pairs")), **limits))
     assert judgement.reason in REASONS

@@ -9,21 +9,21 @@ from pathlib import Path
 import pytest
 
 from lmtrain.errors import ConfigError
-from lmtrain.mcp.budget import Budget
+from lmtrain.mcp.budget import ComputeBudget
 
 START_AND_DIE = """
 import os, sys
 from pathlib import Path
-from lmtrain.mcp.budget import Budget
-Budget(Path(sys.argv[1]), 100).new_job(["experiments=tiny"])
+from lmtrain.mcp.budget import ComputeBudget
+ComputeBudget(Path(sys.argv[1]), 100).new_job(["experiments=tiny"])
 os._exit(1)
 """
 
 
 def test_the_seconds_of_all_servers_count(tmp_path: Path) -> None:
-    first = Budget(tmp_path / "mcp", 100)
+    first = ComputeBudget(tmp_path / "mcp", 100)
     first.end_job(first.new_job(["plan"]), 30, 0)
-    second = Budget(tmp_path / "mcp", 100)
+    second = ComputeBudget(tmp_path / "mcp", 100)
     assert second.new_job(["compare"]) == "job-2"
     second.end_job("job-2", 50, 2)
     assert (first.spent(), first.left()) == (80, 20)
@@ -34,7 +34,7 @@ def test_the_seconds_of_all_servers_count(tmp_path: Path) -> None:
 
 
 def test_a_job_counts_in_every_server_while_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = Budget(tmp_path, 100), Budget(tmp_path, 100)
+    first, second = ComputeBudget(tmp_path, 100), ComputeBudget(tmp_path, 100)
     job = first.new_job(["experiments=tiny"])
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 99)
@@ -48,7 +48,7 @@ def test_a_job_counts_in_every_server_while_it_runs(tmp_path: Path, monkeypatch:
 
 def test_a_job_of_a_killed_server_counts_until_its_log_was_last_written(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", START_AND_DIE, str(tmp_path)], check=False)
-    budget = Budget(tmp_path, 100)
+    budget = ComputeBudget(tmp_path, 100)
     assert budget.spent() == 0  # it had written nothing
     log = budget.log_file("job-1")
     log.write_text("step 1", "utf-8")
@@ -57,7 +57,7 @@ def test_a_job_of_a_killed_server_counts_until_its_log_was_last_written(tmp_path
 
 
 def test_a_cut_line_is_ignored_and_takes_no_other_line_with_it(tmp_path: Path) -> None:
-    budget = Budget(tmp_path, 100)
+    budget = ComputeBudget(tmp_path, 100)
     budget.end_job(budget.new_job(["plan"]), 10, 0)
     with budget.path.open("a", encoding="utf-8") as file:
         file.write('{"event": "ended", "job": "jo')
@@ -68,7 +68,7 @@ def test_a_cut_line_is_ignored_and_takes_no_other_line_with_it(tmp_path: Path) -
 
 @pytest.mark.parametrize("line", ["7", '{"event": "started"}', '{"event": "ended", "job": "job-1"}', "[" * 100_000])
 def test_a_damaged_line_is_ignored(line: str, tmp_path: Path) -> None:
-    budget = Budget(tmp_path, 100)
+    budget = ComputeBudget(tmp_path, 100)
     budget.end_job(budget.new_job(["plan"]), 10, 0)
     budget.path.write_text(f"{line}\n{budget.path.read_text('utf-8')}{line}\n", "utf-8")
     assert budget.spent() == 10
@@ -77,4 +77,4 @@ def test_a_damaged_line_is_ignored(line: str, tmp_path: Path) -> None:
 def test_a_name_that_is_in_use_is_not_given_again(tmp_path: Path) -> None:
     (tmp_path / "job-1").mkdir()
     (tmp_path / "job-2.log").touch()
-    assert Budget(tmp_path, 100).new_job(["plan"]) == "job-3"
+    assert ComputeBudget(tmp_path, 100).new_job(["plan"]) == "job-3"

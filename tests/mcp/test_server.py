@@ -14,7 +14,7 @@ from support.command_line import clean_environment
 from support.tokens import TINY
 
 from lmtrain.files.limited import read_json
-from lmtrain.mcp.budget import Budget
+from lmtrain.mcp.budget import ComputeBudget
 
 TOOLS = ["plan", "train", "sweep", "job", "stop", "compare", "decide", "decisions", "confirm", "sample", "budget"]
 OVERRIDES = [*TINY, "data.path=data/tiny"]
@@ -142,7 +142,7 @@ def test_a_job_is_stopped_when_the_budget_is_spent(token_folder: Path, tmp_path:
         begun = await answer(client, "train", overrides=[*OVERRIDES, *ENDLESS], wait_seconds=0)
         while not (tmp_path / begun["directory"] / "metrics.jsonl").exists():
             await anyio.sleep(0.1)
-        another_server = Budget(tmp_path / "outputs" / "mcp", 3600)
+        another_server = ComputeBudget(tmp_path / "outputs" / "mcp", 3600)
         another_server.end_job(another_server.new_job(["experiments=tiny"]), 3600, 0)
         ended = await answer(client, "job", job=begun["job"], wait_seconds=60)
         assert (ended["state"], ended["result"]["status"]) == ("ended", "interrupted")

@@ -41,7 +41,7 @@ class MeasuredAlike:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredClasses:
     """The runs by what they measure.
 
     Attributes:
@@ -57,7 +57,7 @@ class Measured:
     notes: Sequence[str]
 
 
-def measured_alike(runs: Sequence[ComparedRun], metric: str, steps: Sequence[float] | None = None) -> Measured:
+def measured_alike(runs: Sequence[ComparedRun], metric: str, steps: Sequence[float] | None = None) -> MeasuredClasses:
     """Sort runs by what their values of a metric measure.
 
     If only the tokenizers differ, losses per token become bits per byte of the same text.
@@ -80,7 +80,7 @@ def measured_alike(runs: Sequence[ComparedRun], metric: str, steps: Sequence[flo
             metric, alike = BITS_PER_BYTE, converted
     alike.sort(key=lambda own: -len(own.runs))
     notes += [*_unknown(runs, metric, steps), *_other_masks(runs, metric, steps)]
-    return Measured(metric, alike, _refusals(alike, metric), notes)
+    return MeasuredClasses(metric, alike, _refusals(alike, metric), notes)
 
 
 def differing_aspects(a: MeasuredAlike, b: MeasuredAlike) -> list[str]:

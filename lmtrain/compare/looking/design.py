@@ -36,7 +36,7 @@ class PlannedRun:
 
 
 @dataclass(frozen=True)
-class Start:
+class SweepStart:
     """A start of a sweep that added runs.
 
     Attributes:
@@ -57,7 +57,7 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def record_start(sweep_dir: Path, planned: Sequence[tuple[Path, Sequence[str]]]) -> Start | None:
+def record_start(sweep_dir: Path, planned: Sequence[tuple[Path, Sequence[str]]]) -> SweepStart | None:
     """Append a line for the runs, given as directory and overrides, that no earlier line has; return it, if any."""
     runs = [
         PlannedRun(Path(os.path.relpath(directory, sweep_dir)).as_posix(), tuple(redacted(list(overrides))))
@@ -69,7 +69,7 @@ def record_start(sweep_dir: Path, planned: Sequence[tuple[Path, Sequence[str]]])
         if not added:
             return None
         folders = known | {run.directory for run in added}
-        start = Start(
+        start = SweepStart(
             datetime.now(UTC).isoformat(timespec="seconds"),
             tuple(redacted(sys.argv[1:])),
             sum(_has_results(sweep_dir / folder) for folder in folders),
@@ -79,7 +79,7 @@ def record_start(sweep_dir: Path, planned: Sequence[tuple[Path, Sequence[str]]])
     return start
 
 
-def read_design(sweep_dir: Path) -> list[Start]:
+def read_design(sweep_dir: Path) -> list[SweepStart]:
     """Return the starts of a sweep in order; empty without a design. A line that a crash cut short does not count."""
     try:
         lines = read_limited(sweep_dir / DESIGN_FILE, MAX_JSON_BYTES).decode(errors="replace").splitlines()
@@ -105,12 +105,12 @@ def _has_results(run_dir: Path) -> bool:
     return any(path.is_file() and path.stat().st_size for path in (run_dir / "metrics.jsonl", run_dir / "result.json"))
 
 
-def _as_dict(start: Start) -> dict[str, Any]:
+def _as_dict(start: SweepStart) -> dict[str, Any]:
     runs = [{"directory": run.directory, "overrides": list(run.overrides)} for run in start.runs]
     return {"time": start.time, "command": list(start.command), "seen": start.seen, "runs": runs}
 
 
-def _start_in(line: str) -> Start | None:
+def _start_in(line: str) -> SweepStart | None:
     """Return the start that a line describes; None if the line is damaged."""
     try:
         content = json.loads(line)
@@ -119,7 +119,7 @@ def _start_in(line: str) -> Start | None:
     match content:
         case {"time": str(time), "command": list(command), "seen": int(seen), "runs": list(runs)}:
             found = tuple(run for one in runs if (run := _run_in(one)) is not None)
-            return Start(time, tuple(map(str, command)), seen, found)
+            return SweepStart(time, tuple(map(str, command)), seen, found)
     return None
 
 

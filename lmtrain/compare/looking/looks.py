@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.looking.design import DESIGN_FILE, PlannedRun, Start, is_of_campaign, read_design, sweep_of
+from lmtrain.compare.looking.design import DESIGN_FILE, PlannedRun, SweepStart, is_of_campaign, read_design, sweep_of
 from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL
 from lmtrain.terminal.units import counted
@@ -77,7 +77,7 @@ def _judge(
     return Looks("planned", "the number of seeds was fixed before the first result", sweep)
 
 
-def _planned(starts: Sequence[Start]) -> dict[str, tuple[int, PlannedRun]]:
+def _planned(starts: Sequence[SweepStart]) -> dict[str, tuple[int, PlannedRun]]:
     """Return, by directory, each planned run with its round: starts before the first result are one round."""
     found: dict[str, tuple[int, PlannedRun]] = {}
     number = 0

@@ -15,7 +15,7 @@ READ_FROM_CURVES = (
 
 
 @dataclass(frozen=True)
-class MeanCurve:
+class SettingCurve:
     """The mean curve of a setting up to the place at which it is compared.
 
     Attributes:
@@ -42,7 +42,7 @@ class Saving:
 
 def mean_curve(
     runs: Sequence[Mapping[str, np.ndarray]], metric: str, axis: str, place: float | None, sign: int
-) -> MeanCurve | None:
+) -> SettingCurve | None:
     """Return the mean curve of the runs over the steps that all of them share; None without runs or such steps.
 
     Args:
@@ -73,10 +73,10 @@ def mean_curve(
     if place is not None:
         before = xs < place
         cut = {name: np.append(column[before], np.interp(place, xs, column)) for name, column in columns.items()}
-    return MeanCurve({name: cut[name] for name in AXIS_WORDS}, cut[metric] * sign)
+    return SettingCurve({name: cut[name] for name in AXIS_WORDS}, cut[metric] * sign)
 
 
-def savings(better: MeanCurve, worse: MeanCurve, low: float, difference: float, high: float) -> dict[str, Saving]:
+def savings(better: SettingCurve, worse: SettingCurve, low: float, difference: float, high: float) -> dict[str, Saving]:
     """Return, for each axis on which both curves are known, what the better setting saves.
 
     The better setting reaches the worse one's last value somewhere on its own curve. The share saved is 1 − that place
@@ -99,7 +99,7 @@ def savings(better: MeanCurve, worse: MeanCurve, low: float, difference: float, 
     return found
 
 
-def _saved(better: MeanCurve, worse: MeanCurve, axis: str, difference: float) -> float:
+def _saved(better: SettingCurve, worse: SettingCurve, axis: str, difference: float) -> float:
     """Return the share saved by a difference; ±infinity if it is not between the first and last value of the curve."""
     ends = float(better.axes[axis][-1]), float(worse.axes[axis][-1])
     if difference >= 0:
@@ -109,7 +109,7 @@ def _saved(better: MeanCurve, worse: MeanCurve, axis: str, difference: float) ->
     return 1 - ends[0] / place if place else -math.inf
 
 
-def _place_before_end(curve: MeanCurve, axis: str, above: float) -> float:
+def _place_before_end(curve: SettingCurve, axis: str, above: float) -> float:
     """Return the last place at which the curve is `above` its end; 0 if it never was.
 
     After that place, the curve stays below, so that noise on the way is not taken for an early success.

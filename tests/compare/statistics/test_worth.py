@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmtrain.compare.statistics.worth import AXIS_WORDS, MeanCurve, Saving, in_words, mean_curve, savings
+from lmtrain.compare.statistics.worth import AXIS_WORDS, Saving, SettingCurve, in_words, mean_curve, savings
 
 STEPS = np.arange(50.0, 1001, 50)
 
 
-def power_law(shift: float, *, tokens: float = 1024.0, seconds: float = 0.5) -> MeanCurve:
+def power_law(shift: float, *, tokens: float = 1024.0, seconds: float = 0.5) -> SettingCurve:
     axes = {"step": STEPS, "tokens": STEPS * tokens, "flops": STEPS * tokens * 6e6, "seconds": STEPS * seconds}
-    return MeanCurve(axes, 2 + shift + 10 * STEPS**-0.5)
+    return SettingCurve(axes, 2 + shift + 10 * STEPS**-0.5)
 
 
 def test_a_saving_is_the_place_on_the_better_curve() -> None:
@@ -63,14 +63,14 @@ def test_a_setting_ahead_from_the_first_evaluation_saves_at_least_that() -> None
 
 def test_an_early_dip_is_not_taken_for_success() -> None:
     curve = power_law(0)
-    dip = MeanCurve(curve.axes, curve.values - 0.5 * (STEPS == 300))
+    dip = SettingCurve(curve.axes, curve.values - 0.5 * (STEPS == 300))
     difference = 10 * (800**-0.5 - 1000**-0.5)
     assert savings(dip, power_law(difference), 0, difference, difference)["step"].value == pytest.approx(0.2)
 
 
 def test_an_axis_that_a_run_lacks_is_left_out() -> None:
     curve = power_law(0)
-    without = MeanCurve(dict(curve.axes) | {"flops": np.full(len(STEPS), np.nan)}, curve.values)
+    without = SettingCurve(dict(curve.axes) | {"flops": np.full(len(STEPS), np.nan)}, curve.values)
     assert savings(without, power_law(0.01), 0.005, 0.01, 0.02).keys() == {"step", "tokens", "seconds"}
 
 
@@ -107,7 +107,7 @@ def test_the_interval_holds() -> None:
         curves = [values + 0.002 * generator.standard_normal(values.shape) for values in curves]
         differences = curves[1][:, -1] - curves[0][:, -1]
         middle, half = differences.mean(), 2.776 * differences.std(ddof=1) / math.sqrt(n)
-        better, worse = (MeanCurve(power_law(0).axes, values.mean(0)) for values in curves)
+        better, worse = (SettingCurve(power_law(0).axes, values.mean(0)) for values in curves)
         saving = savings(better, worse, middle - half, middle, middle + half)["step"]
         held += saving.low <= true <= saving.high
     assert held / tables > 0.95 - 3 * math.sqrt(0.95 * 0.05 / tables)

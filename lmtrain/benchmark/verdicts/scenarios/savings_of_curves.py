@@ -8,7 +8,7 @@ import numpy as np
 from lmtrain.benchmark.verdicts.case import Case, Row, share_at_least
 from lmtrain.benchmark.verdicts.drawing import group
 from lmtrain.benchmark.verdicts.rules import claims_of_compare
-from lmtrain.compare.statistics.worth import MeanCurve, savings
+from lmtrain.compare.statistics.worth import SettingCurve, savings
 
 STEPS = np.arange(50.0, 1001, 50)
 SEED_SD = 0.03
@@ -55,8 +55,8 @@ class SavedSteps:
         return [share_at_least("interval of the steps saved holds", held, 0.95)]
 
 
-def _curve(values: np.ndarray) -> MeanCurve:
-    return MeanCurve({"step": STEPS}, values)
+def _curve(values: np.ndarray) -> SettingCurve:
+    return SettingCurve({"step": STEPS}, values)
 
 
 def cases() -> list[Case]:
