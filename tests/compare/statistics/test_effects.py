@@ -258,6 +258,7 @@ def false_effects(
     return false / times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("cells", "options"), [case[1:] for case in NULL], ids=[name for name, *_ in NULL])
 def test_no_more_effects_are_found_in_noise_than_the_level_allows(cells: list[Cell], options: dict[str, Any]) -> None:
     times = 150

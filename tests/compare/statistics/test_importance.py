@@ -43,6 +43,7 @@ def test_noise_explains_nothing(generator: np.random.Generator) -> None:
     assert false / 100 <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 100)
 
 
+@pytest.mark.slow
 def test_share_and_p_agree_with_scipy(generator: np.random.Generator) -> None:
     values = ["a"] * 6 + ["b"] * 8 + ["c"] * 6
     outcomes = np.round(generator.standard_normal(20) + np.repeat([0, 0.5, 1], [6, 8, 6]), 1)  # with ties

@@ -83,6 +83,7 @@ def test_without_a_parabola_whose_end_is_inside_the_values_there_is_no_optimum(
     assert found.why_not == why
 
 
+@pytest.mark.slow
 def test_noise_has_an_optimum_in_no_more_studies_than_the_level_allows() -> None:
     generator = np.random.default_rng(3)
     times = 300
@@ -90,6 +91,7 @@ def test_noise_has_an_optimum_in_no_more_studies_than_the_level_allows() -> None
     assert sum(one is not None and not one.why_not for one in found) / times < 0.05 + 3 * math.sqrt(0.05 * 0.95 / times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("noisy", [1, 10])
 def test_the_intervals_contain_the_truth_as_often_as_they_say(noisy: int) -> None:
     generator = np.random.default_rng(4)

@@ -95,6 +95,7 @@ def test_a_mean_curve_is_over_the_shared_steps_up_to_the_place() -> None:
     assert mean_curve([run(200, 4.0)], "val/loss", "step", None, 1) is None
 
 
+@pytest.mark.slow
 def test_the_interval_holds() -> None:
     """The seeds shift the curves, and each evaluation has noise of its own; 95% intervals of the difference hold."""
     generator = np.random.default_rng(7)
