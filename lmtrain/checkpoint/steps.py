@@ -53,5 +53,5 @@ def step_to_fork(run_dir: Path, step: int | None) -> int:
     if not steps:
         raise ValueError(f"fork={run_dir}: no run with a checkpoint there")
     if step is not None and step not in steps:
-        raise ValueError(f"step={step}: {run_dir} has checkpoints of the steps {', '.join(map(str, steps))}")
+        raise ValueError(f"step={step}: {run_dir} has checkpoints of these steps: {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step

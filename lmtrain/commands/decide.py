@@ -55,7 +55,7 @@ def make_parser() -> OptionParser:
         type=Number(at_least=0),
         default=0.0,
         metavar="D",
-        help="smallest gain that matters: drop what is surely smaller (default: 0)",
+        help="smallest gain that matters: drop what is clearly smaller (default: 0)",
     )
     group = parser.add_argument_group("the campaign")
     group.add_argument(

@@ -41,7 +41,7 @@ class Settings:
 
     Attributes:
         question: What is compared.
-        margin: The smallest gain that matters; a challenger whose gain is surely smaller is dropped.
+        margin: The smallest gain that matters; a challenger whose gain is clearly smaller is dropped.
         budget: The most that may be spent.
         n_jobs: The number of runs at the same time; None means as many as the GPUs allow, or one without GPUs.
         gpus_per_job: GPUs for each run, as in a sweep.

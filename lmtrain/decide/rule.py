@@ -18,10 +18,10 @@ MORE = "more"
 DROP_LEVEL = 0.1
 REASONS = {
     "better": "the evidence is enough",
-    "worse": "it is surely worse than the baseline",
+    "worse": "it is clearly worse than the baseline",
     "too little": "its gain is smaller than the margin",
     "no effect": "the runs of both are equal",
-    "hopeless": "the remaining budget would hardly bring the evidence that it needs",
+    "hopeless": "the remaining pairs would hardly give enough evidence",
     "diverged": "a run of the challenger diverged, and the baseline's did not",
     "far behind": "a run of the challenger was so far behind that it was stopped",
     "budget": "the budget is spent",

@@ -176,7 +176,7 @@ def test_a_sweep_can_fork_several_checkpoints(origin: Path, tmp_path: Path, cli:
     assert len([path for path in (tmp_path / "runs" / "sweep").iterdir() if path.is_dir()]) == 2
     done = cli("-m", "fork=runs/origin", "step=4,8", "seed=2", "hydra.sweep.dir=runs/sweep")
     assert done.returncode == 2
-    assert "step=4: runs/origin has checkpoints of the steps 8, 12" in done.stderr
+    assert "step=4: runs/origin has checkpoints of these steps: 8, 12" in done.stderr
 
 
 @pytest.mark.slow
@@ -185,11 +185,11 @@ def test_a_sweep_can_fork_several_checkpoints(origin: Path, tmp_path: Path, cli:
     [
         (["fork=runs/none"], "fork=runs/none: no such run directory"),
         (["fork="], "fork=: is empty; give a run directory"),
-        (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
+        (["fork=runs/origin", "step=7"], "step=7: runs/origin has checkpoints of these steps: 4, 8, 12"),
         (["fork=runs/origin"], "trainer.max_steps=12: the fork starts after step 12; give more"),
         (["fork=runs/origin", "step=4", "model.d_ff=80"], "does not fit the model"),
         (["fork=runs/origin", "optimizer.lrr=1"], "optimizer.lrr=1: unknown key; did you mean optimizer.lr?"),
-        (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of the steps 4, 8, 12"),
+        (["-m", "fork=runs/origin", "step=4,5"], "step=5: runs/origin has checkpoints of these steps: 4, 8, 12"),
         (["step=4"], "step=4: works only with fork=RUN_DIR"),
         (["resume=runs/origin", "fork=runs/origin"], "resume continues a run, fork starts a new one from it"),
         (["allow_changes=x", "fork=runs/origin"], "allow_changes: works only with resume=RUN_DIR;"),

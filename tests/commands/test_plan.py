@@ -97,7 +97,7 @@ def test_a_fork_is_planned_from_its_checkpoint_on(cli: Cli, tmp_path: Path, toke
     assert numbers["fork"]["step"] == 12
     assert numbers["epochs"] == {str(token_folder): pytest.approx(6 * 8 / 249)}
     for arguments, message in (
-        (["step=7"], "step=7: runs/origin has checkpoints of the steps 4, 8, 12"),
+        (["step=7"], "step=7: runs/origin has checkpoints of these steps: 4, 8, 12"),
         ([], "trainer.max_steps=12: the fork starts after step 12; give more"),
     ):
         refused = cli("plan", "fork=runs/origin", *arguments)

@@ -102,10 +102,12 @@ def schedule_notes(runs: Sequence[ComparedRun], equal: EqualPlace, *, intended: 
     rates = in_words({run: str(point) for run, point in points.items()})
     if ((apart > SAME_LR) & (np.abs(progress[:, None] - progress) > SAME_PROGRESS)).any():
         common = most_common([run.config.get(length_key(run)) for run in runs])
+        lengths = {str(run.config.get(length_key(run))) for run in runs}
+        same = f", --filter {length_key(runs[0])}={common} only schedules of this length" if len(lengths) > 1 else ""
         here = "" if intended or equal.axis != "step" else f", and --at-step {equal.place:.0f} here all the same"
         text = (
             f"at {place_text(equal)}, the runs are at different points of their schedules: lr {rates}; --value final "
-            f"compares each at its end, --filter {length_key(runs[0])}={common} only schedules of this length{here}"
+            f"compares each at its end{same}{here}"
         )
         return [Note("schedules", text, list(points), refuses=not intended, mark="at different learning rates")]
     if (apart > OTHER_SHAPE).any():

@@ -26,7 +26,7 @@ def luck_in_words(count: int, noise: float | None = None) -> str:
     """Return a sentence that says by how much the best of `count` values may be too good."""
     luck = luck_of_the_best(count)
     size = f"{luck:.1f} times the noise between seeds" + ("" if noise is None else f" ({luck * noise:.2g})")
-    return f"the best of {count} was picked by the same values, so its value is too good: by up to {size}"
+    return f"the best of {count} was picked by the same values, so its value is probably too good, by up to {size}"
 
 
 def notes_on_picking(runs: Sequence[ComparedRun]) -> list[Note]:

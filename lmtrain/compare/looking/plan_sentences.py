@@ -103,7 +103,9 @@ def _promise(planned: PlannedSeeds) -> str:
 def _noise(planned: PlannedSeeds) -> str:
     noise = planned.noise
     low, high = noise.limits()
-    source = "of differences between equal seeds" if noise.paired else "of a difference without common seeds"
+    source = (
+        "of the differences between runs with equal seeds" if noise.paired else "of a difference without common seeds"
+    )
     return f"the SD {source} is {noise.sd:.2g} (80% interval {low:.2g} to {high:.2g}, df {noise.df})"
 
 

@@ -95,8 +95,10 @@ def _more(found: Race) -> list[str]:
             f"cannot tell {pair.better.label} from {pair.worse.label}: more seeds of {pair.better.label} have no value "
             f"(it diverged, failed or was stopped), so that it may only look better; {_by(pair)}"
         ]
-    nearest = max(open_pairs, key=lambda pair: (pair.seeds > 0, pair.log_evidence))
-    if not nearest.seeds:
+    best = max(found.more, key=lambda group: sum(pair.better is group for pair in open_pairs))
+    of_best = [pair for pair in open_pairs if pair.seeds and (pair.better is best or pair.worse is best)]
+    nearest = min(of_best, key=lambda pair: pair.log_evidence, default=None)
+    if nearest is None:
         return [f"{labels}: no seed in common; verdicts are from pairs of equal seeds, so give them the same seeds"]
     return [f"one more seed each for {labels}: {_pair_words(nearest, names=len(found.more) > 2)}"]
 

@@ -42,7 +42,7 @@ def decide_pair(
             means that the challenger is better.
         alpha: The largest probability of ever keeping a challenger that is not better.
         margin: The smallest improvement that matters. The challenger is dropped as soon as its improvement is surely
-            smaller, even if it is above zero; with 0, only if it is surely worse.
+            smaller, even if it is above zero; with 0, only if it is clearly worse.
         drop_alpha: The largest probability of ever dropping a challenger that improves by the margin or more; None
             means alpha.
     """

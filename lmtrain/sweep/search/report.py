@@ -98,7 +98,7 @@ def show_search_report(
     if importance:
         mattered = [f"{key} ({one.share:.2f} of 1)" for key, one in importance.items() if one.more_than_chance]
         others = [key for key, one in importance.items() if not one.more_than_chance]
-        console.print(f"mattered: {', '.join(mattered) or 'nothing that these trials can show'}")
+        console.print(f"mattered: {', '.join(mattered) or 'no parameter, as far as these trials show'}")
         if others:
             console.print(f"no more than chance: {', '.join(others)}")
     if best:

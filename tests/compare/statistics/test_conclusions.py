@@ -231,7 +231,7 @@ def test_with_diverged_runs_the_interval_excludes_zero_exactly_where_the_test_of
 def test_all_settings_are_compared_with_a_baseline() -> None:
     base = group("b", B)
     concluded = conclude([group("a", A), base, group("c", C)], baseline=base, margin=0.2)
-    assert concluded.sentences[0] == "of 2 settings, better than b: a; worse: 0; undecided: 1"
+    assert concluded.sentences[0] == "better than b: a; 0 of 2 settings are worse, and 1 cannot be told from it"
     assert [(one.other.label, one.verdict) for one in concluded.comparisons] == [("a", "worse"), ("c", "undecided")]
     assert concluded.sentences[1].startswith("a is better than b by 0.17")
     assert concluded.comparisons[1].p_no_worse < ALPHA
@@ -252,13 +252,13 @@ def test_a_baseline_is_found_by_label_condition_or_folder(tmp_path: Path) -> Non
         assert [one.verdict for one in concluded.comparisons] == ["worse", "better"]
     groups = concluded.groups
     for text in ("lr=5", "lr", "seed=1", "nowhere"):
-        with pytest.raises(ValueError, match=r"no setting is so; give one of: lr=0\.001; lr=0\.002; lr=0\.004"):
+        with pytest.raises(ValueError, match=r"no setting matches; give one of: lr=0\.001; lr=0\.002; lr=0\.004"):
             find_baseline(text, groups, runs)
 
 
 def test_a_baseline_that_several_settings_meet_is_an_error() -> None:
     groups = [ReplicateGroup(f"lr={lr} wd={wd}", {"lr": lr, "wd": wd}, {1: 1.0}) for lr in (1, 2) for wd in (0, 1)]
-    with pytest.raises(ValueError, match=r"--baseline 'lr=1': 2 settings are so; give one of: lr=1 wd=0; lr=1 wd=1"):
+    with pytest.raises(ValueError, match=r"--baseline 'lr=1': 2 settings match; give one of: lr=1 wd=0; lr=1 wd=1"):
         find_baseline("lr=1", groups, [])
 
 

@@ -23,7 +23,7 @@ def find_baseline(text: str, groups: Sequence[ReplicateGroup], runs: Sequence[Co
     found = labelled or of_run or [group for group in groups if _meets(text, group.settings)]
     if len(found) == 1:
         return found[0]
-    problem = f"{len(found)} settings are so" if found else "no setting is so"
+    problem = f"{len(found)} settings match" if found else "no setting matches"
     names = "; ".join(group.label for group in (found or groups))
     raise ValueError(f"--baseline {text!r}: {problem}; give one of: {names}")
 

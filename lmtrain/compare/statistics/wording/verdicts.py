@@ -133,8 +133,8 @@ def headline(
         undecided = len(comparisons) - len(better) - worse
         names = listed(better, MOST_NAMED) if better else "none"
         return [
-            f"of {len(comparisons)} settings, better than {baseline.label}: {names}; worse: {worse}; "
-            f"undecided: {undecided}"
+            f"better than {baseline.label}: {names}; {worse} of {len(comparisons)} settings are worse, and "
+            f"{undecided} cannot be told from it"
         ]
     if len(among) == 1:
         return [f"the best of {count} settings is {reference.label}"]
