@@ -343,5 +343,5 @@ def test_a_baseline_and_a_margin_are_in_the_text_and_the_json(
     content = json.loads(capfd.readouterr().out, parse_constant=pytest.fail)
     assert (content["baseline"], content["margin"], content["method"]["alpha"]) == ("lr=0.002", 0.5, 0.05)
     assert [pair["other"] for pair in content["comparisons_with_the_baseline"]] == ["lr=0.008", "lr=0.004", "lr=0.001"]
-    with pytest.raises(ConfigError, match=r"--baseline 'lr=7': no setting is so"):
+    with pytest.raises(ConfigError, match=r"--baseline 'lr=7': no setting matches"):
         main([folder, "--baseline", "lr=7"])
