@@ -1,5 +1,6 @@
 """`python -m lmtrain benchmark verdicts`: simulates everything that a verdict of compare promises."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,7 @@ from lmtrain.files.numbers import nan_as_null
 from lmtrain.machine import available_cores, write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
+from lmtrain.terminal.units import counted
 
 TABLES, QUICK_TABLES = 1000, 200
 
@@ -41,6 +43,11 @@ def main(arguments: Sequence[str]) -> int:
         for row in rows[1:]:
             table.add_row(*row)
         console.print(table)
+        found = Counter(verdict for result in results for verdict in result.verdicts)
+        console.print(
+            f"{counted(len(results), 'case')}: {counted(found['ok'], 'promise')} kept, "
+            f"{counted(found['hole'], 'known hole')}, {counted(found['fault'], 'fault')}"
+        )
     if options.json:
         cases = [{**asdict(result), "seconds": round(result.seconds, 3)} for result in results]
         write_json_with_machine(options.json, seed=options.seed, cases=nan_as_null(cases))
