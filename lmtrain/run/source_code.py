@@ -18,6 +18,8 @@ from lmtrain.terminal.paths import short_path
 LMTRAIN = Path(lmtrain.__file__).resolve().parent
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = frozenset({"site-packages", "dist-packages"})  # the folders' names
+# Folders that no training run uses. A part that a config names stands in one of the others.
+NOT_TRAINING = frozenset({"commands", "api.py", "mcp", "decide", "sweep", "benchmark", "compare", "convert", "verify"})
 HASH_DIGITS = 16
 MAX_MODULES = 300  # per target: a checkout of torch or transformers has thousands, which take minutes to parse
 
@@ -60,10 +62,15 @@ def targets(config: Any, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def lmtrain_hash() -> str:
-    """Return a hash of lmtrain's own source code, which in a checkout changes more often than the version."""
+    """Return a hash of the source code that trains a run, which in a checkout changes more often than the version.
+
+    Code that only starts, compares or measures runs is left out: to change it makes no other run.
+    """
     digest = hashlib.sha256()
     for path in sorted(LMTRAIN.rglob("*.py")):
-        digest.update(f"{path.relative_to(LMTRAIN)}\0".encode() + path.read_bytes())
+        inside = path.relative_to(LMTRAIN)
+        if inside.parts[0] not in NOT_TRAINING:
+            digest.update(f"{inside}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:HASH_DIGITS]
 
 

@@ -1,6 +1,8 @@
 """Tests of hashing a user's own code: which files are covered, and that a resume names those that have changed."""
 
 import json
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -70,7 +72,7 @@ def test_only_files_that_existed_both_times_and_differ_have_changed(code: Path) 
     assert changed_sources({}, before) == changed_sources(before, before) == {}
 
 
-def test_the_hash_of_lmtrain_changes_with_any_of_its_files(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_of_lmtrain_changes_with_any_file_that_trains(code: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lmtrain_hash() == lmtrain_hash()
     monkeypatch.setattr(source_code, "LMTRAIN", code)
     seen = {lmtrain_hash()}
@@ -79,6 +81,21 @@ def test_the_hash_of_lmtrain_changes_with_any_of_its_files(code: Path, monkeypat
     (code / "other.py").rename(code / "another.py")
     seen.add(lmtrain_hash())
     assert len(seen) == 3
+    (code / "compare").mkdir()
+    (code / "compare" / "tables.py").write_text("a = 1")
+    assert lmtrain_hash() in seen
+
+
+def test_training_uses_none_of_the_folders_that_its_hash_leaves_out() -> None:
+    names = {path.stem if path.is_file() else path.name for path in source_code.LMTRAIN.iterdir()}
+    assert {Path(name).stem for name in source_code.NOT_TRAINING} <= names
+    used = (
+        "import sys, lmtrain.train_run; "
+        "print(*{name.split('.')[1] for name in sys.modules if name.startswith('lmtrain.')})"
+    )
+    loaded = subprocess.check_output([sys.executable, "-c", used], text=True).split()
+    assert "trainer" in loaded
+    assert {*loaded} & source_code.NOT_TRAINING == set()
 
 
 def test_the_environment_has_the_code_and_the_package_versions_of_targets(code: Path) -> None:
