@@ -14,7 +14,9 @@ from lmtrain.compare.runs import load_runs
 from lmtrain.compare.statistics.conclusions import conclude
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.noise.baseline import find_baseline
+from lmtrain.compare.statistics.noise.model import fit_noise
 from lmtrain.compare.statistics.significance import ALPHA
+from lmtrain.compare.statistics.wording.verdicts import luck
 from tests.support.synthetic_runs import write_run
 
 A = [6.0543, 6.0194, 5.9634, 5.8956, 5.9078]
@@ -276,3 +278,11 @@ def test_every_table_gets_sentences_that_say_what_its_verdicts_are() -> None:
         assert not any("nan" in text for text in concluded.sentences)
         for one in concluded.comparisons:
             assert (one.verdict in ("better", "worse")) == ("is better than" in one.sentence)
+
+
+def test_without_any_noise_there_is_no_luck() -> None:
+    equal = [ReplicateGroup(label, {"lr": label}, {1: 3.0, 2: 3.0}) for label in "ab"]
+    model = fit_noise(equal)
+    assert model is not None
+    assert model.sd == 0
+    assert luck(equal[0], 3.0, 3.0, model) == []

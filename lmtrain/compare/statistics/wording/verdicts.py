@@ -153,7 +153,7 @@ def luck(best: ReplicateGroup, mean: float, on_new_seeds: float, model: NoiseMod
     if model is None or not math.isfinite(on_new_seeds):
         return []
     error = model.sd / math.sqrt(len(best.values))
-    if abs(on_new_seeds - mean) < VISIBLE * error:
+    if abs(on_new_seeds - mean) <= VISIBLE * error:  # also without any noise
         return []
     digits = max(0, 1 - math.floor(math.log10(error)))
     return [
