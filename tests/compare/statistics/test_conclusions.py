@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
+from support.synthetic_runs import write_run
 
 from lmtrain.compare.comparison import compare
 from lmtrain.compare.runs import load_runs
@@ -17,7 +18,6 @@ from lmtrain.compare.statistics.noise.baseline import find_baseline
 from lmtrain.compare.statistics.noise.model import fit_noise
 from lmtrain.compare.statistics.significance import ALPHA
 from lmtrain.compare.statistics.wording.verdicts import luck
-from tests.support.synthetic_runs import write_run
 
 A = [6.0543, 6.0194, 5.9634, 5.8956, 5.9078]
 B = [6.1648, 6.1868, 6.1211, 6.0780, 6.1416]
