@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lmtrain.compare.runs import load_runs
 from lmtrain.compare.statistics.online_fdr import needed_log_evidence
-from lmtrain.compare.statistics.sequential import largest_log_e_value
+from lmtrain.compare.statistics.sequential import log_e_value_of_t
 from lmtrain.decide.idea import Idea, compose_idea, with_folders
 from lmtrain.decide.lagging import Curve, Watcher, curve_of, may_stop
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Entry, Ledger
@@ -135,8 +137,9 @@ def decide(
 def _refuse_hopeless_budget(pairs: int, level: float) -> None:
     """Raise ConfigError if not even the largest gain could be kept with so many pairs."""
     needed = needed_log_evidence(level)
-    if largest_log_e_value(pairs) < needed:
-        fewest = next(count for count in itertools.count(pairs) if largest_log_e_value(count) >= needed)
+    infinite, counts = np.asarray(math.inf), map(np.asarray, itertools.count(pairs))
+    fewest = next(int(count) for count in counts if log_e_value_of_t(infinite, count) >= needed)
+    if fewest > pairs:
         raise ConfigError(
             f"--seeds {pairs}: with so few pairs, not even the largest gain could be kept, because this idea needs "
             f"evidence of {math.exp(needed):,.0f}; give at least --seeds {fewest}"

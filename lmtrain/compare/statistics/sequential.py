@@ -57,7 +57,10 @@ def running_log_e_values(differences: np.ndarray, *, two_sided: bool = False) ->
 
 
 def log_e_value_of_t(t: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Return the evidence of `log_e_value` for each t statistic of `n` differences, at least two."""
+    """Return the evidence of `log_e_value` for each t statistic of `n` differences, at least two.
+
+    That of an infinite t is the most that so many differences can give.
+    """
     return _one_sided(np.nan_to_num(t, posinf=math.inf, neginf=-math.inf), n)
 
 
@@ -126,10 +129,3 @@ def _one_sided(t: np.ndarray, n: np.ndarray) -> np.ndarray:
     squared = _correlation_squared(t, n)
     z = np.copysign(np.sqrt(n * squared / (1 - squared)), t)
     return np.asarray(_two_sided(t, n) + np.log(np.maximum(2 * special.stdtr(n, z), LEAST)))
-
-
-def largest_log_e_value(n: int) -> float:
-    """Return the limit of `log_e_value` for n differences that are ever larger in units of the noise."""
-    if n < FEWEST_DIFFERENCES:
-        return 0.0
-    return math.log(2) - 0.5 * math.log1p(n * PRIOR_VARIANCE) + n / 2 * math.log1p(n * PRIOR_VARIANCE)
