@@ -17,9 +17,8 @@ def rank_test(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> float:
     It is exact (all ways to divide the ranks, with ties). Seeds are not paired: where equal seeds give similar values,
     the test is too strict rather than too lax.
     """
-    values = [sign * value for group in (a, b) for value in (*group.sample, *[sign * math.inf] * len(group.diverged))]
-    first = len(a.values) + len(a.diverged)
-    twice = np.rint(2 * mean_ranks(values)).astype(int)  # ties have half ranks
+    ranks, first = _ranks_of_both(a, b, sign)
+    twice = np.rint(2 * ranks).astype(int)  # ties have half ranks
     n = len(twice)
     if not 0 < first < n:
         return 1.0
@@ -39,10 +38,14 @@ def rank_test(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> float:
 
 def mean_rank_is_better(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> bool:
     """Return whether the first setting has the better mean rank, diverged runs counted as the worst."""
+    ranks, first = _ranks_of_both(a, b, sign)
+    return bool(ranks[:first].mean() < ranks[first:].mean())
+
+
+def _ranks_of_both(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> tuple[np.ndarray, int]:
+    """Return the ranks of the runs of both settings, diverged runs last, and how many of them are the first one's."""
     values = [sign * value for group in (a, b) for value in (*group.sample, *[sign * math.inf] * len(group.diverged))]
-    first = len(a.values) + len(a.diverged)
-    places = mean_ranks(values)
-    return bool(places[:first].mean() < places[first:].mean())
+    return mean_ranks(values), len(a.values) + len(a.diverged)
 
 
 def runs_in_all(group: ReplicateGroup) -> int:
