@@ -6,7 +6,7 @@ import math
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ def write_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | 
         for one in ended
     ]
     with locked_folder(sweep_dir):  # several processes may work on the same sweep and end at the same time
-        jobs = sorted([*jobs, *_earlier_jobs(sweep_dir, {str(job["directory"]) for job in jobs})], key=_place)
+        jobs += _earlier_jobs(sweep_dir, {str(job["directory"]) for job in jobs})
+        jobs.sort(key=lambda job: _place(job.get("status"), job.get("objective")))
         content = {"command": ["lmtrain", *sys.argv[1:]], "stopped": stopped, "jobs": jobs}
         write_atomically(sweep_dir / SWEEP_FILE, json.dumps(redacted(content), indent=2) + "\n")
 
@@ -69,12 +70,6 @@ def _earlier_jobs(sweep_dir: Path, ended: Collection[str]) -> list[dict[str, Any
         and name not in ended
         and holds_run(sweep_dir / Path(name).name)
     ]
-
-
-def _place(job: Mapping[str, Any]) -> tuple[bool, float]:
-    """Return the place of a job in the report: successful ones first, then by loss."""
-    objective = job.get("objective")
-    return job.get("status") not in SUCCESSFUL, float(objective) if is_number(objective) else math.inf
 
 
 def show_sweep_report(sweep_dir: Path, ended: Sequence[JobEnd], stopped: int | None) -> None:
@@ -119,9 +114,12 @@ def raise_if_unfinished(ended: Sequence[JobEnd], stopped: int | None) -> None:
 
 def best_first(ended: Sequence[JobEnd]) -> list[JobEnd]:
     """Return the jobs that succeeded, sorted by loss, followed by the others."""
-    return sorted(
-        ended, key=lambda one: (one.status not in SUCCESSFUL, math.inf if one.objective is None else one.objective)
-    )
+    return sorted(ended, key=lambda one: _place(one.status, one.objective))
+
+
+def _place(status: Any, objective: Any) -> tuple[bool, float]:
+    """Return the place of a job in a report: successful ones first, then by loss; the arguments may be from a file."""
+    return status not in SUCCESSFUL, float(objective) if is_number(objective) else math.inf
 
 
 def show_launcher_failure(error: Exception) -> None:
