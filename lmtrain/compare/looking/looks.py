@@ -34,9 +34,10 @@ class Looks:
 
 def looks_at(runs: Sequence[ComparedRun]) -> Looks:
     """Return how often the results of these runs may have been looked at."""
-    if any(is_of_campaign(run.path) for run in runs):
+    one_of_each_folder = list({run.path.parent: run.path for run in runs}.values())
+    if any(map(is_of_campaign, one_of_each_folder)):
         return Looks("again", "the runs are of a campaign, which decides after each pair of seeds (decide --list)")
-    folders = {sweep_of(run.path) for run in runs}
+    folders = set(map(sweep_of, one_of_each_folder))
     sweep = folders.pop() if len(folders) == 1 else None
     if sweep is None:
         where = "several sweeps" if None not in folders and folders else f"no single sweep with a {DESIGN_FILE}"
