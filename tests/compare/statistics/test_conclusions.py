@@ -168,7 +168,7 @@ def test_a_margin_finds_settings_that_are_the_same() -> None:
     error = differences.std(ddof=1) / math.sqrt(5)
     assert same.p_same == pytest.approx(stats.t.sf((0.01 - abs(differences.mean())) / error, 4))
     unclear = conclude([group("b", B), group("c", C)], margin=0.01)
-    assert unclear.sentences[0].endswith("; nor are they shown to be the same within 0.01")
+    assert unclear.sentences[0].endswith("; and they are not shown to be the same within 0.01")
 
 
 def test_no_luck_is_taken_off_a_setting_that_lost_runs() -> None:

@@ -114,7 +114,7 @@ def within_margin(first: ReplicateGroup, found: GroupComparison, margin: float, 
         return (
             f"; {found.other.label} is no worse than {first.label} within {margin:g} ({p_in_words(found.p_no_worse)})"
         )
-    return "" if decided or found.verdict == "none" else f"; nor are they shown to be the same within {margin:g}"
+    return "" if decided or found.verdict == "none" else f"; and they are not shown to be the same within {margin:g}"
 
 
 def headline(
