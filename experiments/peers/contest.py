@@ -39,6 +39,7 @@ class Contender:
         curve: Loss by step; for a tool that logs means, the mean over the steps since the entry before.
         peak_bytes: The most memory it has used.
         held_bytes: Memory it keeps between its turns.
+        needed_bytes: Memory that must be free for it; 0 if that is not known yet.
         starts: How many times it was started.
     """
 
@@ -58,7 +59,7 @@ class Contender:
         self.facts: dict[str, Any] = {}
         self.curve: dict[int, float] = {}
         self.mean = False
-        self.peak_bytes = self.held_bytes = self.capacity_bytes = self.starts = 0
+        self.peak_bytes = self.held_bytes = self.needed_bytes = self.capacity_bytes = self.starts = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -72,7 +73,7 @@ class Contender:
         self.starts += 1
         run_dir = self.folder / f"run-{os.getpid()}-{self.starts}"
         (self.folder / "task.json").write_text(json.dumps(self.task), encoding="utf-8")
-        environment = {**os.environ, "PEERS_PIPES": f"{request_read},{report_write}"}
+        environment = {"CUDA_VISIBLE_DEVICES": "0", **os.environ, "PEERS_PIPES": f"{request_read},{report_write}"}
         if self.entry.script == "lmtrain":
             overrides = [*self.task["overrides"], *LMTRAIN, f"trainer.log_interval={self.steps}"]
             command = ["-m", "lmtrain", *overrides, f"hydra.run.dir={run_dir}"]
@@ -136,6 +137,7 @@ class Contender:
         host_held, host_peak = memory_of(self.process.pid)
         self.held_bytes = report.get("held_bytes", host_held)
         self.peak_bytes = max(self.peak_bytes, report.get("peak_bytes", host_peak))
+        self.needed_bytes = max(self.needed_bytes, self.peak_bytes, self.held_bytes)
         self.capacity_bytes = report.get("capacity_bytes", 0)
         return report
 
@@ -178,6 +180,8 @@ class Contest:
     def play_round(self, number: int) -> dict[str, float]:
         """Return the seconds per step of each contender; each round starts with another contender."""
         names = list(self.contenders)
+        if not names:
+            raise SystemExit("no contender is left")
         shift = number % len(names)
         seconds = {}
         for name in names[shift:] + names[:shift]:
@@ -201,7 +205,7 @@ class Contest:
 
     def _make_room(self, contender: Contender) -> None:
         """Stop other contenders, the largest first, until the memory is enough for this one."""
-        need = contender.peak_bytes or self.guess_bytes
+        need = contender.needed_bytes or self.guess_bytes
         others = [other for other in self.contenders.values() if other.alive and other is not contender]
         others.sort(key=lambda other: other.held_bytes)
         while others and need + sum(other.held_bytes for other in others) > self.capacity_bytes:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from settings import BASE, HERE, SETTINGS
+from settings import ENTRIES, HERE, SETTINGS
 
 RESULTS = HERE / "results"
 PAGES = (HERE / "README.md", HERE.parents[1] / "README.md")
@@ -19,11 +19,11 @@ BLOCK = re.compile(r"(<!-- (\w+) of (\w+): made by experiments/peers/report\.py 
 
 def rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each contender, the fastest first: medians over rounds, and ratios within a round."""
-    made = []
-    complete = [each for each in results["rounds"] if BASE in each]
+    made, base = [], results["base"]
+    complete = [each for each in results["rounds"] if base in each]
     for name, about in results["contenders"].items():
         seconds = [each[name] for each in results["rounds"] if name in each]
-        ratios = sorted(each[name] / each[BASE] for each in complete if name in each)
+        ratios = sorted(each[name] / each[base] for each in complete if name in each)
         if not seconds:
             continue
         made.append(
@@ -70,6 +70,12 @@ def place(results: Mapping[str, Any]) -> str:
     return machine["gpu"] or f"{machine['cpu']} ({machine['threads']} threads)"
 
 
+def base(results: Mapping[str, Any]) -> str:
+    """Return the name of the contender to which ratios are."""
+    entry = ENTRIES[results["base"]]
+    return f"{entry.label} in {entry.dtype}"
+
+
 def about(results: Mapping[str, Any]) -> str:
     """Return when, where and with which versions the results were measured."""
     machine, versions = results["machine"], {}
@@ -79,7 +85,8 @@ def about(results: Mapping[str, Any]) -> str:
     text = (
         f"{results['date']}, {place(results)}, Python {machine['python']}, "
         f"{', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}. "
-        f"Medians of {len(results['rounds'])} rounds of {steps} step{'s' * (steps > 1)}."
+        f"Medians of {len(results['rounds'])} rounds of {steps} step{'s' * (steps > 1)}; "
+        f"ratios are to the {base(results)}."
     )
     if results["left_out"]:
         reasons = "; ".join(f"{name} ({reason.partition(' (see')[0]})" for name, reason in results["left_out"].items())
@@ -106,8 +113,11 @@ def summary(results_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
         bold = label.startswith(OURS)
         lines.append(f"| {' | '.join(f'**{text}**' if bold else text for text in [label, *texts])} |")
     places = dict.fromkeys(f"{place(each)}, {each['date']}" for each in settings)
-    note = "Relative to the time of the plain PyTorch loop in float32: below 1 is faster. Each tool as it is fastest,"
-    return "\n".join([*lines, "", f"{note} in float32 or bfloat16, compiled or not. Measured on {'; '.join(places)}."])
+    note = (
+        f"Relative to the time of the {base(settings[0])}: below 1 is faster. Each tool as it is fastest, in float32 "
+        f"or bfloat16, compiled or not. Measured on {'; '.join(places)}."
+    )
+    return "\n".join([*lines, "", note])
 
 
 def summary_cell(row: Mapping[str, Any]) -> str:
@@ -169,7 +179,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     ]
     axes.bar_label(bars, texts, padding=4, fontsize=8)
     axes.set_xlim(0, 1.3 * max(values))
-    axes.set_xlabel("ms per optimizer step (median) · ratio to the plain PyTorch loop · peak memory", fontsize=8)
+    axes.set_xlabel(f"ms per optimizer step (median) · ratio to the {base(results)} · peak memory", fontsize=8)
     axes.tick_params(labelsize=8)
     axes.set_title(
         f"{results['title']}: {results['machine']['gpu'] or results['machine']['cpu']}", fontsize=10, loc="left"

@@ -24,7 +24,7 @@ sys.path.insert(0, str(HERE))
 from contest import ROOT, Contender, Contest, curve_difference  # noqa: E402
 from environments import CACHE, MissingError, python_for  # noqa: E402
 from report import print_table, write_pictures_and_tables  # noqa: E402
-from settings import BASE, ENTRIES, SETTINGS, Setting  # noqa: E402
+from settings import BASE, ENTRIES, GPU_BASE, SETTINGS, Setting  # noqa: E402
 
 SAME_TRAINING = (  # constant learning rate, and blocks of the token file in order: so do all contenders
     "data=tokens",
@@ -83,6 +83,7 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> None:
             "title": setting.title,
             "date": datetime.date.today().isoformat(),
             "command": f"python experiments/peers/run.py {name} --rounds {options.rounds or setting.rounds}",
+            "base": GPU_BASE if facts["device"] == "cuda" else BASE,
             "machine": describe_machine(facts),
             "lmtrain": describe_lmtrain(),
             "step_tokens": task["batch_size"] * task["block_size"],

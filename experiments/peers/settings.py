@@ -106,7 +106,8 @@ HUGGING_FACE = ("Hugging Face Trainer", "hf_trainer.py", "transformers")
 LIGHTNING = ("PyTorch Lightning", "lightning_trainer.py", "lightning")
 LITGPT = ("litgpt", "litgpt_pretrain.py", "litgpt")
 NANOGPT = ("nanoGPT-like script", "nanogpt_like.py", "torch")
-BASE = "plain"  # ratios are to this entry
+BASE = "plain"  # logs every loss; ratios are to it
+GPU_BASE = "nanogpt-bfloat16"  # on a GPU, ratios are to this one: nobody trains eagerly in float32 there
 ENTRIES = {
     "lmtrain": Entry("lmtrain, defaults", "lmtrain", "lmtrain"),
     "lmtrain-float32": Entry("lmtrain, float32", "lmtrain", "lmtrain", overrides=FLOAT32),

@@ -108,6 +108,7 @@ def test_a_tool_that_is_not_installed_is_named() -> None:
 RESULTS = {
     "title": "a model",
     "date": "2026-11-27",
+    "base": "plain",
     "machine": {"gpu": None, "threads": 2, "cpu": "CPU", "python": "3.11.7"},
     "lmtrain": {"torch": "2.13.0"},
     "step_tokens": 100,
@@ -138,8 +139,8 @@ def test_ratios_are_medians_of_ratios_within_a_round() -> None:
         "| plain PyTorch loop | float32, eager | 2,000 | 50 | 1.00 | 1.00–1.00 | 1.2 |",
     ]
     assert report.markdown(RESULTS).endswith(
-        "2026-11-27, CPU (2 threads), Python 3.11.7, torch 2.13.0. Medians of 3 rounds of 5 steps. "
-        "Left out: litgpt (litgpt is not installed)."
+        "2026-11-27, CPU (2 threads), Python 3.11.7, torch 2.13.0. Medians of 3 rounds of 5 steps; ratios are to the "
+        "plain PyTorch loop in float32. Left out: litgpt (litgpt is not installed)."
     )
     assert "| **lmtrain** | **0.50, 1.2 GB** |" in report.summary({"a": RESULTS})
     assert report.summary({}) == ""

@@ -21,7 +21,7 @@ class TurnsLogger:
             device = environment["device"]  # for example "cpu (2 threads), bfloat16, compiled"
             self.turns = Turns(
                 parameters=environment["model"]["parameters"],
-                dtype=device.split(", ")[-2],
+                dtype=next(name for name in ("bfloat16", "float16", "float32") if name in device),
                 compiled="compiled" in device,
             )
         self.turns.report(step, [metrics["train/loss"]])

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 PIPES = "PEERS_PIPES"
+CONTEXT_BYTES = 1 << 30  # about what CUDA itself needs for a process
 
 
 def read_task() -> SimpleNamespace:
@@ -62,6 +63,6 @@ class Turns:
         torch.cuda.synchronize()
         return {
             "peak_bytes": torch.cuda.max_memory_allocated(),
-            "held_bytes": torch.cuda.memory_reserved(),
+            "held_bytes": torch.cuda.memory_reserved() + CONTEXT_BYTES,
             "capacity_bytes": torch.cuda.mem_get_info()[1],
         }
