@@ -25,7 +25,7 @@ from typing import Any, NoReturn
 from lmtrain.verify.phases import PhaseMonitor
 
 # They must not start threads when they are imported, because a fork does not have its parent's threads.
-SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train", "torch._dynamo")  # torch.optim imports the last one
+SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train")
 SWITCH_S = 0.001  # a fifth of Python's default interval between thread switches, so that the monitor runs often enough
 POLL_S = 0.001
 
