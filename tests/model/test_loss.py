@@ -60,9 +60,8 @@ def error_bounds(hidden: Tensor, weight: Tensor, targets: Tensor, unit: float) -
     rows, vocabulary = len(h), len(w)
     counted = (targets != IGNORE)[:, None]
     terms = lambda n: 2 * unit + (n + 4) * float32  # noqa: E731
-    of_logits = (terms(h.shape[1]) * h.abs() @ w.abs().T).amax(1, keepdim=True) + unit * (h @ w.T).abs().amax(1)[
-        :, None
-    ]
+    logits = h @ w.T
+    of_logits = (terms(h.shape[1]) * h.abs() @ w.abs().T + unit * logits.abs()).amax(1, keepdim=True)
     sums = (vocabulary + rows + 8) * float32
     p = logits.softmax(1)
     errors = (p - F.one_hot(targets.clamp(min=0), vocabulary)) * counted
