@@ -20,6 +20,7 @@ from lmtrain.machine import total_memory
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
 from lmtrain.terminal.units import counted
+from lmtrain.torch_internals import postpone_compiler_import
 
 
 def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
@@ -82,6 +83,7 @@ def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer for the model's parameters."""
+    postpone_compiler_import()
     optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
     return optimizer
 
