@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from lmtrain.benchmark.step import Contender
+from lmtrain.benchmark.loops import Contender
 from lmtrain.benchmark.turns import median, ratio, take_turns
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight

@@ -1,4 +1,4 @@
-"""`python -m lmtrain benchmark step [overrides]`: times training steps against bare training loops.
+"""`python -m lmtrain benchmark loops [overrides]`: times training steps against bare training loops.
 
 Each contender is a separate process. They take turns, one round each, so that noise of the machine affects all of them
 equally; the ratios within a round are the result.
@@ -38,9 +38,9 @@ PLAIN = {"keep_freed_memory": False, "compile": False}
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
-        prog="python -m lmtrain benchmark step",
+        prog="python -m lmtrain benchmark loops",
         description="Times the optimizer steps of a config in the trainer and in bare loops, which take turns.",
-        epilog="Example: python -m lmtrain benchmark step experiments=shakespeare_char --steps 50",
+        epilog="Example: python -m lmtrain benchmark loops experiments=shakespeare_char --steps 50",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=WholeNumber(1), default=11, help="measured rounds (default: 11)")
@@ -79,7 +79,7 @@ class Contender:
     def __init__(
         self, name: str, overrides: Sequence[str], steps: int, environment: Mapping[str, str] | None = None
     ) -> None:
-        command = [sys.executable, "-m", "lmtrain.benchmark.step", name, str(steps), *overrides]
+        command = [sys.executable, "-m", "lmtrain.benchmark.loops", name, str(steps), *overrides]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
