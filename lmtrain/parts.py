@@ -22,6 +22,7 @@ from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
 from lmtrain.terminal.units import counted
+from lmtrain.torch_internals import postpone_compiler_import
 
 
 def build_parts(cfg: DictConfig, system: System | None = None, *, kept: Mapping[str, Any] | None = None) -> Parts:
@@ -100,6 +101,7 @@ def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer for the model's parameters."""
+    postpone_compiler_import()
     optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
     return optimizer
 
