@@ -32,6 +32,7 @@ checkpoint
 loop
 data
 logger model optimizer scheduler system
+hardware
 files terminal
 machine errors torch_internals
 """
