@@ -19,7 +19,7 @@ def found(
 ) -> Findings:
     rounds = [{"step": step * noise, "products": 0.7 * noise, "attention": 0.1 * noise} for noise in (1.0, 3.0, 1.1)]
     made = Findings(
-        WORK, micro_batches=2, rounds=rounds, phases=[phases] * 3, no_price="not asked for", product_flops=3e8, **changes
+        WORK, micro_batches=2, rounds=rounds, phases=[phases] * 3, no_price="unknown", product_flops=3e8, **changes
     )
     made.machine = machine
     return made
