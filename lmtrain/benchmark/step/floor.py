@@ -81,9 +81,9 @@ class Floor:
         for call, times in Counter(self.products.calls).items():
             batch, rows, inner, columns = product_size(call)
             seconds = self._seconds_alone(lambda call=call: self.products.run_call(call))  # type: ignore[misc]
-            dtype = str(call.layouts[-1].dtype).removeprefix("torch.")
+            dtype = str(operands_of(call)[-1].dtype).removeprefix("torch.")
             operands = " ".join(
-                name + "ᵀ" * is_transposed(at) for name, at in zip("AB", call.layouts[-2:], strict=True)
+                name + "ᵀ" * is_transposed(at) for name, at in zip("AB", operands_of(call), strict=True)
             )
             size = rows, inner, columns, batch
             rates.append(ProductRate(call.name, operands, *size, dtype, times, call.flops, seconds))
@@ -109,12 +109,17 @@ class Floor:
 
 def product_size(call: Call) -> tuple[int, int, int, int]:
     """Return the batch, rows, inner size and columns of a matrix product; zeros if it is not one of two matrices."""
-    first, second = (layout.shape for layout in call.layouts[-2:])  # `addmm` begins with the matrix to add
+    first, second = (layout.shape for layout in operands_of(call))
     if len(first) == len(second) == 2:
         return 1, first[0], first[1], second[1]
     if len(first) == len(second) == 3:
         return first[0], first[1], first[2], second[2]
     return 0, 0, 0, 0
+
+
+def operands_of(call: Call) -> list[TensorLayout]:
+    """Return the layouts of the two factors of a matrix product."""
+    return [value for value in call.args if isinstance(value, TensorLayout)][-2:]  # `addmm` begins with a summand
 
 
 def is_transposed(layout: TensorLayout) -> bool:
@@ -179,7 +184,9 @@ class _Repeated:
                 return self._tensor(value, used[value])
             return [made(item) for item in value] if isinstance(value, tuple) else value
 
-        return [made(value) for value in call.args], {name: made(value) for name, value in call.kwargs}
+        args = [made(value) for value in call.args]
+        used.clear()  # an `out` is one of the arguments, to which a product is added
+        return args, {name: made(value) for name, value in call.kwargs}
 
     def _tensor(self, layout: TensorLayout, number: int) -> Tensor:
         if (layout, number) not in self._tensors:

@@ -50,15 +50,15 @@ def measure_run(
         check_model_size(cfg)
         system = build_system(cfg)
     beside = sum(memory_beside(system, 0).values())
+    began = time.perf_counter()
+    with raising_config_errors():
+        parts = build_parts(cfg, system)  # this also chooses the number format and whether to compile
+        training = TrainingInTurns(cfg, parts, folder)
+    built = time.perf_counter() - began
     cost, unknown_as = _simulate(cfg, system)
     no_floor = f"the step can't be simulated: {unknown_as}" if cost is None else None
     if cost is not None and not cost.micro_batch_calls:
         no_floor = "the step has no matrix products"
-    began = time.perf_counter()
-    with raising_config_errors():
-        parts = build_parts(cfg, system)
-        training = TrainingInTurns(cfg, parts, folder)
-    built = time.perf_counter() - began
     findings = Findings(
         _work(cfg, parts, cost, has_data),
         startup={"imports and config": imported, "model and data": built},

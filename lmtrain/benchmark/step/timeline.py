@@ -8,6 +8,7 @@ from typing import Any, Protocol, Self
 
 import torch
 
+from lmtrain.model import loss
 from lmtrain.trainer import Trainer
 
 DATA, FORWARD, BACKWARD, CLIP, OPTIMIZER, LOGGING = "data", "forward", "backward", "clip", "optimizer", "logging"
@@ -75,17 +76,24 @@ class _MarkedBatches:
 
 @contextlib.contextmanager
 def marked(trainer: Trainer, marks: Marks) -> Iterator[None]:
-    """Let the parts of a running trainer set marks: its micro-batches, its forward, its scaler and its optimizer.
+    """Let the parts of a running trainer set marks: its micro-batches, forward, loss, scaler and optimizer.
 
-    Before the norm of the gradients, the trainer asks its scaler to unscale them, also if the scaler is disabled.
+    Before the norm of the gradients, the trainer asks its scaler to unscale them, also if the scaler is disabled. The
+    loss is a phase of its own only if the model computes it in chunks, and if no CUDA graph contains it.
     """
     batches, forward, scaler = trainer.micro_batches, trainer.forward, trainer.scaler
-    unscale = scaler.unscale_
+    unscale, in_chunks = scaler.unscale_, loss.in_chunks
 
     def marked_forward(*args: Any, **kwargs: Any) -> Any:
         marks.mark(FORWARD)
         result = forward(*args, **kwargs)
         marks.mark(BACKWARD)
+        return result
+
+    def marked_loss(*args: Any) -> Any:
+        marks.mark(LOSS)
+        result = in_chunks(*args)
+        marks.mark(FORWARD)
         return result
 
     def marked_unscale(optimizer: torch.optim.Optimizer) -> None:
@@ -94,10 +102,13 @@ def marked(trainer: Trainer, marks: Marks) -> Iterator[None]:
 
     trainer.micro_batches, trainer.forward = _MarkedBatches(batches, marks), marked_forward  # type: ignore[assignment]
     scaler.unscale_ = marked_unscale  # type: ignore[method-assign]
+    if not trainer.system.uses_cuda_graphs:
+        loss.in_chunks = marked_loss  # type: ignore[assignment]
     hook = trainer.optimizer.register_step_pre_hook(lambda *_: marks.mark(OPTIMIZER))
     try:
         yield
     finally:
         hook.remove()
+        loss.in_chunks = in_chunks
         trainer.micro_batches, trainer.forward = batches, forward
         del scaler.unscale_  # the method of the class is there again

@@ -23,7 +23,7 @@ def recorded_calls() -> list[Call]:
     x, weight, total = torch.zeros(6, 8), torch.zeros(4, 8), torch.zeros(4, 8)
     for _ in range(3):
         log.add(aten.mm.default, (x, weight.T), {}, x @ weight.T, 2 * 6 * 8 * 4)
-    log.add(aten.addmm_.default, (total, (x @ weight.T).T, x), {}, total, 2 * 4 * 6 * 8)
+    log.add(aten.addmm.out, (total, (x @ weight.T).T, x), {"out": total}, total, 2 * 4 * 6 * 8)
     log.add(aten.bmm.default, (torch.zeros(2, 3, 4), torch.zeros(2, 4, 5)), {}, torch.zeros(2, 3, 5), 2 * 2 * 3 * 4 * 5)
     q = torch.zeros(B, T, H, D).transpose(1, 2)
     out, lse = ATTENTION(q, q, q, 0.0, True)
@@ -51,9 +51,16 @@ def test_attention_gets_the_layouts_and_results_of_the_real_one(system: System) 
     assert all(gradient.shape == (B, H, T, D) for gradient in floor.attention.run_call(backward))
 
 
+def test_a_product_is_added_to_one_tensor(system: System) -> None:
+    floor = Floor(recorded_calls(), system)
+    (addmm,) = (call for call in floor.products.calls if call.name == "addmm")
+    before = floor.products.run_call(addmm).clone()
+    assert not torch.equal(floor.products.run_call(addmm), before)
+
+
 def test_rates_name_shapes_and_numbers(system: System) -> None:
     rates = {rate.operation: rate for rate in Floor(recorded_calls(), system).rates()}
-    mm, addmm, bmm = rates["mm"], rates["addmm_"], rates["bmm"]
+    mm, addmm, bmm = rates["mm"], rates["addmm"], rates["bmm"]
     assert (mm.rows, mm.inner, mm.columns, mm.batch, mm.times, mm.operands) == (6, 8, 4, 1, 3, "A Bᵀ")
     assert (addmm.rows, addmm.inner, addmm.columns, addmm.times, addmm.operands) == (4, 6, 8, 1, "Aᵀ B")
     assert (bmm.rows, bmm.inner, bmm.columns, bmm.batch, bmm.operands) == (3, 4, 5, 2, "A B")

@@ -17,6 +17,7 @@ from lmtrain.config.compose import compose
 from lmtrain.config.preflight import check_for_plan
 from lmtrain.data.loader import TokenLoader
 from lmtrain.loop.training_parts import Parts
+from lmtrain.model import loss
 from lmtrain.parts import build_loaders, build_parts
 
 UNTOUCHED = ["system.deterministic=false", "system.keep_freed_memory=false"]  # other tests share this process
@@ -60,6 +61,24 @@ def test_a_step_is_taken_for_each_yield_and_timers_change_no_bits(tmp_path: Path
             assert min(seconds.values()) > 0
         weights.append(torch.cat([param.detach().flatten() for param in parts.model.parameters()]))
     assert torch.equal(*weights)
+
+
+def test_a_loss_in_chunks_is_a_phase_of_its_own(
+    tmp_path: Path, token_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "WHOLE_LOGITS", 0)
+    training, _ = training_in(tmp_path / "run", token_folder)
+    training.marks = timeline = Timeline(torch.device("cpu"))
+
+    def measurement() -> Iterator[None]:
+        with marked(training.trainer, timeline):
+            yield
+        yield
+
+    in_chunks = loss.in_chunks
+    training.run(measurement())
+    assert timeline.seconds().keys() == PHASES.keys()
+    assert loss.in_chunks is in_chunks
 
 
 def test_the_marks_are_gone_after_their_steps(tmp_path: Path, token_folder: Path) -> None:
