@@ -212,7 +212,7 @@ class Trainer:
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
         update(self.optimizer, self.scaler, verdict.bad)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.system.zero_gradients(self.optimizer)
         self.state.step += 1
         self.monitor.record(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
         self.state.samples += self.step_samples

@@ -33,7 +33,7 @@ loop
 data
 logger model optimizer scheduler system
 files terminal
-machine errors
+machine errors torch_internals
 """
 
 # The parts that `conf/` names, and the layers below them, can be used without Hydra.

@@ -11,12 +11,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from lmtrain.checkpoint.fork import check_steps_left, forked_state, load_fork_origin
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
 from lmtrain.machine import find_gpu
 from lmtrain.model.flops import flops_per_token
-from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system
+from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
 from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
@@ -133,6 +134,7 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     """
     system = build_system(cfg)
     model = _without_memory(cfg)
+    system.choose(work_of(cfg, model), kept_choices(Path(cfg.fork)) if cfg.get("fork") else {})
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
     return PlannedParts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
 
