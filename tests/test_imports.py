@@ -32,8 +32,9 @@ checkpoint
 loop
 data
 logger model optimizer scheduler system
+hardware
 files terminal
-machine errors
+machine errors torch_internals
 """
 
 # The parts that `conf/` names, and the layers below them, can be used without Hydra.

@@ -180,9 +180,12 @@ class CheckpointFolder:
                     log.warning("checkpoint %s belongs to another run and is not removed", path.name)
                 self._others.add(step)
                 continue
-            deleted = self.path / f"{DELETED}{path.name}"
-            os.rename(path, deleted)  # renamed first, so that a partly deleted folder never looks complete
-            shutil.rmtree(deleted)
+            self._delete(path)
+
+    def _delete(self, path: Path) -> None:
+        deleted = self.path / f"{DELETED}{path.name}"
+        os.rename(path, deleted)  # renamed first, so that a partly deleted folder never looks complete
+        shutil.rmtree(deleted)
 
     def _link(self, name: str, step: int) -> None:
         """Make a link for people. A folder of that name stays: copying a run with its links followed creates one."""

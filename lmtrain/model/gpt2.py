@@ -13,6 +13,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from lmtrain.model.document_mask import document_opening_id, mask_and_positions
+from lmtrain.model.loss import linear_cross_entropy
 
 
 class GPT2(nn.Module):
@@ -82,10 +83,10 @@ class GPT2(nn.Module):
         head = self.embedding if self.output is None else self.output
         nn.init.normal_(head.weight, std=min(std, 0.35 / math.sqrt(self.d_model)))
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the logits (B, T, V) for token ids (B, T) and, given targets (B, T), the mean loss in nats.
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the logits (B, T, V) for token ids (B, T) and None; or, given targets (B, T), None and the mean loss.
 
-        Targets of -100 do not count.
+        The loss is in nats; targets of -100 do not count. Its logits are never held as a whole.
         """
         T = tokens.shape[1]
         if T > self.block_size:
@@ -97,10 +98,10 @@ class GPT2(nn.Module):
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # (B, T, C)
         for layer in self.layers:
             x = layer(x, mask)
-        logits = F.linear(self.norm(x), self.embedding.weight if self.output is None else self.output.weight)
+        x, weight = self.norm(x), self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return F.linear(x, weight), None
+        return None, linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
         """Return the FLOPs of forward and backward per token, for matrix products only and attention without a mask.

@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from lmtrain.model.loss import CHUNK_ROWS
+from lmtrain.plan.calls import Call, CallLog, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels
 
 KINDS = {  # in the order in which they are shown
@@ -76,6 +78,7 @@ class StepCost:
         logits_shape: The shape of the model's logits.
         micro_batch_operations: The work of one micro-batch.
         update_operations: The work of clipping and the optimizer, once per step.
+        micro_batch_calls: The matrix products and the fused attention of one micro-batch, in the order of execution.
     """
 
     peak: Mapping[str, int]
@@ -85,6 +88,7 @@ class StepCost:
     logits_shape: tuple[int, ...]
     micro_batch_operations: Operations
     update_operations: Operations
+    micro_batch_calls: Sequence[Call] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -135,7 +139,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         autocast = _autocast(settings)
         with autocast(), torch.no_grad():
             logits, loss = model(x, x)
-        ledger.logits = tuple(logits.shape)
+            ledger.logits = tuple((model(x)[0] if logits is None else logits).shape)
         ledger.move(logits, "logits")
         if settings.micro_batches == 1:
             del logits  # with several micro-batches, the loop still holds the logits of the previous one
@@ -145,7 +149,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             with autocast():
                 logits, loss = model(x, x)
             (loss * (1 / settings.micro_batches)).backward()
-        kernels, micro_batch_operations = ledger.kernels, ledger.operations()
+        kernels, micro_batch_operations, calls = ledger.kernels, ledger.operations(), ledger.calls.calls
         ledger.start_operations()
         ledger.kind = "optimizer"
         nn.utils.clip_grad_norm_(params, settings.grad_clip)
@@ -157,9 +161,10 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             checkpoint_bytes=model_bytes + state_bytes,
             micro_batch_flops=flops.get_total_flops(),
             micro_batch_kernels=kernels,
-            logits_shape=tuple(logits.shape),
+            logits_shape=ledger.logits,
             micro_batch_operations=micro_batch_operations,
             update_operations=ledger.operations(),
+            micro_batch_calls=tuple(calls),
         )
 
 
@@ -189,6 +194,7 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak: Counter[str] = Counter()
         self._block, self._most = block, 0
         self._live: dict[int, _LedgerEntry] = {}
+        self.calls = CallLog()
         self._products: list[tuple[float, int]] = []
         self._attention_flops, self._other_bytes = 0.0, 0
 
@@ -198,7 +204,8 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.start_operations()
 
     def start_operations(self) -> None:
-        """Reset the counts of FLOPs and bytes."""
+        """Forget all operations."""
+        self.calls = CallLog()
         self._products, self._attention_flops, self._other_bytes = [], 0.0, 0
 
     def operations(self) -> Operations:
@@ -228,9 +235,12 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> None:
         inputs = {id(leaf): leaf.nbytes for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         written = sum(leaf.nbytes for leaf in tree_leaves(out) if isinstance(leaf, Tensor))
-        if func.overloadpacket in flop_registry:
-            flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
-            if "attention" in func.overloadpacket.__name__:
+        has_formula = func.overloadpacket in flop_registry
+        flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out) if has_formula else 0
+        if has_formula or is_attention(func):
+            self.calls.add(func, args, kwargs, out, flops)
+        if has_formula:
+            if is_attention(func):
                 self._attention_flops += flops
             else:
                 self._products.append((flops, sum(inputs.values()) + written))
@@ -239,8 +249,9 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
         if self.kind == "activations":
-            # The logits may also be reshaped to a matrix with one row per token.
-            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() == math.prod(self.logits):
+            # The logits may also be reshaped to a matrix with one row per token, or exist for a chunk of rows only.
+            chunk = CHUNK_ROWS * self.logits[-1]
+            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in (math.prod(self.logits), chunk):
                 return "logits"
             made_from = self._entry(args[0]) if args and isinstance(args[0], Tensor) else None
             if func is torch.ops.aten._to_copy.default and made_from is not None and made_from.kind == "weights":

@@ -8,6 +8,7 @@ the running attempt and exits.
 
 import atexit
 import contextlib
+import faulthandler
 import gc
 import importlib
 import json
@@ -22,11 +23,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lmtrain.verify.phases import PhaseMonitor
+from lmtrain.verify.phases import PhaseRecorder
 
 # They must not start threads when they are imported, because a fork does not have its parent's threads.
-SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train", "torch._dynamo")  # torch.optim imports the last one
-SWITCH_S = 0.001  # a fifth of Python's default interval between thread switches, so that the monitor runs often enough
+SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train")
 POLL_S = 0.001
 
 
@@ -88,14 +88,14 @@ def _kill(child: int) -> None:
 
 
 def attempt(request: Mapping[str, Any]) -> NoReturn:
-    """Run `python -m lmtrain` with the requested arguments in this process, with a PhaseMonitor, and exit."""
+    """Run `python -m lmtrain` with the requested arguments in this process, with a PhaseRecorder, and exit."""
     os.setsid()
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     no_input = os.open(os.devnull, os.O_RDONLY)
     for descriptor, target in ((no_input, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
-    sys.setswitchinterval(SWITCH_S)
-    PhaseMonitor(Path(request["phase"])).start()
+    faulthandler.enable()  # a crash shows its stack
+    PhaseRecorder(Path(request["phase"])).install()
     become_lmtrain(request["arguments"])
 
 

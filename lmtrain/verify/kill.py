@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lmtrain.verify.phases import PhaseFile
 
-POLL_S = 0.0002  # interval of reading the phase; the process itself updates it every half millisecond
+POLL_S = 0.0002  # interval of reading the phase
 MAX_DELAY_S = 0.005  # longest wait after a phase begins, so that its later parts are hit too
 
 

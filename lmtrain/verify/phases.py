@@ -4,72 +4,80 @@ import functools
 import importlib
 import mmap
 import struct
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
-# The functions by which a phase is recognised on the stack of any thread; the first phase that matches counts.
+# The functions that run during a phase, in any thread; of several phases at the same time, the first one counts.
 PHASES: Mapping[str, tuple[str, ...]] = {
-    "pruning": ("lmtrain.checkpoint.folder:CheckpointFolder._remove",),
+    "pruning": ("lmtrain.checkpoint.folder:CheckpointFolder._delete",),
     "saving": ("lmtrain.checkpoint.folder:CheckpointFolder.save",),
     "evaluating": ("lmtrain.loop.evaluation:evaluate",),
     "training": ("lmtrain.trainer:Trainer.fit",),
 }
 STARTING, ENDING = "start-up", "ending"
 PHASE_NAMES = (STARTING, *PHASES, ENDING)
-SAMPLE_S = 0.0005
 # The time when the start-up ended (time.monotonic), the number of the current phase, and a count for each phase.
 COUNTERS = struct.Struct(f"<d{1 + len(PHASE_NAMES)}I")
 
 
-def code_of(name: str) -> CodeType:
-    """Return the code object of `module:qualified.name`."""
+def find_function(name: str) -> tuple[Any, str, Callable[..., Any]]:
+    """Find `module:qualified.name`; return the module or class that holds it, its name there, and the function."""
     module, _, path = name.partition(":")
-    function: Any = functools.reduce(getattr, path.split("."), importlib.import_module(module))
-    code: CodeType = function.__code__
-    return code
+    *owners, attribute = path.split(".")
+    owner = functools.reduce(getattr, owners, importlib.import_module(module))
+    return owner, attribute, getattr(owner, attribute)
 
 
-class PhaseMonitor(threading.Thread):
-    """Writes the current phase of this process to a small file, many times a second."""
+class PhaseRecorder:
+    """Writes the current phase of this process to a small file, whenever a function of a phase begins or ends.
+
+    The functions are wrapped. To look at the stacks of the other threads instead, as a sampling profiler does, crashes
+    Python 3.11 while the compiler of torch runs: it makes frames that are not safe to walk from another thread.
+    """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(daemon=True)
-        self.path = path
-        self.codes: dict[CodeType, str] = {code_of(name): phase for phase, names in PHASES.items() for name in names}
-        self.trained = False
+        with path.open("r+b") as file:
+            self._memory = mmap.mmap(file.fileno(), COUNTERS.size)
+        self._lock = threading.Lock()
+        self._running: Counter[str] = Counter()
+        self._seen, self._began = [0] * len(PHASE_NAMES), 0.0
+        self._show(STARTING)
 
-    def run(self) -> None:
-        seen, began = [0] * len(PHASE_NAMES), 0.0
-        with self.path.open("r+b") as file, mmap.mmap(file.fileno(), COUNTERS.size) as memory:
-            while True:
-                number = PHASE_NAMES.index(self.phase())
-                seen[number] += 1
-                if number and not began:
-                    began = time.monotonic()
-                COUNTERS.pack_into(memory, 0, began, number, *seen)
-                time.sleep(SAMPLE_S)
+    def install(self) -> None:
+        """Wrap the functions of all phases in this process."""
+        for phase, names in PHASES.items():
+            for owner, attribute, function in map(find_function, names):
+                setattr(owner, attribute, self._wrapped(function, phase))
 
-    def phase(self) -> str:
-        own = threading.get_ident()
-        frames = (frame for thread, frame in sys._current_frames().items() if thread != own)
-        found = {self.codes[code] for frame in frames for code in _codes_on_stack(frame) if code in self.codes}
-        self.trained = self.trained or bool(found)
-        return next((name for name in PHASES if name in found), ENDING if self.trained else STARTING)
+    def _wrapped(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self._count(phase, 1)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._count(phase, -1)
 
+        return wrapper
 
-def _codes_on_stack(frame: Any) -> Iterator[CodeType]:
-    while frame is not None:
-        yield frame.f_code
-        frame = frame.f_back
+    def _count(self, phase: str, change: int) -> None:
+        with self._lock:
+            self._running[phase] += change
+            self._began = self._began or time.monotonic()
+            self._show(next((name for name in PHASES if self._running[name]), ENDING))
+
+    def _show(self, phase: str) -> None:
+        number = PHASE_NAMES.index(phase)
+        self._seen[number] += 1
+        COUNTERS.pack_into(self._memory, 0, self._began, number, *self._seen)
 
 
 class PhaseFile:
-    """Reads the file of a PhaseMonitor, even after its process was killed."""
+    """Reads the file of a PhaseRecorder, even after its process was killed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

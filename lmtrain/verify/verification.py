@@ -20,6 +20,8 @@ PATIENCE = 4  # after this many kills in a row without a new checkpoint, the nex
 KILLS_PER_SERVER = 10
 BEYOND = 1.1  # times the expected duration, so that one in ten random moments is after the end
 OUTPUT_LINES = 30  # number of lines to show of a failed attempt
+CRASHES = ("SIGSEGV", "SIGFPE", "SIGABRT", "SIGBUS", "SIGILL")  # the signals whose stack faulthandler prints
+CRASH_LINE = "Fatal Python error: "  # begins what faulthandler prints
 KEEP_ALL = 1_000_000_000
 
 
@@ -207,9 +209,18 @@ def raise_if_failed(ended: EndedAttempt, arguments: Sequence[str], output: Path)
     mistakes = [line.removeprefix("config error: ") for line in lines if line.startswith("config error: ")]
     if ended.code == BAD_CONFIG.exit_code and mistakes:
         raise ConfigError(mistakes[-1])
-    how = f"exit code {ended.code}" if ended.code > 0 else f"{signal.Signals(-ended.code).name} from another process"
+    shown = lines[-OUTPUT_LINES:]
+    if ended.code > 0:
+        how = f"exit code {ended.code}"
+    elif (name := signal.Signals(-ended.code).name) in CRASHES:
+        how = f"it crashed with {name}"
+        crash = next((number for number, line in enumerate(lines) if line.startswith(CRASH_LINE)), None)
+        if crash is not None:  # the stack has its innermost call first
+            shown = lines[crash : crash + OUTPUT_LINES]
+    else:
+        how = f"{name} from another process"
     command = shlex.join(["python", "-m", "lmtrain", *arguments])
-    raise FailedAttemptError(f"a run failed without being killed ({how}): {command}", "\n".join(lines[-OUTPUT_LINES:]))
+    raise FailedAttemptError(f"a run failed without being killed ({how}): {command}", "\n".join(shown))
 
 
 def _newest(run: Path) -> int:

@@ -20,7 +20,7 @@ from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
 from lmtrain.terminal.units import counted
 from lmtrain.verify.kill import MAX_DELAY_S, choose_kill_moment
-from lmtrain.verify.phases import PHASE_NAMES, PHASES, code_of
+from lmtrain.verify.phases import PHASE_NAMES
 
 KILLS = 9  # for each dtype
 
@@ -144,6 +144,17 @@ def test_a_run_that_fails_by_itself_is_shown(tiny: list[str], tmp_path: Path, cl
 
 
 @pytest.mark.slow
+def test_a_run_that_crashes_shows_its_stack(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    write_failing_model(tmp_path, "os.kill(os.getpid(), 11)", calls=0)
+    kept = [text for text in tiny if not text.startswith("model")]
+    done = cli("verify-resume", *kept, "model=fails")
+    assert done.returncode == 1
+    assert "a run failed without being killed (it crashed with SIGSEGV): python -m lmtrain data=tokens" in done.stdout
+    assert "Fatal Python error: Segmentation fault" in done.stdout
+    assert 'mine.py", line ' in done.stdout
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -202,16 +213,6 @@ def processes_in(folder: Path) -> list[str]:
         except OSError:  # the process has ended, or belongs to another user
             continue
     return found
-
-
-def test_the_functions_that_name_a_phase_exist() -> None:
-    codes = [code_of(name) for names in PHASES.values() for name in names]
-    assert len(set(codes)) == len(codes) >= 4
-    assert all(
-        code.co_qualname == name.partition(":")[2] for code, name in zip(codes, sum(PHASES.values(), ()), strict=True)
-    )
-    with pytest.raises(AttributeError):
-        code_of("lmtrain.checkpoint.folder:CheckpointFolder.gone")
 
 
 def test_kills_are_spread_out_and_favour_phases_that_were_missed() -> None:
