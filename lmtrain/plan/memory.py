@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from lmtrain.model.loss import CHUNK_ROWS
+from lmtrain.model.loss import chunk_rows
 from lmtrain.plan.calls import Call, CallLog, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels
 
@@ -250,8 +250,8 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
         if self.kind == "activations":
             # The logits may also be reshaped to a matrix with one row per token, or exist for a chunk of rows only.
-            chunk = CHUNK_ROWS * self.logits[-1]
-            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in (math.prod(self.logits), chunk):
+            sizes = math.prod(self.logits), chunk_rows(tensor.dtype) * self.logits[-1]
+            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in sizes:
                 return "logits"
             made_from = self._entry(args[0]) if args and isinstance(args[0], Tensor) else None
             if func is torch.ops.aten._to_copy.default and made_from is not None and made_from.kind == "weights":
