@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from lmtrain.plan.calls import Call, CallLog, is_attention
-from lmtrain.plan.cuda_kernels import CudaKernels
+from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
 
 KINDS = {  # in the order in which they are shown
     "weights": "weights",
@@ -147,7 +147,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         with flops:
             with autocast():
                 logits, loss = model(x, x)
-            (loss * (1 / settings.micro_batches)).backward()
+            run_backward(loss * (1 / settings.micro_batches))
         kernels, micro_batch_operations, calls = ledger.kernels, ledger.operations(), ledger.calls.calls
         ledger.start_operations()
         ledger.kind = "optimizer"
