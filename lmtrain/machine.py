@@ -82,6 +82,32 @@ def cpu_name() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def cpu_flags() -> frozenset[str]:
+    """Return the names of the CPU's features, such as `avx2`, as Linux reports them; none on another system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    )
+
+
+def cache_folder() -> Path | None:
+    """Return the folder for what may be deleted at any time and is the same for all runs; None if it can't be written.
+
+    It is `LMTRAIN_CACHE`, or `lmtrain` in the user's folder for caches. Only the user may read it.
+    """
+    given, caches = os.environ.get("LMTRAIN_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(given) if given else (Path(caches) if caches else Path.home() / ".cache") / "lmtrain"
+        folder = folder.expanduser().absolute()
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: the user has no home
+        return None
+    return folder if os.access(folder, os.W_OK | os.X_OK) else None
+
+
 def is_installed(library: str) -> bool:
     """Return whether a library can be imported; a mere folder of its name, such as one with data, does not count."""
     found = importlib.util.find_spec(library)

@@ -4,7 +4,7 @@ Every command that needs parts calls these functions. They also check that the p
 ValueError or ConfigError for a mistake that shows only when a part is built.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +15,28 @@ from torch import nn
 from lmtrain.checkpoint.stored_model import stored_model_size
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
+from lmtrain.hardware.work import Work, products_per_cast
 from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
+from lmtrain.model.attention import Attention
+from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
 from lmtrain.terminal.units import counted
+from lmtrain.torch_internals import postpone_compiler_import
 
 
-def build_parts(cfg: DictConfig, system: System | None = None) -> Parts:
-    """Build all parts of a run. A command that needs another system than the config's passes `system`."""
+def build_parts(cfg: DictConfig, system: System | None = None, *, kept: Mapping[str, Any] | None = None) -> Parts:
+    """Build all parts of a run. A command that needs another system than the config's passes `system`.
+
+    `kept` is what `auto` became in the run that is continued, by config key.
+    """
     system = system or build_system(cfg)
     train_loader, val_loader = build_loaders(cfg)
-    model = build_model(cfg).to(system.device)
+    model = build_model(cfg)
+    system.choose(work_of(cfg, model), kept or {})
+    check_attention(model, system)
+    model.to(system.device)
     optimizer = build_optimizer(cfg, model)
     return Parts(system, train_loader, val_loader, model, optimizer, schedule=build(cfg.scheduler))
 
@@ -39,6 +49,17 @@ def build_system(cfg: DictConfig, **changes: Any) -> System:
     system: System = build(cfg.system, **changes)
     system.seed(cfg.seed)
     return system
+
+
+def work_of(cfg: DictConfig, model: nn.Module) -> Work:
+    """Return the work on which `system.dtype=auto` and `system.compile=auto` depend; the model may have no memory.
+
+    All steps count, also those before a resume or a fork, which keep the choice made then.
+    """
+    batch_size, block_size = (cfg.data.get(key) or 0 for key in ("batch_size", "block_size"))
+    tokens = batch_size * block_size
+    steps = (cfg.trainer.get("max_steps") or 0) * (cfg.trainer.get("gradient_accumulation_steps") or 1)
+    return Work(flops_per_token(model, block_size) * tokens * steps, products_per_cast(model, tokens))
 
 
 def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
@@ -63,6 +84,13 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model
 
 
+def check_attention(model: nn.Module, system: System) -> None:
+    """Check that the model's kind of attention exists on the device, and can do what the run needs."""
+    attention = getattr(model, "attention", None)
+    if isinstance(attention, Attention):
+        attention.check(system.device, system.dtype)
+
+
 def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
     """Check that the model fits into this machine's memory, and is no larger than the models in `checkpoints`.
 
@@ -82,6 +110,7 @@ def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
 
 def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     """Build the optimizer for the model's parameters."""
+    postpone_compiler_import()
     optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
     return optimizer
 

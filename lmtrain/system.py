@@ -1,86 +1,64 @@
 """Device, number format, compilation, threads and memory of a run."""
 
 import contextlib
-import ctypes
 import logging
 import os
-import platform
-import random
 import resource
-import shutil
-import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from pydantic import PositiveInt, StringConstraints
+from torch import nn
 
+from lmtrain.hardware import compilation, generators, number_format
+from lmtrain.hardware.allocators import cuda_allocator_settings, let_cuda_segments_grow, make_malloc_keep_memory
+from lmtrain.hardware.compilation import missing_to_compile
+from lmtrain.hardware.cpu_speed import cpu_speed
+from lmtrain.hardware.float8 import convert_to_float8
+from lmtrain.hardware.work import Work
 from lmtrain.machine import find_gpu
 from lmtrain.terminal.units import counted
 
 log = logging.getLogger(__name__)
 
-# mallopt's parameters in glibc's malloc.h
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-
 Device = Literal["auto", "cpu", "cuda"] | Annotated[str, StringConstraints(pattern=r"^cuda:\d+$")]
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-def make_malloc_keep_memory() -> None:
-    """Make glibc keep freed memory for the next allocation instead of returning it to the kernel.
-
-    Each training step frees and allocates the same gigabytes. The kernel would map and clear every page again each time
-    (140,000 page faults per step for a 50M-parameter model, a tenth of its time on a CPU). With another C library this
-    does nothing.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    for parameter, value in {M_MMAP_THRESHOLD: 1 << 30, M_TRIM_THRESHOLD: (1 << 31) - 1, M_TOP_PAD: 64 << 20}.items():
-        mallopt(parameter, value)
-
-
-def missing_to_compile(device_type: str) -> str | None:
-    """Return a short text that says what `torch.compile` needs and this machine lacks; None if it lacks nothing."""
-    # Triton, for CUDA, uses gcc or clang; Inductor, for the CPU, uses g++. The variables name another compiler.
-    variable, compilers = ("CC", ["gcc", "clang"]) if device_type == "cuda" else ("CXX", ["g++"])
-    named = os.environ.get(variable)
-    if not any(map(shutil.which, [named] if named else compilers)):
-        missing = f"{variable}={named} does not exist" if named else f"{' or '.join(compilers)} is not in PATH"
-        return f"torch.compile needs a compiler, and {missing}"
-    more = [os.environ.get(name, "") for name in ("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH")]
-    folders = [sysconfig.get_path("include"), *os.pathsep.join(more).split(os.pathsep)]
-    if not any(Path(folder, "Python.h").is_file() for folder in folders):
-        return "torch.compile needs Python.h, which is part of python3-dev or a similar package"
-    return None
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
+# Modes of torch.compile; `default` is the same as true.
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+DTYPE_KEY, COMPILE_KEY = "system.dtype", "system.compile"
 
 
 class System:
     """Sets up the device, dtype and compilation of a run, and hides the differences between CPU and CUDA.
 
+    On a CPU, what is best for `dtype` and `compile` depends on the run. There `auto` means float32 and no compilation
+    until `choose` is called.
+
     Args:
         device: `cpu`, `cuda`, or one GPU as `cuda:1`; `auto` means a GPU if there is one.
-        dtype: Number format of matrix products; `auto` means bfloat16 on a GPU that supports it, otherwise float32.
-            float16 adds a gradient scaler.
-        compile: Compile the model with `torch.compile`; `auto` means on a GPU, if this machine has a compiler.
+        dtype: Number format of matrix products. `auto` means bfloat16 where it is faster: on a GPU that supports it,
+            and on a CPU with hardware for it if the model is wide enough. float16 adds a gradient scaler. float8 is
+            for models from about a billion parameters, on a GPU that has it; it needs torchao and compilation.
+        compile: Compile the model with `torch.compile`, or a mode of it; `default` is the same as true. `auto` means on
+            a GPU, and on a CPU if the run is long enough to gain from it, if this machine has a compiler.
         threads: CPU threads of a step; null means one per core.
         keep_freed_memory: Make glibc keep the memory that a step frees for the next step, which is faster on a CPU.
         tf32: Let a GPU compute float32 matrix products in TensorFloat-32.
         deterministic: Use only algorithms that give the same bits every time. An operation without one raises an error.
 
     Raises:
-        ValueError: the device does not exist, it does not support the dtype, or there is no compiler.
+        ValueError: the device does not exist, it does not support the dtype, there is no compiler, or the mode of
+            compilation is not deterministic.
     """
 
     def __init__(
         self,
         device: Device = "auto",
         dtype: Dtype = "auto",
-        compile: bool | Literal["auto"] = "auto",
+        compile: bool | Literal["auto"] | Mode = "auto",
         threads: PositiveInt | None = None,
         keep_freed_memory: bool = True,
         tf32: bool = True,
@@ -88,6 +66,8 @@ class System:
     ) -> None:
         if keep_freed_memory:
             make_malloc_keep_memory()
+        if device != "cpu":
+            let_cuda_segments_grow()
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
@@ -98,44 +78,113 @@ class System:
                     f"system.device={device}: this machine has {counted(count, 'CUDA device')}; use system.device=auto"
                 )
             torch.cuda.set_device(self.device)
-        self.dtype_name = self._resolve_dtype(dtype)
-        self.dtype: torch.dtype = getattr(torch, self.dtype_name)
-        self.compiles = self._resolve_compile(compile)
+        self.automatic = {key for key, value in ((DTYPE_KEY, dtype), (COMPILE_KEY, compile)) if value == "auto"}
+        self.deterministic = deterministic
         # Always set: otherwise MKL chooses the number of threads per product, and the number changes the rounding.
         torch.set_num_threads(threads or torch.get_num_threads())
+        self._set_dtype(self._usual_dtype() if dtype == "auto" else dtype)
+        self._set_compile(self._usual_compile() if compile == "auto" else compile)
         if self.device.type == "cuda":
             torch.set_float32_matmul_precision("high" if tf32 else "highest")
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            # Not "warn": that leaves attention on CUDA with its faster algorithms, which are not deterministic.
-            if self.compiles:
-                torch.use_deterministic_algorithms(True)
-            else:
-                # The same without the compiler's setting, which saves the second that importing the compiler takes.
-                torch.set_deterministic_debug_mode("error")
             # Filling memory that is overwritten anyway costs a tenth of a step.
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
 
-    def _resolve_compile(self, compile: bool | Literal["auto"]) -> bool:
-        wanted = self.device.type == "cuda" if compile == "auto" else compile
-        missing = missing_to_compile(self.device.type) if wanted else None
-        if missing and compile != "auto":
-            raise ValueError(f"system.compile=true: {missing}; install it, or use system.compile=false")
-        if missing:
+    def _set_dtype(self, dtype: str) -> None:
+        if reason := number_format.lacks_hardware(self.device, dtype):
+            raise ValueError(f"system.dtype={dtype}: {reason}")
+        self.dtype_name = dtype
+        self.dtype: torch.dtype = number_format.FORMATS[dtype]  # of autocast
+
+    def _set_compile(self, compile: bool | str) -> None:
+        self.compile_mode = None if compile is False else "default" if compile is True else compile
+        if compile and (missing := missing_to_compile(self.device.type)):
+            raise ValueError(f"{COMPILE_KEY}={_in_yaml(compile)}: {missing}; install it, or use system.compile=false")
+        if self.deterministic and compile in compilation.TIMING_MODES:
+            raise ValueError(
+                f"{COMPILE_KEY}={compile}: chooses the kernels by their time, so that two runs may differ in the last "
+                "bits; add system.deterministic=false, or use system.compile=true"
+            )
+        if self.dtype_name == "float8" and not compile:
+            raise ValueError("system.dtype=float8: works only with system.compile=true; use that, or bfloat16")
+        if self.deterministic:
+            # Not "warn": that leaves attention on CUDA with its faster algorithms, which are not deterministic.
+            if compile:
+                torch.use_deterministic_algorithms(True)
+            else:
+                # The same without the compiler's setting, which saves the second that importing the compiler takes.
+                torch.set_deterministic_debug_mode("error")
+
+    def _usual_dtype(self) -> str:
+        return number_format.choose_on_cuda(self.device) if self.device.type == "cuda" else "float32"
+
+    def _usual_compile(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        if missing := missing_to_compile("cuda"):
             log.warning(
                 "training is slower because the model is not compiled: %s; install it, or use system.compile=false",
                 missing,
             )
-        return wanted and not missing
+        return not missing
 
-    def _resolve_dtype(self, dtype: Dtype) -> str:
+    @property
+    def compiles(self) -> bool:
+        """Whether the model is compiled."""
+        return self.compile_mode is not None
+
+    @property
+    def uses_cuda_graphs(self) -> bool:
+        """Whether a compiled step is replayed as a CUDA graph, which overwrites the tensors that it returned before."""
+        return self.device.type == "cuda" and self.compile_mode in compilation.GRAPH_MODES
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """What `auto` became, by config key."""
+        values = {DTYPE_KEY: self.dtype_name, COMPILE_KEY: self.compiles}
+        return {key: value for key, value in values.items() if key in self.automatic}
+
+    def choose(self, work: Work, kept: Mapping[str, Any]) -> None:
+        """Choose what `auto` means for this work. Choices in `kept`, of the run that is continued, are made again."""
+        if DTYPE_KEY in self.automatic:
+            before = kept.get(DTYPE_KEY)
+            self._set_dtype(self._usual_dtype() if before is None else self._kept_dtype(before, work))
+            if before is None and self.device.type == "cpu" and number_format.may_gain(work):
+                self._set_dtype(number_format.choose_on_cpu(work, cpu_speed()))
+        if COMPILE_KEY in self.automatic:
+            self._set_compile(self._chosen_compile(work, kept.get(COMPILE_KEY)))
+
+    def _kept_dtype(self, before: Any, work: Work) -> str:
+        usable = before in number_format.KEPT and not number_format.lacks_hardware(self.device, before)
+        if not usable:
+            now = self._usual_dtype()
+            log.warning("system.dtype=auto was %s, which this machine lacks; the run continues in %s", before, now)
+            return now
+        if before == "bfloat16" and self.device.type == "cpu" and cpu_speed().bfloat16_gain < 1:
+            log.warning(
+                "the run continues in bfloat16, as it began, but this CPU is slow in it; to change that: "
+                "system.dtype=float32 allow_changes=system.dtype"
+            )
+        return str(before)
+
+    def _chosen_compile(self, work: Work, before: Any) -> bool:
+        if isinstance(before, bool):
+            if before and (missing := missing_to_compile(self.device.type)):
+                log.warning("the run continues without compilation, other than it began: %s", missing)
+                return False
+            return before
         if self.device.type == "cuda":
-            has_bfloat16 = torch.cuda.get_device_capability(self.device) >= (8, 0)
-            if dtype == "bfloat16" and not has_bfloat16:
-                raise ValueError("system.dtype=bfloat16: this GPU has no bfloat16; use float16 or auto")
-            return ("bfloat16" if has_bfloat16 else "float32") if dtype == "auto" else dtype
-        return "float32" if dtype == "auto" else dtype
+            return self.compiles
+        threads = torch.get_num_threads()
+        pays = compilation.pays_on_every_cpu(work, self.dtype_name, threads)
+        if pays is None:
+            pays = compilation.pays_on_cpu(work, self.dtype_name, cpu_speed(), threads)
+        missing = missing_to_compile("cpu") if pays else None
+        if missing:
+            log.info("compiling the model would shorten this run, but %s", missing)
+        return pays and not missing
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context for a forward pass: mixed precision, or no change for float32."""
@@ -147,15 +196,28 @@ class System:
         """Return the scaler that keeps float16 gradients from vanishing; it is disabled for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def compile(self, model: torch.nn.Module) -> Callable[..., Any]:
+    def compile(self, model: nn.Module) -> Callable[..., Any]:
         """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`."""
-        return torch.compile(model) if self.compiles else model
+        if not self.compiles:
+            return model
+        compilation.keep_compiled_code()
+        if self.dtype_name == "float8":
+            layers = convert_to_float8(model)
+            log.info("%s in float8; it pays from about a billion parameters", counted(layers, "layer"))
+        compiled = torch.compile(model, mode=self.compile_mode)
+        return compilation.with_cuda_graphs(compiled, model) if self.uses_cuda_graphs else compiled
+
+    def zero_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Set all gradients to zero for the next step, by freeing them unless they have to stay at their place."""
+        optimizer.zero_grad(set_to_none=not self.uses_cuda_graphs)
+
+    def allocator(self) -> str | None:
+        """Return the settings of torch's allocator for this GPU; None on a CPU."""
+        return cuda_allocator_settings() if self.device.type == "cuda" else None
 
     def seed(self, seed: int) -> None:
         """Seed every random generator that a model or a user's part may use."""
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        generators.seed_generators(seed)
 
     def synchronize(self) -> None:
         """Wait for the device to finish its work, for example before reading a clock."""
@@ -206,38 +268,23 @@ class System:
         return 2 * n**3 / min(seconds)
 
     def describe(self) -> str:
+        """Return device, number format and compilation in words, which `compare` reads again."""
+        compiled = {None: "eager", "default": "compiled"}.get(self.compile_mode, f"compiled {self.compile_mode}")
         name = (
             torch.cuda.get_device_name(self.device)
             if self.device.type == "cuda"
             else f"{torch.get_num_threads()} threads"
         )
-        return f"{self.device} ({name}), {self.dtype_name}, {'compiled' if self.compiles else 'eager'}"
+        return f"{self.device} ({name}), {self.dtype_name}, {compiled}"
 
     def generator_state(self) -> dict[str, torch.Tensor]:
         """Return the state of all random generators as tensors, which can be saved without pickle."""
-        version, words, gauss = random.getstate()
-        _, key, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
-        state = {
-            "python": torch.tensor([version, *words], dtype=torch.int64),
-            "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-            "numpy": torch.tensor([*key.tolist(), position, has_gauss], dtype=torch.int64),
-            "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
-            "torch": torch.get_rng_state(),
-        }
-        if self.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+        return generators.generator_state(self.device)
 
     def load_generator_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Restore a state that `generator_state` returned.
+        """Restore a state that `generator_state` returned."""
+        generators.load_generator_state(self.device, state)
 
-        After a move from CPU to CUDA the state has nothing for the CUDA generator, which then keeps its seed.
-        """
-        version, *words = state["python"].tolist()
-        gauss = state["python_gauss"].tolist()
-        random.setstate((version, tuple(words), gauss[0] if gauss else None))
-        *key, position, has_gauss = state["numpy"].tolist()
-        np.random.set_state(("MT19937", np.array(key, np.uint32), position, has_gauss, state["numpy_gauss"].item()))
-        torch.set_rng_state(state["torch"])
-        if self.device.type == "cuda" and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+def _in_yaml(value: bool | str) -> str:
+    return str(value).lower() if isinstance(value, bool) else value

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
@@ -145,14 +146,14 @@ def train(
     cfg, resumed = request.cfg, request.resumed
     with raising_config_errors():
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
-        parts = build_parts(cfg)
+        parts = build_parts(cfg, kept=kept_choices(directory.path, cfg.get("fork")))
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg))
-        environment = {**described, **request.lineage, **start.lineage}
+        environment = {**described, "resolved": parts.system.resolved, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from lmtrain.terminal.paths import shell_folder
 
 # With models this small, two threads slow each other down. Set before any test imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Not in the user's own cache; kept between the runs of the tests, so that compiled code is used again.
+os.environ.setdefault("LMTRAIN_CACHE", str(Path(tempfile.gettempdir()) / f"lmtrain-tests-{os.getuid()}"))
 limit_spinning()  # several test processes share the cores
 hypothesis.settings.register_profile("any load", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("any load")

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from lmtrain.system import System, missing_to_compile
+from lmtrain.hardware.compilation import missing_to_compile
+from lmtrain.system import System
 
 
 def test_auto_on_a_cpu() -> None:

@@ -6,7 +6,7 @@ Shapes: B batch, T time, H heads, K key-value heads, D head width.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -58,6 +58,16 @@ class Attention:
 
     def __init__(self, kind: AttentionKind, d_head: int, dropout: float, documents: bool) -> None:
         self.kind, self.d_head, self.dropout, self.documents = kind, d_head, dropout, documents
+        self.devices: dict[str, AttentionDevice] = {}  # by type
+
+    def check(self, device: torch.device, dtype: torch.dtype) -> AttentionKind:
+        """Return the kind that training will use on a device. Call this before compiling, which cannot ask the device.
+
+        Raises:
+            ValueError: the wanted kind cannot do the task.
+        """
+        self.devices[device.type] = described(device)
+        return self.choose(self.devices[device.type], dtype)
 
     def choose(self, device: AttentionDevice, dtype: torch.dtype, training: bool = True) -> AttentionKind:
         """Return the kind to use.
@@ -87,7 +97,7 @@ class Attention:
         """
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        kind = self.choose(device_of(x), dtype, training)
+        kind = self.choose(device_of(x, self.devices), dtype, training)
         dropout = self.dropout if training else 0.0
         if kind == "flex" and not training and x.shape[1] % BLOCK:
             kind = "efficient"  # while sampling every token makes a new T, for which flex would be compiled
@@ -145,34 +155,22 @@ def repeat_heads(x: Tensor, heads: int) -> Tensor:
     return x if groups == 1 else x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2)
 
 
-def device_of(x: Tensor) -> AttentionDevice:
-    """Return what the device of a tensor offers."""
+def device_of(x: Tensor, known: Mapping[str, AttentionDevice]) -> AttentionDevice:
+    """Return what the device of a tensor offers for attention; `known` has devices by type."""
     if has_torch_function((x,)):
-        found: AttentionDevice = handle_torch_function(device_of, (x,), x)
+        found: AttentionDevice = handle_torch_function(device_of, (x,), x, known)
         return found
-    return described(x.device.type, x.device.index)
+    return known[x.device.type] if x.device.type in known else described(x.device)
 
 
-def described(device_type: str, index: int | None = None) -> AttentionDevice:
-    """Return what a device offers."""
-    if device_type != "cuda":
-        return AttentionDevice(device_type)
-    major, minor = divmod(_capability(index), 10)
-    return AttentionDevice("cuda", (major, minor), compiles=_has_triton(), varlen=_has_varlen())
+def described(device: torch.device) -> AttentionDevice:
+    """Return what a device offers for attention."""
+    if device.type != "cuda":
+        return AttentionDevice(device.type)
+    has_triton = find_spec("triton") is not None
+    return AttentionDevice("cuda", torch.cuda.get_device_capability(device), has_triton, _has_varlen())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _capability(index: int | None) -> int:
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _has_varlen() -> bool:
     try:
         from torch.nn.attention.varlen import varlen_attn

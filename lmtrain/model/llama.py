@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lmtrain.model.attention import Attention, AttentionPattern, attend
 from lmtrain.model.attention_kind import AttentionKind
 from lmtrain.model.document_mask import document_opening_id, starts_and_positions
+from lmtrain.model.loss import linear_cross_entropy
 from lmtrain.model.recompute import Recompute, RecomputeKind
 
 
@@ -104,10 +105,10 @@ class Llama(nn.Module):
             std = min(std, math.log1p(0.1 * self.vocab_size) / self.d_model)
         nn.init.normal_(head.weight, std=std)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Return the logits (B, T, V) for token ids (B, T) and, given targets (B, T), the mean loss in nats.
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the logits (B, T, V) for token ids (B, T) and None; or, given targets (B, T), None and the mean loss.
 
-        Targets of -100 do not count.
+        The loss is in nats; targets of -100 do not count. Its logits are never held as a whole.
         """
         T = tokens.shape[1]
         if T > self.block_size:
@@ -121,10 +122,10 @@ class Llama(nn.Module):
         pattern = self.attention.pattern(x, starts, self.training)
         for layer in self.layers:
             x = self.recompute.layer(layer, x, cos, sin, pattern)
-        logits = F.linear(self.norm(x), self.embedding.weight if self.output is None else self.output.weight)
+        x, weight = self.norm(x), self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+            return F.linear(x, weight), None
+        return None, linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten())
 
     def flops_per_token(self, block_size: int) -> int:
         """Return the FLOPs of forward and backward per token, for matrix products only and attention without a mask.

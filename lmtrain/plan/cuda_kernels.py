@@ -25,7 +25,7 @@ class CudaKernels(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.device = described("cuda") if torch.cuda.is_available() else HOPPER
+        self.device = described(torch.device("cuda")) if torch.cuda.is_available() else HOPPER
 
     def __torch_function__(
         self, func: Any, types: Iterable[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

@@ -1,1 +1,1 @@
-"""Proves that a killed run resumes bit for bit."""
+"""Proves that a killed run resumes bit for bit, and that a device computes as it must."""

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from lmtrain.verify.phases import PhaseRecorder
 
 # They must not start threads when they are imported, because a fork does not have its parent's threads.
-SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train", "torch._dynamo")  # torch.optim imports the last one
+SLOW_IMPORTS = ("lmtrain.train_run", "lmtrain.commands.train")
 POLL_S = 0.001
 
 

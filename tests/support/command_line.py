@@ -115,7 +115,11 @@ class Cli:
 
 
 def clean_environment() -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "LMTRAIN_", "HYDRA_"))}
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key == "LMTRAIN_CACHE" or not key.startswith(("WANDB_", "LMTRAIN_", "HYDRA_"))
+    }
     return kept | UTF8 | {"PYTHONPATH": ""}
 
 

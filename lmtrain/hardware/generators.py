@@ -1,0 +1,45 @@
+"""Seeds random generators, and saves and restores their state."""
+
+import random
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+
+def seed_generators(seed: int) -> None:
+    """Seed every random generator that a model or a user's part may use."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def generator_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """Return the state of all random generators as tensors, which can be saved without pickle."""
+    version, words, gauss = random.getstate()
+    _, key, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
+    state = {
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "numpy": torch.tensor([*key.tolist(), position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def load_generator_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
+    """Restore a state that `generator_state` returned.
+
+    After a move from CPU to CUDA the state has nothing for the CUDA generator, which then keeps its seed.
+    """
+    version, *words = state["python"].tolist()
+    gauss = state["python_gauss"].tolist()
+    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    *key, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(key, np.uint32), position, has_gauss, state["numpy_gauss"].item()))
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
