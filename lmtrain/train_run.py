@@ -157,7 +157,8 @@ def train(
         request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg), request.facts.get())
-        environment = {**described, "resolved": parts.system.resolved, **request.lineage, **start.lineage}
+        described |= {"resolved": parts.system.resolved, "cuda_allocator": parts.system.allocator()}
+        environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)
