@@ -68,7 +68,8 @@ def largest_error(params: torch.Tensor) -> torch.Tensor:
     """
     size = LR / (1 - BETAS[1]) ** 0.5
     of_params = 2 * (params.detach().abs() + STEPS * size)
-    return of_params.add((3 * STEPS + 10) * size).mul(STEPS * FLOAT32)
+    largest: torch.Tensor = STEPS * FLOAT32 * (of_params + (3 * STEPS + 10) * size)
+    return largest
 
 
 def compare_clipping(setting: Setting) -> Finding:

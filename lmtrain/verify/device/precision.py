@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lmtrain.config.build import build
+from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_loaders, build_model, build_system
 from lmtrain.scheduler import Schedule
 from lmtrain.system import System
-from lmtrain.system.compilation import missing_to_compile
 from lmtrain.verify.device.adamw import Adamw
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
 from lmtrain.verify.device.rounding import (
