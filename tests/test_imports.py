@@ -24,6 +24,7 @@ convert
 verify
 train_run
 run
+micro_batch
 plan
 parts
 trainer
@@ -49,6 +50,7 @@ KNOW_HYDRA = frozenset(
         "convert",
         "train_run",
         "plan",
+        "micro_batch",
         "run",
         "parts",
         "config",

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -39,6 +39,7 @@ class RunRequest:
         resumed: Set if the run is resumed.
         lineage: The entry in `environment.json` about the run that this one repeats.
         notes: Messages about how the config was composed, for the user.
+        resolved: What `auto` became before the parts are built, by config key.
     """
 
     cfg: DictConfig
@@ -46,6 +47,7 @@ class RunRequest:
     resumed: Resume | None
     lineage: Mapping[str, Any]
     notes: Sequence[str]
+    resolved: dict[str, Any] = field(default_factory=dict)
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
