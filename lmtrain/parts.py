@@ -16,12 +16,12 @@ from lmtrain.checkpoint.stored_model import stored_model_size
 from lmtrain.config.batch_size import is_auto
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
+from lmtrain.hardware.work import Work, products_per_cast
 from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
-from lmtrain.system.work import Work, products_per_cast
 from lmtrain.terminal.units import counted
 from lmtrain.torch_internals import postpone_compiler_import
 

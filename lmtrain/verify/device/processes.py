@@ -4,6 +4,7 @@ A process runs checks one after the other and reports what they find through a p
 check that raises an error, a new process runs the rest, since a CUDA error makes all later calls in its process fail.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -33,9 +34,7 @@ class Reported:
     seconds: float
 
 
-def run_checks(
-    checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float
-) -> Iterator[Reported]:
+def run_checks(checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float) -> Iterator[Reported]:
     """Run the checks and yield what they find, until the deadline (in time.monotonic seconds).
 
     `folder` is for files that the checks write.
@@ -47,7 +46,7 @@ def run_checks(
                 yield from (Reported(check, Finding(NOT_RUN, "no time was left; see --budget"), 0.0) for check in left)
                 break
             request = {
-                "checks": {check.name: check.function for check in left},
+                "checks": [[check.name, check.function] for check in left],
                 "overrides": [*overrides],
                 "folder": str(folder),
                 "seconds": deadline - time.monotonic(),
@@ -56,7 +55,9 @@ def run_checks(
                 left = yield from _follow(process, left, deadline)
 
 
-def _follow(process: "CheckProcess", checks: Sequence[Check], deadline: float) -> Generator[Reported, None, list[Check]]:
+def _follow(
+    process: "CheckProcess", checks: Sequence[Check], deadline: float
+) -> Generator[Reported, None, list[Check]]:
     """Yield what a process finds, and return the checks that it did not begin."""
     left = list(checks)
     running: Check | None = None
@@ -134,10 +135,8 @@ class CheckProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and so have its children
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has ended, and so have its children
-            pass
         self._process.wait()
         os.close(self._reader)
         self._output.close()

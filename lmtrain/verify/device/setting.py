@@ -86,7 +86,9 @@ class Setting:
         """Return the config of a small model, `llama` or `gpt2`."""
         return self.config(*SMALL_MODELS[model], *SMALL, *overrides)
 
-    def trainer(self, cfg: DictConfig, name: str = "run", change: Callable[[nn.Module], nn.Module] | None = None) -> Trainer:
+    def trainer(
+        self, cfg: DictConfig, name: str = "run", change: Callable[[nn.Module], nn.Module] | None = None
+    ) -> Trainer:
         """Build the trainer of a config, whose files go to a folder of this name.
 
         `change` gets the model on the CPU and returns the one to train.

@@ -13,20 +13,21 @@ import torch
 from pydantic import PositiveInt, StringConstraints
 from torch import nn
 
+from lmtrain.hardware import compilation, generators, number_format
+from lmtrain.hardware.allocators import cuda_allocator_settings, let_cuda_segments_grow, make_malloc_keep_memory
+from lmtrain.hardware.compilation import missing_to_compile
+from lmtrain.hardware.cpu_speed import cpu_speed
+from lmtrain.hardware.float8 import convert_to_float8
+from lmtrain.hardware.work import Work
 from lmtrain.machine import find_gpu
-from lmtrain.system import compilation, generators
-from lmtrain.system import dtype as formats
-from lmtrain.system.compilation import Mode, missing_to_compile
-from lmtrain.system.cpu_speed import cpu_speed
-from lmtrain.system.dtype import Dtype
-from lmtrain.system.float8 import convert_to_float8
-from lmtrain.system.memory import cuda_allocator_settings, let_cuda_segments_grow, make_malloc_keep_memory
-from lmtrain.system.work import Work
 from lmtrain.terminal.units import counted
 
 log = logging.getLogger(__name__)
 
 Device = Literal["auto", "cpu", "cuda"] | Annotated[str, StringConstraints(pattern=r"^cuda:\d+$")]
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
+# Modes of torch.compile; `default` is the same as true.
+Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 DTYPE_KEY, COMPILE_KEY = "system.dtype", "system.compile"
 
 
@@ -92,10 +93,10 @@ class System:
             torch.backends.cudnn.benchmark = False
 
     def _set_dtype(self, dtype: str) -> None:
-        if reason := formats.lacks_hardware(self.device, dtype):
+        if reason := number_format.lacks_hardware(self.device, dtype):
             raise ValueError(f"system.dtype={dtype}: {reason}")
         self.dtype_name = dtype
-        self.dtype: torch.dtype = formats.FORMATS[dtype]  # of autocast
+        self.dtype: torch.dtype = number_format.FORMATS[dtype]  # of autocast
 
     def _set_compile(self, compile: bool | str) -> None:
         self.compile_mode = None if compile is False else "default" if compile is True else compile
@@ -117,7 +118,7 @@ class System:
                 torch.set_deterministic_debug_mode("error")
 
     def _usual_dtype(self) -> str:
-        return formats.choose_on_cuda(self.device) if self.device.type == "cuda" else "float32"
+        return number_format.choose_on_cuda(self.device) if self.device.type == "cuda" else "float32"
 
     def _usual_compile(self) -> bool:
         if self.device.type != "cuda":
@@ -150,13 +151,13 @@ class System:
         if DTYPE_KEY in self.automatic:
             before = kept.get(DTYPE_KEY)
             self._set_dtype(self._usual_dtype() if before is None else self._kept_dtype(before, work))
-            if before is None and self.device.type == "cpu" and formats.may_gain(work):
-                self._set_dtype(formats.choose_on_cpu(work, cpu_speed()))
+            if before is None and self.device.type == "cpu" and number_format.may_gain(work):
+                self._set_dtype(number_format.choose_on_cpu(work, cpu_speed()))
         if COMPILE_KEY in self.automatic:
             self._set_compile(self._chosen_compile(work, kept.get(COMPILE_KEY)))
 
     def _kept_dtype(self, before: Any, work: Work) -> str:
-        usable = before in formats.KEPT and not formats.lacks_hardware(self.device, before)
+        usable = before in number_format.KEPT and not number_format.lacks_hardware(self.device, before)
         if not usable:
             now = self._usual_dtype()
             log.warning("system.dtype=auto was %s, which this machine lacks; the run continues in %s", before, now)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.system import System
-from lmtrain.system.compilation import missing_to_compile
 
 
 def test_auto_on_a_cpu() -> None:

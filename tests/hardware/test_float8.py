@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from lmtrain.hardware.float8 import convert_to_float8, is_converted
 from lmtrain.model.llama import Llama
-from lmtrain.system.float8 import convert_to_float8, is_converted
 
 
 def llama() -> Llama:

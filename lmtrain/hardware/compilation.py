@@ -5,17 +5,16 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
+from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
+from lmtrain.hardware.work import Work
 from lmtrain.machine import cache_folder
-from lmtrain.system.cpu_speed import CpuSpeed, machine_key
-from lmtrain.system.work import Work
 
-# The names are those of torch.compile; `default` is the same as true.
-Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+# Of torch.compile's modes:
 TIMING_MODES = ("max-autotune", "max-autotune-no-cudagraphs")  # choose kernels by how long they take
 GRAPH_MODES = ("reduce-overhead", "max-autotune")  # replay a step as one CUDA graph
 

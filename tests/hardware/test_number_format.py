@@ -11,11 +11,11 @@ from support.tokens import TINY
 from lmtrain import load_run, train
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
+from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
+from lmtrain.hardware.number_format import choose_on_cpu, lacks_hardware, may_gain
+from lmtrain.hardware.work import Work, products_per_cast
 from lmtrain.parts import build_model, work_of
 from lmtrain.system import System
-from lmtrain.system.cpu_speed import CpuSpeed, machine_key
-from lmtrain.system.dtype import choose_on_cpu, lacks_hardware, may_gain
-from lmtrain.system.work import Work, products_per_cast
 
 AMX, AVX512_BF16, NOISY_AMX = CpuSpeed(100e9, 700e9), CpuSpeed(100e9, 170e9), CpuSpeed(150e9, 460e9)
 EMULATED, NONE = CpuSpeed(100e9, 10e9), CpuSpeed(100e9, 0.0)
@@ -94,7 +94,7 @@ def test_formats_that_a_gpu_lacks_are_refused(
     capability: tuple[int, int], torchao: bool, dtype: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr("lmtrain.system.dtype.is_installed", lambda library: torchao)
+    monkeypatch.setattr("lmtrain.hardware.number_format.is_installed", lambda library: torchao)
     found = lacks_hardware(torch.device("cuda"), dtype)
     assert (found is None) == (reason is None)
     assert reason is None or reason in str(found)
@@ -112,7 +112,7 @@ def claim_speed(cache: Path, monkeypatch: pytest.MonkeyPatch, speed: CpuSpeed) -
 def run(token_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run of four steps for which `auto` became bfloat16, on a machine where bfloat16 is slow from now on."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lmtrain.system.dtype.MIN_SAVING", 0.0)
+    monkeypatch.setattr("lmtrain.hardware.number_format.MIN_SAVING", 0.0)
     claim_speed(tmp_path / "here", monkeypatch, AMX)
     train([*TINY, f"data.path={token_folder}", "trainer.max_steps=4", "hydra.run.dir=run"])
     claim_speed(tmp_path / "elsewhere", monkeypatch, EMULATED)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmtrain.hardware.cpu_speed import BFLOAT16_FLAGS, CpuSpeed, cpu_speed, machine_key, measure_cpu_speed
 from lmtrain.machine import cache_folder, cpu_flags
-from lmtrain.system.cpu_speed import BFLOAT16_FLAGS, CpuSpeed, cpu_speed, machine_key, measure_cpu_speed
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_measurement_is_kept_and_used_again(cache: Path) -> None:
 def test_another_process_uses_what_is_kept(cache: Path) -> None:
     kept_file(cache).parent.mkdir(parents=True)
     kept_file(cache).write_text('{"float32": 2e9, "bfloat16": 5e9}', encoding="utf-8")
-    code = "from lmtrain.system.cpu_speed import cpu_speed; print(cpu_speed())"
+    code = "from lmtrain.hardware.cpu_speed import cpu_speed; print(cpu_speed())"
     printed = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=120)
     assert printed.strip() == str(CpuSpeed(2e9, 5e9))
 
@@ -53,7 +53,7 @@ def test_of_two_processes_that_measure_at_once_the_first_counts(cache: Path, mon
         kept_file(cache).write_text('{"float32": 1e9, "bfloat16": 3e9}', encoding="utf-8")
         return CpuSpeed(1e9, 1e9)
 
-    monkeypatch.setattr("lmtrain.system.cpu_speed.measure_cpu_speed", measure_slowly)
+    monkeypatch.setattr("lmtrain.hardware.cpu_speed.measure_cpu_speed", measure_slowly)
     assert cpu_speed() == CpuSpeed(1e9, 3e9)
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from support.compiler import NEEDS_A_COMPILER
 
-from lmtrain.system import System
-from lmtrain.system.compilation import (
+from lmtrain.hardware.compilation import (
     FASTEST,
     SLOWEST,
     keep_compiled_code,
@@ -17,8 +16,9 @@ from lmtrain.system.compilation import (
     pays_on_every_cpu,
     with_cuda_graphs,
 )
-from lmtrain.system.cpu_speed import CpuSpeed, machine_key
-from lmtrain.system.work import Work
+from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
+from lmtrain.hardware.work import Work
+from lmtrain.system import System
 
 XEON = CpuSpeed(100e9, 700e9)
 TRAINING_TOKENS = 5000 * 4 * 16 * 512

@@ -1,14 +1,10 @@
 """Chooses the number format of matrix products, and says why a device cannot use one."""
 
-from typing import Literal
-
 import torch
 
+from lmtrain.hardware.cpu_speed import CpuSpeed
+from lmtrain.hardware.work import Work
 from lmtrain.machine import is_installed
-from lmtrain.system.cpu_speed import CpuSpeed
-from lmtrain.system.work import Work
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float8"]
 
 # How autocast computes; with float8, the products of Linear layers are in 8 bits and everything else in bfloat16.
 FORMATS = {
