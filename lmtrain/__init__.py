@@ -5,7 +5,6 @@ torch nor Hydra: each name is loaded when it is first used.
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # type checkers and editors see the names here; at run time `__getattr__` finds them
@@ -13,12 +12,18 @@ if TYPE_CHECKING:  # type checkers and editors see the names here; at run time `
     from lmtrain.errors import ConfigError
     from lmtrain.run.loaded import Evaluation, LoadedModel
     from lmtrain.run.stored_run import Run, load_run, read_metrics
+
+    __version__: str
 else:  # hidden from type checkers, which would take it as saying that every name is there
 
     def __getattr__(name: str) -> Any:
-        if name not in _MODULES:
+        if name == "__version__":
+            value: Any = _version()
+        elif name in _MODULES:
+            value = getattr(importlib.import_module(_MODULES[name]), name)
+        else:
             raise AttributeError(f"module 'lmtrain' has no attribute {name!r}")
-        value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+        globals()[name] = value
         return value
 
 
@@ -45,10 +50,14 @@ _MODULES = {
     "train": "lmtrain.api",
 }
 
-try:
-    __version__ = version("lmtrain")
-except PackageNotFoundError:  # a checkout on the path, never installed
-    __version__ = "0+unknown"
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version  # takes as long to import as all of `--help` does
+
+    try:
+        return version("lmtrain")
+    except PackageNotFoundError:  # a checkout on the path, never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

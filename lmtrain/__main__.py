@@ -26,11 +26,12 @@ VERBS = {  # each verb's module in lmtrain.commands
     "confirm": "confirm",
     "decide": "decide",
     "verify-resume": "verify_resume",
+    "verify-device": "verify_device",
     "benchmark": "benchmark",
     "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
-FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "decide", "confirm")
+FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "verify-device", "decide", "confirm")
 
 
 def main() -> None:

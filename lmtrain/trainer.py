@@ -19,6 +19,7 @@ from lmtrain.loop import policies
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
+from lmtrain.loop.garbage import GarbageCollection
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.loop.training_parts import Parts
@@ -125,6 +126,7 @@ class Trainer:
             sequences=sequences_to_evaluate(parts.val_loader, eval_batches, eval_tokens),
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
         )
+        self.garbage = GarbageCollection()
         self.params = [param for param in self.model.parameters() if param.requires_grad]
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
@@ -160,7 +162,7 @@ class Trainer:
         first_batch = state.samples // self.train_loader.batch_size
         self.monitor = BadStepMonitor(self.detector.zscore)
         self.model.train()
-        with Prefetcher(self.train_loader.batch, first_batch, self.system.device) as self.micro_batches:
+        with self.garbage, Prefetcher(self.train_loader.batch, first_batch, self.system.device) as self.micro_batches:
             self.clock = StepClock(state.step, state.seconds)
             if state.pending is not None:
                 self._finish_step(state.pending, evaluate=True, save=True)
@@ -185,6 +187,7 @@ class Trainer:
                 if evaluate or save:
                     self.system.synchronize()  # work still queued on the device counts as time of the steps
                 self._finish_step(metrics, evaluate=evaluate, save=save)
+                self.garbage.after_step()
                 if request is not None and not last:
                     self.saver.wait()  # a failed save must be reported instead of the request
                     raise request
@@ -222,7 +225,7 @@ class Trainer:
     def _finish_step(self, metrics: Metrics, *, evaluate: bool, save: bool) -> None:
         """Evaluate, log and save after the update of a step."""
         state = self.state
-        with self.clock.paused():
+        with self.clock.paused(), self.garbage.as_usual():
             if evaluate:
                 metrics = self._add_evaluation(metrics)
             if metrics:

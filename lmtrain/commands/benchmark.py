@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from lmtrain.errors import ConfigError
 
 KINDS = {
-    "loops": "the training loop against bare loops of the same model (the default)",
+    "step": "a training step, by phases, against what the machine can do at best (the default)",
+    "loops": "the training loop against bare loops of the same model",
     "loader": "loading batches against stacked slices of a memmap, and against a plain memory copy of the same size",
     "prepare": "writing token files from text against running the tokenizer alone",
     "contention": "several runs at once on the same cores, for each way that OpenMP's threads can wait",
     "checkpoint": "saving in the background against saving in the loop, and against a plain copy of the state",
+    "startup": "the start of a run by phase, from the command to the end of its first step",
     "verdicts": "how often the verdicts of compare are wrong, in simulations whose truth is known",
 }
 
@@ -28,5 +30,5 @@ def main(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else ""
     if first and first not in KINDS and not first.startswith(("-", "+", "~")) and "=" not in first:
         raise ConfigError(f"benchmark {first}: no such kind; choose one of {', '.join(KINDS)}")
-    kind, rest = (first, arguments[1:]) if first in KINDS else ("loops", arguments)
+    kind, rest = (first, arguments[1:]) if first in KINDS else ("step", arguments)
     return int(importlib.import_module(f"lmtrain.benchmark.{kind}").main(rest))

@@ -28,6 +28,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain mcp --folder DIR --hours N   serve these commands to a coding agent, in a folder and a budget
   python -m lmtrain import CKPT.pt data.path=…   turn a nanoGPT checkpoint into a run that can be resumed
   python -m lmtrain verify-resume [overrides]    kill runs of this config and check that they resume bit for bit
+  python -m lmtrain verify-device [overrides]    check that this GPU or CPU computes, repeats and performs as it must
   python -m lmtrain benchmark [KIND] …           measure the speed of step, loader, prepare, contention or checkpoint
 
 Each verb has its own --help. To start, train a small model (two minutes on a CPU):

@@ -125,16 +125,7 @@ def _read(target: str) -> Signature:
     module = sys.modules.get(module_name)
     if module is not None and hasattr(module, name):
         return _inspect(locate(target))
-    try:
-        spec = importlib.util.find_spec(module_name)
-    except Exception as error:  # find_spec imports the parent packages; `locate` reports what is wrong with them
-        raise _NotPlainError from error
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise _NotPlainError
-    try:
-        tree = ast.parse(Path(spec.origin).read_bytes())
-    except SyntaxError as error:
-        raise TargetError(f"{spec.origin}, line {error.lineno}: {error.msg}") from error
+    tree = _tree(module_name)
     definitions = [node for node in tree.body if getattr(node, "name", None) == name]
     bound = _bound(tree)
     if len(definitions) != 1 or bound[name] != 1:
@@ -147,6 +138,8 @@ def _read(target: str) -> Signature:
         if definition.decorator_list or definition.keywords:
             raise _NotPlainError
         methods = {node.name: node for node in definition.body if isinstance(node, ast.FunctionDef)}
+        if not definition.bases and not {"__init__", "__new__"} & _bound(ast.Module(definition.body, [])).keys():
+            return Signature({}, open=False)
         if "__init__" not in methods or "__new__" in methods:
             raise _NotPlainError
         function, skip = methods["__init__"], 1  # self
@@ -156,7 +149,21 @@ def _read(target: str) -> Signature:
         raise _NotPlainError
     if function.decorator_list:
         raise _NotPlainError
-    return _read_function(function, skip, _Names(tree))
+    return _read_function(function, skip, _Names(tree, module_name.partition(".")[0]))
+
+
+def _tree(module_name: str) -> ast.Module:
+    """Return the syntax tree of a module that is not imported."""
+    try:
+        spec = importlib.util.find_spec(module_name)
+    except Exception as error:  # find_spec imports the parent packages; `locate` reports what is wrong with them
+        raise _NotPlainError from error
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise _NotPlainError
+    try:
+        return ast.parse(Path(spec.origin).read_bytes())
+    except SyntaxError as error:
+        raise TargetError(f"{spec.origin}, line {error.lineno}: {error.msg}") from error
 
 
 def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Signature:
@@ -199,10 +206,14 @@ def _has_quotes(annotation: Any) -> bool:
 
 
 class _Names(dict[str, Any]):
-    """Looks up the names in annotations: builtins, imports from light modules, and the module's own plain aliases."""
+    """Looks up the names in annotations: builtins, imports from light modules, and plain aliases.
 
-    def __init__(self, tree: ast.Module) -> None:
+    The aliases may be the module's own, or those of another module in the same package, whose source is read as well.
+    """
+
+    def __init__(self, tree: ast.Module, package: str) -> None:
         super().__init__()
+        self.package = package
         self.bound = _bound(tree)
         self.origins: dict[str, tuple[str, str | None]] = {}
         self.aliases: dict[str, ast.expr] = {}
@@ -224,7 +235,10 @@ class _Names(dict[str, Any]):
         if name in self.aliases:
             return self._evaluate(ast.unparse(self.aliases[name]))
         module, attribute = self.origins.get(name, ("", None))
-        if module.split(".")[0] not in LIGHT_MODULES:
+        package = module.split(".")[0]
+        if attribute and package == self.package and package not in LIGHT_MODULES:
+            return _Names(_tree(module), package)[attribute]
+        if package not in LIGHT_MODULES:
             raise _NotPlainError
         found = importlib.import_module(module)
         return getattr(found, attribute) if attribute else found

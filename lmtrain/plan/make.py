@@ -27,6 +27,8 @@ from lmtrain.plan.plan import Measured, Plan
 from lmtrain.plan.remarks import remarks
 from lmtrain.system import System
 
+NOT_COUNTED = "6 per parameter"  # an estimate of the FLOPs per token, if they can't be counted
+
 
 @dataclass(frozen=True)
 class PlannedParts:
@@ -101,7 +103,7 @@ def make(
         flops_from=work.flops_from,
         here=work.here,
         on_cuda=work.on_cuda,
-        beside=_beside(parts.system, facts.checkpoint_bytes),
+        beside=memory_beside(parts.system, facts.checkpoint_bytes),
         no_memory=work.unknown_as,
         missing=missing,
         has_recipe=cfg.get("prepare") is not None,
@@ -144,11 +146,11 @@ def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
     device, dtype = parts.system.device.type, parts.system.dtype
     micro_batches = min(_accumulation(cfg), 2)  # further micro-batches need no more memory than the second
     sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
-    here, unknown_as = _simulated(cfg, StepSettings(device, dtype, *sizes))
+    here, unknown_as = simulated(cfg, StepSettings(device, dtype, *sizes))
     on_cuda = here
     if (device, dtype.itemsize) != ("cuda", 2):
-        on_cuda, _ = _simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
-    return Work(here, on_cuda, unknown_as, *_flops(cfg, parts.model))
+        on_cuda, _ = simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
+    return Work(here, on_cuda, unknown_as, *count_flops_per_token(cfg, parts.model))
 
 
 def facts_of(
@@ -191,7 +193,7 @@ def facts_of(
         step_seconds=measured.step_seconds if measured else estimated,
         checkpoint_bytes=checkpoint_bytes,
         disk_free=hardware.disk_free(run_dir),
-        memory_needed=None if peak is None else peak + sum(_beside(system, checkpoint_bytes).values()),
+        memory_needed=None if peak is None else peak + sum(memory_beside(system, checkpoint_bytes).values()),
         memory_free=torch.cuda.mem_get_info(system.device)[1] if device == "cuda" else hardware.memory_available(),
         batch_size=batch_size,
         vocab_size=work.here.logits_shape[-1] if work.here else cfg.model.get("vocab_size"),
@@ -251,7 +253,7 @@ def _without_memory(cfg: Any) -> Any:
         return build_model(cfg)
 
 
-def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
+def simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
     """Return the cost of a step, or the reason why it cannot be simulated."""
 
     def parts() -> Any:
@@ -264,13 +266,14 @@ def _simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
         return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _flops(cfg: Any, model: Any) -> tuple[float, str]:
+def count_flops_per_token(cfg: Any, model: Any) -> tuple[float, str]:
+    """Return the FLOPs of forward and backward per token, and in words how they were counted."""
     if hasattr(model, "flops_per_token"):
         return flops_per_token(model, cfg.data.block_size), "the model's own count"
     try:
         return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
-    except Exception:  # see `_simulated`
-        return flops_per_token(model, cfg.data.block_size), "6 per parameter"
+    except Exception:  # see `simulated`
+        return flops_per_token(model, cfg.data.block_size), NOT_COUNTED
 
 
 def _price_here(system: System) -> float | None:
@@ -290,7 +293,7 @@ def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
     return int(min(kept, all_of_them) + 1)
 
 
-def _beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
+def memory_beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
     """Return the memory that is needed in addition to the step's: bytes by purpose."""
     if system.device.type == "cuda":
         return {"CUDA context": CUDA_CONTEXT}

@@ -222,6 +222,38 @@ def test_a_type_alias_in_the_module_is_followed(module):
     assert read == both("own_alias.f")
 
 
+def test_a_type_alias_in_another_module_of_the_package_is_followed(module):
+    module("own_parts", "", package=True)
+    module(
+        "own_parts.shares",
+        """
+        import nowhere_to_be_found
+        from typing import Annotated
+        from annotated_types import Interval
+
+        LARGEST = 1
+        Share = Annotated[float, Interval(ge=0, le=LARGEST)]
+        """,
+    )
+    module("own_parts.again", "from own_parts.shares import Share as Part\nfrom own_parts.user import Odd\n")
+    module("own_parts.user", "from own_parts.again import Odd, Part\ndef f(share: Part, odd: Odd): ...")
+    read = signature_of("own_parts.user.f", typed=["share"])
+    assert not imported("own_parts.user")
+    assert not imported("own_parts.shares")
+    assert read.parameters["share"] == Parameter(Annotated[float, Interval(ge=0, le=1)], required=True)
+    with pytest.raises(TargetError, match="nowhere_to_be_found"):  # two modules that import a name from each other
+        signature_of("own_parts.user.f", typed=["share", "odd"])
+
+
+def test_a_class_without_init_takes_nothing_and_is_not_imported(module):
+    module("own_empty", "import nowhere_to_be_found\n\nclass Empty:\n    def fit(self, a): ...\n")
+    assert signature_of("own_empty.Empty", typed=()) == Signature({}, open=False)
+    assert not imported("own_empty")
+    module("own_alike", "class A:\n    def __init__(self, n: int): ...\nclass B(A): ...\nclass C: ...")
+    assert [*both("own_alike.B").parameters] == ["n"]
+    assert both("own_alike.C") == Signature({}, open=False)
+
+
 def test_an_annotation_from_elsewhere_is_imported_only_where_it_is_needed(module):
     module("own_types", "class Shape: ...\nWidth = int")
     module("own_user", "from own_types import Shape, Width\ndef f(shape: Shape, width: Width, n: int): ...")

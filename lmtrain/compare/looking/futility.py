@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.sequential import log_e_value_of_t
 
@@ -27,7 +27,7 @@ def best_reachable_log_e_value(differences: Sequence[float], budget: int) -> flo
 
 def reachable(mean: np.ndarray, sd: np.ndarray, n: np.ndarray, budget: int) -> np.ndarray:
     """Return the same for arrays of means and standard deviations of `n` differences."""
-    hoped = mean + special.stdtrit(n - 1, OPTIMISM) * sd / np.sqrt(n)
+    hoped = mean + scipy.special.stdtrit(n - 1, OPTIMISM) * sd / np.sqrt(n)
     final = (n * mean + np.maximum(budget - n, 0) * hoped) / np.maximum(budget, n)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(final == 0, 0.0, np.sqrt(np.maximum(budget, n)) * final / sd)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from scipy import special
+import scipy
 
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.notes import Note
@@ -19,7 +19,7 @@ def luck_of_the_best(count: int) -> float:
 
     This is the expected maximum of independent normal values, by Blom's approximation (1958), which is right to 1%.
     """
-    return float(special.ndtri((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
+    return float(scipy.special.ndtri((count - 0.375) / (count + 0.25))) if count > 1 else 0.0
 
 
 def luck_in_words(count: int, noise: float | None = None) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.group import ReplicateGroup
 
@@ -91,7 +91,7 @@ def f_test(estimate: Estimate, scale: float) -> FTest | None:
     df = min(float(len(whole)), max(1.0, squared_trace / squares))
     df_noise = min(squared_trace / spread, df * sum(part.df for part in estimate.parts))
     f = float(np.sum(estimate.values**2)) / trace
-    return FTest(f, df, df_noise, float(special.fdtrc(df, df_noise, f)))
+    return FTest(f, df, df_noise, float(scipy.special.fdtrc(df, df_noise, f)))
 
 
 def t_degrees(estimate: Estimate) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.factorial import Estimate, f_test, t_degrees
 from lmtrain.compare.statistics.significance import ALPHA
@@ -122,7 +122,7 @@ def _half_width(contrast: Estimate, alpha: float) -> float | None:
     if not contrast.parts:
         return None
     df = t_degrees(contrast)
-    return float(special.stdtrit(df, 1 - alpha / 2)) * math.sqrt(float(contrast.covariance[0, 0]))
+    return float(scipy.special.stdtrit(df, 1 - alpha / 2)) * math.sqrt(float(contrast.covariance[0, 0]))
 
 
 def _fieller(derivative: Estimate, alpha: float) -> tuple[float, float] | None:
@@ -130,7 +130,7 @@ def _fieller(derivative: Estimate, alpha: float) -> tuple[float, float] | None:
     b, c = map(float, derivative.values)
     (v_bb, v_bc), (_, v_cc) = derivative.covariance
     df = min(t_degrees(derivative.of(weights)) for weights in (np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])))
-    t_squared = float(special.stdtrit(df, 1 - alpha / 2)) ** 2
+    t_squared = float(scipy.special.stdtrit(df, 1 - alpha / 2)) ** 2
     # (b + cx)² ≤ t² var(b + cx) is a quadratic in x: p x² + 2 q x + r ≤ 0.
     p, q, r = c**2 - t_squared * v_cc, b * c - t_squared * v_bc, b**2 - t_squared * v_bb
     if p <= 0:

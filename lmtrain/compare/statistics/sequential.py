@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
+import scipy
 
 # The prior variance of the difference, in units of the noise. With 1, most is known soonest about a difference as
 # large as the noise itself.
@@ -128,4 +128,4 @@ def _two_sided(t: np.ndarray, n: np.ndarray) -> np.ndarray:
 def _one_sided(t: np.ndarray, n: np.ndarray) -> np.ndarray:
     squared = _correlation_squared(t, n)
     z = np.copysign(np.sqrt(n * squared / (1 - squared)), t)
-    return np.asarray(_two_sided(t, n) + np.log(np.maximum(2 * special.stdtr(n, z), LEAST)))
+    return np.asarray(_two_sided(t, n) + np.log(np.maximum(2 * scipy.special.stdtr(n, z), LEAST)))

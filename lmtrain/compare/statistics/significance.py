@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special  # scipy.stats has the same functions but takes seconds to import
+import scipy  # loads scipy.special when a function of it is first called, and never scipy.stats, which takes seconds
 
 ALPHA = 0.05  # the level of all verdicts of a table together; its intervals hold together with 1 − ALPHA
 FEWEST_RANKED = 5
@@ -51,12 +51,12 @@ def half_width(values: Values) -> float:
 
 def critical_t(df: float, alpha: float = ALPHA) -> float:
     """Return the two-sided critical value of Student's t."""
-    return float(special.stdtrit(df, 1 - alpha / 2))
+    return float(scipy.special.stdtrit(df, 1 - alpha / 2))
 
 
 def two_sided_p(t: float, df: float) -> float:
     """Return the two-sided p-value of Student's t."""
-    return float(2 * special.stdtr(df, -abs(t)))
+    return float(2 * scipy.special.stdtr(df, -abs(t)))
 
 
 def pooled_noise(samples: Sequence[Values]) -> SeedNoise | None:

@@ -12,9 +12,7 @@ class Adamw:
     Only parameters of two or more dimensions decay, as in `lmtrain.optimizer`.
     """
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], weight_decay: float, betas: Sequence[float], eps: float
-    ) -> None:
+    def __init__(self, params: Iterable[nn.Parameter], weight_decay: float, betas: Sequence[float], eps: float) -> None:
         self.params, self.weight_decay, self.betas, self.eps = list(params), weight_decay, betas, eps
         self.means = [torch.zeros_like(param) for param in self.params]
         self.squares = [torch.zeros_like(param) for param in self.params]

@@ -37,7 +37,7 @@ class Poisoned(nn.Module):
         self.model = model
         self.register_buffer("factor", torch.ones(()), persistent=False)
         self.register_buffer("addition", torch.zeros(()), persistent=False)
-        next(model.parameters()).register_hook(lambda gradient: gradient + self.addition)
+        next(model.parameters()).register_hook(lambda gradient: gradient + self.addition)  # type: ignore[no-untyped-call]
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Any:
         logits, loss = self.model(tokens, targets)
@@ -52,9 +52,7 @@ def change_nothing(setting: Setting) -> Iterator[Finding]:
     for number_format in FORMATS:
         if number_format.name == "TensorFloat-32" or missing_format(number_format, setting.device):
             continue
-        cfg = setting.small(
-            "llama", *number_format.overrides, "system.compile=false", f"trainer.spike_zscore={ZSCORE}"
-        )
+        cfg = setting.small("llama", *number_format.overrides, "system.compile=false", f"trainer.spike_zscore={ZSCORE}")
         with fed(setting.trainer(cfg, change=Poisoned)) as trainer:
             yield after_bad_steps(trainer, number_format.name)
 
@@ -84,7 +82,9 @@ def after_bad_steps(trainer: Trainer, what: str) -> Finding:
             wrong.append(f"{case}: the good step after it was skipped, too")
         if not tensor_differences(before, state_of(trainer)):
             wrong.append(f"{case}: the good step after it changed nothing")
-    return judged(not wrong, wrong[0] if wrong else f"{len(CASES)} kinds of bad steps changed no bit", what, wrong=wrong)
+    return judged(
+        not wrong, wrong[0] if wrong else f"{len(CASES)} kinds of bad steps changed no bit", what, wrong=wrong
+    )
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:

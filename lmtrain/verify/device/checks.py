@@ -2,15 +2,23 @@
 
 from lmtrain.verify.device.finding import Check
 
+DEVICE = "device"  # always runs, since its description is part of the report
 FIGURES = "figures"  # the check that `--skip-figures` leaves out
 
 CHECKS = (
+    Check(
+        DEVICE,
+        "describe:the_device",
+        "torch cannot use this device: see the driver, the container, and `nvidia-smi`",
+        "numbers",
+        60,
+    ),
     Check(
         "precision",
         "precision:in_each_dtype",
         "losses or gradients of this device are wrong: do not train on it; another torch or driver may cure it",
         "numbers",
-        120,
+        180,
     ),
     Check(
         "attention",
@@ -80,7 +88,7 @@ CHECKS = (
         "precision:compiled",
         "torch.compile changes the result here: use system.compile=false",
         "compile",
-        120,
+        180,
     ),
     Check(
         "repeat",
@@ -96,12 +104,9 @@ CHECKS = (
         "resume",
         150,
     ),
-    Check(
-        FIGURES,
-        "figures:of_each_model",
-        "the model could not be trained at this size",
-        "figures",
-        400,
+    *(
+        Check(FIGURES, f"figures:{figure}", "this model could not be trained at this size", "figures", 180)
+        for figure in ("gpt2", "production", "llama_1b", "llama_350m", "gpt2_deterministic")
     ),
 )
-NAMES = tuple(check.name for check in CHECKS)
+NAMES = tuple(dict.fromkeys(check.name for check in CHECKS))

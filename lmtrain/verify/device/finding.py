@@ -45,10 +45,6 @@ class Finding:
     what: str = ""
     values: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def is_bad(self) -> bool:
-        return self.status in (FAILED, NOT_RUN)
-
 
 def judged(passed: bool, result: str, what: str = "", **values: Any) -> Finding:
     """Return a finding that passed or failed."""

@@ -28,9 +28,7 @@ CPU_SIZES = {
 
 def planned_and_measured(setting: Setting) -> Iterator[Finding]:
     for name, sizes in (CUDA_SIZES if setting.is_cuda else CPU_SIZES).items():
-        cfg = setting.config(
-            *sizes, "trainer.gradient_accumulation_steps=2", "system.compile=false", vocabulary=8192
-        )
+        cfg = setting.config(*sizes, "trainer.gradient_accumulation_steps=2", "system.compile=false", vocabulary=8192)
         yield compare(planned_bytes(cfg), measured_bytes(setting, cfg), name)
 
 
@@ -85,4 +83,5 @@ def peak_on_the_cpu(trainer: Trainer) -> int:
         for event in profiled.profiler.kineto_results.events()
         if event.name() == "[memory]"
     ]
-    return sum(tensor.nbytes for tensor in held) + max(accumulate(change for _, change in sorted(changes)))
+    held_bytes = sum(tensor.nbytes for tensor in held)
+    return int(held_bytes + max(accumulate(change for _, change in sorted(changes))))

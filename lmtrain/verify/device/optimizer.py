@@ -67,7 +67,9 @@ def largest_error(params: torch.Tensor) -> torch.Tensor:
     further operations. The parameters move so little that their last values stand for all.
     """
     size = LR / (1 - BETAS[1]) ** 0.5
-    return STEPS * FLOAT32 * (2 * (params.detach().abs() + STEPS * size) + (3 * STEPS + 10) * size)
+    of_params = 2 * (params.detach().abs() + STEPS * size)
+    largest: torch.Tensor = STEPS * FLOAT32 * (of_params + (3 * STEPS + 10) * size)
+    return largest
 
 
 def compare_clipping(setting: Setting) -> Finding:
@@ -105,4 +107,5 @@ def first_step(setting: Setting, grad_clip: str) -> tuple[torch.Tensor, float]:
 
 def seen_gradient(trainer: Trainer, beta1: float) -> torch.Tensor:
     means = [trainer.optimizer.state[param]["exp_avg"].flatten() for param in trainer.params]
-    return torch.cat(means).cpu().double() / (1 - beta1)
+    seen: torch.Tensor = torch.cat(means).cpu().double() / (1 - beta1)
+    return seen

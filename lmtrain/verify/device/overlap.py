@@ -98,7 +98,7 @@ def batches_arrive(setting: Setting) -> Iterator[Finding]:
         first = next(batches)
         busy = keep_busy(setting.device)
         items = [first, *(next(batches) for _ in range(BATCHES - 1))]
-        waited = busy is not None and busy.query()
+        waited = busy is not None and busy.query()  # type: ignore[no-untyped-call]
     wrong = [
         number
         for number, item in enumerate(items)

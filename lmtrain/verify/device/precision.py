@@ -1,7 +1,8 @@
 """Checks the shipped models on the device against float64 on the CPU: logits, loss, gradients and training steps."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmtrain.config.build import build
+from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_loaders, build_model, build_system
 from lmtrain.scheduler import Schedule
-from lmtrain.config.build import build
-from lmtrain.system import System, missing_to_compile
+from lmtrain.system import System
 from lmtrain.verify.device.adamw import Adamw
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
 from lmtrain.verify.device.rounding import (
@@ -112,9 +114,10 @@ class Reference:
             for number in range(micro_batches):
                 x, y = self.loader.batch(step * micro_batches + number)
                 total += backward(model, x, y, context or contextlib.nullcontext(), 1 / micro_batches)[1]
-            norm = torch.stack([param.grad.norm() for param in model.parameters()]).norm()
-            for param in model.parameters():
-                param.grad *= min(1.0, cfg.trainer.grad_clip / (norm.item() + 1e-6))
+            gradients = [param.grad for param in model.parameters() if param.grad is not None]
+            norm = torch.stack([gradient.norm() for gradient in gradients]).norm().item()
+            for gradient in gradients:
+                gradient *= min(1.0, cfg.trainer.grad_clip / (norm + 1e-6))
             if step not in skipped:
                 optimizer.step(schedule(step))
             model.zero_grad(set_to_none=True)
@@ -131,20 +134,25 @@ def backward(model: nn.Module, x: Tensor, y: Tensor, context: Context, scale: fl
         logits = model(x)[0]
     leaf = logits.detach().requires_grad_()
     loss = scale * nn.functional.cross_entropy(leaf.flatten(0, 1), y.flatten())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     with context:
         logits.backward(leaf.grad)
     return logits.detach(), loss.detach()
 
 
 def forward_and_backward(
-    model: nn.Module, forward: Callable[..., Any], x: Tensor, y: Tensor, context: Context | None = None, scale: float = 1
+    model: nn.Module,
+    forward: Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    context: Context | None = None,
+    scale: float = 1,
 ) -> list[Tensor]:
     """Return the logits, the loss and all gradients in float64 on the CPU."""
     model.zero_grad(set_to_none=True)
     with context or contextlib.nullcontext():
         with torch.no_grad():
-            logits = forward(x)[0]
+            logits = forward(x)[0].to("cpu", torch.float64)  # a CUDA graph would overwrite it
         loss = forward(x, y)[1]
     (loss * scale).backward()
     gradients = [param.grad / scale for param in model.parameters() if param.grad is not None]
@@ -176,6 +184,10 @@ def compiled(setting: Setting) -> Iterator[Finding]:
     for name in SMALL_MODELS if setting.is_cuda else ("llama",):
         cfg = setting.small(name, *number_format.overrides, "system.compile=true")
         yield compare_pass(Reference(setting.small(name)), cfg, number_format, f"{name}, {number_format.name}")
+    if setting.is_cuda:
+        cfg = setting.small("llama", *number_format.overrides, "system.compile=reduce-overhead")
+        reference = Reference(setting.small("llama"))
+        yield compare_training(reference, setting, cfg, number_format, f"llama, CUDA graphs: {STEPS} steps")
 
 
 def compare_pass(reference: Reference, cfg: Any, number_format: NumberFormat, what: str) -> Finding:
@@ -232,11 +244,13 @@ def bound_of(typical: float, number_format: NumberFormat) -> float:
 
 def loss_rounding(losses: Tensor) -> float:
     """Return the largest error, as a norm, that computing these losses from exact logits in float32 may make."""
-    return MARGIN * 4 * FLOAT32 * losses.norm().item()  # the logarithm, the logit, their difference, the mean
+    return MARGIN * 4 * FLOAT32 * float(losses.norm())  # the logarithm, the logit, their difference, the mean
 
 
 def share_of(error: float, bound: float) -> float:
     """Return the error as a share of its bound; NaN counts as infinitely wrong."""
-    if error != error:
-        return float("inf")
-    return error / bound if bound else float("inf") * bool(error)
+    if math.isnan(error):
+        return math.inf
+    if bound == 0:
+        return math.inf if error else 0.0
+    return error / bound

@@ -22,7 +22,7 @@ def run(descriptor: int, request: Mapping[str, Any]) -> None:
     """Run the requested checks and report through the file descriptor; end after the first one that raises."""
     os.set_inheritable(descriptor, False)  # a process that a check starts must not keep the pipe open
     setting = Setting(Path(request["folder"]), request["overrides"], request["seconds"])
-    for name, function in request["checks"].items():
+    for name, function in request["checks"]:
         _report(descriptor, begun=name)
         try:
             for finding in function_of(function)(setting):
@@ -35,9 +35,10 @@ def run(descriptor: int, request: Mapping[str, Any]) -> None:
 
 
 def function_of(name: str) -> CheckFunction:
-    """Return the function named `module:function`."""
+    """Return the function named `module:function`; the module is one of this folder, or has its full name."""
     module, _, function = name.partition(":")
-    found: CheckFunction = getattr(importlib.import_module(f"lmtrain.verify.device.{module}"), function)
+    full = module if "." in module else f"lmtrain.verify.device.{module}"
+    found: CheckFunction = getattr(importlib.import_module(full), function)
     return found
 
 

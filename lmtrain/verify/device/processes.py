@@ -4,6 +4,7 @@ A process runs checks one after the other and reports what they find through a p
 check that raises an error, a new process runs the rest, since a CUDA error makes all later calls in its process fail.
 """
 
+import contextlib
 import json
 import os
 import select
@@ -34,11 +35,11 @@ class Reported:
 
 
 def run_checks(
-    checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float
+    checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float, patience: float = 1.0
 ) -> Iterator[Reported]:
     """Run the checks and yield what they find, until the deadline (in time.monotonic seconds).
 
-    `folder` is for files that the checks write.
+    `folder` is for files that the checks write. `patience` multiplies the time limits of the checks.
     """
     for _, group in groupby(checks, key=lambda check: check.process):
         left = list(group)
@@ -47,16 +48,18 @@ def run_checks(
                 yield from (Reported(check, Finding(NOT_RUN, "no time was left; see --budget"), 0.0) for check in left)
                 break
             request = {
-                "checks": {check.name: check.function for check in left},
+                "checks": [[check.name, check.function] for check in left],
                 "overrides": [*overrides],
                 "folder": str(folder),
                 "seconds": deadline - time.monotonic(),
             }
             with CheckProcess(request) as process:
-                left = yield from _follow(process, left, deadline)
+                left = yield from _follow(process, left, deadline, patience)
 
 
-def _follow(process: "CheckProcess", checks: Sequence[Check], deadline: float) -> Generator[Reported, None, list[Check]]:
+def _follow(
+    process: "CheckProcess", checks: Sequence[Check], deadline: float, patience: float
+) -> Generator[Reported, None, list[Check]]:
     """Yield what a process finds, and return the checks that it did not begin."""
     left = list(checks)
     running: Check | None = None
@@ -68,7 +71,7 @@ def _follow(process: "CheckProcess", checks: Sequence[Check], deadline: float) -
             case {"begun": name}:
                 running = next(check for check in left if check.name == name)
                 left.remove(running)
-                until = min(deadline, now + running.limit_s)
+                until = min(deadline, now + running.limit_s * patience)
             case {"finding": finding} if running is not None:
                 yield Reported(running, Finding(**finding), now - last)
             case {"ended": _}:
@@ -82,7 +85,9 @@ def _follow(process: "CheckProcess", checks: Sequence[Check], deadline: float) -
         if line is not None:
             finding = Finding(FAILED, process.how_it_ended(), values={"output": process.output()})
         elif until < deadline:
-            finding = Finding(FAILED, f"stopped after {running.limit_s:.0f} s", values={"output": process.output()})
+            finding = Finding(
+                FAILED, f"stopped after {running.limit_s * patience:.0f} s", values={"output": process.output()}
+            )
         else:
             finding = Finding(NOT_RUN, "stopped, because no time was left; see --budget")
         yield Reported(running, finding, now - last)
@@ -134,10 +139,8 @@ class CheckProcess:
         return self
 
     def __exit__(self, *error: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, and so have its children
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:  # it has ended, and so have its children
-            pass
         self._process.wait()
         os.close(self._reader)
         self._output.close()

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_system
-from lmtrain.system import missing_to_compile
 from lmtrain.verify.bit_comparison import tensor_differences
 from lmtrain.verify.device.bad_steps import state_of
 from lmtrain.verify.device.finding import MEASURED, Finding, judged

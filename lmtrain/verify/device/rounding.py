@@ -22,11 +22,11 @@ MARGIN = 4.0
 Context = contextlib.AbstractContextManager[Any]
 
 
-class Perturbed(TorchDispatchMode):
+class Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Changes every float64 value that an operator writes by ±`relative` of itself, with a random sign."""
 
     def __init__(self, relative: float, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.relative, self.generator = relative, torch.Generator().manual_seed(seed)
         self.signs = self._draw((DRAWN_SIGNS,))
 

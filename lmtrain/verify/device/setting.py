@@ -23,7 +23,7 @@ from lmtrain.data.prefetch import Prefetcher
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.training_parts import Parts
-from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system
+from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, work_of
 from lmtrain.system import System
 from lmtrain.trainer import Recorder, Trainer
 
@@ -86,7 +86,9 @@ class Setting:
         """Return the config of a small model, `llama` or `gpt2`."""
         return self.config(*SMALL_MODELS[model], *SMALL, *overrides)
 
-    def trainer(self, cfg: DictConfig, name: str = "run", change: Callable[[nn.Module], nn.Module] | None = None) -> Trainer:
+    def trainer(
+        self, cfg: DictConfig, name: str = "run", change: Callable[[nn.Module], nn.Module] | None = None
+    ) -> Trainer:
         """Build the trainer of a config, whose files go to a folder of this name.
 
         `change` gets the model on the CPU and returns the one to train.
@@ -94,6 +96,7 @@ class Setting:
         system = build_system(cfg)
         train_loader, val_loader = build_loaders(cfg)
         model = build_model(cfg)
+        system.choose(work_of(cfg, model), {})
         model = (change(model) if change else model).to(system.device)
         parts = Parts(system, train_loader, val_loader, model, build_optimizer(cfg, model), build(cfg.scheduler))
         out = self.folder / name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
-from scipy import special
+import scipy
 
 NORMAL_END = 8.0  # the standard normal density beyond is below 1e-14
 TAIL = 1e-13  # of the distribution of the estimated noise that the integral leaves out on each side
@@ -21,7 +21,8 @@ UNIT, UNIT_WEIGHTS = (np.polynomial.legendre.leggauss(40) + np.array([[1.0], [0.
 
 def range_tail(q: float, k: int, df: float) -> float:
     """Return the probability that the studentized range of `k` equal means is above `q` (Tukey's test)."""
-    return _tail(q, df, lambda w: k * (Z_DENSITY * (special.ndtr(Z) - special.ndtr(Z - w[:, None])) ** (k - 1)).sum(1))
+    ndtr = scipy.special.ndtr
+    return _tail(q, df, lambda w: k * (Z_DENSITY * (ndtr(Z) - ndtr(Z - w[:, None])) ** (k - 1)).sum(1))
 
 
 @lru_cache(maxsize=4096)
@@ -47,7 +48,7 @@ def dunnett_tail(t: float, loads: Sequence[float], df: float) -> float:
         product = np.ones((len(w), len(Z)))
         for load, count in zip(kinds, counts, strict=True):
             rest = np.sqrt(1 - load**2)
-            high, low = (special.ndtr((load * Z + side * w[:, None]) / rest) for side in (1, -1))
+            high, low = (scipy.special.ndtr((load * Z + side * w[:, None]) / rest) for side in (1, -1))
             product *= (high - low) ** count
         return np.asarray((Z_DENSITY * product).sum(1))
 
@@ -69,10 +70,10 @@ def _tail(limit: float, df: float, inside: Callable[[np.ndarray], np.ndarray]) -
         return 0.0
     if df > LARGEST_DF:
         return float(np.clip(1 - inside(np.array([limit]))[0], 0, 1))
-    low, high = (np.sqrt(2 * special.gammainccinv(df / 2, p) / df) for p in (1 - TAIL, TAIL))
+    low, high = (np.sqrt(2 * scipy.special.gammainccinv(df / 2, p) / df) for p in (1 - TAIL, TAIL))
     high = min(high, max(2 * NORMAL_END / limit, 1.001 * low))  # with a larger s, nothing is outside
     s = low + (high - low) * UNIT
-    log_density = df * np.log(s) - df * s**2 / 2 - np.log(s) + df / 2 * np.log(df / 2) - special.gammaln(df / 2)
+    log_density = df * np.log(s) - df * s**2 / 2 - np.log(s) + df / 2 * np.log(df / 2) - scipy.special.gammaln(df / 2)
     density = 2 * np.exp(log_density) * (high - low) * UNIT_WEIGHTS
     return float(np.clip((density * (1 - inside(limit * s))).sum(), 0, 1))
 
@@ -96,4 +97,4 @@ def _quantile(alpha: float, tail: Callable[[float], float], low: float, high: fl
 
 def _t(alpha: float, df: float) -> float:
     """Return the two-sided critical value of Student's t."""
-    return float(special.stdtrit(min(df, LARGEST_DF), 1 - alpha / 2))
+    return float(scipy.special.stdtrit(min(df, LARGEST_DF), 1 - alpha / 2))

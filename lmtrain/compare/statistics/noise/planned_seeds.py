@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.noise.model import fit_noise
@@ -41,8 +41,8 @@ class PairNoise:
         """Return the interval of the true standard deviation, from the chi-square distribution."""
         low, high = ((1 + side * confidence) / 2 for side in (-1, 1))
         return (
-            self.sd * math.sqrt(self.df / special.chdtri(self.df, low)),
-            self.sd * math.sqrt(self.df / special.chdtri(self.df, high)),
+            self.sd * math.sqrt(self.df / scipy.special.chdtri(self.df, low)),
+            self.sd * math.sqrt(self.df / scipy.special.chdtri(self.df, high)),
         )
 
 
@@ -93,7 +93,7 @@ def planned_seeds(difference: float, noise: PairNoise, settings: int) -> Planned
     """
     low, high = noise.limits()
     fewest, middle, most = (_seeds(difference, sd, settings) for sd in (low, noise.sd, high))
-    sds = noise.sd * np.sqrt(noise.df / special.chdtri(noise.df, QUANTILES))
+    sds = noise.sd * np.sqrt(noise.df / scipy.special.chdtri(noise.df, QUANTILES))
     expected = np.mean([_power(difference, float(sd), middle or MAX_PLANNED, settings) for sd in sds])
     return PlannedSeeds(difference, settings, noise, fewest, middle, most, float(expected))
 

@@ -2,7 +2,7 @@
 
 import math
 
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.noise.differences import FEWEST_OWN, UNCORRECTED
 from lmtrain.compare.statistics.noise.largest_difference import range_quantile
@@ -33,7 +33,7 @@ def power(difference: float, sd: float, seeds: int, *, settings: int = 2, alpha:
 
 
 def _beyond(limit: float, df: float, shift: float) -> float:
-    return float(1 - special.nctdtr(df, shift, limit) + special.nctdtr(df, shift, -limit))
+    return float(1 - scipy.special.nctdtr(df, shift, limit) + scipy.special.nctdtr(df, shift, -limit))
 
 
 def seeds_needed(difference: float, sd: float, *, settings: int = 2, alpha: float = ALPHA) -> int | None:
@@ -46,7 +46,7 @@ def seeds_needed(difference: float, sd: float, *, settings: int = 2, alpha: floa
     if not difference:
         return None
     # The number for a known noise is the starting point; the test also estimates the noise and needs a few more.
-    normal = float(special.ndtri(1 - alpha / 2) + special.ndtri(POWER)) * sd / difference
+    normal = float(scipy.special.ndtri(1 - alpha / 2) + scipy.special.ndtri(POWER)) * sd / difference
     low = int(min(max(2.0, normal**2 // 1), MAX_SEEDS + 1))
     high = low
     while high <= MAX_SEEDS and power(difference, sd, high, settings=settings, alpha=alpha) < POWER:

@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.group import ReplicateGroup
 from lmtrain.compare.statistics.significance import mean_ranks
@@ -26,7 +26,7 @@ def rank_test(a: ReplicateGroup, b: ReplicateGroup, sign: int) -> float:
     distance = abs(int(twice[:first].sum()) - mean)
     if n > MOST_EXACT:
         variance = first * (n - first) / (n - 1) * float(np.mean((twice - (n + 1)) ** 2))
-        return float(special.erfc((distance - 1) / math.sqrt(2 * variance))) if variance else 1.0
+        return float(scipy.special.erfc((distance - 1) / math.sqrt(2 * variance))) if variance else 1.0
     # ways[j, s]: the number of ways to choose j runs whose doubled ranks have the sum s
     ways = np.zeros((first + 1, int(twice.sum()) + 1))
     ways[0, 0] = 1

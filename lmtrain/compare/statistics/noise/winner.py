@@ -1,7 +1,7 @@
 """Corrects the mean of the best of several settings for having been picked as the best."""
 
 import numpy as np
-from scipy import special
+import scipy
 
 from lmtrain.compare.statistics.noise.largest_difference import Z_DENSITY, Z
 from lmtrain.compare.statistics.noise.model import NoiseModel
@@ -25,6 +25,6 @@ def mean_on_new_seeds(model: NoiseModel, sign: int) -> tuple[int, float]:
     luck = 0.0
     for i, draws in enumerate(drawn):
         others = np.arange(len(means)) != i
-        wins = special.ndtr((means[others, None] - draws) / errors[others, None]).prod(axis=0)
+        wins = scipy.special.ndtr((means[others, None] - draws) / errors[others, None]).prod(axis=0)
         luck += float(np.sum(Z_DENSITY * errors[i] * Z * wins))
     return int(order[0]), float(sign * min(means[0] - luck, means.mean()))

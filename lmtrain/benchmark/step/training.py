@@ -1,0 +1,102 @@
+"""The real training loop, which takes its steps when a benchmark asks for them."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.benchmark.step.timeline import DATA, LOGGING, Marks
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.config.build import build
+from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.loop.bad_batches import BadBatches
+from lmtrain.loop.training_parts import Parts
+from lmtrain.trainer import Recorder, Trainer
+
+FOREVER = 10**9  # steps
+RANDOM_TOKENS = 1_000_000  # in the place of missing data
+
+
+class _EndOfMeasurement(Exception):  # noqa: N818 (it is not an error)
+    """Leaves the training loop."""
+
+
+class TrainingInTurns:
+    """Runs `Trainer.fit`, one step for each `yield` of a measurement.
+
+    The code between two yields of the measurement runs between two steps of the loop. So the time from before a
+    `yield` until after it is the time of a step with everything that the loop does around it.
+
+    Args:
+        cfg: The checked config.
+        parts: The parts of the run.
+        folder: An empty folder for metrics and checkpoints.
+    """
+
+    def __init__(self, cfg: DictConfig, parts: Parts, folder: Path) -> None:
+        node: dict[str, Any] = {
+            **cfg.trainer,
+            "max_steps": FOREVER,
+            "eval_interval": FOREVER,
+            "checkpoint_interval": FOREVER,
+            "log_interval": FOREVER,
+            "on_bad_step": "skip",  # a rewind would need checkpoints
+        }
+        recorder = Recorder(
+            JsonlLogger(folder / "metrics.jsonl"),
+            Saver(CheckpointFolder(folder / "checkpoints")),
+            BadBatches(folder, parts.train_loader, decode=None),
+        )
+        self.trainer: Trainer = build(node, parts, recorder, TrainState())
+        self.marks: Marks | None = None  # what the phases of each step are told to
+
+    def run(self, measurement: Iterator[None]) -> None:
+        """Train until the measurement ends."""
+        trainer, step = self.trainer, self.trainer.step
+
+        def turn() -> Any:
+            try:
+                next(measurement)
+            except StopIteration:
+                raise _EndOfMeasurement from None
+            if self.marks is None:
+                return step()
+            self.marks.mark(DATA)
+            result = step()
+            self.marks.mark(LOGGING)
+            return result
+
+        trainer.step = turn  # type: ignore[method-assign]
+        with contextlib.suppress(_EndOfMeasurement):
+            trainer.fit()
+
+    def set_micro_batches(self, number: int) -> None:
+        """Set the number of micro-batches in the following steps."""
+        self.trainer.gradient_accumulation_steps = number
+        self.trainer.step_samples = number * self.trainer.train_loader.batch_size
+
+
+def with_random_tokens(cfg: DictConfig, folder: Path) -> DictConfig:
+    """Write random tokens into a folder, and return the config with them as its data."""
+    vocab_size, batch_size, block_size = int(cfg.model.vocab_size), int(cfg.data.batch_size), int(cfg.data.block_size)
+    dtype = "uint16" if vocab_size <= 2**16 else "uint32"
+    tokens = max(RANDOM_TOKENS, 2 * batch_size * block_size + 1)
+    folder.mkdir()
+    for split, count in (("train", tokens), ("val", block_size + 1)):
+        ids = np.random.default_rng(0).integers(0, vocab_size, count, dtype=np.uint32)
+        ids.astype(np.dtype(dtype).newbyteorder("<")).tofile(folder / f"{split}.bin")
+    node = {
+        "_target_": "lmtrain.data.loader.TokenLoader",
+        "path": str(folder),
+        "batch_size": batch_size,
+        "block_size": block_size,
+        "dtype": dtype,
+    }
+    changed = cfg.copy()
+    OmegaConf.update(changed, "data", node, merge=False, force_add=True)
+    return changed

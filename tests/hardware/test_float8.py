@@ -1,0 +1,36 @@
+"""Linear layers in 8 bits: which ones, and that a model keeps its names and weights."""
+
+import pytest
+import torch
+from torch import nn
+
+from lmtrain.hardware.float8 import convert_to_float8, is_converted
+from lmtrain.model.llama import Llama
+
+
+def llama() -> Llama:
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_head": 2, "n_kv_head": None, "d_model": 32, "d_ff": 48}
+    return Llama(64, 16, **sizes, tie_embeddings=False)  # type: ignore[arg-type]
+
+
+def test_layers_of_fitting_sizes_are_converted_and_the_output_layer_is_not() -> None:
+    assert is_converted(nn.Linear(32, 48), vocab_size=64)
+    assert not is_converted(nn.Linear(32, 64), vocab_size=64)
+    assert not is_converted(nn.Linear(32, 40), vocab_size=64)
+    assert not is_converted(nn.Linear(40, 32), vocab_size=None)
+    assert not is_converted(nn.Embedding(64, 32), vocab_size=64)
+
+
+def test_a_converted_model_has_the_same_names_and_the_same_parameters() -> None:
+    pytest.importorskip("torchao", reason="an extra: lmtrain[float8]")
+    model = llama()
+    before = dict(model.named_parameters())
+    assert convert_to_float8(model) == 2 * 7
+    after = dict(model.named_parameters())
+    assert list(after) == list(before)
+    assert all(after[name] is param and param.dtype == torch.float32 for name, param in before.items())
+    kinds = {name: type(layer).__name__ for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    assert kinds["output"] == "Linear"
+    assert set(kinds.values()) == {"Linear", "Float8Linear"}
+    assert model.state_dict().keys() == llama().state_dict().keys()
