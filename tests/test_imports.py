@@ -25,6 +25,7 @@ convert
 verify
 train_run
 run
+micro_batch
 plan
 parts
 trainer
@@ -51,6 +52,7 @@ KNOW_HYDRA = frozenset(
         "convert",
         "train_run",
         "plan",
+        "micro_batch",
         "run",
         "parts",
         "config",

@@ -40,6 +40,10 @@ def _without_rewind(run: ComparedRun) -> bool:
     return not (run.bad_steps and run.config.get("trainer.on_bad_step") == "rewind")
 
 
+def _with_shipped_trainer(run: ComparedRun) -> bool:
+    return str(run.config.get("trainer._target_")).startswith("lmtrain.")
+
+
 @dataclass(frozen=True)
 class NeutralKeys:
     """Config keys that change nothing in what a run computes.
@@ -94,6 +98,7 @@ NEUTRAL = (
         _without_bad_step,
         together=True,
     ),
+    NeutralKeys(("trainer.global_batch_size",), "it is the product of two other keys", _with_shipped_trainer),
     NeutralKeys(("trainer.spike_window",), "it is not used without spike_zscore", _without_spike_check),
     NeutralKeys(
         ("system.threads", "system.keep_freed_memory", "system.deterministic"),
@@ -154,9 +159,15 @@ def _config_that_counts(run: ComparedRun) -> dict[str, Any]:
 
 
 def _write_system_alike(runs: Sequence[ComparedRun], settings: Sequence[dict[str, Any]]) -> None:
-    """Replace `auto` by what it became, if other runs have it written out; `cuda:1` is the same as `cuda`."""
+    """Replace `auto` by what it became, if other runs have it written out.
+
+    `cuda:1` is the same as `cuda`, and the mode `default` of compilation the same as true.
+    """
     for name in SYSTEM_KEYS:
         key = f"system.{name}"
+        for setting in settings:
+            if name == "compile" and setting.get(key) == "default":
+                setting[key] = True
         written = {hashable(setting.get(key)) for setting in settings}
         for run, setting in zip(runs, settings, strict=True):
             if "auto" in written and len(written) > 1 and (resolved := resolved_system(run)[name]) is not None:
