@@ -4,8 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lmtrain.files.unsupported import free_bytes
-from lmtrain.machine import GPUS, Gpu
+from lmtrain.machine import GPUS, Gpu, find_gpu
 from lmtrain.plan.memory import StepCost
 from lmtrain.system import System
 
@@ -154,3 +156,9 @@ def estimate_seconds(flops: float, system: System) -> float:
     The estimate is based on a matrix product that is measured now.
     """
     return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])
+
+
+def price_here(system: System) -> float | None:
+    """Return the dollars per hour of this machine's GPU; None if unknown."""
+    gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    return gpu.dollars_per_hour if gpu else None
