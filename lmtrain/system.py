@@ -109,6 +109,8 @@ class System:
             )
         if self.dtype_name == "float8" and not compile:
             raise ValueError("system.dtype=float8: works only with system.compile=true; use that, or bfloat16")
+        if compile:
+            compilation.keep_compiled_code()  # before the compiler is imported, which also chooses a folder
         if self.deterministic:
             # Not "warn": that leaves attention on CUDA with its faster algorithms, which are not deterministic.
             if compile:
@@ -200,7 +202,6 @@ class System:
         """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`."""
         if not self.compiles:
             return model
-        compilation.keep_compiled_code()
         if self.dtype_name == "float8":
             layers = convert_to_float8(model)
             log.info("%s in float8; it pays from about a billion parameters", counted(layers, "layer"))
