@@ -13,11 +13,13 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.stored_model import stored_model_size
+from lmtrain.config.batch_size import is_auto
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
 from lmtrain.hardware.work import Work, products_per_cast
 from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
+from lmtrain.model.attention import Attention
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
@@ -34,6 +36,7 @@ def build_parts(cfg: DictConfig, system: System | None = None, *, kept: Mapping[
     train_loader, val_loader = build_loaders(cfg)
     model = build_model(cfg)
     system.choose(work_of(cfg, model), kept or {})
+    check_attention(model, system)
     model.to(system.device)
     optimizer = build_optimizer(cfg, model)
     return Parts(system, train_loader, val_loader, model, optimizer, schedule=build(cfg.scheduler))
@@ -62,6 +65,8 @@ def work_of(cfg: DictConfig, model: nn.Module) -> Work:
 
 def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
     """Build the loaders of the training split and the validation split."""
+    if is_auto(cfg):
+        raise ValueError("data.batch_size=auto: is found when a run starts, not by this command; give a number")
     train_loader: TokenLoader = build(cfg.data, split="train", seed=cfg.seed)
     _check_samples(train_loader, cfg)
     return train_loader, build(cfg.data, split="val", seed=cfg.seed)
@@ -80,6 +85,13 @@ def build_model(cfg: DictConfig) -> nn.Module:
             "change one of the two"
         )
     return model
+
+
+def check_attention(model: nn.Module, system: System) -> None:
+    """Check that the model's kind of attention exists on the device, and can do what the run needs."""
+    attention = getattr(model, "attention", None)
+    if isinstance(attention, Attention):
+        attention.check(system.device, system.dtype)
 
 
 def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,6 +14,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import Evaluator
 from lmtrain.loop.training_parts import Parts
 from lmtrain.model.flops import flops_per_token
+from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import hardware_and_software
 from lmtrain.terminal.as_text import differences
@@ -39,6 +40,8 @@ class RunRequest:
         resumed: Set if the run is resumed.
         lineage: The entry in `environment.json` about the run that this one repeats.
         notes: Messages about how the config was composed, for the user.
+        facts: What the environment says about machine and git.
+        resolved: What `auto` became before the parts are built, by config key.
     """
 
     cfg: DictConfig
@@ -46,6 +49,8 @@ class RunRequest:
     resumed: Resume | None
     lineage: Mapping[str, Any]
     notes: Sequence[str]
+    facts: BackgroundFacts
+    resolved: dict[str, Any] = field(default_factory=dict)
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
