@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from lmtrain.files.unsupported import free_bytes
+from lmtrain.hardware.compilation import STEP_EFFICIENCY
 from lmtrain.machine import GPUS, Gpu, find_gpu
 from lmtrain.plan.memory import StepCost
 from lmtrain.system import System
 
-# Speed of a whole training step over that of a single matrix product; measured with llama_50m.
-STEP_EFFICIENCY = {"cpu": 0.7, "cuda": 0.4}
+CUDA_EFFICIENCY = 0.4  # speed of a whole training step over that of a single matrix product; measured with llama_50m
 
 SAVE_BYTES_PER_SECOND = 150e6  # writing, syncing and hashing a checkpoint on an ordinary disk
 LONG_WITHOUT_SAVE_S = 3600
@@ -155,7 +155,8 @@ def estimate_seconds(flops: float, system: System) -> float:
 
     The estimate is based on a matrix product that is measured now.
     """
-    return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])
+    efficiency = CUDA_EFFICIENCY if system.device.type == "cuda" else STEP_EFFICIENCY[system.dtype_name]
+    return flops / (system.measure_flops() * efficiency)
 
 
 def price_here(system: System) -> float | None:
