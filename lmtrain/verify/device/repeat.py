@@ -10,8 +10,8 @@ import torch
 from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_system
 from lmtrain.verify.bit_comparison import tensor_differences
-from lmtrain.verify.device.bad_steps import state_of
 from lmtrain.verify.device.finding import MEASURED, Finding, judged
+from lmtrain.verify.device.numbers.bad_steps import state_of
 from lmtrain.verify.device.setting import SMALL_MODELS, Setting, fed
 
 STEPS = 6

@@ -15,9 +15,9 @@ from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_loaders, build_model, build_system
 from lmtrain.scheduler import Schedule
 from lmtrain.system import System
-from lmtrain.verify.device.adamw import Adamw
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
-from lmtrain.verify.device.rounding import (
+from lmtrain.verify.device.numbers.adamw import Adamw
+from lmtrain.verify.device.numbers.rounding import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lmtrain.verify.device import equal_mathematics
 from lmtrain.verify.device.finding import FAILED, PASSED
+from lmtrain.verify.device.numbers import equal_mathematics
 from lmtrain.verify.device.setting import Setting
 
 
