@@ -249,7 +249,7 @@ def loss_rounding(losses: Tensor) -> float:
 
 def share_of(error: float, bound: float) -> float:
     """Return the error as a share of its bound; NaN counts as infinitely wrong."""
-    if math.isnan(error):
+    if math.isnan(error) or math.isnan(bound):
         return math.inf
     if bound == 0:
         return math.inf if error else 0.0
