@@ -76,7 +76,7 @@ class Reference:
 
     def model(self) -> nn.Module:
         """Return the model with the initial weights that a run of the config has."""
-        System(device="cpu", compile=False, deterministic=False).seed(self.cfg.seed)
+        System(device="cpu", compile=False, threads=1, deterministic=False).seed(self.cfg.seed)
         return build_model(self.cfg).double()
 
     @cached_property
