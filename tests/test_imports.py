@@ -190,6 +190,7 @@ def test_files_and_folders_stay_small() -> None:
         ["decide", "--help"],
         ["import", "--help"],
         ["verify-resume", "--help"],
+        ["verify-device", "--help"],
         ["--rerun", "--help"],
     ],
 )
