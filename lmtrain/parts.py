@@ -18,6 +18,7 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.hardware.work import Work, products_per_cast
 from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
+from lmtrain.model.attention import Attention
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.system import System
@@ -34,6 +35,7 @@ def build_parts(cfg: DictConfig, system: System | None = None, *, kept: Mapping[
     train_loader, val_loader = build_loaders(cfg)
     model = build_model(cfg)
     system.choose(work_of(cfg, model), kept or {})
+    check_attention(model, system)
     model.to(system.device)
     optimizer = build_optimizer(cfg, model)
     return Parts(system, train_loader, val_loader, model, optimizer, schedule=build(cfg.scheduler))
@@ -80,6 +82,13 @@ def build_model(cfg: DictConfig) -> nn.Module:
             "change one of the two"
         )
     return model
+
+
+def check_attention(model: nn.Module, system: System) -> None:
+    """Check that the model's kind of attention exists on the device, and can do what the run needs."""
+    attention = getattr(model, "attention", None)
+    if isinstance(attention, Attention):
+        attention.check(system.device, system.dtype)
 
 
 def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:

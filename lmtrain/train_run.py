@@ -35,6 +35,7 @@ from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.loop.training_parts import Parts
 from lmtrain.parts import build_parts, check_model_size
 from lmtrain.run import report
+from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
 from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.run.identity import plain_config
@@ -68,6 +69,7 @@ def run(
     lineage: Mapping[str, Any] | None = None,
     notes: Sequence[str] = (),
     owns_process: bool = True,
+    facts: BackgroundFacts | None = None,
 ) -> Outcome:
     """Train in a run directory and record how the run ended.
 
@@ -79,12 +81,13 @@ def run(
         lineage: Entries of `environment.json` that describe the run which this one repeats.
         notes: Lines to log before the run starts.
         owns_process: False if the caller continues after the run, for example in a notebook; see `StopRequest`.
+        facts: The facts that a caller has begun to gather before it imported this module; None to begin now.
 
     Raises:
         ConfigError: building the parts showed a mistake (also recorded in `result.json`), or the directory belongs to
             another run.
     """
-    request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes)
+    request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts or BackgroundFacts(cfg))
     state = TrainState()
     with contextlib.ExitStack() as stack:
         with raising_config_errors():
@@ -151,9 +154,11 @@ def train(
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
         start = load_start(cfg, checkpoints)
         vars(state).update(vars(start.state))
+        request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
-        described = describe_environment(run_id, parts.system.describe(), plain_config(cfg))
-        environment = {**described, "resolved": parts.system.resolved, **request.lineage, **start.lineage}
+        described = describe_environment(run_id, parts.system.describe(), plain_config(cfg), request.facts.get())
+        described |= {"resolved": parts.system.resolved, "cuda_allocator": parts.system.allocator()}
+        environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)

@@ -19,6 +19,7 @@ from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for import reading_experiments, without_left_out
 from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
+from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.streams import outlive_reader
@@ -76,10 +77,12 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
     from lmtrain.run.resumed_run import resumed_run
 
     again = resumed_run(run_dir, arguments)
+    facts = BackgroundFacts(again.cfg)
     from lmtrain.run.provenance import Resume  # loads torch, which error messages need not wait for
     from lmtrain.train_run import run
 
-    return run(again.cfg, again.directory, again.hydra_files, resumed=Resume(again.changes)).exit_code
+    resumed = Resume(again.changes)
+    return run(again.cfg, again.directory, again.hydra_files, resumed=resumed, facts=facts).exit_code
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
@@ -94,9 +97,10 @@ def _check_flags(flags: argparse.Namespace) -> None:
 
 
 def _train(run: NewRun) -> int:
+    facts = BackgroundFacts(run.cfg)  # begins before torch is loaded
     from lmtrain.train_run import run as train  # loads torch, which nothing before needs
 
-    return train(run.cfg, run.directory, run.hydra_files, notes=run.notes).exit_code
+    return train(run.cfg, run.directory, run.hydra_files, notes=run.notes, facts=facts).exit_code
 
 
 def run_hydra(flags: argparse.Namespace) -> None:

@@ -49,9 +49,10 @@ def main(arguments: Sequence[str]) -> int:
     chosen = chosen_checks(options.only, skip_figures=options.skip_figures)
     started = time.monotonic()
     console.print(f"{len({each.name for each in chosen})} checks in at most {duration(options.budget)}")
+    patience = max(1.0, options.budget / BUDGET_S)  # a slow machine gets more time for each check, too
     reports: list[Reported] = []
     with tempfile.TemporaryDirectory(prefix="verify-device-") as folder, console.status("starting") as status:
-        for each in run_checks(chosen, options.overrides, Path(folder), started + options.budget):
+        for each in run_checks(chosen, options.overrides, Path(folder), started + options.budget, patience):
             status.update(f"{each.check.name}: {each.finding.what}")
             reports.append(each)
             show(each)

@@ -18,7 +18,9 @@ RECORDED_KEYS = frozenset({*FACTS, RESUMED})  # keys of an effective setting tha
 DIGITS = 6  # of a hash, enough to distinguish the versions that one person compares
 ARROW = "→"
 CHANGE = re.compile(rf"(?P<key>[^:]+): (?P<old>.*) {ARROW} (?P<new>.*)", re.DOTALL)
-DEVICE = re.compile(r"(?P<device>\w+)\S* \(.*\), (?P<dtype>\w+), (?P<compile>compiled|eager)")  # of `System.describe`
+DEVICE = re.compile(  # of `System.describe`
+    r"(?P<device>\w+)\S* \(.*\), (?P<dtype>\w+), (?P<compile>compiled|eager)(?: (?P<mode>[\w-]+))?"
+)
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
 MAX_CHANGE_CHARS = 60
 
@@ -49,9 +51,10 @@ def resolved_system(run: ComparedRun) -> dict[str, Any]:
     recorded = run.environment.get("device")
     found = DEVICE.fullmatch(recorded) if isinstance(recorded, str) else None
     if found is not None:
-        return {**found.groupdict(), "compile": found["compile"] == "compiled"}
+        device, dtype, compiled, mode = found.groups()
+        return {"device": device, "dtype": dtype, "compile": mode or compiled == "compiled"}
     written = {name: run.config.get(f"system.{name}") for name in ("device", "dtype", "compile")}
-    known = {name: None if value == "auto" else value for name, value in written.items()}
+    known = {name: None if value == "auto" else value == "default" or value for name, value in written.items()}
     return known | {"device": str(known["device"]).partition(":")[0] if known["device"] is not None else None}
 
 

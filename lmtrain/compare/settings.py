@@ -154,9 +154,15 @@ def _config_that_counts(run: ComparedRun) -> dict[str, Any]:
 
 
 def _write_system_alike(runs: Sequence[ComparedRun], settings: Sequence[dict[str, Any]]) -> None:
-    """Replace `auto` by what it became, if other runs have it written out; `cuda:1` is the same as `cuda`."""
+    """Replace `auto` by what it became, if other runs have it written out.
+
+    `cuda:1` is the same as `cuda`, and the mode `default` of compilation the same as true.
+    """
     for name in SYSTEM_KEYS:
         key = f"system.{name}"
+        for setting in settings:
+            if name == "compile" and setting.get(key) == "default":
+                setting[key] = True
         written = {hashable(setting.get(key)) for setting in settings}
         for run, setting in zip(runs, settings, strict=True):
             if "auto" in written and len(written) > 1 and (resolved := resolved_system(run)[name]) is not None:

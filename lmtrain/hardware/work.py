@@ -20,6 +20,9 @@ class Work:
     products_per_cast: float
 
 
+NO_WORK = Work(flops=0.0, products_per_cast=0.0)
+
+
 def products_per_cast(model: nn.Module, tokens: int) -> float:
     """Return the multiplications per number that has to be cast, over all matrices of a model.
 

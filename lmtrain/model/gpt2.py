@@ -12,8 +12,11 @@ from annotated_types import Interval
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.model.document_mask import document_opening_id, mask_and_positions
+from lmtrain.model.attention import Attention, AttentionPattern, attend
+from lmtrain.model.attention_kind import AttentionKind
+from lmtrain.model.document_mask import document_opening_id, starts_and_positions
 from lmtrain.model.loss import linear_cross_entropy
+from lmtrain.model.recompute import Recompute, RecomputeKind
 
 
 class GPT2(nn.Module):
@@ -35,6 +38,9 @@ class GPT2(nn.Module):
         mask_documents: Keep attention inside a document, and restart positions in each (see
             `lmtrain.model.document_mask`).
         end_of_text: Token id that opens a document, for `mask_documents`. In a config, null means the data's id.
+        attention: Kernel of attention; `auto` picks the fastest one for the device, dropout and documents.
+        recompute: Parts whose activations the backward computes again, which saves memory: `attention`, or each whole
+            `layer`.
 
     Raises:
         ValueError: `n_head` does not divide `d_model`, or `mask_documents` has no valid `end_of_text`.
@@ -55,6 +61,8 @@ class GPT2(nn.Module):
         init_std: PositiveFloat = 0.02,
         mask_documents: bool = False,
         end_of_text: NonNegativeInt | None = None,
+        attention: AttentionKind = "auto",
+        recompute: RecomputeKind = "none",
     ) -> None:
         super().__init__()
         d_ff = d_ff or 4 * d_model
@@ -62,10 +70,14 @@ class GPT2(nn.Module):
             raise ValueError(f"model.d_model={d_model}: must be a multiple of model.n_head={n_head}")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
         self.end_of_text = document_opening_id(mask_documents, end_of_text, vocab_size)
+        self.attention = Attention(attention, d_model // n_head, dropout, documents=self.end_of_text is not None)
+        self.recompute = Recompute(recompute, has_dropout=dropout > 0)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.positions = nn.Embedding(block_size, d_model)
         self.dropout = nn.Dropout(dropout)
-        self.layers = nn.ModuleList(GPT2Block(d_model, d_ff, n_head, dropout, bias, gelu) for _ in range(n_layer))
+        self.layers = nn.ModuleList(
+            GPT2Block(d_model, d_ff, n_head, dropout, bias, gelu, self.recompute) for _ in range(n_layer)
+        )
         self.norm = nn.LayerNorm(d_model, bias=bias)
         self.output = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
         self._initialise(init_std)
@@ -92,12 +104,13 @@ class GPT2(nn.Module):
         if T > self.block_size:
             raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
         if self.end_of_text is None:
-            mask, positions = None, torch.arange(T, device=tokens.device)  # (T,)
+            starts, positions = None, torch.arange(T, device=tokens.device)  # (T,)
         else:
-            mask, positions = mask_and_positions(tokens, self.end_of_text)  # (B, 1, T, T), (B, T)
+            starts, positions = starts_and_positions(tokens, self.end_of_text)  # (B, T)
         x = self.dropout(self.embedding(tokens) + self.positions(positions))  # (B, T, C)
+        pattern = self.attention.pattern(x, starts, self.training)
         for layer in self.layers:
-            x = layer(x, mask)
+            x = self.recompute.layer(layer, x, pattern)
         x, weight = self.norm(x), self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
             return F.linear(x, weight), None
@@ -112,41 +125,48 @@ class GPT2(nn.Module):
         lookups = self.positions.weight.numel() + (0 if self.output is None else self.embedding.weight.numel())
         return 6 * (matrices - lookups) + 12 * self.n_layer * self.d_model * block_size
 
+    def recomputed_flops_per_token(self, block_size: int) -> int:
+        """Return the FLOPs per token that `recompute` adds to the backward."""
+        return self.recompute.flops_per_token(self.layers, self.d_model, block_size)
+
 
 class GPT2Block(nn.Module):
     """Adds attention and an MLP to the residual stream, each computed from the normalised stream."""
 
-    def __init__(self, d_model: int, d_ff: int, n_head: int, dropout: float, bias: bool, gelu: str) -> None:
+    def __init__(
+        self, d_model: int, d_ff: int, n_head: int, dropout: float, bias: bool, gelu: str, recompute: Recompute
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(d_model, bias=bias)
-        self.attention = GPT2Attention(d_model, n_head, dropout, bias)
+        self.attention = GPT2Attention(d_model, n_head, bias)
         self.mlp_norm = nn.LayerNorm(d_model, bias=bias)
         self.mlp = GPT2MLP(d_model, d_ff, bias, gelu)
         self.dropout = nn.Dropout(dropout)
+        self.recompute = recompute
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+    def forward(self, x: Tensor, pattern: AttentionPattern) -> Tensor:
+        x = x + self.dropout(self.recompute.attention(self._attention_branch, x, pattern))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+    def _attention_branch(self, x: Tensor, pattern: AttentionPattern) -> Tensor:
+        out: Tensor = self.attention(self.attention_norm(x), pattern)
         return out
 
 
 class GPT2Attention(nn.Module):
-    """Multi-head attention with one matrix for queries, keys and values.
+    """Multi-head attention with one matrix for queries, keys and values."""
 
-    It is causal, or uses the mask (B, 1, T, T) if there is one.
-    """
-
-    def __init__(self, d_model: int, n_head: int, dropout: float, bias: bool) -> None:
+    def __init__(self, d_model: int, n_head: int, bias: bool) -> None:
         super().__init__()
-        self.n_head, self.dropout = n_head, dropout
+        self.n_head = n_head
         self.qkv = nn.Linear(d_model, 3 * d_model, bias=bias)
         self.o = nn.Linear(d_model, d_model, bias=bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, pattern: AttentionPattern) -> Tensor:
         heads = (part.unflatten(-1, (self.n_head, -1)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1))
         q, k, v = heads  # (B, H, T, D)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None)
+        y = attend(q, k, v, pattern)
         out: Tensor = self.o(y.transpose(1, 2).flatten(2))
         return out
 

@@ -12,8 +12,11 @@ from annotated_types import Interval
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
-from lmtrain.model.document_mask import document_opening_id, mask_and_positions
+from lmtrain.model.attention import Attention, AttentionPattern, attend
+from lmtrain.model.attention_kind import AttentionKind
+from lmtrain.model.document_mask import document_opening_id, starts_and_positions
 from lmtrain.model.loss import linear_cross_entropy
+from lmtrain.model.recompute import Recompute, RecomputeKind
 
 
 class Llama(nn.Module):
@@ -36,6 +39,9 @@ class Llama(nn.Module):
         mask_documents: Keep attention inside a document, and restart positions in each (see
             `lmtrain.model.document_mask`).
         end_of_text: Token id that opens a document, for `mask_documents`. In a config, null means the data's id.
+        attention: Kernel of attention; `auto` picks the fastest one for the device, dropout and documents.
+        recompute: Parts whose activations the backward computes again, which saves memory: `attention`, or each whole
+            `layer`.
 
     Raises:
         ValueError: the head counts or widths do not divide, or `mask_documents` has no valid `end_of_text`.
@@ -57,6 +63,8 @@ class Llama(nn.Module):
         init_std: PositiveFloat = 0.02,
         mask_documents: bool = False,
         end_of_text: NonNegativeInt | None = None,
+        attention: AttentionKind = "auto",
+        recompute: RecomputeKind = "none",
     ) -> None:
         super().__init__()
         n_kv_head = n_kv_head or n_head
@@ -66,10 +74,12 @@ class Llama(nn.Module):
             raise ValueError(f"model.n_kv_head={n_kv_head}: must divide model.n_head={n_head}")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
         self.end_of_text = document_opening_id(mask_documents, end_of_text, vocab_size)
+        self.attention = Attention(attention, d_model // n_head, dropout, documents=self.end_of_text is not None)
+        self.recompute = Recompute(recompute, has_dropout=dropout > 0)
         self.embedding = nn.Embedding(vocab_size, d_model)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            LlamaBlock(d_model, d_ff, n_head, n_kv_head, dropout, norm_eps) for _ in range(n_layer)
+            LlamaBlock(d_model, d_ff, n_head, n_kv_head, dropout, norm_eps, self.recompute) for _ in range(n_layer)
         )
         self.norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.output = None if tie_embeddings else nn.Linear(d_model, vocab_size, bias=False)
@@ -104,13 +114,14 @@ class Llama(nn.Module):
         if T > self.block_size:
             raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
         if self.end_of_text is None:
-            mask, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
+            starts, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
         else:
-            mask, positions = mask_and_positions(tokens, self.end_of_text)
+            starts, positions = starts_and_positions(tokens, self.end_of_text)  # (B, T)
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.dropout(self.embedding(tokens))  # (B, T, C)
+        pattern = self.attention.pattern(x, starts, self.training)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask)
+            x = self.recompute.layer(layer, x, cos, sin, pattern)
         x, weight = self.norm(x), self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
             return F.linear(x, weight), None
@@ -125,6 +136,10 @@ class Llama(nn.Module):
         lookup = 0 if self.output is None else self.embedding.weight.numel()
         return 6 * (matrices - lookup) + 12 * self.n_layer * self.d_model * block_size
 
+    def recomputed_flops_per_token(self, block_size: int) -> int:
+        """Return the FLOPs per token that `recompute` adds to the backward."""
+        return self.recompute.flops_per_token(self.layers, self.d_model, block_size)
+
     cos: Tensor
     sin: Tensor
 
@@ -132,43 +147,50 @@ class Llama(nn.Module):
 class LlamaBlock(nn.Module):
     """Adds attention and an MLP to the residual stream, each computed from the normalised stream."""
 
-    def __init__(self, d_model: int, d_ff: int, n_head: int, n_kv_head: int, dropout: float, norm_eps: float) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        n_head: int,
+        n_kv_head: int,
+        dropout: float,
+        norm_eps: float,
+        recompute: Recompute,
+    ) -> None:
         super().__init__()
         self.attention_norm = nn.RMSNorm(d_model, eps=norm_eps)
-        self.attention = LlamaAttention(d_model, n_head, n_kv_head, dropout)
+        self.attention = LlamaAttention(d_model, n_head, n_kv_head)
         self.mlp_norm = nn.RMSNorm(d_model, eps=norm_eps)
         self.mlp = SwiGLU(d_model, d_ff)
         self.dropout = nn.Dropout(dropout)
+        self.recompute = recompute
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos, sin, mask))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, pattern: AttentionPattern) -> Tensor:
+        x = x + self.dropout(self.recompute.attention(self._attention_branch, x, cos, sin, pattern))
         out: Tensor = x + self.dropout(self.mlp(self.mlp_norm(x)))
+        return out
+
+    def _attention_branch(self, x: Tensor, cos: Tensor, sin: Tensor, pattern: AttentionPattern) -> Tensor:
+        out: Tensor = self.attention(self.attention_norm(x), cos, sin, pattern)
         return out
 
 
 class LlamaAttention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions.
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions."""
 
-    It is causal, or uses the mask (B, 1, T, T) if there is one.
-    """
-
-    def __init__(self, d_model: int, n_head: int, n_kv_head: int, dropout: float) -> None:
+    def __init__(self, d_model: int, n_head: int, n_kv_head: int) -> None:
         super().__init__()
-        self.d_head, self.grouped, self.dropout = d_model // n_head, n_kv_head != n_head, dropout
+        self.d_head = d_model // n_head
         self.q = nn.Linear(d_model, n_head * self.d_head, bias=False)
         self.k = nn.Linear(d_model, n_kv_head * self.d_head, bias=False)
         self.v = nn.Linear(d_model, n_kv_head * self.d_head, bias=False)
         self.o = nn.Linear(n_head * self.d_head, d_model, bias=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, pattern: AttentionPattern) -> Tensor:
         q = self.q(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, K, T, D)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, enable_gqa=self.grouped
-        )
+        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, pattern)
         out: Tensor = self.o(y.transpose(1, 2).flatten(2))
         return out
 

@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from lmtrain.model.loss import CHUNK_ROWS
+from lmtrain.model.loss import chunk_rows
 from lmtrain.plan.calls import Call, CallLog, is_attention
-from lmtrain.plan.cuda_kernels import CudaKernels
+from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
 
 KINDS = {  # in the order in which they are shown
     "weights": "weights",
@@ -64,6 +64,10 @@ class Operations:
     products: Sequence[tuple[float, int]]
     attention_flops: float
     other_bytes: int
+
+    @property
+    def flops(self) -> float:
+        return sum(flops for flops, _ in self.products) + self.attention_flops
 
 
 @dataclass(frozen=True)
@@ -144,11 +148,9 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         if settings.micro_batches == 1:
             del logits  # with several micro-batches, the loop still holds the logits of the previous one
         ledger.start()
-        flops = FlopCounterMode(display=False)
-        with flops:
-            with autocast():
-                logits, loss = model(x, x)
-            (loss * (1 / settings.micro_batches)).backward()
+        with autocast():
+            logits, loss = model(x, x)
+        run_backward(loss * (1 / settings.micro_batches))
         kernels, micro_batch_operations, calls = ledger.kernels, ledger.operations(), ledger.calls.calls
         ledger.start_operations()
         ledger.kind = "optimizer"
@@ -159,7 +161,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         return StepCost(
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
             checkpoint_bytes=model_bytes + state_bytes,
-            micro_batch_flops=flops.get_total_flops(),
+            micro_batch_flops=micro_batch_operations.flops,
             micro_batch_kernels=kernels,
             logits_shape=ledger.logits,
             micro_batch_operations=micro_batch_operations,
@@ -250,8 +252,8 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
         if self.kind == "activations":
             # The logits may also be reshaped to a matrix with one row per token, or exist for a chunk of rows only.
-            chunk = CHUNK_ROWS * self.logits[-1]
-            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in (math.prod(self.logits), chunk):
+            sizes = math.prod(self.logits), chunk_rows(tensor.dtype) * self.logits[-1]
+            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in sizes:
                 return "logits"
             made_from = self._entry(args[0]) if args and isinstance(args[0], Tensor) else None
             if func is torch.ops.aten._to_copy.default and made_from is not None and made_from.kind == "weights":

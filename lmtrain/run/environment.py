@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +27,36 @@ GIT_TIMEOUT_S = 5.0
 BINARY = "Binary files "  # prefix of git's line about changes that it does not show
 
 
-def describe_environment(run_id: str, device: str, config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe_environment(
+    run_id: str, device: str, config: Mapping[str, Any] | None = None, facts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Return the facts besides the config that a result may depend on, in plain containers.
 
-    `config` tells which code outside lmtrain is used. Environment variables are not included, because they may contain
-    secrets.
+    `config` tells which code outside lmtrain is used; `facts` are those of `machine_and_git`, if they are known
+    already. Environment variables are not included, because they may contain secrets.
     """
-    named = {target.partition(".")[0] for _, target in targets(config)}
     return {
         "run_id": run_id,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": redacted(["lmtrain", *sys.argv[1:]]),
+        "device": device,
+        "lmtrain_source": lmtrain_hash(),
+        "code": source_hashes(config or {}),
+        **(facts or machine_and_git(config)),
+    }
+
+
+def machine_and_git(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the part of an environment that takes other processes and many small files to find out."""
+    named = {target.partition(".")[0] for _, target in targets(config)}
+    return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "cpu": cpu_name(),
         "cpus": os.cpu_count(),
-        "device": device,
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES}
         | {name: found for name in sorted(named.difference(PACKAGES)) if (found := _version(name))},
-        "lmtrain_source": lmtrain_hash(),
-        "code": source_hashes(config or {}),
         "git": _git(),
     }
 
@@ -59,6 +67,8 @@ def hardware_and_software(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version  # slow to import
+
     try:
         return version(package)
     except PackageNotFoundError:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.build import build, raising_config_errors
@@ -22,12 +23,14 @@ from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_
 from lmtrain.errors import BrokenCheckpointError, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
+from lmtrain.hardware.cpu_speed import cpu_speed
+from lmtrain.hardware.work import NO_WORK
 from lmtrain.loop.evaluation import evaluate, perplexity
 from lmtrain.model.generate import generate
 from lmtrain.parts import build_model, build_system, check_model_size
 from lmtrain.run.directory import RUN_FILES, starting_folder
 from lmtrain.run.process_state import using_torch
-from lmtrain.system import System
+from lmtrain.system import DTYPE_KEY, System
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ class LoadedModel:
     def _torch_as_in_the_run(self) -> Iterator[None]:
         """Let torch compute with the settings of the run in the `with` block."""
         with using_torch():
-            build_system(self.config, device=str(self.system.device), compile=False)
+            _system(self.config, str(self.system.device), self.directory)
             yield
 
 
@@ -172,7 +175,7 @@ def load_model(
     check_trust(cfg, trusted, run_dir, option=option)
     with raising_config_errors():
         check_model_size(cfg, [path])
-        system = build_system(cfg, device=device, compile=False)
+        system = _system(cfg, device, run_dir)
         model = build_model(cfg)
         has_tokenizer = (run_dir / TOKENIZER_FILE).is_file()
         tokenizer = load_tokenizer(run_dir) if has_tokenizer else None
@@ -185,6 +188,16 @@ def load_model(
         way_out = f"; choose the checkpoint of another step: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedModel(run_dir, cfg, model.to(system.device).eval(), tokenizer, system, step)
+
+
+def _system(cfg: DictConfig, device: str, run_dir: Path) -> System:
+    """Build the system for a run's model, which computes in the run's number format if this CPU is fast in it."""
+    changes = {"dtype": "bfloat16"} if cfg.system.get("dtype") == "float8" else {}
+    system = build_system(cfg, device=device, compile=False, **changes)
+    kept = kept_choices(run_dir)
+    if kept.get(DTYPE_KEY) == "bfloat16" and system.device.type == "cpu" and cpu_speed().bfloat16_gain >= 1:
+        system.choose(NO_WORK, kept)
+    return system
 
 
 def _step(which: str, checkpoints: CheckpointFolder) -> int:

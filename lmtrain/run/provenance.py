@@ -14,6 +14,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import Evaluator
 from lmtrain.loop.training_parts import Parts
 from lmtrain.model.flops import flops_per_token
+from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import hardware_and_software
 from lmtrain.terminal.as_text import differences
@@ -39,6 +40,7 @@ class RunRequest:
         resumed: Set if the run is resumed.
         lineage: The entry in `environment.json` about the run that this one repeats.
         notes: Messages about how the config was composed, for the user.
+        facts: What the environment says about machine and git.
     """
 
     cfg: DictConfig
@@ -46,6 +48,7 @@ class RunRequest:
     resumed: Resume | None
     lineage: Mapping[str, Any]
     notes: Sequence[str]
+    facts: BackgroundFacts
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, is_reference
@@ -121,6 +122,14 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     ]
     # Without values that are interpolations: they change only because another value does.
     own = [line for line in changes if not is_reference(changed, line.partition(":")[0])]
+    kept = kept_choices(run_dir)  # `auto` may be replaced by what it became
+    own = [
+        line
+        for line in own
+        if (key := line.partition(":")[0]) not in kept
+        or OmegaConf.select(before, key) != "auto"
+        or OmegaConf.select(checked, key) != kept[key]
+    ]
     for name in permissions["allow_changes"]:
         if OmegaConf.select(changed, name) is None:
             raise ConfigError(

@@ -35,6 +35,13 @@ def si(number: float) -> str:
     return f"{number:.3g}"
 
 
+def si_unit(number: float, unit: str) -> str:
+    """Return a number with an SI prefix before its unit: 1234567, B → 1.23 MB."""
+    text = si(number)
+    digits = text.rstrip("kMGTP")
+    return f"{digits} {text[len(digits) :]}{unit}"
+
+
 def duration(seconds: float) -> str:
     """Return seconds in the two largest units: 75 → 1m15s."""
     if not math.isfinite(seconds):

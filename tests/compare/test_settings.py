@@ -66,6 +66,11 @@ def test_replicates_may_differ_in_what_changes_no_result(
         ({"data.batch_size": 32}, {}, "batch_size=32"),
         ({"system.tf32": False}, {"device": CUDA}, "tf32=false"),
         ({"system.dtype": "bfloat16"}, {"device": "cpu (4 threads), bfloat16, eager"}, "dtype=bfloat16"),
+        (
+            {"system.compile": "max-autotune"},
+            {"device": "cpu (4 threads), float32, compiled max-autotune"},
+            "compile=max-autotune",
+        ),
         ({}, {"data": {"train": "changed", "val": "9ff2"}}, "data="),
         ({}, {"model": {"parameters": 999}}, "parameters=999"),
         ({}, {"lmtrain_source": "2b2b2b2b"}, "lmtrain=2b2b2b"),
@@ -104,6 +109,13 @@ def test_runs_that_computed_something_else_are_no_replicates(
     assert groups_of(tmp_path) == [0, 1]
     assert label in list(labels_and_sizes(tmp_path))[1]
     assert label in load_runs([tmp_path])[1].label
+
+
+def test_auto_true_and_the_default_mode_of_compilation_are_the_same(tmp_path: Path) -> None:
+    for seed, written in enumerate(["auto", True, "default"]):
+        device = "cpu (4 threads), float32, compiled"
+        write_run(tmp_path / str(seed), {"seed": seed, "system.compile": written}, environment={"device": device})
+    assert groups_of(tmp_path) == [0, 0, 0]
 
 
 def test_equal_contents_at_two_paths_are_the_same_data(tmp_path: Path) -> None:

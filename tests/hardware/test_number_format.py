@@ -8,7 +8,7 @@ import pytest
 import torch
 from support.tokens import TINY
 
-from lmtrain import load_run, train
+from lmtrain import ConfigError, load_run, train
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
@@ -135,3 +135,18 @@ def test_the_users_format_wins_in_a_resume(run: Path) -> None:
     resumed = train(["trainer.max_steps=8", "system.dtype=float32", "allow_changes=system.dtype"], resume=run)
     assert resumed.environment["resumes"][0]["evaluation"]["dtype"] == "float32"
     assert "system.dtype" not in resumed.environment["resumes"][0]["resolved"]
+
+
+def test_a_resume_may_write_out_what_auto_became(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"would change the run \(system\.dtype: auto → float32\)"):
+        train(["trainer.max_steps=8", "system.dtype=float32"], resume=run)
+    resumed = train(["trainer.max_steps=8", "system.dtype=bfloat16"], resume=run)
+    assert resumed.environment["resumes"][0]["evaluation"]["dtype"] == "bfloat16"
+
+
+def test_an_evaluation_computes_in_the_format_of_the_run_if_the_cpu_is_fast_in_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert load_run(run).load().system.dtype_name == "float32"
+    monkeypatch.setenv("LMTRAIN_CACHE", str(tmp_path / "here"))
+    assert load_run(run).load().system.dtype_name == "bfloat16"

@@ -71,7 +71,7 @@ def error_bounds(hidden: Tensor, weight: Tensor, targets: Tensor, unit: float) -
     return [
         2 * ((2 * of_logits[:, 0] + sums * (1 + loss)) * counted[:, 0]).sum() / n,
         2 * (of_errors @ w.abs() + terms(vocabulary) * errors.abs() @ w.abs() + unit * (errors @ w).abs()) / n,
-        2 * (of_errors.T @ h.abs() + (terms(rows) + unit) * errors.abs().T @ h.abs()) / n,
+        2 * (of_errors.T @ h.abs() + (terms(rows) + 2 * unit) * errors.abs().T @ h.abs()) / n,
     ]
 
 

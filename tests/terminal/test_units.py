@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lmtrain.terminal.units import counted, duration, loss_text, percent, si, significant
+from lmtrain.terminal.units import counted, duration, loss_text, percent, si, si_unit, significant
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,15 @@ def test_si(number: float, text: str) -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_unit_follows_its_prefix() -> None:
+    assert [si_unit(number, "B/s") for number in (0.5, 12, 1234567, 5e15)] == [
+        "0.5 B/s",
+        "12 B/s",
+        "1.23 MB/s",
+        "5 PB/s",
+    ]
 
 
 def test_only_one_thing_is_singular() -> None:

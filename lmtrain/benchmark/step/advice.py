@@ -2,7 +2,7 @@
 
 from lmtrain.benchmark.step.findings import Findings
 from lmtrain.benchmark.step.timeline import CLIP, DATA, OPTIMIZER
-from lmtrain.terminal.units import percent, si
+from lmtrain.terminal.units import percent, si_unit
 
 CLOSE = 1.10  # a step below so many times its floor has little left to gain
 WAITING = 0.02  # a share of the step
@@ -32,7 +32,7 @@ def _limit(found: Findings) -> str:
     if found.traffic_seconds is not None and not found.machine.compiles:
         traffic = found.traffic_seconds
         return (
-            f"{text} are everything else, which moves {si(traffic * found.machine.bandwidth)}B in eager mode, "
+            f"{text} are everything else, which moves {si_unit(traffic * found.machine.bandwidth, 'B')} in eager mode, "
             f"{1000 * traffic:,.0f} ms at this machine's memory bandwidth."
         )
     return f"{text} are everything else: elementwise operations, memory, the optimizer and Python."
@@ -66,7 +66,7 @@ def _what_to_try(found: Findings) -> list[str]:
     if slow is not None and slow < SLOW_SHAPE * found.fastest_product:
         tries.append(
             f"The products of this model run at {percent(slow / found.fastest_product)} of the fastest one here "
-            f"({si(found.fastest_product)}FLOP/s): a larger data.batch_size or a wider model uses the machine better."
+            f"({si_unit(found.fastest_product, 'FLOP/s')}): a larger data.batch_size or a wider model is faster."
         )
     price = found.price_of_determinism
     if price is not None and price > DEAR:

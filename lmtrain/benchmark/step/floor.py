@@ -166,7 +166,8 @@ class _Repeated:
     def _recorded(self) -> "torch.cuda.CUDAGraph | None":
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph):
+            # Meanwhile, other threads pin memory for micro-batches, which is no part of the graph.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._run_calls()
         except RuntimeError:  # an operation that waits for the device can't be recorded
             torch.cuda.synchronize(self._device)

@@ -67,7 +67,7 @@ class Measurement:
         found.memory = self.system.memory_gb() * 1e9
         found.machine = measure_machine(self.system)  # only now, since it also needs memory
         self._choose_sizes(one)
-        floor = Floor(self.calls, self.system) if self.calls is not None else None
+        floor = self._floor_if_possible()
         yield from self._rounds(floor, first, one)
         if floor is not None:
             found.rates, found.product_flops = floor.rates(), floor.product_flops
@@ -76,6 +76,15 @@ class Measurement:
         self._checkpoint()
         if self.profile_file is not None:
             yield from self._profile(self.profile_file)
+
+    def _floor_if_possible(self) -> Floor | None:
+        if self.calls is None:
+            return None
+        try:
+            return Floor(self.calls, self.system)
+        except RuntimeError as error:  # no memory left, or the device lacks a kernel that `plan` assumes
+            self.findings.no_floor = f"its operations failed: {str(error).strip().partition(chr(10))[0]}"
+            return None
 
     def _warm_up(self) -> Turns:
         """Run steps until their time is steady; return the seconds of a micro-batch in the last one."""

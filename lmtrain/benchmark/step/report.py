@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from lmtrain.benchmark.step.advice import sentences
-from lmtrain.benchmark.step.findings import FAST, Findings
+from lmtrain.benchmark.step.findings import ATTENTION, FAST, PRODUCTS, Findings
 from lmtrain.benchmark.step.timeline import PHASES
 from lmtrain.benchmark.step.trace_summary import CATEGORIES, NOT_COMPUTE, TraceSummary
 from lmtrain.benchmark.turns import median
@@ -16,7 +16,7 @@ from lmtrain.machine import write_json_with_machine
 from lmtrain.run.environment import describe_environment
 from lmtrain.run.identity import plain_config
 from lmtrain.terminal.console import console
-from lmtrain.terminal.units import counted, percent, si
+from lmtrain.terminal.units import counted, percent, si, si_unit
 
 SHOWN_RATES = 8
 UNKNOWN = "n/a"
@@ -90,35 +90,28 @@ def micro_batches(number: int) -> str:
 
 
 def _speed(found: Findings) -> Table:
-    table = Table(
-        f"a step of {micro_batches(found.micro_batches)}, median of {counted(len(found.rounds), 'round')}", "", ""
-    )
+    machine, rounds = found.machine, counted(len(found.rounds), "round")
+    table = Table(f"a step of {micro_batches(found.micro_batches)}, median of {rounds}", "", "")
     table.add_row("step", f"{milliseconds(found.step_seconds)} ms", f"{si(found.tokens_per_second)} tokens/s")
     if found.step_over_floor is not None and found.floor_seconds is not None:
-        products = median(found.rounds, "products")
-        attention = f", attention {milliseconds(found.floor_seconds - products)} ms" if found.has_attention else ""
-        table.add_row(
-            "floor",
-            f"{milliseconds(found.floor_seconds)} ms",
-            f"products {milliseconds(products)} ms at {_flops(found.product_rate)}{attention}",
-        )
-        table.add_row("step / floor", f"{found.step_over_floor:.3f}", "the median of the ratios within a round")
+        products = median(found.rounds, PRODUCTS)
+        table.add_row("floor", f"{milliseconds(found.floor_seconds)} ms", "products and attention alone")
+        table.add_row("  products", f"{milliseconds(products)} ms", _flops(found.product_rate))
+        if found.has_attention:
+            table.add_row("  attention", f"{milliseconds(median(found.rounds, ATTENTION))} ms", "")
+        table.add_row("step / floor", f"{found.step_over_floor:.3f}", "median of the ratios within a round")
     else:
         table.add_row("floor", UNKNOWN, str(found.no_floor))
     if found.mfu is None:
         table.add_row("MFU", UNKNOWN, "the FLOPs of the model can't be counted")
     else:
-        known = found.machine.known_peak is not None
-        table.add_row(
-            "MFU",
-            percent(found.mfu),
-            f"of {_flops(found.peak)}, {'the data sheet' if known else 'the fastest product here'}",
-        )
+        source = "the fastest product here" if machine.known_peak is None else "the data sheet"
+        table.add_row("MFU", percent(found.mfu), f"of {_flops(found.peak)}, {source}")
     if found.micro_batches < found.work.accumulation:
         table.add_row(
-            "step as configured",
+            f"step of {micro_batches(found.work.accumulation)}",
             f"{milliseconds(found.config_step_seconds)} ms",
-            f"calculated for {found.work.accumulation} micro-batches; tokens/s and MFU are for it",
+            "calculated; tokens/s and MFU are for it",
         )
     return table
 
@@ -126,13 +119,11 @@ def _speed(found: Findings) -> Table:
 def _phases(found: Findings) -> Table:
     phases = found.phase_seconds
     total = sum(phases.values())
-    table = Table("phase, from steps with timers", "ms", "share", "")
-    for name, meaning in PHASES.items():
+    table = Table("phase, from steps with timers", "ms", "share")
+    for name in PHASES:
         if name in phases:
-            table.add_row(name, milliseconds(phases[name]), percent(phases[name] / total), meaning)
-    table.add_row(
-        "sum", milliseconds(total), f"{total / found.step_seconds:.3f}", "the share is of the step without timers"
-    )
+            table.add_row(name, milliseconds(phases[name]), percent(phases[name] / total))
+    table.add_row("sum", milliseconds(total), f"{total / found.step_seconds:.3f} of the step without timers")
     return table
 
 
@@ -160,7 +151,7 @@ def _beside(found: Findings) -> Table:
         f"in {machine.dtype}"
         + "".join(f"; {_flops(flops)} in {dtype}" for dtype, flops in machine.other_products.items()),
     )
-    table.add_row("memory bandwidth", f"{si(machine.bandwidth)}B/s", "reading and writing in a large copy")
+    table.add_row("memory bandwidth", si_unit(machine.bandwidth, "B/s"), "reading and writing in a large copy")
     table.add_row(
         "loader",
         f"{1e6 * found.loader:.0f} µs",
@@ -173,7 +164,7 @@ def _beside(found: Findings) -> Table:
     table.add_row(
         "checkpoint",
         f"{milliseconds(found.checkpoint_stall)} ms",
-        f"the loop waits; {si(found.checkpoint_bytes)}B are on the disk after {found.checkpoint_seconds:.1f} s",
+        f"the loop waits; {si_unit(found.checkpoint_bytes, 'B')} on the disk after {found.checkpoint_seconds:.1f} s",
     )
     price = found.price_of_determinism
     table.add_row(
@@ -185,4 +176,4 @@ def _beside(found: Findings) -> Table:
 
 
 def _flops(flops: float | None) -> str:
-    return UNKNOWN if flops is None else f"{si(flops)}FLOP/s"
+    return UNKNOWN if flops is None else si_unit(flops, "FLOP/s")

@@ -1,8 +1,9 @@
 """Checks every kind of attention that the device has, with and without masked documents, against float64."""
 
 from collections.abc import Iterator
-from typing import get_args
+from typing import get_args, get_type_hints
 
+from lmtrain.model.llama import Llama
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding
 from lmtrain.verify.device.precision import FORMATS, NumberFormat, Reference, compare_pass, missing_format
 from lmtrain.verify.device.setting import Setting
@@ -15,12 +16,15 @@ def of_each_kind(setting: Setting) -> Iterator[Finding]:
 
     16-bit kernels are compared where the device has them; on a GPU, those are the ones that count.
     """
+    if not kinds():
+        yield Finding(NOT_APPLICABLE, "the model has no model.attention")
+        return
     bfloat16 = FORMATS[2]
     is_16_bit = setting.is_cuda and not missing_format(bfloat16, setting.device)
     for documents in (False, True):
         own = DOCUMENTS if documents else ()
-        reference = Reference(setting.small("llama", *own, *kind_override(setting, "math")))
-        for kind in kinds(setting):
+        reference = Reference(setting.small("llama", *own, "model.attention=math"))
+        for kind in kinds():
             for number_format in (FORMATS[0], bfloat16) if is_16_bit else (FORMATS[0],):
                 what = f"{kind}{', documents masked' if documents else ''}, {number_format.name}"
                 yield compare_kind(setting, reference, kind, own, number_format, what)
@@ -33,7 +37,7 @@ def compare_kind(
         "llama",
         *own,
         *number_format.overrides,
-        *kind_override(setting, kind),
+        f"model.attention={kind}",
         "system.compile=false",
         # Some kernels have no deterministic backward; `repeat` checks the default.
         f"system.deterministic={'true' if kind == 'auto' else 'false'}",
@@ -46,12 +50,6 @@ def compare_kind(
         return Finding(NOT_APPLICABLE, str(error), what)
 
 
-def kinds(setting: Setting) -> list[str]:
-    """Return the kinds of attention that a config can name."""
-    from lmtrain.model import attention_kind
-
-    return list(get_args(attention_kind.AttentionKind))
-
-
-def kind_override(setting: Setting, kind: str) -> list[str]:
-    return [f"model.attention={kind}"]
+def kinds() -> tuple[str, ...]:
+    """Return the kinds of attention that a config can name; none if the model has no choice of them."""
+    return get_args(get_type_hints(Llama.__init__).get("attention"))

@@ -18,7 +18,7 @@ CHECKS = (
         "precision:in_each_dtype",
         "losses or gradients of this device are wrong: do not train on it; another torch or driver may cure it",
         "numbers",
-        120,
+        180,
     ),
     Check(
         "attention",
@@ -88,7 +88,7 @@ CHECKS = (
         "precision:compiled",
         "torch.compile changes the result here: use system.compile=false",
         "compile",
-        120,
+        180,
     ),
     Check(
         "repeat",

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.model.loss import linear_cross_entropy
 from lmtrain.parts import build_loaders, build_model, build_system
-from lmtrain.system import missing_to_compile
 from lmtrain.verify.bit_comparison import tensor_differences
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
 from lmtrain.verify.device.precision import (

@@ -22,6 +22,8 @@ from lmtrain.verify.device.setting import Setting, fed
 
 WARM_UP = 3  # steps that compile and allocate
 ROUNDS, ROUND_S = 5, 1.0
+LONG_RUN = 100_000
+SHORT_RUN = 600  # steps, as in quickstart: for a long run, a CPU would first compile for minutes
 SMALL_CARD = 40e9  # bytes; on cards with less, micro-batches are a quarter as large
 GOALS_FOR = ("H100", "H200")  # the GPUs for which the goals are meant
 
@@ -116,7 +118,7 @@ def measure(setting: Setting, figure: Figure, *overrides: str, beside_plain: boo
         f"data.batch_size={batch_size}",
         f"data.block_size={block_size}",
         f"trainer.gradient_accumulation_steps={micro_batches}",
-        "trainer.max_steps=100000",
+        f"trainer.max_steps={LONG_RUN if setting.is_cuda else SHORT_RUN}",
     )
     vocabulary = int(next(text for text in figure.model if "vocab_size" in text).partition("=")[2])
     cfg = setting.config(*figure.model, *sizes, *overrides, vocabulary=vocabulary)

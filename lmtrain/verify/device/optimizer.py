@@ -67,8 +67,9 @@ def largest_error(params: torch.Tensor) -> torch.Tensor:
     further operations. The parameters move so little that their last values stand for all.
     """
     size = LR / (1 - BETAS[1]) ** 0.5
-    of_params: torch.Tensor = 2 * (params.detach().abs() + STEPS * size)
-    return STEPS * FLOAT32 * (of_params + (3 * STEPS + 10) * size)
+    of_params = 2 * (params.detach().abs() + STEPS * size)
+    largest: torch.Tensor = STEPS * FLOAT32 * (of_params + (3 * STEPS + 10) * size)
+    return largest
 
 
 def compare_clipping(setting: Setting) -> Finding:

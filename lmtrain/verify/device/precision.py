@@ -1,6 +1,7 @@
 """Checks the shipped models on the device against float64 on the CPU: logits, loss, gradients and training steps."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -133,9 +134,9 @@ def backward(model: nn.Module, x: Tensor, y: Tensor, context: Context, scale: fl
         logits = model(x)[0]
     leaf = logits.detach().requires_grad_()
     loss = scale * nn.functional.cross_entropy(leaf.flatten(0, 1), y.flatten())
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     with context:
-        logits.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        logits.backward(leaf.grad)
     return logits.detach(), loss.detach()
 
 
@@ -151,7 +152,7 @@ def forward_and_backward(
     model.zero_grad(set_to_none=True)
     with context or contextlib.nullcontext():
         with torch.no_grad():
-            logits = forward(x)[0]
+            logits = forward(x)[0].to("cpu", torch.float64)  # a CUDA graph would overwrite it
         loss = forward(x, y)[1]
     (loss * scale).backward()
     gradients = [param.grad / scale for param in model.parameters() if param.grad is not None]
@@ -183,6 +184,10 @@ def compiled(setting: Setting) -> Iterator[Finding]:
     for name in SMALL_MODELS if setting.is_cuda else ("llama",):
         cfg = setting.small(name, *number_format.overrides, "system.compile=true")
         yield compare_pass(Reference(setting.small(name)), cfg, number_format, f"{name}, {number_format.name}")
+    if setting.is_cuda:
+        cfg = setting.small("llama", *number_format.overrides, "system.compile=reduce-overhead")
+        reference = Reference(setting.small("llama"))
+        yield compare_training(reference, setting, cfg, number_format, f"llama, CUDA graphs: {STEPS} steps")
 
 
 def compare_pass(reference: Reference, cfg: Any, number_format: NumberFormat, what: str) -> Finding:
@@ -244,6 +249,8 @@ def loss_rounding(losses: Tensor) -> float:
 
 def share_of(error: float, bound: float) -> float:
     """Return the error as a share of its bound; NaN counts as infinitely wrong."""
-    if error != error:
-        return float("inf")
-    return error / bound if bound else float("inf") * bool(error)
+    if math.isnan(error):
+        return math.inf
+    if bound == 0:
+        return math.inf if error else 0.0
+    return error / bound

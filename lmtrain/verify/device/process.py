@@ -35,9 +35,10 @@ def run(descriptor: int, request: Mapping[str, Any]) -> None:
 
 
 def function_of(name: str) -> CheckFunction:
-    """Return the function named `module:function`."""
+    """Return the function named `module:function`; the module is one of this folder, or has its full name."""
     module, _, function = name.partition(":")
-    found: CheckFunction = getattr(importlib.import_module(f"lmtrain.verify.device.{module}"), function)
+    full = module if "." in module else f"lmtrain.verify.device.{module}"
+    found: CheckFunction = getattr(importlib.import_module(full), function)
     return found
 
 

@@ -34,10 +34,12 @@ class Reported:
     seconds: float
 
 
-def run_checks(checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float) -> Iterator[Reported]:
+def run_checks(
+    checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float, patience: float = 1.0
+) -> Iterator[Reported]:
     """Run the checks and yield what they find, until the deadline (in time.monotonic seconds).
 
-    `folder` is for files that the checks write.
+    `folder` is for files that the checks write. `patience` multiplies the time limits of the checks.
     """
     for _, group in groupby(checks, key=lambda check: check.process):
         left = list(group)
@@ -52,11 +54,11 @@ def run_checks(checks: Sequence[Check], overrides: Sequence[str], folder: Path, 
                 "seconds": deadline - time.monotonic(),
             }
             with CheckProcess(request) as process:
-                left = yield from _follow(process, left, deadline)
+                left = yield from _follow(process, left, deadline, patience)
 
 
 def _follow(
-    process: "CheckProcess", checks: Sequence[Check], deadline: float
+    process: "CheckProcess", checks: Sequence[Check], deadline: float, patience: float
 ) -> Generator[Reported, None, list[Check]]:
     """Yield what a process finds, and return the checks that it did not begin."""
     left = list(checks)
@@ -69,7 +71,7 @@ def _follow(
             case {"begun": name}:
                 running = next(check for check in left if check.name == name)
                 left.remove(running)
-                until = min(deadline, now + running.limit_s)
+                until = min(deadline, now + running.limit_s * patience)
             case {"finding": finding} if running is not None:
                 yield Reported(running, Finding(**finding), now - last)
             case {"ended": _}:
@@ -83,7 +85,9 @@ def _follow(
         if line is not None:
             finding = Finding(FAILED, process.how_it_ended(), values={"output": process.output()})
         elif until < deadline:
-            finding = Finding(FAILED, f"stopped after {running.limit_s:.0f} s", values={"output": process.output()})
+            finding = Finding(
+                FAILED, f"stopped after {running.limit_s * patience:.0f} s", values={"output": process.output()}
+            )
         else:
             finding = Finding(NOT_RUN, "stopped, because no time was left; see --budget")
         yield Reported(running, finding, now - last)

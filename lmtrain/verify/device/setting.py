@@ -23,7 +23,7 @@ from lmtrain.data.prefetch import Prefetcher
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.training_parts import Parts
-from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system
+from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, work_of
 from lmtrain.system import System
 from lmtrain.trainer import Recorder, Trainer
 
@@ -96,6 +96,7 @@ class Setting:
         system = build_system(cfg)
         train_loader, val_loader = build_loaders(cfg)
         model = build_model(cfg)
+        system.choose(work_of(cfg, model), {})
         model = (change(model) if change else model).to(system.device)
         parts = Parts(system, train_loader, val_loader, model, build_optimizer(cfg, model), build(cfg.scheduler))
         out = self.folder / name

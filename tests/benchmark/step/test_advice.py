@@ -57,7 +57,7 @@ def test_a_step_near_its_floor_needs_faster_products() -> None:
 def test_the_rest_of_an_eager_step_is_compared_with_the_memory_bandwidth() -> None:
     first, compile_it = sentences(found(machine=replace(MACHINE, compiles=False)))
     assert "80.0% of the step; the other 220 ms" in first
-    assert "moves 4GB in eager mode, 400 ms at this machine's memory bandwidth" in first
+    assert "moves 4 GB in eager mode, 400 ms at this machine's memory bandwidth" in first
     assert "system.compile=true" in compile_it
 
 
