@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -218,4 +219,5 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that it also ends the contenders
     sys.exit(main())
