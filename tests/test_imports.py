@@ -24,6 +24,7 @@ convert
 verify
 train_run
 run
+micro_batch
 plan
 parts
 trainer
@@ -50,6 +51,7 @@ KNOW_HYDRA = frozenset(
         "convert",
         "train_run",
         "plan",
+        "micro_batch",
         "run",
         "parts",
         "config",

@@ -22,6 +22,7 @@ from lmtrain.config.preflight import preflight
 from lmtrain.errors import TERMINATED, ConfigError
 from lmtrain.loop.stop_request import signals_to_handle
 from lmtrain.machine import write_json_with_machine
+from lmtrain.micro_batch.find import found_size
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import counted, duration
@@ -63,7 +64,11 @@ def main(arguments: Sequence[str]) -> int:
     cfg = preflight(without_hydra(composition.config))
     for note in composition.notes:
         console.print(note, style="yellow")
-    overrides = [*_without_loggers(options.overrides), *eventful_overrides(cfg, options.steps)]
+    found = found_size(cfg)  # one for all runs, because another size changes the rounding
+    for note in found.notes:
+        console.print(note)
+    sizes = [f"{key}={size}" for key, size in found.resolved.items()]
+    overrides = [*_without_loggers(options.overrides), *sizes, *eventful_overrides(found.cfg, options.steps)]
     from lmtrain.verify.verification import BitsDifferError, FailedAttemptError, Verification  # with torch
 
     seed = secrets.randbits(32) if options.seed is None else options.seed

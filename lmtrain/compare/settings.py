@@ -40,6 +40,10 @@ def _without_rewind(run: ComparedRun) -> bool:
     return not (run.bad_steps and run.config.get("trainer.on_bad_step") == "rewind")
 
 
+def _with_shipped_trainer(run: ComparedRun) -> bool:
+    return str(run.config.get("trainer._target_")).startswith("lmtrain.")
+
+
 @dataclass(frozen=True)
 class NeutralKeys:
     """Config keys that change nothing in what a run computes.
@@ -94,6 +98,7 @@ NEUTRAL = (
         _without_bad_step,
         together=True,
     ),
+    NeutralKeys(("trainer.global_batch_size",), "it is the product of two other keys", _with_shipped_trainer),
     NeutralKeys(("trainer.spike_window",), "it is not used without spike_zscore", _without_spike_check),
     NeutralKeys(
         ("system.threads", "system.keep_freed_memory", "system.deterministic"),

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
+from lmtrain.config.batch_size import GLOBAL, keep_found_size, refuse_given_accumulation
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, is_reference
 from lmtrain.config.compose import set_up_hydra
@@ -107,7 +108,9 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     # Before anything is resolved, looked up or built.
     for saved in (composed, before):
         check_trust(saved, permissions["trust"], run_dir)
+    keep_found_size(composed, before)
     changed = apply_overrides(composed, overrides)
+    refuse_given_accumulation(changed, overrides, {})
     if starting_folder(run_dir) not in (None, Path.cwd()):
         _make_data_folders_absolute(changed, overrides)
     given, run_dir = run_dir, run_dir.resolve()
@@ -198,7 +201,7 @@ def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any
     if after.trainer.get("on_bad_step") == "rewind":
         free.remove("trainer.checkpoint_interval")  # it decides which step a rewind returns to
     if _step_samples(before) == _step_samples(after):
-        free.extend(MICRO_BATCH_KEYS)
+        free.extend((*MICRO_BATCH_KEYS, GLOBAL))
     refused = []
     for line in changes:
         key = line.partition(":")[0]
@@ -208,5 +211,7 @@ def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any
 
 
 def _step_samples(cfg: Any) -> int | None:
+    if isinstance(whole := cfg.trainer.get("global_batch_size"), int):
+        return whole
     sizes = [OmegaConf.select(cfg, key) for key in MICRO_BATCH_KEYS]
     return None if None in sizes else int(sizes[0] * sizes[1])

@@ -35,6 +35,7 @@ def labels_and_sizes(folder: Path) -> dict[str, int]:
         ({"trainer.checkpoint_interval": 13}, {}),
         ({"trainer.eval_interval": 25}, {}),
         ({"trainer.eval_train_batches": 3}, {}),
+        ({"trainer.global_batch_size": 8}, {}),
         ({"trainer.on_bad_step": "skip", "trainer.spike_zscore": 10.0, "trainer.spike_window": 64}, {}),
         ({"system.threads": 3}, {}),
         ({"system.keep_freed_memory": False}, {}),
@@ -164,6 +165,15 @@ def test_the_cut_of_a_global_batch_is_no_setting(tmp_path: Path) -> None:
     assert groups_of(tmp_path) == [0, 0, 1]
     assert list(labels_and_sizes(tmp_path)) == ["global_batch=32", "global_batch=64"]
     assert groups_of(tmp_path, timed=True) == [0, 1, 2]
+
+
+def test_sizes_that_runs_found_by_themselves_are_no_setting(tmp_path: Path) -> None:
+    named = {"data.batch_size": 8, "trainer.gradient_accumulation_steps": 4, "trainer.eval_batches": None}
+    write_run(tmp_path / "0", {"seed": 0, **named})
+    for seed, (size, number) in enumerate([(8, 4), (16, 2)], 1):
+        changes = {"data.batch_size": size, "trainer.gradient_accumulation_steps": number}
+        write_run(tmp_path / str(seed), {"seed": seed, **named, **changes, "trainer.global_batch_size": 32})
+    assert groups_of(tmp_path) == [0, 0, 0]
 
 
 def test_a_model_of_the_user_may_depend_on_its_micro_batch(tmp_path: Path) -> None:
