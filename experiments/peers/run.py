@@ -92,6 +92,7 @@ def measure(name: str, setting: Setting, options: argparse.Namespace) -> None:
             "steps_per_round": steps,
         }
         rounds = continued_rounds(before, head, path)
+        results: dict[str, Any] = before  # in case there is nothing left to do
         try:
             for number in range(len(rounds), options.rounds or setting.rounds):
                 print(f"{setting.title}, round {number + 1}", flush=True)
