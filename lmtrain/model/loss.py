@@ -22,7 +22,7 @@ WHOLE_LOGITS = 2**22
 BLOCK = 2**19  # logits whose exponentials are computed at once on a CPU: they stay in the cache between the operations
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, rows: int | None = None) -> Tensor:
     """Return the mean loss in nats of the logits `hidden @ weight.T`, over all targets other than -100.
 
     Products are computed in autocast's dtype; sums and logarithms at least in float32. The result is that of
@@ -32,34 +32,35 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
         hidden: (N, C), the normalised output of the last layer.
         weight: (V, C), the output layer.
         targets: (N,), token ids.
+        rows: Rows of a chunk; None chooses.
 
     Raises:
         IndexError: a target on the CPU is neither a token id nor -100.
         RuntimeError: the gradient of the gradient is asked for.
     """
-    if targets.numel() * weight.shape[0] <= WHOLE_LOGITS:
+    if rows is None and targets.numel() * weight.shape[0] <= WHOLE_LOGITS:
         return F.cross_entropy(F.linear(hidden, weight), targets, ignore_index=IGNORE)
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    rows = rows or chunk_rows(dtype)
     if torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype)  # type: ignore[no-untyped-call]
+        loss: Tensor = _LinearCrossEntropy.apply(hidden, weight, targets, dtype, rows)  # type: ignore[no-untyped-call]
         return loss
-    return _compute(hidden, weight, targets, dtype, False, False)[0]
+    return _compute(hidden, weight, targets, dtype, rows, False, False)[0]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     """Computes the gradients in the forward, while the logits of a chunk are there; the backward scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
-        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        loss, count, for_hidden, for_weight = _compute(hidden, weight, targets, dtype, needs_hidden, needs_weight)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, rows: int) -> Tensor:
+        loss, count, for_hidden, for_weight = _compute(hidden, weight, targets, dtype, rows, *ctx.needs_input_grad[:2])
         ctx.save_for_backward(count, for_hidden, for_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             raise RuntimeError("linear_cross_entropy has no second derivative: its gradient needs no graph")
         count, for_hidden, for_weight = ctx.saved_tensors
@@ -73,15 +74,22 @@ class _LinearCrossEntropy(torch.autograd.Function):
             (for_weight * scale).to(weight_dtype) if ctx.needs_input_grad[1] else None,
             None,
             None,
+            None,
         )
 
 
 def _compute(
-    hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, needs_hidden: bool, needs_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    rows: int,
+    needs_hidden: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # One operation for the compiler, which would unroll the chunks and keep more of them alive.
     compute = torch.ops.lmtrain.linear_cross_entropy if torch.compiler.is_compiling() else in_chunks
-    loss, count, for_hidden, for_weight = compute(hidden, weight, targets, dtype, needs_hidden, needs_weight)
+    loss, count, for_hidden, for_weight = compute(hidden, weight, targets, dtype, rows, needs_hidden, needs_weight)
     return loss, count, for_hidden, for_weight
 
 
@@ -95,6 +103,7 @@ def in_chunks(
     weight: Tensor,
     targets: Tensor,
     dtype: torch.dtype,
+    rows: int,
     needs_hidden: bool,
     needs_weight: bool,
     fused: bool = False,
@@ -103,7 +112,7 @@ def in_chunks(
 
     All are computed in `dtype` and returned in at least float32. `fused` compiles the work between the products.
     """
-    sums, rows = torch.promote_types(dtype, torch.float32), chunk_rows(dtype)
+    sums = torch.promote_types(dtype, torch.float32)
     total = hidden.new_zeros((), dtype=sums)
     counted = targets != IGNORE
     count = counted.sum()
@@ -196,15 +205,27 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 @torch.library.custom_op("lmtrain::linear_cross_entropy", mutates_args=())
 def _operation(
-    hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, needs_hidden: bool, needs_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    rows: int,
+    needs_hidden: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # On a CPU, blocks that stay in a core's cache are nearly as fast as one kernel, and need no compilation.
-    return in_chunks(hidden, weight, targets, dtype, needs_hidden, needs_weight, fused=hidden.is_cuda)
+    return in_chunks(hidden, weight, targets, dtype, rows, needs_hidden, needs_weight, fused=hidden.is_cuda)
 
 
 @_operation.register_fake
 def _shapes(
-    hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype, needs_hidden: bool, needs_weight: bool
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    dtype: torch.dtype,
+    rows: int,
+    needs_hidden: bool,
+    needs_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sums = torch.promote_types(dtype, torch.float32)
     return (
