@@ -225,3 +225,13 @@ def test_every_neutral_key_exists() -> None:
     keys = [*flat_config(base_config()), "logger.csv", "prepare.source", "x._convert_", "x._recursive_"]
     for name in (name for rule in NEUTRAL for name in rule.keys):
         assert any(fnmatchcase(key, name) for key in keys), name
+
+
+@pytest.mark.parametrize(("target", "groups"), [("lmtrain.model.llama.Llama", [0, 0]), ("mine.Net", [0, 1])])
+def test_the_kernel_of_attention_of_a_shipped_model_makes_no_setting(
+    tmp_path: Path, target: str, groups: list[int]
+) -> None:
+    own = {"model._target_": target}
+    write_run(tmp_path / "a", {"seed": 1, **own})
+    write_run(tmp_path / "b", {"seed": 2, **own, "model.attention": "math", "model.recompute": "layer"})
+    assert groups_of(tmp_path) == groups
