@@ -4,9 +4,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lmtrain.files.unsupported import free_bytes
 from lmtrain.hardware.compilation import STEP_EFFICIENCY
-from lmtrain.machine import GPUS, Gpu
+from lmtrain.machine import GPUS, Gpu, find_gpu
 from lmtrain.plan.memory import StepCost
 from lmtrain.system import System
 
@@ -155,3 +157,9 @@ def estimate_seconds(flops: float, system: System) -> float:
     """
     efficiency = CUDA_EFFICIENCY if system.device.type == "cuda" else STEP_EFFICIENCY[system.dtype_name]
     return flops / (system.measure_flops() * efficiency)
+
+
+def price_here(system: System) -> float | None:
+    """Return the dollars per hour of this machine's GPU; None if unknown."""
+    gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    return gpu.dollars_per_hour if gpu else None
