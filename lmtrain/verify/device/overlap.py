@@ -14,7 +14,7 @@ from lmtrain.data.prefetch import MicroBatch, Prefetcher
 from lmtrain.parts import build_loaders
 from lmtrain.verify.bit_comparison import tensor_differences
 from lmtrain.verify.device.finding import Finding, judged
-from lmtrain.verify.device.precision import FORMATS, missing_format
+from lmtrain.verify.device.numbers.precision import FORMATS, missing_format
 from lmtrain.verify.device.setting import Setting, fed
 
 WARM_UP, STEPS = 3, 5

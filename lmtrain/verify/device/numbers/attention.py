@@ -5,7 +5,7 @@ from typing import get_args, get_type_hints
 
 from lmtrain.model.llama import Llama
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding
-from lmtrain.verify.device.precision import FORMATS, NumberFormat, Reference, compare_pass, missing_format
+from lmtrain.verify.device.numbers.precision import FORMATS, NumberFormat, Reference, compare_pass, missing_format
 from lmtrain.verify.device.setting import Setting
 
 DOCUMENTS = ("model.mask_documents=true", "model.end_of_text=0")

@@ -15,9 +15,9 @@ from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_loaders, build_model, build_system
 from lmtrain.scheduler import Schedule
 from lmtrain.system import System
-from lmtrain.verify.device.adamw import Adamw
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
-from lmtrain.verify.device.rounding import (
+from lmtrain.verify.device.numbers.adamw import Adamw
+from lmtrain.verify.device.numbers.rounding import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
@@ -76,7 +76,7 @@ class Reference:
 
     def model(self) -> nn.Module:
         """Return the model with the initial weights that a run of the config has."""
-        System(device="cpu", compile=False, deterministic=False).seed(self.cfg.seed)
+        System(device="cpu", compile=False, threads=1, deterministic=False).seed(self.cfg.seed)
         return build_model(self.cfg).double()
 
     @cached_property
@@ -249,7 +249,7 @@ def loss_rounding(losses: Tensor) -> float:
 
 def share_of(error: float, bound: float) -> float:
     """Return the error as a share of its bound; NaN counts as infinitely wrong."""
-    if math.isnan(error):
+    if math.isnan(error) or math.isnan(bound):
         return math.inf
     if bound == 0:
         return math.inf if error else 0.0
