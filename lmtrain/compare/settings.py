@@ -28,6 +28,10 @@ def _on_cpu(run: ComparedRun) -> bool:
     return bool(resolved_system(run)["device"] == "cpu")
 
 
+def _of_a_shipped_model(run: ComparedRun) -> bool:
+    return str(run.config.get("model._target_")).startswith("lmtrain.model.")
+
+
 def _without_spike_check(run: ComparedRun) -> bool:
     return run.config.get("trainer.spike_zscore") is None
 
@@ -103,6 +107,12 @@ NEUTRAL = (
     NeutralKeys(
         ("system.threads", "system.keep_freed_memory", "system.deterministic"),
         "they change the speed and the order of rounding",
+        takes_time=True,
+    ),
+    NeutralKeys(
+        ("model.attention", "model.recompute"),
+        "the kernel of attention changes the order of rounding, and recomputing changes no bit",
+        _of_a_shipped_model,
         takes_time=True,
     ),
     NeutralKeys(("system.tf32",), "a CPU has no TensorFloat-32", _on_cpu, together=True),

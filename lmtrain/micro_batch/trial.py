@@ -33,7 +33,7 @@ LONGEST_S = 120.0  # no further size is tried after this time
 # A timed step has at least so many tokens, if the global batch has them. So the update, which is the same for every
 # size, counts about as much as in the run.
 STEP_TOKENS = {"cpu": 4096, "cuda": 65536}
-NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # in errors of CUDA libraries
+NO_MEMORY = ("out of memory", "alloc_failed")  # in errors of CUDA libraries
 
 
 def trial(cfg: DictConfig) -> list[TimedSize]:
@@ -87,7 +87,7 @@ def time_size(cfg: DictConfig, system: System, size: int, sequences: int) -> Tim
         with raising_config_errors():
             seconds, peak_bytes = timed_steps(attempt, system, STEPS, ENOUGH_S)
     except RuntimeError as error:  # with torch.OutOfMemoryError
-        if system.device.type != "cuda" or not any(text in str(error) for text in NO_MEMORY):
+        if system.device.type != "cuda" or not any(text in str(error).lower() for text in NO_MEMORY):
             raise
         return None
     finally:

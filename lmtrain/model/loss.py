@@ -147,7 +147,8 @@ def _loss_and_errors(
         top, total = top + total.log(), torch.ones_like(total)
     # Directly from the logits, so that the error of a probability near 1 is precise in 16 bits, too.
     at_target = ((of_target - top).exp() - total).masked_fill(~counted[:, None], 0.0)
-    errors.scatter_(1, targets.clamp(min=0)[:, None], at_target.to(errors.dtype))
+    row = torch.arange(len(targets), device=targets.device)
+    errors[row, targets.clamp(min=0)] = at_target[:, 0].to(errors.dtype)  # scatter_ copies all errors twice on a CPU
     return losses.sum(), errors, (1 / total).masked_fill(~counted[:, None], 0.0)
 
 

@@ -43,6 +43,8 @@ FREE_TO_CHANGE = (
 )
 # How a step's samples are split into micro-batches: state and data order stay exact, only rounding differs.
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
+# Of the shipped models: another kernel changes only rounding, and less memory changes no bit.
+KERNEL_KEYS = ("model.attention", "model.recompute")
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,8 @@ def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any
     free = list(FREE_TO_CHANGE)
     if after.trainer.get("on_bad_step") == "rewind":
         free.remove("trainer.checkpoint_interval")  # it decides which step a rewind returns to
+    if str(after.model.get("_target_")).startswith("lmtrain.model."):
+        free.extend(KERNEL_KEYS)
     if _step_samples(before) == _step_samples(after):
         free.extend((*MICRO_BATCH_KEYS, GLOBAL))
     refused = []

@@ -90,9 +90,9 @@ def marked(trainer: Trainer, marks: Marks) -> Iterator[None]:
         marks.mark(BACKWARD)
         return result
 
-    def marked_loss(*args: Any) -> Any:
+    def marked_loss(*args: Any, **kwargs: Any) -> Any:
         marks.mark(LOSS)
-        result = in_chunks(*args)
+        result = in_chunks(*args, **kwargs)
         marks.mark(FORWARD)
         return result
 
