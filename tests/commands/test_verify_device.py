@@ -1,10 +1,11 @@
 """`verify-device` checks this machine's CPU from the command line, and says what is wrong with a command."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
-from support.command_line import Cli
+from support.command_line import Cli, wait_for_line
 
 from lmtrain.commands.verify_device import chosen_checks, parse_arguments
 from lmtrain.errors import ConfigError
@@ -94,3 +95,21 @@ def test_where_the_findings_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "experiments").mkdir()
     assert report.default_file([], partial=True).parent == Path("experiments", "devices")
     assert report.default_file([], partial=True).name.startswith("unknown-")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/thread-self/children").exists(), reason="needs Linux's list of children")
+def test_a_stopped_command_leaves_no_process(tmp_path: Path, cli: Cli) -> None:
+    started = cli.start("verify-device", "system.device=cpu", "--only", "precision")
+    wait_for_line("device: passed", started)  # the process of the checks runs now
+    children = processes_of(started.pid)
+    assert children
+    started.send_signal(signal.SIGTERM)
+    assert started.wait(timeout=60) == 143
+    assert not [pid for pid in children if Path("/proc", str(pid)).exists()]
+
+
+def processes_of(parent: int) -> list[int]:
+    """Return the direct children of a process."""
+    text = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii")
+    return [int(word) for word in text.split()]

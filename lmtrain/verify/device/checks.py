@@ -26,7 +26,7 @@ CHECKS = (
         f"{HERE}.numbers.attention:of_each_kind",
         "a kernel of attention is wrong here: choose another one",
         "numbers",
-        90,
+        150,
     ),
     Check(
         "optimizer",

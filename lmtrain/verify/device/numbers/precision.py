@@ -150,9 +150,10 @@ def forward_and_backward(
 ) -> list[Tensor]:
     """Return the logits, the loss and all gradients in float64 on the CPU."""
     model.zero_grad(set_to_none=True)
-    with context or contextlib.nullcontext():
-        with torch.no_grad():
-            logits = forward(x)[0].to("cpu", torch.float64)  # a CUDA graph would overwrite it
+    context = context or contextlib.nullcontext()
+    with context, torch.no_grad():
+        logits = model(x)[0]  # never compiled: training does not need it
+    with context:  # entered again, because autocast may keep the weights that it has converted without gradients
         loss = forward(x, y)[1]
     (loss * scale).backward()
     gradients = [param.grad / scale for param in model.parameters() if param.grad is not None]
