@@ -17,7 +17,7 @@ from lmtrain.hardware import compilation, generators, number_format
 from lmtrain.hardware.allocators import cuda_allocator_settings, let_cuda_segments_grow, make_malloc_keep_memory
 from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.hardware.cpu_speed import cpu_speed
-from lmtrain.hardware.float8 import convert_to_float8
+from lmtrain.hardware.float8 import PAYS_FROM, convert_to_float8
 from lmtrain.hardware.work import Work
 from lmtrain.machine import find_gpu
 from lmtrain.terminal.units import counted
@@ -109,6 +109,8 @@ class System:
             )
         if self.dtype_name == "float8" and not compile:
             raise ValueError("system.dtype=float8: works only with system.compile=true; use that, or bfloat16")
+        if compile:
+            compilation.keep_compiled_code()  # before the compiler is imported, which also chooses a folder
         if self.deterministic:
             # Not "warn": that leaves attention on CUDA with its faster algorithms, which are not deterministic.
             if compile:
@@ -150,13 +152,13 @@ class System:
         """Choose what `auto` means for this work. Choices in `kept`, of the run that is continued, are made again."""
         if DTYPE_KEY in self.automatic:
             before = kept.get(DTYPE_KEY)
-            self._set_dtype(self._usual_dtype() if before is None else self._kept_dtype(before, work))
+            self._set_dtype(self._usual_dtype() if before is None else self._kept_dtype(before))
             if before is None and self.device.type == "cpu" and number_format.may_gain(work):
                 self._set_dtype(number_format.choose_on_cpu(work, cpu_speed()))
         if COMPILE_KEY in self.automatic:
             self._set_compile(self._chosen_compile(work, kept.get(COMPILE_KEY)))
 
-    def _kept_dtype(self, before: Any, work: Work) -> str:
+    def _kept_dtype(self, before: Any) -> str:
         usable = before in number_format.KEPT and not number_format.lacks_hardware(self.device, before)
         if not usable:
             now = self._usual_dtype()
@@ -172,7 +174,7 @@ class System:
     def _chosen_compile(self, work: Work, before: Any) -> bool:
         if isinstance(before, bool):
             if before and (missing := missing_to_compile(self.device.type)):
-                log.warning("the run continues without compilation, other than it began: %s", missing)
+                log.warning("the run continues without compilation, unlike before: %s", missing)
                 return False
             return before
         if self.device.type == "cuda":
@@ -200,10 +202,15 @@ class System:
         """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`."""
         if not self.compiles:
             return model
-        compilation.keep_compiled_code()
         if self.dtype_name == "float8":
-            layers = convert_to_float8(model)
-            log.info("%s in float8; it pays from about a billion parameters", counted(layers, "layer"))
+            layers, count = convert_to_float8(model), sum(param.numel() for param in model.parameters())
+            log.info("%s in float8", counted(layers, "layer"))
+            if count < PAYS_FROM:
+                log.warning(
+                    "system.dtype=float8: pays from about a billion parameters, and this model has %s; compare it with "
+                    "bfloat16",
+                    f"{count:,}",
+                )
         compiled = torch.compile(model, mode=self.compile_mode)
         return compilation.with_cuda_graphs(compiled, model) if self.uses_cuda_graphs else compiled
 

@@ -33,6 +33,7 @@ from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.loop.training_parts import Parts
+from lmtrain.micro_batch.find import found_size
 from lmtrain.parts import build_parts, check_model_size
 from lmtrain.run import report
 from lmtrain.run.background import BackgroundFacts
@@ -87,13 +88,18 @@ def run(
         ConfigError: building the parts showed a mistake (also recorded in `result.json`), or the directory belongs to
             another run.
     """
-    request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts or BackgroundFacts(cfg))
+    facts = facts or BackgroundFacts(cfg)
     state = TrainState()
     with contextlib.ExitStack() as stack:
         with raising_config_errors():
             directory = stack.enter_context(RunDirectory(run_dir))
         if resumed is None:
             refuse_existing_run(directory.path)
+        found = found_size(cfg)
+        cfg = found.cfg
+        notes = [*notes, *found.notes]
+        request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, found.resolved)
+        if resumed is None:
             directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
         else:
             _refuse_fewer_steps(cfg, directory.path)
@@ -157,7 +163,7 @@ def train(
         request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg), request.facts.get())
-        described |= {"resolved": parts.system.resolved, "cuda_allocator": parts.system.allocator()}
+        described |= {"resolved": parts.system.resolved | request.resolved, "cuda_allocator": parts.system.allocator()}
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)

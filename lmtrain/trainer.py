@@ -62,6 +62,8 @@ class Trainer:
         state: Where the run starts: a new state, or the state of a checkpoint.
         max_steps: Optimizer steps of the whole run.
         gradient_accumulation_steps: Micro-batches per optimizer step.
+        global_batch_size: Sequences per optimizer step; null means that many micro-batches. With it, the number of
+            micro-batches follows from `data.batch_size`, which may also be `auto`.
         grad_clip: Largest global gradient norm; larger gradients are scaled down to it. 0 means no clipping.
         on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
             back to the last regular checkpoint and continues with the data after the bad step.
@@ -96,6 +98,7 @@ class Trainer:
         *,
         max_steps: PositiveInt,
         gradient_accumulation_steps: PositiveInt,
+        global_batch_size: PositiveInt | None = None,
         grad_clip: NonNegativeFloat,
         on_bad_step: Literal["stop", "skip", "rewind"],
         spike_zscore: PositiveFloat | None,
@@ -115,6 +118,7 @@ class Trainer:
         self.stop, self.state = recorder.stop, state
         self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
         self.step_samples = gradient_accumulation_steps * self.train_loader.batch_size
+        assert global_batch_size in (None, self.step_samples)  # `config` derives the number of micro-batches
         self.grad_clip, self.on_bad_step = grad_clip or math.inf, policies.POLICIES[on_bad_step]
         self.eval_interval, self.log_interval = eval_interval, log_interval
         self.checkpoint_interval = checkpoint_interval

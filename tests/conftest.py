@@ -1,5 +1,6 @@
 """Fixtures for all tests: small token files, and the command line in a temporary folder."""
 
+import compileall
 import contextlib
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from support.command_line import UTF8, Cli
 from support.tokens import write_tokens
 
+import lmtrain
 from lmtrain.machine import limit_spinning
 from lmtrain.terminal.paths import shell_folder
 
@@ -29,6 +31,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--renew-docs", action="store_true", help="write what the examples of the documentation really print into it"
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Hundreds of processes would each compile the package again if Python may not write bytecode.
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        compileall.compile_dir(Path(lmtrain.__file__).parent, quiet=2)
 
 
 @pytest.fixture(autouse=True)

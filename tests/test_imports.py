@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support.tokens import TINY
 
 PACKAGE = Path(__file__).parents[1] / "lmtrain"
 
@@ -24,6 +25,7 @@ convert
 verify
 train_run
 run
+micro_batch
 plan
 parts
 trainer
@@ -50,6 +52,7 @@ KNOW_HYDRA = frozenset(
         "convert",
         "train_run",
         "plan",
+        "micro_batch",
         "run",
         "parts",
         "config",
@@ -187,6 +190,7 @@ def test_files_and_folders_stay_small() -> None:
         ["decide", "--help"],
         ["import", "--help"],
         ["verify-resume", "--help"],
+        ["verify-device", "--help"],
         ["--rerun", "--help"],
     ],
 )
@@ -211,3 +215,30 @@ def test_another_programs_checkpoint_is_read_only_as_tensors_and_plain_values() 
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]
     assert len(calls) == len(loads) == 1
     assert {word.arg: ast.unparse(word.value) for word in calls[0].keywords}["weights_only"] == "True"
+
+
+# What no eager run needs before its first step, or only other processes need: each takes from 0.1 s to seconds.
+HEAVY = ("torch._dynamo", "torch._inductor", "sympy", "wandb", "transformers", "scipy", "matplotlib", "pandas")
+
+
+@pytest.mark.slow
+def test_an_eager_run_imports_no_compiler_and_no_client_of_wandb(tmp_path: Path, token_folder: Path) -> None:
+    arguments = [
+        *TINY,
+        f"data.path={token_folder}",
+        "logger=[wandb]",
+        "trainer.max_steps=1",
+        "scheduler.warmup_steps=0",
+    ]
+    script = f"""
+import sys
+sys.argv = ["lmtrain", *{arguments!r}]
+from lmtrain.__main__ import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, *[name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert done.stderr.splitlines()[-1] == "True", done.stderr
+    assert done.returncode == 0

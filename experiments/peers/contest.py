@@ -13,6 +13,7 @@ from typing import Any
 from settings import HERE, Entry
 
 PATIENCE_S = 900  # for a round, or a start with compilation
+COMPARED_STEPS = 30  # later, differences of rounding have grown
 SPARE = 1 << 30  # bytes of memory left for everything else
 CONTENDERS = HERE / "contenders"
 ROOT = HERE.parents[1]
@@ -225,6 +226,8 @@ def curve_difference(curve: Mapping[int, float], mean: bool, base: Mapping[int, 
     differences: list[float] = []
     before = 0
     for step, loss in sorted(curve.items()):
+        if step > COMPARED_STEPS:
+            break
         steps: Sequence[int] = range(before + 1, step + 1) if mean else [step]
         if all(each in base for each in steps):
             expected = sum(base[each] for each in steps) / len(steps)

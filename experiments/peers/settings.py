@@ -26,6 +26,7 @@ class Setting:
 
 
 PRODUCTION = ("model=llama_50m", "trainer.gradient_accumulation_steps=1")
+TINY = ("model.n_layer=1", "data.batch_size=2", "data.block_size=16")
 SETTINGS = {
     "production_16x512": Setting(
         "production model, 16 × 512",
@@ -63,10 +64,17 @@ SETTINGS = {
         memory_gb=70,
     ),
     "tiny": Setting(
-        "a tiny model, to try the contest itself",
-        ("experiments=tiny", "model.vocab_size=65", "model.n_layer=1", "data.batch_size=2", "data.block_size=16"),
-        steps={"cpu": 2, "cuda": 2},
-        rounds=2,
+        "a tiny GPT-2, to try the contest itself",
+        ("experiments=tiny", "model.vocab_size=65", *TINY),
+        steps={"cpu": 1, "cuda": 1},
+        rounds=3,
+        memory_gb=1,
+    ),
+    "tiny_llama": Setting(
+        "a tiny Llama, to try the contest itself",
+        ("model=llama_1m", "model.vocab_size=500", "trainer.gradient_accumulation_steps=1", *TINY),
+        steps={"cpu": 1, "cuda": 1},
+        rounds=3,
         memory_gb=1,
     ),
 }

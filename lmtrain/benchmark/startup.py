@@ -4,6 +4,7 @@ Every start is a real run in a process of its own, which ends after its first st
 timed as well. With `--against FOLDER`, the starts of another version of lmtrain take turns with those of this one.
 """
 
+import argparse
 import json
 import os
 import resource
@@ -25,14 +26,13 @@ from lmtrain.benchmark.startup_process import PHASES, UNAVOIDABLE
 from lmtrain.benchmark.turns import rotated
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
-from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 
 HELP, MISTAKE = "--help", "a config error"
 COMMANDS = {HELP: (["--help"], 0), MISTAKE: (["trainer.max_stepz=1"], 2)}  # more arguments, and the exit code
-ALL, BESIDE = "the whole start", f"all but {', '.join(UNAVOIDABLE)}"
+ALL, BESIDE = "the whole start", "all but torch, weights and first step"
 OTHERS = "other processes (git, W&B)"
 SMOKE = ["experiments=smoke"]
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
         description="Times the start of a run by phase, from the command to the end of its first training step, and "
         "the commands that need no torch.",
         epilog="The default config is experiments=smoke. To compare with an earlier commit: git worktree add "
-        "/tmp/before COMMIT; python -m lmtrain benchmark startup --against /tmp/before",
+        "../before COMMIT; python -m lmtrain benchmark startup --against ../before",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="measured rounds (default: 5)")
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     cfg = preflight(compose(overrides))  # prepares the data
     versions = {"this version": Version()}
     if options.against is not None:
-        versions[str(options.against)] = Version(options.against)
+        versions[options.against.name] = Version(options.against)
     rounds: list[dict[str, dict[str, Seconds]]] = []
     for number in range(1 + options.rounds):  # the first round fills caches
         measured = {name: measure(version, overrides, cfg) for name, version in rotated(versions, number)}
@@ -154,5 +154,5 @@ def show(rounds: Sequence[Mapping[str, Mapping[str, Seconds]]]) -> None:
 def _checkout(text: str) -> Path:
     folder = Path(text).resolve()
     if not (folder / "lmtrain" / "__main__.py").is_file():
-        raise ConfigError(f"--against {text}: is not a checkout of lmtrain; give a folder with lmtrain/ in it")
+        raise argparse.ArgumentTypeError(f"{text}: is not a checkout of lmtrain; give a folder with lmtrain/ in it")
     return folder

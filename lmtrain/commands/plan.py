@@ -92,12 +92,14 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
             else "give a folder that has them"
         )
         raise ConfigError(f"--measure: {missing[0]} has no token files; {way_out}")
+    from lmtrain.micro_batch.find import expected_size, found_size
     from lmtrain.plan.make import make  # loads torch, which help and error messages need not wait for
     from lmtrain.plan.terminal_view import show_plan
 
     with _without_warnings_of_torch():
-        plan = make(cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
-    plan = replace(plan, remarks=[*composition.notes, *plan.remarks])
+        found = found_size(cfg) if options.measure else expected_size(cfg)
+        plan = make(found.cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
+    plan = replace(plan, remarks=[*composition.notes, *found.notes, *plan.remarks])
     show_plan(plan)
     return plan.to_dict()
 
@@ -114,6 +116,7 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
         notes |= dict.fromkeys(composition.notes)
         with naming_origins(job.overrides, composition.choices):
             checked.append((job, *check_for_plan(without_hydra(composition.config))))
+    from lmtrain.micro_batch.find import expected_size
     from lmtrain.plan.make import Once, make  # loads torch
     from lmtrain.plan.sweep_plan import PlannedJob, SweepPlan
     from lmtrain.plan.sweep_view import show_sweep_plan
@@ -125,7 +128,7 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
                 job.title,
                 job.overrides,
                 asked.trials or 1,
-                make(cfg, job.directory, missing, mfu=options.mfu, price=options.price, once=once),
+                make(expected_size(cfg).cfg, job.directory, missing, mfu=options.mfu, price=options.price, once=once),
             )
             for job, cfg, missing in _with_progress(checked, "planning jobs")
         ]

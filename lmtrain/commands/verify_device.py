@@ -1,6 +1,7 @@
 """`python -m lmtrain verify-device [overrides]`: checks that this device computes, repeats, resumes and performs."""
 
 import argparse
+import contextlib
 import json
 import tempfile
 import time
@@ -18,6 +19,7 @@ from lmtrain.verify.device.checks import CHECKS, DEVICE, FIGURES, NAMES
 from lmtrain.verify.device.finding import FAILED, Check
 from lmtrain.verify.device.processes import Reported, run_checks
 from lmtrain.verify.device.report import default_file, is_good, json_report, table, verdict
+from lmtrain.verify.signals import signals_as_exceptions
 
 BUDGET_S = 480.0
 
@@ -51,11 +53,17 @@ def main(arguments: Sequence[str]) -> int:
     console.print(f"{len({each.name for each in chosen})} checks in at most {duration(options.budget)}")
     patience = max(1.0, options.budget / BUDGET_S)  # a slow machine gets more time for each check, too
     reports: list[Reported] = []
-    with tempfile.TemporaryDirectory(prefix="verify-device-") as folder, console.status("starting") as status:
-        for each in run_checks(chosen, options.overrides, Path(folder), started + options.budget, patience):
-            status.update(f"{each.check.name}: {each.finding.what}")
-            reports.append(each)
-            show(each)
+    with (
+        signals_as_exceptions(),
+        tempfile.TemporaryDirectory(prefix="verify-device-") as folder,
+        console.status("starting") as status,
+    ):
+        found = run_checks(chosen, options.overrides, Path(folder), started + options.budget, patience)
+        with contextlib.closing(found):  # ends the process of a check
+            for each in found:
+                status.update(f"{each.check.name}: {each.finding.what}")
+                reports.append(each)
+                show(each)
     seconds = time.monotonic() - started
     console.print(table(reports))
     file = options.json or default_file(reports, partial=len(chosen) < len(CHECKS))

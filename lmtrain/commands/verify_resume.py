@@ -6,10 +6,8 @@ import random
 import re
 import secrets
 import shutil
-import signal
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +17,14 @@ from rich.table import Table
 
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.preflight import preflight
-from lmtrain.errors import TERMINATED, ConfigError
-from lmtrain.loop.stop_request import signals_to_handle
+from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
+from lmtrain.micro_batch.find import found_size
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import counted, duration
 from lmtrain.verify.phases import PHASE_NAMES
+from lmtrain.verify.signals import signals_as_exceptions
 
 if TYPE_CHECKING:
     from lmtrain.verify.verification import BitsDifferError, Verification
@@ -63,12 +62,16 @@ def main(arguments: Sequence[str]) -> int:
     cfg = preflight(without_hydra(composition.config))
     for note in composition.notes:
         console.print(note, style="yellow")
-    overrides = [*_without_loggers(options.overrides), *eventful_overrides(cfg, options.steps)]
+    found = found_size(cfg)  # one for all runs, because another size changes the rounding
+    for note in found.notes:
+        console.print(note)
+    sizes = [f"{key}={size}" for key, size in found.resolved.items()]
+    overrides = [*_without_loggers(options.overrides), *sizes, *eventful_overrides(found.cfg, options.steps)]
     from lmtrain.verify.verification import BitsDifferError, FailedAttemptError, Verification  # with torch
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     error: FailedAttemptError | BitsDifferError | None = None
-    with _signals_as_exceptions(), contextlib.ExitStack() as removal:
+    with signals_as_exceptions(), contextlib.ExitStack() as removal:
         folder = _make_folder(options.keep, runs, removal)
         console.print(
             f"{counted(options.steps, 'step')}, {counted(options.kills, 'kill')} at moments drawn with --seed {seed}; "
@@ -246,18 +249,3 @@ def _make_folder(keep: Path | None, runs: Path, removal: contextlib.ExitStack) -
 
     removal.callback(remove)
     return folder
-
-
-@contextlib.contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Turn stop signals into exceptions, so that started processes end and written files are removed.
-
-    Python does this for SIGINT already.
-    """
-    numbers = [number for number in signals_to_handle() if number != signal.SIGINT]
-    previous = {number: signal.signal(number, lambda *_: sys.exit(TERMINATED.exit_code)) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

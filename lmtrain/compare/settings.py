@@ -28,6 +28,10 @@ def _on_cpu(run: ComparedRun) -> bool:
     return bool(resolved_system(run)["device"] == "cpu")
 
 
+def _of_a_shipped_model(run: ComparedRun) -> bool:
+    return str(run.config.get("model._target_")).startswith("lmtrain.model.")
+
+
 def _without_spike_check(run: ComparedRun) -> bool:
     return run.config.get("trainer.spike_zscore") is None
 
@@ -38,6 +42,10 @@ def _without_bad_step(run: ComparedRun) -> bool:
 
 def _without_rewind(run: ComparedRun) -> bool:
     return not (run.bad_steps and run.config.get("trainer.on_bad_step") == "rewind")
+
+
+def _with_shipped_trainer(run: ComparedRun) -> bool:
+    return str(run.config.get("trainer._target_")).startswith("lmtrain.")
 
 
 @dataclass(frozen=True)
@@ -94,10 +102,17 @@ NEUTRAL = (
         _without_bad_step,
         together=True,
     ),
+    NeutralKeys(("trainer.global_batch_size",), "it is the product of two other keys", _with_shipped_trainer),
     NeutralKeys(("trainer.spike_window",), "it is not used without spike_zscore", _without_spike_check),
     NeutralKeys(
         ("system.threads", "system.keep_freed_memory", "system.deterministic"),
         "they change the speed and the order of rounding",
+        takes_time=True,
+    ),
+    NeutralKeys(
+        ("model.attention", "model.recompute"),
+        "the kernel of attention changes the order of rounding, and recomputing changes no bit",
+        _of_a_shipped_model,
         takes_time=True,
     ),
     NeutralKeys(("system.tf32",), "a CPU has no TensorFloat-32", _on_cpu, together=True),

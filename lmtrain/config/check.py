@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import NonNegativeInt, PositiveInt
 
+from lmtrain.config.batch_size import AUTO, derive_accumulation, is_auto
 from lmtrain.config.keys import HYDRA_KEYS
 from lmtrain.config.signature import Parameter, Signature, TargetError, signature_of
 from lmtrain.config.values import check_values, parts_in
@@ -90,8 +91,13 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
             # The value comes from the token files, which may not exist yet; the check uses 1.
             problems |= _check_node(key, known := {**node, "vocab_size": 1}, GROUPS[key])
             root[key] = {**known, "vocab_size": None}
+        elif key == "data" and isinstance(node, dict) and is_auto(root):
+            problems |= _check_node(key, known := {**node, "batch_size": 1}, GROUPS[key])  # a trial finds the number
+            root[key] = {**known, "batch_size": AUTO}
         elif key != "prepare" or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
+    if not problems:
+        problems = derive_accumulation(root)
     # A wrong value to which other keys refer is reported once.
     own = {key: text for key, text in problems.items() if not is_reference(cfg, key)} or problems
     if own:

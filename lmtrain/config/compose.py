@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from lmtrain.config.batch_size import refuse_given_accumulation
 from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
 from lmtrain.config.keys import did_you_mean, key_paths
@@ -166,6 +167,8 @@ def _compose_for_choices(overrides: Sequence[str]) -> Composition:
     if (menu := foreign_menu()) is not None:
         notes.append(f"{short_path(menu)}: {NOT_A_MENU}")
     _refuse_without_package(composed, files)
+    trainers = {short_path(file.source): file.values("trainer") for file in files.values()}
+    refuse_given_accumulation(composed, own, trainers)
     return Composition(composed, dict(choices_of(composed)), notes, left_out)
 
 

@@ -23,7 +23,7 @@ BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})  # of Intel, of 
 SIZE = 512
 ROUNDS = 7
 # Variables that limit the instructions of oneDNN, which multiplies in bfloat16.
-LIMITING_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+LIMITING_VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 @dataclass(frozen=True)

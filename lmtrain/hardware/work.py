@@ -1,6 +1,5 @@
 """Describes the work of a run, as far as the choice of number format and compilation depends on it."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -27,14 +26,12 @@ def products_per_cast(model: nn.Module, tokens: int) -> float:
     """Return the multiplications per number that has to be cast, over all matrices of a model.
 
     A product of `tokens` rows with a matrix multiplies tokens · rows · columns times. Mixed precision casts its input,
-    the gradient of its output, and the matrix.
+    the gradient of its output, and the matrix. Embeddings do not count, since looking up is no product.
     """
-    return _ratio([param.shape for param in model.parameters() if param.ndim == 2], tokens)
-
-
-def _ratio(shapes: Iterable[tuple[int, ...]], tokens: int) -> float:
+    layers = [layer for layer in model.modules() if not isinstance(layer, nn.Embedding)]
+    matrices = {param for layer in layers for param in layer.parameters(recurse=False) if param.ndim == 2}
     products = casts = 0
-    for rows, columns in shapes:
+    for rows, columns in (matrix.shape for matrix in matrices):
         products += tokens * rows * columns
         casts += tokens * (rows + columns) + rows * columns
     return products / casts if casts else 0.0

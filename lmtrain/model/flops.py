@@ -12,3 +12,9 @@ def flops_per_token(model: nn.Module, block_size: int) -> int:
     """
     count: Callable[[int], int] | None = getattr(model, "flops_per_token", None)
     return count(block_size) if count else 6 * sum(param.numel() for param in model.parameters())
+
+
+def recomputed_flops_per_token(model: nn.Module, block_size: int) -> int:
+    """Return the FLOPs per token that the backward computes again to save memory; 0 if the model does not say."""
+    count: Callable[[int], int] | None = getattr(model, "recomputed_flops_per_token", None)
+    return count(block_size) if count else 0

@@ -169,7 +169,7 @@ def _exponentials(logits: Tensor, sums: torch.dtype) -> tuple[Tensor, Tensor, Te
     rows, vocabulary = logits.shape
     block = max(1, BLOCK // vocabulary) if logits.device.type == "cpu" else rows
     tops, totals = [], []
-    for part in logits.split(block):  # type: ignore[no-untyped-call]
+    for part in torch.split(logits, block):
         x = part.to(sums)
         tops.append(x.amax(1, keepdim=True))
         x.sub_(tops[-1]).exp_()

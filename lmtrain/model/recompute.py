@@ -44,6 +44,8 @@ class Recompute:
         flops = 0
         for layer in layers:
             part = layer if self.what == "layer" else layer.get_submodule("attention")
-            flops += 2 * sum(param.numel() for param in part.parameters() if param.ndim >= 2)
-            flops += 4 * d_model * block_size  # scores and weighted values
+            *products, last = (param.numel() for param in part.parameters() if param.ndim >= 2)
+            flops += 2 * sum(products) + 4 * d_model * block_size  # with scores and weighted values
+            if self.what == "layer" and self.has_dropout:
+                flops += 2 * last  # else nothing depends on the last product, and torch stops before it
         return flops

@@ -19,6 +19,14 @@ class TensorLayout:
 
 
 @dataclass(frozen=True)
+class Integers:
+    """A tensor of integers with its values: the lengths of documents, for example, decide how much is computed."""
+
+    values: tuple[int, ...]
+    layout: TensorLayout
+
+
+@dataclass(frozen=True)
 class ResultOf:
     """A tensor that an earlier call returned: the backward of attention needs the results of its forward."""
 
@@ -61,14 +69,16 @@ class Call:
 
 def is_attention(operation: Any) -> bool:
     """Return whether an operation of torch's dispatcher is fused attention, forward or backward."""
-    return "attention" in operation.overloadpacket.__name__
+    name = operation.overloadpacket.__name__
+    return "attention" in name or "attn" in name
 
 
 class CallLog:
-    """Collects calls in the order in which they happen."""
+    """Collects calls in the order in which they happen; `keep_integers` keeps the values of tensors of integers."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keep_integers: bool = False) -> None:
         self.calls: list[Call] = []
+        self._keep_integers = keep_integers
         self._results: dict[int, tuple[weakref.ref[Any], TensorLayout, ResultOf]] = {}
 
     def add(self, operation: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any, flops: float) -> None:
@@ -87,11 +97,15 @@ class CallLog:
                     storage = result.untyped_storage()
                     self._results[id(storage)] = weakref.ref(storage), layout_of(result), ResultOf(call, index)
 
-    def _result_or_layout(self, tensor: Tensor) -> TensorLayout | ResultOf:
+    def _result_or_layout(self, tensor: Tensor) -> TensorLayout | ResultOf | Integers:
         storage, layout = tensor.untyped_storage(), layout_of(tensor)
         made, made_layout, result = self._results.get(id(storage), (None, None, None))
         is_result = made is not None and made() is storage and made_layout == layout
-        return result if is_result and result is not None else layout
+        if is_result and result is not None:
+            return result
+        if self._keep_integers and tensor.dtype in (torch.int32, torch.int64):
+            return Integers(tuple(tensor.flatten().tolist()), layout)
+        return layout
 
 
 def layout_of(tensor: Tensor) -> TensorLayout:

@@ -70,6 +70,8 @@ class RunFacts:
     disk_free: int | None = None
     memory_needed: int | None = None
     memory_free: int | None = None
+    activations: int | None = None  # bytes of them at the peak of memory
+    recompute: str | None = None  # None if the model has no such setting
     batch_size: int | None = None
     vocab_size: int | None = None
     d_model: int | None = None

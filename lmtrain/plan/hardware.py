@@ -4,13 +4,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from lmtrain.files.unsupported import free_bytes
-from lmtrain.machine import GPUS, Gpu
+from lmtrain.hardware.compilation import STEP_EFFICIENCY
+from lmtrain.machine import GPUS, Gpu, find_gpu
 from lmtrain.plan.memory import StepCost
 from lmtrain.system import System
 
-# Speed of a whole training step over that of a single matrix product; measured with llama_50m.
-STEP_EFFICIENCY = {"cpu": 0.7, "cuda": 0.4}
+CUDA_EFFICIENCY = 0.4  # speed of a whole training step over that of a single matrix product; measured with llama_50m
 
 SAVE_BYTES_PER_SECOND = 150e6  # writing, syncing and hashing a checkpoint on an ordinary disk
 LONG_WITHOUT_SAVE_S = 3600
@@ -153,4 +155,11 @@ def estimate_seconds(flops: float, system: System) -> float:
 
     The estimate is based on a matrix product that is measured now.
     """
-    return flops / (system.measure_flops() * STEP_EFFICIENCY[system.device.type])
+    efficiency = CUDA_EFFICIENCY if system.device.type == "cuda" else STEP_EFFICIENCY[system.dtype_name]
+    return flops / (system.measure_flops() * efficiency)
+
+
+def price_here(system: System) -> float | None:
+    """Return the dollars per hour of this machine's GPU; None if unknown."""
+    gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
+    return gpu.dollars_per_hour if gpu else None

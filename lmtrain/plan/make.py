@@ -15,8 +15,7 @@ from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
-from lmtrain.machine import find_gpu
-from lmtrain.model.flops import flops_per_token
+from lmtrain.model.flops import flops_per_token, recomputed_flops_per_token
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
 from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
@@ -108,7 +107,7 @@ def make(
         missing=missing,
         has_recipe=cfg.get("prepare") is not None,
         measured=measured,
-        dollars_per_hour=_price_here(parts.system) if price is None else price,
+        dollars_per_hour=hardware.price_here(parts.system) if price is None else price,
         checkpoints=_checkpoints_kept(cfg.trainer, facts),
         steps=steps,
         rates=rates,
@@ -164,7 +163,7 @@ def facts_of(
     steps = trainer.max_steps - start.step
     own_epochs = parts.train_loader.epochs(steps * step_samples) if parts.train_loader else {}
     estimated = (
-        work.flops_per_token
+        (work.flops_per_token + recomputed_flops_per_token(parts.model, block_size))
         * step_samples
         * block_size
         * once.get(["seconds per FLOP", system.describe()], lambda: estimate_seconds(1.0, system))
@@ -195,6 +194,8 @@ def facts_of(
         disk_free=hardware.disk_free(run_dir),
         memory_needed=None if peak is None else peak + sum(memory_beside(system, checkpoint_bytes).values()),
         memory_free=torch.cuda.mem_get_info(system.device)[1] if device == "cuda" else hardware.memory_available(),
+        activations=work.here.peak.get("activations") if work.here else None,
+        recompute=cfg.model.get("recompute"),
         batch_size=batch_size,
         vocab_size=work.here.logits_shape[-1] if work.here else cfg.model.get("vocab_size"),
         d_model=cfg.model.get("d_model"),
@@ -274,11 +275,6 @@ def count_flops_per_token(cfg: Any, model: Any) -> tuple[float, str]:
         return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
     except Exception:  # see `simulated`
         return flops_per_token(model, cfg.data.block_size), NOT_COUNTED
-
-
-def _price_here(system: System) -> float | None:
-    gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
-    return gpu.dollars_per_hour if gpu else None
 
 
 def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:

@@ -25,6 +25,15 @@ ENOUGH_S = 20.0
 
 def measure(cfg: DictConfig, system: System) -> Measured:
     """Measure the trainer's real steps on the run's data; no files are left behind."""
+    seconds, peak_bytes = timed_steps(cfg, system, STEPS, ENOUGH_S)
+    return Measured(statistics.median(seconds), len(seconds), peak_bytes)
+
+
+def timed_steps(cfg: DictConfig, system: System, most: int, enough_s: float) -> tuple[list[float], int]:
+    """Return the seconds of at most `most` steps, but no more after `enough_s` seconds, and the peak memory in bytes.
+
+    An additional first step is not timed.
+    """
     parts = build_parts(cfg, system)
     with tempfile.TemporaryDirectory() as folder:
         recorder = Recorder(
@@ -37,10 +46,10 @@ def measure(cfg: DictConfig, system: System) -> Measured:
         seconds: list[float] = []
         with Prefetcher(parts.train_loader.batch, 0, system.device) as trainer.micro_batches:
             trainer.step()
-            while len(seconds) < STEPS and sum(seconds) < ENOUGH_S:
+            while len(seconds) < most and sum(seconds) < enough_s:
                 system.synchronize()
                 started = time.perf_counter()
                 trainer.step()
                 system.synchronize()
                 seconds.append(time.perf_counter() - started)
-        return Measured(statistics.median(seconds), len(seconds), round(system.memory_gb() * 1e9))
+        return seconds, round(system.memory_gb() * 1e9)

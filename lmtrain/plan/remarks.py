@@ -173,6 +173,11 @@ def memory_too_small(facts: RunFacts) -> str | None:
     if facts.batch_size and facts.batch_size > 1:
         half = facts.batch_size // 2
         smaller = f"; data.batch_size={half} with twice the trainer.gradient_accumulation_steps needs less"
+    if facts.recompute in ("none", "attention") and facts.activations:
+        smaller += (
+            f"; model.recompute=layer keeps a small part of the {si(facts.activations)}B of activations, for about a "
+            "third more time"
+        )
     return f"a step needs {si(facts.memory_needed)}B of memory, but only {si(facts.memory_free)}B are free{smaller}"
 
 

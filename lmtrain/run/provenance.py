@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,6 +41,7 @@ class RunRequest:
         lineage: The entry in `environment.json` about the run that this one repeats.
         notes: Messages about how the config was composed, for the user.
         facts: What the environment says about machine and git.
+        resolved: What `auto` became before the parts are built, by config key.
     """
 
     cfg: DictConfig
@@ -49,6 +50,7 @@ class RunRequest:
     lineage: Mapping[str, Any]
     notes: Sequence[str]
     facts: BackgroundFacts
+    resolved: dict[str, Any] = field(default_factory=dict)
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
+from lmtrain.config.batch_size import GLOBAL, keep_found_size, refuse_given_accumulation
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, is_reference
 from lmtrain.config.compose import set_up_hydra
@@ -42,6 +43,8 @@ FREE_TO_CHANGE = (
 )
 # How a step's samples are split into micro-batches: state and data order stay exact, only rounding differs.
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
+# Of the shipped models: another kernel changes only rounding, and less memory changes no bit.
+KERNEL_KEYS = ("model.attention", "model.recompute")
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,9 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     # Before anything is resolved, looked up or built.
     for saved in (composed, before):
         check_trust(saved, permissions["trust"], run_dir)
+    keep_found_size(composed, before)
     changed = apply_overrides(composed, overrides)
+    refuse_given_accumulation(changed, overrides, {})
     if starting_folder(run_dir) not in (None, Path.cwd()):
         _make_data_folders_absolute(changed, overrides)
     given, run_dir = run_dir, run_dir.resolve()
@@ -197,8 +202,10 @@ def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any
     free = list(FREE_TO_CHANGE)
     if after.trainer.get("on_bad_step") == "rewind":
         free.remove("trainer.checkpoint_interval")  # it decides which step a rewind returns to
+    if str(after.model.get("_target_")).startswith("lmtrain.model."):
+        free.extend(KERNEL_KEYS)
     if _step_samples(before) == _step_samples(after):
-        free.extend(MICRO_BATCH_KEYS)
+        free.extend((*MICRO_BATCH_KEYS, GLOBAL))
     refused = []
     for line in changes:
         key = line.partition(":")[0]
@@ -208,5 +215,7 @@ def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any
 
 
 def _step_samples(cfg: Any) -> int | None:
+    if isinstance(whole := cfg.trainer.get("global_batch_size"), int):
+        return whole
     sizes = [OmegaConf.select(cfg, key) for key in MICRO_BATCH_KEYS]
     return None if None in sizes else int(sizes[0] * sizes[1])

@@ -1,5 +1,6 @@
 """Names a job's directory, and finds out from its files what work remains."""
 
+import copy
 import hashlib
 import itertools
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lmtrain.config.batch_size import keep_found_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import quoted
 from lmtrain.config.recorded.trust import read_saved
@@ -112,8 +114,10 @@ def remaining_work(
         job = job_config(overrides, search_path, directory)
         if begun or status is not None:
             saved: Any = OmegaConf.to_container(read_saved(directory / "config.yaml"))
-            if config_hash(saved) != config_hash(job.config):
-                return RemainingWork(status=FAILED.status, reason=_describe_other_run(directory, saved, job.config))
+            wanted = copy.deepcopy(dict(job.config))
+            keep_found_size(wanted, saved)
+            if config_hash(saved) != config_hash(wanted):
+                return RemainingWork(status=FAILED.status, reason=_describe_other_run(directory, saved, wanted))
     except ConfigError as error:
         return RemainingWork(status=FAILED.status, reason=" ".join(str(error).splitlines()))
     if status in SUCCESSFUL or (status in UNSUCCESSFUL and not retry_failed):

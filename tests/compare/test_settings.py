@@ -35,6 +35,7 @@ def labels_and_sizes(folder: Path) -> dict[str, int]:
         ({"trainer.checkpoint_interval": 13}, {}),
         ({"trainer.eval_interval": 25}, {}),
         ({"trainer.eval_train_batches": 3}, {}),
+        ({"trainer.global_batch_size": 8}, {}),
         ({"trainer.on_bad_step": "skip", "trainer.spike_zscore": 10.0, "trainer.spike_window": 64}, {}),
         ({"system.threads": 3}, {}),
         ({"system.keep_freed_memory": False}, {}),
@@ -166,6 +167,15 @@ def test_the_cut_of_a_global_batch_is_no_setting(tmp_path: Path) -> None:
     assert groups_of(tmp_path, timed=True) == [0, 1, 2]
 
 
+def test_sizes_that_runs_found_by_themselves_are_no_setting(tmp_path: Path) -> None:
+    named = {"data.batch_size": 8, "trainer.gradient_accumulation_steps": 4, "trainer.eval_batches": None}
+    write_run(tmp_path / "0", {"seed": 0, **named})
+    for seed, (size, number) in enumerate([(8, 4), (16, 2)], 1):
+        changes = {"data.batch_size": size, "trainer.gradient_accumulation_steps": number}
+        write_run(tmp_path / str(seed), {"seed": seed, **named, **changes, "trainer.global_batch_size": 32})
+    assert groups_of(tmp_path) == [0, 0, 0]
+
+
 def test_a_model_of_the_user_may_depend_on_its_micro_batch(tmp_path: Path) -> None:
     for seed, (size, number) in enumerate([(8, 4), (16, 2)]):
         changes = {"data.batch_size": size, "trainer.gradient_accumulation_steps": number, "model._target_": "mine.Net"}
@@ -215,3 +225,13 @@ def test_every_neutral_key_exists() -> None:
     keys = [*flat_config(base_config()), "logger.csv", "prepare.source", "x._convert_", "x._recursive_"]
     for name in (name for rule in NEUTRAL for name in rule.keys):
         assert any(fnmatchcase(key, name) for key in keys), name
+
+
+@pytest.mark.parametrize(("target", "groups"), [("lmtrain.model.llama.Llama", [0, 0]), ("mine.Net", [0, 1])])
+def test_the_kernel_of_attention_of_a_shipped_model_makes_no_setting(
+    tmp_path: Path, target: str, groups: list[int]
+) -> None:
+    own = {"model._target_": target}
+    write_run(tmp_path / "a", {"seed": 1, **own})
+    write_run(tmp_path / "b", {"seed": 2, **own, "model.attention": "math", "model.recompute": "layer"})
+    assert groups_of(tmp_path) == groups

@@ -1,13 +1,18 @@
 """When a run is compiled, in which mode, and where the compiled code is kept."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.compiler import NEEDS_A_COMPILER
+from support.tiny_trainer import make_trainer, tiny_llama
 
+from lmtrain.files.metrics import read_metrics
 from lmtrain.hardware.compilation import (
     FASTEST,
     SLOWEST,
@@ -122,3 +127,67 @@ def test_what_a_cuda_graph_returns_is_copied_and_gradients_have_their_own_memory
     assert forward(torch.tensor([1.0]))[1] is None
     assert model.weight.grad is not None
     assert model.frozen.grad is None
+
+
+PRODUCT = """
+import os, torch
+from lmtrain.system import System
+system = System(device="cpu", compile=True, threads=1)
+system.seed(0)
+layer = torch.nn.Linear(32, 32)
+loss = system.compile(torch.nn.Sequential(layer, torch.nn.SiLU()))(torch.randn(8, 32)).sum()
+loss.backward()
+print(loss.item().hex(), layer.weight.grad.double().sum().item().hex(), os.environ["TORCHINDUCTOR_CACHE_DIR"])
+"""
+
+
+@pytest.mark.slow
+@NEEDS_A_COMPILER
+def test_code_from_an_earlier_run_gives_the_same_bits(tmp_path: Path) -> None:
+    kept = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
+    environment = kept | {"LMTRAIN_CACHE": str(tmp_path)}
+    command = [sys.executable, "-c", PRODUCT]
+    cold = subprocess.check_output(command, text=True, timeout=600, env=environment)
+    folder = Path(cold.split()[-1])
+    assert folder.parent == tmp_path / "compiled"
+    code = sorted(folder.rglob("*.so"))
+    assert code
+    warm = subprocess.check_output(command, text=True, timeout=600, env=environment)
+    assert warm == cold
+    assert sorted(folder.rglob("*.so")) == code
+
+
+def losses(run: Path) -> list[float]:
+    return [line["train/loss"] for line in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_on_cuda_every_mode_adds_up_the_gradients_of_micro_batches(
+    token_folder: Path, tmp_path: Path, mode: Any
+) -> None:
+    eager = System(device="cuda", dtype="float32", compile=False, tf32=False, deterministic=False)
+    compiled = System(device="cuda", dtype="float32", compile=mode, tf32=False, deterministic=False)
+    for name, system in (("eager", eager), ("compiled", compiled)):
+        trainer = make_trainer(
+            token_folder,
+            tmp_path / name,
+            model=tiny_llama().cuda(),
+            system=system,
+            gradient_accumulation_steps=3,
+            max_steps=8,
+        )
+        trainer.fit()
+    # Eight steps of AdamW at 1e-2 on a loss of 4; rounding of products in float32 is about 1e-6 of a gradient.
+    assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "eager"), rel=1e-3)
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+    torch.use_deterministic_algorithms(False)

@@ -1,11 +1,18 @@
 """Linear layers in 8 bits: which ones, and that a model keeps its names and weights."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from support.tiny_trainer import make_trainer, tiny_llama
 from torch import nn
 
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.files.metrics import read_metrics
 from lmtrain.hardware.float8 import convert_to_float8, is_converted
+from lmtrain.hardware.number_format import lacks_hardware
 from lmtrain.model.llama import Llama
+from lmtrain.system import System
 
 
 def llama() -> Llama:
@@ -34,3 +41,23 @@ def test_a_converted_model_has_the_same_names_and_the_same_parameters() -> None:
     assert kinds["output"] == "Linear"
     assert set(kinds.values()) == {"Linear", "Float8Linear"}
     assert model.state_dict().keys() == llama().state_dict().keys()
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda_float8_trains_close_to_bfloat16_and_saves_plain_names(token_folder: Path, tmp_path: Path) -> None:
+    if reason := lacks_hardware(torch.device("cuda"), "float8"):
+        pytest.skip(reason)
+    found = {}
+    for dtype in ("bfloat16", "float8"):
+        system = System(device="cuda", dtype=dtype, compile=True, deterministic=False)  # type: ignore[arg-type]
+        make_trainer(token_folder, tmp_path / dtype, model=tiny_llama().cuda(), system=system).fit()
+        latest = CheckpointFolder(tmp_path / dtype / "checkpoints").load_latest()
+        assert latest is not None
+        weights = latest.tensors["model"]
+        assert weights.keys() == tiny_llama().state_dict().keys()
+        assert {weight.dtype for weight in weights.values()} == {torch.float32}
+        found[dtype] = read_metrics(tmp_path / dtype / "metrics.jsonl")[-1]["train/loss"]
+    # Eight bits have a relative rounding error of 1/16; a loss of about 4 changes by far less.
+    assert found["float8"] == pytest.approx(found["bfloat16"], rel=1 / 16)

@@ -50,7 +50,7 @@ def test_the_work_per_cast_grows_with_width_and_tokens() -> None:
 
     assert products_per_cast(linear(8), 8) == 8**3 / (2 * 8 * 8 + 8 * 8)
     assert products_per_cast(linear(8), 8) < products_per_cast(linear(16), 8) < products_per_cast(linear(16), 16)
-    assert products_per_cast(torch.nn.ReLU(), 8) == 0
+    assert products_per_cast(torch.nn.ReLU(), 8) == products_per_cast(torch.nn.Embedding(64, 64), 8) == 0
 
 
 def test_until_it_chooses_a_cpu_computes_in_float32() -> None:

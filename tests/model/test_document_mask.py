@@ -1,7 +1,6 @@
 """Packed documents give the same results as the documents alone, in both models, and compile only once."""
 
 import copy
-import itertools
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -15,15 +14,7 @@ from support.compiler import NEEDS_A_COMPILER
 from support.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 from torch import Tensor
 
-from lmtrain.model.document_mask import (
-    BLOCK,
-    MOST_CHUNKS,
-    chunks_of_queries,
-    cumulative_lengths,
-    document_blocks,
-    mask_chunks,
-    starts_and_positions,
-)
+from lmtrain.model.document_mask import starts_and_positions
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 
@@ -211,71 +202,6 @@ def test_starts_and_positions_of_a_window() -> None:
     starts, positions = starts_and_positions(torch.tensor([[5, 6, E, 7, E, E], [E, 5, 5, 5, 5, 5]]), E)
     assert starts.tolist() == [[0, 0, 2, 2, 4, 5], [0, 0, 0, 0, 0, 0]]
     assert positions.tolist() == [[0, 1, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5]]
-
-
-def random_starts(length: int, share: float, rows: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(length)
-    tokens = (torch.rand(rows, length, generator=generator) > share).long() + E
-    return starts_and_positions(tokens, E)[0]
-
-
-def visible(starts: Tensor) -> Tensor:
-    """Return the whole mask (B, T, T), as documents define it."""
-    same = starts.unsqueeze(-1) == starts.unsqueeze(-2)
-    return same & torch.ones(same.shape[-2:], dtype=torch.bool).tril()
-
-
-LENGTHS = [1, 5, 127, 128, 129, 256, 257, 700, 4100]
-every_length = pytest.mark.parametrize("length", LENGTHS)
-
-
-@every_length
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
-def test_chunks_of_the_mask_are_parts_of_the_whole_mask(length: int, share: float) -> None:
-    starts = random_starts(length, share, rows=1)
-    whole, chunks = visible(starts), chunks_of_queries(length)
-    assert len(chunks) <= MOST_CHUNKS
-    assert [index for chunk in chunks for index in range(length)[chunk]] == list(range(length))
-    for chunk, mask in zip(chunks, mask_chunks(starts, torch.bfloat16), strict=True):
-        assert torch.equal(mask[:, 0] == 0, whole[:, chunk, : chunk.stop])
-        assert torch.equal(mask[:, 0] == -torch.inf, ~whole[:, chunk, : chunk.stop])
-        assert not whole[:, chunk, chunk.stop :].any()
-
-
-@every_length
-def test_cumulative_lengths_have_room_for_every_token(length: int) -> None:
-    starts = random_starts(length, 0.1)
-    tokens = starts.numel()
-    lengths = cumulative_lengths(starts)
-    opened = [row * length + start for row, own in enumerate(starts.tolist()) for start in sorted(set(own))]
-    assert lengths.dtype == torch.int32
-    assert lengths.tolist() == opened + [tokens] * (tokens + 1 - len(opened))
-
-
-@every_length
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 1.0])
-def test_blocks_cover_what_is_visible(length: int, share: float) -> None:
-    starts = random_starts(length, share)
-    whole, blocks = visible(starts), document_blocks(starts)
-    count = -(-length // BLOCK)
-    padded = F.pad(whole, (0, count * BLOCK - length, 0, count * BLOCK - length))
-    in_blocks = padded.unflatten(1, (count, BLOCK)).unflatten(3, (count, BLOCK)).transpose(2, 3)  # (B, N, N, ...)
-    some = in_blocks.flatten(3).any(-1)
-    listed = torch.zeros_like(some)
-    for numbers, indices, must_be_full in (
-        (blocks.kv_num_blocks, blocks.kv_indices, False),
-        (blocks.full_kv_num_blocks, blocks.full_kv_indices, True),
-    ):
-        for row, query_block in itertools.product(range(len(starts)), range(count)):
-            for key_block in indices[row, 0, query_block, : numbers[row, 0, query_block]].tolist():
-                assert not listed[row, query_block, key_block]
-                listed[row, query_block, key_block] = True
-                queries = slice(query_block * BLOCK, min((query_block + 1) * BLOCK, length))
-                keys = slice(key_block * BLOCK, (key_block + 1) * BLOCK)
-                assert not must_be_full or whole[row, queries, keys].all()
-    assert torch.equal(listed, some)
-    batch, query, key = torch.meshgrid(*(torch.arange(size) for size in whole.shape), indexing="ij")
-    assert torch.equal(blocks.mask_mod(batch, torch.zeros(()), query, key), whole)
 
 
 @every_model

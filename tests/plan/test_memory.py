@@ -38,6 +38,15 @@ SHAPES = [
     pytest.param(
         llama(mask_documents=True, end_of_text=0, vocab_size=512), torch.float32, 8, 128, 2, id="llama-masked"
     ),
+    pytest.param(llama(n_layer=4, recompute="layer", dropout=0.1), torch.float32, 4, 64, 1, id="recomputed-layers"),
+    pytest.param(
+        gpt2(n_layer=4, recompute="attention", mask_documents=True, end_of_text=0),
+        torch.float32,
+        4,
+        64,
+        1,
+        id="recomputed-attention",
+    ),
     pytest.param(gpt2(dropout=0.1, n_layer=1), torch.bfloat16, 2, 64, 1, id="gpt2-bfloat16"),
     pytest.param(gpt2(vocab_size=8192, d_model=256), torch.float32, 2, 64, 2, id="gpt2-wide"),
 ]
@@ -139,12 +148,29 @@ def test_attention_on_cuda_keeps_no_scores_and_computes_them_twice() -> None:
     model: Any = make()
     scores_again = 2 * 128 * 128 * tokens * 2  # 2 · d_model · T FLOPs per token in each of two layers
     assert on_cuda.micro_batch_flops == model.flops_per_token(128) * tokens + scores_again
-    # With a mask, the scores (B, H, T, T) of two layers need this much more memory.
-    masked = simulated(
-        llama(n_head=16, n_kv_head=8, vocab_size=256, mask_documents=True, end_of_text=0),
+    # Documents are masked without scores (B, H, T, T).
+    documents = {"n_kv_head": 8, "mask_documents": True, "end_of_text": 0}
+    masked = simulated(llama(n_head=16, vocab_size=256, **documents), StepSettings("cuda", torch.bfloat16, 1, 4, 128))
+    assert masked.peak["activations"] < 1.05 * on_cuda.peak["activations"]
+    # The products of the `math` kind keep them: 2 layers, of which each keeps the weights in 16 bits at least.
+    plain = simulated(
+        llama(n_head=16, vocab_size=256, attention="math", **documents),
         StepSettings("cuda", torch.bfloat16, 1, 4, 128),
     )
-    assert masked.peak["activations"] - on_cuda.peak["activations"] > 2 * 2 * 4 * 16 * 128 * 128
+    assert plain.peak["activations"] - masked.peak["activations"] > 2 * 2 * 4 * 16 * 128 * 128
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["auto", "math", "efficient", "flash", "cudnn", "flex", "varlen"])
+def test_recomputed_layers_need_less_memory_on_cuda(kind: str) -> None:
+    settings = StepSettings("cuda", torch.bfloat16, 1, 4, 128)
+    plain, attention, layer = (
+        simulated(llama(n_layer=6, vocab_size=256, attention=kind, recompute=recompute), settings)
+        for recompute in ("none", "attention", "layer")
+    )
+    assert layer.peak["activations"] < 0.5 * plain.peak["activations"]
+    assert layer.peak["activations"] < attention.peak["activations"] < plain.peak["activations"]
+    assert plain.micro_batch_flops < attention.micro_batch_flops < layer.micro_batch_flops
 
 
 @pytest.mark.slow
@@ -189,8 +215,16 @@ def test_the_simulation_does_not_change_the_random_state() -> None:
         ({"vocab_size": 32000, "n_head": 8, "n_kv_head": 2, "d_model": 512, "d_ff": 1536}, 8, 1024),
         ({"vocab_size": 8192, "n_layer": 8, "n_head": 8, "d_model": 512, "dropout": 0.1}, 16, 512),
         ({"vocab_size": 50257, "n_layer": 12, "n_head": 12, "d_model": 768, "bias": True}, 8, 1024),
+        (
+            {"vocab_size": 8192, "n_layer": 8, "n_head": 8, "d_model": 512, "mask_documents": True, "end_of_text": 0},
+            16,
+            512,
+        ),
+        ({"vocab_size": 8192, "n_layer": 8, "n_head": 8, "d_model": 512, "attention": "math"}, 16, 512),
+        ({"vocab_size": 8192, "n_layer": 8, "n_head": 8, "d_model": 512, "recompute": "attention"}, 16, 512),
+        ({"vocab_size": 8192, "n_layer": 8, "n_head": 8, "d_model": 512, "recompute": "layer"}, 16, 512),
     ],
-    ids=["llama_50m", "gqa", "dropout", "gpt2"],
+    ids=["llama_50m", "gqa", "dropout", "gpt2", "documents", "math", "recomputed-attention", "recomputed-layers"],
 )
 def test_the_peak_agrees_with_a_real_step_on_cuda(
     sizes: dict[str, Any], batch_size: int, block_size: int, dtype: torch.dtype

@@ -168,3 +168,11 @@ def test_remarks_about_a_fork_consider_only_its_own_steps() -> None:
     assert remarks(replace(fork, schedule=replace(fork.schedule, warmup_steps=1500))) == []  # the warmup is over
     (remark,) = remarks(replace(fork, schedule=replace(fork.schedule, schedule_steps=4800)))
     assert "whose last 100 steps have the final learning rate" in remark
+
+
+def test_a_model_that_can_recompute_its_layers_may_do_so_if_memory_is_too_small() -> None:
+    facts = replace(SOUND, memory_free=10**9, recompute="none", activations=5 * 10**9)
+    (text,) = remarks(facts)
+    assert "; model.recompute=layer keeps a small part of the 5GB of activations, for about a third" in text
+    for recompute in ("layer", None):
+        assert not any("recompute" in text for text in remarks(replace(facts, recompute=recompute)))

@@ -2,6 +2,7 @@
 
 from lmtrain.benchmark.step.findings import Findings
 from lmtrain.benchmark.step.timeline import CLIP, DATA, OPTIMIZER
+from lmtrain.system import COMPILE_KEY, DTYPE_KEY
 from lmtrain.terminal.units import percent, si_unit
 
 CLOSE = 1.10  # a step below so many times its floor has little left to gain
@@ -48,14 +49,18 @@ def _what_to_try(found: Findings) -> list[str]:
             f"{1000 * found.loader:.1f} ms to load. Put the token files on a faster disk."
         )
     for dtype, flops in machine.other_products.items():
-        if flops > FASTER_FORMAT * machine.large_product:
+        if flops > FASTER_FORMAT * machine.large_product and DTYPE_KEY not in machine.automatic:
             tries.append(
                 f"This machine multiplies {dtype} {flops / machine.large_product:.1f} times as fast as "
                 f"{machine.dtype}: try system.dtype={dtype}."
             )
     ratio = found.step_over_floor
     if ratio is not None and ratio > CLOSE and not machine.compiles:
-        tries.append("The model is not compiled: try system.compile=true, which joins the operations between products.")
+        tries.append(
+            "system.compile=auto does not compile: the run is too short to repay it, or this machine has no compiler."
+            if COMPILE_KEY in machine.automatic
+            else "The model is not compiled: try system.compile=true, which joins the operations between products."
+        )
     once = (phases.get(CLIP, 0.0) + phases.get(OPTIMIZER, 0.0)) / total
     if once > OFTEN and found.micro_batches == found.work.accumulation:
         tries.append(

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> int:
         prog="python -m lmtrain benchmark",
         description="Measures the training step of a config, by phases, against the matrix products and the attention "
         "of the same shapes alone. If the data is not prepared, random tokens take its place.",
-        epilog="Example: python -m lmtrain benchmark experiments=shakespeare_char --json step.json. Open the trace of "
+        epilog="Example: python -m lmtrain benchmark model=llama_10m --json step.json. Open the trace of "
         "--profile at https://ui.perfetto.dev.",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")

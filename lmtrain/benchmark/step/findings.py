@@ -53,6 +53,7 @@ class Machine:
         device_type: `cpu` or `cuda`.
         dtype: The number format of the run.
         compiles: Whether the model is compiled.
+        automatic: The keys of the config, such as `system.dtype`, whose value was chosen for this run.
         known_peak: FLOP/s from the data sheet of the GPU; None if unknown.
         large_product: FLOP/s of a large square product in the run's number format.
         other_products: FLOP/s of the same product in other number formats that the device has.
@@ -63,6 +64,7 @@ class Machine:
     device_type: str
     dtype: str
     compiles: bool
+    automatic: Sequence[str]
     known_peak: float | None
     large_product: float
     other_products: Mapping[str, float]

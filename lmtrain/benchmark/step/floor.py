@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.plan.calls import Call, ResultOf, TensorLayout
+from lmtrain.plan.calls import Call, Integers, ResultOf, TensorLayout
 from lmtrain.system import System
 
 RATE_S = 0.02  # a rate is measured over at least so many seconds
@@ -180,6 +180,9 @@ class _Repeated:
         def made(value: Any) -> Any:
             if isinstance(value, ResultOf):
                 return self._results[value.call][value.index]
+            if isinstance(value, Integers):
+                values = torch.tensor(value.values, dtype=value.layout.dtype, device=self._device)
+                return values.reshape(value.layout.shape)
             if isinstance(value, TensorLayout):
                 used[value] += 1  # two arguments of a call are two tensors; those of several calls are shared
                 return self._tensor(value, used[value])

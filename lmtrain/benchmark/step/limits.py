@@ -23,6 +23,7 @@ def measure_machine(system: System) -> Machine:
         device_type=system.device.type,
         dtype=system.dtype_name,
         compiles=system.compiles,
+        automatic=sorted(system.automatic),
         known_peak=system.peak_flops(),
         large_product=system.measure_flops(),
         other_products={

@@ -12,6 +12,7 @@ from lmtrain.benchmark.step.findings import ATTENTION, FAST, PRODUCTS, STEP, Fin
 from lmtrain.benchmark.step.floor import Floor
 from lmtrain.benchmark.step.limits import measure_machine
 from lmtrain.benchmark.step.profile import profiled
+from lmtrain.benchmark.step.recording import record_micro_batch
 from lmtrain.benchmark.step.timeline import Timeline, marked
 from lmtrain.benchmark.step.training import TrainingInTurns
 from lmtrain.benchmark.turns import rotated
@@ -80,11 +81,21 @@ class Measurement:
     def _floor_if_possible(self) -> Floor | None:
         if self.calls is None:
             return None
+        calls = self._real_calls(self.calls) if self.system.device.type == "cuda" else self.calls
         try:
-            return Floor(self.calls, self.system)
+            return Floor(calls, self.system)
         except RuntimeError as error:  # no memory left, or the device lacks a kernel that `plan` assumes
             self.findings.no_floor = f"its operations failed: {str(error).strip().partition(chr(10))[0]}"
             return None
+
+    def _real_calls(self, planned: Sequence[Call]) -> Sequence[Call]:
+        """Return the calls of a real micro-batch, or the planned ones if it has a kernel that can't be recorded."""
+        try:
+            calls = record_micro_batch(self.training.trainer)
+        except Exception:  # no memory left for a step that is not compiled, or any error of a user's model
+            return planned
+        has_attention = any(call.is_attention for call in calls)
+        return calls if has_attention or not any(call.is_attention for call in planned) else planned
 
     def _warm_up(self) -> Turns:
         """Run steps until their time is steady; return the seconds of a micro-batch in the last one."""

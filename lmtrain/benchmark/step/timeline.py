@@ -90,9 +90,9 @@ def marked(trainer: Trainer, marks: Marks) -> Iterator[None]:
         marks.mark(BACKWARD)
         return result
 
-    def marked_loss(*args: Any) -> Any:
+    def marked_loss(*args: Any, **kwargs: Any) -> Any:
         marks.mark(LOSS)
-        result = in_chunks(*args)
+        result = in_chunks(*args, **kwargs)
         marks.mark(FORWARD)
         return result
 
@@ -103,7 +103,7 @@ def marked(trainer: Trainer, marks: Marks) -> Iterator[None]:
     trainer.micro_batches, trainer.forward = _MarkedBatches(batches, marks), marked_forward  # type: ignore[assignment]
     scaler.unscale_ = marked_unscale  # type: ignore[method-assign]
     if not trainer.system.uses_cuda_graphs:
-        loss.in_chunks = marked_loss  # type: ignore[assignment]
+        loss.in_chunks = marked_loss
     hook = trainer.optimizer.register_step_pre_hook(lambda *_: marks.mark(OPTIMIZER))
     try:
         yield

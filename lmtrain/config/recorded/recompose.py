@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
+from lmtrain.config.batch_size import is_auto, keep_found_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import GROUPS
 from lmtrain.config.compose import compose, without_hydra
@@ -17,7 +18,7 @@ from lmtrain.config.keys import key_paths
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.recorded.overrides import check_restored, recorded_overrides
 from lmtrain.config.recorded.paths import check_preparation, check_run_folder
-from lmtrain.config.recorded.trust import EXPERIMENTS, check_hydra_trust, check_trust, read_saved
+from lmtrain.config.recorded.trust import CONFIG, EXPERIMENTS, check_hydra_trust, check_trust, read_saved
 from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links
@@ -86,6 +87,8 @@ def overrides_to_recompose(
         refuse_links(run_dir, (".hydra", CHECKPOINTS), below=(".hydra", CHECKPOINTS))
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
+    if is_auto(saved) and (run_dir / CONFIG).is_file():
+        keep_found_size(saved, read_saved(run_dir / CONFIG))
     without = COMMAND_KEYS if keeps_origin else (*COMMAND_KEYS, *FORK_KEYS)
     own = [each for each in recorded_overrides(run_dir) if each.key not in without]
     own_lines = [each.line for each in own]

@@ -14,13 +14,14 @@ from lmtrain.data.prefetch import MicroBatch, Prefetcher
 from lmtrain.parts import build_loaders
 from lmtrain.verify.bit_comparison import tensor_differences
 from lmtrain.verify.device.finding import Finding, judged
-from lmtrain.verify.device.precision import FORMATS, missing_format
+from lmtrain.verify.device.numbers.precision import FORMATS, missing_format
 from lmtrain.verify.device.setting import Setting, fed
 
 WARM_UP, STEPS = 3, 5
-BATCHES = 200
+BATCHES, AHEAD = 200, 8  # the prefetcher is so many batches ahead
+FILL_S = 0.3
 SAVES = 3
-LOAD_SIZE, LOAD_PRODUCTS = 8192, 100  # keeps an H100 busy for 0.15 s, other GPUs for longer
+LOAD_SIZE, LOAD_PRODUCTS = 8192, 200  # keeps an H100 busy for 0.3 s, other GPUs for longer
 # Operations whose result the host needs, so that on a GPU it would have to wait for all queued work.
 WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal", "is_nonzero")
 
@@ -95,10 +96,12 @@ def batches_arrive(setting: Setting) -> Iterator[Finding]:
     cfg = setting.small("llama", "data.batch_size=16")
     direct = build_loaders(cfg)[0]
     with Prefetcher(build_loaders(cfg)[0].batch, 0, setting.device) as batches:
-        first = next(batches)
+        items = [next(batches)]
+        time.sleep(FILL_S)  # until the thread is ahead, so that only the copies can take time
         busy = keep_busy(setting.device)
-        items = [first, *(next(batches) for _ in range(BATCHES - 1))]
+        items += [next(batches) for _ in range(AHEAD)]
         waited = busy is not None and busy.query()  # type: ignore[no-untyped-call]
+        items += [next(batches) for _ in range(BATCHES - len(items))]
     wrong = [
         number
         for number, item in enumerate(items)

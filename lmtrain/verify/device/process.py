@@ -35,10 +35,9 @@ def run(descriptor: int, request: Mapping[str, Any]) -> None:
 
 
 def function_of(name: str) -> CheckFunction:
-    """Return the function named `module:function`; the module is one of this folder, or has its full name."""
+    """Return the function named `module:function`."""
     module, _, function = name.partition(":")
-    full = module if "." in module else f"lmtrain.verify.device.{module}"
-    found: CheckFunction = getattr(importlib.import_module(full), function)
+    found: CheckFunction = getattr(importlib.import_module(module), function)
     return found
 
 

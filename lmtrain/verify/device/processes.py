@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -36,7 +36,7 @@ class Reported:
 
 def run_checks(
     checks: Sequence[Check], overrides: Sequence[str], folder: Path, deadline: float, patience: float = 1.0
-) -> Iterator[Reported]:
+) -> Generator[Reported, None, None]:
     """Run the checks and yield what they find, until the deadline (in time.monotonic seconds).
 
     `folder` is for files that the checks write. `patience` multiplies the time limits of the checks.

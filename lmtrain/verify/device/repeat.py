@@ -10,8 +10,8 @@ import torch
 from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_system
 from lmtrain.verify.bit_comparison import tensor_differences
-from lmtrain.verify.device.bad_steps import state_of
 from lmtrain.verify.device.finding import MEASURED, Finding, judged
+from lmtrain.verify.device.numbers.bad_steps import state_of
 from lmtrain.verify.device.setting import SMALL_MODELS, Setting, fed
 
 STEPS = 6
@@ -29,7 +29,8 @@ def same_bits_twice(setting: Setting) -> Iterator[Finding]:
     for name in SMALL_MODELS:
         # A CPU would compile for minutes; `compile` checks that once.
         own = () if setting.is_cuda and not missing_to_compile("cuda") else ("system.compile=false",)
-        cfg = setting.small(name, *own, "system.deterministic=true", "model.dropout=0.1")
+        threads = "system.threads=null"  # all, since the number of threads could change the bits
+        cfg = setting.small(name, *own, threads, "system.deterministic=true", "model.dropout=0.1")
         yield compare(setting, cfg, f"{name}, {build_system(cfg).describe()}")
     yield price(setting)
 

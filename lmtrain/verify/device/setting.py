@@ -38,6 +38,7 @@ SMALL_MODELS = {
 SMALL = (
     *("model.vocab_size=128", "model.n_layer=2", "model.n_head=2", "model.d_model=64", "model.d_ff=128"),
     *("data.batch_size=2", "data.block_size=64", "trainer.gradient_accumulation_steps=2"),
+    "system.threads=1",  # several threads slow each other down with tensors this small
     *("optimizer.lr=1e-3", "scheduler.warmup_steps=2", "scheduler.min_lr=1e-4", "trainer.max_steps=40"),
 )
 LONGEST_SUM = 128  # of a small model: the tokens of a micro-batch, the vocabulary, or d_ff

@@ -10,7 +10,7 @@ from lmtrain.benchmark.step.findings import Findings, Machine, Work
 from lmtrain.benchmark.step.floor import ProductRate
 
 WORK = Work("Llama", 1000, 4, 16, 4, 6000.0, 2e9, 10, has_real_data=True)
-MACHINE = Machine("cpu", "cpu", "float32", True, None, 1e9, {}, 1e10)
+MACHINE = Machine("cpu", "cpu", "float32", True, (), None, 1e9, {}, 1e10)
 SEPARATE = {"data": 0.0, "forward": 0.4, "backward": 0.5, "clip": 0.02, "optimizer": 0.06, "logging": 0.2}
 
 
@@ -64,6 +64,12 @@ def test_the_rest_of_an_eager_step_is_compared_with_the_memory_bandwidth() -> No
 def test_what_to_try_next() -> None:
     other = sentences(found(machine=replace(MACHINE, other_products={"bfloat16": 4e9})))
     assert any("bfloat16 4.0 times as fast as float32: try system.dtype=bfloat16" in sentence for sentence in other)
+    chosen = replace(
+        MACHINE, other_products={"bfloat16": 4e9}, automatic=["system.compile", "system.dtype"], compiles=False
+    )
+    assert sentences(found(machine=chosen))[1:] == [
+        "system.compile=auto does not compile: the run is too short to repay it, or this machine has no compiler."
+    ]
     waiting = {**SEPARATE, "data": 0.5}
     assert any("waits for data" in sentence for sentence in sentences(found(phases=waiting, loader=0.2)))
     # The loader is quick; the thread that loads the data was only late.

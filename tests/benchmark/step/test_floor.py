@@ -1,10 +1,19 @@
 """The floor runs the recorded products and attention on real tensors of the same layouts."""
 
+from collections import Counter
+from pathlib import Path
+
 import pytest
 import torch
+from support.tiny_trainer import make_trainer, tiny_llama
+from torch import nn
 
 from lmtrain.benchmark.step.floor import Floor, product_size, tensor_of
-from lmtrain.plan.calls import Call, CallLog, TensorLayout
+from lmtrain.benchmark.step.recording import record_micro_batch
+from lmtrain.data.prefetch import Prefetcher
+from lmtrain.optimizer.adamw import adamw
+from lmtrain.plan.calls import Call, CallLog, Integers, TensorLayout
+from lmtrain.plan.memory import StepSettings, simulate
 from lmtrain.system import System
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -65,6 +74,32 @@ def test_rates_name_shapes_and_numbers(system: System) -> None:
     assert (addmm.rows, addmm.inner, addmm.columns, addmm.times, addmm.operands) == (4, 6, 8, 1, "Aᵀ B")
     assert (bmm.rows, bmm.inner, bmm.columns, bmm.batch, bmm.operands) == (3, 4, 5, 2, "A B")
     assert mm.flops_per_second == mm.flops / mm.seconds > 0
+
+
+def test_a_real_micro_batch_has_the_calls_of_the_plan(tmp_path: Path, token_folder: Path) -> None:
+    trainer = make_trainer(token_folder, tmp_path / "run")
+    with Prefetcher(trainer.train_loader.batch, 0, trainer.system.device) as trainer.micro_batches:
+        calls = record_micro_batch(trainer)
+    assert all(param.grad is None for param in trainer.model.parameters())
+
+    def build() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = tiny_llama()
+        return model, adamw(list(model.named_parameters()), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+    planned = simulate(build, StepSettings("cpu", torch.float32, 1, 4, 16)).micro_batch_calls
+    assert Counter(calls) == Counter(planned)
+    assert Floor(calls, trainer.system).seconds(1)["attention"] > 0
+
+
+def test_the_values_of_integers_are_those_of_the_real_call(system: System) -> None:
+    log, q = CallLog(keep_integers=True), torch.zeros(1, 1, 4, 8)
+    lengths = torch.tensor([[0, 2], [2, 4]])
+    log.add(ATTENTION.default, (q, q, q, lengths), {}, ATTENTION(q, q, q), 0)
+    (call,) = log.calls
+    assert call.args[3] == Integers((0, 2, 2, 4), TensorLayout((2, 2), (2, 1), torch.int64))
+    layout = TensorLayout((3,), (1,), torch.int64)
+    counted = Call(torch.ops.aten.bincount.default, (Integers((1, 3, 3), layout),), (), 0.0)
+    assert Floor([counted], system).products.run_call(counted).tolist() == [0, 1, 0, 2]
 
 
 def test_a_model_without_products_has_an_empty_floor(system: System) -> None:

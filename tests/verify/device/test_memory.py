@@ -9,10 +9,11 @@ from lmtrain.verify.device.finding import FAILED, PASSED
 from lmtrain.verify.device.setting import Setting
 
 
+@pytest.mark.slow
 def test_the_plan_agrees_and_one_that_is_off_by_a_fifth_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sizes = ("model=llama_1m", "model.vocab_size=2048", "model.n_layer=2", "data.batch_size=2", "data.block_size=64")
+    sizes = ("model=llama_1m", "model.vocab_size=8192", "model.n_layer=2", "data.batch_size=2", "data.block_size=64")
     monkeypatch.setattr(memory, "CPU_SIZES", {"llama": sizes})
     setting = Setting(tmp_path, ["system.device=cpu"])
     (found,) = memory.planned_and_measured(setting)

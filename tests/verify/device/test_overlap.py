@@ -57,6 +57,7 @@ def test_batches_arrive_and_others_are_found(setting: Setting, monkeypatch: pyte
     assert (found.status, found.result) == (FAILED, "batch 49 is wrong")
 
 
+@pytest.mark.slow
 def test_checkpoints_are_of_their_step_and_a_late_copy_is_found(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmtrain.trainer import Trainer
 from lmtrain.verify.bit_comparison import tensor_differences
 from lmtrain.verify.device.finding import Finding, judged
-from lmtrain.verify.device.precision import FORMATS, missing_format
+from lmtrain.verify.device.numbers.precision import FORMATS, missing_format
 from lmtrain.verify.device.setting import Setting, fed
 
 GOOD_STEPS = 20  # more than the window needs before it can call a step a spike

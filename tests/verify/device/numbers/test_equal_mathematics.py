@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from lmtrain.verify.device import equal_mathematics
+from lmtrain.model.recompute import Recompute
 from lmtrain.verify.device.finding import FAILED, PASSED
+from lmtrain.verify.device.numbers import equal_mathematics
 from lmtrain.verify.device.setting import Setting
 
 
@@ -25,3 +26,20 @@ def test_the_loss_in_chunks_agrees_and_a_wrong_one_is_found(tmp_path: Path, monk
     assert {each.status for each in equal_mathematics.loss_in_chunks(setting)} == {FAILED}
     monkeypatch.setattr(equal_mathematics, "linear_cross_entropy", lambda *inputs: exact(*inputs) * 1.00005)
     assert next(equal_mathematics.loss_in_chunks(setting)).status == FAILED
+
+
+@pytest.mark.slow
+def test_recomputation_has_the_same_bits_and_another_dropout_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setting = Setting(tmp_path, ["system.device=cpu"])
+    found = list(equal_mathematics.recomputation(setting))
+    assert [each.status for each in found] == [PASSED] * 4, found
+    layer = Recompute._call
+
+    def forgets_the_generator(self: Recompute, *inputs: Any, **settings: Any) -> Any:
+        self.has_dropout = False  # so that its state is not restored
+        return layer(self, *inputs, **settings)
+
+    monkeypatch.setattr(Recompute, "_call", forgets_the_generator)
+    assert FAILED in {each.status for each in equal_mathematics.recomputation(setting)}

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lmtrain.optimizer.adamw import adamw
-from lmtrain.verify.device import optimizer
 from lmtrain.verify.device.finding import FAILED, PASSED
+from lmtrain.verify.device.numbers import optimizer
 from lmtrain.verify.device.setting import Setting
 
 CPU = torch.device("cpu")
@@ -40,6 +40,7 @@ def test_an_optimizer_that_decays_everything_is_found(monkeypatch: pytest.Monkey
     assert optimizer.compare_updates(CPU).status == FAILED
 
 
+@pytest.mark.slow
 def test_clipping_is_exact_and_a_wrong_one_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(tmp_path, ["system.device=cpu"])
     found = optimizer.compare_clipping(setting)

@@ -12,7 +12,7 @@ from lmtrain.model.loss import linear_cross_entropy
 from lmtrain.parts import build_loaders, build_model, build_system
 from lmtrain.verify.bit_comparison import tensor_differences
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
-from lmtrain.verify.device.precision import (
+from lmtrain.verify.device.numbers.precision import (
     FORMATS,
     SCALE,
     SMALL_ERROR,
@@ -24,7 +24,7 @@ from lmtrain.verify.device.precision import (
     missing_format,
     share_of,
 )
-from lmtrain.verify.device.rounding import Context, typical_errors
+from lmtrain.verify.device.numbers.rounding import Context, typical_errors
 from lmtrain.verify.device.setting import SMALL_MODELS, Setting
 
 # More than the loss computes as whole logits, in one full chunk of rows and a part of another.

@@ -15,9 +15,9 @@ from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.parts import build_loaders, build_model, build_system
 from lmtrain.scheduler import Schedule
 from lmtrain.system import System
-from lmtrain.verify.device.adamw import Adamw
 from lmtrain.verify.device.finding import NOT_APPLICABLE, Finding, judged
-from lmtrain.verify.device.rounding import (
+from lmtrain.verify.device.numbers.adamw import Adamw
+from lmtrain.verify.device.numbers.rounding import (
     BFLOAT16,
     FLOAT16,
     FLOAT32,
@@ -76,7 +76,7 @@ class Reference:
 
     def model(self) -> nn.Module:
         """Return the model with the initial weights that a run of the config has."""
-        System(device="cpu", compile=False, deterministic=False).seed(self.cfg.seed)
+        System(device="cpu", compile=False, threads=1, deterministic=False).seed(self.cfg.seed)
         return build_model(self.cfg).double()
 
     @cached_property
@@ -150,9 +150,10 @@ def forward_and_backward(
 ) -> list[Tensor]:
     """Return the logits, the loss and all gradients in float64 on the CPU."""
     model.zero_grad(set_to_none=True)
-    with context or contextlib.nullcontext():
-        with torch.no_grad():
-            logits = forward(x)[0].to("cpu", torch.float64)  # a CUDA graph would overwrite it
+    context = context or contextlib.nullcontext()
+    with context, torch.no_grad():
+        logits = model(x)[0]  # never compiled: training does not need it
+    with context:  # entered again, because autocast may keep the weights that it has converted without gradients
         loss = forward(x, y)[1]
     (loss * scale).backward()
     gradients = [param.grad / scale for param in model.parameters() if param.grad is not None]
@@ -249,7 +250,7 @@ def loss_rounding(losses: Tensor) -> float:
 
 def share_of(error: float, bound: float) -> float:
     """Return the error as a share of its bound; NaN counts as infinitely wrong."""
-    if math.isnan(error):
+    if math.isnan(error) or math.isnan(bound):
         return math.inf
     if bound == 0:
         return math.inf if error else 0.0

@@ -35,7 +35,7 @@ class Perturbed(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for each in value:
                 self.move(each)
         elif isinstance(value, Tensor) and value.dtype == torch.float64:
-            value.addcmul_(value, self._signs_for(value), value=self.relative)
+            value.mul_(1 + self.relative * self._signs_for(value))  # infinity stays infinity
 
     def _signs_for(self, value: Tensor) -> Tensor:
         """Return random signs; a piece of those drawn at the start, at a random place, because drawing is slow."""

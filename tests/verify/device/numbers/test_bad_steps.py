@@ -7,8 +7,8 @@ import pytest
 
 from lmtrain import trainer as trainer_module
 from lmtrain.loop.bad_steps import SpikeDetector, Verdict
-from lmtrain.verify.device.bad_steps import Poisoned, after_bad_steps
 from lmtrain.verify.device.finding import FAILED, PASSED, Finding
+from lmtrain.verify.device.numbers.bad_steps import Poisoned, after_bad_steps
 from lmtrain.verify.device.setting import Setting, fed
 
 

@@ -8,9 +8,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lmtrain.verify.device import precision
 from lmtrain.verify.device.finding import FAILED, NOT_APPLICABLE, PASSED
-from lmtrain.verify.device.precision import FORMATS, Reference, compare_pass, compare_training, compiled, share_of
+from lmtrain.verify.device.numbers import precision
+from lmtrain.verify.device.numbers.precision import (
+    FORMATS,
+    Reference,
+    compare_pass,
+    compare_training,
+    compiled,
+    share_of,
+)
 from lmtrain.verify.device.setting import Setting
 
 EAGER = "system.compile=false"

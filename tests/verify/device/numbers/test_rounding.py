@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lmtrain.verify.device.rounding import FLOAT32, expected_error, rounding_error, typical_errors
+from lmtrain.verify.device.numbers.rounding import FLOAT32, expected_error, rounding_error, typical_errors
 
 
 def test_the_error_of_a_product_is_that_of_its_value() -> None:

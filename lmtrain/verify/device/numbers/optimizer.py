@@ -7,9 +7,9 @@ from torch import nn
 
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.trainer import Trainer
-from lmtrain.verify.device.adamw import Adamw
 from lmtrain.verify.device.finding import Finding, judged
-from lmtrain.verify.device.rounding import FLOAT32, MARGIN, expected_error
+from lmtrain.verify.device.numbers.adamw import Adamw
+from lmtrain.verify.device.numbers.rounding import FLOAT32, MARGIN, expected_error
 from lmtrain.verify.device.setting import Setting, fed
 
 STEPS = 10

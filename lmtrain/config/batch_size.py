@@ -1,0 +1,106 @@
+"""Divides a global batch into micro-batches: `trainer.global_batch_size` and `data.batch_size=auto`.
+
+With a global batch, the number of micro-batches follows from the size of one. A size of `auto` is found later, by trial
+at the start of the run, and then recorded in the run's config.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from lmtrain.errors import ConfigError
+
+AUTO = "auto"
+SIZE, GLOBAL, ACCUMULATION = "data.batch_size", "trainer.global_batch_size", "trainer.gradient_accumulation_steps"
+
+
+def is_auto(config: Mapping[str, Any]) -> bool:
+    """Return whether the config leaves the size of a micro-batch to a trial."""
+    data = config.get("data")
+    return isinstance(data, Mapping) and data.get("batch_size") == AUTO
+
+
+def derive_accumulation(root: Mapping[str, Any]) -> dict[str, str]:
+    """Set the number of micro-batches of a checked config with a global batch, in place.
+
+    While the size of a micro-batch is `auto`, the number is null. Return the problems by key; each text follows its
+    key.
+    """
+    data, trainer = root.get("data"), root.get("trainer")
+    if not isinstance(data, dict) or not isinstance(trainer, dict):
+        return {}
+    size, whole = data.get("batch_size"), trainer.get("global_batch_size")
+    if whole is None:
+        if size != AUTO:
+            return {}
+        if "global_batch_size" not in trainer:
+            return {SIZE: "=auto: works only with lmtrain's own trainer; give a number"}
+        return {SIZE: f"=auto: needs {GLOBAL}, the sequences per optimizer step; give that too, or a number"}
+    if size == AUTO:
+        trainer["gradient_accumulation_steps"] = None
+    elif isinstance(size, int) and "gradient_accumulation_steps" in trainer:
+        if whole % size:
+            return {GLOBAL: f"={whole}: is not a multiple of {SIZE}={size}; {_nearest(whole, size)}"}
+        trainer["gradient_accumulation_steps"] = whole // size
+    return {}
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number in ascending order."""
+    small = [divisor for divisor in range(1, int(number**0.5) + 1) if number % divisor == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
+
+
+def _nearest(whole: int, size: int) -> str:
+    """Return the nearest global batches and micro-batches that fit, in words."""
+    multiples = [multiple for multiple in (whole // size * size, (whole // size + 1) * size) if multiple]
+    sizes = divisors(whole)
+    below, above = [each for each in sizes if each < size], [each for each in sizes if each > size]
+    nearest = [*below[-1:], *above[:1]]
+    return f"give {' or '.join(map(str, multiples))}, or {SIZE}={' or '.join(map(str, nearest))}"
+
+
+def with_batch_size(cfg: DictConfig, size: int) -> DictConfig:
+    """Return a copy of a checked config with this size of a micro-batch, and the number that follows from it."""
+    cfg = cfg.copy()
+    cfg.data.batch_size = size
+    cfg.trainer.gradient_accumulation_steps = cfg.trainer.global_batch_size // size
+    return cfg
+
+
+def keep_found_size(config: Any, recorded: Mapping[str, Any]) -> None:
+    """Replace `auto` by the size that a run has found and recorded in its `config.yaml`, in place.
+
+    `config` is the config that the run was composed with, resolved or not. Nothing changes if the trial of the run had
+    not ended.
+    """
+    found = (recorded.get("data") or {}).get("batch_size")
+    if not is_auto(config) or type(found) is not int or found < 1:
+        return
+    config["data"]["batch_size"] = found
+    trainer = config["trainer"]
+    if trainer.get("gradient_accumulation_steps", 0) is None:  # in a config that was checked before
+        trainer["gradient_accumulation_steps"] = trainer["global_batch_size"] // found
+
+
+def refuse_given_accumulation(
+    composed: DictConfig, overrides: Iterable[str], files: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Raise ConfigError if a command line or a file sets the number of micro-batches that the global batch decides.
+
+    A number from elsewhere, such as the default of the trainer, is replaced. `files` are the values of experiments for
+    the trainer, by the name of the file.
+    """
+    trainer: Any = OmegaConf.to_container(composed).get("trainer")  # type: ignore[union-attr]
+    whole = trainer.get("global_batch_size") if isinstance(trainer, dict) else None
+    if whole is None:
+        return
+    given: Sequence[str] = [text for text in overrides if text.startswith(f"{ACCUMULATION}=")]
+    given = given or [
+        f"{name}: {ACCUMULATION}={values[ACCUMULATION]}"
+        for name, values in files.items()
+        if values.get(GLOBAL) is not None and values.get(ACCUMULATION) is not None
+    ]
+    if given:
+        raise ConfigError(f"{given[-1]}: follows from {GLOBAL}={whole} and {SIZE}; leave it out, or give {GLOBAL}=null")

@@ -1,0 +1,1 @@
+"""Finds the micro-batch size of a run whose `data.batch_size` is `auto`."""

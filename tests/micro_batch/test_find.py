@@ -1,0 +1,111 @@
+"""Runs with `data.batch_size=auto`: they compute the same bits as a run that names the number."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support.command_line import Cli
+from support.tokens import TINY, write_failing_model
+
+from lmtrain.config.recorded.recompose import expand_fork
+from lmtrain.files.metrics import MEASURED, read_metrics
+from lmtrain.verify.bit_comparison import UndisturbedRun
+
+WHOLE = 8
+
+
+@pytest.fixture
+def tiny(token_folder: Path) -> list[str]:
+    without = ("trainer.gradient_accumulation_steps", "data.batch_size")
+    kept = [text for text in TINY if not text.startswith(without)]
+    return [*kept, f"data.path={token_folder}", "model.dropout=0.1", f"trainer.global_batch_size={WHOLE}"]
+
+
+def config_of(run: Path) -> Any:
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+@pytest.mark.slow
+def test_a_run_that_finds_its_size_has_the_bits_of_one_that_names_it(
+    tiny: list[str], tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "auto"
+    done = cli(*tiny, "data.batch_size=auto", "hydra.run.dir=auto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    config = config_of(run)
+    size = config["data"]["batch_size"]
+    assert WHOLE % size == 0
+    assert config["trainer"]["gradient_accumulation_steps"] == WHOLE // size
+    assert config["trainer"]["global_batch_size"] == WHOLE
+    note = re.search(r"data\.batch_size=auto: (\d+), and trainer\.grad.*\(tokens/s by size: (.*)\)", done.stdout)
+    assert note is not None, done.stdout
+    assert int(note[1]) == size
+    assert f"{size}: " in note[2]
+    assert json.loads((run / "environment.json").read_text())["resolved"]["data.batch_size"] == size
+    assert yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["data"]["batch_size"] == "auto"
+
+    named = cli(*tiny, f"data.batch_size={size}", "hydra.run.dir=named")
+    assert named.returncode == 0, named.stdout + named.stderr
+    assert not UndisturbedRun(run).differences(tmp_path / "named", completed=True)
+
+    # A resume and a fork keep the number, whatever is the fastest by then.
+    longer = cli(f"resume={run}", "trainer.max_steps=16")
+    assert longer.returncode == 0, longer.stdout + longer.stderr
+    assert "tokens/s by size" not in longer.stdout
+    assert config_of(run)["data"]["batch_size"] == size
+    monkeypatch.chdir(tmp_path)
+    assert f"++data.batch_size={size}" in expand_fork([f"fork={run}"])
+
+    # The same global batches in another cut give the same losses up to rounding.
+    other = cli(*tiny, f"data.batch_size={1 if size > 1 else 2}", "model.dropout=0", "hydra.run.dir=other")
+    same = cli(*tiny, f"data.batch_size={size}", "model.dropout=0", "hydra.run.dir=same")
+    assert (other.returncode, same.returncode) == (0, 0)
+    for ours, theirs in zip(losses(tmp_path / "same"), losses(tmp_path / "other"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def losses(run: Path) -> list[float]:
+    assert MEASURED
+    return [line["train/loss"] for line in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.slow
+def test_a_mistake_in_a_part_is_shown_as_in_any_run(tiny: list[str], cli: Cli) -> None:
+    done = cli(*tiny, "data.batch_size=auto", "model.n_head=5")
+    assert done.returncode == 2
+    assert "config error: model.d_model=32: must be an even multiple of model.n_head=5" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_names_the_reason_and_the_way_out(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    write_failing_model(tmp_path, "RuntimeError('a bug in the model')", calls=0)
+    kept = [text for text in tiny if not text.startswith("model")]
+    done = cli(*kept, "model=fails", "data.batch_size=auto")
+    assert done.returncode == 2
+    assert (
+        "config error: data.batch_size=auto: the trial failed with exit code 1 (RuntimeError: a bug in the model); "
+        "give a number" in done.stderr
+    )
+
+
+@pytest.mark.slow
+def test_a_plan_predicts_the_size(tiny: list[str], cli: Cli) -> None:
+    done = cli("plan", *tiny, "data.batch_size=auto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = " ".join(done.stdout.split())
+    assert "data.batch_size=auto: planned with 8, the largest that fits by prediction" in text
+    assert "step 128 tokens" in text
+
+
+@pytest.mark.slow
+def test_a_trial_ends_with_the_process_that_needs_it(tmp_path: Path) -> None:
+    code = "import sys, time; from lmtrain.micro_batch.trial import _exit_when_input_ends as end; end(); time.sleep(99)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, timeout=100, cwd=tmp_path)
+    assert done.returncode == 1, shlex.join(command)
