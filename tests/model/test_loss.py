@@ -216,3 +216,18 @@ def test_compiled_the_loss_matches_without_a_graph_break(small_chunks: None, dty
     assert_within(got, exact, error_bounds(hidden, weight, targets, UNIT[dtype]))
     with torch.no_grad():
         torch.testing.assert_close(compiled(hidden, weight, targets).double(), exact[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.slow
+@NEEDS_A_COMPILER
+@every_dtype
+def test_the_compiled_work_between_products_matches(dtype: torch.dtype) -> None:
+    """A GPU compiles it; here the same code runs on the CPU."""
+    hidden, weight, targets = problem(20, 5, 11)
+    targets[3] = IGNORE
+    plain, fused = (
+        module.in_chunks(hidden, weight, targets, dtype, 8, True, True, fused=fused) for fused in (False, True)
+    )
+    for one, other in zip(plain, fused, strict=True):
+        scale = one.abs().max().item()
+        torch.testing.assert_close(one, other, rtol=0, atol=4 * UNIT[dtype] * scale + 1e-6 * scale)
