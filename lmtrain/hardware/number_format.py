@@ -18,11 +18,11 @@ KEPT = ("float32", "bfloat16")  # what `auto` can become
 # bfloat16 must be faster in a product by at least this factor, so that measuring again gives the same choice.
 MIN_GAIN = 1.5
 # A larger gain counts as this one: the time for casts is then what remains.
-MAX_GAIN = 3.0
+MAX_GAIN = 2.5
 # Work per cast from which a whole step is faster in bfloat16. Measured on a Xeon with AMX (gain 4 to 10), eager, on one
 # thread, by `products_per_cast`: 77 (quickstart) 1.1 times the time of float32, 85 (shakespeare_char) 1.4, 87 (smoke)
-# 0.9, 143 (width 256) 0.73, 200 (width 384) 0.6. Between 87 and 143, times the share of time that a gain of 3 saves:
-MIN_SAVING = 75.0
+# 0.9, 143 (width 256) 0.73, 200 (width 384) 0.6. Between 87 and 143, times the share of time that a gain of 2.5 saves:
+MIN_SAVING = 67.0
 
 
 def choose_on_cpu(work: Work, speed: CpuSpeed) -> str:
