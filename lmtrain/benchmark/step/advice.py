@@ -10,7 +10,7 @@ WAITING = 0.02  # a share of the step
 OFTEN = 0.10  # a share of the step for what happens once per step
 FASTER_FORMAT = 1.5  # times the speed of the run's number format
 SLOW_SHAPE = 0.5  # of the fastest product
-DEAR = 1.02  # times the step without determinism
+DEAR = 1.05  # times the step without determinism
 
 
 def sentences(found: Findings) -> list[str]:
