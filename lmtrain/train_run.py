@@ -95,11 +95,6 @@ def run(
             directory = stack.enter_context(RunDirectory(run_dir))
         if resumed is None:
             refuse_existing_run(directory.path)
-        found = found_size(cfg)
-        cfg = found.cfg
-        notes = [*notes, *found.notes]
-        request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, found.resolved)
-        if resumed is None:
             directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
         else:
             _refuse_fewer_steps(cfg, directory.path)
@@ -109,6 +104,12 @@ def run(
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
+            found = found_size(cfg)
+            cfg = found.cfg
+            if resumed is None and found.resolved:
+                directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
+            notes = [*notes, *found.notes]
+            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, found.resolved)
             train(request, directory, state, stop, afterwards)
         except BaseException as caught:
             error = caught

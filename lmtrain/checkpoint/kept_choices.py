@@ -13,7 +13,8 @@ RECORD = "environment.json"
 def kept_choices(run_dir: Path, fork: str | None = None) -> dict[str, Any]:
     """Return the choices that a run keeps, by config key: its own from before, or those of the run that it forks.
 
-    They are recorded as `resolved` in `environment.json`; a resume that changed one has a record of its own there.
+    They are recorded as `resolved` in `environment.json`; a resume that changed one has a record of its own there. A
+    record without `resolved`, of an earlier version, says in its description of the device what the run computed with.
     """
     run = Path(fork) if fork and not checkpoint_steps(run_dir) else run_dir
     refuse_links(run, [RECORD])
@@ -21,6 +22,13 @@ def kept_choices(run_dir: Path, fork: str | None = None) -> dict[str, Any]:
     resumes = environment.get("resumes")
     choices: dict[str, Any] = {}
     for record in [environment, *(resumes if isinstance(resumes, list) else [])]:
-        if isinstance(record, dict) and isinstance(record.get("resolved"), dict):
-            choices |= record["resolved"]
+        if isinstance(record, dict):
+            resolved = record["resolved"] if "resolved" in record else _described(record.get("device"))
+            choices |= resolved if isinstance(resolved, dict) else {}
     return choices
+
+
+def _described(device: Any) -> dict[str, Any]:
+    """Return the choices in a text such as `cpu (2 threads), float32, eager`; none if it is another one."""
+    parts = device.rsplit(", ", 2) if isinstance(device, str) else []
+    return {"system.dtype": parts[1], "system.compile": parts[2] == "compiled"} if len(parts) == 3 else {}

@@ -125,16 +125,16 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
         *differences(OmegaConf.to_container(before), OmegaConf.to_container(checked)),
         *_changed_code(run_dir, plain_config(checked)),
     ]
-    # Without values that are interpolations: they change only because another value does.
-    own = [line for line in changes if not is_reference(changed, line.partition(":")[0])]
-    kept = kept_choices(run_dir)  # `auto` may be replaced by what it became
-    own = [
+    kept = kept_choices(run_dir)  # to replace `auto` by what it became changes nothing
+    changes = [
         line
-        for line in own
+        for line in changes
         if (key := line.partition(":")[0]) not in kept
         or OmegaConf.select(before, key) != "auto"
         or OmegaConf.select(checked, key) != kept[key]
     ]
+    # Without values that are interpolations: they change only because another value does.
+    own = [line for line in changes if not is_reference(changed, line.partition(":")[0])]
     for name in permissions["allow_changes"]:
         if OmegaConf.select(changed, name) is None:
             raise ConfigError(

@@ -9,6 +9,7 @@ import torch
 from support.tokens import TINY
 
 from lmtrain import ConfigError, load_run, train
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
@@ -141,7 +142,18 @@ def test_a_resume_may_write_out_what_auto_became(run: Path) -> None:
     with pytest.raises(ConfigError, match=r"would change the run \(system\.dtype: auto → float32\)"):
         train(["trainer.max_steps=8", "system.dtype=float32"], resume=run)
     resumed = train(["trainer.max_steps=8", "system.dtype=bfloat16"], resume=run)
-    assert resumed.environment["resumes"][0]["evaluation"]["dtype"] == "bfloat16"
+    (again,) = resumed.environment["resumes"]
+    assert again["evaluation"]["dtype"] == "bfloat16"
+    assert "system.dtype" not in "".join(again["changes"])
+
+
+def test_a_run_of_an_earlier_version_keeps_what_it_computed_in(run: Path) -> None:
+    record = json.loads((run / "environment.json").read_text(encoding="utf-8"))
+    del record["resolved"]
+    (run / "environment.json").write_text(json.dumps(record), encoding="utf-8")
+    assert kept_choices(run) == {"system.dtype": "bfloat16", "system.compile": False}
+    (run / "environment.json").write_text(json.dumps({"device": "unknown"}), encoding="utf-8")
+    assert kept_choices(run) == {}
 
 
 def test_an_evaluation_computes_in_the_format_of_the_run_if_the_cpu_is_fast_in_it(

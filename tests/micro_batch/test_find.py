@@ -3,8 +3,10 @@
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,27 @@ def test_a_trial_that_fails_names_the_reason_and_the_way_out(tiny: list[str], tm
         "config error: data.batch_size=auto: the trial failed with exit code 1 (RuntimeError: a bug in the model); "
         "give a number" in done.stderr
     )
+    (result,) = tmp_path.glob("outputs/*/*/result.json")
+    assert json.loads(result.read_text())["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_during_the_trial_is_resumed_with_a_trial(
+    tiny: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    run = tmp_path / "run"
+    started = cli.start(*tiny, "data.batch_size=auto", "hydra.run.dir=run")
+    while not (run / "train.log").exists():  # the trial begins afterwards, and takes seconds
+        assert started.poll() is None, started.stderr
+        time.sleep(0.01)
+    started.send_signal(signal.SIGTERM)
+    assert started.wait() == 143, started.stderr
+    assert json.loads((run / "result.json").read_text())["status"] == "interrupted"
+    assert config_of(run)["data"]["batch_size"] == "auto"
+    resumed = cli("resume=run")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert "tokens/s by size" in resumed.stdout
+    assert WHOLE % config_of(run)["data"]["batch_size"] == 0
 
 
 @pytest.mark.slow

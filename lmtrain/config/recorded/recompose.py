@@ -74,7 +74,7 @@ def overrides_to_recompose(
         run_dir: The saved run.
         trusted: Names of classes and functions that may be imported in addition to those that `check_trust` allows.
         given: The command's own overrides, which will follow. If they select another choice of a group, the run's
-            values that the new choice does not have are left out.
+            values that the new choice does not have are left out. They may also set keys that the run did not have.
         keeps_origin: True to keep `fork` and `step` of a run that is itself a fork.
 
     Raises:
@@ -95,7 +95,8 @@ def overrides_to_recompose(
     now = _compose_trusted(own_lines, trusted, run_dir)
     check_run_folder(now, given, run_dir)
     differing = _differing("", OmegaConf.to_container(saved), OmegaConf.to_container(without_hydra(copy.deepcopy(now))))
-    restored = [(key, line) for key, line in differing if key.partition(".")[0] not in without]
+    newer = {override.key_or_group for override in given} - set(key_paths(OmegaConf.to_container(saved)))
+    restored = [(key, line) for key, line in differing if key.partition(".")[0] not in without and key not in newer]
     if restored:
         check_restored(restored, run_dir)
         now = _compose_trusted([*own_lines, *(line for _, line in restored)], trusted, run_dir)
@@ -141,6 +142,8 @@ def _differing(path: str, saved: Any, now: Any) -> Iterator[tuple[str, str]]:
         for key in [*saved, *(key for key in now if key not in saved)]:
             here = f"{path}.{key}" if path else str(key)
             if key not in saved:
+                if now[key] is None:
+                    yield here, f"++{here}=0"  # Hydra does not delete a key that is null
                 yield here, f"~{here}"
             elif key not in now:
                 yield here, f"++{here}={override_value(saved[key])}"

@@ -166,3 +166,15 @@ def test_trust_is_also_checked_for_hydras_settings(run: Path) -> None:
 def test_the_users_own_overrides_may_set_hydra(run: Path) -> None:
     given = parse_overrides(["hydra.run.dir=elsewhere", "hydra/launcher=basic"])
     assert "data.path=data/x" in overrides_to_recompose(run, (), given)
+
+
+def test_a_key_that_is_newer_than_the_run_is_left_out_unless_it_is_given(run: Path) -> None:
+    path = run / ".hydra" / "config.yaml"
+    saved = OmegaConf.load(path)
+    del saved.trainer["global_batch_size"], saved.model["attention"]
+    assert compose(["model=llama_1m"]).trainer.global_batch_size is None  # Hydra does not delete such a key
+    path.write_text(OmegaConf.to_yaml(saved), encoding="utf-8")
+    assert compose(overrides_to_recompose(run, ())) == saved
+    given = ["model.attention=math", "trainer.global_batch_size=64"]
+    composed = compose([*overrides_to_recompose(run, (), parse_overrides(given)), *given])
+    assert (composed.model.attention, composed.trainer.global_batch_size) == ("math", 64)
