@@ -69,7 +69,9 @@ class Attention:
         self.devices[device.type] = described(device)
         return self.choose(self.devices[device.type], dtype)
 
-    def choose(self, device: AttentionDevice, dtype: torch.dtype, training: bool = True) -> AttentionKind:
+    def choose(
+        self, device: AttentionDevice, dtype: torch.dtype, training: bool = True, any_length: bool = False
+    ) -> AttentionKind:
         """Return the kind to use.
 
         Raises:
@@ -83,6 +85,7 @@ class Attention:
             self.documents,
             training and self.dropout > 0,
             torch.are_deterministic_algorithms_enabled(),
+            any_length,
         )
         usable = training or obstacle(self.kind, task) is None
         return choose_kind(self.kind if usable else "auto", task)
@@ -97,10 +100,9 @@ class Attention:
         """
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        kind = self.choose(device_of(x, self.devices), dtype, training)
+        sampling = not training and x.shape[1] % BLOCK != 0  # then every token makes a new T
+        kind = self.choose(device_of(x, self.devices), dtype, training, any_length=sampling)
         dropout = self.dropout if training else 0.0
-        if kind == "flex" and not training and x.shape[1] % BLOCK:
-            kind = "efficient"  # while sampling every token makes a new T, for which flex would be compiled
         if starts is None:
             if kind == "varlen":
                 return AttentionPattern(kind, dropout, lengths=_whole_rows(x))

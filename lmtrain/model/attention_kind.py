@@ -34,7 +34,7 @@ class AttentionTask:
     """What attention must do: its device, number format and head width, and what else limits the kernels.
 
     `documents` and `dropout` say whether documents are masked and weights dropped, `deterministic` whether the bits of
-    the backward must repeat.
+    the backward must repeat, and `any_length` whether the length of the sequences changes from call to call.
     """
 
     device: AttentionDevice
@@ -43,6 +43,7 @@ class AttentionTask:
     documents: bool
     dropout: bool
     deterministic: bool
+    any_length: bool = False
 
 
 def choose_kind(wanted: AttentionKind, task: AttentionTask) -> AttentionKind:
@@ -79,19 +80,26 @@ def obstacle(kind: AttentionKind, task: AttentionTask) -> str | None:
     in_16_bits = task.dtype in (torch.bfloat16, torch.float16)
     capability, d_head = task.device.capability, task.d_head
     if kind == "efficient":
-        return "does not compute in float64; use model.attention=math" if task.dtype == torch.float64 else None
+        if task.dtype == torch.float64:
+            return "does not compute in float64; use model.attention=math"
+        multiple = 8 if in_16_bits else 4
+        return f"needs heads of a multiple of {multiple}, not {d_head}; use math" if d_head % multiple else None
     if capability < AMPERE:
         return f"needs a GPU of capability 8.0, this one has {capability[0]}.{capability[1]}; use efficient or math"
     if kind != "flex" and not in_16_bits:
         return "computes in 16 bits only; use system.dtype=bfloat16 or model.attention=efficient"
     if kind != "flash" and task.dropout:
         return "has no dropout; use model.dropout=0 or model.attention=efficient"
-    if kind == "flash" or kind == "varlen":
+    if kind in ("flash", "varlen"):
         widest = 192 if capability in SMALL_SHARED_MEMORY else 256
-        if d_head > widest or d_head % 8:
-            return f"needs heads of a multiple of 8 up to {widest}, not {d_head}; use model.attention=efficient"
+        if d_head > widest:
+            return f"needs heads of at most {widest}, not {d_head}; use model.attention=efficient"
+        if kind == "varlen" and d_head % 8:  # for flash, torch pads the heads
+            return f"needs heads of a multiple of 8, not {d_head}; use model.attention=math"
     if kind == "cudnn" and (d_head > 128 or d_head % 8):
         return f"needs heads of a multiple of 8 up to 128, not {d_head}; use model.attention=flash or efficient"
+    if kind in ("flex", "cudnn") and task.any_length:
+        return "prepares a kernel for each length of the sequence; use model.attention=efficient"
     if kind in ("flash", "cudnn") and task.documents:
         return "does not mask documents; use model.mask_documents=false or model.attention=flex"
     if kind == "cudnn" and task.deterministic:

@@ -150,12 +150,13 @@ def _loss_and_errors(
     # Unlike an index, nll_loss refuses targets out of range, as cross_entropy does.
     of_target = -F.nll_loss(logits, targets, reduction="none", ignore_index=IGNORE).to(sums)[:, None]  # (R, 1)
     errors, top, total = (_fused_exponentials() if fused else _exponentials)(logits, sums)
-    losses = (top + total.log() - of_target).masked_fill(~counted[:, None], 0.0)
+    of_target -= top  # before the logarithm comes in: a small one would vanish beside large logits
+    losses = (total.log() - of_target).masked_fill(~counted[:, None], 0.0)
+    # Directly from the logits, so that the error of a probability near 1 is precise in 16 bits, too.
+    at_target = (of_target.exp() - total).masked_fill(~counted[:, None], 0.0)
     if errors.dtype == torch.float16:  # totals of up to V, or hidden values divided by them, would leave its range
         errors.div_(total)
-        top, total = top + total.log(), torch.ones_like(total)
-    # Directly from the logits, so that the error of a probability near 1 is precise in 16 bits, too.
-    at_target = ((of_target - top).exp() - total).masked_fill(~counted[:, None], 0.0)
+        at_target, total = at_target / total, torch.ones_like(total)
     row = torch.arange(len(targets), device=targets.device)
     errors[row, targets.clamp(min=0)] = at_target[:, 0].to(errors.dtype)  # scatter_ copies all errors twice on a CPU
     return losses.sum(), errors, (1 / total).masked_fill(~counted[:, None], 0.0)

@@ -204,7 +204,10 @@ def test_documents_on_cuda_stay_apart_and_nothing_waits(kind: AttentionKind, mas
 @pytest.mark.parametrize("kind", GPU_KINDS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_the_bits_of_attention_on_cuda_repeat(kind: AttentionKind, masked: bool, dropout: float) -> None:
+def test_the_bits_of_attention_on_cuda_repeat(
+    kind: AttentionKind, masked: bool, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS refuses deterministic products
     torch.use_deterministic_algorithms(True)
     try:
         skip_what_the_device_lacks(kind, torch.bfloat16, 64, masked=masked, dropout=dropout > 0)

@@ -174,6 +174,14 @@ def test_large_float16_sums_do_not_overflow(small_chunks: None) -> None:
     torch.testing.assert_close(grads[2][0], torch.full((2,), -20000.0), rtol=2 * UNIT[torch.float16], atol=0)
 
 
+def test_a_small_loss_of_large_logits_is_precise(small_chunks: None) -> None:
+    hidden, weight = torch.ones(2, 1), torch.tensor([[1000.0], [990.0]])  # ln(1 + e⁻¹⁰) is lost in 1000 + ln(…)
+    targets = torch.zeros(2, dtype=torch.int64)
+    got, exact = (gradients(loss, hidden, weight, targets)[0] for loss in (linear_cross_entropy, whole))
+    torch.testing.assert_close(got, exact, rtol=1e-3, atol=0)
+    assert exact.item() == pytest.approx(4.54e-5, rel=1e-2)
+
+
 @pytest.mark.parametrize("target", [-1, 11, 12345, -101])
 @pytest.mark.parametrize("loss", [whole, linear_cross_entropy])
 def test_a_target_out_of_range_is_an_index_error(small_chunks: None, loss: Any, target: int) -> None:
