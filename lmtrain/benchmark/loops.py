@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
-from lmtrain.config.build import build
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
+from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
-from lmtrain.terminal.units import si
+from lmtrain.terminal.units import counted, si
 
 if TYPE_CHECKING:
     from lmtrain.loop.training_parts import Parts
@@ -33,6 +34,7 @@ CONTENDERS = {
     "bare": "a bare loop with the same model, optimizer, batches and system settings",
     "plain": "the bare loop, eager, with the C library's default memory settings",
 }
+MISTAKE = "mistake: "  # begins the answer of a process that can't build its parts
 PLAIN = {"keep_freed_memory": False, "compile": False}
 
 
@@ -64,7 +66,10 @@ def main(arguments: Sequence[str]) -> int:
             f"{ratio(rounds, name, 'bare'):.3f}",
             f"{ratio(rounds, name, 'plain'):.3f}",
         )
-    console.print(f"medians of {options.rounds} rounds of {options.steps} steps; ratios are taken within each round")
+    console.print(
+        f"medians of {counted(options.rounds, 'round')} of {counted(options.steps, 'step')}; "
+        "ratios are taken within each round"
+    )
     console.print(table)
     for name, meaning in CONTENDERS.items():
         console.print(f"  {name}: {meaning}")
@@ -92,15 +97,22 @@ class Contender:
     def begin(self) -> None:
         """Start a round."""
         assert self.process.stdin is not None
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # the process has failed, as `end` reports
+            self.process.stdin.write("go\n")
+            self.process.stdin.flush()
 
     def end(self) -> float:
-        """Wait for the end of the round; return the seconds per step, as measured in the process."""
+        """Wait for the end of the round; return the seconds per step, as measured in the process.
+
+        Raises:
+            ConfigError: the process found a mistake in the config.
+        """
         assert self.process.stdout is not None
         answer = self.process.stdout.readline()
         if not answer:
             raise RuntimeError(f"the benchmark's process failed with exit code {self.process.wait()}")
+        if answer.startswith(MISTAKE):
+            raise ConfigError(answer.removeprefix(MISTAKE).rstrip())
         return float(answer)
 
     def __enter__(self) -> "Contender":
@@ -116,7 +128,12 @@ def _contend(name: str, steps: int, overrides: Sequence[str]) -> None:
     from lmtrain.parts import build_parts, build_system
 
     cfg = preflight(compose(overrides))
-    parts = build_parts(cfg, build_system(cfg, **(PLAIN if name == "plain" else {})))
+    try:
+        with raising_config_errors():
+            parts = build_parts(cfg, build_system(cfg, **(PLAIN if name == "plain" else {})))
+    except ConfigError as error:
+        print(MISTAKE + str(error).replace("\n", "; "), flush=True)  # an answer is one line
+        return
     if name == "trainer":
         _run_trainer(cfg, steps, parts)
     else:

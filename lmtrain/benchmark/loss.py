@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
-from lmtrain.config.check import check
+from lmtrain.config.batch_size import is_auto
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
+from lmtrain.config.preflight import check_for_plan
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
+from lmtrain.terminal.units import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,15 +55,20 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave out what has to be compiled")
     parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
     options = parser.read(arguments)
-    cfg = check(compose(options.overrides), groups=["data", "model", "system"])
+    cfg, _ = check_for_plan(compose(options.overrides))
+    if is_auto(cfg):
+        raise ConfigError("data.batch_size=auto: is found when a run starts, not by this command; give a number")
     vocabulary, width = (_size(cfg.model, key) for key in ("vocab_size", "d_model"))
     tokens = cfg.data.batch_size * cfg.data.block_size
 
     import torch
 
-    from lmtrain.parts import build_system
+    from lmtrain.parts import build_model, build_system, work_of
 
-    system = build_system(cfg)
+    with raising_config_errors():
+        system = build_system(cfg)
+        with torch.device("meta"):
+            system.choose(work_of(cfg, build_model(cfg)), {})  # the number format of the run
     hidden = torch.randn(tokens, width, device=system.device, requires_grad=True)
     weight = torch.nn.Parameter(torch.randn(vocabulary, width, device=system.device) * 0.02)
     targets = torch.randint(vocabulary, (tokens,), device=system.device)
@@ -68,7 +76,10 @@ def main(arguments: Sequence[str]) -> int:
     contenders = _contenders(system, options.rows, compiles=not options.no_compile)
     memory = {name: _peak_bytes(system, name, loss, step) for name, loss in contenders.items()}
     rounds = take_turns(contenders, options.rounds, lambda loss, _: step(loss), warmup=WARMUP_ROUNDS)
-    console.print(f"{tokens} tokens, {vocabulary} ids, width {width}, {system.describe()}")
+    console.print(
+        f"{tokens:,} tokens, {vocabulary:,} ids, width {width}, {system.device.type}, {system.dtype_name}; "
+        f"medians of {counted(options.rounds, 'round')}"
+    )
     table = Table("loss", "ms", "ratio to whole", "memory")
     for name in contenders:
         used = memory[name]
@@ -80,7 +91,8 @@ def main(arguments: Sequence[str]) -> int:
         )
     console.print(table)
     for name, meaning in MEANINGS.items():
-        console.print(f"  {name}: {meaning}")
+        if any(name.removeprefix("N") in shown for shown in contenders):
+            console.print(f"  {name}: {meaning}")
     if options.json:
         write_json_with_machine(options.json, overrides=options.overrides, seconds=rounds, bytes=memory)
     return 0

@@ -26,15 +26,18 @@ from lmtrain.benchmark.startup_process import PHASES, UNAVOIDABLE
 from lmtrain.benchmark.turns import rotated
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
+from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
+from lmtrain.terminal.units import counted
 
 HELP, MISTAKE = "--help", "a config error"
 COMMANDS = {HELP: (["--help"], 0), MISTAKE: (["trainer.max_stepz=1"], 2)}  # more arguments, and the exit code
 ALL, BESIDE = "the whole start", "all but torch, weights and first step"
 OTHERS = "other processes (git, W&B)"
 SMOKE = ["experiments=smoke"]
+CONFIG_ERROR = "config error: "  # what a command prints before a user's mistake
 
 Seconds = tuple[float, float]  # wall time and CPU time
 
@@ -78,7 +81,9 @@ def main(arguments: Sequence[str]) -> int:
         rounds.append({name: measured[name] for name in versions})
     del rounds[0]
     show(rounds)
-    console.print(f"medians of {options.rounds} rounds; CPU time may be above wall time where several threads work")
+    console.print(
+        f"medians of {counted(options.rounds, 'round')}; CPU time may be above wall time where several threads work"
+    )
     if options.json:
         write_json_with_machine(options.json, overrides=overrides, wall_and_cpu_seconds=rounds)
     return 0
@@ -122,10 +127,17 @@ def seconds_of_command(version: Version, arguments: Sequence[str], code: int) ->
 
 
 def run(command: Sequence[str], environment: Mapping[str, str], code: int) -> None:
-    """Run a command and check its exit code."""
+    """Run a command and check its exit code.
+
+    Raises:
+        ConfigError: the command reported a mistake in the config.
+        RuntimeError: it ended with another exit code.
+    """
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != code:
         lines = done.stderr.strip().splitlines()
+        if lines and lines[-1].startswith(CONFIG_ERROR):
+            raise ConfigError(lines[-1].removeprefix(CONFIG_ERROR))
         raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}: {lines[-1] if lines else 'no message'}")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.tokens import VOCAB_SIZE
 
 from lmtrain.benchmark.loss import WHOLE, main
 from lmtrain.errors import ConfigError
@@ -19,6 +20,21 @@ def test_it_times_chunks_and_whole_logits(tmp_path: Path) -> None:
     assert written["bytes"]["16 rows"] < written["bytes"]["64 rows"] < written["bytes"][WHOLE]
 
 
-def test_a_vocabulary_of_the_data_is_refused() -> None:
-    with pytest.raises(ConfigError, match="vocab_size=None"):
-        main(["model.vocab_size=null", "--rounds", "1", "--no-compile"])
+def test_the_vocabulary_may_be_that_of_the_data(token_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["model.vocab_size=null", f"data.path={token_folder}", "--rows", "16", "--rounds", "1", "--no-compile"]
+    assert main([*SMALL, *options]) == 0
+    shown = capsys.readouterr().out
+    assert f"64 tokens, {VOCAB_SIZE} ids" in shown
+    assert "auto-chunker" not in shown  # it is not compared here
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("system.dtype=float8", "system.dtype=float8: needs a GPU"),
+        ("data.batch_size=auto trainer.global_batch_size=8", "data.batch_size=auto: is found when a run starts"),
+    ],
+)
+def test_a_mistake_is_reported(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main([*SMALL, *override.split(), "--rounds", "1", "--no-compile"])

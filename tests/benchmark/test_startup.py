@@ -45,8 +45,10 @@ def test_the_timed_commands_end_with_the_expected_code(token_folder: Path) -> No
         wall, cpu = startup.seconds_of_command(Version(), more, code)
         assert 0 < wall
         assert 0 < cpu
-    with pytest.raises(RuntimeError, match=r"ended with 2: config error: optimizer\.lr=x"):
+    with pytest.raises(ConfigError, match=r"^optimizer\.lr=x"):
         startup.seconds_of_command(Version(), ["optimizer.lr=x"], 0)
+    with pytest.raises(RuntimeError, match=r"--help ended with 0"):
+        startup.seconds_of_command(Version(), ["--help"], 2)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 OTHER_FILES = {
     *("added_tokens.json", "config.json", "merges.txt", "special_tokens_map.json", "vocab.json"),  # of transformers
     *("ckpt.pt", "CKPT.pt", "meta.pkl"),  # of nanoGPT
-    *("settings.json", "record.json", "text.txt", "numbers.json"),
+    *("settings.json", "record.json", "text.txt", "numbers.json", "phases.json"),
 }
 # Their names are put together in the code: of a split, or a group of tensors, and a suffix.
 PUT_TOGETHER = {

@@ -14,7 +14,7 @@ ONCE_PER_STEP = (CLIP, OPTIMIZER, LOGGING)
 
 
 @dataclass(frozen=True)
-class Work:
+class StepWork:
     """The work of a run's step.
 
     Attributes:
@@ -98,7 +98,7 @@ class Findings:
         profile: The summary of a profile, if there is one.
     """
 
-    work: Work
+    work: StepWork
     machine: Machine = field(init=False)
     micro_batches: int = 1
     steps: int = 1

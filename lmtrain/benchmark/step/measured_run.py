@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig
 
-from lmtrain.benchmark.step.findings import Findings, Work
+from lmtrain.benchmark.step.findings import Findings, StepWork
 from lmtrain.benchmark.step.limits import loader_seconds
-from lmtrain.benchmark.step.measurement import Measurement
+from lmtrain.benchmark.step.measurement import StepMeasurement
 from lmtrain.benchmark.step.trace_summary import read_trace, summarize
 from lmtrain.benchmark.step.training import TrainingInTurns, with_random_tokens
 from lmtrain.config.build import raising_config_errors
@@ -55,7 +55,9 @@ def measure_run(
         parts = build_parts(cfg, system)  # this also chooses the number format and whether to compile
         training = TrainingInTurns(cfg, parts, folder)
     built = time.perf_counter() - began
+    before = sum(memory_beside(system, 0).values())
     cost, unknown_as = _simulate(cfg, system)
+    beside += sum(memory_beside(system, 0).values()) - before  # what the simulation has loaded stays in this process
     no_floor = f"the step can't be simulated: {unknown_as}" if cost is None else None
     if cost is not None and not cost.micro_batch_calls:
         no_floor = "the step has no matrix products"
@@ -69,7 +71,7 @@ def measure_run(
         findings.planned_memory = cost.peak_bytes
         if system.device.type == "cpu":
             findings.planned_memory += beside + cost.checkpoint_bytes  # of which the saver keeps a copy
-    measurement = Measurement(
+    measurement = StepMeasurement(
         findings,
         training,
         system,
@@ -91,9 +93,9 @@ def _simulate(cfg: DictConfig, system: System) -> tuple[StepCost | None, str | N
     return simulated(cfg, StepSettings(system.device.type, system.dtype, *sizes))
 
 
-def _work(cfg: DictConfig, parts: Parts, cost: StepCost | None, has_data: bool) -> Work:
+def _work(cfg: DictConfig, parts: Parts, cost: StepCost | None, has_data: bool) -> StepWork:
     flops, counted_how = count_flops_per_token(cfg, parts.model)
-    return Work(
+    return StepWork(
         model=type(parts.model).__name__,
         parameters=sum(param.numel() for param in parts.model.parameters()),
         batch_size=cfg.data.batch_size,

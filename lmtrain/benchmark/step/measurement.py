@@ -30,7 +30,7 @@ PROFILED_S, PROFILED_STEPS = 2.0, 3
 Turns = Generator[None, None, float]
 
 
-class Measurement:
+class StepMeasurement:
     """The measurement of a run's steps; `turns` is for `TrainingInTurns.run`.
 
     Args:

@@ -82,7 +82,7 @@ def write_json(path: Path, found: Findings, cfg: DictConfig, overrides: Sequence
 def milliseconds(seconds: float) -> str:
     """Return seconds in ms, with three significant digits or more."""
     number = 1000 * seconds
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+    return f"{number:,.0f}" if number >= 100 else f"{number:#.3g}".rstrip(".")
 
 
 def micro_batches(number: int) -> str:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from lmtrain.benchmark.step.advice import sentences
-from lmtrain.benchmark.step.findings import Findings, Machine, Work
+from lmtrain.benchmark.step.findings import Findings, Machine, StepWork
 from lmtrain.benchmark.step.floor import ProductRate
 
-WORK = Work("Llama", 1000, 4, 16, 4, 6000.0, 2e9, 10, has_real_data=True)
+WORK = StepWork("Llama", 1000, 4, 16, 4, 6000.0, 2e9, 10, has_real_data=True)
 MACHINE = Machine("cpu", "cpu", "float32", True, (), None, 1e9, {}, 1e10)
 SEPARATE = {"data": 0.0, "forward": 0.4, "backward": 0.5, "clip": 0.02, "optimizer": 0.06, "logging": 0.2}
 
