@@ -78,7 +78,7 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     readme, ci = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     install = "pip install -c constraints.txt -e '.[dev]'"
     assert f"{install} && pytest" in readme
-    assert len(readme.splitlines()) < 160, "a README is read in three minutes; the rest belongs into docs/"
+    assert len(readme.splitlines()) < 175, "a README is read in three minutes; the rest belongs into docs/"
     assert install.replace("install", "install --quiet", 1) in ci
     assert re.search(r"^pytest$", ci, re.MULTILINE)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)

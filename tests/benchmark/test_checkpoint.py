@@ -7,7 +7,7 @@ import pytest
 from support.tokens import TINY
 
 from lmtrain.benchmark.checkpoint import FIRST, MEASURED
-from lmtrain.commands.benchmark import main
+from lmtrain.commands.benchmark import KINDS, main
 from lmtrain.errors import ConfigError
 
 TINY_MODEL = [override for override in TINY if override.split(".")[0].split("=")[0] in ("model", "system")]
@@ -58,6 +58,6 @@ def test_a_mistake_is_a_config_error_and_leaves_no_files(here: Path, arguments: 
 def test_an_unknown_kind_of_benchmark_is_named_with_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
-        match=r"^benchmark foo: no such kind; choose one of step, loader, prepare, contention, checkpoint, verdicts$",
+        match=rf"^benchmark foo: no such kind; choose one of {', '.join(KINDS)}$",
     ):
         main(["foo"])

@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("compare out --at-step 0", "--at-step 0: must be at least 1"),
         ("import", "the following arguments are required: CKPT.pt"),
         ("prepare --forse", "--forse: no such option"),
-        ("benchmark --rounds 0", "--rounds 0: must be at least 1"),
+        ("benchmark loops --rounds 0", "--rounds 0: must be at least 1"),
         ("benchmark loader --tokens 5", "--tokens 5: must be at least 2000"),
         (
             "benchmark checkpoint --json nowhere/x",
