@@ -22,6 +22,7 @@ DEVICE = re.compile(  # of `System.describe`
     r"(?P<device>\w+)\S* \(.*\), (?P<dtype>\w+), (?P<compile>compiled|eager)(?: (?P<mode>[\w-]+))?"
 )
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
+GLOBAL_KEY = "trainer.global_batch_size"
 MAX_CHANGE_CHARS = 60
 
 
@@ -83,6 +84,8 @@ def resumed_changes(run: ComparedRun, is_neutral: Callable[[str, ComparedRun], b
 
 def _same_global_batch(lines: list[str], run: ComparedRun) -> bool:
     changed = {found["key"]: found for line in lines if (found := CHANGE.fullmatch(line))}
+    if type(run.config.get(GLOBAL_KEY)) is int and GLOBAL_KEY not in changed:
+        return True  # also where the size of a micro-batch was changed to `auto`
     before = after = 1
     for key in MICRO_BATCH_KEYS:
         now = run.config.get(key)

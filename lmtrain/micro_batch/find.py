@@ -6,6 +6,7 @@ data, what its compiler has learned, the peak of its memory, or the state of a u
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -82,10 +83,14 @@ def _run_trial(cfg: DictConfig) -> list[TimedSize]:
     with tempfile.TemporaryDirectory() as folder:
         result, output = Path(folder, "result.json"), Path(folder, "output")
         request = {"config": OmegaConf.to_container(cfg), "result": str(result)}
-        command = [sys.executable, "-m", "lmtrain.micro_batch.trial"]
+        # The modules of this process, and no others: a resumed run has made the folder of a stranger the current one.
+        command = [sys.executable, "-P", "-m", "lmtrain.micro_batch.trial"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
         with (
             output.open("wb") as log,
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT) as process,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env=environment
+            ) as process,
         ):
             assert process.stdin is not None
             try:

@@ -48,6 +48,7 @@ def labels_and_sizes(folder: Path) -> dict[str, int]:
         ({}, {"resumes": [{"changes": ["trainer.eval_interval: 25 → 50", "data.path: a → b", "logger.x: 1 → 2"]}]}),
         ({}, {"resumes": [{"changes": ["trainer.max_steps: 100 → 200"]}]}),  # no schedule depends on it
         ({}, {"resumes": [{"changes": ["data.batch_size: 4 → 8", "trainer.gradient_accumulation_steps: 2 → 1"]}]}),
+        ({"trainer.global_batch_size": 8}, {"resumes": [{"changes": ["data.batch_size: 4 → auto"]}]}),
     ],
 )
 def test_replicates_may_differ_in_what_changes_no_result(

@@ -104,14 +104,20 @@ def test_a_run_that_is_stopped_during_the_trial_is_resumed_with_a_trial(
 ) -> None:
     run = tmp_path / "run"
     started = cli.start(*tiny, "data.batch_size=auto", "hydra.run.dir=run")
-    while not (run / "train.log").exists():  # the trial begins afterwards, and takes seconds
+    while not (run / "train.log").exists():
         assert started.poll() is None, started.stderr
         time.sleep(0.01)
+    time.sleep(0.3)  # the trial has begun, and needs longer than that to import torch
     started.send_signal(signal.SIGTERM)
     assert started.wait() == 143, started.stderr
     assert json.loads((run / "result.json").read_text())["status"] == "interrupted"
     assert config_of(run)["data"]["batch_size"] == "auto"
-    resumed = cli("resume=run")
+    # The trial of a resumed run does not import what lies in the folder in which the run was started.
+    (tmp_path / "torch.py").write_text("raise SystemExit(7)\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    cli.folder = elsewhere
+    resumed = cli("resume=../run")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "tokens/s by size" in resumed.stdout
     assert WHOLE % config_of(run)["data"]["batch_size"] == 0
