@@ -56,7 +56,7 @@ def measure_run(
         training = TrainingInTurns(cfg, parts, folder)
     built = time.perf_counter() - began
     cost, unknown_as = _simulate(cfg, system)
-    no_floor = f"the step can't be simulated: {unknown_as}" if cost is None else None
+    no_floor = unknown_as if cost is None else None
     if cost is not None and not cost.micro_batch_calls:
         no_floor = "the step has no matrix products"
     findings = Findings(
