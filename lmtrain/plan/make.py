@@ -143,8 +143,7 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
 def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
     """Find the memory and FLOPs of a step without running it."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    micro_batches = min(_accumulation(cfg), 2)  # further micro-batches need no more memory than the second
-    sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
+    sizes = min(_accumulation(cfg), 2), cfg.data.batch_size, cfg.data.block_size  # a third micro-batch adds no memory
     here, unknown_as = simulated(cfg, StepSettings(device, dtype, *sizes))
     try:
         check_attention(parts.model, parts.system)
