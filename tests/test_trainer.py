@@ -194,6 +194,15 @@ def test_evaluation_is_the_mean_over_every_target_of_the_split(token_folder: Pat
     assert model.training
 
 
+def test_evaluation_skips_batches_without_targets(token_folder: Path) -> None:
+    model = tiny_llama().double()
+    batches = list(TokenLoader(str(token_folder), "val", 3, 16, seed=0).whole_split())
+    x, y = batches[0]
+    empty = x, torch.full_like(y, IGNORE)
+    got, expected = (evaluate(model, model, each, System(device="cpu")) for each in ([empty, *batches], batches))
+    assert got == expected
+
+
 def test_logged_metrics(token_folder: Path, tmp_path: Path) -> None:
     trainer = make_trainer(token_folder, tmp_path / "out", max_steps=6, log_interval=2, eval_train_batches=2)
     trainer.fit()

@@ -26,6 +26,8 @@ def evaluate(
         with torch.no_grad(), torch.random.fork_rng(devices):
             for x, y in batches:
                 batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
+                if batch.n_targets == 0:
+                    continue  # its mean loss would be 0 / 0
                 with system.autocast():
                     _, loss = forward(batch.x, batch.y)
                 total += loss.double() * batch.n_targets

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 IGNORE = -100  # targets of this value do not count, as in torch's cross_entropy
 CHUNK_ROWS = 1024  # large enough for matrix products at full speed; smaller chunks were up to 8% slower on CPUs
@@ -98,6 +99,14 @@ def chunk_rows(dtype: torch.dtype) -> int:
     return CHUNK_ROWS * (2 if dtype.itemsize == 2 else 1)
 
 
+def is_on_cpu(x: Tensor) -> bool:
+    """Return whether a tensor is on a CPU, where the loss is computed in other steps than on CUDA."""
+    if has_torch_function((x,)):  # `plan` simulates CUDA with tensors on the CPU
+        found: bool = handle_torch_function(is_on_cpu, (x,), x)
+        return found
+    return x.device.type == "cpu"
+
+
 def in_chunks(
     hidden: Tensor,
     weight: Tensor,
@@ -119,7 +128,7 @@ def in_chunks(
     for_hidden = hidden.new_empty(hidden.shape if needs_hidden else 0, dtype=sums)
     # Products of 16 bits on a CPU are up to twice as fast with these two matrices transposed. From about two chunks on,
     # that repays the transpositions. In 32 bits nothing does.
-    transposed = dtype.itemsize == 2 and hidden.device.type == "cpu" and len(targets) > 2 * rows
+    transposed = dtype.itemsize == 2 and is_on_cpu(hidden) and len(targets) > 2 * rows
     with torch.autocast(hidden.device.type, enabled=False):
         weight = weight.to(dtype)  # (V, C)
         to_logits = weight.T.contiguous() if transposed else weight.T  # (C, V)
@@ -168,7 +177,7 @@ def _exponentials(logits: Tensor, sums: torch.dtype) -> tuple[Tensor, Tensor, Te
     The sum and the logarithm (R, 1) have the dtype `sums`.
     """
     rows, vocabulary = logits.shape
-    block = max(1, BLOCK // vocabulary) if logits.device.type == "cpu" else rows
+    block = max(1, BLOCK // vocabulary) if is_on_cpu(logits) else rows
     tops, totals = [], []
     for part in torch.split(logits, block):
         x = part.to(sums)

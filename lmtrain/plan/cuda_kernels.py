@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmtrain.model.attention import AttentionPattern, attend, described, device_of, repeat_heads, scaled_dot_product
 from lmtrain.model.attention_kind import AttentionDevice
+from lmtrain.model.loss import is_on_cpu
 
 HOPPER = AttentionDevice("cuda", (9, 0), compiles=True, varlen=True)
 VARLEN_ROWS = 128  # rows of float32 that varlen's backward allocates for each document that there might be
@@ -33,6 +34,8 @@ class CudaKernels(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is device_of:
             return self.device
+        if func is is_on_cpu:
+            return False
         replacement = {attend: _attend, F.scaled_dot_product_attention: _attention, F.dropout: _dropout}.get(func, func)
         return replacement(*args, **kwargs)
 

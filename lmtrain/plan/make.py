@@ -16,7 +16,7 @@ from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
 from lmtrain.model.flops import flops_per_token, recomputed_flops_per_token
-from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, work_of
+from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, check_attention, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
 from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
@@ -47,7 +47,7 @@ class Work:
 
     here: StepCost | None
     on_cuda: StepCost | None
-    unknown_as: str | None  # the reason why the step cannot be simulated
+    unknown_as: str | None  # the reason why `here` is None, after "because"
     flops_per_token: float
     flops_from: str  # how the FLOPs were counted, in words
 
@@ -143,9 +143,12 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
 def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
     """Find the memory and FLOPs of a step without running it."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    micro_batches = min(_accumulation(cfg), 2)  # further micro-batches need no more memory than the second
-    sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
+    sizes = min(_accumulation(cfg), 2), cfg.data.batch_size, cfg.data.block_size  # a third micro-batch adds no memory
     here, unknown_as = simulated(cfg, StepSettings(device, dtype, *sizes))
+    try:
+        check_attention(parts.model, parts.system)
+    except ValueError as error:
+        unknown_as = f"this machine refuses the run ({error})"
     on_cuda = here
     if (device, dtype.itemsize) != ("cuda", 2):
         on_cuda, _ = simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
@@ -264,7 +267,8 @@ def simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
     try:
         return simulate(parts, settings), None
     except Exception as error:  # a user's model or optimizer may need real data, and raise anything without it
-        return None, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        first = str(error).strip().partition("\n")[0]
+        return None, f"a step cannot be simulated without data ({type(error).__name__}: {first})"
 
 
 def count_flops_per_token(cfg: Any, model: Any) -> tuple[float, str]:

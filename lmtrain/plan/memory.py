@@ -252,8 +252,8 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _kind_of(self, func: Any, tensor: Tensor, args: Sequence[Any]) -> str:
         if self.kind == "activations":
             # The logits may also be reshaped to a matrix with one row per token, or exist for a chunk of rows only.
-            sizes = math.prod(self.logits), chunk_rows(tensor.dtype) * self.logits[-1]
-            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in sizes:
+            rows = math.prod(self.logits[:-1]), chunk_rows(torch.float32), chunk_rows(torch.bfloat16)
+            if tensor.shape[-1:] == self.logits[-1:] and tensor.numel() in [each * self.logits[-1] for each in rows]:
                 return "logits"
             made_from = self._entry(args[0]) if args and isinstance(args[0], Tensor) else None
             if func is torch.ops.aten._to_copy.default and made_from is not None and made_from.kind == "weights":

@@ -83,7 +83,7 @@ def _optimal(plan: Plan) -> str:
 
 def _print_memory(plan: Plan) -> None:
     if plan.here is None:
-        print_line(f"  unknown, because a step cannot be simulated without data ({plan.no_memory})")
+        print_line(f"  unknown, because {plan.no_memory}")
         return
     # A second column is for CUDA, because users may plan on a machine without a GPU.
     columns = {plan.machine.partition(" ")[0]: plan.here}

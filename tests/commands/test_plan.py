@@ -122,6 +122,17 @@ class Bigram(nn.Module):
 
 
 @pytest.mark.slow
+def test_a_kind_of_attention_that_this_machine_lacks_leaves_the_memory_of_gpus_known(
+    cli: Cli, tmp_path: Path, token_folder: Path
+) -> None:
+    own = (f"data.path={token_folder}", "system.device=cpu", "model.attention=efficient")
+    text, numbers = planned(cli, tmp_path, *own)
+    assert "unknown, because this machine refuses the run (model.attention=efficient: needs a CUDA device" in text
+    assert numbers["memory_bytes"]["unknown_as"].startswith("this machine refuses the run")
+    assert all(gpu["fits"] for gpu in numbers["gpu_models"])
+
+
+@pytest.mark.slow
 def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: Path) -> None:
     (tmp_path / "mymodels.py").write_text(MODEL)
     (tmp_path / "conf" / "model").mkdir(parents=True)

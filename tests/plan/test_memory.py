@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
+from lmtrain.model.loss import chunk_rows
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.plan.memory import CUDA_WORKSPACE, StepSettings, count_flops, simulate
 
@@ -141,7 +142,7 @@ def test_the_models_flops_agree_with_torchs_count(make: Make, batch_size: int, b
 
 @pytest.mark.slow
 def test_attention_on_cuda_keeps_no_scores_and_computes_them_twice() -> None:
-    make = llama(n_head=16, vocab_size=256)
+    make = llama(n_head=8, vocab_size=256)
     on_cuda = simulated(make, StepSettings("cuda", torch.bfloat16, 1, 4, 128))
     tokens = 4 * 128
     assert on_cuda.peak["workspace"] == CUDA_WORKSPACE
@@ -149,15 +150,15 @@ def test_attention_on_cuda_keeps_no_scores_and_computes_them_twice() -> None:
     scores_again = 2 * 128 * 128 * tokens * 2  # 2 · d_model · T FLOPs per token in each of two layers
     assert on_cuda.micro_batch_flops == model.flops_per_token(128) * tokens + scores_again
     # Documents are masked without scores (B, H, T, T).
-    documents = {"n_kv_head": 8, "mask_documents": True, "end_of_text": 0}
-    masked = simulated(llama(n_head=16, vocab_size=256, **documents), StepSettings("cuda", torch.bfloat16, 1, 4, 128))
+    documents = {"n_kv_head": 4, "mask_documents": True, "end_of_text": 0}
+    masked = simulated(llama(n_head=8, vocab_size=256, **documents), StepSettings("cuda", torch.bfloat16, 1, 4, 128))
     assert masked.peak["activations"] < 1.05 * on_cuda.peak["activations"]
     # The products of the `math` kind keep them: 2 layers, of which each keeps the weights in 16 bits at least.
     plain = simulated(
-        llama(n_head=16, vocab_size=256, attention="math", **documents),
+        llama(n_head=8, vocab_size=256, attention="math", **documents),
         StepSettings("cuda", torch.bfloat16, 1, 4, 128),
     )
-    assert plain.peak["activations"] - masked.peak["activations"] > 2 * 2 * 4 * 16 * 128 * 128
+    assert plain.peak["activations"] - masked.peak["activations"] > 2 * 2 * 4 * 8 * 128 * 128
 
 
 @pytest.mark.slow
@@ -203,6 +204,14 @@ def test_the_simulation_does_not_change_the_random_state() -> None:
     torch.manual_seed(5)
     simulated(llama(n_layer=1, dropout=0.1), StepSettings("cpu", torch.float32, 1, 2, 16))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(("device", "bytes_per_logit"), [("cpu", 2), ("cuda", 2 + 4)])
+def test_a_chunk_of_logits_is_as_large_as_on_the_device(device: str, bytes_per_logit: int) -> None:
+    """A CPU takes the exponentials of a few rows at a time in float32; CUDA takes those of the whole chunk."""
+    make = llama(vocab_size=4096, block_size=512, n_layer=1, n_head=2, d_model=32, d_ff=32)
+    step = simulated(make, StepSettings(device, torch.bfloat16, 1, 6, 512))
+    assert step.peak["logits"] == chunk_rows(torch.bfloat16) * 4096 * bytes_per_logit
 
 
 @pytest.mark.gpu

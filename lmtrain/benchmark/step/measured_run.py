@@ -58,7 +58,7 @@ def measure_run(
     before = sum(memory_beside(system, 0).values())
     cost, unknown_as = _simulate(cfg, system)
     beside += sum(memory_beside(system, 0).values()) - before  # what the simulation has loaded stays in this process
-    no_floor = f"the step can't be simulated: {unknown_as}" if cost is None else None
+    no_floor = unknown_as if cost is None else None
     if cost is not None and not cost.micro_batch_calls:
         no_floor = "the step has no matrix products"
     findings = Findings(

@@ -51,7 +51,7 @@ def planned_bytes(cfg: Any) -> int:
     """
     work = simulate_step(cfg, planned_parts(cfg, []))
     if work.here is None:
-        raise RuntimeError(f"the step cannot be simulated: {work.unknown_as}")
+        raise RuntimeError(f"the memory is unknown, because {work.unknown_as}")
     return work.here.peak_bytes
 
 
