@@ -166,4 +166,4 @@ def _peak_bytes(system: "System", name: str, loss: "Loss", step: "Callable[[Loss
     with MemoryLedger(1) as ledger:
         ledger.start()
         step(loss)
-    return ledger.peak.total()
+    return int(ledger.peak.total())
