@@ -27,6 +27,7 @@ class StepWork:
         other_bytes: Bytes that all other operations of a micro-batch read and write in eager mode; None if unknown.
         log_interval: Steps between two lines of metrics.
         has_real_data: False if the benchmark trains on random tokens.
+        gains_in_16_bits: Whether a step can be faster in 16 bits; on a CPU, a narrow model loses more time by casts.
     """
 
     model: str
@@ -38,6 +39,7 @@ class StepWork:
     other_bytes: float | None
     log_interval: int
     has_real_data: bool
+    gains_in_16_bits: bool = True
 
     @property
     def micro_batch_tokens(self) -> int:

@@ -12,8 +12,9 @@ from lmtrain.benchmark.step.measurement import StepMeasurement
 from lmtrain.benchmark.step.trace_summary import read_trace, summarize
 from lmtrain.benchmark.step.training import TrainingInTurns, with_random_tokens
 from lmtrain.config.build import raising_config_errors
+from lmtrain.hardware.number_format import may_gain
 from lmtrain.loop.training_parts import Parts
-from lmtrain.parts import build_parts, build_system, check_model_size
+from lmtrain.parts import build_parts, build_system, check_model_size, work_of
 from lmtrain.plan.make import NOT_COUNTED, count_flops_per_token, memory_beside, simulated
 from lmtrain.plan.memory import StepCost, StepSettings
 from lmtrain.system import System
@@ -105,4 +106,5 @@ def _work(cfg: DictConfig, parts: Parts, cost: StepCost | None, has_data: bool) 
         other_bytes=cost.micro_batch_operations.other_bytes if cost is not None else None,
         log_interval=cfg.trainer.get("log_interval", 1),
         has_real_data=has_data,
+        gains_in_16_bits=parts.system.device.type != "cpu" or may_gain(work_of(cfg, parts.model)),
     )

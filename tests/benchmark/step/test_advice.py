@@ -64,11 +64,14 @@ def test_the_rest_of_an_eager_step_is_compared_with_the_memory_bandwidth() -> No
 def test_what_to_try_next() -> None:
     other = sentences(found(machine=replace(MACHINE, other_products={"bfloat16": 4e9})))
     assert any("bfloat16 4.0 times as fast as float32: try system.dtype=bfloat16" in sentence for sentence in other)
+    narrow = found(machine=replace(MACHINE, other_products={"bfloat16": 4e9}))
+    narrow.work = replace(WORK, gains_in_16_bits=False)
+    assert not any("system.dtype" in sentence for sentence in sentences(narrow))
     chosen = replace(
         MACHINE, other_products={"bfloat16": 4e9}, automatic=["system.compile", "system.dtype"], compiles=False
     )
     assert sentences(found(machine=chosen))[1:] == [
-        "system.compile=auto does not compile: the run is too short to repay it, or this machine has no compiler."
+        "system.compile=auto did not compile: the run is too short to repay it, or this machine has no compiler."
     ]
     waiting = {**SEPARATE, "data": 0.5}
     assert any("waits for data" in sentence for sentence in sentences(found(phases=waiting, loader=0.2)))
