@@ -1,12 +1,13 @@
 """The number format that `auto` means depends on the machine and on the model, and a run keeps it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.tokens import TINY
+from support.tokens import TINY, write_tokens
 
 from lmtrain import ConfigError, load_run, train
 from lmtrain.checkpoint.kept_choices import kept_choices
@@ -109,18 +110,31 @@ def claim_speed(cache: Path, monkeypatch: pytest.MonkeyPatch, speed: CpuSpeed) -
     file.write_text(json.dumps({"float32": speed.float32, "bfloat16": speed.bfloat16}), encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps for which `auto` became bfloat16."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("lmtrain.hardware.number_format.MIN_SAVING", 0.0)
+        claim_speed(folder / "here", patch, AMX)
+        tokens = write_tokens(folder / "data" / "tiny")
+        train([*TINY, f"data.path={tokens}", "trainer.max_steps=4", "hydra.run.dir=run"])
+    return folder
+
+
 @pytest.fixture
-def run(token_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run of four steps for which `auto` became bfloat16, on a machine where bfloat16 is slow from now on."""
+def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the finished run, on a machine where bfloat16 is slow from now on."""
+    shutil.copytree(finished / "run", tmp_path / "run")
+    shutil.copytree(finished / "here", tmp_path / "here")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("lmtrain.hardware.number_format.MIN_SAVING", 0.0)
-    claim_speed(tmp_path / "here", monkeypatch, AMX)
-    train([*TINY, f"data.path={token_folder}", "trainer.max_steps=4", "hydra.run.dir=run"])
     claim_speed(tmp_path / "elsewhere", monkeypatch, EMULATED)
     return tmp_path / "run"
 
 
-def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path) -> None:
+def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path, finished: Path) -> None:
     assert load_run(run).environment["resolved"] == {"system.dtype": "bfloat16", "system.compile": False}
     resumed = train(["trainer.max_steps=8"], resume=run)
     (again,) = resumed.environment["resumes"]
@@ -128,7 +142,7 @@ def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path) -> N
     assert "this CPU is slow in it" in (run / "train.log").read_text(encoding="utf-8")
     forked = train(["trainer.max_steps=12", "hydra.run.dir=forked"], fork=run)
     assert forked.environment["resolved"]["system.dtype"] == "bfloat16"
-    new = train([*TINY, f"data.path={run.parent}/data/tiny", "hydra.run.dir=new"])
+    new = train([*TINY, f"data.path={finished}/data/tiny", "trainer.max_steps=4", "hydra.run.dir=new"])
     assert new.environment["resolved"]["system.dtype"] == "float32"
 
 
