@@ -120,6 +120,7 @@ def run(token_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path / "run"
 
 
+@pytest.mark.slow  # it trains four runs
 def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path) -> None:
     assert load_run(run).environment["resolved"] == {"system.dtype": "bfloat16", "system.compile": False}
     resumed = train(["trainer.max_steps=8"], resume=run)
