@@ -134,6 +134,7 @@ def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "run"
 
 
+@pytest.mark.slow  # it trains four runs
 def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path, finished: Path) -> None:
     assert load_run(run).environment["resolved"] == {"system.dtype": "bfloat16", "system.compile": False}
     resumed = train(["trainer.max_steps=8"], resume=run)
