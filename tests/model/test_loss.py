@@ -86,6 +86,7 @@ def assert_within(got: list[Tensor], exact: list[Tensor], bounds: list[Tensor]) 
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 50), st.integers(0, 99), st.floats(0, 1))
 @example(16, 4, 10, 0, 0.0)  # full chunks
 @example(17, 4, 10, 0, 0.5)  # a chunk of one row
+@example(40, 4, 10, 0, 0.5)  # transposed matrices in 16 bits
 def test_loss_and_gradients_match_whole_logits_in_float64(
     dtype: torch.dtype, rows: int, width: int, vocabulary: int, seed: int, ignored: float
 ) -> None:

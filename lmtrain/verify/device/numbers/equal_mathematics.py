@@ -25,6 +25,7 @@ from lmtrain.verify.device.numbers.precision import (
     share_of,
 )
 from lmtrain.verify.device.numbers.rounding import Context, typical_errors
+from lmtrain.verify.device.overlap import waiting_is_an_error
 from lmtrain.verify.device.setting import SMALL_MODELS, Setting
 
 # More than the loss computes as whole logits, in one full chunk of rows and a part of another.
@@ -85,6 +86,11 @@ def compare_loss(
         loss = function(head.hidden, head.weight, targets)
     (loss * scale).backward()
     got = [loss, *(param.grad / scale for param in head.parameters() if param.grad is not None)]
+    try:
+        with waiting_is_an_error(targets.device), system.autocast():  # again, since the first call may compile
+            function(head.hidden, head.weight, targets)
+    except RuntimeError as error:
+        return judged(False, f"the host waits for the device: {error}", number_format.name + how)
     bounds = [bound_of(each, number_format) for each in typical]
     bounds[0] += loss_rounding(exact[0])
     shares = [

@@ -27,6 +27,12 @@ def test_the_loss_in_chunks_agrees_and_a_wrong_one_is_found(tmp_path: Path, monk
     monkeypatch.setattr(equal_mathematics, "linear_cross_entropy", lambda *inputs: exact(*inputs) * 1.00005)
     assert next(equal_mathematics.loss_in_chunks(setting)).status == FAILED
 
+    def waits(hidden: Any, weight: Any, targets: Any) -> Any:
+        return exact(hidden, weight, targets) + 0 * targets.sum().item()
+
+    monkeypatch.setattr(equal_mathematics, "linear_cross_entropy", waits)
+    assert "waits" in next(equal_mathematics.loss_in_chunks(setting)).result
+
 
 @pytest.mark.slow
 def test_recomputation_has_the_same_bits_and_another_dropout_is_found(
