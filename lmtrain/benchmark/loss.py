@@ -40,7 +40,7 @@ MEANINGS = {
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark loss",
-        description="Times the loss and its gradients for the shapes and number format of a config, and measures their memory.",
+        description="Times the loss and its gradients in the shapes and number format of a config, with their memory.",
         epilog="Example: python -m lmtrain benchmark loss model=gpt2 data.batch_size=8",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
