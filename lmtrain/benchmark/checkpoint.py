@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=WholeNumber(1), default=7, help="measured rounds (default: 7)")
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["model", "optimizer", "system"])
     if cfg.model.get("vocab_size", 0) is None:

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> int:
         default=[SPIN_COUNT],
         help=f"values of GOMP_SPINCOUNT (default: {SPIN_COUNT}); each adds as many processes",
     )
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     overrides = options.overrides or QUICK
     cfg = preflight(compose(overrides))  # prepares the data before the processes start

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--tokens", type=WholeNumber(2000), default=100_000_000, help="number of random tokens (default: 10⁸)"
     )
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     shapes = [_shape(text) for text in options.shapes]
 

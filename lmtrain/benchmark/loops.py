@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=WholeNumber(1), default=11, help="measured rounds (default: 11)")
     parser.add_argument("--steps", type=WholeNumber(1), default=5, help="optimizer steps per round (default: 5)")
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg = preflight(compose(options.overrides))
     with contextlib.ExitStack() as stack:

@@ -40,7 +40,7 @@ MEANINGS = {
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark loss",
-        description="Times the loss and its gradients for the shapes and dtype of a config, and measures their memory.",
+        description="Times the loss and its gradients in the shapes and number format of a config, with their memory.",
         epilog="Example: python -m lmtrain benchmark loss model=gpt2 data.batch_size=8",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
@@ -49,11 +49,11 @@ def main(arguments: Sequence[str]) -> int:
         nargs="+",
         type=WholeNumber(1),
         default=[512, 1024, 2048, 4096],
-        help="rows of a chunk (default: %(default)s)",
+        help="rows of a chunk (default: 512 1024 2048 4096)",
     )
     parser.add_argument("--rounds", type=WholeNumber(1), default=11, help="measured rounds (default: 11)")
     parser.add_argument("--no-compile", action="store_true", help="leave out what has to be compiled")
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg, _ = check_for_plan(compose(options.overrides))
     if is_auto(cfg):

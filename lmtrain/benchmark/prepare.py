@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="data=…, prepare.…=…")
     parser.add_argument("--megabytes", type=WholeNumber(1), default=128, help="amount of text (default: 128)")
     parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="measured rounds (default: 5)")
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["data", "prepare"])
     if cfg.prepare is None:

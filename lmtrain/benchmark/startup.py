@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--rounds", type=WholeNumber(1), default=5, help="measured rounds (default: 5)")
     parser.add_argument("--against", type=_checkout, metavar="FOLDER", help="also time the lmtrain in this checkout")
-    parser.add_argument("--json", type=output_file, help="also write all numbers to this file")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     overrides = options.overrides or SMOKE
     cfg = preflight(compose(overrides))  # prepares the data
