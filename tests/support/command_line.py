@@ -86,10 +86,18 @@ class Cli:
             process.end()
         return subprocess.CompletedProcess(arguments, code, process.stdout, process.stderr)
 
-    def start(self, *arguments: str, folder: Path | None = None, merged: bool = False, **environment: str) -> Started:
+    def start(
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        merged: bool = False,
+        forked_jobs: int = 0,
+        **environment: str,
+    ) -> Started:
         """Start a command in the background. It is killed at the end of the test if it still runs.
 
-        If `merged`, what it prints to stderr is in its `stdout`, as in a terminal.
+        If `merged`, what it prints to stderr is in its `stdout`, as in a terminal. The first `forked_jobs` jobs of a
+        sweep are forks too, instead of new interpreters.
         """
         assert "PYTHONPATH" not in environment
         output, server = self.output(), self.server()
@@ -99,7 +107,8 @@ class Cli:
         for name in ("stdout", "stderr"):
             Path(files[name]).touch()
         variables = clean_environment() | environment
-        request = {"arguments": arguments, "folder": str(folder or self.folder), "environment": variables, **files}
+        place = {"folder": str(folder or self.folder), "environment": variables, "jobs": forked_jobs}
+        request = {"arguments": arguments, **place, **files}
         assert server.stdin is not None
         assert server.stdout is not None
         server.stdin.write(f"{json.dumps(request)}\n")

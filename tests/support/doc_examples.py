@@ -40,6 +40,7 @@ NOT_RUN = ("pip", "git", "cd")
 LANGUAGES_OF_FILES = ("yaml", "text", "json", "toml")
 SECONDS = 600  # no command of a page takes longer
 CTRL_C = "^C"  # as a terminal shows it
+FORKED_JOBS = 12  # no sweep of a page has more jobs
 LMTRAIN = "python -m lmtrain "
 SHELL_SYNTAX = re.compile(r"[|<>&;$`]")
 
@@ -166,7 +167,8 @@ class Page:
         expand = ["bash", "-c", f"printf '%s\\0' {line.removeprefix(LMTRAIN)}"]  # quotes, globs, continued lines
         arguments = subprocess.check_output(expand, cwd=self.folder, encoding="utf-8").split("\0")[:-1]
         variables = {key: value for key, value in self.environment.items() if key != "PYTHONPATH"}
-        process = self.cli.start(*arguments, folder=self.folder, merged=True, **variables)
+        jobs = FORKED_JOBS if "-m" in arguments else 0
+        process = self.cli.start(*arguments, folder=self.folder, merged=True, forked_jobs=jobs, **variables)
         return process.wait(SECONDS), process.stdout
 
     def _run_names(self) -> set[str]:

@@ -1,7 +1,8 @@
 """Runs `python -m lmtrain …` in forks of a process that has already imported torch, which saves seconds per command.
 
 Each line of the standard input is a request: arguments, folder, environment, the files for the output, and the file for
-the exit code. The answer is a line with the process id.
+the exit code. The answer is a line with the process id. With `jobs`, that many jobs of a sweep are forks too. They are
+children of the sweep, as the interpreters are that it starts for a user.
 """
 
 import contextlib
@@ -10,11 +11,15 @@ import importlib
 import json
 import os
 import signal
+import socket
+import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from lmtrain.config.compose import set_up_hydra
+from lmtrain.sweep import pool
 from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
 
 
@@ -58,7 +63,89 @@ def run(request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["environment"])
     for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_APPEND), descriptor)  # appended: both may be one file
+    fork_the_jobs(request["jobs"])
     become_lmtrain(request["arguments"])
+
+
+def fork_the_jobs(count: int) -> None:
+    """Make processes that wait for a job, and let the sweep of this process use them before it starts interpreters."""
+    waiting: list[tuple[int, socket.socket]] = []
+    for _ in range(count):
+        ours, theirs = socket.socketpair()
+        child = os.fork()
+        if not child:
+            for _, other in waiting:
+                other.close()
+            ours.close()
+            _wait_for_a_job(theirs)
+        theirs.close()
+        waiting.append((child, ours))
+    if count:
+        pool.subprocess = _Subprocess(waiting)
+
+
+class _Subprocess:
+    """Takes the place of the module `subprocess` in `lmtrain.sweep.pool`."""
+
+    DEVNULL, STDOUT = subprocess.DEVNULL, subprocess.STDOUT
+
+    def __init__(self, waiting: list[tuple[int, socket.socket]]) -> None:
+        self.waiting = waiting
+
+    def Popen(  # noqa: N802
+        self, command: Sequence[str], *, stdout: IO[bytes], env: Mapping[str, str], pass_fds: Sequence[int], **rest: Any
+    ) -> "ForkedJob | subprocess.Popen[bytes]":
+        if not self.waiting:
+            return subprocess.Popen(command, stdout=stdout, env=env, pass_fds=pass_fds, **rest)
+        pid, connection = self.waiting.pop(0)
+        request = json.dumps({"arguments": command[3:], "environment": dict(env)}).encode()
+        with connection:
+            socket.send_fds(connection, [len(request).to_bytes(4, "big")], [stdout.fileno(), *pass_fds])
+            connection.sendall(request)
+        return ForkedJob(pid)
+
+
+class ForkedJob:
+    """A job in a fork, with the interface of `subprocess.Popen` that the pool uses."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        return self.returncode
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def _wait_for_a_job(connection: socket.socket) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # until there is a job, a Ctrl-C is meant for the sweep
+    size, descriptors, _, _ = socket.recv_fds(connection, 4, 8)
+    if not size:  # the sweep has ended
+        os._exit(0)
+    request = b""
+    while len(request) < int.from_bytes(size, "big"):
+        request += connection.recv(1 << 16)
+    connection.close()
+    job = json.loads(request)
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.clear()
+    os.environ.update(job["environment"])
+    os.dup2(descriptors[0], 1)
+    os.dup2(descriptors[0], 2)
+    become_lmtrain(job["arguments"])
 
 
 if __name__ == "__main__":
