@@ -51,7 +51,10 @@ def test_the_examples_of_a_page_run_and_print_what_it_shows(
     renew = request.config.getoption("--renew-docs")
     if not renew or pages[0] not in SHOW_A_WHOLE_RUN:
         write_short_experiments(
-            tmp_path, with_logger=pages[0].parent.name == "start", small_model=pages[0] not in SHOW_THE_MODEL
+            tmp_path,
+            with_logger=pages[0].parent.name == "start",
+            small_model=pages[0] not in SHOW_THE_MODEL,
+            keep_own_text=pages[0].parent.name == "tutorial",
         )
     if pages[0] not in BEGIN_WITHOUT_DATA:
         shutil.copytree(prepared_stdlib(tmp_path_factory, cli), tmp_path / "data" / "stdlib")  # keeps times
@@ -75,10 +78,10 @@ def prepared_stdlib(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     return folder / "data" / "stdlib"
 
 
-def write_short_experiments(folder: Path, *, with_logger: bool, small_model: bool) -> None:
+def write_short_experiments(folder: Path, *, with_logger: bool, small_model: bool, keep_own_text: bool) -> None:
     """Shadow shipped experiments by shorter ones; the pages show output of the full ones.
 
-    Without their logger, they do not start W&B, which takes seconds.
+    Without their logger, they do not start W&B, which takes seconds. The tutorial shows the model of own_text.
     """
     texts = {name: (ROOT / "experiments" / name).read_text("utf-8") for name in ("quickstart.yaml", "own_text.yaml")}
     for name, key, value, shorter in (
@@ -94,7 +97,8 @@ def write_short_experiments(folder: Path, *, with_logger: bool, small_model: boo
         assert f"{key}: {value}" in texts[name], f"{name} has another {key}; update this shorter version"
         texts[name] = texts[name].replace(f"{key}: {value}", f"{key}: {shorter}")
     if small_model:
-        texts["quickstart.yaml"] += "model:\n  n_layer: 1\n  d_model: 32\n  d_ff: 64\n"
+        for name in ["quickstart.yaml", *([] if keep_own_text else ["own_text.yaml"])]:
+            texts[name] += "model:\n  n_layer: 1\n  d_model: 32\n  d_ff: 64\n"
     (folder / "experiments").mkdir()
     for name, text in texts.items():
         own = text if with_logger else text.replace("defaults:\n", "defaults:\n  - override /logger: []\n")
