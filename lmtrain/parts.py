@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.stored_model import stored_model_size
-from lmtrain.config.batch_size import is_auto
+from lmtrain.config.batch_size import refuse_auto
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
 from lmtrain.hardware.work import Work, products_per_cast
@@ -65,8 +65,7 @@ def work_of(cfg: DictConfig, model: nn.Module) -> Work:
 
 def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
     """Build the loaders of the training split and the validation split."""
-    if is_auto(cfg):
-        raise ValueError("data.batch_size=auto: is found when a run starts, not by this command; give a number")
+    refuse_auto(cfg)
     train_loader: TokenLoader = build(cfg.data, split="train", seed=cfg.seed)
     _check_samples(train_loader, cfg)
     return train_loader, build(cfg.data, split="val", seed=cfg.seed)

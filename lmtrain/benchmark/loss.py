@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
-from lmtrain.config.batch_size import is_auto
+from lmtrain.config.batch_size import refuse_auto
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import check_for_plan
@@ -56,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
     cfg, _ = check_for_plan(compose(options.overrides))
-    if is_auto(cfg):
-        raise ConfigError("data.batch_size=auto: is found when a run starts, not by this command; give a number")
+    refuse_auto(cfg)
     vocabulary, width = (_size(cfg.model, key) for key in ("vocab_size", "d_model"))
     tokens = cfg.data.batch_size * cfg.data.block_size
 

@@ -21,6 +21,12 @@ def is_auto(config: Mapping[str, Any]) -> bool:
     return isinstance(data, Mapping) and data.get("batch_size") == AUTO
 
 
+def refuse_auto(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the config leaves the size of a micro-batch to a trial, which only a run makes."""
+    if is_auto(config):
+        raise ConfigError(f"{SIZE}={AUTO}: only a run finds the number, when it starts; give a number")
+
+
 def derive_accumulation(root: Mapping[str, Any]) -> dict[str, str]:
     """Set the number of micro-batches of a checked config with a global batch, in place.
 

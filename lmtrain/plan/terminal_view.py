@@ -52,7 +52,8 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     cuda = ""
     if plan.cuda_step_flops and plan.cuda_step_flops > 1.001 * plan.step_flops:
         more = plan.cuda_step_flops / plan.step_flops - 1
-        cuda = f"; on CUDA {more:.1%} more, because fused attention computes its scores twice"
+        layers = " and layers are recomputed" if facts.recompute == "layer" else ""
+        cuda = f"; on CUDA {more:.1%} more, because fused attention computes its scores twice{layers}"
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
         ("step", f"{facts.step_tokens:,} tokens"),

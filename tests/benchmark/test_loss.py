@@ -32,7 +32,7 @@ def test_the_vocabulary_may_be_that_of_the_data(token_folder: Path, capsys: pyte
     ("override", "message"),
     [
         ("system.dtype=float8", "system.dtype=float8: needs a GPU"),
-        ("data.batch_size=auto trainer.global_batch_size=8", "data.batch_size=auto: is found when a run starts"),
+        ("data.batch_size=auto trainer.global_batch_size=8", "data.batch_size=auto: only a run finds the number"),
     ],
 )
 def test_a_mistake_is_reported(override: str, message: str) -> None:

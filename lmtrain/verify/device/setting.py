@@ -14,6 +14,7 @@ from torch import nn
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.config.batch_size import AUTO, GLOBAL, SIZE
 from lmtrain.config.build import build
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
@@ -57,7 +58,9 @@ class Setting:
     """
 
     def __init__(self, folder: Path, overrides: Sequence[str] = (), seconds: float = 480.0) -> None:
-        self.folder, self.overrides = folder, tuple(overrides)
+        self.folder = folder
+        # Checks name the number of micro-batches, which must not follow from a global batch.
+        self.overrides = tuple(text for text in overrides if not text.startswith((f"{GLOBAL}=", f"{SIZE}={AUTO}")))
         self.deadline = time.monotonic() + seconds
 
     @cached_property
