@@ -9,7 +9,14 @@ from support.tokens import VOCAB_SIZE
 from lmtrain.benchmark.loss import WHOLE, main
 from lmtrain.errors import ConfigError
 
-SMALL = ["model.vocab_size=300", "model.d_model=24", "data.batch_size=2", "data.block_size=32"]
+SMALL = [
+    "data=tokens",
+    "data.path=none",
+    "model.vocab_size=300",
+    "model.d_model=24",
+    "data.batch_size=2",
+    "data.block_size=32",
+]
 
 
 def test_it_times_chunks_and_whole_logits(tmp_path: Path) -> None:
