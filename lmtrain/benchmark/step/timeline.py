@@ -25,7 +25,7 @@ PHASES = {
 
 
 class Marks(Protocol):
-    """What the phases of a step are told to."""
+    """Notes when each phase of a step begins."""
 
     def mark(self, phase: str) -> None:
         """Begin a phase, and end the one before."""

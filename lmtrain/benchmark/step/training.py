@@ -53,7 +53,7 @@ class TrainingInTurns:
             BadBatches(folder, parts.train_loader, decode=None),
         )
         self.trainer: Trainer = build(node, parts, recorder, TrainState())
-        self.marks: Marks | None = None  # what the phases of each step are told to
+        self.marks: Marks | None = None  # notes when each phase of a step begins
 
     def run(self, measurement: Iterator[None]) -> None:
         """Train until the measurement ends."""

@@ -49,7 +49,6 @@ FORMATS = (
     NumberFormat("bfloat16", ("system.dtype=bfloat16",), expected_error(3, BFLOAT16)),
     NumberFormat("float16", ("system.dtype=float16",), expected_error(3, FLOAT16)),
 )
-FLOAT32_FORMAT = FORMATS[0]
 
 
 def missing_format(number_format: NumberFormat, device: torch.device) -> str | None:
