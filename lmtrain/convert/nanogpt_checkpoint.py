@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lmtrain.convert.nanogpt_settings import Value, checked_number, model_overrides, settings_overrides
 from lmtrain.model.gpt2 import GPT2
+from lmtrain.model.size_limit import WithoutMemory
 from lmtrain.terminal.as_text import first_few
 from lmtrain.terminal.units import counted
 
@@ -220,7 +221,7 @@ def their_name(name: str) -> str:
 
 def _empty_model(model_args: Mapping[str, Any]) -> GPT2:
     options = {key.removeprefix("model."): value for key, value in model_overrides(model_args).items() if "." in key}
-    with torch.device("meta"):
+    with WithoutMemory():  # torch.device("meta") would import the compiler, which takes more than a second
         return GPT2(**options)  # type: ignore[arg-type]
 
 

@@ -50,7 +50,7 @@ def refuse_too_large(build: Callable[[], nn.Module], limit: SizeLimit) -> None:
         counter = _Counter(limit)
         stack.enter_context(register_module_parameter_registration_hook(counter.add_parameter))
         stack.enter_context(register_module_buffer_registration_hook(counter.add_buffer))
-        stack.enter_context(_WithoutMemory())
+        stack.enter_context(WithoutMemory())
         try:
             build()
         except ModelTooLargeError:
@@ -98,7 +98,7 @@ class _Counter:
         self.params, self.elements, self.bytes = self.params + params, self.elements + elements, self.bytes + nbytes
 
 
-class _WithoutMemory(TorchFunctionMode):
+class WithoutMemory(TorchFunctionMode):
     """Creates tensors without memory. Tables for buffers are computed, unless they are too large.
 
     `torch.device("meta")` for everything would import the compiler for arithmetic, which takes seconds.

@@ -3,6 +3,8 @@
 Each line of the standard input is a request: arguments, folder, environment, the files for the output, and the file for
 the exit code. The answer is a line with the process id. With `jobs`, that many jobs of a sweep are forks too. They are
 children of the sweep, as the interpreters are that it starts for a user.
+
+Commands that import torch's compiler are forks of a second process, which has imported it.
 """
 
 import contextlib
@@ -18,23 +20,67 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from lmtrain.config.compose import set_up_hydra
+from lmtrain.config.check import check
+from lmtrain.config.compose import compose, set_up_hydra
+from lmtrain.config.recorded.trust import names_that_need_trust
 from lmtrain.sweep import pool
+from lmtrain.terminal.paths import shell_folder
+from lmtrain.torch_internals import COMPILER
 from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
+
+WITH_COMPILER = (COMPILER, "lmtrain.plan.make", "plotext")
 
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is meant for the tests, which end their commands
     for slow in (*SLOW_IMPORTS, "lmtrain.sweep.task"):
         importlib.import_module(slow)
-    set_up_hydra()  # Hydra's search for plugins takes longer than most commands
+    warm_up()
     gc.freeze()
-    for line in sys.stdin:
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(reader)
+        serve(sys.stdin, os.fdopen(writer, "w", encoding="utf-8"))
+    else:
+        os.close(writer)
+        serve(os.fdopen(reader, encoding="utf-8"))
+
+
+def warm_up() -> None:
+    """Do once what each command would otherwise do: Hydra's search for plugins, and reading the shipped configs."""
+    set_up_hydra()
+    config = compose([])
+    check(config)
+    names_that_need_trust(config)
+    shell_folder.cache_clear()
+
+
+def serve(requests: IO[str], with_compiler: IO[str] | None = None) -> None:
+    """Run each request in a fork, and send those that import torch's compiler to the server that has it imported.
+
+    The others must not have it: without it, a run takes other paths through torch's optimizers.
+    """
+    for line in requests:
         with contextlib.suppress(ChildProcessError):  # there are no children
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+        request = json.loads(line)
+        if with_compiler and imports_compiler(request["arguments"]):
+            with_compiler.write(line)
+            with_compiler.flush()
+            continue
+        if not with_compiler and COMPILER not in sys.modules:
+            for slow in WITH_COMPILER:
+                importlib.import_module(slow)
+            gc.freeze()
         if not os.fork():
-            watch(json.loads(line))
+            if with_compiler:
+                with_compiler.close()
+            watch(request)
+
+
+def imports_compiler(arguments: Sequence[str]) -> bool:
+    return arguments[:1] == ["plan"] or "system.compile=true" in arguments or "data.batch_size=auto" in arguments
 
 
 def watch(request: dict[str, Any]) -> NoReturn:
