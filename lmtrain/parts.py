@@ -12,11 +12,17 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.stored_model import stored_model_size
 from lmtrain.config.batch_size import refuse_auto
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
 from lmtrain.hardware.work import Work, products_per_cast
+from lmtrain.logger.base import RunLogger
+from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
 from lmtrain.model.attention import Attention
@@ -25,6 +31,7 @@ from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_l
 from lmtrain.system import System
 from lmtrain.terminal.units import counted
 from lmtrain.torch_internals import postpone_compiler_import
+from lmtrain.trainer import Recorder, Trainer
 
 
 def build_parts(cfg: DictConfig, system: System | None = None, *, kept: Mapping[str, Any] | None = None) -> Parts:
@@ -115,6 +122,28 @@ def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
     postpone_compiler_import()
     optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
     return optimizer
+
+
+def build_scratch_trainer(
+    cfg: DictConfig, parts: Parts, folder: Path, logger: RunLogger | None = None, **changes: Any
+) -> Trainer:
+    """Build a trainer at step 0 for measurements and checks, whose files belong to no run.
+
+    Args:
+        cfg: The checked config.
+        parts: The parts that `build_parts` built from it.
+        folder: Where metrics, checkpoints and bad batches go. Without metrics, it need not exist.
+        logger: Receives the metrics; None means a `metrics.jsonl` in the folder.
+        changes: Values that replace those of `cfg.trainer`.
+    """
+    recorder = Recorder(
+        logger or JsonlLogger(folder / "metrics.jsonl"),
+        Saver(CheckpointFolder.of_run(folder)),
+        BadBatches(folder / "bad-batches", parts.train_loader, decode=None),
+    )
+    trainer: Trainer = build(cfg.trainer, parts, recorder, TrainState(), **changes)
+    parts.model.train()  # as `fit` does, for callers of `step`
+    return trainer
 
 
 def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:

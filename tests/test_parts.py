@@ -9,7 +9,17 @@ from support.tokens import TINY
 
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
-from lmtrain.parts import build_loaders, build_model, build_parts, build_system, check_model_size
+from lmtrain.data.prefetch import Prefetcher
+from lmtrain.files.metrics import read_metrics
+from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.parts import (
+    build_loaders,
+    build_model,
+    build_parts,
+    build_scratch_trainer,
+    build_system,
+    check_model_size,
+)
 
 
 @pytest.fixture
@@ -100,3 +110,27 @@ def test_more_steps_than_the_data_allows_are_refused(overrides: list[str], token
 def test_a_model_can_be_built_without_memory(overrides: list[str]) -> None:
     with torch.device("meta"):
         assert {param.device.type for param in build_model(config(overrides)).parameters()} == {"meta"}
+
+
+def test_a_scratch_trainer_writes_into_its_folder_only(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, elsewhere = tmp_path / "scratch", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    cfg = config(overrides)
+    build_scratch_trainer(cfg, build_parts(cfg), folder, max_steps=2, log_interval=1).fit()
+    assert [line["step"] for line in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    assert (folder / "checkpoints" / "step-00000002").is_dir()
+    assert not list(elsewhere.iterdir())
+
+
+def test_a_scratch_trainer_with_a_logger_needs_no_folder(overrides: list[str], tmp_path: Path) -> None:
+    cfg, logger = config(overrides), JsonlLogger(tmp_path / "steps.jsonl")
+    trainer = build_scratch_trainer(cfg, build_parts(cfg), tmp_path / "missing", logger)
+    assert trainer.model.training
+    with Prefetcher(trainer.train_loader.batch, 0, trainer.system.device) as trainer.micro_batches:
+        trainer.step()
+    assert trainer.logger is logger
+    assert not (tmp_path / "missing").exists()

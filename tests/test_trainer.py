@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from support.compiler import NEEDS_A_COMPILER
-from support.rounding import FLOAT32, rounding_error
 from support.tiny_trainer import Prodigal, assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from support.tokens import VOCAB_SIZE, write_tokens
 from torch import Tensor, nn
@@ -25,6 +24,7 @@ from lmtrain.model.llama import Llama
 from lmtrain.scheduler import cosine
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
+from lmtrain.verify.device.numbers.rounding import FLOAT32, rounding_error
 
 # It takes about a million roundings in float64 to be this far off.
 CLOSE = {"rtol": 0.0, "atol": 1e-10}

@@ -5,6 +5,7 @@ equally; the ratios within a round are the result.
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from omegaconf import DictConfig
 from rich.table import Table
 
 from lmtrain.benchmark.turns import WARMUP_ROUNDS, median, ratio, take_turns
-from lmtrain.config.build import build, raising_config_errors
+from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import ConfigError
@@ -161,24 +162,12 @@ def _wait_for_turn() -> None:
 
 
 def _run_trainer(cfg: DictConfig, steps: int, parts: "Parts") -> None:
-    from lmtrain.checkpoint.folder import CheckpointFolder
-    from lmtrain.checkpoint.saver import Saver
-    from lmtrain.checkpoint.snapshot import TrainState
-    from lmtrain.loop.bad_batches import BadBatches
-    from lmtrain.trainer import Recorder
+    from lmtrain.benchmark.step.training import ONLY_STEPS
+    from lmtrain.parts import build_scratch_trainer
 
-    forever = 10**9
-    nowhere = Path(tempfile.gettempdir())
-    node = {
-        **cfg.trainer,
-        "max_steps": forever,
-        "eval_interval": forever,
-        "checkpoint_interval": forever,
-        "log_interval": steps,
-    }
-    bad_batches = BadBatches(nowhere, parts.train_loader, decode=None)
-    recorder = Recorder(_Pacemaker(), Saver(CheckpointFolder(nowhere)), bad_batches)
-    build(node, parts, recorder, TrainState()).fit()
+    nowhere = Path(tempfile.gettempdir()) / f"lmtrain-benchmark-loops-{os.getpid()}"  # exists only after a bad step
+    changes = {**ONLY_STEPS, "log_interval": steps}
+    build_scratch_trainer(cfg, parts, nowhere, _Pacemaker(), **changes).fit()
 
 
 def _run_bare(cfg: DictConfig, steps: int, parts: "Parts") -> None:

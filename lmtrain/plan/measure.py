@@ -7,17 +7,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lmtrain.checkpoint.folder import CheckpointFolder
-from lmtrain.checkpoint.saver import Saver
-from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.build import build
 from lmtrain.data.prefetch import Prefetcher
-from lmtrain.logger.jsonl import JsonlLogger
-from lmtrain.loop.bad_batches import BadBatches
-from lmtrain.parts import build_parts
+from lmtrain.parts import build_parts, build_scratch_trainer
 from lmtrain.plan.plan import Measured
 from lmtrain.system import System
-from lmtrain.trainer import Recorder, Trainer
 
 STEPS = 5  # at most, after a first step that is not counted, because it allocates and compiles
 ENOUGH_S = 20.0
@@ -36,13 +29,7 @@ def timed_steps(cfg: DictConfig, system: System, most: int, enough_s: float) -> 
     """
     parts = build_parts(cfg, system)
     with tempfile.TemporaryDirectory() as folder:
-        recorder = Recorder(
-            JsonlLogger(Path(folder) / "metrics.jsonl"),
-            Saver(CheckpointFolder(Path(folder))),
-            BadBatches(Path(folder), parts.train_loader, decode=None),
-        )
-        trainer: Trainer = build(cfg.trainer, parts, recorder, TrainState())
-        parts.model.train()
+        trainer = build_scratch_trainer(cfg, parts, Path(folder))
         seconds: list[float] = []
         with Prefetcher(parts.train_loader.batch, 0, system.device) as trainer.micro_batches:
             trainer.step()

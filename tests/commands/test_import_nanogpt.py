@@ -14,7 +14,6 @@ import torch
 from omegaconf import OmegaConf
 from support.command_line import Cli
 from support.nanogpt_model import CONFIG, Harmful, Training
-from support.rounding import FLOAT32, rounding_error
 from torch import Tensor
 
 from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
@@ -25,6 +24,7 @@ from lmtrain.convert.nanogpt_checkpoint import our_name, parse_nanogpt_checkpoin
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
 from lmtrain.run.loaded import load_model
+from lmtrain.verify.device.numbers.rounding import FLOAT32, rounding_error
 
 ITERATIONS = 7
 RUN = ["data.path=tokens", "logger=[]", "sample_tokens=0", "system.device=cpu", "hydra.run.dir=run"]

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from support.compiler import NEEDS_A_COMPILER
-from support.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 from torch import Tensor
 
 from lmtrain.model.attention import Attention, AttentionPattern, attend
 from lmtrain.model.attention_kind import AttentionKind, AttentionTask, obstacle
 from lmtrain.model.document_mask import document_blocks, starts_and_positions
+from lmtrain.verify.device.numbers.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 
 END_OF_TEXT = 0
 UNIT = {torch.float64: FLOAT64, torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: 2.0**-11}

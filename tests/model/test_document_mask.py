@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from support.compiler import NEEDS_A_COMPILER
-from support.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 from torch import Tensor
 
 from lmtrain.model.document_mask import starts_and_positions
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
+from lmtrain.verify.device.numbers.rounding import BFLOAT16, FLOAT32, FLOAT64, TENSOR_FLOAT32, rounding_error
 
 END_OF_TEXT = 3
 VOCAB_SIZE, LENGTH = 61, 16

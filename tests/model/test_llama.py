@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
-from support.rounding import FLOAT32, rounding_error
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmtrain.model.llama import Llama, rope_table
+from lmtrain.verify.device.numbers.rounding import FLOAT32, rounding_error
 
 TINY: dict[str, Any] = {
     "vocab_size": 61,

@@ -9,16 +9,17 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.benchmark.step.timeline import DATA, LOGGING, Marks
-from lmtrain.checkpoint.folder import CheckpointFolder
-from lmtrain.checkpoint.saver import Saver
-from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.build import build
-from lmtrain.logger.jsonl import JsonlLogger
-from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.training_parts import Parts
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.parts import build_scratch_trainer
 
 FOREVER = 10**9  # steps
+# Values of `trainer` with which the loop only takes steps, except that it logs the first one.
+ONLY_STEPS: dict[str, Any] = {
+    "max_steps": FOREVER,
+    "eval_interval": FOREVER,
+    "checkpoint_interval": FOREVER,
+    "log_interval": FOREVER,
+}
 RANDOM_TOKENS = 1_000_000  # in the place of missing data
 
 
@@ -39,20 +40,8 @@ class TrainingInTurns:
     """
 
     def __init__(self, cfg: DictConfig, parts: Parts, folder: Path) -> None:
-        node: dict[str, Any] = {
-            **cfg.trainer,
-            "max_steps": FOREVER,
-            "eval_interval": FOREVER,
-            "checkpoint_interval": FOREVER,
-            "log_interval": FOREVER,
-            "on_bad_step": "skip",  # a rewind would need checkpoints
-        }
-        recorder = Recorder(
-            JsonlLogger(folder / "metrics.jsonl"),
-            Saver(CheckpointFolder(folder / "checkpoints")),
-            BadBatches(folder, parts.train_loader, decode=None),
-        )
-        self.trainer: Trainer = build(node, parts, recorder, TrainState())
+        # A rewind would need checkpoints.
+        self.trainer = build_scratch_trainer(cfg, parts, folder, **ONLY_STEPS, on_bad_step="skip")
         self.marks: Marks | None = None  # notes when each phase of a step begins
 
     def run(self, measurement: Iterator[None]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,9 +12,6 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from lmtrain.checkpoint.folder import CheckpointFolder
-from lmtrain.checkpoint.saver import Saver
-from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.batch_size import AUTO, GLOBAL, SIZE
 from lmtrain.config.build import build
 from lmtrain.config.check import check
@@ -21,12 +19,9 @@ from lmtrain.config.compose import compose
 from lmtrain.config.overrides import quoted
 from lmtrain.config.preflight import preflight
 from lmtrain.data.prefetch import Prefetcher
-from lmtrain.logger.jsonl import JsonlLogger
-from lmtrain.loop.bad_batches import BadBatches
-from lmtrain.loop.training_parts import Parts
-from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, work_of
+from lmtrain.parts import build_optimizer, build_parts, build_scratch_trainer, build_system
 from lmtrain.system import System
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.trainer import Trainer
 
 SMALL_VOCABULARY = 128
 TOKENS = {"train": 400_000, "val": 20_000}
@@ -90,30 +85,15 @@ class Setting:
         """Return the config of a small model, `llama` or `gpt2`."""
         return self.config(*SMALL_MODELS[model], *SMALL, *overrides)
 
-    def trainer(
-        self, cfg: DictConfig, name: str = "run", change: Callable[[nn.Module], nn.Module] | None = None
-    ) -> Trainer:
-        """Build the trainer of a config, whose files go to a folder of this name.
-
-        `change` gets the model on the CPU and returns the one to train.
-        """
-        system = build_system(cfg)
-        train_loader, val_loader = build_loaders(cfg)
-        model = build_model(cfg)
-        system.choose(work_of(cfg, model), {})
-        model = (change(model) if change else model).to(system.device)
-        parts = Parts(system, train_loader, val_loader, model, build_optimizer(cfg, model), build(cfg.scheduler))
-        out = self.folder / name
-        out.mkdir(exist_ok=True)
-        recorder = Recorder(
-            JsonlLogger(out / "metrics.jsonl"),
-            Saver(CheckpointFolder(out / "checkpoints")),
-            BadBatches(out / "bad-batches", train_loader, decode=None),
-            identity={"config": {}},
-        )
-        trainer: Trainer = build(cfg.trainer, parts, recorder, TrainState())
-        model.train()
-        return trainer
+    def trainer(self, cfg: DictConfig, change: Callable[[nn.Module], nn.Module] | None = None) -> Trainer:
+        """Build the trainer of a config; `change` gets the model and returns the one to train."""
+        parts = build_parts(cfg)
+        if change is not None:
+            model = change(parts.model).to(parts.system.device)
+            parts = replace(parts, model=model, optimizer=build_optimizer(cfg, model))
+        folder = self.folder / "run"
+        folder.mkdir(exist_ok=True)
+        return build_scratch_trainer(cfg, parts, folder)
 
 
 @contextlib.contextmanager
