@@ -95,8 +95,9 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
     from lmtrain.micro_batch.find import expected_size, found_size
     from lmtrain.plan.make import make  # loads torch, which help and error messages need not wait for
     from lmtrain.plan.terminal_view import show_plan
+    from lmtrain.verify.signals import signals_as_exceptions
 
-    with _without_warnings_of_torch():
+    with _without_warnings_of_torch(), signals_as_exceptions():  # a trial has a process and files
         found = found_size(cfg) if options.measure else expected_size(cfg)
         plan = make(found.cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
     plan = replace(plan, remarks=[*composition.notes, *found.notes, *plan.remarks])

@@ -62,6 +62,12 @@ def main(arguments: Sequence[str]) -> int:
     cfg = preflight(without_hydra(composition.config))
     for note in composition.notes:
         console.print(note, style="yellow")
+    with signals_as_exceptions():  # from here on, processes have to be ended and files to be removed
+        return _verify_resume(options, cfg, runs)
+
+
+def _verify_resume(options: argparse.Namespace, cfg: DictConfig, runs: Path) -> int:
+    """Do what the checked command line says, and return the exit code; `runs` is the folder for the runs."""
     found = found_size(cfg)  # one for all runs, because another size changes the rounding
     for note in found.notes:
         console.print(note)
@@ -71,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
 
     seed = secrets.randbits(32) if options.seed is None else options.seed
     error: FailedAttemptError | BitsDifferError | None = None
-    with signals_as_exceptions(), contextlib.ExitStack() as removal:
+    with contextlib.ExitStack() as removal:
         folder = _make_folder(options.keep, runs, removal)
         console.print(
             f"{counted(options.steps, 'step')}, {counted(options.kills, 'kill')} at moments drawn with --seed {seed}; "

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.config.check import ROOT
 from lmtrain.config.compose import explain_hydra_error
 from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.errors import ConfigError
@@ -33,7 +34,11 @@ def search_path_override(folders: Sequence[str], searchpath: Sequence[str] = ())
 
 
 def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """Return a copy of a composed config with changed values, for a resumed run; its groups can't be changed."""
+    """Return a copy of a composed config with changed values, for a resumed run; its groups can't be changed.
+
+    A part may be given a key that the config lacks, because the run may be older than the key; `check` must then say
+    whether the part has it.
+    """
     cfg = cfg.copy()
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -43,14 +48,25 @@ def apply_overrides(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
         key = override.key_or_group
         if override.is_sweep_override() or override.is_delete() or override.is_add():
             raise ConfigError(f"{override.input_line}: resume accepts only plain key=value overrides")
-        if OmegaConf.select(cfg, key, default=_MISSING) is _MISSING:
+        if not has_key(cfg, key) and not _is_of_a_part(cfg, key):
             raise ConfigError(
                 f"{key}={override.value()}: unknown key{did_you_mean(key, key_paths(OmegaConf.to_container(cfg)))}"
             )
         if isinstance(OmegaConf.select(cfg, key), DictConfig):
             raise ConfigError(f"{override.input_line}: a resumed run keeps its config groups; start a new run instead")
-        OmegaConf.update(cfg, key, override.value())
+        OmegaConf.update(cfg, key, override.value(), force_add=True)
     return cfg
+
+
+def has_key(cfg: Any, key: str) -> bool:
+    """Return whether a config has a dotted key, also if its value is null."""
+    return OmegaConf.select(cfg, key, default=_MISSING) is not _MISSING
+
+
+def _is_of_a_part(cfg: DictConfig, key: str) -> bool:
+    parent = key.rpartition(".")[0]
+    node = OmegaConf.select(cfg, parent) if parent else None
+    return "_target_" in node if isinstance(node, DictConfig) else key in ROOT
 
 
 def parse_overrides(lines: Sequence[str]) -> list[Override]:

@@ -15,22 +15,23 @@ import sys
 import typing
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 # Modules that annotations may use and that are cheap to import.
 LIGHT_MODULES = sys.stdlib_module_names | {"annotated_types", "pydantic"}
 
-_UNKNOWN = object()  # an annotation that can't be read from the source
+_UNKNOWN = object()  # an annotation or a default that can't be read from the source
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a target; `annotation` is `Any` if the target has none."""
+    """A parameter of a target; `annotation` is `Any` if there is none, and `default` is an object if it is unknown."""
 
     annotation: Any
     required: bool
+    default: Any = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ def _inspect(found: Any) -> Signature:
             name: Parameter(
                 hints.get(name, _from_default(parameter.default)),
                 required=parameter.default is inspect.Parameter.empty,
+                default=parameter.default,
             )
             for name, parameter in parameters.items()
             if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -173,9 +175,20 @@ def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Sig
     pairs = [*zip(positional, defaults, strict=True)][skip:]
     pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     return Signature(
-        {argument.arg: Parameter(names.annotation(argument, default), default is None) for argument, default in pairs},
+        {
+            argument.arg: Parameter(names.annotation(argument, default), default is None, _literal(default))
+            for argument, default in pairs
+        },
         open=arguments.kwarg is not None,
     )
+
+
+def _literal(default: ast.expr | None) -> Any:
+    """Return the value of a default that is written out."""
+    try:
+        return ast.literal_eval(default) if default is not None else _UNKNOWN
+    except ValueError:
+        return _UNKNOWN
 
 
 def _bound(tree: ast.Module) -> Counter[str]:

@@ -100,6 +100,7 @@ def _run_trial(cfg: DictConfig) -> list[TimedSize]:
                 code = process.wait()
             except BaseException:  # a signal
                 process.kill()
+                process.wait()  # leaving Popen does not wait after a KeyboardInterrupt
                 raise
         if not result.is_file():
             lines = output.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -1,5 +1,6 @@
 """Prepares a run to continue in its own directory, for `resume=RUN_DIR` on the command line and for the Python API."""
 
+import contextlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
@@ -17,9 +19,10 @@ from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, is_reference
 from lmtrain.config.compose import set_up_hydra
 from lmtrain.config.keys import did_you_mean, key_paths
-from lmtrain.config.overrides import apply_overrides, parse_overrides
+from lmtrain.config.overrides import apply_overrides, has_key, parse_overrides
 from lmtrain.config.preflight import preflight
 from lmtrain.config.recorded.trust import check_trust, read_saved
+from lmtrain.config.signature import signature_of
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.run.directory import refuse_strange_entries, starting_folder
@@ -118,6 +121,7 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     given, run_dir = run_dir, run_dir.resolve()
     _change_to_starting_folder(run_dir, with_modules=bool(permissions["trust"]))
     checked = check(changed)
+    _fill_in_defaults(before, [override.key_or_group for override in parse_overrides(overrides)])
     for key in ("vocab_size", "end_of_text"):  # null means the data's value, which the run has recorded
         if checked.model.get(key, 0) is None:
             checked.model[key] = before.model[key]
@@ -136,7 +140,7 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     # Without values that are interpolations: they change only because another value does.
     own = [line for line in changes if not is_reference(changed, line.partition(":")[0])]
     for name in permissions["allow_changes"]:
-        if OmegaConf.select(changed, name) is None:
+        if not has_key(changed, name):
             raise ConfigError(
                 f"allow_changes={name}: unknown key{did_you_mean(name, key_paths(OmegaConf.to_container(changed)))}"
             )
@@ -151,6 +155,19 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     cfg = preflight(changed, begun=True)  # no preparation of data: this run already has its token files
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # the next resume starts from this config
     return ResumedRun(cfg, run_dir, hydra_files, changes)
+
+
+def _fill_in_defaults(before: DictConfig, keys: Sequence[str]) -> None:
+    """Add keys that the run is older than, with the defaults of their parts, which it has computed with, in place."""
+    for key in keys:
+        parent, _, name = key.rpartition(".")
+        node = OmegaConf.select(before, parent) if parent else None
+        if has_key(before, key) or not isinstance(node, DictConfig):
+            continue
+        parameter = signature_of(node["_target_"], typed=()).parameters.get(name)
+        if parameter is not None and not parameter.required:
+            with contextlib.suppress(OmegaConfBaseException):  # a default that no config can have
+                OmegaConf.update(before, key, parameter.default, force_add=True)
 
 
 def _make_data_folders_absolute(changed: DictConfig, overrides: Sequence[str]) -> None:

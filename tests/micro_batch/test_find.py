@@ -1,6 +1,7 @@
 """Runs with `data.batch_size=auto`: they compute the same bits as a run that names the number."""
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -121,6 +122,38 @@ def test_a_run_that_is_stopped_during_the_trial_is_resumed_with_a_trial(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "tokens/s by size" in resumed.stdout
     assert WHOLE % config_of(run)["data"]["batch_size"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [("verify-resume",), ("plan", "--measure")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_that_is_stopped_during_its_trial_leaves_nothing(
+    tiny: list[str], tmp_path: Path, cli: Cli, command: tuple[str, ...], number: int
+) -> None:
+    process = cli.start(*command, *tiny, "data.batch_size=auto")
+    while not (output := output_of_trial(tmp_path)):
+        assert process.poll() is None, process.stdout + process.stderr
+        time.sleep(0.001)
+    assert output.is_file()
+    process.send_signal(number)
+    assert process.wait() == 128 + number, process.stderr
+    deadline = time.monotonic() + 60
+    while output_of_trial(tmp_path):  # stopped while it was started, a trial ends when it reads its input
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert not output.parent.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def output_of_trial(folder: Path) -> Path | None:
+    """Return the file to which a live trial writes that a command in this folder has started; None without one."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.readlink(process / "cwd") == str(folder) and b"batch.trial" in (process / "cmdline").read_bytes():
+                return Path(os.readlink(process / "fd" / "1"))
+        except OSError:  # the process has ended, or belongs to another user
+            continue
+    return None
 
 
 @pytest.mark.slow
