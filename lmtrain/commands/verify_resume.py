@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import ConfigError
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str]) -> int:
     cfg = preflight(without_hydra(composition.config))
     for note in composition.notes:
         console.print(note, style="yellow")
-    found = found_size(cfg)  # one for all runs, because another size changes the rounding
+    # One for all runs, because another size changes the rounding.
+    found = found_size(cfg, kept_choices(None, cfg.get("fork")))
     for note in found.notes:
         console.print(note)
     sizes = [f"{key}={size}" for key, size in found.resolved.items()]
