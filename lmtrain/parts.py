@@ -34,15 +34,25 @@ from lmtrain.torch_internals import postpone_compiler_import
 from lmtrain.trainer import Recorder, Trainer
 
 
-def build_parts(cfg: DictConfig, system: System | None = None, *, kept: Mapping[str, Any] | None = None) -> Parts:
-    """Build all parts of a run. A command that needs another system than the config's passes `system`.
+def build_parts(
+    cfg: DictConfig,
+    system: System | None = None,
+    *,
+    kept: Mapping[str, Any] | None = None,
+    choose_for: DictConfig | None = None,
+) -> Parts:
+    """Build all parts of a run.
 
-    `kept` is what `auto` became in the run that is continued, by config key.
+    Args:
+        cfg: The checked config.
+        system: A system other than the config's.
+        kept: What `auto` became in the run that is continued, by config key.
+        choose_for: The config of the run for whose work the system chooses, if `cfg` is only a piece of it.
     """
     system = system or build_system(cfg)
     train_loader, val_loader = build_loaders(cfg)
     model = build_model(cfg)
-    system.choose(work_of(cfg, model), kept or {})
+    system.choose(work_of(choose_for or cfg, model), kept or {})
     check_attention(model, system)
     model.to(system.device)
     optimizer = build_optimizer(cfg, model)
@@ -62,11 +72,14 @@ def build_system(cfg: DictConfig, **changes: Any) -> System:
 def work_of(cfg: DictConfig, model: nn.Module) -> Work:
     """Return the work on which `system.dtype=auto` and `system.compile=auto` depend; the model may have no memory.
 
-    All steps count, also those before a resume or a fork, which keep the choice made then.
+    All steps count, also those before a resume or a fork, which keep the choice made then. A global batch counts as a
+    whole: how it is cut does not matter, because `data.batch_size=auto` cuts it by what happens to be fastest, and the
+    config and the machine alone decide.
     """
-    batch_size, block_size = (cfg.data.get(key) or 0 for key in ("batch_size", "block_size"))
-    tokens = batch_size * block_size
-    steps = (cfg.trainer.get("max_steps") or 0) * (cfg.trainer.get("gradient_accumulation_steps") or 1)
+    block_size, whole = cfg.data.get("block_size") or 0, cfg.trainer.get("global_batch_size")
+    tokens = (whole or cfg.data.get("batch_size") or 0) * block_size
+    accumulation = 1 if whole else cfg.trainer.get("gradient_accumulation_steps") or 1
+    steps = (cfg.trainer.get("max_steps") or 0) * accumulation
     return Work(flops_per_token(model, block_size) * tokens * steps, products_per_cast(model, tokens))
 
 

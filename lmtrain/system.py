@@ -4,7 +4,6 @@ import contextlib
 import logging
 import os
 import resource
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from lmtrain.hardware.allocators import cuda_allocator_settings, let_cuda_segmen
 from lmtrain.hardware.compilation import missing_to_compile
 from lmtrain.hardware.cpu_speed import cpu_speed
 from lmtrain.hardware.float8 import PAYS_FROM, convert_to_float8
+from lmtrain.hardware.product_speed import LARGE, fastest_product
 from lmtrain.hardware.work import Work
 from lmtrain.machine import find_gpu
 from lmtrain.terminal.units import counted
@@ -259,20 +259,11 @@ class System:
         return 1.0 if self.dtype == torch.float32 else self.measure_flops() / self.measure_flops(torch.float32)
 
     def measure_flops(self, dtype: torch.dtype | None = None) -> float:
-        """Return the FLOP/s of a large matrix product, in the run's dtype by default: the best of three tries.
+        """Return the FLOP/s of large matrix products at their best, in the run's dtype by default.
 
-        It takes about a second.
+        It takes about a second at most.
         """
-        n = 8192 if self.device.type == "cuda" else 1024
-        a = torch.ones(n, n, device=self.device, dtype=dtype or self.dtype)
-        seconds = []
-        for _ in range(3):
-            self.synchronize()
-            started = time.perf_counter()
-            a @ a
-            self.synchronize()
-            seconds.append(time.perf_counter() - started)
-        return 2 * n**3 / min(seconds)
+        return fastest_product(LARGE[self.device.type], dtype or self.dtype, self.device, self.synchronize)
 
     def describe(self) -> str:
         """Return device, number format and compilation in words, which `compare` reads again."""

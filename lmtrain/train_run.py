@@ -104,7 +104,9 @@ def run(
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
-            found = found_size(cfg)
+            with raising_config_errors():
+                kept = kept_choices(directory.path, cfg.get("fork"))
+            found = found_size(cfg, kept)
             cfg = found.cfg
             if resumed is None and found.resolved:
                 directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)

@@ -13,6 +13,7 @@ from lmtrain.config.batch_size import refuse_auto
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import check_for_plan
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.terminal.console import console
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--no-compile", action="store_true", help="leave out what has to be compiled")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write all numbers to this file")
     options = parser.read(arguments)
-    cfg, _ = check_for_plan(compose(options.overrides))
+    cfg, _ = check_for_plan(compose(expand_fork(options.overrides, prepares=False)), "benchmark loss")
     refuse_auto(cfg)
     vocabulary, width = (_size(cfg.model, key) for key in ("vocab_size", "d_model"))
     tokens = cfg.data.batch_size * cfg.data.block_size

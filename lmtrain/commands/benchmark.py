@@ -7,6 +7,7 @@ a round counts.
 import importlib
 from collections.abc import Sequence
 
+from lmtrain.config.overrides import refuse_several_runs
 from lmtrain.errors import ConfigError
 
 KINDS = {
@@ -31,5 +32,6 @@ def main(arguments: Sequence[str]) -> int:
     first = arguments[0] if arguments else ""
     if first and first not in KINDS and not first.startswith(("-", "+", "~")) and "=" not in first:
         raise ConfigError(f"benchmark {first}: no such kind; choose one of {', '.join(KINDS)}")
+    refuse_several_runs("benchmark", arguments)
     kind, rest = (first, arguments[1:]) if first in KINDS else ("step", arguments)
     return int(importlib.import_module(f"lmtrain.benchmark.{kind}").main(rest))

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.conf_source import naming_origins
@@ -98,7 +99,7 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
     from lmtrain.verify.signals import signals_as_exceptions
 
     with _without_warnings_of_torch(), signals_as_exceptions():  # a trial has a process and files
-        found = found_size(cfg) if options.measure else expected_size(cfg)
+        found = found_size(cfg, kept_choices(None, cfg.get("fork"))) if options.measure else expected_size(cfg)
         plan = make(found.cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
     plan = replace(plan, remarks=[*composition.notes, *found.notes, *plan.remarks])
     show_plan(plan)

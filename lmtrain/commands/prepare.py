@@ -7,6 +7,7 @@ from lmtrain.commands.help import PREPARE_GROUPS, list_choices
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
+from lmtrain.config.overrides import refuse_several_runs
 from lmtrain.config.token_files import ensure_tokens
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.console import console
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", help="data=…, data.path=…, prepare/tokenizer=…, prepare.…=…")
+    refuse_several_runs("prepare", arguments)
     options = parser.read(arguments)
     cfg = check(compose(options.overrides), groups=["prepare", "data"])
     if cfg.prepare is None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
+from lmtrain.config.overrides import refuse_several_runs
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.terminal.console import console
@@ -111,11 +112,10 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"stop after this time (default: {BUDGET_S:.0f})",
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the findings to this file")
-    if several := {"-m", "--multirun"} & {*arguments}:
-        raise ConfigError(f"{several.pop()}: verify-device checks one device; give key=value overrides")
+    refuse_several_runs("verify-device", arguments)
     options = parser.read(arguments)
     for text in options.overrides:
-        if text.lstrip("+~").startswith(("resume=", "fork=")) and not text.endswith("=null"):
+        if text.lstrip("+~").startswith("fork=") and not text.endswith("=null"):
             raise ConfigError(f"{text}: verify-device starts its own runs; leave it out")
     names = [name for given in options.only or () for name in given.split(",")]
     for name in names:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 from rich.table import Table
 
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.compose import compose_with_notes, without_hydra
+from lmtrain.config.overrides import refuse_several_runs
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
@@ -68,7 +70,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _verify_resume(options: argparse.Namespace, cfg: DictConfig, runs: Path) -> int:
     """Do what the checked command line says, and return the exit code; `runs` is the folder for the runs."""
-    found = found_size(cfg)  # one for all runs, because another size changes the rounding
+    # One for all runs, because another size changes the rounding.
+    found = found_size(cfg, kept_choices(None, cfg.get("fork")))
     for note in found.notes:
         console.print(note)
     sizes = [f"{key}={size}" for key, size in found.resolved.items()]
@@ -130,14 +133,8 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write kills and result to this file")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="put the runs into this new folder and keep them")
-    if several := {"-m", "--multirun"} & {*arguments}:
-        raise ConfigError(f"{several.pop()}: verify-resume checks a single run; give key=value overrides for one run")
+    refuse_several_runs("verify-resume", arguments)
     options = parser.read(arguments)
-    for text in options.overrides:
-        if text.lstrip("+~").startswith("resume=") and text != "resume=null":
-            raise ConfigError(
-                f"{text}: verify-resume starts its own runs; give the overrides that your run was started with"
-            )
     if options.keep and options.keep.exists() and (not options.keep.is_dir() or any(options.keep.iterdir())):
         raise ConfigError(f"--keep {options.keep}: exists already; give a new folder")
     return options

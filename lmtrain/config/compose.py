@@ -241,7 +241,7 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         return f"{without[0]}: this group needs a choice; give one, or leave it out for the default"
     if "Ambiguous value" in message:
         several = next((text for text in overrides if "," in text), "")
-        return f"{several}: has several values; add -m to sweep over them"
+        return f"{several}: has several values; give one, or train with -m to sweep over them"
     unknown = re.search(r"Could not override '([^']+)'", message)
     given = [name for text in overrides for name in _names_in(text)]
     # For a key set in a file, Hydra's message names the file, and composing again would fail again.

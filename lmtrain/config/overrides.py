@@ -79,6 +79,29 @@ def parse_overrides(lines: Sequence[str]) -> list[Override]:
         raise ConfigError("an override is nested too deeply") from error
 
 
+def refuse_several_runs(command: str, arguments: Sequence[str]) -> None:
+    """Refuse a sweep, and a run to resume, for a command that takes the config of one new run.
+
+    Raises:
+        ConfigError: An argument means either; the message names the command.
+    """
+    for text in arguments:
+        if text in ("-m", "--multirun"):
+            raise ConfigError(f"{text}: {command} takes one config; give key=value overrides for it")
+        if text.startswith("-") or "=" not in text:
+            continue
+        if text.lstrip("+~").startswith("resume=") and not text.endswith("=null"):
+            raise ConfigError(
+                f"{text}: {command} starts its own run; give the overrides that your run was started with"
+            )
+        try:
+            several = any(override.is_sweep_override() for override in parse_overrides([text]))
+        except ConfigError:
+            continue  # reported with more details when the config is composed
+        if several:
+            raise ConfigError(f"{text}: has several values, and {command} takes one config; give one of them")
+
+
 def overrides_of(values: Mapping[str, Any]) -> list[str]:
     """Return the overrides that set keys and groups given as a dict, such as `{"optimizer.lr": 1e-3, "model": "gpt2"}`.
 

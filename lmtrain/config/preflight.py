@@ -80,8 +80,10 @@ def _check_extras(cfg: DictConfig) -> None:
             )
 
 
-def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
+def check_for_plan(composed: DictConfig, command: str = "plan") -> tuple[DictConfig, list[str]]:
     """Return the checked config of a run to plan, and its missing data as `key=path` texts; prepare nothing.
+
+    `command` is the name for messages.
 
     If token files are missing, the model's vocabulary has the size that `prepare` would aim for.
 
@@ -89,7 +91,10 @@ def check_for_plan(composed: DictConfig) -> tuple[DictConfig, list[str]]:
         ConfigError: The config or the data is wrong; the message lists all mistakes.
     """
     if composed.get("resume") is not None:
-        raise ConfigError(f"resume={composed.resume}: plan describes a new run; give the overrides of the run instead")
+        raise ConfigError(
+            f"resume={composed.resume}: {command} takes the config of a new run; give the overrides that your run was "
+            "started with"
+        )
     _check_origin(composed)
     cfg = check(composed)
     missing = [f"{key}={path}" for key, path in token_folders(cfg.data).items() if not any(path.glob("*.bin"))]

@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.batch_size import ACCUMULATION, SIZE, divisors, is_auto, with_batch_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
@@ -39,8 +40,10 @@ class FoundSize:
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
-def found_size(cfg: DictConfig) -> FoundSize:
+def found_size(cfg: DictConfig, kept: Mapping[str, Any]) -> FoundSize:
     """Return a checked config with the size of a micro-batch, which is found by trial if it is `auto`.
+
+    `kept` is what `auto` became in the run that is continued, by config key: the trial computes as the run will.
 
     Raises:
         ConfigError: the parts show a mistake when they are built, nothing fits into the memory, or the trial failed.
@@ -48,7 +51,7 @@ def found_size(cfg: DictConfig) -> FoundSize:
     if not is_auto(cfg):
         return FoundSize(cfg)
     with console.status("timing micro-batch sizes"):
-        timed = _run_trial(cfg)
+        timed = _run_trial(cfg, kept)
     chosen = choose(timed)
     cfg = with_batch_size(cfg, chosen.size)
     by_size = sorted(timed, key=lambda each: each.size)
@@ -74,15 +77,15 @@ def expected_size(cfg: DictConfig) -> FoundSize:
     with raising_config_errors():
         system = build_system(cfg)
         sizes = divisors(cfg.trainer.global_batch_size)
-        size = largest_that_fits(cfg, system, sizes) or sizes[0]
+        size = largest_that_fits(cfg, system, sizes, kept_choices(None, cfg.get("fork"))) or sizes[0]
     note = f"{SIZE}=auto: planned with {size}, the largest that fits by prediction; a run times it and other sizes"
     return FoundSize(with_batch_size(cfg, size), [note], {SIZE: size})
 
 
-def _run_trial(cfg: DictConfig) -> list[TimedSize]:
+def _run_trial(cfg: DictConfig, kept: Mapping[str, Any]) -> list[TimedSize]:
     with tempfile.TemporaryDirectory() as folder:
         result, output = Path(folder, "result.json"), Path(folder, "output")
-        request = {"config": OmegaConf.to_container(cfg), "result": str(result)}
+        request = {"config": OmegaConf.to_container(cfg), "kept": dict(kept), "result": str(result)}
         # The modules of this process, and no others: a resumed run has made the folder of a stranger the current one.
         command = [sys.executable, "-P", "-m", "lmtrain.micro_batch.trial"]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}

@@ -1,13 +1,12 @@
 """Predicts which micro-batch sizes fit into the memory of the device."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
-from lmtrain.config.batch_size import with_batch_size
 from lmtrain.machine import available_cores, total_memory
 from lmtrain.parts import build_model, build_optimizer, work_of
 from lmtrain.plan.hardware import memory_available
@@ -35,10 +34,10 @@ def _share_of_machine() -> float:
     return min(1.0, int(threads) / available_cores()) if threads.isdecimal() and int(threads) else 1.0
 
 
-def needed_memory(cfg: DictConfig, system: System, size: int) -> int:
+def needed_memory(cfg: DictConfig, system: System, size: int, kept: Mapping[str, Any]) -> int:
     """Return the bytes that a run with this micro-batch size needs, from a simulated step.
 
-    The system chooses what `auto` means with this size.
+    The system chooses what `auto` means for the run, and keeps the choices in `kept`.
 
     Raises:
         Exception: any error of the model, if it cannot run without data.
@@ -50,14 +49,14 @@ def needed_memory(cfg: DictConfig, system: System, size: int) -> int:
 
     with torch.device("meta"):
         model = build_model(cfg)
-    system.choose(work_of(with_batch_size(cfg, size), model), {})
+    system.choose(work_of(cfg, model), kept)
     micro_batches = min(cfg.trainer.global_batch_size // size, 2)  # further ones need no more memory
     device = system.device.type
     cost = simulate(parts, StepSettings(device, system.dtype, micro_batches, size, cfg.data.block_size))
     return cost.peak_bytes + (0 if device == "cuda" else cost.checkpoint_bytes)  # a checkpoint is copied in RAM
 
 
-def largest_that_fits(cfg: DictConfig, system: System, sizes: Sequence[int]) -> int | None:
+def largest_that_fits(cfg: DictConfig, system: System, sizes: Sequence[int], kept: Mapping[str, Any]) -> int | None:
     """Return the largest of the ascending sizes that fits by prediction; None if it says that none fits.
 
     If the model cannot be simulated, it is the smallest size, from which a trial can go on.
@@ -67,7 +66,7 @@ def largest_that_fits(cfg: DictConfig, system: System, sizes: Sequence[int]) -> 
     while low < high:
         middle = (low + high) // 2
         try:
-            fits = needed_memory(cfg, system, sizes[middle]) <= usable
+            fits = needed_memory(cfg, system, sizes[middle], kept) <= usable
         except Exception:  # a user's model may need real data, and raise anything without it
             return sizes[0]
         low, high = (middle + 1, high) if fits else (low, middle)

@@ -1,7 +1,7 @@
 """Times real steps of a run with several micro-batch sizes, in a process of its own.
 
-Run as a module, it reads `{"config": …, "result": FILE}` from a line of its standard input and writes the result as
-JSON into the file. When its input ends earlier, it exits, because the process that needs the result has ended.
+Run as a module, it reads `{"config": …, "kept": …, "result": FILE}` from a line of its standard input and writes the
+result as JSON into the file. When its input ends earlier, it exits: the process that needs the result has ended.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ STEP_TOKENS = {"cpu": 4096, "cuda": 65536}
 NO_MEMORY = ("out of memory", "alloc_failed")  # in errors of CUDA libraries
 
 
-def trial(cfg: DictConfig) -> list[TimedSize]:
+def trial(cfg: DictConfig, kept: Mapping[str, Any]) -> list[TimedSize]:
     """Return the measured micro-batch sizes of a config whose `data.batch_size` is `auto`.
+
+    `kept` is what `auto` became in the run that is continued, by config key.
 
     Raises:
         ConfigError: the parts show a mistake when they are built, or not even one sequence fits into the memory.
@@ -49,10 +51,10 @@ def trial(cfg: DictConfig) -> list[TimedSize]:
     usable = usable_memory(system)  # before anything is allocated
     sizes = divisors(cfg.trainer.global_batch_size)
     with raising_config_errors():
-        guess = largest_that_fits(cfg, system, sizes)
+        guess = largest_that_fits(cfg, system, sizes, kept)
     if guess is None and not on_cpu:
         guess = sizes[0]  # a compiled step may need less than the prediction, and a GPU survives the attempt
-    timed = [] if guess is None else _search(cfg, system, sizes, guess, usable)
+    timed = [] if guess is None else _search(cfg, system, kept, sizes, guess, usable)
     if not timed:
         raise ConfigError(
             f"data.batch_size=auto: not even one sequence of data.block_size={cfg.data.block_size} fits into the "
@@ -61,31 +63,31 @@ def trial(cfg: DictConfig) -> list[TimedSize]:
     return timed
 
 
-def _search(cfg: DictConfig, system: System, sizes: Sequence[int], guess: int, usable: int) -> list[TimedSize]:
+def _search(
+    cfg: DictConfig, system: System, kept: Mapping[str, Any], sizes: Sequence[int], guess: int, usable: int
+) -> list[TimedSize]:
     least = STEP_TOKENS[system.device.type] // cfg.data.block_size
     sequences = min(cfg.trainer.global_batch_size, max(guess, least))
     started = time.monotonic()
     return search(
         sizes,
         guess,
-        lambda size: time_size(cfg, system, size, sequences),
+        lambda size: time_size(cfg, system, kept, size, sequences),
         may_grow=lambda timed, size: timed.peak_bytes * size / timed.size <= usable,
         has_time=lambda: time.monotonic() - started < LONGEST_S,
     )
 
 
-def time_size(cfg: DictConfig, system: System, size: int, sequences: int) -> TimedSize | None:
+def time_size(cfg: DictConfig, system: System, kept: Mapping[str, Any], size: int, sequences: int) -> TimedSize | None:
     """Time steps of about `sequences` sequences in micro-batches of a size; None if there is not enough memory."""
     micro_batches = max(1, sequences // size)
     attempt = with_batch_size(cfg, size)
-    # More steps of fewer micro-batches: the same work, on which the number format and the compilation may depend.
-    attempt.trainer.max_steps *= attempt.trainer.gradient_accumulation_steps // micro_batches
     attempt.trainer.gradient_accumulation_steps, attempt.trainer.global_batch_size = micro_batches, None
     if system.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(system.device)
     try:
         with raising_config_errors():
-            seconds, peak_bytes = timed_steps(attempt, system, STEPS, ENOUGH_S)
+            seconds, peak_bytes = timed_steps(attempt, system, STEPS, ENOUGH_S, kept=kept, choose_for=cfg)
     except RuntimeError as error:  # with torch.OutOfMemoryError
         if system.device.type != "cuda" or not any(text in str(error).lower() for text in NO_MEMORY):
             raise
@@ -113,7 +115,7 @@ def main() -> None:
     threading.Thread(target=_exit_when_input_ends, daemon=True).start()
     try:
         result: dict[str, Any] = {
-            "timed": [dataclasses.asdict(each) for each in trial(OmegaConf.create(request["config"]))]
+            "timed": [dataclasses.asdict(each) for each in trial(OmegaConf.create(request["config"]), request["kept"])]
         }
     except ConfigError as error:
         result = {"mistake": str(error)}

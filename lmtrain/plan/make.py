@@ -135,7 +135,7 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     """
     system = build_system(cfg)
     model = _without_memory(cfg)
-    system.choose(work_of(cfg, model), kept_choices(Path(cfg.fork)) if cfg.get("fork") else {})
+    system.choose(work_of(cfg, model), kept_choices(None, cfg.get("fork")))
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
     return PlannedParts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
 

@@ -3,7 +3,9 @@
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -17,17 +19,28 @@ ENOUGH_S = 20.0
 
 
 def measure(cfg: DictConfig, system: System) -> Measured:
-    """Measure the trainer's real steps on the run's data; no files are left behind."""
-    seconds, peak_bytes = timed_steps(cfg, system, STEPS, ENOUGH_S)
+    """Measure the trainer's real steps on the run's data; no files are left behind.
+
+    The system has already chosen what `auto` means, and keeps that.
+    """
+    seconds, peak_bytes = timed_steps(cfg, system, STEPS, ENOUGH_S, kept=system.resolved)
     return Measured(statistics.median(seconds), len(seconds), peak_bytes)
 
 
-def timed_steps(cfg: DictConfig, system: System, most: int, enough_s: float) -> tuple[list[float], int]:
+def timed_steps(
+    cfg: DictConfig,
+    system: System,
+    most: int,
+    enough_s: float,
+    *,
+    kept: Mapping[str, Any] | None = None,
+    choose_for: DictConfig | None = None,
+) -> tuple[list[float], int]:
     """Return the seconds of at most `most` steps, but no more after `enough_s` seconds, and the peak memory in bytes.
 
-    An additional first step is not timed.
+    An additional first step is not timed. For `kept` and `choose_for`, see `build_parts`.
     """
-    parts = build_parts(cfg, system)
+    parts = build_parts(cfg, system, kept=kept, choose_for=choose_for)
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_scratch_trainer(cfg, parts, Path(folder))
         seconds: list[float] = []

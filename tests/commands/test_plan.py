@@ -162,7 +162,7 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
         (["trainer.max_stepz=5"], "did you mean trainer.max_steps?"),
         (["model.n_head=3"], "model.d_model=32: must be an even multiple of model.n_head=3"),
         (["model.block_size=8"], "data.block_size=16: longer than model.block_size=8"),
-        (["resume=outputs/a"], "resume=outputs/a: plan describes a new run"),
+        (["resume=outputs/a"], "resume=outputs/a: plan takes the config of a new run"),
         (["--mfu=7"], "--mfu 7: must be above 0 and at most 1"),
         (["--json=nowhere/plan.json"], "--json nowhere/plan.json: the folder nowhere does not exist; create it first"),
         (["optimizer.lr=1e-3,3e-3"], "optimizer.lr=1e-3,3e-3: has several values; give one, or add -m to plan a sweep"),

@@ -49,8 +49,10 @@ def test_a_device_that_does_not_exist_and_no_time(tmp_path: Path, cli: Cli) -> N
     ("arguments", "message"),
     [
         (["--only", "precisoin"], r"--only precisoin: no such check; choose from device, precision, "),
-        (["-m"], "-m: verify-device checks one device"),
-        (["resume=outputs/x"], "resume=outputs/x: verify-device starts its own runs"),
+        (["-m"], "-m: verify-device takes one config"),
+        (["resume=outputs/x"], "resume=outputs/x: verify-device starts its own run"),
+        (["fork=outputs/x"], "fork=outputs/x: verify-device starts its own runs"),
+        (["seed=1,2"], "seed=1,2: has several values, and verify-device takes one config"),
         (["--budget", "0"], "--budget 0: must be above 0"),
     ],
 )

@@ -159,8 +159,8 @@ def test_a_run_that_crashes_shows_its_stack(tiny: list[str], tmp_path: Path, cli
     ("arguments", "message"),
     [
         (["trainer.max_stepz=1"], "trainer.max_stepz=1: unknown key; did you mean trainer.max_steps?"),
-        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts its own runs"),
-        (["-m", "seed=1,2"], "-m: verify-resume checks a single run"),
+        (["resume=outputs/x"], "resume=outputs/x: verify-resume starts its own run"),
+        (["-m", "seed=1,2"], "-m: verify-resume takes one config"),
         (["seed=1,2"], "seed=1,2: has several values"),
         (["--kills", "0"], "--kills 0: must be at least 1"),
         (["--steps", "5"], "--steps 5: must be at least 6"),

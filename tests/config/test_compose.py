@@ -187,7 +187,7 @@ def spelled_out(node: Any) -> set[str]:
         (["system.device=tpu"], "system.device=tpu: input should be 'auto', 'cpu' or 'cuda', or string should match"),
         (["~scheduler._partial_"], "scheduler.step: is missing"),
         (["data=text"], "prepare.source.files: is missing; give prepare.source.files=VALUE"),
-        (["optimizer.lr=1,2"], "optimizer.lr=1,2: has several values; add -m"),
+        (["optimizer.lr=1,2"], "optimizer.lr=1,2: has several values; give one, or train with -m"),
         (["+logger._target_=x.Y"], "logger: must contain each logger under its own name"),
         (["optimizer.lr=["], "optimizer.lr=[: not a valid override"),
         (["optimizer.lr=${trainer.nothing}"], "optimizer.lr"),

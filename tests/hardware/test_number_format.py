@@ -16,6 +16,7 @@ from lmtrain.config.compose import compose
 from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
 from lmtrain.hardware.number_format import choose_on_cpu, lacks_hardware, may_gain
 from lmtrain.hardware.work import Work, products_per_cast
+from lmtrain.micro_batch.search import TimedSize
 from lmtrain.parts import build_model, work_of
 from lmtrain.system import System
 
@@ -119,7 +120,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr("lmtrain.hardware.number_format.MIN_SAVING", 0.0)
         claim_speed(folder / "here", patch, AMX)
         tokens = write_tokens(folder / "data" / "tiny")
-        train([*TINY, f"data.path={tokens}", "trainer.max_steps=4", "hydra.run.dir=run"])
+        sizes = [text for text in TINY if not text.startswith("trainer.gradient_acc")]
+        whole = "trainer.global_batch_size=8"
+        train([*sizes, whole, f"data.path={tokens}", "trainer.max_steps=4", "hydra.run.dir=run"])
     return folder
 
 
@@ -145,6 +148,26 @@ def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path, fini
     assert forked.environment["resolved"]["system.dtype"] == "bfloat16"
     new = train([*TINY, f"data.path={finished}/data/tiny", "trainer.max_steps=4", "hydra.run.dir=new"])
     assert new.environment["resolved"]["system.dtype"] == "float32"
+
+
+def test_a_fork_times_its_micro_batches_in_the_format_that_it_keeps(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def trial(cfg: Any, kept: Any) -> list[TimedSize]:
+        given.append(kept)
+        return [TimedSize(4, [1.0], 1)]
+
+    monkeypatch.setattr("lmtrain.micro_batch.find._run_trial", trial)
+    forked = train(["data.batch_size=auto", "trainer.max_steps=5", "hydra.run.dir=forked"], fork=run)
+    assert given == [{"system.dtype": "bfloat16", "system.compile": False}]
+    assert forked.environment["resolved"] == {**given[0], "data.batch_size": 4}
+
+
+def test_how_a_global_batch_is_cut_changes_no_choice() -> None:
+    """So `data.batch_size=auto`, which depends on the noise of a measurement, changes it neither."""
+    whole = ["trainer.global_batch_size=64", "data.block_size=32"]
+    works = {work(*whole, f"data.batch_size={size}") for size in (1, 4, 64, "auto")}
+    assert works == {work("data.batch_size=64", "trainer.gradient_accumulation_steps=1", "data.block_size=32")}
 
 
 def test_the_users_format_wins_in_a_resume(run: Path) -> None:

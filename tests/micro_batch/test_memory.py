@@ -25,14 +25,14 @@ def test_the_largest_size_below_the_memory_is_found(
     cfg: Any, monkeypatch: pytest.MonkeyPatch, usable: int, expected: int | None
 ) -> None:
     monkeypatch.setattr(memory, "usable_memory", lambda system: usable)
-    monkeypatch.setattr(memory, "needed_memory", lambda cfg, system, size: {1: 10, 2: 16, 4: 40, 8: 80}[size])
-    assert memory.largest_that_fits(cfg, build_system(cfg), SIZES) == expected
+    monkeypatch.setattr(memory, "needed_memory", lambda cfg, system, size, kept: {1: 10, 2: 16, 4: 40, 8: 80}[size])
+    assert memory.largest_that_fits(cfg, build_system(cfg), SIZES, {}) == expected
 
 
 @pytest.mark.slow
 def test_a_larger_micro_batch_needs_more_memory(cfg: Any) -> None:
     system = build_system(cfg)
-    small, large = (memory.needed_memory(cfg, system, size) for size in (1, 8))
+    small, large = (memory.needed_memory(cfg, system, size, {}) for size in (1, 8))
     logits = 4 * cfg.data.block_size * VOCAB_SIZE  # bytes for one sequence
     assert large > small + 7 * logits
 
@@ -42,7 +42,7 @@ def test_a_model_that_needs_data_starts_with_the_smallest_size(cfg: Any, monkeyp
         raise RuntimeError("reads its data")
 
     monkeypatch.setattr(memory, "build_model", fails)
-    assert memory.largest_that_fits(cfg, build_system(cfg), SIZES) == 1
+    assert memory.largest_that_fits(cfg, build_system(cfg), SIZES, {}) == 1
 
 
 def test_a_job_of_a_sweep_uses_its_share_of_the_memory(cfg: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import check_for_plan
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber, output_file
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
     if options.profile and not options.profile.name.endswith((".json", ".json.gz")):
         raise ConfigError(f"--profile {options.profile}: must end in .json or .json.gz, for Perfetto")
-    cfg, missing = check_for_plan(compose(options.overrides))
+    cfg, missing = check_for_plan(compose(expand_fork(options.overrides, prepares=False)), "benchmark")
 
     from lmtrain.benchmark.step.measured_run import measure_run
     from lmtrain.benchmark.step.report import show, write_json

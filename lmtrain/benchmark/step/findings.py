@@ -57,8 +57,9 @@ class Machine:
         compiles: Whether the model is compiled.
         automatic: The keys of the config, such as `system.dtype`, whose value was chosen for this run.
         known_peak: FLOP/s from the data sheet of the GPU; None if unknown.
-        large_product: FLOP/s of a large square product in the run's number format.
-        other_products: FLOP/s of the same product in other number formats that the device has.
+        large_product: FLOP/s in the run's number format of the fastest product here: large square ones, and those of
+            the model.
+        other_products: FLOP/s of the same products in other number formats that the device has.
         bandwidth: Bytes per second of a large copy in memory.
     """
 

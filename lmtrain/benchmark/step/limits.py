@@ -1,12 +1,15 @@
 """The machine's own limits: memory bandwidth, and a copy of a batch in memory against the loader."""
 
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from lmtrain.benchmark.step.findings import Machine
+from lmtrain.benchmark.step.floor import ProductRate
 from lmtrain.data.loader import TokenLoader
+from lmtrain.hardware.product_speed import fastest_product
 from lmtrain.system import System
 
 TRIES = 5
@@ -32,6 +35,27 @@ def measure_machine(system: System) -> Machine:
             if has_them
         },
         bandwidth=memory_bandwidth(system),
+    )
+
+
+def with_products_of_model(machine: Machine, rates: Sequence[ProductRate], system: System) -> Machine:
+    """Return the machine with the products of the model among the large ones, in every number format.
+
+    A product of the model may be faster than the square ones, and the limit is what is fastest. For a fair comparison,
+    the model's fastest product is also measured in the other formats.
+    """
+    own = [rate for rate in rates if rate.dtype == machine.dtype]
+    if not own:
+        return machine
+    best = max(own, key=lambda rate: rate.flops_per_second)
+    size = [(best.rows, best.inner, best.columns)]
+    return dataclasses.replace(
+        machine,
+        large_product=max(machine.large_product, best.flops_per_second),
+        other_products={
+            name: fastest_product(size, getattr(torch, name), system.device, system.synchronize, at_least=flops)
+            for name, flops in machine.other_products.items()
+        },
     )
 
 

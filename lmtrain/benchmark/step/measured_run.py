@@ -11,6 +11,7 @@ from lmtrain.benchmark.step.limits import loader_seconds
 from lmtrain.benchmark.step.measurement import StepMeasurement
 from lmtrain.benchmark.step.trace_summary import read_trace, summarize
 from lmtrain.benchmark.step.training import TrainingInTurns, with_random_tokens
+from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.build import raising_config_errors
 from lmtrain.hardware.number_format import may_gain
 from lmtrain.loop.training_parts import Parts
@@ -53,7 +54,8 @@ def measure_run(
     beside = sum(memory_beside(system, 0).values())
     began = time.perf_counter()
     with raising_config_errors():
-        parts = build_parts(cfg, system)  # this also chooses the number format and whether to compile
+        # This also chooses the number format and whether to compile.
+        parts = build_parts(cfg, system, kept=kept_choices(None, cfg.get("fork")))
         training = TrainingInTurns(cfg, parts, folder)
     built = time.perf_counter() - began
     before = sum(memory_beside(system, 0).values())

@@ -10,7 +10,7 @@ import torch
 
 from lmtrain.benchmark.step.findings import ATTENTION, FAST, PRODUCTS, STEP, Findings
 from lmtrain.benchmark.step.floor import Floor
-from lmtrain.benchmark.step.limits import measure_machine
+from lmtrain.benchmark.step.limits import measure_machine, with_products_of_model
 from lmtrain.benchmark.step.profile import profiled
 from lmtrain.benchmark.step.recording import record_micro_batch
 from lmtrain.benchmark.step.timeline import Timeline, marked
@@ -73,6 +73,7 @@ class StepMeasurement:
         if floor is not None:
             found.rates, found.product_flops = floor.rates(), floor.product_flops
             found.has_attention = floor.has_attention
+            found.machine = with_products_of_model(found.machine, found.rates, self.system)
         del floor
         self._checkpoint()
         if self.profile_file is not None:
