@@ -26,7 +26,6 @@ SHORTER = {  # what the shorter quickstart has, and fewer jobs
     "data.batch_size=8 \\\n    trainer.max_steps=40": "data.batch_size=2 \\\n    trainer.max_steps=40",
     "optimizer.lr=3e-4,3e-3 seed=1,2 \\": "optimizer.lr=3e-4,3e-3 seed=1,2 'logger=[]' \\",  # W&B takes seconds per job
 }
-TRAIN_BYTES = 500_000  # of text for the tokenizer of quickstart, which takes most of the preparation
 SERIES = ("docs/start", "docs/tutorial")  # a reader follows these pages one after another, in one folder
 
 
@@ -76,7 +75,7 @@ def prepared_stdlib(tmp_path_factory: pytest.TempPathFactory, cli: Cli) -> Path:
     folder = tmp_path_factory.getbasetemp() / "prepared"
     if not folder.exists():
         folder.mkdir()
-        done = cli.start("prepare", "data=stdlib", f"prepare.tokenizer.train_bytes={TRAIN_BYTES}", folder=folder)
+        done = cli.start("prepare", "data=stdlib", folder=folder)
         assert done.wait() == 0, done.stdout + done.stderr
     return folder / "data" / "stdlib"
 
@@ -102,7 +101,6 @@ def write_short_experiments(folder: Path, *, with_logger: bool, small_model: boo
     if small_model:
         for name in ["quickstart.yaml", *([] if keep_own_text else ["own_text.yaml"])]:
             texts[name] += "model:\n  n_layer: 1\n  d_model: 32\n  d_ff: 64\n"
-    texts["quickstart.yaml"] += f"prepare:\n  tokenizer:\n    train_bytes: {TRAIN_BYTES}\n"
     (folder / "experiments").mkdir()
     for name, text in texts.items():
         own = text if with_logger else text.replace("defaults:\n", "defaults:\n  - override /logger: []\n")

@@ -21,7 +21,7 @@ from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.config.recorded.interpolation_size import check_resolved_size
 from lmtrain.config.shipped import shipped
 from lmtrain.errors import ConfigError
-from lmtrain.files.limited import MAX_YAML_BYTES, FastSafeLoader, read_limited, read_yaml_text
+from lmtrain.files.limited import MAX_YAML_BYTES, read_limited, read_yaml_text
 from lmtrain.terminal.as_text import shown
 
 CONFIG = "config.yaml"  # the config of a run
@@ -209,18 +209,14 @@ def _calls(text: str, path: str) -> list[str]:
 
 @cache
 def _shipped_names() -> frozenset[str]:
-    return frozenset(_names_below(shipped("conf"), shipped("conf") / "hydra", loader=FastSafeLoader))
+    return frozenset(_names_below(shipped("conf"), shipped("conf") / "hydra"))
 
 
 @cache
 def _shipped_hydra_names() -> frozenset[str]:
-    conf, fast = shipped("conf"), FastSafeLoader
-    settings = [
-        name
-        for folder in (conf, shipped("experiments"))
-        for name in _names_below(folder, None, of_hydra=True, loader=fast)
-    ]
-    return frozenset([*settings, *_names_below(conf / "hydra", None, loader=fast)])
+    conf, experiments = shipped("conf"), shipped("experiments")
+    settings = [name for folder in (conf, experiments) for name in _names_below(folder, None, of_hydra=True)]
+    return frozenset([*settings, *_names_below(conf / "hydra", None)])
 
 
 def _own_names(folder: Path, run_dir: Path) -> set[str]:
@@ -247,13 +243,8 @@ def _is_run_folder(folder: Path, run_dir: Path | None) -> bool:
     return inside or (folder / ".hydra").is_dir() or all((folder / name).exists() for name in (CHECKPOINTS, CONFIG))
 
 
-def _names_below(
-    folder: Path, without: Path | None, *, of_hydra: bool = False, loader: type[Any] = yaml.SafeLoader
-) -> Iterator[str]:
-    """Yield the names in a folder's configs, except in run directories; with `of_hydra`, only those under `hydra`.
-
-    `loader` may be the fast one for files that are trusted: it has no limit on nesting.
-    """
+def _names_below(folder: Path, without: Path | None, *, of_hydra: bool = False) -> Iterator[str]:
+    """Yield the names in a folder's configs, except in run directories; with `of_hydra`, only those under `hydra`."""
     for root, folders, files in os.walk(folder.resolve()):
         if _is_run_folder(Path(root), without):
             folders.clear()
@@ -262,7 +253,7 @@ def _names_below(
             if not file.endswith((".yaml", ".yml")):
                 continue
             try:
-                content = yaml.load(read_limited(Path(root) / file, MAX_YAML_BYTES), Loader=loader)
+                content = yaml.safe_load(read_limited(Path(root) / file, MAX_YAML_BYTES))
                 settings = content.pop("hydra", None) if isinstance(content, dict) else None
                 yield from [name for _, name in _names(settings if of_hydra else content)]
             except (OSError, yaml.YAMLError, ValueError, RecursionError):
