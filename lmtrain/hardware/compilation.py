@@ -1,8 +1,12 @@
 """Chooses whether a run compiles its model, and keeps the compiled code for the next run."""
 
+import contextlib
 import os
 import shutil
+import struct
+import sys
 import sysconfig
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +30,7 @@ SAVED_SHARE = {"float32": 0.1, "float16": 0.1, "bfloat16": 0.25}
 STEP_EFFICIENCY = {"float32": 0.7, "float16": 0.7, "bfloat16": 0.4}
 COMPILE_S = 30.0  # training and evaluation, without code from an earlier run: 7 to 20 s for the first step
 WORTH = 2.0  # compile if that saves this many times COMPILE_S: the estimates are rough
+LINKING_S = 60.0  # no library takes so long to be written
 # Bounds for one thread of any CPU. Runs that they decide on need no measurement.
 SLOWEST, FASTEST = CpuSpeed(1e9, 1e9), CpuSpeed(5e11, 1e13)
 
@@ -66,7 +71,31 @@ def keep_compiled_code() -> None:
     """
     folder = cache_folder()
     if folder is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "compiled" / machine_key()))
+        compiled = folder / "compiled" / machine_key()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(compiled))
+        if sys.platform == "linux":
+            remove_cut_libraries(compiled)
+
+
+def remove_cut_libraries(folder: Path) -> None:
+    """Remove the libraries that are shorter than their header says: their process was killed while it linked them.
+
+    Inductor loads each library that exists, so later runs of the model would fail. A young one may be in the making.
+    """
+    for path in folder.rglob("*.so"):
+        with contextlib.suppress(OSError):  # another run removes it too
+            if time.time() - path.stat().st_mtime > LINKING_S and _is_cut(path):
+                path.unlink()
+
+
+def _is_cut(path: Path) -> bool:
+    """Return whether a file is no whole library: linkers put the table of an ELF file's sections at its end."""
+    with path.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF"):
+        return True
+    (start,), (size, number) = struct.unpack_from("<Q", header, 0x28), struct.unpack_from("<HH", header, 0x3A)
+    return path.stat().st_size < int(start + size * number)
 
 
 def with_cuda_graphs(compiled: Callable[..., Any], model: nn.Module) -> Callable[..., Any]:

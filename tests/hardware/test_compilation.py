@@ -19,6 +19,7 @@ from lmtrain.hardware.compilation import (
     keep_compiled_code,
     pays_on_cpu,
     pays_on_every_cpu,
+    remove_cut_libraries,
     with_cuda_graphs,
 )
 from lmtrain.hardware.cpu_speed import CpuSpeed, machine_key
@@ -118,6 +119,23 @@ class Replayed(torch.nn.Module):
         return None, None if targets is None else self.loss.copy_(tokens.sum())
 
 
+@NEEDS_A_COMPILER
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no ELF libraries")
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
+@pytest.mark.parametrize("seconds", [0, 3600])
+def test_a_library_whose_linking_was_cut_off_is_removed(tmp_path: Path, share: float, seconds: int) -> None:
+    library = tmp_path / "ab" / "kernel.so"
+    library.parent.mkdir()
+    compiler = os.environ.get("CXX", "g++")
+    command = [compiler, "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library)]
+    subprocess.run(command, input=b"int f() { return 1; }", check=True)
+    os.truncate(library, int(share * library.stat().st_size))
+    written = library.stat().st_mtime - seconds
+    os.utime(library, (written, written))
+    remove_cut_libraries(tmp_path)
+    assert library.exists() == (share == 1.0 or seconds == 0)
+
+
 @pytest.mark.slow  # it imports the compiler
 def test_what_a_cuda_graph_returns_is_copied_and_gradients_have_their_own_memory() -> None:
     model = Replayed()
@@ -143,7 +161,7 @@ print(loss.item().hex(), layer.weight.grad.double().sum().item().hex(), os.envir
 
 @pytest.mark.slow
 @NEEDS_A_COMPILER
-def test_code_from_an_earlier_run_gives_the_same_bits(tmp_path: Path) -> None:
+def test_code_from_an_earlier_run_gives_the_same_bits_and_damaged_code_is_made_again(tmp_path: Path) -> None:
     kept = {key: value for key, value in os.environ.items() if key != "TORCHINDUCTOR_CACHE_DIR"}
     environment = kept | {"LMTRAIN_CACHE": str(tmp_path)}
     command = [sys.executable, "-c", PRODUCT]
@@ -155,6 +173,11 @@ def test_code_from_an_earlier_run_gives_the_same_bits(tmp_path: Path) -> None:
     warm = subprocess.check_output(command, text=True, timeout=600, env=environment)
     assert warm == cold
     assert sorted(folder.rglob("*.so")) == code
+
+    for library in code:  # as a process leaves them that is killed while it links them, an hour ago
+        os.truncate(library, library.stat().st_size // 2)
+        os.utime(library, (library.stat().st_mtime - 3600,) * 2)
+    assert subprocess.check_output(command, text=True, timeout=600, env=environment) == cold
 
 
 def losses(run: Path) -> list[float]:
