@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from support.compiler import NEEDS_A_COMPILER
-from support.tiny_trainer import make_trainer
+from support.tiny_trainer import make_trainer, tiny_llama
 
 from lmtrain.files.metrics import read_metrics
 from lmtrain.model import loss as loss_module
@@ -44,6 +44,19 @@ def compiled() -> Iterator[dict[str, Any]]:
         yield {"system": System(device="cpu", compile=True)}
 
 
+@contextlib.contextmanager
+def model(dropout: float = 0.0, **changes: Any) -> Iterator[dict[str, Any]]:
+    """Other arguments of the model, which computes with the same weights."""
+    yield {"model": tiny_llama(dropout, **changes)}
+
+
+@contextlib.contextmanager
+def compiled_recompute() -> Iterator[dict[str, Any]]:
+    """The compiled model, which computes its layers again in the backward."""
+    with compiled() as changes, model(recompute="layer") as other:
+        yield {**changes, **other}
+
+
 # (name, change, largest relative difference); a step has 2 micro-batches of 4 × 16 tokens
 CHANGES = [
     pytest.param(lambda: trainer(), BITS, id="nothing"),
@@ -54,6 +67,11 @@ CHANGES = [
     pytest.param(lambda: chunks(64), SUMS, id="one-chunk"),
     pytest.param(lambda: chunks(16), SUMS, id="chunks"),
     pytest.param(lambda: chunks(13), SUMS, id="ragged-chunks"),
+    pytest.param(lambda: model(attention="flash"), BITS, id="attention-flash"),
+    pytest.param(lambda: model(attention="math"), SUMS, id="attention-math"),
+    pytest.param(lambda: model(recompute="attention"), BITS, id="recompute-attention"),
+    pytest.param(lambda: model(recompute="layer"), BITS, id="recompute-layer"),
+    pytest.param(compiled_recompute, SUMS, id="compiled-recompute", marks=[NEEDS_A_COMPILER, pytest.mark.slow]),
     pytest.param(compiled, SUMS, id="compiled", marks=[NEEDS_A_COMPILER, pytest.mark.slow]),
 ]
 
@@ -76,3 +94,10 @@ def test_the_losses_stay(token_folder: Path, tmp_path: Path, change: Change, rel
     changed = losses(token_folder, tmp_path / "changed", change)
     assert len(changed) >= 6
     assert changed == {key: pytest.approx(expected[key], rel=relative, abs=0) for key in changed}
+
+
+@pytest.mark.parametrize("recompute", ["attention", "layer"])
+def test_what_is_computed_again_drops_the_same_elements(token_folder: Path, tmp_path: Path, recompute: str) -> None:
+    expected = losses(token_folder, tmp_path / "plain", lambda: model(0.2))
+    assert losses(token_folder, tmp_path / "changed", lambda: model(0.2, recompute=recompute)) == expected
+    assert losses(token_folder, tmp_path / "without", trainer) != expected

@@ -40,9 +40,9 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def tiny_llama(dropout: float = 0.0) -> Llama:
+def tiny_llama(dropout: float = 0.0, **changes: Any) -> Llama:
     torch.manual_seed(0)
-    return Llama(VOCAB_SIZE, 16, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=64, dropout=dropout)
+    return Llama(VOCAB_SIZE, 16, n_layer=2, n_head=4, n_kv_head=2, d_model=32, d_ff=64, dropout=dropout, **changes)
 
 
 def make_trainer(
