@@ -111,7 +111,7 @@ def run(
             if resumed is None and found.resolved:
                 directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
             notes = [*notes, *found.notes]
-            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, found.resolved)
+            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, kept, found.resolved)
             train(request, directory, state, stop, afterwards)
         except BaseException as caught:
             error = caught
@@ -158,7 +158,7 @@ def train(
     cfg, resumed = request.cfg, request.resumed
     with raising_config_errors():
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
-        parts = build_parts(cfg, kept=kept_choices(directory.path, cfg.get("fork")))
+        parts = build_parts(cfg, kept=request.kept)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
         start = load_start(cfg, checkpoints)

@@ -13,10 +13,11 @@ RECORD = "environment.json"
 def kept_choices(run_dir: Path | None, fork: str | None = None) -> dict[str, Any]:
     """Return the choices that a run keeps, by config key: its own from before, or those of the run that it forks.
 
-    A run without a directory does not exist yet.
+    Without `run_dir`, the run is yet to be made, and keeps only those of the run that it forks.
 
-    They are recorded as `resolved` in `environment.json`; a resume that changed one has a record of its own there. A
-    record without `resolved`, of an earlier version, says in its description of the device what the run computed with.
+    The choices are recorded as `resolved` in `environment.json`; a resume that changed one has a record of its own
+    there. A record without `resolved`, of an earlier version, says in its description of the device what the run
+    computed with.
     """
     run = Path(fork) if fork and not (run_dir and checkpoint_steps(run_dir)) else run_dir
     if run is None:

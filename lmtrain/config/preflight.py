@@ -83,9 +83,8 @@ def _check_extras(cfg: DictConfig) -> None:
 def check_for_plan(composed: DictConfig, command: str = "plan") -> tuple[DictConfig, list[str]]:
     """Return the checked config of a run to plan, and its missing data as `key=path` texts; prepare nothing.
 
-    `command` is the name for messages.
-
-    If token files are missing, the model's vocabulary has the size that `prepare` would aim for.
+    If token files are missing, the model's vocabulary has the size that `prepare` would aim for. Messages name
+    `command`.
 
     Raises:
         ConfigError: The config or the data is wrong; the message lists all mistakes.

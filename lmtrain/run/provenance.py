@@ -41,6 +41,7 @@ class RunRequest:
         lineage: The entry in `environment.json` about the run that this one repeats.
         notes: Messages about how the config was composed, for the user.
         facts: What the environment says about machine and git.
+        kept: What `auto` became in the run that is continued, by config key.
         resolved: What `auto` became before the parts are built, by config key.
     """
 
@@ -50,6 +51,7 @@ class RunRequest:
     lineage: Mapping[str, Any]
     notes: Sequence[str]
     facts: BackgroundFacts
+    kept: Mapping[str, Any]
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
