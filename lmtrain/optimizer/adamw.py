@@ -7,7 +7,8 @@ import torch
 from annotated_types import Interval
 from pydantic import NonNegativeFloat, PositiveFloat
 
-from lmtrain.optimizer.parameter_groups import can_fuse, decay_groups
+from lmtrain.optimizer.parameter_groups import can_fuse, parameter_groups
+from lmtrain.optimizer.rules import Rule
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -19,6 +20,7 @@ def adamw(
     weight_decay: NonNegativeFloat,
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
+    rules: list[Rule] | None = None,
 ) -> torch.optim.AdamW:
     """Return an AdamW optimizer that decays only tensors of two or more dimensions.
 
@@ -30,6 +32,7 @@ def adamw(
         weight_decay: Each step shrinks the weights by the learning rate times this.
         betas: Decay rates of the running means of the gradient and of its square.
         eps: Added to the denominator, against division by zero.
+        rules: Other values for some parameters; see `lmtrain.optimizer.rules.Rule`.
     """
-    groups = decay_groups(named_parameters, weight_decay)
+    groups = parameter_groups(named_parameters, weight_decay, rules or ())
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=can_fuse(groups))

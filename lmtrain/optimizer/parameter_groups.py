@@ -1,10 +1,12 @@
-"""Parameter groups for every optimizer: which parameters decay, and whether one fused kernel can update them all."""
+"""Parameter groups for every optimizer: which parameters decay, at which learning rate, and by which algorithm."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+
+from lmtrain.optimizer.rules import Role, Rule, matches, role_of, treatment
 
 log = logging.getLogger(__name__)
 
@@ -13,24 +15,62 @@ FUSED_DEVICES = ("cuda", "cpu")  # devices for which torch has a kernel that upd
 ParameterGroups = list[dict[str, Any]]
 
 
-def decay_groups(named_parameters: Iterable[tuple[str, torch.nn.Parameter]], weight_decay: float) -> ParameterGroups:
-    """Return parameter groups in which only tensors of two or more dimensions decay: matrices and embeddings.
+def parameter_groups(
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    weight_decay: float,
+    rules: Sequence[Rule] = (),
+    algorithms: Mapping[Role, str] | None = None,
+    lr_scales: Mapping[str, float] | None = None,
+) -> ParameterGroups:
+    """Return a group for each treatment of the trainable parameters, and log them.
 
-    Norm gains and biases set a scale, and pulling them to zero only works against the loss. Frozen parameters are in no
-    group, and a group without parameters is left out.
+    Without rules, only tensors of two or more dimensions decay: matrices and embeddings. Norm gains and biases set a
+    scale, and pulling them to zero only works against the loss. `algorithms` says by which algorithm each role is
+    updated, for an optimizer that has several; `lr_scales` has the factor of the learning rate of an algorithm.
+
+    Raises:
+        ValueError: A rule is about no parameter, or names an unknown algorithm.
     """
-    params = [param for _, param in named_parameters if param.requires_grad]
-    decayed = [param for param in params if param.ndim >= 2]
-    undecayed = [param for param in params if param.ndim < 2]
-    log.info(
-        "%d tensors decayed (%s params), %d not decayed (%s params)",
-        len(decayed),
-        f"{sum(param.numel() for param in decayed):,}",
-        len(undecayed),
-        f"{sum(param.numel() for param in undecayed):,}",
-    )
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    named = [(name, param) for name, param in named_parameters if param.requires_grad]
+    for rule in rules:
+        if not any(matches(rule, name, param.ndim) for name, param in named):
+            raise ValueError(f"optimizer.rules: {dict(rule)}: matches no parameter of the model")
+        if (chosen := rule.get("algorithm")) is not None and chosen not in (known := set((algorithms or {}).values())):
+            choices = (
+                f"choose from {', '.join(sorted(known))}" if known else "this optimizer has only one; leave it out"
+            )
+            raise ValueError(f"optimizer.rules: {dict(rule)}: unknown algorithm {chosen}; {choices}")
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    roles: dict[tuple[Any, ...], list[str]] = {}
+    for name, param in named:
+        role = role_of(name, param.ndim)
+        said = treatment(rules, name, param.ndim)
+        algorithm = said.pop("algorithm", algorithms[role]) if algorithms else None
+        values: dict[str, Any] = {} if algorithm is None else {"algorithm": algorithm}
+        values["weight_decay"] = weight_decay if param.ndim >= 2 else 0.0
+        values["lr_scale"] = (lr_scales or {}).get(algorithm or "", 1.0)
+        values |= said
+        key = tuple(values.values())
+        groups.setdefault(key, {"params": [], **values})["params"].append(param)
+        roles.setdefault(key, []).append(role)
+    for key, group in groups.items():
+        log.info("%s", describe(group, roles[key]))
+    return list(groups.values())
+
+
+def one_algorithm(name: str) -> dict[Role, str]:
+    """Return the algorithm of each role for an optimizer that has only one."""
+    return {"embedding": name, "output": name, "hidden": name, "vector": name}
+
+
+def describe(group: Mapping[str, Any], roles: Iterable[str]) -> str:
+    """Return a line about a group: how many parameters, of which roles, and how they are treated."""
+    params = sum(param.numel() for param in group["params"])
+    what = ", ".join(dict.fromkeys(roles))
+    algorithm = f"{group['algorithm']}: " if "algorithm" in group else ""
+    rate = "" if group["lr_scale"] == 1 else f", lr × {group['lr_scale']:g}"
+    decay = f"weight decay {group['weight_decay']:g}" if group["weight_decay"] else "no weight decay"
+    return f"{algorithm}{len(group['params'])} tensors ({params:,} params; {what}){rate}, {decay}"
 
 
 def can_fuse(groups: ParameterGroups) -> bool:

@@ -1,0 +1,102 @@
+"""An optimizer whose parameter groups are updated by different algorithms, such as Muon beside AdamW."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmtrain.optimizer.parameter_groups import ParameterGroups
+
+State = dict[str, Any]
+# Updates parameters in place. Its arguments are the parameters, their gradients and states, the values of the group,
+# and None or a scalar on the device: 1 where the step is bad and must change nothing.
+Algorithm = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[State], Mapping[str, Any], Tensor | None], None]
+
+
+class GroupedOptimizer(torch.optim.Optimizer):
+    """Updates each parameter group by the algorithm that its value `algorithm` names.
+
+    Whether a step is bad is known on the device only. As torch's fused optimizers do, this one takes that as
+    `found_inf` and changes nothing then, without waiting for the device.
+
+    Args:
+        groups: Parameter groups, with all values that their algorithms read.
+        algorithms: The algorithms by name.
+    """
+
+    _step_supports_amp_scaling = True  # torch.amp.GradScaler and the trainer set `found_inf` for such optimizers
+
+    def __init__(self, groups: ParameterGroups, algorithms: Mapping[str, Algorithm], lr: float) -> None:
+        super().__init__(groups, {"lr": lr})
+        self._algorithms = algorithms
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found_inf = getattr(self, "found_inf", None)
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                grads, states = [param.grad for param in params], [self.state[param] for param in params]
+                self._algorithms[group["algorithm"]](params, grads, states, group, found_inf)
+        return loss
+
+
+def adamw_update(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[State],
+    group: Mapping[str, Any],
+    found_inf: Tensor | None,
+) -> None:
+    """Update by AdamW, in torch's fused kernel; the group has `betas`, `eps`, `weight_decay` and `lr`."""
+    for param, state in zip(params, states, strict=True):
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+    beta1, beta2 = group["betas"]
+    torch.optim.adamw.adamw(
+        list(params),
+        list(grads),
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=True,
+        found_inf=found_inf,
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def finite(grads: Sequence[Tensor], found_inf: Tensor | None) -> tuple[list[Tensor], Tensor | float]:
+    """Return gradients that are finite, and the share of the step to take: 1, or 0 if it is bad."""
+    if found_inf is None:
+        return list(grads), 1.0
+    return [torch.where(found_inf.bool(), 0.0, grad) for grad in grads], 1.0 - found_inf
+
+
+def move_towards(means: Sequence[Tensor], values: Sequence[Tensor], weight: Tensor | float) -> None:
+    """Move running means towards new values, in place: `mean += weight · (value - mean)`."""
+    differences = torch._foreach_sub(list(values), list(means))
+    torch._foreach_mul_(differences, weight)
+    torch._foreach_add_(list(means), differences)
+
+
+def decay_and_subtract(
+    params: Sequence[Tensor], updates: Sequence[Tensor], group: Mapping[str, Any], share: Tensor | float
+) -> None:
+    """Shrink the parameters by the weight decay and subtract the updates, both times the learning rate, in place."""
+    lr = group["lr"] * share
+    if group["weight_decay"]:
+        torch._foreach_mul_(list(params), 1 - lr * group["weight_decay"])
+    torch._foreach_sub_(list(params), torch._foreach_mul(list(updates), lr))
