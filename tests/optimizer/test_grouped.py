@@ -1,0 +1,119 @@
+"""Optimizers of several algorithms: AdamW's part is torch's, a bad step changes no bit, and rules choose."""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from support.parameters import parameters, set_gradients
+
+from lmtrain.optimizer.adamw import adamw
+from lmtrain.optimizer.grouped import GroupedOptimizer, adamw_update
+from lmtrain.optimizer.lion import lion
+from lmtrain.optimizer.muon import muon, normuon
+
+MUON: dict[str, Any] = {
+    "lr": 0.02,
+    "weight_decay": 0.1,
+    "momentum": 0.95,
+    "nesterov": True,
+    "iterations": 5,
+    "precision": "auto",
+    "betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "adamw_lr_scale": 0.5,
+}
+MAKE: dict[str, Callable[..., GroupedOptimizer]] = {
+    "lion": lambda named, **more: lion(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), **more),
+    "muon": lambda named, **more: muon(named, **MUON, scale="match_adamw", **more),
+    "normuon": lambda named, **more: normuon(named, **MUON, row_beta=0.95, **more),
+}
+
+
+def test_the_part_of_adamw_has_the_bits_of_torchs():
+    ours, theirs = parameters(seed=1, dtype=torch.float32), parameters(seed=1, dtype=torch.float32)
+    group = {"params": list(ours.values()), "algorithm": "adamw", "betas": (0.9, 0.95), "eps": 1e-8}
+    optimizer = GroupedOptimizer([{**group, "weight_decay": 0.1}], {"adamw": adamw_update}, 1e-3)
+    reference = torch.optim.AdamW(theirs.values(), lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, fused=True)
+    for step in range(5):
+        for each, params in ((optimizer, ours), (reference, theirs)):
+            set_gradients(params, step)
+            each.step()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_a_bad_step_changes_no_bit(name):
+    named = parameters(seed=1, dtype=torch.float32)
+    optimizer = MAKE[name](named.items())
+    for step in range(3):
+        set_gradients(named, step)
+        optimizer.step()
+    before = copy.deepcopy([(p, optimizer.state[p]) for p in named.values()])
+    set_gradients(named, 3)
+    for param in named.values():
+        param.grad.view(-1)[0] = float("nan")
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    after = [(p, optimizer.state[p]) for p in named.values()]
+    for (param, state), (param_before, state_before) in zip(after, before, strict=True):
+        assert torch.equal(param, param_before)
+        assert all(torch.equal(state[key], state_before[key]) for key in state_before)
+    optimizer.found_inf = torch.zeros(())  # a good step, decided on the device
+    set_gradients(named, 3)
+    optimizer.step()
+    assert not any(torch.equal(param, param_before) for (param, _), (param_before, _) in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_a_step_is_the_same_where_the_device_decides(name):
+    results = []
+    for found_inf in (None, torch.zeros(())):
+        named = parameters(seed=1)
+        optimizer = MAKE[name](named.items())
+        if found_inf is not None:
+            optimizer.found_inf = found_inf
+        for step in range(4):
+            set_gradients(named, step)
+            optimizer.step()
+        results.append(named)
+    for key in results[0]:
+        torch.testing.assert_close(results[0][key], results[1][key], rtol=1e-6, atol=1e-9)
+
+
+def test_rules_change_groups_and_are_logged(caplog):
+    rules = [
+        {"role": "embedding", "lr_scale": 0.5},
+        {"names": "mat*", "algorithm": "adamw"},
+        {"ndim": 1, "weight_decay": 0.2},
+        {"names": "bias", "weight_decay": 0.0},
+    ]
+    named = parameters(seed=1)
+    with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
+        optimizer = MAKE["muon"](named.items(), rules=rules)
+    assert caplog.messages == [
+        "adamw: 1 tensors (28 params; embedding), lr × 0.5, weight decay 0.1",
+        "adamw: 1 tensors (4 params; vector), lr × 0.5, weight decay 0.2",
+        "muon: 1 tensors (24 params; hidden), weight decay 0.1",
+        "adamw: 2 tensors (6 params; vector), lr × 0.5, no weight decay",
+        "adamw: 1 tensors (20 params; hidden), lr × 0.5, weight decay 0.1",
+    ]
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 0.5, 1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"names": "layer.*"}, r"optimizer\.rules: \{'names': 'layer\.\*'\}: matches no parameter of the model"),
+        ({"role": "hidden", "algorithm": "soap"}, "unknown algorithm soap; choose from adamw, muon"),
+        ({"ndim": 1, "algorithm": "muon"}, "needs matrices"),
+    ],
+)
+def test_a_rule_with_a_mistake_is_refused(rule, message):
+    with pytest.raises(ValueError, match=message):
+        MAKE["muon"](parameters(seed=1).items(), rules=[rule])
+    if "algorithm" in rule:
+        with pytest.raises(ValueError, match="this optimizer has only one; leave it out"):
+            adamw(parameters(seed=1).items(), lr=1, weight_decay=0, betas=(0, 0), eps=1, rules=[rule])
