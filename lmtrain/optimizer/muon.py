@@ -126,6 +126,8 @@ def _groups(
 ) -> ParameterGroups:
     """Return the parameter groups with the values of their algorithms."""
     groups = parameter_groups(named_parameters, weight_decay, rules, ALGORITHMS, {"adamw": adamw_lr_scale})
+    if any(group["algorithm"] == "muon" and param.ndim < 2 for group in groups for param in group["params"]):
+        raise ValueError("optimizer.rules: algorithm=muon needs matrices, but a rule names parameters that are none")
     return [{**group, **(own if group["algorithm"] == "muon" else adamw)} for group in groups]
 
 

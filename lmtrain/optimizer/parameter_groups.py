@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lmtrain.optimizer.rules import Role, Rule, matches, role_of, treatment
+from lmtrain.terminal.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def describe(group: Mapping[str, Any], roles: Iterable[str]) -> str:
     algorithm = f"{group['algorithm']}: " if "algorithm" in group else ""
     rate = "" if group["lr_scale"] == 1 else f", lr × {group['lr_scale']:g}"
     decay = f"weight decay {group['weight_decay']:g}" if group["weight_decay"] else "no weight decay"
-    return f"{algorithm}{len(group['params'])} tensors ({params:,} params; {what}){rate}, {decay}"
+    return f"{algorithm}{counted(len(group['params']), 'tensor')} ({params:,} params; {what}){rate}, {decay}"
 
 
 def can_fuse(groups: ParameterGroups) -> bool:

@@ -64,7 +64,9 @@ def test_a_bad_step_changes_no_bit(name):
     optimizer.found_inf = torch.zeros(())  # a good step, decided on the device
     set_gradients(named, 3)
     optimizer.step()
-    assert not any(torch.equal(param, param_before) for (param, _), (param_before, _) in zip(after, before, strict=True))
+    assert not any(
+        torch.equal(param, param_before) for (param, _), (param_before, _) in zip(after, before, strict=True)
+    )
 
 
 @pytest.mark.parametrize("name", list(MAKE))
@@ -94,11 +96,11 @@ def test_rules_change_groups_and_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
         optimizer = MAKE["muon"](named.items(), rules=rules)
     assert caplog.messages == [
-        "adamw: 1 tensors (28 params; embedding), lr × 0.5, weight decay 0.1",
-        "adamw: 1 tensors (4 params; vector), lr × 0.5, weight decay 0.2",
-        "muon: 1 tensors (24 params; hidden), weight decay 0.1",
+        "adamw: 1 tensor (28 params; embedding), lr × 0.5, weight decay 0.1",
+        "adamw: 1 tensor (4 params; vector), lr × 0.5, weight decay 0.2",
+        "muon: 1 tensor (24 params; hidden), weight decay 0.1",
         "adamw: 2 tensors (6 params; vector), lr × 0.5, no weight decay",
-        "adamw: 1 tensors (20 params; hidden), lr × 0.5, weight decay 0.1",
+        "adamw: 1 tensor (20 params; hidden), lr × 0.5, weight decay 0.1",
     ]
     assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 0.5, 1.0, 0.5, 0.5]
 
@@ -108,7 +110,7 @@ def test_rules_change_groups_and_are_logged(caplog):
     [
         ({"names": "layer.*"}, r"optimizer\.rules: \{'names': 'layer\.\*'\}: matches no parameter of the model"),
         ({"role": "hidden", "algorithm": "soap"}, "unknown algorithm soap; choose from adamw, muon"),
-        ({"ndim": 1, "algorithm": "muon"}, "needs matrices"),
+        ({"ndim": 1, "algorithm": "muon"}, "algorithm=muon needs matrices"),
     ],
 )
 def test_a_rule_with_a_mistake_is_refused(rule, message):
