@@ -10,17 +10,48 @@ from lmtrain.terminal.units import counted
 
 Groups = list[dict[str, Any]]
 
+TENSOR = "tensor"  # the only key of a dict that stands for a tensor inside another value
+
 
 def optimizer_state(
     optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Return the optimizer's state as `<parameter>/<key>`: its tensors, and everything else."""
+    """Return the optimizer's state as `<parameter>/<key>`: its tensors, and everything else.
+
+    A tensor inside a list or a dict, such as those of SOAP, is `<parameter>/<key>/<place>`, and its place in the rest has
+    that name.
+    """
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
     for name, param in named_parameters:
         for key, value in optimizer.state.get(param, {}).items():
-            (tensors if isinstance(value, torch.Tensor) else plain)[f"{name}/{key}"] = value
+            rest = _take_tensors(value, f"{name}/{key}", tensors)
+            if not isinstance(value, torch.Tensor):
+                plain[f"{name}/{key}"] = rest
     return tensors, plain
+
+
+def _take_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
+    """Put the tensors in a value into `tensors`, and return the value with their names in their places."""
+    if isinstance(value, torch.Tensor):
+        tensors[path] = value
+        return {TENSOR: path}
+    if isinstance(value, list | tuple):
+        return [_take_tensors(item, f"{path}/{place}", tensors) for place, item in enumerate(value)]
+    if isinstance(value, dict):
+        return {key: _take_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+    return value
+
+
+def _put_tensors(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Return a value from `_take_tensors` with the tensors again."""
+    if isinstance(value, list):
+        return [_put_tensors(item, tensors) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {TENSOR}:
+            return tensors[value[TENSOR]]
+        return {key: _put_tensors(item, tensors) for key, item in value.items()}
+    return value
 
 
 def load_optimizer_state(
@@ -37,16 +68,24 @@ def load_optimizer_state(
         ValueError: the state has a parameter that the model does not have.
     """
     by_name = dict(named_parameters)
-    for path, value in {**plain, **tensors}.items():
-        name, _, key = path.rpartition("/")
+    # A step counter is on the CPU unless the fused kernel needs it on the device.
+    fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+    placed: dict[str, torch.Tensor] = {}
+    for path, value in tensors.items():
+        name = path.partition("/")[0]
         if name not in by_name:
             raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
-        param = by_name[name]
-        if isinstance(value, torch.Tensor):
-            # A step counter is on the CPU unless the fused kernel needs it on the device.
-            fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
-            value = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # steps change it in place
-        optimizer.state[param][key] = value
+        placed[path] = value.to(by_name[name].device if value.ndim or fused else "cpu", copy=True)  # steps change it
+    try:
+        values = {path: _put_tensors(value, placed) for path, value in plain.items()}
+    except KeyError as error:
+        raise ValueError(f"the checkpoint's optimizer has no tensor {error}") from error
+    for path, value in {**placed, **values}.items():
+        name, _, key = path.partition("/")
+        if name not in by_name:
+            raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
+        if "/" not in key:
+            optimizer.state[by_name[name]][key] = value
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> Groups:

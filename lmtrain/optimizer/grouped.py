@@ -28,7 +28,7 @@ class GroupedOptimizer(torch.optim.Optimizer):
     _step_supports_amp_scaling = True  # torch.amp.GradScaler and the trainer set `found_inf` for such optimizers
 
     def __init__(self, groups: ParameterGroups, algorithms: Mapping[str, Algorithm], lr: float) -> None:
-        super().__init__(groups, {"lr": lr})
+        super().__init__(groups, {"lr": lr, "fused": True})  # AdamW's step counters are on the device
         self._algorithms = algorithms
 
     @torch.no_grad()

@@ -7,8 +7,33 @@ from torch import nn
 
 from lmtrain.checkpoint.optimizer_state import load_optimizer_state, optimizer_state
 from lmtrain.optimizer.adamw import adamw
+from lmtrain.optimizer.lion import lion
+from lmtrain.optimizer.muon import muon, normuon
 
+MUON = {
+    **{"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True, "iterations": 5, "precision": "auto"},
+    **{"betas": (0.9, 0.95), "eps": 1e-8, "adamw_lr_scale": 0.1},
+}
 HYPER = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+
+
+class NestedState(torch.optim.Optimizer):
+    """Keeps tensors in lists and dicts, as SOAP does."""
+
+    def __init__(self, params):
+        super().__init__(params, {"lr": 0.1})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                if not state:
+                    state["sides"] = [torch.zeros_like(param), [], {"deep": (torch.zeros_like(param), 3)}]
+                    state["empty"], state["name"] = None, "a/b"
+                state["sides"][0].add_(param.grad)
+                state["sides"][2]["deep"][0].mul_(0.9).add_(state["sides"][0])
+                param.sub_(state["sides"][2]["deep"][0], alpha=group["lr"])
 
 
 def train(optimizer: torch.optim.Optimizer, named: dict[str, nn.Parameter], steps: range) -> None:
@@ -24,6 +49,11 @@ OPTIMIZERS = [
     pytest.param(lambda named: torch.optim.SGD((param for _, param in named), lr=0.1, momentum=0.9), id="sgd"),
     pytest.param(lambda named: torch.optim.Adam(list(named), amsgrad=True), id="adam-of-named-parameters"),
     pytest.param(lambda named: torch.optim.NAdam(list(named), foreach=False), id="nadam"),
+    pytest.param(lambda named: torch.optim.Adafactor(list(named)), id="adafactor"),
+    pytest.param(lambda named: lion(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99)), id="lion"),
+    pytest.param(lambda named: muon(named, **MUON, scale="spectral"), id="muon"),
+    pytest.param(lambda named: normuon(named, **MUON, row_beta=0.9), id="normuon"),
+    pytest.param(lambda named: NestedState(param for _, param in named), id="state-in-lists"),
 ]
 
 
