@@ -18,8 +18,8 @@ def optimizer_state(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the optimizer's state as `<parameter>/<key>`: its tensors, and everything else.
 
-    A tensor inside a list or a dict, such as those of SOAP, is `<parameter>/<key>/<place>`, and its place in the rest has
-    that name.
+    A tensor inside a list or a dict, such as those of SOAP, is `<parameter>/<key>.<place>`; the rest has that name in its
+    place.
     """
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}
@@ -37,20 +37,21 @@ def _take_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> An
         tensors[path] = value
         return {TENSOR: path}
     if isinstance(value, list | tuple):
-        return [_take_tensors(item, f"{path}/{place}", tensors) for place, item in enumerate(value)]
+        return [_take_tensors(item, f"{path}.{place}", tensors) for place, item in enumerate(value)]
     if isinstance(value, dict):
-        return {key: _take_tensors(item, f"{path}/{key}", tensors) for key, item in value.items()}
+        return {key: _take_tensors(item, f"{path}.{key}", tensors) for key, item in value.items()}
     return value
 
 
-def _put_tensors(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
-    """Return a value from `_take_tensors` with the tensors again."""
+def _put_tensors(value: Any, tensors: Mapping[str, torch.Tensor], unused: dict[str, torch.Tensor]) -> Any:
+    """Return a value from `_take_tensors` with its tensors again, and remove them from `unused`."""
     if isinstance(value, list):
-        return [_put_tensors(item, tensors) for item in value]
+        return [_put_tensors(item, tensors, unused) for item in value]
     if isinstance(value, dict):
         if value.keys() == {TENSOR}:
+            unused.pop(value[TENSOR], None)
             return tensors[value[TENSOR]]
-        return {key: _put_tensors(item, tensors) for key, item in value.items()}
+        return {key: _put_tensors(item, tensors, unused) for key, item in value.items()}
     return value
 
 
@@ -72,20 +73,22 @@ def load_optimizer_state(
     fused = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
     placed: dict[str, torch.Tensor] = {}
     for path, value in tensors.items():
-        name = path.partition("/")[0]
-        if name not in by_name:
-            raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
-        placed[path] = value.to(by_name[name].device if value.ndim or fused else "cpu", copy=True)  # steps change it
+        param = _parameter_of(path, by_name)
+        placed[path] = value.to(param.device if value.ndim or fused else "cpu", copy=True)  # steps change it in place
+    unused = dict(placed)
     try:
-        values = {path: _put_tensors(value, placed) for path, value in plain.items()}
+        rest = {path: _put_tensors(value, placed, unused) for path, value in plain.items()}
     except KeyError as error:
         raise ValueError(f"the checkpoint's optimizer has no tensor {error}") from error
-    for path, value in {**placed, **values}.items():
-        name, _, key = path.partition("/")
-        if name not in by_name:
-            raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
-        if "/" not in key:
-            optimizer.state[by_name[name]][key] = value
+    for path, value in {**rest, **unused}.items():
+        optimizer.state[_parameter_of(path, by_name)][path.rpartition("/")[2]] = value
+
+
+def _parameter_of(path: str, by_name: Mapping[str, torch.nn.Parameter]) -> torch.nn.Parameter:
+    name = path.rpartition("/")[0]
+    if name not in by_name:
+        raise ValueError(f"the checkpoint's optimizer has state for {name}, which the model does not have")
+    return by_name[name]
 
 
 def group_values(optimizer: torch.optim.Optimizer) -> Groups:
