@@ -121,6 +121,20 @@ def test_the_peak_agrees_with_a_real_step(
     assert step.checkpoint_bytes == pytest.approx(sum(tensor.nbytes for tensor in saved) + 2 * params, rel=0.01)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_peak_agrees_with_a_real_step_whose_logits_come_in_chunks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 0)
+    monkeypatch.setattr("lmtrain.model.loss.CHUNK_ROWS", 32)
+    numbers = StepSettings("cpu", dtype, 1, 4, 64)
+    make = llama(vocab_size=8192)
+    step = simulated(make, numbers)
+    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
+    assert step.peak["logits"] == chunk_rows(dtype) * 8192 * dtype.itemsize < 4 * 64 * 8192 * dtype.itemsize
+
+
 @pytest.mark.parametrize(
     ("make", "batch_size", "block_size"),
     [
