@@ -50,11 +50,12 @@ def test_a_version_reads_the_configs_of_its_own_checkout(tmp_path: Path, monkeyp
         shutil.copytree(ROOT / "conf", checkout / "conf")
     with open(here / "conf" / "trainer" / "default.yaml", "a", encoding="utf-8") as file:
         file.write("a_new_key: 1\n")
-    show = [sys.executable, "-P", "-m", "lmtrain", "--cfg", "job"]
+    without_data = [sys.executable, "-P", "-m", "lmtrain", "data=tokens", "data.path=nowhere"]
     monkeypatch.chdir(here)
-    startup.run(show, Version(before), 0)
+    with pytest.raises(ConfigError, match=r"^data\.path=nowhere"):
+        startup.run(without_data, Version(before), 0)
     with pytest.raises(ConfigError, match="a_new_key"):
-        startup.run(show, Version(), 0, {"PYTHONPATH": str(before)})
+        startup.run(without_data, Version(), 0, {"PYTHONPATH": str(before)})
     monkeypatch.chdir(elsewhere)
     assert Version(before).directory is None  # conf/ of a user holds for both
 

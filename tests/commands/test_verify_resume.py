@@ -39,7 +39,7 @@ def test_a_fork_is_verified_after_the_step_that_it_begins_at(tiny: list[str], tm
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit for bit: 1 kill" in done.stdout
     results = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("kept/*/result.json")]
-    assert {result["step"] for result in results} == {8 + 6}
+    assert {result["steps"] for result in results} == {8 + 6}
 
 
 def folders(tmp_path: Path) -> set[str]:

@@ -122,17 +122,16 @@ def test_the_peak_agrees_with_a_real_step(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_peak_agrees_with_a_real_step_whose_logits_come_in_chunks(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_peak_agrees_with_a_real_step_whose_logits_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 0)
-    monkeypatch.setattr("lmtrain.model.loss.CHUNK_ROWS", 32)
-    numbers = StepSettings("cpu", dtype, 1, 4, 64)
-    make = llama(vocab_size=8192)
+    monkeypatch.setattr("lmtrain.model.loss.CHUNK_ROWS", 128)
+    numbers, make = StepSettings("cpu", torch.float32, 1, 8, 64), llama(vocab_size=8192)
     step = simulated(make, numbers)
     assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
-    assert step.peak["logits"] == chunk_rows(dtype) * 8192 * dtype.itemsize < 4 * 64 * 8192 * dtype.itemsize
+    whole = 8 * 64 * 8192 * 4
+    assert 0 < step.peak["logits"] <= whole / 2
+    monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 2**62)
+    assert simulated(make, numbers).peak["logits"] >= whole
 
 
 @pytest.mark.parametrize(
