@@ -106,11 +106,16 @@ def build_model(cfg: DictConfig) -> nn.Module:
     return model
 
 
-def check_attention(model: nn.Module, system: System) -> None:
-    """Check that the model's kind of attention exists on the device, and can do what the run needs."""
+def check_attention(model: nn.Module, system: System) -> dict[str, str]:
+    """Check that the model's kind of attention exists on the device, and can do what the run needs.
+
+    Return what `auto` became, by config key; empty if the config names the kind, or the model has no such choice.
+    """
     attention = getattr(model, "attention", None)
-    if isinstance(attention, Attention):
-        attention.check(system.device, system.dtype)
+    if not isinstance(attention, Attention):
+        return {}
+    kind = attention.check(system.device, system.dtype)
+    return {"model.attention": kind} if attention.kind == "auto" else {}
 
 
 def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:

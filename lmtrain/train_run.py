@@ -34,7 +34,7 @@ from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.loop.training_parts import Parts
 from lmtrain.micro_batch.find import found_size
-from lmtrain.parts import build_parts, check_model_size
+from lmtrain.parts import build_parts, check_attention, check_model_size
 from lmtrain.run import report
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
@@ -166,7 +166,8 @@ def train(
         request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(run_id, parts.system.describe(), plain_config(cfg), request.facts.get())
-        described |= {"resolved": parts.system.resolved | request.resolved, "cuda_allocator": parts.system.allocator()}
+        resolved = parts.system.resolved | request.resolved | check_attention(parts.model, parts.system)
+        described |= {"resolved": resolved, "cuda_allocator": parts.system.allocator()}
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)

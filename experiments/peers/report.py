@@ -14,6 +14,7 @@ RESULTS = HERE / "results"
 PAGES = (HERE / "README.md", HERE.parents[1] / "README.md")
 COLUMNS = ("contender", "number format", "ms per step", "tokens/s", "ratio", "spread of the ratio", "memory (GB)")
 OURS = "lmtrain"
+BARE_LOOP = ENTRIES["lmtrain-bare"].label
 BLOCK = re.compile(r"(<!-- (\w+) of (\w+): made by experiments/peers/report\.py -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -101,6 +102,8 @@ def summary(results_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
     best: dict[str, dict[str, Mapping[str, Any]]] = {}
     for setting, results in results_by_setting.items():
         for row in rows(results):
+            if row["label"] == BARE_LOOP:  # what the trainer itself costs, and no tool
+                continue
             best.setdefault(row["label"].partition(",")[0], {}).setdefault(setting, row)
     settings = list(results_by_setting.values())
     lines = [
@@ -141,7 +144,7 @@ def fill(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
             body = summary(results)
         else:
             body = markdown(results[name]) if name in results else "Not measured yet."
-        return f"{match[1]}\n{body}\n\n{match[4]}" if body else f"{match[1]}{match[4]}"
+        return f"{match[1]}{body}\n{match[4]}" if body else f"{match[1]}{match[4]}"
 
     return BLOCK.sub(block, text)
 

@@ -25,6 +25,7 @@ from lmtrain.benchmark import startup_process
 from lmtrain.benchmark.startup_process import PHASES, UNAVOIDABLE
 from lmtrain.benchmark.turns import rotated
 from lmtrain.config.compose import compose
+from lmtrain.config.overrides import override_value
 from lmtrain.config.preflight import preflight
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
@@ -55,6 +56,11 @@ class Version:
         kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         mode = "disabled" if kept.get("WANDB_MODE") == "disabled" else "offline"
         return kept | {"WANDB_MODE": mode} | ({"PYTHONPATH": str(self.folder)} if self.folder is not None else {})
+
+    @property
+    def directory(self) -> Path | None:
+        """The working directory of its processes: conf/ of a checkout belongs to the lmtrain beside it alone."""
+        return self.folder if _is_checkout(Path.cwd()) else None
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -102,14 +108,20 @@ def start_of_run(version: Version, overrides: Sequence[str], cfg: DictConfig) ->
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder, "phases.json")
         command = [sys.executable, "-P", startup_process.__file__, str(file), str(time.perf_counter())]
-        environment = version.environment | {"TRACKIO_DIR": folder}
-        run([*command, *overrides, f"hydra.run.dir={folder}/run", *_without_links(cfg)], environment, 0)
+        fixed = [f"hydra.run.dir={folder}/run", *_absolute_data(cfg), *_without_links(cfg)]
+        run([*command, *overrides, *fixed], version, 0, {"TRACKIO_DIR": folder})
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     seconds: dict[str, Seconds] = {phase: (wall, cpu) for phase, (wall, cpu) in found["phases"].items()}
     seconds[ALL] = added(seconds[phase] for phase in PHASES)
     seconds[BESIDE] = added(seconds[phase] for phase in PHASES if phase not in UNAVOIDABLE)
     seconds[OTHERS] = (0.0, found["other_processes_cpu_s"])
     return seconds
+
+
+def _absolute_data(cfg: DictConfig) -> list[str]:
+    """Return the override that finds the token files from every working directory."""
+    path = cfg.data.get("path")
+    return [] if path is None else [f"data.path={override_value(str(Path(path).absolute()))}"]
 
 
 def _without_links(cfg: DictConfig) -> list[str]:
@@ -121,19 +133,20 @@ def _without_links(cfg: DictConfig) -> list[str]:
 def seconds_of_command(version: Version, arguments: Sequence[str], code: int) -> Seconds:
     """Return wall and CPU seconds of a command that must end with this exit code."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    run([sys.executable, "-m", "lmtrain", *arguments], version.environment, code)
+    run([sys.executable, "-m", "lmtrain", *arguments], version, code)
     wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def run(command: Sequence[str], environment: Mapping[str, str], code: int) -> None:
-    """Run a command and check its exit code.
+def run(command: Sequence[str], version: Version, code: int, variables: Mapping[str, str] | None = None) -> None:
+    """Run a command of a version, with more environment variables, and check its exit code.
 
     Raises:
         ConfigError: the command reported a mistake in the config.
         RuntimeError: it ended with another exit code.
     """
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = version.environment | (variables or {})
+    done = subprocess.run(command, env=environment, cwd=version.directory, capture_output=True, text=True, check=False)
     if done.returncode != code:
         lines = done.stderr.strip().splitlines()
         if lines and lines[-1].startswith(CONFIG_ERROR):
@@ -165,6 +178,10 @@ def show(rounds: Sequence[Mapping[str, Mapping[str, Seconds]]]) -> None:
 
 def _checkout(text: str) -> Path:
     folder = Path(text).resolve()
-    if not (folder / "lmtrain" / "__main__.py").is_file():
+    if not _is_checkout(folder):
         raise argparse.ArgumentTypeError(f"{text}: is not a checkout of lmtrain; give a folder with lmtrain/ in it")
     return folder
+
+
+def _is_checkout(folder: Path) -> bool:
+    return (folder / "lmtrain" / "__main__.py").is_file()

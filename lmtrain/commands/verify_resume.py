@@ -19,6 +19,7 @@ from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.overrides import refuse_several_runs
 from lmtrain.config.preflight import preflight
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.micro_batch.find import found_size
@@ -59,7 +60,7 @@ Example: python -m lmtrain verify-resume experiments=quickstart model.dropout=0.
 
 def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
-    composition = compose_with_notes(options.overrides)
+    composition = compose_with_notes(expand_fork(options.overrides))
     runs = Path(composition.config.hydra.run.dir).absolute().parent
     cfg = preflight(without_hydra(composition.config))
     for note in composition.notes:
@@ -143,10 +144,13 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 def eventful_overrides(cfg: DictConfig, steps: int) -> list[str]:
     """Return overrides that make much happen in few steps, without changing a bit of the training.
 
+    A fork takes the steps after the one that it begins at.
+
     Raises:
         ConfigError: The user's own trainer lacks one of the keys to set.
     """
-    trainer = {"max_steps": steps, **INTERVALS}
+    begin = cfg.step if cfg.get("fork") else 0
+    trainer = {"max_steps": begin + steps, **INTERVALS}
     if missing := [key for key in (*trainer, "keep_checkpoints") if key not in cfg.trainer]:
         raise ConfigError(f"trainer: has no {', '.join(missing)}; verify-resume needs to set it")
     for key in ("eval_batches", "eval_train_batches"):

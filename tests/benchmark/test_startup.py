@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,25 @@ def test_every_phase_of_a_start_is_measured(
     assert not [*tmp_path.glob("outputs*")]  # the runs were in a temporary folder
     printed = capsys.readouterr().out
     assert all(phase in printed for phase in PHASES)
+
+
+def test_a_version_reads_the_configs_of_its_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that one version does not know must not come from conf/ of the other one."""
+    here, before, elsewhere = tmp_path / "here", tmp_path / "before", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for checkout in (here, before):
+        shutil.copytree(ROOT / "lmtrain", checkout / "lmtrain", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "conf", checkout / "conf")
+    with open(here / "conf" / "trainer" / "default.yaml", "a", encoding="utf-8") as file:
+        file.write("a_new_key: 1\n")
+    without_data = [sys.executable, "-P", "-m", "lmtrain", "data=tokens", "data.path=nowhere"]
+    monkeypatch.chdir(here)
+    with pytest.raises(ConfigError, match=r"^data\.path=nowhere"):
+        startup.run(without_data, Version(before), 0)
+    with pytest.raises(ConfigError, match="a_new_key"):
+        startup.run(without_data, Version(), 0, {"PYTHONPATH": str(before)})
+    monkeypatch.chdir(elsewhere)
+    assert Version(before).directory is None  # conf/ of a user holds for both
 
 
 @pytest.mark.slow

@@ -35,14 +35,28 @@ def test_a_cpu_is_checked_and_the_findings_are_kept(tmp_path: Path, cli: Cli) ->
 
 
 @pytest.mark.slow
-def test_a_device_that_does_not_exist_and_no_time(tmp_path: Path, cli: Cli) -> None:
-    done = cli("verify-device", "system.device=cuda:97", "--only", "optimizer", "--json", "out.json", timeout=300)
-    assert done.returncode == 1
-    assert "use system.device=auto" in done.stdout
-    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["passed"] is False
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["system.device=cuda:97"], "use system.device=auto"),
+        (["system.device=cpu", "system.dtype=float8", "system.compile=true"], "system.dtype=float8: "),
+        (["system.device=cpu", "model.attention=cudnn"], "model.attention=cudnn: "),
+    ],
+)
+def test_overrides_that_the_device_cannot_follow(overrides: list[str], message: str, tmp_path: Path, cli: Cli) -> None:
+    done = cli("verify-device", *overrides, "--only", "optimizer", "--json", "out.json", timeout=300)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("config error: ")]
+    assert message in line
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_without_time_the_checks_fail(tmp_path: Path, cli: Cli) -> None:
     done = cli("verify-device", "--budget", "1", "--json", "out.json")
     assert done.returncode == 1
     assert "no time was left" in done.stdout
+    assert json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))["passed"] is False
 
 
 @pytest.mark.parametrize(

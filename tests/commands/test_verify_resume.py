@@ -30,6 +30,18 @@ def tiny(token_folder: Path) -> list[str]:
     return [*TINY, f"data.path={token_folder}", "model.dropout=0.1"]
 
 
+@pytest.mark.slow
+def test_a_fork_is_verified_after_the_step_that_it_begins_at(tiny: list[str], tmp_path: Path, cli: Cli) -> None:
+    trained = cli(*tiny, "trainer.max_steps=8", "hydra.run.dir=run", timeout=300)
+    assert trained.returncode == 0, trained.stderr
+    options = ["--kills", "1", "--steps", "6", "--keep", "kept"]
+    done = cli("verify-resume", "fork=run", "trainer.global_batch_size=8", *options, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit for bit: 1 kill" in done.stdout
+    results = [json.loads(file.read_text(encoding="utf-8")) for file in tmp_path.glob("kept/*/result.json")]
+    assert {result["steps"] for result in results} == {8 + 6}
+
+
 def folders(tmp_path: Path) -> set[str]:
     return {path.name for path in tmp_path.iterdir()}
 

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from support.saved_run import write_saved_run
 from support.tokens import TINY
 
 from lmtrain.config.batch_size import derive_accumulation, divisors, is_auto, keep_found_size, with_batch_size
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
+from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.run.identity import config_hash
 
@@ -133,3 +135,17 @@ def test_a_job_of_a_sweep_is_known_again_by_the_config_that_it_recorded() -> Non
     assert config_hash(wanted) != config_hash(saved)
     keep_found_size(wanted, saved)
     assert wanted == saved
+
+
+def test_a_fork_may_replace_the_number_of_micro_batches_by_a_global_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    number = "trainer.gradient_accumulation_steps=2"
+    run = write_saved_run(Path("outputs", "run"), "model=llama_1m", "data.path=data/tiny", "data.batch_size=4", number)
+    whole = [f"fork={run}", "step=4", "trainer.global_batch_size=32"]
+    assert check(compose(expand_fork(whole, prepares=False))).trainer.gradient_accumulation_steps == 8
+    with pytest.raises(ConfigError, match=f"^{number}: follows from trainer.global_batch_size=32"):
+        compose(expand_fork([*whole, number], prepares=False))
+    kept = expand_fork([f"fork={run}", "step=4", "trainer.global_batch_size=null"], prepares=False)
+    assert check(compose(kept)).trainer.gradient_accumulation_steps == 2

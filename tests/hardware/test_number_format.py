@@ -139,7 +139,8 @@ def run(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 @pytest.mark.slow  # it trains four runs
 def test_a_resume_and_a_fork_keep_the_format_on_a_slower_machine(run: Path, finished: Path) -> None:
-    assert load_run(run).environment["resolved"] == {"system.dtype": "bfloat16", "system.compile": False}
+    choices = {"system.dtype": "bfloat16", "system.compile": False, "model.attention": "flash"}
+    assert load_run(run).environment["resolved"] == choices
     resumed = train(["trainer.max_steps=8"], resume=run)
     (again,) = resumed.environment["resumes"]
     assert again["resolved"]["system.dtype"] == again["evaluation"]["dtype"] == "bfloat16"
@@ -159,7 +160,7 @@ def test_a_fork_times_its_micro_batches_in_the_format_that_it_keeps(run: Path, m
 
     monkeypatch.setattr("lmtrain.micro_batch.find._run_trial", trial)
     forked = train(["data.batch_size=auto", "trainer.max_steps=5", "hydra.run.dir=forked"], fork=run)
-    assert given == [{"system.dtype": "bfloat16", "system.compile": False}]
+    assert given == [{"system.dtype": "bfloat16", "system.compile": False, "model.attention": "flash"}]
     assert forked.environment["resolved"] == {**given[0], "data.batch_size": 4}
 
 

@@ -121,6 +121,19 @@ def test_the_peak_agrees_with_a_real_step(
     assert step.checkpoint_bytes == pytest.approx(sum(tensor.nbytes for tensor in saved) + 2 * params, rel=0.01)
 
 
+@pytest.mark.slow
+def test_the_peak_agrees_with_a_real_step_whose_logits_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 0)
+    monkeypatch.setattr("lmtrain.model.loss.CHUNK_ROWS", 128)
+    numbers, make = StepSettings("cpu", torch.float32, 1, 8, 64), llama(vocab_size=8192)
+    step = simulated(make, numbers)
+    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
+    whole = 8 * 64 * 8192 * 4
+    assert 0 < step.peak["logits"] <= whole / 2
+    monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 2**62)
+    assert simulated(make, numbers).peak["logits"] >= whole
+
+
 @pytest.mark.parametrize(
     ("make", "batch_size", "block_size"),
     [

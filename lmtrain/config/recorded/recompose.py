@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
-from lmtrain.config.batch_size import is_auto, keep_found_size
+from lmtrain.config.batch_size import ACCUMULATION, GLOBAL, is_auto, keep_found_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import GROUPS
 from lmtrain.config.compose import compose, without_hydra
@@ -110,6 +110,8 @@ def overrides_to_recompose(
         if "data" in groups:
             groups.add("prepare")  # comes with the data choice
         restored = [(key, line) for key, line in restored if key.partition(".")[0] not in groups]
+    if any(override.key_or_group == GLOBAL and override.value() is not None for override in given):
+        own_lines = [line for line in own_lines if not line.startswith(f"{ACCUMULATION}=")]  # it follows from that
     return [*own_lines, *(line for _, line in restored)]
 
 

@@ -19,6 +19,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def the_device(setting: Setting) -> Iterator[Finding]:
+    setting.check_overrides()
     system = setting.system()
     values: dict[str, Any] = {
         "kind": system.device.type,

@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmtrain.errors import ConfigError
+
 PASSED, FAILED = "passed", "failed"
 NOT_APPLICABLE = "not applicable"  # this device or machine lacks what the check is about
 NOT_RUN = "not run"  # there was no time left
 MEASURED = "measured"  # a figure, which cannot fail
+
+
+class ImpossibleOverridesError(ConfigError):
+    """The user's overrides name something that this device cannot do, so that no check can run."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.machine import limit_spinning
-from lmtrain.verify.device.finding import FAILED, Finding
+from lmtrain.verify.device.finding import FAILED, Finding, ImpossibleOverridesError
 from lmtrain.verify.device.setting import Setting
 
 CheckFunction = Callable[[Setting], Iterator[Finding]]
@@ -27,6 +27,9 @@ def run(descriptor: int, request: Mapping[str, Any]) -> None:
         try:
             for finding in function_of(function)(setting):
                 _report(descriptor, finding=asdict(finding))
+        except ImpossibleOverridesError as error:
+            _report(descriptor, mistake=str(error))
+            return
         except Exception as error:
             _report(descriptor, finding=asdict(finding_of(error)))
             _report(descriptor, ended=name)

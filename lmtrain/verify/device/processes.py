@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
+from lmtrain.errors import ConfigError
 from lmtrain.verify.device.finding import FAILED, NOT_RUN, Check, Finding
 
 LAST_LINES = 20  # of what a process printed, kept if it failed
@@ -40,6 +41,9 @@ def run_checks(
     """Run the checks and yield what they find, until the deadline (in time.monotonic seconds).
 
     `folder` is for files that the checks write. `patience` multiplies the time limits of the checks.
+
+    Raises:
+        ConfigError: a check found that the overrides are impossible on this device.
     """
     for _, group in groupby(checks, key=lambda check: check.process):
         left = list(group)
@@ -74,6 +78,8 @@ def _follow(
                 until = min(deadline, now + running.limit_s * patience)
             case {"finding": finding} if running is not None:
                 yield Reported(running, Finding(**finding), now - last)
+            case {"mistake": text}:
+                raise ConfigError(text)
             case {"ended": _}:
                 running, until = None, deadline
             case _:

@@ -13,15 +13,17 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.config.batch_size import AUTO, GLOBAL, SIZE
-from lmtrain.config.build import build
+from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.config.overrides import quoted
 from lmtrain.config.preflight import preflight
 from lmtrain.data.prefetch import Prefetcher
+from lmtrain.errors import ConfigError
 from lmtrain.parts import build_optimizer, build_parts, build_scratch_trainer, build_system
 from lmtrain.system import System
 from lmtrain.trainer import Trainer
+from lmtrain.verify.device.finding import ImpossibleOverridesError
 
 SMALL_VOCABULARY = 128
 TOKENS = {"train": 400_000, "val": 20_000}
@@ -84,6 +86,19 @@ class Setting:
     def small(self, model: str, *overrides: str) -> DictConfig:
         """Return the config of a small model, `llama` or `gpt2`."""
         return self.config(*SMALL_MODELS[model], *SMALL, *overrides)
+
+    def check_overrides(self) -> None:
+        """Check that the small models can be trained with the user's overrides on this device.
+
+        Raises:
+            ImpossibleOverridesError: they cannot, so that no check would say anything about the device.
+        """
+        try:
+            with raising_config_errors():
+                for model in SMALL_MODELS:
+                    build_parts(self.small(model))
+        except ConfigError as error:
+            raise ImpossibleOverridesError(str(error)) from error
 
     def trainer(self, cfg: DictConfig, change: Callable[[nn.Module], nn.Module] | None = None) -> Trainer:
         """Build the trainer of a config; `change` gets the model and returns the one to train."""

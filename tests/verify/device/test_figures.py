@@ -1,6 +1,9 @@
 """Figures are measured beside a plain loop of a model of the same size."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +45,27 @@ def test_a_small_figure_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "times as fast" in plain.result
     setting.deadline = 0.0
     assert [each.status for each in figures.gpt2(setting)] == [MEASURED, NOT_RUN]
+
+
+@pytest.mark.slow
+def test_a_step_that_waits_for_the_device_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def waits(device: Any) -> Iterator[None]:
+        yield
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    monkeypatch.setattr(figures, "ROUND_S", 0.01)
+    monkeypatch.setattr(figures, "waiting_is_an_error", waits)
+    ours = next(figures.gpt2(Setting(tmp_path, ["system.device=cpu"])))
+    assert ours.values["waits"] is True
+    assert "the step WAITS for the device" in ours.result
+
+
+@pytest.mark.slow
+def test_the_speed_of_steps_that_change_nothing_is_no_figure(tmp_path: Path) -> None:
+    diverging = ["optimizer.lr=1e38", "scheduler.min_lr=1e38", "scheduler.warmup_steps=0"]
+    with pytest.raises(RuntimeError, match="step"):
+        next(figures.gpt2(Setting(tmp_path, ["system.device=cpu", *diverging])))
 
 
 def test_large_models_are_left_out_on_a_cpu(tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from support.compiler import NEEDS_A_COMPILER
 from torch.nn import functional as F
 
+from lmtrain.system import System
 from lmtrain.verify.device.finding import FAILED, NOT_APPLICABLE, PASSED
 from lmtrain.verify.device.numbers import precision
 from lmtrain.verify.device.numbers.precision import (
@@ -64,6 +66,24 @@ def test_training_agrees_and_another_learning_rate_is_found(
     assert len(found.values["losses"]) == 4
     cfg = setting.small("llama", *number_format.overrides, EAGER, "optimizer.lr=1.01e-3")
     assert compare_training(reference, setting, cfg, number_format, "llama").status == FAILED
+
+
+@NEEDS_A_COMPILER
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["loss", "gradient"])
+def test_a_compiler_that_computes_something_else_is_found(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    def miscompile(system: System, model: Any) -> Any:
+        def forward(x: Any, y: Any) -> Any:
+            logits, loss = model(x, y)
+            return logits, loss * 1.0001 if wrong == "loss" else 1.0001 * loss - 0.0001 * loss.detach()
+
+        return forward
+
+    monkeypatch.setattr(System, "compile", miscompile)
+    (found,) = compiled(setting)
+    assert found.status == FAILED, found
 
 
 def test_without_a_compiler_there_is_nothing_to_check(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
