@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from lmtrain.optimizer.parameter_groups import ParameterGroups
 
@@ -59,7 +60,7 @@ def adamw_update(
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
     beta1, beta2 = group["betas"]
-    torch.optim.adamw.adamw(
+    adamw(
         list(params),
         list(grads),
         [state["exp_avg"] for state in states],

@@ -183,12 +183,15 @@ def orthogonal(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
     Source: Jordan et al. (2024), the quintic Newton-Schulz iteration.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = (matrices.mT if tall else matrices).to(dtype)  # the product of the shorter side with itself is smaller
+    x = matrices.mT if tall else matrices  # the product of the shorter side with itself is smaller
+    shape = x.shape
+    x = x.reshape(-1, *shape[-2:]).to(dtype)
     x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) + TINY)
     a, b, c = COEFFICIENTS
     for _ in range(iterations):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    x = x.reshape(shape)
     return x.mT if tall else x
 
 

@@ -3,16 +3,17 @@
 import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
+from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
 # What a parameter is for: it is looked up by ids or positions, it makes the logits, it multiplies activations, or it
 # has fewer than two dimensions (gains and biases).
 Role = Literal["embedding", "output", "hidden", "vector"]
 
-OUTPUT = re.compile(r"(^|\.)(output|lm_head|head|unembed\w*|embed_out)\.weight$", re.IGNORECASE)
-EMBEDDING = re.compile(r"(^|\.)(w[tp]e|positions|\w*embed\w*)\.weight$", re.IGNORECASE)
+OUTPUT = re.compile(r"(^|\.)(output|lm_head|head|unembed\w*|embed_out)(\.weight)?$", re.IGNORECASE)
+EMBEDDING = re.compile(r"(^|\.)(w[tp]e|positions|\w*embed\w*)(\.weight)?$", re.IGNORECASE)
 
 
 class Rule(TypedDict, total=False):

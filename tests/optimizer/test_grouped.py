@@ -96,13 +96,12 @@ def test_rules_change_groups_and_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
         optimizer = MAKE["muon"](named.items(), rules=rules)
     assert caplog.messages == [
-        "adamw: 1 tensor (28 params; embedding), lr × 0.5, weight decay 0.1",
+        "adamw: 2 tensors (48 params; embedding, hidden), lr × 0.5, weight decay 0.1",
         "adamw: 1 tensor (4 params; vector), lr × 0.5, weight decay 0.2",
         "muon: 1 tensor (24 params; hidden), weight decay 0.1",
         "adamw: 2 tensors (6 params; vector), lr × 0.5, no weight decay",
-        "adamw: 1 tensor (20 params; hidden), lr × 0.5, weight decay 0.1",
     ]
-    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 0.5, 1.0, 0.5, 0.5]
+    assert [group["lr_scale"] for group in optimizer.param_groups] == [0.5, 0.5, 1.0, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,25 @@ from support.parameters import parameters
 
 from lmtrain.model.llama import Llama
 from lmtrain.optimizer.adamw import adamw
-from lmtrain.optimizer.parameter_groups import decay_groups
+from lmtrain.optimizer.parameter_groups import parameter_groups
 
 
 def test_a_frozen_parameter_is_in_no_group(caplog):
     named = parameters(seed=3)
     named["cube"].requires_grad_(False)
     with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
-        groups = decay_groups(named.items(), weight_decay=0.1)
+        groups = parameter_groups(named.items(), weight_decay=0.1)
     held = {id(param) for group in groups for param in group["params"]}
     assert held == {id(param) for name, param in named.items() if name != "cube"}
-    assert caplog.messages == ["2 tensors decayed (48 params), 3 not decayed (10 params)"]
+    assert caplog.messages == [
+        "2 tensors (48 params; embedding, hidden), weight decay 0.1",
+        "3 tensors (10 params; vector), no weight decay",
+    ]
 
 
 def test_a_model_with_only_matrices_has_one_group():
     named = {name: param for name, param in parameters(seed=4).items() if param.ndim >= 2}
-    assert [len(group["params"]) for group in decay_groups(named.items(), weight_decay=0.1)] == [3]
+    assert [len(group["params"]) for group in parameter_groups(named.items(), weight_decay=0.1)] == [3]
 
 
 def test_the_sizes_of_the_production_model_are_logged(caplog):
@@ -40,5 +43,8 @@ def test_the_sizes_of_the_production_model_are_logged(caplog):
         model = Llama(**config)
     with caplog.at_level(logging.INFO, logger="lmtrain.optimizer.parameter_groups"):
         optimizer = adamw(model.named_parameters(), **hyper)
-    assert caplog.messages == ["113 tensors decayed (50,036,736 params), 33 not decayed (12,672 params)"]
+    assert caplog.messages == [
+        "113 tensors (50,036,736 params; embedding, hidden), weight decay 0.1",
+        "33 tensors (12,672 params; vector), no weight decay",
+    ]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
