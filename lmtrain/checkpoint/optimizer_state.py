@@ -18,8 +18,8 @@ def optimizer_state(
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the optimizer's state as `<parameter>/<key>`: its tensors, and everything else.
 
-    A tensor inside a list or a dict, such as those of SOAP, is `<parameter>/<key>.<place>`, and the rest has that name in
-    its place.
+    A tensor inside a list or a dict, such as those of SOAP, is `<parameter>/<key>.<place>`, and the rest has that
+    name in its place.
     """
     tensors: dict[str, torch.Tensor] = {}
     plain: dict[str, Any] = {}

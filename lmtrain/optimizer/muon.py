@@ -110,7 +110,7 @@ def normuon(
         adamw_lr_scale: Learning rate of AdamW's parameters, as a factor of `lr`.
         rules: Other values for some parameters; see `lmtrain.optimizer.rules.Rule`.
     """
-    own = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations, "precision": precision}
+    own: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations, "precision": precision}
     own |= {"scale": "match_adamw", "row_beta": row_beta, "eps": eps}
     groups = _groups(named_parameters, weight_decay, own, {"betas": betas, "eps": eps}, adamw_lr_scale, rules or ())
     return GroupedOptimizer(groups, {"muon": muon_update, "adamw": adamw_update}, lr)
@@ -150,7 +150,7 @@ def muon_update(
     move_towards(means, grads, (1 - group["momentum"]) * share)
     directions = means
     if group["nesterov"]:
-        directions = torch._foreach_mul(means, group["momentum"])
+        directions = list(torch._foreach_mul(means, group["momentum"]))
         torch._foreach_add_(directions, torch._foreach_mul(grads, 1 - group["momentum"]))
     updates = orthogonal_all(directions, group["iterations"], group["precision"])
     if row_beta is None:
