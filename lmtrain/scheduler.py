@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Protocol
 
 from annotated_types import Interval, MinLen
 from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic_core import PydanticCustomError
 
 DecayShape = Literal["sqrt", "linear", "cosine"]
 # The share of the way from the last learning rate to the peak that is left at a progress from 0 to 1.
@@ -22,7 +23,7 @@ def _increasing(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """Check that the steps of the points of a table increase."""
     for (before, _), (step, _) in pairwise(points):
         if step <= before:
-            raise ValueError(f"has step {step} after step {before}; the steps must increase")
+            raise PydanticCustomError("order", f"has step {step} after step {before}; the steps must increase")
     return points
 
 

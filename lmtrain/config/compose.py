@@ -33,6 +33,7 @@ from yaml import YAMLError
 
 from lmtrain.config.batch_size import refuse_given_accumulation
 from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
+from lmtrain.config.decay_branch import end_of_branch
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
 from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.config.shipped import shipped
@@ -145,6 +146,8 @@ def _put_homes(composed: DictConfig) -> None:
 def _compose_for_choices(overrides: Sequence[str]) -> Composition:
     """Compose without those values of experiments and of a forked run that were written for other choices."""
     fork_at = max((at for at, text in enumerate(overrides) if text.startswith(FORK)), default=0)
+    end = end_of_branch(overrides[fork_at:])
+    overrides = [*overrides, *end]
     origins, own = overrides[:fork_at], overrides[fork_at:]
     fork, trial = None, {}
     if {*GROUPS} & _keys(own) and origins:
@@ -163,7 +166,7 @@ def _compose_for_choices(overrides: Sequence[str]) -> Composition:
             left_out = fewer
             composed, _ = _read_and_compose(overrides, left_out)
     given = _keys(own) | (_keys(origins) - {*left_out.get(fork.path if fork else "", ())})
-    notes = notes_on(found, left_out, given)
+    notes = [*notes_on(found, left_out, given), *(f"the fork decays from its beginning on: {text}" for text in end)]
     if (menu := foreign_menu()) is not None:
         notes.append(f"{short_path(menu)}: {NOT_A_MENU}")
     _refuse_without_package(composed, files)
