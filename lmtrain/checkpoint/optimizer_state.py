@@ -125,12 +125,21 @@ def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Grou
             del group[key]
         group.update(copy.deepcopy(first))
         for key, value in values.items():
-            old = group.get(key)
-            group[key] = old.new_tensor(value) if isinstance(old, torch.Tensor) else value
+            group[key] = _from_plain(value, group["params"][0].device)
 
 
 def _plain(value: Any) -> Any:
     """Return a value in the form that JSON gives back."""
     if isinstance(value, torch.Tensor):
-        return value.tolist()
+        return {TENSOR: value.tolist(), "dtype": str(value.dtype).removeprefix("torch."), "device": value.device.type}
     return list(value) if isinstance(value, tuple) else value
+
+
+def _from_plain(value: Any, device: torch.device) -> Any:
+    """Return a value from `_plain` with its tensor again, on the device of the parameters unless it was on the CPU."""
+    if isinstance(value, dict) and TENSOR in value:
+        dtype = getattr(torch, str(value.get("dtype")), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"the checkpoint's optimizer has a tensor of the unknown dtype {value.get('dtype')}")
+        return torch.tensor(value[TENSOR], dtype=dtype, device="cpu" if value.get("device") == "cpu" else device)
+    return value
