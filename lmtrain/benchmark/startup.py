@@ -145,7 +145,7 @@ def run(command: Sequence[str], version: Version, code: int, variables: Mapping[
         ConfigError: the command reported a mistake in the config.
         RuntimeError: it ended with another exit code.
     """
-    environment = version.environment | (variables or {})
+    environment = version.environment | dict(variables or {})
     done = subprocess.run(command, env=environment, cwd=version.directory, capture_output=True, text=True, check=False)
     if done.returncode != code:
         lines = done.stderr.strip().splitlines()
