@@ -33,7 +33,6 @@ from yaml import YAMLError
 
 from lmtrain.config.batch_size import refuse_given_accumulation
 from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
-from lmtrain.config.decay_branch import end_of_branch
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
 from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.config.shipped import shipped
@@ -42,6 +41,7 @@ from lmtrain.config.written_for import (
     GROUPS,
     SCHEDULER,
     ExperimentFile,
+    end_of_branch,
     forked_run,
     keys_to_leave_out,
     mismatches,

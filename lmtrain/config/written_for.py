@@ -27,6 +27,7 @@ QUOTES = "\"'"
 FORK = "++fork="  # in a command line, overrides before this one belong to the forked run
 RATE = re.compile(r"(.*_)?lr(_.*)?")  # keys of learning rates: lr, min_lr, lr_end
 SEARCHED = "hydra.sweeper.params"
+DECAY_STEPS, ENDS = "scheduler.decay_steps", ("trainer.max_steps", "scheduler.max_steps")
 
 
 @dataclass(frozen=True)
@@ -247,3 +248,19 @@ def notes_on(found: Sequence[Mismatch], left_out: Mapping[str, Collection[str]],
 
 def _listed(values: Mapping[str, Any]) -> str:
     return first_few((f"{key}={rounded(value)}" for key, value in values.items()), 6)
+
+
+def end_of_branch(own: Sequence[str]) -> list[str]:
+    """Return the override for the length of a fork, or nothing if it has no decay of its own, or names its length.
+
+    `fork=RUN step=2000 scheduler=wsd scheduler.decay_steps=500` decays at once, so it trains until step 2500.
+
+    Args:
+        own: The overrides of the fork itself, with the step at which it begins.
+    """
+    given = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in own)}
+    step, decay_steps = given.get("step", ""), given.get(DECAY_STEPS, "")
+    numbers = step.isdecimal() and decay_steps.isdecimal() and int(decay_steps) > 0
+    if "fork" not in given or not numbers or any(key in given for key in ENDS):
+        return []
+    return [f"{ENDS[0]}={int(step) + int(decay_steps)}"]

@@ -1,14 +1,13 @@
 """AdamW: Adam with decoupled weight decay."""
 
 from collections.abc import Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
 from pydantic import NonNegativeFloat, PositiveFloat
 
 from lmtrain.optimizer.parameter_groups import can_fuse, parameter_groups
-from lmtrain.optimizer.rules import Rule
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -20,7 +19,7 @@ def adamw(
     weight_decay: NonNegativeFloat,
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
-    rules: list[Rule] | None = None,
+    rules: list[dict[str, Any]] | None = None,
 ) -> torch.optim.AdamW:
     """Return an AdamW optimizer that decays only tensors of two or more dimensions.
 

@@ -10,7 +10,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import nn
 
 from lmtrain.optimizer.parameter_groups import ParameterGroups, parameter_groups
-from lmtrain.optimizer.rules import Role, Rule
+from lmtrain.optimizer.rules import Role
 
 INSTALL = "pip install 'lmtrain[optimizers]'"
 # Optimizers that need a flag in each group: whether it holds hidden matrices.
@@ -28,7 +28,7 @@ def library(
     lr: PositiveFloat,
     weight_decay: NonNegativeFloat,
     options: dict[str, Any],
-    rules: list[Rule] | None = None,
+    rules: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
     """Return an optimizer of pytorch-optimizer, after two steps with two small tensors that show that it works here.
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lmtrain.optimizer.grouped import GroupedOptimizer, State, decay_and_subtract, finite, move_towards
 from lmtrain.optimizer.parameter_groups import one_algorithm, parameter_groups
-from lmtrain.optimizer.rules import Rule
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -21,7 +20,7 @@ def lion(
     lr: PositiveFloat,
     weight_decay: NonNegativeFloat,
     betas: tuple[Beta, Beta],
-    rules: list[Rule] | None = None,
+    rules: list[dict[str, Any]] | None = None,
 ) -> GroupedOptimizer:
     """Return a Lion optimizer, which keeps one running mean per parameter: half the state of AdamW.
 

@@ -19,7 +19,7 @@ from lmtrain.optimizer.grouped import (
     move_towards,
 )
 from lmtrain.optimizer.parameter_groups import ParameterGroups, parameter_groups
-from lmtrain.optimizer.rules import Role, Rule
+from lmtrain.optimizer.rules import Role
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
 Scale = Literal["match_adamw", "spectral"]
@@ -45,7 +45,7 @@ def muon(
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
     adamw_lr_scale: NonNegativeFloat,
-    rules: list[Rule] | None = None,
+    rules: list[dict[str, Any]] | None = None,
 ) -> GroupedOptimizer:
     """Return Muon for the hidden matrices, and AdamW for embeddings, the output layer, gains and biases.
 
@@ -87,7 +87,7 @@ def normuon(
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
     adamw_lr_scale: NonNegativeFloat,
-    rules: list[Rule] | None = None,
+    rules: list[dict[str, Any]] | None = None,
 ) -> GroupedOptimizer:
     """Return NorMuon for the hidden matrices, and AdamW for all other parameters.
 
@@ -122,7 +122,7 @@ def _groups(
     own: Mapping[str, Any],
     adamw: Mapping[str, Any],
     adamw_lr_scale: float,
-    rules: Sequence[Rule],
+    rules: Sequence[Mapping[str, Any]],
 ) -> ParameterGroups:
     """Return the parameter groups with the values of their algorithms."""
     groups = parameter_groups(named_parameters, weight_decay, rules, ALGORITHMS, {"adamw": adamw_lr_scale})

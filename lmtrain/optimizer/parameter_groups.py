@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lmtrain.optimizer.rules import Role, Rule, matches, role_of, treatment
+from lmtrain.optimizer.rules import Role, checked_rules, matches, role_of, treatment
 from lmtrain.terminal.units import counted
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ ParameterGroups = list[dict[str, Any]]
 def parameter_groups(
     named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     weight_decay: float,
-    rules: Sequence[Rule] = (),
+    rules: Sequence[Mapping[str, Any]] = (),
     algorithms: Mapping[Role, str] | None = None,
     lr_scales: Mapping[str, float] | None = None,
 ) -> ParameterGroups:
@@ -30,8 +30,9 @@ def parameter_groups(
     updated, for an optimizer that has several; `lr_scales` has the factor of the learning rate of an algorithm.
 
     Raises:
-        ValueError: A rule is about no parameter, or names an unknown algorithm.
+        ValueError: A rule has a mistake, is about no parameter, or names an unknown algorithm.
     """
+    rules = checked_rules(rules)
     named = [(name, param) for name, param in named_parameters if param.requires_grad]
     for rule in rules:
         if not any(matches(rule, name, param.ndim) for name, param in named):

@@ -1,11 +1,11 @@
 """Rules that treat some parameters differently, by their role, name or number of dimensions."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic takes that of `typing` from Python 3.12 on
 
 # What a parameter is for: it is looked up by ids or positions, it makes the logits, it multiplies activations, or it
@@ -38,6 +38,19 @@ class Rule(TypedDict, total=False):
 
 
 CONDITIONS = ("role", "names", "ndim")
+
+
+def checked_rules(rules: Sequence[Mapping[str, Any]]) -> list[Rule]:
+    """Return the rules of a config; raise ValueError for an unknown key or a wrong value."""
+    try:
+        return TypeAdapter(list[Rule]).validate_python(list(rules))
+    except ValidationError as error:
+        first = error.errors()[0]
+        number, *keys = first["loc"]
+        message = f"unknown key; there are {', '.join(Rule.__annotations__)}"
+        if first["type"] != "extra_forbidden":
+            message = first["msg"][0].lower() + first["msg"][1:]
+        raise ValueError(f"optimizer.rules: rule {int(number) + 1}, {'.'.join(map(str, keys))}: {message}") from error
 
 
 def role_of(name: str, ndim: int) -> Role:

@@ -225,7 +225,7 @@ def harmful(content: dict[str, Any]) -> None:
         (lambda c: None, ["model=llama_1m"], "model: Llama, but a nanoGPT checkpoint needs model=gpt2"),
         (
             lambda c: None,
-            ["optimizer._target_=torch.optim.Adam"],
+            ["optimizer._target_=torch.optim.Adam", "~optimizer.rules"],
             "optimizer=Adam: the checkpoint has the state of AdamW; use optimizer=adamw",
         ),
         (lambda c: None, ["data.path=nowhere"], "data.path=nowhere: no such folder"),
