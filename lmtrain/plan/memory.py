@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from lmtrain.checkpoint.optimizer_state import optimizer_state
+from lmtrain.loop.update import decides_on_device, update
 from lmtrain.model.loss import chunk_rows
 from lmtrain.plan.calls import Call, CallLog, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
@@ -28,6 +30,7 @@ KINDS = {  # in the order in which they are shown
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer state",
+    "update": "copies during the update",
     "casts": "weights in 16 bits",
     "activations": "activations",
     "logits": "logits and loss",
@@ -127,16 +130,10 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             param.grad = torch.empty_like(param)
             param.register_post_accumulate_grad_hook(lambda param: ledger.move(param.grad, "gradients"))  # type: ignore[no-untyped-call]
         ledger.kind = "optimizer"
-        optimizer.step()
+        _update(optimizer)
         if settings.micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
         model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-        state_bytes = sum(
-            tensor.nbytes
-            for state in optimizer.state.values()
-            for tensor in state.values()
-            if isinstance(tensor, Tensor)
-        )
         ledger.kind = "activations"
         if as_on_cuda:
             stack.enter_context(CudaKernels())
@@ -153,14 +150,15 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         run_backward(loss * (1 / settings.micro_batches))
         kernels, micro_batch_operations, calls = ledger.kernels, ledger.operations(), ledger.calls.calls
         ledger.start_operations()
-        ledger.kind = "optimizer"
+        ledger.kind = "update"
         nn.utils.clip_grad_norm_(params, settings.grad_clip)
-        optimizer.step()
+        _update(optimizer)
+        state, _ = optimizer_state(optimizer, model.named_parameters())
         if as_on_cuda:
             ledger.peak["workspace"] = CUDA_WORKSPACE
         return StepCost(
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
-            checkpoint_bytes=model_bytes + state_bytes,
+            checkpoint_bytes=model_bytes + sum(tensor.nbytes for tensor in state.values()),
             micro_batch_flops=micro_batch_operations.flops,
             micro_batch_kernels=kernels,
             logits_shape=ledger.logits,
@@ -168,6 +166,14 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             update_operations=ledger.operations(),
             micro_batch_calls=tuple(calls),
         )
+
+
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """Update as the trainer does, but without reading whether the step is bad."""
+    if decides_on_device(optimizer):
+        update(optimizer, torch.amp.GradScaler("cpu", enabled=False), torch.zeros((), dtype=torch.bool))
+    else:
+        optimizer.step()
 
 
 def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
