@@ -118,4 +118,16 @@ class RunFacts:
         return None if self.step_seconds is None else self.step_seconds * self.steps
 
 
+def checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
+    """Return the largest number of checkpoints on disk, including the best one and one that is being written."""
+
+    def made(every: int | None) -> int:
+        return facts.max_steps // every - facts.first_step // every if every else 0
+
+    # The last step is always saved.
+    all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
+    kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
+    return int(min(kept, all_of_them) + 1)
+
+
 Remark = Callable[[RunFacts], str | None]
