@@ -16,14 +16,24 @@ class ScheduleFacts:
     min_lr: float | None = None
     first_step: int = 0  # steps done earlier, by the parent of a fork or before a resume
     is_adamw: bool = True  # usual learning rates are known only for AdamW
+    averages: bool = False  # the optimizer averages the weights, which replaces a decay of the learning rate
+    decays: bool = True  # the schedule comes down before it ends
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], first_step: int = 0) -> "ScheduleFacts":
         """Return the facts in a config; a user's scheduler is understood if it has the keys of the shipped ones."""
         scheduler, max_steps = cfg["scheduler"], cfg["trainer"]["max_steps"]
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
-        is_adamw = "adamw" in cfg["optimizer"]["_target_"].lower()
-        return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step, is_adamw=is_adamw)
+        optimizer = cfg["optimizer"]["_target_"].lower()
+        return cls(
+            max_steps,
+            scheduler.get("max_steps"),
+            **found,
+            first_step=first_step,
+            is_adamw="adamw" in optimizer,
+            averages="schedule_free" in optimizer,
+            decays=scheduler.get("max_steps") is not None and scheduler.get("decay_steps") != 0,
+        )
 
 
 @dataclass(frozen=True)

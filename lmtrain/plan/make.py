@@ -15,14 +15,14 @@ from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
-from lmtrain.model.flops import flops_per_token, recomputed_flops_per_token
+from lmtrain.model.flops import count_flops, flops_per_token, recomputed_flops_per_token
 from lmtrain.optimizer.group_table import GroupRow
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, check_attention, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
 from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts, checkpoints_kept
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.measure import measure
-from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, count_flops, simulate
+from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, simulate
 from lmtrain.plan.plan import Measured, Plan
 from lmtrain.plan.remarks import remarks
 from lmtrain.system import System
@@ -147,15 +147,18 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
 def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
     """Find the memory and FLOPs of a step without running it."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    sizes = min(_accumulation(cfg), 2), cfg.data.batch_size, cfg.data.block_size  # a third micro-batch adds no memory
-    here, unknown_as = simulated(cfg, StepSettings(device, dtype, *sizes))
+    micro_batches = min(_accumulation(cfg), 2)  # a third micro-batch adds no memory
+    settings = StepSettings(
+        device, dtype, micro_batches, cfg.data.batch_size, cfg.data.block_size, ema_decay=cfg.trainer.get("ema_decay")
+    )
+    here, unknown_as = simulated(cfg, settings)
     try:
         check_attention(parts.model, parts.system)
     except ValueError as error:
         unknown_as = f"this machine refuses the run ({error})"
     on_cuda = here
     if (device, dtype.itemsize) != ("cuda", 2):
-        on_cuda, _ = simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
+        on_cuda, _ = simulated(cfg, replace(settings, device="cuda", dtype=torch.bfloat16))
     return Work(here, on_cuda, unknown_as, *count_flops_per_token(cfg, parts.model))
 
 
@@ -219,7 +222,7 @@ def _step_settings(cfg: Any) -> Any:
     """Return the settings on which a step's memory and time depend; numbers such as the learning rate are left out."""
     plain: Any = OmegaConf.to_container(cfg)
     optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
-    return [plain["model"], plain["data"], optimizer, _accumulation(cfg)]
+    return [plain["model"], plain["data"], optimizer, _accumulation(cfg), plain["trainer"].get("ema_decay")]
 
 
 def _is_rate(value: Any) -> bool:

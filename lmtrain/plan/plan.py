@@ -103,6 +103,7 @@ class Plan:
             },
             "disk_bytes": {
                 "checkpoint": facts.checkpoint_bytes,
+                "from": "assuming the state of AdamW" if self.here is None else "a simulated step",
                 "checkpoints": self.checkpoints,
                 "needed": facts.disk_needed,
                 "free": facts.disk_free,

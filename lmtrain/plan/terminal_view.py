@@ -18,6 +18,7 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, duration, percent, si
 
 NO_GROUPS = "unknown, because the optimizer cannot be built without data"
+NOT_SIMULATED = " (if the optimizer keeps as much as AdamW)"
 OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022)
 
 
@@ -136,7 +137,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
             (
                 "checkpoints",
                 f"{plan.checkpoints} × {as_bytes(facts.checkpoint_bytes)} = {as_bytes(facts.disk_needed)}; "
-                f"{as_bytes(facts.disk_free)} are free",
+                f"{as_bytes(facts.disk_free)} are free" + NOT_SIMULATED * (plan.here is None),
             )
         )
     return rows

@@ -8,7 +8,9 @@ import pytest
 import torch
 from support.parameters import parameters, set_gradients
 
+from lmtrain.optimizer.adafactor import adafactor
 from lmtrain.optimizer.adamw import adamw
+from lmtrain.optimizer.adamw8bit import adamw8bit
 from lmtrain.optimizer.group_table import GroupRow, group_rows
 from lmtrain.optimizer.grouped import GroupedOptimizer, adamw_update
 from lmtrain.optimizer.lion import lion
@@ -28,6 +30,10 @@ MUON: dict[str, Any] = {
 MAKE: dict[str, Callable[..., GroupedOptimizer]] = {
     "lion": lambda named, **more: lion(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), **more),
     "muon": lambda named, **more: muon(named, **MUON, scale="match_adamw", **more),
+    "adafactor": lambda named, **more: adafactor(
+        named, lr=1e-2, weight_decay=0.1, beta2_decay=0.8, clip=1.0, least_rms=1e-3, eps=1e-15, **more
+    ),
+    "adamw8bit": lambda named, **more: adamw8bit(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, **more),
     "normuon": lambda named, **more: normuon(named, **MUON, row_beta=0.95, **more),
 }
 

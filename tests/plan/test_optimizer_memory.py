@@ -12,6 +12,7 @@ from torch import nn
 
 from lmtrain.checkpoint.optimizer_state import optimizer_state
 from lmtrain.config.build import build
+from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.model.llama import Llama
 from lmtrain.plan.memory import StepSettings, simulate
 
@@ -42,6 +43,7 @@ def simulated(make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> A
     return simulate(parts, STEP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "changes"), CHOICES, ids=IDS)
 def test_a_checkpoint_has_the_simulated_bytes(choice: str, changes: dict[str, str]) -> None:
     make_optimizer = maker(choice, changes)
@@ -49,13 +51,21 @@ def test_a_checkpoint_has_the_simulated_bytes(choice: str, changes: dict[str, st
     optimizer = make_optimizer(model)
     for _ in range(2):
         real_step(model, optimizer, STEP)
-    saved = [*model.state_dict().values(), *optimizer_state(optimizer, model.named_parameters())[0].values()]
-    assert simulated(make_optimizer).checkpoint_bytes == sum(tensor.nbytes for tensor in saved)
+    state, _ = optimizer_state(optimizer, model.named_parameters())
+    saved = model.state_dict(), state, evaluation_weights(model, optimizer, None).values()
+    assert simulated(make_optimizer).checkpoint_bytes == sum(
+        tensor.nbytes for each in saved for tensor in each.values()
+    )
 
 
+def test_an_optimizer_that_reads_numbers_cannot_be_simulated() -> None:
+    with pytest.raises(RuntimeError, match="local_scalar_dense"):
+        simulated(maker("library", {"name": "prodigy"}))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("choice", "changes"), CHOICES, ids=IDS)
 def test_the_peak_is_that_of_a_real_step(choice: str, changes: dict[str, str]) -> None:
     make_optimizer = maker(choice, changes)
     measured = measured_on_the_cpu(make_model, make_optimizer, STEP)
-    print("RATIO", choice, changes, simulated(make_optimizer).peak_bytes / measured)
     assert simulated(make_optimizer).peak_bytes == pytest.approx(measured, rel=0.03)
