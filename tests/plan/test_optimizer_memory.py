@@ -17,7 +17,7 @@ from lmtrain.model.llama import Llama
 from lmtrain.plan.memory import StepSettings, simulate
 
 CONF = Path(__file__).parents[2] / "conf" / "optimizer"
-LIBRARY = ("soap", "shampoo", "adafactor", "schedulefreeadamw", "ademamix")
+LIBRARY = ("soap", "shampoo", "ademamix")
 CHOICES = [(path.stem, {}) for path in sorted(CONF.glob("*.yaml")) if path.stem != "library"]
 CHOICES += [("library", {"name": name}) for name in LIBRARY]
 IDS = ["-".join([choice, *changes.values()]) for choice, changes in CHOICES]
@@ -45,27 +45,19 @@ def simulated(make_optimizer: Callable[[nn.Module], torch.optim.Optimizer]) -> A
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("choice", "changes"), CHOICES, ids=IDS)
-def test_a_checkpoint_has_the_simulated_bytes(choice: str, changes: dict[str, str]) -> None:
+def test_the_simulated_memory_is_that_of_real_steps(choice: str, changes: dict[str, str]) -> None:
     make_optimizer = maker(choice, changes)
+    planned = simulated(make_optimizer)
+    assert planned.peak_bytes == pytest.approx(measured_on_the_cpu(make_model, make_optimizer, STEP), rel=0.03)
     model = make_model()
     optimizer = make_optimizer(model)
     for _ in range(2):
         real_step(model, optimizer, STEP)
     state, _ = optimizer_state(optimizer, model.named_parameters())
     saved = model.state_dict(), state, evaluation_weights(model, optimizer, None).values()
-    assert simulated(make_optimizer).checkpoint_bytes == sum(
-        tensor.nbytes for each in saved for tensor in each.values()
-    )
+    assert planned.checkpoint_bytes == sum(tensor.nbytes for each in saved for tensor in each.values())
 
 
 def test_an_optimizer_that_reads_numbers_cannot_be_simulated() -> None:
     with pytest.raises(RuntimeError, match="local_scalar_dense"):
         simulated(maker("library", {"name": "prodigy"}))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("choice", "changes"), CHOICES, ids=IDS)
-def test_the_peak_is_that_of_a_real_step(choice: str, changes: dict[str, str]) -> None:
-    make_optimizer = maker(choice, changes)
-    measured = measured_on_the_cpu(make_model, make_optimizer, STEP)
-    assert simulated(make_optimizer).peak_bytes == pytest.approx(measured, rel=0.03)
