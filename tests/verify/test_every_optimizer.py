@@ -9,7 +9,7 @@ from support.tokens import TINY
 from lmtrain.verify.bit_comparison import UndisturbedRun
 
 CHOICES = [path.stem for path in sorted((Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))]
-LIBRARY = ("prodigy", "schedulefreeadamw")  # beside the default of library.yaml
+LIBRARY = ("prodigy",)  # beside the default of library.yaml
 OPTIMIZERS = [[f"optimizer={choice}"] for choice in CHOICES]
 OPTIMIZERS += [["optimizer=library", f"optimizer.name={name}"] for name in LIBRARY]
 SHORT = ["trainer.max_steps=30", "trainer.checkpoint_interval=4", "trainer.eval_interval=11", "model.dropout=0.1"]
