@@ -1,4 +1,4 @@
-"""Bad steps in a real training loop with a gradient scaler, with every choice of optimizer."""
+"""A rewind after bad steps, in a real training loop with a gradient scaler, with every choice of optimizer."""
 
 import math
 from pathlib import Path
