@@ -25,10 +25,13 @@ MUON: dict[str, Any] = {
     "eps": 1e-8,
     "adamw_lr_scale": 0.5,
 }
-MAKE: dict[str, Callable[..., GroupedOptimizer]] = {
+ADAMW: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+MAKE: dict[str, Callable[..., Any]] = {
     "lion": lambda named, **more: lion(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), **more),
     "muon": lambda named, **more: muon(named, **MUON, scale="match_adamw", **more),
     "normuon": lambda named, **more: normuon(named, **MUON, row_beta=0.95, **more),
+    "adamw with options": lambda named, **more: adamw(named, **ADAMW, eps_root=1e-12, cautious_decay=True, **more),
+    "cautious muon": lambda named, **more: muon(named, **MUON, scale="match_adamw", cautious_decay=True, **more),
 }
 
 
