@@ -38,11 +38,11 @@ class ScheduleFacts:
         scheduler, max_steps = cfg["scheduler"], cfg["trainer"]["max_steps"]
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
         is_adamw = "adamw" in cfg["optimizer"]["_target_"].lower()
-        ends, schedules = {"tokens": batch_sizes(cfg).tokens(max_steps), "step": max_steps}, []
+        schedules = []
         for key, unit in SCHEDULES.items():
-            if found_points := cfg["trainer"].get(key.removeprefix("trainer.")):
-                first, last = found_points[0][0], found_points[-1][0]
-                schedules.append(PointsFacts(key, first, last, ends[unit], in_tokens=unit == "tokens"))
+            if points := cfg["trainer"].get(key.removeprefix("trainer.")):
+                end = max_steps if unit == "step" else batch_sizes(cfg).tokens(max_steps)
+                schedules.append(PointsFacts(key, points[0][0], points[-1][0], end, in_tokens=unit == "tokens"))
         return cls(
             max_steps,
             scheduler.get("max_steps"),
