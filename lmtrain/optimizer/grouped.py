@@ -105,7 +105,8 @@ def _adamw_with_options(
     torch._foreach_add_(sizes, group.get("eps_root", 0.0))
     torch._foreach_sqrt_(sizes)
     torch._foreach_add_(sizes, group["eps"])
-    decay_and_subtract(params, torch._foreach_div(updates, sizes), group, share)
+    torch._foreach_div_(updates, sizes)
+    decay_and_subtract(params, updates, group, share)
 
 
 def finite(grads: Sequence[Tensor], found_inf: Tensor | None) -> tuple[list[Tensor], Tensor | float]:
@@ -134,7 +135,8 @@ def decay_and_subtract(
     lr = group["lr"] * share
     if group["weight_decay"] and group.get("cautious_decay"):
         # Signs, since a product of two small numbers can be 0; -1 becomes 0, and 0 and 1 become 1.
-        shrinks = torch._foreach_mul(torch._foreach_sign(list(updates)), torch._foreach_sign(list(params)))
+        shrinks = torch._foreach_sign(list(updates))
+        torch._foreach_mul_(shrinks, torch._foreach_sign(list(params)))
         torch._foreach_add_(shrinks, 1.0)
         torch._foreach_clamp_max_(shrinks, 1.0)
         torch._foreach_mul_(shrinks, lr * group["weight_decay"])

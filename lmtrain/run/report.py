@@ -58,12 +58,12 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = finite_or_none(read_json(other / "result.json").get("best_val_loss"))
         log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")
-    epochs = loader.epochs(sizes.tokens(trainer.max_steps) // loader.block_size)
+    epochs = loader.epochs(state.samples + tokens_left // loader.block_size)
     log.info(
         "%s of %s tokens = %s, %s",
         counted(trainer.max_steps, "step"),
         f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}",
-        si(sizes.tokens(trainer.max_steps)),
+        si(state.tokens + tokens_left),
         ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
     )
     if state.step:

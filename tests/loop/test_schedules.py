@@ -89,6 +89,7 @@ def test_a_step_of_short_sequences_has_the_gradients_of_those_pieces(token_folde
         torch.testing.assert_close(grad, param.grad, rtol=0.0, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_run_resumed_after_every_step_has_the_same_bits(token_folder: Path, tmp_path: Path, name: str) -> None:
     def trainer(out: str, max_steps: int) -> Any:
