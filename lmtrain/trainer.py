@@ -283,4 +283,6 @@ class Trainer:
         speed = Speed(seconds, tokens, length)
         metrics = train_metrics(loss, grad_norm, self.optimizer, self.system, self.model, speed)
         self.state.train_loss = metrics["train/loss"]
-        return metrics | ({"bad_steps": self.state.bad_steps} if self.state.bad_steps else {})
+        if self.state.bad_steps:
+            metrics["bad_steps"] = self.state.bad_steps
+        return metrics
