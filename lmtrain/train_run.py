@@ -199,7 +199,7 @@ def train(
         block_size = trainer.train_loader.block_size
 
         def sample(status: str) -> None:
-            with stop.at_once():
+            with trainer.evaluation_weights.in_use(), stop.at_once():
                 report.show_sample(parts.model, tokenizer, parts.system, block_size, cfg, directory)
 
         afterwards.append(sample)

@@ -1,9 +1,10 @@
 """The training loop. `Trainer.step` is one optimizer step; `Trainer.fit` evaluates, logs and saves around it."""
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from lmtrain.errors import DataError, DivergedError
 from lmtrain.loop import policies
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
+from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.loop.garbage import GarbageCollection
 from lmtrain.loop.schedules import Schedules
 from lmtrain.loop.step_clock import StepClock
@@ -61,6 +63,8 @@ class Trainer:
         spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
             the median of recent good steps; null turns this check off.
         spike_window: Number of recent good steps that a step is compared with.
+        ema_decay: Share of an exponential moving average of the weights that is kept in a step; null means no average.
+            Validation losses are those of the average, and it is saved beside the weights.
         eval_interval: Steps between evaluations on the validation split.
         eval_tokens: Validation tokens per evaluation, as sequences that are evenly spaced over the split; null means
             no limit. They are the same tokens for every seed and batch size.
@@ -98,6 +102,7 @@ class Trainer:
         on_bad_step: Literal["stop", "skip", "rewind"],
         spike_zscore: PositiveFloat | None,
         spike_window: PositiveInt,
+        ema_decay: Annotated[float, Interval(gt=0, lt=1)] | None = None,
         eval_interval: PositiveInt,
         eval_batches: PositiveInt | None,
         eval_tokens: PositiveInt | None = None,
@@ -133,7 +138,8 @@ class Trainer:
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
         self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.samples, state.seconds)
-        self.snapshot = Snapshot(parts, self.scaler, self.detector, recorder.identity)
+        self.evaluation_weights = evaluation_weights(self.model, self.optimizer, ema_decay)
+        self.snapshot = Snapshot(parts, self.scaler, self.detector, self.evaluation_weights, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,
             self.saver,
@@ -218,6 +224,7 @@ class Trainer:
         verdict = self.detector.judge(total, grad_norm)
         with self.schedules.values(step):
             update(self.optimizer, self.scaler, verdict.bad)
+        self.evaluation_weights.after_update(step, verdict.bad)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1
         self.monitor.record(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
@@ -247,7 +254,7 @@ class Trainer:
         """
         generators = self.system.generator_state()
         try:
-            with self.stop.at_once():
+            with self.evaluation_weights.in_use(), self.stop.at_once():
                 evaluated = self.evaluator.metrics()
         except BaseException:  # a signal, no memory, damaged data: the step itself is complete
             self.system.load_generator_state(generators)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -54,7 +55,8 @@ def needed_memory(cfg: DictConfig, system: System, size: int, kept: Mapping[str,
     largest = max(cfg.trainer.global_batch_size, *(number for _, number in batch_sizes(cfg).points), 0)
     micro_batches = min(largest // size, 2)  # further ones need no more memory
     device = system.device.type
-    cost = simulate(parts, StepSettings(device, system.dtype, micro_batches, size, cfg.data.block_size))
+    settings = StepSettings(device, system.dtype, micro_batches, size, cfg.data.block_size)
+    cost = simulate(parts, replace(settings, ema_decay=cfg.trainer.get("ema_decay")))
     return cost.peak_bytes + (0 if device == "cuda" else cost.checkpoint_bytes)  # a checkpoint is copied in RAM
 
 

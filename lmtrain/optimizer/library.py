@@ -82,6 +82,8 @@ def _build(found: Any, groups: ParameterGroups, lr: float, options: Mapping[str,
     ]
     takes_lr = "lr" in inspect.signature(found.__init__).parameters
     optimizer: torch.optim.Optimizer = found(flagged, **({"lr": lr} if takes_lr else {}), **options)
+    if callable(begin := getattr(optimizer, "train", None)):  # schedule-free ones have a mode, like modules
+        begin()
     return optimizer
 
 

@@ -31,13 +31,15 @@ class ScheduleFacts:
     first_step: int = 0  # steps done earlier, by the parent of a fork or before a resume
     is_adamw: bool = True  # usual learning rates are known only for AdamW
     points: Sequence[PointsFacts] = ()
+    averages: bool = False  # the optimizer averages the weights, which replaces a decay of the learning rate
+    decays: bool = True  # the schedule comes down before it ends
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], first_step: int = 0) -> "ScheduleFacts":
         """Return the facts in a config; a user's scheduler is understood if it has the keys of the shipped ones."""
         scheduler, max_steps = cfg["scheduler"], cfg["trainer"]["max_steps"]
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
-        is_adamw = "adamw" in cfg["optimizer"]["_target_"].lower()
+        optimizer = cfg["optimizer"]["_target_"].lower()
         schedules = []
         for key, unit in SCHEDULES.items():
             if points := cfg["trainer"].get(key.removeprefix("trainer.")):
@@ -48,7 +50,9 @@ class ScheduleFacts:
             scheduler.get("max_steps"),
             **found,
             first_step=first_step,
-            is_adamw=is_adamw,
+            is_adamw="adamw" in optimizer,
+            averages="schedule_free" in optimizer,
+            decays=scheduler.get("max_steps") is not None and scheduler.get("decay_steps") != 0,
             points=schedules,
         )
 
@@ -153,6 +157,18 @@ class RunFacts:
     @property
     def seconds(self) -> float | None:
         return None if self.step_seconds is None else self.step_seconds * self.steps
+
+
+def checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
+    """Return the largest number of checkpoints on disk, including the best one and one that is being written."""
+
+    def made(every: int | None) -> int:
+        return facts.max_steps // every - facts.first_step // every if every else 0
+
+    # The last step is always saved.
+    all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
+    kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
+    return int(min(kept, all_of_them) + 1)
 
 
 Remark = Callable[[RunFacts], str | None]

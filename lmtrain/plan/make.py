@@ -17,9 +17,10 @@ from lmtrain.config.batch_size import batch_sizes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
 from lmtrain.model.flops import flops_per_token, recomputed_flops_per_token
+from lmtrain.optimizer.group_table import GroupRow
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, check_attention, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
-from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
+from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts, checkpoints_kept
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.measure import measure
 from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, count_flops, simulate
@@ -40,6 +41,7 @@ class PlannedParts:
     train_loader: TokenLoader | None
     val_loader: TokenLoader | None
     start: TrainState  # zeros unless the run is a fork
+    groups: Sequence[GroupRow] | None  # None if the optimizer cannot be built without data
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def make(
         machine=parts.system.describe(),
         model=type(parts.model).__name__,
         parts=parameters.parameters_by_part(parts.model, facts.vocab_size),
+        groups=parts.groups,
         facts=facts,
         flops_per_token=work.flops_per_token,
         flops_from=work.flops_from,
@@ -109,7 +112,7 @@ def make(
         has_recipe=cfg.get("prepare") is not None,
         measured=measured,
         dollars_per_hour=hardware.price_here(parts.system) if price is None else price,
-        checkpoints=_checkpoints_kept(cfg.trainer, facts),
+        checkpoints=checkpoints_kept(cfg.trainer, facts),
         steps=steps,
         rates=rates,
         gpu_estimates=hardware.gpu_estimates(
@@ -138,22 +141,25 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     model = _without_memory(cfg)
     system.choose(work_of(cfg, model), kept_choices(None, cfg.get("fork")))
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
-    return PlannedParts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
+    schedule, groups = build(cfg.scheduler), parameters.groups_of(lambda: build_optimizer(cfg, model), model)
+    return PlannedParts(system, model, schedule, train_loader, val_loader, _start(cfg), groups)
 
 
 def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
     """Find the memory and FLOPs of a step without running it."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    micro_batches = min(_most_micro_batches(cfg), 2)  # a third one adds no memory
-    sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
-    here, unknown_as = simulated(cfg, StepSettings(device, dtype, *sizes))
+    micro_batches = min(_most_micro_batches(cfg), 2)  # a third micro-batch adds no memory
+    settings = StepSettings(
+        device, dtype, micro_batches, cfg.data.batch_size, cfg.data.block_size, ema_decay=cfg.trainer.get("ema_decay")
+    )
+    here, unknown_as = simulated(cfg, settings)
     try:
         check_attention(parts.model, parts.system)
     except ValueError as error:
         unknown_as = f"this machine refuses the run ({error})"
     on_cuda = here
     if (device, dtype.itemsize) != ("cuda", 2):
-        on_cuda, _ = simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
+        on_cuda, _ = simulated(cfg, replace(settings, device="cuda", dtype=torch.bfloat16))
     return Work(here, on_cuda, unknown_as, *count_flops_per_token(cfg, parts.model))
 
 
@@ -209,14 +215,14 @@ def facts_of(
         idle_gpu=device == "cpu" and torch.cuda.is_available(),
         batch_sizes=sizes,
     )
-    return replace(facts, disk_needed=_checkpoints_kept(trainer, facts) * checkpoint_bytes)
+    return replace(facts, disk_needed=checkpoints_kept(trainer, facts) * checkpoint_bytes)
 
 
 def _step_settings(cfg: Any) -> Any:
     """Return the settings on which a step's memory and time depend; numbers such as the learning rate are left out."""
     plain: Any = OmegaConf.to_container(cfg)
     optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
-    return [plain["model"], plain["data"], optimizer, _most_micro_batches(cfg)]
+    return [plain["model"], plain["data"], optimizer, _most_micro_batches(cfg), plain["trainer"].get("ema_decay")]
 
 
 def _is_rate(value: Any) -> bool:
@@ -279,18 +285,6 @@ def count_flops_per_token(cfg: Any, model: Any) -> tuple[float, str]:
         return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
     except Exception:  # see `simulated`
         return flops_per_token(model, cfg.data.block_size), NOT_COUNTED
-
-
-def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
-    """Return the largest number of checkpoints on disk, including the best one and one that is being written."""
-
-    def made(every: int | None) -> int:
-        return facts.max_steps // every - facts.first_step // every if every else 0
-
-    # The last step is always saved.
-    all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
-    kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
-    return int(min(kept, all_of_them) + 1)
 
 
 def memory_beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:

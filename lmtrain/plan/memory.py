@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
+from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.model.loss import chunk_rows
 from lmtrain.plan.calls import Call, CallLog, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
@@ -28,6 +29,7 @@ KINDS = {  # in the order in which they are shown
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer state",
+    "average": "average of the weights",
     "casts": "weights in 16 bits",
     "activations": "activations",
     "logits": "logits and loss",
@@ -51,6 +53,7 @@ class StepSettings:
     batch_size: int
     block_size: int
     grad_clip: float = 1.0
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,9 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             param.register_post_accumulate_grad_hook(lambda param: ledger.move(param.grad, "gradients"))  # type: ignore[no-untyped-call]
         ledger.kind = "optimizer"
         optimizer.step()
+        ledger.kind = "average"
+        averaged = evaluation_weights(model, optimizer, settings.ema_decay)
+        average_bytes = sum(tensor.nbytes for tensor in averaged.values().values())
         if settings.micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
         model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -160,7 +166,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             ledger.peak["workspace"] = CUDA_WORKSPACE
         return StepCost(
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
-            checkpoint_bytes=model_bytes + state_bytes,
+            checkpoint_bytes=model_bytes + state_bytes + average_bytes,
             micro_batch_flops=micro_batch_operations.flops,
             micro_batch_kernels=kernels,
             logits_shape=ledger.logits,

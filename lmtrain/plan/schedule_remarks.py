@@ -100,6 +100,14 @@ def points_after_the_end(schedule: ScheduleFacts) -> str | None:
     return None
 
 
+def decay_beside_average(schedule: ScheduleFacts) -> str | None:
+    if not (schedule.averages and schedule.decays):
+        return None
+    return (
+        "optimizer=schedule_free: averages the weights instead of a decay of the learning rate; use scheduler=constant"
+    )
+
+
 SCHEDULE_REMARKS = (
     warmup_never_ends,
     rate_rises,
@@ -108,6 +116,7 @@ SCHEDULE_REMARKS = (
     warmup_is_long,
     rate_is_unusual,
     points_after_the_end,
+    decay_beside_average,
 )
 # These tolerate a small difference between the lengths of run and schedule, which may be intended, above all in a fork.
 CERTAIN_REMARKS = (
@@ -117,4 +126,5 @@ CERTAIN_REMARKS = (
     partial(schedule_ends_late, tolerance=0.1),
     warmup_is_most_of_the_run,
     rate_is_unusual,
+    decay_beside_average,
 )

@@ -1,5 +1,6 @@
 """Prints a plan."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.padding import Padding
@@ -7,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmtrain.machine import PRICED
+from lmtrain.optimizer.group_table import group_table
 from lmtrain.plan import schedule_picture
 from lmtrain.plan.hardware import BOUND_BY, KERNEL_S, LAUNCHES, GpuEstimate
 from lmtrain.plan.memory import KINDS
@@ -15,14 +17,17 @@ from lmtrain.plan.sweep_plan import GpuTotal
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, duration, percent, si
 
+NO_GROUPS = "unknown, because the optimizer cannot be built without data"
 OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022)
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the plan: model and data, memory, time, disk, the learning rate, and remarks about likely mistakes."""
+    """Print the plan: model, data, parameter groups, memory, time, disk, learning rate, and remarks."""
     print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
     print_heading("model and data")
     print_rows(model_and_data(plan))
+    print_heading("parameter groups")
+    print_line(textwrap.indent(group_table(plan.groups) if plan.groups else NO_GROUPS, "  "))
     print_heading("memory, at the peak of a step")
     _print_memory(plan)
     print_heading("time and disk")

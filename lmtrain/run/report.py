@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from lmtrain.files.numbers import finite_or_none
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.generate import generate
+from lmtrain.optimizer.group_table import group_rows, group_table
 from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.remarks import data_repeated_far_too_often
@@ -55,6 +57,8 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     smallest, largest = sizes.range(trainer.max_steps)
     log.info("run %s", short_path(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    table = group_table(group_rows(trainer.optimizer, trainer.model.named_parameters()))
+    log.info("parameter groups:\n%s", textwrap.indent(table, "  "))
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = finite_or_none(read_json(other / "result.json").get("best_val_loss"))
         log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 from lmtrain.model.loss import chunk_rows
 from lmtrain.optimizer.adamw import adamw
+from lmtrain.optimizer.schedule_free import schedule_free
 from lmtrain.plan.memory import CUDA_WORKSPACE, StepSettings, count_flops, simulate
 
 Make = Callable[[], nn.Module]
@@ -119,6 +121,23 @@ def test_the_peak_agrees_with_a_real_step(
     assert ("casts" in step.peak) <= (dtype == torch.bfloat16)
     saved = make().state_dict().values()
     assert step.checkpoint_bytes == pytest.approx(sum(tensor.nbytes for tensor in saved) + 2 * params, rel=0.01)
+
+
+def test_weights_for_evaluation_count() -> None:
+    numbers, make = StepSettings("cpu", torch.float32, 1, 2, 32), llama()
+    params = sum(param.nbytes for param in make().parameters())
+    plain, averaged = simulated(make, numbers), simulated(make, replace(numbers, ema_decay=0.9))
+    assert (plain.peak.get("average", 0), averaged.peak["average"]) == (0, params)
+    assert averaged.checkpoint_bytes == plain.checkpoint_bytes + params
+
+    def schedule_free_parts() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = make()
+        named = model.named_parameters()
+        return model, schedule_free(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+    free = simulate(schedule_free_parts, numbers)
+    assert "average" not in free.peak  # it computes them when they are needed
+    assert free.checkpoint_bytes == pytest.approx(4 * params, rel=0.01)  # weights, two states, weights to use
 
 
 @pytest.mark.slow
