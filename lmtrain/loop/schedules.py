@@ -135,6 +135,11 @@ class Schedules:
             )
         if self._momentum is None:
             return
+        if hasattr(self._optimizer, "eval"):  # the weights for evaluation are computed with the same betas
+            raise ValueError(
+                f"trainer.momentum_schedule: the betas of {name} also say how it averages weights, so they must stay "
+                "the same; leave the schedule out"
+            )
         key = self._momentum_key()
         own = [_first(group[key]) for group in groups if group.get(key)]
         if not own:

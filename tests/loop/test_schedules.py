@@ -20,6 +20,7 @@ from lmtrain.model.llama import Llama
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.optimizer.lion import lion
 from lmtrain.optimizer.muon import muon
+from lmtrain.optimizer.schedule_free import schedule_free
 from lmtrain.system import System
 
 # Steps of 8, 8, 4, 4, 16, 16, 16 and 16 sequences of 16 tokens each: they start after 0, 128, 256, 320, 384 … tokens.
@@ -220,6 +221,16 @@ def test_an_optimizer_without_the_value_is_refused(
     plain = torch.optim.SGD(model.parameters(), lr=1e-2)
     with pytest.raises(ValueError, match=f"^trainer.{next(iter(changes))}: {message}"):
         make_trainer(token_folder, tmp_path / "out", model=model, optimizer=plain, **changes)
+
+
+def test_the_betas_of_a_schedule_free_optimizer_stay_the_same(token_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("schedulefree")
+    model = tiny_llama()
+    optimizer = schedule_free(model.named_parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    with pytest.raises(ValueError, match=r"^trainer\.momentum_schedule: the betas of AdamWScheduleFree also say"):
+        make_trainer(
+            token_folder, tmp_path / "out", model=model, optimizer=optimizer, momentum_schedule=[[0, 0.9], [5, 1.0]]
+        )
 
 
 def test_a_momentum_of_one_is_refused_and_muons_own_is_changed_alone(token_folder: Path, tmp_path: Path) -> None:
