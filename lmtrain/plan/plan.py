@@ -52,11 +52,12 @@ class Plan:
 
     @property
     def step_flops(self) -> float:
+        """Return the FLOPs of the first step."""
         return self.flops_per_token * self.facts.step_tokens
 
     @property
     def run_flops(self) -> float:
-        return self.step_flops * self.facts.steps
+        return self.flops_per_token * self.facts.tokens
 
     @property
     def dollars(self) -> float | None:
