@@ -9,44 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from support.command_line import Cli
+from support.synthetic_families import TRUNK, WSD, write_branch, write_trunk, write_two_families
 from support.synthetic_runs import STEP_TOKENS, write_run
+from support.tokens import TINY, write_tokens
 
 from lmtrain.compare.comparison import RunComparison, compare
 from lmtrain.compare.families import below_their_trunk, families, in_family_order, joined_to_trunks
-from lmtrain.compare.output.family_names import family_names
 from lmtrain.compare.output.text_files import as_json
 from lmtrain.compare.runs import ComparedRun, load_runs
-
-WSD = {"scheduler._target_": "lmtrain.scheduler.wsd", "scheduler.warmup_steps": 10, "scheduler.min_lr": 0.0}
-TRUNK = {**WSD, "scheduler.decay_steps": 0}
-
-
-def write_trunk(folder: Path, seed: int, lr: float = 3e-3, *, loss: float = 3.0, steps: int = 200) -> Path:
-    return write_run(folder, {**TRUNK, "optimizer.lr": lr, "seed": seed}, final_loss=loss, steps=steps)
-
-
-def write_branch(trunk: Path, step: int, loss: float, *, decay: int = 50, **options: Any) -> Path:
-    """Write a branch as `fork=TRUNK step=N scheduler=wsd scheduler.decay_steps=M` records it."""
-    config = yaml.safe_load((trunk / "config.yaml").read_text())
-    origin = {"run": str(trunk), "run_id": trunk.name, "step": step, "config": config, "forked_from": None}
-    changes = {**WSD, "optimizer.lr": config["optimizer"]["lr"], "seed": config["seed"], "fork": str(trunk)}
-    changes |= {"step": step, "scheduler.decay_steps": decay, **options.pop("changes", {})}
-    folder = trunk.with_name(f"{trunk.name}-{step}-{decay}")
-    environment = {"forked_from": origin}
-    return write_run(
-        folder, changes, first_step=step, steps=step + decay, final_loss=loss, environment=environment, **options
-    )
 
 
 @pytest.fixture
 def two_families(tmp_path: Path) -> list[ComparedRun]:
-    """Two learning rates with two seeds: the trunk of 0.01 is ahead, and so are the branches of 0.003."""
-    for seed in (1, 2):
-        for name, lr, of_trunk in (("low", 3e-3, 3.2), ("more", 1e-2, 2.5)):
-            trunk = write_trunk(tmp_path / f"{name}-{seed}", seed, lr, loss=of_trunk + 0.01 * seed)
-            for step, loss in ((100, 3.1), (200, 2.9)):
-                write_branch(trunk, step, loss + 10 * lr + 0.01 * seed)
-    return load_runs([tmp_path])
+    return load_runs([write_two_families(tmp_path)])
 
 
 def names(runs: Sequence[ComparedRun]) -> list[str]:
@@ -161,17 +137,6 @@ def test_the_curve_of_a_branch_begins_at_its_trunk(two_families: list[ComparedRu
     assert np.isfinite(by_name["more-1-100-50"].metrics["flops"][0])
 
 
-def test_seeds_share_the_name_of_their_family(two_families: list[ComparedRun]) -> None:
-    found = family_names(compare(two_families))
-    assert found.names == ["lr=0.003", "lr=0.01"]
-    assert {
-        (run.path.name.partition("-")[0], number) for run, number in zip(two_families, found.number, strict=True)
-    } == {
-        ("low", 0),
-        ("more", 1),
-    }
-
-
 def test_json_has_the_families(two_families: list[ComparedRun]) -> None:
     first, *_ = json.loads(as_json(compare(two_families)))["families"]
     assert first == {
@@ -182,3 +147,24 @@ def test_json_has_the_families(two_families: list[ComparedRun]) -> None:
             for run, step in zip(two_families[1:3], (100, 200), strict=True)
         ],
     }
+
+
+@pytest.mark.slow
+def test_a_real_trunk_and_its_branches(tmp_path: Path, cli: Cli) -> None:
+    write_tokens(tmp_path / "data" / "tiny")
+    wsd = ["scheduler=wsd", "scheduler.decay_steps=0", "trainer.keep_every=4", "data.path=data/tiny"]
+    assert cli(*TINY, *wsd, "hydra.run.dir=outputs/trunk").returncode == 0
+    for step in (8, 4):
+        fork = ("fork=outputs/trunk", f"step={step}", "scheduler=wsd", "scheduler.decay_steps=4")
+        assert cli(*fork, f"hydra.run.dir=outputs/a{step}").returncode == 0
+    shown = cli("compare", "outputs", "--columns", "run,branch_step,steps,tokens", "--json", "families.json")
+    assert shown.returncode == 0, shown.stderr
+    table = [line.split() for line in shown.stdout.splitlines()]
+    assert [words for words in table if words[:1] in (["trunk"], ["└"])] == [
+        ["trunk", "–", "12", "1.54k"],
+        ["└", "a4", "4", "8", "1.02k"],
+        ["└", "a8", "8", "12", "1.54k"],
+    ]
+    assert "no verdict between runs that decayed at different places" in shown.stdout
+    (family,) = json.loads((tmp_path / "families.json").read_text())["families"]
+    assert [branch["step"] for branch in family["branches"]] == [4, 8]
