@@ -36,6 +36,7 @@ class ForkOrigin:
             "step": self.state.step,
             "config": then["config"],
             "forked_from": then.get("forked_from"),
+            **({"averaged_from": then["averaged_from"]} if "averaged_from" in then else {}),
         }
 
 

@@ -56,7 +56,7 @@ def write_average(chosen: Sequence[ChosenCheckpoint], directory: Path | None) ->
     # The directory is entered first: it raises for one that another process uses.
     with RunDirectory(directory) as run, empty_again_after_error(run.path, existed=existed):
         environment = _environment(run.run_id(), averaged, ingredients)
-        checkpoint = _first_checkpoint(averaged, environment["run_id"])
+        checkpoint = _first_checkpoint(averaged, environment)
         CheckpointFolder.of_run(run.path, environment["run_id"]).save(
             averaged.newest.train.step, checkpoint, Retention(newest=1)
         )
@@ -75,7 +75,7 @@ def _new_directory(source: Path) -> Path:
     return Path("outputs", name, f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}")
 
 
-def _first_checkpoint(averaged: WeightAverage, run_id: str) -> Checkpoint:
+def _first_checkpoint(averaged: WeightAverage, environment: Mapping[str, Any]) -> Checkpoint:
     """Return the checkpoint of the newest ingredient with the averaged weights and a fresh optimizer."""
     newest = averaged.newest
     try:
@@ -97,7 +97,8 @@ def _first_checkpoint(averaged: WeightAverage, run_id: str) -> Checkpoint:
         },
         state={
             **then.state,
-            "run_id": run_id,
+            "run_id": environment["run_id"],
+            "averaged_from": environment["averaged_from"],
             "train": asdict(state),
             "optimizer": {},
             "optimizer_groups": [{} for _ in then.state["optimizer_groups"]],

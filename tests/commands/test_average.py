@@ -77,6 +77,10 @@ def test_an_average_can_be_continued_forked_and_evaluated(trained: Cli) -> None:
     found = {run.path.name: run for run in load_runs([trained.folder / "outputs" / name for name in ("run", "last")])}
     assert found["last"].setting["averaged"] == "8,12"
     assert "averaged" not in found["run"].setting
+    shutil.move(trained.folder / "outputs" / "last", trained.folder / "moved")
+    (fork_of_mean,) = load_runs([trained.folder / "outputs" / "onward"])
+    assert fork_of_mean.branch is not None
+    assert fork_of_mean.branch.parent_setting["averaged"] == "8,12"  # the fork has recorded it
 
 
 def test_forks_are_averaged_and_strangers_are_named(trained: Cli) -> None:
