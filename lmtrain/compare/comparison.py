@@ -145,7 +145,7 @@ def compare(
         chosen = compared_value(runs, value, metric, sign(metric), at_step)
     if (value != "at-step" or at_step is not None) and not any(math.isfinite(chosen.of(run)) for run in runs):
         raise ValueError(_no_run_has(chosen, runs, at_step))
-    by_end = bool(found_families) and value == "final"
+    by_end = bool(found_families) and len(runs) > 1 and value == "final"
     # At an equal place, a trunk and its branches are at different points of their schedules.
     places = {} if by_end else chosen.places
     # A loss that most runs reach says little about a family: its branches reach it by their decay.
@@ -171,7 +171,7 @@ def compare(
         for (_, own), (groups, about_groups) in zip(classed, grouped, strict=True)
     ]
     classes = [
-        # Of a run that is alone in its class, the table has said everything.
+        # Of a run that ends alone, the table has said everything.
         (title, replace(verdict.conclusions, sentences=[]) if by_end and len(own) == 1 else verdict.conclusions)
         for (title, own), verdict in zip(classed, verdicts, strict=True)
     ]

@@ -47,13 +47,13 @@ class Family:
 
 def goes_on(setting: Mapping[str, Any]) -> bool:
     """Return whether a schedule does not depend on the length of the run, and so never ends."""
-    target = setting.get(SCHEDULE)
+    target = str(setting.get(SCHEDULE))  # a stranger's config may have a list there
     return target in WITHOUT_END or (target == WSD and setting.get("scheduler.decay_steps") == 0)
 
 
 def comes_to_an_end(setting: Mapping[str, Any]) -> bool:
     """Return whether a schedule brings the learning rate down by the end of the run."""
-    target = setting.get(SCHEDULE)
+    target = str(setting.get(SCHEDULE))  # a stranger's config may have a list there
     return target in WITH_END or (target == WSD and as_float(setting.get("scheduler.decay_steps")) > 0)
 
 
@@ -171,7 +171,7 @@ def _end_of(run: ComparedRun, metric: str) -> tuple[float, float]:
         return planned, 0.0
     if run.status == COMPLETED.status or not planned > 0:
         return float(steps[-1]), float(tokens[-1])
-    return planned, float(round(tokens[-1] / steps[-1] * planned))
+    return planned, float(np.round(float(tokens[-1]) / float(steps[-1]) * planned))
 
 
 def _title(end: float, steps: set[float]) -> str:

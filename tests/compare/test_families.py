@@ -168,3 +168,11 @@ def test_a_real_trunk_and_its_branches(tmp_path: Path, cli: Cli) -> None:
     assert "no verdict between runs that decayed at different places" in shown.stdout
     (family,) = json.loads((tmp_path / "families.json").read_text())["families"]
     assert [branch["step"] for branch in family["branches"]] == [4, 8]
+
+
+def test_a_strange_schedule_or_length_is_no_error(tmp_path: Path) -> None:
+    trunk = write_trunk(tmp_path / "trunk", 1)
+    write_branch(trunk, 100, 3.0, changes={"trainer.max_steps": 1e308}, status="interrupted")
+    write_branch(trunk, 150, 3.0, changes={"scheduler._target_": ["lmtrain.scheduler.wsd"]})
+    (family,) = compare(load_runs([tmp_path])).families
+    assert names(family.branches) == ["trunk-100-50"]
