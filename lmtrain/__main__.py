@@ -21,6 +21,7 @@ VERBS = {  # each verb's module in lmtrain.commands
     "inspect": "inspect",
     "evaluate": "evaluate",
     "sample": "sample",
+    "average": "average",
     "import": "import_nanogpt",
     "compare": "compare",
     "confirm": "confirm",
@@ -31,7 +32,7 @@ VERBS = {  # each verb's module in lmtrain.commands
     "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
-FILE_WRITING_VERBS = ("prepare", "import", "verify-resume", "verify-device", "decide", "confirm")
+FILE_WRITING_VERBS = ("prepare", "average", "import", "verify-resume", "verify-device", "decide", "confirm")
 
 
 def main() -> None:

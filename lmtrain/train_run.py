@@ -232,6 +232,7 @@ def build_recorder(
             "environment": hardware_and_software(environment),
             "code": environment["code"],
             "forked_from": environment.get("forked_from"),
+            **({"averaged_from": environment["averaged_from"]} if "averaged_from" in environment else {}),
         },
     )
 

@@ -186,6 +186,7 @@ def test_files_and_folders_stay_small() -> None:
         ["sample", "--help"],
         ["evaluate", "--help"],
         ["inspect", "--help"],
+        ["average", "--help"],
         ["compare", "--help"],
         ["decide", "--help"],
         ["import", "--help"],

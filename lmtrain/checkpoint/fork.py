@@ -16,6 +16,8 @@ from lmtrain.loop.evaluation_weights import OF_OPTIMIZER, copy_into
 
 log = logging.getLogger(__name__)
 
+REQUIRED_FILES = frozenset({"model", "optimizer", "detector", "rng-0"})  # of a checkpoint, without their suffix
+
 
 @dataclass(frozen=True)
 class ForkOrigin:
@@ -35,6 +37,7 @@ class ForkOrigin:
             "step": self.state.step,
             "config": then["config"],
             "forked_from": then.get("forked_from"),
+            **({"averaged_from": then["averaged_from"]} if "averaged_from" in then else {}),
         }
 
 
@@ -49,7 +52,7 @@ def load_fork_origin(run: Path, step: int | None) -> ForkOrigin:
         checkpoint = load_checkpoint(CheckpointFolder.of_run(run).at(step_to_fork(run, step)))
     except BrokenCheckpointError as error:
         raise ValueError(f"fork={run}: {error}") from error
-    if missing := {"model", "optimizer", "detector", "rng-0"} - checkpoint.tensors.keys():
+    if missing := REQUIRED_FILES - checkpoint.tensors.keys():
         raise ValueError(f"fork={run}: its checkpoint has no {' and no '.join(sorted(missing))}")
     return ForkOrigin(run, checkpoint, train_state(checkpoint))
 

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from lmtrain.files.limited import read_json
+
 CHECKPOINTS = "checkpoints"  # the folder of checkpoints in a run directory
 PARTIAL, DELETED = ".tmp-", ".tmp-del-"  # prefixes of folders that are being written or removed
 
@@ -41,6 +43,29 @@ def is_leftover(path: Path) -> bool:
 def checkpoint_steps(run_dir: Path) -> list[int]:
     """Return the steps of a run's checkpoints, in ascending order."""
     return steps_in(run_dir / CHECKPOINTS)
+
+
+def chosen_step(run_dir: Path, which: str) -> int:
+    """Return the step of a run's checkpoint that `which` means: `best`, `latest` or a step number.
+
+    The links `best` and `latest` are not used; a kill may leave them stale. If the best checkpoint is not known, it is
+    the newest one. The run must have a checkpoint.
+
+    Raises:
+        ValueError: `which` is none of them. Whether there is a checkpoint of a step number is not checked.
+    """
+    steps = checkpoint_steps(run_dir)
+    if which == "latest":
+        return steps[-1]
+    if which == "best":
+        # result.json is written last, so it includes an evaluation after the last checkpoint.
+        result = read_json(run_dir / "result.json")
+        state = read_json(run_dir / CHECKPOINTS / step_folder(steps[-1]) / "state.json").get("train", {})
+        best = result.get("best_step") or state.get("best_step")
+        return int(best) if best in steps else steps[-1]
+    if not which.isdecimal():
+        raise ValueError(f"no checkpoint {which!r}; give best, latest or a step number")
+    return int(which)
 
 
 def step_to_fork(run_dir: Path, step: int | None) -> int:

@@ -25,9 +25,9 @@ differences are larger than the noise between seeds. Reads only the runs' files,
 training."""
 EPILOG = """\
 Runs that differ only in the seed are replicates. Columns for --sort, --filter and --columns: run, path, label, parent,
-status, steps, tokens, flops, seconds, host, device, parameters, at_step, at_tokens, at_flops, at_seconds, best,
-best_step, best_shared, final, tokens_per_second, and every config key (lr is short for optimizer.lr if no other key
-ends in lr)."""
+branch_step, status, steps, tokens, flops, seconds, host, device, parameters, at_step, at_tokens, at_flops, at_seconds,
+best, best_step, best_shared, final, tokens_per_second, and every config key (lr is short for optimizer.lr if no other
+key ends in lr)."""
 
 
 # Output formats: the module and function that make the file's text or bytes, imported only when needed.
@@ -114,7 +114,9 @@ def make_parser() -> OptionParser:
         "--at-step", type=WholeNumber(1), metavar="N", help="step to compare at (default: the last that all runs have)"
     )
     parser.add_argument(
-        "--value", choices=VALUE_KINDS, default="at-step", help="value of a run for the statistics (default: at-step)"
+        "--value",
+        choices=VALUE_KINDS,
+        help="value of a run for the statistics (default: final for trunks with branches, otherwise at-step)",
     )
     parser.add_argument(
         "--baseline",
@@ -209,6 +211,8 @@ def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[No
     """Return the requested runs in the requested order, and notes about the choice."""
     from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
     from lmtrain.compare.comparable.measured_alike import measured_alike
+    from lmtrain.compare.comparison import default_kind
+    from lmtrain.compare.families import in_family_order
 
     notes = []
     better = sign(options.metric, options.higher)
@@ -226,7 +230,8 @@ def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[No
     metric = measured_alike(runs, options.metric).metric  # bits per byte if the tokenizers differ
     columns = available_columns(runs, metric, equal_places(runs, metric, options.at_step), better)
     if options.sort is None:
-        compared = "best_shared" if options.value == "best" else options.value.replace("-", "_")
-        return sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0), notes
+        kind = options.value or default_kind(runs, options.at_step)
+        compared = "best_shared" if kind == "best" else kind.replace("-", "_")
+        return in_family_order(sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0)), notes
     column = find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}")
     return sort_runs(runs, column, descending=options.sort.startswith("-")), notes

@@ -22,6 +22,7 @@ lmtrain: train language models from composed configs.
   python -m lmtrain inspect FOLDER…              describe token files: documents, vocabulary, duplicates, damage
   python -m lmtrain evaluate RUN_DIR…            measure loss, perplexity and bits per byte of a checkpoint
   python -m lmtrain sample RUN_DIR --prompt …    generate text from a checkpoint
+  python -m lmtrain average RUN_DIR… --steps …   make a run from the mean of the weights of several checkpoints
   python -m lmtrain compare RUN…                 compare runs: table, statistics, a page of curves (--html)
   python -m lmtrain confirm SWEEP                run the best settings of a sweep or search again, with fresh seeds
   python -m lmtrain decide --baseline …          keep or drop a change, by as many pairs of seeds as that needs

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lmtrain.compare.families import below_their_trunk, branch_step
 from lmtrain.compare.labels import folder_names, setting_text, short_names
 from lmtrain.compare.notes import Note, names
 from lmtrain.compare.recorded_facts import RECORDED_KEYS
@@ -29,6 +30,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 CONDITION = re.compile(r"\s*(?P<key>[^<>=!\s]+)\s*(?P<comparison>==|!=|<=|>=|=|<|>)\s*(?P<value>.*?)\s*")
+BRANCH = "└ "  # before the name of a branch below its trunk
 MAX_FOLDER_CHARS = 20  # as in `20261123-120000-1a2b`; the names of a sweep's folders are their overrides
 ALIASES = {"from": "parent"}  # the statistics show a parent as `from …`
 RESULTS = {"status", "best", "best_step", "best_shared", "final"}  # a filter by one of them chooses by the result
@@ -73,7 +75,10 @@ def available_columns(
     folders = dict(zip((run.path for run in runs), folder_names([run.path for run in runs]), strict=True))
     # If folder names are long, the table shows labels (the settings that differ) in their place.
     longest = max(map(len, folders.values()), default=0)
-    shown = {folders[run.path]: run.label for run in runs} if longest > MAX_FOLDER_CHARS else {}
+    shown = {folders[run.path]: run.label if longest > MAX_FOLDER_CHARS else folders[run.path] for run in runs}
+    for place in below_their_trunk(runs):
+        name = folders[runs[place].path]
+        shown[name] = f"{BRANCH}{shown[name]}"
     names = short_names(differing_keys(runs))
     found = [
         Column("run", "run", "run", lambda run: folders[run.path], lambda name: shown.get(name, name), True),
@@ -81,6 +86,13 @@ def available_columns(
         Column("label", "label", "label", lambda run: run.label, is_text=True),
         *(config_column(key, name) for key, name in names.items()),
         Column("parent", "parent", "parent", lambda run: run.parent, is_text=True),
+        Column(
+            "branch_step",
+            "step of the branch",
+            "branch step",
+            lambda run: _as_whole_number(branch_step(run)),
+            with_commas,
+        ),
         Column("status", "status", "status", lambda run: run.status, is_text=True),
         Column("steps", "steps", "steps", lambda run: run.steps, with_commas),
         Column("tokens", "tokens", "tokens", lambda run: _as_whole_number(_logged_or_in_result(run, "tokens")), si),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from lmtrain.compare.class_verdict import Wishes, class_verdict
 from lmtrain.compare.columns import Column, available_columns, find_column, place_text
 from lmtrain.compare.comparable.measured_alike import measured_alike
+from lmtrain.compare.families import Family, by_ending, families
 from lmtrain.compare.looking.looks import Looks, Mode
 from lmtrain.compare.looking.picked import notes_on_picking
 from lmtrain.compare.notes import Note
@@ -24,9 +25,14 @@ from lmtrain.compare.run_values import (
 from lmtrain.compare.runs import AXES, ComparedRun, differing_keys
 from lmtrain.compare.statistics.conclusions import Conclusions
 from lmtrain.compare.statistics.noise.baseline import find_baseline
-from lmtrain.compare.statistics.replicates import Member, members, repeated_runs, replicate_groups
+from lmtrain.compare.statistics.replicates import Member, group_numbers, members, repeated_runs, replicate_groups
 from lmtrain.errors import COMPLETED
 from lmtrain.terminal.units import counted
+
+NO_VERDICT_ACROSS_ENDS = (
+    "no verdict between runs that decayed at different places or not at all: a decay lowers the loss, and so do more "
+    "tokens; branches are compared with those that end after as many tokens"
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class RunComparison:
         reached: For each run, the step, tokens, FLOPs and seconds of its first evaluation at the goal or better.
         reach: When each setting reaches the goal; None if there is nothing to say of settings.
         asked: The requested columns; None means those in which the runs differ.
+        families: The trunks with their branches.
     """
 
     runs: Sequence[ComparedRun]
@@ -78,6 +85,7 @@ class RunComparison:
     reached: Sequence[Mapping[str, float] | None]
     reach: ReachResult | None = None
     asked: Sequence[Column] | None = None
+    families: Sequence[Family] = ()
 
     @property
     def parts(self) -> list[tuple[str, "RunComparison"]]:
@@ -96,7 +104,7 @@ def compare(
     metric: str = "val/loss",
     higher: bool | None = None,
     at_step: int | None = None,
-    value: str = "at-step",
+    value: str | None = None,
     difference: float | None = None,
     goal: float | None = None,
     asked: Sequence[str] | None = None,
@@ -127,6 +135,8 @@ def compare(
     """
     if (logged := logged_metrics(runs)) and metric not in logged:
         raise ValueError(_unknown_metric(metric, logged))
+    found_families = families(runs)
+    value = value or default_kind(runs, at_step)
     about_direction = _direction_notes(metric, higher)
     chosen = compared_value(runs, value, metric, sign(metric, higher), at_step)
     measured = measured_alike(runs, metric, _compared_steps(runs, chosen))
@@ -135,40 +145,52 @@ def compare(
         chosen = compared_value(runs, value, metric, sign(metric), at_step)
     if (value != "at-step" or at_step is not None) and not any(math.isfinite(chosen.of(run)) for run in runs):
         raise ValueError(_no_run_has(chosen, runs, at_step))
-    wanted = default_goal(runs, metric, chosen.better) if goal is None else goal
-    columns = available_columns(runs, metric, chosen.places, chosen.better)
+    by_end = bool(found_families) and len(runs) > 1 and value == "final"
+    # At an equal place, a trunk and its branches are at different points of their schedules.
+    places = {} if by_end else chosen.places
+    # A loss that most runs reach says little about a family: its branches reach it by their decay.
+    default = math.nan if by_end else default_goal(runs, metric, chosen.better)
+    wanted = default if goal is None else goal
+    columns = available_columns(runs, metric, places, chosen.better)
     asked_columns = None
     if asked is not None:
         asked_columns = [find_column(key, columns, runs, f"--columns {','.join(asked)}") for key in asked]
-    # Runs that measure different things get no verdict against each other.
-    grouped = [replicate_groups(alike.runs, chosen.of, timed=chosen.is_timed) for alike in measured.alike]
+    # Runs that measure different things get no verdict against each other, and neither do unfair competitors.
+    classed = [(alike.title(measured.alike), alike.runs) for alike in measured.alike]
+    refusals = list(measured.refusals)
+    if by_end:
+        classed = [each for title, own in classed for each in _by_ending(title, own, metric)]
+        refusals += [NO_VERDICT_ACROSS_ENDS] if len(classed) > len(measured.alike) else []
+    grouped = [replicate_groups(own, chosen.of, timed=chosen.is_timed) for _, own in classed]
     named = None
     if baseline is not None:
         named = find_baseline(baseline, [group for groups, _ in grouped for group in groups], runs)
     wishes = Wishes(mode, [note.mark for note in about_choice if note.mark], difference, named, margin)
     verdicts = [
-        class_verdict(alike.runs, chosen, groups, about_groups, wishes)
-        for alike, (groups, about_groups) in zip(measured.alike, grouped, strict=True)
+        class_verdict(own, chosen, groups, about_groups, wishes)
+        for (_, own), (groups, about_groups) in zip(classed, grouped, strict=True)
     ]
-    titles = [alike.title(measured.alike) for alike in measured.alike]
-    classes = [(title, verdict.conclusions) for title, verdict in zip(titles, verdicts, strict=True)]
-    about_measurement = [Note("measurement", text) for text in [*measured.refusals, *measured.notes]]
+    classes = [
+        # Of a run that ends alone, the table has said everything.
+        (title, replace(verdict.conclusions, sentences=[]) if by_end and len(own) == 1 else verdict.conclusions)
+        for (title, own), verdict in zip(classed, verdicts, strict=True)
+    ]
+    about_measurement = [Note("measurement", text) for text in [*refusals, *measured.notes]]
     of_classes = {note.text: note for verdict in verdicts for note in verdict.notes}
-    titled = [(title, alike.runs) for title, alike in zip(titles, measured.alike, strict=True)]
     return RunComparison(
         runs=runs,
         metric=metric,
         better=chosen.better,
         keys=differing_keys(runs),
-        places=chosen.places,
+        places=places,
         columns=columns,
         value_kind=value,
         value=_value_name(chosen, runs),
         axis=chosen.axis,
         members=members(runs, chosen.of, timed=chosen.is_timed),
-        conclusions=_of_all(classes, measured.refusals),
+        conclusions=_of_all(classes, refusals),
         classes=classes,
-        refusals=measured.refusals,
+        refusals=refusals,
         looks=verdicts[0].looks,
         notes=[
             *repeated_runs(runs),
@@ -181,9 +203,23 @@ def compare(
         goal=wanted,
         goal_chosen=goal is None,
         reached=[when_reached(run, metric, wanted, chosen.better) for run in runs],
-        reach=when_settings_reach(titled, metric, wanted, chosen.better, chosen.axis),
+        reach=when_settings_reach(classed, metric, wanted, chosen.better, chosen.axis),
         asked=asked_columns,
+        families=found_families,
     )
+
+
+def default_kind(runs: Sequence[ComparedRun], at_step: int | None = None) -> str:
+    """Return the kind of value to compare if none is asked for.
+
+    A branch is compared where its decay ends, because the runs of a family share no other place that is fair.
+    """
+    return "final" if at_step is None and families(runs) else "at-step"
+
+
+def _by_ending(title: str, runs: Sequence[ComparedRun], metric: str) -> list[tuple[str, list[ComparedRun]]]:
+    """Return the classes of fair competitors among runs that measure the same."""
+    return [(", ".join(filter(None, (title, end))), own) for end, own in by_ending(runs, group_numbers(runs), metric)]
 
 
 def logged_metrics(runs: Sequence[ComparedRun]) -> list[str]:

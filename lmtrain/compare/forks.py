@@ -18,6 +18,7 @@ from lmtrain.files.links import refuse_links
 from lmtrain.terminal.as_text import printable
 
 MOST_ANCESTORS = 100  # a record that a stranger wrote may go on for ever
+AVERAGED_FROM = "averaged_from"  # of a parent that began with the mean of several checkpoints
 END_OF_RUN = ("seed", "trainer.max_steps")  # of a parent: the unit has its seed, and a fork decides where it ends
 
 
@@ -142,7 +143,7 @@ class _KnownRuns:
         except (ValueError, RecursionError):
             return found
         if found is None:
-            return _without_metrics(Path(str(origin.get("run"))), config, {})
+            return _without_metrics(Path(str(origin.get("run"))), config, {AVERAGED_FROM: origin.get(AVERAGED_FROM)})
         # A resume after the fork may have changed the parent's config.
         return replace(found, config=config, environment=dict(found.environment) | {"resumes": []})
 

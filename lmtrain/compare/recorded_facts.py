@@ -13,8 +13,8 @@ from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import printable
 
 FACTS = ("data", "evaluation", "parameters", "code", "lmtrain")
-RESUMED = "resumed"
-RECORDED_KEYS = frozenset({*FACTS, RESUMED})  # keys of an effective setting that no config has
+RESUMED, AVERAGED = "resumed", "averaged"
+RECORDED_KEYS = frozenset({*FACTS, RESUMED, AVERAGED})  # keys of an effective setting that no config has
 DIGITS = 6  # of a hash, enough to distinguish the versions that one person compares
 ARROW = "→"
 CHANGE = re.compile(rf"(?P<key>[^:]+): (?P<old>.*) {ARROW} (?P<new>.*)", re.DOTALL)
@@ -80,6 +80,23 @@ def resumed_changes(run: ComparedRun, is_neutral: Callable[[str, ComparedRun], b
             step = mapping_at(resume, "evaluation").get("after_step")
             words.append(", ".join(counting) + (f" at step {step}" if type(step) is int else ""))
     return "; ".join(words)
+
+
+def averaged_from(run: ComparedRun) -> str:
+    """Return the steps of the checkpoints whose mean a run began with, in words; empty for other runs.
+
+    Runs that began with the same steps of their own runs are replicates. A weight other than 1 follows its step.
+    """
+    records = run.environment.get("averaged_from")
+    records = [record for record in records if isinstance(record, dict)] if isinstance(records, list) else []
+    steps = ",".join(_with_weight(record) for record in records)
+    runs = len({str(record.get("run_id")) for record in records})
+    return f"{runs} runs at {steps}" if runs > 1 else steps
+
+
+def _with_weight(record: Mapping[str, Any]) -> str:
+    step, weight = record.get("step"), record.get("weight")
+    return printable(f"{step}" if weight == 1 else f"{step}×{weight}")[:MAX_CHANGE_CHARS]
 
 
 def _same_global_batch(lines: list[str], run: ComparedRun) -> bool:

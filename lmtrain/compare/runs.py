@@ -14,6 +14,7 @@ import numpy as np
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.compared_run import AXES, Branch, ComparedRun, forked_from, mapping_at
+from lmtrain.compare.families import differs_in_schedule_alone
 from lmtrain.compare.forks import END_OF_RUN, real_path, with_settings
 from lmtrain.compare.labels import folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
@@ -104,7 +105,7 @@ def origin_texts(runs: Sequence[ComparedRun], *, with_seed: bool = False) -> lis
     """Return for each fork the short name of its origin, such as `from lr=0.003 at step 200`; empty for other runs.
 
     It names the parent's settings that a fork changed. The forks of replicates have the same origin, unless `with_seed`
-    names the seed of the parent.
+    names the seed of the parent. A branch that changed only the schedule of its trunk is named by its step alone.
     """
     of_run = [None if run.branch is None else (run.branch.key, _parent_seed(run.branch, with_seed)) for run in runs]
     branches = {key: run.branch for key, run in zip(of_run, runs, strict=True) if key is not None and run.branch}
@@ -121,6 +122,10 @@ def origin_texts(runs: Sequence[ComparedRun], *, with_seed: bool = False) -> lis
         (key, seed): _origin_text(branch, f"{next(names) if branch.parent_setting else branch.parent_name} {seed}")
         for (key, seed), branch in branches.items()
     }
+    plain = {key for key, run in zip(of_run, runs, strict=True) if key is not None and differs_in_schedule_alone(run)}
+    if not with_seed and plain == branches.keys():
+        texts = {place: _origin_text(branch, "the trunk") for place, branch in branches.items()}
+        return ["" if place is None else texts[place] for place in of_run]
     times = Counter(texts.values())
     for place, branch in branches.items():
         if times[texts[place]] > 1:  # their parents are forks themselves, of different runs

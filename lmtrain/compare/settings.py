@@ -13,7 +13,16 @@ from typing import Any
 
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.labels import hashable
-from lmtrain.compare.recorded_facts import FACTS, MICRO_BATCH_KEYS, RESUMED, facts_of, resolved_system, resumed_changes
+from lmtrain.compare.recorded_facts import (
+    AVERAGED,
+    FACTS,
+    MICRO_BATCH_KEYS,
+    RESUMED,
+    averaged_from,
+    facts_of,
+    resolved_system,
+    resumed_changes,
+)
 
 GLOBAL_BATCH = "global_batch"  # sequences per optimizer step, where two runs cut them differently into micro-batches
 DATA_PATH_KEYS = re.compile(r"data\.paths?(\..*)?")
@@ -148,6 +157,8 @@ def effective_settings(runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     for run, setting in zip(runs, settings, strict=True):
         if changes := resumed_changes(run, is_neutral):
             setting[RESUMED] = changes
+        if steps := averaged_from(run):
+            setting[AVERAGED] = steps
     _keep_what_splits(runs, facts, settings)
     return settings
 

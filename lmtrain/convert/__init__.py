@@ -1,1 +1,1 @@
-"""Converts runs of other programs into lmtrain runs."""
+"""Makes runs that no training has made: from checkpoints of other programs, and from averages of checkpoints."""

@@ -1,6 +1,5 @@
 """Writes a run directory from an imported checkpoint, as if lmtrain had trained and saved it."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
 from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint, check_weights_fit
+from lmtrain.convert.new_directory import empty_again_after_error
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, save_tokenizer
 from lmtrain.errors import COMPLETED
 from lmtrain.logger.jsonl import JsonlLogger
@@ -52,16 +52,10 @@ def write_run(
     existed = run_dir.exists()
     with RunDirectory(run_dir) as directory:  # raises for a directory that another process uses
         now = describe_environment(directory.run_id(), parts.system.describe())
-        try:
+        with empty_again_after_error(directory.path, existed=existed):
             _save_first_checkpoint(cfg, parts, state, directory, now)
             directory.write_json("imported.json", origin)
             _write_run_files(cfg, directory, now, hydra_files, characters)
-        except BaseException:
-            for path in directory.path.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            if not existed:
-                directory.path.rmdir()
-            raise
 
 
 def _load_weights_and_moments(parts: Parts, source: NanoGPTCheckpoint) -> None:

@@ -135,10 +135,10 @@ def refuse_existing_run(run_dir: Path) -> None:
         )
 
 
-def refuse_used_directory(run_dir: Path) -> None:
-    """Raise ConfigError unless the directory is empty or does not exist."""
+def refuse_used_directory(run_dir: Path, option: str = "hydra.run.dir=") -> None:
+    """Raise ConfigError unless the directory is empty or does not exist; `option` is what it was given with."""
     if run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        raise ConfigError(f"hydra.run.dir={run_dir}: exists already; give another folder")
+        raise ConfigError(f"{option}{run_dir}: exists already; give another folder")
 
 
 def starting_folder(run_dir: Path) -> Path | None:

@@ -14,14 +14,13 @@ from torch import nn
 from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import train_state
-from lmtrain.checkpoint.steps import CHECKPOINTS
+from lmtrain.checkpoint.steps import CHECKPOINTS, chosen_step
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.meta import check_tokenizer
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import BrokenCheckpointError, ConfigError
-from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
 from lmtrain.hardware.cpu_speed import cpu_speed
 from lmtrain.hardware.work import NO_WORK
@@ -169,7 +168,8 @@ def load_model(
     steps = checkpoints.steps()
     if not steps:
         raise ConfigError(f"{run_dir}: has no checkpoint yet; wait until the run has saved one")
-    path = checkpoints.at(_step(which, checkpoints))
+    with raising_config_errors():
+        path = checkpoints.at(chosen_step(run_dir, which))
     if not path.is_dir():
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = read_saved(run_dir / "config.yaml")
@@ -199,22 +199,6 @@ def _system(cfg: DictConfig, device: str, run_dir: Path) -> System:
     if kept.get(DTYPE_KEY) == "bfloat16" and system.device.type == "cpu" and cpu_speed().bfloat16_gain >= 1:
         system.choose(NO_WORK, kept)
     return system
-
-
-def _step(which: str, checkpoints: CheckpointFolder) -> int:
-    """Return the step that `which` means. The links `best` and `latest` are not used; a kill may leave them stale."""
-    latest = checkpoints.steps()[-1]
-    if which == "latest":
-        return latest
-    if which == "best":
-        # result.json is written last, so it includes an evaluation after the last checkpoint.
-        result = read_json(checkpoints.path.parent / "result.json")
-        state = read_json(checkpoints.at(latest) / "state.json").get("train", {})
-        best = result.get("best_step") or state.get("best_step")
-        return int(best) if best in checkpoints.steps() else latest
-    if not which.isdecimal():
-        raise ConfigError(f"no checkpoint {which!r}; give best, latest or a step number")
-    return int(which)
 
 
 def _data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:

@@ -331,7 +331,8 @@ def test_synthetic_runs_have_the_files_of_real_ones(tmp_path: Path, cli: Cli) ->
     assert "one setting, 2 seeds: the noise between seeds is" in shown.stdout
     rows = (tmp_path / "table.csv").read_text().splitlines()
     assert rows[0].startswith(
-        "run,path,label,seed,parent,status,steps,tokens,FLOPs,seconds,host,device,parameters,val/loss at step 12"
+        "run,path,label,seed,parent,step of the branch,status,steps,tokens,FLOPs,seconds,host,device,parameters,"
+        "val/loss at step 12"
     )
     assert [row.split(",")[0] for row in rows[1:]] == ["2", "1"]
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from lmtrain.compare.columns import place_text
 from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.notes import Note, without_seed
+from lmtrain.compare.families import families
+from lmtrain.compare.notes import Note, names, without_seed
 from lmtrain.compare.run_values import ComparedValue, EqualPlace
 from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.errors import COMPLETED
@@ -75,7 +76,10 @@ def condition_notes(runs: Sequence[ComparedRun], value: ComparedValue) -> list[N
         runs: The runs that have a value.
         value: The value that represents a run.
     """
-    notes = [] if value.place is None else schedule_notes(runs, value.place, intended=value.chosen)
+    notes = []
+    if value.place is not None:
+        notes = schedule_notes(runs, value.place, intended=value.chosen)
+        notes = notes or family_notes(runs, value.place, intended=value.chosen)
     if value.kind == "final":
         notes += budget_notes(runs, value.metric)
     if value.is_timed:
@@ -117,6 +121,19 @@ def schedule_notes(runs: Sequence[ComparedRun], equal: EqualPlace, *, intended: 
         )
         return [Note("schedules", text, list(points))]
     return []
+
+
+def family_notes(runs: Sequence[ComparedRun], equal: EqualPlace, *, intended: bool) -> list[Note]:
+    """Return a note if trunks, which never decay, are compared with their branches, which do; see `schedule_notes`."""
+    trunks = [run for family in families(runs) if family.branches for run in family.trunks]
+    if not trunks:
+        return []
+    text = (
+        f"at {place_text(equal)}, branches that decay are compared with their trunks, which do not ({names(trunks)}), "
+        "and a decay lowers the loss; --value final compares branches that end after as many tokens"
+    )
+    labels = [run.label for run in trunks]
+    return [Note("schedules", text, labels, refuses=not intended, mark="with a trunk that has not decayed")]
 
 
 def budget_notes(runs: Sequence[ComparedRun], metric: str) -> list[Note]:

@@ -11,7 +11,9 @@ from scipy import stats
 
 from lmtrain.compare.columns import place_text
 from lmtrain.compare.comparison import RunComparison
+from lmtrain.compare.families import below_their_trunk, is_branch, joined_to_trunks
 from lmtrain.compare.labels import setting_text, short_names
+from lmtrain.compare.output.family_names import family_names
 from lmtrain.compare.output.tables import group_headers, group_rows
 from lmtrain.compare.run_values import best_value, final_value, median_speed, value_at
 from lmtrain.compare.runs import AXES, ComparedRun, forked_from
@@ -29,7 +31,8 @@ MAX_SAMPLE_CHARS = 4000
 def page_data(comparison: RunComparison) -> dict[str, Any]:
     """Return the input of the page's script; the comparison must have at least one run."""
     runs, differing = comparison.runs, comparison.keys
-    members = comparison.members
+    members, families = comparison.members, family_names(comparison)
+    curves, below = joined_to_trunks(runs), below_their_trunk(runs)
     groups = comparison.conclusions.groups
     metrics = _metric_names(runs, comparison.metric)
     effects = {key: effect for effect in comparison.conclusions.effects.effects for key in (effect.key, *effect.alike)}
@@ -60,6 +63,7 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
             *(f"{title}: " * bool(title) + text for title, part in comparison.parts for text in worth_in_words(part)),
             *(f"note: {note}" for note in comparison.further_notes),
         ],
+        "families": families.names,
         "facts": _table_columns(comparison),
         "sorted": _compared_column(comparison),
         "common": common,
@@ -78,10 +82,15 @@ def page_data(comparison: RunComparison) -> dict[str, Any]:
                 "config": {key: value for key, value in flat[number].items() if key not in common},
                 "parameters": finite_or_none(run.parameters),
                 "parent": run.parent,
+                "family": families.number[number],
+                "branch": is_branch(run),
+                "below": number in below,
                 "origin": index.get(str(forked_from(run).get("run"))),
                 "sample": run.sample[:MAX_SAMPLE_CHARS] if run.sample else None,
-                "axes": _packed_axes(run, max(FEWEST_POINTS, int(LOSS_POINTS * share))),
-                "series": {metric: _packed_series(run, metric, share) for metric in metrics if metric in run.metrics},
+                "axes": _packed_axes(curves[number], max(FEWEST_POINTS, int(LOSS_POINTS * share))),
+                "series": {
+                    metric: _packed_series(curves[number], metric, share) for metric in metrics if metric in run.metrics
+                },
             }
             for number, (run, member) in enumerate(zip(runs, members, strict=True))
         ],
@@ -163,8 +172,13 @@ def _table_columns(comparison: RunComparison) -> list[dict[str, Any]]:
     ]
 
 
-def _compared_column(comparison: RunComparison) -> str:
-    """Return the name of the table's column for the compared value; `best` if there is none."""
+def _compared_column(comparison: RunComparison) -> str | None:
+    """Return the name of the table's column for the compared value; `best` if there is none.
+
+    None means that families stay together: the runs of different ends are no competitors.
+    """
+    if comparison.families and comparison.value_kind == "final":
+        return None
     equal = comparison.places.get("step")
     if comparison.value_kind == "at-step" and equal:
         return f"at {place_text(equal)}"

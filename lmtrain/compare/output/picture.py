@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import matplotlib
@@ -14,7 +14,9 @@ from matplotlib.ticker import EngFormatter
 from scipy import stats
 
 from lmtrain.compare.comparison import RunComparison
+from lmtrain.compare.families import is_branch, joined_to_trunks
 from lmtrain.compare.labels import setting_text, short_names
+from lmtrain.compare.output.family_names import family_names
 from lmtrain.compare.runs import ComparedRun, distinct_keys
 from lmtrain.compare.statistics.importance import importance
 from lmtrain.compare.statistics.replicates import Member
@@ -71,6 +73,8 @@ class MeanCurve:
         units: The values of each unit, such as a seed, (units, points).
         value: The value of the group in the statistics; NaN if it has none.
         missing: The number of units of the group that are not in the mean, because they diverged or have no value.
+        family: The number and the name of the family that a trunk or a branch belongs to; None for other runs.
+        branch: Whether it is a branch of the family.
     """
 
     label: str
@@ -81,6 +85,8 @@ class MeanCurve:
     units: np.ndarray
     value: float
     missing: int
+    family: tuple[int, str] | None = None
+    branch: bool = False
 
 
 def as_png(comparison: RunComparison) -> bytes:
@@ -121,7 +127,12 @@ def mean_curves(comparison: RunComparison) -> list[MeanCurve]:
     all_count = not any(member.counts for member in comparison.members)
     groups: dict[int, dict[int, list[ComparedRun]]] = {}
     parts: dict[int, list[Member]] = {}
-    for member, run in zip(comparison.members, comparison.runs, strict=True):
+    families = family_names(comparison)
+    of_group = {
+        member.group: (families.number[place], is_branch(comparison.runs[place]))
+        for place, member in enumerate(comparison.members)
+    }
+    for member, run in zip(comparison.members, joined_to_trunks(comparison.runs), strict=True):
         if len(run.series(metric, x)[0]) and (member.counts or all_count):
             groups.setdefault(member.group, {}).setdefault(member.unit, []).append(run)
             parts.setdefault(member.group, []).append(member)
@@ -133,7 +144,10 @@ def mean_curves(comparison: RunComparison) -> list[MeanCurve]:
         if len(over_units[0]):
             value = float(np.mean([member.value for member in parts[number]]))
             missing = len({member.unit for member in comparison.members if member.group == number}) - len(units)
-            found.append(_mean_curve(parts[number][0].label, first.setting, *over_units, value, missing))
+            curve = _mean_curve(parts[number][0].label, first.setting, *over_units, value, missing)
+            family, branch = of_group[number]
+            named = None if family is None else (family, families.names[family])
+            found.append(replace(curve, family=named, branch=branch))
     return found
 
 
@@ -151,6 +165,8 @@ def draw_figure(curves: Sequence[MeanCurve], metric: str, x: str = "step") -> Fi
         axes.set_xlabel(f"{title} ({at})" if title else at)
         return figure
     looks = {label: number for number, label in enumerate(sorted(set(labels), key=labels.index))}
+    if any(curve.family for curve in curves):
+        title, labels, looks = _family_legend(curves, labels)
     for curve, label in zip(curves, labels, strict=True):
         _draw_curve(axes, curve, looks[label], label, thin=len(curves) > NAMED_CURVES)
     axes.set_xlabel(TITLES.get(x, x))
@@ -255,6 +271,24 @@ def _legend(curves: Sequence[MeanCurve]) -> tuple[str, list[str]]:
     else:
         title, labels = "", [curve.label[:MAX_LEGEND_CHARS] for curve in curves]
     return title, [label + _seeds_drawn(curve) for label, curve in zip(labels, curves, strict=True)]
+
+
+def _family_legend(curves: Sequence[MeanCurve], labels: Sequence[str]) -> tuple[str, list[str], dict[str, int]]:
+    """Return no title, a label for each curve, and the look of each label: a family has one colour, dashed branches."""
+    count = max(curve.family[0] for curve in curves if curve.family) + 1
+    found: list[str] = []
+    looks: dict[str, int] = {}
+    for curve, label in zip(curves, labels, strict=True):
+        look = count
+        if curve.family:
+            number, name = curve.family
+            label = name[:MAX_LEGEND_CHARS] + ", decayed" * curve.branch
+            look = number % len(COLORS) + len(COLORS) * curve.branch
+        elif label not in looks:
+            count += 1
+        looks.setdefault(label, look)
+        found.append(label)
+    return "", found, looks
 
 
 def _seeds_drawn(curve: MeanCurve) -> str:

@@ -9,6 +9,7 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from lmtrain.compare.columns import Column, with_commas
+from lmtrain.compare.families import below_their_trunk
 from lmtrain.compare.labels import cut_middle
 from lmtrain.compare.reach.rank_test import MIN_PAIRS
 from lmtrain.compare.reach.run_times import ReachResult
@@ -22,8 +23,8 @@ MAX_CELL = 28  # characters; a longer text is cut in the middle
 GAP = 2
 # The columns that a table shows by default: those in ALWAYS, and those in DEFAULT in which the runs differ.
 ALWAYS = ("run", "at_step")
-DEFAULT = ("parent", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds", "best",
-           "best_shared", "final", "tokens_per_second")  # fmt: skip
+DEFAULT = ("parent", "branch_step", "status", "steps", "tokens", "parameters", "at_tokens", "at_flops", "at_seconds",
+           "best", "best_shared", "final", "tokens_per_second")  # fmt: skip
 # The columns to drop in a narrow terminal, in this order.
 DROPPED = ("parameters", "tokens", "final", "at_flops", "at_tokens", "steps", "tokens_per_second", "at_seconds",
            "best_shared")  # fmt: skip
@@ -46,7 +47,11 @@ def default_columns(
 ) -> tuple[list[Column], list[str]]:
     """Return the columns to show, and texts that say what is the same for all runs."""
     picked, same, best = [], [], columns["best"]
+    named = below_their_trunk(runs)  # the trunk stands above, so that the step is enough
+    forks = {place for place, run in enumerate(runs) if run.parent}
     for key, column in columns.items():
+        if key == "parent" and forks and forks <= named:
+            continue
         if key in keys and all(_is_in_name(column, columns["run"], run) for run in runs):
             continue
         if key == "best_shared" and all(cell_text(column, run) in (NOTHING, cell_text(best, run)) for run in runs):

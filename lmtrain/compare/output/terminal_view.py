@@ -81,6 +81,8 @@ def _show_statistics(comparison: RunComparison) -> None:
 
 def _show_verdicts(title: str, comparison: RunComparison) -> None:
     conclusions = comparison.conclusions
+    if not (conclusions.comparisons or conclusions.sentences):
+        return  # a run that has no competitor
     noise = conclusions.noise
     of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
     _print_heading(f"{title}{of}")

@@ -62,6 +62,17 @@ def as_json(comparison: RunComparison) -> str:
             }
             for run, place in zip(comparison.runs, comparison.reached, strict=True)
         ],
+        "families": [
+            {
+                "trunk": family.trunk,
+                "trunks": [run.label for run in family.trunks],
+                "branches": [
+                    {"label": run.label, "step": run.branch and run.branch.step, "steps": run.steps}
+                    for run in family.branches
+                ],
+            }
+            for family in comparison.families
+        ],
         "class": title,
         **_statistics(first),
         "other_classes": [

@@ -157,6 +157,14 @@ const needsLogScale = (values) => Math.min(...values) > 0 && Math.max(...values)
 function coloring() {
   const palette = PALETTE[theme()], stops = SCALE[theme()];
   const look = (index) => ({ color: palette[index % palette.length], dash: DASHES[Math.floor(index / palette.length) % DASHES.length] });
+  if (state.color === "family") {  // a trunk and its branches have one colour; the branches are dashed
+    const others = runs.map((run) => run.family).map((family, index, all) => family ?? data.families.length + all.slice(0, index).filter((one) => one === null).length);
+    const of = (index, branch) => ({ color: palette[index % palette.length], dash: branch ? "dash" : "solid" });
+    return {
+      of: others.map((index, number) => of(index, runs[number].branch)),
+      legend: data.families.flatMap((name, index) => [{ value: name, ...of(index, false) }, { value: `${name}, decayed`, ...of(index, true) }]),
+    };
+  }
   const kinds = {
     run: () => runs.map((_, number) => number),
     group: () => runs.map((run) => run.group),

@@ -35,7 +35,7 @@ function buildWords() {
   for (const run of runs) counts.set(run.status, (counts.get(run.status) || 0) + 1);
   const best = bestRuns(1)[0];
   byId("summary").textContent = [...counts].map(([status, count]) => `${count} ${status}`).join(", ") +
-    (best === undefined ? "" : `. Best ${data.value}: ${fixed(runs[best].outcome)}, ${runs[best].label}`);
+    (best === undefined || data.sorted === null ? "" : `. Best ${data.value}: ${fixed(runs[best].outcome)}, ${runs[best].label}`);
 }
 
 function buildLineage() {
@@ -89,9 +89,10 @@ function buildControls() {
   const replicated = groups < runs.length;
   const mostImportant = data.importance.find(({ key }) => key !== "seed");
   if (runs.length > 7 && settings.length) state.color = replicated && groups <= 7 ? "group" : (mostImportant || settings[0]).key;
+  if (data.families.length) state.color = "family";
   options(byId("metric"), data.metrics.map((name) => [name, name]), state.metric);
   options(byId("x"), data.axes.map((axis) => [axis, { step: "steps", tokens: "tokens", flops: "FLOPs", seconds: "time" }[axis]]), state.x);
-  options(byId("color"), [["run", "run"], ...(replicated ? [["group", "setting (all seeds)"]] : []), ...data.keys.map(({ key, name }) => [key, name])], state.color);
+  options(byId("color"), [["run", "run"], ...(data.families.length ? [["family", "trunk and branches"]] : []), ...(replicated ? [["group", "setting (all seeds)"]] : []), ...data.keys.map(({ key, name }) => [key, name])], state.color);
   byId("seeds-label").hidden = !replicated;
   for (const key of ["metric", "x", "color", "seeds"]) bind(key, key);
   for (const key of ["logx", "logy", "whole"]) bind(key, key, (control) => control.checked);

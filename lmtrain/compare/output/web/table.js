@@ -24,7 +24,7 @@ function buildTable() {
   const body = element("tbody");
   for (const [number, run] of runs.entries()) body.append(buildRow(number, run));
   byId("runs").replaceChildren(element("thead", {}, element("tr", {}, element("th", { scope: "col" }, everything), ...heads)), body);
-  state.sort = COLUMNS.findIndex(([name]) => name === data.sorted);
+  state.sort = data.sorted === null ? null : COLUMNS.findIndex(([name]) => name === data.sorted);
   state.descending = data.sign < 0;
   sortRows();
 }
@@ -36,7 +36,7 @@ function buildRow(number, run) {
   name.addEventListener("click", () => showConfig(number));
   const cells = COLUMNS.slice(1).map(([, of, format], index) => element("td", { className: isNumeric[index + 1] ? "number" : "" }, format(of(number))));
   const sample = element("span", { className: "dot" });
-  const row = element("tr", {}, element("td", {}, box), element("th", { scope: "row" }, sample, name), ...cells);
+  const row = element("tr", { className: run.below ? "below" : "" }, element("td", {}, box), element("th", { scope: "row" }, sample, name), ...cells);
   row.addEventListener("mouseenter", () => highlight(number));
   row.addEventListener("mouseleave", () => highlight(null));
   row.addEventListener("focusin", () => highlight(number));
@@ -46,9 +46,10 @@ function buildRow(number, run) {
 }
 
 function sortRows() {
-  const [, of] = COLUMNS[Math.max(0, state.sort)];
+  const [, of] = COLUMNS[Math.max(0, state.sort ?? 0)];
   const sign = state.descending ? -1 : 1;
-  const order = [...runs.keys()].sort((a, b) => {
+  byId("runs").classList.toggle("families", state.sort === null);  // each branch below its trunk, until a heading is clicked
+  const order = state.sort === null ? [...runs.keys()] : [...runs.keys()].sort((a, b) => {
     const [left, right] = [of(a), of(b)];
     // Runs without a value are last in both directions.
     return left === null || right === null ? (left === null) - (right === null) : sign * compareValues(left, right);
