@@ -41,8 +41,9 @@ class DecoderAttention(nn.Module):
         if self.value_embedding is not None and self.value_mix is not None:
             v = (self.value_mix[0] * v + self.value_mix[1] * self.value_embedding(tokens)).type_as(v)
         q, k, v = (part.unflatten(-1, (-1, self.d_head)).transpose(1, 2) for part in (q, k, v))  # (B, H or K, T, D)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q).type_as(v), self.k_norm(k).type_as(v)
+        if self.q_norm is not None and self.k_norm is not None:  # computed in float32 under autocast, as other norms
+            gain = self.q_norm.weight
+            q, k = self.q_norm(q.type_as(gain)).type_as(v), self.k_norm(k.type_as(gain)).type_as(v)
         if self.has_rope:
             q, k = rotate_part(q, cos, sin), rotate_part(k, cos, sin)
         out: Tensor = self.o(attend(q, k, v, pattern).transpose(1, 2).flatten(2))
