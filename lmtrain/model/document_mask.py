@@ -50,9 +50,9 @@ def starts_and_positions(tokens: Tensor, end_of_text: int) -> tuple[Tensor, Tens
 
 
 def starts_of_windows(starts: Tensor, window: int) -> Tensor:
-    """Return the first token (B, T) that each token attends to, if that may be the last of `window` tokens.
+    """Return the first token (B, T) that each token attends to, if it attends to at most `window` tokens.
 
-    So every form of documents below can also have a sliding window.
+    The forms below are made from it as from the starts of documents.
     """
     return starts.maximum(torch.arange(1 - window, starts.shape[1] + 1 - window, device=starts.device))
 
@@ -60,7 +60,7 @@ def starts_of_windows(starts: Tensor, window: int) -> Tensor:
 def chunks_of_queries(length: int, window: int | None = None) -> list[slice]:
     """Return the chunks into which `mask_chunks` cuts the queries of a sequence.
 
-    With a window, about half of the keys of a chunk are outside the window of a query, or fewer.
+    A chunk larger than the window would be multiplied mostly with keys that its queries do not see.
     """
     size = max(CHUNK_QUERIES, min(-(-length // MOST_CHUNKS), window or length))
     return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
