@@ -23,7 +23,7 @@ from lmtrain.loop.garbage import GarbageCollection
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import update
+from lmtrain.loop.update import update, updated_modules
 from lmtrain.model.flops import flops_per_token
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -132,6 +132,7 @@ class Trainer:
         )
         self.garbage = GarbageCollection()
         self.params = [param for param in self.model.parameters() if param.requires_grad]
+        self.updated_modules = updated_modules(self.model)
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
@@ -218,7 +219,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
-        update(self.optimizer, self.scaler, verdict.bad)
+        update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1
         self.monitor.record(self.state.step, self.state.samples, total, grad_norm, verdict, losses)

@@ -1,14 +1,24 @@
 """The optimizer's update, which is skipped in a bad step."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 
-def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor) -> None:
+def updated_modules(model: torch.nn.Module) -> list[Any]:
+    """Return the modules that have something to do after each update: those with a method `after_update(bad)`."""
+    return [module for module in model.modules() if hasattr(module, "after_update")]
+
+
+def update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor, modules: Iterable[Any] = ()
+) -> None:
     """Update the parameters, unless `bad` (a bool scalar on the device) is true.
 
     A fused optimizer makes that decision on the device. For any other optimizer the host decides and has to wait for
     the device. An enabled scaler must already have unscaled the gradients; it skips gradients that are not finite by
-    itself, and lowers its scale.
+    itself, and lowers its scale. Then each of the `modules` is called with `bad`.
     """
     if scaler.is_enabled():
         overflows = scaler._found_inf_per_device(optimizer)
@@ -26,3 +36,5 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: 
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
     elif not bad:
         optimizer.step()
+    for module in modules:
+        module.after_update(bad)
