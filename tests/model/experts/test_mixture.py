@@ -146,7 +146,7 @@ def test_every_token_gets_all_its_experts_even_if_all_tokens_pick_the_same() -> 
 
 
 def test_the_output_of_a_token_does_not_depend_on_other_tokens() -> None:
-    """Nothing later in a sequence, and no other document, can be seen in it. Products of fewer rows round differently."""
+    """So it knows nothing of later tokens and of other documents. Products of fewer rows round differently."""
     model = mixture(router="sigmoid", n_shared=1)
     x = tokens()
     whole = model(x)[0]
