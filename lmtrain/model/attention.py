@@ -6,9 +6,10 @@ Shapes: B batch, T time, H heads, K key-value heads, D head width.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import handle_torch_function, has_torch_function
 
 from lmtrain.model.attention_kind import AttentionDevice, AttentionKind, AttentionTask, choose_kind, obstacle
-from lmtrain.model.document_mask import BLOCK, chunks_of_queries, cumulative_lengths, document_blocks, mask_chunks
+from lmtrain.model.document_mask import BLOCK, cumulative_lengths, document_blocks, mask_chunks, starts_of_windows
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -34,9 +35,10 @@ BACKENDS = {
 
 @dataclass(frozen=True)
 class AttentionPattern:
-    """Says how the layers of one forward attend: by which kernel, and to which tokens.
+    """Says how layers of one forward attend: by which kernel, and to which tokens.
 
-    Attention is causal. At most one of the three forms of documents is there, see `document_mask.py`.
+    Attention is causal. At most one of the three forms of documents is there, see `document_mask.py`. `window` is the
+    number of tokens that a token attends to at most; `softcap` limits the scores.
     """
 
     kind: AttentionKind
@@ -44,6 +46,8 @@ class AttentionPattern:
     masks: tuple[Tensor, ...] = ()
     lengths: Tensor | None = None
     blocks: "BlockMask | None" = None
+    window: int | None = None
+    softcap: float | None = None
 
 
 class Attention:
@@ -54,10 +58,21 @@ class Attention:
         d_head: Width of a head.
         dropout: Probability of dropping a weight in training.
         documents: Documents are masked.
+        windows: Some layers have a sliding window.
+        softcap: Limit of the scores; None means no limit.
     """
 
-    def __init__(self, kind: AttentionKind, d_head: int, dropout: float, documents: bool) -> None:
+    def __init__(
+        self,
+        kind: AttentionKind,
+        d_head: int,
+        dropout: float,
+        documents: bool,
+        windows: bool = False,
+        softcap: float | None = None,
+    ) -> None:
         self.kind, self.d_head, self.dropout, self.documents = kind, d_head, dropout, documents
+        self.windows, self.softcap = windows, softcap
         self.devices: dict[str, AttentionDevice] = {}  # by type
 
     def check(self, device: torch.device, dtype: torch.dtype) -> AttentionKind:
@@ -86,34 +101,42 @@ class Attention:
             training and self.dropout > 0,
             torch.are_deterministic_algorithms_enabled(),
             any_length,
+            self.windows,
+            self.softcap is not None,
         )
         usable = training or obstacle(self.kind, task) is None
         return choose_kind(self.kind if usable else "auto", task)
 
-    def pattern(self, x: Tensor, starts: Tensor | None, training: bool) -> AttentionPattern:
+    def pattern(self, x: Tensor, starts: Tensor | None, training: bool, window: int | None = None) -> AttentionPattern:
         """Return the pattern of a forward.
 
         Args:
             x: The residual stream, which has the device and the number format.
             starts: Where each token's document starts (B, T); None if documents are not masked.
             training: Dropout acts.
+            window: Number of tokens that a token attends to at most, itself included; None means all before it.
         """
+        T = x.shape[1]
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
-        sampling = not training and x.shape[1] % BLOCK != 0  # then every token makes a new T
+        sampling = not training and T % BLOCK != 0  # then every token makes a new T
         kind = self.choose(device_of(x, self.devices), dtype, training, any_length=sampling)
-        dropout = self.dropout if training else 0.0
-        if starts is None:
-            if kind == "varlen":
-                return AttentionPattern(kind, dropout, lengths=_whole_rows(x))
-            if kind == "flex":
-                return AttentionPattern(kind, dropout, blocks=document_blocks(torch.zeros_like(x[..., 0]).long()))
-            return AttentionPattern(kind, dropout)
-        if kind == "flex":
-            return AttentionPattern(kind, dropout, blocks=document_blocks(starts))
+        window = window if window is not None and window < T else None
+        pattern = AttentionPattern(kind, self.dropout if training else 0.0, window=window, softcap=self.softcap)
         if kind == "varlen":
-            return AttentionPattern(kind, dropout, lengths=cumulative_lengths(starts))
-        return AttentionPattern(kind, dropout, masks=mask_chunks(starts, dtype))
+            return replace(pattern, lengths=_whole_rows(x) if starts is None else cumulative_lengths(starts))
+        if starts is None:
+            if kind == "flex":
+                starts = torch.zeros_like(x[..., 0]).long()  # (B, T)
+            elif window is None and self.softcap is None:
+                return pattern
+            else:
+                starts = torch.zeros(1, T, dtype=torch.int64, device=x.device)  # the same for all sequences
+        if window is not None:
+            starts = starts_of_windows(starts, window)
+        if kind == "flex":
+            return replace(pattern, blocks=document_blocks(starts))
+        return replace(pattern, masks=mask_chunks(starts, dtype, window))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
@@ -122,9 +145,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
         out: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, pattern)
         return out
     if pattern.kind == "flex":
-        return _flex(q, k, v, pattern.blocks)
+        return _flex(q, k, v, pattern)
     if pattern.kind == "varlen":
-        return _varlen(q, k, v, pattern.lengths)
+        return _varlen(q, k, v, pattern)
+    if pattern.softcap is not None:
+        return scaled_dot_product(q, k, v, pattern, kernel=partial(_capped, softcap=pattern.softcap))
     if pattern.kind == "flash" and q.device.type == "cpu":
         return scaled_dot_product(q, k, v, pattern)  # torch takes this kernel by itself
     if pattern.kind in ("efficient", "cudnn"):
@@ -140,15 +165,33 @@ def scaled_dot_product(
     pattern: AttentionPattern,
     kernel: Callable[..., Tensor] = F.scaled_dot_product_attention,
 ) -> Tensor:
-    """Attend by torch's own function or a similar one, in chunks of queries if documents are masked."""
+    """Attend by torch's own function or a similar one, in chunks of queries if there are masks."""
     grouped, dropout = q.shape[1] != k.shape[1], pattern.dropout
     if not pattern.masks:
         return kernel(q, k, v, dropout_p=dropout, is_causal=True, enable_gqa=grouped)
-    parts = []
-    for chunk, mask in zip(chunks_of_queries(q.shape[2]), pattern.masks, strict=True):
-        keys, values = k[:, :, : chunk.stop], v[:, :, : chunk.stop]
-        parts.append(kernel(q[:, :, chunk], keys, values, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped))
+    parts, end = [], 0
+    for mask in pattern.masks:
+        queries, keys = mask.shape[-2:]
+        begin, end = end, end + queries
+        seen = slice(end - keys, end)
+        chunk = q[:, :, begin:end], k[:, :, seen], v[:, :, seen]
+        parts.append(kernel(*chunk, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped))
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def soft_cap(x: Tensor, cap: float) -> Tensor:
+    """Return scores or logits between -cap and cap; small ones hardly change (Gemma 2, section 2)."""
+    return cap * torch.tanh(x / cap)
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float, enable_gqa: bool, *, softcap: float
+) -> Tensor:
+    """Attend by plain operations, with all scores (B, H, queries, keys) of a chunk."""
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    scores = (q / math.sqrt(q.shape[-1])) @ k.mT
+    scores = soft_cap(scores.to(torch.promote_types(scores.dtype, torch.float32)), softcap) + attn_mask
+    return F.dropout(scores.softmax(-1).to(v.dtype), dropout_p) @ v
 
 
 def repeat_heads(x: Tensor, heads: int) -> Tensor:
@@ -186,23 +229,31 @@ def _whole_rows(x: Tensor) -> Tensor:
     return torch.arange(0, B * T + 1, T, device=x.device, dtype=torch.int32)
 
 
-def _varlen(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+def _varlen(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
     from torch.nn.attention import varlen
 
     attend_in_rows: Callable[..., Tensor] = varlen.varlen_attn  # type: ignore[assignment]
     B, H, T, _ = q.shape
     packed = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # (B · T, H or K, D)
-    out = attend_in_rows(*packed, lengths, lengths, T, T, window_size=(-1, 0), enable_gqa=H != k.shape[1])
+    window = (-1 if pattern.window is None else pattern.window - 1, 0)  # keys before and after a query
+    lengths = pattern.lengths
+    out = attend_in_rows(*packed, lengths, lengths, T, T, window_size=window, enable_gqa=H != k.shape[1])
     return out.view(B, T, H, -1).transpose(1, 2)
 
 
-def _flex(q: Tensor, k: Tensor, v: Tensor, blocks: "BlockMask | None") -> Tensor:
+def _flex(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
     if torch.compiler.is_compiling():
         from torch.nn.attention.flex_attention import flex_attention as kernel
     else:
         kernel = _compiled_flex()
-    out: Tensor = kernel(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
+    out: Tensor = kernel(q, k, v, _capping(pattern), pattern.blocks, enable_gqa=q.shape[1] != k.shape[1])
     return out
+
+
+def _capping(pattern: AttentionPattern) -> Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor] | None:
+    """Return how flex_attention changes a score; it gets also the batch, the head, the query and the key."""
+    cap = pattern.softcap
+    return None if cap is None else lambda score, *place: soft_cap(score, cap)
 
 
 @cache

@@ -34,7 +34,8 @@ class AttentionTask:
     """What attention must do: its device, number format and head width, and what else limits the kernels.
 
     `documents` and `dropout` say whether documents are masked and weights dropped, `deterministic` whether the bits of
-    the backward must repeat, and `any_length` whether the length of the sequences changes from call to call.
+    the backward must repeat, and `any_length` whether the length of the sequences changes from call to call. `windows`
+    and `softcap` say whether some layers have sliding windows, and whether scores are limited.
     """
 
     device: AttentionDevice
@@ -44,6 +45,8 @@ class AttentionTask:
     dropout: bool
     deterministic: bool
     any_length: bool = False
+    windows: bool = False
+    softcap: bool = False
 
 
 def choose_kind(wanted: AttentionKind, task: AttentionTask) -> AttentionKind:
@@ -62,20 +65,27 @@ def choose_kind(wanted: AttentionKind, task: AttentionTask) -> AttentionKind:
 def _by_speed(task: AttentionTask) -> tuple[AttentionKind, ...]:
     if task.device.type != "cuda":
         return ("flash", "math")
-    if task.documents:
+    if task.documents or task.windows or task.softcap:
         return ("flex", "varlen", "efficient", "math")  # see `cumulative_lengths` for the memory that varlen needs
     if task.device.capability >= HOPPER:
         return ("cudnn", "flash", "efficient", "math")
     return ("flash", "efficient", "math")
 
 
+def _capping_kind(task: AttentionTask) -> str:
+    return "flex" if task.device.type == "cuda" else "math"
+
+
 def obstacle(kind: AttentionKind, task: AttentionTask) -> str | None:
     """Return why a kind cannot do the task, and the way out; None if it can."""
     if kind == "math":
         return None
+    if task.softcap and kind != "flex":
+        return f"does not limit the scores; use model.attention_softcap=null or model.attention={_capping_kind(task)}"
     if task.device.type != "cuda":
         if kind != "flash":
-            return "needs a CUDA device; on a CPU use model.attention=flash or math"
+            ours = "math" if task.softcap else "flash or math"
+            return f"needs a CUDA device; on a CPU use model.attention={ours}"
         return "has no dropout on a CPU; use model.dropout=0 or model.attention=math" if task.dropout else None
     in_16_bits = task.dtype in (torch.bfloat16, torch.float16)
     capability, d_head = task.device.capability, task.d_head
@@ -102,6 +112,8 @@ def obstacle(kind: AttentionKind, task: AttentionTask) -> str | None:
         return "prepares a kernel for each length of the sequence; use model.attention=efficient"
     if kind in ("flash", "cudnn") and task.documents:
         return "does not mask documents; use model.mask_documents=false or model.attention=flex"
+    if kind in ("flash", "cudnn") and task.windows:
+        return "has no sliding windows; use model.sliding_window=null or model.attention=flex"
     if kind == "cudnn" and task.deterministic:
         return "has no deterministic backward; use system.deterministic=false or model.attention=flash"
     if kind == "flex":

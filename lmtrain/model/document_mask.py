@@ -49,22 +49,35 @@ def starts_and_positions(tokens: Tensor, end_of_text: int) -> tuple[Tensor, Tens
     return starts, time - starts
 
 
-def chunks_of_queries(length: int) -> list[slice]:
-    """Return the chunks into which `mask_chunks` cuts the queries of a sequence."""
-    size = max(CHUNK_QUERIES, -(-length // MOST_CHUNKS))
+def starts_of_windows(starts: Tensor, window: int) -> Tensor:
+    """Return the first token (B, T) that each token attends to, if that may be the last of `window` tokens.
+
+    So every form of documents below can also have a sliding window.
+    """
+    return starts.maximum(torch.arange(1 - window, starts.shape[1] + 1 - window, device=starts.device))
+
+
+def chunks_of_queries(length: int, window: int | None = None) -> list[slice]:
+    """Return the chunks into which `mask_chunks` cuts the queries of a sequence.
+
+    With a window, about half of the keys of a chunk are outside the window of a query, or fewer.
+    """
+    size = max(CHUNK_QUERIES, min(-(-length // MOST_CHUNKS), window or length))
     return [slice(begin, min(begin + size, length)) for begin in range(0, length, size)]
 
 
-def mask_chunks(starts: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Return a mask (B, 1, queries, keys) for each chunk of queries, with the keys up to the chunk's end.
+def mask_chunks(starts: Tensor, dtype: torch.dtype, window: int | None = None) -> tuple[Tensor, ...]:
+    """Return a mask (B, 1, queries, keys) for each chunk of queries.
 
-    It is 0 where a query attends to a key, and -inf elsewhere. A boolean mask would be converted to this again in every
+    The keys end with the chunk. They begin with the sequence, or with the window of the chunk's first query. The mask
+    is 0 where a query attends to a key, and -inf elsewhere. A boolean mask would be converted to this again in every
     layer, and each layer would keep its own for the backward.
     """
     time = torch.arange(starts.shape[1], device=starts.device)
     masks = []
-    for chunk in chunks_of_queries(starts.shape[1]):
-        query, key = time[chunk, None], time[: chunk.stop]
+    for chunk in chunks_of_queries(starts.shape[1], window):
+        first = 0 if window is None else max(0, chunk.start + 1 - window)
+        query, key = time[chunk, None], time[first : chunk.stop]
         visible = (starts[:, chunk, None] <= key) & (key <= query)  # (B, queries, keys)
         mask = torch.zeros(visible.shape, dtype=dtype, device=starts.device)
         masks.append(mask.masked_fill(~visible, -torch.inf).unsqueeze(1))

@@ -5,6 +5,18 @@ from collections.abc import Callable
 from torch import nn
 
 
+def matrix_parameters(module: nn.Module) -> int:
+    """Return the parameters of the matrices with which every token is multiplied; embeddings are only looked up.
+
+    If only a part of a module's parameters works on a token, the module counts them in a method of this name.
+    """
+    count: Callable[[], int] | None = getattr(module, "matrix_parameters", None)
+    if count:
+        return count()
+    own = 0 if isinstance(module, nn.Embedding) else sum(p.numel() for p in module.parameters(False) if p.ndim >= 2)
+    return own + sum(matrix_parameters(child) for child in module.children())
+
+
 def flops_per_token(model: nn.Module, block_size: int) -> int:
     """Return the FLOPs of forward and backward per token.
 

@@ -138,7 +138,7 @@ class Llama(nn.Module):
 
     def recomputed_flops_per_token(self, block_size: int) -> int:
         """Return the FLOPs per token that `recompute` adds to the backward."""
-        return self.recompute.flops_per_token(self.layers, self.d_model, block_size)
+        return self.recompute.flops_per_token(self.layers, 4 * self.n_layer * self.d_model * block_size)
 
     cos: Tensor
     sin: Tensor

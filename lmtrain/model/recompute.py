@@ -6,6 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lmtrain.model.flops import matrix_parameters
+
 RecomputeKind = Literal["none", "attention", "layer"]
 
 
@@ -37,15 +39,24 @@ class Recompute:
         out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=self.has_dropout)
         return out
 
-    def flops_per_token(self, layers: Iterable[nn.Module], d_model: int, block_size: int) -> int:
-        """Return the FLOPs per token that the backward computes again; a model's own count leaves them out."""
+    def flops_per_token(self, layers: Iterable[nn.Module], attention: int) -> int:
+        """Return the FLOPs per token that the backward computes again; a model's own count leaves them out.
+
+        Args:
+            layers: The layers of the model.
+            attention: FLOPs per token of the scores and the weighted values of all layers.
+        """
         if self.what == "none":
             return 0
-        flops = 0
+        flops = attention
         for layer in layers:
             part = layer if self.what == "layer" else layer.get_submodule("attention")
-            *products, last = (param.numel() for param in part.parameters() if param.ndim >= 2)
-            flops += 2 * sum(products) + 4 * d_model * block_size  # with scores and weighted values
-            if self.what == "layer" and self.has_dropout:
-                flops += 2 * last  # else nothing depends on the last product, and torch stops before it
+            flops += 2 * matrix_parameters(part)
+            if self.what == "attention" or not self.has_dropout:
+                flops -= 2 * _last_matrix(part).numel()  # nothing depends on its product: torch stops before it
         return flops
+
+
+def _last_matrix(module: nn.Module) -> Tensor:
+    owners = [owner for owner in module.modules() if not isinstance(owner, nn.Embedding)]
+    return [param for owner in owners for param in owner.parameters(recurse=False) if param.ndim >= 2][-1]

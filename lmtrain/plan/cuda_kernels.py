@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from lmtrain.model.attention import AttentionPattern, attend, described, device_of, repeat_heads, scaled_dot_product
 from lmtrain.model.attention_kind import AttentionDevice
-from lmtrain.model.loss import is_on_cpu
+from lmtrain.model.logit_errors import is_on_cpu
 
 HOPPER = AttentionDevice("cuda", (9, 0), compiles=True, varlen=True)
 VARLEN_ROWS = 128  # rows of float32 that varlen's backward allocates for each document that there might be
@@ -52,14 +52,15 @@ def run_backward(loss: Tensor) -> None:
 def _attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
     """Run the kernel of the chosen kind, or one that keeps the same tensors for the backward."""
     if pattern.kind == "math":
-        with sdpa_kernel(SDPBackend.MATH):
-            return scaled_dot_product(q, k, v, pattern)
+        return attend(q, k, v, pattern)
     if pattern.kind == "efficient":
         return scaled_dot_product(
             q, repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1]), pattern, kernel=_efficient
         )
     if pattern.kind == "cudnn":
         k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])
+    if pattern.window is not None:  # as many products as with the keys of a window
+        k, v = k[:, :, : pattern.window], v[:, :, : pattern.window]
     out = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, pattern.dropout, True)[0]
     if pattern.kind == "varlen" and pattern.lengths is not None:
         rows = VARLEN_ROWS * (len(pattern.lengths) - 1) + q.shape[0] * q.shape[2]

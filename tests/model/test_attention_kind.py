@@ -60,6 +60,14 @@ def task(device: AttentionDevice, **changes: Any) -> AttentionTask:
         (task(H100, deterministic=False, any_length=True), "flash"),
         (task(H100, documents=True, any_length=True), "varlen"),
         (task(BARE_H100, documents=True, any_length=True), "efficient"),
+        (task(CPU, windows=True), "flash"),
+        (task(CPU, softcap=True), "math"),
+        (task(H100, windows=True, deterministic=False), "flex"),
+        (task(H100, windows=True, any_length=True), "varlen"),
+        (task(H100, windows=True, dropout=True), "efficient"),
+        (task(H100, softcap=True), "flex"),
+        (task(H100, softcap=True, any_length=True), "math"),
+        (task(BARE_H100, softcap=True), "math"),
     ],
 )
 def test_auto_takes_the_fastest_kind_that_can_do_the_task(given: AttentionTask, chosen: str) -> None:
@@ -84,6 +92,18 @@ def test_auto_takes_the_fastest_kind_that_can_do_the_task(given: AttentionTask, 
         ("flex", task(BARE_H100), "is compiled with Triton, which is not installed"),
         ("flex", task(H100, d_head=8), "heads of at least 16, not 8"),
         ("varlen", task(BARE_H100), "does not have it; install torch 2.12 or use model.attention=flex"),
+        (
+            "flash",
+            task(CPU, softcap=True),
+            "does not limit the scores; use model.attention_softcap=null or model.attention=m",
+        ),
+        ("flex", task(CPU, softcap=True), "needs a CUDA device; on a CPU use model.attention=math"),
+        (
+            "varlen",
+            task(H100, softcap=True),
+            "does not limit the scores; use model.attention_softcap=null or model.att",
+        ),
+        ("cudnn", task(H100, windows=True), "has no sliding windows; use model.sliding_window=null or model.attention"),
         ("efficient", task(H100, dtype=torch.float64), "does not compute in float64; use model.attention=math"),
     ],
 )

@@ -9,19 +9,26 @@ from support.compiler import NEEDS_A_COMPILER
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from lmtrain.model.decoder import Decoder
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 
 TINY: dict[str, Any] = {
     "vocab_size": 61, "block_size": 16, "n_layer": 3, "n_head": 4, "d_model": 32, "d_ff": 48
 }  # fmt: skip
-MODELS = {"llama": (Llama, {"n_kv_head": 2}), "gpt2": (GPT2, {})}
+OPTIONS = {"n_kv_head": 2, "qk_norm": True, "value_embeddings": [0], "mlp": "relu2", "attention_softcap": 5.0}
+MODELS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "llama": (Llama, {"n_kv_head": 2}),
+    "gpt2": (GPT2, {}),
+    "decoder": (Decoder, OPTIONS),
+    "parallel": (Decoder, {**OPTIONS, "parallel_blocks": True}),
+}
 DOCUMENTS = {"mask_documents": True, "end_of_text": 3}
 every_model = pytest.mark.parametrize("name", MODELS)
 every_kind = pytest.mark.parametrize("recompute", ["attention", "layer"])
 
 
-def build(name: str, **changes: Any) -> Llama | GPT2:
+def build(name: str, **changes: Any) -> Any:
     kind, config = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1337)

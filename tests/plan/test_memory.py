@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from lmtrain.model.decoder import Decoder
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 from lmtrain.model.loss import chunk_rows
@@ -23,6 +24,11 @@ Make = Callable[[], nn.Module]
 def llama(**changes: Any) -> Make:
     sizes = {"vocab_size": 2048, "block_size": 128, "n_layer": 2, "n_head": 4, "n_kv_head": None, "d_model": 128}
     return lambda: Llama(**{**sizes, "d_ff": 384, **changes})
+
+
+def decoder(**changes: Any) -> Make:
+    sizes = {"vocab_size": 512, "block_size": 512, "n_layer": 2, "n_head": 4, "n_kv_head": 2, "d_model": 128}
+    return lambda: Decoder(**{**sizes, "d_ff": 384, **changes})
 
 
 def gpt2(**changes: Any) -> Make:
@@ -48,6 +54,10 @@ SHAPES = [
         1,
         id="recomputed-attention",
     ),
+    pytest.param(
+        decoder(qk_norm=True, sliding_window=99, value_embeddings=[0]), torch.float32, 1, 512, 1, id="windows"
+    ),
+    pytest.param(decoder(attention_softcap=20.0, mlp="relu2"), torch.float32, 2, 64, 1, id="soft-caps"),
     pytest.param(gpt2(dropout=0.1, n_layer=1), torch.bfloat16, 2, 64, 1, id="gpt2-bfloat16"),
     pytest.param(gpt2(vocab_size=8192, d_model=256), torch.float32, 2, 64, 2, id="gpt2-wide"),
 ]
@@ -172,6 +182,18 @@ def test_attention_on_cuda_keeps_no_scores_and_computes_them_twice() -> None:
         StepSettings("cuda", torch.bfloat16, 1, 4, 128),
     )
     assert plain.peak["activations"] - masked.peak["activations"] > 2 * 2 * 4 * 8 * 128 * 128
+
+
+@pytest.mark.slow
+def test_windows_on_cuda_keep_no_scores_and_save_products() -> None:
+    plain, windows, capped = (
+        simulated(decoder(**options), StepSettings("cuda", torch.bfloat16, 1, 2, 512))
+        for options in ({}, {"sliding_window": 64}, {"attention_softcap": 20.0})
+    )
+    assert windows.peak["activations"] == pytest.approx(plain.peak["activations"], rel=0.05)
+    assert capped.peak["activations"] == pytest.approx(plain.peak["activations"], rel=0.05)
+    saved = plain.micro_batch_flops - windows.micro_batch_flops
+    assert saved == 14 * 2 * 128 * (512 - 64) * 2 * 512  # 14 FLOPs a key, with the scores that the backward repeats
 
 
 @pytest.fixture
