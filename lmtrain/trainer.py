@@ -23,7 +23,7 @@ from lmtrain.loop.garbage import GarbageCollection
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import update, updated_modules
+from lmtrain.loop.update import module_metrics, update, updated_modules
 from lmtrain.model.flops import flops_per_token
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -293,6 +293,7 @@ class Trainer:
         }
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps
+        metrics |= module_metrics(self.updated_modules)
         if peak := self.system.peak_flops():
             metrics["mfu"] = flops_per_token(self.model, self.train_loader.block_size) * tokens / seconds / peak
         return metrics

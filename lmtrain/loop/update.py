@@ -1,5 +1,6 @@
 """The optimizer's update, which is skipped in a bad step."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -7,8 +8,17 @@ import torch
 
 
 def updated_modules(model: torch.nn.Module) -> list[Any]:
-    """Return the modules that have something to do after each update: those with a method `after_update(bad)`."""
+    """Return the modules that change after each update: those with methods `after_update(bad)` and `metrics()`."""
     return [module for module in model.modules() if hasattr(module, "after_update")]
+
+
+def module_metrics(modules: Iterable[Any]) -> dict[str, float]:
+    """Return the means over the modules of what their method `metrics` returns about the last step."""
+    values = defaultdict(list)
+    for module in modules:
+        for name, value in module.metrics().items():
+            values[name].append(value)
+    return {name: float(torch.stack(each).mean()) for name, each in values.items()}
 
 
 def update(
@@ -18,7 +28,7 @@ def update(
 
     A fused optimizer makes that decision on the device. For any other optimizer the host decides and has to wait for
     the device. An enabled scaler must already have unscaled the gradients; it skips gradients that are not finite by
-    itself, and lowers its scale. Then each of the `modules` is called with `bad`.
+    itself, and lowers its scale. Then `after_update(bad)` of each of the `modules` runs.
     """
     if scaler.is_enabled():
         overflows = scaler._found_inf_per_device(optimizer)

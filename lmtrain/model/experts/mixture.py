@@ -5,6 +5,7 @@ No token is ever dropped: tokens are sorted by expert, and an expert computes as
 Shapes: B batch, T time, C d_model, N tokens (B · T), E experts, K experts of a token, D width of an expert.
 """
 
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -63,6 +64,7 @@ class MixtureOfExperts(nn.Module):
         self,
         d_model: PositiveInt,
         d_ff: PositiveInt,
+        /,
         n_expert: PositiveInt,
         n_active: PositiveInt,
         n_shared: NonNegativeInt = 0,
@@ -75,15 +77,18 @@ class MixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         if n_active > n_expert:
-            raise ValueError(f"n_active={n_active}: a token cannot have more experts than n_expert={n_expert}")
+            raise ValueError(
+                f"model.mlp.n_active={n_active}: a token cannot have more than n_expert={n_expert} experts"
+            )
         if n_active == 1 and normalise:
             raise ValueError(
-                "n_active=1: the weight of a token's only expert would always be 1, so the router could not learn; "
-                "set normalise=false"
+                "model.mlp.n_active=1: the weight of a token's only expert would always be 1, and the router would not "
+                "learn from the loss; set model.mlp.normalise=false"
             )
         if d_expert is None and d_ff % (n_active + n_shared):
             raise ValueError(
-                f"d_ff={d_ff}: cannot be divided among {n_active} active and {n_shared} shared experts; set d_expert"
+                f"model.d_ff={d_ff}: cannot be divided among {n_active} active and {n_shared} shared experts; "
+                "set model.mlp.d_expert"
             )
         d_expert = d_expert or d_ff // (n_active + n_shared)
         self.n_active, self.router_kind, self.normalise = n_active, router, normalise
@@ -93,6 +98,7 @@ class MixtureOfExperts(nn.Module):
         self.experts = Experts(d_model, d_expert, n_expert, n_active)
         self.register_buffer("bias", torch.zeros(n_expert))
         self.register_buffer("load", torch.zeros(n_expert, dtype=torch.int64), persistent=False)  # of this step so far
+        self.register_buffer("imbalance", torch.ones(()), persistent=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
         """Return the output (B, T, C) for (B, T, C), and what the router did."""
@@ -103,9 +109,10 @@ class MixtureOfExperts(nn.Module):
         weights = scores.gather(1, picked)  # (N, K)
         if self.normalise:
             weights = weights / weights.sum(-1, keepdim=True)
+        shared = None if self.shared is None else self.shared(flat)
         out, load = self.experts(flat, picked, weights)
-        if self.shared is not None:
-            out = out + self.shared(flat)
+        if shared is not None:
+            out = out + shared
         return out.view(x.shape), Routing(load, self._loss(logits, scores, load))
 
     def _logits(self, x: Tensor) -> Tensor:
@@ -130,10 +137,16 @@ class MixtureOfExperts(nn.Module):
         """Move the biases according to the load of the whole step, unless the step was bad (a bool on the device)."""
         busier = torch.sign(self.load * len(self.load) - self.load.sum())  # than the mean; integers are exact
         self.bias -= self.bias_rate * torch.where(bad, 0, busier).to(self.bias.dtype)
+        self.imbalance.copy_(self.load.max() / self.load.sum() * len(self.load))
         self.load.zero_()
+
+    def metrics(self) -> dict[str, Tensor]:
+        """Return the load of the busiest expert in the last step, divided by the mean load: 1 if all are balanced."""
+        return {"moe/imbalance": self.imbalance}
 
     bias: Tensor
     load: Tensor
+    imbalance: Tensor
 
 
 def balance_loss(scores: Tensor, load: Tensor) -> Tensor:
@@ -151,6 +164,20 @@ def balance_loss(scores: Tensor, load: Tensor) -> Tensor:
 def router_z_loss(logits: Tensor) -> Tensor:
     """Return the mean square of the logarithm of the softmax's normaliser, given logits (N, E)."""
     return logits.logsumexp(-1).square().mean()
+
+
+def with_routers(loss: Tensor, mlps: Iterable[nn.Module], routings: Iterable[Routing | None]) -> Tensor:
+    """Count the load of each mixture of experts, and return the loss with the gradients of their routers' losses.
+
+    This is not done in `forward`, which runs a second time if a layer is computed again in the backward.
+    """
+    if not torch.is_grad_enabled():
+        return loss
+    for mlp, routing in zip(mlps, routings, strict=True):
+        if isinstance(mlp, MixtureOfExperts) and routing is not None:
+            mlp.count(routing.load)
+            loss = add_gradient(loss, routing.loss)
+    return loss
 
 
 def add_gradient(loss: Tensor, other: Tensor) -> Tensor:

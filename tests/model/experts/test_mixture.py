@@ -211,6 +211,7 @@ def test_the_bias_moves_against_the_load_of_the_whole_step() -> None:
     model.after_update(torch.tensor(False))
     assert model.bias.tolist() == [-0.25, 0.0, 0.25, 0.0, -0.25, 0.25]
     assert not model.load.any()
+    assert model.metrics()["moe/imbalance"] == pytest.approx(4 / 3)
 
 
 def test_a_bad_step_leaves_the_bias_and_forgets_the_load() -> None:
@@ -251,9 +252,9 @@ def test_autocast_computes_experts_in_16_bits_and_the_router_in_32(dtype: torch.
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_active": 7}, "n_active=7: a token cannot have more experts than n_expert=6"),
-        ({"n_active": 1}, "set normalise=false"),
-        ({"n_active": 5, "d_expert": None}, "d_ff=24: cannot be divided among 5 active and 0 shared experts"),
+        ({"n_active": 7}, "model.mlp.n_active=7: a token cannot have more than n_expert=6 experts"),
+        ({"n_active": 1}, "set model.mlp.normalise=false"),
+        ({"n_active": 5, "d_expert": None}, "model.d_ff=24: cannot be divided among 5 active and 0 shared experts"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
