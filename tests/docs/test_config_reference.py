@@ -70,7 +70,7 @@ def test_values_come_from_the_signature_and_the_default_from_the_file() -> None:
     assert "- Values: whole number at least 1" in steps
     assert "- Default: `5000`" in steps
     layers = section_of(config_keys("model"), "model.n_layer")
-    assert "`4` with `llama_1m`" in layers
+    assert "`4` with `decoder` and `llama_1m`" in layers
     assert "- Only with `model=gpt2`" in section_of(config_keys("model"), "model.gelu")
     assert "- Values: whole number at least 1 or `null`" in section_of(config_keys("model"), "model.vocab_size")
     assert "2^63" in section_of(root_keys(), "seed")
