@@ -23,7 +23,7 @@ from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
 from lmtrain.loop.train_metrics import Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import update
+from lmtrain.loop.update import module_metrics, update, updated_modules
 from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -134,6 +134,7 @@ class Trainer:
         )
         self.garbage = GarbageCollection()
         self.params = [param for param in self.model.parameters() if param.requires_grad]
+        self.updated_modules = updated_modules(self.model)
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
@@ -223,7 +224,7 @@ class Trainer:
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
         with self.schedules.values(step):
-            update(self.optimizer, self.scaler, verdict.bad)
+            update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
         self.evaluation_weights.after_update(step, verdict.bad)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1
@@ -292,4 +293,4 @@ class Trainer:
         self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps
-        return metrics
+        return metrics | module_metrics(self.updated_modules)

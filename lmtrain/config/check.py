@@ -152,6 +152,7 @@ def _check_node(path: str, node: Any, passed: PassedArguments) -> dict[str, str]
     # A scheduler is called with the step. If it is not _partial_, the object made from its class is called instead.
     positional = passed.positional if passed is not SCHEDULER or node.get("_partial_") else 0
     ours = {*list(signature.parameters)[:positional], *passed.keywords}
+    ours |= {name for name, parameter in signature.parameters.items() if parameter.positional_only}
     problems = {
         f"{path}.{key}": f"={values.pop(key)}: is set by lmtrain itself; leave it out"
         for key in sorted(ours & values.keys())

@@ -27,11 +27,15 @@ _UNKNOWN = object()  # an annotation or a default that can't be read from the so
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter of a target; `annotation` is `Any` if there is none, and `default` is an object if it is unknown."""
+    """A parameter of a target; `annotation` is `Any` if there is none, and `default` is an object if it is unknown.
+
+    A `positional_only` parameter cannot be set in a config.
+    """
 
     annotation: Any
     required: bool
     default: Any = field(default=None, compare=False)
+    positional_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ def _inspect(found: Any) -> Signature:
                 hints.get(name, _from_default(parameter.default)),
                 required=parameter.default is inspect.Parameter.empty,
                 default=parameter.default,
+                positional_only=parameter.kind is inspect.Parameter.POSITIONAL_ONLY,
             )
             for name, parameter in parameters.items()
             if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -176,7 +181,12 @@ def _read_function(function: ast.FunctionDef, skip: int, names: "_Names") -> Sig
     pairs += zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     return Signature(
         {
-            argument.arg: Parameter(names.annotation(argument, default), default is None, _literal(default))
+            argument.arg: Parameter(
+                names.annotation(argument, default),
+                default is None,
+                _literal(default),
+                positional_only=argument in arguments.posonlyargs,
+            )
             for argument, default in pairs
         },
         open=arguments.kwarg is not None,

@@ -1,5 +1,9 @@
 """The optimizer's update, which is skipped in a bad step."""
 
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 
 
@@ -8,12 +12,28 @@ def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
-def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor) -> None:
+def updated_modules(model: torch.nn.Module) -> list[Any]:
+    """Return the modules that change after each update: those with methods `after_update(bad)` and `metrics()`."""
+    return [module for module in model.modules() if hasattr(module, "after_update")]
+
+
+def module_metrics(modules: Iterable[Any]) -> dict[str, float]:
+    """Return the means over the modules of what their method `metrics` returns about the last step."""
+    values = defaultdict(list)
+    for module in modules:
+        for name, value in module.metrics().items():
+            values[name].append(value)
+    return {name: float(torch.stack(each).mean()) for name, each in values.items()}
+
+
+def update(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor, modules: Iterable[Any] = ()
+) -> None:
     """Update the parameters, unless `bad` (a bool scalar on the device) is true.
 
     A fused optimizer makes that decision on the device. For any other optimizer the host decides and has to wait for
     the device. An enabled scaler must already have unscaled the gradients; it skips gradients that are not finite by
-    itself, and lowers its scale.
+    itself, and lowers its scale. Then `after_update(bad)` of each of the `modules` runs.
     """
     if scaler.is_enabled():
         overflows = scaler._found_inf_per_device(optimizer)
@@ -31,3 +51,5 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: 
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
     elif not bad:
         optimizer.step()
+    for module in modules:
+        module.after_update(bad)

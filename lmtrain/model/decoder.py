@@ -18,6 +18,7 @@ from lmtrain.model.attention import Attention, AttentionPattern, soft_cap
 from lmtrain.model.attention_kind import AttentionKind
 from lmtrain.model.decoder_attention import DecoderAttention, rotated_width
 from lmtrain.model.document_mask import document_opening_id, starts_and_positions
+from lmtrain.model.experts.mixture import Routing, with_routers
 from lmtrain.model.flops import matrix_parameters
 from lmtrain.model.llama import rope_table
 from lmtrain.model.loss import linear_cross_entropy
@@ -46,7 +47,9 @@ class Decoder(nn.Module):
         embedding_scale: Multiply the embedding of a token with the square root of `d_model` (Gemma).
         value_embeddings: Layers that have an embedding of the tokens of their own, which is added to the values of
             attention (modded-nanogpt); -1 is the last layer.
-        mlp: `swiglu`, `relu2` (Primer's squared ReLU), or a callable that makes an MLP from `d_model` and `d_ff`.
+        mlp: `swiglu`, `relu2` (Primer's squared ReLU), or a callable that makes an MLP from `d_model` and `d_ff`, such
+            as a mixture of experts.
+        dense_layers: First layers that have `swiglu` in spite of `mlp`.
         parallel_blocks: Compute attention and MLP from the same normalised stream (GPT-J, PaLM).
         qk_norm: Normalise the queries and keys of each head (Qwen3).
         rope_base: Base of the rotary frequencies; larger values turn more slowly, for longer sequences.
@@ -86,6 +89,7 @@ class Decoder(nn.Module):
         embedding_scale: bool = False,
         value_embeddings: list[int] | None = None,
         mlp: MLPKind | Callable[..., Any] = "swiglu",
+        dense_layers: NonNegativeInt = 0,
         parallel_blocks: bool = False,
         qk_norm: bool = False,
         rope_base: PositiveFloat = 10000.0,
@@ -130,7 +134,7 @@ class Decoder(nn.Module):
                     value_vocab=vocab_size if number in with_values else None,
                     has_rope=not is_nth(number, nope_every),
                 ),
-                make_mlp(mlp, d_model, d_ff),
+                make_mlp("swiglu" if number < dense_layers else mlp, d_model, d_ff),
                 dropout,
                 norm_eps,
                 parallel_blocks,
@@ -150,7 +154,7 @@ class Decoder(nn.Module):
             if param.ndim < 2:
                 continue
             # 2 · n_layer branches add up on the residual stream (GPT-2, section 2.3).
-            residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
+            residual = name.endswith(("attention.o.weight", ".down.weight", ".experts.down"))
             # Embedded values are as large as those that a matrix makes of the normalised stream.
             scale = math.sqrt(self.d_model) if name.endswith("value_embedding.weight") else 1.0
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else scale * std)
@@ -177,14 +181,19 @@ class Decoder(nn.Module):
         x = self.embedding(tokens)  # (B, T, C)
         x = self.dropout(x if self.embedding_scale == 1 else x * self.embedding_scale)
         patterns = {window: self.attention.pattern(x, starts, self.training, window) for window in {*self.windows}}
+        routings: list[Routing | None] = []
         for layer, window in zip(self.layers, self.windows, strict=True):
-            x = self.recompute.layer(layer, x, tokens, cos, sin, patterns[window])
+            x, routing = self.recompute.layer(layer, x, tokens, cos, sin, patterns[window])
+            routings.append(routing)
         x, weight = self.norm(x), self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
             logits = F.linear(x, weight)
             return (logits if self.logit_softcap is None else soft_cap(logits, self.logit_softcap)), None
         options = None, self.logit_softcap, self.z_loss
-        return None, linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), *options)
+        loss = linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), *options)
+        return None, with_routers(
+            loss, (layer.get_submodule("mlp") for layer in self.layers), routings
+        ) if self.training else loss
 
     def flops_per_token(self, block_size: int) -> int:
         """Return the FLOPs of forward and backward per token, for matrix products only and attention without a mask.
@@ -228,16 +237,23 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.recompute = recompute
 
-    def forward(self, x: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor, pattern: AttentionPattern) -> Tensor:
+    def forward(
+        self, x: Tensor, tokens: Tensor, cos: Tensor, sin: Tensor, pattern: AttentionPattern
+    ) -> tuple[Tensor, Routing | None]:
+        """Return the residual stream, and what a mixture of experts did."""
         given = tokens, cos, sin, pattern
         if self.mlp_norm is None:
             normed = self.attention_norm(x)
             attended = self.recompute.attention(self.attention, normed, *given)
-            out: Tensor = x + self.dropout(attended) + self.dropout(self.mlp(normed))
-            return out
+            out, routing = self._mlp(normed)
+            return x + self.dropout(attended) + self.dropout(out), routing
         x = x + self.dropout(self.recompute.attention(self._attention_branch, x, *given))
-        out = x + self.dropout(self.mlp(self.mlp_norm(x)))
-        return out
+        out, routing = self._mlp(self.mlp_norm(x))
+        return x + self.dropout(out), routing
+
+    def _mlp(self, x: Tensor) -> tuple[Tensor, Routing | None]:
+        out = self.mlp(x)
+        return out if isinstance(out, tuple) else (out, None)
 
     def _attention_branch(self, x: Tensor, *given: Any) -> Tensor:
         out: Tensor = self.attention(self.attention_norm(x), *given)

@@ -1,14 +1,15 @@
 """Saves memory by computing activations again in the backward instead of keeping them (Chen et al. 2016)."""
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmtrain.model.flops import matrix_parameters
 
 RecomputeKind = Literal["none", "attention", "layer"]
+Result = TypeVar("Result")
 
 
 class Recompute:
@@ -23,20 +24,20 @@ class Recompute:
     def __init__(self, what: RecomputeKind, has_dropout: bool) -> None:
         self.what, self.has_dropout = what, has_dropout
 
-    def layer(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+    def layer(self, function: Callable[..., Result], *inputs: object) -> Result:
         """Call a whole layer."""
         return self._call(function, inputs, again=self.what == "layer")
 
-    def attention(self, function: Callable[..., Tensor], *inputs: object) -> Tensor:
+    def attention(self, function: Callable[..., Result], *inputs: object) -> Result:
         """Call the attention of a layer, with its norm and projections."""
         return self._call(function, inputs, again=self.what == "attention")
 
-    def _call(self, function: Callable[..., Tensor], inputs: tuple[object, ...], again: bool) -> Tensor:
+    def _call(self, function: Callable[..., Result], inputs: tuple[object, ...], again: bool) -> Result:
         if not again or not torch.is_grad_enabled():
             return function(*inputs)
         from torch.utils.checkpoint import checkpoint
 
-        out: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=self.has_dropout)
+        out: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=self.has_dropout)
         return out
 
     def flops_per_token(self, layers: Iterable[nn.Module], attention: int) -> int:
@@ -53,10 +54,12 @@ class Recompute:
             part = layer if self.what == "layer" else layer.get_submodule("attention")
             flops += 2 * matrix_parameters(part)
             if self.what == "attention" or not self.has_dropout:
-                flops -= 2 * _last_matrix(part).numel()  # nothing depends on its product: torch stops before it
+                flops -= 2 * _last_matrix(part)  # nothing depends on its product: torch stops before it
         return flops
 
 
-def _last_matrix(module: nn.Module) -> Tensor:
+def _last_matrix(module: nn.Module) -> int:
+    """Return the parameters of the last matrix; 0 for experts, after whose products the places of tokens are kept."""
     owners = [owner for owner in module.modules() if not isinstance(owner, nn.Embedding)]
-    return [param for owner in owners for param in owner.parameters(recurse=False) if param.ndim >= 2][-1]
+    last = [param for owner in owners for param in owner.parameters(recurse=False) if param.ndim >= 2][-1]
+    return last.numel() if last.ndim == 2 else 0

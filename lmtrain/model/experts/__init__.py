@@ -1,0 +1,1 @@
+"""Mixtures of experts, which take the place of MLPs."""
