@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.kept_choices import kept_choices
+from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
@@ -45,7 +46,7 @@ from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model
 from lmtrain.run.result import write_result
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,11 @@
 import torch
 
 
+def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer itself skips a bad step, so that the host need not know whether it is bad."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor) -> None:
     """Update the parameters, unless `bad` (a bool scalar on the device) is true.
 
@@ -19,7 +24,7 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: 
         for device, overflow in overflows.items():
             overflow.copy_(found[device])  # a spike must not lower the scale
         scaler.update()
-    elif getattr(optimizer, "_step_supports_amp_scaling", False):
+    elif decides_on_device(optimizer):
         # torch.amp.GradScaler sets the same attributes; the kernel changes nothing where found_inf is 1.
         optimizer.grad_scale, optimizer.found_inf = None, bad.float()  # type: ignore[attr-defined]
         optimizer.step()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from lmtrain.config.batch_size import batch_sizes
 from lmtrain.machine import available_cores, total_memory
 from lmtrain.parts import build_model, build_optimizer, work_of
 from lmtrain.plan.hardware import memory_available
@@ -51,7 +52,8 @@ def needed_memory(cfg: DictConfig, system: System, size: int, kept: Mapping[str,
     with torch.device("meta"):
         model = build_model(cfg)
     system.choose(work_of(cfg, model), kept)
-    micro_batches = min(cfg.trainer.global_batch_size // size, 2)  # further ones need no more memory
+    largest = max(cfg.trainer.global_batch_size, *(number for _, number in batch_sizes(cfg).points), 0)
+    micro_batches = min(largest // size, 2)  # further ones need no more memory
     device = system.device.type
     settings = StepSettings(device, system.dtype, micro_batches, size, cfg.data.block_size)
     cost = simulate(parts, replace(settings, ema_decay=cfg.trainer.get("ema_decay")))

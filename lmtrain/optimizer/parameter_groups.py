@@ -52,6 +52,15 @@ def parameter_groups(
     return list(groups.values())
 
 
+def with_decay(groups: ParameterGroups, *, follows_lr: bool, cautious: bool = False) -> ParameterGroups:
+    """Return the groups with the options of their weight decay, where these are not the usual ones.
+
+    The trainer reads `decay_follows_lr` (see `lmtrain.loop.schedules`), and the algorithms read `cautious_decay`.
+    """
+    options = ({} if follows_lr else {"decay_follows_lr": False}) | ({"cautious_decay": True} if cautious else {})
+    return [{**group, **options} for group in groups]
+
+
 def one_algorithm(name: str) -> dict[Role, str]:
     """Return the algorithm of each role for an optimizer that has only one."""
     return {"embedding": name, "output": name, "hidden": name, "vector": name}

@@ -52,11 +52,12 @@ class Plan:
 
     @property
     def step_flops(self) -> float:
+        """Return the FLOPs of the first step."""
         return self.flops_per_token * self.facts.step_tokens
 
     @property
     def run_flops(self) -> float:
-        return self.step_flops * self.facts.steps
+        return self.flops_per_token * self.facts.tokens
 
     @property
     def dollars(self) -> float | None:
@@ -103,6 +104,7 @@ class Plan:
             },
             "disk_bytes": {
                 "checkpoint": facts.checkpoint_bytes,
+                "from": "assuming the state of AdamW" if self.here is None else "a simulated step",
                 "checkpoints": self.checkpoints,
                 "needed": facts.disk_needed,
                 "free": facts.disk_free,

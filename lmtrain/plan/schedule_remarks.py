@@ -89,6 +89,17 @@ def rate_is_unusual(schedule: ScheduleFacts) -> str | None:
     return f"optimizer.lr={schedule.lr:g}: unusually {direction}; {usual}"
 
 
+def points_after_the_end(schedule: ScheduleFacts) -> str | None:
+    """Remark on points that are never reached. A table of steps may have its last point at the end of the run."""
+    for points in schedule.points:
+        unit = "tokens" if points.in_tokens else "steps"
+        if points.last < points.end or (points.last == points.end and not points.in_tokens):
+            continue
+        never = "it never takes effect" if points.first >= points.end else f"its point at {points.last:,} is not used"
+        return f"{points.key}: the run ends after {points.end:,} {unit}, so {never}; use earlier points"
+    return None
+
+
 def decay_beside_average(schedule: ScheduleFacts) -> str | None:
     if not (schedule.averages and schedule.decays):
         return None
@@ -104,6 +115,7 @@ SCHEDULE_REMARKS = (
     schedule_ends_late,
     warmup_is_long,
     rate_is_unusual,
+    points_after_the_end,
     decay_beside_average,
 )
 # These tolerate a small difference between the lengths of run and schedule, which may be intended, above all in a fork.

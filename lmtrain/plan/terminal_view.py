@@ -18,6 +18,7 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, duration, percent, si
 
 NO_GROUPS = "unknown, because the optimizer cannot be built without data"
+NOT_SIMULATED = " (if the optimizer keeps as much as AdamW)"
 OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022)
 
 
@@ -43,6 +44,7 @@ def show_plan(plan: Plan) -> None:
 
 def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts
+    smallest, largest = facts.range_of_step_tokens
     parts = ", ".join(f"{part} {si(count)}" for part, count in plan.parts.items())
     if plan.missing:
         way_out = (
@@ -61,7 +63,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
         cuda = f"; on CUDA {more:.1%} more, because fused attention computes its scores twice{layers}"
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
-        ("step", f"{facts.step_tokens:,} tokens"),
+        ("step", f"{smallest:,} tokens" if smallest == largest else f"{smallest:,} to {largest:,} tokens"),
         ("run", _steps_in_words(plan)),
         ("epochs", epochs),
         (
@@ -83,7 +85,7 @@ def _steps_in_words(plan: Plan) -> str:
 
 def _optimal(plan: Plan) -> str:
     facts = plan.facts
-    steps = facts.first_step + (OPTIMAL * facts.parameters - facts.tokens_before) / facts.step_tokens
+    steps = facts.first_step + facts.steps_for(OPTIMAL * facts.parameters - facts.tokens_before)
     return " (Hoffmann et al. 2022)" + (f": {steps:,.0f} steps" if steps > facts.first_step + 0.5 else "")
 
 
@@ -128,7 +130,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
             else "estimated from one matrix product; --measure runs real steps"
         )
         step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
-        speed = f"{step} per step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
+        speed = f"{step} per step, {si(facts.mean_step_tokens / facts.step_seconds)} tokens/s"
         cost = "" if plan.dollars is None else f" and {as_dollars(plan.dollars)}"
         rows.append(("here", f"{as_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
     if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
@@ -136,7 +138,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
             (
                 "checkpoints",
                 f"{plan.checkpoints} × {as_bytes(facts.checkpoint_bytes)} = {as_bytes(facts.disk_needed)}; "
-                f"{as_bytes(facts.disk_free)} are free",
+                f"{as_bytes(facts.disk_free)} are free" + NOT_SIMULATED * (plan.here is None),
             )
         )
     return rows

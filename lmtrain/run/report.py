@@ -52,8 +52,9 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     changes = request.resumed.changes if request.resumed else ()
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
-    step_tokens = trainer.step_samples * loader.block_size
-    steps = trainer.max_steps - state.step
+    sizes, steps = trainer.schedules.batch_sizes, trainer.max_steps - state.step
+    tokens_left = sizes.tokens(max(steps, 0), state.tokens)
+    smallest, largest = sizes.range(trainer.max_steps)
     log.info("run %s", short_path(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
     table = group_table(group_rows(trainer.optimizer, trainer.model.named_parameters()))
@@ -61,12 +62,12 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = finite_or_none(read_json(other / "result.json").get("best_val_loss"))
         log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")
-    epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
+    epochs = loader.epochs(state.samples + tokens_left // loader.block_size)
     log.info(
         "%s of %s tokens = %s, %s",
         counted(trainer.max_steps, "step"),
-        f"{step_tokens:,}",
-        si(trainer.max_steps * step_tokens),
+        f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}",
+        si(state.tokens + tokens_left),
         ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
     )
     if state.step:
@@ -83,7 +84,7 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     ):
         if note is not None:
             log.warning("%s", note)
-    flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
+    flops = flops_per_token(trainer.model, loader.block_size) * tokens_left
     # No device is slower than 1 GFLOP/s, so small runs skip the measurement.
     if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
         log.warning(
@@ -101,7 +102,7 @@ def _warn_of_rising_learning_rate(
 ) -> str | None:
     """Return a warning if additional steps stretch the schedule of a run so that its learning rate rises again."""
     step = trainer.state.step
-    before, now = read_newest(directory.path / "metrics.jsonl").get("lr"), trainer.schedule(step)
+    before, now = read_newest(directory.path / "metrics.jsonl").get("lr"), trainer.schedules.learning_rate(step)
     extended = any(change.startswith(("trainer.max_steps:", SCHEDULE_END)) for change in changes)
     if not extended or before is None or now <= SAME_RATE * before or step <= (cfg.scheduler.get("warmup_steps") or 0):
         return None

@@ -161,6 +161,8 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
         else:
             assert "local_scalar" in numbers["memory_bytes"]["unknown_as"]
             assert "unknown, because a step cannot be simulated" in done.stdout
+            assert "are free (if the optimizer keeps as much as AdamW)" in done.stdout
+            assert numbers["disk_bytes"]["from"] == "assuming the state of AdamW"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The table of parameter groups shows every optimizer's groups, and fits into a terminal."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(path.stem for path in (CONF / "optimizer").glob("*.yaml"))
 
 
+@cache
 def production_model() -> Llama:
     config = OmegaConf.load(CONF / "model/llama_50m.yaml")
     config.update(block_size=512)

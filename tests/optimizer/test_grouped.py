@@ -27,7 +27,8 @@ MUON: dict[str, Any] = {
     "eps": 1e-8,
     "adamw_lr_scale": 0.5,
 }
-MAKE: dict[str, Callable[..., GroupedOptimizer]] = {
+ADAMW: dict[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-8}
+MAKE: dict[str, Callable[..., Any]] = {
     "lion": lambda named, **more: lion(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.99), **more),
     "muon": lambda named, **more: muon(named, **MUON, scale="match_adamw", **more),
     "adafactor": lambda named, **more: adafactor(
@@ -35,6 +36,8 @@ MAKE: dict[str, Callable[..., GroupedOptimizer]] = {
     ),
     "adamw8bit": lambda named, **more: adamw8bit(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8, **more),
     "normuon": lambda named, **more: normuon(named, **MUON, row_beta=0.95, **more),
+    "adamw with options": lambda named, **more: adamw(named, **ADAMW, eps_root=1e-12, cautious_decay=True, **more),
+    "cautious muon": lambda named, **more: muon(named, **MUON, scale="match_adamw", cautious_decay=True, **more),
 }
 
 
