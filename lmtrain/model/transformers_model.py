@@ -5,6 +5,7 @@ import difflib
 import inspect
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ class TransformersModel(nn.Module):
             and not self.adds_auxiliary_loss
             and all(getattr(built, name, None) in (None, 1) for name in CHANGED_LOGITS)
         )
-        if type(head.weight.detach()) is Tensor and not head.weight.is_meta:  # it has numbers
+        if _has_numbers(head.weight):
             try:
                 self._try()
             except RuntimeError as error:
@@ -153,7 +154,7 @@ class TransformersModel(nn.Module):
 
         A mixture of experts counts the experts that a token uses.
         """
-        head = self.model.get_output_embeddings().weight.numel()
+        head: int = self.model.get_output_embeddings().weight.numel()
         return 3 * (2 * head + self._layer_flops(block_size))
 
     def recomputed_flops_per_token(self, block_size: int) -> int:
@@ -175,6 +176,11 @@ class TransformersModel(nn.Module):
         return int(flops)
 
 
+def _has_numbers(weight: Any) -> bool:
+    """Return whether a tensor has memory: `plan` builds the model without."""
+    return type(weight.detach()) is Tensor and not weight.is_meta
+
+
 def _active_share(config: Any) -> float:
     """Return the share of the experts that a token uses."""
     count = next((found for name in ("num_local_experts", "num_experts", "n_routed_experts")
@@ -192,12 +198,13 @@ def _quiet_and_offline() -> Iterator[Any]:
             import transformers
         except ImportError as error:
             raise ValueError(f"model=transformers: needs the package transformers; {INSTALL}") from error
-        verbosity = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
+        logging: Any = transformers.logging
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()
         try:
             yield transformers
         finally:
-            transformers.logging.set_verbosity(verbosity)
+            logging.set_verbosity(verbosity)
     finally:
         os.environ.pop("HF_HUB_OFFLINE") if before is None else os.environ.update(HF_HUB_OFFLINE=before)
 
@@ -214,10 +221,9 @@ def _config(
         hint = f"did you mean {' or '.join(near)}?" if near else "such as llama, qwen3, gemma2, gpt2, mixtral"
         raise ValueError(f"model.config.model_type={model_type}: transformers has no such causal model; {hint}")
     default = transformers.AutoConfig.for_model(model_type)
-    code = inspect.getsource(
-        inspect.getmodule(getattr(transformers, classes[model_type]))
-    )  # some fields are only there
-    known = {*default.to_dict(), *default.attribute_map, *CONFIG_FIELD.findall(code)}
+    module: Any = sys.modules[getattr(transformers, classes[model_type]).__module__]
+    read = CONFIG_FIELD.findall(inspect.getsource(module))  # a config class does not know all of them
+    known = {*default.to_dict(), *default.attribute_map, *read}
     for name in given:
         if name in OURS or name.startswith("_"):
             instead = OURS.get(name)
