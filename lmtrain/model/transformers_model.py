@@ -79,7 +79,7 @@ class TransformersModel(nn.Module):
             enable({"use_reentrant": False})
         self.recompute = recompute
         self.adds_auxiliary_loss = bool(getattr(built, "output_router_logits", False))
-        head = self.model.get_output_embeddings()
+        head: Any = self.model.get_output_embeddings()
         self.plain_head = (
             isinstance(head, nn.Linear)
             and head.bias is None
@@ -178,7 +178,8 @@ class TransformersModel(nn.Module):
 
 def _has_numbers(weight: Any) -> bool:
     """Return whether a tensor has memory: `plan` builds the model without."""
-    return type(weight.detach()) is Tensor and not weight.is_meta
+    kind: Any = type(weight.detach())
+    return kind is Tensor and not weight.is_meta
 
 
 def _active_share(config: Any) -> float:
