@@ -34,7 +34,7 @@ from yaml import YAMLError
 from lmtrain.config.batch_size import refuse_given_accumulation
 from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
-from lmtrain.config.keys import did_you_mean, key_paths
+from lmtrain.config.keys import did_you_mean, is_open_mapping, key_paths
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for import (
     FORK,
@@ -258,12 +258,14 @@ def explain_hydra_error(error: Exception, overrides: Sequence[str]) -> str:
         ]
         value = next((text.split("=", 1)[1] for text in overrides if text.startswith(f"{key}=")), "")
         try:
-            valid = [*key_paths(OmegaConf.to_container(compose(others))), "experiments"]
+            composed = compose(others)
         except ConfigError:
-            valid = []
+            composed = OmegaConf.create()
+        valid = [*key_paths(OmegaConf.to_container(composed)), "experiments"]
         menu = foreign_menu()
         about_menu = f" ({short_path(menu)}: {NOT_A_MENU})" if menu else ""
-        return f"{key}={value}: unknown key{did_you_mean(key, valid)}{about_menu}"
+        new = f"; +{key}={value} adds it" if is_open_mapping(composed, key.rpartition(".")[0]) else ""
+        return f"{key}={value}: unknown key{did_you_mean(key, valid)}{new}{about_menu}"
     cause = error.__cause__
     first, *more = message.splitlines()
     if first.endswith(":") and more:

@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+
 HYDRA_KEYS = frozenset({"_target_", "_partial_", "_convert_", "_recursive_"})
 
 
@@ -47,3 +49,9 @@ def _abbreviates(name: str, other: str) -> bool:
     """Return whether each word of `name` begins a word of `other`, in the same order, as in `grad_accum`."""
     words = iter(other.split("_"))
     return all(any(longer.startswith(word) for longer in words) for word in name.split("_"))
+
+
+def is_open_mapping(cfg: DictConfig, key: str) -> bool:
+    """Return whether a key holds a mapping of any names, such as `model.config`: one that is no part of the config."""
+    node = OmegaConf.select(cfg, key) if "." in key else None
+    return isinstance(node, DictConfig) and "_target_" not in node

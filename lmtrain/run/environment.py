@@ -20,6 +20,13 @@ from lmtrain.run.source_code import lmtrain_hash, source_hashes, targets
 from lmtrain.terminal.redact import redact, redacted
 
 PACKAGES = ("lmtrain", "torch", "numpy", "hydra-core", "omegaconf", "pydantic", "safetensors", "tokenizers", "wandb")
+# Packages that compute for a part of lmtrain, by its module.
+PACKAGES_OF_PARTS = {
+    "lmtrain.model.transformers_model": "transformers",
+    "lmtrain.optimizer.library": "pytorch-optimizer",
+    "lmtrain.optimizer.soap": "pytorch-optimizer",
+    "lmtrain.optimizer.schedule_free": "schedulefree",
+}
 MAX_DIFF_BYTES = 1_000_000
 LONGEST_SECRET = 10_000  # bytes; the end of a truncated diff is dropped, because it may be part of a secret
 MAX_NAMES = 1000  # of changed or untracked files
@@ -49,6 +56,8 @@ def describe_environment(
 def machine_and_git(config: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the part of an environment that takes other processes and many small files to find out."""
     named = {target.partition(".")[0] for _, target in targets(config)}
+    parts = [str(node.get("_target_")) for node in (config or {}).values() if isinstance(node, Mapping)]
+    named |= {package for part in parts if (package := PACKAGES_OF_PARTS.get(part.rpartition(".")[0]))}
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
