@@ -82,7 +82,7 @@ class TransformersModel(nn.Module):
         head: Any = self.model.get_output_embeddings()
         self.plain_head = (
             isinstance(head, nn.Linear)
-            and head.bias is None
+            and getattr(head, "bias", None) is None
             and not self.adds_auxiliary_loss
             and all(getattr(built, name, None) in (None, 1) for name in CHANGED_LOGITS)
         )
