@@ -1,9 +1,11 @@
 """AdamW whose running means of large matrices are kept in 8 bits."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from annotated_types import Interval
@@ -65,14 +67,13 @@ def adamw8bit_update(
     """Update by AdamW, one parameter after the other, so that only one has its running means in 32 bits."""
     beta1, beta2 = group["betas"]
     grads, share = finite(grads, found_inf)
-    dtype = torch.promote_types(params[0].dtype, torch.float32)
-    signed, unsigned = (torch.tensor(dynamic_map(sign), dtype=dtype, device=params[0].device) for sign in (True, False))
+    signed, unsigned = codebook(True, params[0]), codebook(False, params[0])
     for param, grad, state in zip(params, grads, states, strict=True):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[f"{name}_codes"] = torch.zeros(param.numel(), dtype=torch.uint8, device=param.device)
-                state[f"{name}_scales"] = signed.new_zeros(-(-param.numel() // BLOCK))
+                state[f"{name}_scales"] = signed.values.new_zeros(-(-param.numel() // BLOCK))
         state["step"] += share
         step = state["step"].clamp(min=1)  # a bad first step must not divide by zero
         mean = _from_8_bits(state, "exp_avg", signed, param)
@@ -85,35 +86,71 @@ def adamw8bit_update(
         decay_and_subtract([param], [(mean / (1 - beta1**step)).div_(root).to(param.dtype)], group, share)
 
 
-def _from_8_bits(state: State, name: str, values: Tensor, like: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Codebook:
+    """Holds what the 256 codes stand for, and tables to find the nearest one.
+
+    Attributes:
+        values: What the codes stand for, ascending (256,), times the scale of a block.
+        limits: The largest number of each code (256,).
+        first: The code of the least number (65536,) among those that have the same upper 16 bits in float32. No two
+            limits have the same upper 16 bits, so that each number has this code or the next one.
+    """
+
+    values: Tensor
+    limits: Tensor
+    first: Tensor
+
+
+def codebook(signed: bool, like: Tensor) -> Codebook:
+    """Return the codes of dynamic quantization, on the device of a tensor and in at least its number format."""
+    values = np.array(dynamic_map(signed))
+    limits = np.append((values[1:] + values[:-1]) / 2, np.inf)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return Codebook(
+        torch.tensor(values, dtype=dtype, device=like.device),
+        torch.tensor(limits, dtype=dtype, device=like.device),
+        torch.tensor(_first_codes(signed), device=like.device),
+    )
+
+
+@cache
+def _first_codes(signed: bool) -> np.ndarray:
+    """Return `Codebook.first`."""
+    upper = np.arange(1 << 16, dtype=np.uint32) << 16
+    negative = upper >= 1 << 31  # the least of negative numbers has the largest bits
+    least = np.nan_to_num(np.where(negative, upper | 0xFFFF, upper).view(np.float32))
+    values = np.array(dynamic_map(signed))
+    limits = (values[1:] + values[:-1]) / 2
+    return np.searchsorted(limits, least.astype(np.float64)).astype(np.int32)
+
+
+def _from_8_bits(state: State, name: str, book: Codebook, like: Tensor) -> Tensor:
     """Return a running mean in the shape of its parameter, in at least 32 bits."""
-    return dequantize(state[f"{name}_codes"], state[f"{name}_scales"], values).view(like.shape)
+    return dequantize(state[f"{name}_codes"], state[f"{name}_scales"], book).view(like.shape)
 
 
-def _to_8_bits(state: State, name: str, values: Tensor, mean: Tensor, found_inf: Tensor | None) -> None:
+def _to_8_bits(state: State, name: str, book: Codebook, mean: Tensor, found_inf: Tensor | None) -> None:
     """Keep a running mean, unless the step is bad: codes of the same numbers can differ after a round trip."""
-    for kind, new in zip(("codes", "scales"), quantize(mean.flatten(), values), strict=True):
+    for kind, new in zip(("codes", "scales"), quantize(mean.flatten(), book), strict=True):
         old = state[f"{name}_{kind}"]
         old.copy_(new if found_inf is None else torch.where(found_inf.bool(), old, new))
 
 
-def quantize(numbers: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a code for each number (n,), and a scale for each block of them.
-
-    Args:
-        numbers: Numbers (n,).
-        values: What the codes stand for, ascending (256,), times the scale of a block.
-    """
-    blocks = F.pad(numbers.to(values.dtype), (0, -len(numbers) % BLOCK)).view(-1, BLOCK)
+def quantize(numbers: Tensor, book: Codebook) -> tuple[Tensor, Tensor]:
+    """Return the nearest code for each number (n,), and a scale for each block of them."""
+    blocks = F.pad(numbers.to(book.values.dtype), (0, -len(numbers) % BLOCK)).view(-1, BLOCK)
     scales = blocks.abs().amax(1)
-    relative = blocks / scales.clamp(min=torch.finfo(scales.dtype).tiny)[:, None]
-    codes = torch.bucketize(relative, (values[1:] + values[:-1]) / 2, out_int32=True).to(torch.uint8)
-    return codes.flatten()[: len(numbers)], scales
+    relative = (blocks / scales.clamp(min=torch.finfo(scales.dtype).tiny)[:, None]).flatten()[: len(numbers)]
+    # torch.bucketize does the same, in fifteen times the time on a CPU.
+    codes = book.first.index_select(0, (relative.float().view(torch.int32) >> 16) & 0xFFFF)
+    codes += relative > book.limits.index_select(0, codes)
+    return codes.to(torch.uint8), scales
 
 
-def dequantize(codes: Tensor, scales: Tensor, values: Tensor) -> Tensor:
+def dequantize(codes: Tensor, scales: Tensor, book: Codebook) -> Tensor:
     """Return the numbers (n,) for which codes and scales stand."""
-    blocks = F.pad(values[codes.int()], (0, -len(codes) % BLOCK)).view(-1, BLOCK)
+    blocks = F.pad(book.values.index_select(0, codes.int()), (0, -len(codes) % BLOCK)).view(-1, BLOCK)
     return (blocks * scales[:, None]).flatten()[: len(codes)]
 
 

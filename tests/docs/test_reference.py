@@ -33,7 +33,7 @@ PUT_TOGETHER = {
     "job-1.json",
     "job-1.lock",
     "job-1.log",
-    *(f"{name}.safetensors" for name in ("optimizer", "rng-0", "detector")),
+    *(f"{name}.safetensors" for name in ("optimizer", "ema", "evaluation", "rng-0", "detector")),
 }
 # Words in capitals that are no environment variables.
 OTHER_WORDS = {"RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"}

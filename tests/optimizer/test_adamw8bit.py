@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from lmtrain.optimizer.adamw8bit import BLOCK, adamw8bit, dequantize, dynamic_map, quantize
+from lmtrain.optimizer.adamw8bit import BLOCK, adamw8bit, codebook, dequantize, dynamic_map, quantize
 
 
 @pytest.mark.parametrize("signed", [True, False])
@@ -27,7 +27,8 @@ def test_quantized_numbers_are_the_nearest_values(count, signed):
     values = torch.tensor(dynamic_map(signed), dtype=torch.float64)
     numbers = torch.randn(count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     numbers = numbers if signed else numbers.square()
-    codes, scales = quantize(numbers, values)
+    book = codebook(signed, values)
+    codes, scales = quantize(numbers, book)
     assert codes.dtype == torch.uint8
     for block in range(len(scales)):
         part = slice(block * BLOCK, (block + 1) * BLOCK)
@@ -35,16 +36,28 @@ def test_quantized_numbers_are_the_nearest_values(count, signed):
         nearest = (numbers[part, None] / scale - values).abs().argmin(1)
         assert scales[block] == scale
         assert torch.equal(codes[part].long(), nearest)
-    back = dequantize(codes, scales, values)
+    back = dequantize(codes, scales, book)
     assert back.shape == numbers.shape
     # Values are at most a 64th of [0.1, 1] apart, so that a number is at most half of that away.
     assert (back - numbers).abs().max() <= 0.9 / 64 / 2 * numbers.abs().max() * (1 + 1e-9)
 
 
 def test_zeros_stay_zeros():
-    values = torch.tensor(dynamic_map(signed=True))
-    codes, scales = quantize(torch.zeros(300), values)
-    assert torch.equal(dequantize(codes, scales, values), torch.zeros(300))
+    book = codebook(True, torch.zeros(()))
+    codes, scales = quantize(torch.zeros(300), book)
+    assert torch.equal(dequantize(codes, scales, book), torch.zeros(300))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_tables_find_the_same_codes_as_a_search(signed):
+    book = codebook(signed, torch.zeros(()))
+    numbers = torch.cat((book.values, book.limits[:-1], torch.linspace(-1 if signed else 0, 1, 200_001)))
+    numbers = torch.cat((numbers, numbers * 1e-3, numbers * 1e-6, torch.nextafter(book.limits[:-1], torch.ones(()))))
+    numbers = torch.cat((torch.ones(1), numbers)).split(BLOCK - 1)
+    for block in numbers:
+        block = torch.cat((torch.ones(1), block))  # so that the scale is 1
+        codes, _ = quantize(block, book)
+        assert torch.equal(codes.long(), torch.bucketize(block, book.limits[:-1]))
 
 
 def test_ten_steps_match_the_algorithm_in_float64():
