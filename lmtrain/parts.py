@@ -13,10 +13,11 @@ from omegaconf import DictConfig
 from torch import nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.stored_model import stored_model_size
-from lmtrain.config.batch_size import refuse_auto
+from lmtrain.config.batch_size import batch_sizes, refuse_auto
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
 from lmtrain.hardware.work import Work, products_per_cast
@@ -31,7 +32,7 @@ from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_l
 from lmtrain.system import System
 from lmtrain.terminal.units import counted
 from lmtrain.torch_internals import postpone_compiler_import
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.trainer import Trainer
 
 
 def build_parts(
@@ -78,9 +79,8 @@ def work_of(cfg: DictConfig, model: nn.Module) -> Work:
     """
     block_size, whole = cfg.data.get("block_size") or 0, cfg.trainer.get("global_batch_size")
     tokens = (whole or cfg.data.get("batch_size") or 0) * block_size
-    accumulation = 1 if whole else cfg.trainer.get("gradient_accumulation_steps") or 1
-    steps = (cfg.trainer.get("max_steps") or 0) * accumulation
-    return Work(flops_per_token(model, block_size) * tokens * steps, products_per_cast(model, tokens))
+    run_tokens = batch_sizes(cfg).tokens(cfg.trainer.get("max_steps") or 0)
+    return Work(flops_per_token(model, block_size) * run_tokens, products_per_cast(model, tokens))
 
 
 def build_loaders(cfg: DictConfig) -> tuple[TokenLoader, TokenLoader]:
@@ -168,9 +168,9 @@ def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:
     """Check that `data.max_epochs` allows enough samples for all steps."""
     max_samples = getattr(train_loader, "max_samples", None)
     if max_samples is not None and "gradient_accumulation_steps" in cfg.trainer:
-        step_samples = train_loader.batch_size * cfg.trainer.gradient_accumulation_steps
-        if cfg.trainer.max_steps * step_samples > max_samples:
+        sizes = batch_sizes(cfg)
+        if sizes.tokens(cfg.trainer.max_steps) > max_samples * train_loader.block_size:
             raise ValueError(
                 f"trainer.max_steps={cfg.trainer.max_steps}: data.max_epochs allows {max_samples:,} samples, which are "
-                f"enough for {counted(max_samples // step_samples, 'step')}"
+                f"enough for {counted(int(sizes.steps(max_samples * train_loader.block_size)), 'step')}"
             )

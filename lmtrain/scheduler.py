@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Annotated, Literal, Protocol
 
@@ -27,7 +27,8 @@ def _increasing(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
     return points
 
 
-Points = Annotated[list[tuple[NonNegativeInt, NonNegativeFloat]], MinLen(1), AfterValidator(_increasing)]
+Shares = Annotated[list[tuple[NonNegativeInt, NonNegativeFloat]], MinLen(1)]
+Points = Annotated[Shares, AfterValidator(_increasing)]
 
 
 class Schedule(Protocol):
@@ -168,14 +169,7 @@ def table(step: int, *, lr: PositiveFloat, points: Points) -> float:
         lr: Learning rate that the numbers of the table multiply.
         points: Pairs of finished steps and the share of `lr` after them, with increasing steps.
     """
-    at = bisect_right(points, step, key=lambda point: point[0])
-    if at == 0:
-        return lr * points[0][1]
-    begin, share = points[at - 1]
-    if at < len(points):
-        end, later = points[at]
-        share += (later - share) * (step - begin) / (end - begin)
-    return lr * share
+    return lr * share_at(points, step)
 
 
 def constant(step: int, *, lr: PositiveFloat, warmup_steps: NonNegativeInt) -> float:
@@ -187,6 +181,18 @@ def constant(step: int, *, lr: PositiveFloat, warmup_steps: NonNegativeInt) -> f
         warmup_steps: Steps of linear warmup; 0 means none.
     """
     return lr * min(1.0, (step + 1) / (warmup_steps + 1))
+
+
+def share_at(points: Sequence[tuple[int, float]], step: int) -> float:
+    """Return the share of a table after `step` finished steps, on straight lines between its points."""
+    at = bisect_right(points, step, key=lambda point: point[0])
+    if at == 0:
+        return points[0][1]
+    begin, share = points[at - 1]
+    if at < len(points):
+        end, later = points[at]
+        share += (later - share) * (step - begin) / (end - begin)
+    return share
 
 
 def _warmup(step: int, lr: float, warmup_steps: int) -> float:

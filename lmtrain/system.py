@@ -198,8 +198,12 @@ class System:
         """Return the scaler that keeps float16 gradients from vanishing; it is disabled for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def compile(self, model: nn.Module) -> Callable[..., Any]:
-        """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`."""
+    def compile(self, model: nn.Module, *, fixed_shapes: bool = False) -> Callable[..., Any]:
+        """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`.
+
+        With `fixed_shapes`, each shape of the tokens is compiled by itself. Otherwise the second shape is compiled for
+        all further ones, so that the same shape would be computed differently after a resume.
+        """
         if not self.compiles:
             return model
         if self.dtype_name == "float8":
@@ -211,7 +215,7 @@ class System:
                     "bfloat16",
                     f"{count:,}",
                 )
-        compiled = torch.compile(model, mode=self.compile_mode)
+        compiled = torch.compile(model, mode=self.compile_mode, dynamic=False if fixed_shapes else None)
         return compilation.with_cuda_graphs(compiled, model) if self.uses_cuda_graphs else compiled
 
     def zero_gradients(self, optimizer: torch.optim.Optimizer) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.kept_choices import kept_choices
+from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
@@ -45,7 +46,7 @@ from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model
 from lmtrain.run.result import write_result
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ def train(
         block_size = trainer.train_loader.block_size
 
         def sample(status: str) -> None:
-            with stop.at_once():
+            with trainer.evaluation_weights.in_use(), stop.at_once():
                 report.show_sample(parts.model, tokenizer, parts.system, block_size, cfg, directory)
 
         afterwards.append(sample)

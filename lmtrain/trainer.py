@@ -1,48 +1,34 @@
 """The training loop. `Trainer.step` is one optimizer step; `Trainer.fit` evaluates, logs and saves around it."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
-from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState
 from lmtrain.data.prefetch import Prefetcher
 from lmtrain.errors import DataError, DivergedError
-from lmtrain.logger.base import RunLogger
 from lmtrain.loop import policies
-from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
+from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.loop.garbage import GarbageCollection
+from lmtrain.loop.schedules import Schedules
 from lmtrain.loop.step_clock import StepClock
-from lmtrain.loop.stop_request import StopRequest
+from lmtrain.loop.step_sizes import TokenPoints
+from lmtrain.loop.train_metrics import Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import module_metrics, update, updated_modules
-from lmtrain.model.flops import flops_per_token
+from lmtrain.loop.update import update, updated_modules
+from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
 
 Metrics = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Recorder:
-    """Holds the objects that record a run, and the stop request that can end it early.
-
-    `identity` (the run's id, config and environment) is stored in every checkpoint.
-    """
-
-    logger: RunLogger
-    saver: Saver
-    bad_batches: BadBatches
-    stop: StopRequest = field(default_factory=StopRequest)
-    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -64,12 +50,21 @@ class Trainer:
         gradient_accumulation_steps: Micro-batches per optimizer step.
         global_batch_size: Sequences per optimizer step; null means that many micro-batches. With it, the number of
             micro-batches follows from `data.batch_size`, which may also be `auto`.
+        batch_schedule: Pairs of tokens and the sequences per optimizer step from there on; before the first, the two
+            values above hold. A step has the size that holds at its start. The order of the data stays the same.
+        length_schedule: Pairs of tokens and the tokens per sequence from there on; before the first, it is
+            `data.block_size`. Shorter sequences are pieces of the same samples. Evaluations use the whole length.
+        weight_decay_schedule: Pairs of finished steps and the share of the weight decay after them; straight lines
+            between them.
+        momentum_schedule: The same for the optimizer's `momentum` or, without one, for the first of its `betas`.
         grad_clip: Largest global gradient norm; larger gradients are scaled down to it. 0 means no clipping.
         on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
             back to the last regular checkpoint and continues with the data after the bad step.
         spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
             the median of recent good steps; null turns this check off.
         spike_window: Number of recent good steps that a step is compared with.
+        ema_decay: Share of an exponential moving average of the weights that is kept in a step; null means no average.
+            Validation losses are those of the average, and it is saved beside the weights.
         eval_interval: Steps between evaluations on the validation split.
         eval_tokens: Validation tokens per evaluation, as sequences that are evenly spaced over the split; null means
             no limit. They are the same tokens for every seed and batch size.
@@ -99,10 +94,15 @@ class Trainer:
         max_steps: PositiveInt,
         gradient_accumulation_steps: PositiveInt,
         global_batch_size: PositiveInt | None = None,
+        batch_schedule: TokenPoints | None = None,
+        length_schedule: TokenPoints | None = None,
+        weight_decay_schedule: Shares | None = None,
+        momentum_schedule: Shares | None = None,
         grad_clip: NonNegativeFloat,
         on_bad_step: Literal["stop", "skip", "rewind"],
         spike_zscore: PositiveFloat | None,
         spike_window: PositiveInt,
+        ema_decay: Annotated[float, Interval(gt=0, lt=1)] | None = None,
         eval_interval: PositiveInt,
         eval_batches: PositiveInt | None,
         eval_tokens: PositiveInt | None = None,
@@ -113,16 +113,18 @@ class Trainer:
         keep_every: PositiveInt | None,
     ) -> None:
         self.system, self.train_loader = parts.system, parts.train_loader
-        self.model, self.optimizer, self.schedule = parts.model, parts.optimizer, parts.schedule
+        self.model, self.optimizer = parts.model, parts.optimizer
         self.logger, self.saver, self.bad_batches = recorder.logger, recorder.saver, recorder.bad_batches
         self.stop, self.state = recorder.stop, state
-        self.max_steps, self.gradient_accumulation_steps = max_steps, gradient_accumulation_steps
-        self.step_samples = gradient_accumulation_steps * self.train_loader.batch_size
-        assert global_batch_size in (None, self.step_samples)  # `config` derives the number of micro-batches
+        self.max_steps = max_steps
+        # `config` derives the number of micro-batches.
+        assert global_batch_size in (None, gradient_accumulation_steps * parts.train_loader.batch_size)
+        by_tokens, by_step = (batch_schedule, length_schedule), (weight_decay_schedule, momentum_schedule)
+        self.schedules = Schedules(parts, gradient_accumulation_steps, *by_tokens, *by_step)
         self.grad_clip, self.on_bad_step = grad_clip or math.inf, policies.POLICIES[on_bad_step]
         self.eval_interval, self.log_interval = eval_interval, log_interval
         self.checkpoint_interval = checkpoint_interval
-        self.forward = self.system.compile(self.model)
+        self.forward = self.system.compile(self.model, fixed_shapes=self.schedules.changes_length)
         self.scaler = self.system.scaler()
         self.evaluator = Evaluator(
             parts,
@@ -136,8 +138,9 @@ class Trainer:
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
-        self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.seconds)
-        self.snapshot = Snapshot(parts, self.scaler, self.detector, recorder.identity)
+        self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.samples, state.seconds)
+        self.evaluation_weights = evaluation_weights(self.model, self.optimizer, ema_decay)
+        self.snapshot = Snapshot(parts, self.scaler, self.detector, self.evaluation_weights, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,
             self.saver,
@@ -168,7 +171,7 @@ class Trainer:
         self.monitor = BadStepMonitor(self.detector.zscore)
         self.model.train()
         with self.garbage, Prefetcher(self.train_loader.batch, first_batch, self.system.device) as self.micro_batches:
-            self.clock = StepClock(state.step, state.seconds)
+            self.clock = StepClock(state.step, state.samples, state.seconds)
             if state.pending is not None:
                 self._finish_step(state.pending, evaluate=True, save=True)
             while state.step < self.max_steps:
@@ -199,12 +202,13 @@ class Trainer:
 
     def step(self) -> tuple[Tensor, Tensor]:
         """Do one optimizer step; return its loss (nats per token) and gradient norm without waiting for the device."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(self.state.step) * group.get("lr_scale", 1.0)
-        micro_batches = [next(self.micro_batches) for _ in range(self.gradient_accumulation_steps)]
+        step, tokens = self.state.step, self.state.tokens
+        self.schedules.set_learning_rate(step)
+        count = self.schedules.micro_batches(tokens)
+        micro_batches = [self.schedules.cut(next(self.micro_batches), tokens) for _ in range(count)]
         targets = sum(batch.n_targets for batch in micro_batches)
         if not targets:
-            raise DataError(f"{self.train_loader.path}: the batch of step {self.state.step + 1} has no targets")
+            raise DataError(f"{self.train_loader.path}: the batch of step {step + 1} has no targets")
         total, losses = torch.zeros((), device=self.system.device), []
         for batch in micro_batches:
             if batch.n_targets == 0:
@@ -219,11 +223,13 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
-        update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
+        with self.schedules.values(step):
+            update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
+        self.evaluation_weights.after_update(step, verdict.bad)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1
         self.monitor.record(self.state.step, self.state.samples, total, grad_norm, verdict, losses)
-        self.state.samples += self.step_samples
+        self.state.samples += count * self.train_loader.batch_size
         self.state.tokens += targets
         return total, grad_norm
 
@@ -249,7 +255,7 @@ class Trainer:
         """
         generators = self.system.generator_state()
         try:
-            with self.stop.at_once():
+            with self.evaluation_weights.in_use(), self.stop.at_once():
                 evaluated = self.evaluator.metrics()
         except BaseException:  # a signal, no memory, damaged data: the step itself is complete
             self.system.load_generator_state(generators)
@@ -275,25 +281,16 @@ class Trainer:
             self.on_bad_step(bad, batch_file)
 
     def _rewind(self, bad: BadStep) -> None:
-        self.checkpoints.rewind(self.state, bad, self.step_samples)
+        self.checkpoints.rewind(self.state, bad, len(bad.micro_batch_losses) * self.train_loader.batch_size)
         self.state.seconds = self.clock.run_seconds()  # a rewind also takes time
         self.logger.rewind(self.state.logged_step)
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
-        self.state.train_loss = loss.item()  # waits for the device, but only in steps that are logged
-        seconds = self.clock.lap(self.state.step)
-        tokens = self.step_samples * self.train_loader.block_size
-        metrics = {
-            "train/loss": self.state.train_loss,
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "grad_norm": grad_norm.item(),
-            "tokens_per_second": tokens / seconds,
-            "step_time_ms": 1000 * seconds,
-            "memory_gb": self.system.memory_gb(),
-        }
+        seconds, samples = self.clock.lap(self.state.step, self.state.samples)
+        tokens, length = samples * self.train_loader.block_size, self.schedules.length(self.state.tokens)
+        speed = Speed(seconds, tokens, length)
+        metrics = train_metrics(loss, grad_norm, self.optimizer, self.system, self.model, speed)
+        self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps
-        metrics |= module_metrics(self.updated_modules)
-        if peak := self.system.peak_flops():
-            metrics["mfu"] = flops_per_token(self.model, self.train_loader.block_size) * tokens / seconds / peak
         return metrics

@@ -107,6 +107,16 @@ def test_more_steps_than_the_data_allows_are_refused(overrides: list[str], token
         build_loaders(config(kept, *mixture, *changes))
 
 
+def test_the_steps_that_the_data_allows_depend_on_the_batch_schedule(overrides: list[str], token_folder: Path) -> None:
+    mixture = ["data=mixture", f"+data.paths.a={token_folder}", "+data.weights.a=1", "+data.max_epochs.a=1"]
+    changes = ["data.batch_size=4", "data.block_size=16", "trainer.batch_schedule=[[1280, 12]]"]
+    kept = [text for text in overrides if not text.startswith("data")]
+    # There are 249 samples: 10 steps of 8, and 14 of 12.
+    build_loaders(config(kept, *mixture, *changes, "trainer.max_steps=24"))
+    with pytest.raises(ValueError, match=r"data\.max_epochs allows 249 samples, which are enough for 24 steps"):
+        build_loaders(config(kept, *mixture, *changes, "trainer.max_steps=25"))
+
+
 def test_a_model_can_be_built_without_memory(overrides: list[str]) -> None:
     with torch.device("meta"):
         assert {param.device.type for param in build_model(config(overrides)).parameters()} == {"meta"}

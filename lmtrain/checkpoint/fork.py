@@ -12,6 +12,7 @@ from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.links import refuse_links
+from lmtrain.loop.evaluation_weights import OF_OPTIMIZER, copy_into
 
 log = logging.getLogger(__name__)
 
@@ -86,11 +87,15 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     """
     then, now = origin.checkpoint.state["config"], snapshot.identity["config"]
     fresh = []
+    same_optimizer = _chosen(then, "optimizer") == _chosen(now, "optimizer")
     try:
         snapshot.model.load_state_dict(dict(origin.checkpoint.tensors["model"]))
+        if not same_optimizer:  # a schedule-free optimizer would begin where its model is good, and so does another one
+            copy_into(dict(snapshot.model.named_parameters()), origin.checkpoint.tensors.get(OF_OPTIMIZER, {}))
     except RuntimeError as error:
         raise ValueError(f"fork={origin.run}: its checkpoint does not fit the model: {error}") from error
-    if _chosen(then, "optimizer") == _chosen(now, "optimizer"):
+    snapshot.restore_evaluation_weights(origin.checkpoint)
+    if same_optimizer:
         snapshot.restore_optimizer(origin.checkpoint)
     else:
         fresh.append("the optimizer's state")

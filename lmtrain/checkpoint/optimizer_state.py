@@ -112,9 +112,14 @@ def changed_groups(optimizer: torch.optim.Optimizer, initial: Groups) -> Groups:
 def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Groups) -> None:
     """Restore values from `changed_groups`, and set all other values as they were before the first step.
 
+    If no values were changed, the groups may be others than those of the checkpoint: a resume may have been allowed to
+    change the settings that they come from.
+
     Raises:
-        ValueError: the number of groups differs.
+        ValueError: there are changed values, and the number of groups differs.
     """
+    if not any(changed):
+        changed = [{} for _ in optimizer.param_groups]
     if len(changed) != len(optimizer.param_groups):
         raise ValueError(
             f"the checkpoint's optimizer has {counted(len(changed), 'parameter group')}, but this one has "

@@ -23,6 +23,7 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.data.order import ORDER_VERSION
 from lmtrain.errors import DataError
 from lmtrain.loop.bad_steps import SpikeDetector
+from lmtrain.loop.evaluation_weights import EMA, EvaluationWeights
 from lmtrain.loop.training_parts import Parts
 
 log = logging.getLogger(__name__)
@@ -104,11 +105,17 @@ class Snapshot:
     """
 
     def __init__(
-        self, parts: Parts, scaler: torch.amp.GradScaler, detector: SpikeDetector, identity: Mapping[str, Any]
+        self,
+        parts: Parts,
+        scaler: torch.amp.GradScaler,
+        detector: SpikeDetector,
+        evaluation_weights: EvaluationWeights,
+        identity: Mapping[str, Any],
     ) -> None:
         self.model, self.optimizer, self.system = parts.model, parts.optimizer, parts.system
         self.loaders: Mapping[str, TokenLoader] = {"train": parts.train_loader, "val": parts.val_loader}
         self.scaler, self.detector, self.identity = scaler, detector, identity
+        self.evaluation_weights = evaluation_weights
         # The values of the optimizer's groups before the first step.
         self.initial_groups = copy.deepcopy(group_values(parts.optimizer))
 
@@ -124,9 +131,11 @@ class Snapshot:
     def take(self, state: TrainState) -> Checkpoint:
         """Return the current state of the run. The tensors are those of the parts, not copies."""
         tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
+        evaluated = self.evaluation_weights
         return Checkpoint(
             tensors={
                 "model": self.model.state_dict(),
+                **({evaluated.file: evaluated.values()} if evaluated.file else {}),
                 "optimizer": tensors,
                 "detector": {"window": self.detector.window},
                 "rng-0": self.system.generator_state(),
@@ -158,6 +167,7 @@ class Snapshot:
             self.model.load_state_dict(dict(checkpoint.tensors["model"]))
         except RuntimeError as error:
             raise ValueError(f"the checkpoint does not fit the model: {error}") from error
+        self.restore_evaluation_weights(checkpoint)
         self.restore_optimizer(checkpoint)
         self.restore_scaler(checkpoint)
         self.restore_detector(checkpoint)
@@ -173,6 +183,10 @@ class Snapshot:
             checkpoint.state["optimizer"],
         )
         load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
+
+    def restore_evaluation_weights(self, checkpoint: Checkpoint) -> None:
+        """Restore the running mean of the weights; without one, it begins with the weights, which are already there."""
+        self.evaluation_weights.restore(checkpoint.tensors.get(EMA, {}))
 
     def restore_scaler(self, checkpoint: Checkpoint) -> None:
         """Restore the gradient scaler's state, if the saved run and this run both have a scaler."""

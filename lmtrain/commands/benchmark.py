@@ -14,6 +14,7 @@ KINDS = {
     "step": "a training step, by phases, against what the machine can do at best (the default)",
     "loops": "the training loop against bare loops of the same model",
     "loss": "the loss over the vocabulary in chunks, against whole logits and the kernels of other libraries",
+    "optimizers": "the update of every optimizer against AdamW's, alone and in a step, and its state",
     "loader": "loading batches against stacked slices of a memmap, and against a plain memory copy of the same size",
     "prepare": "writing token files from text against running the tokenizer alone",
     "contention": "several runs at once on the same cores, for each way that OpenMP's threads can wait",

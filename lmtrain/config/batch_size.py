@@ -1,18 +1,30 @@
-"""Divides a global batch into micro-batches: `trainer.global_batch_size` and `data.batch_size=auto`.
+"""Divides global batches into micro-batches: `trainer.global_batch_size` and `data.batch_size=auto`.
 
 With a global batch, the number of micro-batches follows from the size of one. A size of `auto` is found later, by trial
-at the start of the run, and then recorded in the run's config.
+at the start of the run, and then recorded in the run's config. A micro-batch must divide the batches of every step, if
+`trainer.batch_schedule` changes them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from math import gcd
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.errors import ConfigError
+from lmtrain.loop.step_sizes import BatchSizes
 
 AUTO = "auto"
 SIZE, GLOBAL, ACCUMULATION = "data.batch_size", "trainer.global_batch_size", "trainer.gradient_accumulation_steps"
+BATCHES, LENGTHS = "trainer.batch_schedule", "trainer.length_schedule"
+# Schedules of the trainer, and what the first number of their points is.
+SCHEDULES = {
+    BATCHES: "tokens",
+    LENGTHS: "tokens",
+    "trainer.weight_decay_schedule": "step",
+    "trainer.momentum_schedule": "step",
+}
 
 
 def is_auto(config: Mapping[str, Any]) -> bool:
@@ -50,6 +62,52 @@ def derive_accumulation(root: Mapping[str, Any]) -> dict[str, str]:
             return {GLOBAL: f"={whole}: is not a multiple of {SIZE}={size}; {_nearest(whole, size)}"}
         trainer["gradient_accumulation_steps"] = whole // size
     return {}
+
+
+def batch_sizes(cfg: Mapping[str, Any]) -> BatchSizes:
+    """Return the sequences of each optimizer step of a checked config; a user's parts may lack some of the keys."""
+    data, trainer = cfg["data"], cfg["trainer"]
+    sequences = trainer.get("global_batch_size")
+    if sequences is None:
+        sequences = (data.get("batch_size") or 1) * (trainer.get("gradient_accumulation_steps") or 1)
+    points = [(tokens, number) for tokens, number in trainer.get("batch_schedule") or ()]
+    return BatchSizes(sequences, data.get("block_size") or 1, points)
+
+
+def schedule_problems(root: Mapping[str, Any]) -> dict[str, str]:
+    """Return the problems of the trainer's schedules by key; each text follows its key."""
+    data, trainer = root.get("data"), root.get("trainer")
+    if not isinstance(data, dict) or not isinstance(trainer, dict):
+        return {}
+    problems = {}
+    for key, unit in SCHEDULES.items():
+        points = trainer.get(key.removeprefix("trainer.")) or []
+        for (before, _), (after, _) in pairwise(points):
+            if after <= before:
+                problems[key] = f": has {unit} {after} after {unit} {before}; the first numbers must increase"
+    size, block_size = data.get("batch_size"), data.get("block_size")
+    for tokens, number in trainer.get("batch_schedule") or []:
+        if isinstance(size, int) and number % size:
+            problems.setdefault(
+                BATCHES,
+                f": {number} sequences from {tokens} tokens on are not a multiple of {SIZE}={size}; "
+                f"{_nearest(number, size)}",
+            )
+    for tokens, number in trainer.get("length_schedule") or []:
+        if isinstance(block_size, int) and block_size % number:
+            nearest = [*(each for each in divisors(block_size) if each < number)][-1:]
+            nearest += [each for each in divisors(block_size) if each > number][:1]
+            problems.setdefault(
+                LENGTHS,
+                f": a length of {number} from {tokens} tokens on does not divide data.block_size={block_size}; "
+                f"give {' or '.join(map(str, nearest))}",
+            )
+    return problems
+
+
+def possible_sizes(cfg: Any) -> list[int]:
+    """Return the sizes of a micro-batch that divide every global batch of a config, in ascending order."""
+    return divisors(gcd(cfg.trainer.global_batch_size, *(number for _, number in batch_sizes(cfg).points)))
 
 
 def divisors(number: int) -> list[int]:

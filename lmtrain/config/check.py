@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from pydantic import NonNegativeInt, PositiveInt
 
-from lmtrain.config.batch_size import AUTO, derive_accumulation, is_auto
+from lmtrain.config.batch_size import AUTO, derive_accumulation, is_auto, schedule_problems
 from lmtrain.config.keys import HYDRA_KEYS
 from lmtrain.config.signature import Parameter, Signature, TargetError, signature_of
 from lmtrain.config.values import check_values, parts_in
@@ -97,7 +97,7 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         elif key != "prepare" or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
     if not problems:
-        problems = derive_accumulation(root)
+        problems = derive_accumulation(root) | schedule_problems(root)
     # A wrong value to which other keys refer is reported once.
     own = {key: text for key, text in problems.items() if not is_reference(cfg, key)} or problems
     if own:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.optimizer_state import load_optimizer_state
+from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
@@ -24,7 +25,7 @@ from lmtrain.model.gpt2 import GPT2
 from lmtrain.parts import build_parts, build_system
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import describe_environment, hardware_and_software
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.trainer import Trainer
 
 
 def write_run(

@@ -25,6 +25,10 @@ class MicroBatch(NamedTuple):
         n_targets = int(torch.count_nonzero(y != IGNORE))
         return cls(x.pin_memory(), y.pin_memory(), n_targets) if pin else cls(x, y, n_targets)
 
+    def cut(self, length: int) -> "MicroBatch":
+        """Return the same tokens and targets, in the same order, as shorter sequences (B · T / length, length)."""
+        return MicroBatch(self.x.reshape(-1, length), self.y.reshape(-1, length), self.n_targets)
+
     def to(self, device: torch.device) -> "MicroBatch":
         """Start the copy to a device. The host does not wait for it if the memory is pinned."""
         if device.type == "cpu":

@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.kept_choices import kept_choices
-from lmtrain.config.batch_size import ACCUMULATION, SIZE, divisors, is_auto, with_batch_size
+from lmtrain.config.batch_size import ACCUMULATION, SIZE, is_auto, possible_sizes, with_batch_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.micro_batch.search import TimedSize, choose
@@ -76,7 +76,7 @@ def expected_size(cfg: DictConfig) -> FoundSize:
 
     with raising_config_errors():
         system = build_system(cfg)
-        sizes = divisors(cfg.trainer.global_batch_size)
+        sizes = possible_sizes(cfg)
         size = largest_that_fits(cfg, system, sizes, kept_choices(None, cfg.get("fork"))) or sizes[0]
     note = f"{SIZE}=auto: planned with {size}, the largest that fits by prediction; a run times it and other sizes"
     return FoundSize(with_batch_size(cfg, size), [note], {SIZE: size})

@@ -2,11 +2,13 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 
+from lmtrain.config.batch_size import batch_sizes
 from lmtrain.machine import available_cores, total_memory
 from lmtrain.parts import build_model, build_optimizer, work_of
 from lmtrain.plan.hardware import memory_available
@@ -50,9 +52,11 @@ def needed_memory(cfg: DictConfig, system: System, size: int, kept: Mapping[str,
     with torch.device("meta"):
         model = build_model(cfg)
     system.choose(work_of(cfg, model), kept)
-    micro_batches = min(cfg.trainer.global_batch_size // size, 2)  # further ones need no more memory
+    largest = max(cfg.trainer.global_batch_size, *(number for _, number in batch_sizes(cfg).points), 0)
+    micro_batches = min(largest // size, 2)  # further ones need no more memory
     device = system.device.type
-    cost = simulate(parts, StepSettings(device, system.dtype, micro_batches, size, cfg.data.block_size))
+    settings = StepSettings(device, system.dtype, micro_batches, size, cfg.data.block_size)
+    cost = simulate(parts, replace(settings, ema_decay=cfg.trainer.get("ema_decay")))
     return cost.peak_bytes + (0 if device == "cuda" else cost.checkpoint_bytes)  # a checkpoint is copied in RAM
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.batch_size import divisors, with_batch_size
+from lmtrain.config.batch_size import possible_sizes, with_batch_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.micro_batch.memory import largest_that_fits, usable_memory
@@ -49,7 +49,7 @@ def trial(cfg: DictConfig, kept: Mapping[str, Any]) -> list[TimedSize]:
         system = build_system(cfg)
     on_cpu = system.device.type == "cpu"
     usable = usable_memory(system)  # before anything is allocated
-    sizes = divisors(cfg.trainer.global_batch_size)
+    sizes = possible_sizes(cfg)
     with raising_config_errors():
         guess = largest_that_fits(cfg, system, sizes, kept)
     if guess is None and not on_cpu:
@@ -83,6 +83,8 @@ def time_size(cfg: DictConfig, system: System, kept: Mapping[str, Any], size: in
     micro_batches = max(1, sequences // size)
     attempt = with_batch_size(cfg, size)
     attempt.trainer.gradient_accumulation_steps, attempt.trainer.global_batch_size = micro_batches, None
+    for key in {"batch_schedule", "length_schedule"} & attempt.trainer.keys():
+        attempt.trainer[key] = None  # the timed steps are alike, and as long as most of the run's
     if system.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(system.device)
     try:

@@ -2,7 +2,11 @@
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 def matrix_parameters(module: nn.Module) -> int:
@@ -30,3 +34,19 @@ def recomputed_flops_per_token(model: nn.Module, block_size: int) -> int:
     """Return the FLOPs per token that the backward computes again to save memory; 0 if the model does not say."""
     count: Callable[[int], int] | None = getattr(model, "recomputed_flops_per_token", None)
     return count(block_size) if count else 0
+
+
+def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
+    """Return the FLOPs per token of forward and backward, for models that do not count their own.
+
+    Only matrix products count, without recomputation; attention counts as if it were not causal.
+
+    Raises:
+        Exception: any error of the model, if it reads data or uses an operation without shape rules.
+    """
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+        model = build()
+        x = torch.zeros((batch_size, block_size), dtype=torch.int64)
+        with FlopCounterMode(display=False) as counter:
+            model(x, x)[1].backward()
+    return float(counter.get_total_flops() / x.numel())

@@ -54,11 +54,17 @@ def adamw_update(
     group: Mapping[str, Any],
     found_inf: Tensor | None,
 ) -> None:
-    """Update by AdamW, in torch's fused kernel; the group has `betas`, `eps`, `weight_decay` and `lr`."""
+    """Update by AdamW; the group has `betas`, `eps`, `weight_decay` and `lr`.
+
+    This is torch's fused kernel, unless the group has an option that the kernel lacks: `eps_root` or `cautious_decay`.
+    """
     for param, state in zip(params, states, strict=True):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(param), torch.zeros_like(param)
+    if group.get("eps_root") or group.get("cautious_decay"):
+        _adamw_with_options(params, grads, states, group, found_inf)
+        return
     beta1, beta2 = group["betas"]
     adamw(
         list(params),
@@ -79,6 +85,30 @@ def adamw_update(
     )
 
 
+def _adamw_with_options(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    states: Sequence[State],
+    group: Mapping[str, Any],
+    found_inf: Tensor | None,
+) -> None:
+    (beta1, beta2), (grads, share) = group["betas"], finite(grads, found_inf)
+    for state in states:
+        state["step"] += share
+    means, squares = [state["exp_avg"] for state in states], [state["exp_avg_sq"] for state in states]
+    move_towards(means, grads, (1 - beta1) * share)
+    move_towards(squares, torch._foreach_mul(grads, grads), (1 - beta2) * share)
+    # Before the first good step, no mean has a value; there the update counts nothing, but it must be finite.
+    steps = torch.stack([state["step"] for state in states]).double().clamp(min=1)  # (parameters,)
+    updates = torch._foreach_div(means, (1 - beta1**steps).unbind())
+    sizes = torch._foreach_div(squares, (1 - beta2**steps).unbind())
+    torch._foreach_add_(sizes, group.get("eps_root", 0.0))
+    torch._foreach_sqrt_(sizes)
+    torch._foreach_add_(sizes, group["eps"])
+    torch._foreach_div_(updates, sizes)
+    decay_and_subtract(params, updates, group, share)
+
+
 def finite(grads: Sequence[Tensor], found_inf: Tensor | None) -> tuple[list[Tensor], Tensor | float]:
     """Return gradients that are finite, and the share of the step to take: 1, or 0 if it is bad."""
     if found_inf is None:
@@ -96,8 +126,22 @@ def move_towards(means: Sequence[Tensor], values: Sequence[Tensor], weight: Tens
 def decay_and_subtract(
     params: Sequence[Tensor], updates: Sequence[Tensor], group: Mapping[str, Any], share: Tensor | float
 ) -> None:
-    """Shrink the parameters by the weight decay and subtract the updates, both times the learning rate, in place."""
+    """Shrink the parameters by the weight decay and subtract the updates, both times the learning rate, in place.
+
+    With `cautious_decay`, a number shrinks only where its update also moves it towards zero, or is zero.
+
+    Source: Chen et al., "Cautious Weight Decay" (2025), algorithm 1.
+    """
     lr = group["lr"] * share
-    if group["weight_decay"]:
+    if group["weight_decay"] and group.get("cautious_decay"):
+        # Signs, since a product of two small numbers can be 0; -1 becomes 0, and 0 and 1 become 1.
+        shrinks = torch._foreach_sign(list(updates))
+        torch._foreach_mul_(shrinks, torch._foreach_sign(list(params)))
+        torch._foreach_add_(shrinks, 1.0)
+        torch._foreach_clamp_max_(shrinks, 1.0)
+        torch._foreach_mul_(shrinks, lr * group["weight_decay"])
+        torch._foreach_mul_(shrinks, list(params))
+        torch._foreach_sub_(list(params), shrinks)
+    elif group["weight_decay"]:
         torch._foreach_mul_(list(params), 1 - lr * group["weight_decay"])
     torch._foreach_sub_(list(params), torch._foreach_mul(list(updates), lr))

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -51,7 +52,8 @@ def library(
             near = difflib.get_close_matches(option, known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(known))}"
             raise ValueError(f"optimizer.options.{option}: {name} has no such argument; {hint}")
-    _try(found, name, lr, options)
+    with ThreadPoolExecutor(1) as thread:  # `plan` builds optimizers in a mode of its thread, for tensors without data
+        thread.submit(_try, found, name, lr, options).result()
     groups = parameter_groups(named_parameters, weight_decay, rules or (), HIDDEN)
     return _build(found, groups, lr, options)
 
@@ -82,6 +84,8 @@ def _build(found: Any, groups: ParameterGroups, lr: float, options: Mapping[str,
     ]
     takes_lr = "lr" in inspect.signature(found.__init__).parameters
     optimizer: torch.optim.Optimizer = found(flagged, **({"lr": lr} if takes_lr else {}), **options)
+    if callable(begin := getattr(optimizer, "train", None)):  # schedule-free ones have a mode, like modules
+        begin()
     return optimizer
 
 

@@ -9,7 +9,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor
 
 from lmtrain.optimizer.grouped import GroupedOptimizer, State, decay_and_subtract, finite, move_towards
-from lmtrain.optimizer.parameter_groups import one_algorithm, parameter_groups
+from lmtrain.optimizer.parameter_groups import one_algorithm, parameter_groups, with_decay
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -20,6 +20,8 @@ def lion(
     lr: PositiveFloat,
     weight_decay: NonNegativeFloat,
     betas: tuple[Beta, Beta],
+    decay_follows_lr: bool = True,
+    cautious_decay: bool = False,
     rules: list[dict[str, Any]] | None = None,
 ) -> GroupedOptimizer:
     """Return a Lion optimizer, which keeps one running mean per parameter: half the state of AdamW.
@@ -34,9 +36,12 @@ def lion(
         lr: Peak learning rate; the scheduler sets the learning rate of each step.
         weight_decay: Each step shrinks the weights by the learning rate times this.
         betas: Share of the running mean in the update, and the share of it that is kept for the next step.
+        decay_follows_lr: Use the scheduled learning rate for weight decay; otherwise always the peak.
+        cautious_decay: Shrink a weight only where its update also moves it towards zero.
         rules: Other values for some parameters; see `lmtrain.optimizer.rules.Rule`.
     """
     groups = parameter_groups(named_parameters, weight_decay, rules or (), one_algorithm("lion"))
+    groups = with_decay(groups, follows_lr=decay_follows_lr, cautious=cautious_decay)
     return GroupedOptimizer([{**group, "betas": betas} for group in groups], {"lion": lion_update}, lr)
 
 

@@ -18,7 +18,7 @@ from lmtrain.optimizer.grouped import (
     finite,
     move_towards,
 )
-from lmtrain.optimizer.parameter_groups import ParameterGroups, parameter_groups
+from lmtrain.optimizer.parameter_groups import ParameterGroups, parameter_groups, with_decay
 from lmtrain.optimizer.rules import Role
 
 Beta = Annotated[float, Interval(ge=0, lt=1)]
@@ -45,6 +45,8 @@ def muon(
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
     adamw_lr_scale: NonNegativeFloat,
+    decay_follows_lr: bool = True,
+    cautious_decay: bool = False,
     rules: list[dict[str, Any]] | None = None,
 ) -> GroupedOptimizer:
     """Return Muon for the hidden matrices, and AdamW for embeddings, the output layer, gains and biases.
@@ -67,10 +69,13 @@ def muon(
         betas: AdamW's decay rates of the running means of the gradient and of its square.
         eps: AdamW's number against division by zero.
         adamw_lr_scale: Learning rate of AdamW's parameters, as a factor of `lr`.
+        decay_follows_lr: Use the scheduled learning rate for weight decay; otherwise always the peak.
+        cautious_decay: Shrink a weight only where its update also moves it towards zero.
         rules: Other values for some parameters; see `lmtrain.optimizer.rules.Rule`.
     """
     own = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations, "scale": scale, "precision": precision}
     groups = _groups(named_parameters, weight_decay, own, {"betas": betas, "eps": eps}, adamw_lr_scale, rules or ())
+    groups = with_decay(groups, follows_lr=decay_follows_lr, cautious=cautious_decay)
     return GroupedOptimizer(groups, {"muon": muon_update, "adamw": adamw_update}, lr)
 
 
@@ -87,6 +92,8 @@ def normuon(
     betas: tuple[Beta, Beta],
     eps: PositiveFloat,
     adamw_lr_scale: NonNegativeFloat,
+    decay_follows_lr: bool = True,
+    cautious_decay: bool = False,
     rules: list[dict[str, Any]] | None = None,
 ) -> GroupedOptimizer:
     """Return NorMuon for the hidden matrices, and AdamW for all other parameters.
@@ -108,11 +115,14 @@ def normuon(
         betas: AdamW's decay rates of the running means of the gradient and of its square.
         eps: Number against division by zero, for AdamW and for the rows.
         adamw_lr_scale: Learning rate of AdamW's parameters, as a factor of `lr`.
+        decay_follows_lr: Use the scheduled learning rate for weight decay; otherwise always the peak.
+        cautious_decay: Shrink a weight only where its update also moves it towards zero.
         rules: Other values for some parameters; see `lmtrain.optimizer.rules.Rule`.
     """
     own: dict[str, Any] = {"momentum": momentum, "nesterov": nesterov, "iterations": iterations, "precision": precision}
     own |= {"scale": "match_adamw", "row_beta": row_beta, "eps": eps}
     groups = _groups(named_parameters, weight_decay, own, {"betas": betas, "eps": eps}, adamw_lr_scale, rules or ())
+    groups = with_decay(groups, follows_lr=decay_follows_lr, cautious=cautious_decay)
     return GroupedOptimizer(groups, {"muon": muon_update, "adamw": adamw_update}, lr)
 
 

@@ -1,15 +1,11 @@
 """Parameter groups for every optimizer: which parameters decay, at which learning rate, and by which algorithm."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from lmtrain.optimizer.rules import Role, checked_rules, matches, role_of, treatment
-from lmtrain.terminal.units import counted
-
-log = logging.getLogger(__name__)
 
 FUSED_DEVICES = ("cuda", "cpu")  # devices for which torch has a kernel that updates all parameters at once
 
@@ -23,7 +19,7 @@ def parameter_groups(
     algorithms: Mapping[Role, str] | None = None,
     lr_scales: Mapping[str, float] | None = None,
 ) -> ParameterGroups:
-    """Return a group for each treatment of the trainable parameters, and log them.
+    """Return a group for each treatment of the trainable parameters.
 
     Without rules, only tensors of two or more dimensions decay: matrices and embeddings. Norm gains and biases set a
     scale, and pulling them to zero only works against the loss. `algorithms` says by which algorithm each role is
@@ -43,7 +39,6 @@ def parameter_groups(
             )
             raise ValueError(f"optimizer.rules: {dict(rule)}: unknown algorithm {chosen}; {choices}")
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
-    roles: dict[tuple[Any, ...], list[str]] = {}
     for name, param in named:
         role = role_of(name, param.ndim)
         said = treatment(rules, name, param.ndim)
@@ -52,27 +47,23 @@ def parameter_groups(
         values["weight_decay"] = weight_decay if param.ndim >= 2 else 0.0
         values["lr_scale"] = (lr_scales or {}).get(algorithm or "", 1.0)
         values |= said
-        key = tuple(values.values())
+        key = (param.ndim >= 2, *values.values())  # a weight decay of 0 leaves the number of groups as it is
         groups.setdefault(key, {"params": [], **values})["params"].append(param)
-        roles.setdefault(key, []).append(role)
-    for key, group in groups.items():
-        log.info("%s", describe(group, roles[key]))
     return list(groups.values())
+
+
+def with_decay(groups: ParameterGroups, *, follows_lr: bool, cautious: bool = False) -> ParameterGroups:
+    """Return the groups with the options of their weight decay, where these are not the usual ones.
+
+    The trainer reads `decay_follows_lr` (see `lmtrain.loop.schedules`), and the algorithms read `cautious_decay`.
+    """
+    options = ({} if follows_lr else {"decay_follows_lr": False}) | ({"cautious_decay": True} if cautious else {})
+    return [{**group, **options} for group in groups]
 
 
 def one_algorithm(name: str) -> dict[Role, str]:
     """Return the algorithm of each role for an optimizer that has only one."""
     return {"embedding": name, "output": name, "hidden": name, "vector": name}
-
-
-def describe(group: Mapping[str, Any], roles: Iterable[str]) -> str:
-    """Return a line about a group: how many parameters, of which roles, and how they are treated."""
-    params = sum(param.numel() for param in group["params"])
-    what = ", ".join(dict.fromkeys(roles))
-    algorithm = f"{group['algorithm']}: " if "algorithm" in group else ""
-    rate = "" if group["lr_scale"] == 1 else f", lr × {group['lr_scale']:g}"
-    decay = f"weight decay {group['weight_decay']:g}" if group["weight_decay"] else "no weight decay"
-    return f"{algorithm}{counted(len(group['params']), 'tensor')} ({params:,} params; {what}){rate}, {decay}"
 
 
 def can_fuse(groups: ParameterGroups) -> bool:

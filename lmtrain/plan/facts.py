@@ -1,13 +1,27 @@
 """Collects the facts about a planned run on which remarks are based; None means unknown or not applicable."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from lmtrain.config.batch_size import SCHEDULES, batch_sizes
+from lmtrain.loop.step_sizes import BatchSizes
+
+
+@dataclass(frozen=True)
+class PointsFacts:
+    """The points of a schedule of the trainer, in tokens or finished steps, and where the run ends."""
+
+    key: str
+    first: int
+    last: int
+    end: int
+    in_tokens: bool
 
 
 @dataclass(frozen=True)
 class ScheduleFacts:
-    """The learning-rate schedule in the config."""
+    """The learning-rate schedule in the config, and the schedules of the trainer."""
 
     max_steps: int  # steps of the run
     schedule_steps: int | None = None  # the step at which the schedule ends
@@ -16,14 +30,31 @@ class ScheduleFacts:
     min_lr: float | None = None
     first_step: int = 0  # steps done earlier, by the parent of a fork or before a resume
     is_adamw: bool = True  # usual learning rates are known only for AdamW
+    points: Sequence[PointsFacts] = ()
+    averages: bool = False  # the optimizer averages the weights, which replaces a decay of the learning rate
+    decays: bool = True  # the schedule comes down before it ends
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], first_step: int = 0) -> "ScheduleFacts":
         """Return the facts in a config; a user's scheduler is understood if it has the keys of the shipped ones."""
         scheduler, max_steps = cfg["scheduler"], cfg["trainer"]["max_steps"]
         found = {key: scheduler.get(key) for key in ("warmup_steps", "lr", "min_lr")}
-        is_adamw = "adamw" in cfg["optimizer"]["_target_"].lower()
-        return cls(max_steps, scheduler.get("max_steps"), **found, first_step=first_step, is_adamw=is_adamw)
+        optimizer = cfg["optimizer"]["_target_"].lower()
+        schedules = []
+        for key, unit in SCHEDULES.items():
+            if points := cfg["trainer"].get(key.removeprefix("trainer.")):
+                end = max_steps if unit == "step" else batch_sizes(cfg).tokens(max_steps)
+                schedules.append(PointsFacts(key, points[0][0], points[-1][0], end, in_tokens=unit == "tokens"))
+        return cls(
+            max_steps,
+            scheduler.get("max_steps"),
+            **found,
+            first_step=first_step,
+            is_adamw="adamw" in optimizer,
+            averages="schedule_free" in optimizer,
+            decays=scheduler.get("max_steps") is not None and scheduler.get("decay_steps") != 0,
+            points=schedules,
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +86,7 @@ class RunFacts:
     schedule: ScheduleFacts
     intervals: Intervals
     parameters: int
-    step_tokens: int
+    step_tokens: int  # of the first step, if `batch_sizes` is given
     micro_batch_tokens: int
     block_size: int
     device: str  # cpu or cuda
@@ -64,7 +95,7 @@ class RunFacts:
     epochs: Mapping[str, float] = field(default_factory=dict)  # by source, with those of a parent; empty: unknown
     steps_per_epoch: float | None = None
     val_tokens: int | None = None
-    step_seconds: float | None = None
+    step_seconds: float | None = None  # a mean over the run
     checkpoint_bytes: int | None = None
     disk_needed: int | None = None  # bytes
     disk_free: int | None = None
@@ -80,6 +111,7 @@ class RunFacts:
     learned_positions: bool = False
     speed_to_float32: float | None = None  # speed of matrix products in the run's dtype on this CPU, over float32
     idle_gpu: bool = False
+    batch_sizes: BatchSizes | None = None  # None: every step has `step_tokens`
 
     @property
     def max_steps(self) -> int:
@@ -96,7 +128,26 @@ class RunFacts:
 
     @property
     def tokens(self) -> int:
-        return self.steps * self.step_tokens
+        if self.batch_sizes is None:
+            return self.steps * self.step_tokens
+        return self.batch_sizes.tokens(self.steps, self.tokens_before)
+
+    @property
+    def range_of_step_tokens(self) -> tuple[int, int]:
+        """Return the smallest and the largest number of tokens in a step."""
+        if self.batch_sizes is None:
+            return self.step_tokens, self.step_tokens
+        return self.batch_sizes.range(self.steps, self.tokens_before)
+
+    @property
+    def mean_step_tokens(self) -> float:
+        return self.tokens / self.steps
+
+    def steps_for(self, tokens: float) -> float:
+        """Return how many steps so many tokens are, from the beginning of the run."""
+        if self.batch_sizes is None:
+            return tokens / self.step_tokens
+        return self.batch_sizes.steps(int(tokens), self.tokens_before)
 
     @property
     def tokens_per_parameter(self) -> float:
@@ -106,6 +157,18 @@ class RunFacts:
     @property
     def seconds(self) -> float | None:
         return None if self.step_seconds is None else self.step_seconds * self.steps
+
+
+def checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
+    """Return the largest number of checkpoints on disk, including the best one and one that is being written."""
+
+    def made(every: int | None) -> int:
+        return facts.max_steps // every - facts.first_step // every if every else 0
+
+    # The last step is always saved.
+    all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
+    kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
+    return int(min(kept, all_of_them) + 1)
 
 
 Remark = Callable[[RunFacts], str | None]

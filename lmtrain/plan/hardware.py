@@ -42,7 +42,7 @@ class Workload:
 
     flops: float  # of the whole run, as the model counts them
     steps: int
-    micro_batches: int  # per step
+    micro_batches: float  # per step, a mean over the run
     step: StepCost | None
 
 

@@ -13,15 +13,17 @@ from torch import nn
 from lmtrain.checkpoint.fork import check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.config.batch_size import batch_sizes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
-from lmtrain.model.flops import flops_per_token, recomputed_flops_per_token
+from lmtrain.model.flops import count_flops, flops_per_token, recomputed_flops_per_token
+from lmtrain.optimizer.group_table import GroupRow
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, check_attention, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
-from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
+from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts, checkpoints_kept
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.measure import measure
-from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, count_flops, simulate
+from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, simulate
 from lmtrain.plan.plan import Measured, Plan
 from lmtrain.plan.remarks import remarks
 from lmtrain.system import System
@@ -39,6 +41,7 @@ class PlannedParts:
     train_loader: TokenLoader | None
     val_loader: TokenLoader | None
     start: TrainState  # zeros unless the run is a fork
+    groups: Sequence[GroupRow] | None  # None if the optimizer cannot be built without data
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ def make(
         machine=parts.system.describe(),
         model=type(parts.model).__name__,
         parts=parameters.parameters_by_part(parts.model, facts.vocab_size),
+        groups=parts.groups,
         facts=facts,
         flops_per_token=work.flops_per_token,
         flops_from=work.flops_from,
@@ -108,14 +112,14 @@ def make(
         has_recipe=cfg.get("prepare") is not None,
         measured=measured,
         dollars_per_hour=hardware.price_here(parts.system) if price is None else price,
-        checkpoints=_checkpoints_kept(cfg.trainer, facts),
+        checkpoints=checkpoints_kept(cfg.trainer, facts),
         steps=steps,
         rates=rates,
         gpu_estimates=hardware.gpu_estimates(
             hardware.Workload(
                 work.flops_per_token * facts.tokens,
                 facts.steps,
-                facts.step_tokens // facts.micro_batch_tokens,
+                facts.mean_step_tokens / facts.micro_batch_tokens,
                 work.on_cuda,
             ),
             work.on_cuda.peak_bytes + CUDA_CONTEXT if work.on_cuda else None,
@@ -137,21 +141,25 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     model = _without_memory(cfg)
     system.choose(work_of(cfg, model), kept_choices(None, cfg.get("fork")))
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
-    return PlannedParts(system, model, build(cfg.scheduler), train_loader, val_loader, _start(cfg))
+    schedule, groups = build(cfg.scheduler), parameters.groups_of(lambda: build_optimizer(cfg, model), model)
+    return PlannedParts(system, model, schedule, train_loader, val_loader, _start(cfg), groups)
 
 
 def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
     """Find the memory and FLOPs of a step without running it."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    sizes = min(_accumulation(cfg), 2), cfg.data.batch_size, cfg.data.block_size  # a third micro-batch adds no memory
-    here, unknown_as = simulated(cfg, StepSettings(device, dtype, *sizes))
+    micro_batches = min(_most_micro_batches(cfg), 2)  # a third micro-batch adds no memory
+    settings = StepSettings(
+        device, dtype, micro_batches, cfg.data.batch_size, cfg.data.block_size, ema_decay=cfg.trainer.get("ema_decay")
+    )
+    here, unknown_as = simulated(cfg, settings)
     try:
         check_attention(parts.model, parts.system)
     except ValueError as error:
         unknown_as = f"this machine refuses the run ({error})"
     on_cuda = here
     if (device, dtype.itemsize) != ("cuda", 2):
-        on_cuda, _ = simulated(cfg, StepSettings("cuda", torch.bfloat16, *sizes))
+        on_cuda, _ = simulated(cfg, replace(settings, device="cuda", dtype=torch.bfloat16))
     return Work(here, on_cuda, unknown_as, *count_flops_per_token(cfg, parts.model))
 
 
@@ -160,15 +168,13 @@ def facts_of(
 ) -> RunFacts:
     """Return everything that is known about the run."""
     trainer, system, start = cfg.trainer, parts.system, parts.start
-    device = system.device.type
-    batch_size, block_size = cfg.data.batch_size, cfg.data.block_size
-    step_samples = _accumulation(cfg) * batch_size
-    steps = trainer.max_steps - start.step
-    own_epochs = parts.train_loader.epochs(steps * step_samples) if parts.train_loader else {}
+    device, batch_size, block_size = system.device.type, cfg.data.batch_size, cfg.data.block_size
+    sizes, steps = batch_sizes(cfg), trainer.max_steps - start.step
+    tokens = sizes.tokens(steps, start.tokens)
+    own_epochs = parts.train_loader.epochs(tokens // block_size) if parts.train_loader else {}
     estimated = (
         (work.flops_per_token + recomputed_flops_per_token(parts.model, block_size))
-        * step_samples
-        * block_size
+        * (tokens / steps)
         * once.get(["seconds per FLOP", system.describe()], lambda: estimate_seconds(1.0, system))
         if work.flops_per_token
         else None
@@ -183,16 +189,16 @@ def facts_of(
         schedule=ScheduleFacts.of(cfg, start.step),
         intervals=Intervals.of(trainer, batch_size * block_size),
         parameters=count,
-        step_tokens=step_samples * block_size,
+        step_tokens=sizes.at(start.tokens) * block_size,
         micro_batch_tokens=batch_size * block_size,
         block_size=block_size,
         device=device,
         dtype=system.dtype_name,
         tokens_before=start.tokens,
-        epochs=dict(parts.train_loader.epochs(start.samples + steps * step_samples)) if parts.train_loader else {},
+        epochs=dict(parts.train_loader.epochs(start.samples + tokens // block_size)) if parts.train_loader else {},
         steps_per_epoch=steps / most if (most := max(own_epochs.values(), default=0)) else None,
         val_tokens=parts.val_loader.total_tokens if parts.val_loader else None,
-        step_seconds=measured.step_seconds if measured else estimated,
+        step_seconds=measured.step_seconds * tokens / steps / (sizes.at(0) * block_size) if measured else estimated,
         checkpoint_bytes=checkpoint_bytes,
         disk_free=hardware.disk_free(run_dir),
         memory_needed=None if peak is None else peak + sum(memory_beside(system, checkpoint_bytes).values()),
@@ -207,15 +213,16 @@ def facts_of(
         learned_positions=parameters.has_learned_positions(parts.model),
         speed_to_float32=(once.get(["speed", system.describe()], system.speed_to_float32) if device == "cpu" else None),
         idle_gpu=device == "cpu" and torch.cuda.is_available(),
+        batch_sizes=sizes,
     )
-    return replace(facts, disk_needed=_checkpoints_kept(trainer, facts) * checkpoint_bytes)
+    return replace(facts, disk_needed=checkpoints_kept(trainer, facts) * checkpoint_bytes)
 
 
 def _step_settings(cfg: Any) -> Any:
     """Return the settings on which a step's memory and time depend; numbers such as the learning rate are left out."""
     plain: Any = OmegaConf.to_container(cfg)
     optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
-    return [plain["model"], plain["data"], optimizer, _accumulation(cfg)]
+    return [plain["model"], plain["data"], optimizer, _most_micro_batches(cfg), plain["trainer"].get("ema_decay")]
 
 
 def _is_rate(value: Any) -> bool:
@@ -230,8 +237,7 @@ def _start(cfg: Any) -> TrainState:
     """
     if not cfg.get("fork"):
         return TrainState()
-    origin = load_fork_origin(Path(cfg.fork), cfg.step)
-    check_steps_left(origin, cfg.trainer.max_steps)
+    check_steps_left(origin := load_fork_origin(Path(cfg.fork), cfg.step), cfg.trainer.max_steps)
     state = forked_state(origin)
     if not _continues_data(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
         state.samples = 0
@@ -244,8 +250,8 @@ def _continues_data(then: Mapping[str, Any], now: Any) -> bool:
     return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
 
 
-def _accumulation(cfg: Any) -> int:
-    return int(cfg.trainer.get("gradient_accumulation_steps", 1))
+def _most_micro_batches(cfg: Any) -> int:
+    return int(batch_sizes(cfg).range(cfg.trainer.max_steps)[1] // (cfg.data.batch_size * cfg.data.block_size))
 
 
 def _without_memory(cfg: Any) -> Any:
@@ -279,18 +285,6 @@ def count_flops_per_token(cfg: Any, model: Any) -> tuple[float, str]:
         return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
     except Exception:  # see `simulated`
         return flops_per_token(model, cfg.data.block_size), NOT_COUNTED
-
-
-def _checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
-    """Return the largest number of checkpoints on disk, including the best one and one that is being written."""
-
-    def made(every: int | None) -> int:
-        return facts.max_steps // every - facts.first_step // every if every else 0
-
-    # The last step is always saved.
-    all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
-    kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
-    return int(min(kept, all_of_them) + 1)
 
 
 def memory_beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
+from lmtrain.checkpoint.optimizer_state import optimizer_state
+from lmtrain.loop.evaluation_weights import evaluation_weights
+from lmtrain.loop.update import decides_on_device, update
 from lmtrain.model.loss import chunk_rows
 from lmtrain.plan.calls import Call, CallLog, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
@@ -28,6 +30,8 @@ KINDS = {  # in the order in which they are shown
     "weights": "weights",
     "gradients": "gradients",
     "optimizer": "optimizer state",
+    "average": "average of the weights",
+    "update": "copies during the update",
     "casts": "weights in 16 bits",
     "activations": "activations",
     "logits": "logits and loss",
@@ -51,6 +55,7 @@ class StepSettings:
     batch_size: int
     block_size: int
     grad_clip: float = 1.0
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class StepCost:
 
     Attributes:
         peak: Bytes by kind, at the moment when their sum is largest.
-        checkpoint_bytes: The size of a checkpoint: weights, persistent buffers and optimizer state.
+        checkpoint_bytes: The size of a checkpoint: weights, those for evaluation, persistent buffers, optimizer state.
         micro_batch_flops: FLOPs as torch counts them, including those that fused attention repeats in the backward.
         micro_batch_kernels: The number of operations that compute something; in eager mode, each is a kernel.
         logits_shape: The shape of the model's logits.
@@ -109,8 +114,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
     Raises:
         Exception: any error of the model, if it reads data or uses an operation without shape rules.
     """
-    device = torch.device("cpu")  # for the fake tensors; `CudaKernels` replaces operations that differ on CUDA
-    as_on_cuda = settings.device == "cuda"
+    as_on_cuda = settings.device == "cuda"  # tensors are on the CPU; `CudaKernels` replaces operations that differ
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(FakeTensorMode())
@@ -120,23 +124,18 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         model.train()
         params = [param for param in model.parameters() if param.requires_grad]
         ledger.kind = "activations"
-        shape = (settings.batch_size, settings.block_size)
-        x = torch.zeros(shape, dtype=torch.int64, device=device)
+        x = torch.zeros((settings.batch_size, settings.block_size), dtype=torch.int64)
         ledger.kind = "gradients"
         for param in params:
             param.grad = torch.empty_like(param)
             param.register_post_accumulate_grad_hook(lambda param: ledger.move(param.grad, "gradients"))  # type: ignore[no-untyped-call]
         ledger.kind = "optimizer"
-        optimizer.step()
+        _update(optimizer)
+        ledger.kind = "average"
+        averaged = evaluation_weights(model, optimizer, settings.ema_decay)
         if settings.micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
-        model_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-        state_bytes = sum(
-            tensor.nbytes
-            for state in optimizer.state.values()
-            for tensor in state.values()
-            if isinstance(tensor, Tensor)
-        )
+        model_bytes = _bytes(model.state_dict()) + _bytes(averaged.values())
         ledger.kind = "activations"
         if as_on_cuda:
             stack.enter_context(CudaKernels())
@@ -153,14 +152,15 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         run_backward(loss * (1 / settings.micro_batches))
         kernels, micro_batch_operations, calls = ledger.kernels, ledger.operations(), ledger.calls.calls
         ledger.start_operations()
-        ledger.kind = "optimizer"
+        ledger.kind = "update"
         nn.utils.clip_grad_norm_(params, settings.grad_clip)
-        optimizer.step()
+        _update(optimizer)
+        state, _ = optimizer_state(optimizer, model.named_parameters())
         if as_on_cuda:
             ledger.peak["workspace"] = CUDA_WORKSPACE
         return StepCost(
             peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
-            checkpoint_bytes=model_bytes + state_bytes,
+            checkpoint_bytes=model_bytes + _bytes(state),
             micro_batch_flops=micro_batch_operations.flops,
             micro_batch_kernels=kernels,
             logits_shape=ledger.logits,
@@ -170,18 +170,12 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         )
 
 
-def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int) -> float:
-    """Return the FLOPs per token of forward and backward, for models that do not count their own.
-
-    Only matrix products count, without recomputation; attention counts as if it were not causal. Raises the same
-    errors as `simulate`.
-    """
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
-        model = build()
-        x = torch.zeros((batch_size, block_size), dtype=torch.int64)
-        with FlopCounterMode(display=False) as counter:
-            model(x, x)[1].backward()
-    return float(counter.get_total_flops() / x.numel())
+def _update(optimizer: torch.optim.Optimizer) -> None:
+    """Update as the trainer does, but without reading whether the step is bad."""
+    if decides_on_device(optimizer):
+        update(optimizer, torch.amp.GradScaler("cpu", enabled=False), torch.zeros((), dtype=torch.bool))
+    else:
+        optimizer.step()
 
 
 class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -283,6 +277,10 @@ class _LedgerEntry:
     storage: "weakref.ref[Any]"
     size: int
     kind: str
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _autocast(settings: StepSettings) -> Callable[[], contextlib.AbstractContextManager[Any]]:

@@ -1,10 +1,14 @@
-"""Counts a model's parameters by part, for any architecture, by the classes and names of its modules."""
+"""Describes a model's parameters: by part, for any architecture, and by the groups of an optimizer."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
+from hydra.errors import InstantiationException
 from torch import nn
+
+from lmtrain.optimizer.group_table import GroupRow, group_rows
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,10 @@ PARTS: Mapping[str, Callable[[ParameterPlace], bool]] = {
 
 
 def parameters_by_part(model: nn.Module, vocab_size: int | None) -> dict[str, int]:
-    """Return the number of parameters of each part; a shared parameter counts once, in the first part that uses it."""
+    """Return the number of parameters of each part, by the classes and names of modules.
+
+    A shared parameter counts once, in the first part that uses it.
+    """
     counts: Counter[str] = Counter()
     modules = dict(model.named_modules())
     for path, param in model.named_parameters():
@@ -42,6 +49,16 @@ def parameters_by_part(model: nn.Module, vocab_size: int | None) -> dict[str, in
         own_name = names[0] if names else path
         counts[next((part for part, is_one in PARTS.items() if is_one(place)), own_name)] += param.numel()
     return dict(counts)
+
+
+def groups_of(build_optimizer: Callable[[], torch.optim.Optimizer], model: nn.Module) -> list[GroupRow] | None:
+    """Return the parameter groups of an optimizer, or None if it cannot be built for a model without data."""
+    try:
+        return group_rows(build_optimizer(), model.named_parameters())
+    except (ValueError, OSError, InstantiationException):  # a mistake in the config
+        raise
+    except Exception:  # a user's optimizer may need real data, and raise anything without it
+        return None
 
 
 def has_learned_positions(model: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from lmtrain.optimizer.group_table import GroupRow
 from lmtrain.plan.facts import RunFacts
 from lmtrain.plan.hardware import GpuEstimate
 from lmtrain.plan.memory import StepCost
@@ -30,6 +31,7 @@ class Plan:
     machine: str
     model: str
     parts: Mapping[str, int]
+    groups: Sequence[GroupRow] | None  # None: unknown
     facts: RunFacts
     flops_per_token: float
     flops_from: str
@@ -50,11 +52,12 @@ class Plan:
 
     @property
     def step_flops(self) -> float:
+        """Return the FLOPs of the first step."""
         return self.flops_per_token * self.facts.step_tokens
 
     @property
     def run_flops(self) -> float:
-        return self.step_flops * self.facts.steps
+        return self.flops_per_token * self.facts.tokens
 
     @property
     def dollars(self) -> float | None:
@@ -80,6 +83,7 @@ class Plan:
             "steps": facts.steps,
             "fork": self.fork and {"run": self.fork, "step": facts.first_step, "tokens": facts.tokens_before},
             "parameters": {"total": facts.parameters, **self.parts},
+            "parameter_groups": None if self.groups is None else [asdict(row) for row in self.groups],
             "tokens": {"step": facts.step_tokens, "run": facts.tokens, "per_parameter": facts.tokens_per_parameter},
             "epochs": dict(facts.epochs) or None,
             "missing_data": list(self.missing),
@@ -100,6 +104,7 @@ class Plan:
             },
             "disk_bytes": {
                 "checkpoint": facts.checkpoint_bytes,
+                "from": "assuming the state of AdamW" if self.here is None else "a simulated step",
                 "checkpoints": self.checkpoints,
                 "needed": facts.disk_needed,
                 "free": facts.disk_free,

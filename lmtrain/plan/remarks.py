@@ -64,9 +64,10 @@ def _repeated(facts: RunFacts) -> dict[str, float]:
 def batch_larger_than_data(facts: RunFacts) -> str | None:
     if facts.steps_per_epoch is None or facts.steps_per_epoch >= 1:
         return None
+    _, largest = facts.range_of_step_tokens
     return (
-        f"a step has {facts.step_tokens:,} tokens, more than all of the data, so it sees some blocks twice; lower "
-        "data.batch_size or trainer.gradient_accumulation_steps"
+        f"a step has {largest:,} tokens, more than all of the data, so it sees some blocks twice; "
+        "lower data.batch_size or trainer.gradient_accumulation_steps"
     )
 
 
@@ -106,7 +107,7 @@ def evaluation_outweighs_training(facts: RunFacts) -> str | None:
     if every is None or not known:
         return None
     evaluated = min(known)
-    between = min(every, facts.steps) * facts.step_tokens
+    between = min(every, facts.steps) * facts.mean_step_tokens
     if evaluated / 3 <= between:  # a forward takes a third of a training step
         return None
     enough = max(int(0.3 * between / facts.micro_batch_tokens), 1) * facts.micro_batch_tokens

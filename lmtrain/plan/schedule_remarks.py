@@ -89,6 +89,25 @@ def rate_is_unusual(schedule: ScheduleFacts) -> str | None:
     return f"optimizer.lr={schedule.lr:g}: unusually {direction}; {usual}"
 
 
+def points_after_the_end(schedule: ScheduleFacts) -> str | None:
+    """Remark on points that are never reached. A table of steps may have its last point at the end of the run."""
+    for points in schedule.points:
+        unit = "tokens" if points.in_tokens else "steps"
+        if points.last < points.end or (points.last == points.end and not points.in_tokens):
+            continue
+        never = "it never takes effect" if points.first >= points.end else f"its point at {points.last:,} is not used"
+        return f"{points.key}: the run ends after {points.end:,} {unit}, so {never}; use earlier points"
+    return None
+
+
+def decay_beside_average(schedule: ScheduleFacts) -> str | None:
+    if not (schedule.averages and schedule.decays):
+        return None
+    return (
+        "optimizer=schedule_free: averages the weights instead of a decay of the learning rate; use scheduler=constant"
+    )
+
+
 SCHEDULE_REMARKS = (
     warmup_never_ends,
     rate_rises,
@@ -96,6 +115,8 @@ SCHEDULE_REMARKS = (
     schedule_ends_late,
     warmup_is_long,
     rate_is_unusual,
+    points_after_the_end,
+    decay_beside_average,
 )
 # These tolerate a small difference between the lengths of run and schedule, which may be intended, above all in a fork.
 CERTAIN_REMARKS = (
@@ -105,4 +126,5 @@ CERTAIN_REMARKS = (
     partial(schedule_ends_late, tolerance=0.1),
     warmup_is_most_of_the_run,
     rate_is_unusual,
+    decay_beside_average,
 )

@@ -1,5 +1,6 @@
 """Prints a plan."""
 
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from rich.padding import Padding
@@ -7,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmtrain.machine import PRICED
+from lmtrain.optimizer.group_table import group_table
 from lmtrain.plan import schedule_picture
 from lmtrain.plan.hardware import BOUND_BY, KERNEL_S, LAUNCHES, GpuEstimate
 from lmtrain.plan.memory import KINDS
@@ -15,14 +17,18 @@ from lmtrain.plan.sweep_plan import GpuTotal
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted, duration, percent, si
 
+NO_GROUPS = "unknown, because the optimizer cannot be built without data"
+NOT_SIMULATED = " (if the optimizer keeps as much as AdamW)"
 OPTIMAL = 20  # tokens per parameter (Hoffmann et al. 2022)
 
 
 def show_plan(plan: Plan) -> None:
-    """Print the plan: model and data, memory, time, disk, the learning rate, and remarks about likely mistakes."""
+    """Print the plan: model, data, parameter groups, memory, time, disk, learning rate, and remarks."""
     print_line(f"plan of {plan.name}: {plan.model}; {plan.machine}", style="bold")
     print_heading("model and data")
     print_rows(model_and_data(plan))
+    print_heading("parameter groups")
+    print_line(textwrap.indent(group_table(plan.groups) if plan.groups else NO_GROUPS, "  "))
     print_heading("memory, at the peak of a step")
     _print_memory(plan)
     print_heading("time and disk")
@@ -38,6 +44,7 @@ def show_plan(plan: Plan) -> None:
 
 def model_and_data(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts
+    smallest, largest = facts.range_of_step_tokens
     parts = ", ".join(f"{part} {si(count)}" for part, count in plan.parts.items())
     if plan.missing:
         way_out = (
@@ -56,7 +63,7 @@ def model_and_data(plan: Plan) -> list[tuple[str, str]]:
         cuda = f"; on CUDA {more:.1%} more, because fused attention computes its scores twice{layers}"
     return [
         ("parameters", f"{facts.parameters:,}: {parts}"),
-        ("step", f"{facts.step_tokens:,} tokens"),
+        ("step", f"{smallest:,} tokens" if smallest == largest else f"{smallest:,} to {largest:,} tokens"),
         ("run", _steps_in_words(plan)),
         ("epochs", epochs),
         (
@@ -78,7 +85,7 @@ def _steps_in_words(plan: Plan) -> str:
 
 def _optimal(plan: Plan) -> str:
     facts = plan.facts
-    steps = facts.first_step + (OPTIMAL * facts.parameters - facts.tokens_before) / facts.step_tokens
+    steps = facts.first_step + facts.steps_for(OPTIMAL * facts.parameters - facts.tokens_before)
     return " (Hoffmann et al. 2022)" + (f": {steps:,.0f} steps" if steps > facts.first_step + 0.5 else "")
 
 
@@ -123,7 +130,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
             else "estimated from one matrix product; --measure runs real steps"
         )
         step = duration(facts.step_seconds) if facts.step_seconds >= 10 else f"{1000 * facts.step_seconds:,.0f} ms"
-        speed = f"{step} per step, {si(facts.step_tokens / facts.step_seconds)} tokens/s"
+        speed = f"{step} per step, {si(facts.mean_step_tokens / facts.step_seconds)} tokens/s"
         cost = "" if plan.dollars is None else f" and {as_dollars(plan.dollars)}"
         rows.append(("here", f"{as_time(facts.seconds)}{cost}, without evaluations: {speed} ({source})"))
     if facts.checkpoint_bytes is not None and facts.disk_needed is not None and facts.disk_free is not None:
@@ -131,7 +138,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
             (
                 "checkpoints",
                 f"{plan.checkpoints} × {as_bytes(facts.checkpoint_bytes)} = {as_bytes(facts.disk_needed)}; "
-                f"{as_bytes(facts.disk_free)} are free",
+                f"{as_bytes(facts.disk_free)} are free" + NOT_SIMULATED * (plan.here is None),
             )
         )
     return rows

@@ -26,6 +26,7 @@ from lmtrain.files.links import refuse_links
 from lmtrain.hardware.cpu_speed import cpu_speed
 from lmtrain.hardware.work import NO_WORK
 from lmtrain.loop.evaluation import evaluate, perplexity
+from lmtrain.loop.evaluation_weights import load_weights_to_use
 from lmtrain.model.generate import generate
 from lmtrain.parts import build_model, build_system, check_model_size
 from lmtrain.run.directory import RUN_FILES, starting_folder
@@ -182,7 +183,7 @@ def load_model(
     try:
         loaded = load_checkpoint(path)
         step = train_state(loaded).step
-        model.load_state_dict(dict(loaded.tensors.get("model", {})))
+        load_weights_to_use(model, loaded.tensors)
     except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
         way_out = f"; choose the checkpoint of another step: {others}" if others else ""

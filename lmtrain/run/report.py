@@ -3,6 +3,7 @@
 import logging
 import math
 import shlex
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from lmtrain.files.numbers import finite_or_none
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.generate import generate
+from lmtrain.optimizer.group_table import group_rows, group_table
 from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.remarks import data_repeated_far_too_often
@@ -50,19 +52,22 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     changes = request.resumed.changes if request.resumed else ()
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
     params = sum(param.numel() for param in trainer.model.parameters())
-    step_tokens = trainer.step_samples * loader.block_size
-    steps = trainer.max_steps - state.step
+    sizes, steps = trainer.schedules.batch_sizes, trainer.max_steps - state.step
+    tokens_left = sizes.tokens(max(steps, 0), state.tokens)
+    smallest, largest = sizes.range(trainer.max_steps)
     log.info("run %s", short_path(directory.path))
     log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    table = group_table(group_rows(trainer.optimizer, trainer.model.named_parameters()))
+    log.info("parameter groups:\n%s", textwrap.indent(table, "  "))
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = finite_or_none(read_json(other / "result.json").get("best_val_loss"))
         log.info("the same config as %s (completed%s)", short_path(other), f", best val {best:.4f}" if best else "")
-    epochs = loader.epochs(trainer.max_steps * step_tokens // loader.block_size)
+    epochs = loader.epochs(state.samples + tokens_left // loader.block_size)
     log.info(
         "%s of %s tokens = %s, %s",
         counted(trainer.max_steps, "step"),
-        f"{step_tokens:,}",
-        si(trainer.max_steps * step_tokens),
+        f"{smallest:,}" if smallest == largest else f"{smallest:,} to {largest:,}",
+        si(state.tokens + tokens_left),
         ", ".join(f"{number:.3g} epochs of {name}" for name, number in epochs.items()),
     )
     if state.step:
@@ -79,7 +84,7 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     ):
         if note is not None:
             log.warning("%s", note)
-    flops = flops_per_token(trainer.model, loader.block_size) * step_tokens * steps
+    flops = flops_per_token(trainer.model, loader.block_size) * tokens_left
     # No device is slower than 1 GFLOP/s, so small runs skip the measurement.
     if flops / 1e9 > LONG_RUN_S and (seconds := estimate_seconds(flops, system)) > LONG_RUN_S:
         log.warning(
@@ -97,7 +102,7 @@ def _warn_of_rising_learning_rate(
 ) -> str | None:
     """Return a warning if additional steps stretch the schedule of a run so that its learning rate rises again."""
     step = trainer.state.step
-    before, now = read_newest(directory.path / "metrics.jsonl").get("lr"), trainer.schedule(step)
+    before, now = read_newest(directory.path / "metrics.jsonl").get("lr"), trainer.schedules.learning_rate(step)
     extended = any(change.startswith(("trainer.max_steps:", SCHEDULE_END)) for change in changes)
     if not extended or before is None or now <= SAME_RATE * before or step <= (cfg.scheduler.get("warmup_steps") or 0):
         return None

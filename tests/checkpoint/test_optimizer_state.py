@@ -5,7 +5,13 @@ import torch
 from support.parameters import SHAPES, parameters, set_gradients
 from torch import nn
 
-from lmtrain.checkpoint.optimizer_state import load_optimizer_state, optimizer_state
+from lmtrain.checkpoint.optimizer_state import (
+    changed_groups,
+    group_values,
+    load_groups,
+    load_optimizer_state,
+    optimizer_state,
+)
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.optimizer.lion import lion
 from lmtrain.optimizer.muon import muon, normuon
@@ -125,3 +131,12 @@ def test_state_of_an_unknown_parameter_is_refused(kind):
     tensors, plain = ({path: torch.zeros(2)}, {}) if kind == "tensor" else ({}, {path: 1})
     with pytest.raises(ValueError, match=r"layers\.0\.gone"):
         load_optimizer_state(optimizer, named.items(), tensors, plain)
+
+
+def test_without_changed_values_the_groups_may_be_others():
+    named = list(parameters(seed=10).items())
+    one, two = adamw(named, **HYPER), torch.optim.SGD([param for _, param in named], lr=0.1)
+    assert (len(one.param_groups), len(two.param_groups)) == (2, 1)
+    load_groups(two, group_values(two), changed_groups(one, group_values(one)))
+    with pytest.raises(ValueError, match="has 2 parameter groups, but this one has 1"):
+        load_groups(two, group_values(two), [{"d": 0.5}, {}])

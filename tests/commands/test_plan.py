@@ -31,6 +31,13 @@ def test_a_plan_describes_the_run(cli: Cli, tmp_path: Path, token_folder: Path) 
     assert numbers["disk_bytes"]["checkpoint"] == pytest.approx(3 * 4 * PARAMETERS, rel=0.01)
     # Checkpoints at steps 4, 8 and 12: two that are kept, the best, and one that is being written.
     assert numbers["disk_bytes"]["checkpoints"] == 4
+    decayed, others = numbers["parameter_groups"]
+    assert decayed == {
+        "algorithm": "AdamW", "roles": ["embedding", "hidden"], "tensors": 15, "parameters": PARAMETERS - 5 * 32,
+        "lr_scale": 1.0, "weight_decay": 0.1,
+    }  # fmt: skip
+    assert (others["tensors"], others["weight_decay"]) == (5, 0.0)
+    assert f"  AdamW      embedding, hidden       15  {decayed['parameters']:>10,}     1           0.1\n" in text
     assert "python -m lmtrain prepare" not in text
     a100 = next(gpu for gpu in numbers["gpu_models"] if gpu["name"] == "A100")
     assert a100["bound_by"] == "launches"
@@ -154,6 +161,8 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
         else:
             assert "local_scalar" in numbers["memory_bytes"]["unknown_as"]
             assert "unknown, because a step cannot be simulated" in done.stdout
+            assert "are free (if the optimizer keeps as much as AdamW)" in done.stdout
+            assert numbers["disk_bytes"]["from"] == "assuming the state of AdamW"
 
 
 @pytest.mark.parametrize(
@@ -169,6 +178,10 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
         (
             ["-m", "--measure", "seed=1,2"],
             "--measure: times the steps of a single run; leave out either --measure or -m",
+        ),
+        (
+            ["optimizer.rules=[{names: gone, lr_scale: 2}]"],
+            "optimizer.rules: {'names': 'gone', 'lr_scale': 2.0}: matches",
         ),
         (["-m", "seed=1,x"], "seed=x: input should be a valid integer"),
         (["-m", "seed=interval(1, 5)"], "search the interval with hydra/sweeper=optuna"),

@@ -10,7 +10,15 @@ from omegaconf import OmegaConf
 from support.saved_run import write_saved_run
 from support.tokens import TINY
 
-from lmtrain.config.batch_size import derive_accumulation, divisors, is_auto, keep_found_size, with_batch_size
+from lmtrain.config.batch_size import (
+    batch_sizes,
+    derive_accumulation,
+    divisors,
+    is_auto,
+    keep_found_size,
+    possible_sizes,
+    with_batch_size,
+)
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose
 from lmtrain.config.recorded.recompose import expand_fork
@@ -75,6 +83,40 @@ def test_auto_is_kept_until_a_size_is_found() -> None:
 )
 def test_a_contradiction_is_explained(overrides: list[str], message: str) -> None:
     assert mistake(*overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (
+            "batch_schedule=[[1000, 32], [2000, 72]]",
+            ": 72 sequences from 2000 tokens on are not a multiple of data.batch_size=16; give 64 or 80, or "
+            "data.batch_size=12 or 18",
+        ),
+        ("batch_schedule=[[9, 32], [9, 64]]", ": has tokens 9 after tokens 9; the first numbers must increase"),
+        (
+            "length_schedule=[[0, 100]]",
+            ": a length of 100 from 0 tokens on does not divide data.block_size=512; give 64 or 128",
+        ),
+        (
+            "length_schedule=[[0, 1024]]",
+            ": a length of 1024 from 0 tokens on does not divide data.block_size=512; give 512",
+        ),
+        ("momentum_schedule=[[10, 1.0], [0, 0.9]]", ": has step 0 after step 10; the first numbers must increase"),
+        ("batch_schedule=[[0, 0]]", "=[[0, 0]]: element 0: input should be greater than 0"),
+        ("batch_schedule=[]", "=[]: "),
+    ],
+)
+def test_a_wrong_schedule_is_refused_with_the_nearest_numbers(schedule: str, message: str) -> None:
+    found = mistake("data.batch_size=16", "data.block_size=512", f"trainer.{schedule}")
+    assert found.startswith(f"trainer.{schedule.partition('=')[0]}{message}")
+
+
+def test_a_micro_batch_that_is_to_be_found_divides_every_scheduled_batch() -> None:
+    cfg = checked("data.batch_size=auto", "trainer.global_batch_size=48", "trainer.batch_schedule=[[1e6, 72]]")
+    assert possible_sizes(cfg) == [1, 2, 3, 4, 6, 8, 12, 24]
+    assert batch_sizes(cfg).at(0) == batch_sizes(with_batch_size(cfg, 8)).at(0) == 48
+    assert batch_sizes(cfg).at(10**6) == 72
 
 
 def test_an_experiment_with_both_is_refused_but_a_later_global_batch_replaces_its_number(

@@ -82,7 +82,7 @@ def test_the_variables_are_those_of_the_code() -> None:
 def metrics_in_code() -> set[str]:
     """Return the metrics that the trainer and the evaluator give to loggers."""
     found = {"step"}
-    for name in ("trainer.py", "loop/evaluation.py"):
+    for name in ("trainer.py", "loop/train_metrics.py", "loop/evaluation.py"):
         for node in ast.walk(ast.parse((ROOT / "lmtrain" / name).read_text(encoding="utf-8"))):
             if not isinstance(node, ast.Assign):
                 continue

@@ -52,7 +52,7 @@ def test_cycles_do_not_pile_up_and_the_setting_returns(setting: bool, token_fold
     trainer.fit()
     assert gc.isenabled() == setting
     assert gc.get_freeze_count() == frozen == 0
-    per_step = trainer.gradient_accumulation_steps
+    per_step = trainer.schedules.micro_batches(0)
     # The cycles of the first step, which may be old by the time it ends, and those of the step at hand.
     assert model.most <= 2 * per_step
 

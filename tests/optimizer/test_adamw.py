@@ -49,3 +49,21 @@ def test_without_a_gradient_only_tensors_of_two_or_more_dimensions_shrink():
 
 def test_the_cpu_uses_the_fused_kernel():
     assert adamw(parameters(seed=5).items(), **HYPER).defaults["fused"]
+
+
+def test_ten_steps_are_those_of_torchs_plain_loop():
+    ours, theirs = parameters(seed=6), parameters(seed=6)
+    optimizer = adamw(ours.items(), **HYPER)
+    groups = [
+        {"params": [param for param in theirs.values() if (param.ndim >= 2) == decays], "weight_decay": 0.1 * decays}
+        for decays in (True, False)
+    ]
+    reference = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), eps=1e-8, foreach=False, fused=False)
+    for t in range(10):
+        for each, named in ((optimizer, ours), (reference, theirs)):
+            for group in each.param_groups:
+                group["lr"] = 3e-3 * (t + 1) / 10
+            set_gradients(named, t)
+            each.step()
+    for name, param in ours.items():
+        torch.testing.assert_close(param, theirs[name], rtol=1e-12, atol=1e-14)

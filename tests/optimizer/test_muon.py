@@ -73,6 +73,9 @@ def test_ten_steps_of_normuon_match_the_paper():
     m = {name: np.zeros_like(value) for name, value in theta.items()}
     v = {name: np.zeros((*value.shape[:-1], 1)) for name, value in theta.items()}
     for t in range(1, 11):
+        lr = 0.02 * t / 10
+        for group in optimizer.param_groups:
+            group["lr"] = lr
         set_gradients(named, t)
         optimizer.step()
         for name in theta:
@@ -84,8 +87,8 @@ def test_ten_steps_of_normuon_match_the_paper():
             v[name] = 0.9 * v[name] + 0.1 * (update**2).mean(-1, keepdims=True)
             update = update / (np.sqrt(v[name]) + 1e-8)
             size = np.linalg.norm(update, axis=(-2, -1), keepdims=True)
-            step = 0.2 * 0.02 * np.sqrt(np.prod(update.shape[-2:])) / size
-            theta[name] = theta[name] * (1 - 0.02 * 0.1) - step * update
+            step = 0.2 * lr * np.sqrt(np.prod(update.shape[-2:])) / size
+            theta[name] = theta[name] * (1 - lr * 0.1) - step * update
             # Both add a tiny number to a norm, one before and one after the square root of its size.
             np.testing.assert_allclose(named[name].detach().numpy(), theta[name], rtol=1e-6, atol=1e-8)
 

@@ -1,22 +1,24 @@
 """The memory and FLOPs of a simulated step agree with those of a real one."""
 
-import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from support.step_memory import measured_on_the_cpu, real_step
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmtrain.model.decoder import Decoder
+from lmtrain.model.flops import count_flops
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.llama import Llama
 from lmtrain.model.loss import chunk_rows
 from lmtrain.optimizer.adamw import adamw
-from lmtrain.plan.memory import CUDA_WORKSPACE, StepSettings, count_flops, simulate
+from lmtrain.optimizer.schedule_free import schedule_free
+from lmtrain.plan.memory import CUDA_WORKSPACE, StepSettings, simulate
 
 Make = Callable[[], nn.Module]
 
@@ -76,43 +78,6 @@ def simulated(make: Make, numbers: StepSettings) -> Any:
     return simulate(build, numbers)
 
 
-def real_step(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: StepSettings) -> None:
-    """Run a step as `Trainer.step` does; the logits are kept until its end."""
-    tokens = torch.zeros((numbers.batch_size, numbers.block_size), dtype=torch.int64, device=numbers.device)
-    for _number in range(numbers.micro_batches):
-        with (
-            torch.autocast(numbers.device, numbers.dtype)
-            if numbers.dtype != torch.float32
-            else contextlib.nullcontext()
-        ):
-            _, loss = model(tokens, tokens)
-        (loss / numbers.micro_batches).backward()
-    nn.utils.clip_grad_norm_(list(model.parameters()), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-
-
-def measured_on_the_cpu(make: Make, numbers: StepSettings) -> int:
-    """Return the peak memory of a real step in bytes, from all allocations of torch."""
-    model = make()
-    optimizer = adamw_of(model)
-    real_step(model, optimizer, numbers)
-    held = [*model.parameters(), *model.buffers()]
-    held += [value for state in optimizer.state.values() for value in state.values()]
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        real_step(model, optimizer, numbers)
-    changes = [
-        (event.start_ns(), event.nbytes())
-        for event in profiled.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    now = most = 0
-    for _, change in sorted(changes):
-        now += change
-        most = max(most, now)
-    return sum(tensor.nbytes for tensor in held) + most
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(ARGUMENTS, SHAPES)
 def test_the_peak_agrees_with_a_real_step(
@@ -120,7 +85,7 @@ def test_the_peak_agrees_with_a_real_step(
 ) -> None:
     numbers = StepSettings("cpu", dtype, micro_batches, batch_size, block_size)
     step = simulated(make, numbers)
-    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
+    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, adamw_of, numbers), rel=0.03)
     params = sum(param.nbytes for param in make().parameters())
     assert step.peak["weights"] >= params
     assert step.peak["optimizer"] == pytest.approx(2 * params, rel=0.01)
@@ -131,13 +96,30 @@ def test_the_peak_agrees_with_a_real_step(
     assert step.checkpoint_bytes == pytest.approx(sum(tensor.nbytes for tensor in saved) + 2 * params, rel=0.01)
 
 
+def test_weights_for_evaluation_count() -> None:
+    numbers, make = StepSettings("cpu", torch.float32, 1, 2, 32), llama()
+    params = sum(param.nbytes for param in make().parameters())
+    plain, averaged = simulated(make, numbers), simulated(make, replace(numbers, ema_decay=0.9))
+    assert (plain.peak.get("average", 0), averaged.peak["average"]) == (0, params)
+    assert averaged.checkpoint_bytes == plain.checkpoint_bytes + params
+
+    def schedule_free_parts() -> tuple[nn.Module, torch.optim.Optimizer]:
+        model = make()
+        named = model.named_parameters()
+        return model, schedule_free(named, lr=1e-3, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+
+    free = simulate(schedule_free_parts, numbers)
+    assert "average" not in free.peak  # it computes them when they are needed
+    assert free.checkpoint_bytes == pytest.approx(4 * params, rel=0.01)  # weights, two states, weights to use
+
+
 @pytest.mark.slow
 def test_the_peak_agrees_with_a_real_step_whose_logits_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 0)
     monkeypatch.setattr("lmtrain.model.loss.CHUNK_ROWS", 128)
     numbers, make = StepSettings("cpu", torch.float32, 1, 8, 64), llama(vocab_size=8192)
     step = simulated(make, numbers)
-    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, numbers), rel=0.03)
+    assert step.peak_bytes == pytest.approx(measured_on_the_cpu(make, adamw_of, numbers), rel=0.03)
     whole = 8 * 64 * 8192 * 4
     assert 0 < step.peak["logits"] <= whole / 2
     monkeypatch.setattr("lmtrain.model.loss.WHOLE_LOGITS", 2**62)

@@ -1,13 +1,14 @@
 """Each likely mistake is reported with its key, and sound runs have no remarks."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts
+from lmtrain.plan.facts import Intervals, PointsFacts, RunFacts, ScheduleFacts
 from lmtrain.plan.remarks import RUN_REMARKS, data_repeated_far_too_often, remarks
-from lmtrain.plan.schedule_remarks import CERTAIN_REMARKS, SCHEDULE_REMARKS, certain_mistakes
+from lmtrain.plan.schedule_remarks import CERTAIN_REMARKS, SCHEDULE_REMARKS, certain_mistakes, points_after_the_end
 
 SOUND = RunFacts(
     schedule=ScheduleFacts(max_steps=5000, schedule_steps=5000, warmup_steps=200, lr=6e-4, min_lr=6e-5),
@@ -51,7 +52,12 @@ MISTAKES = {  # by the remark's name: a run with the mistake, and a pattern of t
     "schedule_ends_early": (with_schedule(schedule_steps=4000), "scheduler.max_steps=4000: .* last 1,000 steps"),
     "schedule_ends_late": (with_schedule(schedule_steps=9000), "scheduler.max_steps=9000: the run ends after 5,000"),
     "warmup_is_long": (with_schedule(warmup_steps=1500), "scheduler.warmup_steps=1500: 30% of the run; .*=250"),
+    "points_after_the_end": (
+        with_schedule(points=[PointsFacts("trainer.batch_schedule", 0, 2 * 10**9, 10**9, in_tokens=True)]),
+        "trainer.batch_schedule: the run ends after 1,000,000,000 tokens, so its point at 2,000,000,000 is",
+    ),
     "rate_is_unusual": (with_schedule(lr=0.6), "optimizer.lr=0.6: unusually large"),
+    "decay_beside_average": (with_schedule(averages=True), "optimizer=schedule_free: .*use scheduler=constant"),
     "memory_too_small": (replace(SOUND, memory_free=10**9), "8GB of memory, but only 1GB .*data.batch_size=8"),
     "disk_too_small": (replace(SOUND, disk_free=10**8), "400MB, but only 100MB are free; .*keep_checkpoints"),
     "gpu_left_idle": (replace(SOUND, device="cpu", idle_gpu=True), "system.device=cpu: this machine has a GPU"),
@@ -93,8 +99,6 @@ def test_unknown_facts_cause_no_remarks() -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_reported_with_its_key(mistake: str) -> None:
-    import re
-
     facts, expected = MISTAKES[mistake]
     (remark,) = remarks(facts)
     assert re.search(expected, remark), remark
@@ -119,12 +123,14 @@ def test_every_remark_is_tested() -> None:
         ({"warmup_steps": 60, "max_steps": 90, "schedule_steps": 90}, 0),  # a short trial run
         ({"lr": 0.6}, 1),
         ({"lr": 0.6, "is_adamw": False}, 0),
+        ({"averages": True}, 1),
+        ({"averages": True, "decays": False}, 0),
         ({"schedule_steps": 2500, "first_step": 2400}, 1),
         ({"schedule_steps": 2500, "first_step": 2500}, 0),  # a run that continues at its final learning rate
     ],
 )
 def test_training_warns_only_of_certain_mistakes(changes: dict[str, Any], count: int) -> None:
-    assert len(CERTAIN_REMARKS) == 6
+    assert len(CERTAIN_REMARKS) == 7
     assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
 
 
@@ -148,6 +154,34 @@ def test_the_ways_out_do_not_contradict_each_other() -> None:
     assert len(both) == 2
     assert "more data, a smaller model, or model.dropout=0.1" in both[0]
     assert both[1].endswith("is enough for this data, as more steps would only repeat it; or use more data")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "remark"),
+    [
+        ({"batch_schedule": [[0, 8], [2000, 32]]}, None),
+        (
+            {"batch_schedule": [[6000, 32]]},
+            "batch_schedule: the run ends after 5,120 tokens, so it never takes",
+        ),
+        ({"length_schedule": [[0, 8], [5120, 16]]}, "trainer.length_schedule: .* so its point at 5,120 is not used"),
+        ({"momentum_schedule": [[0, 0.9], [20, 1.0]]}, None),  # a table may end where the run ends
+        (
+            {"weight_decay_schedule": [[0, 0.0], [21, 1.0]]},
+            "weight_decay_schedule: the run ends after 20 steps",
+        ),
+    ],
+)
+def test_points_that_the_run_never_reaches_are_reported(trainer: dict[str, Any], remark: str | None) -> None:
+    config = {
+        "optimizer": {"_target_": "lmtrain.optimizer.adamw.adamw"},
+        "scheduler": {},
+        "data": {"batch_size": 8, "block_size": 16},
+        "trainer": {"max_steps": 20, "gradient_accumulation_steps": 2, **trainer},
+    }
+    found = points_after_the_end(ScheduleFacts.of(config))
+    assert (found is None) == (remark is None)
+    assert found is None or re.search(remark or "", found), found
 
 
 def test_a_short_run_needs_no_warmup() -> None:

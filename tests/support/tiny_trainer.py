@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.data.loader import TokenLoader
@@ -20,7 +21,7 @@ from lmtrain.model.llama import Llama
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.scheduler import cosine
 from lmtrain.system import System
-from lmtrain.trainer import Recorder, Trainer
+from lmtrain.trainer import Trainer
 from support.tokens import VOCAB_SIZE
 
 DEFAULTS: dict[str, Any] = {

@@ -93,7 +93,8 @@ def measure_run(
 def _simulate(cfg: DictConfig, system: System) -> tuple[StepCost | None, str | None]:
     micro_batches = min(cfg.trainer.get("gradient_accumulation_steps", 1), 2)  # more need no more memory
     sizes = micro_batches, cfg.data.batch_size, cfg.data.block_size
-    return simulated(cfg, StepSettings(system.device.type, system.dtype, *sizes))
+    settings = StepSettings(system.device.type, system.dtype, *sizes, ema_decay=cfg.trainer.get("ema_decay"))
+    return simulated(cfg, settings)
 
 
 def _work(cfg: DictConfig, parts: Parts, cost: StepCost | None, has_data: bool) -> StepWork:

@@ -40,8 +40,9 @@ class TrainingInTurns:
     """
 
     def __init__(self, cfg: DictConfig, parts: Parts, folder: Path) -> None:
+        constant = {key: None for key in ("batch_schedule", "length_schedule") if key in cfg.trainer}
         # A rewind would need checkpoints.
-        self.trainer = build_scratch_trainer(cfg, parts, folder, **ONLY_STEPS, on_bad_step="skip")
+        self.trainer = build_scratch_trainer(cfg, parts, folder, **ONLY_STEPS, **constant, on_bad_step="skip")
         self.marks: Marks | None = None  # notes when each phase of a step begins
 
     def run(self, measurement: Iterator[None]) -> None:
@@ -66,8 +67,7 @@ class TrainingInTurns:
 
     def set_micro_batches(self, number: int) -> None:
         """Set the number of micro-batches in the following steps."""
-        self.trainer.gradient_accumulation_steps = number
-        self.trainer.step_samples = number * self.trainer.train_loader.batch_size
+        self.trainer.schedules.set_micro_batches(number)
 
 
 def with_random_tokens(cfg: DictConfig, folder: Path) -> DictConfig:

@@ -24,7 +24,9 @@ from lmtrain.terminal.units import counted
 
 ORIGIN_KEY = "from"  # a key of a group's settings, for the parent of forked runs
 # What decides which weights and batches a seed gives.
-START = re.compile(r"(model|data)(\..*)?|trainer\.gradient_accumulation_steps|global_batch|parameters|code")
+START = re.compile(
+    r"(model|data)(\..*)?|trainer\.(gradient_accumulation_steps|batch_schedule)|global_batch|parameters|code"
+)
 MAX_ERROR_CHARS = 200
 
 
