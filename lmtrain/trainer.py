@@ -23,7 +23,7 @@ from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
 from lmtrain.loop.train_metrics import Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import module_metrics, update, updated_modules
+from lmtrain.loop.update import update, updated_modules
 from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -293,4 +293,4 @@ class Trainer:
         self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps
-        return metrics | module_metrics(self.updated_modules)
+        return metrics

@@ -1,10 +1,13 @@
 """Puts together the metrics of a training step."""
 
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lmtrain.loop.update import updated_modules
 from lmtrain.model.flops import flops_per_token
 from lmtrain.system import System
 
@@ -31,4 +34,13 @@ def train_metrics(
     }
     if peak := system.peak_flops():
         metrics["mfu"] = flops_per_token(model, speed.length) * speed.tokens / speed.seconds / peak
-    return metrics
+    return metrics | module_metrics(updated_modules(model))
+
+
+def module_metrics(modules: Iterable[Any]) -> dict[str, float]:
+    """Return the means over the modules of what their method `metrics` returns about the last step."""
+    values = defaultdict(list)
+    for module in modules:
+        for name, value in module.metrics().items():
+            values[name].append(value)
+    return {name: float(torch.stack(each).mean()) for name, each in values.items()}

@@ -1,15 +1,9 @@
 """The optimizer's update, which is skipped in a bad step."""
 
-from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-
-
-def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Return whether the optimizer itself skips a bad step, so that the host need not know whether it is bad."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def updated_modules(model: torch.nn.Module) -> list[Any]:
@@ -17,13 +11,9 @@ def updated_modules(model: torch.nn.Module) -> list[Any]:
     return [module for module in model.modules() if hasattr(module, "after_update")]
 
 
-def module_metrics(modules: Iterable[Any]) -> dict[str, float]:
-    """Return the means over the modules of what their method `metrics` returns about the last step."""
-    values = defaultdict(list)
-    for module in modules:
-        for name, value in module.metrics().items():
-            values[name].append(value)
-    return {name: float(torch.stack(each).mean()) for name, each in values.items()}
+def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether the optimizer itself skips a bad step, so that the host need not know whether it is bad."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def update(

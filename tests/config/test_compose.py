@@ -163,6 +163,8 @@ def spelled_out(node: Any) -> set[str]:
         (["data.order=shufle"], "data.order=shufle: input should be 'shuffle', 'random' or 'sequential'"),
         (["data.split=val"], "unknown key"),
         (["+data.split=val"], "data.split=val: is set by lmtrain itself"),
+        (["model=moe_1m", "+model.mlp.d_ff=9"], "model.mlp.d_ff=9: is set by lmtrain itself"),
+        (["model=moe_1m", "model.mlp.n_expertz=9"], "did you mean model.mlp.n_expert?"),
         (["system.compile=maybe"], "system.compile=maybe: input should be a valid boolean, or input should be 'auto'"),
         (["model.n_layer={a: 1}"], "model.n_layer={'a': 1}: input should be a valid integer"),
         (["model=llama_5m"], "model=llama_5m: no such choice; did you mean llama_50m?"),

@@ -13,11 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lmtrain.model.decoder import Decoder
 from lmtrain.model.experts.mixture import MixtureOfExperts
+from lmtrain.model.flops import count_flops
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
 from lmtrain.optimizer.adamw import adamw
 from lmtrain.optimizer.muon import muon_update
 from lmtrain.optimizer.rules import role_of
-from lmtrain.plan.memory import StepSettings, count_flops, simulate
+from lmtrain.plan.memory import StepSettings, simulate
 
 TINY: dict[str, Any] = {
     "vocab_size": 61, "block_size": 24, "n_layer": 3, "n_head": 4, "n_kv_head": 2, "d_model": 32, "d_ff": 48,

@@ -50,9 +50,6 @@ class Spy:
     def after_update(self, bad: Tensor) -> None:
         self.look()
 
-    def metrics(self) -> dict[str, Tensor]:
-        return {}
-
 
 def trainer(folder: Path, out: Path, **changes: Any) -> Trainer:
     return make_trainer(folder, out, **{"model": model(), **changes})
