@@ -98,10 +98,6 @@ class TransformersModel(nn.Module):
         training = self.training
         self.eval()
         tokens = torch.arange(6).remainder(self.vocab_size)[None]
-        if self.plain_head:
-            weight = self.model.get_output_embeddings().weight
-            logits, hidden = self.model(tokens, use_cache=False).logits, self._hidden(tokens)
-            self.plain_head = torch.allclose(logits, F.linear(hidden, weight), rtol=1e-4, atol=1e-5)
         if self.end_of_text is not None:
             tokens = tokens.masked_fill(tokens == self.end_of_text, (self.end_of_text + 1) % self.vocab_size)
             tokens[0, 3] = self.end_of_text
@@ -116,6 +112,10 @@ class TransformersModel(nn.Module):
                     f"model.mask_documents=true: model_type={self.model.config.model_type} does not keep attention "
                     "inside documents; use model.mask_documents=false"
                 )
+        if self.plain_head:
+            weight = self.model.get_output_embeddings().weight
+            logits, hidden = self.model(tokens, **self._given(tokens)).logits, self._hidden(tokens)
+            self.plain_head = torch.allclose(logits, F.linear(hidden, weight), rtol=1e-4, atol=1e-5)
         self.train(training)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:

@@ -31,7 +31,7 @@ def library(
     options: dict[str, Any],
     rules: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of pytorch-optimizer, after two steps with two small tensors that show that it works here.
+    """Return an optimizer of pytorch-optimizer, after two steps with three small tensors that show that it works here.
 
     Args:
         named_parameters: The model's parameters; given by lmtrain.
@@ -90,10 +90,12 @@ def _build(found: Any, groups: ParameterGroups, lr: float, options: Mapping[str,
 
 
 def _try(found: Any, name: str, lr: float, options: Mapping[str, Any]) -> None:
-    """Take two steps with a matrix and a vector, and look at the state that they leave."""
-    small = {"hidden.weight": nn.Parameter(torch.ones(8, 6)), "gain": nn.Parameter(torch.ones(6))}
+    """Take two steps with two matrices and a vector, and look at the state that they leave."""
+    shapes = {"tall.weight": (8, 6), "wide.weight": (64, 192), "gain": (6,)}
+    small = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+    matrices = [small["tall.weight"], small["wide.weight"]]
     groups: ParameterGroups = [
-        {"params": [small["hidden.weight"]], "algorithm": "hidden", "weight_decay": 0.1, "lr_scale": 1.0},
+        {"params": matrices, "algorithm": "hidden", "weight_decay": 0.1, "lr_scale": 1.0},
         {"params": [small["gain"]], "algorithm": "other", "weight_decay": 0.0, "lr_scale": 1.0},
     ]
     with torch.random.fork_rng(devices=[]):

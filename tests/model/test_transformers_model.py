@@ -83,6 +83,7 @@ def test_logits_loss_and_gradients_are_those_of_transformers(model_type: str) ->
 )
 def test_the_loss_comes_in_chunks_where_the_logits_are_a_plain_product(model_type: str, plain: bool) -> None:
     assert make(model_type).plain_head == plain
+    assert make(model_type, mask_documents=True, end_of_text=0).plain_head == plain
 
 
 @pytest.mark.parametrize("model_type", list(CONFIGS))
