@@ -1,16 +1,26 @@
-"""Wraps what lmtrain uses from torch's private attributes, so that eager runs start without torch's compiler.
+"""Wraps what lmtrain uses from torch's private attributes: fake tensors, and a start without torch's compiler.
 
-A new version of torch may change any of it. Then runs start more slowly, and `tests/test_torch_internals.py` fails.
+A new version of torch may change any of it. Then `plan` fails or runs start more slowly, and
+`tests/test_torch_internals.py` fails.
 """
 
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 COMPILER = "torch._dynamo"
 # The attribute in which `torch._compile._disable_dynamo` keeps what the compiler made of a function.
 HIDDEN = "__dynamo_disable"
+
+
+def fake_tensors() -> AbstractContextManager[Any]:
+    """Return a context in which tensors have shapes, but no memory and no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import
+
+    mode: AbstractContextManager[Any] = FakeTensorMode()
+    return mode
 
 
 def postpone_compiler_import() -> int:

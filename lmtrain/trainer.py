@@ -224,8 +224,8 @@ class Trainer:
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
         with self.schedules.values(step):
-            update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
-        self.evaluation_weights.after_update(step, verdict.bad)
+            skipped = update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
+        self.evaluation_weights.after_update(step, skipped)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1
         self.monitor.record(self.state.step, self.state.samples, total, grad_norm, verdict, losses)

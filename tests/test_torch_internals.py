@@ -1,6 +1,6 @@
-"""Tests that torch's optimizers work without torch's compiler, with the same results, and with it once it is there.
+"""Tests of fake tensors; and that optimizers work without torch's compiler as they do with it once it is there.
 
-If these tests fail with a new version of torch, runs only start more slowly; see `lmtrain/torch_internals.py`.
+If the latter fail with a new version of torch, runs only start more slowly; see `lmtrain/torch_internals.py`.
 """
 
 import json
@@ -9,6 +9,8 @@ import sys
 from typing import Any
 
 import pytest
+
+from lmtrain.torch_internals import fake_tensors
 
 pytestmark = pytest.mark.slow  # each starts a process of its own, because this one may have imported the compiler
 
@@ -84,3 +86,11 @@ def test_optimizers_do_the_same_without_the_compiler_and_once_it_is_imported() -
     # Once the compiler is there, torch hides its methods from it as always, and nothing is changed any more.
     assert postponed["hidden"] == torchs["hidden"] == [True, True]
     assert postponed["again"] == 0
+
+
+def test_fake_tensors_have_no_memory() -> None:
+    import torch
+
+    with fake_tensors():
+        large = torch.ones(10**15) + 1
+    assert large.shape == (10**15,)

@@ -28,8 +28,8 @@ class EvaluationWeights:
         """Return the weights for evaluation by parameter name, or nothing if they are those of training."""
         return {}
 
-    def after_update(self, step: int, bad: Tensor) -> None:
-        """Take over the parameters after the update of a step, unless it was bad (a bool scalar on the device)."""
+    def after_update(self, step: int, skipped: Tensor) -> None:
+        """Take over the parameters after the update of a step, unless it was skipped (a bool scalar on the device)."""
 
     def restore(self, values: Mapping[str, Tensor]) -> None:
         """Restore what `values` returned; without any, begin with the parameters as they are."""
@@ -55,7 +55,7 @@ class EvaluationWeights:
 class RunningMean(EvaluationWeights):
     """Keeps an exponential moving average of the parameters.
 
-    After `step` steps, `min(decay, (1 + step) / (10 + step))` of the mean is kept in a step, so that it forgets the
+    In the step after `step` steps, `min(decay, (1 + step) / (10 + step))` of the mean is kept, so that it forgets the
     initial weights soon.
 
     Sources: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging" (1992), for averages of the
@@ -73,9 +73,9 @@ class RunningMean(EvaluationWeights):
         return self.mean
 
     @torch.no_grad()
-    def after_update(self, step: int, bad: Tensor) -> None:
+    def after_update(self, step: int, skipped: Tensor) -> None:
         share = 1 - min(self.decay, (1 + step) / (WARMUP + step))
-        shares = {dtype: (~bad).to(dtype) * share for dtype in {mean.dtype for mean in self.mean.values()}}
+        shares = {dtype: (~skipped).to(dtype) * share for dtype in {mean.dtype for mean in self.mean.values()}}
         for name, mean in self.mean.items():
             mean.lerp_(self.params[name], shares[mean.dtype])
 

@@ -7,7 +7,7 @@ import torch
 
 
 def updated_modules(model: torch.nn.Module) -> list[Any]:
-    """Return the modules that change after each update: those with methods `after_update(bad)` and `metrics()`."""
+    """Return the modules that change after each update: those with methods `after_update(skipped)` and `metrics()`."""
     return [module for module in model.modules() if hasattr(module, "after_update")]
 
 
@@ -18,13 +18,14 @@ def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
 
 def update(
     optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, bad: torch.Tensor, modules: Iterable[Any] = ()
-) -> None:
-    """Update the parameters, unless `bad` (a bool scalar on the device) is true.
+) -> torch.Tensor:
+    """Update the parameters, unless `bad` (a bool scalar on the device) is true; return whether that was skipped.
 
     A fused optimizer makes that decision on the device. For any other optimizer the host decides and has to wait for
     the device. An enabled scaler must already have unscaled the gradients; it skips gradients that are not finite by
-    itself, and lowers its scale. Then `after_update(bad)` of each of the `modules` runs.
+    itself, and lowers its scale. Then `after_update(skipped)` of each of the `modules` runs.
     """
+    skipped = bad
     if scaler.is_enabled():
         overflows = scaler._found_inf_per_device(optimizer)
         found = {device: overflow.clone() for device, overflow in overflows.items()}
@@ -33,6 +34,7 @@ def update(
         scaler.step(optimizer)
         for device, overflow in overflows.items():
             overflow.copy_(found[device])  # a spike must not lower the scale
+            skipped = skipped | found[device].bool().to(bad.device)
         scaler.update()
     elif decides_on_device(optimizer):
         # torch.amp.GradScaler sets the same attributes; the kernel changes nothing where found_inf is 1.
@@ -42,4 +44,5 @@ def update(
     elif not bad:
         optimizer.step()
     for module in modules:
-        module.after_update(bad)
+        module.after_update(skipped)
+    return skipped

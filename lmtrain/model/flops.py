@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+
+from lmtrain.torch_internals import fake_tensors
 
 
 def matrix_parameters(module: nn.Module) -> int:
@@ -44,7 +43,10 @@ def count_flops(build: Callable[[], nn.Module], batch_size: int, block_size: int
     Raises:
         Exception: any error of the model, if it reads data or uses an operation without shape rules.
     """
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+    from torch.nn.attention import SDPBackend, sdpa_kernel  # all of these imports would slow down the start of a run
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.random.fork_rng(devices=[]), fake_tensors(), sdpa_kernel(SDPBackend.MATH):
         model = build()
         x = torch.zeros((batch_size, block_size), dtype=torch.int64)
         with FlopCounterMode(display=False) as counter:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -25,6 +24,7 @@ from lmtrain.loop.update import decides_on_device, update
 from lmtrain.model.loss import chunk_rows
 from lmtrain.plan.calls import Call, CallLog, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
+from lmtrain.torch_internals import fake_tensors
 
 KINDS = {  # in the order in which they are shown
     "weights": "weights",
@@ -117,7 +117,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
     as_on_cuda = settings.device == "cuda"  # tensors are on the CPU; `CudaKernels` replaces operations that differ
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(FakeTensorMode())
+        stack.enter_context(fake_tensors())
         ledger = stack.enter_context(MemoryLedger(CUDA_BLOCK if as_on_cuda else 1))
         ledger.kind = "weights"
         model, optimizer = build()

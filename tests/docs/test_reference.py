@@ -80,10 +80,14 @@ def test_the_variables_are_those_of_the_code() -> None:
 
 
 def metrics_in_code() -> set[str]:
-    """Return the metrics that the trainer and the evaluator give to loggers."""
+    """Return the metrics that the trainer, the evaluator and models give to loggers."""
     found = {"step"}
-    for name in ("trainer.py", "loop/train_metrics.py", "loop/evaluation.py"):
+    for name in ("trainer.py", "loop/train_metrics.py", "loop/evaluation.py", "model/experts/mixture.py"):
         for node in ast.walk(ast.parse((ROOT / "lmtrain" / name).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "metrics" and name.startswith("model/"):
+                (returned,) = (each.value for each in ast.walk(node) if isinstance(each, ast.Return))
+                assert isinstance(returned, ast.Dict)
+                found |= {ast.literal_eval(key) for key in returned.keys if key is not None}
             if not isinstance(node, ast.Assign):
                 continue
             (target,) = node.targets

@@ -35,3 +35,18 @@ def test_a_bad_step_is_skipped_and_the_others_are_plain_steps(make: Callable[[Na
         for name, param in named.items():  # later steps would show changed moments or step counts
             assert torch.equal(param, plain[name]), name
     assert not hasattr(optimizer, "found_inf")
+
+
+@pytest.mark.parametrize("overflow", [False, True])
+@pytest.mark.parametrize("bad", [False, True])
+def test_an_update_says_whether_it_was_skipped(bad: bool, overflow: bool) -> None:
+    named = parameters(seed=1, dtype=torch.float32)
+    before = {name: param.detach().clone() for name, param in named.items()}
+    optimizer, scaler = fused(named), torch.amp.GradScaler("cpu", init_scale=4.0)
+    scaler.scale(sum(param.sum() for param in named.values())).backward()
+    if overflow:
+        named["gain"].grad.fill_(float("inf"))
+    scaler.unscale_(optimizer)
+    skipped = update(optimizer, scaler, torch.tensor(bad))
+    assert bool(skipped) == (bad or overflow)
+    assert all(torch.equal(param, before[name]) for name, param in named.items()) == bool(skipped)

@@ -133,10 +133,10 @@ class MixtureOfExperts(nn.Module):
         """Count the tokens of a micro-batch for `after_update`."""
         self.load += load
 
-    def after_update(self, bad: Tensor) -> None:
-        """Move the biases according to the load of the whole step, unless the step was bad (a bool on the device)."""
+    def after_update(self, skipped: Tensor) -> None:
+        """Move the biases according to the load of the whole step, unless its update was skipped (a bool tensor)."""
         busier = torch.sign(self.load * len(self.load) - self.load.sum())  # than the mean; integers are exact
-        self.bias -= self.bias_rate * torch.where(bad, 0, busier).to(self.bias.dtype)
+        self.bias -= self.bias_rate * torch.where(skipped, 0, busier).to(self.bias.dtype)
         self.imbalance.copy_(self.load.max() / self.load.sum() * len(self.load))
         self.load.zero_()
 
