@@ -24,7 +24,7 @@ from lmtrain.files.limited import read_json, read_json_limited
 from lmtrain.terminal.as_text import differences, first_few
 
 # Options of a model that change how it is trained or computed, but not what its weights mean.
-SAME_FUNCTION = frozenset({"dropout", "init_std", "attention", "recompute"})
+SAME_FUNCTION = frozenset({"dropout", "init_std", "attention", "recompute", "z_loss"})
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def test_a_loss_in_chunks_is_a_phase_of_its_own(
     assert loss.in_chunks is in_chunks
     with marked(training.trainer, timeline):  # a compiled model calls the same as an operation
         operation = torch.ops.lmtrain.linear_cross_entropy
-        operation(torch.ones(3, 4), torch.ones(5, 4), torch.tensor([0, 1, 2]), torch.float32, 2, True, True)
+        operation(torch.ones(3, 4), torch.ones(5, 4), torch.tensor([0, 1, 2]), torch.float32, 2, True, True, None, 0.0)
     timeline.mark("end")
     assert list(timeline.seconds()) == ["loss", "forward"]
 
