@@ -289,7 +289,8 @@ class Trainer:
         seconds, samples = self.clock.lap(self.state.step, self.state.samples)
         tokens, length = samples * self.train_loader.block_size, self.schedules.length(self.state.tokens)
         speed = Speed(seconds, tokens, length)
-        metrics = train_metrics(loss, grad_norm, self.optimizer, self.system, self.model, speed)
+        lr = self.schedules.learning_rate(self.state.step - 1)
+        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed)
         self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps

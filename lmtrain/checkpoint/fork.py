@@ -122,4 +122,5 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
 
 
 def _chosen(config: Mapping[str, Any], group: str) -> Any:
-    return config[group].get("_target_")
+    """Return what is chosen in a group: one function may make several things, by their names."""
+    return config[group].get("_target_"), config[group].get("name")

@@ -123,7 +123,7 @@ def load_groups(optimizer: torch.optim.Optimizer, initial: Groups, changed: Grou
     if len(changed) != len(optimizer.param_groups):
         raise ValueError(
             f"the checkpoint's optimizer has {counted(len(changed), 'parameter group')}, but this one has "
-            f"{len(optimizer.param_groups)}"
+            f"{len(optimizer.param_groups)}; give the same optimizer.rules and optimizer.weight_decay as then"
         )
     for group, first, values in zip(optimizer.param_groups, initial, changed, strict=True):
         for key in group.keys() - first.keys() - {"params", "lr"}:

@@ -23,8 +23,10 @@ from lmtrain.data.loader import TokenLoader
 from lmtrain.data.order import ORDER_VERSION
 from lmtrain.errors import DataError
 from lmtrain.loop.bad_steps import SpikeDetector
-from lmtrain.loop.evaluation_weights import EMA, EvaluationWeights
+from lmtrain.loop.evaluation_weights import EvaluationWeights
 from lmtrain.loop.training_parts import Parts
+from lmtrain.optimizer.grouped import GroupedOptimizer
+from lmtrain.terminal.units import counted
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +176,10 @@ class Snapshot:
         self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
 
     def restore_optimizer(self, checkpoint: Checkpoint) -> None:
-        """Restore the optimizer's state; raise ValueError if its parameters or groups do not fit."""
+        """Restore the optimizer's state; raise ValueError if its parameters or groups do not fit.
+
+        Parameters that another algorithm updates now, because the rules have changed, start without a state.
+        """
         self.optimizer.state.clear()
         load_optimizer_state(
             self.optimizer,
@@ -183,10 +188,12 @@ class Snapshot:
             checkpoint.state["optimizer"],
         )
         load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
+        if isinstance(self.optimizer, GroupedOptimizer) and (dropped := self.optimizer.drop_other_states()):
+            log.warning("%s had another algorithm before, and start without a state", counted(dropped, "tensor"))
 
     def restore_evaluation_weights(self, checkpoint: Checkpoint) -> None:
-        """Restore the running mean of the weights; without one, it begins with the weights, which are already there."""
-        self.evaluation_weights.restore(checkpoint.tensors.get(EMA, {}))
+        """Restore the weights for evaluation; a running mean that is not there begins with the weights of training."""
+        self.evaluation_weights.restore(checkpoint.tensors.get(self.evaluation_weights.file or "", {}))
 
     def restore_scaler(self, checkpoint: Checkpoint) -> None:
         """Restore the gradient scaler's state, if the saved run and this run both have a scaler."""

@@ -146,7 +146,7 @@ def _put_homes(composed: DictConfig) -> None:
 def _compose_for_choices(overrides: Sequence[str]) -> Composition:
     """Compose without those values of experiments and of a forked run that were written for other choices."""
     fork_at = max((at for at, text in enumerate(overrides) if text.startswith(FORK)), default=0)
-    end = end_of_branch(overrides[fork_at:])
+    end = end_of_branch(overrides[fork_at:], overrides[:fork_at])
     overrides = [*overrides, *end]
     origins, own = overrides[:fork_at], overrides[fork_at:]
     fork, trial = None, {}

@@ -250,17 +250,20 @@ def _listed(values: Mapping[str, Any]) -> str:
     return first_few((f"{key}={rounded(value)}" for key, value in values.items()), 6)
 
 
-def end_of_branch(own: Sequence[str]) -> list[str]:
-    """Return the override for the length of a fork, or nothing if it has no decay of its own, or names its length.
+def end_of_branch(own: Sequence[str], origins: Sequence[str] = ()) -> list[str]:
+    """Return the overrides for the length of a fork, or nothing if it has no decay of its own, or names its length.
 
     `fork=RUN step=2000 scheduler=wsd scheduler.decay_steps=500` decays at once, so it trains until step 2500.
 
     Args:
         own: The overrides of the fork itself, with the step at which it begins.
+        origins: The overrides of its parent, which may have set where the schedule ends.
     """
     given = {key.lstrip("+"): value for key, _, value in (text.partition("=") for text in own)}
     step, decay_steps = given.get("step", ""), given.get(DECAY_STEPS, "")
     numbers = step.isdecimal() and decay_steps.isdecimal() and int(decay_steps) > 0
     if "fork" not in given or not numbers or any(key in given for key in ENDS):
         return []
-    return [f"{ENDS[0]}={int(step) + int(decay_steps)}"]
+    end = int(step) + int(decay_steps)
+    of_parent = [ENDS[1]] if any(text.lstrip("+").startswith(f"{ENDS[1]}=") for text in origins) else []
+    return [f"{key}={end}" for key in (ENDS[0], *of_parent)]

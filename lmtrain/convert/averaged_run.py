@@ -21,6 +21,7 @@ from lmtrain.files.durable import sha256_of
 from lmtrain.files.limited import read_json, read_yaml_text
 from lmtrain.files.links import refuse_links
 from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.loop.evaluation_weights import EMA, OF_OPTIMIZER
 from lmtrain.run.directory import RunDirectory, refuse_used_directory
 from lmtrain.run.environment import describe_environment
 from lmtrain.terminal.as_text import shown
@@ -143,6 +144,12 @@ def _remarks(averaged: WeightAverage, ingredients: Sequence[Ingredient]) -> list
         remarks.append(
             "the runs were not forked from one run: the mean of models that were trained independently is usually much "
             "worse than each of them"
+        )
+    averages = (EMA, OF_OPTIMIZER)
+    if any((each.chosen.path / f"{name}.safetensors").is_file() for each in ingredients for name in averages):
+        remarks.append(
+            "the weights of training were averaged; these runs also keep a mean of their own, with which they are "
+            "evaluated"
         )
     if averaged.from_newest:
         names = ", ".join(averaged.from_newest)

@@ -24,7 +24,9 @@ from lmtrain.files.limited import read_json, read_json_limited
 from lmtrain.terminal.as_text import differences, first_few
 
 # Options of a model that change how it is trained or computed, but not what its weights mean.
-SAME_FUNCTION = frozenset({"dropout", "init_std", "attention", "recompute", "z_loss"})
+SAME_FUNCTION = frozenset(
+    {"dropout", "init_std", "attention", "recompute", "z_loss", "balance_loss", "router_z_loss", "bias_rate"}
+)
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,16 @@ def _check_same_model(first: Ingredient, other: Ingredient) -> None:
 def _model_config(state: Mapping[str, Any]) -> dict[str, Any]:
     config = state.get("config")
     model = config.get("model") if isinstance(config, dict) else None
-    return {key: value for key, value in model.items() if key not in SAME_FUNCTION} if isinstance(model, dict) else {}
+    return _without_same_function(model) if isinstance(model, dict) else {}
+
+
+def _without_same_function(node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a node of a config without the keys of `SAME_FUNCTION`, also in the nodes below it."""
+    return {
+        key: _without_same_function(value) if isinstance(value, dict) else value
+        for key, value in node.items()
+        if key not in SAME_FUNCTION
+    }
 
 
 def _check_same_tensors(ingredients: Sequence[Ingredient], files: Sequence[Any]) -> None:

@@ -76,7 +76,7 @@ class RunningMean(EvaluationWeights):
     def after_update(self, step: int, skipped: Tensor) -> None:
         share = 1 - min(self.decay, (1 + step) / (WARMUP + step))
         shares = {dtype: (~skipped).to(dtype) * share for dtype in {mean.dtype for mean in self.mean.values()}}
-        for name, mean in self.mean.items():
+        for name, mean in self.mean.items():  # torch._foreach_lerp_ would need as much memory again as the weights
             mean.lerp_(self.params[name], shares[mean.dtype])
 
     def restore(self, values: Mapping[str, Tensor]) -> None:
@@ -125,6 +125,11 @@ def load_weights_to_use(model: nn.Module, tensors: Mapping[str, Mapping[str, Ten
     copy_into(params, values)
 
 
+def averages_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer has weights for evaluation: then it has methods `train` and `eval`, like modules."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
 def evaluation_weights(
     model: nn.Module, optimizer: torch.optim.Optimizer, ema_decay: float | None
 ) -> EvaluationWeights:
@@ -133,7 +138,7 @@ def evaluation_weights(
     Raises:
         ValueError: a running mean is wanted beside an optimizer that has weights for evaluation itself.
     """
-    averages = all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+    averages = averages_weights(optimizer)
     if averages and ema_decay is not None:
         raise ValueError(
             f"trainer.ema_decay={ema_decay}: this optimizer already averages the weights; use trainer.ema_decay=null"

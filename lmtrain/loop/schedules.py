@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lmtrain.data.prefetch import MicroBatch
+from lmtrain.loop.evaluation_weights import averages_weights
 from lmtrain.loop.step_sizes import BatchSizes, TokenPoints, value_at
 from lmtrain.loop.training_parts import Parts
 from lmtrain.scheduler import Shares, share_at
@@ -135,7 +136,7 @@ class Schedules:
             )
         if self._momentum is None:
             return
-        if hasattr(self._optimizer, "eval"):  # the weights for evaluation are computed with the same betas
+        if averages_weights(self._optimizer):  # the weights for evaluation are computed with the same betas
             raise ValueError(
                 f"trainer.momentum_schedule: the betas of {name} also say how it averages weights, so they must stay "
                 "the same; leave the schedule out"

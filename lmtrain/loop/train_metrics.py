@@ -21,12 +21,15 @@ class Speed(NamedTuple):
 
 
 def train_metrics(
-    loss: Tensor, grad_norm: Tensor, optimizer: torch.optim.Optimizer, system: System, model: nn.Module, speed: Speed
+    loss: Tensor, grad_norm: Tensor, lr: float, system: System, model: nn.Module, speed: Speed
 ) -> dict[str, float]:
-    """Return the metrics of a step with this loss (nats per token) and gradient norm; this waits for the device."""
+    """Return the metrics of a step with this loss (nats per token) and gradient norm; this waits for the device.
+
+    `lr` is the learning rate of the schedule, without the factors of parameter groups.
+    """
     metrics = {
         "train/loss": loss.item(),
-        "lr": optimizer.param_groups[0]["lr"],
+        "lr": lr,
         "grad_norm": grad_norm.item(),
         "tokens_per_second": speed.tokens / speed.seconds,
         "step_time_ms": 1000 * speed.seconds,

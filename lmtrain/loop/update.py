@@ -8,7 +8,7 @@ import torch
 
 def updated_modules(model: torch.nn.Module) -> list[Any]:
     """Return the modules that change after each update: those with methods `after_update(skipped)` and `metrics()`."""
-    return [module for module in model.modules() if hasattr(module, "after_update")]
+    return [module for module in model.modules() if hasattr(module, "after_update") and hasattr(module, "metrics")]
 
 
 def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:

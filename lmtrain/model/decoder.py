@@ -111,6 +111,8 @@ class Decoder(nn.Module):
             raise ValueError(f"model.d_model={d_model}: must be an even multiple of model.n_head={n_head}, for RoPE")
         if n_head % n_kv_head:
             raise ValueError(f"model.n_kv_head={n_kv_head}: must divide model.n_head={n_head}")
+        if global_every is not None and sliding_window is None:
+            raise ValueError(f"model.global_every={global_every}: needs model.sliding_window, or all layers are global")
         self.vocab_size, self.block_size, self.n_layer, self.d_model = vocab_size, block_size, n_layer, d_model
         self.logit_softcap, self.z_loss = logit_softcap, z_loss
         d_head = d_model // n_head

@@ -69,9 +69,9 @@ class TransformersModel(nn.Module):
             built = _config(transformers, config, vocab_size, block_size, end_of_text)
             try:
                 self.model = transformers.AutoModelForCausalLM.from_config(built, attn_implementation=attention)
-            except (ValueError, ImportError) as error:
-                first = str(error).partition(". ")[0].partition("\n")[0]
-                raise ValueError(f"model.config.model_type={built.model_type}: {first}") from error
+            except Exception as error:  # each class has checks and errors of its own
+                reason = _one_line(error).partition(". ")[0]
+                raise ValueError(f"model.config.model_type={built.model_type}: {reason}") from error
         if recompute == "layer":
             if not self.model.supports_gradient_checkpointing:
                 raise ValueError(f"model.recompute=layer: not possible for model_type={built.model_type}; use none")
@@ -80,6 +80,8 @@ class TransformersModel(nn.Module):
         self.recompute = recompute
         self.adds_auxiliary_loss = bool(getattr(built, "output_router_logits", False))
         head: Any = self.model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"model.config.model_type={built.model_type}: has no output layer; use another type")
         self.plain_head = (
             isinstance(head, nn.Linear)
             and getattr(head, "bias", None) is None
@@ -89,33 +91,50 @@ class TransformersModel(nn.Module):
         if _has_numbers(head.weight):
             try:
                 self._try()
-            except RuntimeError as error:
-                raise ValueError(f"model.config: {built.model_type} cannot compute with it: {error}") from error
+            except ValueError:
+                raise
+            except Exception as error:
+                raise ValueError(
+                    f"model.config: {built.model_type} cannot compute with it: {_one_line(error)}"
+                ) from error
 
     @torch.no_grad()
     def _try(self) -> None:
-        """Compute two sequences of a few tokens, to see how the logits come about and whether documents are masked."""
-        training = self.training
+        """Compute sequences of a few tokens, to see that no token sees later ones or those of other documents.
+
+        Also see how the logits come about.
+
+        Raises:
+            ValueError: a token sees what it must not see.
+        """
+        training, model_type = self.training, self.model.config.model_type
         self.eval()
-        tokens = torch.arange(6).remainder(self.vocab_size)[None]
-        if self.end_of_text is not None:
+        tokens = torch.arange(min(6, self.block_size)).remainder(self.vocab_size)[None]
+        other = tokens.clone()
+        other[0, -1] = (other[0, -1] + 1) % self.vocab_size
+        if not _close(*(self.model(each, use_cache=False).logits[:, :-1] for each in (tokens, other))):
+            raise ValueError(
+                f"model.config.model_type={model_type}: its tokens see later ones, so it cannot be trained to predict "
+                "them; if its config has is_decoder, try +model.config.is_decoder=true"
+            )
+        if self.end_of_text is not None and tokens.shape[1] > 3:
             tokens = tokens.masked_fill(tokens == self.end_of_text, (self.end_of_text + 1) % self.vocab_size)
             tokens[0, 3] = self.end_of_text
             other = tokens.clone()
             other[0, :3] = tokens[0, :3].flip(0)
             try:
-                masked = torch.allclose(self(tokens)[0][0, 3:], self(other)[0][0, 3:], rtol=1e-4, atol=1e-5)
+                masked = _close(self(tokens)[0][0, 3:], self(other)[0][0, 3:])
             except TypeError:  # it knows no positions
                 masked = False
             if not masked:
                 raise ValueError(
-                    f"model.mask_documents=true: model_type={self.model.config.model_type} does not keep attention "
-                    "inside documents; use model.mask_documents=false"
+                    f"model.mask_documents=true: model_type={model_type} does not keep attention inside documents; use "
+                    "model.mask_documents=false"
                 )
         if self.plain_head:
             weight = self.model.get_output_embeddings().weight
             logits, hidden = self.model(tokens, **self._given(tokens)).logits, self._hidden(tokens)
-            self.plain_head = torch.allclose(logits, F.linear(hidden, weight), rtol=1e-4, atol=1e-5)
+            self.plain_head = _close(logits, F.linear(hidden, weight))
         self.train(training)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
@@ -174,6 +193,16 @@ class TransformersModel(nn.Module):
             d_head = getattr(config, "head_dim", None) or config.hidden_size // heads
             flops += 4 * config.num_hidden_layers * heads * d_head * block_size
         return int(flops)
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    """Return whether two results are the same up to rounding in float32."""
+    return torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message of an error in one line, or the name of its class if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _has_numbers(weight: Any) -> bool:
@@ -248,5 +277,4 @@ def _config(
     try:
         return transformers.AutoConfig.for_model(model_type, **{**allowed, **given})
     except Exception as error:  # each config class has checks and errors of its own
-        first = str(error).strip().partition("\n")[0]
-        raise ValueError(f"model.config: {model_type} refuses it: {first}") from error
+        raise ValueError(f"model.config: {model_type} refuses it: {_one_line(error)}") from error

@@ -15,6 +15,16 @@ State = dict[str, Any]
 Algorithm = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[State], Mapping[str, Any], Tensor | None], None]
 
 
+# A key of the state that no other algorithm of the same optimizer has.
+FIRST_KEYS = {
+    "adafactor": "step",
+    "adamw": "exp_avg",
+    "adamw8bit": "exp_avg_codes",
+    "lion": "exp_avg",
+    "muon": "momentum",
+}
+
+
 class GroupedOptimizer(torch.optim.Optimizer):
     """Updates each parameter group by the algorithm that its value `algorithm` names.
 
@@ -31,6 +41,17 @@ class GroupedOptimizer(torch.optim.Optimizer):
     def __init__(self, groups: ParameterGroups, algorithms: Mapping[str, Algorithm], lr: float) -> None:
         super().__init__(groups, {"lr": lr, "fused": True})  # AdamW's step counters are on the device
         self._algorithms = algorithms
+
+    def drop_other_states(self) -> int:
+        """Drop the states that another algorithm made than the one of their group; return how many they are."""
+        dropped = 0
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state.get(param)
+                if state and FIRST_KEYS[group["algorithm"]] not in state:
+                    del self.state[param]
+                    dropped += 1
+        return dropped
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

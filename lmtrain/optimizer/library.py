@@ -31,7 +31,7 @@ def library(
     options: dict[str, Any],
     rules: list[dict[str, Any]] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of pytorch-optimizer, after two steps with three small tensors that show that it works here.
+    """Return an optimizer of pytorch-optimizer, after three steps with small tensors that show that it works here.
 
     Args:
         named_parameters: The model's parameters; given by lmtrain.
@@ -90,7 +90,7 @@ def _build(found: Any, groups: ParameterGroups, lr: float, options: Mapping[str,
 
 
 def _try(found: Any, name: str, lr: float, options: Mapping[str, Any]) -> None:
-    """Take two steps with two matrices and a vector, and look at the state that they leave."""
+    """Take three steps with two matrices and a vector, and look at the state that they leave."""
     shapes = {"tall.weight": (8, 6), "wide.weight": (64, 192), "gain": (6,)}
     small = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
     matrices = [small["tall.weight"], small["wide.weight"]]
@@ -101,12 +101,20 @@ def _try(found: Any, name: str, lr: float, options: Mapping[str, Any]) -> None:
     with torch.random.fork_rng(devices=[]):
         try:
             optimizer = _build(found, groups, lr, options)
-            for step in range(2):
+            before = _own_values(optimizer)
+            for step in range(3):
                 for param in small.values():
                     param.grad = torch.linspace(-1, 1 + step, param.numel()).reshape(param.shape)
                 optimizer.step()
         except Exception as error:
             raise ValueError(f"optimizer.name={name}: cannot be used here: {type(error).__name__}: {error}") from error
+    changed = [name for name, value in _own_values(optimizer).items() if before.get(name, before) != value]
+    changed += [str(key) for key in optimizer.state if not isinstance(key, torch.Tensor)]
+    if changed:
+        raise ValueError(
+            f"optimizer.name={name}: cannot be used here, because it would not resume exactly: it keeps "
+            f"{', '.join(changed)} outside the state of its parameters"
+        )
     for param in small.values():
         for key, value in optimizer.state[param].items():
             if (strange := _strange(value)) is not None:
@@ -114,6 +122,11 @@ def _try(found: Any, name: str, lr: float, options: Mapping[str, Any]) -> None:
                     f"optimizer.name={name}: cannot be used here, because a checkpoint cannot hold its state "
                     f"({key} has a {strange})"
                 )
+
+
+def _own_values(optimizer: torch.optim.Optimizer) -> dict[str, str]:
+    """Return the attributes of an optimizer that may be a state, in words."""
+    return {name: repr(value) for name, value in vars(optimizer).items() if isinstance(value, PLAIN)}
 
 
 def _strange(value: Any) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lmtrain.optimizer.rules import Role, checked_rules, matches, role_of, treatment
+from lmtrain.optimizer.rules import CONDITIONS, Role, checked_rules, matches, role_of, treatment
 
 FUSED_DEVICES = ("cuda", "cpu")  # devices for which torch has a kernel that updates all parameters at once
 
@@ -30,9 +30,14 @@ def parameter_groups(
     """
     rules = checked_rules(rules)
     named = [(name, param) for name, param in named_parameters if param.requires_grad]
-    for rule in rules:
+    for number, rule in enumerate(rules, 1):
         if not any(matches(rule, name, param.ndim) for name, param in named):
-            raise ValueError(f"optimizer.rules: {dict(rule)}: matches no parameter of the model")
+            conditions = ", ".join(f"{key}: {rule.get(key)}" for key in CONDITIONS if key in rule)
+            some = ", ".join(name for name, _ in named[:: max(1, len(named) // 4)])
+            raise ValueError(
+                f"optimizer.rules: rule {number} ({conditions}): matches no parameter of the model, which has such as "
+                f"{some}"
+            )
         if (chosen := rule.get("algorithm")) is not None and chosen not in (known := set((algorithms or {}).values())):
             choices = (
                 f"choose from {', '.join(sorted(known))}" if known else "this optimizer has only one; leave it out"

@@ -1,5 +1,6 @@
 """Rules that treat some parameters differently, by their role, name or number of dimensions."""
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -47,9 +48,12 @@ def checked_rules(rules: Sequence[Mapping[str, Any]]) -> list[Rule]:
     except ValidationError as error:
         first = error.errors()[0]
         number, *keys = first["loc"]
-        message = f"unknown key; there are {', '.join(Rule.__annotations__)}"
-        if first["type"] != "extra_forbidden":
-            message = first["msg"][0].lower() + first["msg"][1:]
+        if first["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(keys[-1]), Rule.__annotations__, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(Rule.__annotations__)}"
+            message = f"unknown key; {hint}"
+        else:
+            message = f"{first['input']}: {first['msg'][0].lower()}{first['msg'][1:]}"
         raise ValueError(f"optimizer.rules: rule {int(number) + 1}, {'.'.join(map(str, keys))}: {message}") from error
 
 

@@ -33,6 +33,7 @@ class ScheduleFacts:
     points: Sequence[PointsFacts] = ()
     averages: bool = False  # the optimizer averages the weights, which replaces a decay of the learning rate
     decays: bool = True  # the schedule comes down before it ends
+    decay_steps: int | None = None  # the length of its decay, if that has a key
 
     @classmethod
     def of(cls, cfg: Mapping[str, Any], first_step: int = 0) -> "ScheduleFacts":
@@ -53,6 +54,7 @@ class ScheduleFacts:
             is_adamw="adamw" in optimizer,
             averages="schedule_free" in optimizer,
             decays=scheduler.get("max_steps") is not None and scheduler.get("decay_steps") != 0,
+            decay_steps=scheduler.get("decay_steps"),
             points=schedules,
         )
 

@@ -100,6 +100,16 @@ def points_after_the_end(schedule: ScheduleFacts) -> str | None:
     return None
 
 
+def decay_is_longer_than_the_run(schedule: ScheduleFacts) -> str | None:
+    end = schedule.schedule_steps
+    if end is None or schedule.decay_steps is None or schedule.decay_steps <= end:
+        return None
+    return (
+        f"scheduler.decay_steps={schedule.decay_steps}: longer than the schedule, which ends at step {end:,}, so the "
+        f"learning rate never reaches its peak; a fifth is usual, scheduler.decay_steps={max(1, end // 5)}"
+    )
+
+
 def decay_beside_average(schedule: ScheduleFacts) -> str | None:
     if not (schedule.averages and schedule.decays):
         return None
@@ -116,6 +126,7 @@ SCHEDULE_REMARKS = (
     warmup_is_long,
     rate_is_unusual,
     points_after_the_end,
+    decay_is_longer_than_the_run,
     decay_beside_average,
 )
 # These tolerate a small difference between the lengths of run and schedule, which may be intended, above all in a fork.
@@ -126,5 +137,6 @@ CERTAIN_REMARKS = (
     partial(schedule_ends_late, tolerance=0.1),
     warmup_is_most_of_the_run,
     rate_is_unusual,
+    decay_is_longer_than_the_run,
     decay_beside_average,
 )

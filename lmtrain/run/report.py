@@ -117,7 +117,8 @@ def _warn_of_rising_learning_rate(
 def _ends_above_zero(cfg: DictConfig) -> bool:
     """Return whether the schedule reaches a final learning rate above zero, at which training can continue."""
     end = cfg.scheduler.get("max_steps")
-    return end is not None and bool(cfg.scheduler.get("min_lr")) and cfg.scheduler.get("warmup_steps", 0) < end
+    decays = end is not None and cfg.scheduler.get("decay_steps") != 0
+    return decays and bool(cfg.scheduler.get("min_lr")) and cfg.scheduler.get("warmup_steps", 0) < end
 
 
 def same_runs(run: Path, wanted: str) -> list[Path]:

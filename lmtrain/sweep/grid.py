@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from lmtrain.config.hydra_internals import split_into_batches
@@ -42,6 +43,27 @@ def expand_grid(
                     "the interval with hydra/sweeper=optuna"
                 )
         swept = frozenset(override.get_key_element() for override in parsed if override.is_sweep_override())
-        return Grid(split_into_batches(parsed, max_batch_size), swept)
+        batches = [
+            [_in_given_order(parsed, overrides) for overrides in batch]
+            for batch in split_into_batches(parsed, max_batch_size)
+        ]
+        return Grid(batches, swept)
     except HydraException as error:
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _in_given_order(parsed: Sequence[Override], job: Sequence[str]) -> list[str]:
+    """Return a job's overrides with those that a later one of the same key replaces, in the order of the command.
+
+    Hydra puts the last value of a key into the place of the first. But a fork has two parts: what its parent was
+    started with, and what the fork changes of it.
+    """
+    keys = [override.get_key_element() for override in parsed]
+    values = dict(zip(dict.fromkeys(keys), job, strict=True))
+    ordered = []
+    for at, (key, override) in enumerate(zip(keys, parsed, strict=True)):
+        if key not in keys[at + 1 :]:
+            ordered.append(values[key])
+        elif not override.is_sweep_override():
+            ordered.append(override.input_line)
+    return ordered

@@ -181,7 +181,7 @@ def test_the_plan_of_a_users_own_model(cli: Cli, tmp_path: Path, token_folder: P
         ),
         (
             ["optimizer.rules=[{names: gone, lr_scale: 2}]"],
-            "optimizer.rules: {'names': 'gone', 'lr_scale': 2.0}: matches",
+            "optimizer.rules: rule 1 (names: gone): matches no parameter of the model, which has such as",
         ),
         (["-m", "seed=1,x"], "seed=x: input should be a valid integer"),
         (["-m", "seed=interval(1, 5)"], "search the interval with hydra/sweeper=optuna"),

@@ -31,6 +31,12 @@ def test_the_end_of_a_branch(own: list[str], expected: list[str]) -> None:
     assert end_of_branch(own) == expected
 
 
+def test_a_branch_moves_the_end_that_its_parent_gave_to_its_schedule() -> None:
+    own = ["++fork=run", "step=200", "scheduler.decay_steps=50"]
+    origins = ["scheduler=wsd", "scheduler.max_steps=100"]
+    assert end_of_branch(own, origins) == ["trainer.max_steps=250", "scheduler.max_steps=250"]
+
+
 def test_a_branch_of_a_trunk_decays_from_the_fork_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trunk = ("scheduler=wsd", "scheduler.decay_steps=0", "scheduler.warmup_steps=5", "trainer.max_steps=1000")

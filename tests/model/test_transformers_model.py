@@ -186,6 +186,9 @@ def test_parameters_have_the_right_roles(model_type: str, roles: dict[str, str])
         ({"model_type": "llama", "vocab_size": 4}, {}, r"vocab_size: is set by lmtrain; give model\.vocab_size"),
         ({"model_type": "llama", "auto_map": {}}, {}, r"auto_map: is set by lmtrain; leave it out"),
         ({"model_type": "llama", **GROUPED, "num_attention_heads": 5}, {}, r"model\.config"),
+        ({"model_type": "bert", **BASE}, {}, r"model_type=bert: its tokens see later ones.*is_decoder=true"),
+        ({"model_type": "roberta", **BASE}, {}, r"model\.config"),
+        ({"model_type": "llama", **GROUPED, "hidden_size": 0}, {}, r"model\.config"),
         ({"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1}, {"mask_documents": True, "end_of_text": 0},
          r"model\.mask_documents=true: model_type=mamba does not keep attention inside documents"),
         ({"model_type": "gemma2", **CONFIGS["gemma2"]}, {"attention": "sdpa"}, r"model_type=gemma2: Gemma2ForCausalLM"),
@@ -194,6 +197,12 @@ def test_parameters_have_the_right_roles(model_type: str, roles: dict[str, str])
 def test_a_mistake_is_reported_with_its_key(config: dict[str, Any], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TransformersModel(config, V, T, **settings)
+
+
+def test_short_sequences_are_enough_for_the_trial() -> None:
+    torch.manual_seed(0)
+    model = TransformersModel({"model_type": "gpt2", **BASE}, V, 4)
+    assert model(tokens()[:, :4])[0].shape == (2, 4, V)
 
 
 def test_more_tokens_than_the_block_size_are_refused() -> None:

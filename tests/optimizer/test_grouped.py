@@ -114,11 +114,16 @@ def test_rules_change_groups():
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ({"names": "layer.*"}, r"optimizer\.rules: \{'names': 'layer\.\*'\}: matches no parameter of the model"),
+        (
+            {"names": "layer.*"},
+            r"rule 1 \(names: layer\.\*\): matches no parameter of the model, which has",
+        ),
         ({"role": "hidden", "algorithm": "soap"}, "unknown algorithm soap; choose from adamw, muon"),
         ({"ndim": 1, "algorithm": "muon"}, "algorithm=muon needs matrices"),
-        ({"lr_scal": 0.5}, r"^optimizer\.rules: rule 1, lr_scal: unknown key; there are role, names, ndim, lr_scale"),
-        ({"lr_scale": -1}, r"^optimizer\.rules: rule 1, lr_scale: input should be greater than or equal to 0"),
+        ({"lr_scal": 0.5}, r"^optimizer\.rules: rule 1, lr_scal: unknown key; did you mean lr_scale\?"),
+        ({"x": 0.5}, r"^optimizer\.rules: rule 1, x: unknown key; there are role, names, ndim, lr_scale"),
+        ({"role": "embeding"}, r"^optimizer\.rules: rule 1, role: embeding: input should be 'embedding', 'output'"),
+        ({"lr_scale": -1}, r"^optimizer\.rules: rule 1, lr_scale: -1: input should be greater than or equal to 0"),
     ],
 )
 def test_a_rule_with_a_mistake_is_refused(rule, message):

@@ -57,6 +57,10 @@ MISTAKES = {  # by the remark's name: a run with the mistake, and a pattern of t
         "trainer.batch_schedule: the run ends after 1,000,000,000 tokens, so its point at 2,000,000,000 is",
     ),
     "rate_is_unusual": (with_schedule(lr=0.6), "optimizer.lr=0.6: unusually large"),
+    "decay_is_longer_than_the_run": (
+        with_schedule(decay_steps=6000),
+        "scheduler.decay_steps=6000: longer than the schedule, .*decay_steps=1000",
+    ),
     "decay_beside_average": (with_schedule(averages=True), "optimizer=schedule_free: .*use scheduler=constant"),
     "memory_too_small": (replace(SOUND, memory_free=10**9), "8GB of memory, but only 1GB .*data.batch_size=8"),
     "disk_too_small": (replace(SOUND, disk_free=10**8), "400MB, but only 100MB are free; .*keep_checkpoints"),
@@ -124,13 +128,15 @@ def test_every_remark_is_tested() -> None:
         ({"lr": 0.6}, 1),
         ({"lr": 0.6, "is_adamw": False}, 0),
         ({"averages": True}, 1),
+        ({"decay_steps": 5000}, 0),
+        ({"decay_steps": 5001}, 1),
         ({"averages": True, "decays": False}, 0),
         ({"schedule_steps": 2500, "first_step": 2400}, 1),
         ({"schedule_steps": 2500, "first_step": 2500}, 0),  # a run that continues at its final learning rate
     ],
 )
 def test_training_warns_only_of_certain_mistakes(changes: dict[str, Any], count: int) -> None:
-    assert len(CERTAIN_REMARKS) == 7
+    assert len(CERTAIN_REMARKS) == 8
     assert len(certain_mistakes(replace(SOUND.schedule, **changes))) == count
 
 

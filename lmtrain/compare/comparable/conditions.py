@@ -8,7 +8,7 @@ import numpy as np
 
 from lmtrain.compare.columns import place_text
 from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.families import families
+from lmtrain.compare.families import families, goes_on
 from lmtrain.compare.notes import Note, names, without_seed
 from lmtrain.compare.run_values import ComparedValue, EqualPlace
 from lmtrain.compare.statistics.replicates import group_numbers
@@ -59,7 +59,7 @@ def schedule_point(run: ComparedRun, equal: EqualPlace) -> SchedulePoint | None:
     step = float(np.interp(equal.place, *run.series("step", equal.axis)))
     later = rates[xs > equal.place]
     decays = bool(len(later)) and later.min() < rate - SAME_LR * peak
-    if run.status != COMPLETED.status and not str(run.config.get("scheduler._target_")).endswith(".constant"):
+    if run.status != COMPLETED.status and not goes_on(run.config):
         decays = decays or step < length  # it has not logged its end
     return SchedulePoint(rate, rate / peak, step, length, decays)
 

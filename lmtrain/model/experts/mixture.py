@@ -108,7 +108,7 @@ class MixtureOfExperts(nn.Module):
         picked = (scores.detach() + self.bias).topk(self.n_active, dim=-1).indices  # (N, K)
         weights = scores.gather(1, picked)  # (N, K)
         if self.normalise:
-            weights = weights / weights.sum(-1, keepdim=True)
+            weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
         shared = None if self.shared is None else self.shared(flat)
         out, load = self.experts(flat, picked, weights)
         if shared is not None:
