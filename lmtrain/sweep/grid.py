@@ -65,5 +65,5 @@ def _in_given_order(parsed: Sequence[Override], job: Sequence[str]) -> list[str]
         if key not in keys[at + 1 :]:
             ordered.append(values[key])
         elif not override.is_sweep_override():
-            ordered.append(override.input_line)
+            ordered.append(str(override.input_line))
     return ordered
