@@ -27,7 +27,7 @@ def test_a_killed_run_has_the_bits_of_an_undisturbed_one(
     assert done.returncode == 0, done.stdout + done.stderr
     undisturbed = UndisturbedRun(tmp_path / "never")
     process = cli.start(*command, "hydra.run.dir=killed")
-    wait_for_step(tmp_path / "killed", 6)
+    wait_for_step(tmp_path / "killed", 9)  # the save of step 8 begins when that of step 4 is finished
     process.kill()
     assert not (tmp_path / "killed" / "result.json").exists()
     assert undisturbed.differences(tmp_path / "killed", completed=False) == []

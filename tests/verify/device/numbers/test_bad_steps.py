@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lmtrain import trainer as trainer_module
 from lmtrain.loop.bad_steps import SpikeDetector, Verdict
@@ -27,7 +28,11 @@ def test_bad_steps_change_nothing(tmp_path: Path, dtype: str) -> None:
 
 
 def test_an_update_in_a_bad_step_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer_module, "update", lambda optimizer, scaler, bad: optimizer.step())
+    def update_always(optimizer: torch.optim.Optimizer, scaler: Any, bad: torch.Tensor, modules: Any) -> torch.Tensor:
+        optimizer.step()
+        return bad
+
+    monkeypatch.setattr(trainer_module, "update", update_always)
     result = found(tmp_path, "float32")
     assert result.status == FAILED
     assert "NaN" in result.result or "nan" in result.result
