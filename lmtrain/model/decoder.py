@@ -20,7 +20,7 @@ from lmtrain.model.decoder_attention import DecoderAttention, rotated_width
 from lmtrain.model.document_mask import document_opening_id, starts_and_positions
 from lmtrain.model.experts.mixture import Routing, with_routers
 from lmtrain.model.flops import matrix_parameters
-from lmtrain.model.llama import rope_table
+from lmtrain.model.llama import initialise_head, rope_table
 from lmtrain.model.loss import linear_cross_entropy
 from lmtrain.model.mlp import MLPKind, make_mlp
 from lmtrain.model.recompute import Recompute, RecomputeKind
@@ -160,12 +160,7 @@ class Decoder(nn.Module):
             # Embedded values are as large as those that a matrix makes of the normalised stream.
             scale = math.sqrt(self.d_model) if name.endswith("value_embedding.weight") else 1.0
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else scale * std)
-        # The initial loss is that of a uniform guess, for the reasons that stand in `llama.py`.
-        head = self.embedding if self.output is None else self.output
-        std = min(std, 0.35 / math.sqrt(self.d_model))
-        if self.output is None:
-            std = min(std, math.log1p(0.1 * self.vocab_size) / self.d_model)
-        nn.init.normal_(head.weight, std=std)
+        initialise_head(self.embedding, self.output, std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Return the logits (B, T, V) for token ids (B, T) and None; or, given targets (B, T), None and the mean loss.
@@ -193,9 +188,9 @@ class Decoder(nn.Module):
             return (logits if self.logit_softcap is None else soft_cap(logits, self.logit_softcap)), None
         options = None, self.logit_softcap, self.z_loss
         loss = linear_cross_entropy(x.flatten(0, 1), weight, targets.flatten(), *options)
-        return None, with_routers(
-            loss, (layer.get_submodule("mlp") for layer in self.layers), routings
-        ) if self.training else loss
+        if self.training:
+            loss = with_routers(loss, (layer.get_submodule("mlp") for layer in self.layers), routings)
+        return None, loss
 
     def flops_per_token(self, block_size: int) -> int:
         """Return the FLOPs of forward and backward per token, for matrix products only and attention without a mask.

@@ -95,15 +95,7 @@ class Llama(nn.Module):
             # 2 · n_layer branches add up on the residual stream (GPT-2, section 2.3).
             residual = name.endswith(("attention.o.weight", "mlp.down.weight"))
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else std)
-        # The variance of the logits is d_model · std². It is limited so that the initial loss of a wide model is also
-        # the loss of a uniform guess, ln(vocab_size).
-        head = self.embedding if self.output is None else self.output
-        std = min(std, 0.35 / math.sqrt(self.d_model))
-        if self.output is None:
-            # With tied embeddings, a token's logit for itself is up to d_model · std, which must not outweigh the
-            # other ids of a small vocabulary.
-            std = min(std, math.log1p(0.1 * self.vocab_size) / self.d_model)
-        nn.init.normal_(head.weight, std=std)
+        initialise_head(self.embedding, self.output, std)
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Return the logits (B, T, V) for token ids (B, T) and None; or, given targets (B, T), None and the mean loss.
@@ -207,6 +199,19 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return out
+
+
+def initialise_head(embedding: nn.Embedding, output: nn.Linear | None, std: float) -> None:
+    """Initialise the output layer, or the embedding if it is tied, with `std` or less."""
+    vocab_size, d_model = embedding.weight.shape
+    # The variance of the logits is d_model · std². It is limited so that the initial loss of a wide model is also
+    # the loss of a uniform guess, ln(vocab_size).
+    std = min(std, 0.35 / math.sqrt(d_model))
+    if output is None:
+        # With tied embeddings, a token's logit for itself is up to d_model · std, which must not outweigh the other
+        # ids of a small vocabulary.
+        std = min(std, math.log1p(0.1 * vocab_size) / d_model)
+    nn.init.normal_((embedding if output is None else output).weight, std=std)
 
 
 def rope_table(block_size: int, d_head: int, base: float) -> tuple[Tensor, Tensor]:
