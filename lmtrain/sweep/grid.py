@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from lmtrain.config.hydra_internals import split_into_batches
+from lmtrain.config.written_for import FORK
 from lmtrain.errors import ConfigError
 
 
@@ -53,17 +54,18 @@ def expand_grid(
 
 
 def _in_given_order(parsed: Sequence[Override], job: Sequence[str]) -> list[str]:
-    """Return a job's overrides with those that a later one of the same key replaces, in the order of the command.
+    """Return a job's overrides in the order of the command, for a fork with those of its parent that it replaces.
 
     Hydra puts the last value of a key into the place of the first. But a fork has two parts: what its parent was
     started with, and what the fork changes of it.
     """
     keys = [override.get_key_element() for override in parsed]
     values = dict(zip(dict.fromkeys(keys), job, strict=True))
+    start_of_fork = next((at for at, each in enumerate(parsed) if str(each.input_line).startswith(FORK)), 0)
     ordered = []
     for at, (key, override) in enumerate(zip(keys, parsed, strict=True)):
         if key not in keys[at + 1 :]:
             ordered.append(values[key])
-        elif not override.is_sweep_override():
+        elif at < start_of_fork and not override.is_sweep_override():
             ordered.append(str(override.input_line))
     return ordered

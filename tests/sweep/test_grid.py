@@ -19,5 +19,5 @@ def test_a_fork_keeps_what_its_parent_was_started_with() -> None:
 
 def test_the_last_values_of_a_key_are_swept() -> None:
     assert jobs("seed=1,2", "name=a", "seed=3,4") == [["name=a", "seed=3"], ["name=a", "seed=4"]]
-    assert jobs("seed=1", "seed=3,4") == [["seed=1", "seed=3"], ["seed=1", "seed=4"]]
+    assert jobs("seed=1", "seed=3,4") == [["seed=3"], ["seed=4"]]
     assert jobs("seed=1,2", "seed=3") == [["seed=3"]]
