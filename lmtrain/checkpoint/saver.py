@@ -5,13 +5,25 @@ import logging
 import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 
 from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
 
 log = logging.getLogger(__name__)
+
+
+class _Kind(NamedTuple):
+    """The shape, the dtype and the device of a tensor to copy."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    is_cuda: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Self:
+        return cls(tensor.shape, tensor.dtype, tensor.is_cuda)
 
 
 class Saver:
@@ -36,13 +48,15 @@ class Saver:
         The kernel provides a page only when it is first written, which takes longer than the copy itself.
         """
         self.wait()
-        shapes = {
-            f"{file}/{name}": tensor for file, tensors in checkpoint.tensors.items() for name, tensor in tensors.items()
+        kinds = {  # not the tensors: weights for evaluation exist only for this call
+            f"{file}/{name}": _Kind.of(tensor)
+            for file, tensors in checkpoint.tensors.items()
+            for name, tensor in tensors.items()
         }
 
         def fill() -> None:
-            for key, tensor in shapes.items():
-                self._buffer(key, tensor).zero_()
+            for key, kind in kinds.items():
+                self._buffer(key, kind).zero_()
 
         self._start(fill)
 
@@ -93,7 +107,8 @@ class Saver:
         for file, tensors in checkpoint.tensors.items():
             copies[file] = {}
             for name, tensor in tensors.items():
-                copies[file][name] = self._buffer(f"{file}/{name}", tensor).copy_(tensor.detach(), non_blocking=True)
+                buffer = self._buffer(f"{file}/{name}", _Kind.of(tensor))
+                copies[file][name] = buffer.copy_(tensor.detach(), non_blocking=True)
                 cuda |= tensor.is_cuda
         ready = None
         if cuda:
@@ -102,12 +117,12 @@ class Saver:
             ready.record()
         return Checkpoint(copies, copy.deepcopy(checkpoint.state), checkpoint.unchecked), ready
 
-    def _buffer(self, key: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return host memory for a copy of the tensor; repeated calls return the same memory."""
+    def _buffer(self, key: str, kind: "_Kind") -> torch.Tensor:
+        """Return host memory for a copy of a tensor; repeated calls return the same memory."""
         buffer = self._buffers.get(key)
-        if buffer is None or (buffer.shape, buffer.dtype) != (tensor.shape, tensor.dtype):
+        if buffer is None or (buffer.shape, buffer.dtype) != (kind.shape, kind.dtype):
             # Pinned memory lets the device copy while the host continues.
-            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            buffer = torch.empty(kind.shape, dtype=kind.dtype, pin_memory=kind.is_cuda)
             self._buffers[key] = buffer
         return buffer
 

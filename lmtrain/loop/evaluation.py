@@ -29,7 +29,7 @@ def evaluate(
                 if batch.n_targets == 0:
                     continue  # its mean loss would be 0 / 0
                 with system.autocast():
-                    _, loss = forward(batch.x, batch.y)
+                    loss = forward(batch.x, batch.y)[1]  # logits, if there are any, are freed before the next batch
                 total += loss.double() * batch.n_targets
                 targets += batch.n_targets
     finally:

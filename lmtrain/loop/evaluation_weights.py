@@ -4,7 +4,7 @@ They are used for validation and samples, and saved beside the weights of traini
 model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,12 +41,15 @@ class EvaluationWeights:
         The block may be interrupted by a signal, but not this method, which would leave parameters of both kinds.
         """
         values = self.values()
-        kept = {name: self.params[name].detach().clone() for name in values}
+        kept = self._copies(values)
         self._set(values)
         try:
             yield
         finally:
             self._set(kept)
+
+    def _copies(self, names: Iterable[str]) -> dict[str, Tensor]:
+        return {name: self.params[name].detach().clone() for name in names}
 
     def _set(self, values: Mapping[str, Tensor]) -> None:
         copy_into(self.params, values)
@@ -95,13 +98,19 @@ class OptimizerWeights(EvaluationWeights):
         self.optimizer = optimizer
 
     def values(self) -> Mapping[str, Tensor]:
+        with self.in_use():
+            return self._copies(self.params)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
         # The optimizer computes them in place, and its way back rounds.
-        kept = {name: param.detach().clone() for name, param in self.params.items()}
+        kept = self._copies(self.params)
         self.optimizer.eval()
-        values = {name: param.detach().clone() for name, param in self.params.items()}
-        self.optimizer.train()
-        self._set(kept)
-        return values
+        try:
+            yield
+        finally:
+            self.optimizer.train()
+            self._set(kept)
 
 
 @torch.no_grad()

@@ -1,4 +1,7 @@
-"""Records the matrix products and the attention of a step, so that they can be repeated without the rest."""
+"""Records the matrix products and the attention of a step, so that they can be repeated without the rest.
+
+Also says how much work the operations of a step are.
+"""
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,6 +10,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The work of operations: FLOPs and bytes of every matrix product, and the bytes of all other operations.
+
+    A product reads its inputs and writes its result. An operation without a result writes as much as it reads. Fused
+    attention is counted by its FLOPs alone, because it moves few bytes for them.
+    """
+
+    products: Sequence[tuple[float, int]]
+    attention_flops: float
+    other_bytes: int
+
+    @property
+    def flops(self) -> float:
+        return sum(flops for flops, _ in self.products) + self.attention_flops
 
 
 @dataclass(frozen=True)

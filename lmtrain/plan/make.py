@@ -184,7 +184,7 @@ def facts_of(
     checkpoint_bytes = work.here.checkpoint_bytes if work.here else 3 * 4 * count
     peak = work.here.peak_bytes if work.here else None
     if measured and device == "cuda":
-        peak = measured.peak_bytes
+        peak = max(measured.peak_bytes, work.here.evaluation_bytes if work.here else 0)
     facts = RunFacts(
         schedule=ScheduleFacts.of(cfg, start.step),
         intervals=Intervals.of(trainer, batch_size * block_size),

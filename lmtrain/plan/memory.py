@@ -9,7 +9,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from lmtrain.checkpoint.optimizer_state import optimizer_state
 from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.loop.update import decides_on_device, update
 from lmtrain.model.loss import chunk_rows
-from lmtrain.plan.calls import Call, CallLog, is_attention
+from lmtrain.plan.calls import Call, CallLog, Operations, is_attention
 from lmtrain.plan.cuda_kernels import CudaKernels, run_backward
 from lmtrain.torch_internals import fake_tensors
 
@@ -32,6 +32,7 @@ KINDS = {  # in the order in which they are shown
     "optimizer": "optimizer state",
     "average": "average of the weights",
     "update": "copies during the update",
+    "evaluation": "copies for evaluation",
     "casts": "weights in 16 bits",
     "activations": "activations",
     "logits": "logits and loss",
@@ -59,28 +60,13 @@ class StepSettings:
 
 
 @dataclass(frozen=True)
-class Operations:
-    """The work of operations: FLOPs and bytes of every matrix product, and the bytes of all other operations.
-
-    A product reads its inputs and writes its result. An operation without a result writes as much as it reads. Fused
-    attention is counted by its FLOPs alone, because it moves few bytes for them.
-    """
-
-    products: Sequence[tuple[float, int]]
-    attention_flops: float
-    other_bytes: int
-
-    @property
-    def flops(self) -> float:
-        return sum(flops for flops, _ in self.products) + self.attention_flops
-
-
-@dataclass(frozen=True)
 class StepCost:
     """The cost of an optimizer step.
 
     Attributes:
-        peak: Bytes by kind, at the moment when their sum is largest.
+        peak: Bytes by kind, at the moment of the step when their sum is largest.
+        evaluation: The same while the model is evaluated and saved after the step. Nothing if it is evaluated with the
+            weights of training, because that needs less memory than a step.
         checkpoint_bytes: The size of a checkpoint: weights, those for evaluation, persistent buffers, optimizer state.
         micro_batch_flops: FLOPs as torch counts them, including those that fused attention repeats in the backward.
         micro_batch_kernels: The number of operations that compute something; in eager mode, each is a kernel.
@@ -98,14 +84,24 @@ class StepCost:
     micro_batch_operations: Operations
     update_operations: Operations
     micro_batch_calls: Sequence[Call] = ()
+    evaluation: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def step_bytes(self) -> int:
+        return sum(self.peak.values())
+
+    @property
+    def evaluation_bytes(self) -> int:
+        return sum(self.evaluation.values())
 
     @property
     def peak_bytes(self) -> int:
-        return sum(self.peak.values())
+        """Return the bytes that the whole run needs."""
+        return max(self.step_bytes, self.evaluation_bytes)
 
 
 def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
-    """Simulate an optimizer step as the trainer does it, after earlier steps and micro-batches.
+    """Simulate an optimizer step as the trainer does it, after earlier ones, and an evaluation with other weights.
 
     Args:
         build: Makes the model and the optimizer; it is called while tensors are fake.
@@ -156,17 +152,27 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         nn.utils.clip_grad_norm_(params, settings.grad_clip)
         _update(optimizer)
         state, _ = optimizer_state(optimizer, model.named_parameters())
-        if as_on_cuda:
-            ledger.peak["workspace"] = CUDA_WORKSPACE
+        step, update_operations = ledger.peak_kinds(), ledger.operations()
+        del logits, loss
+        optimizer.zero_grad(set_to_none=True)
+        if averaged.file:
+            ledger.start()
+            ledger.kind = "evaluation"
+            averaged.values()  # for a checkpoint
+            with averaged.in_use(), autocast(), torch.no_grad():
+                ledger.kind = "activations"
+                model.eval()(x, x)
+        workspace = {"workspace": CUDA_WORKSPACE} if as_on_cuda else {}
         return StepCost(
-            peak={kind: ledger.peak[kind] for kind in KINDS if ledger.peak[kind]},
+            peak=step | workspace,
             checkpoint_bytes=model_bytes + _bytes(state),
             micro_batch_flops=micro_batch_operations.flops,
             micro_batch_kernels=kernels,
             logits_shape=ledger.logits,
             micro_batch_operations=micro_batch_operations,
-            update_operations=ledger.operations(),
+            update_operations=update_operations,
             micro_batch_calls=tuple(calls),
+            evaluation=ledger.peak_kinds() | workspace if averaged.file else {},
         )
 
 
@@ -198,6 +204,10 @@ class MemoryLedger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Reset the peak and the number of kernels."""
         self.peak, self._most, self.kernels = Counter(self.now), self.now.total(), 0
         self.start_operations()
+
+    def peak_kinds(self) -> dict[str, int]:
+        """Return the bytes of each kind at the peak since `start`."""
+        return {kind: self.peak[kind] for kind in KINDS if self.peak[kind]}
 
     def start_operations(self) -> None:
         """Forget all operations."""

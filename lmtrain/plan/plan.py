@@ -130,4 +130,4 @@ class Plan:
 
 
 def _bytes_by_kind(step: StepCost | None) -> dict[str, int] | None:
-    return {**step.peak, "peak": step.peak_bytes} if step else None
+    return {**step.peak, "peak": step.step_bytes, "evaluation": step.evaluation_bytes} if step else None

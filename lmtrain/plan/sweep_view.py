@@ -25,7 +25,7 @@ COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
     "parameters": lambda job: si(job.plan.facts.parameters),
     "steps": lambda job: f"{job.plan.facts.steps:,}",
     "tokens": lambda job: si(job.plan.facts.tokens),
-    "a step's memory": lambda job: _known(job.plan.here.peak_bytes if job.plan.here else None, as_bytes),
+    "memory": lambda job: _known(job.plan.here.peak_bytes if job.plan.here else None, as_bytes),
     "time here": lambda job: _known(job.plan.facts.seconds, as_time),
     "cost": lambda job: _known(job.plan.dollars, as_dollars),
     "disk": lambda job: _known(job.plan.facts.disk_needed, as_bytes),

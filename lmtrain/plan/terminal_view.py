@@ -102,7 +102,10 @@ def _print_memory(plan: Plan) -> None:
         sizes = [step.peak.get(kind, 0) for step in columns.values()]
         if any(sizes) or kind == "gradients":
             table.add_row(meaning, *(as_bytes(size) if size else "–" for size in sizes))
-    table.add_row("peak of an eager step", *(as_bytes(step.peak_bytes) for step in columns.values()), style="bold")
+    table.add_row("peak of an eager step", *(as_bytes(step.step_bytes) for step in columns.values()), style="bold")
+    if any(step.evaluation for step in columns.values()):
+        evaluations = (as_bytes(step.evaluation_bytes) for step in columns.values())
+        table.add_row("peak of an evaluation or checkpoint", *evaluations, style="bold")
     for meaning, size in plan.beside.items():
         table.add_row(meaning, as_bytes(size))
     print_table(table)

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,18 @@ def unwritable(folder: CheckpointFolder) -> CheckpointFolder:
     """Put a file where the folder should be, so that not even root can write there."""
     folder.path.write_text("in the way")
     return folder
+
+
+def test_reserving_memory_keeps_no_tensor(folder: CheckpointFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver, work = Saver(folder), []
+    monkeypatch.setattr(saver, "_start", work.append)  # the thread has not begun
+    tensor = torch.ones(3)
+    kept = weakref.ref(tensor)
+    saver.reserve(Checkpoint({"ema": {"w": tensor}}))
+    del tensor
+    assert kept() is None
+    work[0]()
+    assert saver._buffers["ema/w"].tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("call", ["check", "wait", "save", "reserve", "exit"])

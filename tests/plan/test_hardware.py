@@ -10,6 +10,7 @@ from torch import nn
 from lmtrain.machine import GPUS, find_gpu
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.optimizer.adamw import adamw
+from lmtrain.plan.calls import Operations
 from lmtrain.plan.hardware import (
     ATTENTION_SHARE,
     KERNEL_S,
@@ -22,7 +23,7 @@ from lmtrain.plan.hardware import (
     gpu_estimates,
     memory_available,
 )
-from lmtrain.plan.memory import Operations, StepCost, StepSettings, simulate
+from lmtrain.plan.memory import StepCost, StepSettings, simulate
 
 
 def step(

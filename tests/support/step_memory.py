@@ -41,8 +41,13 @@ def measured_on_the_cpu(
     real_step(model, optimizer, numbers)
     held = [*model.parameters(), *model.buffers()]
     held += optimizer_state(optimizer, model.named_parameters())[0].values()
+    return sum(tensor.nbytes for tensor in held) + most_allocated(lambda: real_step(model, optimizer, numbers))
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    """Return the most bytes that tensors on the CPU need at once while this runs, beside those that exist before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        real_step(model, optimizer, numbers)
+        work()
     changes = [
         (event.start_ns(), event.nbytes())
         for event in profiled.profiler.kineto_results.events()
@@ -52,4 +57,4 @@ def measured_on_the_cpu(
     for _, change in sorted(changes):
         now += change
         most = max(most, now)
-    return sum(tensor.nbytes for tensor in held) + most
+    return most

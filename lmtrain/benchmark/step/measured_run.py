@@ -71,7 +71,7 @@ def measure_run(
         no_price=None if torch.get_deterministic_debug_mode() else "system.deterministic=false",
     )
     if cost is not None:
-        findings.planned_memory = cost.peak_bytes
+        findings.planned_memory = cost.step_bytes
         if system.device.type == "cpu":
             findings.planned_memory += beside + cost.checkpoint_bytes  # of which the saver keeps a copy
     measurement = StepMeasurement(

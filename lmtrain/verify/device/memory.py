@@ -52,7 +52,7 @@ def planned_bytes(cfg: Any) -> int:
     work = simulate_step(cfg, planned_parts(cfg, []))
     if work.here is None:
         raise RuntimeError(f"the memory is unknown, because {work.unknown_as}")
-    return work.here.peak_bytes
+    return work.here.step_bytes
 
 
 def measured_bytes(setting: Setting, cfg: Any) -> int:
