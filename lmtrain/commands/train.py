@@ -17,7 +17,7 @@ from lmtrain.config.hydra_internals import parse_flags
 from lmtrain.config.overrides import search_path_override
 from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
-from lmtrain.config.written_for import reading_experiments, without_left_out
+from lmtrain.config.written_for.mismatches import reading_experiments, without_left_out
 from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, start

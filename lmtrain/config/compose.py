@@ -36,19 +36,19 @@ from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
 from lmtrain.config.keys import did_you_mean, is_open_mapping, key_paths
 from lmtrain.config.shipped import shipped
-from lmtrain.config.written_for import (
+from lmtrain.config.written_for.mismatches import (
     FORK,
     GROUPS,
-    SCHEDULER,
     ExperimentFile,
     end_of_branch,
     forked_run,
     keys_to_leave_out,
+    known_keys,
     mismatches,
-    notes_on,
     reading_experiments,
     without_left_out,
 )
+from lmtrain.config.written_for.notes import notes_on
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.paths import argument_with_home, short_path, with_home
 
@@ -155,18 +155,18 @@ def _compose_for_choices(overrides: Sequence[str]) -> Composition:
         fork = forked_run(OverridesParser.create().parse_overrides(list(origins)), own[0].removeprefix(FORK), before)
         trial = {fork.path: [key for group in GROUPS for key in fork.values(group)]}
     composed, files = _read_and_compose(overrides, trial)
+    with_all: Any = OmegaConf.to_container(composed)
     files = {fork.path: fork, **files} if fork is not None else files
     found = mismatches(files, choices_of(composed), _keys(overrides), menu_choices)
     left_out = keys_to_leave_out(found)
     if left_out != trial:
         composed, _ = _read_and_compose(overrides, left_out)
-    if left_out:
-        known = {f"{SCHEDULER}.{key}" for key in composed.get(SCHEDULER) or ()}  # the keys of the chosen schedule
-        if (fewer := keys_to_leave_out(found, kept=known)) != left_out:
-            left_out = fewer
-            composed, _ = _read_and_compose(overrides, left_out)
+    if left_out and (fewer := keys_to_leave_out(found, kept=known_keys(found, composed))) != left_out:
+        left_out = fewer
+        composed, _ = _read_and_compose(overrides, left_out)
     given = _keys(own) | (_keys(origins) - {*left_out.get(fork.path if fork else "", ())})
-    notes = [*notes_on(found, left_out, given), *(f"the fork decays from its beginning on: {text}" for text in end)]
+    notes = notes_on(found, left_out, given, with_all, OmegaConf.to_container(composed))
+    notes += [f"the fork decays from its beginning on: {text}" for text in end]
     if (menu := foreign_menu()) is not None:
         notes.append(f"{short_path(menu)}: {NOT_A_MENU}")
     _refuse_without_package(composed, files)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.conf_source import check_encoding, yaml_file
 from lmtrain.config.hydra_internals import folder_source
-from lmtrain.config.written_for import ExperimentFile, note_and_leave_out
+from lmtrain.config.written_for.mismatches import ExperimentFile, note_and_leave_out
 
 GROUP = "experiments"
 

@@ -10,7 +10,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from lmtrain.config.hydra_internals import split_into_batches
-from lmtrain.config.written_for import FORK
+from lmtrain.config.written_for.mismatches import FORK
 from lmtrain.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from lmtrain.config.batch_size import keep_found_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import quoted
 from lmtrain.config.recorded.trust import read_saved
-from lmtrain.config.written_for import FORK
+from lmtrain.config.written_for.mismatches import FORK
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json

@@ -9,7 +9,7 @@ from lmtrain.config.build import build
 from lmtrain.config.check import check
 from lmtrain.config.compose import compose_with_notes, without_hydra
 from lmtrain.config.recorded.recompose import expand_fork
-from lmtrain.config.written_for import end_of_branch
+from lmtrain.config.written_for.mismatches import end_of_branch
 
 
 @pytest.mark.parametrize(

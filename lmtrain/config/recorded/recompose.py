@@ -19,7 +19,7 @@ from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.recorded.overrides import check_restored, recorded_overrides
 from lmtrain.config.recorded.paths import check_preparation, check_run_folder
 from lmtrain.config.recorded.trust import CONFIG, EXPERIMENTS, check_hydra_trust, check_trust, read_saved
-from lmtrain.config.written_for import FORK
+from lmtrain.config.written_for.mismatches import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links
 

@@ -1,4 +1,4 @@
-"""Tests that values of an experiment apply only to the optimizer and scheduler they were found for."""
+"""Tests that values of an experiment apply only to the optimizer, scheduler and model that can use them."""
 
 import sys
 from pathlib import Path
@@ -10,6 +10,7 @@ from support.tokens import TINY
 
 from lmtrain.config.compose import Composition, compose, compose_with_notes
 from lmtrain.config.recorded.recompose import expand_fork
+from lmtrain.errors import ConfigError
 from lmtrain.run.new_run import new_run
 from lmtrain.sweep.job_config import job_config
 
@@ -21,12 +22,23 @@ def lion(named_parameters, lr: float, weight_decay: float):
 
 def wsd(step: int, *, lr: float, warmup_steps: int, decay_steps: int) -> float:
     return lr
+
+def short(n_layer: int, bias: bool = True):
+    return torch.nn.Linear(n_layer, n_layer, bias=bias)
+
+def free(**sizes: int):
+    return torch.nn.Linear(1, 1)
 """
 FILES = {
     "rates_parts.py": PARTS,
     "conf/optimizer/lion.yaml": "_target_: rates_parts.lion\nlr: 3e-4\nweight_decay: 0.5\n",
     "conf/scheduler/wsd.yaml": "_target_: rates_parts.wsd\n_partial_: true\nlr: ${optimizer.lr}\nwarmup_steps: 50\n"
     "decay_steps: 100\n",
+    "conf/model/short.yaml": "_target_: rates_parts.short\nn_layer: 2\n",
+    "conf/model/free.yaml": "_target_: rates_parts.free\n",
+    "experiments/sized.yaml": "defaults:\n  - override /model: gpt2\nmodel: {n_layer: 3, bias: false, d_model: 60}\n",
+    "experiments/outer.yaml": "defaults:\n  - adam\nscheduler: {warmup_steps: 30}\n",
+    "experiments/own_wsd.yaml": "defaults:\n  - adam\n  - override /scheduler: wsd\nscheduler: {warmup_steps: 40}\n",
     "experiments/adam.yaml": "optimizer: {lr: 3e-3, betas: [0.9, 0.99]}\nscheduler: {warmup_steps: 20, min_lr: 1e-4}\n"
     "trainer: {max_steps: 400}\n",
     "experiments/with_lion.yaml": "defaults:\n  - override /optimizer: lion\noptimizer: {lr: 2e-5}\n",
@@ -64,7 +76,7 @@ def test_a_chosen_optimizer_keeps_its_own_values() -> None:
     assert taken.config.trainer.max_steps == 400
     assert taken.config.hydra.overrides.task == ["experiments=adam", "optimizer=lion"]
     assert taken.notes == [
-        "experiments=adam: written for optimizer=adamw, not for lion; left out, so that lion's own values apply: "
+        "experiments=adam: written for optimizer=adamw, not for lion; left out, so that values for lion apply: "
         "optimizer.lr=0.003, optimizer.betas=[0.9,0.99], scheduler.min_lr=0.0001; set one with optimizer.lr=VALUE"
     ]
 
@@ -145,6 +157,59 @@ def test_a_chosen_scheduler_gets_the_values_it_has_and_this_is_reported() -> Non
         "experiments=adam: written for scheduler=cosine, not for wsd; left out, because wsd has no such key: "
         "scheduler.min_lr=0.0001; kept, although found with cosine: optimizer.lr=0.003, scheduler.warmup_steps=20"
     ]
+
+
+@pytest.mark.parametrize(
+    ("choice", "kept"),
+    [
+        ("outer", "optimizer.lr=0.003, scheduler.warmup_steps=30"),
+        ("[outer,adam]", "optimizer.lr=0.003, scheduler.warmup_steps=20"),
+        ("[adam,outer]", "optimizer.lr=0.003, scheduler.warmup_steps=30"),
+    ],
+)
+def test_a_value_that_another_experiment_replaced_is_not_named(choice: str, kept: str) -> None:
+    (note,) = compose_with_notes([f"experiments={choice}", "scheduler=wsd"]).notes
+    assert note.endswith(f"kept, although found with cosine: {kept}")
+
+
+def test_a_value_that_an_experiment_for_the_choice_taken_replaced_is_not_named() -> None:
+    (note,) = compose_with_notes(["experiments=own_wsd"]).notes
+    assert "kept, although found with cosine: optimizer.lr=0.003" in note
+    assert "warmup_steps" not in note
+    (note,) = compose_with_notes(["experiments=adam_then_lion"]).notes
+    assert "optimizer.betas=[0.9,0.99]" in note
+    assert "optimizer.lr" not in note
+
+
+@pytest.mark.parametrize(
+    ("model", "values", "gone"),
+    [
+        ("decoder", {"n_layer": 3, "d_model": 60}, ["bias=false"]),
+        ("transformers", {}, ["n_layer=3", "bias=false", "d_model=60"]),
+        ("short", {"n_layer": 3, "bias": False}, ["d_model=60"]),  # the signature has a bias, the file does not
+        ("free", {"n_layer": 3, "bias": False, "d_model": 60}, []),
+    ],
+)
+def test_a_chosen_model_gets_the_values_it_has_and_the_others_are_named(
+    model: str, values: dict[str, object], gone: list[str]
+) -> None:
+    taken = compose_with_notes(["experiments=sized", f"model={model}"])
+    assert {key: taken.config.model.get(key) for key in values} == values
+    assert not {text.partition("=")[0] for text in gone} & taken.config.model.keys()
+    left = ", ".join(f"model.{text}" for text in gone)
+    assert list(taken.notes) == (
+        [
+            f"experiments=sized: written for model=gpt2, not for {model}; "
+            f"left out, because {model} has no such key: {left}"
+        ]
+        if gone
+        else []
+    )
+
+
+def test_a_key_that_a_model_lacks_is_still_an_error_on_the_command_line() -> None:
+    with pytest.raises(ConfigError, match=r"model\.bias=true: unknown key"):
+        compose(["experiments=sized", "model=decoder", "model.bias=true"])
 
 
 def test_search_ranges_for_another_optimizer_are_named() -> None:

@@ -1,9 +1,9 @@
-"""Leaves out values of an experiment or a forked run that were found for another optimizer or scheduler.
+"""Leaves out values of an experiment or a forked run that were written for another optimizer, scheduler or model.
 
-An experiment is written for the choices of `optimizer` and `scheduler` that it has when it runs alone. If the command
-line or another experiment selects another choice, the experiment's values for that group are of no use: a learning rate
-found for AdamW says nothing about Lion. `compose` reads the experiments once, asks this module which values to leave
-out, and composes again.
+An experiment is written for the choices of these groups that it has when it runs alone. If the command line or another
+experiment selects another choice, the experiment's values for that group may be of no use: a learning rate found for
+AdamW says nothing about Lion, and a Llama has no biases. `compose` reads the experiments once, asks this module which
+values to leave out, and composes again.
 """
 
 import copy
@@ -18,10 +18,10 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from lmtrain.terminal.as_text import first_few, rounded
+from lmtrain.config.signature import TargetError, signature_of
 
-OPTIMIZER, SCHEDULER = "optimizer", "scheduler"
-GROUPS = (OPTIMIZER, SCHEDULER)
+OPTIMIZER, SCHEDULER, MODEL = "optimizer", "scheduler", "model"
+GROUPS = (OPTIMIZER, SCHEDULER, MODEL)
 FORKED = "fork/"  # prefix of the path of a forked run, among the paths of experiments
 QUOTES = "\"'"
 FORK = "++fork="  # in a command line, overrides before this one belong to the forked run
@@ -38,6 +38,10 @@ class ExperimentFile:
     content: Mapping[str, Any]
     source: Path
     package: str | None  # `_global_`, from its first line
+
+    @property
+    def is_fork(self) -> bool:
+        return self.path.startswith(FORKED)
 
     def values(self, group: str) -> dict[str, Any]:
         """Return the values that the experiment sets in a group, by dotted key."""
@@ -121,11 +125,15 @@ class Mismatch:
     taken: str
 
     def values_of_no_use(self) -> dict[str, Any]:
-        """Return the values that do not fit the choice taken; for a scheduler, all of them, as it may lack the keys."""
-        if self.group == SCHEDULER:
-            return self.file.values(SCHEDULER)
+        """Return the values that do not fit the choice taken: all of a scheduler or model, which may lack the keys."""
+        if self.group != OPTIMIZER:
+            return self.file.values(self.group)
         values = self.file.values(OPTIMIZER) | self.file.values(SCHEDULER)
         return {key: value for key, value in values.items() if is_found_for_optimizer(key, value)}
+
+    def ranges_of_no_use(self) -> list[str]:
+        """Return the keys with search ranges for the choice replaced; the ranges of a model are its sizes."""
+        return self.file.searched(self.group) if self.group != MODEL else []
 
 
 def is_found_for_optimizer(key: str, value: Any) -> bool:
@@ -181,7 +189,7 @@ def mismatches(
             if not taken.get(group) or not written_for or taken[group] == written_for or "${" in written_for:
                 continue
             mismatch = Mismatch(file, group, written_for, taken[group])
-            if mismatch.values_of_no_use() or file.searched(group):
+            if mismatch.values_of_no_use() or mismatch.ranges_of_no_use():
                 found.append(mismatch)
     return found
 
@@ -197,57 +205,31 @@ def _choice_alone(file: ExperimentFile, group: str, files: Mapping[str, Experime
 def keys_to_leave_out(found: Sequence[Mismatch], kept: Collection[str] = ()) -> dict[str, list[str]]:
     """Return the keys to leave out of each experiment, by its path.
 
-    `kept` are keys that the scheduler taken also has; they stay, unless they are learning rates for another optimizer.
+    `kept` are keys that the scheduler or model taken also has; they stay, unless they are learning rates for another
+    optimizer.
     """
     keys: dict[str, dict[str, None]] = {}
     for mismatch in found:
-        stays = kept if mismatch.group == SCHEDULER else ()
+        stays = kept if mismatch.group != OPTIMIZER else ()
         own = keys.setdefault(mismatch.file.path, {})
         own.update(dict.fromkeys(key for key in mismatch.values_of_no_use() if key not in stays))
     return {path: list(own) for path, own in keys.items() if own}
 
 
-def notes_on(found: Sequence[Mismatch], left_out: Mapping[str, Collection[str]], given: Collection[str]) -> list[str]:
-    """Return a line for each choice that was replaced, with the values that were left out and those that were kept.
-
-    Keys in `given` are set by overrides and therefore not mentioned.
-    """
-    notes = []
-    said: set[str] = set(given)
-    for group, was, now in dict.fromkeys((each.group, each.written_for, each.taken) for each in found):
-        gone: dict[str, Any] = {}
-        stays: dict[str, Any] = {}
-        same = [each for each in found if (each.group, each.written_for, each.taken) == (group, was, now)]
-        for each in reversed(same):  # an experiment is read before those it includes, and its values win
-            of_no_use, left = each.values_of_no_use(), left_out.get(each.file.path, ())
-            gone |= {key: value for key, value in of_no_use.items() if key in left and key not in said}
-            if group == SCHEDULER:
-                own = each.file.values(OPTIMIZER) | each.file.values(SCHEDULER)
-                stays |= {
-                    key: value
-                    for key, value in own.items()
-                    if key not in left and key not in said and (key in of_no_use or RATE.fullmatch(key.split(".")[1]))
-                }
-        said |= gone.keys()
-        parts = []
-        if gone and group == OPTIMIZER:
-            parts.append(
-                f"left out, so that {now}'s own values apply: {_listed(gone)}; set one with {next(iter(gone))}=VALUE"
-            )
-        elif gone:
-            parts.append(f"left out, because {now} has no such key: {_listed(gone)}")
-        if stays:
-            parts.append(f"kept, although found with {was}: {_listed(stays)}")
-        if ranges := [key for each in same for key in each.file.searched(group)]:
-            parts.append(f"its search ranges are also for {was}: {first_few(ranges)}")
-        if parts:
-            names = " and ".join(each.file.path.replace("/", "=", 1) for each in same)
-            notes.append(f"{names}: written for {group}={was}, not for {now}; {'; '.join(parts)}")
-    return notes
-
-
-def _listed(values: Mapping[str, Any]) -> str:
-    return first_few((f"{key}={rounded(value)}" for key, value in values.items()), 6)
+def known_keys(found: Sequence[Mismatch], composed: Mapping[str, Any]) -> set[str]:
+    """Return the keys that the schedulers and models taken have, in their files or in their signatures."""
+    known = set()
+    for group in {each.group for each in found} - {OPTIMIZER}:
+        node = composed.get(group) or {}
+        known |= {f"{group}.{key}" for key in node}
+        try:
+            signature = signature_of(str(node.get("_target_")), typed=())
+        except TargetError:  # the check of the config reports it
+            continue
+        known |= {f"{group}.{key}" for key in signature.parameters}
+        if signature.open:
+            known |= {key for each in found if each.group == group for key in each.values_of_no_use()}
+    return known
 
 
 def end_of_branch(own: Sequence[str], origins: Sequence[str] = ()) -> list[str]:
