@@ -15,6 +15,7 @@ from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.config.batch_size import for_processes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import (
@@ -35,6 +36,7 @@ from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
 from lmtrain.loop.training_parts import Parts
 from lmtrain.micro_batch.find import found_size
+from lmtrain.parallel.peers import Peers
 from lmtrain.parts import build_parts, check_attention, check_model_size
 from lmtrain.run import report
 from lmtrain.run.background import BackgroundFacts
@@ -44,7 +46,7 @@ from lmtrain.run.identity import plain_config
 from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
 from lmtrain.run.result import write_result
-from lmtrain.run.start import load_start, start_checkpoints
+from lmtrain.run.start import load_start_together, start_checkpoints
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
 
@@ -72,6 +74,7 @@ def run(
     notes: Sequence[str] = (),
     owns_process: bool = True,
     facts: BackgroundFacts | None = None,
+    peers: Peers | None = None,
 ) -> Outcome:
     """Train in a run directory and record how the run ended.
 
@@ -84,6 +87,7 @@ def run(
         notes: Lines to log before the run starts.
         owns_process: False if the caller continues after the run, for example in a notebook; see `StopRequest`.
         facts: The facts that a caller has begun to gather before it imported this module; None to begin now.
+        peers: The connection to the other processes of the run, which call `follow`; None if there are none.
 
     Raises:
         ConfigError: building the parts showed a mistake (also recorded in `result.json`), or the directory belongs to
@@ -112,10 +116,12 @@ def run(
             if resumed is None and found.resolved:
                 directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
             notes = [*notes, *found.notes]
-            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, kept, found.resolved)
+            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, kept, found.resolved, peers)
             train(request, directory, state, stop, afterwards)
         except BaseException as caught:
             error = caught
+            if peers is not None:
+                peers.fail(f"{type(error).__name__}: {error}")
         stop.defers = True  # writing the result is quick, and a signal must not prevent it
         ending = ending_of(error)
         # A resume that could not begin, or had nothing left to do, keeps the recorded result of the run. But a run that
@@ -156,22 +162,27 @@ def train(
 
     Tasks that may take long or fail are added to `afterwards`, to be run after the result is written.
     """
-    cfg, resumed = request.cfg, request.resumed
+    resumed, peers = request.resumed, request.peers
     with raising_config_errors():
+        cfg = for_processes(request.cfg, peers.world.size if peers else 1)
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
-        parts = build_parts(cfg, kept=request.kept)
+        parts = build_parts(cfg, kept=request.kept, peers=peers)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
-        start = load_start(cfg, checkpoints)
+        start = load_start_together(cfg, checkpoints, parts.parallel)
         vars(state).update(vars(start.state))
         request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
-        described = describe_environment(run_id, parts.system.describe(), plain_config(cfg), request.facts.get())
+        described = describe_environment(
+            run_id, parts.system.describe(), plain_config(request.cfg), request.facts.get()
+        )
         resolved = parts.system.resolved | request.resolved | check_attention(parts.model, parts.system)
         described |= {"resolved": resolved, "cuda_allocator": parts.system.allocator()}
+        if (processes := parts.parallel.describe()) is not None:
+            described["processes"] = processes
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
-        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
+        recorder = build_recorder(request.cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
@@ -194,6 +205,7 @@ def train(
     except DataError as error:
         command = report.resume_command(directory.path)
         raise ConfigError(f"{error}; to continue after fixing that: {command}") from error
+    parts.parallel.close()
     stop.defers = True
     if tokenizer is not None and cfg.sample_tokens:
         block_size = trainer.train_loader.block_size

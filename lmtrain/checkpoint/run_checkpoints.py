@@ -52,11 +52,14 @@ class RunCheckpoints:
             DivergedError: there is no such checkpoint.
         """
         self.saver.wait()
+        parallel = self.snapshot.parallel
+        parallel.wait_for_all()  # now all checkpoints are on the disk, for every process
         folder = self.saver.folder
         loaded = folder.load_before(bad.step, every=self.interval, first=state.first_step)
         if loaded is None:
             raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
         then = train_state(loaded)
+        parallel.wait_for_all()  # now every process has read it
         folder.discard_after(then.step)
         state.go_back(then)
         self.snapshot.restore(loaded)

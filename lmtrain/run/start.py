@@ -11,6 +11,7 @@ from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
+from lmtrain.parallel.base import Parallel
 from lmtrain.trainer import Trainer
 
 
@@ -49,7 +50,8 @@ class Start:
             trainer.snapshot.begin_order_anew_if_changed(self.own, trainer.state)
             trainer.snapshot.check_batch_size(trainer.state.samples)
         elif self.origin is not None:
-            begin_fork(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)
+            round_of_batches = trainer.train_loader.batch_size * trainer.parallel.world.size
+            begin_fork(trainer.snapshot, self.origin, trainer.state, round_of_batches)
             check_steps_left(self.origin, trainer.max_steps)
 
 
@@ -64,6 +66,26 @@ def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
     if broken := checkpoints.broken():
         raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
     return Start(origin=load_fork_origin(Path(cfg.fork), cfg.step)) if cfg.get("fork") else Start()
+
+
+def load_start_together(cfg: DictConfig, checkpoints: CheckpointFolder, parallel: Parallel) -> Start:
+    """Load the same checkpoint in each process of a run; the first one sets broken ones aside before the others read.
+
+    Raises:
+        ValueError: As for `load_start`, or the processes see different checkpoints.
+    """
+    if not parallel.world.is_first:
+        parallel.wait_for_all()
+    start = load_start(cfg, checkpoints)
+    if parallel.world.is_first:
+        parallel.wait_for_all()
+    steps = parallel.every(start.state.step)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"{checkpoints.path}: the processes see different checkpoints (steps {', '.join(map(str, steps))}, by "
+            "rank); the run directory must be a folder that all hosts share"
+        )
+    return start
 
 
 def start_checkpoints(cfg: DictConfig, run_dir: Path) -> list[Path]:

@@ -1,0 +1,88 @@
+"""The store through which the processes of a run tell each other small texts, before and beside their collectives."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import Store, rendezvous  # type: ignore[attr-defined]
+
+from lmtrain.errors import LostRankError
+from lmtrain.parallel.world import World
+
+START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
+POLL_S = 0.1
+FAILURE_WAIT_S = 2.0  # a process that fails tells why before it ends
+
+
+class Peers:
+    """The processes of a run, connected by a store.
+
+    Each process can tell the others a text under its own rank, and read what another one told.
+    """
+
+    def __init__(self, world: World, store: Store) -> None:
+        self.world, self.store = world, store
+
+    def tell(self, topic: str, content: Any) -> None:
+        """Tell the others something that JSON can express."""
+        self.store.set(f"{topic}/{self.world.rank}", json.dumps(content))
+
+    def ask(self, topic: str, rank: int, timeout_s: float = START_TIMEOUT_S) -> Any:
+        """Return what a process tells about a topic, and wait for it.
+
+        Raises:
+            LostRankError: The process has failed, or does not tell anything in time.
+        """
+        key, end = f"{topic}/{rank}", time.monotonic() + timeout_s
+        while not self.store.check([key]):
+            if (failure := self.failure()) is not None:
+                raise failure
+            if time.monotonic() > end:
+                raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
+            time.sleep(POLL_S)
+        return json.loads(self.store.get(key))
+
+    def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
+        """Return what every process tells about a topic, by rank."""
+        return [self.ask(topic, rank, timeout_s) for rank in range(self.world.size)]
+
+    def fail(self, reason: str, trace: str = "") -> None:
+        """Tell the others why this process ends, unless another one failed earlier."""
+        try:
+            if not self.store.check(["failure"]):
+                self.store.set("failure", json.dumps({"reason": f"{self.world}: {reason}", "traceback": trace}))
+        except (RuntimeError, OSError):  # the store has gone with the process that holds it
+            return
+
+    def failure(self, wait_s: float = 0.0) -> LostRankError | None:
+        """Return which process failed first, where and why; None if none has told so within `wait_s` seconds."""
+        end = time.monotonic() + wait_s
+        while True:
+            try:
+                if self.store.check(["failure"]):
+                    told = json.loads(self.store.get("failure"))
+                    return LostRankError(told["reason"], told["traceback"])
+            except (RuntimeError, OSError):
+                return None
+            if time.monotonic() >= end:
+                return None
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def connected(world: World) -> Iterator[Peers]:
+    """Connect this process with the others of the run, at the address in the environment.
+
+    Raises:
+        LostRankError: The others can't be reached.
+    """
+    try:
+        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
+    except (RuntimeError, OSError, ValueError) as error:
+        address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise LostRankError(f"{world}: can't reach the other processes at {address}: {error}") from error
+    yield Peers(world, store)
