@@ -11,7 +11,7 @@ from lmtrain.checkpoint.following import ReadOnlyFolder, following_recorder
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.batch_size import for_processes
 from lmtrain.config.build import build, raising_config_errors
-from lmtrain.errors import FAILED, ConfigError, DataError, InterruptedBySignal, LostRankError, ending_of
+from lmtrain.errors import DataError, DivergedError, InterruptedBySignal, LostRankError, PrunedError, ending_of
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.parallel.peers import Peers
 from lmtrain.parts import build_parts, check_attention
@@ -21,13 +21,14 @@ from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact
 from lmtrain.trainer import Trainer
 
-ENDS_EVERYWHERE = (InterruptedBySignal, DataError, LostRankError)  # errors that the first process also has and reports
+# Errors that the first process also has, and reports.
+ENDS_EVERYWHERE = (InterruptedBySignal, PrunedError, DataError, DivergedError, LostRankError)
 
 
 def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
     """Train together with the first process of a run; return the exit code.
 
-    An error of this process alone is printed in one line. The first process records it, with the traceback.
+    The first process reports an error of this process, with its traceback. If it has gone, the error is printed here.
     """
     logging.getLogger().addHandler(logging.NullHandler())  # the first process logs the same
     state = TrainState()
@@ -35,13 +36,10 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
         try:
             _train(cfg, run_dir, peers, state, stop)
         except BaseException as error:
-            if not isinstance(error, ENDS_EVERYWHERE) and ending_of(error) == FAILED:
-                reason = f"{type(error).__name__}: {error}"
-                peers.fail(reason, "".join(traceback.format_exception(error)))
-                sys.stderr.write(visible(redact(f"{peers.world}: {reason}")) + "\n")
-            elif isinstance(error, ConfigError):
-                peers.fail(str(error))
-                raise
+            if not isinstance(error, ENDS_EVERYWHERE):
+                told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+                if not told:
+                    sys.stderr.write(visible(redact(f"{peers.world}: {type(error).__name__}: {error}")) + "\n")
             return ending_of(error).exit_code
     return 0
 

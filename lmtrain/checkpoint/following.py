@@ -1,4 +1,4 @@
-"""What the processes of a run other than the first have instead of a log and a checkpoint folder: they write nothing."""
+"""What processes of a run other than the first have instead of its log and checkpoint folder: they write nothing."""
 
 from collections.abc import Mapping
 from pathlib import Path

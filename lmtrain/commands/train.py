@@ -22,7 +22,7 @@ from lmtrain.config.written_for import reading_experiments, without_left_out
 from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
 from lmtrain.parallel.world import World, this_world
 from lmtrain.run.background import BackgroundFacts
-from lmtrain.run.new_run import NewRun, new_run, start
+from lmtrain.run.new_run import NewRun, new_run, refuse_several_processes, start
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.streams import outlive_reader
 
@@ -57,8 +57,8 @@ def main(arguments: Sequence[str]) -> int:
     if not asks:
         outlive_reader()
     try:
-        if flags.multirun and this_world().size > 1:
-            raise ConfigError("-m: starts processes itself, so start it without torchrun")
+        if flags.multirun:
+            refuse_several_processes("a sweep (-m)")
         if asks or flags.multirun:
             run_hydra(flags)
             return 0
@@ -99,6 +99,7 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
 
 def _train_together(world: World, overrides: Sequence[str]) -> int:
     """Train a new run as one of several processes."""
+    _quiet_torch()
     from lmtrain.parallel.peers import connected  # loads torch
     from lmtrain.run.together import composed_together
 
@@ -116,6 +117,7 @@ def _train_together(world: World, overrides: Sequence[str]) -> int:
 
 def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> int:
     """Continue a run as one of several processes."""
+    _quiet_torch()
     from lmtrain.parallel.peers import connected  # loads torch
     from lmtrain.run.resumed_run import resumed_run
     from lmtrain.run.together import composed_together
@@ -132,6 +134,11 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
         from lmtrain.train_run import run
 
         return run(again.cfg, again.directory, again.hydra_files, resumed=Resume(again.changes), peers=peers).exit_code
+
+
+def _quiet_torch() -> None:
+    """Keep torch from printing a C++ stack for each lost connection; lmtrain says in one line what happened."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

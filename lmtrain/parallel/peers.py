@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import DistNetworkError, Store, rendezvous  # type: ignore[attr-defined]
 
 from lmtrain.errors import LostRankError
 from lmtrain.parallel.world import World
@@ -38,25 +38,29 @@ class Peers:
             LostRankError: The process has failed, or does not tell anything in time.
         """
         key, end = f"{topic}/{rank}", time.monotonic() + timeout_s
-        while not self.store.check([key]):
-            if (failure := self.failure()) is not None:
-                raise failure
-            if time.monotonic() > end:
-                raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
-            time.sleep(POLL_S)
-        return json.loads(self.store.get(key))
+        try:
+            while not self.store.check([key]):
+                if (failure := self.failure()) is not None:
+                    raise failure
+                if time.monotonic() > end:
+                    raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
+                time.sleep(POLL_S)
+            return json.loads(self.store.get(key))
+        except DistNetworkError as error:
+            raise LostRankError(f"{self.world}: the process that holds the connection has ended") from error
 
     def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
         """Return what every process tells about a topic, by rank."""
         return [self.ask(topic, rank, timeout_s) for rank in range(self.world.size)]
 
-    def fail(self, reason: str, trace: str = "") -> None:
-        """Tell the others why this process ends, unless another one failed earlier."""
+    def fail(self, reason: str, trace: str = "") -> bool:
+        """Tell the others why this process ends, unless another one failed earlier; return whether they can know it."""
         try:
             if not self.store.check(["failure"]):
                 self.store.set("failure", json.dumps({"reason": f"{self.world}: {reason}", "traceback": trace}))
         except (RuntimeError, OSError):  # the store has gone with the process that holds it
-            return
+            return False
+        return True
 
     def failure(self, wait_s: float = 0.0) -> LostRankError | None:
         """Return which process failed first, where and why; None if none has told so within `wait_s` seconds."""
@@ -65,11 +69,21 @@ class Peers:
             try:
                 if self.store.check(["failure"]):
                     told = json.loads(self.store.get("failure"))
+                    self.tell("knows", True)
                     return LostRankError(told["reason"], told["traceback"])
             except (RuntimeError, OSError):
                 return None
             if time.monotonic() >= end:
                 return None
+            time.sleep(POLL_S)
+
+    def wait_until_known(self) -> None:
+        """Wait until all know of a failure, if there is one: the store may end with this process."""
+        if not self.world.is_first or self.failure() is None:
+            return
+        end = time.monotonic() + FAILURE_WAIT_S
+        keys = [f"knows/{rank}" for rank in range(self.world.size)]
+        while time.monotonic() < end and not self.store.check(keys):
             time.sleep(POLL_S)
 
 
@@ -85,4 +99,8 @@ def connected(world: World) -> Iterator[Peers]:
     except (RuntimeError, OSError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise LostRankError(f"{world}: can't reach the other processes at {address}: {error}") from error
-    yield Peers(world, store)
+    peers = Peers(world, store)
+    try:
+        yield peers
+    finally:
+        peers.wait_until_known()

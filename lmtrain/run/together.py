@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 import lmtrain
 from lmtrain.config.batch_size import for_processes
 from lmtrain.config.overrides import quoted
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, LostRankError
 from lmtrain.parallel.peers import Peers
 from lmtrain.run.identity import plain_config
 from lmtrain.run.source_code import source_hashes
@@ -35,7 +35,8 @@ def composed_together(
     try:
         return _composed_together(peers, compose, config_and_directory)
     except ConfigError as error:
-        peers.fail(str(error))
+        if peers.fail(str(error)) and not peers.world.is_first:
+            raise LostRankError(str(error)) from error  # the first process says so
         raise
 
 
@@ -55,7 +56,7 @@ def _composed_together(
         first: Mapping[str, Any] = peers.ask("start", 0)
         made, own = compose_for([f"hydra.run.dir={quoted(first['directory'])}"])
         if found := differences(first, own):
-            raise ConfigError(f"{peers.world}: starts with other values than rank 0: {'; '.join(found)}")
+            raise ConfigError(f"starts with other values than rank 0: {'; '.join(found)}")
     peers.tell("ready", True)
     peers.ask_all("ready")
     return made
