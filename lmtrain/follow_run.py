@@ -1,5 +1,6 @@
 """Trains as one of the processes of a run other than the first, which alone writes the run directory and the log."""
 
+import gc
 import logging
 import sys
 import traceback
@@ -11,9 +12,21 @@ from lmtrain.checkpoint.following import ReadOnlyFolder, following_recorder
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.batch_size import for_processes
 from lmtrain.config.build import build, raising_config_errors
-from lmtrain.errors import DataError, DivergedError, InterruptedBySignal, LostRankError, PrunedError, ending_of
+from lmtrain.errors import (
+    COMPLETED,
+    INTERRUPTED,
+    TERMINATED,
+    DataError,
+    DivergedError,
+    Ending,
+    InterruptedBySignal,
+    LostRankError,
+    PrunedError,
+    ending_of,
+)
+from lmtrain.hardware.processes import leave_the_others
 from lmtrain.loop.stop_request import StopRequest
-from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.peers import LAST_WORDS_S, Peers
 from lmtrain.parts import build_parts, check_attention
 from lmtrain.run.identity import plain_config
 from lmtrain.run.start import load_start_together
@@ -31,17 +44,26 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
     The first process reports an error of this process, with its traceback. If it has gone, the error is printed here.
     """
     logging.getLogger().addHandler(logging.NullHandler())  # the first process logs the same
-    state = TrainState()
+    ending = _ending(cfg, run_dir, peers)
+    if ending.exit_code and ending is not TERMINATED and ending is not INTERRUPTED:
+        gc.collect()  # what is left of the run still holds the connections
+        leave_the_others()  # so that they see at once that this process does not answer any more
+        peers.end(LAST_WORDS_S)
+    return ending.exit_code
+
+
+def _ending(cfg: DictConfig, run_dir: Path, peers: Peers) -> Ending:
+    """Train, and return how that ended."""
     with StopRequest() as stop:
         try:
-            _train(cfg, run_dir, peers, state, stop)
+            _train(cfg, run_dir, peers, TrainState(), stop)
         except BaseException as error:
             if not isinstance(error, ENDS_EVERYWHERE):
                 told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
                 if not told:
                     sys.stderr.write(visible(redact(f"{peers.world}: {type(error).__name__}: {error}")) + "\n")
-            return ending_of(error).exit_code
-    return 0
+            return ending_of(error)
+    return COMPLETED
 
 
 def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop: StopRequest) -> None:

@@ -129,6 +129,8 @@ def run(
         ended = read_json(directory.path / "result.json").get("status") == COMPLETED.status
         if resumed is None or resumed.began or (error is None and not ended):
             write_result(cfg, directory, state, ending.status, error)
+        if peers is not None:
+            peers.end()
         for task in afterwards:
             _do_afterwards(task, ending.status, stop)
         if error is None:

@@ -1,4 +1,4 @@
-"""Adds numbers over the processes of a run, for parts that know nothing about how these are connected."""
+"""What parts of a run that know nothing about its other processes do with them together."""
 
 import torch.distributed as dist
 from torch import Tensor
@@ -8,3 +8,9 @@ def sum_over_processes(numbers: Tensor) -> None:
     """Replace whole numbers on the device by their sums over all processes, in place; all must call this together."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(numbers)
+
+
+def leave_the_others() -> None:
+    """Close the connections to the other processes, if there are any; their collectives with this one fail then."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

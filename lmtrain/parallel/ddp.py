@@ -14,6 +14,7 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 from torch.nn.parallel import DistributedDataParallel
 
 from lmtrain.errors import DataError, InterruptedBySignal, LostRankError, PrunedError
+from lmtrain.hardware.processes import leave_the_others
 from lmtrain.parallel.base import Parallel
 from lmtrain.parallel.peers import FAILURE_WAIT_S, Peers
 from lmtrain.parallel.world import World
@@ -40,8 +41,7 @@ class Ddp(Parallel):
         self.world = peers.world if peers else World()
         self.device, self.peers, self.bucket_mb = device, peers, bucket_mb
         self._ddp: DistributedDataParallel | None = None
-        if dist.is_initialized():  # by an earlier run in this process
-            dist.destroy_process_group()
+        leave_the_others()  # those of an earlier run in this process
         with self._lost():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -138,8 +138,7 @@ class Ddp(Parallel):
         return f"{self.world.size} process{'es' * (self.world.size > 1)} with DDP"
 
     def close(self) -> None:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        leave_the_others()
 
     def _gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensor of each process, by rank; all have the same shape."""

@@ -15,7 +15,11 @@ from lmtrain.parallel.world import World
 
 START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
 POLL_S = 0.1
-FAILURE_WAIT_S = 2.0  # a process that fails tells why before it ends
+ANSWER_TIMEOUT_S = 30.0  # of the store
+FAILURE_WAIT_S = 3.0  # a process that fails tells why before it ends
+LAST_SAVE_S = 600.0  # the first process writes the last checkpoint
+LAST_WORDS_S = 10.0  # the same after a failure, where the first process may be the one that does not answer
+KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result of the run is written
 
 
 class Peers:
@@ -26,6 +30,7 @@ class Peers:
 
     def __init__(self, world: World, store: Store) -> None:
         self.world, self.store = world, store
+        self._has_ended = False
 
     def tell(self, topic: str, content: Any) -> None:
         """Tell the others something that JSON can express."""
@@ -69,7 +74,7 @@ class Peers:
             try:
                 if self.store.check(["failure"]):
                     told = json.loads(self.store.get("failure"))
-                    self.tell("knows", True)
+                    self.tell(KNOWS, True)
                     return LostRankError(told["reason"], told["traceback"])
             except (RuntimeError, OSError):
                 return None
@@ -77,13 +82,29 @@ class Peers:
                 return None
             time.sleep(POLL_S)
 
-    def wait_until_known(self) -> None:
-        """Wait until all know of a failure, if there is one: the store may end with this process."""
-        if not self.world.is_first or self.failure() is None:
+    def end(self, timeout_s: float = LAST_SAVE_S) -> None:
+        """End this process's part in the run; call this when everything is recorded, or to wait for that.
+
+        The first process waits until all know of a failure, because the store may end with it. The others wait until
+        the first has saved and recorded everything: where one process ends with an error, torchrun stops the others.
+        Further calls do nothing.
+        """
+        if self._has_ended:
             return
-        end = time.monotonic() + FAILURE_WAIT_S
-        keys = [f"knows/{rank}" for rank in range(self.world.size)]
-        while time.monotonic() < end and not self.store.check(keys):
+        self._has_ended = True
+        try:
+            if self.world.is_first:
+                self.tell(RECORDED, True)
+                if self.failure() is not None:
+                    self._wait([f"{KNOWS}/{rank}" for rank in range(self.world.size)], FAILURE_WAIT_S)
+            else:
+                self._wait([f"{RECORDED}/0"], timeout_s)
+        except (RuntimeError, OSError):  # the store has gone with the process that holds it
+            return
+
+    def _wait(self, keys: list[str], timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while not self.store.check(keys) and time.monotonic() < end:
             time.sleep(POLL_S)
 
 
@@ -99,8 +120,9 @@ def connected(world: World) -> Iterator[Peers]:
     except (RuntimeError, OSError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise LostRankError(f"{world}: can't reach the other processes at {address}: {error}") from error
+    store.set_timeout(timedelta(seconds=ANSWER_TIMEOUT_S))
     peers = Peers(world, store)
     try:
         yield peers
     finally:
-        peers.wait_until_known()
+        peers.end()

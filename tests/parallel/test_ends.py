@@ -1,16 +1,19 @@
 """How several processes end together: stops, resumes, rewinds, and processes that fail, die or hang."""
 
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from support.command_line import Cli, wait_for_step
+from support.command_line import Cli, clean_environment, wait_for_step
 from support.ranks import start_ranks, train_ranks, wait_for_all
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
+import lmtrain
 from lmtrain.checkpoint.folder import CheckpointFolder, verify_checkpoint
 from lmtrain.files.limited import read_json
 
@@ -153,3 +156,30 @@ def test_a_run_continues_with_another_number_of_processes(cli: Cli, tmp_path: Pa
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for line, expected in zip(ours, theirs, strict=True):
         assert line == pytest.approx(expected, rel=1e-4), line["step"]
+
+
+@pytest.mark.slow
+def test_torchrun_starts_and_stops_a_run(tmp_path: Path, whole: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lmtrain"]
+    package = {"PYTHONPATH": str(Path(lmtrain.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*torchrun, *RUN, "hydra.run.dir=run"],
+        cwd=tmp_path,
+        env=clean_environment() | package,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wait_for_step(tmp_path / "run", 10, timeout_s=120)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert "stopped by SIGTERM after step" in output
+    assert "exiting without saving" not in output
+    again = subprocess.run(
+        [*torchrun, "resume=run"], cwd=tmp_path, env=clean_environment() | package, capture_output=True, timeout=240
+    )
+    assert again.returncode == 0
+    assert_same_run(tmp_path / "run", whole)

@@ -21,8 +21,8 @@ WITHOUT_LLAMA = [text for text in STEP if not text.startswith("model")]
 CASES = {
     "llama": STEP,
     "gpt2": [*WITHOUT_LLAMA, *GPT2],
-    "experts": [*WITHOUT_LLAMA, "model=moe_1m", "model.n_layer=2", "model.n_head=2", "model.d_model=32", "model.d_ff=64",
-                "model.mlp.bias_rate=0.01"],
+    "experts": [*WITHOUT_LLAMA, "model=moe_1m", "model.n_layer=2", "model.n_head=2", "model.d_model=32",
+                "model.d_ff=64", "model.mlp.bias_rate=0.01"],
     "masked": [*STEP, "model.mask_documents=true", "model.end_of_text=7"],
     "schedules": [*STEP, "trainer.batch_schedule=[[0,24],[1000,48]]", "trainer.length_schedule=[[0,8],[2000,16]]"],
     "muon": [*STEP, "optimizer=muon"],
