@@ -101,7 +101,7 @@ def _train_together(world: World, overrides: Sequence[str]) -> int:
     """Train a new run as one of several processes."""
     _quiet_torch()
     from lmtrain.parallel.peers import connected  # loads torch
-    from lmtrain.run.together import composed_together
+    from lmtrain.run.several.together import composed_together
 
     with connected(world) as peers:
         run = composed_together(
@@ -109,7 +109,7 @@ def _train_together(world: World, overrides: Sequence[str]) -> int:
         )
         if world.is_first:
             return start(run, lambda made: _train(made, peers))
-        from lmtrain.follow_run import follow
+        from lmtrain.run.several.follow import follow
 
         with env_override(run.composed.hydra.job.env_set):
             return follow(run.cfg, run.directory, peers)
@@ -120,14 +120,14 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
     _quiet_torch()
     from lmtrain.parallel.peers import connected  # loads torch
     from lmtrain.run.resumed_run import resumed_run
-    from lmtrain.run.together import composed_together
+    from lmtrain.run.several.together import composed_together
 
     with connected(world) as peers:
         again = composed_together(
             peers, lambda _: resumed_run(run_dir, arguments), lambda made: (made.cfg, made.directory)
         )
         if not world.is_first:
-            from lmtrain.follow_run import follow
+            from lmtrain.run.several.follow import follow
 
             return follow(again.cfg, again.directory, peers)
         from lmtrain.run.provenance import Resume
