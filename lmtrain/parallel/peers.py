@@ -124,5 +124,9 @@ def connected(world: World) -> Iterator[Peers]:
     peers = Peers(world, store)
     try:
         yield peers
+    except Exception as error:
+        if not isinstance(error, LostRankError):
+            peers.fail(str(error))
+        raise
     finally:
         peers.end()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.command_line import Cli
 from support.ranks import train_ranks
+from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, VOCAB_SIZE, write_tokens
 
 from lmtrain.checkpoint.folder import CheckpointFolder
@@ -66,6 +67,31 @@ def test_losses_and_evaluations_agree_with_one_process(cli: Cli, tmp_path: Path,
     assert {f"rng-{rank}" for rank in range(size)} <= now.tensors.keys()
     assert f"{size} processes with DDP" in first.stdout
     assert not any(process.stdout or process.stderr for process in others)
+
+
+@pytest.mark.slow
+def test_ddp_in_one_process_has_the_bits_of_no_ddp(cli: Cli, tmp_path: Path) -> None:
+    write_tokens(tmp_path / "data" / "tiny")
+    for choice in ("none", "ddp"):
+        done = cli(*STEP, "data.path=data/tiny", f"parallel={choice}", f"hydra.run.dir={choice}")
+        assert done.returncode == 0, done.stderr
+    assert timeless_metrics(tmp_path / "ddp") == timeless_metrics(tmp_path / "none")
+    assert read_json(tmp_path / "ddp" / "environment.json")["processes"] == "1 process with DDP"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.slow
+def test_nccl_in_one_process_trains_as_without(cli: Cli, tmp_path: Path) -> None:
+    write_tokens(tmp_path / "data" / "tiny")
+    on_gpu = [text for text in STEP if not text.startswith("system.device")]
+    for choice in ("none", "ddp"):
+        done = cli(
+            *on_gpu, "system.device=cuda", "data.path=data/tiny", f"parallel={choice}", f"hydra.run.dir={choice}"
+        )
+        assert done.returncode == 0, done.stderr
+    for expected, line in zip(metrics(tmp_path / "none"), metrics(tmp_path / "ddp"), strict=True):
+        assert line == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow
