@@ -136,6 +136,9 @@ def dispatch(arguments: Sequence[str]) -> int:
     if first in VERBS:
         if first in FILE_WRITING_VERBS:
             outlive_reader()
+        from lmtrain.run.new_run import refuse_several_processes
+
+        refuse_several_processes(first)
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:

@@ -60,6 +60,11 @@ def build_parts(
     """
     system = system or build_system(cfg, peers.world if peers else ALONE)
     parallel = build_parallel(cfg, system, peers)
+    if parallel.world.size > 1 and system.uses_cuda_graphs:
+        raise ValueError(
+            f"system.compile={system.compile_mode}: CUDA graphs don't know the gradients of several processes; use "
+            "system.compile=true"
+        )
     train_loader, val_loader = build_loaders(cfg)
     _check_same_data(parallel, train_loader, val_loader)
     model = build_model(cfg)
@@ -87,7 +92,8 @@ def build_system(cfg: DictConfig, world: World = ALONE, /, **changes: Any) -> Sy
     example `device="cpu"`.
     """
     if world.size > 1 and cfg.system.get("device") in ("auto", "cuda") and torch.cuda.is_available():
-        changes = {"device": f"cuda:{world.local_rank}"} | changes
+        # Slurm may show each process a GPU of its own.
+        changes = {"device": f"cuda:{world.local_rank if torch.cuda.device_count() > 1 else 0}"} | changes
     system: System = build(cfg.system, **changes)
     system.seed(cfg.seed)
     return system

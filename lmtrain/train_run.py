@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,13 @@ from lmtrain.data.stored_tokenizer import (
 from lmtrain.errors import COMPLETED, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
+from lmtrain.hardware.processes import leave_the_others
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
-from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
+from lmtrain.loop.stop_request import PRUNE_FILE, REPEAT_OF_SEVERAL_S, REPEAT_S, StopRequest
 from lmtrain.loop.training_parts import Parts
 from lmtrain.micro_batch.find import found_size
 from lmtrain.parallel.peers import Peers
@@ -46,7 +47,8 @@ from lmtrain.run.identity import plain_config
 from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
 from lmtrain.run.result import write_result
-from lmtrain.run.start import load_start_together, start_checkpoints
+from lmtrain.run.several.follow import ENDS_EVERYWHERE
+from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
 
@@ -105,7 +107,10 @@ def run(
             _refuse_fewer_steps(cfg, directory.path)
         with raising_config_errors():  # for example, a folder where a file should be
             configure_logging(directory.path)
-            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE, owns_process=owns_process))
+            repeat_s = REPEAT_S if peers is None else REPEAT_OF_SEVERAL_S
+            stop = StopRequest(directory.path / PRUNE_FILE, owns_process=owns_process, repeat_s=repeat_s)
+            stack.enter_context(stop)
+            stop.defers = peers is not None  # several processes can stop only together, after their first step
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
@@ -120,8 +125,9 @@ def run(
             train(request, directory, state, stop, afterwards)
         except BaseException as caught:
             error = caught
-            if peers is not None:
+            if peers is not None and not isinstance(error, ENDS_EVERYWHERE):
                 peers.fail(f"{type(error).__name__}: {error}")
+                leave_the_others(at_once=True)
         stop.defers = True  # writing the result is quick, and a signal must not prevent it
         ending = ending_of(error)
         # A resume that could not begin, or had nothing left to do, keeps the recorded result of the run. But a run that
@@ -129,14 +135,14 @@ def run(
         ended = read_json(directory.path / "result.json").get("status") == COMPLETED.status
         if resumed is None or resumed.began or (error is None and not ended):
             write_result(cfg, directory, state, ending.status, error)
-        if peers is not None:
-            peers.end()
         for task in afterwards:
             _do_afterwards(task, ending.status, stop)
         if error is None:
             report.log_summary(state, cfg, directory)
         else:
             report.log_ending(error, directory.path)
+        if peers is not None:
+            peers.end()
     if isinstance(error, ConfigError):
         raise error
     return Outcome(ending.exit_code, state.best_val_loss, error)
@@ -167,11 +173,14 @@ def train(
     resumed, peers = request.resumed, request.peers
     with raising_config_errors():
         cfg = for_processes(request.cfg, peers.world.size if peers else 1)
+        if cfg is not request.cfg:
+            note = f"micro-batches have {cfg.data.batch_size} sequences, so that all processes have some"
+            request = replace(request, notes=[*request.notes, note])
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
         parts = build_parts(cfg, kept=request.kept, peers=peers)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
-        start = load_start_together(cfg, checkpoints, parts.parallel)
+        start = load_start(cfg, checkpoints, parts.parallel)
         vars(state).update(vars(start.state))
         request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)

@@ -185,7 +185,7 @@ class Trainer:
                 except DataError:
                     self._apply_policy(newest=True)  # the step before has not been checked yet
                     raise
-                if not self.stop.defers:  # the first step of this process: until now there was nothing new to save
+                if not self.saver.reserved:  # the first step of this process: until now there was nothing new to save
                     self.stop.defers = True
                     self.saver.reserve(self.snapshot.take(state))
                 last = state.step == self.max_steps
@@ -218,7 +218,7 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
-        with self.schedules.values(step):
+        with self.schedules.values(step), self.parallel.collectives():
             skipped = update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
         self.evaluation_weights.after_update(step, skipped)
         self.system.zero_gradients(self.optimizer)
@@ -257,8 +257,8 @@ class Trainer:
         try:
             with self.evaluation_weights.in_use(), self.stop.at_once() if alone else nullcontext():
                 evaluated = self.evaluator.metrics()
-        except BaseException:  # a signal, no memory, damaged data: the step itself is complete
-            if not alone:  # the other processes can't be asked to save as well
+        except BaseException as error:  # a signal, no memory, damaged data: the step itself is complete
+            if not alone and not isinstance(error, DataError):  # the other processes don't know, and would not save
                 raise
             self.system.load_generator_state(generators)
             self.state.pending = metrics

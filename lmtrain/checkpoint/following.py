@@ -38,6 +38,7 @@ class ReadingSaver(Saver):
 
     def reserve(self, checkpoint: Checkpoint) -> None:
         """Allocate nothing."""
+        self.reserved = True
 
     def save(self, step: int, checkpoint: Checkpoint, retention: Retention) -> None:
         """Leave that to the first process."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.prefetch import MicroBatch
+from lmtrain.errors import DataError
 from lmtrain.loop.training_parts import Parts
 from lmtrain.parallel.base import Parallel
 from lmtrain.system import System
@@ -28,6 +29,7 @@ def evaluate(
     parallel = parallel or Parallel()
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
+    damaged: DataError | None = None
     training = model.training
     model.eval()
     devices = [system.device] if system.device.type == "cuda" else []
@@ -41,8 +43,11 @@ def evaluate(
                     _, loss = forward(batch.x, batch.y)
                 total += loss.double() * batch.n_targets
                 targets += batch.n_targets
+    except DataError as error:
+        damaged = error
     finally:
         model.train(training)
+    parallel.raise_together(damaged)
     total, all_targets = parallel.sum_float64(torch.stack([total, torch.full_like(total, targets)]))
     return float(total / all_targets)
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from lmtrain.errors import DataError
 from lmtrain.parallel.world import ALONE, World
 
 T = TypeVar("T")
@@ -48,6 +49,11 @@ class Parallel:
         loaded = load()
         return loaded, targets_of(loaded)
 
+    def raise_together(self, error: DataError | None) -> None:
+        """Raise an error in the data in all processes, if any of them has one."""
+        if error is not None:
+            raise error
+
     def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the sum of `total` over all processes, and the losses of all micro-batches in the order of the data.
 
@@ -60,7 +66,7 @@ class Parallel:
         return numbers
 
     def agreed(self, request: BaseException | None) -> BaseException | None:
-        """Return the request to stop of the first process that has one, or None."""
+        """Return a request to stop if any process has one, the same kind in all; a pruning wins over a signal."""
         return request
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -77,6 +83,10 @@ class Parallel:
 
     def wait_for_all(self) -> None:
         """Wait until every process has come to this point."""
+
+    def collectives(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which other code may communicate; it explains the errors of a lost connection."""
+        return contextlib.nullcontext()
 
     def describe(self) -> str | None:
         """Return how the processes work together, in words; None if there is one alone."""

@@ -42,7 +42,7 @@ class Ddp(Parallel):
         self.device, self.peers, self.bucket_mb = device, peers, bucket_mb
         self._ddp: DistributedDataParallel | None = None
         leave_the_others()  # those of an earlier run in this process
-        with self._lost():
+        with self.collectives():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=PrefixStore("ddp", peers.store) if peers else HashStore(),
@@ -53,7 +53,7 @@ class Ddp(Parallel):
             )
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        with self._lost():
+        with self.collectives():
             self._ddp = DistributedDataParallel(
                 model,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
@@ -66,7 +66,7 @@ class Ddp(Parallel):
     @contextlib.contextmanager
     def accumulating(self, *, last: bool) -> Iterator[None]:
         assert self._ddp is not None
-        with self._lost(), contextlib.nullcontext() if last else self._ddp.no_sync():
+        with self.collectives(), contextlib.nullcontext() if last else self._ddp.no_sync():
             yield
 
     def scaled(self, loss: Tensor) -> Tensor:
@@ -82,13 +82,18 @@ class Ddp(Parallel):
         except DataError as caught:
             error = caught
         counts = torch.tensor([targets_of(loaded) if loaded is not None else 0, error is not None])
-        with self._lost():
+        with self.collectives():
             dist.all_reduce(counts)
         targets, failed = counts.tolist()
         if failed:
-            raise next(each for each in self.every(error) if each is not None)
+            self.raise_together(error)
         assert loaded is not None
         return loaded, targets
+
+    def raise_together(self, error: DataError | None) -> None:
+        for each in self.every(error):
+            if each is not None:
+                raise each
 
     def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         own = torch.stack([total, *losses])
@@ -107,7 +112,7 @@ class Ddp(Parallel):
     def agreed(self, request: BaseException | None) -> BaseException | None:
         code = request.number if isinstance(request, InterruptedBySignal) else PRUNED if request is not None else 0
         codes = torch.tensor([code])
-        with self._lost():
+        with self.collectives():
             dist.all_reduce(codes, dist.ReduceOp.MAX)
         most = int(codes)
         if not most or code == most:
@@ -116,13 +121,13 @@ class Ddp(Parallel):
 
     def from_first(self, make: Callable[[], T]) -> T:
         values = [make() if self.world.is_first else None]
-        with self._lost():
+        with self.collectives():
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]  # type: ignore[return-value]
 
     def every(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.world.size
-        with self._lost():
+        with self.collectives():
             dist.all_gather_object(values, value)
         return values
 
@@ -131,7 +136,7 @@ class Ddp(Parallel):
         return [{name: each[rank] for name, each in by_name.items()} for rank in range(self.world.size)]
 
     def wait_for_all(self) -> None:
-        with self._lost():
+        with self.collectives():
             dist.all_reduce(torch.zeros(1))  # a barrier of nccl would need the device
 
     def describe(self) -> str:
@@ -143,12 +148,12 @@ class Ddp(Parallel):
     def _gather(self, tensor: Tensor) -> list[Tensor]:
         """Return the tensor of each process, by rank; all have the same shape."""
         tensors = [torch.empty_like(tensor) for _ in range(self.world.size)]
-        with self._lost():
+        with self.collectives():
             dist.all_gather(tensors, tensor.contiguous())
         return tensors
 
     @contextlib.contextmanager
-    def _lost(self) -> Iterator[None]:
+    def collectives(self) -> Iterator[None]:
         """Turn the error of a collective whose other end is gone into one that says which process failed."""
         try:
             yield
@@ -156,7 +161,10 @@ class Ddp(Parallel):
             if not is_of_a_collective(error):
                 raise
             lost = self.peers.failure(FAILURE_WAIT_S) if self.peers else None
-            raise lost or LostRankError(f"{self.world}: another process has ended or does not answer") from error
+            reason = f"another process has ended or does not answer ({str(error).splitlines()[0]})"
+            if lost is None and self.peers:
+                self.peers.fail(reason)  # it may be the connection of this process that is at fault
+            raise lost or LostRankError(f"{self.world}: {reason}") from error
 
 
 def _without_copies_of_buffers() -> dict[str, Any]:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistNetworkError, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import DistError, Store, rendezvous  # type: ignore[attr-defined]
 
-from lmtrain.errors import LostRankError
+from lmtrain.errors import ConfigError, LostRankError
 from lmtrain.parallel.world import World
 
 START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
@@ -18,7 +18,8 @@ POLL_S = 0.1
 ANSWER_TIMEOUT_S = 30.0  # of the store
 FAILURE_WAIT_S = 3.0  # a process that fails tells why before it ends
 LAST_SAVE_S = 600.0  # the first process writes the last checkpoint
-LAST_WORDS_S = 10.0  # the same after a failure, where the first process may be the one that does not answer
+LAST_WORDS_S = 60.0  # the same after a failure, where the first process may be the one that does not answer
+STORE_HAS_GONE = "the process that holds the connection has ended"
 KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result of the run is written
 
 
@@ -33,8 +34,15 @@ class Peers:
         self._has_ended = False
 
     def tell(self, topic: str, content: Any) -> None:
-        """Tell the others something that JSON can express."""
-        self.store.set(f"{topic}/{self.world.rank}", json.dumps(content))
+        """Tell the others something that JSON can express.
+
+        Raises:
+            LostRankError: The process that holds the connection has ended.
+        """
+        try:
+            self.store.set(f"{topic}/{self.world.rank}", json.dumps(content))
+        except DistError as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
 
     def ask(self, topic: str, rank: int, timeout_s: float = START_TIMEOUT_S) -> Any:
         """Return what a process tells about a topic, and wait for it.
@@ -51,8 +59,8 @@ class Peers:
                     raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
                 time.sleep(POLL_S)
             return json.loads(self.store.get(key))
-        except DistNetworkError as error:
-            raise LostRankError(f"{self.world}: the process that holds the connection has ended") from error
+        except DistError as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
 
     def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
         """Return what every process tells about a topic, by rank."""
@@ -102,6 +110,10 @@ class Peers:
         except (RuntimeError, OSError):  # the store has gone with the process that holds it
             return
 
+    def leave(self) -> None:
+        """End this process's part without waiting for the first one, after a run that has completed."""
+        self._has_ended = True
+
     def _wait(self, keys: list[str], timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
         while not self.store.check(keys) and time.monotonic() < end:
@@ -113,13 +125,13 @@ def connected(world: World) -> Iterator[Peers]:
     """Connect this process with the others of the run, at the address in the environment.
 
     Raises:
-        LostRankError: The others can't be reached.
+        ConfigError: The others can't be reached.
     """
     try:
         store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
     except (RuntimeError, OSError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise LostRankError(f"{world}: can't reach the other processes at {address}: {error}") from error
+        raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error
     store.set_timeout(timedelta(seconds=ANSWER_TIMEOUT_S))
     peers = Peers(world, store)
     try:

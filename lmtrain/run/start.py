@@ -11,6 +11,7 @@ from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
+from lmtrain.checkpoint.together import load_together
 from lmtrain.parallel.base import Parallel
 from lmtrain.trainer import Trainer
 
@@ -55,37 +56,17 @@ class Start:
             check_steps_left(self.origin, trainer.max_steps)
 
 
-def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
-    """Load the checkpoint that the run starts from, if there is one.
+def load_start(cfg: DictConfig, checkpoints: CheckpointFolder, parallel: Parallel) -> Start:
+    """Load the checkpoint that the run starts from, if there is one; the same in all of its processes.
 
     Raises:
-        ValueError: All checkpoints of the run are broken, or the origin of a fork has none.
+        ValueError: All checkpoints of the run are broken, the origin of a fork has none, or a process does not see it.
     """
-    if (own := checkpoints.load_latest()) is not None:
+    if (own := load_together(checkpoints, parallel, checkpoints.load_latest)) is not None:
         return Start(own=own)
     if broken := checkpoints.broken():
         raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")
     return Start(origin=load_fork_origin(Path(cfg.fork), cfg.step)) if cfg.get("fork") else Start()
-
-
-def load_start_together(cfg: DictConfig, checkpoints: CheckpointFolder, parallel: Parallel) -> Start:
-    """Load the same checkpoint in each process of a run; the first one sets broken ones aside before the others read.
-
-    Raises:
-        ValueError: As for `load_start`, or the processes see different checkpoints.
-    """
-    if not parallel.world.is_first:
-        parallel.wait_for_all()
-    start = load_start(cfg, checkpoints)
-    if parallel.world.is_first:
-        parallel.wait_for_all()
-    steps = parallel.every(start.state.step)
-    if len(set(steps)) > 1:
-        raise ValueError(
-            f"{checkpoints.path}: the processes see different checkpoints (steps {', '.join(map(str, steps))}, by "
-            "rank); the run directory must be a folder that all hosts share"
-        )
-    return start
 
 
 def start_checkpoints(cfg: DictConfig, run_dir: Path) -> list[Path]:

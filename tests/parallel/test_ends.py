@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.command_line import Cli, clean_environment, wait_for_step
+from support.command_line import Cli, clean_environment, wait_for_line, wait_for_step
 from support.ranks import start_ranks, train_ranks, wait_for_all
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
@@ -20,11 +20,12 @@ from lmtrain.files.limited import read_json
 STEPS = 200
 RUN = [*TINY, f"trainer.max_steps={STEPS}", "trainer.checkpoint_interval=20", "trainer.eval_interval=50",
        "model.dropout=0.1", "data.path=data/tiny"]  # fmt: skip
-ENDS_IN_S = 40  # seconds in which all processes must have ended, on a busy machine
+ENDS_IN_S = 90  # seconds in which all processes must have ended, on a busy machine
 
 # A model whose loss is not a number, or which fails, at some forward in training of one process.
 FAILING = """
 import os
+import time
 from lmtrain.model.llama import Llama
 
 class Failing(Llama):
@@ -38,6 +39,9 @@ class Failing(Llama):
         if self.training and self.calls == self.at and os.environ.get("RANK") == "1":
             if self.fault == "loss":
                 return logits, loss * float("nan")
+            if self.fault == "slow":
+                time.sleep(3)
+                return logits, loss
             raise MemoryError("no memory for the activations")
         return logits, loss
 """
@@ -124,7 +128,7 @@ def test_an_error_in_one_process_is_one_line_with_rank_and_reason(cli: Cli, tmp_
     (tmp_path / "failing.py").write_text(FAILING)
     failing = ["model._target_=failing.Failing", "+model.fault=memory", "+model.at=50"]
     processes = start_ranks(cli, 3, *RUN, *failing, "trainer.gradient_accumulation_steps=3", "hydra.run.dir=run")
-    assert all(code != 0 for code in wait_for_all(processes, ENDS_IN_S))
+    assert wait_for_all(processes, ENDS_IN_S) == [1, 1, 1]
     lines = [line for each in processes for line in (each.stdout + each.stderr).splitlines()]
     (line,) = [line for line in lines if "no memory" in line]
     assert line.startswith("failed: rank 1 on ")
@@ -132,6 +136,47 @@ def test_an_error_in_one_process_is_one_line_with_rank_and_reason(cli: Cli, tmp_
     assert not any("Traceback" in line for line in lines)
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
     assert "rank 1 on" in read_json(tmp_path / "run" / "result.json")["error"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_before_the_first_step_has_ended_waits_for_it(cli: Cli, tmp_path: Path, rank: int) -> None:
+    (tmp_path / "failing.py").write_text(FAILING)
+    slow = ["model._target_=failing.Failing", "+model.fault=slow", "+model.at=1"]
+    processes = start_ranks(cli, 2, *RUN, *slow, "hydra.run.dir=run")
+    wait_for_line("steps of", processes[0])
+    processes[rank].send_signal(signal.SIGTERM)
+    assert wait_for_all(processes, ENDS_IN_S) == [143, 143]
+    assert "after step 1; everything is saved" in processes[0].stdout
+    assert read_json(tmp_path / "run" / "result.json")["status"] == "interrupted"
+
+
+DAMAGED = """
+import os
+from lmtrain.data.loader import TokenLoader
+from lmtrain.errors import DataError
+
+class Damaged(TokenLoader):
+    def spaced_blocks(self, sequences):
+        if self.split == "val" and os.environ.get("RANK") == "1":
+            raise DataError("val.bin: can't be read on this host")
+        return super().spaced_blocks(sequences)
+"""
+
+
+@pytest.mark.slow
+def test_data_that_one_process_cannot_read_stops_all_with_the_step_saved(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "damaged.py").write_text(DAMAGED)
+    processes = start_ranks(cli, 2, *RUN, "data._target_=damaged.Damaged", "hydra.run.dir=run")
+    codes = wait_for_all(processes, ENDS_IN_S)
+    printed = "".join(each.stdout + each.stderr for each in processes)
+    assert codes[0] == 2, printed
+    assert printed.count("val.bin: can't be read on this host") == 1
+    assert "terminate called" not in printed
+    assert CheckpointFolder.of_run(tmp_path / "run").steps()[-1] == 50  # the step of the evaluation
+    train_ranks(cli, 2, "resume=run", "data._target_=lmtrain.data.loader.TokenLoader", "allow_changes=data")
+    evaluated = [line["step"] for line in timeless_metrics(tmp_path / "run") if "val/loss" in line]
+    assert evaluated == [50, 100, 150, 200]
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ CASES = {
     "schedule_free": [*STEP, "optimizer=schedule_free", "scheduler=constant"],
     **{name: [*STEP, f"optimizer={name}"] for name in ("muon", "normuon", "lion", "adafactor", "adamw8bit", "soap")},
     "library": [*STEP, "optimizer=library", "optimizer.name=adopt"],
+    "compiled": [*STEP, "system.compile=true"],
     "average": [*STEP, "trainer.ema_decay=0.9"],
 }  # fmt: skip
 # After few steps SOAP's preconditioners have hardly any directions, and the basis of the rest depends on rounding.
