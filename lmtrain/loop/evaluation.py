@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmtrain.data.loader import TokenLoader
+from lmtrain.data.loader import Batches, TokenLoader
 from lmtrain.data.prefetch import MicroBatch
 from lmtrain.errors import DataError
 from lmtrain.loop.training_parts import Parts
@@ -67,6 +67,11 @@ def sequences_to_evaluate(loader: TokenLoader, batches: int | None, tokens: int 
     return min(limits, default=None)
 
 
+def read_batches(loader: TokenLoader, sequences: int | None) -> Batches:
+    """Yield the batches of so many sequences, or of the whole split; the first file is opened with the first batch."""
+    yield from loader.whole_split() if sequences is None else loader.spaced_blocks(sequences)
+
+
 class Evaluator:
     """Evaluates the model on the validation split, and optionally on the training split.
 
@@ -83,8 +88,8 @@ class Evaluator:
 
     def loss(self, loader: TokenLoader, sequences: int | None) -> float:
         """Return the mean loss in nats per token over so many sequences, or over the whole split if it is None."""
-        source = loader.whole_split() if sequences is None else loader.spaced_blocks(sequences)
-        return evaluate(self.model, self.forward, source, self.system, self.parallel)
+        batches = read_batches(loader, sequences)
+        return evaluate(self.model, self.forward, batches, self.system, self.parallel)
 
     def metrics(self) -> dict[str, float]:
         """Return `val/loss`, the metrics derived from it, and `train_eval/loss` if it is switched on."""
