@@ -56,7 +56,7 @@ def main() -> None:
 
 def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     """Run a command and return its exit code; a user's mistake is printed as one line and returns 2."""
-    from lmtrain.errors import ConfigError, os_error_line
+    from lmtrain.errors import ConfigError, LostRankError, os_error_line
     from lmtrain.terminal.as_text import visible
 
     try:
@@ -81,6 +81,10 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
         for line in str(error).splitlines():
             print(f"config error: {visible(line)}", file=sys.stderr)
         code = 2
+    except LostRankError as error:
+        if os.environ.get("RANK") == "0":  # the process that failed has told so itself
+            print(visible(str(error)), file=sys.stderr)
+        code = 1
     return code
 
 
@@ -132,18 +136,20 @@ def dispatch(arguments: Sequence[str]) -> int:
     if first in VERBS:
         if first in FILE_WRITING_VERBS:
             outlive_reader()
+        from lmtrain.run.new_run import refuse_several_processes
+
+        refuse_several_processes(first)
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
         raise ConfigError(
             f"{first}: is neither a verb ({', '.join(VERBS)}) nor an override (key=value){_way_out(first)}"
         )
-    from lmtrain.run.new_run import refuse_several_processes
-
-    refuse_several_processes()
     if first == "--rerun":
         from lmtrain.commands import rerun
+        from lmtrain.run.new_run import refuse_several_processes
 
+        refuse_several_processes("--rerun")
         outlive_reader()
         return rerun.main(arguments[1:])
     from lmtrain.run.resumed_run import resume_requested

@@ -114,7 +114,7 @@ def train(
     """
     lines = _lines(overrides, resume=resume, fork=fork)
     limit_spinning()  # before torch is imported
-    refuse_several_processes()
+    refuse_several_processes("lmtrain.train")
     with training_alone(), restored_process(lines):
         run_dir, others = resume_requested(lines)
         try:

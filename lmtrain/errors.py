@@ -24,6 +24,17 @@ class NonFiniteStateError(RuntimeError):
     """The state contains a NaN or an infinity, and was therefore not saved."""
 
 
+class LostRankError(RuntimeError):
+    """Another process of the same run has failed or does not answer; the message says which, where and why.
+
+    `trace` is the traceback of its error, if it told one.
+    """
+
+    def __init__(self, message: str, trace: str = "") -> None:
+        super().__init__(message)
+        self.trace = trace
+
+
 class PrunedError(Exception):
     """A search stopped the run because it is unlikely to become the best; the message says why."""
 

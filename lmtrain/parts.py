@@ -20,7 +20,8 @@ from lmtrain.checkpoint.stored_model import stored_model_size
 from lmtrain.config.batch_size import batch_sizes, refuse_auto
 from lmtrain.config.build import build
 from lmtrain.data.loader import TokenLoader
-from lmtrain.hardware.work import Work, products_per_cast
+from lmtrain.hardware.generators import seed_of_rank
+from lmtrain.hardware.work import NO_WORK, Work, products_per_cast
 from lmtrain.logger.base import RunLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
@@ -29,6 +30,10 @@ from lmtrain.machine import total_memory
 from lmtrain.model.attention import Attention
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
+from lmtrain.parallel.base import Parallel
+from lmtrain.parallel.choices import auto
+from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.world import ALONE, World
 from lmtrain.system import System
 from lmtrain.terminal.units import counted
 from lmtrain.torch_internals import postpone_compiler_import
@@ -41,6 +46,7 @@ def build_parts(
     *,
     kept: Mapping[str, Any] | None = None,
     choose_for: DictConfig | None = None,
+    peers: Peers | None = None,
 ) -> Parts:
     """Build all parts of a run.
 
@@ -49,25 +55,55 @@ def build_parts(
         system: A system other than the config's.
         kept: What `auto` became in the run that is continued, by config key.
         choose_for: The config of the run for whose work the system chooses, if `cfg` is only a piece of it.
+        peers: The connection to the other processes of the run, each of which builds the same parts; None for a run of
+            one process.
     """
-    system = system or build_system(cfg)
+    system = system or build_system(cfg, peers.world if peers else ALONE)
+    parallel = build_parallel(cfg, system, peers)
+    if parallel.world.size > 1 and system.uses_cuda_graphs:
+        raise ValueError(
+            f"system.compile={system.compile_mode}: CUDA graphs don't know the gradients of several processes; use "
+            "system.compile=true"
+        )
     train_loader, val_loader = build_loaders(cfg)
+    _check_same_data(parallel, train_loader, val_loader)
     model = build_model(cfg)
-    system.choose(work_of(choose_for or cfg, model), kept or {})
+    # The choice may depend on a measurement, so that only one process makes it.
+    chosen = parallel.from_first(lambda: _choose(system, work_of(choose_for or cfg, model), kept or {}))
+    if not parallel.world.is_first:
+        _choose(system, NO_WORK, chosen)
     check_attention(model, system)
     model.to(system.device)
     optimizer = build_optimizer(cfg, model)
-    return Parts(system, train_loader, val_loader, model, optimizer, schedule=build(cfg.scheduler))
+    if not parallel.world.is_first:  # dropout has other masks for other sequences
+        system.seed(seed_of_rank(cfg.seed, parallel.world.rank))
+    return Parts(system, train_loader, val_loader, model, optimizer, build(cfg.scheduler), parallel)
 
 
-def build_system(cfg: DictConfig, **changes: Any) -> System:
+def _choose(system: System, work: Work, kept: Mapping[str, Any]) -> dict[str, Any]:
+    system.choose(work, kept)
+    return system.resolved
+
+
+def build_system(cfg: DictConfig, world: World = ALONE, /, **changes: Any) -> System:
     """Build the system and seed its random generators. Call this first, because it sets how memory is allocated.
 
-    `changes` replace values of the config, for example `device="cpu"`.
+    Among several processes, one on a GPU takes that of its local rank. `changes` replace values of the config, for
+    example `device="cpu"`.
     """
+    if world.size > 1 and cfg.system.get("device") in ("auto", "cuda") and torch.cuda.is_available():
+        # Slurm may show each process a GPU of its own.
+        changes = {"device": f"cuda:{world.local_rank if torch.cuda.device_count() > 1 else 0}"} | changes
     system: System = build(cfg.system, **changes)
     system.seed(cfg.seed)
     return system
+
+
+def build_parallel(cfg: DictConfig, system: System, peers: Peers | None) -> Parallel:
+    """Build what connects the processes of a run; a config of an older version has no such group."""
+    node = cfg.get("parallel")
+    parallel: Parallel = auto(system.device, peers) if node is None else build(node, system.device, peers)
+    return parallel
 
 
 def work_of(cfg: DictConfig, model: nn.Module) -> Work:
@@ -162,6 +198,17 @@ def build_scratch_trainer(
     trainer: Trainer = build(cfg.trainer, parts, recorder, TrainState(), **changes)
     parts.model.train()  # as `fit` does, for callers of `step`
     return trainer
+
+
+def _check_same_data(parallel: Parallel, *loaders: TokenLoader) -> None:
+    """Raise ValueError if another process has other token files in the same folder, such as those of another host."""
+    if parallel.world.size == 1:
+        return
+    for loader in loaders:
+        first, *others = parallel.every(loader.fingerprint)
+        for rank, other in enumerate(others, 1):
+            if other != first:
+                raise ValueError(f"data.path={loader.path}: rank {rank} has another {loader.split} split than rank 0")
 
 
 def _check_samples(train_loader: TokenLoader, cfg: DictConfig) -> None:

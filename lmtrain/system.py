@@ -198,14 +198,22 @@ class System:
         """Return the scaler that keeps float16 gradients from vanishing; it is disabled for other dtypes."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
-    def compile(self, model: nn.Module, *, fixed_shapes: bool = False) -> Callable[..., Any]:
+    def compile(
+        self,
+        model: nn.Module,
+        *,
+        fixed_shapes: bool = False,
+        wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
+    ) -> Callable[..., Any]:
         """Return the callable to train with. Save the model itself: its parameter names have no `_orig_mod.`.
+
+        `wrap` prepares the model for several processes, before it is compiled.
 
         With `fixed_shapes`, each shape of the tokens is compiled by itself. Otherwise the second shape is compiled for
         all further ones, so that the same shape would be computed differently after a resume.
         """
         if not self.compiles:
-            return model
+            return wrap(model)
         if self.dtype_name == "float8":
             layers, count = convert_to_float8(model), sum(param.numel() for param in model.parameters())
             log.info("%s in float8", counted(layers, "layer"))
@@ -215,7 +223,7 @@ class System:
                     "bfloat16",
                     f"{count:,}",
                 )
-        compiled = torch.compile(model, mode=self.compile_mode, dynamic=False if fixed_shapes else None)
+        compiled = torch.compile(wrap(model), mode=self.compile_mode, dynamic=False if fixed_shapes else None)
         return compilation.with_cuda_graphs(compiled, model) if self.uses_cuda_graphs else compiled
 
     def zero_gradients(self, optimizer: torch.optim.Optimizer) -> None:

@@ -88,3 +88,11 @@ def _subclasses(cls: type) -> Iterator[type]:
     for subclass in subclasses:
         yield subclass
         yield from _subclasses(subclass)
+
+
+def abort_process_group() -> None:
+    """End the default process group without waiting for its collectives, where this version of torch can do that."""
+    from torch.distributed import distributed_c10d
+
+    abort = getattr(distributed_c10d, "_abort_process_group", distributed_c10d.destroy_process_group)
+    abort()

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.config.batch_size import for_processes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import (
@@ -27,14 +28,16 @@ from lmtrain.data.stored_tokenizer import (
 from lmtrain.errors import COMPLETED, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
+from lmtrain.hardware.processes import leave_the_others
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
-from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest
+from lmtrain.loop.stop_request import PRUNE_FILE, REPEAT_OF_SEVERAL_S, REPEAT_S, StopRequest
 from lmtrain.loop.training_parts import Parts
 from lmtrain.micro_batch.find import found_size
+from lmtrain.parallel.peers import Peers
 from lmtrain.parts import build_parts, check_attention, check_model_size
 from lmtrain.run import report
 from lmtrain.run.background import BackgroundFacts
@@ -44,6 +47,7 @@ from lmtrain.run.identity import plain_config
 from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
 from lmtrain.run.result import write_result
+from lmtrain.run.several.follow import ENDS_EVERYWHERE
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
@@ -72,6 +76,7 @@ def run(
     notes: Sequence[str] = (),
     owns_process: bool = True,
     facts: BackgroundFacts | None = None,
+    peers: Peers | None = None,
 ) -> Outcome:
     """Train in a run directory and record how the run ended.
 
@@ -84,6 +89,7 @@ def run(
         notes: Lines to log before the run starts.
         owns_process: False if the caller continues after the run, for example in a notebook; see `StopRequest`.
         facts: The facts that a caller has begun to gather before it imported this module; None to begin now.
+        peers: The connection to the other processes of the run, which call `follow`; None if there are none.
 
     Raises:
         ConfigError: building the parts showed a mistake (also recorded in `result.json`), or the directory belongs to
@@ -101,7 +107,10 @@ def run(
             _refuse_fewer_steps(cfg, directory.path)
         with raising_config_errors():  # for example, a folder where a file should be
             configure_logging(directory.path)
-            stop = stack.enter_context(StopRequest(directory.path / PRUNE_FILE, owns_process=owns_process))
+            repeat_s = REPEAT_S if peers is None else REPEAT_OF_SEVERAL_S
+            stop = StopRequest(directory.path / PRUNE_FILE, owns_process=owns_process, repeat_s=repeat_s)
+            stack.enter_context(stop)
+            stop.defers = peers is not None  # several processes can stop only together, after their first step
         error: BaseException | None = None
         afterwards: list[Afterwards] = []
         try:
@@ -112,10 +121,13 @@ def run(
             if resumed is None and found.resolved:
                 directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
             notes = [*notes, *found.notes]
-            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, kept, found.resolved)
+            request = RunRequest(cfg, hydra_files, resumed, lineage or {}, notes, facts, kept, found.resolved, peers)
             train(request, directory, state, stop, afterwards)
         except BaseException as caught:
             error = caught
+            if peers is not None and not isinstance(error, ENDS_EVERYWHERE):
+                peers.fail(f"{type(error).__name__}: {error}")
+                leave_the_others(at_once=True)
         stop.defers = True  # writing the result is quick, and a signal must not prevent it
         ending = ending_of(error)
         # A resume that could not begin, or had nothing left to do, keeps the recorded result of the run. But a run that
@@ -129,6 +141,8 @@ def run(
             report.log_summary(state, cfg, directory)
         else:
             report.log_ending(error, directory.path)
+        if peers is not None:
+            peers.end()
     if isinstance(error, ConfigError):
         raise error
     return Outcome(ending.exit_code, state.best_val_loss, error)
@@ -156,22 +170,30 @@ def train(
 
     Tasks that may take long or fail are added to `afterwards`, to be run after the result is written.
     """
-    cfg, resumed = request.cfg, request.resumed
+    resumed, peers = request.resumed, request.peers
     with raising_config_errors():
+        cfg = for_processes(request.cfg, peers.world.size if peers else 1)
+        if cfg is not request.cfg:
+            note = f"micro-batches have {cfg.data.batch_size} sequences, so that all processes have some"
+            request = replace(request, notes=[*request.notes, note])
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
-        parts = build_parts(cfg, kept=request.kept)
+        parts = build_parts(cfg, kept=request.kept, peers=peers)
         run_id = directory.run_id(given=agent_run_id())
         checkpoints = CheckpointFolder.of_run(directory.path, run_id)
-        start = load_start(cfg, checkpoints)
+        start = load_start(cfg, checkpoints, parts.parallel)
         vars(state).update(vars(start.state))
         request.facts.wait_for_trial()
         tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
-        described = describe_environment(run_id, parts.system.describe(), plain_config(cfg), request.facts.get())
+        described = describe_environment(
+            run_id, parts.system.describe(), plain_config(request.cfg), request.facts.get()
+        )
         resolved = parts.system.resolved | request.resolved | check_attention(parts.model, parts.system)
         described |= {"resolved": resolved, "cuda_allocator": parts.system.allocator()}
+        if (processes := parts.parallel.describe()) is not None:
+            described["processes"] = processes
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
-        recorder = build_recorder(cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
+        recorder = build_recorder(request.cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
@@ -194,6 +216,7 @@ def train(
     except DataError as error:
         command = report.resume_command(directory.path)
         raise ConfigError(f"{error}; to continue after fixing that: {command}") from error
+    parts.parallel.close()
     stop.defers = True
     if tokenizer is not None and cfg.sample_tokens:
         block_size = trainer.train_loader.block_size

@@ -1,9 +1,9 @@
 """The training loop. `Trainer.step` is one optimizer step; `Trainer.fit` evaluates, logs and saves around it."""
 
 import math
+from contextlib import nullcontext
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from torch import Tensor, nn
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState
-from lmtrain.data.prefetch import Prefetcher
+from lmtrain.data.prefetch import MicroBatch, Prefetcher
 from lmtrain.errors import DataError, DivergedError
 from lmtrain.loop import policies
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
 from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.loop.garbage import GarbageCollection
+from lmtrain.loop.gradients import compute_gradients, n_targets
 from lmtrain.loop.schedules import Schedules
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
@@ -112,7 +113,8 @@ class Trainer:
         keep_checkpoints: PositiveInt,
         keep_every: PositiveInt | None,
     ) -> None:
-        self.system, self.train_loader = parts.system, parts.train_loader
+        self.parts, self.system, self.parallel = parts, parts.system, parts.parallel
+        self.train_loader = parts.train_loader
         self.model, self.optimizer = parts.model, parts.optimizer
         self.logger, self.saver, self.bad_batches = recorder.logger, recorder.saver, recorder.bad_batches
         self.stop, self.state = recorder.stop, state
@@ -124,7 +126,8 @@ class Trainer:
         self.grad_clip, self.on_bad_step = grad_clip or math.inf, policies.POLICIES[on_bad_step]
         self.eval_interval, self.log_interval = eval_interval, log_interval
         self.checkpoint_interval = checkpoint_interval
-        self.forward = self.system.compile(self.model, fixed_shapes=self.schedules.changes_length)
+        fixed = self.schedules.changes_length
+        self.forward = self.system.compile(self.model, fixed_shapes=fixed, wrap=self.parallel.wrap)
         self.scaler = self.system.scaler()
         self.evaluator = Evaluator(
             parts,
@@ -167,10 +170,12 @@ class Trainer:
 
     def _run_steps(self) -> None:
         state = self.state
-        first_batch = state.samples // self.train_loader.batch_size
+        loader, world = self.train_loader, self.parallel.world
+        first = state.samples // loader.batch_size + world.rank
         self.monitor = BadStepMonitor(self.detector.zscore)
         self.model.train()
-        with self.garbage, Prefetcher(self.train_loader.batch, first_batch, self.system.device) as self.micro_batches:
+        prefetcher = Prefetcher(loader.batch, first, self.system.device, stride=world.size)
+        with self.garbage, prefetcher as self.micro_batches:
             self.clock = StepClock(state.step, state.samples, state.seconds)
             if state.pending is not None:
                 self._finish_step(state.pending, evaluate=True, save=True)
@@ -180,14 +185,15 @@ class Trainer:
                 except DataError:
                     self._apply_policy(newest=True)  # the step before has not been checked yet
                     raise
-                if not self.stop.defers:  # the first step of this process: until now there was nothing new to save
+                if not self.saver.reserved:  # the first step of this process: until now there was nothing new to save
                     self.stop.defers = True
                     self.saver.reserve(self.snapshot.take(state))
                 last = state.step == self.max_steps
                 log = state.step % self.log_interval == 0 or last or state.step == 1
                 evaluate = state.step % self.eval_interval == 0 or last
                 # Read once per step, since a signal can arrive at any moment: a request that stops the run also saves.
-                request = self.stop.requested(check_file=log or evaluate or state.step % PRUNE_CHECK_STEPS == 0)
+                check_file = log or evaluate or state.step % PRUNE_CHECK_STEPS == 0
+                request = self.parallel.agreed(self.stop.requested(check_file=check_file))
                 save = state.step % self.checkpoint_interval == 0 or last or request is not None
                 self.saver.check()
                 self._apply_policy(newest=log or evaluate or save)
@@ -205,25 +211,14 @@ class Trainer:
         step, tokens = self.state.step, self.state.tokens
         self.schedules.set_learning_rate(step)
         count = self.schedules.micro_batches(tokens)
-        micro_batches = [self.schedules.cut(next(self.micro_batches), tokens) for _ in range(count)]
-        targets = sum(batch.n_targets for batch in micro_batches)
+        micro_batches, targets = self.parallel.load(lambda: self._load(count // self.parallel.world.size), n_targets)
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {step + 1} has no targets")
-        total, losses = torch.zeros((), device=self.system.device), []
-        for batch in micro_batches:
-            if batch.n_targets == 0:
-                losses.append(torch.zeros_like(total))
-                continue  # its mean loss would be 0 / 0
-            with self.system.autocast():
-                _, loss = self.forward(batch.x, batch.y)  # the mean over this micro-batch's targets
-            losses.append(loss.detach())
-            loss = loss * (batch.n_targets / targets)
-            self.scaler.scale(loss).backward()
-            total += loss.detach()
+        total, losses = compute_gradients(self.forward, micro_batches, targets, self.parts, self.scaler)
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
-        with self.schedules.values(step):
+        with self.schedules.values(step), self.parallel.collectives():
             skipped = update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
         self.evaluation_weights.after_update(step, skipped)
         self.system.zero_gradients(self.optimizer)
@@ -232,6 +227,10 @@ class Trainer:
         self.state.samples += count * self.train_loader.batch_size
         self.state.tokens += targets
         return total, grad_norm
+
+    def _load(self, count: int) -> list[MicroBatch]:
+        """Return this process's micro-batches of the next step, with sequences of the scheduled length."""
+        return [self.schedules.cut(next(self.micro_batches), self.state.tokens) for _ in range(count)]
 
     def _finish_step(self, metrics: Metrics, *, evaluate: bool, save: bool) -> None:
         """Evaluate, log and save after the update of a step."""
@@ -251,13 +250,16 @@ class Trainer:
     def _add_evaluation(self, metrics: Metrics) -> Metrics:
         """Evaluate the model and return its metrics together with the given ones.
 
-        If the evaluation is interrupted, the step is saved without it, and a resume evaluates the step first.
+        If the evaluation is interrupted, the step is saved without it, and a resume evaluates the step first. Several
+        processes stop after the evaluation, all at the same step.
         """
-        generators = self.system.generator_state()
+        generators, alone = self.system.generator_state(), self.parallel.world.size == 1
         try:
-            with self.evaluation_weights.in_use(), self.stop.at_once():
+            with self.evaluation_weights.in_use(), self.stop.at_once() if alone else nullcontext():
                 evaluated = self.evaluator.metrics()
-        except BaseException:  # a signal, no memory, damaged data: the step itself is complete
+        except BaseException as error:  # a signal, no memory, damaged data: the step itself is complete
+            if not alone and not isinstance(error, DataError):  # the other processes don't know, and would not save
+                raise
             self.system.load_generator_state(generators)
             self.state.pending = metrics
             self._save()

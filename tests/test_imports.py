@@ -33,7 +33,7 @@ config
 checkpoint
 loop
 data
-logger model optimizer scheduler system
+logger model optimizer parallel scheduler system
 hardware
 files terminal
 machine errors torch_internals

@@ -32,7 +32,7 @@ def in_folder(folder: Path) -> Iterator[None]:
     ("name", "value", "message"),
     [
         ("WORLD_SIZE", "two", "WORLD_SIZE=two: this environment variable must be a whole number; unset it"),
-        ("WORLD_SIZE", "2", "WORLD_SIZE: lmtrain trains in one process; start it without torchrun"),
+        ("WORLD_SIZE", "2", "RANK: is not set, but WORLD_SIZE is; start the processes with torchrun"),
         ("WORLD_SIZE", "", "data.path=nowhere: no such folder"),
         ("LMTRAIN_PARENT", "abc", "LMTRAIN_PARENT=abc: this environment variable must be a whole number; unset it"),
         ("LMTRAIN_PARENT", "", "data.path=nowhere: no such folder"),

@@ -104,7 +104,7 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
         fresh.append("the optimizer's state")
     snapshot.restore_scaler(origin.checkpoint)
     if then["seed"] == now["seed"]:
-        snapshot.system.load_generator_state(dict(origin.checkpoint.tensors["rng-0"]))
+        snapshot.restore_generators(origin.checkpoint)
     else:
         fresh.append("the random generators")
     data = origin.checkpoint.state["data"]

@@ -5,6 +5,7 @@ import logging
 from lmtrain.checkpoint.folder import Retention
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
+from lmtrain.checkpoint.together import load_together
 from lmtrain.errors import DivergedError
 from lmtrain.loop.bad_steps import BadStep
 
@@ -52,11 +53,14 @@ class RunCheckpoints:
             DivergedError: there is no such checkpoint.
         """
         self.saver.wait()
-        folder = self.saver.folder
-        loaded = folder.load_before(bad.step, every=self.interval, first=state.first_step)
+        parallel, folder = self.snapshot.parallel, self.saver.folder
+        loaded = load_together(
+            folder, parallel, lambda: folder.load_before(bad.step, every=self.interval, first=state.first_step)
+        )
         if loaded is None:
             raise DivergedError(f"{bad}, and there is no checkpoint to go back to")
         then = train_state(loaded)
+        parallel.wait_for_all()  # now every process has read it
         folder.discard_after(then.step)
         state.go_back(then)
         self.snapshot.restore(loaded)

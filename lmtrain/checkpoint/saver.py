@@ -38,6 +38,7 @@ class Saver:
 
     def __init__(self, folder: CheckpointFolder, before_commit: Callable[[], None] = lambda: None) -> None:
         self.folder, self._before_commit = folder, before_commit
+        self.reserved = False  # whether memory for the copy was asked for
         self._buffers: dict[str, torch.Tensor] = {}
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -48,6 +49,7 @@ class Saver:
         The kernel provides a page only when it is first written, which takes longer than the copy itself.
         """
         self.wait()
+        self.reserved = True
         kinds = {  # not the tensors: weights for evaluation exist only for this call
             f"{file}/{name}": _Kind.of(tensor)
             for file, tensors in checkpoint.tensors.items()

@@ -22,6 +22,7 @@ from lmtrain.checkpoint.optimizer_state import (
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.order import ORDER_VERSION
 from lmtrain.errors import DataError
+from lmtrain.hardware.generators import seed_of_rank
 from lmtrain.loop.bad_steps import SpikeDetector
 from lmtrain.loop.evaluation_weights import EvaluationWeights
 from lmtrain.loop.training_parts import Parts
@@ -115,6 +116,7 @@ class Snapshot:
         identity: Mapping[str, Any],
     ) -> None:
         self.model, self.optimizer, self.system = parts.model, parts.optimizer, parts.system
+        self.parallel = parts.parallel
         self.loaders: Mapping[str, TokenLoader] = {"train": parts.train_loader, "val": parts.val_loader}
         self.scaler, self.detector, self.identity = scaler, detector, identity
         self.evaluation_weights = evaluation_weights
@@ -131,16 +133,19 @@ class Snapshot:
         }
 
     def take(self, state: TrainState) -> Checkpoint:
-        """Return the current state of the run. The tensors are those of the parts, not copies."""
+        """Return the current state of the run, which all of its processes must ask for at the same time.
+
+        The tensors are those of the parts, not copies.
+        """
         tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
-        evaluated = self.evaluation_weights
+        evaluated, generators = self.evaluation_weights, self.parallel.gathered(self.system.generator_state())
         return Checkpoint(
             tensors={
                 "model": self.model.state_dict(),
                 **({evaluated.file: evaluated.values()} if evaluated.file else {}),
                 "optimizer": tensors,
                 "detector": {"window": self.detector.window},
-                "rng-0": self.system.generator_state(),
+                **{f"rng-{rank}": state for rank, state in enumerate(generators)},
             },
             state={
                 **self.identity,
@@ -173,7 +178,15 @@ class Snapshot:
         self.restore_optimizer(checkpoint)
         self.restore_scaler(checkpoint)
         self.restore_detector(checkpoint)
-        self.system.load_generator_state(dict(checkpoint.tensors["rng-0"]))
+        self.restore_generators(checkpoint)
+
+    def restore_generators(self, checkpoint: Checkpoint) -> None:
+        """Restore the generators of this process; a process that the saved run did not have begins new ones."""
+        rank, config = self.parallel.world.rank, checkpoint.state["config"]
+        if (saved := checkpoint.tensors.get(f"rng-{rank}")) is not None:
+            self.system.load_generator_state(dict(saved))
+        else:
+            self.system.seed(seed_of_rank(config["seed"], rank, checkpoint.state["train"]["step"]))
 
     def restore_optimizer(self, checkpoint: Checkpoint) -> None:
         """Restore the optimizer's state; raise ValueError if its parameters or groups do not fit.
@@ -218,8 +231,13 @@ class Snapshot:
 
     def check_batch_size(self, samples: int) -> None:
         """Raise ValueError if the next batch would begin inside a batch that the run has already seen."""
-        batch_size = self.loaders["train"].batch_size
-        if samples % batch_size:
+        batch_size, processes = self.loaders["train"].batch_size, self.parallel.world.size
+        if samples % (batch_size * processes):
+            if processes > 1:
+                raise ValueError(
+                    f"the {samples:,} samples that the run has already seen are not whole batches of {processes} "
+                    f"processes with data.batch_size={batch_size}; start another number of processes, such as 1"
+                )
             raise ValueError(
                 f"data.batch_size={batch_size}: must divide the {samples:,} samples that the run has already seen"
             )

@@ -7,7 +7,18 @@ from lmtrain.config.shipped import shipped
 from lmtrain.terminal.as_text import visible
 
 PREPARE_GROUPS = ("prepare/source", "prepare/tokenizer", "prepare/holdout")
-GROUPS = ("experiments", "data", *PREPARE_GROUPS, "model", "optimizer", "scheduler", "system", "trainer", "logger")
+GROUPS = (
+    "experiments",
+    "data",
+    *PREPARE_GROUPS,
+    "model",
+    "optimizer",
+    "scheduler",
+    "system",
+    "parallel",
+    "trainer",
+    "logger",
+)
 
 VERBS = """\
 lmtrain: train language models from composed configs.

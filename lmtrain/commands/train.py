@@ -6,9 +6,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hydra
+from hydra.core.utils import env_override
 from hydra.errors import HydraException
 
 from lmtrain.config.compose import HYDRA_VERSION_BASE, compose_with_notes, explain_hydra_error
@@ -19,10 +20,14 @@ from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for.mismatches import reading_experiments, without_left_out
 from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
+from lmtrain.parallel.world import World, this_world
 from lmtrain.run.background import BackgroundFacts
-from lmtrain.run.new_run import NewRun, new_run, start
+from lmtrain.run.new_run import NewRun, new_run, refuse_several_processes, start
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.streams import outlive_reader
+
+if TYPE_CHECKING:  # with torch
+    from lmtrain.parallel.peers import Peers
 
 # Launchers in separate packages: the module that must be importable, and the extra that installs it.
 LAUNCHERS = {
@@ -52,12 +57,17 @@ def main(arguments: Sequence[str]) -> int:
     if not asks:
         outlive_reader()
     try:
+        if flags.multirun:
+            refuse_several_processes("a sweep (-m)")
         if asks or flags.multirun:
             run_hydra(flags)
             return 0
         register_directory_resolver()  # a callback may resolve all of Hydra's settings
         search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
-        return start(new_run([*search_path, *flags.overrides]), _train)
+        overrides = [*search_path, *flags.overrides]
+        if (world := this_world()).size > 1:
+            return _train_together(world, overrides)
+        return start(new_run(overrides), _train)
     except HydraException as error:
         raise ConfigError(explain_hydra_error(error, flags.overrides)) from error
     except BrokenPipeError:  # handled in __main__
@@ -76,6 +86,8 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
     """
     from lmtrain.run.resumed_run import resumed_run
 
+    if (world := this_world()).size > 1:
+        return _resume_together(world, run_dir, arguments)
     again = resumed_run(run_dir, arguments)
     facts = BackgroundFacts(again.cfg)
     from lmtrain.run.provenance import Resume  # loads torch, which error messages need not wait for
@@ -83,6 +95,50 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
 
     resumed = Resume(again.changes)
     return run(again.cfg, again.directory, again.hydra_files, resumed=resumed, facts=facts).exit_code
+
+
+def _train_together(world: World, overrides: Sequence[str]) -> int:
+    """Train a new run as one of several processes."""
+    _quiet_torch()
+    from lmtrain.parallel.peers import connected  # loads torch
+    from lmtrain.run.several.together import composed_together
+
+    with connected(world) as peers:
+        run = composed_together(
+            peers, lambda more: new_run([*overrides, *more]), lambda made: (made.cfg, made.directory)
+        )
+        if world.is_first:
+            return start(run, lambda made: _train(made, peers))
+        from lmtrain.run.several.follow import follow
+
+        with env_override(run.composed.hydra.job.env_set):
+            return follow(run.cfg, run.directory, peers)
+
+
+def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> int:
+    """Continue a run as one of several processes."""
+    _quiet_torch()
+    from lmtrain.parallel.peers import connected  # loads torch
+    from lmtrain.run.resumed_run import resumed_run
+    from lmtrain.run.several.together import composed_together
+
+    with connected(world) as peers:
+        again = composed_together(
+            peers, lambda _: resumed_run(run_dir, arguments), lambda made: (made.cfg, made.directory)
+        )
+        if not world.is_first:
+            from lmtrain.run.several.follow import follow
+
+            return follow(again.cfg, again.directory, peers)
+        from lmtrain.run.provenance import Resume
+        from lmtrain.train_run import run
+
+        return run(again.cfg, again.directory, again.hydra_files, resumed=Resume(again.changes), peers=peers).exit_code
+
+
+def _quiet_torch() -> None:
+    """Keep torch from printing a C++ stack for each lost connection; lmtrain says in one line what happened."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
@@ -96,11 +152,11 @@ def _check_flags(flags: argparse.Namespace) -> None:
     check_launcher(flags.overrides)
 
 
-def _train(run: NewRun) -> int:
+def _train(run: NewRun, peers: "Peers | None" = None) -> int:
     facts = BackgroundFacts(run.cfg)  # begins before torch is loaded
     from lmtrain.train_run import run as train  # loads torch, which nothing before needs
 
-    return train(run.cfg, run.directory, run.hydra_files, notes=run.notes, facts=facts).exit_code
+    return train(run.cfg, run.directory, run.hydra_files, notes=run.notes, facts=facts, peers=peers).exit_code
 
 
 def run_hydra(flags: argparse.Namespace) -> None:

@@ -105,6 +105,40 @@ def schedule_problems(root: Mapping[str, Any]) -> dict[str, str]:
     return problems
 
 
+def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
+    """Return a checked config whose micro-batches can be dealt out to so many processes, for the same global batches.
+
+    It is the config itself if the number of micro-batches of each step is a multiple of the number of processes.
+    Otherwise micro-batches become smaller, and there are more of them; evaluations read the same sequences as before.
+
+    Raises:
+        ConfigError: The sequences of a step are no multiple of the number of processes; the message says which are.
+    """
+    if processes == 1:
+        return cfg
+    refuse_auto(cfg)
+    size, sizes = cfg.data.batch_size, batch_sizes(cfg)
+    steps = [sizes.sequences, *(number for _, number in sizes.points)]
+    for sequences in steps:
+        if sequences % processes:
+            possible = divisors(gcd(*steps))
+            nearest = [*[each for each in possible if each < processes][-1:]]
+            nearest += [each for each in possible if each > processes][:1]
+            raise ConfigError(
+                f"{GLOBAL}={sequences}: the sequences of a step can't be shared by {processes} processes; start "
+                f"{' or '.join(map(str, nearest))}, or give a multiple of {processes}"
+            )
+    own = gcd(size, *(sequences // processes for sequences in steps))
+    if own == size:
+        return cfg
+    cfg = cfg.copy()
+    cfg.data.batch_size = own
+    for key in ("gradient_accumulation_steps", "eval_batches", "eval_train_batches"):
+        if cfg.trainer.get(key):
+            cfg.trainer[key] = cfg.trainer[key] * (size // own)
+    return cfg
+
+
 def possible_sizes(cfg: Any) -> list[int]:
     """Return the sizes of a micro-batch that divide every global batch of a config, in ascending order."""
     return divisors(gcd(cfg.trainer.global_batch_size, *(number for _, number in batch_sizes(cfg).points)))

@@ -40,8 +40,10 @@ GROUPS: Mapping[str, PassedArguments] = {
     "optimizer": PassedArguments(positional=1),  # the model's named parameters
     "scheduler": SCHEDULER,
     "system": PassedArguments(),
+    "parallel": PassedArguments(positional=2),  # the device, and the connection to the other processes
     "trainer": PassedArguments(positional=3),  # parts, recorder, state
 }
+OPTIONAL = ("prepare", "parallel")  # runs of older versions have no `parallel`
 LOGGER = PassedArguments(positional=1)  # the RunInfo; `logger` contains one node per logger
 PART = PassedArguments()  # a node inside another node
 
@@ -94,7 +96,7 @@ def check(cfg: DictConfig, groups: Iterable[str] | None = None) -> DictConfig:
         elif key == "data" and isinstance(node, dict) and is_auto(root):
             problems |= _check_node(key, known := {**node, "batch_size": 1}, GROUPS[key])  # a trial finds the number
             root[key] = {**known, "batch_size": AUTO}
-        elif key != "prepare" or node is not None:
+        elif key not in OPTIONAL or node is not None:
             problems |= _check_node(key, node, GROUPS[key])
     if not problems:
         problems = derive_accumulation(root) | schedule_problems(root)

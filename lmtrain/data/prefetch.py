@@ -37,14 +37,16 @@ class MicroBatch(NamedTuple):
 
 
 class Prefetcher:
-    """Yields `batch(start)`, `batch(start + 1)`, … on the device; a thread makes up to `depth` of them ahead.
+    """Yields `batch(start)`, `batch(start + stride)`, … on the device; a thread makes up to `depth` of them ahead.
 
     On CUDA the thread pins the memory and the copy does not block. An error in `batch` is raised by the `next`
     that would have returned its result. Use it as a context manager: leaving the context stops the thread.
     """
 
-    def __init__(self, batch: Callable[[int], Batch], start: int, device: torch.device, depth: int = 8) -> None:
-        self._device = device
+    def __init__(
+        self, batch: Callable[[int], Batch], start: int, device: torch.device, depth: int = 8, stride: int = 1
+    ) -> None:
+        self._device, self._stride = device, stride
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(depth)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(batch, start), name="prefetch", daemon=True)
@@ -74,7 +76,7 @@ class Prefetcher:
 
     def _work(self, batch: Callable[[int], Batch], start: int) -> None:
         try:
-            for index in itertools.count(start):
+            for index in itertools.count(start, self._stride):
                 if self._stop.is_set():
                     return
                 self._queue.put(MicroBatch.of(*batch(index), pin=self._device.type == "cuda"))

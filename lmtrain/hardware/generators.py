@@ -1,5 +1,6 @@
 """Seeds random generators, and saves and restores their state."""
 
+import hashlib
 import random
 from typing import Any, cast
 
@@ -12,6 +13,12 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_of_rank(seed: int, rank: int, step: int = 0) -> int:
+    """Return the seed of the generators in a process of several, from a step on; in the first it is the run's own."""
+    digest = hashlib.blake2b(repr((seed, rank, step)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1 if rank else seed
 
 
 def generator_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -7,24 +7,35 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmtrain.data.loader import TokenLoader
+from lmtrain.data.loader import Batches, TokenLoader
 from lmtrain.data.prefetch import MicroBatch
+from lmtrain.errors import DataError
 from lmtrain.loop.training_parts import Parts
+from lmtrain.parallel.base import Parallel
 from lmtrain.system import System
 
 
 def evaluate(
-    model: nn.Module, forward: Callable[..., Any], batches: Iterable[tuple[Tensor, Tensor]], system: System
+    model: nn.Module,
+    forward: Callable[..., Any],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    system: System,
+    parallel: Parallel | None = None,
 ) -> float:
-    """Return the mean loss in nats over all target tokens. The model and torch's random generators stay unchanged."""
+    """Return the mean loss in nats over all target tokens. The model and torch's random generators stay unchanged.
+
+    The processes of `parallel` share the batches; all of them must have the same ones.
+    """
+    parallel = parallel or Parallel()
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
+    damaged: DataError | None = None
     training = model.training
     model.eval()
     devices = [system.device] if system.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            for x, y in batches:
+            for x, y in parallel.mine(batches):
                 batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
                 if batch.n_targets == 0:
                     continue  # its mean loss would be 0 / 0
@@ -32,9 +43,13 @@ def evaluate(
                     loss = forward(batch.x, batch.y)[1]  # logits, if there are any, are freed before the next batch
                 total += loss.double() * batch.n_targets
                 targets += batch.n_targets
+    except DataError as error:
+        damaged = error
     finally:
         model.train(training)
-    return float(total / targets)
+    parallel.raise_together(damaged)
+    total, all_targets = parallel.sum_float64(torch.stack([total, torch.full_like(total, targets)]))
+    return float(total / all_targets)
 
 
 def perplexity(loss: float) -> float:
@@ -52,6 +67,11 @@ def sequences_to_evaluate(loader: TokenLoader, batches: int | None, tokens: int 
     return min(limits, default=None)
 
 
+def read_batches(loader: TokenLoader, sequences: int | None) -> Batches:
+    """Yield the batches of so many sequences, or of the whole split; the first file is opened with the first batch."""
+    yield from loader.whole_split() if sequences is None else loader.spaced_blocks(sequences)
+
+
 class Evaluator:
     """Evaluates the model on the validation split, and optionally on the training split.
 
@@ -62,14 +82,14 @@ class Evaluator:
     def __init__(
         self, parts: Parts, forward: Callable[..., Any], *, sequences: int | None, train_sequences: int
     ) -> None:
-        self.model, self.forward, self.system = parts.model, forward, parts.system
+        self.model, self.forward, self.system, self.parallel = parts.model, forward, parts.system, parts.parallel
         self.train_loader, self.val_loader = parts.train_loader, parts.val_loader
         self.sequences, self.train_sequences = sequences, train_sequences
 
     def loss(self, loader: TokenLoader, sequences: int | None) -> float:
         """Return the mean loss in nats per token over so many sequences, or over the whole split if it is None."""
-        source = loader.whole_split() if sequences is None else loader.spaced_blocks(sequences)
-        return evaluate(self.model, self.forward, source, self.system)
+        batches = read_batches(loader, sequences)
+        return evaluate(self.model, self.forward, batches, self.system, self.parallel)
 
     def metrics(self) -> dict[str, float]:
         """Return `val/loss`, the metrics derived from it, and `train_eval/loss` if it is switched on."""

@@ -61,7 +61,7 @@ class Schedules:
             group["lr"] = self._schedule(step) * group.get("lr_scale", 1.0)
 
     def micro_batches(self, tokens: int) -> int:
-        """Return the micro-batches of the step that starts after so many tokens."""
+        """Return the micro-batches, of all processes, of the step that starts after so many tokens."""
         return self.batch_sizes.at(tokens) // self._batch_size
 
     def set_micro_batches(self, number: int) -> None:

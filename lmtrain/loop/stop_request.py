@@ -22,6 +22,7 @@ SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 PRUNE_FILE = "prune.json"
 PRUNE_FILE_BYTES = 10_000
+REPEAT_OF_SEVERAL_S = 5.0  # the same where torchrun also stops the others when one of its processes has ended
 REPEAT_S = 0.5  # a signal that is sent to the process group and also forwarded by a launcher arrives twice
 
 
@@ -45,12 +46,16 @@ class StopRequest:
 
     A `prune_file` that appears during the run is a request, too. One that exists before the start is removed.
 
+    Signals within `repeat_s` seconds of the first are the same request.
+
     With `owns_process` false, for a run in a notebook or script, a second signal does not end the process, but raises
     InterruptedBySignal, in any state.
     """
 
-    def __init__(self, prune_file: Path | None = None, *, owns_process: bool = True) -> None:
-        self.prune_file = prune_file
+    def __init__(
+        self, prune_file: Path | None = None, *, owns_process: bool = True, repeat_s: float = REPEAT_S
+    ) -> None:
+        self.prune_file, self.repeat_s = prune_file, repeat_s
         self.owns_process = owns_process
         self.signal: int | None = None
         self.defers = False
@@ -99,7 +104,9 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None:
-            if time.monotonic() - self._arrived < REPEAT_S or number == signal.SIGHUP:  # the shell sends SIGHUP as well
+            if (
+                time.monotonic() - self._arrived < self.repeat_s or number == signal.SIGHUP
+            ):  # the shell sends SIGHUP as well
                 return
             if not self.owns_process:
                 _write(f"\n{name} again: stopping without saving\n")

@@ -1,11 +1,12 @@
 """The parts that a training run is made of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from lmtrain.data.loader import TokenLoader
+from lmtrain.parallel.base import Parallel
 from lmtrain.scheduler import Schedule
 from lmtrain.system import System
 
@@ -20,3 +21,4 @@ class Parts:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
+    parallel: Parallel = field(default_factory=Parallel)

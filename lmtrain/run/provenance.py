@@ -14,6 +14,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import Evaluator
 from lmtrain.loop.training_parts import Parts
 from lmtrain.model.flops import flops_per_token
+from lmtrain.parallel.peers import Peers
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory
 from lmtrain.run.environment import hardware_and_software
@@ -43,6 +44,7 @@ class RunRequest:
         facts: What the environment says about machine and git.
         kept: What `auto` became in the run that is continued, by config key.
         resolved: What `auto` became before the parts are built, by config key.
+        peers: The connection to the other processes of the run, if there are any.
     """
 
     cfg: DictConfig
@@ -53,6 +55,7 @@ class RunRequest:
     facts: BackgroundFacts
     kept: Mapping[str, Any]
     resolved: dict[str, Any] = field(default_factory=dict)
+    peers: Peers | None = None
 
 
 def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:

@@ -17,7 +17,15 @@ from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.overrides import quoted
 from lmtrain.config.recorded.trust import names_to_trust_again
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer
-from lmtrain.errors import COMPLETED, ConfigError, DivergedError, InterruptedBySignal, NonFiniteStateError, PrunedError
+from lmtrain.errors import (
+    COMPLETED,
+    ConfigError,
+    DivergedError,
+    InterruptedBySignal,
+    LostRankError,
+    NonFiniteStateError,
+    PrunedError,
+)
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_newest
@@ -56,7 +64,8 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     tokens_left = sizes.tokens(max(steps, 0), state.tokens)
     smallest, largest = sizes.range(trainer.max_steps)
     log.info("run %s", short_path(directory.path))
-    log.info("model %s: %s parameters; %s", type(trainer.model).__name__, f"{params:,}", system.describe())
+    processes = f", {how}" if (how := trainer.parallel.describe()) else ""
+    log.info("model %s: %s parameters; %s%s", type(trainer.model).__name__, f"{params:,}", system.describe(), processes)
     table = group_table(group_rows(trainer.optimizer, trainer.model.named_parameters()))
     log.info("parameter groups:\n%s", textwrap.indent(table, "  "))
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
@@ -198,6 +207,11 @@ def log_ending(error: BaseException | None, path: Path) -> None:
         case InterruptedBySignal():
             where = f"after step {saved[-1]}; everything is saved" if saved else "before the first step was done"
             log.warning("%s %s; to continue: %s", error, where, resume_command(path))
+        case LostRankError():
+            log.error("failed: %s", error)
+            log.debug("traceback of the other process:\n%s", error.trace or "(not known)", exc_info=error)
+            if saved:
+                log.error("to continue from step %d: %s", saved[-1], resume_command(path))
         case _:
             last = traceback.extract_tb(error.__traceback__)[-1]
             log.error(

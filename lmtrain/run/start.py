@@ -11,6 +11,8 @@ from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
+from lmtrain.checkpoint.together import load_together
+from lmtrain.parallel.base import Parallel
 from lmtrain.trainer import Trainer
 
 
@@ -49,17 +51,18 @@ class Start:
             trainer.snapshot.begin_order_anew_if_changed(self.own, trainer.state)
             trainer.snapshot.check_batch_size(trainer.state.samples)
         elif self.origin is not None:
-            begin_fork(trainer.snapshot, self.origin, trainer.state, trainer.train_loader.batch_size)
+            round_of_batches = trainer.train_loader.batch_size * trainer.parallel.world.size
+            begin_fork(trainer.snapshot, self.origin, trainer.state, round_of_batches)
             check_steps_left(self.origin, trainer.max_steps)
 
 
-def load_start(cfg: DictConfig, checkpoints: CheckpointFolder) -> Start:
-    """Load the checkpoint that the run starts from, if there is one.
+def load_start(cfg: DictConfig, checkpoints: CheckpointFolder, parallel: Parallel) -> Start:
+    """Load the checkpoint that the run starts from, if there is one; the same in all of its processes.
 
     Raises:
-        ValueError: All checkpoints of the run are broken, or the origin of a fork has none.
+        ValueError: All checkpoints of the run are broken, the origin of a fork has none, or a process does not see it.
     """
-    if (own := checkpoints.load_latest()) is not None:
+    if (own := load_together(checkpoints, parallel, checkpoints.load_latest)) is not None:
         return Start(own=own)
     if broken := checkpoints.broken():
         raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")

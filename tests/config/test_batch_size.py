@@ -14,6 +14,7 @@ from lmtrain.config.batch_size import (
     batch_sizes,
     derive_accumulation,
     divisors,
+    for_processes,
     is_auto,
     keep_found_size,
     possible_sizes,
@@ -191,3 +192,41 @@ def test_a_fork_may_replace_the_number_of_micro_batches_by_a_global_batch(
         compose(expand_fork([*whole, number], prepares=False))
     kept = expand_fork([f"fork={run}", "step=4", "trainer.global_batch_size=null"], prepares=False)
     assert check(compose(kept)).trainer.gradient_accumulation_steps == 2
+
+
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.lists(st.integers(1, 6), max_size=2),
+    st.integers(1, 8),
+    st.integers(1, 3),
+)
+def test_processes_share_the_same_batches(
+    size: int, micro_batches: int, factors: list[int], processes: int, eval_batches: int
+) -> None:
+    points = [[1000 * (number + 1), size * factor] for number, factor in enumerate(factors)]
+    cfg = OmegaConf.create(
+        {
+            "data": {"batch_size": size, "block_size": 16},
+            "trainer": {
+                "gradient_accumulation_steps": micro_batches,
+                "batch_schedule": points or None,
+                "eval_batches": eval_batches,
+                "eval_train_batches": 0,
+            },
+        }
+    )
+    batches = [size * micro_batches, *(number for _, number in points)]
+    if any(each % processes for each in batches):
+        with pytest.raises(ConfigError, match=f"can't be shared by {processes} processes"):
+            for_processes(cfg, processes)
+        return
+    shared = for_processes(cfg, processes)
+    own = shared.data.batch_size
+    assert all(each % (own * processes) == 0 for each in batches)  # each process has whole micro-batches of each step
+    assert own <= size
+    assert own * shared.trainer.gradient_accumulation_steps == size * micro_batches
+    assert own * shared.trainer.eval_batches == size * eval_batches
+    if all(each % (size * processes) == 0 for each in batches):
+        assert shared is cfg  # nothing need change
+    assert cfg.data.batch_size == size

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from lmtrain.hardware.processes import sum_over_processes
 from lmtrain.model.experts.dropless import Experts
 from lmtrain.model.llama import SwiGLU
 
@@ -135,6 +136,7 @@ class MixtureOfExperts(nn.Module):
 
     def after_update(self, skipped: Tensor) -> None:
         """Move the biases according to the load of the whole step, unless its update was skipped (a bool tensor)."""
+        sum_over_processes(self.load)
         busier = torch.sign(self.load * len(self.load) - self.load.sum())  # than the mean; integers are exact
         self.bias -= self.bias_rate * torch.where(skipped, 0, busier).to(self.bias.dtype)
         self.imbalance.copy_(self.load.max() / self.load.sum() * len(self.load))

@@ -1,0 +1,25 @@
+"""What parts of a run that know nothing about its other processes do with them together."""
+
+import torch.distributed as dist
+from torch import Tensor
+
+from lmtrain.torch_internals import abort_process_group
+
+
+def sum_over_processes(numbers: Tensor) -> None:
+    """Replace whole numbers on the device by their sums over all processes, in place; all must call this together."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(numbers)
+
+
+def leave_the_others(*, at_once: bool = False) -> None:
+    """Close the connections to the other processes, if there are any; their collectives with this one fail then.
+
+    `at_once` also ends collectives on a GPU that wait for a process which no longer answers.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    if at_once and "nccl" in dist.get_backend_config():
+        abort_process_group()
+    else:
+        dist.destroy_process_group()

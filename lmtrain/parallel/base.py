@@ -1,0 +1,96 @@
+"""What the trainer asks of the processes of a run; here for a run of one process."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from lmtrain.errors import DataError
+from lmtrain.parallel.world import ALONE, World
+
+T = TypeVar("T")
+
+
+class Parallel:
+    """Shares the work of a run among its processes. This class is a run of one process; subclasses have several.
+
+    Every process calls the same methods in the same order. All of them get the same results, to the bit, so that they
+    take the same decisions.
+    """
+
+    world: World = ALONE
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Return the model as the trainer calls it. Its parameters stay those of the model itself."""
+        return model
+
+    def accumulating(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Return the context for forward and backward of a micro-batch; after the `last`, gradients are sums over all.
+
+        Gradients are sent only in the last one.
+        """
+        return contextlib.nullcontext()
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """Return the part of a loss that this process has computed, so that gradients add up over all processes."""
+        return loss
+
+    def mine(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items that this process handles: of every `world.size` items, the one with its rank."""
+        return iter(items)
+
+    def load(self, load: Callable[[], T], targets_of: Callable[[T], int]) -> tuple[T, int]:
+        """Return what `load` returns, and the sum over all processes of its targets.
+
+        Raises:
+            DataError: `load` raised it in any of the processes.
+        """
+        loaded = load()
+        return loaded, targets_of(loaded)
+
+    def raise_together(self, error: DataError | None) -> None:
+        """Raise an error in the data in all processes, if any of them has one."""
+        if error is not None:
+            raise error
+
+    def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+        """Return the sum of `total` over all processes, and the losses of all micro-batches in the order of the data.
+
+        All are scalars on the device.
+        """
+        return total, losses
+
+    def sum_float64(self, numbers: Tensor) -> Tensor:
+        """Return the sums over all processes of numbers (N,) on the device, in float64."""
+        return numbers
+
+    def agreed(self, request: BaseException | None) -> BaseException | None:
+        """Return a request to stop if any process has one, the same kind in all; a pruning wins over a signal."""
+        return request
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Return what `make` returns in the first process, where alone it is called; pickled, so only plain values."""
+        return make()
+
+    def every(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank; pickled, so only plain values."""
+        return [value]
+
+    def gathered(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Return the tensors of all processes, by rank. They are on the CPU, and equally large everywhere."""
+        return [tensors]
+
+    def wait_for_all(self) -> None:
+        """Wait until every process has come to this point."""
+
+    def collectives(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which other code may communicate; it explains the errors of a lost connection."""
+        return contextlib.nullcontext()
+
+    def describe(self) -> str | None:
+        """Return how the processes work together, in words; None if there is one alone."""
+        return None
+
+    def close(self) -> None:
+        """Leave the other processes. Nothing else may be called afterwards."""

@@ -1,0 +1,144 @@
+"""The store through which the processes of a run tell each other small texts, before and beside their collectives."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistError, Store, rendezvous  # type: ignore[attr-defined]
+
+from lmtrain.errors import ConfigError, LostRankError
+from lmtrain.parallel.world import World
+
+START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
+POLL_S = 0.1
+ANSWER_TIMEOUT_S = 30.0  # of the store
+FAILURE_WAIT_S = 3.0  # a process that fails tells why before it ends
+LAST_SAVE_S = 600.0  # the first process writes the last checkpoint
+LAST_WORDS_S = 60.0  # the same after a failure, where the first process may be the one that does not answer
+STORE_HAS_GONE = "the process that holds the connection has ended"
+KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result of the run is written
+
+
+class Peers:
+    """The processes of a run, connected by a store.
+
+    Each process can tell the others a text under its own rank, and read what another one told.
+    """
+
+    def __init__(self, world: World, store: Store) -> None:
+        self.world, self.store = world, store
+        self._has_ended = False
+
+    def tell(self, topic: str, content: Any) -> None:
+        """Tell the others something that JSON can express.
+
+        Raises:
+            LostRankError: The process that holds the connection has ended.
+        """
+        try:
+            self.store.set(f"{topic}/{self.world.rank}", json.dumps(content))
+        except DistError as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
+
+    def ask(self, topic: str, rank: int, timeout_s: float = START_TIMEOUT_S) -> Any:
+        """Return what a process tells about a topic, and wait for it.
+
+        Raises:
+            LostRankError: The process has failed, or does not tell anything in time.
+        """
+        key, end = f"{topic}/{rank}", time.monotonic() + timeout_s
+        try:
+            while not self.store.check([key]):
+                if (failure := self.failure()) is not None:
+                    raise failure
+                if time.monotonic() > end:
+                    raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
+                time.sleep(POLL_S)
+            return json.loads(self.store.get(key))
+        except DistError as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
+
+    def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
+        """Return what every process tells about a topic, by rank."""
+        return [self.ask(topic, rank, timeout_s) for rank in range(self.world.size)]
+
+    def fail(self, reason: str, trace: str = "") -> bool:
+        """Tell the others why this process ends, unless another one failed earlier; return whether they can know it."""
+        try:
+            if not self.store.check(["failure"]):
+                self.store.set("failure", json.dumps({"reason": f"{self.world}: {reason}", "traceback": trace}))
+        except (RuntimeError, OSError):  # the store has gone with the process that holds it
+            return False
+        return True
+
+    def failure(self, wait_s: float = 0.0) -> LostRankError | None:
+        """Return which process failed first, where and why; None if none has told so within `wait_s` seconds."""
+        end = time.monotonic() + wait_s
+        while True:
+            try:
+                if self.store.check(["failure"]):
+                    told = json.loads(self.store.get("failure"))
+                    self.tell(KNOWS, True)
+                    return LostRankError(told["reason"], told["traceback"])
+            except (RuntimeError, OSError):
+                return None
+            if time.monotonic() >= end:
+                return None
+            time.sleep(POLL_S)
+
+    def end(self, timeout_s: float = LAST_SAVE_S) -> None:
+        """End this process's part in the run; call this when everything is recorded, or to wait for that.
+
+        The first process waits until all know of a failure, because the store may end with it. The others wait until
+        the first has saved and recorded everything: where one process ends with an error, torchrun stops the others.
+        Further calls do nothing.
+        """
+        if self._has_ended:
+            return
+        self._has_ended = True
+        try:
+            if self.world.is_first:
+                self.tell(RECORDED, True)
+                if self.failure() is not None:
+                    self._wait([f"{KNOWS}/{rank}" for rank in range(self.world.size)], FAILURE_WAIT_S)
+            else:
+                self._wait([f"{RECORDED}/0"], timeout_s)
+        except (RuntimeError, OSError):  # the store has gone with the process that holds it
+            return
+
+    def leave(self) -> None:
+        """End this process's part without waiting for the first one, after a run that has completed."""
+        self._has_ended = True
+
+    def _wait(self, keys: list[str], timeout_s: float) -> None:
+        end = time.monotonic() + timeout_s
+        while not self.store.check(keys) and time.monotonic() < end:
+            time.sleep(POLL_S)
+
+
+@contextmanager
+def connected(world: World) -> Iterator[Peers]:
+    """Connect this process with the others of the run, at the address in the environment.
+
+    Raises:
+        ConfigError: The others can't be reached.
+    """
+    try:
+        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
+    except (RuntimeError, OSError, ValueError) as error:
+        address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error
+    store.set_timeout(timedelta(seconds=ANSWER_TIMEOUT_S))
+    peers = Peers(world, store)
+    try:
+        yield peers
+    except Exception as error:
+        if not isinstance(error, LostRankError):
+            peers.fail(str(error))
+        raise
+    finally:
+        peers.end()

@@ -1,0 +1,1 @@
+"""How several processes start one run, and what all but the first of them do."""

@@ -1,0 +1,103 @@
+"""Trains as one of the processes of a run other than the first, which alone writes the run directory and the log."""
+
+import gc
+import logging
+import sys
+import time
+import traceback
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from lmtrain.checkpoint.following import ReadOnlyFolder, following_recorder
+from lmtrain.checkpoint.snapshot import TrainState
+from lmtrain.checkpoint.together import PATIENCE_S
+from lmtrain.config.batch_size import for_processes
+from lmtrain.config.build import build, raising_config_errors
+from lmtrain.errors import (
+    COMPLETED,
+    INTERRUPTED,
+    PRUNED,
+    TERMINATED,
+    DataError,
+    DivergedError,
+    Ending,
+    InterruptedBySignal,
+    LostRankError,
+    PrunedError,
+    ending_of,
+)
+from lmtrain.hardware.processes import leave_the_others
+from lmtrain.loop.stop_request import REPEAT_OF_SEVERAL_S, StopRequest
+from lmtrain.parallel.peers import LAST_WORDS_S, Peers
+from lmtrain.parts import build_parts, check_attention
+from lmtrain.run.identity import plain_config
+from lmtrain.run.start import load_start
+from lmtrain.terminal.as_text import visible
+from lmtrain.terminal.redact import redact
+from lmtrain.trainer import Trainer
+
+# Errors that the first process also has, and reports.
+ENDS_EVERYWHERE = (InterruptedBySignal, PrunedError, DataError, DivergedError, LostRankError)
+
+
+def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
+    """Train together with the first process of a run; return the exit code.
+
+    The first process reports an error of this process, with its traceback. If it has gone, the error is printed here.
+    """
+    logging.getLogger().addHandler(logging.NullHandler())  # the first process logs the same
+    with StopRequest(repeat_s=REPEAT_OF_SEVERAL_S) as stop:
+        stop.defers = True  # several processes can stop only together, after their first step
+        ending = _ending(cfg, run_dir, peers, stop)
+        if ending is COMPLETED:
+            peers.leave()
+        elif ending in (TERMINATED, INTERRUPTED, PRUNED):
+            peers.end()  # the first process writes the last checkpoint
+        else:
+            gc.collect()  # what is left of the run still holds the connections
+            leave_the_others(at_once=True)  # so that they see at once that this process does not answer any more
+            peers.end(LAST_WORDS_S)
+    return ending.exit_code
+
+
+def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> Ending:
+    """Train, and return how that ended."""
+    try:
+        _train(cfg, run_dir, peers, TrainState(), stop)
+    except BaseException as error:
+        if not isinstance(error, ENDS_EVERYWHERE):
+            told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+            if not told:
+                sys.stderr.write(visible(redact(f"{peers.world}: {type(error).__name__}: {error}")) + "\n")
+        return ending_of(error)
+    return COMPLETED
+
+
+def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop: StopRequest) -> None:
+    with raising_config_errors():
+        _check_shared(run_dir, peers)
+        cfg = for_processes(cfg, peers.world.size)
+        parts = build_parts(cfg, peers=peers)
+        check_attention(parts.model, parts.system)
+        start = load_start(cfg, ReadOnlyFolder.of_run(run_dir), parts.parallel)
+        vars(state).update(vars(start.state))
+        recorder = following_recorder(run_dir, parts, stop, {"config": plain_config(cfg)})
+        trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+        start.restore(trainer)
+    if start.origin is not None:
+        trainer.checkpoints.save(state)  # as the first process does
+    del start
+    trainer.fit()
+    parts.parallel.close()
+
+
+def _check_shared(run_dir: Path, peers: Peers) -> None:
+    """Check that this process sees the directory that the first one has made; a network disk may need a minute."""
+    end = time.monotonic() + PATIENCE_S
+    while not (run_dir / "config.yaml").exists():
+        if (failure := peers.failure()) is not None:
+            raise failure
+        if time.monotonic() > end:
+            raise ValueError(f"{run_dir}: not there for {peers.world}; it must be a folder that all hosts share")
+        time.sleep(0.1)

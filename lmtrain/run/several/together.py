@@ -1,0 +1,75 @@
+"""Lets all processes of a run start with the same config, in the run directory of the first one."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import DictConfig
+
+import lmtrain
+from lmtrain.config.batch_size import for_processes
+from lmtrain.config.overrides import quoted
+from lmtrain.errors import ConfigError, LostRankError
+from lmtrain.parallel.peers import Peers
+from lmtrain.run.identity import plain_config
+from lmtrain.run.source_code import source_hashes
+from lmtrain.terminal.as_text import differences
+
+R = TypeVar("R")
+
+
+def composed_together(
+    peers: Peers, compose: Callable[[Sequence[str]], R], config_and_directory: Callable[[R], tuple[DictConfig, Path]]
+) -> R:
+    """Return what `compose` returns for the given additional overrides, after comparing it in all processes.
+
+    The first process composes alone, because it decides the run directory and prepares missing data. Then the others
+    compose the same.
+
+    Raises:
+        ConfigError: `compose` raised it, or the config, the code or the versions differ between processes.
+        LostRankError: Another process found a mistake or does not answer.
+    """
+    try:
+        return _composed_together(peers, compose, config_and_directory)
+    except ConfigError as error:
+        if peers.fail(str(error)) and not peers.world.is_first:
+            raise LostRankError(str(error)) from error  # the first process says so
+        raise
+
+
+def _composed_together(
+    peers: Peers, compose: Callable[[Sequence[str]], R], config_and_directory: Callable[[R], tuple[DictConfig, Path]]
+) -> R:
+    def compose_for(more: Sequence[str]) -> tuple[R, dict[str, Any]]:
+        made = compose(more)
+        cfg, directory = config_and_directory(made)
+        for_processes(cfg, peers.world.size)
+        return made, _description(cfg, directory)
+
+    if peers.world.is_first:
+        made, own = compose_for([])
+        peers.tell("start", own)
+    else:
+        first: Mapping[str, Any] = peers.ask("start", 0)
+        made, own = compose_for([f"hydra.run.dir={quoted(first['directory'])}"])
+        if found := differences(first, own):
+            raise ConfigError(f"starts with other values than rank 0: {'; '.join(found)}")
+    peers.tell("ready", True)
+    peers.ask_all("ready")
+    return made
+
+
+def _description(cfg: DictConfig, directory: Path) -> dict[str, Any]:
+    """Return what must be the same in every process of a run."""
+    config = plain_config(cfg)
+    return {
+        "directory": str(directory),
+        "config": config,
+        "code": source_hashes(config),
+        "lmtrain": lmtrain.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
