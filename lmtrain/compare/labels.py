@@ -115,3 +115,19 @@ def hashable(value: Any) -> Any:
 def canonical_json(value: Any) -> str:
     """Return JSON text that is equal for equal values."""
     return json.dumps(value, sort_keys=True, default=str)
+
+
+def shortened(labels: Sequence[str], width: int) -> list[str]:
+    """Return labels of at most `width` characters, which are different wherever the whole ones are.
+
+    They are cut at the end, or else at the beginning, or else they get numbers.
+    """
+    cuts = (
+        [label[:width] for label in labels],
+        [label if len(label) <= width else "…" + label[1 - width :] for label in labels],
+    )
+    for cut in cuts:
+        if len(set(cut)) == len(set(labels)):
+            return cut
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(labels), 1)}
+    return [f"{numbers[label]}: {label}"[:width] for label in labels]

@@ -2,7 +2,9 @@
 
 import itertools
 
-from lmtrain.compare.labels import MAX_LABEL_CHARS, cut_middle, labels_of
+import pytest
+
+from lmtrain.compare.labels import MAX_LABEL_CHARS, cut_middle, labels_of, shortened
 
 KEYS = ["optimizer.weight_decay", "trainer.grad_clip", "scheduler.warmup_steps", "optimizer.lr", "data.batch_size"]
 
@@ -45,3 +47,16 @@ def test_values_that_differ_only_in_the_middle_get_different_labels() -> None:
     configs = [{"data.note": f"{'a' * 30}{middle}{'b' * 30}"} for middle in "xy"]
     first, second = labels_of(configs, ["data.note"])
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("labels", "short"),
+    [
+        (["lr=0.001", "lr=0.01"], ["lr=0.001", "lr=0.01"]),
+        (["optimizer=adamw", "optimizer=muon", "optimizer=adamw"], ["…er=adamw", "…zer=muon", "…er=adamw"]),
+        (["scale=false mlp=x y=1", "scale=false mlp=z y=1"], ["1: s", "2: s"]),
+    ],
+)
+def test_shortened_labels_stay_different(labels: list[str], short: list[str]) -> None:
+    width = max(map(len, short))
+    assert shortened(labels, width) == short

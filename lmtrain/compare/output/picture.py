@@ -15,7 +15,7 @@ from scipy import stats
 
 from lmtrain.compare.comparison import RunComparison
 from lmtrain.compare.families import is_branch, joined_to_trunks
-from lmtrain.compare.labels import setting_text, short_names
+from lmtrain.compare.labels import setting_text, short_names, shortened
 from lmtrain.compare.output.family_names import family_names
 from lmtrain.compare.runs import ComparedRun, distinct_keys
 from lmtrain.compare.statistics.importance import importance
@@ -269,7 +269,7 @@ def _legend(curves: Sequence[MeanCurve]) -> tuple[str, list[str]]:
     if len(keys) == 1 and len(set(values_of(keys[0]))) == len(curves):
         title, labels = names[keys[0]], values_of(keys[0])
     else:
-        title, labels = "", [curve.label[:MAX_LEGEND_CHARS] for curve in curves]
+        title, labels = "", shortened([curve.label for curve in curves], MAX_LEGEND_CHARS)
     return title, [label + _seeds_drawn(curve) for label, curve in zip(labels, curves, strict=True)]
 
 
