@@ -28,7 +28,7 @@ from lmtrain.terminal.streams import outlive_reader
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("submitit", "submitit"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 # Hydra's flags that jobs of sweeps, resumes and forks could not repeat.
