@@ -18,10 +18,13 @@ from lmtrain.config.overrides import search_path_override
 from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for import reading_experiments, without_left_out
-from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
+from lmtrain.errors import COMPLETED, SUCCESSFUL, ConfigError, SweepEndedError, os_error_line
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, start
+from lmtrain.run.resumed_run import RestartedRun, restarted_run, resumed_run
 from lmtrain.sweep.job_directory import register_directory_resolver
+from lmtrain.terminal.console import console
+from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.streams import outlive_reader
 
 # Launchers in separate packages: the module that must be importable, and the extra that installs it.
@@ -57,7 +60,10 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         register_directory_resolver()  # a callback may resolve all of Hydra's settings
         search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
-        return start(new_run([*search_path, *flags.overrides]), _train)
+        overrides = [*search_path, *flags.overrides]
+        if (again := restarted_run(overrides)) is not None:
+            return _continue(again)
+        return start(new_run(overrides), _train)
     except HydraException as error:
         raise ConfigError(explain_hydra_error(error, flags.overrides)) from error
     except BrokenPipeError:  # handled in __main__
@@ -74,8 +80,6 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: The run can't be resumed; see `resumed_run`.
     """
-    from lmtrain.run.resumed_run import resumed_run
-
     again = resumed_run(run_dir, arguments)
     facts = BackgroundFacts(again.cfg)
     from lmtrain.run.provenance import Resume  # loads torch, which error messages need not wait for
@@ -83,6 +87,18 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
 
     resumed = Resume(again.changes)
     return run(again.cfg, again.directory, again.hydra_files, resumed=resumed, facts=facts).exit_code
+
+
+def _continue(again: RestartedRun) -> int:
+    """Continue the run of a restarted command, as `resume=RUN_DIR` would, unless it has ended."""
+    by, directory = again.restarted_by, short_path(again.directory.absolute())
+    if again.status in SUCCESSFUL:
+        console.print(
+            f"restarted by {by}: the run in {directory} is {again.status}; nothing is left to do", soft_wrap=True
+        )
+        return COMPLETED.exit_code
+    console.print(f"restarted by {by}: continues the run in {directory}", soft_wrap=True)
+    return resume(again.directory, again.arguments)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

@@ -22,6 +22,7 @@ from lmtrain.terminal.units import counted
 JOB_IDS = "slurm.json"  # in the sweep's directory: the id of the Slurm job that runs each of its jobs
 RESULTS_POLL_S = 2.0
 QUEUE_POLL_S = 15.0  # Slurm's controller serves everybody on the cluster
+WAITING = ("PENDING", "CONFIGURING", "REQUEUED")  # states of a job that Slurm has not started
 GONE_TIMES = 2  # how often in a row Slurm must say that a job is gone, before it counts as ended
 
 
@@ -33,6 +34,7 @@ class ClusterJob:
     task: Any
     resumed: bool
     state: str = "PENDING"
+    begun: bool = False
     gone: int = 0
 
 
@@ -71,7 +73,7 @@ class SlurmPool:
     @property
     def running(self) -> Sequence[ClusterJob]:
         """The jobs that run on a node, as far as is known here."""
-        return [one for one in self._queued if one.state not in ("PENDING", "CONFIGURING")]
+        return [one for one in self._queued if one.state not in WAITING]
 
     @property
     def ids(self) -> list[str]:
@@ -134,10 +136,11 @@ class SlurmPool:
 
     def _update(self, states: Mapping[str, str]) -> None:
         for one in self._queued:
-            before, one.state = one.state, states.get(one.task.job_id, one.state)
+            one.state = states.get(one.task.job_id, one.state)
+            if one.state in WAITING:
+                one.resumed |= one.begun  # when Slurm starts it again
+            one.begun |= one.state not in WAITING
             one.gone = one.gone + 1 if states.get(one.task.job_id, "COMPLETED") in queue.ENDED else 0
-            if before != one.state:
-                one.resumed |= holds_run(one.job.directory)
 
     def _take(self, ended: Any) -> list[JobEnd]:
         taken = list(ended)
