@@ -127,8 +127,8 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         ):
             stack.enter_context(_daemon(command, folder, variables))
             if command[0] == "munged":
-                _wait_for(lambda: (folder / "munge.socket").exists(), folder)
-        _wait_for(lambda: _state_of_node(slurm) == "idle", folder)
+                wait_for(lambda: (folder / "munge.socket").exists(), folder)
+        wait_for(lambda: _state_of_node(slurm) == "idle", folder)
         yield slurm
         with contextlib.suppress(AssertionError):
             slurm("scancel", "--signal=KILL", "--full", "--user=root")
@@ -175,12 +175,13 @@ def _state_of_node(slurm: Slurm) -> str | None:
     return None
 
 
-def _wait_for(condition: Callable[[], bool], folder: Path) -> None:
-    deadline = time.monotonic() + READY_S
+def wait_for(condition: Callable[[], bool], logs: Path | None = None, timeout_s: float = READY_S) -> None:
+    """Wait until a condition is true; if it never is, show the logs in a folder."""
+    deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            logs = [path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log")]
-            raise AssertionError("Slurm did not start:\n" + "\n".join(logs))
+            texts = [path.read_text(errors="replace")[-2000:] for path in logs.glob("*.log")] if logs else []
+            raise AssertionError("\n".join(["timed out", *texts]))
         time.sleep(0.1)
 
 

@@ -69,9 +69,9 @@ class SlurmLauncher(Launcher):
             ended = run_all(pool, jobs_of(self.config, job_overrides, initial_job_idx), path)
         except InterruptedBySignal:
             if ids := " ".join(pool.ids):
-                console.print(
-                    f"{counted(pool.unfinished, 'job')} stay in Slurm's queue; to cancel: scancel {ids}", soft_wrap=True
-                )
+                verb = "stays" if pool.unfinished == 1 else "stay"
+                jobs = counted(pool.unfinished, "job")
+                console.print(f"{jobs} {verb} in Slurm's queue; to cancel: scancel {ids}", soft_wrap=True)
             raise
         return [job_return(one) for one in ended]
 
