@@ -95,6 +95,12 @@ class Slurm:
         words = self("scontrol", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith(f"{name}="))
 
+    def start_again(self, *jobs: str) -> None:
+        """Start requeued jobs, for which Slurm itself would wait for two minutes."""
+        time.sleep(3)  # a node refuses a job that starts in the same second in which it was killed
+        for job in jobs:
+            self("scontrol", "update", f"JobId={job}", "StartTime=now")
+
     def wait_until_gone(self, job: str, timeout_s: float = 300) -> None:
         """Wait until a job, and all jobs of its array, have left the queue."""
         deadline = time.monotonic() + timeout_s

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import ConfigError, InterruptedBySignal
+from lmtrain.machine import is_installed
 from lmtrain.sweep.job_config import sweep_search_path
 from lmtrain.sweep.launcher import job_return, jobs_of
 from lmtrain.sweep.progress import run_all
@@ -101,5 +102,7 @@ class SlurmLauncher(Launcher):
             value = self.options.get(key, self.max_num_timeout if key == "max_num_timeout" else None)
             if value is not None and not (isinstance(value, int) and value >= least):
                 raise ConfigError(f"hydra.launcher.{key}={value}: give a whole number, {least} or more")
+        if not is_installed("submitit"):
+            raise ConfigError("hydra/launcher=submitit_slurm: install it with pip install 'lmtrain[submitit]'")
         if shutil.which("sbatch") is None:
             raise ConfigError("hydra/launcher=submitit_slurm: there is no sbatch here; start it where you submit jobs")

@@ -114,8 +114,7 @@ def test_jobs_that_are_warned_requeued_or_preempted_continue_and_end_with_the_sa
     for job in ids:
         wait_for(lambda job=job: slurm.jobs().get(job) == "PENDING" and slurm.field(job, "Restarts") == "1")
     slurm.wait_until_gone(urgent.strip())
-    for job in ids:
-        slurm("scontrol", "update", f"JobId={job}", "StartTime=now")  # Slurm itself waits for two minutes
+    slurm.start_again(*ids)
     assert started.wait(TIMEOUT_S) == 0, started.stdout + started.stderr
     assert [job["status"] for job in report(tmp_path).values()] == ["completed"] * 3
     compared = 0
@@ -142,7 +141,8 @@ def test_ctrl_c_leaves_the_jobs_to_slurm_and_the_same_command_waits_for_them_aga
     command = [*tiny, "trainer.max_steps=100000", "trainer.checkpoint_interval=1000", "seed=1"]
     started = cli.start(*command, **slurm.variables)
     wait_for_line("submitted 1 job", started)
-    (run,) = (tmp_path / "sweep").glob("seed=1*")
+    (name,) = json.loads((tmp_path / "sweep" / "slurm.json").read_text())
+    run = tmp_path / "sweep" / name
     wait_for_step(run, 3, timeout_s=200)
     started.send_signal(signal.SIGINT)
     job = slurm_job(run)
