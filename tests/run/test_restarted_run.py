@@ -31,11 +31,12 @@ def stop_after_step(step: int, cli: Cli, folder: Path, *command: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variable", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
-@pytest.mark.parametrize("checkpoint_interval", [4, 1000])  # with 1000, it is killed before its first checkpoint
+@pytest.mark.parametrize("interval", [4, 1000])  # with 1000, it is killed before its first checkpoint
 def test_a_restarted_command_continues_its_run_and_then_has_nothing_to_do(
-    tiny: list[str], tmp_path: Path, cli: Cli, variable: str, checkpoint_interval: int
+    tiny: list[str], tmp_path: Path, cli: Cli, variable: str, interval: int
 ) -> None:
-    command = [*tiny, "trainer.max_steps=300", f"trainer.checkpoint_interval={checkpoint_interval}"]
+    command = [*tiny, "trainer.max_steps=300"]
+    command += [f"trainer.checkpoint_interval={interval}", f"trainer.eval_interval={interval}"]
     stop_after_step(8, cli, tmp_path, *command)
     assert not (tmp_path / "out" / "result.json").exists()
     by = "Slurm" if variable.startswith("SLURM") else "torchrun"
@@ -47,7 +48,7 @@ def test_a_restarted_command_continues_its_run_and_then_has_nothing_to_do(
     done = cli(*command, **{variable: "1"})
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"restarted by {by}: continues the run in out\n" in done.stdout
-    assert ("resumed after step" in done.stdout) == (checkpoint_interval == 4)
+    assert ("resumed after step" in done.stdout) == (interval == 4)
     result = read_json(tmp_path / "out" / "result.json")
     assert (result["status"], result["steps"]) == ("completed", 300)
     assert cli(*command, "hydra.run.dir=alone").returncode == 0
