@@ -159,3 +159,12 @@ def test_ctrl_c_leaves_the_jobs_to_slurm_and_the_same_command_waits_for_them_aga
     ended = json.loads((run / "result.json").read_text())
     assert ended["status"] == "interrupted"
     assert (run / "checkpoints" / f"step-{ended['steps']:08}").is_dir()
+
+
+def test_the_example_chooses_the_launcher_and_the_sweep(cli: Cli) -> None:
+    done = cli("experiments=slurm", "hydra.launcher.partition=gpu", "--cfg", "hydra", "-p", "hydra.launcher")
+    assert done.returncode == 0, done.stderr
+    assert {"_target_: hydra_plugins.lmtrain.SlurmLauncher", "partition: gpu", "timeout_min: 240"} <= {
+        *done.stdout.splitlines()
+    }
+    assert "warn" not in done.stderr.lower(), done.stderr  # no schema of Hydra's plugin with the same name
