@@ -30,6 +30,13 @@ def report(folder: Path) -> dict[str, Any]:
     return {job["title"]: job for job in json.loads((folder / "sweep" / "sweep.json").read_text())["jobs"]}
 
 
+def without_model_settings(folder: Path) -> None:
+    """Remove the model's settings from the experiment, because they would be unknown keys of another model."""
+    experiment = folder / "experiments" / "tiny.yaml"
+    lines = experiment.read_text().splitlines()
+    experiment.write_text("\n".join(line for line in lines if not line.startswith(("  n_", "  d_", "model:"))))
+
+
 def slurm_job(run: Path) -> str:
     return str(json.loads((run.parent / "slurm.json").read_text())[run.name])
 
@@ -64,10 +71,7 @@ def test_a_sweep_is_one_job_array_and_the_same_command_runs_what_is_missing(
     write_failing_model(
         tmp_path, "MemoryError('no memory for 12 GB')", condition="os.environ.get('SLURM_ARRAY_TASK_ID') == '0'"
     )
-    # The experiment's model settings would be unknown keys of the failing model.
-    experiment = tmp_path / "experiments" / "tiny.yaml"
-    lines = experiment.read_text().splitlines()
-    experiment.write_text("\n".join(line for line in lines if not line.startswith(("  n_", "  d_", "model:"))))
+    without_model_settings(tmp_path)
     command = [*tiny, "model=fails", "hydra.launcher.cpus_per_task=2"]
     done = cli(*command, "seed=1,2", timeout=TIMEOUT_S, **slurm.variables)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -97,7 +101,10 @@ def test_a_sweep_is_one_job_array_and_the_same_command_runs_what_is_missing(
 def test_jobs_that_are_warned_requeued_or_preempted_continue_and_end_with_the_same_bits(
     tiny: list[str], tmp_path: Path, cli: Cli, slurm: Slurm
 ) -> None:
-    steps = ["trainer.max_steps=1000", "trainer.eval_interval=400", "trainer.checkpoint_interval=400"]
+    # The model only waits, so that no machine is too fast for the signals.
+    write_failing_model(tmp_path, "ValueError", condition="__import__('time').sleep(0.01)")
+    without_model_settings(tmp_path)
+    steps = ["model=fails", "trainer.max_steps=300", "trainer.eval_interval=120", "trainer.checkpoint_interval=120"]
     started = cli.start(*tiny, *steps, "seed=1,2,3", **slurm.variables)
     wait_for_line("submitted 3 jobs", started)
     wait_for(lambda: len([*(tmp_path / "sweep").glob("seed=*")]) == 3)
@@ -126,7 +133,7 @@ def test_jobs_that_are_warned_requeued_or_preempted_continue_and_end_with_the_sa
         done = cli("experiments=tiny", *steps, f"seed={seed}", f"hydra.run.dir={alone}", timeout=TIMEOUT_S)
         assert done.returncode == 0, done.stdout + done.stderr
         undisturbed = UndisturbedRun(tmp_path / alone)
-        last = "checkpoints/step-00001000"
+        last = "checkpoints/step-00000300"
         assert load_checkpoint(run / last).state["train"]["pending"] is None
         wheres = ("metrics.jsonl", "result.json", last)
         assert [found for found in undisturbed.differences(run, completed=True) if found.where in wheres] == []
