@@ -74,7 +74,7 @@ FAILED = Ending("failed", 1)
 BAD_CONFIG = Ending("failed", 2)
 DIVERGED = Ending("diverged", 3)
 INTERRUPTED = Ending("interrupted", 128 + signal.SIGINT)  # Ctrl-C; everything is saved
-# SIGTERM, and also SIGUSR1 (a cluster scheduler's warning) and SIGHUP (the terminal was closed); everything is saved.
+# SIGTERM, SIGUSR1 and SIGUSR2 (a cluster's warnings), and SIGHUP (the terminal was closed); everything is saved.
 TERMINATED = Ending("interrupted", 128 + signal.SIGTERM)
 
 SUCCESSFUL = frozenset({COMPLETED.status, PRUNED.status})

@@ -12,6 +12,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from support.command_line import UTF8, Cli
+from support.slurm import Slurm, missing, running_slurm
 from support.tokens import write_tokens
 
 import lmtrain
@@ -74,3 +75,12 @@ def module_cli(tmp_path_factory: pytest.TempPathFactory, cli_server: "subprocess
     folder = tmp_path_factory.mktemp("shared")
     with contextlib.closing(Cli(lambda: cli_server, folder, lambda: tmp_path_factory.mktemp("output"))) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """Start a Slurm of one node, which all tests of a test process use."""
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+    with running_slurm(tmp_path_factory.mktemp("slurm")) as started:
+        yield started

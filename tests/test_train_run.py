@@ -111,7 +111,7 @@ def test_a_killed_run_resumes_to_the_same_losses(tiny: list[str], tmp_path: Path
             assert tensor.equal(other.tensors[group][name]), name
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR2, 143)])
 def test_a_signal_saves_and_stops_and_a_resume_continues(
     tiny: list[str], tmp_path: Path, cli: Cli, number: int, code: int
 ) -> None:

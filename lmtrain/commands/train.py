@@ -19,11 +19,14 @@ from lmtrain.config.overrides import search_path_override
 from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for.mismatches import reading_experiments, without_left_out
-from lmtrain.errors import ConfigError, SweepEndedError, os_error_line
+from lmtrain.errors import COMPLETED, SUCCESSFUL, ConfigError, SweepEndedError, os_error_line
 from lmtrain.parallel.world import World, this_world
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, refuse_several_processes, start
+from lmtrain.run.resumed_run import RestartedRun, restarted_run, resumed_run
 from lmtrain.sweep.job_directory import register_directory_resolver
+from lmtrain.terminal.console import console
+from lmtrain.terminal.paths import short_path
 from lmtrain.terminal.streams import outlive_reader
 
 if TYPE_CHECKING:  # with torch
@@ -33,7 +36,7 @@ if TYPE_CHECKING:  # with torch
 LAUNCHERS = {
     "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
-    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "submitit"),
+    "submitit_slurm": ("submitit", "submitit"),
     "ray": ("hydra_plugins.hydra_ray_launcher", "ray"),
 }
 # Hydra's flags that jobs of sweeps, resumes and forks could not repeat.
@@ -65,6 +68,8 @@ def main(arguments: Sequence[str]) -> int:
         register_directory_resolver()  # a callback may resolve all of Hydra's settings
         search_path = search_path_override([flags.config_dir] if flags.config_dir else [])
         overrides = [*search_path, *flags.overrides]
+        if (again := restarted_run(overrides)) is not None:
+            return _continue(again)
         if (world := this_world()).size > 1:
             return _train_together(world, overrides)
         return start(new_run(overrides), _train)
@@ -84,8 +89,6 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: The run can't be resumed; see `resumed_run`.
     """
-    from lmtrain.run.resumed_run import resumed_run
-
     if (world := this_world()).size > 1:
         return _resume_together(world, run_dir, arguments)
     again = resumed_run(run_dir, arguments)
@@ -95,6 +98,22 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
 
     resumed = Resume(again.changes)
     return run(again.cfg, again.directory, again.hydra_files, resumed=resumed, facts=facts).exit_code
+
+
+def _continue(again: RestartedRun) -> int:
+    """Continue the run of a restarted command, as `resume=RUN_DIR` would, unless it has ended."""
+    by, directory = again.restarted_by, short_path(again.directory.absolute())
+    if again.status in SUCCESSFUL:
+        _print_once(f"restarted by {by}: the run in {directory} is {again.status}; nothing is left to do")
+        return COMPLETED.exit_code
+    _print_once(f"restarted by {by}: continues the run in {directory}")
+    return resume(again.directory, again.arguments)
+
+
+def _print_once(text: str) -> None:
+    """Print a line in the first process of a run."""
+    if this_world().is_first:
+        console.print(text, soft_wrap=True)
 
 
 def _train_together(world: World, overrides: Sequence[str]) -> int:
@@ -119,7 +138,6 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
     """Continue a run as one of several processes."""
     _quiet_torch()
     from lmtrain.parallel.peers import connected  # loads torch
-    from lmtrain.run.resumed_run import resumed_run
     from lmtrain.run.several.together import composed_together
 
     with connected(world) as peers:

@@ -34,6 +34,7 @@ from yaml import YAMLError
 from lmtrain.config.batch_size import refuse_given_accumulation
 from lmtrain.config.conf_source import IN_EVERY_MENU, MENU, ConfSource, foreign_menu, menu_choices
 from lmtrain.config.experiments_source import GROUP, ExperimentsSource
+from lmtrain.config.hydra_internals import forget_stored_config
 from lmtrain.config.keys import did_you_mean, is_open_mapping, key_paths
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for.mismatches import (
@@ -75,6 +76,7 @@ def set_up_hydra() -> None:
     Plugins.instance().register(ExperimentsSource)
     Plugins.instance().register(ConfSource)
     Plugins.instance().register(UserSearchPath)
+    forget_stored_config("hydra/launcher", "submitit_slurm")  # `conf/` has another one of this name
     OmegaConf.register_new_resolver("run_id", lambda: os.urandom(2).hex(), use_cache=True, replace=True)
 
 

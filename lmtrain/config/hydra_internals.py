@@ -13,6 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
@@ -59,6 +60,15 @@ def test_for_groups(folder: Path) -> Callable[[str], bool]:
     """
     repository = ConfigRepository(create_config_search_path(f"file://{folder}"))
     return lambda key: bool(repository.group_exists(key))
+
+
+def forget_stored_config(group: str, name: str) -> None:
+    """Remove a config that a plugin has stored with Hydra, so that it is no schema for a file of the same name."""
+    Plugins.instance()  # imports the plugins, which store their configs
+    configs: Any = ConfigStore.instance().repo
+    for part in group.split("/"):
+        configs = configs.get(part, {})
+    configs.pop(f"{name}.yaml", None)
 
 
 def folder_source(provider: str, folder: Path) -> ConfigSource:

@@ -18,7 +18,7 @@ from typing import Any
 
 def main() -> None:
     # These signals are meant for the run, which then closes the input.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     failures: list[str] = []  # trackio itself only warns about them
 

@@ -39,8 +39,8 @@ def receive(connection: Connection) -> Any:
 
 
 def main() -> None:
-    # These signals are meant for the run, which then sends its status. Slurm sends SIGUSR1 to every process.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+    # These signals are meant for the run, which then sends its status. Slurm sends the last two to every process.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(int(sys.argv[1]))
     sys.argv[:] = receive(connection)  # W&B shows the command line of the run

@@ -18,12 +18,14 @@ from lmtrain.files.limited import read_json_limited
 
 STDERR = 2
 SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
-# SIGHUP: the terminal was closed or its connection was lost. SIGUSR1: Slurm's warning before the time limit.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+# SIGHUP: the terminal was closed or its connection was lost. SIGUSR1 and SIGUSR2: Slurm's warning before a time limit;
+# scripts ask for the first, submitit for the second.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 PRUNE_FILE = "prune.json"
 PRUNE_FILE_BYTES = 10_000
-REPEAT_OF_SEVERAL_S = 5.0  # the same where torchrun also stops the others when one of its processes has ended
+SLURM_JOB = "SLURM_JOB_ID"  # environment variable: set in every process of a Slurm job
 REPEAT_S = 0.5  # a signal that is sent to the process group and also forwarded by a launcher arrives twice
+REPEAT_OF_SEVERAL_S = 5.0  # torchrun also stops the other processes when one of them has ended
 
 
 def ask_to_prune(run_dir: Path, reason: str) -> None:
@@ -43,6 +45,9 @@ class StopRequest:
     The first signal raises InterruptedBySignal where it arrives. While `defers` is set, it is only recorded: the
     training loop can stop only between two steps, and checks `requested` once per step. Inside a `with stop.at_once()`
     block it raises again; use that for work that can be interrupted and repeated.
+
+    In a Slurm job, only a second Ctrl-C ends the process. Slurm sends a warning and later SIGTERM, often to every
+    process of the job, whose parents may pass it on; the time until its SIGKILL belongs to the saving.
 
     A `prune_file` that appears during the run is a request, too. One that exists before the start is removed.
 
@@ -104,9 +109,11 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.signal is not None:
-            if (
-                time.monotonic() - self._arrived < self.repeat_s or number == signal.SIGHUP
-            ):  # the shell sends SIGHUP as well
+            repeated = time.monotonic() - self._arrived < self.repeat_s
+            if repeated or number == signal.SIGHUP:  # the shell sends SIGHUP as well
+                return
+            if SLURM_JOB in os.environ and number != signal.SIGINT:
+                _write(f"\n{name} again: still saving\n")
                 return
             if not self.owns_process:
                 _write(f"\n{name} again: stopping without saving\n")
@@ -115,7 +122,8 @@ class StopRequest:
             os._exit(ending_by_signal(number).exit_code)  # no clean-up: a half-written checkpoint does not count
         self.signal, self._arrived = number, time.monotonic()
         second = "exits" if self.owns_process else "stops"
-        _write(f"\n{name}: saving everything, then stopping; a second signal {second} without saving\n")
+        which = "Ctrl-C" if SLURM_JOB in os.environ else "signal"
+        _write(f"\n{name}: saving everything, then stopping; a second {which} {second} without saving\n")
         if not self.defers:
             raise InterruptedBySignal(number)
 

@@ -12,11 +12,12 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.compare.looking.design import record_start
+from lmtrain.compare.runs import RUNNING
 from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.directory import SWEEP_CONFIG
+from lmtrain.run.directory import SWEEP_CONFIG, status_without_result
 from lmtrain.sweep.grid import expand_grid
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_config import check_job_config, job_config, show_notes, sweep_search_path
@@ -147,5 +148,7 @@ class GridSweeper(Sweeper):
             return JobEnd(job, now.status, now.result.get("objective"), now.reason, now.result, ran=not ended_earlier)
         result = read_json(job.directory / "result.json")
         begun = result.get("status") or (INTERRUPTED.status if now.resumes else NOT_STARTED)
+        if failure is None and status_without_result(job.directory) == RUNNING:  # elsewhere, such as on a cluster
+            begun = RUNNING
         reason = result.get("error") or (f"{type(failure).__name__}: {failure}" if failure else None)
         return JobEnd(job, FAILED.status if failure and returned else begun, None, reason, result, ran=now.resumes)

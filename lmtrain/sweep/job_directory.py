@@ -1,6 +1,5 @@
 """Names a job's directory, and finds out from its files what work remains."""
 
-import copy
 import hashlib
 import itertools
 import re
@@ -12,21 +11,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmtrain.config.batch_size import keep_found_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import quoted
-from lmtrain.config.recorded.trust import read_saved
 from lmtrain.config.written_for.mismatches import FORK
 from lmtrain.errors import FAILED, SUCCESSFUL, UNSUCCESSFUL, ConfigError
 from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
 from lmtrain.run.directory import holds_run, refuse_strange_entries
-from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
+from lmtrain.run.identity import NEUTRAL_KEYS, difference_from_run
 from lmtrain.sweep.job_config import job_config
-from lmtrain.terminal.as_text import differences, first_few
 
-SHOWN_DIFFERENCES = 5
 MAX_NAME_CHARS = 120
 QUOTES = "'\""
 
@@ -112,12 +107,10 @@ def remaining_work(
     begun = holds_run(directory)
     try:
         job = job_config(overrides, search_path, directory)
-        if begun or status is not None:
-            saved: Any = OmegaConf.to_container(read_saved(directory / "config.yaml"))
-            wanted = copy.deepcopy(dict(job.config))
-            keep_found_size(wanted, saved)
-            if config_hash(saved) != config_hash(wanted):
-                return RemainingWork(status=FAILED.status, reason=_describe_other_run(directory, saved, wanted))
+        if (begun or status is not None) and (found := difference_from_run(directory, job.config)):
+            way_out = "move it away, or give another hydra.sweep.dir"
+            reason = f"{directory}: has a run with another config ({found}); {way_out}"
+            return RemainingWork(status=FAILED.status, reason=reason)
     except ConfigError as error:
         return RemainingWork(status=FAILED.status, reason=" ".join(str(error).splitlines()))
     if status in SUCCESSFUL or (status in UNSUCCESSFUL and not retry_failed):
@@ -126,10 +119,3 @@ def remaining_work(
         trust = [f"trust=[{','.join(map(quoted, job.to_trust))}]"] if job.to_trust else []
         return RemainingWork([f"resume={directory}", *trust], resumes=True)
     return RemainingWork([*overrides, f"hydra.run.dir={quoted(str(directory))}", *search_path])
-
-
-def _describe_other_run(directory: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Return a message with the differences between the run in a directory and the job for it, and the way out."""
-    before, after = ({key: value for key, value in one.items() if key not in NEUTRAL_KEYS} for one in (saved, wanted))
-    found = first_few(differences(before, after), SHOWN_DIFFERENCES, separator="; ")
-    return f"{directory}: has a run with another config ({found}); move it away, or give another hydra.sweep.dir"

@@ -93,7 +93,7 @@ class ProcessLauncher(Launcher):
         ) as pool:
             ended = run_all(pool, jobs_of(self.config, job_overrides, initial_job_idx), path)
             self.stopped = pool.stopped
-        return [_job_return(one) for one in ended]
+        return [job_return(one) for one in ended]
 
 
 def jobs_of(
@@ -133,7 +133,8 @@ def with_directory(job: Job) -> list[str]:
     return [*job.overrides, f"{GIVEN_SUBDIR}{quoted(job.directory.name)}"]
 
 
-def _job_return(ended: JobEnd) -> JobReturn:
+def job_return(ended: JobEnd) -> JobReturn:
+    """Return how a job ended, in Hydra's words."""
     job = JobReturn(overrides=list(ended.job.overrides), task_name="lmtrain", working_dir=str(ended.job.directory))
     job.status = JobStatus.COMPLETED if ended.status in SUCCESSFUL else JobStatus.FAILED
     job.return_value = ended.objective if ended.status in SUCCESSFUL else JobFailedError(ended)

@@ -1,4 +1,4 @@
-"""Registers lmtrain's launcher and sweepers with Hydra."""
+"""Registers lmtrain's launchers and sweepers with Hydra."""
 
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
@@ -9,10 +9,11 @@ from lmtrain.sweep.grid_sweeper import GridSweeper
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.sweep.launcher import ProcessLauncher
 from lmtrain.sweep.search.optuna_sweeper import OptunaSweeper
+from lmtrain.sweep.slurm.launcher import SlurmLauncher
 
 
 def register_plugins() -> None:
-    """Register the launcher, the sweepers and the resolver for job directories.
+    """Register the launchers, the sweepers and the resolver for job directories.
 
     The call does nothing if they are already registered. Launchers such as joblib start processes in which Hydra
     discovers its plugins again; there they must be registered again.
@@ -21,5 +22,5 @@ def register_plugins() -> None:
     register_directory_resolver()
     if GridSweeper in Plugins.instance().discover(Sweeper):
         return
-    for plugin in (ProcessLauncher, GridSweeper, OptunaSweeper):
+    for plugin in (ProcessLauncher, SlurmLauncher, GridSweeper, OptunaSweeper):
         register_as_installed(plugin)

@@ -92,6 +92,11 @@ class JobPool:
         return self._signals[0] if self._signals else None
 
     @property
+    def signals(self) -> Sequence[int]:
+        """The numbers of all signals that have arrived, in their order."""
+        return tuple(self._signals)
+
+    @property
     def n_jobs(self) -> int:
         return len(self._slots)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.live import Live
 from rich.table import Table
@@ -14,7 +14,6 @@ from rich.table import Table
 from lmtrain.files.metrics import read_newest
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config
-from lmtrain.sweep.pool import JobPool, RunningJob
 from lmtrain.sweep.report import status_label
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration, loss_text
@@ -23,6 +22,28 @@ POLL_S = 0.1
 REFRESH_S = 0.5
 OTHER_ROWS = 8  # rows for the table's frame, the counts and the shell prompt
 MAX_TITLE_CHARS = 80
+
+
+class RunningJob(Protocol):
+    """A job that runs, on this machine or elsewhere; `resumed` if it continues a run."""
+
+    @property
+    def job(self) -> Job: ...
+    @property
+    def resumed(self) -> bool: ...
+
+
+class Pool(Protocol):
+    """Runs jobs: `JobPool` on this machine, `SlurmPool` on a cluster."""
+
+    @property
+    def running(self) -> Sequence[RunningJob]: ...
+    @property
+    def stopped(self) -> int | None: ...
+    @property
+    def unfinished(self) -> int: ...
+    def submit(self, job: Job) -> None: ...
+    def poll(self) -> list[JobEnd]: ...
 
 
 @dataclass(frozen=True)
@@ -51,7 +72,7 @@ class SweepProgress:
     `total` is the number of all jobs, or None if it is unknown.
     """
 
-    def __init__(self, pool: JobPool, total: int | None, search_path: Sequence[str]) -> None:
+    def __init__(self, pool: Pool, total: int | None, search_path: Sequence[str]) -> None:
         self._pool = pool
         self._total = total
         self._search_path = tuple(search_path)
@@ -125,7 +146,7 @@ class SweepProgress:
         ]
 
 
-def run_all(pool: JobPool, jobs: Sequence[Job], search_path: Sequence[str]) -> list[JobEnd]:
+def run_all(pool: Pool, jobs: Sequence[Job], search_path: Sequence[str]) -> list[JobEnd]:
     """Run and show the jobs; return how each ended, in the order of `jobs`."""
     for job in jobs:
         pool.submit(job)

@@ -110,7 +110,7 @@ with StopRequest() as stop:
 
 
 def test_exit_codes() -> None:
-    assert [ending_by_signal(number).exit_code for number in SIGNALS] == [130, 143, 143, 143]
+    assert [ending_by_signal(number).exit_code for number in SIGNALS] == [130, 143, 143, 143, 143]
 
 
 def test_under_nohup_a_hang_up_does_not_stop() -> None:

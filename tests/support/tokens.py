@@ -51,6 +51,23 @@ def write_tokens(folder: Path, train: int = 4000, val: int = 700, dtype: str = "
     return folder
 
 
+def write_tiny_experiment(folder: Path, token_folder: Path) -> None:
+    """Write TINY as an experiment `tiny`, so that the names of sweep jobs' directories have only the swept keys."""
+    lines = ["# @package _global_", "defaults:"]
+    lines += [f"  - override /{text.replace('=', ': ')}" for text in TINY if text.startswith(("data=", "model="))]
+    lines += ["  - override /logger: []", "seed: 1"]
+    nodes: dict[str, list[str]] = {"data": [f"path: {token_folder}"]}
+    for text in TINY:
+        key, _, value = text.partition("=")
+        if "." in key:
+            nodes.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]}: {value}")
+        elif key == "sample_tokens":
+            lines.append(f"{key}: {value}")
+    lines += [line for node, values in nodes.items() for line in (f"{node}:", *(f"  {text}" for text in values))]
+    (folder / "experiments").mkdir()
+    (folder / "experiments" / "tiny.yaml").write_text("\n".join(lines))
+
+
 FAILING_MODEL = """\
 import os
 from pathlib import Path

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.command_line import Cli, clean_environment
-from support.tokens import TINY, write_failing_model
+from support.tokens import TINY, write_failing_model, write_tiny_experiment
 
 from lmtrain.checkpoint.folder import load_checkpoint
 from lmtrain.sweep.job_directory import directory_name
@@ -28,20 +28,7 @@ JOBS, KILLS = (int(os.environ.get(name, least)) for name, least in (("SWEEP_JOBS
 
 @pytest.fixture
 def tiny(token_folder: Path, tmp_path: Path) -> list[str]:
-    """Write TINY as an experiment, so that the names of directories have only the swept keys."""
-    lines = ["# @package _global_", "defaults:"]
-    lines += [f"  - override /{text.replace('=', ': ')}" for text in TINY if text.startswith(("data=", "model="))]
-    lines += ["  - override /logger: []", "seed: 1"]
-    nodes: dict[str, list[str]] = {"data": [f"path: {token_folder}"]}
-    for text in TINY:
-        key, _, value = text.partition("=")
-        if "." in key:
-            nodes.setdefault(key.partition(".")[0], []).append(f"{key.partition('.')[2]}: {value}")
-        elif key == "sample_tokens":
-            lines.append(f"{key}: {value}")
-    lines += [line for node, values in nodes.items() for line in (f"{node}:", *(f"  {text}" for text in values))]
-    (tmp_path / "experiments").mkdir()
-    (tmp_path / "experiments" / "tiny.yaml").write_text("\n".join(lines))
+    write_tiny_experiment(tmp_path, token_folder)
     return ["-m", "experiments=tiny", "hydra.sweep.dir=sweep"]
 
 

@@ -28,14 +28,14 @@ REGISTERS = """
 from lmtrain.sweep.plugins import register_plugins
 for _ in range(2):
     register_plugins()
-    assert known() == ["GridSweeper", "OptunaSweeper", "ProcessLauncher"], known()
+    assert known() == ["GridSweeper", "OptunaSweeper", "ProcessLauncher", "SlurmLauncher"], known()
 subdir = compose(["seed=3"], with_hydra=True).hydra.sweep.subdir
 assert subdir == "seed=3", subdir
 from hydra.core.singleton import Singleton
 Singleton.set_state(Singleton.get_state())  # as in the processes of joblib, submitit and Ray
 assert not known()
 register_plugins()
-assert known() == ["GridSweeper", "OptunaSweeper", "ProcessLauncher"], known()
+assert known() == ["GridSweeper", "OptunaSweeper", "ProcessLauncher", "SlurmLauncher"], known()
 """
 
 IMPORTS = """
