@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -42,6 +43,8 @@ class Ddp(Parallel):
         self.device, self.peers, self.bucket_mb = device, peers, bucket_mb
         self._ddp: DistributedDataParallel | None = None
         leave_the_others()  # those of an earlier run in this process
+        if peers is not None:
+            peers.meet("connects")  # a connection waits long for a process that does not come
         with self.collectives():
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
@@ -161,10 +164,16 @@ class Ddp(Parallel):
             if not is_of_a_collective(error):
                 raise
             lost = self.peers.failure(FAILURE_WAIT_S) if self.peers else None
-            reason = f"another process has ended or does not answer ({str(error).splitlines()[0]})"
+            reason = f"another process has ended or does not answer ({first_sentence(error)})"
             if lost is None and self.peers:
                 self.peers.fail(reason)  # it may be the connection of this process that is at fault
             raise lost or LostRankError(f"{self.world}: {reason}") from error
+
+
+def first_sentence(error: RuntimeError) -> str:
+    """Return what is wrong with a connection, without the place in the source of gloo or NCCL and without advice."""
+    lines = str(error).splitlines() or [""]
+    return re.sub(r"^\[[^\]]*:\d+\]\s*", "", lines[0]).partition(". ")[0]
 
 
 def _without_copies_of_buffers() -> dict[str, Any]:

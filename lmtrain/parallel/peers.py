@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from lmtrain.errors import ConfigError, LostRankError
 from lmtrain.parallel.world import World
@@ -20,6 +20,7 @@ FAILURE_WAIT_S = 3.0  # a process that fails tells why before it ends
 LAST_SAVE_S = 600.0  # the first process writes the last checkpoint
 LAST_WORDS_S = 60.0  # the same after a failure, where the first process may be the one that does not answer
 STORE_HAS_GONE = "the process that holds the connection has ended"
+ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # environment variable: how often torchrun has started this process again
 KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result of the run is written
 
 
@@ -65,6 +66,15 @@ class Peers:
     def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
         """Return what every process tells about a topic, by rank."""
         return [self.ask(topic, rank, timeout_s) for rank in range(self.world.size)]
+
+    def meet(self, topic: str) -> None:
+        """Wait until all processes have come to a point, and notice if one of them fails before.
+
+        Raises:
+            LostRankError: A process has failed, or does not come in time.
+        """
+        self.tell(topic, True)
+        self.ask_all(topic)
 
     def fail(self, reason: str, trace: str = "") -> bool:
         """Tell the others why this process ends, unless another one failed earlier; return whether they can know it."""
@@ -133,7 +143,8 @@ def connected(world: World) -> Iterator[Peers]:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error
     store.set_timeout(timedelta(seconds=ANSWER_TIMEOUT_S))
-    peers = Peers(world, store)
+    # torchrun may keep its store when it starts the processes again, with what the earlier ones have told.
+    peers = Peers(world, PrefixStore(f"attempt {os.environ.get(ATTEMPT, '0')}", store))
     try:
         yield peers
     except Exception as error:

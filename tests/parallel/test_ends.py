@@ -1,5 +1,6 @@
 """How several processes end together: stops, resumes, rewinds, and processes that fail, die or hang."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -204,28 +205,44 @@ def test_a_run_continues_with_another_number_of_processes(cli: Cli, tmp_path: Pa
         assert line == pytest.approx(expected, rel=1e-4), line["step"]
 
 
-@pytest.mark.slow
-def test_torchrun_starts_and_stops_a_run(tmp_path: Path, whole: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "lmtrain"]
+def start_torchrun(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """Start two processes with torchrun, which ends them when it gets SIGTERM."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     package = {"PYTHONPATH": str(Path(lmtrain.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*torchrun, *RUN, "hydra.run.dir=run"],
-        cwd=tmp_path,
+    return subprocess.Popen(
+        [*torchrun, *arguments],
+        cwd=folder,
         env=clean_environment() | package,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+@pytest.mark.slow
+def test_torchrun_stops_a_run_with_everything_saved(cli: Cli, tmp_path: Path, whole: Path) -> None:
+    process = start_torchrun(tmp_path, "-m", "lmtrain", *RUN, "hydra.run.dir=run")
     try:
         wait_for_step(tmp_path / "run", 10, timeout_s=120)
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=120)
     finally:
-        process.kill()
+        process.terminate()
+    output, _ = process.communicate(timeout=120)
     assert "stopped by SIGTERM after step" in output
     assert "exiting without saving" not in output
-    again = subprocess.run(
-        [*torchrun, "resume=run"], cwd=tmp_path, env=clean_environment() | package, capture_output=True, timeout=240
-    )
-    assert again.returncode == 0
+    train_ranks(cli, 2, "resume=run")
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_that_then_continues(tmp_path: Path, whole: Path) -> None:
+    process = start_torchrun(tmp_path, "--max-restarts=1", "-m", "lmtrain", *RUN, "hydra.run.dir=run")
+    try:
+        wait_for_step(tmp_path / "run", 70, timeout_s=120)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(encoding="utf-8").split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.terminate()
+    assert process.returncode == 0, output
+    assert "restarted by torchrun: continues the run in run" in output
     assert_same_run(tmp_path / "run", whole)

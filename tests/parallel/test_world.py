@@ -3,6 +3,7 @@
 import pytest
 
 from lmtrain.errors import ConfigError
+from lmtrain.parallel.ddp import first_sentence
 from lmtrain.parallel.world import World, this_world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}
@@ -33,3 +34,14 @@ def test_a_wrong_environment_is_an_error(changes: dict[str, str], message: str) 
     with pytest.raises(ConfigError) as caught:
         this_world(TORCHRUN | changes)
     assert message in str(caught.value)
+
+
+def test_the_reason_of_a_lost_connection_is_short() -> None:
+    error = RuntimeError(
+        "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:8629: "
+        "Connection reset by peer. This is typically a sign of another fault"
+    )
+    assert first_sentence(error) == "Read error [127.0.0.1]:8629: Connection reset by peer"
+    assert (
+        first_sentence(RuntimeError("NCCL error: unhandled system error\nmore")) == "NCCL error: unhandled system error"
+    )

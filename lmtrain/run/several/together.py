@@ -57,8 +57,7 @@ def _composed_together(
         made, own = compose_for([f"hydra.run.dir={quoted(first['directory'])}"])
         if found := differences(first, own):
             raise ConfigError(f"starts with other values than rank 0: {'; '.join(found)}")
-    peers.tell("ready", True)
-    peers.ask_all("ready")
+    peers.meet("composed")
     return made
 
 
