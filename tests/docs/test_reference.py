@@ -36,7 +36,10 @@ PUT_TOGETHER = {
     *(f"{name}.safetensors" for name in ("optimizer", "ema", "evaluation", "rng-0", "detector")),
 }
 # Words in capitals that are no environment variables.
-OTHER_WORDS = {"RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"}
+OTHER_WORDS = {
+    *("RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"),
+    *("BOOT_FAIL", "NODE_FAIL", "OUT_OF_MEMORY"),  # states of Slurm's jobs
+}
 
 
 @cache
