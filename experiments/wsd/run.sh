@@ -12,4 +12,4 @@ try tuning/wsd "${wsd[@]}" seed=100 optimizer.lr=1e-3,2e-3,4e-3
 try final/cosine optimizer.lr=2e-3 'seed=range(1,6)'
 try final/cosine_to_zero optimizer.lr=2e-3 scheduler.min_lr=0 'seed=range(1,6)'
 try final/wsd "${wsd[@]}" optimizer.lr=2e-3 'seed=range(1,6)'
-python -m lmtrain compare "$out/final" --value final --planned --png curves.png --csv results.csv
+python -m lmtrain compare "$out/final" --value final --png curves.png --csv results.csv
