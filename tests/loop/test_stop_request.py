@@ -9,7 +9,6 @@ import time
 import pytest
 
 from lmtrain.errors import InterruptedBySignal, ending_by_signal
-from lmtrain.loop import stop_request
 from lmtrain.loop.stop_request import REPEAT_S, SIGNALS, StopRequest
 
 
@@ -53,7 +52,6 @@ def test_an_at_once_block_is_interrupted_where_the_signal_arrives() -> None:
 
 
 def test_a_hang_up_after_another_signal_is_no_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop_request, "REPEAT_S", 0.0)
     with StopRequest() as stop:
         stop.defers = True
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGHUP):
@@ -61,9 +59,8 @@ def test_a_hang_up_after_another_signal_is_no_second_request(monkeypatch: pytest
         assert stop.signal == signal.SIGTERM
 
 
-def test_a_second_signal_raises_in_a_process_that_continues_after_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stop_request, "REPEAT_S", 0.0)
-    with StopRequest(owns_process=False) as stop:
+def test_a_second_signal_raises_in_a_process_that_continues_after_the_run() -> None:
+    with StopRequest(owns_process=False, repeat_s=0.0) as stop:
         stop.defers = True
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(InterruptedBySignal) as raised:

@@ -81,7 +81,7 @@ def test_a_directory_with_other_files_is_refused_on_request(tiny: list[str], tmp
 
 def test_an_unknown_key_set_by_an_experiment_names_the_experiment(tiny: list[str], tmp_path: Path) -> None:
     (tmp_path / "experiments").mkdir()
-    lines = ["# @package _global_", "model:", "  gelu: exact"]
+    lines = ["# @package _global_", "defaults:", "  - override /model: llama_1m", "model:", "  gelu: exact"]
     (tmp_path / "experiments" / "mine.yaml").write_text("\n".join(lines))
     with pytest.raises(ConfigError, match=r"set by experiments=mine; leave it out with '~model.gelu'"):
         new_run([*tiny, "experiments=mine"])
