@@ -35,6 +35,7 @@ CASES = {
 # After few steps SOAP's preconditioners have hardly any directions, and the basis of the rest depends on rounding.
 LOOSE = {"soap": 1e-2}
 SIZES = [("llama", 2), ("llama", 3), ("llama", 4), ("llama", 8), *((name, 2) for name in CASES if name != "llama")]
+TIMEOUT_S = 400  # compiling takes minutes on a busy machine
 COMPARED = ("train/loss", "grad_norm", "val/loss", "val/bits_per_byte", "train_eval/loss", "tokens", "lr", "imbalance")
 
 
@@ -50,9 +51,9 @@ def metrics(run: Path) -> list[dict[str, float]]:
 def test_losses_and_evaluations_agree_with_one_process(cli: Cli, tmp_path: Path, name: str, size: int) -> None:
     write_tokens(tmp_path / "data" / "tiny")
     arguments = [*CASES[name], "data.path=data/tiny"]
-    alone = cli(*arguments, "hydra.run.dir=alone", OMP_NUM_THREADS="1")
+    alone = cli(*arguments, "hydra.run.dir=alone", OMP_NUM_THREADS="1", timeout=TIMEOUT_S)
     assert alone.returncode == 0, alone.stderr
-    first, *others = train_ranks(cli, size, *arguments, "hydra.run.dir=together")
+    first, *others = train_ranks(cli, size, *arguments, "hydra.run.dir=together", timeout_s=TIMEOUT_S)
     one, several = metrics(tmp_path / "alone"), metrics(tmp_path / "together")
     assert [line.keys() for line in one] == [line.keys() for line in several]
     assert len(one) == 12
