@@ -70,7 +70,8 @@ def test_losses_and_evaluations_agree_with_one_process(cli: Cli, tmp_path: Path,
             torch.testing.assert_close(now.tensors[file][tensor], value, rtol=2e-3, atol=2e-4)
     assert {f"rng-{rank}" for rank in range(size)} <= now.tensors.keys()
     assert f"{size} processes with DDP" in first.stdout
-    assert not any(process.stdout or process.stderr for process in others)
+    assert [process.stdout for process in others] == [""] * (size - 1)
+    assert name == "compiled" or not any(process.stderr for process in others)  # torch's compiler has its own log
 
 
 @pytest.mark.slow

@@ -47,6 +47,7 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
     The first process reports an error of this process, with its traceback. If it has gone, the error is printed here.
     """
     logging.getLogger().addHandler(logging.NullHandler())  # the first process logs the same
+    logging.captureWarnings(True)
     with StopRequest(repeat_s=REPEAT_OF_SEVERAL_S) as stop:
         stop.defers = True  # several processes can stop only together, after their first step
         ending = _ending(cfg, run_dir, peers, stop)
