@@ -133,12 +133,13 @@ def dispatch(arguments: Sequence[str]) -> int:
         from lmtrain.commands import help as help_command
 
         return help_command.main()
+    if first in VERBS or first == "--rerun":
+        from lmtrain.parallel.world import refuse_several_processes  # light: no verb should start later for it
+
+        refuse_several_processes(first)
     if first in VERBS:
         if first in FILE_WRITING_VERBS:
             outlive_reader()
-        from lmtrain.run.new_run import refuse_several_processes
-
-        refuse_several_processes(first)
         command = importlib.import_module(f"lmtrain.commands.{VERBS[first]}")
         return int(command.main(arguments[1:]))
     if first and not first.startswith(("-", "+", "~")) and "=" not in first:
@@ -147,9 +148,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         )
     if first == "--rerun":
         from lmtrain.commands import rerun
-        from lmtrain.run.new_run import refuse_several_processes
 
-        refuse_several_processes("--rerun")
         outlive_reader()
         return rerun.main(arguments[1:])
     from lmtrain.run.resumed_run import resume_requested

@@ -19,7 +19,8 @@ from lmtrain.config.overrides import overrides_of
 from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import DIVERGED, PRUNED, ConfigError, InterruptedBySignal, ending_by_signal, os_error_line
 from lmtrain.machine import limit_spinning
-from lmtrain.run.new_run import NewRun, config_of_new_run, new_run, refuse_several_processes, start
+from lmtrain.parallel.world import refuse_several_processes
+from lmtrain.run.new_run import NewRun, config_of_new_run, new_run, start
 from lmtrain.run.process_state import (
     forget_earlier_runs,
     importing_from_here,

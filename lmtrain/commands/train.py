@@ -20,9 +20,9 @@ from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for.mismatches import reading_experiments, without_left_out
 from lmtrain.errors import COMPLETED, SUCCESSFUL, ConfigError, SweepEndedError, os_error_line
-from lmtrain.parallel.world import World, this_world
+from lmtrain.parallel.world import World, refuse_several_processes, this_world
 from lmtrain.run.background import BackgroundFacts
-from lmtrain.run.new_run import NewRun, new_run, refuse_several_processes, start
+from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.run.resumed_run import RestartedRun, restarted_run, resumed_run
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.console import console

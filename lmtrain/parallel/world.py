@@ -59,6 +59,12 @@ def this_world(environment: Mapping[str, str] | None = None) -> World:
     return World(rank, size, local_rank)
 
 
+def refuse_several_processes(command: str) -> None:
+    """Raise ConfigError under torchrun for what one process does: each process would do it."""
+    if this_world().size > 1:
+        raise ConfigError(f"WORLD_SIZE: {command} works in one process; start it without torchrun")
+
+
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = environment.get(name, "")
     if not text.isdecimal() or (name == WORLD_SIZE and int(text) < 1):

@@ -23,7 +23,6 @@ from lmtrain.config.preflight import check_data, check_new_run
 from lmtrain.config.token_files import fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError, os_error_line
 from lmtrain.files.durable import make_folder
-from lmtrain.parallel.world import this_world
 from lmtrain.run.directory import refuse_existing_run, refuse_used_directory
 
 T = TypeVar("T")
@@ -46,12 +45,6 @@ class NewRun:
     hydra_files: Mapping[str, str]
     composed: DictConfig
     notes: Sequence[str] = ()
-
-
-def refuse_several_processes(command: str) -> None:
-    """Raise ConfigError under torchrun for what one process does: each process would do it."""
-    if this_world().size > 1:
-        raise ConfigError(f"WORLD_SIZE: {command} works in one process; start it without torchrun")
 
 
 def new_run(overrides: Sequence[str], *, needs_empty_directory: bool = False) -> NewRun:
