@@ -123,9 +123,7 @@ def _train_together(world: World, overrides: Sequence[str]) -> int:
     from lmtrain.run.several.together import composed_together
 
     with connected(world) as peers:
-        run = composed_together(
-            peers, lambda more: new_run([*overrides, *more]), lambda made: (made.cfg, made.directory)
-        )
+        run = composed_together(peers, lambda more: new_run([*overrides, *more]))
         if world.is_first:
             return start(run, lambda made: _train(made, peers))
         from lmtrain.run.several.follow import follow
@@ -141,9 +139,7 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
     from lmtrain.run.several.together import composed_together
 
     with connected(world) as peers:
-        again = composed_together(
-            peers, lambda _: resumed_run(run_dir, arguments), lambda made: (made.cfg, made.directory)
-        )
+        again = composed_together(peers, lambda _: resumed_run(run_dir, arguments))
         if not world.is_first:
             from lmtrain.run.several.follow import follow
 

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -17,12 +17,21 @@ from lmtrain.run.identity import plain_config
 from lmtrain.run.source_code import source_hashes
 from lmtrain.terminal.as_text import differences
 
-R = TypeVar("R")
+
+class Composed(Protocol):
+    """A run that is ready to start or to continue."""
+
+    @property
+    def cfg(self) -> DictConfig: ...
+
+    @property
+    def directory(self) -> Path: ...
 
 
-def composed_together(
-    peers: Peers, compose: Callable[[Sequence[str]], R], config_and_directory: Callable[[R], tuple[DictConfig, Path]]
-) -> R:
+R = TypeVar("R", bound=Composed)
+
+
+def composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
     """Return what `compose` returns for the given additional overrides, after comparing it in all processes.
 
     The first process composes alone, because it decides the run directory and prepares missing data. Then the others
@@ -33,21 +42,18 @@ def composed_together(
         LostRankError: Another process found a mistake or does not answer.
     """
     try:
-        return _composed_together(peers, compose, config_and_directory)
+        return _composed_together(peers, compose)
     except ConfigError as error:
         if peers.fail(str(error)) and not peers.world.is_first:
             raise LostRankError(str(error)) from error  # the first process says so
         raise
 
 
-def _composed_together(
-    peers: Peers, compose: Callable[[Sequence[str]], R], config_and_directory: Callable[[R], tuple[DictConfig, Path]]
-) -> R:
+def _composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
     def compose_for(more: Sequence[str]) -> tuple[R, dict[str, Any]]:
         made = compose(more)
-        cfg, directory = config_and_directory(made)
-        for_processes(cfg, peers.world.size)
-        return made, _description(cfg, directory)
+        for_processes(made.cfg, peers.world.size)
+        return made, _description(made.cfg, made.directory)
 
     if peers.world.is_first:
         made, own = compose_for([])
