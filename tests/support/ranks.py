@@ -22,22 +22,14 @@ def start_ranks(
 
     With `hosts`, each process runs on its own one, and they meet on the first.
     """
-    port = str(free_port())
+    port, meeting = str(free_port()), hosts[0].address if hosts else "127.0.0.1"
     processes = []
     for rank in range(size):
         place = {"RANK": str(rank), "LOCAL_RANK": "0" if hosts else str(rank), "WORLD_SIZE": str(size)}
-        address = {
-            "MASTER_ADDR": hosts[0].address if hosts else "127.0.0.1",
-            "MASTER_PORT": port,
-            "OMP_NUM_THREADS": "1",
-        }
+        address = {"MASTER_ADDR": meeting, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         more = (own or {}).get(rank, [])
-        folder = (folders or {}).get(rank)
-        processes.append(
-            cli.start(
-                *arguments, *more, folder=folder, host=hosts[rank] if hosts else None, **place, **address, **environment
-            )
-        )
+        where = {"folder": (folders or {}).get(rank), "host": hosts[rank] if hosts else None}
+        processes.append(cli.start(*arguments, *more, **where, **place, **address, **environment))
     return processes
 
 
