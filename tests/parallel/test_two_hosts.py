@@ -1,5 +1,6 @@
 """Runs of two processes on two hosts, whose network is slow or fails, and which are slow or stop."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -64,31 +65,57 @@ def printed(process: Started) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("rendezvous", ["static", "c10d"])
 def test_torchrun_on_two_hosts_trains_as_on_one(network: Network, tmp_path: Path, whole: Path, rendezvous: str) -> None:
+    texts = wait_for_torchrun(start_torchrun(network, tmp_path, rendezvous), tmp_path)
+    assert "2 processes with DDP" in texts[0]
+    assert "step" not in texts[1]
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(whole)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_processes_of_both_hosts_again(network: Network, tmp_path: Path, whole: Path) -> None:
+    processes = start_torchrun(network, tmp_path, "c10d", "--max-restarts=1")
+    try:
+        wait_for_step(tmp_path / "run", 60, timeout_s=120)
+        pid = processes[1].pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="utf-8").split()
+        os.kill(int(children[-1]), signal.SIGKILL)
+    finally:
+        texts = wait_for_torchrun(processes, tmp_path)
+    assert "restarted by torchrun: continues the run in run" in texts[0]
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(whole)
+
+
+def start_torchrun(network: Network, folder: Path, rendezvous: str, *options: str) -> "list[subprocess.Popen[bytes]]":
+    """Start torchrun on both hosts, with the output in files."""
     address = network.first.address
     processes = []
     for rank, host in enumerate([network.first, network.second]):
         meet = {
             "static": [f"--node-rank={rank}", f"--master-addr={address}", "--master-port=29500"],
-            "c10d": ["--rdzv-backend=c10d", "--rdzv-endpoint=host-a:29500", "--rdzv-id=7"],
+            "c10d": ["--rdzv-backend=c10d", "--rdzv-endpoint=host-a:29500", "--rdzv-id=7", f"--local-addr={host.name}"],
         }[rendezvous]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *meet]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", *meet,
+                    *options]  # fmt: skip
         package = {"PYTHONPATH": str(Path(lmtrain.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         command = host.command(*torchrun, "-m", "lmtrain", *RUN, "hydra.run.dir=run")
-        output = (tmp_path / f"{host.name}.out").open("wb")
-        processes.append(
-            subprocess.Popen(command, cwd=tmp_path, env=clean_environment() | package, stdout=output, stderr=output)
-        )
+        with (folder / f"{host.name}.out").open("wb") as output:
+            processes.append(
+                subprocess.Popen(command, cwd=folder, env=clean_environment() | package, stdout=output, stderr=output)
+            )
+    return processes
+
+
+def wait_for_torchrun(processes: "list[subprocess.Popen[bytes]]", folder: Path) -> list[str]:
+    """Wait until torchrun has completed on both hosts; return what it printed on each."""
     try:
         codes = [process.wait(180) for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    texts = [path.read_text() for path in sorted(tmp_path.glob("*.out"))]
+    texts = [path.read_text() for path in sorted(folder.glob("*.out"))]
     assert codes == [0, 0], texts
-    assert "2 processes with DDP" in texts[0]
-    assert "step" not in texts[1]
-    assert timeless_metrics(tmp_path / "run") == timeless_metrics(whole)
+    return texts
 
 
 @pytest.mark.slow
