@@ -73,6 +73,8 @@ class Peers:
                     raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
                 time.sleep(POLL_S)
             return self._get(key)
+        except LostRankError:
+            raise
         except LOST as error:
             raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
