@@ -68,7 +68,9 @@ class JoinedTensors(Mapping[str, torch.Tensor]):
             row = 0
             for first, tensor in pieces:
                 if first != row:
-                    raise BrokenCheckpointError(f"rows {row} to {first - 1} of {name} are in no part of {paths[0].name}")
+                    raise BrokenCheckpointError(
+                        f"rows {row} to {first - 1} of {name} are in no part of {paths[0].name}"
+                    )
                 row += len(tensor) if tensor.ndim else 1
         return cls(found)
 
