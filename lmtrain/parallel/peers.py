@@ -81,7 +81,7 @@ class Peers:
     def forget(self, topic: str, rank: int) -> None:
         """Remove what a process told about a topic, which nobody will ask for again."""
         try:
-            self._answered(lambda: self.store.delete_key(f"{topic}/{rank}"))
+            self._answered(lambda: self.store.delete_key(f"{topic}/{rank}"), ANSWER_TIMEOUT_S)
         except LOST as error:
             raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
