@@ -3,19 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from lmtrain.plan.sweep_plan import PlannedJob, SweepPlan
-from lmtrain.plan.terminal_view import (
+from lmtrain.plan.terminal_view import print_gpu_table
+from lmtrain.plan.world.estimate import TYPICAL, WorldEstimate
+from lmtrain.terminal.as_text import first_few
+from lmtrain.terminal.tables import (
     as_bytes,
     as_dollars,
     as_time,
     new_table,
-    print_gpu_table,
     print_heading,
     print_line,
     print_rows,
     print_table,
 )
-from lmtrain.terminal.as_text import first_few
-from lmtrain.terminal.units import counted, si
+from lmtrain.terminal.units import counted, percent, si
 
 SHOWN_ROWS = 40
 SHOWN_TITLES = 3
@@ -28,6 +29,12 @@ COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
     "memory": lambda job: _known(job.plan.here.peak_bytes if job.plan.here else None, as_bytes),
     "time here": lambda job: _known(job.plan.facts.seconds, as_time),
     "cost": lambda job: _known(job.plan.dollars, as_dollars),
+    "a process": lambda job: _known(job.plan.world.memory_bytes if job.plan.world else None, as_bytes),
+    "sends": lambda job: _known(job.plan.world.sent if job.plan.world else None, as_bytes),
+    f"{TYPICAL} step": lambda job: _on_typical(job, lambda each: f"{1000 * each.step.seconds:,.0f} ms"),
+    "efficiency": lambda job: _on_typical(job, lambda each: percent(each.step.efficiency)),
+    f"{TYPICAL} time": lambda job: _on_typical(job, lambda each: as_time(each.seconds)),
+    f"{TYPICAL} cost": lambda job: _on_typical(job, lambda each: _known(each.dollars, as_dollars)),
     "disk": lambda job: _known(job.plan.facts.disk_needed, as_bytes),
 }
 
@@ -40,7 +47,7 @@ def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
     _print_jobs(sweep)
     print_heading("all jobs")
     print_rows(_totals(sweep))
-    if first.run_flops:
+    if first.run_flops and not any(job.plan.world for job in sweep.jobs):
         print_heading("all jobs on one GPU, one after another")
         print_gpu_table(sweep.gpu_totals(), mfu=mfu)
     found = sweep.remarks()
@@ -87,6 +94,12 @@ def _totals(sweep: SweepPlan) -> list[tuple[str, str]]:
         if free and sweep.disk_needed > free:
             rows.append(("", "too many: use another disk (hydra.sweep.dir), or keep fewer (trainer.keep_checkpoints)"))
     return rows
+
+
+def _on_typical(job: PlannedJob, text: Callable[[WorldEstimate], str]) -> str:
+    """Return a text about a job of many processes on the GPU `TYPICAL`."""
+    found = [each for each in (job.plan.world.estimates if job.plan.world else ()) if each.gpu.name == TYPICAL]
+    return text(found[0]) if found else UNKNOWN
 
 
 def _known(value: float | None, text: Callable[[float], str]) -> str:

@@ -1,0 +1,70 @@
+"""Makes the plan of a run of many processes from its config."""
+
+from typing import Any
+
+from torch import nn
+
+from lmtrain.plan.facts import RunFacts
+from lmtrain.plan.hardware import Workload
+from lmtrain.plan.memory import StepCost
+from lmtrain.plan.world.estimate import estimates
+from lmtrain.plan.world.links import Links
+from lmtrain.plan.world.memory import memory_of_process
+from lmtrain.plan.world.plan import WorldPlan
+from lmtrain.plan.world.processes import Processes
+from lmtrain.plan.world.traffic import traffic_of_step
+from lmtrain.plan.world.units import blocks_of, is_elementwise, units_of
+
+
+def world_of(
+    cfg: Any,
+    processes: Processes,
+    links: Links,
+    model: nn.Module,
+    step: StepCost | None,
+    facts: RunFacts,
+    run_flops: float,
+    *,
+    no_memory: str | None,
+    mfu: float | None,
+    price: float | None,
+) -> WorldPlan:
+    """Plan what each of many processes needs and sends, and how fast they are together.
+
+    Args:
+        cfg: The checked config, with micro-batches that can be dealt out to the processes.
+        processes: The processes.
+        links: The links between them.
+        model: The model; its weights are not read.
+        step: The cost of a step on CUDA with a process's micro-batches; None if it cannot be simulated.
+        facts: What is known about the run.
+        run_flops: FLOPs of the run, of all processes.
+        no_memory: The reason why `step` is None.
+        mfu: A share of a GPU's peak speed at which it computes; None estimates it.
+        price: Dollars per hour of a GPU; None takes the known prices.
+    """
+    units = units_of(model, blocks_of)
+    whole_numel = 0 if is_elementwise(cfg.optimizer) else units.numel
+    micro_batches = facts.mean_step_tokens / facts.micro_batch_tokens / processes.size
+    traffic = traffic_of_step(processes, units, micro_batches, whole_numel)
+    memory = memory_of_process(step, processes, units, 2 if micro_batches > 1 else 1, whole_numel) if step else None
+    found = estimates(
+        Workload(run_flops / processes.size, facts.steps, micro_batches, step),
+        sum(memory.values()) if memory else 0,
+        traffic,
+        processes,
+        links,
+        recomputes=facts.recompute == "layer",
+        mfu=mfu,
+        dollars_per_hour=price,
+    )
+    return WorldPlan(
+        processes,
+        links,
+        cfg.data.batch_size,
+        micro_batches,
+        memory,
+        no_memory,
+        traffic,
+        found if run_flops else [],
+    )
