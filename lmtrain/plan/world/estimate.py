@@ -7,7 +7,7 @@ from lmtrain.machine import GPUS, Gpu
 from lmtrain.plan.hardware import COMPUTE, LAUNCHES, MEMORY, OPTIMIZER, USABLE, Workload, seconds_by_kind
 from lmtrain.plan.memory import CUDA_CONTEXT
 from lmtrain.plan.world.links import Links
-from lmtrain.plan.world.processes import DDP, Processes
+from lmtrain.plan.world.processes import Processes
 from lmtrain.plan.world.traffic import ALL_GATHER, BACKWARD, FORWARD, UPDATE, Collective
 
 # GPUs of nodes that have fast links between them. The defaults of `Links` are those of the second and third.
@@ -59,10 +59,12 @@ class StepTime:
         return 1 - self.waiting / self.sending if self.sending else 1.0
 
 
-def step_time(computing: Computing, traffic: Sequence[Collective], processes: Processes, links: Links) -> StepTime:
-    """Return the time of a step.
+def step_time(
+    computing: Computing, traffic: Sequence[Collective], processes: Processes, links: Links, update_share: float
+) -> StepTime:
+    """Return the time of a step; `update_share` is the share of the update that the busiest process computes.
 
-    What can be hidden: with DDP, all buckets but the last during the last backward. With FSDP, the weights of a block
+    What can be hidden: with DDP, all buckets but the last during the last backward. With FSDP, the weights of a layer
     while the one before is computed, and gradients while the backward goes on; the first two messages of a forward,
     the first of a backward and the last gradients have nothing to hide behind. In the update, nothing is hidden.
     Messages at the same time share the links.
@@ -75,18 +77,17 @@ def step_time(computing: Computing, traffic: Sequence[Collective], processes: Pr
 
     count = computing.micro_batches
     calls = max((each.calls for each in traffic if each.during != UPDATE), default=1)
-    forward, backward = of(FORWARD, True) / count, of(BACKWARD, True) / count  # of one micro-batch
-    gradients, update = of(BACKWARD, False), of(UPDATE, False)
-    waiting = count * _not_hidden(forward, min(1.0, 2 / calls), computing.forward)
-    waiting += (count - 1) * _not_hidden(backward, 1 / calls, computing.backward)
-    bare = (backward + gradients) / calls  # the first weights and the last gradients
-    waiting += bare + max(0.0, backward + gradients - bare - computing.backward)
-    waiting += update
-    updating = computing.update if processes.kind == DDP else computing.update / processes.shards
+    gathers = max((each.times for each in traffic if each.during == FORWARD), default=count)
+    sums = max((each.times for each in traffic if each.during == BACKWARD and each.kind != ALL_GATHER), default=1.0)
+    forward, backward = of(FORWARD, True) / gathers, of(BACKWARD, True) / count  # of one micro-batch
+    gradients, update = of(BACKWARD, False) / sums, of(UPDATE, False)
+    waiting = gathers * _not_hidden(forward, min(1.0, 2 / calls), computing.forward)
+    waiting += (count - sums) * _not_hidden(backward, 1 / calls, computing.backward)
+    waiting += sums * _not_hidden(backward + gradients, 1 / calls, computing.backward)
     return StepTime(
         count * (computing.forward + computing.backward),
-        updating,
-        waiting,
+        computing.update * update_share,
+        waiting + update,
         sum(seconds.values()),
         processes.size * count * (computing.forward + computing.backward) + computing.update,
         processes.size,
@@ -117,6 +118,7 @@ def estimates(
     processes: Processes,
     links: Links,
     *,
+    update_share: float,
     recomputes: bool,
     mfu: float | None = None,
     dollars_per_hour: float | None = None,
@@ -129,13 +131,14 @@ def estimates(
         traffic: What it sends in a step.
         processes: The processes.
         links: The links between them.
+        update_share: The share of the update that the busiest process computes.
         recomputes: Whether the backward computes layers again.
         mfu: A share of a GPU's peak speed at which it computes; None estimates it.
         dollars_per_hour: A price of one GPU that replaces the known prices.
     """
     found = []
     for gpu in (gpu for gpu in GPUS if gpu.name in LINKED):
-        step = step_time(computing_of(work, gpu, mfu, recomputes), traffic, processes, links)
+        step = step_time(computing_of(work, gpu, mfu, recomputes), traffic, processes, links, update_share)
         price = gpu.dollars_per_hour if dollars_per_hour is None else dollars_per_hour
         seconds = work.steps * step.seconds
         found.append(

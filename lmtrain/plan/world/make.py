@@ -11,9 +11,9 @@ from lmtrain.plan.world.estimate import estimates
 from lmtrain.plan.world.links import Links
 from lmtrain.plan.world.memory import memory_of_process
 from lmtrain.plan.world.plan import WorldPlan
-from lmtrain.plan.world.processes import Processes
+from lmtrain.plan.world.processes import DDP, FSDP, Processes
 from lmtrain.plan.world.traffic import traffic_of_step
-from lmtrain.plan.world.units import blocks_of, is_elementwise, units_of
+from lmtrain.plan.world.units import Units, WholeTensors, units_of, whole_tensors
 
 
 def world_of(
@@ -43,17 +43,19 @@ def world_of(
         mfu: A share of a GPU's peak speed at which it computes; None estimates it.
         price: Dollars per hour of a GPU; None takes the known prices.
     """
-    units = units_of(model, blocks_of)
-    whole_numel = 0 if is_elementwise(cfg.optimizer) else units.numel
+    units = units_of(model)
+    sizes = sizes_of_whole(cfg, model) if processes.kind == FSDP else {}
+    whole = WholeTensors.of(sizes, processes.shards)
     micro_batches = facts.mean_step_tokens / facts.micro_batch_tokens / processes.size
-    traffic = traffic_of_step(processes, units, micro_batches, whole_numel)
-    memory = memory_of_process(step, processes, units, 2 if micro_batches > 1 else 1, whole_numel) if step else None
+    traffic = traffic_of_step(processes, units, micro_batches, whole.numel)
+    memory = memory_of_process(step, processes, units, 2 if micro_batches > 1 else 1, whole) if step else None
     found = estimates(
         Workload(run_flops / processes.size, facts.steps, micro_batches, step),
         sum(memory.values()) if memory else 0,
         traffic,
         processes,
         links,
+        update_share=update_share(processes, units, whole),
         recomputes=facts.recompute == "layer",
         mfu=mfu,
         dollars_per_hour=price,
@@ -68,3 +70,17 @@ def world_of(
         traffic,
         found if run_flops else [],
     )
+
+
+def sizes_of_whole(cfg: Any, model: nn.Module) -> dict[str, int]:
+    """Return the numbers in each tensor that the optimizer needs as a whole, by name."""
+    names = whole_tensors(cfg, model)
+    return {name: param.numel() for name, param in model.named_parameters() if name in names}
+
+
+def update_share(processes: Processes, units: Units, whole: WholeTensors) -> float:
+    """Return the share of the update that the busiest process computes, as if each number took the same time."""
+    if processes.kind == DDP:
+        return 1.0
+    rows = units.local_numel(processes.shards) * (1 - whole.numel / units.numel)
+    return (rows + whole.most) / units.numel

@@ -19,17 +19,18 @@ class Processes:
         size: Their number.
         kind: `ddp`, where each has the whole model, or `fsdp`, where several share one copy.
         shards: Processes that share one copy of the model; 1 with DDP.
-        reshard: Whether a block is gathered again for the backward, instead of kept.
+        reshard: Whether a layer is gathered again for the backward, instead of kept until the step has ended.
+        reduces_each: Whether gradients are sent after each micro-batch, instead of after the last one.
         gathered_bytes: Bytes of a number in gathered weights.
         reduced_bytes: Bytes of a number in gradients on their way.
         bucket_bytes: Bytes of gradients that DDP sends at once.
-        gathers_in_16_bits: Whether gathered weights are in 16 bits, so that a step needs no copy of them in 16 bits.
     """
 
     size: int
     kind: str = DDP
     shards: int = 1
     reshard: bool = True
+    reduces_each: bool = False
     gathered_bytes: int = FLOAT32
     reduced_bytes: int = FLOAT32
     bucket_bytes: int = 25 * 2**20
@@ -41,6 +42,7 @@ class Processes:
 
     @property
     def gathers_in_16_bits(self) -> bool:
+        """Return whether gathered weights are in 16 bits, so that a step needs no copy of them in 16 bits."""
         return self.kind == FSDP and self.gathered_bytes == BFLOAT16
 
     @classmethod
@@ -69,6 +71,7 @@ class Processes:
             FSDP,
             shards,
             bool(node.get("reshard_after_forward", True)),
+            bool(node.get("reduce_each_micro_batch", False)),
             ITEM_BYTES[node.get("param_dtype")],
             ITEM_BYTES[node.get("reduce_dtype")],
         )

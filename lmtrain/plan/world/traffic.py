@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 ALL_REDUCE, ALL_GATHER, REDUCE_SCATTER, ALL_TO_ALL = "all-reduce", "all-gather", "reduce-scatter", "all-to-all"
 ROUNDS: Mapping[str, int] = {ALL_REDUCE: 2, ALL_GATHER: 1, REDUCE_SCATTER: 1, ALL_TO_ALL: 1}
 FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+GRADIENTS = "gradients"
 NCCL, GLOO = "nccl", "gloo"
 
 
@@ -72,26 +73,29 @@ def traffic_of_step(
     if processes.kind == DDP:
         size = FLOAT32 * units.numel
         calls = max(1, -(-size // processes.bucket_bytes))
-        return [Collective(ALL_REDUCE, "gradients", BACKWARD, processes.size, size, calls)]
-    found, shards, copies, calls = [], processes.shards, processes.copies, len(units.all)
-    padded = units.padded_numel(shards)
+        return [Collective(ALL_REDUCE, GRADIENTS, BACKWARD, processes.size, size, calls)]
+    found, shards, calls = [], processes.shards, len(units.all)
+    padded, of_layers = units.padded_numel(shards), units.padded_numel(shards) - units.root.padded_numel(shards)
+    sums = micro_batches if processes.reduces_each else 1.0  # how often gradients are sent
     if shards > 1:
-        weights = processes.gathered_bytes * padded
-        found.append(
-            Collective(ALL_GATHER, "weights for the forward", FORWARD, shards, weights, calls, times=micro_batches)
-        )
-        if processes.reshard:
+        weights, again = processes.gathered_bytes * padded, processes.gathered_bytes * of_layers
+        gathers = micro_batches if processes.reshard else 1.0
+        found.append(Collective(ALL_GATHER, "weights for the forward", FORWARD, shards, weights, calls, gathers))
+        if processes.reshard and again:  # the root is kept, because the backward begins with it
             found.append(
-                Collective(ALL_GATHER, "weights for the backward", BACKWARD, shards, weights, calls, micro_batches)
+                Collective(ALL_GATHER, "weights for the backward", BACKWARD, shards, again, calls - 1, micro_batches)
             )
-        gradients = processes.reduced_bytes * padded
-        found.append(Collective(REDUCE_SCATTER, "gradients", BACKWARD, shards, gradients, calls))
-    if copies > 1:
+        found.append(
+            Collective(REDUCE_SCATTER, GRADIENTS, BACKWARD, shards, processes.reduced_bytes * padded, calls, sums)
+        )
+    if processes.copies > 1:
         own = processes.reduced_bytes * padded / shards
-        found.append(Collective(ALL_REDUCE, "gradients of copies", BACKWARD, copies, own, calls, stride=shards))
+        found.append(
+            Collective(ALL_REDUCE, f"{GRADIENTS} of copies", BACKWARD, processes.copies, own, calls, sums, shards)
+        )
     if shards > 1 and whole_numel:
         own = FLOAT32 * whole_numel / shards
-        found.append(Collective(ALL_TO_ALL, "gradients and weights to owners", UPDATE, shards, 2 * own, 1))
+        found.append(Collective(ALL_TO_ALL, "gradients and weights to owners", UPDATE, shards, 2 * own, 2))
         found.append(Collective(ALL_TO_ALL, "weights from owners", UPDATE, shards, own, 1))
     return found
 

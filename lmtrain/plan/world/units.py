@@ -1,7 +1,7 @@
-"""The parts of a model that FSDP gathers at once: each block, and everything else as the root."""
+"""The parts of a model that FSDP gathers at once: each layer, and everything else as the root."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,20 +35,20 @@ class Units:
     """A model as FSDP divides it."""
 
     root: Unit
-    blocks: Sequence[Unit]
+    layers: Sequence[Unit]
 
     @property
     def all(self) -> Sequence[Unit]:
-        return [self.root, *self.blocks]
+        return [self.root, *self.layers]
 
     @property
     def numel(self) -> int:
         return sum(unit.numel for unit in self.all)
 
     @property
-    def largest_block(self) -> int:
-        """Return the parameters of the largest block; 0 without blocks."""
-        return max((unit.numel for unit in self.blocks), default=0)
+    def largest_layer(self) -> int:
+        """Return the parameters of the largest layer; 0 without layers."""
+        return max((unit.numel for unit in self.layers), default=0)
 
     def local_numel(self, shards: int) -> int:
         return sum(unit.local_numel(shards) for unit in self.all)
@@ -57,25 +57,60 @@ class Units:
         return sum(unit.padded_numel(shards) for unit in self.all)
 
 
-def units_of(model: nn.Module, blocks_of: Callable[[nn.Module], Sequence[nn.Module]]) -> Units:
+@dataclass(frozen=True)
+class WholeTensors:
+    """The tensors that an optimizer needs as a whole, and how they are dealt out to the processes of a copy.
+
+    Attributes:
+        numel: The numbers in them.
+        most: Those of the process that gets most.
+    """
+
+    numel: int = 0
+    most: int = 0
+
+    @classmethod
+    def of(cls, sizes: Mapping[str, int], shards: int) -> "WholeTensors":
+        """Deal out tensors, given the numbers in each by name."""
+        owners = dealt_out(sizes, shards)
+        sums = [0] * shards
+        for name, size in sizes.items():
+            sums[owners[name]] += size
+        return cls(sum(sums), max(sums))
+
+
+def units_of(model: nn.Module) -> Units:
     """Return the units of a model, of whose parameters only those that are trained count; its weights are not read."""
-    blocks: list[Unit] = []
+    layers: list[Unit] = []
     seen: set[int] = set()
-    for block in blocks_of(model):
-        params = [param for param in block.parameters() if id(param) not in seen]
+    for layer in layers_of(model):
+        params = [param for param in layer.parameters() if id(param) not in seen]
         seen.update(id(param) for param in params)
-        blocks.append(Unit([tuple(param.shape) for param in params if param.requires_grad]))
+        layers.append(Unit([tuple(param.shape) for param in params if param.requires_grad]))
     others = [param for param in model.parameters() if id(param) not in seen]
-    return Units(Unit([tuple(param.shape) for param in others if param.requires_grad]), blocks)
+    return Units(Unit([tuple(param.shape) for param in others if param.requires_grad]), layers)
 
 
-def blocks_of(model: nn.Module) -> Sequence[nn.Module]:
-    """Return the blocks of a model: the modules of its largest list."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    sizes = {id(each): sum(param.numel() for param in each.parameters()) for each in lists}
-    return list(max(lists, key=lambda each: sizes[id(each)], default=()))
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    found: list[nn.Module] = []
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            found += [layer for layer in child if any(True for _ in layer.parameters())]
+        else:
+            found += layers_of(child)
+    return found
 
 
-def is_elementwise(optimizer: Mapping[str, Any]) -> bool:
-    """Return whether an optimizer of the config updates each number by itself, so that any part of a tensor will do."""
-    return str(optimizer.get("_target_")) in ELEMENTWISE
+def dealt_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
+    sums = [0] * ranks
+    owners: dict[str, int] = {}
+    for name in sorted(sizes, key=lambda name: -sizes[name]):
+        owners[name] = sums.index(min(sums))
+        sums[owners[name]] += sizes[name]
+    return owners
+
+
+def whole_tensors(cfg: Any, model: nn.Module) -> set[str]:
+    return (
+        set() if str(cfg.optimizer.get("_target_")) in ELEMENTWISE else {name for name, _ in model.named_parameters()}
+    )

@@ -13,14 +13,14 @@ from lmtrain.terminal.tables import (
     print_rows,
     print_table,
 )
-from lmtrain.terminal.units import percent, si
+from lmtrain.terminal.units import counted, percent, si
 
 
 def show_world(world: WorldPlan, *, mfu: float | None) -> None:
     """Print memory and traffic of a process, and time and cost of the run on kinds of GPUs."""
     processes = world.processes
     print_heading(processes.describe())
-    print_rows([("a process", f"{world.micro_batches:,.4g} micro-batches of {world.batch_size} sequences in a step")])
+    print_rows([("a process", f"{world.micro_batches:,.4g} × {counted(world.batch_size, 'sequence')} in a step")])
     _print_memory(world)
     _print_traffic(world)
     _print_gpus(world, mfu)
@@ -59,7 +59,7 @@ def _print_gpus(world: WorldPlan, mfu: float | None) -> None:
     if not world.estimates:
         print_line("  unknown, because the model has no matrix products")
         return
-    table = new_table("", "memory", "fits", "step", "waits", "efficiency", "MFU", "time", "cost")
+    table = new_table("", "memory", "fits", "a step", "waits", "efficiency", "MFU", "time", "cost")
     for each in world.estimates:
         fits = "?" if world.memory is None else "yes" if each.fits else "no"
         table.add_row(
@@ -87,4 +87,6 @@ def _print_gpus(world: WorldPlan, mfu: float | None) -> None:
 
 
 def _milliseconds(seconds: float) -> str:
+    if seconds >= 10:
+        return f"{seconds:,.1f} s"
     return f"{1000 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
