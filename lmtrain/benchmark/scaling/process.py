@@ -3,6 +3,7 @@
 It is the script of a process that torchrun starts. Its argument is the folder of its run.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -22,7 +23,7 @@ from lmtrain.benchmark.scaling.sockets import sent_bytes
 from lmtrain.benchmark.step.training import TrainingInTurns
 from lmtrain.config.batch_size import for_processes
 from lmtrain.config.build import raising_config_errors
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, LostRankError
 from lmtrain.loop.training_parts import Parts
 from lmtrain.parallel.base import Parallel
 from lmtrain.parallel.peers import Peers, connected
@@ -126,7 +127,8 @@ def main(folder: Path) -> None:
     """Run a process; the first one connects with the benchmark."""
     world = this_world()
     if not world.is_first:
-        _run(folder, world, lambda: None, lambda _: None)
+        with contextlib.suppress(ConfigError, LostRankError):  # the first process reports them
+            _run(folder, world, lambda: None, lambda _: None)
         return
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect((folder / ADDRESS).read_text(encoding="utf-8"))
@@ -142,7 +144,7 @@ def main(folder: Path) -> None:
 
             try:
                 _run(folder, world, receive, answer)
-            except ConfigError as error:
+            except (ConfigError, LostRankError) as error:
                 answer({"mistake": str(error)})
 
 
