@@ -96,7 +96,7 @@ def make(
         cfg = for_processes(cfg, size)
         parts = planned_parts(cfg, missing)
     once = once or Once()
-    key = ["work", parts.system.describe(), _step_settings(cfg), size]
+    key = ["work", parts.system.describe(), _step_settings(cfg, size), size > 1]
     work: Work = once.get(key, lambda: simulate_step(cfg, parts, size))
     measured = measure(cfg, parts.system) if measures else None
     facts = facts_of(cfg, run_dir, parts, work, measured, once)
@@ -173,7 +173,7 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
 def simulate_step(cfg: Any, parts: PlannedParts, processes: int = 1) -> Work:
     """Find the memory and FLOPs of a step without running it; for several processes, of the share of one on CUDA."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    micro_batches = min(_most_micro_batches(cfg) // processes, 2)  # a third micro-batch adds no memory
+    micro_batches = _micro_batches(cfg, processes)
     settings = StepSettings(
         device, dtype, micro_batches, cfg.data.batch_size, cfg.data.block_size, ema_decay=cfg.trainer.get("ema_decay")
     )
@@ -246,19 +246,21 @@ def facts_of(
     return replace(facts, disk_needed=checkpoints_kept(trainer, facts) * checkpoint_bytes)
 
 
-def _step_settings(cfg: Any) -> Any:
+def _step_settings(cfg: Any, processes: int) -> Any:
     """Return the settings on which a step's memory and time depend; numbers such as the learning rate are left out."""
     plain: Any = OmegaConf.to_container(cfg)
     optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
-    return [plain["model"], plain["data"], optimizer, _most_micro_batches(cfg), plain["trainer"].get("ema_decay")]
+    return [plain["model"], plain["data"], optimizer, _micro_batches(cfg, processes), plain["trainer"].get("ema_decay")]
 
 
 def _is_rate(value: Any) -> bool:
     return all(isinstance(item, float) for item in (value if isinstance(value, list) else [value]))
 
 
-def _most_micro_batches(cfg: Any) -> int:
-    return int(batch_sizes(cfg).range(cfg.trainer.max_steps)[1] // (cfg.data.batch_size * cfg.data.block_size))
+def _micro_batches(cfg: Any, processes: int) -> int:
+    """Return how many micro-batches of a process to simulate: a third one adds no memory."""
+    most = batch_sizes(cfg).range(cfg.trainer.max_steps)[1] // (cfg.data.batch_size * cfg.data.block_size)
+    return min(int(most) // processes, 2)
 
 
 def _without_memory(cfg: Any) -> Any:

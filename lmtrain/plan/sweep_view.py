@@ -9,6 +9,7 @@ from lmtrain.terminal.as_text import first_few
 from lmtrain.terminal.tables import (
     as_bytes,
     as_dollars,
+    as_milliseconds,
     as_time,
     new_table,
     print_heading,
@@ -29,13 +30,16 @@ COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
     "memory": lambda job: _known(job.plan.here.peak_bytes if job.plan.here else None, as_bytes),
     "time here": lambda job: _known(job.plan.facts.seconds, as_time),
     "cost": lambda job: _known(job.plan.dollars, as_dollars),
-    "a process": lambda job: _known(job.plan.world.memory_bytes if job.plan.world else None, as_bytes),
+}
+# For jobs of many processes: of one process, and on GPUs of the kind `TYPICAL`.
+WORLD_COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
+    "memory": lambda job: _known(job.plan.world.memory_bytes if job.plan.world else None, as_bytes),
+    "fits": lambda job: _on_typical(job, lambda each: "yes" if each.fits else "no"),
     "sends": lambda job: _known(job.plan.world.sent if job.plan.world else None, as_bytes),
-    f"{TYPICAL} step": lambda job: _on_typical(job, lambda each: f"{1000 * each.step.seconds:,.0f} ms"),
+    "step": lambda job: _on_typical(job, lambda each: as_milliseconds(each.step.seconds)),
     "efficiency": lambda job: _on_typical(job, lambda each: percent(each.step.efficiency)),
-    f"{TYPICAL} time": lambda job: _on_typical(job, lambda each: as_time(each.seconds)),
-    f"{TYPICAL} cost": lambda job: _on_typical(job, lambda each: _known(each.dollars, as_dollars)),
-    "disk": lambda job: _known(job.plan.facts.disk_needed, as_bytes),
+    "time": lambda job: _on_typical(job, lambda each: as_time(each.seconds)),
+    "cost": lambda job: _on_typical(job, lambda each: _known(each.dollars, as_dollars)),
 }
 
 
@@ -43,8 +47,9 @@ def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
     """Print the cost of each job and of all jobs, and remarks about likely mistakes."""
     first = sweep.jobs[0].plan
     print_line(f"plan of a sweep: {counted(sweep.count, 'job')} of {first.name}; {first.machine}", style="bold")
-    print_heading("each job (jobs of the same size share a row)")
-    _print_jobs(sweep)
+    many = all(job.plan.world for job in sweep.jobs)
+    print_heading(f"each job{f', with {TYPICAL} GPUs' if many else ''} (jobs of the same size share a row)")
+    _print_jobs(sweep, WORLD_COLUMNS if many else COLUMNS)
     print_heading("all jobs")
     print_rows(_totals(sweep))
     if first.run_flops and not any(job.plan.world for job in sweep.jobs):
@@ -56,13 +61,15 @@ def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
         print_line(f"! {remark}" + (f" ({count:,} of {sweep.count:,} jobs)" if count < sweep.count else ""), "yellow")
 
 
-def _print_jobs(sweep: SweepPlan) -> None:
-    columns = {name: column for name, column in COLUMNS.items() if {column(job) for job in sweep.jobs} != {UNKNOWN}}
-    table = new_table("", "jobs", *columns)
+def _print_jobs(sweep: SweepPlan, possible: Mapping[str, Callable[[PlannedJob], str]]) -> None:
+    columns = {name: column for name, column in possible.items() if {column(job) for job in sweep.jobs} != {UNKNOWN}}
     groups = sweep.equal_jobs()
+    counts = possible is COLUMNS or len(groups) < sweep.count
+    table = new_table("", *(["jobs"] if counts else []), *columns)
     for group in groups[:SHOWN_ROWS]:
         count = sum(job.count for job in group)
-        table.add_row(_title(group, sweep), f"{count:,}", *(column(group[0]) for column in columns.values()))
+        number = [f"{count:,}"] if counts else []
+        table.add_row(_title(group, sweep), *number, *(column(group[0]) for column in columns.values()))
     print_table(table)
     if len(groups) > SHOWN_ROWS:
         print_line(f"  and {counted(len(groups) - SHOWN_ROWS, 'more row')}; --json writes every job")

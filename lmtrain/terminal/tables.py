@@ -14,7 +14,15 @@ def as_time(seconds: float) -> str:
     return duration(seconds) if seconds >= 1 else "under 1s"
 
 
+def as_milliseconds(seconds: float) -> str:
+    if seconds >= 10:
+        return f"{seconds:,.1f} s"
+    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
+
+
 def as_dollars(amount: float) -> str:
+    if amount >= 1000:
+        return f"${amount:,.0f}"
     return f"${amount:,.2f}" if amount >= 0.005 else "under a cent"
 
 

@@ -6,6 +6,7 @@ from lmtrain.plan.world.plan import WorldPlan
 from lmtrain.terminal.tables import (
     as_bytes,
     as_dollars,
+    as_milliseconds,
     as_time,
     new_table,
     print_heading,
@@ -66,8 +67,8 @@ def _print_gpus(world: WorldPlan, mfu: float | None) -> None:
             each.gpu.name,
             f"{each.gpu.memory_gb:g}GB",
             fits,
-            _milliseconds(each.step.seconds),
-            _milliseconds(each.step.waiting),
+            as_milliseconds(each.step.seconds),
+            as_milliseconds(each.step.waiting),
             percent(each.step.efficiency),
             percent(each.mfu),
             as_time(each.seconds),
@@ -84,9 +85,3 @@ def _print_gpus(world: WorldPlan, mfu: float | None) -> None:
     )
     how = "from peak speed and memory bandwidth" if mfu is None else f"at {mfu:.0%} of the peak speed"
     print_line(f"  computing is estimated {how} (--mfu); prices from {PRICED} for one GPU on demand (--price)")
-
-
-def _milliseconds(seconds: float) -> str:
-    if seconds >= 10:
-        return f"{seconds:,.1f} s"
-    return f"{1000 * seconds:,.0f} ms" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"
