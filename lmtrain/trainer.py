@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
@@ -24,7 +24,7 @@ from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
 from lmtrain.loop.train_metrics import Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import update, updated_modules
+from lmtrain.loop.update import unscale, update, updated_modules
 from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -136,13 +136,13 @@ class Trainer:
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
         )
         self.garbage = GarbageCollection()
-        self.params = [param for param in self.model.parameters() if param.requires_grad]
+        self.params = [param for param in parts.updated.values() if param.requires_grad]
         self.updated_modules = updated_modules(self.model)
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
         self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.samples, state.seconds)
-        self.evaluation_weights = evaluation_weights(self.model, self.optimizer, ema_decay)
+        self.evaluation_weights = evaluation_weights(self.parallel.own(self.model), self.optimizer, ema_decay)
         self.snapshot = Snapshot(parts, self.scaler, self.detector, self.evaluation_weights, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,
@@ -215,11 +215,12 @@ class Trainer:
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {step + 1} has no targets")
         total, losses = compute_gradients(self.forward, micro_batches, targets, self.parts, self.scaler)
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
+        unscale(self.scaler, self.optimizer, self.parallel)
+        grad_norm = self.parallel.clip(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
         with self.schedules.values(step), self.parallel.collectives():
             skipped = update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
+            self.parallel.weights_ready()
         self.evaluation_weights.after_update(step, skipped)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1

@@ -103,18 +103,19 @@ def make(
     world = None
     if processes:
         facts = replace(facts, step_seconds=None, memory_needed=None, memory_free=None)
-        world = world_of(
-            cfg,
-            processes,
-            links or Links(),
-            parts.model,
-            work.on_cuda,
-            facts,
-            work.flops_per_token * facts.tokens,
-            no_memory=work.unknown_as,
-            mfu=mfu,
-            price=price,
-        )
+        with raising_config_errors():
+            world = world_of(
+                cfg,
+                processes,
+                links or Links(),
+                parts.model,
+                work.on_cuda,
+                facts,
+                work.flops_per_token * facts.tokens,
+                no_memory=work.unknown_as,
+                mfu=mfu,
+                price=price,
+            )
     steps, rates = schedule_picture.sample_rates(parts.schedule, facts.max_steps, facts.first_step)
     return Plan(
         name=str(cfg.name),
@@ -166,7 +167,8 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     model = _without_memory(cfg)
     system.choose(work_of(cfg, model), kept_choices(None, cfg.get("fork")))
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
-    schedule, groups = build(cfg.scheduler), parameters.groups_of(lambda: build_optimizer(cfg, model), model)
+    own = dict(model.named_parameters())
+    schedule, groups = build(cfg.scheduler), parameters.groups_of(lambda: build_optimizer(cfg, own), model)
     return PlannedParts(system, model, schedule, train_loader, val_loader, start_of(cfg), groups)
 
 
@@ -277,7 +279,7 @@ def simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
 
     def parts() -> Any:
         model = build_model(cfg)
-        return model, build_optimizer(cfg, model)
+        return model, build_optimizer(cfg, dict(model.named_parameters()))
 
     try:
         return simulate(parts, settings), None

@@ -15,7 +15,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from lmtrain.benchmark.scaling.messages import Messages
 from lmtrain.benchmark.scaling.report import SEND, TRAIN, WITHOUT_GRADIENTS
@@ -40,16 +42,25 @@ WARMUP_STEPS = 3  # DDP divides the gradients anew after the first
 
 
 class WithoutGradients:
-    """The processes of a run, but no gradients are sent; each process keeps its own."""
+    """The processes of a run, but no gradients are sent; each process keeps its own.
 
-    def __init__(self, parallel: Parallel) -> None:
-        self._parallel = parallel
+    With FSDP, these are not those of its rows, so it updates by zeros.
+    """
+
+    def __init__(self, parallel: Parallel, model: nn.Module) -> None:
+        self._parallel, self._model = parallel, model
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._parallel, name)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         return self._parallel.accumulating(last=False)
+
+    def gradients_ready(self) -> None:
+        for param in self._model.parameters():
+            if param.requires_grad and param.grad is None:
+                param.grad = torch.zeros_like(param)
+        self._parallel.gradients_ready()
 
 
 class Measured:
@@ -92,7 +103,7 @@ class Measured:
                 {"theory": sent_in_step(self.traffic, backend), "traffic": [each.to_dict() for each in self.traffic]}
             )
         trainer = self.training.trainer
-        quiet = dataclasses.replace(self.parts, parallel=cast(Parallel, WithoutGradients(parallel)))
+        quiet = dataclasses.replace(self.parts, parallel=cast(Parallel, WithoutGradients(parallel, self.parts.model)))
         while (request := parallel.from_first(self.receive)) is not None:
             do, steps = request["do"], request["steps"]
             trainer.parts = quiet if do == WITHOUT_GRADIENTS else self.parts

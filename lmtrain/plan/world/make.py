@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from lmtrain.parts import whole_tensors
 from lmtrain.plan.facts import RunFacts
 from lmtrain.plan.hardware import Workload
 from lmtrain.plan.memory import StepCost
@@ -13,7 +14,7 @@ from lmtrain.plan.world.memory import memory_of_process
 from lmtrain.plan.world.plan import WorldPlan
 from lmtrain.plan.world.processes import DDP, FSDP, Processes
 from lmtrain.plan.world.traffic import traffic_of_step
-from lmtrain.plan.world.units import Units, WholeTensors, units_of, whole_tensors
+from lmtrain.plan.world.units import Units, WholeTensors, units_of
 
 
 def world_of(

@@ -3,12 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 
-# Other optimizers need whole tensors: for matrix products, means of rows and columns, or scales of blocks of numbers.
-ELEMENTWISE = tuple(f"lmtrain.optimizer.{name}.{name}" for name in ("adamw", "lion", "schedule_free"))
+from lmtrain.parallel.layout import dealt_out
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ class WholeTensors:
 
 def units_of(model: nn.Module) -> Units:
     """Return the units of a model, of whose parameters only those that are trained count; its weights are not read."""
+    from lmtrain.parallel.fsdp import layers_of  # slow to import
+
     layers: list[Unit] = []
     seen: set[int] = set()
     for layer in layers_of(model):
@@ -89,28 +89,3 @@ def units_of(model: nn.Module) -> Units:
         layers.append(Unit([tuple(param.shape) for param in params if param.requires_grad]))
     others = [param for param in model.parameters() if id(param) not in seen]
     return Units(Unit([tuple(param.shape) for param in others if param.requires_grad]), layers)
-
-
-def layers_of(model: nn.Module) -> list[nn.Module]:
-    found: list[nn.Module] = []
-    for child in model.children():
-        if isinstance(child, nn.ModuleList):
-            found += [layer for layer in child if any(True for _ in layer.parameters())]
-        else:
-            found += layers_of(child)
-    return found
-
-
-def dealt_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
-    sums = [0] * ranks
-    owners: dict[str, int] = {}
-    for name in sorted(sizes, key=lambda name: -sizes[name]):
-        owners[name] = sums.index(min(sums))
-        sums[owners[name]] += sizes[name]
-    return owners
-
-
-def whole_tensors(cfg: Any, model: nn.Module) -> set[str]:
-    return (
-        set() if str(cfg.optimizer.get("_target_")) in ELEMENTWISE else {name for name, _ in model.named_parameters()}
-    )
