@@ -84,8 +84,9 @@ def main(arguments: Sequence[str]) -> int:
 
         rounds = take_turns(contenders, options.rounds, measure, warmup=WARMUP_ROUNDS)
         theory = {size: team.theory for size, team in teams.items()}
+        held = {size: team.held for size, team in teams.items()}
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
-    result = Scaling(rounds, sizes, sent, theory, step_tokens)
+    result = Scaling(rounds, sizes, sent, theory, held, step_tokens)
     show(result, threads)
     if options.json:
         numbers: Mapping[str, object] = result.to_dict()

@@ -57,6 +57,7 @@ class WithoutGradients:
         return self._parallel.accumulating(last=False)
 
     def gradients_ready(self) -> None:
+        self._parallel.free_weights()  # as after the last backward of a step
         for param in self._model.parameters():
             if param.requires_grad and param.grad is None:
                 param.grad = torch.zeros_like(param)
@@ -98,10 +99,9 @@ class Measured:
         gradients = [each for each in self.traffic if each.purpose.startswith(GRADIENTS) and each.during == BACKWARD]
         messages = Messages(gradients, world, self.parts.system.device) if world.size > 1 else None
         backend = GLOO if self.is_counted else NCCL
+        held = parallel.every(held_bytes(self.parts))
         if world.is_first:
-            self.answer(
-                {"theory": sent_in_step(self.traffic, backend), "traffic": [each.to_dict() for each in self.traffic]}
-            )
+            self.answer({"theory": sent_in_step(self.traffic, backend), "held": held})
         trainer = self.training.trainer
         quiet = dataclasses.replace(self.parts, parallel=cast(Parallel, WithoutGradients(parallel, self.parts.model)))
         while (request := parallel.from_first(self.receive)) is not None:
@@ -122,6 +122,14 @@ class Measured:
             everyone = parallel.every({"seconds": seconds, "bytes": counted})
             if world.is_first:
                 self.answer(everyone)
+
+
+def held_bytes(parts: Parts) -> dict[str, int]:
+    """Return the bytes of the weights that this process has between two steps, and of its optimizer's state."""
+    own = parts.parallel.own(parts.model).values()
+    state = [value for values in parts.optimizer.state.values() for value in values.values()]
+    tensors = [each for each in state if isinstance(each, torch.Tensor) and each.device.type != "meta"]
+    return {"weights": sum(each.nbytes for each in own), "optimizer": sum(each.nbytes for each in tensors)}
 
 
 def traffic_of(cfg: DictConfig, parts: Parts) -> list[Collective]:

@@ -13,6 +13,8 @@ from lmtrain.terminal.units import counted, percent, si, si_unit
 
 TRAIN, WITHOUT_GRADIENTS, SEND = "train", "without gradients", "send"
 UNKNOWN = "n/a"
+NOISE, FEWEST_ROUNDS = 0.25, 3
+ERROR_OF_MEDIAN = 1.253 * 1.483  # of a normal distribution: standard error times √n, per median absolute deviation
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Scaling:
         sizes: The numbers of processes.
         sent: Bytes of a step that each process sent in each round; nothing where they are not counted.
         theory: Bytes that a process sends in a step by the formulas of `plan`.
+        held: Bytes of weights and of the optimizer's state of each process.
         step_tokens: Tokens of a step.
     """
 
@@ -31,6 +34,7 @@ class Scaling:
     sizes: Sequence[int]
     sent: Mapping[int, Sequence[float]]
     theory: Mapping[int, float]
+    held: Mapping[int, Sequence[Mapping[str, int]]]
     step_tokens: int
 
     def seconds(self, do: str, size: int) -> float:
@@ -44,13 +48,20 @@ class Scaling:
         )
 
     def hidden(self, size: int) -> float | None:
-        """Return the share of the time of messages by which a step does not get longer; None for one process."""
+        """Return the share of the time of gradients by which a step does not get longer.
+
+        It is None for one process, and where noise is larger than a quarter of that time: three standard errors of the
+        difference between the steps, from its median absolute deviation.
+        """
         if size == 1:
             return None
-        return statistics.median(
-            1 - (each[f"{TRAIN}, {size}"] - each[f"{WITHOUT_GRADIENTS}, {size}"]) / each[f"{SEND}, {size}"]
-            for each in self.rounds
-        )
+        longer = [each[f"{TRAIN}, {size}"] - each[f"{WITHOUT_GRADIENTS}, {size}"] for each in self.rounds]
+        sending, middle = self.seconds(SEND, size), statistics.median(longer)
+        deviation = statistics.median(abs(each - middle) for each in longer)
+        error = ERROR_OF_MEDIAN * deviation / len(longer) ** 0.5
+        if len(longer) < FEWEST_ROUNDS or 3 * error > NOISE * sending:
+            return None
+        return 1 - middle / sending
 
     def sent_bytes(self, size: int) -> float | None:
         """Return the bytes that a process sends in a step, the mean over processes and rounds."""
@@ -70,6 +81,7 @@ class Scaling:
                     "hidden": self.hidden(size),
                     "sent_bytes_per_step": self.sent_bytes(size),
                     "planned_bytes_per_step": self.theory[size],
+                    "held_bytes": list(self.held[size]),
                 }
                 for size in self.sizes
             ],
@@ -89,10 +101,10 @@ def show(found: Scaling, threads: str) -> None:
             percent(found.efficiency(size)),
             "" if size == 1 else f"{1000 * found.seconds(WITHOUT_GRADIENTS, size):.1f} ms",
             "" if size == 1 else f"{1000 * found.seconds(SEND, size):.1f} ms",
-            "" if hidden is None else f"{hidden:.0%}",
+            "" if size == 1 else "noise" if hidden is None else f"{hidden:.0%}",
         )
     console.print(table)
-    table = Table("processes", "each sends in a step", "plan calculates", "ratio")
+    table = Table("processes", "each sends in a step", "plan calculates", "ratio", "weights of a process", "state")
     for size in found.sizes:
         sent, theory = found.sent_bytes(size), found.theory[size]
         table.add_row(
@@ -100,6 +112,7 @@ def show(found: Scaling, threads: str) -> None:
             UNKNOWN if sent is None else si_unit(sent, "B"),
             si_unit(theory, "B"),
             f"{sent / theory:.3f}" if sent is not None and theory else UNKNOWN,
+            *(si_unit(max(each[kind] for each in found.held[size]), "B") for kind in ("weights", "optimizer")),
         )
     console.print(table)
     console.print(
@@ -109,5 +122,7 @@ def show(found: Scaling, threads: str) -> None:
     console.print("  efficiency: speed per process, over that of the smallest number of processes")
     console.print("  no gradients: a step in which processes keep their gradients; gradients alone: only sending them")
     console.print("  hidden: share of the time of the gradients alone by which the step does not get longer")
+    if any(found.hidden(size) is None for size in found.sizes if size > 1):
+        console.print(f"  noise: too much to tell; with more --rounds (at least {FEWEST_ROUNDS}) it averages out")
     if any(found.sent_bytes(size) is None for size in found.sizes if size > 1):
         console.print(f"  {UNKNOWN}: NCCL's messages pass no sockets whose bytes are counted")

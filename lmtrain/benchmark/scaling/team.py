@@ -43,7 +43,7 @@ class Team:
 
     def __init__(self, cfg: DictConfig, folder: Path, size: int, threads: str) -> None:
         self.size, self.folder, self.theory = size, folder, 0.0
-        self.traffic: list[dict[str, Any]] = []
+        self.held: list[dict[str, int]] = []
         folder.mkdir()
         OmegaConf.save(cfg, folder / process.CONFIG)
         self._server = socket.socket(socket.AF_UNIX)
@@ -83,7 +83,7 @@ class Team:
             if self._processes.poll() is not None or time.monotonic() > end:
                 raise self._failure()
         answer = self._answer()
-        self.theory, self.traffic = answer["theory"], answer["traffic"]
+        self.theory, self.held = answer["theory"], answer["held"]
 
     def measure(self, do: str, steps: int) -> Round:
         """Ask for so many steps of a kind."""
