@@ -1,8 +1,9 @@
 """Prints the plan of a run of many processes."""
 
 from lmtrain.machine import PRICED
-from lmtrain.plan.world.memory import KINDS_OF_A_PROCESS
+from lmtrain.plan.world.memory import KINDS_OF_A_PROCESS, ON_THE_WAY
 from lmtrain.plan.world.plan import WorldPlan
+from lmtrain.plan.world.processes import FSDP
 from lmtrain.terminal.tables import (
     as_bytes,
     as_dollars,
@@ -37,6 +38,13 @@ def _print_memory(world: WorldPlan) -> None:
         table.add_row(KINDS_OF_A_PROCESS[kind], as_bytes(size))
     table.add_row("peak of an eager step", as_bytes(world.memory_bytes or 0), style="bold")
     print_table(table)
+    processes = world.processes
+    if ON_THE_WAY in world.memory and world.micro_batches > 1 and not processes.reduces_each:
+        print_line(
+            "  gradients on their way: also a sum over micro-batches; parallel.reduce_each_micro_batch=true needs less"
+        )
+    if processes.kind == FSDP and "casts" in world.memory:
+        print_line("  weights in 16 bits: kept until the backward; with parallel.param_dtype=bfloat16 there are none")
 
 
 def _print_traffic(world: WorldPlan) -> None:
