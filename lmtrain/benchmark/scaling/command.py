@@ -48,10 +48,18 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("parallel: this config has no such group; give the overrides of a new run")
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, available_cores() // max(sizes)))
 
+    import torch
+
     from lmtrain.benchmark.scaling.process import NOTHING
     from lmtrain.benchmark.scaling.team import Team
     from lmtrain.benchmark.step.training import with_random_tokens
 
+    gpus = torch.cuda.device_count() if cfg.system.get("device") in ("auto", "cuda") else 0
+    if 0 < gpus < sizes[-1]:
+        raise ConfigError(
+            f"--processes {options.processes}: each process needs a GPU, and this machine has {gpus}; give fewer, or "
+            "system.device=cpu"
+        )
     with tempfile.TemporaryDirectory(prefix="lmtrain-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         if missing:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import socket
 import struct
-from pathlib import Path
+import sys
 
 # Offsets in Linux's `struct tcp_info` (include/uapi/linux/tcp.h, since 4.19) of tcpi_bytes_sent, tcpi_bytes_retrans.
 SENT_AND_SENT_AGAIN = struct.Struct("=200xQQ")
@@ -15,7 +15,7 @@ def sent_bytes() -> int | None:
 
     Connections to processes of the same machine count too. Those that the process has closed don't.
     """
-    if not hasattr(socket, "TCP_INFO") or not Path("/proc/self/fd").is_dir():
+    if sys.platform != "linux":
         return None
     total = 0
     for name in os.listdir("/proc/self/fd"):
