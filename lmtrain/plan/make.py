@@ -152,7 +152,7 @@ def make(
             dollars_per_hour=price,
         ),
         mfu=mfu,
-        remarks=remarks(facts),
+        remarks=[*remarks(facts), *(world.remarks if world else ())],
         world=world,
     )
 

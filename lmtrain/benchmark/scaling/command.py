@@ -20,7 +20,9 @@ from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import available_cores, write_json_with_machine
 from lmtrain.plan.world.processes import Processes
+from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
+from lmtrain.terminal.units import si
 
 TIMEOUT_S = 3600.0  # for which a run may wait for its turn
 WARMUP_ROUNDS = 1
@@ -95,6 +97,10 @@ def main(arguments: Sequence[str]) -> int:
         held = {size: team.held for size, team in teams.items()}
     step_tokens = cfg.data.batch_size * cfg.data.block_size * cfg.trainer.gradient_accumulation_steps
     result = Scaling(rounds, sizes, sent, theory, held, step_tokens)
+    console.print(
+        f"{cfg.model._target_.rpartition('.')[2]}, {si(step_tokens)} tokens in a step; "
+        f"{cfg.parallel._target_.rpartition('.')[2]}, on {available_cores()} cores"
+    )
     show(result, threads)
     if options.json:
         numbers: Mapping[str, object] = result.to_dict()

@@ -1,5 +1,6 @@
 """Makes the plan of a run of many processes from its config."""
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +14,7 @@ from lmtrain.plan.world.links import Links
 from lmtrain.plan.world.memory import memory_of_process
 from lmtrain.plan.world.plan import WorldPlan
 from lmtrain.plan.world.processes import DDP, FSDP, Processes
+from lmtrain.plan.world.remarks import faster_shards, fits_nowhere
 from lmtrain.plan.world.traffic import traffic_of_step
 from lmtrain.plan.world.units import Units, WholeTensors, units_of
 
@@ -46,31 +48,38 @@ def world_of(
     """
     units = units_of(model)
     sizes = sizes_of_whole(cfg, model) if processes.kind == FSDP else {}
-    whole = WholeTensors.of(sizes, processes.shards)
     micro_batches = facts.mean_step_tokens / facts.micro_batch_tokens / processes.size
-    traffic = traffic_of_step(processes, units, micro_batches, whole.numel)
-    memory = memory_of_process(step, processes, units, 2 if micro_batches > 1 else 1, whole) if step else None
-    found = estimates(
-        Workload(run_flops / processes.size, facts.steps, micro_batches, step),
-        sum(memory.values()) if memory else 0,
-        traffic,
-        processes,
-        links,
-        update_share=update_share(processes, units, whole),
-        recomputes=facts.recompute == "layer",
-        mfu=mfu,
-        dollars_per_hour=price,
-    )
-    return WorldPlan(
-        processes,
-        links,
-        cfg.data.batch_size,
-        micro_batches,
-        memory,
-        no_memory,
-        traffic,
-        found if run_flops else [],
-    )
+    work = Workload(run_flops / processes.size, facts.steps, micro_batches, step)
+
+    def planned(processes: Processes) -> WorldPlan:
+        whole = WholeTensors.of(sizes, processes.shards)
+        traffic = traffic_of_step(processes, units, micro_batches, whole.numel)
+        memory = memory_of_process(step, processes, units, 2 if micro_batches > 1 else 1, whole) if step else None
+        found = estimates(
+            work,
+            sum(memory.values()) if memory else 0,
+            traffic,
+            processes,
+            links,
+            update_share=update_share(processes, units, whole),
+            recomputes=facts.recompute == "layer",
+            mfu=mfu,
+            dollars_per_hour=price,
+        )
+        return WorldPlan(
+            processes,
+            links,
+            cfg.data.batch_size,
+            micro_batches,
+            memory,
+            no_memory,
+            traffic,
+            found if run_flops else [],
+        )
+
+    world = planned(processes)
+    found = [remark for remark in (fits_nowhere(world), faster_shards(world, planned)) if remark is not None]
+    return replace(world, remarks=found)
 
 
 def sizes_of_whole(cfg: Any, model: nn.Module) -> dict[str, int]:

@@ -23,6 +23,7 @@ class WorldPlan:
         no_memory: The reason why it is unknown, after "because".
         traffic: What a process sends in a step.
         estimates: Time and cost on kinds of GPUs.
+        remarks: Likely mistakes.
     """
 
     processes: Processes
@@ -33,6 +34,7 @@ class WorldPlan:
     no_memory: str | None
     traffic: Sequence[Collective]
     estimates: Sequence[WorldEstimate]
+    remarks: Sequence[str] = ()
 
     @property
     def memory_bytes(self) -> int | None:
