@@ -13,7 +13,7 @@ from lmtrain.terminal.units import counted, percent, si, si_unit
 
 TRAIN, WITHOUT_GRADIENTS, SEND = "train", "without gradients", "send"
 UNKNOWN = "n/a"
-NOISE, FEWEST_ROUNDS = 0.25, 3
+NOISE, FEWEST_ROUNDS = 0.5, 3
 ERROR_OF_MEDIAN = 1.253 * 1.483  # of a normal distribution: standard error times √n, per median absolute deviation
 
 
@@ -47,21 +47,19 @@ class Scaling:
             first * each[f"{TRAIN}, {first}"] / (size * each[f"{TRAIN}, {size}"]) for each in self.rounds
         )
 
-    def hidden(self, size: int) -> float | None:
-        """Return the share of the time of gradients by which a step does not get longer.
+    def hidden(self, size: int) -> tuple[float, float] | None:
+        """Return the share of the time of gradients by which a step does not get longer, and its standard error.
 
-        It is None for one process, and where noise is larger than a quarter of that time: three standard errors of the
-        difference between the steps, from its median absolute deviation.
+        The error comes from the median absolute deviation over rounds. None for one process, and where there are too
+        few rounds or too much noise to say anything.
         """
         if size == 1:
             return None
         longer = [each[f"{TRAIN}, {size}"] - each[f"{WITHOUT_GRADIENTS}, {size}"] for each in self.rounds]
         sending, middle = self.seconds(SEND, size), statistics.median(longer)
         deviation = statistics.median(abs(each - middle) for each in longer)
-        error = ERROR_OF_MEDIAN * deviation / len(longer) ** 0.5
-        if len(longer) < FEWEST_ROUNDS or 3 * error > NOISE * sending:
-            return None
-        return 1 - middle / sending
+        error = ERROR_OF_MEDIAN * deviation / len(longer) ** 0.5 / sending
+        return None if len(longer) < FEWEST_ROUNDS or error > NOISE else (1 - middle / sending, error)
 
     def sent_bytes(self, size: int) -> float | None:
         """Return the bytes that a process sends in a step, the mean over processes and rounds."""
@@ -78,7 +76,8 @@ class Scaling:
                     "efficiency": self.efficiency(size),
                     "without_gradients_seconds": None if size == 1 else self.seconds(WITHOUT_GRADIENTS, size),
                     "send_seconds": None if size == 1 else self.seconds(SEND, size),
-                    "hidden": self.hidden(size),
+                    "hidden": hidden[0] if (hidden := self.hidden(size)) else None,
+                    "hidden_error": hidden[1] if hidden else None,
                     "sent_bytes_per_step": self.sent_bytes(size),
                     "planned_bytes_per_step": self.theory[size],
                     "held_bytes": list(self.held[size]),
@@ -101,7 +100,7 @@ def show(found: Scaling, threads: str) -> None:
             percent(found.efficiency(size)),
             "" if size == 1 else f"{1000 * found.seconds(WITHOUT_GRADIENTS, size):.1f} ms",
             "" if size == 1 else f"{1000 * found.seconds(SEND, size):.1f} ms",
-            "" if size == 1 else "noise" if hidden is None else f"{hidden:.0%}",
+            "" if size == 1 else "noise" if hidden is None else f"{hidden[0]:.0%} ± {hidden[1]:.0%}",
         )
     console.print(table)
     table = Table("processes", "each sends in a step", "plan calculates", "ratio", "weights of a process", "state")
@@ -121,7 +120,9 @@ def show(found: Scaling, threads: str) -> None:
     )
     console.print("  efficiency: speed per process, over that of the smallest number of processes")
     console.print("  no gradients: a step in which processes keep their gradients; gradients alone: only sending them")
-    console.print("  hidden: share of the time of the gradients alone by which the step does not get longer")
+    console.print(
+        "  hidden: share of the time of the gradients alone by which the step does not get longer, ± standard error"
+    )
     if any(found.hidden(size) is None for size in found.sizes if size > 1):
         console.print(f"  noise: too much to tell; with more --rounds (at least {FEWEST_ROUNDS}) it averages out")
     if any(found.sent_bytes(size) is None for size in found.sizes if size > 1):

@@ -70,7 +70,7 @@ def scaling(*longer: float) -> Scaling:
 def test_efficiency_and_the_hidden_share_are_medians_over_rounds() -> None:
     found = scaling(1.0, 1.0, 1.01)
     assert (found.efficiency(1), found.efficiency(2)) == (1.0, 0.8)
-    assert (found.hidden(1), found.hidden(2)) == (None, 0.5)
+    assert (found.hidden(1), found.hidden(2)) == (None, (0.5, 0.0))
     assert (found.sent_bytes(1), found.sent_bytes(2)) == (None, 100.0)
 
 
