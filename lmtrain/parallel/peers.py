@@ -2,24 +2,31 @@
 
 import json
 import os
+import queue
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
-from torch.distributed import DistError, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
 
 from lmtrain.errors import ConfigError, LostRankError
+from lmtrain.parallel.waiting import saying_who_waits
 from lmtrain.parallel.world import World
+
+T = TypeVar("T")
 
 START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
 POLL_S = 0.1
 ANSWER_TIMEOUT_S = 30.0  # of the store
+LAST_ANSWER_S = 10.0  # the same after a failure, where the host with the store may be the one that does not answer
 FAILURE_WAIT_S = 3.0  # a process that fails tells why before it ends
 LAST_SAVE_S = 600.0  # the first process writes the last checkpoint
 LAST_WORDS_S = 60.0  # the same after a failure, where the first process may be the one that does not answer
-STORE_HAS_GONE = "the process that holds the connection has ended"
+STORE_HAS_GONE = "the process that holds the connection has ended or does not answer"
+LOST = (RuntimeError, OSError)  # the store has gone with the process that holds it, or the network between them has
 ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # environment variable: how often torchrun has started this process again
 KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result of the run is written
 
@@ -28,10 +35,16 @@ class Peers:
     """The processes of a run, connected by a store.
 
     Each process can tell the others a text under its own rank, and read what another one told.
+
+    Attributes:
+        is_cut_off: Whether the store no longer answers, so that the others can't know what happens here.
+        names: What to call each process in messages, by rank.
     """
 
     def __init__(self, world: World, store: Store) -> None:
         self.world, self.store = world, store
+        self.is_cut_off = False
+        self.names = [f"rank {rank}" for rank in range(world.size)]
         self._has_ended = False
 
     def tell(self, topic: str, content: Any) -> None:
@@ -41,9 +54,9 @@ class Peers:
             LostRankError: The process that holds the connection has ended.
         """
         try:
-            self.store.set(f"{topic}/{self.world.rank}", json.dumps(content))
-        except DistError as error:
-            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
+            self._set(f"{topic}/{self.world.rank}", content)
+        except LOST as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
     def ask(self, topic: str, rank: int, timeout_s: float = START_TIMEOUT_S) -> Any:
         """Return what a process tells about a topic, and wait for it.
@@ -53,22 +66,24 @@ class Peers:
         """
         key, end = f"{topic}/{rank}", time.monotonic() + timeout_s
         try:
-            while not self.store.check([key]):
+            while not self._has([key], max(ANSWER_TIMEOUT_S, end - time.monotonic())):
                 if (failure := self.failure()) is not None:
                     raise failure
                 if time.monotonic() > end:
                     raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
                 time.sleep(POLL_S)
-            return json.loads(self.store.get(key))
-        except DistError as error:
-            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
+            return self._get(key)
+        except LostRankError:
+            raise
+        except LOST as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
     def forget(self, topic: str, rank: int) -> None:
         """Remove what a process told about a topic, which nobody will ask for again."""
         try:
-            self.store.delete_key(f"{topic}/{rank}")
-        except DistError as error:
-            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
+            self._answered(lambda: self.store.delete_key(f"{topic}/{rank}"))
+        except LOST as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
     def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
         """Return what every process tells about a topic, by rank."""
@@ -80,15 +95,23 @@ class Peers:
         Raises:
             LostRankError: A process has failed, or does not come in time.
         """
-        self.tell(topic, True)
-        self.ask_all(topic)
+        self.exchange(topic, True)
+
+    def exchange(self, topic: str, content: Any) -> list[Any]:
+        """Tell the others something, and return what every process tells, by rank, once all have come to this point.
+
+        Raises:
+            LostRankError: A process has failed, or does not come in time.
+        """
+        self.tell(topic, content)
+        return self.ask_all(topic)
 
     def fail(self, reason: str, trace: str = "") -> bool:
         """Tell the others why this process ends, unless another one failed earlier; return whether they can know it."""
         try:
-            if not self.store.check(["failure"]):
-                self.store.set("failure", json.dumps({"reason": f"{self.world}: {reason}", "traceback": trace}))
-        except (RuntimeError, OSError):  # the store has gone with the process that holds it
+            if not self._has(["failure"], LAST_ANSWER_S):
+                self._set("failure", {"reason": f"{self.world}: {reason}", "traceback": trace}, LAST_ANSWER_S)
+        except LOST:
             return False
         return True
 
@@ -97,15 +120,24 @@ class Peers:
         end = time.monotonic() + wait_s
         while True:
             try:
-                if self.store.check(["failure"]):
-                    told = json.loads(self.store.get("failure"))
+                if self._has(["failure"], LAST_ANSWER_S):
+                    told = self._get("failure")
                     self.tell(KNOWS, True)
                     return LostRankError(told["reason"], told["traceback"])
-            except (RuntimeError, OSError):
+            except LOST:
                 return None
             if time.monotonic() >= end:
                 return None
             time.sleep(POLL_S)
+
+    def silent(self, wait_s: float = FAILURE_WAIT_S) -> list[str]:
+        """Return the names of the other processes that do not say, after a failure, that they know of it."""
+        others = [rank for rank in range(self.world.size) if rank != self.world.rank]
+        try:
+            self._wait([f"{KNOWS}/{rank}" for rank in others], wait_s)
+            return [self.names[rank] for rank in others if not self._has([f"{KNOWS}/{rank}"], LAST_ANSWER_S)]
+        except LOST:
+            return []
 
     def end(self, timeout_s: float = LAST_SAVE_S) -> None:
         """End this process's part in the run; call this when everything is recorded, or to wait for that.
@@ -124,7 +156,7 @@ class Peers:
                     self._wait([f"{KNOWS}/{rank}" for rank in range(self.world.size)], FAILURE_WAIT_S)
             else:
                 self._wait([f"{RECORDED}/0"], timeout_s)
-        except (RuntimeError, OSError):  # the store has gone with the process that holds it
+        except LOST:
             return
 
     def leave(self) -> None:
@@ -133,8 +165,48 @@ class Peers:
 
     def _wait(self, keys: list[str], timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
-        while not self.store.check(keys) and time.monotonic() < end:
+        while not self._has(keys, max(LAST_ANSWER_S, end - time.monotonic())) and time.monotonic() < end:
             time.sleep(POLL_S)
+
+    def _set(self, key: str, content: Any, timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self._answered(lambda: self.store.set(key, json.dumps(content)), timeout_s)
+
+    def _has(self, keys: list[str], timeout_s: float) -> bool:
+        return self._answered(lambda: self.store.check(keys), timeout_s)
+
+    def _get(self, key: str) -> Any:
+        return json.loads(self._answered(lambda: self.store.get(key), ANSWER_TIMEOUT_S))
+
+    def _answered(self, ask: Callable[[], T], timeout_s: float) -> T:
+        """Return what the store answers.
+
+        The timeouts of torch's store do not end its waiting for an answer from a host that has vanished. So a thread
+        waits, which is left behind then.
+
+        Raises:
+            RuntimeError: The process that holds the store has ended.
+            ConnectionError: The store does not answer in time, or did not earlier.
+        """
+        if self.is_cut_off:
+            raise ConnectionError(STORE_HAS_GONE)
+        answers: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
+
+        def wait() -> None:
+            try:
+                answers.put((ask(), None))
+            except Exception as error:
+                answers.put((None, error))
+
+        threading.Thread(target=wait, daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=timeout_s)
+        except queue.Empty:
+            self.is_cut_off = True
+            raise ConnectionError(STORE_HAS_GONE) from None
+        if error is not None:
+            self.is_cut_off = isinstance(error, LOST)
+            raise error
+        return answer  # type: ignore[return-value]
 
 
 @contextmanager
@@ -145,7 +217,8 @@ def connected(world: World) -> Iterator[Peers]:
         ConfigError: The others can't be reached.
     """
     try:
-        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
+        with saying_who_waits(world):
+            store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
     except (RuntimeError, OSError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error

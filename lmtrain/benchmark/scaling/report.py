@@ -121,7 +121,7 @@ def show(found: Scaling, threads: str) -> None:
     console.print("  efficiency: speed per process, over that of the smallest number of processes")
     console.print("  no gradients: a step in which processes keep their gradients; gradients alone: only sending them")
     console.print(
-        "  hidden: share of the time of the gradients alone by which the step does not get longer, ± standard error"
+        "  hidden: share of the time of gradients alone by which a step does not get longer, ± standard error"
     )
     if any(found.hidden(size) is None for size in found.sizes if size > 1):
         console.print(f"  noise: too much to tell; with more --rounds (at least {FEWEST_ROUNDS}) it averages out")
