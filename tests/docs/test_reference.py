@@ -33,12 +33,14 @@ PUT_TOGETHER = {
     "job-1.json",
     "job-1.lock",
     "job-1.log",
-    *(f"{name}.safetensors" for name in ("optimizer", "ema", "evaluation", "rng-0", "detector")),
+    *(f"{name}.safetensors" for name in ("model", "optimizer", "ema", "evaluation", "rng-0", "detector")),
+    "model.shard-00001-of-00002.safetensors",
 }
 # Words in capitals that are no environment variables.
 OTHER_WORDS = {
     *("RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"),
     *("BOOT_FAIL", "NODE_FAIL", "OUT_OF_MEMORY"),  # states of Slurm's jobs
+    *("DCP_SHARDING_INFO", "DCP_VERSION"),  # entries of a file's metadata
 }
 
 
