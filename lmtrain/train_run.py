@@ -190,7 +190,7 @@ def train(
         resolved = parts.system.resolved | request.resolved | check_attention(parts.model, parts.system)
         described |= {"resolved": resolved, "cuda_allocator": parts.system.allocator()}
         if (processes := parts.parallel.describe()) is not None:
-            described["processes"] = processes
+            described |= {"processes": processes, "world_size": parts.parallel.world.size}
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(request.cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)

@@ -1,7 +1,7 @@
 """The choices of the config group `parallel`."""
 
 import torch
-from pydantic import PositiveFloat
+from pydantic import PositiveFloat, PositiveInt
 
 from lmtrain.parallel.base import Parallel
 from lmtrain.parallel.ddp import Ddp
@@ -20,7 +20,12 @@ def none(device: torch.device, peers: Peers | None) -> Parallel:
 
 
 def ddp(
-    device: torch.device, peers: Peers | None, *, timeout_s: PositiveFloat = 300.0, bucket_mb: PositiveFloat = 25.0
+    device: torch.device,
+    peers: Peers | None,
+    *,
+    timeout_s: PositiveFloat = 300.0,
+    bucket_mb: PositiveFloat = 25.0,
+    world_size: PositiveInt | None = None,
 ) -> Parallel:
     """Return DDP: each process has the whole model, and a share of every batch.
 
@@ -34,7 +39,12 @@ def ddp(
 
 
 def auto(
-    device: torch.device, peers: Peers | None, *, timeout_s: PositiveFloat = 300.0, bucket_mb: PositiveFloat = 25.0
+    device: torch.device,
+    peers: Peers | None,
+    *,
+    timeout_s: PositiveFloat = 300.0,
+    bucket_mb: PositiveFloat = 25.0,
+    world_size: PositiveInt | None = None,
 ) -> Parallel:
     """Return what suits the number of processes: nothing for one, DDP for several. The arguments are those of `ddp`."""
     return none(device, peers) if peers is None else ddp(device, peers, timeout_s=timeout_s, bucket_mb=bucket_mb)

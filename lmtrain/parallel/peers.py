@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistError, PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import DistError, PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from lmtrain.errors import ConfigError, LostRankError
-from lmtrain.parallel.world import World
+from lmtrain.parallel.world import ADDRESS, STORE_SOCKET, World
 
 START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
 POLL_S = 0.1
@@ -130,6 +130,17 @@ class Peers:
             time.sleep(POLL_S)
 
 
+def _store(world: World) -> Store:
+    """Return the store at the address in the environment, once all processes have connected with it."""
+    timeout = timedelta(seconds=START_TIMEOUT_S)
+    listening = os.environ.pop(STORE_SOCKET, None)
+    if listening is not None:
+        host, port = (os.environ[name] for name in ADDRESS)
+        return TCPStore(host, int(port), world.size, True, timeout, master_listen_fd=int(listening))
+    store: Store = next(rendezvous("env://", world.rank, world.size, timeout=timeout))[0]
+    return store
+
+
 @contextmanager
 def connected(world: World) -> Iterator[Peers]:
     """Connect this process with the others of the run, at the address in the environment.
@@ -138,7 +149,7 @@ def connected(world: World) -> Iterator[Peers]:
         ConfigError: The others can't be reached.
     """
     try:
-        store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
+        store = _store(world)
     except (RuntimeError, OSError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error

@@ -46,6 +46,7 @@ FREE_TO_CHANGE = (
     "scheduler.max_steps",
     "logger",
     "sample_tokens",
+    "parallel.world_size",  # only rounding and dropout differ
 )
 # How a step's samples are split into micro-batches: state and data order stay exact, only rounding differs.
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")

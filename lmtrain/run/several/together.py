@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 import lmtrain
 from lmtrain.config.batch_size import for_processes
+from lmtrain.config.devices import check_shared_device
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import ConfigError, LostRankError
 from lmtrain.parallel.peers import Peers
@@ -52,6 +53,7 @@ def composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
 def _composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
     def compose_for(more: Sequence[str]) -> tuple[R, dict[str, Any]]:
         made = compose(more)
+        check_shared_device(made.cfg, peers.world.size)
         for_processes(made.cfg, peers.world.size)
         return made, _description(made.cfg, made.directory)
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import ConfigError, InterruptedBySignal
 from lmtrain.machine import is_installed
-from lmtrain.sweep.job_config import sweep_search_path
+from lmtrain.sweep.job_config import most_processes, sweep_search_path
 from lmtrain.sweep.launcher import job_return, jobs_of
 from lmtrain.sweep.progress import run_all
 from lmtrain.sweep.slurm.pool import SlurmPool
@@ -65,16 +65,27 @@ class SlurmLauncher(Launcher):
         """
         path = tuple(sweep_search_path(self.config.hydra))
         task = SlurmTask(Path.cwd(), path, bool(self.config.retry_failed), self.max_num_timeout)
+        jobs = jobs_of(self.config, job_overrides, initial_job_idx)
+        self._give_gpus(most_processes(jobs, path))
         pool = SlurmPool(self._executor(), self.folder, task, Path(self.config.hydra.sweep.dir).absolute())
         try:
-            ended = run_all(pool, jobs_of(self.config, job_overrides, initial_job_idx), path)
+            ended = run_all(pool, jobs, path)
         except InterruptedBySignal:
             if ids := " ".join(pool.ids):
                 verb = "stays" if pool.unfinished == 1 else "stay"
-                jobs = counted(pool.unfinished, "job")
-                console.print(f"{jobs} {verb} in Slurm's queue; to cancel: scancel {ids}", soft_wrap=True)
+                console.print(
+                    f"{counted(pool.unfinished, 'job')} {verb} in Slurm's queue; to cancel: scancel {ids}",
+                    soft_wrap=True,
+                )
             raise
         return [job_return(one) for one in ended]
+
+    def _give_gpus(self, processes: int) -> None:
+        """Give each job of a cluster with GPUs one for each of its processes, which it starts itself on its node."""
+        given = self.options.get("gpus_per_node")
+        if isinstance(given, int) and 0 < given < processes:
+            console.print(f"each job gets {processes} GPUs, one for each process of parallel.world_size={processes}")
+            self.options["gpus_per_node"] = processes
 
     def _executor(self) -> Any:
         """Return submitit's executor with all options."""
