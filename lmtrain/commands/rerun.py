@@ -103,7 +103,7 @@ def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     """Print the differences in code, versions and machine, which may change the result."""
     found = [
         line
-        for key in ("cpu", "device", "python", "packages", "lmtrain_source", "code", "data")
+        for key in ("cpu", "device", "processes", "python", "packages", "lmtrain_source", "code", "data")
         for line in differences(then.get(key), now.get(key), key)
     ]
     before, after = ((each.get("git") or {}) for each in (then, now))

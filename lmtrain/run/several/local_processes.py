@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from lmtrain.config.devices import check_own_gpus
-from lmtrain.errors import COMPLETED, FAILED, INTERRUPTED, PRUNED, TERMINATED, ending_by_signal
+from lmtrain.errors import COMPLETED, FAILED, INTERRUPTED, PRUNED, TERMINATED, ConfigError, ending_by_signal
 from lmtrain.loop.stop_request import SIGNALS, signals_to_handle
 from lmtrain.machine import PARENT, THREADS, available_cores
 from lmtrain.parallel.world import ADDRESS, LOCAL_RANK, LOCAL_WORLD_SIZE, RANK, STORE_SOCKET, WORLD_SIZE
@@ -40,6 +40,13 @@ def processes_to_start(cfg: Mapping[str, Any], otherwise: int = 1) -> int:
     if size > 1:
         check_own_gpus(cfg, size, WORLD_SIZE_KEY)
     return size
+
+
+def refuse_processes(cfg: Mapping[str, Any], command: str) -> None:
+    """Raise ConfigError if a checked config asks for several processes, for what one process does."""
+    size = int((cfg.get("parallel") or {}).get("world_size") or 1)
+    if size > 1:
+        raise ConfigError(f"{WORLD_SIZE_KEY}={size}: {command} works in one process; give {WORLD_SIZE_KEY}=null")
 
 
 def recorded_processes(environment: Mapping[str, Any]) -> int:

@@ -66,7 +66,7 @@ class SlurmLauncher(Launcher):
         path = tuple(sweep_search_path(self.config.hydra))
         task = SlurmTask(Path.cwd(), path, bool(self.config.retry_failed), self.max_num_timeout)
         jobs = jobs_of(self.config, job_overrides, initial_job_idx)
-        self._give_gpus(most_processes(jobs, path))
+        self.give_gpus(most_processes(jobs, path))
         pool = SlurmPool(self._executor(), self.folder, task, Path(self.config.hydra.sweep.dir).absolute())
         try:
             ended = run_all(pool, jobs, path)
@@ -80,7 +80,7 @@ class SlurmLauncher(Launcher):
             raise
         return [job_return(one) for one in ended]
 
-    def _give_gpus(self, processes: int) -> None:
+    def give_gpus(self, processes: int) -> None:
         """Give each job of a cluster with GPUs one for each of its processes, which it starts itself on its node."""
         given = self.options.get("gpus_per_node")
         if isinstance(given, int) and 0 < given < processes:

@@ -12,6 +12,8 @@ from support.ranks import train_ranks
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
+from lmtrain.__main__ import dispatch_and_report_errors
+from lmtrain.api import train
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.machine import VISIBLE
@@ -124,6 +126,22 @@ def test_a_mistake_is_one_line_before_any_process_starts(cli: Cli) -> None:
     done = cli(*TWO, "trainer.max_step=3")
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("verb", ["verify-resume", "api"])
+def test_what_works_in_one_process_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if verb == "api":
+        with pytest.raises(ConfigError) as caught:
+            train(TWO)
+        message = str(caught.value)
+    else:
+        assert dispatch_and_report_errors([verb, *TWO]) == 2
+        message = capsys.readouterr().err.removeprefix("config error: ")
+    command = "lmtrain.train" if verb == "api" else verb
+    assert message.strip() == f"parallel.world_size=2: {command} works in one process; give parallel.world_size=null"
 
 
 SCRIPT = """
