@@ -19,6 +19,7 @@ from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
 from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.loop.garbage import GarbageCollection
 from lmtrain.loop.gradients import compute_gradients, n_targets
+from lmtrain.loop.rank_times import RankTimes
 from lmtrain.loop.schedules import Schedules
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
@@ -135,7 +136,7 @@ class Trainer:
             sequences=sequences_to_evaluate(parts.val_loader, eval_batches, eval_tokens),
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
         )
-        self.garbage = GarbageCollection()
+        self.garbage, self.rank_times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
         self.params = [param for param in self.model.parameters() if param.requires_grad]
         self.updated_modules = updated_modules(self.model)
         self.detector = SpikeDetector(
@@ -214,7 +215,9 @@ class Trainer:
         micro_batches, targets = self.parallel.load(lambda: self._load(count // self.parallel.world.size), n_targets)
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {step + 1} has no targets")
-        total, losses = compute_gradients(self.forward, micro_batches, targets, self.parts, self.scaler)
+        total, losses = compute_gradients(
+            self.forward, micro_batches, targets, self.parts, self.scaler, self.rank_times
+        )
         self.scaler.unscale_(self.optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
@@ -230,7 +233,8 @@ class Trainer:
 
     def _load(self, count: int) -> list[MicroBatch]:
         """Return this process's micro-batches of the next step, with sequences of the scheduled length."""
-        return [self.schedules.cut(next(self.micro_batches), self.state.tokens) for _ in range(count)]
+        with self.rank_times.loading():
+            return [self.schedules.cut(next(self.micro_batches), self.state.tokens) for _ in range(count)]
 
     def _finish_step(self, metrics: Metrics, *, evaluate: bool, save: bool) -> None:
         """Evaluate, log and save after the update of a step."""
@@ -292,7 +296,7 @@ class Trainer:
         tokens, length = samples * self.train_loader.block_size, self.schedules.length(self.state.tokens)
         speed = Speed(seconds, tokens, length)
         lr = self.schedules.learning_rate(self.state.step - 1)
-        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed)
+        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed) | self.rank_times.metrics()
         self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps
