@@ -12,7 +12,7 @@ from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState
 from lmtrain.data.prefetch import MicroBatch, Prefetcher
-from lmtrain.errors import DataError, DivergedError
+from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
 from lmtrain.loop import policies
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
@@ -135,6 +135,7 @@ class Trainer:
             self.forward,
             sequences=sequences_to_evaluate(parts.val_loader, eval_batches, eval_tokens),
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
+            request=lambda: self.stop.requested(check_file=False),
         )
         self.garbage, self.rank_times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
         self.params = [param for param in self.model.parameters() if param.requires_grad]
@@ -255,14 +256,14 @@ class Trainer:
         """Evaluate the model and return its metrics together with the given ones.
 
         If the evaluation is interrupted, the step is saved without it, and a resume evaluates the step first. Several
-        processes stop after the evaluation, all at the same step.
+        processes do so together, between two batches.
         """
         generators, alone = self.system.generator_state(), self.parallel.world.size == 1
         try:
             with self.evaluation_weights.in_use(), self.stop.at_once() if alone else nullcontext():
                 evaluated = self.evaluator.metrics()
         except BaseException as error:  # a signal, no memory, damaged data: the step itself is complete
-            if not alone and not isinstance(error, DataError):  # the other processes don't know, and would not save
+            if not alone and not isinstance(error, (DataError, InterruptedBySignal)):  # the others would not save
                 raise
             self.system.load_generator_state(generators)
             self.state.pending = metrics

@@ -14,9 +14,9 @@ from lmtrain.loop.training_parts import Parts
 from lmtrain.parallel.base import Parallel
 from lmtrain.system import System
 
-
 CHECK_BATCHES = 8  # batches of a process between two checks for a request to stop, for which all processes wait
 
+Batch = tuple[Tensor, Tensor]
 Request = Callable[[], BaseException | None]
 
 
@@ -27,7 +27,7 @@ def no_request() -> None:
 def evaluate(
     model: nn.Module,
     forward: Callable[..., Any],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     system: System,
     parallel: Parallel | None = None,
     request: Request = no_request,
@@ -38,17 +38,14 @@ def evaluate(
     what `request` returns in any of them.
     """
     parallel = parallel or Parallel()
-    if parallel.world.size > 1:
-        batches = _with_checks(batches, parallel, request)
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
-    damaged: DataError | None = None
     training = model.training
     model.eval()
     devices = [system.device] if system.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            for x, y in parallel.mine(batches):
+            for x, y in parallel.mine(_with_checks(batches, parallel, request)):
                 batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
                 if batch.n_targets == 0:
                     continue  # its mean loss would be 0 / 0
@@ -56,22 +53,29 @@ def evaluate(
                     loss = forward(batch.x, batch.y)[1]  # logits, if there are any, are freed before the next batch
                 total += loss.double() * batch.n_targets
                 targets += batch.n_targets
-    except DataError as error:
-        damaged = error
     finally:
         model.train(training)
-    parallel.raise_together(damaged)
     total, all_targets = parallel.sum_float64(torch.stack([total, torch.full_like(total, targets)]))
     return float(total / all_targets)
 
 
-def _with_checks(
-    batches: Iterable[tuple[Tensor, Tensor]], parallel: Parallel, request: Request
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the batches of all processes, each of which passes the same checks, whichever batches it computes."""
-    for number, batch in enumerate(batches):
-        if number % (CHECK_BATCHES * parallel.world.size) == 0:
+def _with_checks(batches: Iterable[Batch], parallel: Parallel, request: Request) -> Iterator[Batch]:
+    """Yield the batches of all processes; each process passes the same checks, whichever batches it computes.
+
+    Raises:
+        DataError: A batch can't be read in one of the processes.
+    """
+    batches, number = iter(batches), 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return parallel.raise_together(None)
+        except DataError as error:
+            parallel.raise_together(error)
+        if number % (CHECK_BATCHES * parallel.world.size) == 0 and parallel.world.size > 1:
             parallel.raise_together(None, request())
+        number += 1
         yield batch
 
 

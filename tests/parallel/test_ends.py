@@ -152,6 +152,48 @@ def test_a_signal_before_the_first_step_has_ended_waits_for_it(cli: Cli, tmp_pat
     assert read_json(tmp_path / "run" / "result.json")["status"] == "interrupted"
 
 
+# A model that takes its time in evaluations until somebody makes the file `fast`, and tells when it is in one.
+SLOW_EVALUATION = """
+import os
+import time
+from pathlib import Path
+from lmtrain.model.llama import Llama
+
+class Slow(Llama):
+    def forward(self, tokens, targets=None):
+        if not self.training and not os.path.exists("fast"):
+            Path("evaluates").touch()
+            time.sleep(0.1)
+        return super().forward(tokens, targets)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_stops_an_evaluation_of_all_processes_and_a_resume_evaluates_the_step(
+    cli: Cli, tmp_path: Path, rank: int
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_EVALUATION)
+    write_tokens(tmp_path / "data" / "large", val=60_000)
+    command = [*RUN, "data.path=data/large", "model._target_=slow.Slow", "trainer.max_steps=60"]
+    command += ["trainer.eval_batches=900"]
+    processes = start_ranks(cli, 2, *command, "hydra.run.dir=run")  # an evaluation would take 45 seconds
+    deadline = time.monotonic() + ENDS_IN_S
+    while not (tmp_path / "evaluates").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[rank].send_signal(signal.SIGTERM)
+    assert wait_for_all(processes, ENDS_IN_S) == [143, 143]
+    loaded = CheckpointFolder.of_run(tmp_path / "run").load_latest()
+    assert loaded is not None
+    assert loaded.state["train"]["step"] == 50
+    assert loaded.state["train"]["pending"] is not None
+    (tmp_path / "fast").touch()
+    train_ranks(cli, 2, "resume=run", "trust=[slow.Slow]")
+    train_ranks(cli, 2, *command, "hydra.run.dir=undisturbed")
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(tmp_path / "undisturbed")
+
+
 DAMAGED = """
 import os
 from lmtrain.data.loader import TokenLoader
