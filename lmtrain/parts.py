@@ -25,11 +25,13 @@ from lmtrain.hardware.work import NO_WORK, Work, products_per_cast
 from lmtrain.logger.base import RunLogger
 from lmtrain.logger.jsonl import JsonlLogger
 from lmtrain.loop.bad_batches import BadBatches
+from lmtrain.loop.evaluation_weights import averages_weights
 from lmtrain.loop.training_parts import Parts
 from lmtrain.machine import total_memory
 from lmtrain.model.attention import Attention
 from lmtrain.model.flops import flops_per_token
 from lmtrain.model.size_limit import ModelTooLargeError, SizeLimit, refuse_too_large
+from lmtrain.optimizer.elementwise import is_elementwise
 from lmtrain.parallel.base import Parallel
 from lmtrain.parallel.choices import auto
 from lmtrain.parallel.peers import Peers
@@ -73,11 +75,14 @@ def build_parts(
     if not parallel.world.is_first:
         _choose(system, NO_WORK, chosen)
     check_attention(model, system)
+    _check_sharing(parallel, model, system)
     model.to(system.device)
-    optimizer = build_optimizer(cfg, model)
+    parallel.split(model)
+    updated = parallel.updated(model, whole_tensors(cfg, model) if parallel.layout else ())
+    optimizer = build_optimizer(cfg, updated)
     if not parallel.world.is_first:  # dropout has other masks for other sequences
         system.seed(seed_of_rank(cfg.seed, parallel.world.rank))
-    return Parts(system, train_loader, val_loader, model, optimizer, build(cfg.scheduler), parallel)
+    return Parts(system, train_loader, val_loader, model, optimizer, updated, build(cfg.scheduler), parallel)
 
 
 def _choose(system: System, work: Work, kept: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,11 +176,36 @@ def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
         raise ValueError(f"model ({sizes}): {error}") from error
 
 
-def build_optimizer(cfg: DictConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """Build the optimizer for the model's parameters."""
+def build_optimizer(cfg: DictConfig, params: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    """Build the optimizer for parameters by name."""
     postpone_compiler_import()
-    optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(model.named_parameters()))
+    optimizer: torch.optim.Optimizer = build(cfg.optimizer, list(params.items()))
     return optimizer
+
+
+def whole_tensors(cfg: DictConfig, model: nn.Module) -> set[str]:
+    """Return the names of the parameters that the config's optimizer can update only as a whole.
+
+    Raises:
+        ValueError: The optimizer also has weights for evaluation, which it could not compute from them.
+    """
+    shapes = {
+        name: nn.Parameter(torch.empty(param.shape, dtype=param.dtype, device="meta"), param.requires_grad)
+        for name, param in model.named_parameters()
+    }
+    optimizer, names = build_optimizer(cfg, shapes), {param: name for name, param in shapes.items()}
+    whole = {
+        names[param]
+        for group in optimizer.param_groups
+        if not is_elementwise(optimizer, group)
+        for param in group["params"]
+    }
+    if whole and averages_weights(optimizer):
+        raise ValueError(
+            "parallel=fsdp: this optimizer averages the weights, but can't do so for parts of tensors; use "
+            "optimizer=schedule_free, or parallel=ddp"
+        )
+    return whole
 
 
 def build_scratch_trainer(
@@ -198,6 +228,19 @@ def build_scratch_trainer(
     trainer: Trainer = build(cfg.trainer, parts, recorder, TrainState(), **changes)
     parts.model.train()  # as `fit` does, for callers of `step`
     return trainer
+
+
+def _check_sharing(parallel: Parallel, model: nn.Module, system: System) -> None:
+    """Raise ValueError if processes can't share the model in this way."""
+    if not parallel.shares_model:
+        return
+    if system.dtype_name == "float8":
+        raise ValueError("system.dtype=float8: works only with the whole model in each process; use parallel=ddp")
+    if parallel.param_dtype is not None and system.dtype != parallel.param_dtype:
+        name = str(parallel.param_dtype).removeprefix("torch.")
+        raise ValueError(
+            f"parallel.param_dtype={name}: needs system.dtype={name}, and the run computes in {system.dtype_name}"
+        )
 
 
 def _check_same_data(parallel: Parallel, *loaders: TokenLoader) -> None:

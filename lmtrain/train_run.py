@@ -13,6 +13,7 @@ from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.several.sharded_folder import folder_of_first
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.batch_size import for_processes
@@ -44,6 +45,7 @@ from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
 from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.run.identity import plain_config
+from lmtrain.run.loaded import saved_model
 from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
 from lmtrain.run.result import write_result
@@ -179,7 +181,7 @@ def train(
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
         parts = build_parts(cfg, kept=request.kept, peers=peers)
         run_id = directory.run_id(given=agent_run_id())
-        checkpoints = CheckpointFolder.of_run(directory.path, run_id)
+        checkpoints = folder_of_first(directory.path, run_id, parts.parallel, peers)
         start = load_start(cfg, checkpoints, parts.parallel)
         vars(state).update(vars(start.state))
         request.facts.wait_for_trial()
@@ -202,7 +204,7 @@ def train(
         if resumed is None or state.step < trainer.max_steps or state.pending is not None:
             fingerprints = trainer.snapshot.data["fingerprints"]
             environment |= {
-                "model": model_summary(parts.model, parts.train_loader),
+                "model": model_summary(parts),
                 "data": fingerprints,
                 "evaluation": evaluation_summary(parts, trainer.evaluator, fingerprints, state.logged_step),
             }
@@ -222,8 +224,10 @@ def train(
         block_size = trainer.train_loader.block_size
 
         def sample(status: str) -> None:
-            with trainer.evaluation_weights.in_use(), stop.at_once():
-                report.show_sample(parts.model, tokenizer, parts.system, block_size, cfg, directory)
+            shared = parts.parallel.shares_model
+            with trainer.evaluation_weights.in_use() if not shared else contextlib.nullcontext(), stop.at_once():
+                model = saved_model(cfg, checkpoints, parts.system) if shared else parts.model
+                report.show_sample(model, tokenizer, parts.system, block_size, cfg, directory)
 
         afterwards.append(sample)
 

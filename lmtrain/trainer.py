@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
@@ -25,7 +25,7 @@ from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
 from lmtrain.loop.train_metrics import Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
-from lmtrain.loop.update import update, updated_modules
+from lmtrain.loop.update import unscale, update, updated_modules
 from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -115,8 +115,7 @@ class Trainer:
         keep_every: PositiveInt | None,
     ) -> None:
         self.parts, self.system, self.parallel = parts, parts.system, parts.parallel
-        self.train_loader = parts.train_loader
-        self.model, self.optimizer = parts.model, parts.optimizer
+        self.train_loader, self.model, self.optimizer = parts.train_loader, parts.model, parts.optimizer
         self.logger, self.saver, self.bad_batches = recorder.logger, recorder.saver, recorder.bad_batches
         self.stop, self.state = recorder.stop, state
         self.max_steps = max_steps
@@ -137,14 +136,14 @@ class Trainer:
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
             request=lambda: self.stop.requested(check_file=False),
         )
-        self.garbage, self.rank_times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
-        self.params = [param for param in self.model.parameters() if param.requires_grad]
+        self.garbage, self.times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
+        self.params = [param for param in parts.updated.values() if param.requires_grad]
         self.updated_modules = updated_modules(self.model)
         self.detector = SpikeDetector(
             spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
         )
         self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.samples, state.seconds)
-        self.evaluation_weights = evaluation_weights(self.model, self.optimizer, ema_decay)
+        self.evaluation_weights = evaluation_weights(self.parallel.own(self.model), self.optimizer, ema_decay)
         self.snapshot = Snapshot(parts, self.scaler, self.detector, self.evaluation_weights, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,
@@ -216,14 +215,13 @@ class Trainer:
         micro_batches, targets = self.parallel.load(lambda: self._load(count // self.parallel.world.size), n_targets)
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {step + 1} has no targets")
-        total, losses = compute_gradients(
-            self.forward, micro_batches, targets, self.parts, self.scaler, self.rank_times
-        )
-        self.scaler.unscale_(self.optimizer)
-        grad_norm = nn.utils.clip_grad_norm_(self.params, self.grad_clip)
+        total, losses = compute_gradients(self.forward, micro_batches, targets, self.parts, self.scaler, self.times)
+        unscale(self.scaler, self.optimizer, self.parallel)
+        grad_norm = self.parallel.clip(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
         with self.schedules.values(step), self.parallel.collectives():
             skipped = update(self.optimizer, self.scaler, verdict.bad, self.updated_modules)
+            self.parallel.weights_ready()
         self.evaluation_weights.after_update(step, skipped)
         self.system.zero_gradients(self.optimizer)
         self.state.step += 1
@@ -234,7 +232,7 @@ class Trainer:
 
     def _load(self, count: int) -> list[MicroBatch]:
         """Return this process's micro-batches of the next step, with sequences of the scheduled length."""
-        with self.rank_times.loading():
+        with self.times.loading():
             return [self.schedules.cut(next(self.micro_batches), self.state.tokens) for _ in range(count)]
 
     def _finish_step(self, metrics: Metrics, *, evaluate: bool, save: bool) -> None:
@@ -255,8 +253,7 @@ class Trainer:
     def _add_evaluation(self, metrics: Metrics) -> Metrics:
         """Evaluate the model and return its metrics together with the given ones.
 
-        If the evaluation is interrupted, the step is saved without it, and a resume evaluates the step first. Several
-        processes do so together, between two batches.
+        If it is interrupted, in several processes between two batches, the step is saved, and a resume evaluates first.
         """
         generators, alone = self.system.generator_state(), self.parallel.world.size == 1
         try:
@@ -297,7 +294,7 @@ class Trainer:
         tokens, length = samples * self.train_loader.block_size, self.schedules.length(self.state.tokens)
         speed = Speed(seconds, tokens, length)
         lr = self.schedules.learning_rate(self.state.step - 1)
-        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed) | self.rank_times.metrics()
+        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed) | self.times.metrics()
         self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps

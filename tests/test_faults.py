@@ -19,7 +19,8 @@ from support.command_line import Cli, wait_for_line
 from support.tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, tiny_llama, weights
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import MANIFEST, CheckpointFolder, verify_checkpoint
+from lmtrain.checkpoint.files import MANIFEST, verify_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.trainer import Trainer

@@ -24,7 +24,7 @@ from support.tokens import TINY, write_failing_model, write_tokens
 from tokenizers import Tokenizer, models
 
 from lmtrain.__main__ import dispatch
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.checkpoint.fork import load_fork_origin
 from lmtrain.data import stored_tokenizer, token_files
 from lmtrain.data.meta import check_tokenizer, read_meta

@@ -15,7 +15,7 @@ from support.command_line import Cli, clean_environment, wait_for_line, wait_for
 from support.compiler import NEEDS_A_COMPILER
 from support.tokens import TINY, write_failing_model
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.files.metrics import MEASURED, read_metrics
 
 

@@ -20,7 +20,8 @@ from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import si
 
 if TYPE_CHECKING:
-    from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
+    from lmtrain.checkpoint.files import Checkpoint
+    from lmtrain.checkpoint.folder import CheckpointFolder
     from lmtrain.system import System
 
 STEP_TOKENS = 64  # few, so that several steps run during a save
@@ -121,7 +122,7 @@ class _Contest:
 
         self.system: System = build_system(cfg, compile=False)
         self.model = build_model(cfg).to(self.system.device)
-        self.optimizer = build_optimizer(cfg, self.model)
+        self.optimizer = build_optimizer(cfg, dict(self.model.named_parameters()))
         length = min(STEP_TOKENS, cfg.data.block_size)
         ids = torch.randint(cfg.model.vocab_size, (1, length + 1), device=self.system.device)
         self.x, self.y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
@@ -193,7 +194,7 @@ class _Contest:
         return time.perf_counter() - started
 
     def _state(self) -> "Checkpoint":
-        from lmtrain.checkpoint.folder import Checkpoint
+        from lmtrain.checkpoint.files import Checkpoint
         from lmtrain.checkpoint.optimizer_state import optimizer_state
 
         tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())

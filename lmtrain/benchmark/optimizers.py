@@ -172,7 +172,7 @@ class SharedModel:
     def optimizer(self, cfg: DictConfig) -> "torch.optim.Optimizer":
         from lmtrain.parts import build_optimizer
 
-        return build_optimizer(cfg, self.model)
+        return build_optimizer(cfg, dict(self.model.named_parameters()))
 
     def turn(self, optimizer: "torch.optim.Optimizer", steps: int) -> tuple[float, float]:
         """Do steps from the initial weights; return the mean seconds of an update and of a whole step."""

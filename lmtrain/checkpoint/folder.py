@@ -4,46 +4,35 @@ A checkpoint is written into a hidden folder, flushed to disk, hashed into `MANI
 any moment leaves the earlier checkpoints untouched. Nothing is ever overwritten, and no pickle is read.
 """
 
-import json
 import logging
 import os
-import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
+from lmtrain.checkpoint.files import (
+    STATE,
+    STATE_BYTES,
+    Checkpoint,
+    Entries,
+    check_finite,
+    load_checkpoint,
+    read_checkpoint_json,
+    verify_checkpoint,
+    write_files,
+    write_manifest,
+)
 from lmtrain.checkpoint.steps import CHECKPOINTS, DELETED, PARTIAL, is_leftover, step_folder, steps_in
-from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
-from lmtrain.files.durable import make_folder, sha256_of, sync
-from lmtrain.files.limited import read_limited
-from lmtrain.files.unsupported import copy_mode, free_bytes, link_for_people
+from lmtrain.errors import BrokenCheckpointError
+from lmtrain.files.durable import make_folder, sync
+from lmtrain.files.unsupported import free_bytes, link_for_people
 
 log = logging.getLogger(__name__)
 
-MANIFEST, STATE = "MANIFEST.json", "state.json"
-MANIFEST_BYTES, STATE_BYTES = 1 << 20, 64 << 20  # size limits for reading, far above the real sizes
 BROKEN, OTHER = "broken-", "other-"
-FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 FREE_SPACE_FACTOR = 1.1  # free space that a save needs, relative to the bytes of the tensors
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Holds the state of a run: named tensors per file (`model`, `optimizer`, `rng-0`), and plain values for JSON.
-
-    `state["run_id"]` is the run that saved it. `unchecked` names the tensors, as `<file>/<name>`, that may contain
-    numbers that are not finite, for example a mask in a buffer.
-    """
-
-    tensors: Mapping[str, Mapping[str, torch.Tensor]]
-    state: Mapping[str, Any] = field(default_factory=dict)
-    unchecked: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class CheckpointFolder:
         """
         final = self.at(step)
         if not self._is_there(final):
-            _check_finite(checkpoint)
+            check_finite(checkpoint)
             self._commit(final, checkpoint)
         self._link("latest", step)
         if retention.best_step is not None and self.at(retention.best_step).is_dir():
@@ -157,20 +146,16 @@ class CheckpointFolder:
         partial = self.path / f"{PARTIAL}{final.name}"
         partial.mkdir()
         try:
-            (partial / STATE).write_text(json.dumps(checkpoint.state, indent=2) + "\n", encoding="utf-8")
-            for name, tensors in checkpoint.tensors.items():
-                save_file(_storable(tensors), partial / f"{name}.safetensors")  # only its owner could read this file
-                copy_mode(partial / STATE, partial / f"{name}.safetensors")
-            files = sorted(partial.iterdir())
-            manifest = {file.name: {"size": file.stat().st_size, "sha256": _sync_and_hash(file)} for file in files}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-            sync(partial / MANIFEST)
-            sync(partial)
+            write_manifest(partial, self._write(partial, checkpoint))
             os.rename(partial, final)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         sync(self.path)
+
+    def _write(self, partial: Path, checkpoint: Checkpoint) -> Entries:
+        """Write all files of a checkpoint, and return what the manifest says about them."""
+        return write_files(partial, checkpoint)
 
     def _remove(self, steps: Iterable[int]) -> None:
         for step in list(steps):
@@ -205,96 +190,16 @@ class CheckpointFolder:
 
     def _check_space(self, checkpoint: Checkpoint) -> None:
         needed = sum(tensor.nbytes for tensors in checkpoint.tensors.values() for tensor in tensors.values())
+        needed *= max((count for _, count in checkpoint.parts.values()), default=1)  # others write as much
         free = free_bytes(self.path)
         if free is not None and free < needed * FREE_SPACE_FACTOR:
             raise OSError(f"{self.path}: a checkpoint needs {needed / 1e9:.2f} GB, but {free / 1e9:.2f} GB are free")
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Check that every file in the manifest exists and has the right size and hash.
-
-    Raises:
-        BrokenCheckpointError: a file is missing or differs from the manifest, or the manifest itself is damaged.
-        OSError: a file can't be read now: no permission, too many open files, a disk that does not answer.
-    """
-    manifest = _read_json(path / MANIFEST, MANIFEST_BYTES)
-    if STATE not in manifest:
-        raise BrokenCheckpointError(f"{MANIFEST} does not name {STATE}")
-    for name, entry in manifest.items():
-        if not FILE_NAME.fullmatch(name):
-            raise BrokenCheckpointError(f"{MANIFEST} names {name[:40]!r}, which is not inside the checkpoint")
-        if not isinstance(entry, dict) or not {"size", "sha256"} <= entry.keys():
-            raise BrokenCheckpointError(f"{MANIFEST} has no size and SHA-256 for {name!r}")
-        file = path / name
-        if not file.is_file() or file.is_symlink():
-            raise BrokenCheckpointError(f"{name!r} is missing")
-        if (size := file.stat().st_size) != entry["size"]:
-            raise BrokenCheckpointError(f"{name} has {size:,} bytes, but {entry['size']} were written")
-        if sha256_of(file) != entry["sha256"]:
-            raise BrokenCheckpointError(f"{name} does not have the SHA-256 in {MANIFEST}")
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Verify and read one checkpoint folder, with tensors on the CPU.
-
-    Raises:
-        BrokenCheckpointError: the verification failed, or a file has an unexpected format.
-        OSError, MemoryError, RuntimeError: the checkpoint can't be read now, though it may be intact.
-    """
-    verify_checkpoint(path)
-    names = [name for name in _read_json(path / MANIFEST, MANIFEST_BYTES) if name.endswith(".safetensors")]
-    try:
-        tensors = {name.removesuffix(".safetensors"): load_file(path / name) for name in names}
-    except SafetensorError as error:  # the hash was right, so a bug or another program wrote the file
-        raise BrokenCheckpointError(f"SafetensorError: {error}") from error
-    return Checkpoint(tensors, _read_json(path / STATE, STATE_BYTES))
-
-
-def _read_json(path: Path, limit: int) -> dict[str, Any]:
-    """Return the JSON object in a file; raise BrokenCheckpointError if there is no file or no object."""
-    try:
-        content = json.loads(read_limited(path, limit))
-    except FileNotFoundError:
-        raise BrokenCheckpointError(f"{path.name} is missing") from None
-    except (NotADirectoryError, IsADirectoryError, ValueError, RecursionError) as error:
-        raise BrokenCheckpointError(f"{path.name}: {type(error).__name__}: {error}") from error
-    if not isinstance(content, dict):
-        raise BrokenCheckpointError(f"{path.name}: not a JSON object")
-    return content
-
-
-def _check_finite(checkpoint: Checkpoint) -> None:
-    for file, tensors in checkpoint.tensors.items():
-        for name, tensor in tensors.items():
-            if f"{file}/{name}" in checkpoint.unchecked or not tensor.is_floating_point() or not tensor.numel():
-                continue
-            # One pass without a copy. If there is a NaN, both results are NaN.
-            least, greatest = tensor.aminmax()
-            if not (least.isfinite() and greatest.isfinite()):
-                raise NonFiniteStateError(f"{file}/{name} has numbers that are not finite, so no checkpoint is saved")
-
-
 def _owner(path: Path) -> str | None:
     """Return the id of the run that saved a checkpoint, or None if it is unknown."""
     try:
-        run_id = _read_json(path / STATE, STATE_BYTES).get("run_id")
+        run_id = read_checkpoint_json(path / STATE, STATE_BYTES).get("run_id")
     except (OSError, BrokenCheckpointError):
         return None
     return None if run_id is None else str(run_id)
-
-
-def _storable(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the tensors on the CPU, each with separate memory, since safetensors refuses tensors that share it."""
-    stored: dict[str, torch.Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().cpu().contiguous()
-        memory = tensor.untyped_storage().data_ptr()
-        stored[name] = tensor.clone() if tensor.numel() and memory in seen else tensor
-        seen.add(memory)
-    return stored
-
-
-def _sync_and_hash(path: Path) -> str:
-    sync(path)
-    return sha256_of(path)

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lmtrain.checkpoint.data_place import order_changes
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
+from lmtrain.checkpoint.several.parts import own_tensors
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS, step_to_fork
 from lmtrain.errors import BrokenCheckpointError
@@ -92,9 +94,10 @@ def begin_fork(snapshot: Snapshot, origin: ForkOrigin, state: TrainState, batch_
     fresh = []
     same_optimizer = _chosen(then, "optimizer") == _chosen(now, "optimizer")
     try:
-        snapshot.model.load_state_dict(dict(origin.checkpoint.tensors["model"]))
+        snapshot.restore_model(origin.checkpoint)
         if not same_optimizer:  # a schedule-free optimizer would begin where its model is good, and so does another one
-            copy_into(dict(snapshot.model.named_parameters()), origin.checkpoint.tensors.get(OF_OPTIMIZER, {}))
+            parallel, weights = snapshot.parallel, origin.checkpoint.tensors.get(OF_OPTIMIZER, {})
+            copy_into(parallel.own(snapshot.model), own_tensors(OF_OPTIMIZER, weights, parallel.layout))
     except RuntimeError as error:
         raise ValueError(f"fork={origin.run}: its checkpoint does not fit the model: {error}") from error
     snapshot.restore_evaluation_weights(origin.checkpoint)

@@ -4,8 +4,8 @@ import logging
 
 from lmtrain.checkpoint.folder import Retention
 from lmtrain.checkpoint.saver import Saver
+from lmtrain.checkpoint.several.together import load_together
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState, train_state
-from lmtrain.checkpoint.together import load_together
 from lmtrain.errors import DivergedError
 from lmtrain.loop.bad_steps import BadStep
 

@@ -4,12 +4,14 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import TracebackType
 from typing import NamedTuple, Self
 
 import torch
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +119,9 @@ class Saver:
             # Later steps are queued on the device behind these copies.
             ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
             ready.record()
-        return Checkpoint(copies, copy.deepcopy(checkpoint.state), checkpoint.unchecked), ready
+        return replace(checkpoint, tensors=copies, state=copy.deepcopy(checkpoint.state)), ready
 
-    def _buffer(self, key: str, kind: "_Kind") -> torch.Tensor:
+    def _buffer(self, key: str, kind: _Kind) -> torch.Tensor:
         """Return host memory for a copy of a tensor; repeated calls return the same memory."""
         buffer = self._buffers.get(key)
         if buffer is None or (buffer.shape, buffer.dtype) != (kind.shape, kind.dtype):

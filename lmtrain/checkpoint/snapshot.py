@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lmtrain.checkpoint.data_place import order_changes
-from lmtrain.checkpoint.folder import Checkpoint
+from lmtrain.checkpoint.files import Checkpoint
 from lmtrain.checkpoint.optimizer_state import (
     changed_groups,
     group_values,
@@ -19,6 +19,7 @@ from lmtrain.checkpoint.optimizer_state import (
     load_optimizer_state,
     optimizer_state,
 )
+from lmtrain.checkpoint.several.parts import load_model, local_parts, own_tensors, own_values, part_of
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.order import ORDER_VERSION
 from lmtrain.errors import DataError
@@ -116,7 +117,7 @@ class Snapshot:
         identity: Mapping[str, Any],
     ) -> None:
         self.model, self.optimizer, self.system = parts.model, parts.optimizer, parts.system
-        self.parallel = parts.parallel
+        self.parallel, self.updated = parts.parallel, parts.updated
         self.loaders: Mapping[str, TokenLoader] = {"train": parts.train_loader, "val": parts.val_loader}
         self.scaler, self.detector, self.identity = scaler, detector, identity
         self.evaluation_weights = evaluation_weights
@@ -135,13 +136,13 @@ class Snapshot:
     def take(self, state: TrainState) -> Checkpoint:
         """Return the current state of the run, which all of its processes must ask for at the same time.
 
-        The tensors are those of the parts, not copies.
+        The tensors are those of the parts, not copies. Processes that share the model return their own part each.
         """
-        tensors, plain = optimizer_state(self.optimizer, self.model.named_parameters())
+        tensors, plain = optimizer_state(self.optimizer, self.updated.items())
         evaluated, generators = self.evaluation_weights, self.parallel.gathered(self.system.generator_state())
-        return Checkpoint(
+        checkpoint = Checkpoint(
             tensors={
-                "model": self.model.state_dict(),
+                "model": local_parts(self.model.state_dict(), self.parallel.layout),
                 **({evaluated.file: evaluated.values()} if evaluated.file else {}),
                 "optimizer": tensors,
                 "detector": {"window": self.detector.window},
@@ -151,7 +152,7 @@ class Snapshot:
                 **self.identity,
                 "format_version": FORMAT_VERSION,
                 "train": asdict(state),
-                "optimizer": plain,
+                "optimizer": self.parallel.merged(plain),
                 "optimizer_groups": changed_groups(self.optimizer, self.initial_groups),
                 "scaler": self.scaler.state_dict(),
                 "data": self.data,
@@ -160,6 +161,7 @@ class Snapshot:
                 {*(f"model/{name}" for name, _ in self.model.named_buffers(remove_duplicate=False)), "detector/window"}
             ),
         )
+        return part_of(checkpoint, self.parallel)
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Restore everything except the TrainState.
@@ -171,7 +173,7 @@ class Snapshot:
             raise ValueError(f"the checkpoint has no {' and no '.join(sorted(missing))}")
         self._check_data(checkpoint.state["data"])
         try:
-            self.model.load_state_dict(dict(checkpoint.tensors["model"]))
+            self.restore_model(checkpoint)
         except RuntimeError as error:
             raise ValueError(f"the checkpoint does not fit the model: {error}") from error
         self.restore_evaluation_weights(checkpoint)
@@ -179,6 +181,10 @@ class Snapshot:
         self.restore_scaler(checkpoint)
         self.restore_detector(checkpoint)
         self.restore_generators(checkpoint)
+
+    def restore_model(self, checkpoint: Checkpoint) -> None:
+        """Restore the weights; raise RuntimeError if the model has other ones."""
+        load_model(self.model, checkpoint.tensors["model"], self.parallel)
 
     def restore_generators(self, checkpoint: Checkpoint) -> None:
         """Restore the generators of this process; a process that the saved run did not have begins new ones."""
@@ -196,9 +202,9 @@ class Snapshot:
         self.optimizer.state.clear()
         load_optimizer_state(
             self.optimizer,
-            self.model.named_parameters(),
-            checkpoint.tensors["optimizer"],
-            checkpoint.state["optimizer"],
+            self.updated.items(),
+            own_tensors("optimizer", checkpoint.tensors["optimizer"], self.parallel.layout),
+            own_values(checkpoint.state["optimizer"], self.parallel.layout),
         )
         load_groups(self.optimizer, self.initial_groups, checkpoint.state["optimizer_groups"])
         if isinstance(self.optimizer, GroupedOptimizer) and (dropped := self.optimizer.drop_other_states()):
@@ -206,7 +212,8 @@ class Snapshot:
 
     def restore_evaluation_weights(self, checkpoint: Checkpoint) -> None:
         """Restore the weights for evaluation; a running mean that is not there begins with the weights of training."""
-        self.evaluation_weights.restore(checkpoint.tensors.get(self.evaluation_weights.file or "", {}))
+        file = self.evaluation_weights.file or ""
+        self.evaluation_weights.restore(own_tensors(file, checkpoint.tensors.get(file, {}), self.parallel.layout))
 
     def restore_scaler(self, checkpoint: Checkpoint) -> None:
         """Restore the gradient scaler's state, if the saved run and this run both have a scaler."""

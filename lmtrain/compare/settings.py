@@ -57,6 +57,11 @@ def _with_shipped_trainer(run: ComparedRun) -> bool:
     return str(run.config.get("trainer._target_")).startswith("lmtrain.")
 
 
+def _sent_in_float32(run: ComparedRun) -> bool:
+    used, sent = run.config.get("parallel.param_dtype"), run.config.get("parallel.reduce_dtype")
+    return used is None and sent in (None, "float32")
+
+
 @dataclass(frozen=True)
 class NeutralKeys:
     """Config keys that change nothing in what a run computes.
@@ -122,6 +127,12 @@ NEUTRAL = (
         ("model.attention", "model.recompute"),
         "the kernel of attention changes the order of rounding, and recomputing changes no bit",
         _of_a_shipped_model,
+        takes_time=True,
+    ),
+    NeutralKeys(
+        ("parallel.*",),
+        "how processes share the work changes the order of rounding",
+        _sent_in_float32,
         takes_time=True,
     ),
     NeutralKeys(("system.tf32",), "a CPU has no TensorFloat-32", _on_cpu, together=True),

@@ -69,6 +69,18 @@ def _is_of_a_part(cfg: DictConfig, key: str) -> bool:
     return "_target_" in node if isinstance(node, DictConfig) else key in ROOT
 
 
+def listed_names(arguments: Sequence[str], key: str) -> list[str]:
+    """Return the names in `key=a` or `key=[a,b]` on the command line; values saved in the run are ignored."""
+    given = [text for text in arguments if text.partition("=")[0] == key]
+    if not given:
+        return []
+    try:
+        value = OverridesParser.create().parse_override(given[-1]).value()
+    except Exception as error:
+        raise ConfigError(f"{given[-1]}: write {key}=NAME or {key}=[NAME,NAME]") from error
+    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
+
+
 def parse_overrides(lines: Sequence[str]) -> list[Override]:
     """Return overrides parsed by Hydra; raise ConfigError for a text that is not an override."""
     try:

@@ -7,7 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.fork import REQUIRED_FILES
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import TrainState

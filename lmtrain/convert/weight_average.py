@@ -6,18 +6,17 @@ beginning; Kaddour, "Stop Wasting My Time! Saving Days of ImageNet and BERT Trai
 (2022), for the last few checkpoints of a run that still trains.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import MANIFEST, STATE, STATE_BYTES, Checkpoint, verify_checkpoint
+from lmtrain.checkpoint.files import MANIFEST, MODEL, STATE, STATE_BYTES, Checkpoint, open_tensors, verify_checkpoint
+from lmtrain.checkpoint.joined import split_name
 from lmtrain.checkpoint.snapshot import TrainState, train_state
-from lmtrain.checkpoint.stored_model import MODEL_FILE
 from lmtrain.convert.chosen_checkpoints import ChosenCheckpoint
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.limited import read_json, read_json_limited
@@ -96,13 +95,15 @@ def read_ingredient(chosen: ChosenCheckpoint) -> Ingredient:
         raise ValueError(f"{chosen.path}: {error}; choose the checkpoint of another step") from error
     state = read_json_limited(chosen.path / STATE, STATE_BYTES)
     manifest = read_json(chosen.path / MANIFEST)
-    if MODEL_FILE not in manifest:
-        raise ValueError(f"{chosen.path}: has no {MODEL_FILE}")
+    hashes = [manifest[name]["sha256"] for name in sorted(manifest) if split_name(name)[0] == MODEL]
+    if not hashes:
+        raise ValueError(f"{chosen.path}: has no weights of a model")
     try:
         train = train_state(Checkpoint({}, state))
     except ValueError as error:
         raise ValueError(f"{chosen.path}: {error}") from error
-    return Ingredient(chosen, state, train, manifest[MODEL_FILE]["sha256"])
+    of_all_parts = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    return Ingredient(chosen, state, train, hashes[0] if len(hashes) == 1 else of_all_parts)
 
 
 def average(ingredients: Sequence[Ingredient]) -> WeightAverage:
@@ -119,19 +120,18 @@ def average(ingredients: Sequence[Ingredient]) -> WeightAverage:
     newest = max(ingredients, key=lambda each: each.train.step)
     weights: dict[str, Tensor] = {}
     unchecked, from_newest = set(), []
-    with ExitStack() as stack:
-        files = [stack.enter_context(_open(each)) for each in ingredients]
-        _check_same_tensors(ingredients, files)
-        for name in sorted(files[0].keys()):
-            values = [file.get_tensor(name) for file in files]
-            if values[0].is_floating_point():
-                weights[name] = _mean(values, [each.chosen.weight for each in ingredients])
-                if not all(value.isfinite().all() for value in values):
-                    unchecked.add(name)
-            else:
-                weights[name] = values[ingredients.index(newest)]
-                if any(not torch.equal(value, values[0]) for value in values):
-                    from_newest.append(name)
+    files = [_open(each) for each in ingredients]
+    _check_same_tensors(ingredients, files)
+    for name in sorted(files[0]):
+        values = [file[name] for file in files]
+        if values[0].is_floating_point():
+            weights[name] = _mean(values, [each.chosen.weight for each in ingredients])
+            if not all(value.isfinite().all() for value in values):
+                unchecked.add(name)
+        else:
+            weights[name] = values[ingredients.index(newest)]
+            if any(not torch.equal(value, values[0]) for value in values):
+                from_newest.append(name)
     return WeightAverage(weights, newest, frozenset(unchecked), from_newest)
 
 
@@ -142,12 +142,11 @@ def _mean(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     return (total / sum(weights)).to(values[0].dtype)
 
 
-def _open(ingredient: Ingredient) -> Any:
-    path = ingredient.chosen.path / MODEL_FILE
+def _open(ingredient: Ingredient) -> Mapping[str, Tensor]:
     try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:  # its hash is right, so another program wrote it
-        raise ValueError(f"{path}: SafetensorError: {error}") from error
+        return open_tensors(ingredient.chosen.path)[MODEL]
+    except BrokenCheckpointError as error:  # its hash is right, so another program wrote it
+        raise ValueError(f"{ingredient.chosen.path}: {error}") from error
 
 
 def _check_same_model(first: Ingredient, other: Ingredient) -> None:
@@ -175,7 +174,7 @@ def _without_same_function(node: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_same_tensors(ingredients: Sequence[Ingredient], files: Sequence[Any]) -> None:
+def _check_same_tensors(ingredients: Sequence[Ingredient], files: Sequence[Mapping[str, Tensor]]) -> None:
     first = _tensors_of(files[0])
     for ingredient, file in zip(ingredients[1:], files[1:], strict=True):
         if found := differences(first, _tensors_of(file)):
@@ -185,7 +184,9 @@ def _check_same_tensors(ingredients: Sequence[Ingredient], files: Sequence[Any])
             )
 
 
-def _tensors_of(file: Any) -> dict[str, str]:
+def _tensors_of(file: Mapping[str, Tensor]) -> dict[str, str]:
     """Return shape and dtype of each tensor, in words."""
-    slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (the file is not a mapping)
-    return {name: f"{' × '.join(map(str, each.get_shape()))} {each.get_dtype()}" for name, each in slices.items()}
+    return {
+        name: f"{' × '.join(map(str, each.shape))} {str(each.dtype).removeprefix('torch.')}"
+        for name, each in file.items()
+    }

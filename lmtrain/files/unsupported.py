@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -33,10 +34,14 @@ def free_bytes(path: Path) -> int | None:
     return usage.free if usage.total else None
 
 
-def copy_mode(source: Path, target: Path) -> None:
-    """Give `target` the permissions of `source`, if the file system has permissions."""
+@contextlib.contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Give a file that the block writes the permissions of a new file, if the file system has permissions."""
+    path.touch()
+    mode = path.stat().st_mode & 0o777
+    yield
     with contextlib.suppress(OSError):
-        target.chmod(source.stat().st_mode & 0o777)
+        path.chmod(mode)
 
 
 def link_for_people(link: Path, target: str) -> None:

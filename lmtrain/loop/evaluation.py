@@ -45,16 +45,19 @@ def evaluate(
     devices = [system.device] if system.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices):
-            for x, y in parallel.mine(_with_checks(batches, parallel, request)):
+            for (x, y), counts in parallel.mine(_with_checks(batches, parallel, request)):
                 batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
-                if batch.n_targets == 0:
+                if batch.n_targets == 0 and not parallel.computes_without_targets(last=False):
                     continue  # its mean loss would be 0 / 0
                 with system.autocast():
                     loss = forward(batch.x, batch.y)[1]  # logits, if there are any, are freed before the next batch
+                if batch.n_targets == 0 or not counts:
+                    continue
                 total += loss.double() * batch.n_targets
                 targets += batch.n_targets
     finally:
         model.train(training)
+        parallel.free_weights()
     total, all_targets = parallel.sum_float64(torch.stack([total, torch.full_like(total, targets)]))
     return float(total / all_targets)
 

@@ -17,12 +17,12 @@ WARMUP = 10  # a mean of few steps must forget the initial weights sooner
 
 
 class EvaluationWeights:
-    """Holds the parameters of a model, with which it is also evaluated. Subclasses evaluate with other weights."""
+    """Holds the parameters of a model, by name, which also evaluate it. Subclasses evaluate with other weights."""
 
     file: str | None = None  # the file of a checkpoint that has them
 
-    def __init__(self, model: nn.Module) -> None:
-        self.params = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    def __init__(self, params: Mapping[str, nn.Parameter]) -> None:
+        self.params = {name: param for name, param in params.items() if param.requires_grad}
 
     def values(self) -> Mapping[str, Tensor]:
         """Return the weights for evaluation by parameter name, or nothing if they are those of training."""
@@ -67,8 +67,8 @@ class RunningMean(EvaluationWeights):
 
     file = EMA
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model)
+    def __init__(self, params: Mapping[str, nn.Parameter], decay: float) -> None:
+        super().__init__(params)
         self.decay = decay
         self.restore({})
 
@@ -93,8 +93,8 @@ class OptimizerWeights(EvaluationWeights):
 
     file = OF_OPTIMIZER
 
-    def __init__(self, model: nn.Module, optimizer: Any) -> None:
-        super().__init__(model)
+    def __init__(self, params: Mapping[str, nn.Parameter], optimizer: Any) -> None:
+        super().__init__(params)
         self.optimizer = optimizer
 
     def values(self) -> Mapping[str, Tensor]:
@@ -140,9 +140,9 @@ def averages_weights(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def evaluation_weights(
-    model: nn.Module, optimizer: torch.optim.Optimizer, ema_decay: float | None
+    params: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, ema_decay: float | None
 ) -> EvaluationWeights:
-    """Return the weights with which a model is evaluated.
+    """Return the weights with which a model is evaluated, given its parameters by name.
 
     Raises:
         ValueError: a running mean is wanted beside an optimizer that has weights for evaluation itself.
@@ -153,5 +153,5 @@ def evaluation_weights(
             f"trainer.ema_decay={ema_decay}: this optimizer already averages the weights; use trainer.ema_decay=null"
         )
     if averages:
-        return OptimizerWeights(model, optimizer)
-    return EvaluationWeights(model) if ema_decay is None else RunningMean(model, ema_decay)
+        return OptimizerWeights(params, optimizer)
+    return EvaluationWeights(params) if ema_decay is None else RunningMean(params, ema_decay)

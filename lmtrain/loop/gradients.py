@@ -43,10 +43,10 @@ def compute_gradients(
     times.begin()
     for number, batch in enumerate(micro_batches, 1):
         last = number == len(micro_batches)
-        if batch.n_targets == 0 and not (last and parallel.world.size > 1):
+        if batch.n_targets == 0 and not parallel.computes_without_targets(last=last):
             losses.append(torch.zeros_like(total))
             continue  # its mean loss would be 0 / 0
-        # The last one also sends the gradients. Without any targets of its own, it is computed for some, and counts 0.
+        # Without any targets of its own, it is computed for some, and counts 0.
         y = batch.y if batch.n_targets else batch.y.clamp(min=0)
         with parallel.accumulating(last=last):
             with system.autocast():
@@ -57,4 +57,5 @@ def compute_gradients(
             loss = loss * (batch.n_targets / targets)
             scaler.scale(parallel.scaled(loss)).backward()  # type: ignore[no-untyped-call]
         total += loss.detach()
+    parallel.gradients_ready()
     return parallel.combined(total, losses)

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from lmtrain.parallel.base import Parallel
+
 
 def updated_modules(model: torch.nn.Module) -> list[Any]:
     """Return the modules that change after each update: those with methods `after_update(skipped)` and `metrics()`."""
@@ -14,6 +16,13 @@ def updated_modules(model: torch.nn.Module) -> list[Any]:
 def decides_on_device(optimizer: torch.optim.Optimizer) -> bool:
     """Return whether the optimizer itself skips a bad step, so that the host need not know whether it is bad."""
     return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def unscale(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, parallel: Parallel) -> None:
+    """Divide the gradients by the scale of an enabled scaler, and let all processes know of an overflow."""
+    scaler.unscale_(optimizer)
+    if scaler.is_enabled():
+        parallel.share_overflows(scaler._found_inf_per_device(optimizer).values())
 
 
 def update(

@@ -46,7 +46,7 @@ def needed_memory(cfg: DictConfig, system: System, size: int, kept: Mapping[str,
 
     def parts() -> Any:
         model = build_model(cfg)
-        return model, build_optimizer(cfg, model)
+        return model, build_optimizer(cfg, dict(model.named_parameters()))
 
     with torch.device("meta"):
         model = build_model(cfg)

@@ -37,14 +37,19 @@ class GroupRow:
 
 
 def group_rows(
-    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.nn.Parameter]]
+    optimizer: torch.optim.Optimizer,
+    named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+    sizes: Mapping[str, int] | None = None,
 ) -> list[GroupRow]:
     """Return a row for each treatment of the model's parameters, and one for those in no group of the optimizer.
 
     It works for every optimizer of torch. Groups whose rows would differ in numbers of parameters alone share a row.
-    Nothing but shapes is read, so the parameters need no memory.
+    Nothing but shapes is read, so the parameters need no memory. `sizes` says how many numbers a parameter has, if
+    an optimizer has only some of its rows.
     """
+    named_parameters = list(named_parameters)
     roles = {param: role_of(name, param.ndim) for name, param in named_parameters}
+    counts = {param: (sizes or {}).get(name, param.numel()) for name, param in named_parameters}
     groups: list[tuple[Treatment, list[torch.nn.Parameter]]] = [
         (_treatment(group, type(optimizer).__name__), [param for param in group["params"] if param in roles])
         for group in optimizer.param_groups
@@ -59,7 +64,7 @@ def group_rows(
     for (algorithm, lr_scale, weight_decay), params in together.items():
         own = tuple(dict.fromkeys(roles[param] for param in params))
         shown = ("all",) if len(own) == len(all_roles) > 1 else own
-        count = sum(param.numel() for param in params)
+        count = sum(counts[param] for param in params)
         rows.append(GroupRow(algorithm, shown, len(params), count, lr_scale, weight_decay))
     return [row for row in rows if row.tensors]
 

@@ -1,12 +1,14 @@
 """What the trainer asks of the processes of a run; here for a run of one process."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from lmtrain.errors import DataError
+from lmtrain.parallel.layout import Layout
 from lmtrain.parallel.world import ALONE, World
 
 T = TypeVar("T")
@@ -21,6 +23,22 @@ class Parallel:
 
     world: World = ALONE
     shares_model = False  # whether each process has only a part of the parameters
+    param_dtype: torch.dtype | None = None  # in which weights are used, if that is not their own
+    layout: Layout | None = None  # which process has which rows of the parameters, after `split`
+
+    def split(self, model: nn.Module) -> None:
+        """Give each process its share of a model on its device, before the optimizer is built."""
+
+    def own(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Return the parameters by name, or what this process has of them."""
+        return dict(model.named_parameters())
+
+    def updated(self, model: nn.Module, whole: Collection[str]) -> dict[str, nn.Parameter]:
+        """Return the parameters that the optimizer of this process updates, by name.
+
+        It must update the parameters in `whole` as a whole, and each number of the others by itself.
+        """
+        return self.own(model)
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model as the trainer calls it. Its parameters stay those of the model itself."""
@@ -37,9 +55,33 @@ class Parallel:
         """Return the part of a loss that this process has computed, so that gradients add up over all processes."""
         return loss
 
-    def mine(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items that this process handles: of every `world.size` items, the one with its rank."""
-        return iter(items)
+    def computes_without_targets(self, *, last: bool) -> bool:
+        """Return whether this process must also compute a micro-batch without targets, because others wait for it."""
+        return False
+
+    def gradients_ready(self) -> None:
+        """Give the parameters to update their gradients, after the last backward of a step."""
+
+    def share_overflows(self, found: Iterable[Tensor]) -> None:
+        """Let all processes know of gradients that overflowed: scalars on the device, changed in place."""
+
+    def clip(self, params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Scale the gradients down to a norm over all processes, if theirs is larger; return theirs, a scalar."""
+        return nn.utils.clip_grad_norm_(params, max_norm)
+
+    def weights_ready(self) -> None:
+        """Let all processes have the weights after an update."""
+
+    def free_weights(self) -> None:
+        """Free the weights that were gathered for forwards without backward; they may change before the next one."""
+
+    def mine(self, items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        """Yield the items that this process computes: of every `world.size` items, the one with its rank.
+
+        Where all processes must compute together, one without an item computes that of another process. The second
+        value says whether the item counts.
+        """
+        return ((item, True) for item in items)
 
     def load(self, load: Callable[[], T], targets_of: Callable[[T], int]) -> tuple[T, int]:
         """Return what `load` returns, and the sum over all processes of its targets.
@@ -79,6 +121,10 @@ class Parallel:
         """Return the values of all processes, by rank; pickled, so only plain values."""
         return [value]
 
+    def merged(self, values: Mapping[str, T]) -> dict[str, T]:
+        """Return the entries of all processes; pickled, so only plain values."""
+        return dict(values)
+
     def gathered(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         """Return the tensors of all processes, by rank. They are on the CPU, and equally large everywhere."""
         return [tensors]
@@ -89,6 +135,10 @@ class Parallel:
     def collectives(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which other code may communicate; it explains the errors of a lost connection."""
         return contextlib.nullcontext()
+
+    def class_name(self, model: nn.Module) -> str:
+        """Return the name of a model's class, which `split` may have changed."""
+        return type(model).__name__
 
     def describe(self) -> str | None:
         """Return how the processes work together, in words; None if there is one alone."""

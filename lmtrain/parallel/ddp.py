@@ -2,34 +2,19 @@
 
 import contextlib
 import inspect
-import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from lmtrain.errors import DataError, InterruptedBySignal, LostRankError, PrunedError
-from lmtrain.hardware.processes import leave_the_others
-from lmtrain.parallel.base import Parallel
-from lmtrain.parallel.peers import FAILURE_WAIT_S, Peers
-from lmtrain.parallel.world import World
-
-T = TypeVar("T")
-
-PRUNED = 1 << 16  # a request to stop that is not a signal; numbers of signals are smaller
+from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.several import Several
 
 
-class Ddp(Parallel):
-    """Every process computes a share of each batch, and gradients are summed over all while they are computed.
-
-    Numbers that decide how a run continues are gathered and added in the order of the ranks, so they are the same bits
-    everywhere and in every repetition.
+class Ddp(Several):
+    """Every process has the whole model, and gradients are summed over all while they are computed.
 
     Args:
         device: The device of this process.
@@ -39,21 +24,9 @@ class Ddp(Parallel):
     """
 
     def __init__(self, device: torch.device, peers: Peers | None, *, timeout_s: float, bucket_mb: float) -> None:
-        self.world = peers.world if peers else World()
-        self.device, self.peers, self.bucket_mb = device, peers, bucket_mb
+        super().__init__(device, peers, timeout_s=timeout_s)
+        self.bucket_mb = bucket_mb
         self._ddp: DistributedDataParallel | None = None
-        leave_the_others()  # those of an earlier run in this process
-        if peers is not None:
-            peers.meet("connects")  # a connection waits long for a process that does not come
-        with self.collectives():
-            dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
-                store=PrefixStore("ddp", peers.store) if peers else HashStore(),
-                rank=self.world.rank,
-                world_size=self.world.size,
-                timeout=timedelta(seconds=timeout_s),
-                device_id=device if device.type == "cuda" else None,
-            )
 
     def wrap(self, model: nn.Module) -> nn.Module:
         with self.collectives():
@@ -72,120 +45,11 @@ class Ddp(Parallel):
         with self.collectives(), contextlib.nullcontext() if last else self._ddp.no_sync():
             yield
 
-    def scaled(self, loss: Tensor) -> Tensor:
-        return loss * self.world.size  # DDP takes the mean of the gradients
-
-    def mine(self, items: Iterable[T]) -> Iterator[T]:
-        return itertools.islice(items, self.world.rank, None, self.world.size)
-
-    def load(self, load: Callable[[], T], targets_of: Callable[[T], int]) -> tuple[T, int]:
-        loaded, error = None, None
-        try:
-            loaded = load()
-        except DataError as caught:
-            error = caught
-        counts = torch.tensor([targets_of(loaded) if loaded is not None else 0, error is not None])
-        with self.collectives():
-            dist.all_reduce(counts)
-        targets, failed = counts.tolist()
-        if failed:
-            self.raise_together(error)
-        assert loaded is not None
-        return loaded, targets
-
-    def raise_together(self, error: DataError | None, request: BaseException | None = None) -> None:
-        told = self.every((error, _code_of(request)))
-        for each, _ in told:
-            if each is not None:
-                raise each
-        if most := max(code for _, code in told):
-            raise _request_of(most, request)
-
-    def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        own = torch.stack([total, *losses])
-        everyone = torch.stack(self._gather(own))  # (world size, 1 + micro-batches of a process)
-        summed = everyone[0, 0].clone()
-        for other in everyone[1:, 0]:
-            summed += other
-        return summed, list(torch.unbind(everyone[:, 1:].T.reshape(-1)))
-
-    def sum_float64(self, numbers: Tensor) -> Tensor:
-        total, *others = self._gather(numbers)
-        for other in others:
-            total = total + other
-        return total
-
-    def agreed(self, request: BaseException | None) -> BaseException | None:
-        codes = torch.tensor([_code_of(request)])
-        with self.collectives():
-            dist.all_reduce(codes, dist.ReduceOp.MAX)
-        most = int(codes)
-        return _request_of(most, request) if most else None
-
-    def from_first(self, make: Callable[[], T]) -> T:
-        values = [make() if self.world.is_first else None]
-        with self.collectives():
-            dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
-        return values[0]  # type: ignore[return-value]
-
-    def every(self, value: T) -> list[T]:
-        values: list[Any] = [None] * self.world.size
-        with self.collectives():
-            dist.all_gather_object(values, value)
-        return values
-
-    def gathered(self, tensors: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-        by_name = {name: self._gather(tensor) for name, tensor in tensors.items()}
-        return [{name: each[rank] for name, each in by_name.items()} for rank in range(self.world.size)]
-
-    def wait_for_all(self) -> None:
-        with self.collectives():
-            dist.all_reduce(torch.zeros(1))  # a barrier of nccl would need the device
+    def computes_without_targets(self, *, last: bool) -> bool:
+        return last and self.world.size > 1  # the last micro-batch also sends the gradients
 
     def describe(self) -> str:
-        return f"{self.world.size} process{'es' * (self.world.size > 1)} with DDP"
-
-    def close(self) -> None:
-        leave_the_others()
-
-    def _gather(self, tensor: Tensor) -> list[Tensor]:
-        """Return the tensor of each process, by rank; all have the same shape."""
-        tensors = [torch.empty_like(tensor) for _ in range(self.world.size)]
-        with self.collectives():
-            dist.all_gather(tensors, tensor.contiguous())
-        return tensors
-
-    @contextlib.contextmanager
-    def collectives(self) -> Iterator[None]:
-        """Turn the error of a collective whose other end is gone into one that says which process failed."""
-        try:
-            yield
-        except RuntimeError as error:
-            if not is_of_a_collective(error):
-                raise
-            lost = self.peers.failure(FAILURE_WAIT_S) if self.peers else None
-            reason = f"another process has ended or does not answer ({first_sentence(error)})"
-            if lost is None and self.peers:
-                self.peers.fail(reason)  # it may be the connection of this process that is at fault
-            raise lost or LostRankError(f"{self.world}: {reason}") from error
-
-
-def first_sentence(error: RuntimeError) -> str:
-    """Return what is wrong with a connection, without the place in the source of gloo or NCCL and without advice."""
-    lines = str(error).splitlines() or [""]
-    return re.sub(r"^\[[^\]]*:\d+\]\s*", "", lines[0]).partition(". ")[0]
-
-
-def _code_of(request: BaseException | None) -> int:
-    """Return a number for a request to stop: the larger one wins."""
-    return request.number if isinstance(request, InterruptedBySignal) else PRUNED if request is not None else 0
-
-
-def _request_of(code: int, own: BaseException | None) -> BaseException:
-    """Return the request with this number: that of this process, if it has the same one."""
-    if own is not None and _code_of(own) == code:
-        return own
-    return PrunedError("requested in another process") if code == PRUNED else InterruptedBySignal(code)
+        return f"{self.processes} with DDP"
 
 
 def _without_copies_of_buffers() -> dict[str, Any]:
@@ -193,8 +57,3 @@ def _without_copies_of_buffers() -> dict[str, Any]:
     now = "forward_sync_buffers"
     known = now in inspect.signature(DistributedDataParallel).parameters
     return {now if known else "broadcast_buffers": False}
-
-
-def is_of_a_collective(error: RuntimeError) -> bool:
-    """Return whether an error comes from the connection to other processes."""
-    return isinstance(error, dist.DistError) or any(name in str(error) for name in ("gloo", "NCCL", "ProcessGroup"))

@@ -63,6 +63,13 @@ class Peers:
         except DistError as error:
             raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
 
+    def forget(self, topic: str, rank: int) -> None:
+        """Remove what a process told about a topic, which nobody will ask for again."""
+        try:
+            self.store.delete_key(f"{topic}/{rank}")
+        except DistError as error:
+            raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
+
     def ask_all(self, topic: str, timeout_s: float = START_TIMEOUT_S) -> list[Any]:
         """Return what every process tells about a topic, by rank."""
         return [self.ask(topic, rank, timeout_s) for rank in range(self.world.size)]

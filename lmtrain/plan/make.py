@@ -141,7 +141,10 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     model = _without_memory(cfg)
     system.choose(work_of(cfg, model), kept_choices(None, cfg.get("fork")))
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
-    schedule, groups = build(cfg.scheduler), parameters.groups_of(lambda: build_optimizer(cfg, model), model)
+    schedule, groups = (
+        build(cfg.scheduler),
+        parameters.groups_of(lambda: build_optimizer(cfg, dict(model.named_parameters())), model),
+    )
     return PlannedParts(system, model, schedule, train_loader, val_loader, _start(cfg), groups)
 
 
@@ -268,7 +271,7 @@ def simulated(cfg: Any, settings: Any) -> tuple[StepCost | None, str | None]:
 
     def parts() -> Any:
         model = build_model(cfg)
-        return model, build_optimizer(cfg, model)
+        return model, build_optimizer(cfg, dict(model.named_parameters()))
 
     try:
         return simulate(parts, settings), None

@@ -128,7 +128,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
         ledger.kind = "optimizer"
         _update(optimizer)
         ledger.kind = "average"
-        averaged = evaluation_weights(model, optimizer, settings.ema_decay)
+        averaged = evaluation_weights(dict(model.named_parameters()), optimizer, settings.ema_decay)
         if settings.micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
         model_bytes = _bytes(model.state_dict()) + _bytes(averaged.values())

@@ -11,7 +11,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS, chosen_step
@@ -189,6 +190,13 @@ def load_model(
         way_out = f"; choose the checkpoint of another step: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedModel(run_dir, cfg, model.to(system.device).eval(), tokenizer, system, step)
+
+
+def saved_model(cfg: DictConfig, checkpoints: CheckpointFolder, system: System) -> nn.Module:
+    """Return the model of a run's newest checkpoint on a device, for a run whose processes have only parts of it."""
+    model = build_model(cfg)
+    load_weights_to_use(model, load_checkpoint(checkpoints.at(checkpoints.steps()[-1])).tensors)
+    return model.to(system.device).eval()
 
 
 def _system(cfg: DictConfig, device: str, run_dir: Path) -> System:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
 from lmtrain.data.loader import TokenLoader
 from lmtrain.data.meta import text_facts
@@ -58,12 +57,13 @@ class RunRequest:
     peers: Peers | None = None
 
 
-def model_summary(model: nn.Module, loader: TokenLoader) -> dict[str, Any]:
+def model_summary(parts: Parts) -> dict[str, Any]:
     """Return the facts about a model by which runs are compared: class, parameters and FLOPs per token."""
+    model = parts.model
     return {
-        "class": type(model).__name__,
+        "class": parts.parallel.class_name(model),
         "parameters": sum(param.numel() for param in model.parameters()),
-        "flops_per_token": flops_per_token(model, loader.block_size),
+        "flops_per_token": flops_per_token(model, parts.train_loader.block_size),
     }
 
 

@@ -59,14 +59,15 @@ def announce(request: RunRequest, directory: RunDirectory, trainer: Trainer) -> 
     cfg = request.cfg
     changes = request.resumed.changes if request.resumed else ()
     loader, system, state = trainer.train_loader, trainer.system, trainer.state
-    params = sum(param.numel() for param in trainer.model.parameters())
+    sizes_of_parameters = {name: param.numel() for name, param in trainer.model.named_parameters()}
+    params, name = sum(sizes_of_parameters.values()), trainer.parallel.class_name(trainer.model)
     sizes, steps = trainer.schedules.batch_sizes, trainer.max_steps - state.step
     tokens_left = sizes.tokens(max(steps, 0), state.tokens)
     smallest, largest = sizes.range(trainer.max_steps)
     log.info("run %s", short_path(directory.path))
     processes = f", {how}" if (how := trainer.parallel.describe()) else ""
-    log.info("model %s: %s parameters; %s%s", type(trainer.model).__name__, f"{params:,}", system.describe(), processes)
-    table = group_table(group_rows(trainer.optimizer, trainer.model.named_parameters()))
+    log.info("model %s: %s parameters; %s%s", name, f"{params:,}", system.describe(), processes)
+    table = group_table(group_rows(trainer.optimizer, trainer.parts.updated.items(), sizes_of_parameters))
     log.info("parameter groups:\n%s", textwrap.indent(table, "  "))
     for other in same_runs(directory.path, config_hash(plain_config(cfg))):
         best = finite_or_none(read_json(other / "result.json").get("best_val_loss"))

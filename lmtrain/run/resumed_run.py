@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import env_override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,7 +21,7 @@ from lmtrain.config.check import check, is_reference
 from lmtrain.config.compose import compose_with_notes, set_up_hydra, without_hydra
 from lmtrain.config.conf_source import naming_origins
 from lmtrain.config.keys import did_you_mean, key_paths
-from lmtrain.config.overrides import apply_overrides, has_key, parse_overrides, quoted
+from lmtrain.config.overrides import apply_overrides, has_key, listed_names, parse_overrides, quoted
 from lmtrain.config.preflight import preflight
 from lmtrain.config.recorded.trust import check_trust, names_that_need_trust, read_saved
 from lmtrain.config.signature import signature_of
@@ -46,7 +45,7 @@ FREE_TO_CHANGE = (
     "scheduler.max_steps",
     "logger",
     "sample_tokens",
-    "parallel.world_size",  # only rounding and dropout differ
+    "parallel",  # as the number of processes: state and data order stay exact
 )
 # How a step's samples are split into micro-batches: state and data order stay exact, only rounding differs.
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
@@ -161,13 +160,14 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     with raising_config_errors():
         refuse_strange_entries(run_dir)  # before any file is read
     set_up_hydra()
-    permissions = {key: _listed_names(arguments, key) for key in ("allow_changes", "trust")}
+    permissions = {key: listed_names(arguments, key) for key in ("allow_changes", "trust")}
     overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
     composed, before = read_saved(composed_path), read_saved(resolved_path)
     # Before anything is resolved, looked up or built.
     for saved in (composed, before):
         check_trust(saved, permissions["trust"], run_dir)
     keep_found_size(composed, before)
+    overrides = _choose_parallel(composed, overrides)
     changed = apply_overrides(composed, overrides)
     refuse_given_accumulation(changed, overrides, {})
     if starting_folder(run_dir) not in (None, Path.cwd()):
@@ -209,6 +209,17 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     cfg = preflight(changed, begun=True)  # no preparation of data: this run already has its token files
     hydra_files = {"config.yaml": OmegaConf.to_yaml(changed)}  # the next resume starts from this config
     return ResumedRun(cfg, run_dir, hydra_files, changes)
+
+
+def _choose_parallel(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Put a new choice of the group `parallel` into a composed config, in place; return the other overrides.
+
+    It is the only group that a resume may change.
+    """
+    chosen = [text for text in overrides if text.startswith("parallel=")]
+    if chosen:
+        composed.parallel = compose_with_notes(chosen[-1:]).config.parallel
+    return [text for text in overrides if text not in chosen]
 
 
 def _fill_in_defaults(before: DictConfig, keys: Sequence[str]) -> None:
@@ -254,18 +265,6 @@ def _change_to_starting_folder(run_dir: Path, *, with_modules: bool) -> None:
     if with_modules and str(folder) not in sys.path:
         # Last, so that a module there can't replace one of the user's own or of an installed package.
         sys.path.append(str(folder))
-
-
-def _listed_names(arguments: Sequence[str], key: str) -> list[str]:
-    """Return the names in `key=a` or `key=[a,b]` on the command line; values saved in the run are ignored."""
-    given = [text for text in arguments if text.partition("=")[0] == key]
-    if not given:
-        return []
-    try:
-        value = OverridesParser.create().parse_override(given[-1]).value()
-    except Exception as error:
-        raise ConfigError(f"{given[-1]}: write {key}=NAME or {key}=[NAME,NAME]") from error
-    return [str(name) for name in value] if isinstance(value, list) else [str(value)]
 
 
 def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any, after: Any) -> list[str]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork, check_steps_left, forked_state, load_fork_origin
+from lmtrain.checkpoint.several.together import load_together
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
-from lmtrain.checkpoint.together import load_together
 from lmtrain.parallel.base import Parallel
 from lmtrain.trainer import Trainer
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import MEASURED, read_metrics

@@ -17,16 +17,15 @@ import pytest
 import torch
 from support.checkpoints import flip_a_bit, garbage, truncate, zero_the_end
 
-from lmtrain.checkpoint.folder import (
+from lmtrain.checkpoint.files import (
     MANIFEST,
     MANIFEST_BYTES,
     STATE_BYTES,
     Checkpoint,
-    CheckpointFolder,
-    Retention,
     load_checkpoint,
     verify_checkpoint,
 )
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.errors import BrokenCheckpointError
 
 

@@ -9,7 +9,7 @@ from support.command_line import Cli
 from support.tokens import TINY
 
 from lmtrain.checkpoint.data_place import order_changes
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 
 CONFIG = {
     "seed": 1,

@@ -9,14 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmtrain.checkpoint.folder import (
-    MANIFEST,
-    Checkpoint,
-    CheckpointFolder,
-    Retention,
-    load_checkpoint,
-    verify_checkpoint,
-)
+from lmtrain.checkpoint.files import MANIFEST, Checkpoint, load_checkpoint, verify_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.errors import NonFiniteStateError
 
 
@@ -113,7 +107,8 @@ def test_a_save_that_fails_keeps_earlier_checkpoints(folder: CheckpointFolder, t
     script = f"""
 import resource, signal, torch
 from pathlib import Path
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 folder = CheckpointFolder(Path({str(folder.path)!r}))

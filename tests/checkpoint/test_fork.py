@@ -11,7 +11,8 @@ from support.command_line import Cli, wait_for_step
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.fork import load_fork_origin
 from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.files.limited import read_json

@@ -10,7 +10,8 @@ import pytest
 import torch
 from support.checkpoints import a_checkpoint, value
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.errors import NonFiniteStateError
 

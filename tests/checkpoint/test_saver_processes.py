@@ -11,7 +11,8 @@ import pytest
 import torch
 from support.checkpoints import a_checkpoint, value
 
-from lmtrain.checkpoint.folder import CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 
 
 @pytest.fixture
@@ -23,7 +24,8 @@ def child(script: str, path: Path) -> "subprocess.Popen[str]":
     head = f"""
 import os, resource, signal, sys, time, torch
 from pathlib import Path
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.saver import Saver
 folder = CheckpointFolder(Path({str(path)!r}))
 """

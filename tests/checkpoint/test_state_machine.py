@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import MANIFEST, Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.errors import BrokenCheckpointError, NonFiniteStateError
 
 FILES = (MANIFEST, "model.safetensors", "optimizer.safetensors", "state.json")

@@ -9,7 +9,7 @@ import torch
 from support.command_line import Cli
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.compare.runs import load_runs
 from lmtrain.run.loaded import load_model
 from lmtrain.run.stored_run import load_run

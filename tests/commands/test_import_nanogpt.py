@@ -16,7 +16,7 @@ from support.command_line import Cli
 from support.nanogpt_model import CONFIG, Harmful, Training
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
 from lmtrain.commands.import_nanogpt import with_defaults
 from lmtrain.config.build import build
 from lmtrain.config.compose import compose

@@ -12,7 +12,8 @@ import torch
 from support.checkpoints import flip_a_bit
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.snapshot import FORMAT_VERSION, STATE_KEYS, TrainState
 from lmtrain.convert.chosen_checkpoints import ChosenCheckpoint
 from lmtrain.convert.weight_average import WeightAverage, average, read_ingredient
@@ -72,9 +73,17 @@ def test_whole_numbers_are_those_of_the_newest_and_a_mask_stays(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("other", "changes", "message"),
     [
-        ({"w": torch.zeros(4, 3)}, {}, "other tensors than a step 1 (w: 4 × 4 F32 → 4 × 3 F32)"),
-        ({"w": torch.zeros(4, 4, dtype=torch.bfloat16)}, {}, "other tensors than a step 1 (w: 4 × 4 F32 → 4 × 4 BF16)"),
-        ({"v": torch.zeros(4, 4)}, {}, "other tensors than a step 1 (w: 4 × 4 F32 → null, v: null → 4 × 4 F32)"),
+        ({"w": torch.zeros(4, 3)}, {}, "other tensors than a step 1 (w: 4 × 4 float32 → 4 × 3 float32)"),
+        (
+            {"w": torch.zeros(4, 4, dtype=torch.bfloat16)},
+            {},
+            "other tensors than a step 1 (w: 4 × 4 float32 → 4 × 4 bfloat16)",
+        ),
+        (
+            {"v": torch.zeros(4, 4)},
+            {},
+            "other tensors than a step 1 (w: 4 × 4 float32 → null, v: null → 4 × 4 float32)",
+        ),
         (None, {"config": {"model": {**MODEL, "n_head": 4}}}, "not the model of a step 1 (n_head: 2 → 4)"),
         (None, {"format_version": 1}, "the checkpoint has format version 1, but this lmtrain reads 2"),
     ],

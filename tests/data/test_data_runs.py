@@ -12,7 +12,7 @@ import pytest
 from support.command_line import Cli
 from support.tokens import TINY, VOCAB_SIZE, write_tokens
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.config.compose import compose
 from lmtrain.config.preflight import preflight
 from lmtrain.data.meta import read_meta

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.tokens import TINY, write_tokens
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.files import unsupported
 from lmtrain.files.durable import append_line, flush_to_disk, make_folder, sync, write_atomically
 from lmtrain.run.directory import RunDirectory

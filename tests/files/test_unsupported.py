@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.files import unsupported
 from lmtrain.files.lock import FileLock, locked_folder
 from lmtrain.files.unsupported import free_bytes, link_for_people

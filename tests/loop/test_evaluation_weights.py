@@ -11,7 +11,7 @@ from support.tiny_trainer import assert_same_bits, make_trainer, timeless_metric
 from support.tokens import TINY, write_tokens
 from torch import nn
 
-from lmtrain.checkpoint.folder import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
 from lmtrain.checkpoint.fork import ForkOrigin, begin_fork
 from lmtrain.files.limited import read_json
 from lmtrain.loop.evaluation import evaluate
@@ -36,7 +36,7 @@ def averaging_trainer(folder: Path, out: Path, kind: str | None, **changes: Any)
 
 def test_the_running_mean_matches_its_formula_and_ignores_bad_steps():
     layer = nn.Linear(3, 2).double()
-    mean = RunningMean(layer, decay=0.3)
+    mean = RunningMean(dict(layer.named_parameters()), decay=0.3)
     expected = {name: param.detach().numpy().copy() for name, param in layer.named_parameters()}
     for step in range(1, 8):
         bad = step in (2, 5)
@@ -155,8 +155,8 @@ def test_weights_of_another_model_are_refused():
 def test_a_running_mean_beside_a_schedule_free_optimizer_is_refused():
     model = tiny_llama()
     with pytest.raises(ValueError, match=r"trainer\.ema_decay=0\.9: this optimizer already averages the weights"):
-        evaluation_weights(model, free(model), 0.9)
-    assert evaluation_weights(model, adamw_of(model), None).values() == {}
+        evaluation_weights(dict(model.named_parameters()), free(model), 0.9)
+    assert evaluation_weights(dict(model.named_parameters()), adamw_of(model), None).values() == {}
 
 
 def adamw_of(model: nn.Module) -> torch.optim.Optimizer:

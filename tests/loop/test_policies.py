@@ -14,7 +14,8 @@ from support.tiny_trainer import Prodigal, assert_same_bits, make_trainer, timel
 from support.tokens import VOCAB_SIZE, write_tokens
 from torch import Tensor
 
-from lmtrain.checkpoint.folder import CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.data.loader import TokenLoader
 from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
 from lmtrain.loop.policies import MAX_BAD_STEPS_IN_A_ROW

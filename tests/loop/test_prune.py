@@ -9,7 +9,7 @@ from support.command_line import Cli, wait_for_step
 from support.tiny_trainer import assert_same_bits, make_trainer, timeless_metrics, weights
 from support.tokens import TINY
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.errors import PrunedError
 from lmtrain.loop.stop_request import PRUNE_FILE, StopRequest, ask_to_prune
 

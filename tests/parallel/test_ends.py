@@ -15,7 +15,8 @@ from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
 import lmtrain
-from lmtrain.checkpoint.folder import CheckpointFolder, verify_checkpoint
+from lmtrain.checkpoint.files import verify_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.files.limited import read_json
 
 STEPS = 200

@@ -3,7 +3,7 @@
 import pytest
 
 from lmtrain.errors import ConfigError
-from lmtrain.parallel.ddp import first_sentence
+from lmtrain.parallel.several import first_sentence
 from lmtrain.parallel.world import World, this_world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "29500"}

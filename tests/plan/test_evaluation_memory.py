@@ -46,7 +46,7 @@ def measured(make_optimizer: MakeOptimizer, numbers: StepSettings) -> tuple[int,
     model = make_model()
     optimizer = make_optimizer(model)
     real_step(model, optimizer, numbers)
-    averaged = evaluation_weights(model, optimizer, numbers.ema_decay)
+    averaged = evaluation_weights(dict(model.named_parameters()), optimizer, numbers.ema_decay)
     held = [*model.parameters(), *model.buffers(), *optimizer_state(optimizer, model.named_parameters())[0].values()]
     if not averages_weights(optimizer):
         held += averaged.values().values()

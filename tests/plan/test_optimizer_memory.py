@@ -54,7 +54,7 @@ def test_the_simulated_memory_is_that_of_real_steps(choice: str, changes: dict[s
     for _ in range(2):
         real_step(model, optimizer, STEP)
     state, _ = optimizer_state(optimizer, model.named_parameters())
-    saved = model.state_dict(), state, evaluation_weights(model, optimizer, None).values()
+    saved = model.state_dict(), state, evaluation_weights(dict(model.named_parameters()), optimizer, None).values()
     assert planned.checkpoint_bytes == sum(tensor.nbytes for each in saved for tensor in each.values())
 
 

@@ -9,7 +9,7 @@ from support.command_line import Cli, wait_for_step
 from support.slurm import Slurm, wait_for
 from support.tokens import TINY, write_tiny_experiment
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.files.limited import read_json
 from lmtrain.verify.bit_comparison import UndisturbedRun
 

@@ -5,11 +5,8 @@ from pathlib import Path
 
 import torch
 
-from lmtrain.checkpoint.folder import (
-    Checkpoint,
-    CheckpointFolder,
-    load_checkpoint,
-)
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 
 
 def a_checkpoint(value: float, size: int = 4) -> Checkpoint:

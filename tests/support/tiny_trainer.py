@@ -74,6 +74,7 @@ def make_trainer(
         TokenLoader(str(folder), "val", batch_size, 16, seed=5),
         model,
         optimizer or adamw(model.named_parameters(), lr=1e-2, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8),
+        dict(model.named_parameters()),
         schedule or partial(cosine, lr=1e-2, min_lr=1e-3, warmup_steps=2, max_steps=8),
     )
     recorder = Recorder(

@@ -18,7 +18,7 @@ import pytest
 from support.command_line import Cli, clean_environment
 from support.tokens import TINY, write_failing_model, write_tiny_experiment
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.sweep.job_directory import directory_name
 from lmtrain.verify.bit_comparison import UndisturbedRun
 

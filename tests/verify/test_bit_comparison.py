@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import MANIFEST, Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.files.durable import sha256_of
 from lmtrain.files.metrics import MEASURED
 from lmtrain.logger.jsonl import JsonlLogger

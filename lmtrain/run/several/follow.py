@@ -9,9 +9,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from lmtrain.checkpoint.following import ReadOnlyFolder, following_recorder
+from lmtrain.checkpoint.several.following import following_recorder
+from lmtrain.checkpoint.several.sharded_folder import saver_of_other
+from lmtrain.checkpoint.several.together import PATIENCE_S
 from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.checkpoint.together import PATIENCE_S
 from lmtrain.config.batch_size import for_processes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.errors import (
@@ -81,9 +82,10 @@ def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop
         cfg = for_processes(cfg, peers.world.size)
         parts = build_parts(cfg, peers=peers)
         check_attention(parts.model, parts.system)
-        start = load_start(cfg, ReadOnlyFolder.of_run(run_dir), parts.parallel)
+        saver = saver_of_other(run_dir, parts.parallel, peers)
+        start = load_start(cfg, saver.folder, parts.parallel)
         vars(state).update(vars(start.state))
-        recorder = following_recorder(run_dir, parts, stop, {"config": plain_config(cfg)})
+        recorder = following_recorder(run_dir, saver, parts, stop, {"config": plain_config(cfg)})
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
         start.restore(trainer)
     if start.origin is not None:

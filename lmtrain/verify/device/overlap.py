@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention, load_checkpoint
+from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.data.prefetch import MicroBatch, Prefetcher
 from lmtrain.parts import build_loaders

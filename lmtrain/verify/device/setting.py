@@ -105,7 +105,8 @@ class Setting:
         parts = build_parts(cfg)
         if change is not None:
             model = change(parts.model).to(parts.system.device)
-            parts = replace(parts, model=model, optimizer=build_optimizer(cfg, model))
+            params = dict(model.named_parameters())
+            parts = replace(parts, model=model, optimizer=build_optimizer(cfg, params), updated=params)
         folder = self.folder / "run"
         folder.mkdir(exist_ok=True)
         return build_scratch_trainer(cfg, parts, folder)

@@ -11,7 +11,7 @@ from support.command_line import Cli, wait_for_line, wait_for_step
 from support.slurm import Slurm, wait_for
 from support.tokens import write_failing_model, write_tiny_experiment
 
-from lmtrain.checkpoint.folder import load_checkpoint
+from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.sweep.slurm.launcher import SlurmLauncher
 from lmtrain.verify.bit_comparison import UndisturbedRun
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.data.prefetch import MicroBatch
 from lmtrain.trainer import Trainer

@@ -4,7 +4,8 @@ import hashlib
 import time
 from collections.abc import Callable
 
-from lmtrain.checkpoint.folder import MANIFEST, Checkpoint, CheckpointFolder, load_checkpoint
+from lmtrain.checkpoint.files import MANIFEST, Checkpoint, load_checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder
 from lmtrain.errors import BrokenCheckpointError
 from lmtrain.parallel.base import Parallel
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from lmtrain.checkpoint.folder import Checkpoint, CheckpointFolder, Retention
+from lmtrain.checkpoint.files import Checkpoint
+from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
 from lmtrain.loop.bad_batches import BadBatches
@@ -12,11 +13,13 @@ from lmtrain.loop.stop_request import StopRequest
 from lmtrain.loop.training_parts import Parts
 
 
-def following_recorder(run_dir: Path, parts: Parts, stop: StopRequest, identity: Mapping[str, object]) -> Recorder:
-    """Return a recorder that only reads: the checkpoints of the first process, for a rewind."""
+def following_recorder(
+    run_dir: Path, saver: Saver, parts: Parts, stop: StopRequest, identity: Mapping[str, object]
+) -> Recorder:
+    """Return a recorder that writes nothing but what the saver writes."""
     return Recorder(
         logger=NoLogger(),
-        saver=ReadingSaver(ReadOnlyFolder.of_run(run_dir)),
+        saver=saver,
         bad_batches=UnwrittenBatches(run_dir / "bad-batches", parts.train_loader, decode=None),
         stop=stop,
         identity=identity,

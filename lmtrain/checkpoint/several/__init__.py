@@ -1,0 +1,1 @@
+"""How several processes read and write the checkpoints of one run."""

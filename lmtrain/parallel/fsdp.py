@@ -1,0 +1,194 @@
+"""Several processes with a share of the model each, on torch's FSDP2 (`fully_shard`).
+
+A process has some rows of every parameter. The weights of a layer are gathered while the layer is computed, and its
+gradients are summed and shared out again. Rajbhandari et al., "ZeRO" (2020), stage 3; several copies of the shared
+model are HSDP (Zhao et al., "PyTorch FSDP" (2023), section 3.2.2).
+"""
+
+import contextlib
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from lmtrain.parallel.dealt import DealtTensors
+from lmtrain.parallel.layout import Layout, dealt_out, rows_of_rank
+from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.several import Several
+
+T = TypeVar("T")
+
+
+class Fsdp(Several):
+    """Every process has some rows of each parameter, with their gradients and the optimizer's state.
+
+    Optimizers that treat each number by itself, such as AdamW, update the rows of a process. For others, such as Muon,
+    whole tensors are dealt out to the processes (see `lmtrain.parallel.dealt`).
+
+    Args:
+        device: The device of this process.
+        peers: The connection to the other processes; None for a run of one process.
+        timeout_s: Seconds after which a process that does not answer ends the run.
+        shards: Processes that hold one copy of the model together; None means all.
+        reshard_after_forward: Free the weights of a layer between its forward and its backward.
+        reduce_each_micro_batch: Send gradients after each micro-batch, and not after the last one only.
+        param_dtype: Number format in which weights are gathered; None means their own.
+        reduce_dtype: Number format in which gradients are sent.
+
+    Raises:
+        ValueError: The number of processes is no multiple of `shards`.
+    """
+
+    layout: Layout
+    shares_model = True
+
+    def __init__(
+        self,
+        device: torch.device,
+        peers: Peers | None,
+        *,
+        timeout_s: float,
+        shards: int | None,
+        reshard_after_forward: bool,
+        reduce_each_micro_batch: bool,
+        param_dtype: torch.dtype | None,
+        reduce_dtype: torch.dtype,
+    ) -> None:
+        size = peers.world.size if peers else 1
+        self.shards = shards or size
+        self.copies, rest = divmod(size, self.shards)
+        if rest:
+            possible = [each for each in range(1, size + 1) if size % each == 0]
+            raise ValueError(
+                f"parallel.shards={shards}: must divide the {size} processes; give {' or '.join(map(str, possible))}"
+            )
+        super().__init__(device, peers, timeout_s=timeout_s)
+        self.reduce_each_micro_batch, self.param_dtype = reduce_each_micro_batch, param_dtype
+        with self.collectives():
+            sizes, names = (
+                ((self.copies, self.shards), ("copy", "shard")) if self.copies > 1 else ((self.shards,), ("shard",))
+            )
+            self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        self._options: dict[str, Any] = {
+            "mesh": self.mesh,
+            "reshard_after_forward": reshard_after_forward,
+            "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
+        }
+
+    def split(self, model: nn.Module) -> None:
+        self._class_name = type(model).__name__  # torch makes a subclass of it
+        with self.collectives():
+            for layer in layers_of(model):
+                fully_shard(layer, **self._options)
+            # With all other parameters, which the backward needs as soon as the forward has ended.
+            self._root: FSDPModule = fully_shard(model, **{**self._options, "reshard_after_forward": False})
+        self._sharded: dict[str, nn.Parameter] = dict(model.named_parameters())
+        self._local = {name: _local_part(param) for name, param in self._sharded.items()}
+        rank = self.world.rank % self.shards
+        self.layout = Layout(
+            rank=rank,
+            ranks=self.shards,
+            writes=self.world.rank < self.shards,
+            rows={
+                name: rows_of_rank(len(param), rank, self.shards)
+                for name, param in model.named_parameters(remove_duplicate=False)
+            },
+        )
+
+    def own(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return self._local
+
+    def updated(self, model: nn.Module, whole: Collection[str]) -> dict[str, nn.Parameter]:
+        shapes = {name: param.shape for name, param in self._sharded.items() if name in whole}
+        owners = dealt_out({name: shape.numel() for name, shape in shapes.items()}, self.shards)
+        self.layout = Layout(self.layout.rank, self.shards, self.layout.writes, self.layout.rows, owners)
+        self._dealt = DealtTensors(self.mesh.get_group("shard"), self.layout, shapes, self._local)
+        return {name: self._dealt.params.get(name, param) for name, param in self._local.items()}
+
+    @contextlib.contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        self._root.set_requires_gradient_sync(last or self.reduce_each_micro_batch)
+        self._root.set_is_last_backward(last)
+        if not self._options["reshard_after_forward"]:
+            self._root.set_reshard_after_backward(last)  # weights are gathered once in a step
+        with self.collectives():
+            yield
+
+    def gradients_ready(self) -> None:
+        grads = {name: param.grad for name, param in self._sharded.items() if param.grad is not None}
+        for name in grads:
+            self._sharded[name].grad = None
+        rows: dict[str, Tensor] = {name: grad.to_local() for name, grad in grads.items()}  # type: ignore[attr-defined]
+        with self.collectives():
+            self._dealt.gather({name: grad for name, grad in rows.items() if name in self._dealt.shapes})
+        for name, grad in rows.items():
+            if name not in self._dealt.shapes and grad.numel():
+                self._local[name].grad = grad
+
+    def weights_ready(self) -> None:
+        with self.collectives():
+            self._dealt.hand_back()
+
+    def clip(self, params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        present = [param for param in params if param.grad is not None]
+        own = nn.utils.get_total_norm([param.grad for param in present if param.grad is not None]).to(
+            self.device, torch.float32
+        )
+        # The other copies of the model have the same gradients.
+        norms = self._gather(own)[: self.shards]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else own
+        nn.utils.clip_grads_with_norm_(present, max_norm, norm)
+        return norm
+
+    def share_overflows(self, found: Iterable[Tensor]) -> None:
+        with self.collectives():
+            for each in found:
+                dist.all_reduce(each, dist.ReduceOp.MAX)
+
+    def free_weights(self) -> None:
+        for module in self._root.modules():  # type: ignore[attr-defined]
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    def mine(self, items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+        items = iter(items)
+        while round_of_items := list(itertools.islice(items, self.world.size)):
+            has_one = self.world.rank < len(round_of_items)
+            yield round_of_items[self.world.rank if has_one else 0], has_one  # all must compute: they share the weights
+
+    def computes_without_targets(self, *, last: bool) -> bool:
+        return self.world.size > 1
+
+    def merged(self, values: Mapping[str, T]) -> dict[str, T]:
+        if not self.layout.owners:  # all processes have the same
+            return dict(values)
+        return {key: value for each in self.every(dict(values)) for key, value in each.items()}
+
+    def class_name(self, model: nn.Module) -> str:
+        return self._class_name
+
+    def describe(self) -> str:
+        copies = f", {self.copies} copies of the model" if self.copies > 1 else ""
+        return f"{self.processes} with FSDP{copies}"
+
+
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model: the modules in its outermost lists that have parameters."""
+    found: list[nn.Module] = []
+    for child in model.children():
+        if isinstance(child, nn.ModuleList):
+            found += [layer for layer in child if any(True for _ in layer.parameters())]
+        else:
+            found += layers_of(child)
+    return found
+
+
+def _local_part(param: nn.Parameter) -> nn.Parameter:
+    """Return the rows of a shared parameter that this process has, in the same memory."""
+    local: Tensor = param.detach().to_local()  # type: ignore[attr-defined]
+    return nn.Parameter(local, requires_grad=param.requires_grad)
