@@ -69,15 +69,14 @@ def build_parts(
         )
     train_loader, val_loader = build_loaders(cfg)
     _check_same_data(parallel, train_loader, val_loader)
-    model = build_model(cfg)
+    model = parallel.build(lambda: build_model(cfg)) if _is_shipped(cfg.model) else build_model(cfg)
     # The choice may depend on a measurement, so that only one process makes it.
     chosen = parallel.from_first(lambda: _choose(system, work_of(choose_for or cfg, model), kept or {}))
     if not parallel.world.is_first:
         _choose(system, NO_WORK, chosen)
     check_attention(model, system)
     _check_sharing(parallel, model, system)
-    model.to(system.device)
-    parallel.split(model)
+    parallel.split(model, system.device)
     updated = parallel.updated(model, whole_tensors(cfg, model) if parallel.layout else ())
     optimizer = build_optimizer(cfg, updated)
     if not parallel.world.is_first:  # dropout has other masks for other sequences
@@ -165,7 +164,7 @@ def check_model_size(cfg: DictConfig, checkpoints: Sequence[Path] = ()) -> None:
     Call this first, before any memory is allocated. Classes from outside lmtrain are not checked: the check builds the
     model without memory, and a cache that such a class keeps elsewhere would then contain tensors without memory.
     """
-    if not str(cfg.model.get("_target_")).startswith("lmtrain."):
+    if not _is_shipped(cfg.model):
         return
     found = [size for path in checkpoints if (size := stored_model_size(path))]
     stored = max(found, key=lambda size: size[1], default=(None, None))
@@ -228,6 +227,11 @@ def build_scratch_trainer(
     trainer: Trainer = build(cfg.trainer, parts, recorder, TrainState(), **changes)
     parts.model.train()  # as `fit` does, for callers of `step`
     return trainer
+
+
+def _is_shipped(node: DictConfig) -> bool:
+    """Return whether a part's class is lmtrain's own, which can also be built without memory."""
+    return str(node.get("_target_")).startswith("lmtrain.")
 
 
 def _check_sharing(parallel: Parallel, model: nn.Module, system: System) -> None:

@@ -186,7 +186,5 @@ def _check_same_tensors(ingredients: Sequence[Ingredient], files: Sequence[Mappi
 
 def _tensors_of(file: Mapping[str, Tensor]) -> dict[str, str]:
     """Return shape and dtype of each tensor, in words."""
-    return {
-        name: f"{' × '.join(map(str, each.shape))} {str(each.dtype).removeprefix('torch.')}"
-        for name, each in file.items()
-    }
+    dtypes = {name: str(each.dtype).removeprefix("torch.") for name, each in file.items()}
+    return {name: f"{' × '.join(map(str, each.shape))} {dtypes[name]}" for name, each in file.items()}

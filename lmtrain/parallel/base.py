@@ -26,8 +26,16 @@ class Parallel:
     param_dtype: torch.dtype | None = None  # in which weights are used, if that is not their own
     layout: Layout | None = None  # which process has which rows of the parameters, after `split`
 
-    def split(self, model: nn.Module) -> None:
-        """Give each process its share of a model on its device, before the optimizer is built."""
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """Return the model that `make` builds on the CPU; it may have no memory before `split`.
+
+        `make` must be able to build it on the meta device, too.
+        """
+        return make()
+
+    def split(self, model: nn.Module, device: torch.device) -> None:
+        """Move a model to this process's device, or this process's share of it, before the optimizer is built."""
+        model.to(device)
 
     def own(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters by name, or what this process has of them."""

@@ -7,7 +7,7 @@ model are HSDP (Zhao et al., "PyTorch FSDP" (2023), section 3.2.2).
 
 import contextlib
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -74,19 +74,34 @@ class Fsdp(Several):
                 ((self.copies, self.shards), ("copy", "shard")) if self.copies > 1 else ((self.shards,), ("shard",))
             )
             self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        self._initial: dict[str, Tensor] = {}  # of the first process, until the model is split
         self._options: dict[str, Any] = {
             "mesh": self.mesh,
             "reshard_after_forward": reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
         }
 
-    def split(self, model: nn.Module) -> None:
+    def build(self, make: Callable[[], nn.Module]) -> nn.Module:
+        with torch.device("meta"):
+            model = make()
+        if self.world.size == 1 or _has_other_tensors(model):
+            return make()
+        if self.world.is_first:
+            self._initial = _tensors_of(make())
+        return model
+
+    def split(self, model: nn.Module, device: torch.device) -> None:
         self._class_name = type(model).__name__  # torch makes a subclass of it
+        without_memory = any(param.is_meta for param in model.parameters())
+        if not without_memory:
+            model.to(device)
         with self.collectives():
             for layer in layers_of(model):
                 fully_shard(layer, **self._options)
             # With all other parameters, which the backward needs as soon as the forward has ended.
             self._root: FSDPModule = fully_shard(model, **{**self._options, "reshard_after_forward": False})
+        if without_memory:
+            model.to_empty(device=device)
         self._sharded: dict[str, nn.Parameter] = dict(model.named_parameters())
         self._local = {name: _local_part(param) for name, param in self._sharded.items()}
         rank = self.world.rank % self.shards
@@ -99,6 +114,24 @@ class Fsdp(Several):
                 for name, param in model.named_parameters(remove_duplicate=False)
             },
         )
+
+        if without_memory:
+            self._receive_initial(model)
+
+    @torch.no_grad()
+    def _receive_initial(self, model: nn.Module) -> None:
+        """Fill the model with the weights that the first process has built, one tensor after the other."""
+        for name, tensor in _tensors_of(model).items():
+            if self.world.is_first:
+                whole = self._initial.pop(name).to(self.device)
+            else:
+                whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+            with self.collectives():
+                dist.broadcast(whole, 0)
+            if name in self._local:
+                self._local[name].copy_(self.layout.rows[name].view_of(whole))
+            else:
+                tensor.copy_(whole)
 
     def own(self, model: nn.Module) -> dict[str, nn.Parameter]:
         return self._local
@@ -186,6 +219,16 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
         else:
             found += layers_of(child)
     return found
+
+
+def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by name, also those that no checkpoint has."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _has_other_tensors(model: nn.Module) -> bool:
+    """Return whether modules have tensors that are neither parameters nor buffers, which could not be filled."""
+    return any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values())
 
 
 def _local_part(param: nn.Parameter) -> nn.Parameter:
