@@ -129,7 +129,8 @@ def test_a_process_that_hangs_ends_all_within_the_timeout(cli: Cli, tmp_path: Pa
 def test_an_error_in_one_process_is_one_line_with_rank_and_reason(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     failing = ["model._target_=failing.Failing", "+model.fault=memory", "+model.at=50"]
-    processes = start_ranks(cli, 3, *RUN, *failing, "trainer.gradient_accumulation_steps=3", "hydra.run.dir=run")
+    three = ["trainer.gradient_accumulation_steps=3", "parallel.rank_logs=true"]
+    processes = start_ranks(cli, 3, *RUN, *failing, *three, "hydra.run.dir=run")
     assert wait_for_all(processes, ENDS_IN_S) == [1, 1, 1]
     lines = [line for each in processes for line in (each.stdout + each.stderr).splitlines()]
     (line,) = [line for line in lines if "no memory" in line]
@@ -138,6 +139,10 @@ def test_an_error_in_one_process_is_one_line_with_rank_and_reason(cli: Cli, tmp_
     assert not any("Traceback" in line for line in lines)
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
     assert "rank 1 on" in read_json(tmp_path / "run" / "result.json")["error"]
+    own = [(tmp_path / "run" / f"rank-{rank}.log").read_text() for rank in (1, 2)]
+    assert ["raise MemoryError" in log for log in own] == [True, False]
+    assert all("rank" in log.splitlines()[0] and "Traceback" in log for log in own)
+    assert not (tmp_path / "run" / "rank-0.log").exists()
 
 
 @pytest.mark.slow
@@ -170,14 +175,14 @@ class Slow(Llama):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(("rank", "choice"), [(0, "ddp"), (1, "fsdp")])
 def test_a_signal_stops_an_evaluation_of_all_processes_and_a_resume_evaluates_the_step(
-    cli: Cli, tmp_path: Path, rank: int
+    cli: Cli, tmp_path: Path, rank: int, choice: str
 ) -> None:
     (tmp_path / "slow.py").write_text(SLOW_EVALUATION)
     write_tokens(tmp_path / "data" / "large", val=60_000)
     command = [*RUN, "data.path=data/large", "model._target_=slow.Slow", "trainer.max_steps=60"]
-    command += ["trainer.eval_batches=900"]
+    command += ["trainer.eval_batches=900", f"parallel={choice}"]
     processes = start_ranks(cli, 2, *command, "hydra.run.dir=run")  # an evaluation would take 45 seconds
     deadline = time.monotonic() + ENDS_IN_S
     while not (tmp_path / "evaluates").exists():

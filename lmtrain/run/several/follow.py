@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import sys
 import time
 import traceback
@@ -35,8 +36,11 @@ from lmtrain.parts import build_parts, check_attention
 from lmtrain.run.identity import plain_config
 from lmtrain.run.start import load_start
 from lmtrain.terminal.as_text import visible
+from lmtrain.terminal.console import log_to
 from lmtrain.terminal.redact import redact
 from lmtrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 # Errors that the first process also has, and reports.
 ENDS_EVERYWHERE = (InterruptedBySignal, PrunedError, DataError, DivergedError, LostRankError)
@@ -68,6 +72,7 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
     try:
         _train(cfg, run_dir, peers, TrainState(), stop)
     except BaseException as error:
+        log.info("ends", exc_info=True)  # seen only in a log of this process
         if not isinstance(error, ENDS_EVERYWHERE):
             told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
             if not told:
@@ -79,6 +84,9 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
 def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop: StopRequest) -> None:
     with raising_config_errors():
         _check_shared(run_dir, peers)
+        if cfg.parallel.get("rank_logs"):
+            log_to(run_dir / f"rank-{peers.world.rank}.log")
+            log.info("%s, process %d", peers.world, os.getpid())
         cfg = for_processes(cfg, peers.world.size)
         parts = build_parts(cfg, peers=peers)
         check_attention(parts.model, parts.system)
