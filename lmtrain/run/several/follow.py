@@ -14,7 +14,7 @@ from lmtrain.checkpoint.several.following import following_recorder
 from lmtrain.checkpoint.several.sharded_folder import saver_of_other
 from lmtrain.checkpoint.several.together import PATIENCE_S
 from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.batch_size import for_processes
+from lmtrain.config.batch_size import SIZE, for_processes, is_auto, with_batch_size
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.errors import (
     COMPLETED,
@@ -87,6 +87,8 @@ def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop
         if cfg.parallel.get("rank_logs"):
             log_to(run_dir / f"rank-{peers.world.rank}.log")
             log.info("%s, process %d", peers.world, os.getpid())
+        if is_auto(cfg):
+            cfg = with_batch_size(cfg, peers.ask(SIZE, 0))
         cfg = for_processes(cfg, peers.world.size)
         parts = build_parts(cfg, peers=peers)
         check_attention(parts.model, parts.system)
