@@ -11,9 +11,13 @@ from typing import Any
 from torch.distributed import DistError, PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from lmtrain.errors import ConfigError, LostRankError
+from lmtrain.parallel.heartbeat import Listener, heartbeat
 from lmtrain.parallel.world import ADDRESS, STORE_SOCKET, World
 
-START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
+CONNECT_TIMEOUT_S = 300.0  # of a process that has been started until it has imported torch
+START_TIMEOUT_S = 900.0  # of what takes no process long, unless it hangs
+SILENCE_S = 300.0  # without a heartbeat; the default of `timeout_s`, which is not known from the beginning
+LEAST_SILENCE_S = 15.0  # a busy machine may delay heartbeats
 POLL_S = 0.1
 ANSWER_TIMEOUT_S = 30.0  # of the store
 FAILURE_WAIT_S = 3.0  # a process that fails tells why before it ends
@@ -27,8 +31,11 @@ KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result 
 class Peers:
     """The processes of a run, connected by a store.
 
-    Each process can tell the others a text under its own rank, and read what another one told.
+    Each process can tell the others a text under its own rank, and read what another one told. A process that waits
+    for another one also listens to its heartbeat. `silence_s` is the time without one after which it counts as lost.
     """
+
+    silence_s = SILENCE_S
 
     def __init__(self, world: World, store: Store) -> None:
         self.world, self.store = world, store
@@ -45,19 +52,27 @@ class Peers:
         except DistError as error:
             raise LostRankError(f"{self.world}: {STORE_HAS_GONE}") from error
 
+    def set_timeout(self, seconds: float) -> None:
+        """Set `parallel.timeout_s`, the seconds after which a process that does not answer ends the run."""
+        self.silence_s = max(seconds, LEAST_SILENCE_S)
+
     def ask(self, topic: str, rank: int, timeout_s: float = START_TIMEOUT_S) -> Any:
         """Return what a process tells about a topic, and wait for it.
 
+        `timeout_s` is infinity for what may take any time, such as preparing data. The heartbeat counts also then.
+
         Raises:
-            LostRankError: The process has failed, or does not tell anything in time.
+            LostRankError: The process has failed, does not tell anything in time, or shows no life.
         """
-        key, end = f"{topic}/{rank}", time.monotonic() + timeout_s
+        key, end, listener = f"{topic}/{rank}", time.monotonic() + timeout_s, Listener(self.store, rank)
         try:
             while not self.store.check([key]):
                 if (failure := self.failure()) is not None:
                     raise failure
                 if time.monotonic() > end:
                     raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
+                if rank != self.world.rank and listener.silence_s() > self.silence_s:
+                    raise LostRankError(f"rank {rank} has shown no life for {self.silence_s:.0f} s: it hangs")
                 time.sleep(POLL_S)
             return json.loads(self.store.get(key))
         except DistError as error:
@@ -139,7 +154,7 @@ class Peers:
 
 def _store(world: World) -> Store:
     """Return the store at the address in the environment, once all processes have connected with it."""
-    timeout = timedelta(seconds=START_TIMEOUT_S)
+    timeout = timedelta(seconds=CONNECT_TIMEOUT_S)
     listening = os.environ.pop(STORE_SOCKET, None)
     if listening is not None:
         host, port = (os.environ[name] for name in ADDRESS)
@@ -164,7 +179,8 @@ def connected(world: World) -> Iterator[Peers]:
     # torchrun may keep its store when it starts the processes again, with what the earlier ones have told.
     peers = Peers(world, PrefixStore(f"attempt {os.environ.get(ATTEMPT, '0')}", store))
     try:
-        yield peers
+        with heartbeat(peers.store, world.rank):
+            yield peers
     except Exception as error:
         if not isinstance(error, LostRankError):
             peers.fail(str(error))

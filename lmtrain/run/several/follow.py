@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import os
 import sys
 import time
@@ -88,7 +89,7 @@ def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop
             log_to(run_dir / f"rank-{peers.world.rank}.log")
             log.info("%s, process %d", peers.world, os.getpid())
         if is_auto(cfg):
-            cfg = with_batch_size(cfg, peers.ask(SIZE, 0))
+            cfg = with_batch_size(cfg, peers.ask(SIZE, 0, math.inf))
         cfg = for_processes(cfg, peers.world.size)
         parts = build_parts(cfg, peers=peers)
         check_attention(parts.model, parts.system)

@@ -26,7 +26,7 @@ WORLD_SIZE_KEY = "parallel.world_size"
 HOST = "127.0.0.1"
 POLL_S = 0.05
 FAILURE_GRACE_S = 15.0  # after a failure, the others learn of it and end by themselves
-END_GRACE_S = 60.0  # after the first process has ended, which wrote everything, or after SIGTERM
+END_GRACE_S = 60.0  # after rank 0 has ended as planned; and after SIGTERM, while it still runs
 PLANNED = (COMPLETED, PRUNED, INTERRUPTED, TERMINATED)  # the other processes may take long to save
 
 
@@ -145,7 +145,8 @@ class LocalProcesses:
                 deadline = now + (FAILURE_GRACE_S if failed else END_GRACE_S)
             if deadline is not None and now > deadline:
                 self._send(signal.SIGKILL if terminated else signal.SIGTERM)
-                terminated, deadline = True, now + END_GRACE_S
+                # Rank 0 may be saving; once it has ended, nothing is left to save.
+                terminated, deadline = True, now + (END_GRACE_S if codes[0] is None else FAILURE_GRACE_S)
             time.sleep(POLL_S)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
