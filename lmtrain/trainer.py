@@ -170,8 +170,7 @@ class Trainer:
                     raise
 
     def _run_steps(self) -> None:
-        state = self.state
-        loader, world = self.train_loader, self.parallel.world
+        state, loader, world = self.state, self.train_loader, self.parallel.world
         first = state.samples // loader.batch_size + world.rank
         self.monitor = BadStepMonitor(self.detector.zscore)
         self.model.train()
