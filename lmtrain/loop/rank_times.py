@@ -74,8 +74,9 @@ class RankTimes:
         self._hosts = self._hosts or self.parallel.every(socket.gethostname())
         times = [each["ms"].item() for each in self.parallel.gathered({"ms": own})]
         slowest = max(range(len(times)), key=times.__getitem__)
+        metrics = {"ranks/slowest_ms": times[slowest], "ranks/fastest_ms": min(times), "ranks/slowest": slowest}
         self._report(slowest, times)
-        return {"ranks/slowest_ms": times[slowest], "ranks/fastest_ms": min(times), "ranks/slowest": slowest}
+        return metrics
 
     def _report(self, slowest: int, times: list[float]) -> None:
         """Warn once of a rank that is slow in several intervals in a row."""
