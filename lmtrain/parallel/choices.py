@@ -8,6 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 from lmtrain.parallel.base import Parallel
 from lmtrain.parallel.ddp import Ddp
 from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.world import refuse_other_number
 
 
 def none(device: torch.device, peers: Peers | None) -> Parallel:
@@ -41,7 +42,7 @@ def ddp(
         rank_logs: Whether each process but the first writes a log of its own, `rank-N.log` in the run directory.
         bucket_mb: Megabytes of gradients that are sent at once.
     """
-    check_world_size(peers, world_size)
+    refuse_other_number(world_size, peers.world.size if peers else 1)
     return Ddp(device, peers, timeout_s=timeout_s, bucket_mb=bucket_mb)
 
 
@@ -78,7 +79,7 @@ def fsdp(
     Raises:
         ValueError: The number of processes is another one, or no multiple of `shards`.
     """
-    check_world_size(peers, world_size)
+    refuse_other_number(world_size, peers.world.size if peers else 1)
     from lmtrain.parallel.fsdp import Fsdp  # slow to import
 
     return Fsdp(
@@ -103,15 +104,5 @@ def auto(
     bucket_mb: PositiveFloat = 25.0,
 ) -> Parallel:
     """Return what suits the number of processes: nothing for one, DDP for several. The arguments are those of `ddp`."""
-    check_world_size(peers, world_size)
+    refuse_other_number(world_size, peers.world.size if peers else 1)
     return none(device, peers) if peers is None else ddp(device, peers, timeout_s=timeout_s, bucket_mb=bucket_mb)
-
-
-def check_world_size(peers: Peers | None, world_size: int | None) -> None:
-    """Raise ValueError if another number of processes was started than the config says."""
-    started = peers.world.size if peers else 1
-    if world_size not in (None, started):
-        were = "1 process was" if started == 1 else f"{started} processes were"
-        raise ValueError(
-            f"parallel.world_size={world_size}: {were} started; start {world_size}, or give parallel.world_size=null"
-        )

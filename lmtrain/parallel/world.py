@@ -66,6 +66,15 @@ def quiet_torch() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
+def refuse_other_number(world_size: int | None, started: int) -> None:
+    """Raise ConfigError if another number of processes was started than `parallel.world_size` says."""
+    if world_size not in (None, started):
+        were = "1 process was" if started == 1 else f"{started} processes were"
+        raise ConfigError(
+            f"parallel.world_size={world_size}: {were} started; start {world_size}, or give parallel.world_size=null"
+        )
+
+
 def refuse_several_processes(command: str) -> None:
     """Raise ConfigError under torchrun for what one process does: each process would do it."""
     if this_world().size > 1:

@@ -79,6 +79,11 @@ def test_other_data_on_another_host_is_refused(cli: Cli, data: Path, tmp_path: P
             "data.batch_size=auto: can't be found with parallel=fsdp for several processes; give a number",
         ),
         (["data.batch_size=auto", "trainer.global_batch_size=8"], "trainer.global_batch_size=8: the sequences of a"),
+        (
+            ["parallel.world_size=2", "data.batch_size=1"],
+            "parallel.world_size=2: 3 processes were started; start 2, or give parallel.world_size=null",
+        ),
+        (["system.device=cuda:0"], "system.device=cuda:0: 3 processes would share this GPU; use system.device=cuda"),
         (["parallel=none"], "parallel=none: 3 processes were started; use parallel=auto"),
         (["verify-resume"], "WORLD_SIZE: verify-resume works in one process; start it without torchrun"),
         (["seed=1,2", "-m"], "WORLD_SIZE: a sweep (-m) works in one process; start it without torchrun"),

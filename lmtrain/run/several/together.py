@@ -15,6 +15,7 @@ from lmtrain.config.devices import check_shared_device
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import ConfigError, LostRankError
 from lmtrain.parallel.peers import SILENCE_S, Peers
+from lmtrain.parallel.world import refuse_other_number
 from lmtrain.run.identity import plain_config
 from lmtrain.run.source_code import source_hashes
 from lmtrain.terminal.as_text import differences
@@ -54,6 +55,7 @@ def composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
 def _composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
     def compose_for(more: Sequence[str]) -> tuple[R, dict[str, Any]]:
         made = compose(more)
+        refuse_other_number((made.cfg.get("parallel") or {}).get("world_size"), peers.world.size)
         check_shared_device(made.cfg, peers.world.size)
         for_processes(made.cfg, peers.world.size)
         peers.set_timeout((made.cfg.get("parallel") or {}).get("timeout_s", SILENCE_S))
