@@ -82,7 +82,7 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
             print(f"config error: {visible(line)}", file=sys.stderr)
         code = 2
     except LostRankError as error:
-        if os.environ.get("RANK") == "0":  # the process that failed has told so itself
+        if error.unheard or os.environ.get("RANK") == "0":  # the process that failed has told so itself
             print(visible(str(error)), file=sys.stderr)
         code = 1
     return code

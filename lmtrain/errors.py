@@ -27,12 +27,13 @@ class NonFiniteStateError(RuntimeError):
 class LostRankError(RuntimeError):
     """Another process of the same run has failed or does not answer; the message says which, where and why.
 
-    `trace` is the traceback of its error, if it told one.
+    `trace` is the traceback of its error, if it told one. `unheard` is True if this process is cut off from the first
+    one, so that both have to say it.
     """
 
-    def __init__(self, message: str, trace: str = "") -> None:
+    def __init__(self, message: str, trace: str = "", *, unheard: bool = False) -> None:
         super().__init__(message)
-        self.trace = trace
+        self.trace, self.unheard = trace, unheard
 
 
 class PrunedError(Exception):

@@ -63,12 +63,14 @@ class JoinedTensors(Mapping[str, torch.Tensor]):
                     found.setdefault(name, []).append((int(first[0]) if first else 0, tensor))
             except (KeyError, TypeError, ValueError, IndexError) as error:
                 raise BrokenCheckpointError(f"{path.name} does not say which rows it has") from error
-        for name, pieces in found.items():
+        for name, pieces in sorted(found.items()):
             pieces.sort(key=lambda piece: piece[0])
             row = 0
             for first, tensor in pieces:
                 if first != row:
-                    raise BrokenCheckpointError(f"{name} has no rows {row} to {first - 1} in {paths[0].name} and so on")
+                    raise BrokenCheckpointError(
+                        f"rows {row} to {first - 1} of {name} are in no part of {paths[0].name}"
+                    )
                 row += len(tensor) if tensor.ndim else 1
         return cls(found)
 

@@ -15,11 +15,11 @@ def sum_over_processes(numbers: Tensor) -> None:
 def leave_the_others(*, at_once: bool = False) -> None:
     """Close the connections to the other processes, if there are any; their collectives with this one fail then.
 
-    `at_once` also ends collectives on a GPU that wait for a process which no longer answers.
+    `at_once` also ends collectives that wait for a process which no longer answers.
     """
     if not dist.is_available() or not dist.is_initialized():
         return
-    if at_once and "nccl" in dist.get_backend_config():
+    if at_once:
         abort_process_group()
     else:
         dist.destroy_process_group()

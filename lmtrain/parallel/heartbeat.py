@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch.distributed import Store  # type: ignore[attr-defined]
@@ -22,7 +22,7 @@ def heartbeat(store: Store, rank: int) -> Iterator[None]:
         while not over.is_set():
             count += 1
             try:
-                store.set(_key(rank), str(count))
+                store.set(heartbeat_of(rank), str(count))
             except (RuntimeError, OSError):  # the store has gone with the process that holds it
                 return
             over.wait(BEAT_S)
@@ -37,11 +37,11 @@ def heartbeat(store: Store, rank: int) -> Iterator[None]:
 
 
 class Listener:
-    """Listens to the heartbeat of another process."""
+    """Listens to the heartbeat of another process; `beats` returns how often its heart has beaten, if it has."""
 
-    def __init__(self, store: Store, rank: int) -> None:
-        self.store, self.rank = store, rank
-        self._count: bytes | None = None
+    def __init__(self, beats: Callable[[], int | None]) -> None:
+        self.beats = beats
+        self._count: int | None = None
         self._heard = time.monotonic()
         self._looked = 0.0
 
@@ -50,11 +50,12 @@ class Listener:
         now = time.monotonic()
         if now - self._looked >= READ_S:
             self._looked = now
-            count = self.store.get(_key(self.rank)) if self.store.check([_key(self.rank)]) else None
+            count = self.beats()
             if count != self._count:
                 self._count, self._heard = count, now
         return now - self._heard
 
 
-def _key(rank: int) -> str:
+def heartbeat_of(rank: int) -> str:
+    """Return the key in the store under which a process counts."""
     return f"heartbeat/{rank}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -15,11 +16,13 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 from lmtrain.errors import DataError, InterruptedBySignal, LostRankError, PrunedError
 from lmtrain.hardware.processes import leave_the_others
 from lmtrain.parallel.base import Parallel
+from lmtrain.parallel.interface import check_chosen_interface, gloo_on, interface_for, own_address
 from lmtrain.parallel.peers import FAILURE_WAIT_S, Peers
-from lmtrain.parallel.world import World
+from lmtrain.parallel.world import MASTER_ADDRESS, World
 
 T = TypeVar("T")
 
+NO_ANSWER = "another process has ended or does not answer"
 PRUNED = 1 << 16  # a request to stop that is not a signal; numbers of signals are smaller
 
 
@@ -39,9 +42,15 @@ class Several(Parallel):
         self.world = peers.world if peers else World()
         self.device, self.peers = device, peers
         leave_the_others()  # those of an earlier run in this process
+        interface = None
         if peers is not None:
-            peers.meet("connects")  # a connection waits long for a process that does not come
-        with self.collectives():
+            # Asked for first, because a connection waits long for a process that does not come.
+            met = peers.exchange("place", [str(self.world), own_address(os.environ[MASTER_ADDRESS])])
+            peers.names = [name for name, _ in met]
+            addresses = [address for _, address in met]
+            check_chosen_interface(addresses)
+            interface = interface_for(addresses, self.world.rank)
+        with self.collectives(), gloo_on(interface):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=PrefixStore("collectives", peers.store) if peers else HashStore(),
@@ -144,11 +153,20 @@ class Several(Parallel):
         except RuntimeError as error:
             if not is_of_a_collective(error):
                 raise
-            lost = self.peers.failure(FAILURE_WAIT_S) if self.peers else None
-            reason = f"another process has ended or does not answer ({first_sentence(error)})"
-            if lost is None and self.peers:
-                self.peers.fail(reason)  # it may be the connection of this process that is at fault
-            raise lost or LostRankError(f"{self.world}: {reason}") from error
+            raise self._lost(first_sentence(error)) from error
+
+    def _lost(self, reason: str) -> LostRankError:
+        """Return what to raise after a connection was lost, and let the others know."""
+        if self.peers is None:
+            return LostRankError(f"{self.world}: {reason}")
+        failure = self.peers.failure(FAILURE_WAIT_S)
+        if failure is None:
+            reason = f"{NO_ANSWER} ({reason})"
+            told = self.peers.fail(reason)  # it may be the connection of this process that is at fault
+            failure = LostRankError(f"{self.world}: {reason}", unheard=not told and not self.world.is_first)
+        if self.world.is_first and NO_ANSWER in str(failure) and (silent := self.peers.silent()):
+            return LostRankError(f"{failure}; no answer from {', '.join(silent)}", failure.trace)
+        return failure
 
 
 def _code_of(request: BaseException | None) -> int:
@@ -166,7 +184,7 @@ def _request_of(code: int, own: BaseException | None) -> BaseException:
 def first_sentence(error: RuntimeError) -> str:
     """Return what is wrong with a connection, without the place in the source of gloo or NCCL and without advice."""
     lines = str(error).splitlines() or [""]
-    return re.sub(r"^\[[^\]]*:\d+\]\s*", "", lines[0]).partition(". ")[0]
+    return re.sub(r"\[[^\]]*\.(?:cc|cpp|h):\d+\]\s*", "", lines[0]).partition(". ")[0]
 
 
 def is_of_a_collective(error: RuntimeError) -> bool:

@@ -9,7 +9,7 @@ from lmtrain.errors import ConfigError
 
 # What torchrun sets for each process. Without torchrun, the user of `srun` sets them from Slurm's own variables.
 RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
-ADDRESS = ("MASTER_ADDR", "MASTER_PORT")
+MASTER_ADDRESS, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
 # Set for rank 0 by lmtrain, where that starts the processes itself: the file descriptor of a socket at that address.
 STORE_SOCKET = "LMTRAIN_STORE_SOCKET"
 
@@ -55,7 +55,7 @@ def this_world(environment: Mapping[str, str] | None = None) -> World:
     rank, local_rank = _number(environment, RANK), _number(environment, LOCAL_RANK)
     if not 0 <= rank < size:
         raise ConfigError(f"{RANK}={rank}: must be below {WORLD_SIZE}={size}; start the processes with torchrun")
-    for name in ADDRESS:
+    for name in (MASTER_ADDRESS, MASTER_PORT):
         if not environment.get(name):
             raise ConfigError(f"{name}: is not set, but {WORLD_SIZE}={size}; start the processes with torchrun")
     return World(rank, size, local_rank)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -23,6 +23,8 @@ from lmtrain.sweep.gpus import slot_variables
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_directory import RemainingWork, remaining_work
 from lmtrain.terminal.redact import redacted
+
+VariablesOf = Callable[[Sequence[str]], Mapping[str, str]]
 
 AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # `wandb agent` sets them for the one run that it starts
 LOG = "job.log"
@@ -54,6 +56,9 @@ class JobPool:
     another process is running stays in the queue. After a stop signal no job starts; the signal, and any further ones,
     are forwarded to the running jobs, which save and stop. Leaving the pool (a context manager) stops the running jobs.
 
+    `variables_of` is called with the arguments of each process before it starts, and returns variables of its
+    environment.
+
     Raises:
         ConfigError: there are fewer GPUs than `gpus_per_job`.
     """
@@ -66,10 +71,12 @@ class JobPool:
         retry_failed: bool,
         search_path: Sequence[str] = (),
         processes: int = 1,
+        variables_of: VariablesOf | None = None,
     ) -> None:
         self._slots = slot_variables(n_jobs, gpus_per_job, processes)  # the environment variables of each slot
         self._retry_failed = retry_failed
         self._search_path = tuple(search_path)
+        self._variables_of = variables_of
         self._queue: list[Job] = []
         self._looked_at: set[int] = set()
         self._signals: list[int] = []
@@ -157,7 +164,8 @@ class JobPool:
                 objective = result.get("objective")
                 return JobEnd(job, work.status, objective, work.reason, result, ran=False)
             if slot is not None:
-                self.running.append(_start_process(job, work, slot, self._slots[slot], lock))
+                more = self._variables_of(work.arguments) if self._variables_of is not None else {}
+                self.running.append(_start_process(job, work, slot, {**self._slots[slot], **more}, lock))
                 lock = None
             return None
         finally:

@@ -83,7 +83,7 @@ def test_a_restart_with_another_config_is_an_error_that_names_the_difference(
 def script_of_the_page(experiment: str, options: str) -> str:
     """Return the script in docs/how-to/clusters.md, for another experiment, this Python, and without GPUs."""
     blocks = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    (script,) = (block for block in blocks if "hydra.run.dir" in block)
+    (script,) = (block for block in blocks if "hydra.run.dir" in block and "WORLD_SIZE" not in block)
     assert "--gpus=1 --cpus-per-task=8" in script, script
     assert "experiments=mine" in script
     script = script.replace("--gpus=1 --cpus-per-task=8", "--cpus-per-task=2")
@@ -119,6 +119,37 @@ def test_the_script_of_the_page_continues_its_run(
     assert load_checkpoint(run / last).state["train"]["pending"] is None
     found = UndisturbedRun(tmp_path / "alone").differences(run, completed=True)
     assert [one for one in found if one.where in ("metrics.jsonl", "result.json", last)] == []
+
+
+@pytest.mark.slow
+def test_the_script_of_the_page_for_several_nodes_continues_its_run(
+    token_folder: Path, tmp_path: Path, slurm: Slurm
+) -> None:
+    write_tiny_experiment(tmp_path, token_folder)
+    options = "trainer.max_steps=400 trainer.eval_interval=300 trainer.checkpoint_interval=300"
+    blocks = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (script,) = (block for block in blocks if "WORLD_SIZE" in block)
+    for old, new in (
+        ("--ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8", "--ntasks-per-node=1 --cpus-per-task=1"),
+        ('$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "127.0.0.1"),  # both nodes are this machine
+        ("python -m", f"{sys.executable} -m"),
+        ("experiments=mine", f"experiments=tiny {options}"),
+    ):
+        assert old in script
+        script = script.replace(old, new)
+    (tmp_path / "train.sh").write_text(script)
+    job = slurm("sbatch", "--parsable", "--partition=both", "--time=30", "train.sh", folder=tmp_path).strip()
+    run = tmp_path / "outputs" / f"big-{job}"
+    wait_for_step(run, 5, timeout_s=200)
+    slurm("scancel", "--signal=USR1", job)
+    wait_for(lambda: slurm.jobs().get(job) == "PENDING" and slurm.field(job, "Restarts") == "1")
+    assert read_json(run / "result.json")["status"] == "interrupted"
+    slurm.start_again(job)
+    slurm.wait_until_gone(job)
+    output = (tmp_path / f"big-{job}.out").read_text()
+    assert output.count(f"restarted by Slurm: continues the run in outputs/big-{job}\n") == 1, output
+    assert read_json(run / "result.json")["status"] == "completed"
+    assert read_json(run / "environment.json")["processes"] == "2 processes with DDP"
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmtrain.files.metrics import read_metrics
+from support.network import Host
 
 UTF8 = {"PYTHONIOENCODING": "utf-8"}  # tests compare output with characters that not every locale has
 
@@ -92,12 +93,13 @@ class Cli:
         folder: Path | None = None,
         merged: bool = False,
         forked_jobs: int = 0,
+        host: Host | None = None,
         **environment: str,
     ) -> Started:
         """Start a command in the background. It is killed at the end of the test if it still runs.
 
         If `merged`, what it prints to stderr is in its `stdout`, as in a terminal. The first `forked_jobs` jobs of a
-        sweep are forks too, instead of new interpreters.
+        sweep are forks too, instead of new interpreters. With a `host`, it runs there.
         """
         assert "PYTHONPATH" not in environment
         output, server = self.output(), self.server()
@@ -107,7 +109,12 @@ class Cli:
         for name in ("stdout", "stderr"):
             Path(files[name]).touch()
         variables = clean_environment() | environment
-        place = {"folder": str(folder or self.folder), "environment": variables, "jobs": forked_jobs}
+        place = {
+            "folder": str(folder or self.folder),
+            "environment": variables,
+            "jobs": forked_jobs,
+            "host": host and (host.namespace, host.name),
+        }
         request = {"arguments": arguments, **place, **files}
         assert server.stdin is not None
         assert server.stdout is not None

@@ -8,6 +8,7 @@ Commands that import torch's compiler are forks of a second process, which has i
 """
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -29,6 +30,7 @@ from lmtrain.torch_internals import COMPILER
 from lmtrain.verify.fork_server import SLOW_IMPORTS, become_lmtrain
 
 WITH_COMPILER = (COMPILER, "lmtrain.plan.make", "plotext")
+CLONE_NEWUTS, CLONE_NEWNET = 0x04000000, 0x40000000  # linux/sched.h
 
 
 def main() -> None:
@@ -107,10 +109,26 @@ def run(request: dict[str, Any]) -> NoReturn:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    if request["host"]:
+        enter_host(*request["host"])
     for descriptor, name in ((0, os.devnull), (1, request["stdout"]), (2, request["stderr"])):
         os.dup2(os.open(name, os.O_RDWR | os.O_APPEND), descriptor)  # appended: both may be one file
     fork_the_jobs(request["jobs"])
     become_lmtrain(request["arguments"])
+
+
+def enter_host(namespace: str, name: str) -> None:
+    """Move this process to a host of `support.network`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for flag, file in ((CLONE_NEWNET, f"/run/netns/{namespace}"), (CLONE_NEWUTS, None)):
+        if file is None:
+            code = libc.unshare(flag)
+        else:
+            with open(file, "rb") as opened:
+                code = libc.setns(opened.fileno(), flag)
+        if code:
+            raise OSError(ctypes.get_errno(), f"can't enter the host {name}")
+    socket.sethostname(name)
 
 
 def fork_the_jobs(count: int) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from support.command_line import Cli, Started
+from support.network import Host
 
 
 def start_ranks(
@@ -14,16 +15,21 @@ def start_ranks(
     *arguments: str,
     own: Mapping[int, Sequence[str]] | None = None,
     folders: Mapping[int, Path] | None = None,
+    hosts: Sequence[Host] = (),
+    **environment: str,
 ) -> list[Started]:
-    """Start the processes of a run; `own` has additional arguments of single ranks, and `folders` their folders."""
-    port = str(free_port())
+    """Start the processes of a run; `own` has additional arguments of single ranks, and `folders` their folders.
+
+    With `hosts`, each process runs on its own one, and they meet on the first.
+    """
+    port, meeting = str(free_port()), hosts[0].address if hosts else "127.0.0.1"
     processes = []
     for rank in range(size):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        place = {"RANK": str(rank), "LOCAL_RANK": "0" if hosts else str(rank), "WORLD_SIZE": str(size)}
+        address = {"MASTER_ADDR": meeting, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         more = (own or {}).get(rank, [])
-        folder = (folders or {}).get(rank)
-        processes.append(cli.start(*arguments, *more, folder=folder, **place, **address))
+        where = {"folder": (folders or {}).get(rank), "host": hosts[rank] if hosts else None}
+        processes.append(cli.start(*arguments, *more, **where, **place, **address, **environment))
     return processes
 
 

@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, with its own configuration, ports and folders, for the tests of clusters.
+"""A real Slurm of two nodes on this machine, with its own configuration, ports and folders, for the tests of clusters.
 
 It needs root and Debian's packages `slurmctld slurmd munge slurm-client`.
 """
@@ -23,7 +23,6 @@ CONFIG = """\
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
-SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -46,14 +45,16 @@ SlurmdTimeout=300
 SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/none
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 Port={node_port} CPUs={cpus} RealMemory=4000 State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=60 PriorityTier=1 GraceTime=60
-PartitionName=urgent Nodes={host} MaxTime=60 PriorityTier=2
+SlurmdLogFile={folder}/slurmd-%n.log
+NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={node1} CPUs={cpus} RealMemory=4000 State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={node2} CPUs={cpus} RealMemory=4000 State=UNKNOWN
+PartitionName=main Nodes=node1 Default=YES MaxTime=60 PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=node1 MaxTime=60 PriorityTier=2
+PartitionName=both Nodes=node1,node2 MaxTime=60 PriorityTier=1 GraceTime=60
 """
 
 
@@ -111,16 +112,15 @@ class Slurm:
 
 @contextlib.contextmanager
 def running_slurm(folder: Path) -> Iterator[Slurm]:
-    """Start Slurm's daemons with their files in a folder, wait until the node is idle, and end them afterwards."""
+    """Start Slurm's daemons with their files in a folder, wait until its nodes are idle, and end them afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("state", "spool"):
-        (folder / name).mkdir()
+    (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
     key.chmod(0o400)
-    controller_port, node_port = _free_ports(2)
+    controller_port, node1, node2 = _free_ports(3)
     host = socket.gethostname().partition(".")[0]
-    text = CONFIG.format(host=host, folder=folder, controller_port=controller_port, node_port=node_port, cpus=CPUS)
+    text = CONFIG.format(host=host, folder=folder, controller_port=controller_port, node1=node1, node2=node2, cpus=CPUS)
     (folder / "slurm.conf").write_text(text)
     variables = {"SLURM_CONF": str(folder / "slurm.conf")}
     slurm = Slurm(folder, variables)
@@ -129,12 +129,13 @@ def running_slurm(folder: Path) -> Iterator[Slurm]:
         for command in (
             ["munged", "--foreground", "--force", *munge],
             ["slurmctld", "-D", "-i"],
-            ["slurmd", "-D", "-N", host],
+            ["slurmd", "-D", "-N", "node1"],
+            ["slurmd", "-D", "-N", "node2"],
         ):
             stack.enter_context(_daemon(command, folder, variables))
             if command[0] == "munged":
                 wait_for(lambda: (folder / "munge.socket").exists(), folder)
-        wait_for(lambda: _state_of_node(slurm) == "idle", folder)
+        wait_for(lambda: _states_of_nodes(slurm) == {"idle"}, folder)
         yield slurm
         with contextlib.suppress(AssertionError):
             slurm("scancel", "--signal=KILL", "--full", "--user=root")
@@ -160,7 +161,7 @@ def _daemon(command: Sequence[str], folder: Path, variables: dict[str, str]) -> 
     assert program is not None
     # Killed with the tests, so that a killed test leaves no daemon behind.
     started = ["setpriv", "--pdeathsig", "TERM", program, *command[1:]]
-    with (folder / f"{command[0]}.out").open("wb") as output:
+    with (folder / f"{command[0]}.out").open("ab") as output:
         process = subprocess.Popen(
             started, env=os.environ | variables, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
         )
@@ -175,10 +176,10 @@ def _daemon(command: Sequence[str], folder: Path, variables: dict[str, str]) -> 
             process.wait()
 
 
-def _state_of_node(slurm: Slurm) -> str | None:
+def _states_of_nodes(slurm: Slurm) -> set[str]:
     with contextlib.suppress(AssertionError):
-        return slurm("sinfo", "--noheader", "--partition=main", "--format=%t").strip()
-    return None
+        return set(slurm("sinfo", "--noheader", "--format=%t").split())
+    return set()
 
 
 def wait_for(condition: Callable[[], bool], logs: Path | None = None, timeout_s: float = READY_S) -> None:

@@ -47,7 +47,7 @@ class Experts(nn.Module):
 
     def matrix_parameters(self) -> int:
         """Return the parameters of the experts of one token."""
-        return self.n_active * sum(param[0].numel() for param in self.parameters())
+        return self.n_active * sum(param.shape[1:].numel() for param in self.parameters())
 
 
 class _Spread(torch.autograd.Function):

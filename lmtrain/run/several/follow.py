@@ -78,6 +78,8 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
             told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
             if not told:
                 sys.stderr.write(visible(redact(f"{peers.world}: {type(error).__name__}: {error}")) + "\n")
+        elif isinstance(error, LostRankError) and error.unheard:
+            sys.stderr.write(visible(redact(str(error))) + "\n")
         return ending_of(error)
     return COMPLETED
 

@@ -20,7 +20,15 @@ from lmtrain.config.devices import check_own_gpus
 from lmtrain.errors import COMPLETED, FAILED, INTERRUPTED, PRUNED, TERMINATED, ConfigError, ending_by_signal
 from lmtrain.loop.stop_request import SIGNALS, signals_to_handle
 from lmtrain.machine import PARENT, THREADS, available_cores
-from lmtrain.parallel.world import ADDRESS, LOCAL_RANK, LOCAL_WORLD_SIZE, RANK, STORE_SOCKET, WORLD_SIZE
+from lmtrain.parallel.world import (
+    LOCAL_RANK,
+    LOCAL_WORLD_SIZE,
+    MASTER_ADDRESS,
+    MASTER_PORT,
+    RANK,
+    STORE_SOCKET,
+    WORLD_SIZE,
+)
 
 WORLD_SIZE_KEY = "parallel.world_size"
 HOST = "127.0.0.1"
@@ -123,7 +131,7 @@ class LocalProcesses:
     def _environment(self, rank: int, store: socket.socket) -> Mapping[str, str]:
         """Return the environment of a process, with what torchrun sets for it."""
         place = {RANK: rank, LOCAL_RANK: rank, WORLD_SIZE: self.size, LOCAL_WORLD_SIZE: self.size}
-        address = dict(zip(ADDRESS, store.getsockname(), strict=True))
+        address = dict(zip((MASTER_ADDRESS, MASTER_PORT), store.getsockname(), strict=True))
         own = {STORE_SOCKET: store.fileno()} if rank == 0 else {}
         threads = {THREADS: max(1, available_cores() // self.size)} if THREADS not in os.environ else {}
         added = {**place, **address, **own, **threads, PARENT: os.getpid()}

@@ -11,10 +11,13 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from lmtrain.config.batch_size import for_processes
 from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import ConfigError, InterruptedBySignal
 from lmtrain.machine import is_installed
-from lmtrain.sweep.job_config import most_processes, sweep_search_path
+from lmtrain.parallel.world import refuse_other_number
+from lmtrain.sweep.job import Job
+from lmtrain.sweep.job_config import job_config, most_processes, sweep_search_path
 from lmtrain.sweep.launcher import job_return, jobs_of
 from lmtrain.sweep.progress import run_all
 from lmtrain.sweep.slurm.pool import SlurmPool
@@ -22,13 +25,15 @@ from lmtrain.sweep.slurm.task import SlurmTask
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import counted
 
-SHARED = ("name", "timeout_min", "cpus_per_task", "gpus_per_node", "mem_gb")  # with submitit's other executors
+# With submitit's other executors.
+SHARED = ("name", "timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "gpus_per_node", "mem_gb")
 SLURM_ONLY = (
     *("partition", "account", "qos", "constraint", "exclude", "gres"),
     *("signal_delay_s", "array_parallelism", "setup", "additional_parameters"),
 )
+NONE = "lmtrain.parallel.choices.none"
 WHOLE_NUMBERS = {  # the least value of each
-    **dict.fromkeys(("timeout_min", "array_parallelism", "cpus_per_task"), 1),
+    **dict.fromkeys(("timeout_min", "array_parallelism", "nodes", "tasks_per_node", "cpus_per_task"), 1),
     **dict.fromkeys(("signal_delay_s", "max_num_timeout", "gpus_per_node"), 0),
 }
 
@@ -46,7 +51,7 @@ class SlurmLauncher(Launcher):
         self.folder = Path(submitit_folder)
         self.max_num_timeout = max_num_timeout
         # Hydra passes containers of OmegaConf, which submitit does not understand.
-        self.options = {
+        self.options: dict[str, Any] = {
             key: OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
             for key, value in options.items()
         }
@@ -66,26 +71,44 @@ class SlurmLauncher(Launcher):
         path = tuple(sweep_search_path(self.config.hydra))
         task = SlurmTask(Path.cwd(), path, bool(self.config.retry_failed), self.max_num_timeout)
         jobs = jobs_of(self.config, job_overrides, initial_job_idx)
-        self.give_gpus(most_processes(jobs, path))
+        if self.processes == 1:
+            self.give_gpus(most_processes(jobs, path))
         pool = SlurmPool(self._executor(), self.folder, task, Path(self.config.hydra.sweep.dir).absolute())
+        if self.processes > 1:
+            self._check_processes(jobs, path)
         try:
             ended = run_all(pool, jobs, path)
         except InterruptedBySignal:
             if ids := " ".join(pool.ids):
                 verb = "stays" if pool.unfinished == 1 else "stay"
-                console.print(
-                    f"{counted(pool.unfinished, 'job')} {verb} in Slurm's queue; to cancel: scancel {ids}",
-                    soft_wrap=True,
-                )
+                count = counted(pool.unfinished, "job")
+                console.print(f"{count} {verb} in Slurm's queue; to cancel: scancel {ids}", soft_wrap=True)
             raise
         return [job_return(one) for one in ended]
 
+    @property
+    def processes(self) -> int:
+        """The number of processes of each run, which is one for each task of a job."""
+        return int((self.options.get("nodes") or 1) * (self.options.get("tasks_per_node") or 1))
+
     def give_gpus(self, processes: int) -> None:
-        """Give each job of a cluster with GPUs one for each of its processes, which it starts itself on its node."""
+        """Give each job of a cluster with GPUs one for each of its processes, which its one task starts itself."""
         given = self.options.get("gpus_per_node")
         if isinstance(given, int) and 0 < given < processes:
             console.print(f"each job gets {processes} GPUs, one for each process of parallel.world_size={processes}")
             self.options["gpus_per_node"] = processes
+
+    def _check_processes(self, jobs: Sequence[Job], search_path: tuple[str, ...]) -> None:
+        """Raise ConfigError if a run can't be shared by so many processes; on a node, that would be seen late."""
+        for job in jobs:
+            config = job_config(job.overrides, search_path, job.directory).config
+            refuse_other_number(config["parallel"].get("world_size"), self.processes)
+            for_processes(DictConfig(dict(config)), self.processes)
+            if config["parallel"]["_target_"] == NONE:
+                raise ConfigError(
+                    f"parallel=none: hydra.launcher.nodes and tasks_per_node start {self.processes} processes for each "
+                    "run; use parallel=auto"
+                )
 
     def _executor(self) -> Any:
         """Return submitit's executor with all options."""
@@ -96,8 +119,14 @@ class SlurmLauncher(Launcher):
         executor = submitit.AutoExecutor(self.folder, cluster="slurm", slurm_max_num_timeout=self.max_num_timeout)
         given = {key: value for key, value in self.options.items() if value is not None}
         prefixed = {key if key in SHARED else f"slurm_{key}": value for key, value in given.items()}
+        srun = []
         if cores := given.get("cpus_per_task"):
-            prefixed["slurm_srun_args"] = [f"--cpus-per-task={cores}"]  # since Slurm 22.05, srun does not inherit it
+            srun.append(f"--cpus-per-task={cores}")  # since Slurm 22.05, srun does not inherit it
+        if self.processes > 1:
+            prefixed["nodes"] = given.get("nodes", 1)
+            srun.append("--kill-on-bad-exit=1")  # the other tasks wait for the first one
+        if srun:
+            prefixed["slurm_srun_args"] = srun
         executor.update_parameters(**prefixed, stderr_to_stdout=True)
         return executor
 

@@ -151,8 +151,9 @@ class SlurmPool:
 def _end_of(one: ClusterJob) -> JobEnd:
     """Return how a job ended: what its task returned or, if it was killed, what is in its directory."""
     if one.task.paths.result_pickle.exists():
-        if (error := one.task.exception()) is None:
-            returned: JobEnd = one.task.result()
+        first = one.task.task(0)  # the other tasks of a job only train with it
+        if (error := first.exception()) is None:
+            returned: JobEnd = first.result()
             return JobEnd(one.job, returned.status, returned.objective, returned.reason, returned.result, returned.ran)
         lines = [line for line in str(error).splitlines() if line.strip("- ")]
         return JobEnd(one.job, FAILED.status, None, f"{lines[-4]} ({one.task.paths.stderr})", {}, ran=True)

@@ -10,6 +10,7 @@ from lmtrain.errors import INTERRUPTED, TERMINATED
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.one_job import enter_folder, run_here
 from lmtrain.sweep.slurm import queue
+from lmtrain.sweep.slurm.tasks import this_task
 from lmtrain.terminal.console import console
 
 WARNINGS = (signal.SIGUSR1, signal.SIGUSR2)  # Slurm sends one of them when the time of the job is almost over
@@ -34,14 +35,21 @@ class SlurmTask:
     retry_failed: bool
     max_num_timeout: int
 
-    def __call__(self, job: Job) -> JobEnd:
-        """Run the job and return how it ended.
+    def __call__(self, job: Job) -> JobEnd | None:
+        """Run the job and return how it ended; return None in all tasks of the Slurm job but the first.
 
         Raises:
             SystemExit: a signal stopped the job, and Slurm starts it again, or somebody has cancelled it.
         """
         enter_folder(self.folder)
-        ended, signals = run_here(job, self.search_path, retry_failed=self.retry_failed)
+        task = this_task()
+        if task is not None and task.rank > 0:
+            task.join()
+            return None
+        variables_of = task.invite if task is not None else None
+        ended, signals = run_here(job, self.search_path, retry_failed=self.retry_failed, variables_of=variables_of)
+        if task is not None:
+            task.dismiss()
         if ended.status != INTERRUPTED.status or not signals:
             return ended
         job_id, warned = queue.this_job(), bool({*signals} & {*WARNINGS})

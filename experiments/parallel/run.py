@@ -1,0 +1,232 @@
+"""Measures whether several processes train as one does: losses, kills, and the price of DDP in one process.
+
+    python experiments/parallel/run.py losses kills overhead --out results.json
+
+`losses` trains 100 steps at 1, 2 and 4 processes with DDP and FSDP. `kills` kills processes at random moments and
+continues, at the same and at other numbers of processes. `overhead` times DDP in one process beside none.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmtrain.checkpoint.files import load_checkpoint, verify_checkpoint
+from lmtrain.checkpoint.steps import checkpoint_steps, step_folder
+from lmtrain.files.limited import read_json
+from lmtrain.files.metrics import read_metrics
+
+MODELS = {
+    "llama": ["model=llama_1m", "model.n_layer=2", "model.n_head=2", "model.d_model=64", "model.d_ff=128"],
+    "gpt2": ["model=gpt2", "model.n_layer=2", "model.n_head=2", "model.d_model=64", "model.dropout=0.0"],
+}
+RUN = [
+    *("data=tokens", "data.path=tokens", "data.batch_size=4", "data.block_size=64"),
+    *("trainer.gradient_accumulation_steps=4", "trainer.log_interval=1", "trainer.eval_interval=20"),
+    *("trainer.eval_tokens=2048", "scheduler.warmup_steps=10", "system.device=cpu", "system.dtype=float32"),
+    *("system.compile=false", "system.threads=1", "logger=[]", "sample_tokens=0"),
+]
+COMPARED = ("train/loss", "grad_norm", "val/loss")
+ENDS_IN_S = 120
+
+
+class Ranks:
+    """The processes of a run, started as torchrun would start them."""
+
+    def __init__(self, folder: Path, size: int, *arguments: str) -> None:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        self.processes = []
+        for rank in range(size):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_PORT": port}
+            environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "lmtrain", *arguments],
+                    cwd=folder,
+                    env=environment | {name: str(value) for name, value in place.items()},
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+
+    def wait(self) -> list[int]:
+        """Return the exit codes, and check that all end in time."""
+        self.outputs = [process.communicate(timeout=ENDS_IN_S)[0] for process in self.processes]
+        return [process.returncode for process in self.processes]
+
+    def succeed(self) -> None:
+        if any(self.wait()):
+            raise SystemExit("\n".join(self.outputs))
+
+
+def write_tokens(folder: Path) -> None:
+    """Write tokens that a model can learn: each depends on the one before, and a tenth is random."""
+    generator = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for split, count in (("train", 60_000), ("val", 8_000)):
+        tokens = np.zeros(count, np.uint16)
+        random_ones, noise = generator.integers(0, 64, count), generator.random(count) < 0.1
+        for place in range(1, count):
+            tokens[place] = random_ones[place] if noise[place] else (tokens[place - 1] * 5 + 3) % 64
+        tokens.tofile(folder / f"{split}.bin")
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    return [
+        {key: value for key, value in line.items() if key in COMPARED} for line in read_metrics(run / "metrics.jsonl")
+    ]
+
+
+def largest_difference(one: Path, other: Path) -> dict[str, float]:
+    """Return the largest relative difference of each metric over all steps."""
+    first, second = metrics(one), metrics(other)
+    assert [line.keys() for line in first] == [line.keys() for line in second]
+    return {
+        key: max(abs(a[key] - b[key]) / abs(a[key]) for a, b in zip(first, second, strict=True) if key in a)
+        for key in COMPARED
+    }
+
+
+def losses(folder: Path) -> list[dict[str, Any]]:
+    """Train 100 steps in one process, and in several."""
+    rows = []
+    for model, options in MODELS.items():
+        run = [*RUN, *options, "model.vocab_size=64", "trainer.max_steps=100"]
+        Ranks(folder, 1, *run, f"hydra.run.dir={model}").succeed()
+        for parallel in ("ddp", "fsdp"):
+            for size in (1, 2, 4):
+                name = f"{model}-{parallel}-{size}"
+                Ranks(folder, size, *run, f"parallel={parallel}", f"hydra.run.dir={name}").succeed()
+                found = largest_difference(folder / model, folder / name)
+                rows.append({"model": model, "parallel": parallel, "processes": size, **found})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def kills(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
+    """Kill random processes of runs with dropout, at random moments, and continue them until they are complete."""
+    run = [*RUN, *MODELS["llama"], "model.vocab_size=64", "trainer.max_steps=240", "trainer.checkpoint_interval=15"]
+    rows = []
+    for same in (True, False):
+        chance = random.Random(f"{seed} {same}")
+        dropout = "model.dropout=0.1" if same else "model.dropout=0.0"  # masks differ between numbers of processes
+        whole = folder / ("whole" if same else "alone")
+        began = time.monotonic()
+        Ranks(folder, 2 if same else 1, *run, dropout, "parallel=fsdp", f"hydra.run.dir={whole}").succeed()
+        takes_s = time.monotonic() - began
+        hit, number = 0, 0
+        while hit < count // 2:
+            number += 1
+            name = f"{'same' if same else 'other'}-{number}"
+            arguments, resumes = [*run, dropout, "parallel=fsdp", f"hydra.run.dir={name}"], 0
+            while True:
+                size = 2 if same else chance.choice((1, 2, 3, 4))
+                way = "fsdp" if same else chance.choice(("ddp", "fsdp"))
+                more = [f"parallel={way}"] if arguments[0].startswith("resume=") else []
+                ranks = Ranks(folder, size, *arguments, *more)
+                rank, after_s = chance.randrange(size), chance.uniform(0.1, 1.0) * takes_s * (1 + size / 8)
+                try:
+                    ranks.processes[rank].wait(after_s)
+                except subprocess.TimeoutExpired:
+                    everyone = chance.random() < 0.2
+                    for process in ranks.processes if everyone else [ranks.processes[rank]]:
+                        process.send_signal(signal.SIGKILL)
+                    hit += 1
+                    killed = "all" if everyone else rank
+                    before = time.monotonic()
+                    ranks.wait()
+                    steps = checkpoint_steps(folder / name)
+                    for step in steps:
+                        verify_checkpoint(folder / name / "checkpoints" / step_folder(step))
+                    ended_s = time.monotonic() - before
+                    rows.append(
+                        {"run": name, "processes": size, "parallel": way, "killed": killed, "after_s": after_s}
+                        | {"ended_s": ended_s, "newest_checkpoint": max(steps, default=None)}
+                    )
+                    print(rows[-1], flush=True)
+                    if steps:
+                        arguments = [f"resume={name}"]
+                    else:
+                        shutil.rmtree(folder / name, ignore_errors=True)
+                    resumes += 1
+                    continue
+                ranks.succeed()
+                break
+            equal = same_bits(whole, folder / name) if same else None
+            found = largest_difference(whole, folder / name)
+            rows.append({"run": name, "completed after kills": resumes, "same bits": equal, **found})
+            print(rows[-1], flush=True)
+            if equal is False or (not same and max(found.values()) > 1e-5):
+                raise SystemExit(f"{name}: not the same training: {rows[-1]}")
+    return rows
+
+
+def same_bits(one: Path, other: Path) -> bool:
+    """Return whether two runs have the same metrics and the same state in the end."""
+    checkpoints = [
+        load_checkpoint(run / "checkpoints" / step_folder(max(checkpoint_steps(run)))) for run in (one, other)
+    ]
+    first, second = ({f"{f}/{n}": t for f, each in c.tensors.items() for n, t in each.items()} for c in checkpoints)
+    same = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return same and metrics(one) == metrics(other)
+
+
+def overhead(folder: Path, rounds: int) -> dict[str, Any]:
+    """Return the time of a step with DDP or FSDP in one process, relative to none; the median of pairs."""
+    run = [*RUN, *MODELS["llama"], "model.d_model=256", "model.d_ff=512", "model.vocab_size=64", "data.block_size=256"]
+    seconds: dict[str, list[float]] = {"none": [], "ddp": [], "fsdp": []}
+    for number in range(rounds):
+        for way in random.Random(number).sample(list(seconds), len(seconds)):
+            name = f"time-{way}-{number}"
+            options = ["trainer.max_steps=60", "trainer.eval_interval=1000", "trainer.eval_tokens=256"]
+            Ranks(folder, 1, *run, *options, f"parallel={way}", f"hydra.run.dir={name}").succeed()
+            lines = read_metrics(folder / name / "metrics.jsonl")
+            times = [b["seconds"] - a["seconds"] for a, b in zip(lines[10:], lines[11:-1], strict=False)]
+            seconds[way].append(statistics.median(times))
+    found: dict[str, Any] = {"step_ms": {way: 1000 * statistics.median(each) for way, each in seconds.items()}}
+    for way in ("ddp", "fsdp"):
+        ratios = [other / alone for alone, other in zip(seconds["none"], seconds[way], strict=True)]
+        found[f"{way} / none"] = {"median": statistics.median(ratios), "least": min(ratios), "largest": max(ratios)}
+    print(found, flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="+", choices=("losses", "kills", "overhead"))
+    parser.add_argument("--out", type=Path, required=True, help="JSON file; parts that it has already stay in it")
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    results = read_json(given.out)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_tokens(folder / "tokens")
+        for part in given.parts:
+            results[part] = {
+                "losses": lambda: losses(folder),
+                "kills": lambda: kills(folder, given.kills, given.seed),
+                "overhead": lambda: overhead(folder, given.rounds),
+            }[part]()
+            given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
