@@ -18,6 +18,7 @@ KINDS = {
     "loader": "loading batches against stacked slices of a memmap, and against a plain memory copy of the same size",
     "prepare": "writing token files from text against running the tokenizer alone",
     "contention": "several runs at once on the same cores, for each way that OpenMP's threads can wait",
+    "scaling": "several processes against one, and what they send each other",
     "checkpoint": "saving in the background against saving in the loop, and against a plain copy of the state",
     "startup": "the start of a run by phase, from the command to the end of its first step",
     "verdicts": "how often the verdicts of compare are wrong, in simulations whose truth is known",

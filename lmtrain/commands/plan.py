@@ -21,10 +21,19 @@ from lmtrain.config.preflight import check_for_plan
 from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
+from lmtrain.plan.world.links import Links
 from lmtrain.terminal.console import console
-from lmtrain.terminal.options import Number, OptionParser, output_file
+from lmtrain.terminal.options import Number, OptionParser, WholeNumber, output_file
 
 T = TypeVar("T")
+
+LINKS = {  # options for the links between processes: the attribute of `Links`, and its meaning
+    "--node-size": ("node_size", "GPUs in a node"),
+    "--link-gb-per-s": ("gb_per_s", "GB/s that a GPU sends to others in its node"),
+    "--node-link-gb-per-s": ("node_gb_per_s", "GB/s that a GPU sends to other nodes"),
+    "--link-us": ("latency_us", "microseconds from GPU to GPU in a node"),
+    "--node-link-us": ("node_latency_us", "microseconds to a GPU in another node"),
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,6 +59,7 @@ def main(arguments: Sequence[str]) -> int:
         type=Number(above=0, at_most=1),
         help="share of a GPU's peak FLOP/s to assume (default: estimated from its peak and memory bandwidth)",
     )
+    _add_links(parser)
     parser.add_argument(
         "--difference",
         type=Number(above=0),
@@ -77,6 +87,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _add_links(parser: OptionParser) -> None:
+    group = parser.add_argument_group("links between processes, for a run with parallel.world_size")
+    defaults = Links()
+    for option, (name, meaning) in LINKS.items():
+        kind = WholeNumber(1) if name == "node_size" else Number(above=0)
+        group.add_argument(option, type=kind, dest=name, help=f"{meaning} (default: {getattr(defaults, name):g})")
+
+
+def _links(options: argparse.Namespace) -> Links:
+    given = {name: getattr(options, name) for name, _ in LINKS.values()}
+    return Links(**{name: value for name, value in given.items() if value is not None})
+
+
 def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
     """Show the plan of a run, and return its numbers."""
     for override in parse_overrides(options.overrides):
@@ -93,6 +116,12 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
             else "give a folder that has them"
         )
         raise ConfigError(f"--measure: {missing[0]} has no token files; {way_out}")
+    processes = (cfg.get("parallel") or {}).get("world_size") or 1
+    if options.measure and processes > 1:
+        raise ConfigError(
+            f"--measure: measures one process, but parallel.world_size={processes}; leave out either of them, or use "
+            "python -m lmtrain benchmark scaling"
+        )
     from lmtrain.micro_batch.find import expected_size, found_size
     from lmtrain.plan.make import make  # loads torch, which help and error messages need not wait for
     from lmtrain.plan.terminal_view import show_plan
@@ -100,7 +129,15 @@ def _plan_run(options: argparse.Namespace) -> dict[str, Any]:
 
     with _without_warnings_of_torch(), signals_as_exceptions():  # a trial has a process and files
         found = found_size(cfg, kept_choices(None, cfg.get("fork"))) if options.measure else expected_size(cfg)
-        plan = make(found.cfg, run_dir, missing, measures=options.measure, mfu=options.mfu, price=options.price)
+        plan = make(
+            found.cfg,
+            run_dir,
+            missing,
+            measures=options.measure,
+            mfu=options.mfu,
+            price=options.price,
+            links=_links(options),
+        )
     plan = replace(plan, remarks=[*composition.notes, *found.notes, *plan.remarks])
     show_plan(plan)
     return plan.to_dict()
@@ -130,7 +167,15 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
                 job.title,
                 job.overrides,
                 asked.trials or 1,
-                make(expected_size(cfg).cfg, job.directory, missing, mfu=options.mfu, price=options.price, once=once),
+                make(
+                    expected_size(cfg).cfg,
+                    job.directory,
+                    missing,
+                    mfu=options.mfu,
+                    price=options.price,
+                    links=_links(options),
+                    once=once,
+                ),
             )
             for job, cfg, missing in _with_progress(checked, "planning jobs")
         ]

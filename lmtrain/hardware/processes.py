@@ -1,5 +1,9 @@
 """What parts of a run that know nothing about its other processes do with them together."""
 
+import contextlib
+import os
+import socket
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -23,3 +27,24 @@ def leave_the_others(*, at_once: bool = False) -> None:
         abort_process_group()
     else:
         dist.destroy_process_group()
+
+
+def close_connections(keep_port: int) -> int:
+    """Close this process's network connections, except those at a port, and return how many were closed.
+
+    What is left of a group of processes can keep its connections open, so that the others wait for this one.
+    """
+    closed = 0
+    for name in os.listdir("/dev/fd"):
+        try:
+            connection = socket.socket(fileno=os.dup(int(name)))
+        except OSError:  # not a socket
+            continue
+        with connection:
+            if connection.family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            with contextlib.suppress(OSError):  # not connected
+                if keep_port not in (connection.getsockname()[1], connection.getpeername()[1]):
+                    connection.shutdown(socket.SHUT_RDWR)
+                    closed += 1
+    return closed

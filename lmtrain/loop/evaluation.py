@@ -44,7 +44,7 @@ def evaluate(
     model.eval()
     devices = [system.device] if system.device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), parallel.collectives():
             for (x, y), counts in parallel.mine(_with_checks(batches, parallel, request)):
                 batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
                 if batch.n_targets == 0 and not parallel.computes_without_targets(last=False):

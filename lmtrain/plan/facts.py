@@ -2,8 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
+from lmtrain.checkpoint.fork import check_steps_left, forked_state, load_fork_origin
+from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.batch_size import SCHEDULES, batch_sizes
 from lmtrain.loop.step_sizes import BatchSizes
 
@@ -171,6 +176,27 @@ def checkpoints_kept(trainer: Any, facts: RunFacts) -> int:
     all_of_them = made(facts.intervals.checkpoint) + made(facts.intervals.evaluation) + 1
     kept = trainer.get("keep_checkpoints", 1) + 1 + made(trainer.get("keep_every"))
     return int(min(kept, all_of_them) + 1)
+
+
+def start_of(cfg: Any) -> TrainState:
+    """Verify the checkpoint of a fork and return the state in which the fork starts; zeros for a new run.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it leaves no steps to do.
+    """
+    if not cfg.get("fork"):
+        return TrainState()
+    check_steps_left(origin := load_fork_origin(Path(cfg.fork), cfg.step), cfg.trainer.max_steps)
+    state = forked_state(origin)
+    if not _continues_data(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
+        state.samples = 0
+    return state
+
+
+def _continues_data(then: Mapping[str, Any], now: Any) -> bool:
+    """Return whether a fork continues in its parent's data, judging by the configs; `begin_fork` checks the files."""
+    settings = [{**config["data"], "batch_size": None} for config in (then, now)]
+    return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
 
 
 Remark = Callable[[RunFacts], str | None]

@@ -9,7 +9,7 @@ import torch
 from lmtrain.files.unsupported import free_bytes
 from lmtrain.hardware.compilation import STEP_EFFICIENCY
 from lmtrain.machine import GPUS, Gpu, find_gpu
-from lmtrain.plan.memory import StepCost
+from lmtrain.plan.memory import CUDA_CONTEXT, StepCost
 from lmtrain.system import System
 
 CUDA_EFFICIENCY = 0.4  # speed of a whole training step over that of a single matrix product; measured with llama_50m
@@ -21,8 +21,8 @@ USABLE = 0.95
 KERNEL_S = 6e-6  # shortest time from the start of a kernel to the start of the next one, in an eager step
 # Share of the memory bandwidth that a copy reaches: measured on an H100 3.0 of 3.35 TB/s, on an H200 4.3 of 4.8.
 COPY_SHARE = 0.9
-# Fitted to the published speeds in `_times`: the share of an eager step's memory traffic that remains when it is
-# compiled, and the speed of fused attention, forward and backward, over that of a large matrix product.
+# Fitted to the published speeds in `seconds_by_kind`: the share of an eager step's memory traffic that remains when it
+# is compiled, and the speed of fused attention, forward and backward, over that of a large matrix product.
 UNFUSED, ATTENTION_SHARE = 0.6, 0.5
 UNKNOWN_MFU = 0.35  # assumed for a model whose step cannot be simulated
 
@@ -78,7 +78,7 @@ def gpu_estimates(
         price = gpu.dollars_per_hour if dollars_per_hour is None else dollars_per_hour
         if gpu.dollars_per_hour is None:
             continue
-        times = _times(work, gpu, mfu)
+        times = seconds_by_kind(work, gpu, mfu)
         started = times.pop(LAUNCHES, 0.0)
         computed = sum(times.values())
         seconds = max(computed, started)
@@ -95,7 +95,7 @@ def gpu_estimates(
     return found
 
 
-def _times(work: Workload, gpu: Gpu, mfu: float | None) -> dict[str, float]:
+def seconds_by_kind(work: Workload, gpu: Gpu, mfu: float | None) -> dict[str, float]:
     """Return the seconds of a run by kind of work.
 
     A GPU runs kernels one after another, so their times add up, while the next ones are being started. A matrix product
@@ -163,3 +163,10 @@ def price_here(system: System) -> float | None:
     """Return the dollars per hour of this machine's GPU; None if unknown."""
     gpu = find_gpu(torch.cuda.get_device_name(system.device)) if system.device.type == "cuda" else None
     return gpu.dollars_per_hour if gpu else None
+
+
+def memory_beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
+    """Return the memory that is needed in addition to the step's: bytes by purpose."""
+    if system.device.type == "cuda":
+        return {"CUDA context": CUDA_CONTEXT}
+    return {"copy for checkpoints": checkpoint_bytes or 0, "Python and torch": system.process_bytes()}

@@ -1,7 +1,7 @@
 """Makes a plan of a run: it builds the parts without allocating their memory and simulates a step."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,24 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from lmtrain.checkpoint.fork import check_steps_left, forked_state, load_fork_origin
 from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.batch_size import batch_sizes
+from lmtrain.config.batch_size import batch_sizes, for_processes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.data.loader import TokenLoader
 from lmtrain.model.flops import count_flops, flops_per_token, recomputed_flops_per_token
 from lmtrain.optimizer.group_table import GroupRow
 from lmtrain.parts import build_loaders, build_model, build_optimizer, build_system, check_attention, work_of
 from lmtrain.plan import hardware, parameters, schedule_picture
-from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts, checkpoints_kept
+from lmtrain.plan.facts import Intervals, RunFacts, ScheduleFacts, checkpoints_kept, start_of
 from lmtrain.plan.hardware import estimate_seconds
 from lmtrain.plan.measure import measure
 from lmtrain.plan.memory import CUDA_CONTEXT, StepCost, StepSettings, simulate
 from lmtrain.plan.plan import Measured, Plan
 from lmtrain.plan.remarks import remarks
+from lmtrain.plan.world.links import Links
+from lmtrain.plan.world.make import world_of
+from lmtrain.plan.world.processes import Processes
 from lmtrain.system import System
 
 NOT_COUNTED = "6 per parameter"  # an estimate of the FLOPs per token, if they can't be counted
@@ -77,22 +79,43 @@ def make(
     measures: bool = False,
     mfu: float | None = None,
     price: float | None = None,
+    links: Links | None = None,
     once: Once | None = None,
 ) -> Plan:
     """Make the plan of a run.
 
     `missing` is the data without token files; `measures` runs a few real steps. `mfu` (a share of a GPU's peak speed)
-    and `price` (dollars per hour of a GPU) replace the plan's own estimates.
+    and `price` (dollars per hour of a GPU) replace the plan's own estimates. `links` are those between the processes.
 
     Raises:
         ConfigError: the parts show a mistake when they are built.
     """
+    processes = Processes.of(cfg)
+    size = processes.size if processes else 1
     with raising_config_errors():
+        cfg = for_processes(cfg, size)
         parts = planned_parts(cfg, missing)
     once = once or Once()
-    work: Work = once.get(["work", parts.system.describe(), _step_settings(cfg)], lambda: simulate_step(cfg, parts))
+    key = ["work", parts.system.describe(), _step_settings(cfg, size), size > 1]
+    work: Work = once.get(key, lambda: simulate_step(cfg, parts, size))
     measured = measure(cfg, parts.system) if measures else None
     facts = facts_of(cfg, run_dir, parts, work, measured, once)
+    world = None
+    if processes:
+        facts = replace(facts, step_seconds=None, memory_needed=None, memory_free=None)
+        with raising_config_errors():
+            world = world_of(
+                cfg,
+                processes,
+                links or Links(),
+                parts.model,
+                work.on_cuda,
+                facts,
+                work.flops_per_token * facts.tokens,
+                no_memory=work.unknown_as,
+                mfu=mfu,
+                price=price,
+            )
     steps, rates = schedule_picture.sample_rates(parts.schedule, facts.max_steps, facts.first_step)
     return Plan(
         name=str(cfg.name),
@@ -106,7 +129,7 @@ def make(
         flops_from=work.flops_from,
         here=work.here,
         on_cuda=work.on_cuda,
-        beside=memory_beside(parts.system, facts.checkpoint_bytes),
+        beside=hardware.memory_beside(parts.system, facts.checkpoint_bytes),
         no_memory=work.unknown_as,
         missing=missing,
         has_recipe=cfg.get("prepare") is not None,
@@ -115,7 +138,9 @@ def make(
         checkpoints=checkpoints_kept(cfg.trainer, facts),
         steps=steps,
         rates=rates,
-        gpu_estimates=hardware.gpu_estimates(
+        gpu_estimates=[]
+        if world
+        else hardware.gpu_estimates(
             hardware.Workload(
                 work.flops_per_token * facts.tokens,
                 facts.steps,
@@ -127,7 +152,8 @@ def make(
             dollars_per_hour=price,
         ),
         mfu=mfu,
-        remarks=remarks(facts),
+        remarks=[*remarks(facts), *(world.remarks if world else ())],
+        world=world,
     )
 
 
@@ -141,20 +167,21 @@ def planned_parts(cfg: Any, missing: Sequence[str]) -> PlannedParts:
     model = _without_memory(cfg)
     system.choose(work_of(cfg, model), kept_choices(None, cfg.get("fork")))
     train_loader, val_loader = (None, None) if missing else build_loaders(cfg)
-    schedule, groups = (
-        build(cfg.scheduler),
-        parameters.groups_of(lambda: build_optimizer(cfg, dict(model.named_parameters())), model),
-    )
-    return PlannedParts(system, model, schedule, train_loader, val_loader, _start(cfg), groups)
+    own = dict(model.named_parameters())
+    schedule, groups = build(cfg.scheduler), parameters.groups_of(lambda: build_optimizer(cfg, own), model)
+    return PlannedParts(system, model, schedule, train_loader, val_loader, start_of(cfg), groups)
 
 
-def simulate_step(cfg: Any, parts: PlannedParts) -> Work:
-    """Find the memory and FLOPs of a step without running it."""
+def simulate_step(cfg: Any, parts: PlannedParts, processes: int = 1) -> Work:
+    """Find the memory and FLOPs of a step without running it; for several processes, of the share of one on CUDA."""
     device, dtype = parts.system.device.type, parts.system.dtype
-    micro_batches = min(_most_micro_batches(cfg), 2)  # a third micro-batch adds no memory
+    micro_batches = _micro_batches(cfg, processes)
     settings = StepSettings(
         device, dtype, micro_batches, cfg.data.batch_size, cfg.data.block_size, ema_decay=cfg.trainer.get("ema_decay")
     )
+    if processes > 1:
+        on_cuda, unknown_as = simulated(cfg, replace(settings, device="cuda", dtype=torch.bfloat16))
+        return Work(None, on_cuda, unknown_as, *count_flops_per_token(cfg, parts.model))
     here, unknown_as = simulated(cfg, settings)
     try:
         check_attention(parts.model, parts.system)
@@ -184,7 +211,7 @@ def facts_of(
     )
     count = sum(param.numel() for param in parts.model.parameters())
     # If the step cannot be simulated, assume float32 weights and AdamW's two moments.
-    checkpoint_bytes = work.here.checkpoint_bytes if work.here else 3 * 4 * count
+    checkpoint_bytes = step.checkpoint_bytes if (step := work.here or work.on_cuda) else 3 * 4 * count
     peak = work.here.peak_bytes if work.here else None
     if measured and device == "cuda":
         peak = max(measured.peak_bytes, work.here.evaluation_bytes if work.here else 0)
@@ -204,12 +231,12 @@ def facts_of(
         step_seconds=measured.step_seconds * tokens / steps / (sizes.at(0) * block_size) if measured else estimated,
         checkpoint_bytes=checkpoint_bytes,
         disk_free=hardware.disk_free(run_dir),
-        memory_needed=None if peak is None else peak + sum(memory_beside(system, checkpoint_bytes).values()),
+        memory_needed=None if peak is None else peak + sum(hardware.memory_beside(system, checkpoint_bytes).values()),
         memory_free=torch.cuda.mem_get_info(system.device)[1] if device == "cuda" else hardware.memory_available(),
         activations=work.here.peak.get("activations") if work.here else None,
         recompute=cfg.model.get("recompute"),
         batch_size=batch_size,
-        vocab_size=work.here.logits_shape[-1] if work.here else cfg.model.get("vocab_size"),
+        vocab_size=step.logits_shape[-1] if step else cfg.model.get("vocab_size"),
         d_model=cfg.model.get("d_model"),
         n_head=cfg.model.get("n_head"),
         model_block_size=getattr(parts.model, "block_size", None),
@@ -221,40 +248,21 @@ def facts_of(
     return replace(facts, disk_needed=checkpoints_kept(trainer, facts) * checkpoint_bytes)
 
 
-def _step_settings(cfg: Any) -> Any:
+def _step_settings(cfg: Any, processes: int) -> Any:
     """Return the settings on which a step's memory and time depend; numbers such as the learning rate are left out."""
     plain: Any = OmegaConf.to_container(cfg)
     optimizer = {key: value for key, value in plain["optimizer"].items() if not _is_rate(value)}
-    return [plain["model"], plain["data"], optimizer, _most_micro_batches(cfg), plain["trainer"].get("ema_decay")]
+    return [plain["model"], plain["data"], optimizer, _micro_batches(cfg, processes), plain["trainer"].get("ema_decay")]
 
 
 def _is_rate(value: Any) -> bool:
     return all(isinstance(item, float) for item in (value if isinstance(value, list) else [value]))
 
 
-def _start(cfg: Any) -> TrainState:
-    """Verify the checkpoint of a fork and return the state in which the fork starts; zeros for a new run.
-
-    Raises:
-        ValueError: there is no such checkpoint, or it leaves no steps to do.
-    """
-    if not cfg.get("fork"):
-        return TrainState()
-    check_steps_left(origin := load_fork_origin(Path(cfg.fork), cfg.step), cfg.trainer.max_steps)
-    state = forked_state(origin)
-    if not _continues_data(origin.checkpoint.state["config"], OmegaConf.to_container(cfg)):
-        state.samples = 0
-    return state
-
-
-def _continues_data(then: Mapping[str, Any], now: Any) -> bool:
-    """Return whether a fork continues in its parent's data, judging by the configs; `begin_fork` checks the files."""
-    settings = [{**config["data"], "batch_size": None} for config in (then, now)]
-    return bool(then["seed"] == now["seed"] and settings[0] == settings[1])
-
-
-def _most_micro_batches(cfg: Any) -> int:
-    return int(batch_sizes(cfg).range(cfg.trainer.max_steps)[1] // (cfg.data.batch_size * cfg.data.block_size))
+def _micro_batches(cfg: Any, processes: int) -> int:
+    """Return how many micro-batches of a process to simulate: a third one adds no memory."""
+    most = batch_sizes(cfg).range(cfg.trainer.max_steps)[1] // (cfg.data.batch_size * cfg.data.block_size)
+    return min(int(most) // processes, 2)
 
 
 def _without_memory(cfg: Any) -> Any:
@@ -288,10 +296,3 @@ def count_flops_per_token(cfg: Any, model: Any) -> tuple[float, str]:
         return count_flops(lambda: build_model(cfg), 1, cfg.data.block_size), "counted by torch"
     except Exception:  # see `simulated`
         return flops_per_token(model, cfg.data.block_size), NOT_COUNTED
-
-
-def memory_beside(system: System, checkpoint_bytes: int | None) -> dict[str, int]:
-    """Return the memory that is needed in addition to the step's: bytes by purpose."""
-    if system.device.type == "cuda":
-        return {"CUDA context": CUDA_CONTEXT}
-    return {"copy for checkpoints": checkpoint_bytes or 0, "Python and torch": system.process_bytes()}

@@ -74,6 +74,7 @@ class StepCost:
         micro_batch_operations: The work of one micro-batch.
         update_operations: The work of clipping and the optimizer, once per step.
         micro_batch_calls: The matrix products and the fused attention of one micro-batch, in the order of execution.
+        moments: The largest sum before the update, and that of the update; `peak` is the larger of both.
     """
 
     peak: Mapping[str, int]
@@ -85,6 +86,7 @@ class StepCost:
     update_operations: Operations
     micro_batch_calls: Sequence[Call] = ()
     evaluation: Mapping[str, int] = field(default_factory=dict)
+    moments: tuple[Mapping[str, int], Mapping[str, int]] = ({}, {})
 
     @property
     def step_bytes(self) -> int:
@@ -133,8 +135,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             optimizer.zero_grad(set_to_none=True)
         model_bytes = _bytes(model.state_dict()) + _bytes(averaged.values())
         ledger.kind = "activations"
-        if as_on_cuda:
-            stack.enter_context(CudaKernels())
+        stack.enter_context(CudaKernels() if as_on_cuda else contextlib.nullcontext())
         autocast = _autocast(settings)
         with autocast(), torch.no_grad():
             logits, loss = model(x, x)
@@ -147,12 +148,13 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             logits, loss = model(x, x)
         run_backward(loss * (1 / settings.micro_batches))
         kernels, micro_batch_operations, calls = ledger.kernels, ledger.operations(), ledger.calls.calls
-        ledger.start_operations()
+        computing = ledger.peak_kinds()
+        ledger.start()
         ledger.kind = "update"
         nn.utils.clip_grad_norm_(params, settings.grad_clip)
         _update(optimizer)
         state, _ = optimizer_state(optimizer, model.named_parameters())
-        step, update_operations = ledger.peak_kinds(), ledger.operations()
+        moments, update_operations = (computing, ledger.peak_kinds()), ledger.operations()
         del logits, loss
         optimizer.zero_grad(set_to_none=True)
         if averaged.file:
@@ -164,7 +166,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
                 model.eval()(x, x)
         workspace = {"workspace": CUDA_WORKSPACE} if as_on_cuda else {}
         return StepCost(
-            peak=step | workspace,
+            peak=max(moments, key=lambda kinds: sum(kinds.values())) | workspace,
             checkpoint_bytes=model_bytes + _bytes(state),
             micro_batch_flops=micro_batch_operations.flops,
             micro_batch_kernels=kernels,
@@ -173,6 +175,7 @@ def simulate(build: BuildModelAndOptimizer, settings: StepSettings) -> StepCost:
             update_operations=update_operations,
             micro_batch_calls=tuple(calls),
             evaluation=ledger.peak_kinds() | workspace if averaged.file else {},
+            moments=(moments[0] | workspace, moments[1] | workspace),
         )
 
 
@@ -294,6 +297,4 @@ def _bytes(tensors: Mapping[str, Tensor]) -> int:
 
 
 def _autocast(settings: StepSettings) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    if settings.dtype == torch.float32:
-        return contextlib.nullcontext
-    return lambda: torch.autocast("cpu", settings.dtype)
+    return lambda: torch.autocast("cpu", settings.dtype, enabled=settings.dtype != torch.float32)

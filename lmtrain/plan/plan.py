@@ -8,6 +8,7 @@ from lmtrain.optimizer.group_table import GroupRow
 from lmtrain.plan.facts import RunFacts
 from lmtrain.plan.hardware import GpuEstimate
 from lmtrain.plan.memory import StepCost
+from lmtrain.plan.world.plan import WorldPlan
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Plan:
     gpu_estimates: Sequence[GpuEstimate]
     mfu: float | None  # the requested one; None: estimated for each GPU
     remarks: Sequence[str]
+    world: WorldPlan | None = None  # for a run of many processes, whose memory and time replace those of one
 
     @property
     def step_flops(self) -> float:
@@ -124,6 +126,7 @@ class Plan:
                 for estimate in self.gpu_estimates
             ],
             "assumed_mfu": self.mfu,
+            "processes": self.world.to_dict() if self.world else None,
             "lr": [list(point) for point in zip(self.steps, self.rates, strict=True)],
             "remarks": list(self.remarks),
         }

@@ -94,7 +94,8 @@ class SweepPlan:
         for job in self.jobs:
             facts = job.plan.facts
             memory = job.plan.here.peak_bytes if job.plan.here else None
-            size = (facts.parameters, facts.steps, facts.tokens, facts.seconds, facts.disk_needed, memory)
+            sent = job.plan.world.sent if job.plan.world else None
+            size = (facts.parameters, facts.steps, facts.tokens, facts.seconds, facts.disk_needed, memory, sent)
             groups.setdefault(size, []).append(job)
         return list(groups.values())
 

@@ -3,19 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from lmtrain.plan.sweep_plan import PlannedJob, SweepPlan
-from lmtrain.plan.terminal_view import (
+from lmtrain.plan.terminal_view import print_gpu_table
+from lmtrain.plan.world.estimate import TYPICAL, WorldEstimate
+from lmtrain.terminal.as_text import first_few
+from lmtrain.terminal.tables import (
     as_bytes,
     as_dollars,
+    as_milliseconds,
     as_time,
     new_table,
-    print_gpu_table,
     print_heading,
     print_line,
     print_rows,
     print_table,
 )
-from lmtrain.terminal.as_text import first_few
-from lmtrain.terminal.units import counted, si
+from lmtrain.terminal.units import counted, percent, si
 
 SHOWN_ROWS = 40
 SHOWN_TITLES = 3
@@ -28,7 +30,16 @@ COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
     "memory": lambda job: _known(job.plan.here.peak_bytes if job.plan.here else None, as_bytes),
     "time here": lambda job: _known(job.plan.facts.seconds, as_time),
     "cost": lambda job: _known(job.plan.dollars, as_dollars),
-    "disk": lambda job: _known(job.plan.facts.disk_needed, as_bytes),
+}
+# For jobs of many processes: of one process, and on GPUs of the kind `TYPICAL`.
+WORLD_COLUMNS: Mapping[str, Callable[[PlannedJob], str]] = {
+    "memory": lambda job: _known(job.plan.world.memory_bytes if job.plan.world else None, as_bytes),
+    "fits": lambda job: _on_typical(job, lambda each: "yes" if each.fits else "no"),
+    "sends": lambda job: _known(job.plan.world.sent if job.plan.world else None, as_bytes),
+    "step": lambda job: _on_typical(job, lambda each: as_milliseconds(each.step.seconds)),
+    "efficiency": lambda job: _on_typical(job, lambda each: percent(each.step.efficiency)),
+    "time": lambda job: _on_typical(job, lambda each: as_time(each.seconds)),
+    "cost": lambda job: _on_typical(job, lambda each: _known(each.dollars, as_dollars)),
 }
 
 
@@ -36,11 +47,12 @@ def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
     """Print the cost of each job and of all jobs, and remarks about likely mistakes."""
     first = sweep.jobs[0].plan
     print_line(f"plan of a sweep: {counted(sweep.count, 'job')} of {first.name}; {first.machine}", style="bold")
-    print_heading("each job (jobs of the same size share a row)")
-    _print_jobs(sweep)
+    many = all(job.plan.world for job in sweep.jobs)
+    print_heading(f"each job{f', with {TYPICAL} GPUs' if many else ''} (jobs of the same size share a row)")
+    _print_jobs(sweep, WORLD_COLUMNS if many else COLUMNS)
     print_heading("all jobs")
     print_rows(_totals(sweep))
-    if first.run_flops:
+    if first.run_flops and not any(job.plan.world for job in sweep.jobs):
         print_heading("all jobs on one GPU, one after another")
         print_gpu_table(sweep.gpu_totals(), mfu=mfu)
     found = sweep.remarks()
@@ -49,13 +61,15 @@ def show_sweep_plan(sweep: SweepPlan, *, mfu: float | None) -> None:
         print_line(f"! {remark}" + (f" ({count:,} of {sweep.count:,} jobs)" if count < sweep.count else ""), "yellow")
 
 
-def _print_jobs(sweep: SweepPlan) -> None:
-    columns = {name: column for name, column in COLUMNS.items() if {column(job) for job in sweep.jobs} != {UNKNOWN}}
-    table = new_table("", "jobs", *columns)
+def _print_jobs(sweep: SweepPlan, possible: Mapping[str, Callable[[PlannedJob], str]]) -> None:
+    columns = {name: column for name, column in possible.items() if {column(job) for job in sweep.jobs} != {UNKNOWN}}
     groups = sweep.equal_jobs()
+    counts = possible is COLUMNS or len(groups) < sweep.count
+    table = new_table("", *(["jobs"] if counts else []), *columns)
     for group in groups[:SHOWN_ROWS]:
         count = sum(job.count for job in group)
-        table.add_row(_title(group, sweep), f"{count:,}", *(column(group[0]) for column in columns.values()))
+        number = [f"{count:,}"] if counts else []
+        table.add_row(_title(group, sweep), *number, *(column(group[0]) for column in columns.values()))
     print_table(table)
     if len(groups) > SHOWN_ROWS:
         print_line(f"  and {counted(len(groups) - SHOWN_ROWS, 'more row')}; --json writes every job")
@@ -87,6 +101,12 @@ def _totals(sweep: SweepPlan) -> list[tuple[str, str]]:
         if free and sweep.disk_needed > free:
             rows.append(("", "too many: use another disk (hydra.sweep.dir), or keep fewer (trainer.keep_checkpoints)"))
     return rows
+
+
+def _on_typical(job: PlannedJob, text: Callable[[WorldEstimate], str]) -> str:
+    """Return a text about a job of many processes on the GPU `TYPICAL`."""
+    found = [each for each in (job.plan.world.estimates if job.plan.world else ()) if each.gpu.name == TYPICAL]
+    return text(found[0]) if found else UNKNOWN
 
 
 def _known(value: float | None, text: Callable[[float], str]) -> str:

@@ -1,11 +1,7 @@
 """Prints a plan."""
 
 import textwrap
-from collections.abc import Iterable, Sequence
-
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Sequence
 
 from lmtrain.machine import PRICED
 from lmtrain.optimizer.group_table import group_table
@@ -14,7 +10,17 @@ from lmtrain.plan.hardware import BOUND_BY, KERNEL_S, LAUNCHES, GpuEstimate
 from lmtrain.plan.memory import KINDS
 from lmtrain.plan.plan import Plan
 from lmtrain.plan.sweep_plan import GpuTotal
-from lmtrain.terminal.console import console
+from lmtrain.plan.world.view import show_world
+from lmtrain.terminal.tables import (
+    as_bytes,
+    as_dollars,
+    as_time,
+    new_table,
+    print_heading,
+    print_line,
+    print_rows,
+    print_table,
+)
 from lmtrain.terminal.units import counted, duration, percent, si
 
 NO_GROUPS = "unknown, because the optimizer cannot be built without data"
@@ -29,12 +35,16 @@ def show_plan(plan: Plan) -> None:
     print_rows(model_and_data(plan))
     print_heading("parameter groups")
     print_line(textwrap.indent(group_table(plan.groups) if plan.groups else NO_GROUPS, "  "))
-    print_heading("memory, at the peak of a step")
-    _print_memory(plan)
-    print_heading("time and disk")
+    if plan.world is None:
+        print_heading("memory, at the peak of a step")
+        _print_memory(plan)
+    print_heading("time and disk" if plan.world is None else "disk")
     print_rows(time_and_disk(plan))
-    print_heading("on a GPU")
-    _print_gpus(plan)
+    if plan.world is not None:
+        show_world(plan.world, mfu=plan.mfu)
+    else:
+        print_heading("on a GPU")
+        _print_gpus(plan)
     print_heading("learning rate")
     print_line(schedule_picture.draw_rates(list(plan.steps), list(plan.rates)))
     print_heading("remarks" if plan.remarks else "no remarks")
@@ -124,7 +134,7 @@ def _print_memory(plan: Plan) -> None:
 def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
     facts = plan.facts
     rows = []
-    if facts.step_seconds is None:
+    if facts.step_seconds is None and plan.world is None:
         rows.append(("here", "unknown, because the model has no matrix products; --measure runs real steps"))
     if facts.step_seconds is not None and facts.seconds is not None:
         source = (
@@ -141,7 +151,7 @@ def time_and_disk(plan: Plan) -> list[tuple[str, str]]:
             (
                 "checkpoints",
                 f"{plan.checkpoints} × {as_bytes(facts.checkpoint_bytes)} = {as_bytes(facts.disk_needed)}; "
-                f"{as_bytes(facts.disk_free)} are free" + NOT_SIMULATED * (plan.here is None),
+                f"{as_bytes(facts.disk_free)} are free" + NOT_SIMULATED * (plan.here is None and plan.on_cuda is None),
             )
         )
     return rows
@@ -183,43 +193,3 @@ def print_gpu_table(estimates: Sequence[GpuEstimate | GpuTotal], *, mfu: float |
         f"  estimated {how}, or from {1e6 * KERNEL_S:g} µs per kernel if that is longer; prices from {PRICED} for one "
         "GPU on demand (--price)"
     )
-
-
-def as_time(seconds: float) -> str:
-    return duration(seconds) if seconds >= 1 else "under 1s"
-
-
-def as_dollars(amount: float) -> str:
-    return f"${amount:,.2f}" if amount >= 0.005 else "under a cent"
-
-
-def as_bytes(size: float) -> str:
-    return f"{si(size)}B"
-
-
-def new_table(first: str, *others: str) -> Table:
-    table = Table(first, box=None, pad_edge=False, padding=(0, 2), show_header=True, header_style="dim")
-    for other in others:
-        table.add_column(other, justify="right")
-    return table
-
-
-def print_rows(rows: Iterable[tuple[str, str]]) -> None:
-    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, text in rows:
-        table.add_row(name, Text(text))
-    print_table(table)
-
-
-def print_table(table: Table) -> None:
-    console.print(Padding(table, (0, 0, 0, 2), expand=False), soft_wrap=False)
-
-
-def print_heading(text: str) -> None:
-    print_line(f"\n{text}", style="bold")
-
-
-def print_line(text: str, style: str | None = None) -> None:
-    console.print(Text(text), style=style)

@@ -17,14 +17,8 @@ from lmtrain.files.metrics import read_metrics
 # 24 sequences per step: 2 and 4 processes share its micro-batches as they are, 3 and 8 need smaller ones.
 STEP = [*TINY, "data.batch_size=6", "trainer.gradient_accumulation_steps=4", "trainer.eval_batches=1",
         "trainer.eval_train_batches=1", "model.dropout=0.0"]  # fmt: skip
-GPT2 = [
-    "model=gpt2",
-    "model.vocab_size=64",
-    "model.n_layer=2",
-    "model.n_head=2",
-    "model.d_model=32",
-    "model.dropout=0.0",
-]
+GPT2 = ["model=gpt2", "model.vocab_size=64", "model.n_layer=2", "model.n_head=2", "model.d_model=32",
+        "model.dropout=0.0"]  # fmt: skip
 WITHOUT_LLAMA = [text for text in STEP if not text.startswith("model")]
 CASES = {
     "llama": STEP,

@@ -16,7 +16,8 @@ from lmtrain.config.build import raising_config_errors
 from lmtrain.hardware.number_format import may_gain
 from lmtrain.loop.training_parts import Parts
 from lmtrain.parts import build_parts, build_system, check_model_size, work_of
-from lmtrain.plan.make import NOT_COUNTED, count_flops_per_token, memory_beside, simulated
+from lmtrain.plan.hardware import memory_beside
+from lmtrain.plan.make import NOT_COUNTED, count_flops_per_token, simulated
 from lmtrain.plan.memory import StepCost, StepSettings
 from lmtrain.system import System
 

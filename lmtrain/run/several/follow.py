@@ -30,9 +30,10 @@ from lmtrain.errors import (
     PrunedError,
     ending_of,
 )
-from lmtrain.hardware.processes import leave_the_others
+from lmtrain.hardware.processes import close_connections, leave_the_others
 from lmtrain.loop.stop_request import REPEAT_OF_SEVERAL_S, StopRequest
 from lmtrain.parallel.peers import LAST_WORDS_S, Peers
+from lmtrain.parallel.world import MASTER_PORT
 from lmtrain.parts import build_parts, check_attention
 from lmtrain.run.identity import plain_config
 from lmtrain.run.start import load_start
@@ -64,6 +65,7 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
         else:
             gc.collect()  # what is left of the run still holds the connections
             leave_the_others(at_once=True)  # so that they see at once that this process does not answer any more
+            close_connections(keep_port=int(os.environ[MASTER_PORT]))
             peers.end(LAST_WORDS_S)
     return ending.exit_code
 
