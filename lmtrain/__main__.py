@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import lmtrain
-from lmtrain.machine import limit_spinning
+from lmtrain.machine import PARENT, limit_spinning
 from lmtrain.terminal.streams import outlive_reader, prepare_streams
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -60,8 +60,8 @@ def dispatch_and_report_errors(arguments: Sequence[str]) -> int:
     from lmtrain.terminal.as_text import visible
 
     try:
-        if parent := os.environ.pop("LMTRAIN_PARENT", None):
-            stop_with_parent(_whole_number("LMTRAIN_PARENT", parent))
+        if parent := os.environ.pop(PARENT, None):
+            stop_with_parent(_whole_number(PARENT, parent))
         folder = _current_folder()
         if folder not in sys.path:
             sys.path.insert(0, folder)  # for a user's own modules, which the installed script would not find
@@ -133,7 +133,7 @@ def dispatch(arguments: Sequence[str]) -> int:
         from lmtrain.commands import help as help_command
 
         return help_command.main()
-    if first in VERBS or first == "--rerun":
+    if first in VERBS:
         from lmtrain.parallel.world import refuse_several_processes  # light: no verb should start later for it
 
         refuse_several_processes(first)

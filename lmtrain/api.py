@@ -29,6 +29,7 @@ from lmtrain.run.process_state import (
     training_alone,
 )
 from lmtrain.run.resumed_run import resume_requested, resumed_run
+from lmtrain.run.several.local_processes import refuse_processes
 from lmtrain.run.stored_run import Run, read_only
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.paths import argument_with_home
@@ -164,6 +165,7 @@ def _start(lines: Sequence[str]) -> "tuple[Run, Outcome]":
     arguments = expand_fork(lines)
     sys.argv[1:] = arguments  # what the run records, as the command does
     run = new_run(arguments)
+    refuse_processes(run.cfg, "lmtrain.train")
     directory = Path(os.path.abspath(run.directory))
     return Run(directory), start(run, train_here)
 
@@ -171,6 +173,7 @@ def _start(lines: Sequence[str]) -> "tuple[Run, Outcome]":
 def _continue(run_dir: Path, changes: Sequence[str]) -> "tuple[Run, Outcome]":
     """Continue a run in its own directory."""
     again = resumed_run(run_dir, changes)
+    refuse_processes(again.cfg, "lmtrain.train")
     from lmtrain.run.provenance import Resume
     from lmtrain.train_run import run as train_run
 

@@ -1,10 +1,12 @@
 """Facts about the machine (CPU, cores, memory, libraries), and a table of GPUs with figures from their data sheets."""
 
 import importlib.util
+import itertools
 import json
 import os
 import platform
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,10 @@ class Gpu:
 # A user sets these to choose how OpenMP's threads wait: in libgomp, in the standard, in Intel's and LLVM's library.
 SPIN_VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
 SPIN_COUNT = 10_000
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+NVIDIA_SMI_TIMEOUT_S = 30
+THREADS = "OMP_NUM_THREADS"  # environment variable: the CPU threads of a process
+PARENT = "LMTRAIN_PARENT"  # environment variable: a process stops when this one ends (`__main__.stop_with_parent`)
 
 PRICED = "2025"
 # Shares of the peak. Blackwell, Hopper and A100: the fastest bfloat16 products measured by Bekman ("Machine Learning
@@ -136,6 +142,25 @@ def limit_spinning() -> None:
     """
     if not any(name in os.environ for name in SPIN_VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES, without loading CUDA."""
+    visible = os.environ.get(VISIBLE)
+    if visible is not None:
+        named = [name.strip() for name in visible.split(",")]
+        ends = next((index for index, name in enumerate(named) if name in ("", "-1")), len(named))
+        return named[:ends]  # CUDA ignores everything from the first invalid name on
+    try:
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    # UUIDs, because nvidia-smi and CUDA may number GPUs differently. A GPU with MIG devices is used through these.
+    names: list[str] = re.findall(r"\(UUID: ([^)]+)\)", listed)
+    divided = {gpu for gpu, following in itertools.pairwise(names) if following.startswith("MIG-")}
+    return [name for name in names if name.startswith("MIG-") or name not in divided]
 
 
 def available_cores() -> int:

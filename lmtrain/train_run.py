@@ -16,7 +16,7 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.several.sharded_folder import folder_of_first
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
-from lmtrain.config.batch_size import for_processes
+from lmtrain.config.batch_size import SIZE, for_processes
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import (
@@ -118,7 +118,9 @@ def run(
         try:
             with raising_config_errors():
                 kept = kept_choices(directory.path, cfg.get("fork"))
-            found = found_size(cfg, kept)
+            found = found_size(cfg, kept, 1 if peers is None else peers.world.size)
+            if peers is not None:
+                peers.tell(SIZE, found.cfg.data.get("batch_size"))
             cfg = found.cfg
             if resumed is None and found.resolved:
                 directory.write_config(OmegaConf.to_yaml(cfg), hydra_files)
@@ -192,7 +194,7 @@ def train(
         resolved = parts.system.resolved | request.resolved | check_attention(parts.model, parts.system)
         described |= {"resolved": resolved, "cuda_allocator": parts.system.allocator()}
         if (processes := parts.parallel.describe()) is not None:
-            described["processes"] = processes
+            described |= {"processes": processes, "world_size": parts.parallel.world.size}
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
         recorder = build_recorder(request.cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)

@@ -12,13 +12,14 @@ from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState
 from lmtrain.data.prefetch import MicroBatch, Prefetcher
-from lmtrain.errors import DataError, DivergedError
+from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
 from lmtrain.loop import policies
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
 from lmtrain.loop.evaluation_weights import evaluation_weights
 from lmtrain.loop.garbage import GarbageCollection
 from lmtrain.loop.gradients import compute_gradients, n_targets
+from lmtrain.loop.rank_times import RankTimes
 from lmtrain.loop.schedules import Schedules
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
@@ -114,8 +115,7 @@ class Trainer:
         keep_every: PositiveInt | None,
     ) -> None:
         self.parts, self.system, self.parallel = parts, parts.system, parts.parallel
-        self.train_loader = parts.train_loader
-        self.model, self.optimizer = parts.model, parts.optimizer
+        self.train_loader, self.model, self.optimizer = parts.train_loader, parts.model, parts.optimizer
         self.logger, self.saver, self.bad_batches = recorder.logger, recorder.saver, recorder.bad_batches
         self.stop, self.state = recorder.stop, state
         self.max_steps = max_steps
@@ -134,8 +134,9 @@ class Trainer:
             self.forward,
             sequences=sequences_to_evaluate(parts.val_loader, eval_batches, eval_tokens),
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
+            request=lambda: self.stop.requested(check_file=False),
         )
-        self.garbage = GarbageCollection()
+        self.garbage, self.times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
         self.params = [param for param in parts.updated.values() if param.requires_grad]
         self.updated_modules = updated_modules(self.model)
         self.detector = SpikeDetector(
@@ -169,8 +170,7 @@ class Trainer:
                     raise
 
     def _run_steps(self) -> None:
-        state = self.state
-        loader, world = self.train_loader, self.parallel.world
+        state, loader, world = self.state, self.train_loader, self.parallel.world
         first = state.samples // loader.batch_size + world.rank
         self.monitor = BadStepMonitor(self.detector.zscore)
         self.model.train()
@@ -214,7 +214,7 @@ class Trainer:
         micro_batches, targets = self.parallel.load(lambda: self._load(count // self.parallel.world.size), n_targets)
         if not targets:
             raise DataError(f"{self.train_loader.path}: the batch of step {step + 1} has no targets")
-        total, losses = compute_gradients(self.forward, micro_batches, targets, self.parts, self.scaler)
+        total, losses = compute_gradients(self.forward, micro_batches, targets, self.parts, self.scaler, self.times)
         unscale(self.scaler, self.optimizer, self.parallel)
         grad_norm = self.parallel.clip(self.params, self.grad_clip)
         verdict = self.detector.judge(total, grad_norm)
@@ -231,7 +231,8 @@ class Trainer:
 
     def _load(self, count: int) -> list[MicroBatch]:
         """Return this process's micro-batches of the next step, with sequences of the scheduled length."""
-        return [self.schedules.cut(next(self.micro_batches), self.state.tokens) for _ in range(count)]
+        with self.times.loading():
+            return [self.schedules.cut(next(self.micro_batches), self.state.tokens) for _ in range(count)]
 
     def _finish_step(self, metrics: Metrics, *, evaluate: bool, save: bool) -> None:
         """Evaluate, log and save after the update of a step."""
@@ -251,15 +252,14 @@ class Trainer:
     def _add_evaluation(self, metrics: Metrics) -> Metrics:
         """Evaluate the model and return its metrics together with the given ones.
 
-        If the evaluation is interrupted, the step is saved without it, and a resume evaluates the step first. Several
-        processes stop after the evaluation, all at the same step.
+        If it is interrupted, in several processes between two batches, the step is saved, and a resume evaluates first.
         """
         generators, alone = self.system.generator_state(), self.parallel.world.size == 1
         try:
             with self.evaluation_weights.in_use(), self.stop.at_once() if alone else nullcontext():
                 evaluated = self.evaluator.metrics()
         except BaseException as error:  # a signal, no memory, damaged data: the step itself is complete
-            if not alone and not isinstance(error, DataError):  # the other processes don't know, and would not save
+            if not alone and not isinstance(error, (DataError, InterruptedBySignal)):  # the others would not save
                 raise
             self.system.load_generator_state(generators)
             self.state.pending = metrics
@@ -293,7 +293,7 @@ class Trainer:
         tokens, length = samples * self.train_loader.block_size, self.schedules.length(self.state.tokens)
         speed = Speed(seconds, tokens, length)
         lr = self.schedules.learning_rate(self.state.step - 1)
-        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed)
+        metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed) | self.times.metrics()
         self.state.train_loss = metrics["train/loss"]
         if self.state.bad_steps:
             metrics["bad_steps"] = self.state.bad_steps

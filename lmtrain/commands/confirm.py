@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder; give a sweep's folder or run directories")
     from lmtrain.sweep.confirm import confirmation_jobs, plan_confirmation, record_jobs, write_plan
+    from lmtrain.sweep.job_config import most_processes
     from lmtrain.sweep.pool import JobPool
     from lmtrain.sweep.progress import run_all
     from lmtrain.sweep.report import raise_if_unfinished
@@ -40,7 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     with raising_config_errors():
         folder, plan, known = plan_confirmation(paths, options.into, top=options.top, seeds=options.seeds)
         jobs = confirmation_jobs(folder, plan, options.trust)
-    with JobPool(n_jobs=options.n_jobs, gpus_per_job=options.gpus_per_job, retry_failed=options.retry_failed) as pool:
+    with JobPool(
+        n_jobs=options.n_jobs,
+        gpus_per_job=options.gpus_per_job,
+        retry_failed=options.retry_failed,
+        processes=most_processes(jobs, ()),
+    ) as pool:
         if not known:
             write_plan(folder, plan)
         record_jobs(folder, jobs)

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -16,14 +16,19 @@ from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
+from lmtrain.parallel.world import quiet_torch, this_world
 from lmtrain.run.directory import RUN_FILES
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
 from lmtrain.run.new_run import NewRun, new_run, start
+from lmtrain.run.several.local_processes import processes_to_start, recorded_processes, run_here
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
 from lmtrain.terminal.units import counted
+
+if TYPE_CHECKING:  # with torch
+    from lmtrain.parallel.peers import Peers
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,21 +60,32 @@ def main(arguments: Sequence[str]) -> int:
     register_directory_resolver()
     own = overrides_to_recompose(run, options.trust, given, keeps_origin=True)
     check_preparation(own, given, run)
-    again = new_run([*own, *options.overrides])
-    _refuse_changed_config(read_saved(run / "config.yaml"), again.cfg, run)
     then = read_json(run / "environment.json")
     lineage = {"rerun_of": {"run": str(run.resolve()), "run_id": then.get("run_id")}}
 
-    def train(new: NewRun) -> int:
-        from lmtrain.train_run import run  # loads torch, which nothing before needs
+    def compose(more: Sequence[str] = ()) -> NewRun:
+        again = new_run([*own, *options.overrides, *more])
+        _refuse_changed_config(read_saved(run / "config.yaml"), again.cfg, run)
+        return again
 
-        return run(new.cfg, new.directory, new.hydra_files, lineage=lineage, notes=new.notes).exit_code
+    def train(new: NewRun, peers: "Peers | None" = None) -> int:
+        from lmtrain.train_run import run as train_run  # loads torch, which nothing before needs
 
-    exit_code = start(again, train)
-    _print_changes_since(then, read_json(again.directory / "environment.json"))
-    if exit_code == 0:
-        _print_whether_equal(run, again.directory)
-    return exit_code
+        done = train_run(new.cfg, new.directory, new.hydra_files, lineage=lineage, notes=new.notes, peers=peers)
+        _print_changes_since(then, read_json(new.directory / "environment.json"))
+        if done.exit_code == 0:
+            _print_whether_equal(run, new.directory)
+        return done.exit_code
+
+    if (world := this_world()).size > 1:
+        quiet_torch()
+        from lmtrain.run.several.start_together import start_together  # loads torch
+
+        return start_together(world, compose, train)
+    again = compose()
+    if (size := processes_to_start(again.cfg, recorded_processes(then))) > 1:
+        return run_here(size, ["--rerun", *arguments], Path.cwd())
+    return start(again, train)
 
 
 def _refuse_changed_config(before: DictConfig, now: DictConfig, run: Path) -> None:
@@ -87,7 +103,7 @@ def _print_changes_since(then: Mapping[str, Any], now: Mapping[str, Any]) -> Non
     """Print the differences in code, versions and machine, which may change the result."""
     found = [
         line
-        for key in ("cpu", "device", "python", "packages", "lmtrain_source", "code", "data")
+        for key in ("cpu", "device", "processes", "python", "packages", "lmtrain_source", "code", "data")
         for line in differences(then.get(key), now.get(key), key)
     ]
     before, after = ((each.get("git") or {}) for each in (then, now))

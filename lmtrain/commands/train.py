@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.utils import env_override
 from hydra.errors import HydraException
 
 from lmtrain.config.compose import HYDRA_VERSION_BASE, compose_with_notes, explain_hydra_error
@@ -20,10 +19,11 @@ from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.config.shipped import shipped
 from lmtrain.config.written_for.mismatches import reading_experiments, without_left_out
 from lmtrain.errors import COMPLETED, SUCCESSFUL, ConfigError, SweepEndedError, os_error_line
-from lmtrain.parallel.world import World, refuse_several_processes, this_world
+from lmtrain.parallel.world import World, quiet_torch, refuse_several_processes, this_world
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, start
 from lmtrain.run.resumed_run import RestartedRun, restarted_run, resumed_run
+from lmtrain.run.several.local_processes import processes_to_start, run_here
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.console import console
 from lmtrain.terminal.paths import short_path
@@ -71,8 +71,14 @@ def main(arguments: Sequence[str]) -> int:
         if (again := restarted_run(overrides)) is not None:
             return _continue(again)
         if (world := this_world()).size > 1:
-            return _train_together(world, overrides)
-        return start(new_run(overrides), _train)
+            quiet_torch()
+            from lmtrain.run.several.start_together import start_together  # loads torch
+
+            return start_together(world, lambda more: new_run([*overrides, *more]), _train)
+        run = new_run(overrides)
+        if (size := processes_to_start(run.cfg)) > 1:
+            return run_here(size, arguments, Path.cwd())
+        return start(run, _train)
     except HydraException as error:
         raise ConfigError(explain_hydra_error(error, flags.overrides)) from error
     except BrokenPipeError:  # handled in __main__
@@ -91,7 +97,10 @@ def resume(run_dir: Path, arguments: Sequence[str]) -> int:
     """
     if (world := this_world()).size > 1:
         return _resume_together(world, run_dir, arguments)
+    folder = Path.cwd()  # the next line changes it
     again = resumed_run(run_dir, arguments)
+    if (size := processes_to_start(again.cfg)) > 1:
+        return run_here(size, [f"resume={run_dir}", *arguments], folder)
     facts = BackgroundFacts(again.cfg)
     from lmtrain.run.provenance import Resume  # loads torch, which error messages need not wait for
     from lmtrain.train_run import run
@@ -116,25 +125,9 @@ def _print_once(text: str) -> None:
         console.print(text, soft_wrap=True)
 
 
-def _train_together(world: World, overrides: Sequence[str]) -> int:
-    """Train a new run as one of several processes."""
-    _quiet_torch()
-    from lmtrain.parallel.peers import connected  # loads torch
-    from lmtrain.run.several.together import composed_together
-
-    with connected(world) as peers:
-        run = composed_together(peers, lambda more: new_run([*overrides, *more]))
-        if world.is_first:
-            return start(run, lambda made: _train(made, peers))
-        from lmtrain.run.several.follow import follow
-
-        with env_override(run.composed.hydra.job.env_set):
-            return follow(run.cfg, run.directory, peers)
-
-
 def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> int:
     """Continue a run as one of several processes."""
-    _quiet_torch()
+    quiet_torch()
     from lmtrain.parallel.peers import connected  # loads torch
     from lmtrain.run.several.together import composed_together
 
@@ -148,11 +141,6 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
         from lmtrain.train_run import run
 
         return run(again.cfg, again.directory, again.hydra_files, resumed=Resume(again.changes), peers=peers).exit_code
-
-
-def _quiet_torch() -> None:
-    """Keep torch from printing a C++ stack for each lost connection; lmtrain says in one line what happened."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

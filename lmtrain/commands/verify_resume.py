@@ -23,6 +23,7 @@ from lmtrain.config.recorded.recompose import expand_fork
 from lmtrain.errors import ConfigError
 from lmtrain.machine import write_json_with_machine
 from lmtrain.micro_batch.find import found_size
+from lmtrain.run.several.local_processes import refuse_processes
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import counted, duration
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     composition = compose_with_notes(expand_fork(options.overrides))
     runs = Path(composition.config.hydra.run.dir).absolute().parent
     cfg = preflight(without_hydra(composition.config))
+    refuse_processes(cfg, "verify-resume")
     for note in composition.notes:
         console.print(note, style="yellow")
     with signals_as_exceptions():  # from here on, processes have to be ended and files to be removed

@@ -16,6 +16,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.loop.step_sizes import BatchSizes
 
 AUTO = "auto"
+SHARING = "parallel=fsdp"
 SIZE, GLOBAL, ACCUMULATION = "data.batch_size", "trainer.global_batch_size", "trainer.gradient_accumulation_steps"
 BATCHES, LENGTHS = "trainer.batch_schedule", "trainer.length_schedule"
 # Schedules of the trainer, and what the first number of their points is.
@@ -116,7 +117,6 @@ def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
     """
     if processes == 1:
         return cfg
-    refuse_auto(cfg)
     size, sizes = cfg.data.batch_size, batch_sizes(cfg)
     steps = [sizes.sequences, *(number for _, number in sizes.points)]
     for sequences in steps:
@@ -128,6 +128,10 @@ def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
                 f"{GLOBAL}={sequences}: the sequences of a step can't be shared by {processes} processes; start "
                 f"{' or '.join(map(str, nearest))}, or give a multiple of {processes}"
             )
+    if is_auto(cfg):  # a size is found that suits the processes
+        if shares_model(cfg):
+            raise ConfigError(f"{SIZE}={AUTO}: can't be found with {SHARING} for several processes; give a number")
+        return cfg
     own = gcd(size, *(sequences // processes for sequences in steps))
     if own == size:
         return cfg
@@ -136,6 +140,27 @@ def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
     for key in ("gradient_accumulation_steps", "eval_batches", "eval_train_batches"):
         if cfg.trainer.get(key):
             cfg.trainer[key] = cfg.trainer[key] * (size // own)
+    return cfg
+
+
+def shares_model(cfg: Mapping[str, Any]) -> bool:
+    """Return whether the processes of a run share its model, so that one of them alone can't compute."""
+    return str((cfg.get("parallel") or {}).get("_target_")).endswith(".fsdp")
+
+
+def part_of_one_process(cfg: DictConfig, processes: int) -> DictConfig:
+    """Return the config of a run that computes alone what one of so many processes computes of each step.
+
+    The size of a micro-batch is `auto`, and the global batches are multiples of the number of processes.
+    """
+    if processes == 1:
+        return cfg
+    cfg = cfg.copy()
+    cfg.trainer.global_batch_size //= processes
+    if points := cfg.trainer.get("batch_schedule"):
+        cfg.trainer.batch_schedule = [[tokens, number // processes] for tokens, number in points]
+    if cfg.get("parallel"):
+        cfg.parallel.world_size = None
     return cfg
 
 

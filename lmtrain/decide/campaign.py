@@ -22,6 +22,7 @@ from lmtrain.decide.rule import MORE, Budget, Judgement, judge
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError, ending_by_signal
 from lmtrain.files.lock import FileLock
 from lmtrain.sweep.job import JobEnd
+from lmtrain.sweep.job_config import most_processes
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import POLL_S, SweepProgress
 
@@ -176,7 +177,10 @@ class _Work:
         judgement = self._judge()
         with (
             JobPool(
-                n_jobs=settings.n_jobs, gpus_per_job=settings.gpus_per_job, retry_failed=settings.retry_failed
+                n_jobs=settings.n_jobs,
+                gpus_per_job=settings.gpus_per_job,
+                retry_failed=settings.retry_failed,
+                processes=most_processes(waiting, ()),
             ) as pool,
             SweepProgress(pool, None, ()) as progress,
         ):

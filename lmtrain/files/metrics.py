@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 Line = dict[str, float | None]
 
 # Metrics of the clock or the process, not of the training. They differ even between two bit-identical runs.
-MEASURED = frozenset({"step_time_ms", "tokens_per_second", "seconds", "memory_gb", "mfu"})
+MEASURED = frozenset(
+    (
+        *("step_time_ms", "tokens_per_second", "seconds", "memory_gb", "mfu"),
+        *("ranks/slowest", "ranks/slowest_ms", "ranks/fastest_ms"),
+    )
+)
 MAX_BYTES = 500_000_000  # twice the size of a million lines
 MAX_COLUMNS = 1000
 MAX_LINE_BYTES = 1_000_000

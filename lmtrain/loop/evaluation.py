@@ -1,7 +1,7 @@
 """Computes the loss of a model over batches, and the metrics derived from it."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,28 +14,38 @@ from lmtrain.loop.training_parts import Parts
 from lmtrain.parallel.base import Parallel
 from lmtrain.system import System
 
+CHECK_BATCHES = 8  # batches of a process between two checks for a request to stop, for which all processes wait
+
+Batch = tuple[Tensor, Tensor]
+Request = Callable[[], BaseException | None]
+
+
+def no_request() -> None:
+    """Return that nobody asks to stop."""
+
 
 def evaluate(
     model: nn.Module,
     forward: Callable[..., Any],
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     system: System,
     parallel: Parallel | None = None,
+    request: Request = no_request,
 ) -> float:
     """Return the mean loss in nats over all target tokens. The model and torch's random generators stay unchanged.
 
-    The processes of `parallel` share the batches; all of them must have the same ones.
+    The processes of `parallel` share the batches; all of them must have the same ones. Every few batches, all raise
+    what `request` returns in any of them.
     """
     parallel = parallel or Parallel()
     total = torch.zeros((), dtype=torch.float64, device=system.device)
     targets = 0
-    damaged: DataError | None = None
     training = model.training
     model.eval()
     devices = [system.device] if system.device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices), parallel.collectives():
-            for (x, y), counts in parallel.mine(batches):
+            for (x, y), counts in parallel.mine(_with_checks(batches, parallel, request)):
                 batch = MicroBatch.of(x, y, pin=system.device.type == "cuda").to(system.device)
                 if batch.n_targets == 0 and not parallel.computes_without_targets(last=False):
                     continue  # its mean loss would be 0 / 0
@@ -45,14 +55,31 @@ def evaluate(
                     continue
                 total += loss.double() * batch.n_targets
                 targets += batch.n_targets
-    except DataError as error:
-        damaged = error
     finally:
         model.train(training)
         parallel.free_weights()
-    parallel.raise_together(damaged)
     total, all_targets = parallel.sum_float64(torch.stack([total, torch.full_like(total, targets)]))
     return float(total / all_targets)
+
+
+def _with_checks(batches: Iterable[Batch], parallel: Parallel, request: Request) -> Iterator[Batch]:
+    """Yield the batches of all processes; each process passes the same checks, whichever batches it computes.
+
+    Raises:
+        DataError: A batch can't be read in one of the processes.
+    """
+    batches, number = iter(batches), 0
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return parallel.raise_together(None)
+        except DataError as error:
+            parallel.raise_together(error)
+        if number % (CHECK_BATCHES * parallel.world.size) == 0 and parallel.world.size > 1:
+            parallel.raise_together(None, request())
+        number += 1
+        yield batch
 
 
 def perplexity(loss: float) -> float:
@@ -79,20 +106,27 @@ class Evaluator:
     """Evaluates the model on the validation split, and optionally on the training split.
 
     `forward` is the model as the trainer calls it, possibly compiled. `sequences` is the number of validation sequences
-    (None means the whole split), and `train_sequences` the number of training sequences (0 means none).
+    (None means the whole split), and `train_sequences` the number of training sequences (0 means none). With several
+    processes, `request` may stop an evaluation between two batches.
     """
 
     def __init__(
-        self, parts: Parts, forward: Callable[..., Any], *, sequences: int | None, train_sequences: int
+        self,
+        parts: Parts,
+        forward: Callable[..., Any],
+        *,
+        sequences: int | None,
+        train_sequences: int,
+        request: Request = no_request,
     ) -> None:
         self.model, self.forward, self.system, self.parallel = parts.model, forward, parts.system, parts.parallel
         self.train_loader, self.val_loader = parts.train_loader, parts.val_loader
-        self.sequences, self.train_sequences = sequences, train_sequences
+        self.sequences, self.train_sequences, self.request = sequences, train_sequences, request
 
     def loss(self, loader: TokenLoader, sequences: int | None) -> float:
         """Return the mean loss in nats per token over so many sequences, or over the whole split if it is None."""
         batches = read_batches(loader, sequences)
-        return evaluate(self.model, self.forward, batches, self.system, self.parallel)
+        return evaluate(self.model, self.forward, batches, self.system, self.parallel, self.request)
 
     def metrics(self) -> dict[str, float]:
         """Return `val/loss`, the metrics derived from it, and `train_eval/loss` if it is switched on."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.data.prefetch import MicroBatch
+from lmtrain.loop.rank_times import RankTimes
 from lmtrain.loop.training_parts import Parts
 
 
@@ -21,6 +22,7 @@ def compute_gradients(
     targets: int,
     parts: Parts,
     scaler: torch.amp.GradScaler,
+    times: RankTimes,
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Compute the gradients of the mean loss over all targets of a step.
 
@@ -30,6 +32,7 @@ def compute_gradients(
         targets: The targets that count in all micro-batches of all processes.
         parts: The parts of the run.
         scaler: Scales the loss of each backward.
+        times: Measures the computation until this process needs the others.
 
     Returns:
         The mean loss of the step, and the mean loss of each of its micro-batches in the order of the data; scalars on
@@ -37,6 +40,7 @@ def compute_gradients(
     """
     system, parallel = parts.system, parts.parallel
     total, losses = torch.zeros((), device=system.device), []
+    times.begin()
     for number, batch in enumerate(micro_batches, 1):
         last = number == len(micro_batches)
         if batch.n_targets == 0 and not parallel.computes_without_targets(last=last):
@@ -47,6 +51,8 @@ def compute_gradients(
         with parallel.accumulating(last=last):
             with system.autocast():
                 _, loss = forward(batch.x, y)
+            if last:
+                times.end()
             losses.append(loss.detach() if batch.n_targets else torch.zeros_like(total))
             loss = loss * (batch.n_targets / targets)
             scaler.scale(parallel.scaled(loss)).backward()  # type: ignore[no-untyped-call]

@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 
 from lmtrain.errors import ConfigError
+from lmtrain.machine import PARENT
 from lmtrain.mcp.budget import ComputeBudget
-from lmtrain.sweep.pool import PARENT
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.redact import redact
 

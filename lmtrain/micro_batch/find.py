@@ -18,7 +18,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.kept_choices import kept_choices
-from lmtrain.config.batch_size import ACCUMULATION, SIZE, is_auto, possible_sizes, with_batch_size
+from lmtrain.config.batch_size import ACCUMULATION, SIZE, is_auto, part_of_one_process, possible_sizes, with_batch_size
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.micro_batch.search import TimedSize, choose
@@ -40,10 +40,11 @@ class FoundSize:
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
-def found_size(cfg: DictConfig, kept: Mapping[str, Any]) -> FoundSize:
+def found_size(cfg: DictConfig, kept: Mapping[str, Any], processes: int = 1) -> FoundSize:
     """Return a checked config with the size of a micro-batch, which is found by trial if it is `auto`.
 
-    `kept` is what `auto` became in the run that is continued, by config key: the trial computes as the run will.
+    `kept` is what `auto` became in the run that is continued, by config key: the trial computes as the run will. Of a
+    run with several processes, it computes the part of one.
 
     Raises:
         ConfigError: the parts show a mistake when they are built, nothing fits into the memory, or the trial failed.
@@ -51,7 +52,7 @@ def found_size(cfg: DictConfig, kept: Mapping[str, Any]) -> FoundSize:
     if not is_auto(cfg):
         return FoundSize(cfg)
     with console.status("timing micro-batch sizes"):
-        timed = _run_trial(cfg, kept)
+        timed = _run_trial(part_of_one_process(cfg, processes), kept)
     chosen = choose(timed)
     cfg = with_batch_size(cfg, chosen.size)
     by_size = sorted(timed, key=lambda each: each.size)

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from lmtrain.config.batch_size import batch_sizes
-from lmtrain.machine import available_cores, total_memory
+from lmtrain.machine import THREADS, available_cores, total_memory
 from lmtrain.parts import build_model, build_optimizer, work_of
 from lmtrain.plan.hardware import memory_available
 from lmtrain.plan.memory import StepSettings, simulate
@@ -17,7 +17,6 @@ from lmtrain.system import System
 
 GPU_SHARE = 0.95  # of the free memory; the rest is for what the simulation does not count
 CPU_SHARE = 0.7  # of the available RAM; other programs need some too, and without RAM the machine stalls
-THREADS = "OMP_NUM_THREADS"  # a sweep that runs several jobs at once divides the cores with it
 
 
 def usable_memory(system: System) -> int:

@@ -100,10 +100,11 @@ class Parallel:
         loaded = load()
         return loaded, targets_of(loaded)
 
-    def raise_together(self, error: DataError | None) -> None:
-        """Raise an error in the data in all processes, if any of them has one."""
-        if error is not None:
-            raise error
+    def raise_together(self, error: DataError | None, request: BaseException | None = None) -> None:
+        """Raise an error in the data, or else a request to stop, in all processes, if any of them has one."""
+        for each in (error, request):
+            if each is not None:
+                raise each
 
     def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         """Return the sum of `total` over all processes, and the losses of all micro-batches in the order of the data.

@@ -8,6 +8,7 @@ from pydantic import PositiveFloat, PositiveInt
 from lmtrain.parallel.base import Parallel
 from lmtrain.parallel.ddp import Ddp
 from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.world import refuse_other_number
 
 
 def none(device: torch.device, peers: Peers | None) -> Parallel:
@@ -27,6 +28,7 @@ def ddp(
     *,
     world_size: PositiveInt | None = None,
     timeout_s: PositiveFloat = 300.0,
+    rank_logs: bool = False,
     bucket_mb: PositiveFloat = 25.0,
 ) -> Parallel:
     """Return DDP: each process has the whole model, and a share of every batch.
@@ -34,11 +36,13 @@ def ddp(
     Args:
         device: The device of this process.
         peers: The connection to the other processes; None in a run of one process.
-        world_size: The number of processes; null means as many as were started.
+        world_size: The number of processes, which the command starts on this host; null means as many as torchrun has
+            started, or one.
         timeout_s: Seconds after which a process that does not answer ends the run.
+        rank_logs: Whether each process but the first writes a log of its own, `rank-N.log` in the run directory.
         bucket_mb: Megabytes of gradients that are sent at once.
     """
-    check_world_size(peers, world_size)
+    refuse_other_number(world_size, peers.world.size if peers else 1)
     return Ddp(device, peers, timeout_s=timeout_s, bucket_mb=bucket_mb)
 
 
@@ -48,6 +52,7 @@ def fsdp(
     *,
     world_size: PositiveInt | None = None,
     timeout_s: PositiveFloat = 300.0,
+    rank_logs: bool = False,
     shards: PositiveInt | None = None,
     reshard_after_forward: bool = True,
     reduce_each_micro_batch: bool = False,
@@ -59,8 +64,10 @@ def fsdp(
     Args:
         device: The device of this process.
         peers: The connection to the other processes; None in a run of one process.
-        world_size: The number of processes; null means as many as were started.
+        world_size: The number of processes, which the command starts on this host; null means as many as torchrun has
+            started, or one.
         timeout_s: Seconds after which a process that does not answer ends the run.
+        rank_logs: Whether each process but the first writes a log of its own, `rank-N.log` in the run directory.
         shards: Processes that hold one copy of the model together; null means all of them. With fewer, there are
             several copies (HSDP).
         reshard_after_forward: Free the weights of a layer after its forward, and gather them again for its backward.
@@ -72,7 +79,7 @@ def fsdp(
     Raises:
         ValueError: The number of processes is another one, or no multiple of `shards`.
     """
-    check_world_size(peers, world_size)
+    refuse_other_number(world_size, peers.world.size if peers else 1)
     from lmtrain.parallel.fsdp import Fsdp  # slow to import
 
     return Fsdp(
@@ -93,19 +100,9 @@ def auto(
     *,
     world_size: PositiveInt | None = None,
     timeout_s: PositiveFloat = 300.0,
+    rank_logs: bool = False,
     bucket_mb: PositiveFloat = 25.0,
 ) -> Parallel:
     """Return what suits the number of processes: nothing for one, DDP for several. The arguments are those of `ddp`."""
-    check_world_size(peers, world_size)
+    refuse_other_number(world_size, peers.world.size if peers else 1)
     return none(device, peers) if peers is None else ddp(device, peers, timeout_s=timeout_s, bucket_mb=bucket_mb)
-
-
-def check_world_size(peers: Peers | None, world_size: int | None) -> None:
-    """Raise ValueError if another number of processes was started than the config says."""
-    started = peers.world.size if peers else 1
-    if world_size not in (None, started):
-        were = "1 process was" if started == 1 else f"{started} processes were"
-        raise ValueError(
-            f"parallel.world_size={world_size}: {were} started; use torchrun --nproc-per-node={world_size}, or leave "
-            "the key out"
-        )

@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
-from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore, rendezvous  # type: ignore[attr-defined]
 
 from lmtrain.errors import ConfigError, LostRankError
+from lmtrain.parallel.heartbeat import Listener, heartbeat, heartbeat_of
 from lmtrain.parallel.waiting import saying_who_waits
-from lmtrain.parallel.world import World
+from lmtrain.parallel.world import MASTER_ADDRESS, MASTER_PORT, STORE_SOCKET, World
 
 T = TypeVar("T")
 
-START_TIMEOUT_S = 900.0  # the first process may have to prepare the data
+CONNECT_TIMEOUT_S = 300.0  # of a process that has been started until it has imported torch
+START_TIMEOUT_S = 900.0  # of what takes no process long, unless it hangs
+SILENCE_S = 300.0  # without a heartbeat; the default of `timeout_s`, which is not known from the beginning
+LEAST_SILENCE_S = 15.0  # a busy machine may delay heartbeats
 POLL_S = 0.1
 ANSWER_TIMEOUT_S = 30.0  # of the store
 LAST_ANSWER_S = 10.0  # the same after a failure, where the host with the store may be the one that does not answer
@@ -34,15 +38,18 @@ KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result 
 class Peers:
     """The processes of a run, connected by a store.
 
-    Each process can tell the others a text under its own rank, and read what another one told.
+    Each process can tell the others a text under its own rank, and read what another one told. A process that waits
+    for another one also listens to its heartbeat.
 
     Attributes:
         is_cut_off: Whether the store no longer answers, so that the others can't know what happens here.
         names: What to call each process in messages, by rank.
+        silence_s: The time without a heartbeat after which a process counts as lost.
     """
 
     def __init__(self, world: World, store: Store) -> None:
         self.world, self.store = world, store
+        self.silence_s = SILENCE_S
         self.is_cut_off = False
         self.names = [f"rank {rank}" for rank in range(world.size)]
         self._has_ended = False
@@ -58,19 +65,27 @@ class Peers:
         except LOST as error:
             raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
+    def set_timeout(self, seconds: float) -> None:
+        """Set `parallel.timeout_s`, the seconds after which a process that does not answer ends the run."""
+        self.silence_s = max(seconds, LEAST_SILENCE_S)
+
     def ask(self, topic: str, rank: int, timeout_s: float = START_TIMEOUT_S) -> Any:
         """Return what a process tells about a topic, and wait for it.
 
+        `timeout_s` is infinity for what may take any time, such as preparing data. The heartbeat counts also then.
+
         Raises:
-            LostRankError: The process has failed, or does not tell anything in time.
+            LostRankError: The process has failed, does not tell anything in time, or shows no life.
         """
-        key, end = f"{topic}/{rank}", time.monotonic() + timeout_s
+        key, end, listener = f"{topic}/{rank}", time.monotonic() + timeout_s, Listener(lambda: self._beats(rank))
         try:
-            while not self._has([key], max(ANSWER_TIMEOUT_S, end - time.monotonic())):
+            while not self._has([key], max(ANSWER_TIMEOUT_S, min(self.silence_s, end - time.monotonic()))):
                 if (failure := self.failure()) is not None:
                     raise failure
                 if time.monotonic() > end:
                     raise LostRankError(f"rank {rank} did not answer within {timeout_s:.0f} s")
+                if rank != self.world.rank and listener.silence_s() > self.silence_s:
+                    raise LostRankError(f"{self.names[rank]} has shown no life for {self.silence_s:.0f} s: it hangs")
                 time.sleep(POLL_S)
             return self._get(key)
         except LostRankError:
@@ -177,6 +192,11 @@ class Peers:
     def _get(self, key: str) -> Any:
         return json.loads(self._answered(lambda: self.store.get(key), ANSWER_TIMEOUT_S))
 
+    def _beats(self, rank: int) -> int | None:
+        """Return how often the heart of a process has beaten."""
+        key = heartbeat_of(rank)
+        return int(self._get(key)) if self._has([key], ANSWER_TIMEOUT_S) else None
+
     def _answered(self, ask: Callable[[], T], timeout_s: float) -> T:
         """Return what the store answers.
 
@@ -209,6 +229,17 @@ class Peers:
         return answer  # type: ignore[return-value]
 
 
+def _store(world: World) -> Store:
+    """Return the store at the address in the environment, once all processes have connected with it."""
+    timeout = timedelta(seconds=CONNECT_TIMEOUT_S)
+    listening = os.environ.pop(STORE_SOCKET, None)
+    if listening is not None:
+        host, port = (os.environ[name] for name in (MASTER_ADDRESS, MASTER_PORT))
+        return TCPStore(host, int(port), world.size, True, timeout, master_listen_fd=int(listening))
+    store: Store = next(rendezvous("env://", world.rank, world.size, timeout=timeout))[0]
+    return store
+
+
 @contextmanager
 def connected(world: World) -> Iterator[Peers]:
     """Connect this process with the others of the run, at the address in the environment.
@@ -218,7 +249,7 @@ def connected(world: World) -> Iterator[Peers]:
     """
     try:
         with saying_who_waits(world):
-            store, _, _ = next(rendezvous("env://", world.rank, world.size, timeout=timedelta(seconds=START_TIMEOUT_S)))
+            store = _store(world)
     except (RuntimeError, OSError, ValueError) as error:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error
@@ -226,7 +257,8 @@ def connected(world: World) -> Iterator[Peers]:
     # torchrun may keep its store when it starts the processes again, with what the earlier ones have told.
     peers = Peers(world, PrefixStore(f"attempt {os.environ.get(ATTEMPT, '0')}", store))
     try:
-        yield peers
+        with heartbeat(peers.store, world.rank):
+            yield peers
     except Exception as error:
         if not isinstance(error, LostRankError):
             peers.fail(str(error))

@@ -81,10 +81,13 @@ class Several(Parallel):
         assert loaded is not None
         return loaded, targets
 
-    def raise_together(self, error: DataError | None) -> None:
-        for each in self.every(error):
+    def raise_together(self, error: DataError | None, request: BaseException | None = None) -> None:
+        told = self.every((error, _code_of(request)))
+        for each, _ in told:
             if each is not None:
                 raise each
+        if most := max(code for _, code in told):
+            raise _request_of(most, request)
 
     def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
         own = torch.stack([total, *losses])
@@ -101,14 +104,11 @@ class Several(Parallel):
         return total
 
     def agreed(self, request: BaseException | None) -> BaseException | None:
-        code = request.number if isinstance(request, InterruptedBySignal) else PRUNED if request is not None else 0
-        codes = torch.tensor([code])
+        codes = torch.tensor([_code_of(request)])
         with self.collectives():
             dist.all_reduce(codes, dist.ReduceOp.MAX)
         most = int(codes)
-        if not most or code == most:
-            return request
-        return PrunedError("requested in another process") if most == PRUNED else InterruptedBySignal(most)
+        return _request_of(most, request) if most else None
 
     def from_first(self, make: Callable[[], T]) -> T:
         values = [make() if self.world.is_first else None]
@@ -167,6 +167,18 @@ class Several(Parallel):
         if self.world.is_first and NO_ANSWER in str(failure) and (silent := self.peers.silent()):
             return LostRankError(f"{failure}; no answer from {', '.join(silent)}", failure.trace)
         return failure
+
+
+def _code_of(request: BaseException | None) -> int:
+    """Return a number for a request to stop: the larger one wins."""
+    return request.number if isinstance(request, InterruptedBySignal) else PRUNED if request is not None else 0
+
+
+def _request_of(code: int, own: BaseException | None) -> BaseException:
+    """Return the request with this number: that of this process, if it has the same one."""
+    if own is not None and _code_of(own) == code:
+        return own
+    return PrunedError("requested in another process") if code == PRUNED else InterruptedBySignal(code)
 
 
 def first_sentence(error: RuntimeError) -> str:

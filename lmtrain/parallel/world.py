@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from lmtrain.errors import ConfigError
 
 # What torchrun sets for each process. Without torchrun, the user of `srun` sets them from Slurm's own variables.
-RANK, WORLD_SIZE, LOCAL_RANK = "RANK", "WORLD_SIZE", "LOCAL_RANK"
+RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE = "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"
 MASTER_ADDRESS, MASTER_PORT = "MASTER_ADDR", "MASTER_PORT"
+# Set for rank 0 by lmtrain, where that starts the processes itself: the file descriptor of a socket at that address.
+STORE_SOCKET = "LMTRAIN_STORE_SOCKET"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,20 @@ def this_world(environment: Mapping[str, str] | None = None) -> World:
         if not environment.get(name):
             raise ConfigError(f"{name}: is not set, but {WORLD_SIZE}={size}; start the processes with torchrun")
     return World(rank, size, local_rank)
+
+
+def quiet_torch() -> None:
+    """Keep torch from printing a C++ stack for each lost connection; call this before torch is loaded."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def refuse_other_number(world_size: int | None, started: int) -> None:
+    """Raise ConfigError if another number of processes was started than `parallel.world_size` says."""
+    if world_size not in (None, started):
+        were = "1 process was" if started == 1 else f"{started} processes were"
+        raise ConfigError(
+            f"parallel.world_size={world_size}: {were} started; start {world_size}, or give parallel.world_size=null"
+        )
 
 
 def refuse_several_processes(command: str) -> None:

@@ -1,39 +1,13 @@
 """Divides the machine's GPUs and cores among processes that run at the same time."""
 
-import itertools
 import os
-import re
-import subprocess
 from collections.abc import Mapping
 
 from lmtrain.errors import ConfigError
-from lmtrain.machine import available_cores
-
-VISIBLE = "CUDA_VISIBLE_DEVICES"
-THREADS = "OMP_NUM_THREADS"
-NVIDIA_SMI_TIMEOUT_S = 30
+from lmtrain.machine import THREADS, VISIBLE, available_cores, visible_gpus
 
 
-def visible_gpus() -> list[str]:
-    """Return the GPUs that this process may use, named as in CUDA_VISIBLE_DEVICES, without loading CUDA."""
-    visible = os.environ.get(VISIBLE)
-    if visible is not None:
-        named = [name.strip() for name in visible.split(",")]
-        ends = next((index for index, name in enumerate(named) if name in ("", "-1")), len(named))
-        return named[:ends]  # CUDA ignores everything from the first invalid name on
-    try:
-        listed = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True
-        ).stdout
-    except (OSError, subprocess.SubprocessError):
-        return []
-    # UUIDs, because nvidia-smi and CUDA may number GPUs differently. A GPU with MIG devices is used through these.
-    names: list[str] = re.findall(r"\(UUID: ([^)]+)\)", listed)
-    divided = {gpu for gpu, following in itertools.pairwise(names) if following.startswith("MIG-")}
-    return [name for name in names if name.startswith("MIG-") or name not in divided]
-
-
-def slot_variables(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping[str, str]]:
+def slot_variables(n_jobs: int | None, gpus_per_job: int | None, processes: int = 1) -> list[Mapping[str, str]]:
     """Return, for each slot, the environment variables that give a job its GPUs or cores.
 
     Args:
@@ -41,6 +15,7 @@ def slot_variables(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping
             are more slots than groups, they share the groups evenly.
         gpus_per_job: GPUs per slot; 0 hides all GPUs, and None sets no variables. Without GPUs, each slot gets an equal
             share of the cores.
+        processes: The most processes of a job. On GPUs, each of them gets one, even if `gpus_per_job` is smaller.
 
     Raises:
         ConfigError: a value is invalid, or a job needs more GPUs than there are.
@@ -57,10 +32,16 @@ def slot_variables(n_jobs: int | None, gpus_per_job: int | None) -> list[Mapping
             f"give at most {max(len(gpus), 1)}"
         )
     if gpus:
+        if processes > len(gpus):
+            raise ConfigError(
+                f"parallel.world_size={processes}: each process needs a GPU, and only {len(gpus)} visible here; give "
+                f"at most {len(gpus)}, or compute on the CPU with hydra.launcher.gpus_per_job=0"
+            )
+        gpus_per_job = max(gpus_per_job, processes)
         groups = [gpus[at : at + gpus_per_job] for at in range(0, len(gpus) - gpus_per_job + 1, gpus_per_job)]
         return [{VISIBLE: ",".join(groups[slot % len(groups)])} for slot in range(n_jobs or len(groups))]
     slots = n_jobs or 1
     variables = {} if gpus_per_job else {VISIBLE: ""}  # with 0, jobs run on the CPU even if there are GPUs
     if slots > 1 and THREADS not in os.environ:
-        variables[THREADS] = str(max(1, available_cores() // slots))
+        variables[THREADS] = str(max(1, available_cores() // (slots * processes)))
     return [variables] * slots

@@ -1,12 +1,13 @@
 """Composes and checks the configs of a sweep's jobs before any of them starts."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.check import check
 from lmtrain.config.compose import Composition, compose_with_notes, without_hydra
@@ -14,7 +15,10 @@ from lmtrain.config.conf_source import naming_origins
 from lmtrain.config.overrides import search_path_override
 from lmtrain.config.preflight import preflight
 from lmtrain.config.recorded.trust import names_that_need_trust
+from lmtrain.errors import ConfigError
 from lmtrain.run.directory import holds_run
+from lmtrain.run.several.local_processes import WORLD_SIZE_KEY
+from lmtrain.sweep.job import Job
 from lmtrain.terminal.console import console
 
 
@@ -57,6 +61,21 @@ def job_config(overrides: tuple[str, ...], search_path: tuple[str, ...], directo
     with naming_origins(overrides, composition.choices):
         plain: Any = OmegaConf.to_container(preflight(composed, begun=begun))
     return JobConfig(plain, to_trust, composition.notes)
+
+
+def most_processes(jobs: Iterable[Job], search_path: tuple[str, ...]) -> int:
+    """Return how many processes the jobs of a sweep need at most for one of them: `parallel.world_size`."""
+    most = 1
+    for job in jobs:
+        with contextlib.suppress(ConfigError):  # reported when the job starts
+            most = max(most, processes_in(_compose_job(job.overrides, search_path).config))
+    return most
+
+
+def processes_in(composed: DictConfig) -> int:
+    """Return how many processes a composed config asks for; 1 also for a wrong value, which its check reports."""
+    size = OmegaConf.select(composed, WORLD_SIZE_KEY)
+    return size if isinstance(size, int) and size > 0 else 1
 
 
 def show_notes(jobs: Iterable[JobConfig]) -> None:

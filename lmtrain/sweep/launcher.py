@@ -17,7 +17,7 @@ from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, ConfigError, InterruptedBySignal
 from lmtrain.loop.stop_request import StopRequest
 from lmtrain.sweep.job import Job, JobEnd
-from lmtrain.sweep.job_config import sweep_search_path
+from lmtrain.sweep.job_config import most_processes, sweep_search_path
 from lmtrain.sweep.job_directory import directory_name, name_without_order
 from lmtrain.sweep.pool import JobPool
 from lmtrain.sweep.progress import run_all
@@ -72,7 +72,8 @@ class ProcessLauncher(Launcher):
     Args:
         n_jobs: Number of jobs to run at the same time; null means one per group of `gpus_per_job` GPUs, or one without
             GPUs. If there are more jobs than groups, they share the GPUs evenly.
-        gpus_per_job: Number of GPUs for each job, from those in CUDA_VISIBLE_DEVICES or all; 0 hides all GPUs.
+        gpus_per_job: Number of GPUs for each job, from those in CUDA_VISIBLE_DEVICES or all; 0 hides all GPUs. Jobs of
+            several processes get at least as many as they have processes.
     """
 
     def __init__(self, n_jobs: int | None, gpus_per_job: int) -> None:
@@ -85,13 +86,15 @@ class ProcessLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         path = sweep_search_path(self.config.hydra)
+        jobs = jobs_of(self.config, job_overrides, initial_job_idx)
         with JobPool(
             n_jobs=self.n_jobs,
             gpus_per_job=self.gpus_per_job,
             retry_failed=self.config.retry_failed,
             search_path=path,
+            processes=most_processes(jobs, tuple(path)),
         ) as pool:
-            ended = run_all(pool, jobs_of(self.config, job_overrides, initial_job_idx), path)
+            ended = run_all(pool, jobs, path)
             self.stopped = pool.stopped
         return [job_return(one) for one in ended]
 

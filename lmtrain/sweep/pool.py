@@ -18,6 +18,7 @@ from lmtrain.files.durable import make_folder
 from lmtrain.files.limited import read_json
 from lmtrain.files.lock import FileLock, run_lock
 from lmtrain.loop.stop_request import signals_to_handle
+from lmtrain.machine import PARENT
 from lmtrain.sweep.gpus import slot_variables
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_directory import RemainingWork, remaining_work
@@ -25,7 +26,6 @@ from lmtrain.terminal.redact import redacted
 
 VariablesOf = Callable[[Sequence[str]], Mapping[str, str]]
 
-PARENT = "LMTRAIN_PARENT"  # environment variable: a job stops when this process ends (`__main__.stop_with_parent`)
 AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID")  # `wandb agent` sets them for the one run that it starts
 LOG = "job.log"
 LOCK = ".job.lock"
@@ -50,6 +50,8 @@ class RunningJob:
 class JobPool:
     """Runs up to `n_jobs` jobs at the same time (None: one per `gpus_per_job` GPUs, or one without GPUs).
 
+    A job may have up to `processes` processes, each of which gets a GPU.
+
     No method blocks. Call `poll` a few times a second: it starts jobs and returns those that have ended. A job that
     another process is running stays in the queue. After a stop signal no job starts; the signal, and any further ones,
     are forwarded to the running jobs, which save and stop. Leaving the pool (a context manager) stops the running jobs.
@@ -68,9 +70,10 @@ class JobPool:
         gpus_per_job: int | None,
         retry_failed: bool,
         search_path: Sequence[str] = (),
+        processes: int = 1,
         variables_of: VariablesOf | None = None,
     ) -> None:
-        self._slots = slot_variables(n_jobs, gpus_per_job)  # the environment variables of each slot
+        self._slots = slot_variables(n_jobs, gpus_per_job, processes)  # the environment variables of each slot
         self._retry_failed = retry_failed
         self._search_path = tuple(search_path)
         self._variables_of = variables_of

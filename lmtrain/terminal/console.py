@@ -81,9 +81,6 @@ class LogFileHandler(logging.FileHandler):
 
 def configure_logging(run_dir: Path) -> None:
     """Send all log lines and warnings to `train.log`, and lmtrain's also to the console; undo an earlier call."""
-    file = LogFileHandler(run_dir / "train.log", encoding="utf-8", errors="backslashreplace")
-    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
-    file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))
     # In a terminal the progress bar shows every step, so lines about logged steps go only to the file.
     shown = ConsoleHandler(logging.INFO if console.is_terminal else logging.DEBUG)
     shown.addFilter(lambda record: record.name.startswith("lmtrain") or record.levelno >= logging.WARNING)
@@ -93,8 +90,17 @@ def configure_logging(run_dir: Path) -> None:
         if isinstance(handler, logging.FileHandler | ConsoleHandler):
             root.removeHandler(handler)
             handler.close()
-    root.addHandler(file)
+    log_to(run_dir / "train.log")
     root.addHandler(shown)
+
+
+def log_to(path: Path) -> None:
+    """Send all log lines and warnings to a file as well."""
+    file = LogFileHandler(path, encoding="utf-8", errors="backslashreplace")
+    file.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s"))
+    file.addFilter(lambda record: record.levelno >= logging.INFO or record.name.startswith("lmtrain"))
+    root = logging.getLogger()
+    root.addHandler(file)
     root.setLevel(logging.INFO)
     logging.getLogger("lmtrain").setLevel(logging.DEBUG)
     logging.captureWarnings(True)

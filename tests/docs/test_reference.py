@@ -33,6 +33,7 @@ PUT_TOGETHER = {
     "job-1.json",
     "job-1.lock",
     "job-1.log",
+    "rank-1.log",
     *(f"{name}.safetensors" for name in ("model", "optimizer", "ema", "evaluation", "rng-0", "detector")),
     "model.shard-00001-of-00002.safetensors",
 }
@@ -87,7 +88,13 @@ def test_the_variables_are_those_of_the_code() -> None:
 def metrics_in_code() -> set[str]:
     """Return the metrics that the trainer, the evaluator and models give to loggers."""
     found = {"step"}
-    for name in ("trainer.py", "loop/train_metrics.py", "loop/evaluation.py", "model/experts/mixture.py"):
+    for name in (
+        "trainer.py",
+        "loop/train_metrics.py",
+        "loop/rank_times.py",
+        "loop/evaluation.py",
+        "model/experts/mixture.py",
+    ):
         for node in ast.walk(ast.parse((ROOT / "lmtrain" / name).read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef) and node.name == "metrics" and name.startswith("model/"):
                 (returned,) = (each.value for each in ast.walk(node) if isinstance(each, ast.Return))

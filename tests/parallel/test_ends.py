@@ -129,7 +129,8 @@ def test_a_process_that_hangs_ends_all_within_the_timeout(cli: Cli, tmp_path: Pa
 def test_an_error_in_one_process_is_one_line_with_rank_and_reason(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "failing.py").write_text(FAILING)
     failing = ["model._target_=failing.Failing", "+model.fault=memory", "+model.at=50"]
-    processes = start_ranks(cli, 3, *RUN, *failing, "trainer.gradient_accumulation_steps=3", "hydra.run.dir=run")
+    three = ["trainer.gradient_accumulation_steps=3", "parallel.rank_logs=true"]
+    processes = start_ranks(cli, 3, *RUN, *failing, *three, "hydra.run.dir=run")
     assert wait_for_all(processes, ENDS_IN_S) == [1, 1, 1]
     lines = [line for each in processes for line in (each.stdout + each.stderr).splitlines()]
     (line,) = [line for line in lines if "no memory" in line]
@@ -138,6 +139,10 @@ def test_an_error_in_one_process_is_one_line_with_rank_and_reason(cli: Cli, tmp_
     assert not any("Traceback" in line for line in lines)
     assert "Traceback" in (tmp_path / "run" / "train.log").read_text()
     assert "rank 1 on" in read_json(tmp_path / "run" / "result.json")["error"]
+    own = [(tmp_path / "run" / f"rank-{rank}.log").read_text() for rank in (1, 2)]
+    assert ["raise MemoryError" in log for log in own] == [True, False]
+    assert all("rank" in log.splitlines()[0] and "Traceback" in log for log in own)
+    assert not (tmp_path / "run" / "rank-0.log").exists()
 
 
 @pytest.mark.slow
@@ -151,6 +156,48 @@ def test_a_signal_before_the_first_step_has_ended_waits_for_it(cli: Cli, tmp_pat
     assert wait_for_all(processes, ENDS_IN_S) == [143, 143]
     assert "after step 1; everything is saved" in processes[0].stdout
     assert read_json(tmp_path / "run" / "result.json")["status"] == "interrupted"
+
+
+# A model that takes its time in evaluations until somebody makes the file `fast`, and tells when it is in one.
+SLOW_EVALUATION = """
+import os
+import time
+from pathlib import Path
+from lmtrain.model.llama import Llama
+
+class Slow(Llama):
+    def forward(self, tokens, targets=None):
+        if not self.training and not os.path.exists("fast"):
+            Path("evaluates").touch()
+            time.sleep(0.1)
+        return super().forward(tokens, targets)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "choice"), [(0, "ddp"), (1, "fsdp")])
+def test_a_signal_stops_an_evaluation_of_all_processes_and_a_resume_evaluates_the_step(
+    cli: Cli, tmp_path: Path, rank: int, choice: str
+) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_EVALUATION)
+    write_tokens(tmp_path / "data" / "large", val=60_000)
+    command = [*RUN, "data.path=data/large", "model._target_=slow.Slow", "trainer.max_steps=60"]
+    command += ["trainer.eval_batches=900", f"parallel={choice}"]
+    processes = start_ranks(cli, 2, *command, "hydra.run.dir=run")  # an evaluation would take 45 seconds
+    deadline = time.monotonic() + ENDS_IN_S
+    while not (tmp_path / "evaluates").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    processes[rank].send_signal(signal.SIGTERM)
+    assert wait_for_all(processes, ENDS_IN_S) == [143, 143]
+    loaded = CheckpointFolder.of_run(tmp_path / "run").load_latest()
+    assert loaded is not None
+    assert loaded.state["train"]["step"] == 50
+    assert loaded.state["train"]["pending"] is not None
+    (tmp_path / "fast").touch()
+    train_ranks(cli, 2, "resume=run", "trust=[slow.Slow]")
+    train_ranks(cli, 2, *command, "hydra.run.dir=undisturbed")
+    assert timeless_metrics(tmp_path / "run") == timeless_metrics(tmp_path / "undisturbed")
 
 
 DAMAGED = """

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from support.command_line import Cli, Started
 from support.ranks import start_ranks, train_ranks, wait_for_all
 from support.tokens import TINY, write_tokens
@@ -73,7 +74,16 @@ def test_other_data_on_another_host_is_refused(cli: Cli, data: Path, tmp_path: P
             "trainer.global_batch_size=4: the sequences of a step can't be shared by 3 processes; start 2 or 4, or "
             "give a multiple of 3",
         ),
-        (["data.batch_size=auto", "trainer.global_batch_size=6"], "data.batch_size=auto: only a run finds the number"),
+        (
+            ["data.batch_size=auto", "trainer.global_batch_size=6", "parallel=fsdp"],
+            "data.batch_size=auto: can't be found with parallel=fsdp for several processes; give a number",
+        ),
+        (["data.batch_size=auto", "trainer.global_batch_size=8"], "trainer.global_batch_size=8: the sequences of a"),
+        (
+            ["parallel.world_size=2", "data.batch_size=1"],
+            "parallel.world_size=2: 3 processes were started; start 2, or give parallel.world_size=null",
+        ),
+        (["system.device=cuda:0"], "system.device=cuda:0: 3 processes would share this GPU; use system.device=cuda"),
         (["parallel=none"], "parallel=none: 3 processes were started; use parallel=auto"),
         (["verify-resume"], "WORLD_SIZE: verify-resume works in one process; start it without torchrun"),
         (["seed=1,2", "-m"], "WORLD_SIZE: a sweep (-m) works in one process; start it without torchrun"),
@@ -87,3 +97,17 @@ def test_what_several_processes_cannot_do(cli: Cli, data: Path, arguments: list[
     assert all(code in (1, 2) for code in wait_for_all(processes))
     assert message in "\n".join(printed(processes))
     assert "Traceback" not in "\n".join(printed(processes))
+
+
+@pytest.mark.slow
+def test_the_first_process_finds_the_size_of_a_micro_batch_for_all(cli: Cli, data: Path, tmp_path: Path) -> None:
+    tiny = [text for text in TINY if "accumulation" not in text]
+    auto = ["data.path=data/tiny", "data.batch_size=auto", "trainer.global_batch_size=12", "hydra.run.dir=run"]
+    first, second = train_ranks(cli, 2, *tiny, *auto)
+    assert first.stdout.count("data.batch_size=auto: ") == 1
+    assert second.stdout == second.stderr == ""
+    config = OmegaConf.load(tmp_path / "run" / "config.yaml")
+    assert 6 % config.data.batch_size == 0  # each process computes half of the global batch
+    assert config.trainer.gradient_accumulation_steps * config.data.batch_size == 12
+    assert read_json(tmp_path / "run" / "environment.json")["resolved"]["data.batch_size"] == config.data.batch_size
+    train_ranks(cli, 2, "resume=run", "trainer.max_steps=14")

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lmtrain.errors import ConfigError
-from lmtrain.machine import available_cores
-from lmtrain.sweep.gpus import THREADS, VISIBLE, slot_variables, visible_gpus
+from lmtrain.machine import THREADS, VISIBLE, available_cores, visible_gpus
+from lmtrain.sweep.gpus import slot_variables
 
 Machine = pytest.MonkeyPatch
 
@@ -53,6 +53,16 @@ def test_each_job_gets_its_own_gpus_and_more_jobs_share_them_evenly(machine: Mac
     assert gpus_of(2, 0) == ["", ""]  # on the CPU
     with pytest.raises(ConfigError, match="gpus_per_job=5: only 4 visible here"):
         slot_variables(1, 5)
+
+
+def test_each_process_of_a_job_gets_a_gpu(machine: Machine) -> None:
+    assert [slot[VISIBLE] for slot in slot_variables(None, 1, 2)] == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
+    assert [slot[VISIBLE] for slot in slot_variables(None, 3, 2)] == ["GPU-0,GPU-1,GPU-2"]
+    assert [slot[VISIBLE] for slot in slot_variables(2, 0, 8)] == ["", ""]
+    with pytest.raises(ConfigError, match="world_size=8: each process needs a GPU, and only 4 visible here"):
+        slot_variables(None, 1, 8)
+    machine.setenv(VISIBLE, "")
+    assert slot_variables(2, 1, 8) == [{THREADS: str(max(1, available_cores() // 16))}] * 2
 
 
 def test_jobs_on_a_cpu_share_its_cores(machine: Machine) -> None:

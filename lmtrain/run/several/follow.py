@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import math
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from lmtrain.checkpoint.several.following import following_recorder
 from lmtrain.checkpoint.several.sharded_folder import saver_of_other
 from lmtrain.checkpoint.several.together import PATIENCE_S
 from lmtrain.checkpoint.snapshot import TrainState
-from lmtrain.config.batch_size import for_processes
+from lmtrain.config.batch_size import SIZE, for_processes, is_auto, with_batch_size
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.errors import (
     COMPLETED,
@@ -37,8 +38,11 @@ from lmtrain.parts import build_parts, check_attention
 from lmtrain.run.identity import plain_config
 from lmtrain.run.start import load_start
 from lmtrain.terminal.as_text import visible
+from lmtrain.terminal.console import log_to
 from lmtrain.terminal.redact import redact
 from lmtrain.trainer import Trainer
+
+log = logging.getLogger(__name__)
 
 # Errors that the first process also has, and reports.
 ENDS_EVERYWHERE = (InterruptedBySignal, PrunedError, DataError, DivergedError, LostRankError)
@@ -71,6 +75,7 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
     try:
         _train(cfg, run_dir, peers, TrainState(), stop)
     except BaseException as error:
+        log.info("ends", exc_info=True)  # seen only in a log of this process
         if not isinstance(error, ENDS_EVERYWHERE):
             told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
             if not told:
@@ -84,6 +89,11 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
 def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop: StopRequest) -> None:
     with raising_config_errors():
         _check_shared(run_dir, peers)
+        if cfg.parallel.get("rank_logs"):
+            log_to(run_dir / f"rank-{peers.world.rank}.log")
+            log.info("%s, process %d", peers.world, os.getpid())
+        if is_auto(cfg):
+            cfg = with_batch_size(cfg, peers.ask(SIZE, 0, math.inf))
         cfg = for_processes(cfg, peers.world.size)
         parts = build_parts(cfg, peers=peers)
         check_attention(parts.model, parts.system)

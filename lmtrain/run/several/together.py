@@ -1,5 +1,6 @@
 """Lets all processes of a run start with the same config, in the run directory of the first one."""
 
+import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ from omegaconf import DictConfig
 
 import lmtrain
 from lmtrain.config.batch_size import for_processes
+from lmtrain.config.devices import check_shared_device
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import ConfigError, LostRankError
-from lmtrain.parallel.peers import Peers
+from lmtrain.parallel.peers import SILENCE_S, Peers
+from lmtrain.parallel.world import refuse_other_number
 from lmtrain.run.identity import plain_config
 from lmtrain.run.source_code import source_hashes
 from lmtrain.terminal.as_text import differences
@@ -52,14 +55,17 @@ def composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
 def _composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R:
     def compose_for(more: Sequence[str]) -> tuple[R, dict[str, Any]]:
         made = compose(more)
+        refuse_other_number((made.cfg.get("parallel") or {}).get("world_size"), peers.world.size)
+        check_shared_device(made.cfg, peers.world.size)
         for_processes(made.cfg, peers.world.size)
+        peers.set_timeout((made.cfg.get("parallel") or {}).get("timeout_s", SILENCE_S))
         return made, _description(made.cfg, made.directory)
 
     if peers.world.is_first:
         made, own = compose_for([])
         peers.tell("start", own)
     else:
-        first: Mapping[str, Any] = peers.ask("start", 0)
+        first: Mapping[str, Any] = peers.ask("start", 0, math.inf)  # it may prepare data
         made, own = compose_for([f"hydra.run.dir={quoted(first['directory'])}"])
         if found := differences(first, own):
             raise ConfigError(f"starts with other values than rank 0: {'; '.join(found)}")

@@ -23,7 +23,7 @@ from lmtrain.files.limited import read_json
 from lmtrain.machine import is_installed
 from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
-from lmtrain.sweep.job_config import job_config, show_notes, sweep_search_path
+from lmtrain.sweep.job_config import job_config, processes_in, show_notes, sweep_search_path
 from lmtrain.sweep.job_directory import make_sweep_directory
 from lmtrain.sweep.launcher import JobFailedError, LaunchEnd, ProcessLauncher, noting_launch_end, with_directory
 from lmtrain.sweep.pool import JobPool
@@ -154,6 +154,7 @@ class OptunaSweeper(Sweeper):
                 gpus_per_job=launcher.gpus_per_job,
                 retry_failed=False,  # the study has already counted them
                 search_path=self._path,
+                processes=processes_in(self.config),
             ) as pool,
             SweepProgress(pool, None, self._path) as progress,
         ):

@@ -15,8 +15,9 @@ from lmtrain.config.batch_size import for_processes
 from lmtrain.config.keys import did_you_mean
 from lmtrain.errors import ConfigError, InterruptedBySignal
 from lmtrain.machine import is_installed
+from lmtrain.parallel.world import refuse_other_number
 from lmtrain.sweep.job import Job
-from lmtrain.sweep.job_config import job_config, sweep_search_path
+from lmtrain.sweep.job_config import job_config, most_processes, sweep_search_path
 from lmtrain.sweep.launcher import job_return, jobs_of
 from lmtrain.sweep.progress import run_all
 from lmtrain.sweep.slurm.pool import SlurmPool
@@ -69,8 +70,10 @@ class SlurmLauncher(Launcher):
         """
         path = tuple(sweep_search_path(self.config.hydra))
         task = SlurmTask(Path.cwd(), path, bool(self.config.retry_failed), self.max_num_timeout)
-        pool = SlurmPool(self._executor(), self.folder, task, Path(self.config.hydra.sweep.dir).absolute())
         jobs = jobs_of(self.config, job_overrides, initial_job_idx)
+        if self.processes == 1:
+            self.give_gpus(most_processes(jobs, path))
+        pool = SlurmPool(self._executor(), self.folder, task, Path(self.config.hydra.sweep.dir).absolute())
         if self.processes > 1:
             self._check_processes(jobs, path)
         try:
@@ -88,10 +91,18 @@ class SlurmLauncher(Launcher):
         """The number of processes of each run, which is one for each task of a job."""
         return int((self.options.get("nodes") or 1) * (self.options.get("tasks_per_node") or 1))
 
+    def give_gpus(self, processes: int) -> None:
+        """Give each job of a cluster with GPUs one for each of its processes, which its one task starts itself."""
+        given = self.options.get("gpus_per_node")
+        if isinstance(given, int) and 0 < given < processes:
+            console.print(f"each job gets {processes} GPUs, one for each process of parallel.world_size={processes}")
+            self.options["gpus_per_node"] = processes
+
     def _check_processes(self, jobs: Sequence[Job], search_path: tuple[str, ...]) -> None:
         """Raise ConfigError if a run can't be shared by so many processes; on a node, that would be seen late."""
         for job in jobs:
             config = job_config(job.overrides, search_path, job.directory).config
+            refuse_other_number(config["parallel"].get("world_size"), self.processes)
             for_processes(DictConfig(dict(config)), self.processes)
             if config["parallel"]["_target_"] == NONE:
                 raise ConfigError(

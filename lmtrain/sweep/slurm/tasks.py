@@ -15,9 +15,9 @@ from types import FrameType
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.loop.stop_request import signals_to_handle
+from lmtrain.machine import PARENT
 from lmtrain.parallel.interface import own_address
 from lmtrain.parallel.world import LOCAL_RANK, MASTER_ADDRESS, MASTER_PORT, RANK, WORLD_SIZE
-from lmtrain.sweep.pool import PARENT
 
 POLL_S = 0.3
 

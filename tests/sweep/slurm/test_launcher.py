@@ -12,6 +12,7 @@ from support.slurm import Slurm, wait_for
 from support.tokens import write_failing_model, write_tiny_experiment
 
 from lmtrain.checkpoint.files import load_checkpoint
+from lmtrain.sweep.slurm.launcher import SlurmLauncher
 from lmtrain.verify.bit_comparison import UndisturbedRun
 
 SLURM = ["hydra/launcher=submitit_slurm", "hydra.launcher.partition=main", "hydra.launcher.timeout_min=50"]
@@ -175,3 +176,36 @@ def test_the_example_chooses_the_launcher_and_the_sweep(cli: Cli) -> None:
         *done.stdout.splitlines()
     }
     assert "warn" not in done.stderr.lower(), done.stderr  # no schema of Hydra's plugin with the same name
+
+
+@pytest.mark.slow
+def test_a_job_with_several_processes_starts_them_and_continues_with_them(
+    tiny: list[str], tmp_path: Path, cli: Cli, slurm: Slurm
+) -> None:
+    write_failing_model(tmp_path, "ValueError", condition="__import__('time').sleep(0.01)")  # it only waits
+    without_model_settings(tmp_path)
+    steps = ["model=fails", "trainer.max_steps=300", "parallel.world_size=2", "hydra.launcher.cpus_per_task=2"]
+    started = cli.start(*tiny, *steps, **slurm.variables)
+    wait_for_line("submitted 1 job", started)
+    (name,) = json.loads((tmp_path / "sweep" / "slurm.json").read_text())
+    run = tmp_path / "sweep" / name
+    wait_for_step(run, 5, timeout_s=200)
+    job = slurm_job(run)
+    slurm("scancel", "--signal=USR2", job)  # as Slurm does when the time is almost over
+    wait_for(lambda: slurm.jobs().get(job) == "PENDING" and slurm.field(job, "Restarts") == "1")
+    slurm.start_again(job)
+    assert started.wait(TIMEOUT_S) == 0, started.stdout + started.stderr
+    log = (run / "job.log").read_text()
+    assert log.count("2 processes with DDP") == 2
+    assert log.count("resumed after step") == 1
+    assert "Traceback" not in log
+
+
+def test_a_job_gets_a_gpu_for_each_of_its_processes() -> None:
+    launcher = SlurmLauncher("folder", 1, gpus_per_node=1)
+    for processes, gpus in ((1, 1), (4, 4), (2, 4)):
+        launcher.give_gpus(processes)
+        assert launcher.options["gpus_per_node"] == gpus
+    without = SlurmLauncher("folder", 1, gpus_per_node=None)
+    without.give_gpus(4)
+    assert without.options["gpus_per_node"] is None
