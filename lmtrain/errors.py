@@ -107,3 +107,7 @@ def status_of(exit_code: int) -> str:
     """Return the status of a run without a `result.json`, derived from the exit code of its process."""
     known = (DIVERGED, INTERRUPTED, TERMINATED)
     return next((ending.status for ending in known if ending.exit_code == exit_code), FAILED.status)
+
+
+# Errors that all processes of a run have, so that the first one reports them.
+ENDS_EVERYWHERE = (InterruptedBySignal, PrunedError, DataError, DivergedError, LostRankError)

@@ -26,7 +26,7 @@ from lmtrain.data.stored_tokenizer import (
     copy_tokenizer,
     load_tokenizer,
 )
-from lmtrain.errors import COMPLETED, ConfigError, DataError, InterruptedBySignal, ending_of
+from lmtrain.errors import COMPLETED, ENDS_EVERYWHERE, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
 from lmtrain.hardware.processes import leave_the_others
@@ -49,7 +49,6 @@ from lmtrain.run.loaded import saved_model
 from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
 from lmtrain.run.result import write_result
-from lmtrain.run.several.follow import ENDS_EVERYWHERE
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
@@ -180,6 +179,11 @@ def train(
         if cfg is not request.cfg:
             note = f"micro-batches have {cfg.data.batch_size} sequences, so that all processes have some"
             request = replace(request, notes=[*request.notes, note])
+        if peers is not None:
+            from lmtrain.run.several.chosen_parallel import with_chosen_parallel  # loads all of `plan`
+
+            cfg, notes = with_chosen_parallel(cfg, peers)
+            request = replace(request, notes=[*request.notes, *notes])
         check_model_size(cfg, start_checkpoints(cfg, directory.path))
         parts = build_parts(cfg, kept=request.kept, peers=peers)
         run_id = directory.run_id(given=agent_run_id())

@@ -103,6 +103,9 @@ def auto(
     rank_logs: bool = False,
     bucket_mb: PositiveFloat = 25.0,
 ) -> Parallel:
-    """Return what suits the number of processes: nothing for one, DDP for several. The arguments are those of `ddp`."""
+    """Return what suits the number of processes: nothing for one, DDP for several. The arguments are those of `ddp`.
+
+    A run of several processes takes `fsdp` instead if the whole model does not fit each device.
+    """
     refuse_other_number(world_size, peers.world.size if peers else 1)
     return none(device, peers) if peers is None else ddp(device, peers, timeout_s=timeout_s, bucket_mb=bucket_mb)

@@ -16,7 +16,8 @@ from lmtrain.files.metrics import read_metrics
 
 STEPS = 60
 RUN = [*TINY, f"trainer.max_steps={STEPS}", "trainer.checkpoint_interval=10", "trainer.eval_interval=30",
-       "data.batch_size=6", "trainer.gradient_accumulation_steps=4", "data.path=data/tiny", "parallel=fsdp"]  # fmt: skip
+       "data.batch_size=6", "trainer.gradient_accumulation_steps=4", "data.path=data/tiny",
+       "parallel=fsdp"]  # fmt: skip
 DROPOUT = "model.dropout=0.1"
 ENDS_IN_S = 90
 

@@ -111,3 +111,19 @@ def test_the_first_process_finds_the_size_of_a_micro_batch_for_all(cli: Cli, dat
     assert config.trainer.gradient_accumulation_steps * config.data.batch_size == 12
     assert read_json(tmp_path / "run" / "environment.json")["resolved"]["data.batch_size"] == config.data.batch_size
     train_ranks(cli, 2, "resume=run", "trainer.max_steps=14")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("memory", "how"), [(10**12, "DDP"), (100_000, "FSDP")])
+def test_auto_shares_a_model_that_does_not_fit(cli: Cli, tmp_path: Path, memory: int, how: str) -> None:
+    write_tokens(tmp_path / "data" / "tiny")
+    (tmp_path / "device.py").write_text(
+        "from lmtrain.model.llama import Llama as Llama\n"
+        "from lmtrain.run.several import chosen_parallel\n"
+        f"chosen_parallel.device_bytes = lambda system, world: {memory}\n"
+    )
+    first, _ = train_ranks(cli, 2, *TINY, "data.path=data/tiny", "model._target_=device.Llama", "parallel=auto")
+    assert f"2 processes with {how}" in first.stdout
+    note = "parallel=auto: FSDP, because a process with the whole model needs"
+    assert (note in first.stdout) == (how == "FSDP")
+    assert "and has 100 kB" in first.stdout or how == "DDP"

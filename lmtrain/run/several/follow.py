@@ -19,15 +19,12 @@ from lmtrain.config.batch_size import SIZE, for_processes, is_auto, with_batch_s
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.errors import (
     COMPLETED,
+    ENDS_EVERYWHERE,
     INTERRUPTED,
     PRUNED,
     TERMINATED,
-    DataError,
-    DivergedError,
     Ending,
-    InterruptedBySignal,
     LostRankError,
-    PrunedError,
     ending_of,
 )
 from lmtrain.hardware.processes import close_connections, leave_the_others
@@ -36,6 +33,7 @@ from lmtrain.parallel.peers import LAST_WORDS_S, Peers
 from lmtrain.parallel.world import MASTER_PORT
 from lmtrain.parts import build_parts, check_attention
 from lmtrain.run.identity import plain_config
+from lmtrain.run.several.chosen_parallel import with_chosen_parallel
 from lmtrain.run.start import load_start
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import log_to
@@ -43,9 +41,6 @@ from lmtrain.terminal.redact import redact
 from lmtrain.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-# Errors that the first process also has, and reports.
-ENDS_EVERYWHERE = (InterruptedBySignal, PrunedError, DataError, DivergedError, LostRankError)
 
 
 def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
@@ -94,7 +89,7 @@ def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop
             log.info("%s, process %d", peers.world, os.getpid())
         if is_auto(cfg):
             cfg = with_batch_size(cfg, peers.ask(SIZE, 0, math.inf))
-        cfg = for_processes(cfg, peers.world.size)
+        cfg, _ = with_chosen_parallel(for_processes(cfg, peers.world.size), peers)
         parts = build_parts(cfg, peers=peers)
         check_attention(parts.model, parts.system)
         saver = saver_of_other(run_dir, parts.parallel, peers)
