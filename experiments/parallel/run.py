@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def losses(folder: Path) -> list[dict[str, Any]]:
 
 def kills(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
     """Kill random processes of runs with dropout, at random moments, and continue them until they are complete."""
-    run = [*RUN, *MODELS["llama"], "model.vocab_size=64", "trainer.max_steps=240", "trainer.checkpoint_interval=15"]
+    run = [*RUN, *MODELS["llama"], "model.vocab_size=64", "trainer.max_steps=120", "trainer.checkpoint_interval=10"]
     rows = []
     for same in (True, False):
         chance = random.Random(f"{seed} {same}")
@@ -197,7 +198,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
             options = ["trainer.max_steps=60", "trainer.eval_interval=1000", "trainer.eval_tokens=256"]
             Ranks(folder, 1, *run, *options, f"parallel={way}", f"hydra.run.dir={name}").succeed()
             lines = read_metrics(folder / name / "metrics.jsonl")
-            times = [b["seconds"] - a["seconds"] for a, b in zip(lines[10:], lines[11:-1], strict=False)]
+            times = [after["seconds"] - before["seconds"] for before, after in pairwise(lines[10:-1])]
             seconds[way].append(statistics.median(times))
     found: dict[str, Any] = {"step_ms": {way: 1000 * statistics.median(each) for way, each in seconds.items()}}
     for way in ("ddp", "fsdp"):

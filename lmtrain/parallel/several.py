@@ -16,6 +16,7 @@ from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-define
 from lmtrain.errors import DataError, InterruptedBySignal, LostRankError, PrunedError
 from lmtrain.hardware.processes import leave_the_others
 from lmtrain.parallel.base import Parallel
+from lmtrain.parallel.failure_watch import FailureWatch
 from lmtrain.parallel.interface import check_chosen_interface, gloo_on, interface_for, own_address
 from lmtrain.parallel.peers import FAILURE_WAIT_S, Peers
 from lmtrain.parallel.world import MASTER_ADDRESS, World
@@ -59,6 +60,9 @@ class Several(Parallel):
                 timeout=timedelta(seconds=timeout_s),
                 device_id=device if device.type == "cuda" else None,
             )
+        self._watch = (
+            FailureWatch(peers, lambda: leave_the_others(at_once=True)) if peers and device.type == "cuda" else None
+        )
 
     def scaled(self, loss: Tensor) -> Tensor:
         return loss * self.world.size  # torch takes the mean of the gradients
@@ -136,6 +140,8 @@ class Several(Parallel):
         return f"{self.world.size} process{'es' * (self.world.size > 1)}"
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.stop()
         leave_the_others()
 
     def _gather(self, tensor: Tensor) -> list[Tensor]:
