@@ -16,7 +16,7 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.several.sharded_folder import folder_of_first
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.checkpoint.steps import checkpoint_steps
-from lmtrain.config.batch_size import SIZE, for_processes
+from lmtrain.config.batch_size import SIZE, for_processes, is_auto
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import (
@@ -117,6 +117,10 @@ def run(
         try:
             with raising_config_errors():
                 kept = kept_choices(directory.path, cfg.get("fork"))
+            if peers is not None and is_auto(cfg):
+                from lmtrain.run.several.chosen_parallel import with_chosen_parallel  # loads all of `plan`
+
+                for_processes(with_chosen_parallel(cfg, peers)[0], peers.world.size)  # one process can't try for FSDP
             found = found_size(cfg, kept, 1 if peers is None else peers.world.size)
             if peers is not None:
                 peers.tell(SIZE, found.cfg.data.get("batch_size"))

@@ -93,6 +93,10 @@ class JoinedTensors(Mapping[str, torch.Tensor]):
         last, tensor = pieces[-1]
         return torch.Size([last + len(tensor), *tensor.shape[1:]]) if tensor.ndim else tensor.shape
 
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the number format of a tensor."""
+        return self._pieces[name][0][1].dtype
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._pieces)
 
@@ -103,6 +107,11 @@ class JoinedTensors(Mapping[str, torch.Tensor]):
 def shape_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.Size:
     """Return the shape of a tensor of a checkpoint."""
     return tensors.shape(name) if isinstance(tensors, JoinedTensors) else tensors[name].shape
+
+
+def dtype_of(tensors: Mapping[str, torch.Tensor], name: str) -> torch.dtype:
+    """Return the number format of a tensor of a checkpoint."""
+    return tensors.dtype(name) if isinstance(tensors, JoinedTensors) else tensors[name].dtype
 
 
 def rows_of(tensors: Mapping[str, torch.Tensor], name: str, first: int, count: int) -> torch.Tensor:

@@ -55,7 +55,10 @@ class RunCheckpoints:
         self.saver.wait()
         parallel, folder = self.snapshot.parallel, self.saver.folder
         loaded = load_together(
-            folder, parallel, lambda: folder.load_before(bad.step, every=self.interval, first=state.first_step)
+            folder,
+            parallel,
+            lambda: folder.load_before(bad.step, every=self.interval, first=state.first_step),
+            f"rewind {state.bad_steps}",
         )
         if loaded is None:
             raise DivergedError(f"{bad}, and there is no checkpoint to go back to")

@@ -16,6 +16,7 @@ from lmtrain.errors import ConfigError
 from lmtrain.loop.step_sizes import BatchSizes
 
 AUTO = "auto"
+FSDP = "lmtrain.parallel.choices.fsdp"
 SHARING = "parallel=fsdp"
 SIZE, GLOBAL, ACCUMULATION = "data.batch_size", "trainer.global_batch_size", "trainer.gradient_accumulation_steps"
 BATCHES, LENGTHS = "trainer.batch_schedule", "trainer.length_schedule"
@@ -145,7 +146,7 @@ def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
 
 def shares_model(cfg: Mapping[str, Any]) -> bool:
     """Return whether the processes of a run share its model, so that one of them alone can't compute."""
-    return str((cfg.get("parallel") or {}).get("_target_")).endswith(".fsdp")
+    return (cfg.get("parallel") or {}).get("_target_") == FSDP
 
 
 def part_of_one_process(cfg: DictConfig, processes: int) -> DictConfig:

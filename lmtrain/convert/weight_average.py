@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.checkpoint.files import MANIFEST, MODEL, STATE, STATE_BYTES, Checkpoint, open_tensors, verify_checkpoint
-from lmtrain.checkpoint.joined import split_name
+from lmtrain.checkpoint.joined import dtype_of, shape_of, split_name
 from lmtrain.checkpoint.snapshot import TrainState, train_state
 from lmtrain.convert.chosen_checkpoints import ChosenCheckpoint
 from lmtrain.errors import BrokenCheckpointError
@@ -186,5 +186,7 @@ def _check_same_tensors(ingredients: Sequence[Ingredient], files: Sequence[Mappi
 
 def _tensors_of(file: Mapping[str, Tensor]) -> dict[str, str]:
     """Return shape and dtype of each tensor, in words."""
-    dtypes = {name: str(each.dtype).removeprefix("torch.") for name, each in file.items()}
-    return {name: f"{' × '.join(map(str, each.shape))} {dtypes[name]}" for name, each in file.items()}
+    return {
+        name: f"{' × '.join(map(str, shape_of(file, name)))} {str(dtype_of(file, name)).removeprefix('torch.')}"
+        for name in file
+    }

@@ -27,7 +27,7 @@ def generator_state(device: torch.device) -> dict[str, torch.Tensor]:
     _, key, position, has_gauss, cached = cast(tuple[Any, ...], np.random.get_state(legacy=True))
     state = {
         "python": torch.tensor([version, *words], dtype=torch.int64),
-        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "python_gauss": torch.tensor([gauss is not None, gauss or 0.0], dtype=torch.float64),
         "numpy": torch.tensor([*key.tolist(), position, has_gauss], dtype=torch.int64),
         "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
         "torch": torch.get_rng_state(),
@@ -43,8 +43,9 @@ def load_generator_state(device: torch.device, state: dict[str, torch.Tensor]) -
     After a move from CPU to CUDA the state has nothing for the CUDA generator, which then keeps its seed.
     """
     version, *words = state["python"].tolist()
-    gauss = state["python_gauss"].tolist()
-    random.setstate((version, tuple(words), gauss[0] if gauss else None))
+    # Earlier versions saved the number alone, or nothing.
+    *has_gauss, gauss = state["python_gauss"].tolist() or [0.0, 0.0]
+    random.setstate((version, tuple(words), gauss if has_gauss in ([], [1.0]) else None))
     *key, position, has_gauss = state["numpy"].tolist()
     np.random.set_state(("MT19937", np.array(key, np.uint32), position, has_gauss, state["numpy_gauss"].item()))
     torch.set_rng_state(state["torch"])

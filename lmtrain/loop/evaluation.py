@@ -1,5 +1,6 @@
 """Computes the loss of a model over batches, and the metrics derived from it."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -68,18 +69,22 @@ def _with_checks(batches: Iterable[Batch], parallel: Parallel, request: Request)
     Raises:
         DataError: A batch can't be read in one of the processes.
     """
-    batches, number = iter(batches), 0
+    batches, size, number = iter(batches), parallel.world.size, 0
     while True:
+        found: list[Batch] = []
+        error: DataError | None = None
         try:
-            batch = next(batches)
-        except StopIteration:
-            return parallel.raise_together(None)
-        except DataError as error:
-            parallel.raise_together(error)
-        if number % (CHECK_BATCHES * parallel.world.size) == 0 and parallel.world.size > 1:
-            parallel.raise_together(None, request())
-        number += 1
-        yield batch
+            # Where processes compute together, none may begin a batch that another one can't read.
+            found = list(itertools.islice(batches, size if parallel.shares_model else 1))
+        except DataError as caught:
+            error = caught
+        due = size > 1 and (parallel.shares_model or number % (CHECK_BATCHES * size) == 0)
+        if error is not None or not found or due:
+            parallel.raise_together(error, request() if found and due else None)
+        if not found:
+            return
+        number += len(found)
+        yield from found
 
 
 def perplexity(loss: float) -> float:

@@ -14,7 +14,8 @@ from lmtrain.parallel.base import Parallel
 
 log = logging.getLogger(__name__)
 
-SLOW = 1.3  # a rank is slow if it works longer than this many times the median of the others
+SLOW = 1.3  # a rank is slow if it works longer than this many times the median of the others,
+NOTABLE = 0.05  # and by more than this share of a step
 INTERVALS = 3  # logged intervals in a row; in a single one, anything may have disturbed a rank
 
 Moment = torch.cuda.Event | float
@@ -34,7 +35,7 @@ class RankTimes:
         self.parallel, self.device = parallel, device
         self.measures = parallel.world.size > 1
         self._computes_alone = not parallel.shares_model
-        self._seconds, self._steps = 0.0, 0
+        self._seconds, self._steps, self._since = 0.0, 0, time.perf_counter()
         self._began: Moment | None = None
         self._pending: deque[tuple[Moment, Moment]] = deque()  # on a GPU: not over yet
         self._hosts: list[str] = []
@@ -70,19 +71,21 @@ class RankTimes:
             return {}
         self._add_finished(wait=True)
         own = torch.tensor([1000 * self._seconds / self._steps], dtype=torch.float64)
-        self._seconds, self._steps = 0.0, 0
+        now = time.perf_counter()
+        step_ms = 1000 * (now - self._since) / self._steps
+        self._seconds, self._steps, self._since = 0.0, 0, now
         self._hosts = self._hosts or self.parallel.every(socket.gethostname())
         times = [each["ms"].item() for each in self.parallel.gathered({"ms": own})]
         slowest = max(range(len(times)), key=times.__getitem__)
         metrics = {"ranks/slowest_ms": times[slowest], "ranks/fastest_ms": min(times), "ranks/slowest": slowest}
-        self._report(slowest, times)
+        self._report(slowest, times, step_ms)
         return metrics
 
-    def _report(self, slowest: int, times: list[float]) -> None:
+    def _report(self, slowest: int, times: list[float], step_ms: float) -> None:
         """Warn once of a rank that is slow in several intervals in a row."""
         usual = median(times[:slowest] + times[slowest + 1 :])
         before, intervals = self._slow
-        is_slow = times[slowest] > SLOW * usual
+        is_slow = times[slowest] > max(SLOW * usual, usual + NOTABLE * step_ms)
         self._slow = (slowest, (intervals if slowest == before else 0) + 1) if is_slow else (slowest, 0)
         if self._slow[1] == INTERVALS and slowest not in self._reported:
             self._reported.add(slowest)

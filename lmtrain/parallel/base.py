@@ -38,7 +38,7 @@ class Parallel:
         model.to(device)
 
     def own(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """Return the parameters by name, or what this process has of them."""
+        """Return the parameters by name; of a shared model, the rows of this process."""
         return dict(model.named_parameters())
 
     def updated(self, model: nn.Module, whole: Collection[str]) -> dict[str, nn.Parameter]:
@@ -123,6 +123,13 @@ class Parallel:
 
     def from_first(self, make: Callable[[], T]) -> T:
         """Return what `make` returns in the first process, where alone it is called; pickled, so only plain values."""
+        return make()
+
+    def after_first(self, topic: str, make: Callable[[], T]) -> T:
+        """Return what `make` returns in the first process, as JSON gives it back; the others wait while that lives.
+
+        A topic may be used once in a run.
+        """
         return make()
 
     def every(self, value: T) -> list[T]:

@@ -4,7 +4,6 @@ Each of these tensors belongs to one process. Before an update it gets all rows 
 after it everyone gets its own rows back. So the update has the bits of one process, and the work is shared.
 """
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -72,6 +71,7 @@ class DealtTensors:
             own = sent[self.layout.rank]
             sizes = [[self._numel(name, rank) for name in own] for rank in range(self.layout.ranks)]
             received = self._exchange(
+                names,
                 [parts[name].reshape(-1) for owned in sent for name in owned],
                 [sum(parts[name].numel() for name in owned) for owned in sent],
                 [sum(each) for each in sizes],
@@ -91,6 +91,7 @@ class DealtTensors:
             ranks = range(self.layout.ranks)
             rows = [[self._rows(name, rank).view_of(self.params[name].detach()) for name in own] for rank in ranks]
             received = self._exchange(
+                names,
                 [part.reshape(-1) for each in rows for part in each],
                 [sum(part.numel() for part in each) for each in rows],
                 [sum(self.local[name].numel() for name in each) for each in owned],
@@ -101,9 +102,11 @@ class DealtTensors:
                 ):
                     self.local[name].detach().copy_(piece.view_as(self.local[name]))
 
-    def _exchange(self, parts: list[Tensor], sent: list[int], received: list[int]) -> Sequence[Tensor]:
-        """Send numbers to all processes, and return those that each of them sent."""
-        numbers = torch.cat(parts)
+    def _exchange(
+        self, names: Sequence[str], parts: Sequence[Tensor], sent: list[int], received: list[int]
+    ) -> Sequence[Tensor]:
+        """Send numbers of some tensors to all processes, and return those that each of them sent."""
+        numbers = torch.cat([self.local[names[0]].new_empty(0), *parts])  # this process may have none to send
         into = numbers.new_empty(sum(received))
         dist.all_to_all_single(into, numbers, received, sent, group=self.group)
         return torch.split(into, received)
@@ -122,7 +125,7 @@ class DealtTensors:
         return found
 
     def _rows(self, name: str, rank: int) -> Rows:
-        return rows_of_rank(self.shapes[name][0], rank, self.layout.ranks)
+        return rows_of_rank(self.shapes[name], rank, self.layout.ranks)
 
     def _numel(self, name: str, rank: int) -> int:
-        return self._rows(name, rank).count * math.prod(self.shapes[name][1:])
+        return self._rows(name, rank).own_shape.numel()

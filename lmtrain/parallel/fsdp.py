@@ -13,15 +13,18 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from lmtrain.parallel.dealt import DealtTensors
+from lmtrain.parallel.interface import gloo_on
 from lmtrain.parallel.layout import Layout, dealt_out, rows_of_rank
 from lmtrain.parallel.peers import Peers
 from lmtrain.parallel.several import Several
 
 T = TypeVar("T")
+
+COPY, SHARD = "copy", "shard"  # dimensions of the mesh
 
 
 class Fsdp(Several):
@@ -69,17 +72,30 @@ class Fsdp(Several):
             )
         super().__init__(device, peers, timeout_s=timeout_s)
         self.reduce_each_micro_batch, self.param_dtype = reduce_each_micro_batch, param_dtype
-        with self.collectives():
-            sizes, names = (
-                ((self.copies, self.shards), ("copy", "shard")) if self.copies > 1 else ((self.shards,), ("shard",))
-            )
-            self.mesh = init_device_mesh(device.type, sizes, mesh_dim_names=names)
+        with self.collectives(), gloo_on(self.interface):
+            self.mesh = self._mesh()
         self._initial: dict[str, Tensor] = {}  # of the first process, until the model is split
         self._options: dict[str, Any] = {
             "mesh": self.mesh,
             "reshard_after_forward": reshard_after_forward,
             "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=reduce_dtype),
         }
+
+    def _mesh(self) -> DeviceMesh:
+        """Return the groups of processes that share a copy of the model, and of those that have the same rows of it.
+
+        Groups that torch makes by itself would not have the timeout.
+        """
+        kind = self.device.type
+        if self.copies == 1:
+            assert dist.group.WORLD is not None
+            return DeviceMesh.from_group(dist.group.WORLD, kind, mesh_dim_names=(SHARD,))
+        ranks = torch.arange(self.world.size).view(self.copies, self.shards)
+        groups = []
+        for sets in (ranks.T, ranks):  # every process makes all groups, in the same order
+            made = {tuple(each): dist.new_group(each, timeout=self.timeout) for each in sets.tolist()}
+            groups.append(next(group for members, group in made.items() if self.world.rank in members))
+        return DeviceMesh.from_group(groups, kind, mesh=ranks, mesh_dim_names=(COPY, SHARD))
 
     def build(self, make: Callable[[], nn.Module]) -> nn.Module:
         with torch.device("meta"):
@@ -88,6 +104,7 @@ class Fsdp(Several):
             return make()
         if self.world.is_first:
             self._initial = _tensors_of(make())
+        self.after_first("initial weights", lambda: True)  # which may take long
         return model
 
     def split(self, model: nn.Module, device: torch.device) -> None:
@@ -110,7 +127,7 @@ class Fsdp(Several):
             ranks=self.shards,
             writes=self.world.rank < self.shards,
             rows={
-                name: rows_of_rank(len(param), rank, self.shards)
+                name: rows_of_rank(param.shape, rank, self.shards)
                 for name, param in model.named_parameters(remove_duplicate=False)
             },
         )
@@ -140,7 +157,7 @@ class Fsdp(Several):
         shapes = {name: param.shape for name, param in self._sharded.items() if name in whole}
         owners = dealt_out({name: shape.numel() for name, shape in shapes.items()}, self.shards)
         self.layout = Layout(self.layout.rank, self.shards, self.layout.writes, self.layout.rows, owners)
-        self._dealt = DealtTensors(self.mesh.get_group("shard"), self.layout, shapes, self._local)
+        self._dealt = DealtTensors(self.mesh.get_group(SHARD), self.layout, shapes, self._local)
         return {name: self._dealt.params.get(name, param) for name, param in self._local.items()}
 
     @contextlib.contextmanager
@@ -160,7 +177,7 @@ class Fsdp(Several):
         with self.collectives():
             self._dealt.gather({name: grad for name, grad in rows.items() if name in self._dealt.shapes})
         for name, grad in rows.items():
-            if name not in self._dealt.shapes and grad.numel():
+            if name not in self._dealt.shapes:
                 self._local[name].grad = grad
 
     def weights_ready(self) -> None:
@@ -179,9 +196,14 @@ class Fsdp(Several):
         return norm
 
     def share_overflows(self, found: Iterable[Tensor]) -> None:
+        found = list(found)
+        overflow = torch.zeros((), device=self.device)
+        for each in found:
+            overflow = torch.maximum(overflow, each)
         with self.collectives():
-            for each in found:
-                dist.all_reduce(each, dist.ReduceOp.MAX)
+            dist.all_reduce(overflow, dist.ReduceOp.MAX)
+        for each in found:
+            each.copy_(overflow)
 
     def free_weights(self) -> None:
         for module in self._root.modules():  # type: ignore[attr-defined]

@@ -8,26 +8,32 @@ import torch
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of a tensor: `count` of them from the row `first` on."""
+    """Some rows of a tensor of this `shape`: `count` of them from the row `first` on."""
 
     first: int
     count: int
+    shape: torch.Size
 
     @property
     def end(self) -> int:
         """The number of the row after the last one."""
         return self.first + self.count
 
+    @property
+    def own_shape(self) -> torch.Size:
+        """The shape of these rows alone."""
+        return torch.Size([self.count, *self.shape[1:]])
+
     def view_of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return a view of these rows of a whole tensor."""
         return tensor[self.first : self.end]
 
 
-def rows_of_rank(rows: int, rank: int, ranks: int) -> Rows:
-    """Return the rows that a process has of a tensor with so many: equal shares, as `torch.chunk` makes them."""
-    share = -(-rows // ranks)
-    first = min(rows, rank * share)
-    return Rows(first, min(rows, first + share) - first)
+def rows_of_rank(shape: torch.Size, rank: int, ranks: int) -> Rows:
+    """Return the rows that a process has of a tensor of this shape: equal shares, as `torch.chunk` makes them."""
+    share = -(-shape[0] // ranks)
+    first = min(shape[0], rank * share)
+    return Rows(first, min(shape[0], first + share) - first, shape)
 
 
 def dealt_out(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:

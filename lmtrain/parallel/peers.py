@@ -38,7 +38,7 @@ KNOWS, RECORDED = "knows", "recorded"  # topics: a failure is known; the result 
 class Peers:
     """The processes of a run, connected by a store.
 
-    Each process can tell the others a text under its own rank, and read what another one told. A process that waits
+    Each process can tell the others a text under its own rank, and read what another one has said. A process that waits
     for another one also listens to its heartbeat.
 
     Attributes:
@@ -94,7 +94,7 @@ class Peers:
             raise LostRankError(f"{self.world}: {STORE_HAS_GONE}", unheard=True) from error
 
     def forget(self, topic: str, rank: int) -> None:
-        """Remove what a process told about a topic, which nobody will ask for again."""
+        """Remove what a process has said about a topic, which nobody will ask for again."""
         try:
             self._answered(lambda: self.store.delete_key(f"{topic}/{rank}"), ANSWER_TIMEOUT_S)
         except LOST as error:
@@ -131,14 +131,14 @@ class Peers:
         return True
 
     def failure(self, wait_s: float = 0.0) -> LostRankError | None:
-        """Return which process failed first, where and why; None if none has told so within `wait_s` seconds."""
+        """Return which process failed first, where and why; None if none has said so within `wait_s` seconds."""
         end = time.monotonic() + wait_s
         while True:
             try:
                 if self._has(["failure"], LAST_ANSWER_S):
-                    told = self._get("failure")
+                    failure = self._get("failure")
                     self.tell(KNOWS, True)
-                    return LostRankError(told["reason"], told["traceback"])
+                    return LostRankError(failure["reason"], failure["traceback"])
             except LOST:
                 return None
             if time.monotonic() >= end:
@@ -254,7 +254,7 @@ def connected(world: World) -> Iterator[Peers]:
         address = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
         raise ConfigError(f"{world}: can't reach the other processes at {address}: {error}") from error
     store.set_timeout(timedelta(seconds=ANSWER_TIMEOUT_S))
-    # torchrun may keep its store when it starts the processes again, with what the earlier ones have told.
+    # torchrun may keep its store when it starts the processes again, with what the earlier ones have said.
     peers = Peers(world, PrefixStore(f"attempt {os.environ.get(ATTEMPT, '0')}", store))
     try:
         with heartbeat(peers.store, world.rank):

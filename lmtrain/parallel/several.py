@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,22 +44,23 @@ class Several(Parallel):
         self.world = peers.world if peers else World()
         self.device, self.peers = device, peers
         leave_the_others()  # those of an earlier run in this process
-        interface = None
+        self.timeout = timedelta(seconds=timeout_s)
+        self.interface: str | None = None
         if peers is not None:
             # Asked for first, because a connection waits long for a process that does not come.
             met = peers.exchange("place", [str(self.world), own_address(os.environ[MASTER_ADDRESS])])
             peers.names = [name for name, _ in met]
             addresses = [address for _, address in met]
             check_chosen_interface(addresses)
-            interface = interface_for(addresses, self.world.rank)
-        with self.collectives(), gloo_on(interface):
+            self.interface = interface_for(addresses, self.world.rank)
+        with self.collectives(), gloo_on(self.interface):
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 store=PrefixStore("collectives", peers.store) if peers else HashStore(),
                 rank=self.world.rank,
                 world_size=self.world.size,
-                timeout=timedelta(seconds=timeout_s),
-                device_id=device if device.type == "cuda" else None,
+                timeout=self.timeout,
+                device_id=_with_index(device) if device.type == "cuda" else None,
             )
         self._watch = (
             FailureWatch(peers, lambda: leave_the_others(at_once=True)) if peers and device.type == "cuda" else None
@@ -86,11 +88,11 @@ class Several(Parallel):
         return loaded, targets
 
     def raise_together(self, error: DataError | None, request: BaseException | None = None) -> None:
-        told = self.every((error, _code_of(request)))
-        for each, _ in told:
+        reports = self.every((error, _code_of(request)))
+        for each, _ in reports:
             if each is not None:
                 raise each
-        if most := max(code for _, code in told):
+        if most := max(code for _, code in reports):
             raise _request_of(most, request)
 
     def combined(self, total: Tensor, losses: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
@@ -119,6 +121,16 @@ class Several(Parallel):
         with self.collectives():
             dist.broadcast_object_list(values, src=0, device=torch.device("cpu"))
         return values[0]  # type: ignore[return-value]
+
+    def after_first(self, topic: str, make: Callable[[], T]) -> T:
+        if self.peers is None:
+            return make()
+        if self.world.is_first:
+            made = make()
+            self.peers.tell(topic, made)
+            return made
+        answer: T = self.peers.ask(topic, 0, math.inf)
+        return answer
 
     def every(self, value: T) -> list[T]:
         values: list[Any] = [None] * self.world.size
@@ -168,8 +180,8 @@ class Several(Parallel):
         failure = self.peers.failure(FAILURE_WAIT_S)
         if failure is None:
             reason = f"{NO_ANSWER} ({reason})"
-            told = self.peers.fail(reason)  # it may be the connection of this process that is at fault
-            failure = LostRankError(f"{self.world}: {reason}", unheard=not told and not self.world.is_first)
+            reported = self.peers.fail(reason)  # it may be the connection of this process that is at fault
+            failure = LostRankError(f"{self.world}: {reason}", unheard=not reported and not self.world.is_first)
         if self.world.is_first and NO_ANSWER in str(failure) and (silent := self.peers.silent()):
             return LostRankError(f"{failure}; no answer from {', '.join(silent)}", failure.trace)
         return failure
@@ -185,6 +197,11 @@ def _request_of(code: int, own: BaseException | None) -> BaseException:
     if own is not None and _code_of(own) == code:
         return own
     return PrunedError("requested in another process") if code == PRUNED else InterruptedBySignal(code)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    """Return a GPU with its number, which torch wants to have; a run of one process may leave it out."""
+    return device if device.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def first_sentence(error: RuntimeError) -> str:

@@ -49,6 +49,8 @@ FREE_TO_CHANGE = (
 )
 # How a step's samples are split into micro-batches: state and data order stay exact, only rounding differs.
 MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
+# Number formats of what processes send; others than float32 change how a step computes.
+SENT_IN = ("parallel.param_dtype", "parallel.reduce_dtype")
 # Of the shipped models: another kernel changes only rounding, and less memory changes no bit.
 KERNEL_KEYS = ("model.attention", "model.recompute")
 # What starts a command again by itself, and the environment variable with the number of its restarts.
@@ -214,11 +216,13 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
 def _choose_parallel(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
     """Put a new choice of the group `parallel` into a composed config, in place; return the other overrides.
 
-    It is the only group that a resume may change.
+    It is the only group that a resume may change. Keys that both choices have keep their values.
     """
     chosen = [text for text in overrides if text.startswith("parallel=")]
     if chosen:
-        composed.parallel = compose_with_notes(chosen[-1:]).config.parallel
+        before, now = composed.get("parallel") or {}, compose_with_notes(chosen[-1:]).config.parallel
+        now.update({key: before[key] for key in now if key in before and not str(key).startswith("_")})
+        composed.parallel = now
     return [text for text in overrides if text not in chosen]
 
 
@@ -279,7 +283,9 @@ def _refused_changes(changes: Sequence[str], allowed: Sequence[str], before: Any
     refused = []
     for line in changes:
         key = line.partition(":")[0]
-        if not key.startswith(tuple(free)) and not any(key == name or key.startswith(f"{name}.") for name in allowed):
+        is_allowed = any(key == name or key.startswith(f"{name}.") for name in allowed)
+        changes_sums = key in SENT_IN and OmegaConf.select(after, key) not in (None, "float32")
+        if not is_allowed and (changes_sums or not key.startswith(tuple(free))):
             refused.append(line)
     return refused
 

@@ -63,7 +63,7 @@ def load_start(cfg: DictConfig, checkpoints: CheckpointFolder, parallel: Paralle
     Raises:
         ValueError: All checkpoints of the run are broken, the origin of a fork has none, or a process does not see it.
     """
-    if (own := load_together(checkpoints, parallel, checkpoints.load_latest)) is not None:
+    if (own := load_together(checkpoints, parallel, checkpoints.load_latest, "newest checkpoint")) is not None:
         return Start(own=own)
     if broken := checkpoints.broken():
         raise ValueError(f"{checkpoints.path}: no intact checkpoint ({', '.join(broken)}); start a new run")

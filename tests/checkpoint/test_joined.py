@@ -33,7 +33,7 @@ def write_parts(folder: Path, count: int, leave_out: int | None = None) -> list[
                 if number == 0:
                     own[name], first_rows[name] = tensor, 0
                 continue
-            rows = rows_of_rank(len(tensor), number, count)
+            rows = rows_of_rank(tensor.shape, number, count)
             if rows.count:
                 own[name], first_rows[name] = rows.view_of(tensor).clone(), rows.first
         paths.append(folder / f"{sharded_name('model', number, count)}.safetensors")
@@ -51,7 +51,7 @@ def test_parts_are_joined_to_the_bit(tmp_path: Path, count: int) -> None:
     for ranks in range(1, 9):
         for rank in range(ranks):
             for name in ("matrix", "vector"):
-                rows = rows_of_rank(len(WHOLE[name]), rank, ranks)
+                rows = rows_of_rank(WHOLE[name].shape, rank, ranks)
                 assert torch.equal(rows_of(joined, name, rows.first, rows.count), rows.view_of(WHOLE[name]))
                 assert torch.equal(rows_of(WHOLE, name, rows.first, rows.count), rows.view_of(WHOLE[name]))
 

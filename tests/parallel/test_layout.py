@@ -12,7 +12,7 @@ def test_rows_are_those_of_torch_chunk(rows: int, ranks: int) -> None:
     whole = torch.arange(rows)
     chunks = [*whole.chunk(ranks), *[whole[:0]] * ranks][:ranks]
     for rank, chunk in enumerate(chunks):
-        assert torch.equal(rows_of_rank(rows, rank, ranks).view_of(whole), chunk)
+        assert torch.equal(rows_of_rank(whole.shape, rank, ranks).view_of(whole), chunk)
 
 
 @given(sizes=st.dictionaries(st.text(max_size=3), st.integers(1, 1000)), ranks=st.integers(1, 9))

@@ -29,19 +29,28 @@ CASES = {
     "schedules": [*STEP, "trainer.batch_schedule=[[0,24],[1000,48]]", "trainer.length_schedule=[[0,8],[2000,16]]"],
     "schedule_free": [*STEP, "optimizer=schedule_free", "scheduler=constant"],
     **{name: [*STEP, f"optimizer={name}"] for name in ("muon", "normuon", "lion", "adafactor", "adamw8bit", "soap")},
+    "few_matrices": [*STEP, "optimizer=muon", "model.n_layer=1"],  # fewer than processes
+    "float16": [*STEP, "system.dtype=float16"],
     "library": [*STEP, "optimizer=library", "optimizer.name=adopt"],
     "compiled": [*STEP, "system.compile=true"],
     "average": [*STEP, "trainer.ema_decay=0.9"],
 }  # fmt: skip
 # After few steps SOAP's preconditioners have hardly any directions, and the basis of the rest depends on rounding.
-LOOSE = {"soap": 1e-2}
+LOOSE = {"soap": 1e-2, "float16": 1e-3}
 HSDP = "fsdp parallel.shards=2 parallel.reshard_after_forward=false parallel.reduce_each_micro_batch=true"
 WAYS = {  # of sharing the work, with their names in the log
     "ddp": "DDP",
     "fsdp": "FSDP",
     HSDP: "FSDP, 2 copies of the model",
 }
-SIZES = [("llama", 2), ("llama", 3), ("llama", 4), ("llama", 8), *((name, 2) for name in CASES if name != "llama")]
+SIZES = [
+    ("llama", 2),
+    ("llama", 3),
+    ("llama", 4),
+    ("llama", 8),
+    ("few_matrices", 8),
+    *((name, 2) for name in CASES if name not in ("llama", "few_matrices")),
+]
 TIMEOUT_S = 400  # compiling takes minutes on a busy machine
 COMPARED = ("train/loss", "grad_norm", "val/loss", "val/bits_per_byte", "train_eval/loss", "tokens", "lr", "imbalance")
 

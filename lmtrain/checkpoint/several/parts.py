@@ -28,10 +28,10 @@ def part_of(whole: Checkpoint, parallel: Parallel) -> Checkpoint:
         own = {}
         for name, tensor in named.items():
             param = _parameter(file, name)
-            rows = layout.rows.get(param) if tensor.ndim else None
+            rows = layout.rows.get(param)
             if file == OPTIMIZER and param in layout.owners:
                 own[name] = tensor
-            elif rows is not None:
+            elif rows is not None and tensor.shape == rows.own_shape:
                 if rows.count:
                     own[name], first_rows[f"{file}/{name}"] = tensor, rows.first
             elif parallel.world.is_first:
@@ -54,7 +54,7 @@ def own_tensors(file: str, tensors: Tensors, layout: Layout | None) -> Tensors:
         if file == OPTIMIZER and param in layout.owners:
             if layout.owners[param] == layout.rank:
                 own[name] = tensors[name]
-        elif rows is not None and shape_of(tensors, name):
+        elif rows is not None and shape_of(tensors, name) == rows.shape:
             own[name] = rows_of(tensors, name, rows.first, rows.count)
         else:
             own[name] = tensors[name]

@@ -41,12 +41,16 @@ class LeadingFolder(CheckpointFolder):
     def _write(self, partial: Path, checkpoint: Checkpoint) -> Entries:
         self._begun = True
         self.peers.tell(f"{BEGIN} {self._saves}", partial.name)
-        entries = write_files(partial, checkpoint)
+        entries: Entries = {}
         failed: Exception | None = None
+        try:
+            entries |= write_files(partial, checkpoint)
+        except Exception as error:
+            failed = error
         for rank in range(1, self.writers):  # wait for all of them, also after a failure: they write into this folder
             answer: dict[str, Any] = self.peers.ask(f"{WRITTEN} {self._saves}", rank, SAVE_TIMEOUT_S)
             self.peers.forget(f"{WRITTEN} {self._saves}", rank)
-            if "error" in answer:
+            if "error" in answer and failed is None:
                 failed = (NonFiniteStateError if answer["not_finite"] else OSError)(f"rank {rank}: {answer['error']}")
             entries |= answer.get("files", {})
         self.peers.forget(f"{BEGIN} {self._saves}", 0)
@@ -70,8 +74,11 @@ class PartFolder(ReadOnlyFolder):
                 check_finite(checkpoint)
                 wait_until_visible(self.path / name)
                 answer: dict[str, Any] = {"files": write_files(self.path / name, checkpoint, with_state=False)}
-            except (OSError, RuntimeError, NonFiniteStateError) as error:
-                answer = {"error": str(error), "not_finite": isinstance(error, NonFiniteStateError)}
+            except Exception as error:  # the first process must not wait for an answer
+                answer = {
+                    "error": str(error) or type(error).__name__,
+                    "not_finite": isinstance(error, NonFiniteStateError),
+                }
             self.peers.tell(f"{WRITTEN} {self._saves}", answer)
         return self.at(step)
 

@@ -14,23 +14,27 @@ POLL_S = 0.2
 
 
 def load_together(
-    folder: CheckpointFolder, parallel: Parallel, find: Callable[[], Checkpoint | None]
+    folder: CheckpointFolder, parallel: Parallel, find: Callable[[], Checkpoint | None], topic: str
 ) -> Checkpoint | None:
     """Return the checkpoint that `find` returns in the first process; the others read the same one.
+
+    Only the first one compares the hashes of all files, which may take long. `topic` is new for each checkpoint.
 
     Raises:
         ValueError: Another process does not see it in time.
     """
     found = find() if parallel.world.is_first else None
-    chosen = parallel.from_first(lambda: None if found is None else _identity(folder, found.state["train"]["step"]))
+    chosen = parallel.after_first(
+        topic, lambda: None if found is None else _identity(folder, found.state["train"]["step"])
+    )
     if parallel.world.is_first or chosen is None:
         return found
-    step, manifest = chosen
+    step = int(chosen[0])
     end = time.monotonic() + PATIENCE_S
     while True:
         try:
-            if _identity(folder, step) == (step, manifest):
-                return load_checkpoint(folder.at(step))
+            if _identity(folder, step) == chosen:
+                return load_checkpoint(folder.at(step), compare_hashes=False)
         except (OSError, BrokenCheckpointError) as error:
             fault = f" ({error})"
         else:
@@ -43,6 +47,6 @@ def load_together(
         time.sleep(POLL_S)
 
 
-def _identity(folder: CheckpointFolder, step: int) -> tuple[int, str]:
+def _identity(folder: CheckpointFolder, step: int) -> list[str]:
     """Return what tells a checkpoint from any other: its step, and the hash of its manifest, which has all hashes."""
-    return step, hashlib.sha256((folder.at(step) / MANIFEST).read_bytes()).hexdigest()
+    return [str(step), hashlib.sha256((folder.at(step) / MANIFEST).read_bytes()).hexdigest()]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lmtrain.config.batch_size import shares_model
 from lmtrain.errors import ConfigError
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
@@ -56,7 +57,7 @@ class Processes:
         size = node.get("world_size")
         if size is None or size == 1:
             return None
-        if FSDP not in str(node.get("_target_")):
+        if not shares_model(cfg):
             return cls(size, bucket_bytes=round((node.get("bucket_mb") or 25) * 2**20))
         shards = node.get("shards") or size
         if size % shards:

@@ -5,7 +5,7 @@ import os
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.config.batch_size import batch_sizes
+from lmtrain.config.batch_size import FSDP, batch_sizes, is_auto
 from lmtrain.machine import total_memory
 from lmtrain.parallel.peers import Peers
 from lmtrain.parallel.world import LOCAL_WORLD_SIZE, World
@@ -18,7 +18,7 @@ from lmtrain.plan.world.units import WholeTensors, units_of
 from lmtrain.system import System
 from lmtrain.terminal.units import si_unit
 
-AUTO, DDP, FSDP = (f"lmtrain.parallel.choices.{name}" for name in ("auto", "ddp", "fsdp"))
+AUTO, DDP = "lmtrain.parallel.choices.auto", "lmtrain.parallel.choices.ddp"
 TOPIC = "parallel"
 OF_BOTH, BUCKETS = ("world_size", "timeout_s", "rank_logs"), "bucket_mb"  # keys of both choices, and one of DDP
 # Weights, gradients, their buckets, AdamW's state, and as much again for activations: no need to look closer.
@@ -64,10 +64,11 @@ def bytes_of_whole_model(cfg: DictConfig, system: System, world: World, enough: 
     roughly = SURELY_ENOUGH * units.numel
     if roughly <= enough // 2:
         return roughly
-    micro_batches = min(2, batch_sizes(cfg).sequences // world.size // cfg.data.batch_size)
-    data, ema_decay = cfg.data, cfg.trainer.get("ema_decay")
+    batch_size = 1 if is_auto(cfg) else cfg.data.batch_size
+    micro_batches = min(2, batch_sizes(cfg).sequences // world.size // batch_size)
+    ema_decay = cfg.trainer.get("ema_decay")
     settings = StepSettings(
-        system.device.type, system.dtype, micro_batches, data.batch_size, data.block_size, ema_decay=ema_decay
+        system.device.type, system.dtype, micro_batches, batch_size, cfg.data.block_size, ema_decay=ema_decay
     )
     step, _ = simulated(cfg, settings)
     if step is None:

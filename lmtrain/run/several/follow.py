@@ -72,8 +72,8 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
     except BaseException as error:
         log.info("ends", exc_info=True)  # seen only in a log of this process
         if not isinstance(error, ENDS_EVERYWHERE):
-            told = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
-            if not told:
+            reported = peers.fail(f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error)))
+            if not reported:
                 sys.stderr.write(visible(redact(f"{peers.world}: {type(error).__name__}: {error}")) + "\n")
         elif isinstance(error, LostRankError) and error.unheard:
             sys.stderr.write(visible(redact(str(error))) + "\n")

@@ -37,7 +37,7 @@ class Shared(Parallel):
             rank=rank,
             ranks=ranks,
             writes=True,
-            rows={name: rows_of_rank(len(MODEL[name]), rank, ranks) for name in ("a", "b")},
+            rows={name: rows_of_rank(MODEL[name].shape, rank, ranks) for name in ("a", "b")},
             owners={"b": min(1, ranks - 1)},
         )
 
