@@ -8,6 +8,7 @@ model are HSDP (Zhao et al., "PyTorch FSDP" (2023), section 3.2.2).
 import contextlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -74,6 +75,7 @@ class Fsdp(Several):
         self.reduce_each_micro_batch, self.param_dtype = reduce_each_micro_batch, param_dtype
         with self.collectives(), gloo_on(self.interface):
             self.mesh = self._mesh()
+        self._has_trained = False
         self._initial: dict[str, Tensor] = {}  # of the first process, until the model is split
         self._options: dict[str, Any] = {
             "mesh": self.mesh,
@@ -131,7 +133,6 @@ class Fsdp(Several):
                 for name, param in model.named_parameters(remove_duplicate=False)
             },
         )
-
         if without_memory:
             self._receive_initial(model)
 
@@ -140,7 +141,7 @@ class Fsdp(Several):
         """Fill the model with the weights that the first process has built, one tensor after the other."""
         for name, tensor in _tensors_of(model).items():
             if self.world.is_first:
-                whole = self._initial.pop(name).to(self.device)
+                whole = self._initial.pop(name).to(self.device).contiguous()
             else:
                 whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
             with self.collectives():
@@ -156,7 +157,7 @@ class Fsdp(Several):
     def updated(self, model: nn.Module, whole: Collection[str]) -> dict[str, nn.Parameter]:
         shapes = {name: param.shape for name, param in self._sharded.items() if name in whole}
         owners = dealt_out({name: shape.numel() for name, shape in shapes.items()}, self.shards)
-        self.layout = Layout(self.layout.rank, self.shards, self.layout.writes, self.layout.rows, owners)
+        self.layout = replace(self.layout, owners=owners)
         self._dealt = DealtTensors(self.mesh.get_group(SHARD), self.layout, shapes, self._local)
         return {name: self._dealt.params.get(name, param) for name, param in self._local.items()}
 
@@ -174,6 +175,9 @@ class Fsdp(Several):
         for name in grads:
             self._sharded[name].grad = None
         rows: dict[str, Tensor] = {name: grad.to_local() for name, grad in grads.items()}  # type: ignore[attr-defined]
+        if not self._has_trained:  # torch may lay out its memory in the first forward
+            self._has_trained = True
+            assert all(_is_same_memory(self._sharded[name], self._local[name]) for name in rows)
         with self.collectives():
             self._dealt.gather({name: grad for name, grad in rows.items() if name in self._dealt.shapes})
         for name, grad in rows.items():
@@ -185,14 +189,13 @@ class Fsdp(Several):
             self._dealt.hand_back()
 
     def clip(self, params: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-        present = [param for param in params if param.grad is not None]
-        own = nn.utils.get_total_norm([param.grad for param in present if param.grad is not None]).to(
-            self.device, torch.float32
-        )
+        params = list(params)
+        grads = [param.grad for param in params if param.grad is not None]
+        own = nn.utils.get_total_norm(grads).to(self.device, torch.float32)
         # The other copies of the model have the same gradients.
-        norms = self._gather(own)[: self.shards]
-        norm = torch.linalg.vector_norm(torch.stack(norms)) if len(norms) > 1 else own
-        nn.utils.clip_grads_with_norm_(present, max_norm, norm)
+        norms = self._gather(own.reshape(1))[: self.shards]
+        norm = torch.linalg.vector_norm(torch.cat(norms)) if len(norms) > 1 else own
+        nn.utils.clip_grads_with_norm_(params, max_norm, norm)
         return norm
 
     def share_overflows(self, found: Iterable[Tensor]) -> None:
@@ -251,6 +254,11 @@ def _tensors_of(model: nn.Module) -> dict[str, Tensor]:
 def _has_other_tensors(model: nn.Module) -> bool:
     """Return whether modules have tensors that are neither parameters nor buffers, which could not be filled."""
     return any(isinstance(value, Tensor) for module in model.modules() for value in vars(module).values())
+
+
+def _is_same_memory(shared: nn.Parameter, local: nn.Parameter) -> bool:
+    rows: Tensor = shared.detach().to_local()  # type: ignore[attr-defined]
+    return rows.data_ptr() == local.data_ptr()
 
 
 def _local_part(param: nn.Parameter) -> nn.Parameter:
