@@ -141,6 +141,18 @@ def test_a_cut_cable_ends_both_hosts_and_a_resume_continues(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shards", [1, 2])
+def test_fsdp_on_two_hosts_trains_as_on_one(
+    network: Network, cli: Cli, tmp_path: Path, whole: Path, shards: int
+) -> None:
+    """Also where the groups of processes are made later than the first connection."""
+    processes = start_on(network, cli, *RUN, "parallel=fsdp", f"parallel.shards={shards}")
+    assert wait_for_all(processes, 150) == [0, 0], list(map(printed, processes))
+    for line, expected in zip(timeless_metrics(tmp_path / "run"), timeless_metrics(whole), strict=True):
+        assert line == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
 def test_a_slow_link_changes_no_number(network: Network, cli: Cli, tmp_path: Path, whole: Path) -> None:
     network.slow_down("8mbit")
     processes = start_on(network, cli, *RUN)
