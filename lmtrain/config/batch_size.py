@@ -125,8 +125,9 @@ def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
             possible = divisors(gcd(*steps))
             nearest = [*[each for each in possible if each < processes][-1:]]
             nearest += [each for each in possible if each > processes][:1]
+            given = f"{GLOBAL}=" if cfg.trainer.get("global_batch_size") else f"{SIZE} × {ACCUMULATION} = "
             raise ConfigError(
-                f"{GLOBAL}={sequences}: the sequences of a step can't be shared by {processes} processes; start "
+                f"{given}{sequences}: the sequences of a step can't be shared by {processes} processes; start "
                 f"{' or '.join(map(str, nearest))}, or give a multiple of {processes}"
             )
     if is_auto(cfg):  # a size is found that suits the processes
@@ -147,6 +148,24 @@ def for_processes(cfg: DictConfig, processes: int) -> DictConfig:
 def shares_model(cfg: Mapping[str, Any]) -> bool:
     """Return whether the processes of a run share its model, so that one of them alone can't compute."""
     return (cfg.get("parallel") or {}).get("_target_") == FSDP
+
+
+def check_shards(cfg: Mapping[str, Any], processes: int) -> None:
+    """Raise ConfigError if so many processes can't share copies of the model among `parallel.shards` each."""
+    shards = (cfg.get("parallel") or {}).get("shards")
+    if shards is None or processes % shards == 0:
+        return
+    if processes == 1:
+        raise ConfigError(
+            f"parallel.shards={shards}: there is one process; give parallel.world_size={shards} or a multiple of it, "
+            "or parallel.shards=null"
+        )
+    nearest = [*[each for each in divisors(processes) if each < shards][-1:]]
+    nearest += [each for each in divisors(processes) if each > shards][:1]
+    raise ConfigError(
+        f"parallel.shards={shards}: does not divide the {processes} processes; give {' or '.join(map(str, nearest))}, "
+        "or null for all"
+    )
 
 
 def part_of_one_process(cfg: DictConfig, processes: int) -> DictConfig:

@@ -51,16 +51,22 @@ class StopRequest:
 
     A `prune_file` that appears during the run is a request, too. One that exists before the start is removed.
 
-    Signals within `repeat_s` seconds of the first are the same request.
+    Signals within `repeat_s` seconds of the first are the same request. With `announces` false, the first one prints
+    nothing, because another process of the run does so.
 
     With `owns_process` false, for a run in a notebook or script, a second signal does not end the process, but raises
     InterruptedBySignal, in any state.
     """
 
     def __init__(
-        self, prune_file: Path | None = None, *, owns_process: bool = True, repeat_s: float = REPEAT_S
+        self,
+        prune_file: Path | None = None,
+        *,
+        owns_process: bool = True,
+        repeat_s: float = REPEAT_S,
+        announces: bool = True,
     ) -> None:
-        self.prune_file, self.repeat_s = prune_file, repeat_s
+        self.prune_file, self.repeat_s, self.announces = prune_file, repeat_s, announces
         self.owns_process = owns_process
         self.signal: int | None = None
         self.defers = False
@@ -123,7 +129,8 @@ class StopRequest:
         self.signal, self._arrived = number, time.monotonic()
         second = "exits" if self.owns_process else "stops"
         which = "Ctrl-C" if SLURM_JOB in os.environ else "signal"
-        _write(f"\n{name}: saving everything, then stopping; a second {which} {second} without saving\n")
+        if self.announces:
+            _write(f"\n{name}: saving everything, then stopping; a second {which} {second} without saving\n")
         if not self.defers:
             raise InterruptedBySignal(number)
 

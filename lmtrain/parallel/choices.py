@@ -77,7 +77,7 @@ def fsdp(
         reduce_dtype: Number format in which gradients are sent.
 
     Raises:
-        ValueError: The number of processes is another one, or no multiple of `shards`.
+        ValueError: The number of processes is another one.
     """
     refuse_other_number(world_size, peers.world.size if peers else 1)
     from lmtrain.parallel.fsdp import Fsdp  # slow to import

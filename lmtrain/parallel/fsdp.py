@@ -43,9 +43,6 @@ class Fsdp(Several):
         reduce_each_micro_batch: Send gradients after each micro-batch, and not after the last one only.
         param_dtype: Number format in which weights are gathered; None means their own.
         reduce_dtype: Number format in which gradients are sent.
-
-    Raises:
-        ValueError: The number of processes is no multiple of `shards`.
     """
 
     layout: Layout
@@ -65,12 +62,8 @@ class Fsdp(Several):
     ) -> None:
         size = peers.world.size if peers else 1
         self.shards = shards or size
-        self.copies, rest = divmod(size, self.shards)
-        if rest:
-            possible = [each for each in range(1, size + 1) if size % each == 0]
-            raise ValueError(
-                f"parallel.shards={shards}: must divide the {size} processes; give {' or '.join(map(str, possible))}"
-            )
+        self.copies = size // self.shards
+        assert self.copies * self.shards == size  # `check_shards` has refused other numbers
         super().__init__(device, peers, timeout_s=timeout_s)
         self.reduce_each_micro_batch, self.param_dtype = reduce_each_micro_batch, param_dtype
         with self.collectives(), gloo_on(self.interface):

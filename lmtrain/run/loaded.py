@@ -168,6 +168,8 @@ def load_model(
     checkpoints = CheckpointFolder.of_run(run_dir)
     steps = checkpoints.steps()
     if not steps:
+        if broken := checkpoints.broken():
+            raise ConfigError(f"{run_dir}: has no intact checkpoint ({', '.join(broken)})")
         raise ConfigError(f"{run_dir}: has no checkpoint yet; wait until the run has saved one")
     with raising_config_errors():
         path = checkpoints.at(chosen_step(run_dir, which))
@@ -187,7 +189,7 @@ def load_model(
         load_weights_to_use(model, loaded.tensors)
     except (BrokenCheckpointError, RuntimeError, ValueError) as error:
         others = ", ".join(str(other) for other in steps if checkpoints.at(other) != path)
-        way_out = f"; choose the checkpoint of another step: {others}" if others else ""
+        way_out = f"; choose another checkpoint: {others}" if others else ""
         raise ConfigError(f"{path}: {error}{way_out}") from error
     return LoadedModel(run_dir, cfg, model.to(system.device).eval(), tokenizer, system, step)
 

@@ -163,13 +163,13 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
         refuse_strange_entries(run_dir)  # before any file is read
     set_up_hydra()
     permissions = {key: listed_names(arguments, key) for key in ("allow_changes", "trust")}
-    overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
+    given_overrides = [text for text in arguments if text.partition("=")[0] not in permissions]
     composed, before = read_saved(composed_path), read_saved(resolved_path)
     # Before anything is resolved, looked up or built.
     for saved in (composed, before):
         check_trust(saved, permissions["trust"], run_dir)
     keep_found_size(composed, before)
-    overrides = _choose_parallel(composed, overrides)
+    overrides = _choose_parallel(composed, given_overrides)
     changed = apply_overrides(composed, overrides)
     refuse_given_accumulation(changed, overrides, {})
     if starting_folder(run_dir) not in (None, Path.cwd()):
@@ -185,6 +185,9 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
         *differences(OmegaConf.to_container(before), OmegaConf.to_container(checked)),
         *_changed_code(run_dir, plain_config(checked)),
     ]
+    if len(overrides) < len(given_overrides):  # another choice of `parallel` has other keys
+        named = {override.key_or_group for override in parse_overrides(overrides)} | {"parallel._target_"}
+        changes = [line for line in changes if line.partition(":")[0] in named or not line.startswith("parallel.")]
     kept = kept_choices(run_dir)  # to replace `auto` by what it became changes nothing
     changes = [
         line

@@ -40,10 +40,11 @@ def test_processes_are_planned_that_need_not_be_there(cli: Cli, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["parallel=ddp", "parallel.world_size=3"], "trainer.global_batch_size=8: the sequences of a step can't be "
-         "shared by 3 processes; start 2 or 4, or give a multiple of 3"),
+        (["parallel=ddp", "parallel.world_size=3"], "data.batch_size × "
+         "trainer.gradient_accumulation_steps = 8: the sequences of a step can't be shared by 3 processes; start 2 or "
+         "4, or give a multiple of 3"),
         (["parallel=fsdp", "parallel.world_size=8", "parallel.shards=3"], "parallel.shards=3: does not divide "
-         "parallel.world_size=8; give 2 or 4, or null for all"),
+         "the 8 processes; give 2 or 4, or null for all"),
         (["parallel=ddp", "parallel.world_size=2", "--measure"], "--measure: measures one process, but "
          "parallel.world_size=2; leave out either of them, or use python -m lmtrain benchmark scaling"),
         (["--node-size=0"], "--node-size 0: must be at least 1"),

@@ -148,7 +148,7 @@ def test_the_first_weights_have_the_bits_of_one_process(cli: Cli, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["parallel.shards=2"], "parallel.shards=2: must divide the 3 processes; give 1 or 3"),
+        (["parallel.shards=2"], "parallel.shards=2: does not divide the 3 processes; give 1 or 3, or null"),
         (["parallel.world_size=2"], "parallel.world_size=2: 3 processes were started"),
         (["parallel.param_dtype=bfloat16"], "parallel.param_dtype=bfloat16: needs system.dtype=bfloat16"),
     ],

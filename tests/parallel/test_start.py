@@ -71,8 +71,8 @@ def test_other_data_on_another_host_is_refused(cli: Cli, data: Path, tmp_path: P
     [
         (
             ["trainer.gradient_accumulation_steps=1", "data.batch_size=4"],
-            "trainer.global_batch_size=4: the sequences of a step can't be shared by 3 processes; start 2 or 4, or "
-            "give a multiple of 3",
+            "data.batch_size × trainer.gradient_accumulation_steps = 4: the sequences of a step can't be shared by 3 "
+            "processes; start 2 or 4, or give a multiple of 3",
         ),
         (
             ["data.batch_size=auto", "trainer.global_batch_size=6", "parallel=fsdp"],

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmtrain.config.batch_size import shares_model
-from lmtrain.errors import ConfigError
+from lmtrain.config.batch_size import check_shards, shares_model
 
 FLOAT32, BFLOAT16 = 4, 2  # bytes
 ITEM_BYTES: Mapping[str | None, int] = {None: FLOAT32, "float32": FLOAT32, "bfloat16": BFLOAT16}
@@ -60,13 +59,7 @@ class Processes:
         if not shares_model(cfg):
             return cls(size, bucket_bytes=round((node.get("bucket_mb") or 25) * 2**20))
         shards = node.get("shards") or size
-        if size % shards:
-            nearest = [each for each in range(1, size + 1) if size % each == 0]
-            below, above = [each for each in nearest if each < shards], [each for each in nearest if each > shards]
-            way_out = " or ".join(map(str, [*below[-1:], *above[:1]]))
-            raise ConfigError(
-                f"parallel.shards={shards}: does not divide parallel.world_size={size}; give {way_out}, or null for all"
-            )
+        check_shards(cfg, size)
         return cls(
             size,
             FSDP,

@@ -50,7 +50,7 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
     """
     logging.getLogger().addHandler(logging.NullHandler())  # the first process logs the same
     logging.captureWarnings(True)
-    with StopRequest(repeat_s=REPEAT_OF_SEVERAL_S) as stop:
+    with StopRequest(repeat_s=REPEAT_OF_SEVERAL_S, announces=False) as stop:
         stop.defers = True  # several processes can stop only together, after their first step
         ending = _ending(cfg, run_dir, peers, stop)
         if ending is COMPLETED:

@@ -16,6 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from omegaconf import DictConfig
+
+from lmtrain.config.batch_size import check_shards, for_processes
 from lmtrain.config.devices import check_own_gpus
 from lmtrain.errors import COMPLETED, FAILED, INTERRUPTED, PRUNED, TERMINATED, ConfigError, ending_by_signal
 from lmtrain.loop.stop_request import SIGNALS, signals_to_handle
@@ -38,15 +41,17 @@ END_GRACE_S = 60.0  # after rank 0 has ended as planned; and after SIGTERM, whil
 PLANNED = (COMPLETED, PRUNED, INTERRUPTED, TERMINATED)  # the other processes may take long to save
 
 
-def processes_to_start(cfg: Mapping[str, Any], otherwise: int = 1) -> int:
+def processes_to_start(cfg: DictConfig, otherwise: int = 1) -> int:
     """Return how many processes a checked config asks for, or `otherwise`; 1 is this process alone.
 
     Raises:
-        ConfigError: They would not find a GPU each.
+        ConfigError: They would not find a GPU each, or can't share the batches or the model.
     """
     size = int((cfg.get("parallel") or {}).get("world_size") or otherwise)
     if size > 1:
         check_own_gpus(cfg, size, WORLD_SIZE_KEY)
+        for_processes(cfg, size)  # refuses batches that they can't share
+    check_shards(cfg, size)
     return size
 
 

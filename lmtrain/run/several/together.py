@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 
 import lmtrain
-from lmtrain.config.batch_size import for_processes
+from lmtrain.config.batch_size import check_shards, for_processes
 from lmtrain.config.devices import check_shared_device
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import ConfigError, LostRankError
@@ -58,6 +58,7 @@ def _composed_together(peers: Peers, compose: Callable[[Sequence[str]], R]) -> R
         refuse_other_number((made.cfg.get("parallel") or {}).get("world_size"), peers.world.size)
         check_shared_device(made.cfg, peers.world.size)
         for_processes(made.cfg, peers.world.size)
+        check_shards(made.cfg, peers.world.size)
         peers.set_timeout((made.cfg.get("parallel") or {}).get("timeout_s", SILENCE_S))
         return made, _description(made.cfg, made.directory)
 

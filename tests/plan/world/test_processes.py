@@ -36,6 +36,4 @@ def test_fsdp_has_as_many_copies_as_groups_of_shards() -> None:
 def test_shards_that_do_not_divide_are_an_error_that_names_the_nearest() -> None:
     with pytest.raises(ConfigError) as caught:
         Processes.of({"parallel": FSDP | {"world_size": 12, "shards": 5}})
-    assert str(caught.value) == (
-        "parallel.shards=5: does not divide parallel.world_size=12; give 4 or 6, or null for all"
-    )
+    assert str(caught.value) == ("parallel.shards=5: does not divide the 12 processes; give 4 or 6, or null for all")
