@@ -1,32 +1,25 @@
-"""Measures whether several processes train as one does: losses, kills, and the price of DDP in one process.
+"""Measures whether several processes train as one does: losses, and the price of DDP and FSDP in one process.
 
-    python experiments/parallel/run.py losses kills overhead --out results.json
+    python experiments/parallel/run.py losses overhead --out results.json
 
-`losses` trains 100 steps at 1, 2 and 4 processes with DDP and FSDP. `kills` kills processes at random moments and
-continues, at the same and at other numbers of processes. `overhead` times DDP in one process beside none.
+`losses` trains 100 steps at 1, 2 and 4 processes with DDP and FSDP. `overhead` times them in one process beside none.
 """
 
 import argparse
 import json
 import os
 import random
-import shutil
-import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from lmtrain.checkpoint.files import load_checkpoint, verify_checkpoint
-from lmtrain.checkpoint.steps import checkpoint_steps, step_folder
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
 
@@ -120,74 +113,6 @@ def losses(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def kills(folder: Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """Kill random processes of runs with dropout, at random moments, and continue them until they are complete."""
-    run = [*RUN, *MODELS["llama"], "model.vocab_size=64", "trainer.max_steps=120", "trainer.checkpoint_interval=10"]
-    rows = []
-    for same in (True, False):
-        chance = random.Random(f"{seed} {same}")
-        dropout = "model.dropout=0.1" if same else "model.dropout=0.0"  # masks differ between numbers of processes
-        whole = folder / ("whole" if same else "alone")
-        began = time.monotonic()
-        Ranks(folder, 2 if same else 1, *run, dropout, "parallel=fsdp", f"hydra.run.dir={whole}").succeed()
-        takes_s = time.monotonic() - began
-        hit, number = 0, 0
-        while hit < count // 2:
-            number += 1
-            name = f"{'same' if same else 'other'}-{number}"
-            arguments, resumes = [*run, dropout, "parallel=fsdp", f"hydra.run.dir={name}"], 0
-            while True:
-                size = 2 if same else chance.choice((1, 2, 3, 4))
-                way = "fsdp" if same else chance.choice(("ddp", "fsdp"))
-                more = [f"parallel={way}"] if arguments[0].startswith("resume=") else []
-                ranks = Ranks(folder, size, *arguments, *more)
-                rank, after_s = chance.randrange(size), chance.uniform(0.1, 1.0) * takes_s * (1 + size / 8)
-                try:
-                    ranks.processes[rank].wait(after_s)
-                except subprocess.TimeoutExpired:
-                    everyone = chance.random() < 0.2
-                    for process in ranks.processes if everyone else [ranks.processes[rank]]:
-                        process.send_signal(signal.SIGKILL)
-                    hit += 1
-                    killed = "all" if everyone else rank
-                    before = time.monotonic()
-                    ranks.wait()
-                    steps = checkpoint_steps(folder / name)
-                    for step in steps:
-                        verify_checkpoint(folder / name / "checkpoints" / step_folder(step))
-                    ended_s = time.monotonic() - before
-                    rows.append(
-                        {"run": name, "processes": size, "parallel": way, "killed": killed, "after_s": after_s}
-                        | {"ended_s": ended_s, "newest_checkpoint": max(steps, default=None)}
-                    )
-                    print(rows[-1], flush=True)
-                    if steps:
-                        arguments = [f"resume={name}"]
-                    else:
-                        shutil.rmtree(folder / name, ignore_errors=True)
-                    resumes += 1
-                    continue
-                ranks.succeed()
-                break
-            equal = same_bits(whole, folder / name) if same else None
-            found = largest_difference(whole, folder / name)
-            rows.append({"run": name, "completed after kills": resumes, "same bits": equal, **found})
-            print(rows[-1], flush=True)
-            if equal is False or (not same and max(found.values()) > 1e-5):
-                raise SystemExit(f"{name}: not the same training: {rows[-1]}")
-    return rows
-
-
-def same_bits(one: Path, other: Path) -> bool:
-    """Return whether two runs have the same metrics and the same state in the end."""
-    checkpoints = [
-        load_checkpoint(run / "checkpoints" / step_folder(max(checkpoint_steps(run)))) for run in (one, other)
-    ]
-    first, second = ({f"{f}/{n}": t for f, each in c.tensors.items() for n, t in each.items()} for c in checkpoints)
-    same = first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-    return same and metrics(one) == metrics(other)
-
-
 def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     """Return the time of a step with DDP or FSDP in one process, relative to none; the median of pairs."""
     run = [*RUN, *MODELS["llama"], "model.d_model=256", "model.d_ff=512", "model.vocab_size=64", "data.block_size=256"]
@@ -210,11 +135,9 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="+", choices=("losses", "kills", "overhead"))
+    parser.add_argument("parts", nargs="+", choices=("losses", "overhead"))
     parser.add_argument("--out", type=Path, required=True, help="JSON file; parts that it has already stay in it")
-    parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     results = read_json(given.out)
     with tempfile.TemporaryDirectory() as name:
@@ -223,7 +146,6 @@ def main() -> None:
         for part in given.parts:
             results[part] = {
                 "losses": lambda: losses(folder),
-                "kills": lambda: kills(folder, given.kills, given.seed),
                 "overhead": lambda: overhead(folder, given.rounds),
             }[part]()
             given.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
