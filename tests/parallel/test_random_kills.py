@@ -77,8 +77,9 @@ def compare(run: Path, whole: Path, same: bool) -> None:
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     if not same:
         for line, expected in zip(ours, theirs, strict=True):
-            for key in ("train/loss", "val/loss"):
-                assert line.get(key) == pytest.approx(expected.get(key), rel=1e-5), line["step"]
+            assert line.keys() == expected.keys()
+            for key in line.keys() & {"train/loss", "val/loss"}:
+                assert line[key] == pytest.approx(expected[key], rel=1e-5), line["step"]
         return
     assert ours == theirs
     first, second = (load_checkpoint(CheckpointFolder.of_run(each).at(STEPS)) for each in (run, whole))
