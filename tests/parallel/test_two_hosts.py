@@ -134,7 +134,7 @@ def test_a_cut_cable_ends_both_hosts_and_a_resume_continues(
     assert len(second.splitlines()) == 1
     for step in CheckpointFolder.of_run(tmp_path / "run").steps():
         verify_checkpoint(CheckpointFolder.of_run(tmp_path / "run").at(step))
-    network.mend()
+    network.reconnect()
     for process in start_ranks(cli, 2, "resume=run", hosts=[network.first, network.second]):
         assert process.wait(120) == 0, printed(process)
     assert timeless_metrics(tmp_path / "run") == timeless_metrics(whole)

@@ -48,7 +48,7 @@ class Network:
         """Pull the cable of the second host: its packets are lost, and nobody closes a connection."""
         _ip("-n", self.switch, "link", "set", "second", "down")
 
-    def mend(self) -> None:
+    def reconnect(self) -> None:
         """Undo `cut` and `slow_down`."""
         _ip("-n", self.switch, "link", "set", "second", "up")
         for host in (self.first, self.second):
