@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from support.command_line import Cli, wait_for_step
 from support.ranks import train_ranks
 from support.tiny_trainer import timeless_metrics
@@ -115,11 +116,14 @@ def test_processes_that_would_share_a_gpu_are_refused(
     assert "system.device=cuda:0: 2 processes would share this GPU; use system.device=cuda" in done.stderr
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv(VISIBLE, "0,1,2")
-    config = {"system": {"device": "auto"}, "parallel": {"world_size": 4}}
+    batches = {"data": {"batch_size": 12}, "trainer": {"gradient_accumulation_steps": 1}}
+    config = OmegaConf.create({"system": {"device": "auto"}, "parallel": {"world_size": 4}} | batches)
     with pytest.raises(ConfigError, match=r"world_size=4: each process needs a GPU, and 3 GPUs can be seen here"):
         processes_to_start(config)
-    assert processes_to_start(config | {"parallel": {"world_size": 3}}) == 3
-    assert processes_to_start(config | {"system": {"device": "cpu"}}) == 4
+    config.parallel.world_size = 3
+    assert processes_to_start(config) == 3
+    config.parallel.world_size, config.system.device = 4, "cpu"
+    assert processes_to_start(config) == 4
 
 
 def test_a_mistake_is_one_line_before_any_process_starts(cli: Cli) -> None:
