@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # type checkers and editors see the names here; at run time `__getattr__` finds them
     from lmtrain.api import compose, train
     from lmtrain.errors import ConfigError
-    from lmtrain.run.loaded import Evaluation, LoadedModel
-    from lmtrain.run.stored_run import Run, load_run, read_metrics
+    from lmtrain.run.reading.loaded import Evaluation, LoadedModel
+    from lmtrain.run.reading.stored_run import Run, load_run, read_metrics
 
     __version__: str
 else:  # hidden from type checkers, which would take it as saying that every name is there
@@ -41,12 +41,12 @@ __all__ = [
 
 _MODULES = {
     "ConfigError": "lmtrain.errors",
-    "Evaluation": "lmtrain.run.loaded",
-    "LoadedModel": "lmtrain.run.loaded",
-    "Run": "lmtrain.run.stored_run",
+    "Evaluation": "lmtrain.run.reading.loaded",
+    "LoadedModel": "lmtrain.run.reading.loaded",
+    "Run": "lmtrain.run.reading.stored_run",
     "compose": "lmtrain.api",
-    "load_run": "lmtrain.run.stored_run",
-    "read_metrics": "lmtrain.run.stored_run",
+    "load_run": "lmtrain.run.reading.stored_run",
+    "read_metrics": "lmtrain.run.reading.stored_run",
     "train": "lmtrain.api",
 }
 

@@ -1,4 +1,4 @@
-"""The Python API: `from lmtrain import compose, train`; `run/stored_run.py` has the part that reads runs.
+"""The Python API: `from lmtrain import compose, train`; `run/reading/stored_run.py` has the part that reads runs.
 
 It does what the commands do, in the process that calls it, and raises the errors that they print.
 """
@@ -28,9 +28,9 @@ from lmtrain.run.process_state import (
     restored_torch,
     training_alone,
 )
+from lmtrain.run.reading.stored_run import Run, read_only
 from lmtrain.run.resumed_run import resume_requested, resumed_run
 from lmtrain.run.several.local_processes import refuse_processes
-from lmtrain.run.stored_run import Run, read_only
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.paths import argument_with_home
 

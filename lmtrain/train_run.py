@@ -45,9 +45,9 @@ from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.directory import RunDirectory, refuse_existing_run
 from lmtrain.run.environment import describe_environment, hardware_and_software
 from lmtrain.run.identity import plain_config
-from lmtrain.run.loaded import saved_model
 from lmtrain.run.logger_info import run_info
 from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model_summary, record_start
+from lmtrain.run.reading.loaded import saved_model
 from lmtrain.run.result import write_result
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.terminal.console import configure_logging

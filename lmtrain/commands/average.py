@@ -92,7 +92,7 @@ def print_summary(chosen: Sequence[ChosenCheckpoint], directory: Path, remarks: 
 
 def print_losses(chosen: Sequence[ChosenCheckpoint], directory: Path, device: str, trusted: Sequence[str]) -> None:
     """Print the validation loss of each checkpoint and of their mean, as `evaluate` measures it."""
-    from lmtrain.run.loaded import load_model
+    from lmtrain.run.reading.loaded import load_model
 
     table = Table("run", "step", "val loss", "mean − this")
     losses = [load_model(each.run, str(each.step), device, trusted).evaluate().loss for each in chosen]

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{', '.join(map(str, options.runs))}: found no run with a checkpoint")
 
     # Imported only after the arguments are checked: it loads torch.
-    from lmtrain.run.loaded import load_model
+    from lmtrain.run.reading.loaded import load_model
 
     table = Table("run", "step", "split", "tokens", "loss", "perplexity", "bits/byte")
     for run in runs:

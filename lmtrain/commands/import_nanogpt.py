@@ -17,8 +17,8 @@ from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
 
 if TYPE_CHECKING:  # the help needs no torch
-    from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint
-    from lmtrain.convert.nanogpt_settings import Value
+    from lmtrain.convert.nanogpt.checkpoint import NanoGPTCheckpoint
+    from lmtrain.convert.nanogpt.settings import Value
     from lmtrain.data.stored_tokenizer import StoredTokenizer
 
 EPILOG = """\
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.read(arguments)
 
     # Imported only after the arguments are checked: these load torch.
-    from lmtrain.convert.nanogpt_checkpoint import read_nanogpt_checkpoint
-    from lmtrain.convert.nanogpt_run import write_run
+    from lmtrain.convert.nanogpt.checkpoint import read_nanogpt_checkpoint
+    from lmtrain.convert.nanogpt.run import write_run
 
     with raising_config_errors():
         source = read_nanogpt_checkpoint(options.checkpoint)
@@ -69,7 +69,7 @@ def find_characters(cfg: DictConfig, checkpoint: Path) -> "tuple[StoredTokenizer
 
     A run can continue without a tokenizer, so a file that can't be used is not an error.
     """
-    from lmtrain.convert.nanogpt_characters import CHARACTERS_FILE, read_characters
+    from lmtrain.convert.nanogpt.characters import CHARACTERS_FILE, read_characters
     from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 
     data = list(token_folders(cfg.data).values())

@@ -14,7 +14,7 @@ from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:
     from lmtrain.data.stored_tokenizer import StoredTokenizer
-    from lmtrain.run.loaded import LoadedModel
+    from lmtrain.run.reading.loaded import LoadedModel
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     # Imported only after the arguments are checked: these load torch.
     import torch
 
-    from lmtrain.run.loaded import load_model
+    from lmtrain.run.reading.loaded import load_model
 
     loaded = load_model(options.run, options.checkpoint, options.device, options.trust)
     loaded = replace(loaded, tokenizer=_choose_tokenizer(loaded, options.run, options.tokenizer))
@@ -100,7 +100,7 @@ def _choose_tokenizer(loaded: "LoadedModel", run: Path, given: Path | None) -> "
 
 def _read_tokenizer(path: Path) -> "StoredTokenizer":
     """Return the tokenizer in a file or folder; raise ValueError if it is missing or damaged."""
-    from lmtrain.convert.nanogpt_characters import CHARACTERS_FILE, read_characters
+    from lmtrain.convert.nanogpt.characters import CHARACTERS_FILE, read_characters
     from lmtrain.data.stored_tokenizer import load_tokenizer
 
     inside = next((path / name for name in (TOKENIZER_FILE, CHARACTERS_FILE) if (path / name).is_file()), None)

@@ -11,8 +11,8 @@ from support.tokens import TINY, write_tokens
 
 from lmtrain.checkpoint.files import load_checkpoint
 from lmtrain.compare.runs import load_runs
-from lmtrain.run.loaded import load_model
-from lmtrain.run.stored_run import load_run
+from lmtrain.run.reading.loaded import load_model
+from lmtrain.run.reading.stored_run import load_run
 
 pytestmark = pytest.mark.slow  # they train small runs
 

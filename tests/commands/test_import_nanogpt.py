@@ -20,10 +20,10 @@ from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
 from lmtrain.commands.import_nanogpt import with_defaults
 from lmtrain.config.build import build
 from lmtrain.config.compose import compose
-from lmtrain.convert.nanogpt_checkpoint import our_name, parse_nanogpt_checkpoint
+from lmtrain.convert.nanogpt.checkpoint import our_name, parse_nanogpt_checkpoint
 from lmtrain.files.limited import read_json
 from lmtrain.files.metrics import read_metrics
-from lmtrain.run.loaded import load_model
+from lmtrain.run.reading.loaded import load_model
 from lmtrain.verify.device.numbers.rounding import FLOAT32, rounding_error
 
 ITERATIONS = 7
@@ -270,7 +270,7 @@ def test_an_existing_run_is_not_changed(tmp_path: Path, cli: Cli) -> None:
 
 def test_a_save_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lmtrain.commands.import_nanogpt import main
-    from lmtrain.convert import nanogpt_run
+    from lmtrain.convert.nanogpt import run as nanogpt_run
     from lmtrain.errors import ConfigError
 
     def full(*_: object, **__: object) -> None:

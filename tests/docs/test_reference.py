@@ -76,7 +76,7 @@ def test_the_exit_codes_are_those_of_the_code() -> None:
 
 
 def test_the_variables_are_those_of_the_code() -> None:
-    pickles = ROOT / "lmtrain" / "convert" / "nanogpt_characters.py"  # names of opcodes
+    pickles = ROOT / "lmtrain" / "convert" / "nanogpt" / "characters.py"  # names of opcodes
     named = {text for path, text in texts_in_code() if VARIABLE.fullmatch(text) and path != pickles}
     on_page = code_in(table_cells("environment-variables.md", "variable"))
     assert {name for name in on_page if "_" in name} == named - OTHER_WORDS

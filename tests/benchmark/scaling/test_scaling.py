@@ -84,8 +84,8 @@ def test_noise_hides_the_hidden_share() -> None:
     [
         (["--processes=1,x"], "--processes 1,x: must be whole numbers with commas between them, such as 1,2,4"),
         (["--processes=0"], "--processes 0: must be whole numbers with commas between them, such as 1,2,4"),
-        (["--processes=5"], "data.batch_size × trainer.gradient_accumulation_steps = 12: the sequences of a step can't be "
-         "shared by 5 processes; start 4 or 6, or give a multiple of 5"),
+        (["--processes=5"], "data.batch_size × trainer.gradient_accumulation_steps = 12: the sequences of a step can't "
+         "be shared by 5 processes; start 4 or 6, or give a multiple of 5"),
     ],
 )  # fmt: skip
 def test_mistakes_are_errors_before_any_process_starts(token_folder: Path, options: list[str], message: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from support.nanogpt_model import Harmful
 
-from lmtrain.convert import nanogpt_characters
-from lmtrain.convert.nanogpt_characters import read_characters, read_plain_pickle
+from lmtrain.convert.nanogpt import characters as nanogpt_characters
+from lmtrain.convert.nanogpt.characters import read_characters, read_plain_pickle
 
 TEXT = "First Citizen:\nHör mich, 狐 🦊!"
 CHARACTERS = sorted(set(TEXT))

@@ -14,7 +14,7 @@ from lmtrain.checkpoint.saver import Saver
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.build import build
 from lmtrain.config.token_files import token_folders
-from lmtrain.convert.nanogpt_checkpoint import NanoGPTCheckpoint, check_weights_fit
+from lmtrain.convert.nanogpt.checkpoint import NanoGPTCheckpoint, check_weights_fit
 from lmtrain.convert.new_directory import empty_again_after_error
 from lmtrain.data.stored_tokenizer import StoredTokenizer, copy_tokenizer, save_tokenizer
 from lmtrain.errors import COMPLETED

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lmtrain.checkpoint.optimizer_state import load_optimizer_state
-from lmtrain.convert.nanogpt_checkpoint import (
+from lmtrain.convert.nanogpt.checkpoint import (
     NanoGPTCheckpoint,
     check_weights_fit,
     our_name,
@@ -21,7 +21,7 @@ from lmtrain.convert.nanogpt_checkpoint import (
     read_nanogpt_checkpoint,
     their_name,
 )
-from lmtrain.convert.nanogpt_settings import model_overrides
+from lmtrain.convert.nanogpt.settings import model_overrides
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.optimizer.adamw import adamw
 

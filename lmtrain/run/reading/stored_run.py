@@ -21,7 +21,7 @@ from lmtrain.run.process_state import importing_from_here, using_torch
 from lmtrain.terminal.paths import short_path
 
 if TYPE_CHECKING:
-    from lmtrain.run.loaded import LoadedModel
+    from lmtrain.run.reading.loaded import LoadedModel
 
 
 @dataclass(frozen=True, repr=False)
@@ -94,7 +94,7 @@ class Run:
         """
         limit_spinning()
         with using_torch(), importing_from_here():
-            from lmtrain.run.loaded import load_model
+            from lmtrain.run.reading.loaded import load_model
 
             trusted = [trust] if isinstance(trust, str) else trust
             return load_model(self.directory, str(checkpoint), device, trusted, option="trust=")

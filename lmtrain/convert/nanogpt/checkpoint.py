@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmtrain.convert.nanogpt_settings import Value, checked_number, model_overrides, settings_overrides
+from lmtrain.convert.nanogpt.settings import Value, checked_number, model_overrides, settings_overrides
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.size_limit import WithoutMemory
 from lmtrain.terminal.as_text import first_few

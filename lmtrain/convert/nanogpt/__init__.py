@@ -1,0 +1,1 @@
+"""Makes runs from the checkpoints of nanoGPT."""

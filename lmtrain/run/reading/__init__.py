@@ -1,0 +1,1 @@
+"""Reads runs back from their directories: their files, names and models."""
