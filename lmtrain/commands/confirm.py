@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.run_names import find_folder
 from lmtrain.errors import ConfigError, SweepEndedError
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber
@@ -28,7 +29,7 @@ TOP, SEEDS = 3, 5
 
 def main(arguments: Sequence[str]) -> int:
     options = make_parser().read(arguments)
-    paths: list[Path] = options.paths
+    paths = [find_folder(path) for path in options.paths]
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder; give a sweep's folder or run directories")

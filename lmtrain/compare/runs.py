@@ -2,7 +2,6 @@
 
 import glob
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.checkpoint.steps import CHECKPOINTS
 from lmtrain.compare.compared_run import AXES, Branch, ComparedRun, forked_from, mapping_at
 from lmtrain.compare.families import differs_in_schedule_alone
 from lmtrain.compare.forks import END_OF_RUN, real_path, with_settings
 from lmtrain.compare.labels import folder_names, hashable, labels_of, setting_text
 from lmtrain.compare.run_files import read_config, read_record, read_sample, read_series
 from lmtrain.compare.settings import changes_time, differing
+from lmtrain.config.recorded.run_names import find_folder, natural_order, run_directories
 from lmtrain.errors import COMPLETED
 from lmtrain.files.links import refuse_links
 from lmtrain.files.numbers import as_float
-from lmtrain.run.directory import CONFIRM_FILE, RUN_FILES, status_without_result
+from lmtrain.run.directory import RUN_FILES, status_without_result
 from lmtrain.terminal.as_text import printable, visible
 
 __all__ = ["AXES", "ComparedRun", "differing_keys", "forked_from", "load_runs", "origin_texts", "with_labels"]
@@ -30,15 +29,15 @@ __all__ = ["AXES", "ComparedRun", "differing_keys", "forked_from", "load_runs", 
 FOLLOWING_GROUP = "scheduler."  # its values are taken from other groups, unless they are set
 RUNNING = "running"
 MAX_STATUS_CHARS = 20
-SKIPPED_FOLDERS = {CHECKPOINTS, ".hydra", "wandb", "bad-batches", ".git", "__pycache__", "node_modules"}
 
 
 def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = None) -> list[ComparedRun]:
     """Load all runs at or below the given paths, each once, in the given order.
 
-    A path may be a run directory, any folder above run directories, or a glob. Runs may still be running. Those in a
-    folder of `python -m lmtrain confirm` are loaded only if a path leads into that folder. A run with a damaged file,
-    and damaged lines of metrics, are left out and reported through `warn` (default: printed to stderr).
+    A path may be a run directory, any folder above run directories, a glob, or a name (see `find_run`). Runs may still
+    be running. Those in a folder of `python -m lmtrain confirm` are loaded only if a path leads into that folder. A run
+    with a damaged file, and damaged lines of metrics, are left out and reported through `warn` (default: printed to
+    stderr).
 
     Raises:
         ValueError: a path does not exist or has no runs.
@@ -46,7 +45,7 @@ def load_runs(paths: Sequence[str | Path], warn: Callable[[str], None] | None = 
     warn = warn or _print_to_stderr
     found: dict[str, Path] = {}
     for path in paths:
-        below = [run for start in _expand_glob(path) for run in _run_directories(start)]
+        below = [run for start in _expand_glob(path) for run in run_directories(start)]
         if not below:
             raise ValueError(f"{path}: " + ("no runs found" if os.path.exists(path) else "no such file or directory"))
         for run in below:
@@ -176,33 +175,8 @@ def _add_to_equal(labels: list[str], texts: Sequence[str]) -> None:
 
 def _expand_glob(path: str | Path) -> list[Path]:
     if not os.path.exists(path) and glob.has_magic(str(path)):
-        return [Path(name) for name in sorted(glob.glob(str(path), recursive=True), key=_natural_order)]
-    return [Path(path)]
-
-
-def _run_directories(folder: Path) -> list[Path]:
-    """Return the run directories at or below a folder; links and the insides of runs are not searched."""
-    found, folders = [], [os.fspath(folder)]
-    while folders:  # not recursive, because folders may be nested more deeply than Python's stack allows
-        path = folders.pop()
-        try:
-            entries = list(os.scandir(path))
-        except OSError:
-            continue
-        names = {entry.name for entry in entries}
-        if CONFIRM_FILE in names and path != os.fspath(folder):
-            continue  # its runs were made to confirm the others, which were selected; mixed, they would confirm nothing
-        if "config.yaml" in names and names & {"metrics.jsonl", "result.json", "environment.json"}:
-            found.append(Path(path))
-        else:
-            below = {entry.name for entry in entries if entry.is_dir(follow_symlinks=False)} - SKIPPED_FOLDERS
-            folders += [os.path.join(path, name) for name in sorted(below, key=_natural_order, reverse=True)]
-    return found
-
-
-def _natural_order(name: str) -> list[tuple[int, str]]:
-    """Return a sort key by which `2` comes before `10`."""
-    return [(int(part[:18]), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+        return [Path(name) for name in sorted(glob.glob(str(path), recursive=True), key=natural_order)]
+    return [find_folder(path)]
 
 
 def _load_run(path: Path, warn: Callable[[str], None]) -> ComparedRun:

@@ -17,13 +17,14 @@ from lmtrain.compare.statistics.replicates import group_numbers
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recorded.paths import check_preparation
 from lmtrain.config.recorded.recompose import overrides_to_recompose
+from lmtrain.config.recorded.run_names import CONFIRM_FILE
 from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import COMPLETED, ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.files.lock import locked_folder
 from lmtrain.files.numbers import as_float
-from lmtrain.run.directory import CONFIRM_FILE, SEARCH_FILE
+from lmtrain.run.directory import SEARCH_FILE
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
 from lmtrain.sweep.job import Job
 from lmtrain.sweep.job_config import job_config

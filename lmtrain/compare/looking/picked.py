@@ -7,8 +7,9 @@ import scipy
 
 from lmtrain.compare.compared_run import ComparedRun
 from lmtrain.compare.notes import Note
+from lmtrain.config.recorded.run_names import CONFIRM_FILE
 from lmtrain.errors import COMPLETED
-from lmtrain.run.directory import CONFIRM_FILE, SEARCH_FILE
+from lmtrain.run.directory import SEARCH_FILE
 from lmtrain.terminal.paths import short_path
 
 CONFIRM_FOLDER = "confirm"  # in the folder of a sweep

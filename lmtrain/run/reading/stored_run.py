@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps
 from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.run_names import find_run
 from lmtrain.config.recorded.trust import read_resolved
 from lmtrain.errors import ConfigError
 from lmtrain.files import metrics
@@ -114,16 +115,18 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     """Return the finished or running run in a directory, without importing torch.
 
     Args:
-        directory: The run directory, such as `outputs/quickstart/20261126-101500-1a2b`.
+        directory: The run directory, such as `outputs/quickstart/20261126-101500-1a2b`; or its name, as the commands
+            take it: a folder of runs for the newest run in it, `latest`, or the end of the directory's name.
 
     Raises:
-        ConfigError: There is no run, or one of its files is a link, which could point to any file on this machine.
+        ConfigError: There is no run, the name means several runs, or one of the run's files is a link, which could
+            point to any file on this machine.
 
     Example:
         >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
         >>> min(runs, key=lambda run: run.result["best_val_loss"])
     """
-    path = Path(os.path.abspath(Path(directory).expanduser()))
+    path = Path(os.path.abspath(find_run(Path(directory).expanduser())))
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{directory}: not a run directory (no config.yaml)")
     with raising_config_errors():
