@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmtrain.compare.notes import Note
-from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
-from lmtrain.compare.runs import ComparedRun, load_runs, with_labels
+from lmtrain.comparison.notes import Note
+from lmtrain.comparison.run_values import VALUE_KINDS, equal_places, sign
+from lmtrain.comparison.runs import ComparedRun, load_runs, with_labels
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
@@ -17,7 +17,7 @@ from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:  # with scipy
-    from lmtrain.compare.comparison import RunComparison
+    from lmtrain.comparison.run_comparison import RunComparison
 
 DESCRIPTION = """\
 Compares runs: the config keys that differ, the losses at equal steps, tokens, FLOPs and seconds, and whether the
@@ -32,13 +32,13 @@ key ends in lr)."""
 
 # Output formats: the module and function that make the file's text or bytes, imported only when needed.
 OUTPUTS: Mapping[str, tuple[str, str]] = {
-    "csv": ("lmtrain.compare.output.text_files", "as_csv"),
-    "json": ("lmtrain.compare.output.text_files", "as_json"),
-    "markdown": ("lmtrain.compare.output.text_files", "as_markdown"),
-    "html": ("lmtrain.compare.output.page", "as_html"),
-    "png": ("lmtrain.compare.output.picture", "as_png"),
-    "pdf": ("lmtrain.compare.output.picture", "as_pdf"),
-    "svg": ("lmtrain.compare.output.picture", "as_svg"),
+    "csv": ("lmtrain.comparison.output.text_files", "as_csv"),
+    "json": ("lmtrain.comparison.output.text_files", "as_json"),
+    "markdown": ("lmtrain.comparison.output.text_files", "as_markdown"),
+    "html": ("lmtrain.comparison.output.page", "as_html"),
+    "png": ("lmtrain.comparison.output.picture", "as_png"),
+    "pdf": ("lmtrain.comparison.output.picture", "as_pdf"),
+    "svg": ("lmtrain.comparison.output.picture", "as_svg"),
 }
 # Suffixes accepted besides the format's own name. With any other suffix, the wrong program would open the file.
 SUFFIXES = {"csv": {"txt"}, "json": {"txt"}, "markdown": {"md", "txt"}, "html": {"htm"}}
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
     check_options(options, files)
-    from lmtrain.compare.comparison import compare  # loads scipy: half a second that --help need not wait for
-    from lmtrain.compare.output.terminal_view import show_comparison
+    from lmtrain.comparison.output.terminal_view import show_comparison
+    from lmtrain.comparison.run_comparison import compare  # loads scipy: half a second that --help need not wait for
 
     with raising_config_errors():
         runs, about_choice = select_runs(options)
@@ -209,10 +209,10 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
 
 def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
     """Return the requested runs in the requested order, and notes about the choice."""
-    from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
-    from lmtrain.compare.comparable.measured_alike import measured_alike
-    from lmtrain.compare.comparison import default_kind
-    from lmtrain.compare.families import in_family_order
+    from lmtrain.comparison.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
+    from lmtrain.comparison.comparable.measured_alike import measured_alike
+    from lmtrain.comparison.families import in_family_order
+    from lmtrain.comparison.run_comparison import default_kind
 
     notes = []
     better = sign(options.metric, options.higher)

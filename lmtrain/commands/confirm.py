@@ -96,9 +96,9 @@ def make_parser() -> OptionParser:
 
 def _show(folder: Path, plan: "Confirmation", ended: Sequence["JobEnd"]) -> None:
     """Print what is left of each setting's value, then the comparison of the fresh runs."""
-    from lmtrain.compare.comparison import compare
-    from lmtrain.compare.output.terminal_view import show_comparison
-    from lmtrain.compare.runs import load_runs
+    from lmtrain.comparison.output.terminal_view import show_comparison
+    from lmtrain.comparison.run_comparison import compare
+    from lmtrain.comparison.runs import load_runs
     from lmtrain.sweep.report import count_by_status
 
     with_value = [one for one in ended if one.objective is not None and one.status == "completed"]

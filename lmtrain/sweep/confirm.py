@@ -9,11 +9,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.looking.design import record_start
-from lmtrain.compare.looking.picked import CONFIRM_FOLDER
-from lmtrain.compare.runs import load_runs
-from lmtrain.compare.statistics.replicates import group_numbers
+from lmtrain.comparison.compared_run import ComparedRun
+from lmtrain.comparison.looking.design import record_start
+from lmtrain.comparison.looking.picked import CONFIRM_FOLDER
+from lmtrain.comparison.runs import load_runs
+from lmtrain.comparison.statistics.replicates import group_numbers
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recorded.paths import check_preparation
 from lmtrain.config.recorded.recompose import overrides_to_recompose

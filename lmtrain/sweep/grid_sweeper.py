@@ -11,8 +11,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.compare.looking.design import record_start
-from lmtrain.compare.runs import RUNNING
+from lmtrain.comparison.looking.design import record_start
+from lmtrain.comparison.runs import RUNNING
 from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.keys import did_you_mean
 from lmtrain.config.recorded.run_names import SWEEP_CONFIG
