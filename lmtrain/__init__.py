@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # type checkers and editors see the names here; at run time `__getattr__` finds them
-    from lmtrain.api import compose, train
+    from lmtrain.api.training import compose, train
     from lmtrain.errors import ConfigError
     from lmtrain.run.reading.loaded import Evaluation, LoadedModel
     from lmtrain.run.reading.stored_run import Run, load_run, read_metrics
@@ -44,10 +44,10 @@ _MODULES = {
     "Evaluation": "lmtrain.run.reading.loaded",
     "LoadedModel": "lmtrain.run.reading.loaded",
     "Run": "lmtrain.run.reading.stored_run",
-    "compose": "lmtrain.api",
+    "compose": "lmtrain.api.training",
     "load_run": "lmtrain.run.reading.stored_run",
     "read_metrics": "lmtrain.run.reading.stored_run",
-    "train": "lmtrain.api",
+    "train": "lmtrain.api.training",
 }
 
 

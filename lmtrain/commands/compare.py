@@ -211,7 +211,7 @@ def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[No
     """Return the requested runs in the requested order, and notes about the choice."""
     from lmtrain.comparison.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
     from lmtrain.comparison.comparable.measured_alike import measured_alike
-    from lmtrain.comparison.families import in_family_order
+    from lmtrain.comparison.lineage.families import in_family_order
     from lmtrain.comparison.run_comparison import default_kind
 
     notes = []

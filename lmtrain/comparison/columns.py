@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.comparison.families import below_their_trunk, branch_step
 from lmtrain.comparison.labels import folder_names, setting_text, short_names
+from lmtrain.comparison.lineage.families import below_their_trunk, branch_step
 from lmtrain.comparison.notes import Note, names
 from lmtrain.comparison.recorded_facts import RECORDED_KEYS
 from lmtrain.comparison.run_values import (

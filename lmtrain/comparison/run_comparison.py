@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lmtrain.comparison.class_verdict import Wishes, class_verdict
 from lmtrain.comparison.columns import Column, available_columns, find_column, place_text
 from lmtrain.comparison.comparable.measured_alike import measured_alike
-from lmtrain.comparison.families import Family, by_ending, families
+from lmtrain.comparison.lineage.families import Family, by_ending, families
 from lmtrain.comparison.looking.looks import Looks, Mode
 from lmtrain.comparison.looking.picked import notes_on_picking
 from lmtrain.comparison.notes import Note

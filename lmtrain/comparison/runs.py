@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from lmtrain.comparison.compared_run import AXES, Branch, ComparedRun, forked_from, mapping_at
-from lmtrain.comparison.families import differs_in_schedule_alone
-from lmtrain.comparison.forks import END_OF_RUN, real_path, with_settings
 from lmtrain.comparison.labels import folder_names, hashable, labels_of, setting_text
+from lmtrain.comparison.lineage.families import differs_in_schedule_alone
+from lmtrain.comparison.lineage.forks import END_OF_RUN, real_path, with_settings
 from lmtrain.comparison.run_files import read_config, read_record, read_sample, read_series
 from lmtrain.comparison.settings import changes_time, differing
 from lmtrain.config.recorded.run_names import find_folder, natural_order, run_directories

@@ -175,11 +175,10 @@ class Recipe:
             writers["test"].path.unlink()
         for split, counts in journal.splits.items():
             if counts.tokens < 2:
-                part = "test" if split == "test" else "val"
+                part = f"prepare.holdout.{'test' if split == 'test' else 'val'}"
                 raise ValueError(
                     f"prepare.holdout: the {split} split has only {counted(counts.tokens, 'token')}; hold out another "
-                    f"share (prepare.holdout.{part}_share), other names (prepare.holdout.{part}) or the tail of each "
-                    "document (prepare/holdout=tail)"
+                    f"share ({part}_share), other names ({part}) or the tail of each document (prepare/holdout=tail)"
                 )
         journal.complete = True
         journal.write(folder)

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmtrain.comparison.columns import place_text
 from lmtrain.comparison.compared_run import ComparedRun
-from lmtrain.comparison.families import families, goes_on
+from lmtrain.comparison.lineage.families import families, goes_on
 from lmtrain.comparison.notes import Note, names, without_seed
 from lmtrain.comparison.run_values import ComparedValue, EqualPlace
 from lmtrain.comparison.statistics.replicates import group_numbers

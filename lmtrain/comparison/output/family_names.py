@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmtrain.comparison.families import Family
-from lmtrain.comparison.forks import END_OF_RUN
 from lmtrain.comparison.labels import canonical_json, labels_of
+from lmtrain.comparison.lineage.families import Family
+from lmtrain.comparison.lineage.forks import END_OF_RUN
 from lmtrain.comparison.run_comparison import RunComparison
 from lmtrain.comparison.runs import distinct_keys
 

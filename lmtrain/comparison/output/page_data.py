@@ -10,8 +10,8 @@ import numpy as np
 from scipy import stats
 
 from lmtrain.comparison.columns import place_text
-from lmtrain.comparison.families import below_their_trunk, is_branch, joined_to_trunks
 from lmtrain.comparison.labels import setting_text, short_names
+from lmtrain.comparison.lineage.families import below_their_trunk, is_branch, joined_to_trunks
 from lmtrain.comparison.output.family_names import family_names
 from lmtrain.comparison.output.tables import group_headers, group_rows
 from lmtrain.comparison.run_comparison import RunComparison

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from scipy import stats
 
-from lmtrain.comparison.families import is_branch, joined_to_trunks
 from lmtrain.comparison.labels import setting_text, short_names, shortened
+from lmtrain.comparison.lineage.families import is_branch, joined_to_trunks
 from lmtrain.comparison.output.family_names import family_names
 from lmtrain.comparison.run_comparison import RunComparison
 from lmtrain.comparison.runs import ComparedRun, distinct_keys

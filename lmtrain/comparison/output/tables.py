@@ -9,8 +9,8 @@ from rich.cells import cell_len
 from rich.table import Table
 
 from lmtrain.comparison.columns import Column, with_commas
-from lmtrain.comparison.families import below_their_trunk
 from lmtrain.comparison.labels import cut_middle
+from lmtrain.comparison.lineage.families import below_their_trunk
 from lmtrain.comparison.reach.rank_test import MIN_PAIRS
 from lmtrain.comparison.reach.run_times import ReachResult
 from lmtrain.comparison.runs import ComparedRun

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmtrain.comparison.forks import unit_of
+from lmtrain.comparison.lineage.forks import unit_of
 from lmtrain.comparison.reach.rank_test import MIN_PAIRS, Interval, ReachTimes, SettingReach, reach_by_setting
 from lmtrain.comparison.runs import AXES, ComparedRun
 from lmtrain.comparison.statistics.replicates import group_numbers, replicate_groups

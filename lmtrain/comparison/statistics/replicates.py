@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from lmtrain.comparison.compared_run import ComparedRun
-from lmtrain.comparison.forks import unit_of
 from lmtrain.comparison.labels import hashable, labels_of
+from lmtrain.comparison.lineage.forks import unit_of
 from lmtrain.comparison.notes import Note, names
 from lmtrain.comparison.recorded_facts import resolved_system
 from lmtrain.comparison.runs import distinct_keys, origin_texts

@@ -14,7 +14,7 @@ from support.synthetic_families import TRUNK, WSD, write_branch, write_trunk, wr
 from support.synthetic_runs import STEP_TOKENS, write_run
 from support.tokens import TINY, write_tokens
 
-from lmtrain.comparison.families import below_their_trunk, families, in_family_order, joined_to_trunks
+from lmtrain.comparison.lineage.families import below_their_trunk, families, in_family_order, joined_to_trunks
 from lmtrain.comparison.output.text_files import as_json
 from lmtrain.comparison.run_comparison import RunComparison, compare
 from lmtrain.comparison.runs import ComparedRun, load_runs
