@@ -7,9 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmtrain.comparison.notes import Note
-from lmtrain.comparison.run_values import VALUE_KINDS, equal_places, sign
-from lmtrain.comparison.runs import ComparedRun, load_runs, with_labels
+from lmtrain.comparison.run_values import VALUE_KINDS
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
@@ -60,9 +58,19 @@ def main(arguments: Sequence[str]) -> int:
     check_options(options, files)
     from lmtrain.comparison.output.terminal_view import show_comparison
     from lmtrain.comparison.run_comparison import compare  # loads scipy: half a second that --help need not wait for
+    from lmtrain.comparison.selection import Selection
 
     with raising_config_errors():
-        runs, about_choice = select_runs(options)
+        selection = Selection(
+            paths=options.runs,
+            conditions=options.filter,
+            sort=options.sort,
+            metric=options.metric,
+            higher=options.higher,
+            at_step=options.at_step,
+            value=options.value,
+        )
+        runs, about_choice = selection.load()
         comparison = compare(
             runs,
             metric=options.metric,
@@ -205,33 +213,3 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
             raise ConfigError(f"--{kind} {file}: is a folder; give a file")
         if not Path(file).parent.is_dir():
             raise ConfigError(f"--{kind} {file}: the folder {Path(file).parent} does not exist; create it first")
-
-
-def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
-    """Return the requested runs in the requested order, and notes about the choice."""
-    from lmtrain.comparison.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
-    from lmtrain.comparison.comparable.measured_alike import measured_alike
-    from lmtrain.comparison.lineage.families import in_family_order
-    from lmtrain.comparison.run_comparison import default_kind
-
-    notes = []
-    better = sign(options.metric, options.higher)
-    runs = load_runs(options.runs)
-    if not runs:
-        raise ConfigError(f"{' '.join(options.runs)}: found no run that can be read")
-    if options.filter:
-        places = equal_places(runs, options.metric, options.at_step)
-        all_runs, columns = runs, available_columns(runs, options.metric, places, better)
-        runs = filter_runs(all_runs, options.filter, columns)
-        if not runs:
-            raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
-        notes = selection_notes(all_runs, options.filter, columns)
-        runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
-    metric = measured_alike(runs, options.metric).metric  # bits per byte if the tokenizers differ
-    columns = available_columns(runs, metric, equal_places(runs, metric, options.at_step), better)
-    if options.sort is None:
-        kind = options.value or default_kind(runs, options.at_step)
-        compared = "best_shared" if kind == "best" else kind.replace("-", "_")
-        return in_family_order(sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0)), notes
-    column = find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}")
-    return sort_runs(runs, column, descending=options.sort.startswith("-")), notes

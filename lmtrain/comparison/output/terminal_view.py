@@ -1,7 +1,10 @@
-"""Prints a comparison in the terminal."""
+"""Shows a comparison in the terminal."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.text import Text
 
 from lmtrain.comparison.columns import Column
 from lmtrain.comparison.output.effects_table import (
@@ -32,31 +35,43 @@ REACHED_ROWS = 10
 
 def show_comparison(comparison: RunComparison, *, limit: int = 40) -> None:
     """Print the comparison, with at most `limit` runs in the table (0: all)."""
-    _show_runs(comparison, limit or len(comparison.runs))
-    _show_statistics(comparison)
-    _show_reach(comparison)
+    for part in comparison_view(comparison, width=console.width, limit=limit):
+        console.print(part)
 
 
-def _show_runs(comparison: RunComparison, limit: int) -> None:
+def comparison_view(comparison: RunComparison, *, width: int, limit: int = 40) -> Iterator[RenderableType]:
+    """Yield the tables and texts about a comparison that `compare` prints.
+
+    Args:
+        comparison: The comparison.
+        width: The width of the terminal, in characters.
+        limit: The most runs in the table; 0 means all.
+    """
+    yield from _runs(comparison, limit or len(comparison.runs), width)
+    yield from _statistics(comparison)
+    yield from _reach(comparison)
+
+
+def _runs(comparison: RunComparison, limit: int, width: int) -> Iterator[RenderableType]:
     runs = comparison.runs[:limit]
     same: Sequence[str] = []
     hidden: Sequence[Column] = []
     picked = comparison.asked
     if picked is None:
         picked, same = default_columns(comparison.columns, comparison.runs, comparison.keys)
-        picked, hidden = fit_to_width(picked, runs, console.width)
+        picked, hidden = fit_to_width(picked, runs, width)
     count = counted(len(comparison.runs), "run")
-    _print_heading(f"{count}, {comparison.metric}{_direction_in_words(comparison)}")
-    console.print(runs_table(picked, runs))
+    yield _heading(f"{count}, {comparison.metric}{_direction_in_words(comparison)}")
+    yield runs_table(picked, runs)
     if same:
-        _print_dim(f"the same for all: {', '.join(same)}")
+        yield _dim(f"the same for all: {', '.join(same)}")
     if hidden:
         names = ", ".join(column.header for column in hidden)
-        _print_dim(f"no room for {names}; use --columns, --csv or a wider terminal")
+        yield _dim(f"no room for {names}; use --columns, --csv or a wider terminal")
     if len(comparison.runs) > limit:
-        _print_dim(f"{len(comparison.runs) - limit} more; --limit 0 shows all")
+        yield _dim(f"{len(comparison.runs) - limit} more; --limit 0 shows all")
     if any(column.header.endswith("*") for column in picked):
-        _print_dim("* interpolated between two evaluations")
+        yield _dim("* interpolated between two evaluations")
 
 
 def _direction_in_words(comparison: RunComparison) -> str:
@@ -66,74 +81,71 @@ def _direction_in_words(comparison: RunComparison) -> str:
     return f" ({'lower' if comparison.better > 0 else 'higher'} is better)"
 
 
-def _show_statistics(comparison: RunComparison) -> None:
+def _statistics(comparison: RunComparison) -> Iterator[RenderableType]:
     if comparison.refusals:
-        _print_heading(comparison.value)
-        for refusal in comparison.refusals:
-            console.print(refusal)
+        yield _heading(comparison.value)
+        yield from comparison.refusals
     for title, part in comparison.parts if len(comparison.runs) > 1 else []:
-        _show_verdicts(title or comparison.value, part)
+        yield from _verdicts(title or comparison.value, part)
     for note in comparison.further_notes:
-        console.print(f"note: {note}", style="yellow")
+        yield Text(f"note: {note}", style="yellow")
     for title, part in comparison.parts:
-        _show_effects(title, part.conclusions)
+        yield from _effects(title, part.conclusions)
 
 
-def _show_verdicts(title: str, comparison: RunComparison) -> None:
+def _verdicts(title: str, comparison: RunComparison) -> Iterator[RenderableType]:
     conclusions = comparison.conclusions
     if not (conclusions.comparisons or conclusions.sentences):
         return  # a run that has no competitor
     noise = conclusions.noise
     of = f"; noise between seeds {noise.sd:.2g} (SD, {degrees(noise.df)})" if noise else ""
-    _print_heading(f"{title}{of}")
+    yield _heading(f"{title}{of}")
     if conclusions.comparisons:
-        console.print(groups_table(conclusions))
+        yield groups_table(conclusions)
         if len(conclusions.groups) > SHOWN_GROUPS:
-            _print_dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
-    for sentence in [*conclusions.sentences, *worth_in_words(comparison)]:
-        console.print(sentence)
+            yield _dim(f"{counted(len(conclusions.groups) - SHOWN_GROUPS, 'more setting')}; --json writes all")
+    yield from conclusions.sentences
+    yield from worth_in_words(comparison)
 
 
-def _show_effects(title: str, conclusions: Conclusions) -> None:
+def _effects(title: str, conclusions: Conclusions) -> Iterator[RenderableType]:
     if are_worth_showing(conclusions.effects):
-        _print_heading(f"{title}: " * bool(title) + effects_heading(conclusions.effects))
-        console.print(effects_table(conclusions.effects))
-        for sentence in effect_sentences(conclusions.effects):
-            console.print(sentence)
+        yield _heading(f"{title}: " * bool(title) + effects_heading(conclusions.effects))
+        yield effects_table(conclusions.effects)
+        yield from effect_sentences(conclusions.effects)
 
 
-def _show_reach(comparison: RunComparison) -> None:
+def _reach(comparison: RunComparison) -> Iterator[RenderableType]:
     if not math.isfinite(comparison.goal):
         return
     shows = "" if comparison.reach is None else " and shows each run"
     chosen = f", which at least three in four runs reach (--reach sets another value{shows})"
     goal = f"first evaluation with {comparison.metric} of {loss_text(comparison.goal)} or better"
-    _print_heading(goal + chosen * comparison.goal_chosen)
+    yield _heading(goal + chosen * comparison.goal_chosen)
     if comparison.reach is None or not comparison.goal_chosen:
-        _show_reach_of_runs(comparison)
+        yield from _reach_of_runs(comparison)
     if comparison.reach is not None:
         if not comparison.goal_chosen:
-            console.print()
-        console.print(setting_reach_table(comparison.reach))
+            yield ""
+        yield setting_reach_table(comparison.reach)
         if (rest := len(comparison.reach.settings) - SHOWN_GROUPS) > 0:
-            _print_dim(f"{counted(rest, 'more setting')}; --json writes all")
-        for sentence in comparison.reach.sentences:
-            console.print(sentence)
+            yield _dim(f"{counted(rest, 'more setting')}; --json writes all")
+        yield from comparison.reach.sentences
 
 
-def _show_reach_of_runs(comparison: RunComparison) -> None:
+def _reach_of_runs(comparison: RunComparison) -> Iterator[RenderableType]:
     reached = sorted(
         zip(comparison.runs, comparison.reached, strict=True),
         key=lambda pair: pair[1]["tokens"] if pair[1] else math.inf,
     )
-    console.print(reach_table(reached[:REACHED_ROWS]))
+    yield reach_table(reached[:REACHED_ROWS])
     if len(reached) > REACHED_ROWS:
-        _print_dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
+        yield _dim(f"{len(reached) - REACHED_ROWS} more, which took longer or never reached it; --json writes all")
 
 
-def _print_heading(text: str) -> None:
-    console.print(f"\n{text}", style="bold")
+def _heading(text: str) -> Text:
+    return Text(f"\n{text}", style="bold")
 
 
-def _print_dim(text: str) -> None:
-    console.print(text, style="dim")
+def _dim(text: str) -> Text:
+    return Text(text, style="dim")
