@@ -1,12 +1,12 @@
 """`python -m lmtrain compare RUN…`: compares runs, and tells whether their differences are more than noise."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lmtrain.comparison.output.file_kinds import NEEDED, OUTPUTS, SUFFIXES, output_bytes
 from lmtrain.comparison.run_values import VALUE_KINDS
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
@@ -15,7 +15,7 @@ from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:  # with scipy
-    from lmtrain.comparison.run_comparison import RunComparison
+    pass
 
 DESCRIPTION = """\
 Compares runs: the config keys that differ, the losses at equal steps, tokens, FLOPs and seconds, and whether the
@@ -28,19 +28,6 @@ best, best_step, best_shared, final, tokens_per_second, and every config key (lr
 key ends in lr)."""
 
 
-# Output formats: the module and function that make the file's text or bytes, imported only when needed.
-OUTPUTS: Mapping[str, tuple[str, str]] = {
-    "csv": ("lmtrain.comparison.output.text_files", "as_csv"),
-    "json": ("lmtrain.comparison.output.text_files", "as_json"),
-    "markdown": ("lmtrain.comparison.output.text_files", "as_markdown"),
-    "html": ("lmtrain.comparison.output.page", "as_html"),
-    "png": ("lmtrain.comparison.output.picture", "as_png"),
-    "pdf": ("lmtrain.comparison.output.picture", "as_pdf"),
-    "svg": ("lmtrain.comparison.output.picture", "as_svg"),
-}
-# Suffixes accepted besides the format's own name. With any other suffix, the wrong program would open the file.
-SUFFIXES = {"csv": {"txt"}, "json": {"txt"}, "markdown": {"md", "txt"}, "html": {"htm"}}
-NEEDED = {"html": "plotly", **dict.fromkeys(("png", "pdf", "svg"), "matplotlib")}
 MEANINGS = {
     "csv": "write the table as CSV",
     "json": "write all results as JSON",
@@ -97,13 +84,6 @@ def main(arguments: Sequence[str]) -> int:
         if file != "-":
             print(f"{kind}: {visible(file)}", file=sys.stdout if piped is None else sys.stderr)
     return 0
-
-
-def output_bytes(kind: str, comparison: "RunComparison") -> bytes:
-    """Return the content of an output file; `kind` is a key of `OUTPUTS`."""
-    module, name = OUTPUTS[kind]
-    content: str | bytes = getattr(importlib.import_module(module), name)(comparison)
-    return content.encode() if isinstance(content, str) else content
 
 
 def make_parser() -> OptionParser:
