@@ -98,8 +98,8 @@ def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     cast = tensor.detach().to(dtype).contiguous()
     if not bool(cast.isfinite().all()) and bool(tensor.isfinite().all()):
         raise ValueError(
-            f"--dtype {str(dtype).removeprefix('torch.')}: {name} has numbers up to {tensor.abs().max():.3g}, which are "
-            "too large for it; use bfloat16 or float32"
+            f"--dtype {str(dtype).removeprefix('torch.')}: {name} has numbers up to {tensor.abs().max():.3g}, "
+            "which are too large for it; use bfloat16 or float32"
         )
     return cast
 

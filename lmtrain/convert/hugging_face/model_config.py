@@ -31,8 +31,8 @@ def exported_config(model: Mapping[str, Any], end_of_text: int | None, dtype: st
     target = str(model.get("_target_"))
     if target not in EXPORTED:
         raise ValueError(
-            f"model._target_={target}: transformers has no such model; the models that can be exported are model=llama_*, "
-            "gpt2, decoder and transformers"
+            f"model._target_={target}: transformers has no such model; the models that can be exported are "
+            "model=llama_*, gpt2, decoder and transformers"
         )
     return {
         **EXPORTED[target](model),

@@ -76,8 +76,8 @@ def weights_files(folder: Path) -> list[Path]:
         pickled = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         if pickled:
             raise ValueError(
-                f"{folder}: has its weights only as a pickle ({pickled[0]}), which can run code and is not read; convert "
-                "it to safetensors first"
+                f"{folder}: has its weights only as a pickle ({pickled[0]}), which can run code and is not read; "
+                "convert it to safetensors first"
             )
         raise ValueError(f"{folder}: has no weights ({SINGLE}, or {INDEX} with the files that it names)")
     names = sorted(set(_place_of(folder).values()))
