@@ -20,7 +20,7 @@ mcp
 decide
 sweep
 benchmark
-compare
+comparison
 convert
 verify
 train_run

@@ -22,7 +22,8 @@ from lmtrain.errors import COMPLETED, SUCCESSFUL, ConfigError, SweepEndedError, 
 from lmtrain.parallel.world import World, quiet_torch, refuse_several_processes, this_world
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, start
-from lmtrain.run.resumed_run import RestartedRun, restarted_run, resumed_run
+from lmtrain.run.restarted_run import RestartedRun, restarted_run
+from lmtrain.run.resumed_run import resumed_run
 from lmtrain.run.several.local_processes import processes_to_start, run_here
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.console import console
