@@ -23,7 +23,7 @@ VERBS = {  # each verb's module in lmtrain.commands
     "sample": "sample",
     "average": "average",
     "export": "export",
-    "import": "import_nanogpt",
+    "import": "import_run",
     "compare": "compare",
     "confirm": "confirm",
     "decide": "decide",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lmtrain.convert.nanogpt.settings import Value, checked_number, model_overrides, settings_overrides
+from lmtrain.loop.training_parts import Parts
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.size_limit import WithoutMemory
 from lmtrain.terminal.as_text import first_few
@@ -57,6 +58,22 @@ class NanoGPTCheckpoint:
         """Return the tokens per step of the training so far; None if the file does not say."""
         keys = ("batch_size", "block_size", "gradient_accumulation_steps")
         return math.prod(int(self.config[key]) for key in keys) if self.config.keys() >= {*keys} else None
+
+    @property
+    def step(self) -> int:
+        """The number of optimizer steps, which are nanoGPT's iterations."""
+        return self.iter_num
+
+    def check(self, parts: Parts) -> None:
+        """Raise ValueError unless weights and optimizer fit the parts of a run."""
+        if not isinstance(parts.model, GPT2):
+            raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint needs model=gpt2")
+        if not isinstance(parts.optimizer, torch.optim.AdamW):
+            raise ValueError(
+                f"optimizer={type(parts.optimizer).__name__}: the checkpoint has the state of AdamW; "
+                "use optimizer=adamw"
+            )
+        check_weights_fit(self.weights, parts.model.state_dict())
 
 
 def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
