@@ -32,8 +32,8 @@ A Hugging Face folder has config.json and model.safetensors. It may be a Llama, 
 at step 0 with its weights; its tokenizer comes along. Without data.path, the model can be sampled and evaluated, and a
 fork trains it.
 
-A folder of litgpt has lit_model.pth and model_config.yaml, of a Llama-like model; a .bin file of llm.c has a GPT-2. Both
-work like a Hugging Face folder.
+A folder of litgpt has lit_model.pth and model_config.yaml, of a Llama-like model; a .bin file of llm.c has a GPT-2.
+Both work like a Hugging Face folder.
 
 For nanoGPT's ckpt.pt, data.path is the folder with train.bin and val.bin. Model size, batch size, schedule and
 optimizer come from the checkpoint. If the folder has a meta.pkl of characters, it becomes the tokenizer. A checkpoint

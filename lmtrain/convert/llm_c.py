@@ -38,7 +38,7 @@ def read_llm_c(path: Path) -> ImportedModel:
             raise ValueError("a Llama 3 of llm.c, which is made from a Hugging Face folder; import that folder")
         if version not in FORMATS:
             raise ValueError(
-                f"version {version} of llm.c's format; lmtrain reads versions 3 (float32) and 5 (bfloat16)"
+                f"version {version} of llm.c's format; lmtrain reads 3 (float32) and 5 (bfloat16)"
             )
         sizes = {"max_seq_len": block_size, "vocab_size": vocab_size, "num_layers": n_layer, "num_heads": n_head,
                  "channels": d_model, "padded_vocab_size": rows}  # fmt: skip
