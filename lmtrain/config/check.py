@@ -53,7 +53,7 @@ ROOT: Mapping[str, Parameter] = {
     "sample_tokens": Parameter(NonNegativeInt, required=True),
     "resume": Parameter(str | None, required=False),
     "fork": Parameter(str | None, required=False),
-    "step": Parameter(PositiveInt | None, required=False),
+    "step": Parameter(NonNegativeInt | None, required=False),
     "retry_failed": Parameter(bool, required=False),
 }
 
