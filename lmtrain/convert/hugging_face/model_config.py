@@ -107,7 +107,10 @@ def _llama_sizes(model: Mapping[str, Any]) -> dict[str, Any]:
         "attention_bias": False,
         "attention_dropout": float(model["dropout"]),
         "rope_theta": float(model["rope_base"]),  # what transformers 4 reads
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(model["rope_base"])},  # what transformers 5 reads
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(model["rope_base"]),
+        },  # what transformers 5 reads
     }
 
 
