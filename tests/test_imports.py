@@ -21,9 +21,9 @@ decide
 sweep
 benchmark
 comparison
-convert
 verify
 train_run
+convert
 run
 micro_batch
 plan

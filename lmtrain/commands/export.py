@@ -1,13 +1,16 @@
 """`python -m lmtrain export RUN_DIR --to hf DIR`: writes a run's model in a format of other programs."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.run_names import find_run
 from lmtrain.errors import ConfigError
+from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser
 
@@ -52,8 +55,11 @@ def main(arguments: Sequence[str]) -> int:
     if target not in FORMATS:
         raise ConfigError(f"--to {target}: no such format; choose from {', '.join(FORMATS)}")
     export = FORMATS[target]
+    options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():
         raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
+    if options.run != named:
+        print(visible(f"run {options.run}"), file=sys.stderr)
 
     # Imported only after the arguments are checked: this loads torch.
     from lmtrain.run.reading.loaded import load_model

@@ -106,6 +106,7 @@ MODEL_FORMATS: "Sequence[tuple[Callable[[Path], bool], Callable[[Path], Imported
 
 def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -> int:
     """Write a run that begins with the weights of a model."""
+    from lmtrain.convert.imported_model import refuse_other_tokenizer
     from lmtrain.convert.imported_run import WeightsOnly, write_run
 
     given = with_defaults(model.settings, overrides)
@@ -117,6 +118,7 @@ def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -
             OmegaConf.update(written, "data.path", NO_DATA)
             hydra_files = {name: text.replace(str(placeholder), NO_DATA) for name, text in hydra_files.items()}
         with raising_config_errors():
+            refuse_other_tokenizer(model.tokenizer, token_folders(run.cfg.data), str(path))
             write_run(
                 run.cfg,
                 WeightsOnly(model),

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.terminal.as_text import first_few
 
 Value = bool | int | float | str | list[bool | int | float] | None
@@ -47,6 +48,23 @@ def check_fits(weights: Mapping[str, Tensor], model: nn.Module, their_name: Call
         problems.append(first_few(sizes))
     if problems:
         raise ValueError(f"the weights do not fit the model: {'; '.join(problems)}")
+
+
+def refuse_other_tokenizer(tokenizer: StoredTokenizer | None, folders: Mapping[str, Path], name: str) -> None:
+    """Raise ValueError if token files were made with another tokenizer: their ids would mean other text.
+
+    `folders` are those of the token files by their names in the config, and `name` says whose tokenizer this is.
+    """
+    if tokenizer is None:
+        return
+    for key, folder in folders.items():
+        if not (folder / TOKENIZER_FILE).is_file():
+            continue
+        if load_tokenizer(folder).tokenizer.get_vocab() != tokenizer.tokenizer.get_vocab():
+            raise ValueError(
+                f"{key}={folder}: was made with another tokenizer than that of {name}, whose ids mean other text; "
+                "prepare the text with the model's own (prepare/tokenizer=pretrained)"
+            )
 
 
 def _shape(tensor: Tensor) -> str:

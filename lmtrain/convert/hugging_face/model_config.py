@@ -40,7 +40,7 @@ def exported_config(model: Mapping[str, Any], end_of_text: int | None, dtype: st
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         "pad_token_id": None,
-        "initializer_range": model["init_std"],
+        "initializer_range": float(model["init_std"]),
         "tie_word_embeddings": model["tie_embeddings"],
         "use_cache": True,
         "dtype": dtype,
@@ -103,11 +103,14 @@ def _llama_sizes(model: Mapping[str, Any]) -> dict[str, Any]:
         "head_dim": model["d_model"] // model["n_head"],
         "hidden_act": "silu",
         "max_position_embeddings": model["block_size"],
-        "rms_norm_eps": model["norm_eps"],
+        "rms_norm_eps": float(model["norm_eps"]),
         "attention_bias": False,
-        "attention_dropout": model["dropout"],
-        "rope_theta": model["rope_base"],  # what transformers 4 reads
-        "rope_parameters": {"rope_type": "default", "rope_theta": model["rope_base"]},  # what transformers 5 reads
+        "attention_dropout": float(model["dropout"]),
+        "rope_theta": float(model["rope_base"]),  # what transformers 4 reads
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": float(model["rope_base"]),
+        },  # what transformers 5 reads
     }
 
 
@@ -122,7 +125,7 @@ def _gpt2(model: Mapping[str, Any]) -> dict[str, Any]:
         "n_inner": model.get("d_ff"),
         "activation_function": "gelu_new" if model["gelu"] == "tanh" else "gelu",
         "layer_norm_epsilon": 1e-5,  # torch's default, which GPT2 here has
-        **{f"{place}_pdrop": model["dropout"] for place in ("resid", "embd", "attn")},
+        **{f"{place}_pdrop": float(model["dropout"]) for place in ("resid", "embd", "attn")},
     }
 
 

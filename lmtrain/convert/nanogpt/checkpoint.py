@@ -61,7 +61,6 @@ class NanoGPTCheckpoint:
 
     @property
     def step(self) -> int:
-        """The number of optimizer steps, which are nanoGPT's iterations."""
         return self.iter_num
 
     def check(self, parts: Parts) -> None:
@@ -69,10 +68,8 @@ class NanoGPTCheckpoint:
         if not isinstance(parts.model, GPT2):
             raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint needs model=gpt2")
         if not isinstance(parts.optimizer, torch.optim.AdamW):
-            raise ValueError(
-                f"optimizer={type(parts.optimizer).__name__}: the checkpoint has the state of AdamW; "
-                "use optimizer=adamw"
-            )
+            name = type(parts.optimizer).__name__
+            raise ValueError(f"optimizer={name}: the checkpoint has the state of AdamW; use optimizer=adamw")
         check_weights_fit(self.weights, parts.model.state_dict())
 
 
