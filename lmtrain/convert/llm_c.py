@@ -37,9 +37,7 @@ def read_llm_c(path: Path) -> ImportedModel:
         if magic == LLAMA_MAGIC:
             raise ValueError("a Llama 3 of llm.c, which is made from a Hugging Face folder; import that folder")
         if version not in FORMATS:
-            raise ValueError(
-                f"version {version} of llm.c's format; lmtrain reads 3 (float32) and 5 (bfloat16)"
-            )
+            raise ValueError(f"version {version} of llm.c's format; lmtrain reads 3 (float32) and 5 (bfloat16)")
         sizes = {"max_seq_len": block_size, "vocab_size": vocab_size, "num_layers": n_layer, "num_heads": n_head,
                  "channels": d_model, "padded_vocab_size": rows}  # fmt: skip
         if wrong := [f"{name}={size}" for name, size in sizes.items() if not 0 < size <= MOST]:

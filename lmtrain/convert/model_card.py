@@ -42,7 +42,7 @@ def write_model_card(folder: Path, run: Run, step: int) -> list[str]:
     body = "\n\n".join(_sections(run, step, bool(picture)))
     write_atomically(folder / CARD, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))
     without = [] if picture else ["the card has no curve, because matplotlib is missing: pip install 'lmtrain[plot]'"]
-    return [f"before you share the model: fill in its licence in {folder / CARD}", *without]
+    return [f"before you share the model, fill in its licence in {CARD}", *without]
 
 
 def _sections(run: Run, step: int, has_picture: bool) -> Iterator[str]:

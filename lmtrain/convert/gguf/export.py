@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     import gguf
 
 FORMATS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+LLAMA_CPP_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # are understood, too
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
 Q8_BLOCK = 32  # values that share a scale
 
 
-def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> None:
-    """Write a model with its tokenizer as a GGUF file, under another name until it is complete.
+def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
+    """Write a model with its tokenizer as a GGUF file, under another name until it is complete; return remarks.
 
     Matrices have the given format; vectors, and the positions of GPT-2, are float32. A matrix whose rows are not a
     multiple of 32 values is float16 instead of q8_0.
@@ -35,13 +36,14 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> None:
     Args:
         loaded: The model of a run.
         path: The file; it must not exist.
-        dtype: `float32`, `float16`, `bfloat16` or `q8_0`.
+        dtype: `float32`, `float16`, `bfloat16` or `q8_0`, or a name of llama.cpp such as `f16`.
 
     Raises:
         ConfigError: The package gguf is missing, the file exists, llama.cpp lacks something that the model has, or the
             run has no tokenizer.
         OSError: The file can't be written. Nothing is left behind.
     """
+    dtype = LLAMA_CPP_NAMES.get(dtype, dtype)
     if dtype not in FORMATS:
         raise ConfigError(f"--dtype {dtype}: a GGUF file has one of {', '.join(FORMATS)}")
     if not is_installed("gguf"):
@@ -77,6 +79,9 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> None:
         if isinstance(error, OSError) and error.errno is None:  # NumPy reports a full disk in this way
             raise OSError(f"{path}: could be written only in part ({error}); free some space on the disk") from error
         raise
+    if vocabulary.unknown is None:
+        return []
+    return ["characters that the run's text did not have, which lmtrain refuses, are not errors in llama.cpp"]
 
 
 def _add_settings(
