@@ -30,6 +30,7 @@ OTHER_FILES = {
         "vocab.json",
     ),  # of transformers
     *("ckpt.pt", "CKPT.pt", "meta.pkl"),  # of nanoGPT
+    *("model_config.yaml", "loss.png"),  # of litgpt, and of exported folders
     *("settings.json", "record.json", "text.txt", "numbers.json", "phases.json"),
 }
 # Their names are put together in the code: of a split, or a group of tensors, and a suffix.
@@ -49,6 +50,7 @@ OTHER_WORDS = {
     *("RUN_DIR", "SC_PAGE_SIZE", "SC_PHYS_PAGES", "STATUS_FAILURE", "STATUS_SUCCESS"),
     *("BOOT_FAIL", "NODE_FAIL", "OUT_OF_MEMORY"),  # states of Slurm's jobs
     *("DCP_SHARDING_INFO", "DCP_VERSION"),  # entries of a file's metadata
+    "Q8_0",  # a format of numbers
 }
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 LLAMA_CPP_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # are understood, too
-FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32, "Q8_0": 7}  # gguf.LlamaFileType
 Q8_BLOCK = 32  # values that share a scale
 
 
@@ -61,7 +61,7 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
         import gguf
 
         writer = gguf.GGUFWriter(partial, model.architecture)
-        _add_settings(writer, loaded, model.settings, FILE_TYPES[FORMATS[dtype]])
+        _add_settings(writer, loaded, model.settings, FORMATS[dtype])
         _add_vocabulary(writer, vocabulary)
         for name, tensor in model.tensors.items():
             data, kind = _encoded(name, tensor, FORMATS[dtype])
@@ -85,14 +85,14 @@ def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
 
 
 def _add_settings(
-    writer: "gguf.GGUFWriter", loaded: LoadedModel, settings: Mapping[str, int | float], file_type: str
+    writer: "gguf.GGUFWriter", loaded: LoadedModel, settings: Mapping[str, int | float], form: str
 ) -> None:
     import gguf
 
     writer.add_name(str(loaded.config.get("name", loaded.directory.name)))
     writer.add_description(f"trained with lmtrain, after {loaded.step:,} steps")
-    writer.add_file_type(gguf.LlamaFileType[file_type])
-    if file_type == "MOSTLY_Q8_0":
+    writer.add_file_type(FILE_TYPES[form])
+    if form == "Q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     for key, value in settings.items():
         if isinstance(value, float):

@@ -1,7 +1,7 @@
 """llama.cpp itself loads the files, and gives the same ids, the same logits and the same greedy text.
 
-Its Python package compiles llama.cpp, which takes minutes. The tests run where `LMTRAIN_LLAMA_CPP` names a Python that
-has llama-cpp-python, or where it is installed beside lmtrain.
+Its Python package compiles llama.cpp, which takes minutes. The tests run where `LMTRAIN_TEST_LLAMA_CPP` names a Python
+that has llama-cpp-python, or where it is installed beside lmtrain.
 """
 
 import json
@@ -20,10 +20,10 @@ from support.exported import loaded
 from lmtrain.convert.gguf.export import export_gguf
 from lmtrain.machine import is_installed
 
-PYTHON = os.environ.get("LMTRAIN_LLAMA_CPP") or (sys.executable if is_installed("llama_cpp") else "")
+PYTHON = os.environ.get("LMTRAIN_TEST_LLAMA_CPP") or (sys.executable if is_installed("llama_cpp") else "")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON, reason="llama-cpp-python is not installed (LMTRAIN_LLAMA_CPP=PYTHON)"),
+    pytest.mark.skipif(not PYTHON, reason="llama-cpp-python is not installed (LMTRAIN_TEST_LLAMA_CPP=PYTHON)"),
 ]
 LENGTH = 40
 TEXTS = 10_000
