@@ -18,10 +18,13 @@ if TYPE_CHECKING:  # the help needs no torch
     from lmtrain.run.reading.loaded import LoadedModel
 
 EPILOG = """\
-example:  python -m lmtrain export outputs/bard/20261126-101500-1a2b --to hf bard
+examples: python -m lmtrain export outputs/bard --to hf bard
+          python -m lmtrain export outputs/bard --to gguf bard.gguf --dtype bfloat16
 
-The folder is what transformers' AutoModelForCausalLM.from_pretrained and AutoTokenizer.from_pretrained load, without
-code from elsewhere. Options of a model that the target has no place for are refused by name.
+A folder for Hugging Face is what transformers' AutoModelForCausalLM.from_pretrained and
+AutoTokenizer.from_pretrained load, without code from elsewhere. It has a model card with the facts of the run. A GGUF
+file is what llama.cpp loads, with the tokenizer in it.
+Options of a model that the target has no place for are refused by name.
 """
 
 Export = Callable[["LoadedModel", Path, str], Sequence[str]]
@@ -40,14 +43,14 @@ def main(arguments: Sequence[str]) -> int:
         nargs=2,
         required=True,
         metavar=("FORMAT", "PATH"),
-        help="hf DIR = a new folder for transformers and vLLM",
+        help="hf DIR = a new folder for transformers and vLLM; gguf FILE = a new file for llama.cpp",
     )
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step number (default: best)")
     parser.add_argument(
         "--dtype",
         default="float32",
         metavar="DTYPE",
-        help="number format of the weights: float32, bfloat16 or float16 (default: float32)",
+        help="number format of the weights: float32, bfloat16 or float16; for gguf also q8_0 (default: float32)",
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
@@ -81,4 +84,11 @@ def to_hugging_face(loaded: "LoadedModel", path: Path, dtype: str) -> Sequence[s
     return export_folder(loaded, path, dtype)
 
 
-FORMATS: dict[str, Export] = {"hf": to_hugging_face}
+def to_gguf(loaded: "LoadedModel", path: Path, dtype: str) -> Sequence[str]:
+    """Write a file for llama.cpp; return remarks about it."""
+    from lmtrain.convert.gguf.export import export_gguf
+
+    return export_gguf(loaded, path, dtype)
+
+
+FORMATS: dict[str, Export] = {"hf": to_hugging_face, "gguf": to_gguf}

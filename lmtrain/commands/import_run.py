@@ -32,6 +32,9 @@ A Hugging Face folder has config.json and model.safetensors. It may be a Llama, 
 at step 0 with its weights; its tokenizer comes along. Without data.path, the model can be sampled and evaluated, and a
 fork trains it.
 
+A folder of litgpt has lit_model.pth and model_config.yaml, of a Llama-like model; a .bin file of llm.c has a GPT-2.
+Both work like a Hugging Face folder.
+
 For nanoGPT's ckpt.pt, data.path is the folder with train.bin and val.bin. Model size, batch size, schedule and
 optimizer come from the checkpoint. If the folder has a meta.pkl of characters, it becomes the tokenizer. A checkpoint
 from a nanoGPT version that did not yet use nn.GELU needs model.gelu=tanh.
@@ -40,6 +43,7 @@ Your overrides win.
 """
 NO_DATA = "none"  # data.path of a run that was imported without data
 PLACEHOLDER_BYTES = 1 << 22
+LLM_C_STARTS = {number.to_bytes(4, "little") for number in (20240326, 20240803)}  # GPT-2 and Llama 3
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -50,7 +54,12 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="a Hugging Face folder, or nanoGPT's checkpoint")
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="folder of Hugging Face or litgpt, .bin of llm.c, or nanoGPT's checkpoint",
+    )
     parser.add_argument("overrides", nargs="*", default=[], help="data.path=DIR, and any other config values to change")
     options = parser.read(arguments)
     read = next((read for matches, read in MODEL_FORMATS if matches(options.path)), None)
@@ -67,8 +76,30 @@ def read_hugging_face(path: Path) -> "ImportedModel":
     return read_hugging_face_folder(path)
 
 
+def read_litgpt(path: Path) -> "ImportedModel":
+    from lmtrain.convert.litgpt import read_litgpt_folder  # loads torch
+
+    return read_litgpt_folder(path)
+
+
+def read_llm_c(path: Path) -> "ImportedModel":
+    from lmtrain.convert import llm_c  # loads torch
+
+    return llm_c.read_llm_c(path)
+
+
+def begins_as_llm_c(path: Path) -> bool:
+    """Return whether a file begins with the first number of llm.c's checkpoints."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) in LLM_C_STARTS
+
+
 # How each format of models is recognised and read; what is none of them may be nanoGPT's checkpoint.
 MODEL_FORMATS: "Sequence[tuple[Callable[[Path], bool], Callable[[Path], ImportedModel]]]" = [
+    (lambda path: (path / "lit_model.pth").is_file(), read_litgpt),  # it may also have a config.json
+    (begins_as_llm_c, read_llm_c),
     (lambda path: (path / "config.json").is_file(), read_hugging_face),
 ]
 

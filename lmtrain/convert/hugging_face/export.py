@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from lmtrain.convert.hugging_face.model_config import exported_config
 from lmtrain.convert.hugging_face.tensor_names import GPT2, LLAMA, TensorNames
 from lmtrain.convert.hugging_face.weights_files import write_weights
+from lmtrain.convert.model_card import write_model_card
 from lmtrain.convert.new_folder import complete_folder
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, StoredTokenizer
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json_limited
 from lmtrain.model.transformers_model import TransformersModel
 from lmtrain.run.reading.loaded import LoadedModel
+from lmtrain.run.reading.stored_run import Run
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
@@ -26,7 +28,7 @@ CONFIG_BYTES = 16 << 20
 
 
 def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
-    """Write the model and its tokenizer into a new folder, and return remarks about them.
+    """Write the model, its tokenizer and a model card into a new folder, and return remarks about them.
 
     Args:
         loaded: The model, on the CPU.
@@ -51,6 +53,7 @@ def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
         with complete_folder(folder, "--to hf ") as partial:
             _save_transformers_model(partial, loaded.model, dtype, end_of_text)
             _write_other_files(partial, tokenizer, end_of_text, block_size)
+            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.step)
     else:
         config = exported_config(model, end_of_text, dtype)  # refuses what can't be exported
         weights = exported_weights(loaded.model, names_of(config), DTYPES[dtype])
@@ -58,7 +61,8 @@ def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
             _write_json(partial / CONFIG, config)
             write_weights(partial, weights)
             _write_other_files(partial, tokenizer, end_of_text, block_size)
-    return _remarks(loaded, model)
+            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.step)
+    return [*_remarks(loaded, model), *about_card]
 
 
 def end_of_text_of(loaded: LoadedModel) -> int | None:
