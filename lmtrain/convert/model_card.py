@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.files.durable import write_atomically
 from lmtrain.run.reading.notebook_view import losses_as_picture
@@ -22,7 +22,7 @@ LICENCE = "Fill in the licence of the model, here and in `license:` at the top, 
 NOT_ARCHITECTURE = ("_target_", "attention", "recompute", "dropout", "init_std", "end_of_text")
 
 
-def write_model_card(folder: Path, run: Run, step: int) -> list[str]:
+def write_model_card(folder: Path, run: Run, config: DictConfig, step: int) -> list[str]:
     """Write `README.md`, and `loss.png` if matplotlib is installed, into the folder of an exported model.
 
     The card tells names, not places: paths are shortened to their last part, and secrets are left out.
@@ -30,6 +30,7 @@ def write_model_card(folder: Path, run: Run, step: int) -> list[str]:
     Args:
         folder: The folder of the model.
         run: The run that trained it.
+        config: The config of the run.
         step: The optimizer steps of the exported checkpoint.
 
     Returns:
@@ -39,14 +40,13 @@ def write_model_card(folder: Path, run: Run, step: int) -> list[str]:
     if picture:
         (folder / CURVE).write_bytes(picture)
     data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", license="other", tags=["lmtrain"])
-    body = "\n\n".join(_sections(run, step, bool(picture)))
+    body = "\n\n".join(_sections(run, OmegaConf.to_container(config), step, bool(picture)))
     write_atomically(folder / CARD, str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n")))
     without = [] if picture else ["the card has no curve, because matplotlib is missing: pip install 'lmtrain[plot]'"]
     return [f"before you share the model, fill in its licence in {CARD}", *without]
 
 
-def _sections(run: Run, step: int, has_picture: bool) -> Iterator[str]:
-    config: dict[str, Any] = OmegaConf.to_container(run.config)  # type: ignore[assignment]
+def _sections(run: Run, config: Any, step: int, has_picture: bool) -> Iterator[str]:
     environment, result = run.environment, run.result
     name = str(config.get("name", run.directory.name))
     model = _mapping(environment.get("model"))

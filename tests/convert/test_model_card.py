@@ -16,7 +16,7 @@ from lmtrain.run.reading import notebook_view
 
 def card_of(run: Path, folder: Path, step: int = 200) -> str:
     folder.mkdir()
-    write_model_card(folder, load_run(run), step)
+    write_model_card(folder, load_run(run), load_run(run).config, step)
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
@@ -73,7 +73,7 @@ def test_a_run_without_metrics_and_matplotlib_has_a_card_too(tmp_path: Path, mon
     run = write_run(tmp_path / "run", steps=0, status=None)
     (run / "environment.json").write_text(json.dumps({}), encoding="utf-8")
     (tmp_path / "model").mkdir()
-    remarks = write_model_card(tmp_path / "model", load_run(run), 0)
+    remarks = write_model_card(tmp_path / "model", load_run(run), load_run(run).config, 0)
     assert any("matplotlib is missing" in remark for remark in remarks)
     assert not (tmp_path / "model" / "loss.png").exists()
     assert model_card.LICENCE in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")

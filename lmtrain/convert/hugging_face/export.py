@@ -53,7 +53,7 @@ def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
         with complete_folder(folder, "--to hf ") as partial:
             _save_transformers_model(partial, loaded.model, dtype, end_of_text)
             _write_other_files(partial, tokenizer, end_of_text, block_size)
-            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.step)
+            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
     else:
         config = exported_config(model, end_of_text, dtype)  # refuses what can't be exported
         weights = exported_weights(loaded.model, names_of(config), DTYPES[dtype])
@@ -61,7 +61,7 @@ def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
             _write_json(partial / CONFIG, config)
             write_weights(partial, weights)
             _write_other_files(partial, tokenizer, end_of_text, block_size)
-            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.step)
+            about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
     return [*_remarks(loaded, model), *about_card]
 
 
