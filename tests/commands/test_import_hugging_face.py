@@ -47,7 +47,7 @@ def test_a_folder_comes_back_with_the_same_bits(
     export_folder(loaded, Path("first"), dtype)
     assert import_run(["first", *RUN]) == 0
     assert export_run(["run", "--to", "hf", "second", "--dtype", dtype]) == 0
-    for file in sorted(path.name for path in Path("first").iterdir()):
+    for file in ("config.json", "generation_config.json", WEIGHTS):
         assert Path("first", file).read_bytes() == Path("second", file).read_bytes(), file
     assert import_run(["second", "hydra.run.dir=again", "logger=[]"]) == 0
     one, other = (load_model(Path(run), "latest", "cpu").model.state_dict() for run in ("run", "again"))

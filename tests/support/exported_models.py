@@ -1,9 +1,11 @@
 """Models of runs with random weights in every tensor, as `Run.load` returns them."""
 
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.config.compose import compose
 from lmtrain.data.stored_tokenizer import StoredTokenizer
@@ -29,6 +31,11 @@ MODELS = {
 }
 
 
+@cache
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory()
+
+
 def config_of(overrides: list[str]) -> DictConfig:
     return compose(["data=tokens", "data.path=none", "logger=[]", "system.device=cpu", *overrides])
 
@@ -41,4 +48,6 @@ def loaded_model(overrides: list[str], tokenizer: StoredTokenizer | None = None)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return LoadedModel(Path("run"), cfg, model.eval(), tokenizer, build_system(cfg, compile=False), 3)
+    directory = Path(tempfile.mkdtemp(dir=_folder().name))
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")  # the model card tells about it
+    return LoadedModel(directory, cfg, model.eval(), tokenizer, build_system(cfg, compile=False), 3)
