@@ -32,7 +32,7 @@ from lmtrain.files.metrics import read_newest
 from lmtrain.files.numbers import finite_or_none
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
-from lmtrain.model.generate import generate
+from lmtrain.sample.generate import generate
 from lmtrain.optimizer.group_table import group_rows, group_table
 from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds

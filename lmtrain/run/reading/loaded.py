@@ -27,7 +27,7 @@ from lmtrain.hardware.cpu_speed import cpu_speed
 from lmtrain.hardware.work import NO_WORK
 from lmtrain.loop.evaluation import evaluate, perplexity
 from lmtrain.loop.evaluation_weights import load_weights_to_use
-from lmtrain.model.generate import generate
+from lmtrain.sample.generate import generate
 from lmtrain.parts import build_model, build_system, check_model_size
 from lmtrain.run.directory import RUN_FILES, starting_folder
 from lmtrain.run.process_state import using_torch

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lmtrain.model.generate import generate
+from lmtrain.sample.generate import generate
 
 
 class Counts(nn.Module):
