@@ -21,7 +21,7 @@ extensions = [
     "llms_txt",
     "mathml",
 ]
-exclude_patterns = ["_build", "_extensions", "skills"]
+exclude_patterns = ["_build", "_extensions", "skills", "**/*.ipynb"]
 nitpicky = True
 # Annotations name torch, NumPy and parts of lmtrain that have no page; links to them need another site, or none.
 nitpick_ignore_regex = [(r"py:.*", r".*")]

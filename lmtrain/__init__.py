@@ -1,6 +1,6 @@
 """A Hydra-composed experiment toolkit for training language models.
 
-`from lmtrain import compose, train, load_run, read_metrics` is the Python API. Importing lmtrain itself imports neither
+`from lmtrain import compose, train, load_run, compare` is the Python API. Importing lmtrain itself imports neither
 torch nor Hydra: each name is loaded when it is first used.
 """
 
@@ -8,7 +8,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # type checkers and editors see the names here; at run time `__getattr__` finds them
-    from lmtrain.api import compose, train
+    from lmtrain.api.comparison import Comparison, Setting, Verdict, compare
+    from lmtrain.api.training import compose, train
     from lmtrain.errors import ConfigError
     from lmtrain.run.reading.loaded import Evaluation, LoadedModel
     from lmtrain.run.reading.stored_run import Run, load_run, read_metrics
@@ -28,11 +29,15 @@ else:  # hidden from type checkers, which would take it as saying that every nam
 
 
 __all__ = [
+    "Comparison",
     "ConfigError",
     "Evaluation",
     "LoadedModel",
     "Run",
+    "Setting",
+    "Verdict",
     "__version__",
+    "compare",
     "compose",
     "load_run",
     "read_metrics",
@@ -40,14 +45,18 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Comparison": "lmtrain.api.comparison",
     "ConfigError": "lmtrain.errors",
     "Evaluation": "lmtrain.run.reading.loaded",
     "LoadedModel": "lmtrain.run.reading.loaded",
     "Run": "lmtrain.run.reading.stored_run",
-    "compose": "lmtrain.api",
+    "Setting": "lmtrain.api.comparison",
+    "Verdict": "lmtrain.api.comparison",
+    "compare": "lmtrain.api.comparison",
+    "compose": "lmtrain.api.training",
     "load_run": "lmtrain.run.reading.stored_run",
     "read_metrics": "lmtrain.run.reading.stored_run",
-    "train": "lmtrain.api",
+    "train": "lmtrain.api.training",
 }
 
 

@@ -24,7 +24,7 @@ def test_a_users_own_model_trains_from_an_installed_wheel(token_folder: Path, tm
     zipfile.ZipFile(wheel).extractall(site)
     assert (site / "lmtrain" / "conf" / "config.yaml").is_file()
     assert (site / "lmtrain" / "experiments" / "quickstart.yaml").is_file()
-    assert (site / "lmtrain" / "compare" / "output" / "web" / "page.html").is_file()
+    assert (site / "lmtrain" / "comparison" / "output" / "web" / "page.html").is_file()
     assert_a_users_script_is_typed(site, tmp_path)
     work = tmp_path / "work"
     work.mkdir()

@@ -1,15 +1,13 @@
 """`python -m lmtrain compare RUN…`: compares runs, and tells whether their differences are more than noise."""
 
 import argparse
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lmtrain.compare.notes import Note
-from lmtrain.compare.run_values import VALUE_KINDS, equal_places, sign
-from lmtrain.compare.runs import ComparedRun, load_runs, with_labels
+from lmtrain.comparison.output.file_kinds import NEEDED, OUTPUTS, SUFFIXES, output_bytes
+from lmtrain.comparison.run_values import VALUE_KINDS
 from lmtrain.config.build import raising_config_errors
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
@@ -17,7 +15,7 @@ from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber
 
 if TYPE_CHECKING:  # with scipy
-    from lmtrain.compare.comparison import RunComparison
+    pass
 
 DESCRIPTION = """\
 Compares runs: the config keys that differ, the losses at equal steps, tokens, FLOPs and seconds, and whether the
@@ -30,19 +28,6 @@ best, best_step, best_shared, final, tokens_per_second, and every config key (lr
 key ends in lr)."""
 
 
-# Output formats: the module and function that make the file's text or bytes, imported only when needed.
-OUTPUTS: Mapping[str, tuple[str, str]] = {
-    "csv": ("lmtrain.compare.output.text_files", "as_csv"),
-    "json": ("lmtrain.compare.output.text_files", "as_json"),
-    "markdown": ("lmtrain.compare.output.text_files", "as_markdown"),
-    "html": ("lmtrain.compare.output.page", "as_html"),
-    "png": ("lmtrain.compare.output.picture", "as_png"),
-    "pdf": ("lmtrain.compare.output.picture", "as_pdf"),
-    "svg": ("lmtrain.compare.output.picture", "as_svg"),
-}
-# Suffixes accepted besides the format's own name. With any other suffix, the wrong program would open the file.
-SUFFIXES = {"csv": {"txt"}, "json": {"txt"}, "markdown": {"md", "txt"}, "html": {"htm"}}
-NEEDED = {"html": "plotly", **dict.fromkeys(("png", "pdf", "svg"), "matplotlib")}
 MEANINGS = {
     "csv": "write the table as CSV",
     "json": "write all results as JSON",
@@ -58,11 +43,21 @@ def main(arguments: Sequence[str]) -> int:
     options = parse_arguments(arguments)
     files = {kind: file for kind in OUTPUTS if (file := getattr(options, kind))}
     check_options(options, files)
-    from lmtrain.compare.comparison import compare  # loads scipy: half a second that --help need not wait for
-    from lmtrain.compare.output.terminal_view import show_comparison
+    from lmtrain.comparison.output.terminal_view import show_comparison
+    from lmtrain.comparison.run_comparison import compare  # loads scipy: half a second that --help need not wait for
+    from lmtrain.comparison.selection import Selection
 
     with raising_config_errors():
-        runs, about_choice = select_runs(options)
+        selection = Selection(
+            paths=options.runs,
+            conditions=options.filter,
+            sort=options.sort,
+            metric=options.metric,
+            higher=options.higher,
+            at_step=options.at_step,
+            value=options.value,
+        )
+        runs, about_choice = selection.load()
         comparison = compare(
             runs,
             metric=options.metric,
@@ -89,13 +84,6 @@ def main(arguments: Sequence[str]) -> int:
         if file != "-":
             print(f"{kind}: {visible(file)}", file=sys.stdout if piped is None else sys.stderr)
     return 0
-
-
-def output_bytes(kind: str, comparison: "RunComparison") -> bytes:
-    """Return the content of an output file; `kind` is a key of `OUTPUTS`."""
-    module, name = OUTPUTS[kind]
-    content: str | bytes = getattr(importlib.import_module(module), name)(comparison)
-    return content.encode() if isinstance(content, str) else content
 
 
 def make_parser() -> OptionParser:
@@ -205,33 +193,3 @@ def check_options(options: argparse.Namespace, files: Mapping[str, str]) -> None
             raise ConfigError(f"--{kind} {file}: is a folder; give a file")
         if not Path(file).parent.is_dir():
             raise ConfigError(f"--{kind} {file}: the folder {Path(file).parent} does not exist; create it first")
-
-
-def select_runs(options: argparse.Namespace) -> tuple[list[ComparedRun], list[Note]]:
-    """Return the requested runs in the requested order, and notes about the choice."""
-    from lmtrain.compare.columns import available_columns, filter_runs, find_column, selection_notes, sort_runs
-    from lmtrain.compare.comparable.measured_alike import measured_alike
-    from lmtrain.compare.comparison import default_kind
-    from lmtrain.compare.families import in_family_order
-
-    notes = []
-    better = sign(options.metric, options.higher)
-    runs = load_runs(options.runs)
-    if not runs:
-        raise ConfigError(f"{' '.join(options.runs)}: found no run that can be read")
-    if options.filter:
-        places = equal_places(runs, options.metric, options.at_step)
-        all_runs, columns = runs, available_columns(runs, options.metric, places, better)
-        runs = filter_runs(all_runs, options.filter, columns)
-        if not runs:
-            raise ConfigError(f"--filter {' '.join(map(repr, options.filter))}: no run meets the condition")
-        notes = selection_notes(all_runs, options.filter, columns)
-        runs = with_labels(runs)  # fewer config keys may differ among the remaining runs
-    metric = measured_alike(runs, options.metric).metric  # bits per byte if the tokenizers differ
-    columns = available_columns(runs, metric, equal_places(runs, metric, options.at_step), better)
-    if options.sort is None:
-        kind = options.value or default_kind(runs, options.at_step)
-        compared = "best_shared" if kind == "best" else kind.replace("-", "_")
-        return in_family_order(sort_runs(runs, columns.get(compared, columns["best"]), descending=better < 0)), notes
-    column = find_column(options.sort.removeprefix("-"), columns, runs, f"--sort {options.sort}")
-    return sort_runs(runs, column, descending=options.sort.startswith("-")), notes

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.run_names import find_folder
 from lmtrain.errors import ConfigError, SweepEndedError
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber
@@ -28,7 +29,7 @@ TOP, SEEDS = 3, 5
 
 def main(arguments: Sequence[str]) -> int:
     options = make_parser().read(arguments)
-    paths: list[Path] = options.paths
+    paths = [find_folder(path) for path in options.paths]
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder; give a sweep's folder or run directories")
@@ -95,9 +96,9 @@ def make_parser() -> OptionParser:
 
 def _show(folder: Path, plan: "Confirmation", ended: Sequence["JobEnd"]) -> None:
     """Print what is left of each setting's value, then the comparison of the fresh runs."""
-    from lmtrain.compare.comparison import compare
-    from lmtrain.compare.output.terminal_view import show_comparison
-    from lmtrain.compare.runs import load_runs
+    from lmtrain.comparison.output.terminal_view import show_comparison
+    from lmtrain.comparison.run_comparison import compare
+    from lmtrain.comparison.runs import load_runs
     from lmtrain.sweep.report import count_by_status
 
     with_value = [one for one in ended if one.objective is not None and one.status == "completed"]

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lmtrain.compare.run_values import VALUE_KINDS
+from lmtrain.comparison.run_values import VALUE_KINDS
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber

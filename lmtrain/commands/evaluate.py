@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.config.recorded.run_names import find_folder, find_run
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import is_sweep
 from lmtrain.terminal.console import console
@@ -15,13 +16,18 @@ from lmtrain.terminal.units import significant
 TRUST_HELP = "allow a class or function named in the run's config to be imported, e.g. mymodels.Bigram; repeatable"
 
 
-def finished_runs(path: Path) -> list[Path]:
-    """Return the run itself or the runs of a sweep; print the folders that have no checkpoint and are left out."""
+def finished_runs(name: Path) -> list[Path]:
+    """Return the run that a name means, or the runs of a sweep; print the folders without a checkpoint, left out."""
+    folder = find_folder(name)
+    return _finished_below(folder if is_sweep(folder) else find_run(folder))
+
+
+def _finished_below(path: Path) -> list[Path]:
     if (path / "config.yaml").is_file() and checkpoint_steps(path):
         return [path]
     if is_sweep(path):
         jobs = [job for job in sorted(path.iterdir()) if job.is_dir() and not job.is_symlink()]  # a link may lead back
-        return [run for job in jobs for run in finished_runs(job)]
+        return [run for job in jobs for run in _finished_below(job)]
     console.print(f"{path}: left out because it is not a run with a checkpoint")
     return []
 

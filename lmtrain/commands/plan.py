@@ -188,15 +188,15 @@ def _plan_sweep(options: argparse.Namespace) -> dict[str, Any]:
 
 def _plan_seeds(options: argparse.Namespace, numbers: dict[str, Any]) -> dict[str, Any]:
     """Show how many seeds would detect a difference between the planned settings, and return the numbers."""
-    from lmtrain.compare.comparison import compare
-    from lmtrain.compare.looking.plan_sentences import (
+    from lmtrain.comparison.looking.plan_sentences import (
         SeedCost,
         fresh_seeds,
         recorded_cost,
         seeds_to_plan,
         sentences_of,
     )
-    from lmtrain.compare.runs import load_runs
+    from lmtrain.comparison.run_comparison import compare
+    from lmtrain.comparison.runs import load_runs
 
     with raising_config_errors():
         runs = load_runs(options.noise_from)

@@ -12,6 +12,7 @@ from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recorded.paths import check_preparation
 from lmtrain.config.recorded.recompose import overrides_to_recompose
+from lmtrain.config.recorded.run_names import find_run
 from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
-    run: Path = options.run
+    run = find_run(options.run)
     for override in (given := parse_overrides(options.overrides)):
         if override.key_or_group.partition(".")[0] not in (*NEUTRAL_KEYS, "hydra"):
             raise ConfigError(
@@ -79,9 +80,10 @@ def main(arguments: Sequence[str]) -> int:
 
     if (world := this_world()).size > 1:
         quiet_torch()
+        from lmtrain.convert.initial_weights import begin_with_weights
         from lmtrain.run.several.start_together import start_together  # loads torch
 
-        return start_together(world, compose, train)
+        return start_together(world, compose, train, begin_with_weights)
     again = compose()
     if (size := processes_to_start(again.cfg, recorded_processes(then))) > 1:
         return run_here(size, ["--rerun", *arguments], Path.cwd())

@@ -1,6 +1,7 @@
 """`python -m lmtrain sample RUN_DIR --prompt …`: generates text from a checkpoint."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.run_names import find_run
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
@@ -82,8 +84,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
+    options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():
         raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
+    if options.run != named:
+        print(visible(f"run {options.run}"), file=sys.stderr)
 
     # Imported only after the arguments are checked: these load torch.
     from lmtrain.run.reading.loaded import load_model

@@ -22,7 +22,8 @@ from lmtrain.errors import COMPLETED, SUCCESSFUL, ConfigError, SweepEndedError, 
 from lmtrain.parallel.world import World, quiet_torch, refuse_several_processes, this_world
 from lmtrain.run.background import BackgroundFacts
 from lmtrain.run.new_run import NewRun, new_run, start
-from lmtrain.run.resumed_run import RestartedRun, restarted_run, resumed_run
+from lmtrain.run.restarted_run import RestartedRun, restarted_run
+from lmtrain.run.resumed_run import resumed_run
 from lmtrain.run.several.local_processes import processes_to_start, run_here
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.console import console
@@ -72,9 +73,10 @@ def main(arguments: Sequence[str]) -> int:
             return _continue(again)
         if (world := this_world()).size > 1:
             quiet_torch()
+            from lmtrain.convert.initial_weights import begin_with_weights
             from lmtrain.run.several.start_together import start_together  # loads torch
 
-            return start_together(world, lambda more: new_run([*overrides, *more]), _train)
+            return start_together(world, lambda more: new_run([*overrides, *more]), _train, begin_with_weights)
         run = new_run(overrides)
         if (size := processes_to_start(run.cfg)) > 1:
             return run_here(size, arguments, Path.cwd())
@@ -134,9 +136,10 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
     with connected(world) as peers:
         again = composed_together(peers, lambda _: resumed_run(run_dir, arguments))
         if not world.is_first:
+            from lmtrain.convert.initial_weights import begin_with_weights
             from lmtrain.run.several.follow import follow
 
-            return follow(again.cfg, again.directory, peers)
+            return follow(again.cfg, again.directory, peers, begin_with_weights)
         from lmtrain.run.provenance import Resume
         from lmtrain.train_run import run
 

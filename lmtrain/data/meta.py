@@ -21,7 +21,7 @@ from lmtrain.files.limited import read_json_limited
 FORMAT_VERSION = 1
 MAX_JSON_BYTES = 64 << 20  # limit for a JSON file beside tokens; a list of 100,000 shards has 12 MB
 MAX_VOCAB_SIZE = 1 << 32
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "test")  # every token folder that lmtrain makes has the first two
 DTYPES: dict[str, np.dtype[Any]] = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
 
 Tokens = npt.NDArray[Any]  # the element type is one of DTYPES

@@ -13,7 +13,7 @@ from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.recorded_settings import changed_settings
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits, save_tokenizer
-from lmtrain.data.text.holdout import Holdout, SplitText
+from lmtrain.data.text.holdout import Holdout, SplitText, asks_for_test
 from lmtrain.data.text.inputs import INPUTS_FILE, Inputs, read_inputs, remarks_on, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
@@ -170,13 +170,15 @@ class Recipe:
         read = sum(writer.bytes for writer in writers.values())
         check_lost_text(writers.values(), read, self.max_lost_share, LOST_SETTING)
         journal.splits = {split: writer.close() for split, writer in writers.items()}
+        if not journal.splits["test"].tokens and not asks_for_test(self.holdout):
+            del journal.splits["test"]
+            writers["test"].path.unlink()
         for split, counts in journal.splits.items():
             if counts.tokens < 2:
+                part = f"prepare.holdout.{'test' if split == 'test' else 'val'}"
                 raise ValueError(
-                    f"prepare.holdout: the {split} split has only {counted(counts.tokens, 'token')}; hold out "
-                    "another share "
-                    "(prepare.holdout.val_share), other names (prepare.holdout.val) or the tail of each document "
-                    "(prepare/holdout=tail)"
+                    f"prepare.holdout: the {split} split has only {counted(counts.tokens, 'token')}; hold out another "
+                    f"share ({part}_share), other names ({part}) or the tail of each document (prepare/holdout=tail)"
                 )
         journal.complete = True
         journal.write(folder)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.runs import load_runs
-from lmtrain.compare.statistics.online_fdr import needed_log_evidence
-from lmtrain.compare.statistics.sequential import log_e_value_of_t
+from lmtrain.comparison.runs import load_runs
+from lmtrain.comparison.statistics.online_fdr import needed_log_evidence
+from lmtrain.comparison.statistics.sequential import log_e_value_of_t
 from lmtrain.decide.idea import Idea, compose_idea, with_folders
 from lmtrain.decide.lagging import Curve, Watcher, curve_of, may_stop
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Entry, Ledger

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmtrain.compare.comparable.measured_alike import BITS_PER_BYTE
+from lmtrain.comparison.comparable.measured_alike import BITS_PER_BYTE
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.token_files import token_folders

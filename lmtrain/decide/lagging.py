@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.runs import ComparedRun
+from lmtrain.comparison.runs import ComparedRun
 from lmtrain.decide.idea import Idea
 from lmtrain.decide.pairs import Question, shared_values
 from lmtrain.files.metrics import read_metrics

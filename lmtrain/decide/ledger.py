@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmtrain.compare.looking.design import CAMPAIGN_FILE
-from lmtrain.compare.statistics.online_fdr import FDR_LEVEL, PLANNED_IDEAS, next_level
+from lmtrain.comparison.looking.design import CAMPAIGN_FILE
+from lmtrain.comparison.statistics.online_fdr import FDR_LEVEL, PLANNED_IDEAS, next_level
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import append_line, make_folder
 from lmtrain.files.limited import read_limited

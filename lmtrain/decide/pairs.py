@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.comparable.conditions import schedule_notes
-from lmtrain.compare.comparable.measured_alike import measured_alike
-from lmtrain.compare.compared_run import mapping_at
-from lmtrain.compare.run_values import equal_places, value_at
-from lmtrain.compare.runs import ComparedRun, load_runs
+from lmtrain.comparison.comparable.conditions import schedule_notes
+from lmtrain.comparison.comparable.measured_alike import measured_alike
+from lmtrain.comparison.compared_run import mapping_at
+from lmtrain.comparison.run_values import equal_places, value_at
+from lmtrain.comparison.runs import ComparedRun, load_runs
 from lmtrain.errors import COMPLETED, DIVERGED, PRUNED, ConfigError
 from lmtrain.sweep.job import JobEnd
 

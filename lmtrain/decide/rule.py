@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from lmtrain.compare.looking.futility import best_reachable_log_e_value
-from lmtrain.compare.statistics.decision import decide_pair
-from lmtrain.compare.statistics.online_fdr import needed_log_evidence
+from lmtrain.comparison.looking.futility import best_reachable_log_e_value
+from lmtrain.comparison.statistics.decision import decide_pair
+from lmtrain.comparison.statistics.online_fdr import needed_log_evidence
 from lmtrain.decide.ledger import DROP, UNDECIDED
 from lmtrain.decide.pairs import UNITS, SeedPair, total_cost
 

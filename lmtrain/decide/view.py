@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from lmtrain.compare.labels import cut_middle
+from lmtrain.comparison.labels import cut_middle
 from lmtrain.decide.campaign import describe
 from lmtrain.decide.idea import Idea
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Contents, Entry

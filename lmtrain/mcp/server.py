@@ -14,7 +14,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
 import lmtrain
-from lmtrain.compare.looking.picked import CONFIRM_FOLDER
+from lmtrain.comparison.looking.picked import CONFIRM_FOLDER
 from lmtrain.errors import BAD_CONFIG, ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.mcp.budget import ComputeBudget

@@ -14,6 +14,7 @@ from typing import Any, Self
 from omegaconf import OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS
+from lmtrain.config.recorded.run_names import SWEEP_CONFIG
 from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import ConfigError
 from lmtrain.files.durable import make_folder, write_atomically
@@ -22,9 +23,7 @@ from lmtrain.files.links import refuse_links
 from lmtrain.files.lock import PAUSES_S, run_lock
 from lmtrain.terminal.redact import redact, redacted
 
-SWEEP_CONFIG = "multirun.yaml"  # Hydra's name for the config in a sweep's directory
 SEARCH_FILE = "search.json"  # the trials of a search, in its directory
-CONFIRM_FILE = "confirm.json"  # which settings a folder of `confirm` runs again, and with which seeds
 # The files of a run that commands read, besides its checkpoints.
 RUN_FILES = (
     ".hydra",

@@ -1,7 +1,6 @@
-"""Prepares a run to continue in its own directory, for `resume=RUN_DIR`, a restarted job, and the Python API."""
+"""Prepares a run to continue in its own directory, for `resume=RUN_DIR`, `restarted_run.py` and the Python API."""
 
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra.core.utils import env_override
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,17 +16,17 @@ from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps, step_folder
 from lmtrain.config.batch_size import GLOBAL, keep_found_size, refuse_given_accumulation
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check, is_reference
-from lmtrain.config.compose import compose_with_notes, set_up_hydra, without_hydra
-from lmtrain.config.conf_source import naming_origins
+from lmtrain.config.compose import compose_with_notes, set_up_hydra
 from lmtrain.config.keys import did_you_mean, key_paths
-from lmtrain.config.overrides import apply_overrides, has_key, listed_names, parse_overrides, quoted
+from lmtrain.config.overrides import apply_overrides, has_key, listed_names, parse_overrides
 from lmtrain.config.preflight import preflight
-from lmtrain.config.recorded.trust import check_trust, names_that_need_trust, read_saved
+from lmtrain.config.recorded.run_names import find_run
+from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.config.signature import signature_of
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.directory import holds_run, refuse_strange_entries, starting_folder
-from lmtrain.run.identity import difference_from_run, plain_config
+from lmtrain.run.directory import refuse_strange_entries, starting_folder
+from lmtrain.run.identity import plain_config
 from lmtrain.run.source_code import changed_sources, source_hashes
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.paths import change_folder
@@ -53,8 +51,6 @@ MICRO_BATCH_KEYS = ("data.batch_size", "trainer.gradient_accumulation_steps")
 SENT_IN = ("parallel.param_dtype", "parallel.reduce_dtype")
 # Of the shipped models: another kernel changes only rounding, and less memory changes no bit.
 KERNEL_KEYS = ("model.attention", "model.recompute")
-# What starts a command again by itself, and the environment variable with the number of its restarts.
-RESTARTED_BY = {"Slurm": "SLURM_RESTART_COUNT", "torchrun": "TORCHELASTIC_RESTART_COUNT"}
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def resume_requested(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
     """Return the run directory that a command line resumes (None for a new run), and its other arguments.
 
     Raises:
-        ConfigError: `resume=` has no directory, or `allow_changes=` or `trust=` is given without a run.
+        ConfigError: `resume=` is empty or means several runs, or `allow_changes=` or `trust=` is given without a run.
     """
     resumed = [text for text in arguments if text.startswith("resume=") and text != "resume=null"]
     forked = any(text.startswith("fork=") for text in arguments)
@@ -90,56 +86,8 @@ def resume_requested(arguments: Sequence[str]) -> tuple[Path | None, list[str]]:
         raise ConfigError("resume=: is empty; give a run directory")
     if not resumed:
         return None, list(arguments)
-    run_dir = Path(resumed[-1].removeprefix("resume=").strip("'\""))
+    run_dir = find_run(resumed[-1].removeprefix("resume=").strip("'\""), "resume=")
     return run_dir, [text for text in arguments if not text.startswith("resume=")]
-
-
-@dataclass(frozen=True)
-class RestartedRun:
-    """A run that a restarted command continues.
-
-    Attributes:
-        directory: The run directory.
-        arguments: The arguments for `resumed_run`.
-        status: The status in `result.json`; None if the run was killed.
-        restarted_by: What has started the command again, for a message.
-    """
-
-    directory: Path
-    arguments: Sequence[str]
-    status: str | None
-    restarted_by: str
-
-
-def restarted_run(overrides: Sequence[str]) -> RestartedRun | None:
-    """Return the run that a command continues if Slurm or torchrun starts it again; None if there is none.
-
-    In such a restart, a run in the command's directory is the one that the command has begun itself, so it goes on. In
-    any other start, it is an earlier run, which `refuse_existing_run` protects.
-
-    Raises:
-        ConfigError: The config has a mistake, or the run in the directory has another config.
-    """
-    counts = {name: os.environ.get(variable) or "0" for name, variable in RESTARTED_BY.items()}
-    restarted_by = " and ".join(name for name, count in counts.items() if count.isdecimal() and int(count))
-    if not restarted_by:
-        return None
-    composition = compose_with_notes(overrides)
-    composed = composition.config
-    directory = Path(composed.hydra.run.dir)
-    if not holds_run(directory):
-        return None  # also if the run was killed before it had begun
-    with env_override(composed.hydra.job.env_set), naming_origins(overrides, composition.choices):
-        own = without_hydra(composed)
-        trust = names_that_need_trust(own)
-        found = difference_from_run(directory, plain_config(preflight(own, begun=True)))
-    if found:
-        raise ConfigError(
-            f"hydra.run.dir={directory}: the run there has another config ({found}), so the restart by {restarted_by} "
-            f"can't continue it; continue it as it is with resume={directory}, or give another folder"
-        )
-    trusted = [f"trust=[{','.join(map(quoted, trust))}]"] if trust else []
-    return RestartedRun(directory, trusted, read_json(directory / "result.json").get("status"), restarted_by)
 
 
 def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:

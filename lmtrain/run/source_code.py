@@ -19,7 +19,7 @@ LMTRAIN = Path(lmtrain.__file__).resolve().parent
 STDLIB = Path(sysconfig.get_path("stdlib")).resolve()
 INSTALLED = frozenset({"site-packages", "dist-packages"})  # the folders' names
 # Folders that no training run uses. A part that a config names stands in one of the others.
-NOT_TRAINING = frozenset({"commands", "api.py", "mcp", "decide", "sweep", "benchmark", "compare", "convert", "verify"})
+NOT_TRAINING = frozenset({"commands", "api", "mcp", "decide", "sweep", "benchmark", "comparison", "convert", "verify"})
 HASH_DIGITS = 16
 MAX_MODULES = 300  # per target: a checkout of torch or transformers has thousands, which take minutes to parse
 

@@ -9,21 +9,22 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmtrain.compare.compared_run import ComparedRun
-from lmtrain.compare.looking.design import record_start
-from lmtrain.compare.looking.picked import CONFIRM_FOLDER
-from lmtrain.compare.runs import load_runs
-from lmtrain.compare.statistics.replicates import group_numbers
+from lmtrain.comparison.compared_run import ComparedRun
+from lmtrain.comparison.looking.design import record_start
+from lmtrain.comparison.looking.picked import CONFIRM_FOLDER
+from lmtrain.comparison.runs import load_runs
+from lmtrain.comparison.statistics.replicates import group_numbers
 from lmtrain.config.overrides import parse_overrides
 from lmtrain.config.recorded.paths import check_preparation
 from lmtrain.config.recorded.recompose import overrides_to_recompose
+from lmtrain.config.recorded.run_names import CONFIRM_FILE
 from lmtrain.config.recorded.trust import read_saved
 from lmtrain.errors import COMPLETED, ConfigError
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.limited import read_json
 from lmtrain.files.lock import locked_folder
 from lmtrain.files.numbers import as_float
-from lmtrain.run.directory import CONFIRM_FILE, SEARCH_FILE
+from lmtrain.run.directory import SEARCH_FILE
 from lmtrain.run.identity import NEUTRAL_KEYS, config_hash
 from lmtrain.sweep.job import Job
 from lmtrain.sweep.job_config import job_config

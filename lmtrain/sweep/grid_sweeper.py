@@ -11,13 +11,14 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.compare.looking.design import record_start
-from lmtrain.compare.runs import RUNNING
+from lmtrain.comparison.looking.design import record_start
+from lmtrain.comparison.runs import RUNNING
 from lmtrain.config.hydra_internals import failure_of
 from lmtrain.config.keys import did_you_mean
+from lmtrain.config.recorded.run_names import SWEEP_CONFIG
 from lmtrain.errors import FAILED, INTERRUPTED, ConfigError
 from lmtrain.files.limited import read_json
-from lmtrain.run.directory import SWEEP_CONFIG, status_without_result
+from lmtrain.run.directory import status_without_result
 from lmtrain.sweep.grid import expand_grid
 from lmtrain.sweep.job import NOT_STARTED, Job, JobEnd
 from lmtrain.sweep.job_config import check_job_config, job_config, show_notes, sweep_search_path

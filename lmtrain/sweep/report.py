@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from lmtrain.compare.looking.design import SweepStart, read_design
+from lmtrain.comparison.looking.design import SweepStart, read_design
 from lmtrain.config.overrides import quoted
 from lmtrain.errors import SUCCESSFUL, UNSUCCESSFUL, SweepEndedError, ending_by_signal
 from lmtrain.files.durable import write_atomically

@@ -10,7 +10,7 @@ from support.command_line import Cli
 from support.tokens import TINY, write_tokens
 
 from lmtrain.checkpoint.files import load_checkpoint
-from lmtrain.compare.runs import load_runs
+from lmtrain.comparison.runs import load_runs
 from lmtrain.run.reading.loaded import load_model
 from lmtrain.run.reading.stored_run import load_run
 

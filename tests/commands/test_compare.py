@@ -18,12 +18,12 @@ from support.command_line import Cli, clean_environment
 from support.synthetic_runs import write_run, write_sweep
 
 from lmtrain.commands.compare import main
-from lmtrain.compare.columns import available_columns, filter_runs, find_column, sort_runs
-from lmtrain.compare.comparison import RunComparison, compare
-from lmtrain.compare.output.tables import cell_text, default_columns, fit_to_width
-from lmtrain.compare.output.text_files import _escape_markdown, _list_item, as_csv, as_json, as_markdown
-from lmtrain.compare.run_values import equal_places
-from lmtrain.compare.runs import ComparedRun, load_runs
+from lmtrain.comparison.columns import available_columns, filter_runs, find_column, sort_runs
+from lmtrain.comparison.output.tables import cell_text, default_columns, fit_to_width
+from lmtrain.comparison.output.text_files import _escape_markdown, _list_item, as_csv, as_json, as_markdown
+from lmtrain.comparison.run_comparison import RunComparison, compare
+from lmtrain.comparison.run_values import equal_places
+from lmtrain.comparison.runs import ComparedRun, load_runs
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
 

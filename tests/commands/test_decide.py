@@ -9,8 +9,8 @@ import pytest
 from support.decided_runs import ledger_lines, tiny_baseline, write_idea
 
 from lmtrain.commands import decide
-from lmtrain.compare.statistics.online_fdr import next_level
-from lmtrain.compare.statistics.sequential import log_e_value
+from lmtrain.comparison.statistics.online_fdr import next_level
+from lmtrain.comparison.statistics.sequential import log_e_value
 from lmtrain.decide.campaign import known_curves
 from lmtrain.decide.ledger import Ledger
 from lmtrain.decide.pairs import Question

@@ -112,9 +112,10 @@ def test_own_text_is_prepared_trained_on_and_sampled(tmp_path: Path, cli: Cli) -
         words = np.random.default_rng(number).choice(["one", "two", "three", "vier", "fünf"], 300)
         (folder / f"{number}.txt").write_text(" ".join(words))
     prepared = ["data=text", "prepare.source.files=books/*.txt", "data.path=tokens", "prepare/tokenizer=bytes"]
-    held_out = ["prepare/holdout=documents", "prepare.holdout.val_share=0.2"]
+    held_out = ["prepare/holdout=documents", "prepare.holdout.val_share=0.2", "prepare.holdout.test_share=0.2"]
     done = cli("prepare", *prepared, *held_out)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(split.documents for split in read_meta(tmp_path / "tokens").splits.values()) == 30
     assert "vocabulary 257" in done.stdout
     assert "is up to date: it was made from this text" in cli("prepare", *prepared, *held_out).stdout
     (folder / "3.txt").write_text("changed")
@@ -126,6 +127,9 @@ def test_own_text_is_prepared_trained_on_and_sampled(tmp_path: Path, cli: Cli) -
     resumed = cli("resume=out", "trainer.max_steps=14")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert "end_of_text: 256" in (tmp_path / "out" / "config.yaml").read_text()
+    tested = cli("evaluate", "out", "--split", "test", "--checkpoint", "latest")
+    assert tested.returncode == 0, tested.stderr
+    assert " test " in tested.stdout
     shutil.rmtree(tmp_path / "tokens")  # sampling needs only the run
     sampled = cli("sample", "out", "--prompt", "fünf", "--tokens", "20", "--checkpoint", "latest")
     assert sampled.returncode == 0, sampled.stderr

@@ -120,6 +120,21 @@ def test_files_can_be_held_out_by_name(tmp_path: Path, corpus: Path) -> None:
     assert (meta.splits["train"].documents, meta.splits["val"].documents) == (30, 10)
 
 
+def test_a_test_split_is_made_only_if_it_is_asked_for(tmp_path: Path, corpus: Path) -> None:
+    source = TextFiles(f"{corpus}/*.txt")
+    without = made(tmp_path / "without", source, Bytes(), partial(tail_of_each_document, val_share=0.1))
+    folder = made(tmp_path / "with", source, Bytes(), partial(tail_of_each_document, val_share=0.1, test_share=0.2))
+    assert sorted(contents(without)) == sorted({*contents(folder)} - {"test.bin"})
+    assert contents(folder)["val.bin"] == contents(without)["val.bin"]
+    meta = read_meta(folder)
+    assert meta is not None
+    split = meta.splits["test"]
+    assert split.documents == 40
+    assert split.tokens == len(tokens_of(folder, "test")) == split.bytes + 40  # and an end-of-text id for each
+    with pytest.raises(ValueError, match=r"prepare.holdout: the test split has only 0 tokens; .*holdout.test_share"):
+        made(tmp_path / "empty", source, Bytes(), partial(by_document, val_share=0.5, test_share=1e-9))
+
+
 def test_the_result_does_not_depend_on_the_number_of_processes(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

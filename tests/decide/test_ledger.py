@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from lmtrain.compare.statistics.online_fdr import next_level
+from lmtrain.comparison.statistics.online_fdr import next_level
 from lmtrain.decide.ledger import DROP, KEEP, UNDECIDED, Ledger
 from lmtrain.errors import ConfigError
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from lmtrain.compare.statistics.sequential import log_e_value
+from lmtrain.comparison.statistics.sequential import log_e_value
 from lmtrain.decide.pairs import SeedPair
 from lmtrain.decide.rule import REASONS, Budget, judge
 

@@ -81,8 +81,8 @@ def test_the_hash_of_lmtrain_changes_with_any_file_that_trains(code: Path, monke
     (code / "other.py").rename(code / "another.py")
     seen.add(lmtrain_hash())
     assert len(seen) == 3
-    (code / "compare").mkdir()
-    (code / "compare" / "tables.py").write_text("a = 1")
+    (code / "comparison").mkdir()
+    (code / "comparison" / "tables.py").write_text("a = 1")
     assert lmtrain_hash() in seen
 
 

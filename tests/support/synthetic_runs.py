@@ -137,7 +137,7 @@ def write_sweep(folder: Path, count: int, *, seeds: int = 5, **options: Any) -> 
 
 
 if __name__ == "__main__":
-    from lmtrain.compare.runs import load_runs
+    from lmtrain.comparison.runs import load_runs
 
     place, count = Path(sys.argv[1]), int(sys.argv[2])
     write_sweep(place, count)

@@ -12,7 +12,7 @@ from support.command_line import Cli
 from support.synthetic_runs import write_run
 from support.tokens import TINY
 
-from lmtrain.compare.runs import load_runs
+from lmtrain.comparison.runs import load_runs
 from lmtrain.errors import ConfigError
 from lmtrain.sweep.confirm import plan_confirmation, rank_settings, write_plan
 

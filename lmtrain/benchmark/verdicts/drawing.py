@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.comparison.statistics.group import ReplicateGroup
 
 LOG_SD = 0.5  # of the lognormal noise: a skewness of 1.75
 

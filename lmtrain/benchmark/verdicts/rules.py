@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from lmtrain.compare.statistics.conclusions import Conclusions, conclude
-from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.significance import holm_correction
+from lmtrain.comparison.statistics.conclusions import Conclusions, conclude
+from lmtrain.comparison.statistics.group import ReplicateGroup
+from lmtrain.comparison.statistics.significance import holm_correction
 
 ALPHA = 0.05
 BETTER = re.compile(r"(\S+) is better than (\S+)")

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lmtrain.benchmark.verdicts.rules import Claims, read_claims
-from lmtrain.compare.comparison import compare
-from lmtrain.compare.runs import load_runs
+from lmtrain.comparison.run_comparison import compare
+from lmtrain.comparison.runs import load_runs
 
 STEP_TOKENS = 1024
 STEP_SECONDS = 0.5

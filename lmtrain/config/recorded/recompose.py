@@ -18,6 +18,7 @@ from lmtrain.config.keys import key_paths
 from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.recorded.overrides import check_restored, recorded_overrides
 from lmtrain.config.recorded.paths import check_preparation, check_run_folder
+from lmtrain.config.recorded.run_names import find_run
 from lmtrain.config.recorded.trust import CONFIG, EXPERIMENTS, check_hydra_trust, check_trust, read_saved
 from lmtrain.config.written_for.mismatches import FORK
 from lmtrain.errors import ConfigError
@@ -44,7 +45,7 @@ def expand_fork(arguments: Sequence[str], *, prepares: bool = True) -> list[str]
     if forks[-1] == "fork=":
         raise ConfigError("fork=: is empty; give a run directory")
     # Not parsed with Hydra's grammar, because jobs of a sweep have directories like `lr=0.001,seed=1`.
-    run = Path(forks[-1].removeprefix("fork=").strip("'\""))
+    run = find_run(forks[-1].removeprefix("fork=").strip("'\""), "fork=")
     if not run.is_dir():
         raise ConfigError(
             f"fork={run}: no such run directory; give a single run (to sweep over its checkpoints, use step=N,M)"

@@ -10,6 +10,7 @@ from typing import Any
 
 from lmtrain.data.meta import MAX_JSON_BYTES, SPLITS, Meta, Shard, Split, read_meta, write_meta
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits
+from lmtrain.data.text.holdout import TEST_SETTINGS
 from lmtrain.data.writing.encode import EncodedTexts
 from lmtrain.data.writing.journal import SplitWriter
 from lmtrain.errors import DataError
@@ -52,7 +53,7 @@ def finish_token_folder(folder: str | Path) -> Meta:
         os.rename(ready, tokens)
     meta = read_meta(tokens)
     assert meta is not None
-    for split in SPLITS:
+    for split in meta.splits:
         for (path, _), shard in zip(_shards_of(hidden, records, split), meta.splits[split].shards, strict=True):
             if path.exists():  # otherwise an earlier process has moved it
                 os.rename(path, tokens / shard.file)
@@ -154,8 +155,12 @@ def _checked_meta(folder: Path, hidden: Path, records: list[RankRecord]) -> Meta
     """
     damaged: dict[int, Path] = {}
     splits = {}
+    settings = read_json_limited(hidden / SETTINGS_FILE, MAX_JSON_BYTES)
+    asks_for_test = any(settings["holdout"].get(key) for key in TEST_SETTINGS)
     for split in SPLITS:
         files = _shards_of(hidden, records, split)
+        if split == "test" and not files and not asks_for_test:
+            continue
         whole = hashlib.sha256()
         for path, written in files:
             if not path.is_file() or _sha256(path, whole) != written.sha256:
@@ -185,7 +190,6 @@ def _checked_meta(folder: Path, hidden: Path, records: list[RankRecord]) -> Meta
                 "datatrove's logs for documents that the reader skipped. To start over, remove "
                 f"{hidden} and datatrove's logging_dir"
             )
-    settings = read_json_limited(hidden / SETTINGS_FILE, MAX_JSON_BYTES)
     return meta_of_splits(hidden, settings["tokenizer"]["kind"], splits, {**settings, "tasks": len(records)})
 
 
@@ -203,7 +207,7 @@ def _shards_of(hidden: Path, records: Iterable[RankRecord], split: str) -> list[
     return [
         (hidden / f"{record.rank:05}" / _shard_name(split, number), written)
         for record in records
-        for number, written in enumerate(record.splits[split])
+        for number, written in enumerate(record.splits.get(split, []))
     ]
 
 

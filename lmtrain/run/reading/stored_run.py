@@ -10,7 +10,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps
 from lmtrain.config.build import raising_config_errors
+from lmtrain.config.recorded.run_names import find_run
 from lmtrain.config.recorded.trust import read_resolved
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.files import metrics
 from lmtrain.files.limited import read_json
@@ -18,9 +20,12 @@ from lmtrain.files.links import refuse_links
 from lmtrain.machine import limit_spinning
 from lmtrain.run.directory import RUN_FILES, status_without_result
 from lmtrain.run.process_state import importing_from_here, using_torch
+from lmtrain.run.reading.frames import FrameLibrary, frame_of
+from lmtrain.run.reading.notebook_view import run_as_html
 from lmtrain.terminal.paths import short_path
 
 if TYPE_CHECKING:
+    from lmtrain.run.reading.frames import Frame
     from lmtrain.run.reading.loaded import LoadedModel
 
 
@@ -34,7 +39,7 @@ class Run:
     Example:
         >>> run = load_run("outputs/quickstart/20261126-101500-1a2b")
         >>> run.status, run.result["best_val_loss"]
-        >>> pandas.DataFrame(run.metrics).plot(x="step", y="train/loss")
+        >>> run.frame().plot(x="step", y="train/loss")
         >>> print(run.load().sample("def ", tokens=100))
 
     Attributes:
@@ -64,10 +69,27 @@ class Run:
         path = self.directory / "metrics.jsonl"
         return metrics.read_metrics(path) if path.is_file() else []
 
+    def frame(self, library: FrameLibrary | None = None) -> "Frame":
+        """Return the metrics as a data frame, with a row per logged step and a column per metric.
+
+        Args:
+            library: `pandas` or `polars`; None means pandas if it is installed, else polars.
+
+        Raises:
+            ConfigError: The library is not installed.
+        """
+        return frame_of(self.metrics, library)
+
     @property
     def environment(self) -> dict[str, Any]:
         """The content of `environment.json` with command, versions, git commit, hardware and hashes of your code."""
         return read_json(self.directory / "environment.json")
+
+    @property
+    def tokenizer(self) -> StoredTokenizer | None:
+        """The tokenizer of the run's data, with `encode` and `decode`; None if the data had none."""
+        with raising_config_errors():
+            return load_tokenizer(self.directory) if (self.directory / TOKENIZER_FILE).is_file() else None
 
     @property
     def checkpoints(self) -> list[int]:
@@ -103,6 +125,10 @@ class Run:
         """Return the directory, so that a run can be given wherever its directory can."""
         return str(self.directory)
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the facts of the run, and its curves if matplotlib is installed."""
+        return run_as_html(self.directory, self.status, self.result, self.metrics)
+
     def __repr__(self) -> str:
         values = {"status": self.status, "steps": (result := self.result).get("steps")}
         values["best_val_loss"] = result.get("best_val_loss")
@@ -114,16 +140,18 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
     """Return the finished or running run in a directory, without importing torch.
 
     Args:
-        directory: The run directory, such as `outputs/quickstart/20261126-101500-1a2b`.
+        directory: The run directory, such as `outputs/quickstart/20261126-101500-1a2b`; or its name, as the commands
+            take it: a folder of runs for the newest run in it, `latest`, or the end of the directory's name.
 
     Raises:
-        ConfigError: There is no run, or one of its files is a link, which could point to any file on this machine.
+        ConfigError: There is no run, the name means several runs, or one of the run's files is a link, which could
+            point to any file on this machine.
 
     Example:
         >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
         >>> min(runs, key=lambda run: run.result["best_val_loss"])
     """
-    path = Path(os.path.abspath(Path(directory).expanduser()))
+    path = Path(os.path.abspath(find_run(Path(directory).expanduser())))
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{directory}: not a run directory (no config.yaml)")
     with raising_config_errors():

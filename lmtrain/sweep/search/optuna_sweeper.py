@@ -18,10 +18,10 @@ from pydantic import PositiveInt
 from lmtrain.config.build import build
 from lmtrain.config.check import check_part
 from lmtrain.config.hydra_internals import failure_of
+from lmtrain.config.recorded.run_names import SWEEP_CONFIG
 from lmtrain.errors import FAILED, ConfigError, SweepEndedError, ending_by_signal
 from lmtrain.files.limited import read_json
 from lmtrain.machine import is_installed
-from lmtrain.run.directory import SWEEP_CONFIG
 from lmtrain.sweep.job import Job, JobEnd
 from lmtrain.sweep.job_config import job_config, processes_in, show_notes, sweep_search_path
 from lmtrain.sweep.job_directory import make_sweep_directory

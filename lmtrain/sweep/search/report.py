@@ -14,8 +14,8 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 from rich.table import Table
 
-from lmtrain.compare.labels import short_names
-from lmtrain.compare.looking.picked import luck_in_words
+from lmtrain.comparison.labels import short_names
+from lmtrain.comparison.looking.picked import luck_in_words
 from lmtrain.errors import COMPLETED, DIVERGED, FAILED, PRUNED
 from lmtrain.files.durable import write_atomically
 from lmtrain.files.lock import locked_folder

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from lmtrain.benchmark.verdicts.scenarios.campaigns import BUDGET, decide_each, simulate_campaigns
-from lmtrain.compare.looking.futility import best_reachable_log_e_value
-from lmtrain.compare.statistics.online_fdr import FDR_LEVEL
-from lmtrain.compare.statistics.sequential import log_e_value
+from lmtrain.comparison.looking.futility import best_reachable_log_e_value
+from lmtrain.comparison.statistics.online_fdr import FDR_LEVEL
+from lmtrain.comparison.statistics.sequential import log_e_value
 
 
 def decide_one_by_one(differences: list[float], level: float) -> tuple[bool, int]:

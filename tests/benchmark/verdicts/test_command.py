@@ -15,7 +15,7 @@ from lmtrain.benchmark.verdicts.report import worst_rows
 from lmtrain.benchmark.verdicts.rules import Claims, separate_tests
 from lmtrain.benchmark.verdicts.scenarios.null_tables import COVERAGE, FALSE_BETTER, NullTables
 from lmtrain.commands.benchmark import main
-from lmtrain.compare.statistics.group import ReplicateGroup
+from lmtrain.comparison.statistics.group import ReplicateGroup
 from lmtrain.errors import ConfigError
 
 

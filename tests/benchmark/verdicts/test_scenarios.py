@@ -11,9 +11,9 @@ from lmtrain.benchmark.verdicts.rules import ALPHA
 from lmtrain.benchmark.verdicts.scenarios.forks import Forks
 from lmtrain.benchmark.verdicts.scenarios.looking_again import LONGEST, Seeds
 from lmtrain.benchmark.verdicts.scenarios.power import Power
-from lmtrain.compare.runs import load_runs
-from lmtrain.compare.statistics.decision import decide_pair
-from lmtrain.compare.statistics.sequential import running_log_e_values
+from lmtrain.comparison.runs import load_runs
+from lmtrain.comparison.statistics.decision import decide_pair
+from lmtrain.comparison.statistics.sequential import running_log_e_values
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmtrain.data.text.document import Document
-from lmtrain.data.text.holdout import SplitText, by_document, by_name, tail_of_each_document
+from lmtrain.data.text.holdout import SplitText, asks_for_test, by_document, by_name, tail_of_each_document
 from lmtrain.data.text.source import TextFiles
 
 TEXTS = st.text(st.sampled_from("ab \né狐🦊"), min_size=1, max_size=60)
@@ -25,7 +25,7 @@ def in_parts(text: str, cuts: Iterable[int]) -> list[Document]:
 
 
 def held(documents: list[Document], holdout: Callable[[Document], Iterable[SplitText]]) -> dict[str, list[SplitText]]:
-    splits: dict[str, list[SplitText]] = {"train": [], "val": []}
+    splits: dict[str, list[SplitText]] = {"train": [], "val": [], "test": []}
     for document in documents:
         for item in holdout(document):
             assert item.text
@@ -105,3 +105,39 @@ def test_documents_are_chosen_by_name(val: str | list[str], name: str, split: st
     assert list(by_name(Document(name, "text"), val=val)) == [SplitText(split, "text", True)]
     parts = [next(iter(by_name(part, val=val))) for part in (Document(name, "te", 0, 4), Document(name, "xt", 2, 4))]
     assert parts == [SplitText(split, "te", False), SplitText(split, "xt", True)]
+
+
+@given(TEXTS, st.lists(st.integers(0, 60), max_size=6), SHARES, SHARES)
+def test_a_test_split_is_cut_before_the_validation_text(
+    text: str, cuts: list[int], val_share: float, test_share: float
+) -> None:
+    without = held([Document("name", text)], partial(tail_of_each_document, val_share=val_share))
+    holdout = partial(tail_of_each_document, val_share=val_share, test_share=test_share)
+    whole = held([Document("name", text)], holdout)
+    assert joined(whole["val"]) == joined(without["val"])
+    assert "".join(joined(whole[split]) for split in ("train", "test", "val")) == text
+    test_bytes = len(joined(whole["test"]).encode())
+    assert abs(test_bytes - len(text.encode()) * min(test_share, 1 - val_share)) < 5  # a byte, and a character a cut
+    splits = held(in_parts(text, cuts), holdout)
+    for split, items in splits.items():
+        assert joined(items) == joined(whole[split])
+        assert [item.ends for item in items] == [False] * (len(items) - 1) + [True] * bool(items)
+
+
+def test_a_share_of_documents_is_held_out_for_a_test_and_validation_stays_the_same() -> None:
+    documents = [Document("", str(number)) for number in range(20_000)]
+    without = held(documents, partial(by_document, val_share=0.1))
+    splits = held(documents, partial(by_document, val_share=0.1, test_share=0.2))
+    assert splits["val"] == without["val"]
+    deviation = (20_000 * 0.2 * 0.8) ** 0.5
+    assert abs(len(splits["test"]) - 4_000) < 5 * deviation
+    assert asks_for_test(partial(by_document, val_share=0.1, test_share=0.2))
+    assert not asks_for_test(partial(by_document, val_share=0.1, test_share=0))
+    assert not asks_for_test(lambda document: [SplitText("train", document.text, True)])
+
+
+def test_names_of_a_test_split() -> None:
+    documents = [Document(name, name) for name in ("a/train/1.txt", "a/test/1.txt", "test:3", "validation:1", "both")]
+    splits = held(documents, partial(by_name, val=["validation:*", "both"], test=["*/test/*", "test", "both"]))
+    assert [item.text for item in splits["test"]] == ["a/test/1.txt", "test:3"]
+    assert [item.text for item in splits["val"]] == ["validation:1", "both"]

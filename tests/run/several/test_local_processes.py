@@ -14,7 +14,7 @@ from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
 from lmtrain.__main__ import dispatch_and_report_errors
-from lmtrain.api import train
+from lmtrain.api.training import train
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.machine import VISIBLE

@@ -7,9 +7,9 @@ import numpy as np
 from scipy import stats
 
 from lmtrain.benchmark.verdicts.case import Case, Row
-from lmtrain.compare.looking.futility import FEWEST_PAIRS, reachable
-from lmtrain.compare.statistics.online_fdr import FDR_LEVEL, next_level
-from lmtrain.compare.statistics.sequential import running_log_e_values
+from lmtrain.comparison.looking.futility import FEWEST_PAIRS, reachable
+from lmtrain.comparison.statistics.online_fdr import FDR_LEVEL, next_level
+from lmtrain.comparison.statistics.sequential import running_log_e_values
 
 NULLS = 200
 TRUE_GAINS = tuple(np.linspace(0.5, 2, 20).tolist())  # in standard deviations of the difference of a pair

@@ -8,9 +8,9 @@ import numpy as np
 
 from lmtrain.benchmark.verdicts.case import Case, Row, share_at_most, shown_mean
 from lmtrain.benchmark.verdicts.rules import ALPHA
-from lmtrain.compare.statistics.conclusions import conclude
-from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.importance import importance
+from lmtrain.comparison.statistics.conclusions import conclude
+from lmtrain.comparison.statistics.group import ReplicateGroup
+from lmtrain.comparison.statistics.importance import importance
 
 UNEQUAL = {(0, 0): 8, (0, 1): 2, (1, 0): 8, (1, 1): 2}  # seeds of each cell: most where b is 0
 

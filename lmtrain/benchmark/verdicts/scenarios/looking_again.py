@@ -10,11 +10,11 @@ import numpy as np
 from lmtrain.benchmark.verdicts.case import Case, Row, share_at_most, shown_mean, shown_share
 from lmtrain.benchmark.verdicts.drawing import draw_noise, group
 from lmtrain.benchmark.verdicts.rules import ALPHA, claims_of_compare
-from lmtrain.compare.looking.race import first_verdict
-from lmtrain.compare.looking.sentences import looking_again
-from lmtrain.compare.statistics.conclusions import conclude
-from lmtrain.compare.statistics.group import ReplicateGroup
-from lmtrain.compare.statistics.sequential import running_log_e_values
+from lmtrain.comparison.looking.race import first_verdict
+from lmtrain.comparison.looking.sentences import looking_again
+from lmtrain.comparison.statistics.conclusions import conclude
+from lmtrain.comparison.statistics.group import ReplicateGroup
+from lmtrain.comparison.statistics.sequential import running_log_e_values
 
 LONGEST = 60  # seeds
 

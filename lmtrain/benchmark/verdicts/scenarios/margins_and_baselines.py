@@ -9,7 +9,7 @@ import numpy as np
 from lmtrain.benchmark.verdicts.case import Case, Row, share_at_most, shown_share
 from lmtrain.benchmark.verdicts.drawing import Design, draw_table, equal_design
 from lmtrain.benchmark.verdicts.rules import ALPHA, read_claims
-from lmtrain.compare.statistics.conclusions import conclude
+from lmtrain.comparison.statistics.conclusions import conclude
 
 SAME, NO_WORSE = "are the same within", "is no worse than"
 MARGIN = 2.0  # standard deviations between seeds

@@ -8,7 +8,7 @@ import numpy as np
 from lmtrain.benchmark.verdicts.case import Case, Row, share_at_least, share_at_most, shown_mean, shown_share
 from lmtrain.benchmark.verdicts.drawing import draw_table, equal_design
 from lmtrain.benchmark.verdicts.rules import ALPHA, claims_of_compare
-from lmtrain.compare.statistics.noise.planned_seeds import pair_noise, planned_seeds
+from lmtrain.comparison.statistics.noise.planned_seeds import pair_noise, planned_seeds
 
 PILOT_SEEDS = 5
 POWER = 0.8  # that is planned for

@@ -8,7 +8,7 @@ import numpy as np
 from lmtrain.benchmark.verdicts.case import Case, Row, share_at_least
 from lmtrain.benchmark.verdicts.drawing import group
 from lmtrain.benchmark.verdicts.rules import claims_of_compare
-from lmtrain.compare.statistics.worth import SettingCurve, savings
+from lmtrain.comparison.statistics.worth import SettingCurve, savings
 
 STEPS = np.arange(50.0, 1001, 50)
 SEED_SD = 0.03
