@@ -75,9 +75,9 @@ def choose(logits: Tensor, choice: Choice, numbers: Sequence[float], seen: Seque
     """
     if choice.repetition_penalty != 1:
         logits = logits.clone()
-        for row, ids in zip(logits, seen, strict=True):
+        for row, text in zip(logits, seen, strict=True):
             places = torch.tensor(
-                [token for token in {*ids} if token < logits.shape[-1]], dtype=torch.int64, device=logits.device
+                [token for token in {*text} if token < logits.shape[-1]], dtype=torch.int64, device=logits.device
             )
             scores = row[places]
             row[places] = torch.where(
@@ -88,6 +88,7 @@ def choose(logits: Tensor, choice: Choice, numbers: Sequence[float], seen: Seque
         return found
     V = logits.shape[-1]
     cuts = choice.top_p < 1 or choice.min_p > 0
+    ids: Tensor | None
     if choice.top_k and choice.top_k < V:
         values, ids = logits.topk(choice.top_k, dim=-1)  # sorted from the likeliest
     elif cuts:
