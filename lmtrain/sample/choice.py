@@ -37,7 +37,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         limits = {
-            "temperature": (0, math.inf, "at least 0"),
+            "temperature": (0, math.inf, "of at least 0"),
             "top_p": (math.ulp(0.0), 1, "above 0 and at most 1"),
             "min_p": (0, 1, "from 0 to 1"),
             "repetition_penalty": (math.ulp(0.0), math.inf, "above 0"),
