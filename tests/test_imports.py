@@ -31,6 +31,7 @@ parts
 trainer
 config
 checkpoint
+sample
 loop
 data
 logger model optimizer parallel scheduler system

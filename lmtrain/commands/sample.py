@@ -1,5 +1,6 @@
 """`python -m lmtrain sample RUN_DIR --prompt …`: generates text from a checkpoint."""
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(prog="python -m lmtrain sample", description="Generates text with a trained model.")
     parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory of the model")
-    parser.add_argument("--prompt", default="", help="text to continue (default: begin a new document)")
+    parser.add_argument(
+        "--prompt", action="append", metavar="TEXT", help="text to continue; repeatable (default: begin a new document)"
+    )
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt in each line")
     parser.add_argument(
         "--tokens", type=WholeNumber(1), default=200, help="number of tokens to generate (default: 200)"
     )
@@ -39,6 +43,34 @@ def main(arguments: Sequence[str]) -> int:
         default=50,
         help="choose each token among the K likeliest; 0 = among all (default: 50)",
     )
+    parser.add_argument(
+        "--top-p",
+        type=Number(at_least=1e-6, at_most=1),
+        default=1.0,
+        help="choose among the fewest likeliest tokens with this probability together (default: 1, all)",
+    )
+    parser.add_argument(
+        "--min-p",
+        type=Number(at_least=0, at_most=1),
+        default=0.0,
+        help="leave out tokens less likely than this share of the likeliest one's probability (default: 0)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=Number(at_least=0.01, at_most=100),
+        default=1.0,
+        help="above 1, tokens that the text already has become less likely (default: 1)",
+    )
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--ignore-end", action="store_true", help="go on after an end of text")
+    parser.add_argument("--batch-size", type=WholeNumber(1), default=8, help="texts computed at once (default: 8)")
+    parser.add_argument(
+        "--no-cache", action="store_true", help="compute earlier tokens again for each token; the same text, slower"
+    )
+    parser.add_argument(
+        "--logprobs", type=WholeNumber(), metavar="N", help="with --json, log probabilities of the N likeliest tokens"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
     parser.add_argument(
         "--seed", type=WholeNumber(), default=0, help="random seed; the same seed gives the same text (default: 0)"
     )
@@ -59,25 +91,60 @@ def main(arguments: Sequence[str]) -> int:
         print(visible(f"run {options.run}"), file=sys.stderr)
 
     # Imported only after the arguments are checked: these load torch.
-    import torch
-
     from lmtrain.run.reading.loaded import load_model
 
     loaded = load_model(options.run, options.checkpoint, options.device, options.trust)
     loaded = replace(loaded, tokenizer=_choose_tokenizer(loaded, options.run, options.tokenizer))
-    generator = torch.Generator().manual_seed(options.seed)
-    for _ in range(options.count):
-        text = loaded.sample(
-            options.prompt,
-            tokens=options.tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            seed=generator,
-        )
-        print(visible(text))
-        if options.count > 1:
+    prompts = _prompts(options.prompt, options.prompts)
+    single = len(prompts) * options.count == 1 and not options.json
+    if single:
+        print(visible(prompts[0]), end="", flush=True)
+    samples = loaded.samples(
+        prompts,
+        count=options.count,
+        tokens=options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        stop=options.stop,
+        ignore_end=options.ignore_end,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        cache=not options.no_cache,
+        logprobs=options.logprobs,
+        show=(lambda piece: print(visible(piece), end="", flush=True)) if single else None,
+    )
+    if single:
+        print()
+        return 0
+    for sample in samples:
+        if options.json:
+            print(json.dumps({**vars(sample), "checkpoint": loaded.step}))
+            continue
+        print(visible(sample.prompt + sample.text))
+        if len(samples) > 1:
             print("-" * 60)
     return 0
+
+
+def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
+    """Return the prompts of the options; an empty one begins a new document.
+
+    Raises:
+        ConfigError: The file can't be read, or has no prompt.
+    """
+    prompts = [*(given or [])]
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"--prompts {file}: can't be read as text ({error})") from error
+        if not any(lines):
+            raise ConfigError(f"--prompts {file}: has no prompt; write one in each line")
+        prompts += [line for line in lines if line]
+    return prompts or [""]
 
 
 def _choose_tokenizer(loaded: "LoadedModel", run: Path, given: Path | None) -> "StoredTokenizer":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,8 @@ class AttentionPattern:
     """Says how layers of one forward attend: by which kernel, and to which tokens.
 
     Attention is causal. At most one of the three forms of documents is there, see `document_mask.py`. `window` is the
-    number of tokens that a token attends to at most; `softcap` limits the scores.
+    number of tokens that a token attends to at most; `softcap` limits the scores. With a `cache`, queries attend to
+    tokens of earlier forwards, too.
     """
 
     kind: AttentionKind
@@ -48,6 +49,14 @@ class AttentionPattern:
     blocks: "BlockMask | None" = None
     window: int | None = None
     softcap: float | None = None
+    cache: "LayerCache | None" = None
+
+
+class LayerCache(Protocol):
+    """Holds the keys and values of one layer, see `cache.py`."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor:
+        """Keep new keys and values, and return what the queries find."""
 
 
 class Attention:
@@ -144,12 +153,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: AttentionPattern) -> Tensor
     if has_torch_function((q, k, v)):  # `plan` simulates the kernels of other devices
         out: Tensor = handle_torch_function(attend, (q, k, v), q, k, v, pattern)
         return out
+    if pattern.cache is not None:
+        return pattern.cache.attend(q, k, v, pattern)
     if pattern.kind == "flex":
         return _flex(q, k, v, pattern)
     if pattern.kind == "varlen":
         return _varlen(q, k, v, pattern)
     if pattern.softcap is not None:
-        return scaled_dot_product(q, k, v, pattern, kernel=partial(_capped, softcap=pattern.softcap))
+        return scaled_dot_product(q, k, v, pattern, kernel=partial(capped_attention, softcap=pattern.softcap))
     if pattern.kind == "flash" and q.device.type == "cpu":
         return scaled_dot_product(q, k, v, pattern)  # torch takes this kernel by itself
     if pattern.kind in ("efficient", "cudnn"):
@@ -184,7 +195,7 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
     return cap * torch.tanh(x / cap)
 
 
-def _capped(
+def capped_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float, enable_gqa: bool, *, softcap: float
 ) -> Tensor:
     """Attend by plain operations, with all scores (B, H, queries, keys) of a chunk."""

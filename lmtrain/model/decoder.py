@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from lmtrain.model.attention import Attention, AttentionPattern, soft_cap
 from lmtrain.model.attention_kind import AttentionKind
+from lmtrain.model.cache import CacheUse, places
 from lmtrain.model.decoder_attention import DecoderAttention, rotated_width
-from lmtrain.model.document_mask import document_opening_id, starts_and_positions
+from lmtrain.model.document_mask import document_opening_id
 from lmtrain.model.experts.mixture import Routing, with_routers
 from lmtrain.model.flops import matrix_parameters
 from lmtrain.model.llama import initialise_head, rope_table
@@ -162,26 +163,34 @@ class Decoder(nn.Module):
             nn.init.normal_(param, std=std / math.sqrt(2 * self.n_layer) if residual else scale * std)
         initialise_head(self.embedding, self.output, std)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, cache: CacheUse | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return the logits (B, T, V) for token ids (B, T) and None; or, given targets (B, T), None and the mean loss.
 
-        The loss is in nats; targets of -100 do not count. Its logits are never held as a whole.
+        The loss is in nats; targets of -100 do not count. Its logits are never held as a whole. With a cache, the
+        logits are those of the last token (B, 1, V).
         """
         T = tokens.shape[1]
         if T > self.block_size:
             raise ValueError(f"{T} tokens are more than model.block_size={self.block_size}")
-        if self.end_of_text is None:
+        if self.end_of_text is None and cache is None:
             starts, cos, sin = None, self.cos[:T], self.sin[:T]  # (T, D)
         else:
-            starts, positions = starts_and_positions(tokens, self.end_of_text)  # (B, T)
+            starts, positions = places(tokens, self.end_of_text, cache)  # (B, T)
             cos, sin = self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)  # (B, 1, T, D)
         x = self.embedding(tokens)  # (B, T, C)
         x = self.dropout(x if self.embedding_scale == 1 else x * self.embedding_scale)
-        patterns = {window: self.attention.pattern(x, starts, self.training, window) for window in {*self.windows}}
+        if cache is None:
+            made = {window: self.attention.pattern(x, starts, self.training, window) for window in {*self.windows}}
+            patterns = [made[window] for window in self.windows]
+        else:
+            patterns = cache.patterns(self.attention, x, starts, self.windows)
         routings: list[Routing | None] = []
-        for layer, window in zip(self.layers, self.windows, strict=True):
-            x, routing = self.recompute.layer(layer, x, tokens, cos, sin, patterns[window])
+        for layer, pattern in zip(self.layers, patterns, strict=True):
+            x, routing = self.recompute.layer(layer, x, tokens, cos, sin, pattern)
             routings.append(routing)
+        x = x if cache is None else x[:, -1:]  # (B, 1, C)
         x, weight = self.norm(x), self.embedding.weight if self.output is None else self.output.weight
         if targets is None:
             logits = F.linear(x, weight)

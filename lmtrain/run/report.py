@@ -32,7 +32,6 @@ from lmtrain.files.metrics import read_newest
 from lmtrain.files.numbers import finite_or_none
 from lmtrain.loop.evaluation import perplexity
 from lmtrain.model.flops import flops_per_token
-from lmtrain.model.generate import generate
 from lmtrain.optimizer.group_table import group_rows, group_table
 from lmtrain.plan.facts import ScheduleFacts
 from lmtrain.plan.hardware import estimate_seconds
@@ -41,6 +40,7 @@ from lmtrain.plan.schedule_remarks import certain_mistakes
 from lmtrain.run.directory import RunDirectory, is_sweep
 from lmtrain.run.identity import config_hash, plain_config
 from lmtrain.run.provenance import RunRequest
+from lmtrain.sample.generate import generate
 from lmtrain.system import System
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.paths import shell_folder, short_path
@@ -158,7 +158,7 @@ def show_sample(
         cfg.sample_tokens,
         block_size=block_size,
         vocab_size=tokenizer.vocab_size,
-        generator=torch.Generator().manual_seed(cfg.seed),
+        seed=cfg.seed,
     )
     text = visible(tokenizer.decode(ids[1:].tolist()).strip("\n"))
     log.info("a sample of the model's text:\n%s\n%s\n%s", "-" * 60, text, "-" * 60)

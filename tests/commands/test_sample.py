@@ -1,5 +1,6 @@
 """Tests of `sample` with the run's own tokenizer, with a given one, and without any."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -91,3 +92,39 @@ def test_a_run_with_its_own_tokenizer_accepts_no_other(
             main(["out", *OPTIONS, "--tokenizer", "characters"])
     finally:
         own.unlink()
+
+
+def test_options_of_the_choice_and_json(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["out", "--tokenizer", "characters", "--device", "cpu", "--tokens", "30"]
+    (here / "prompts.txt").write_text("Hello\nWho is it\n")
+    choice = ["--top-p", "0.9", "--min-p", "0.01", "--repetition-penalty", "1.1"]
+    texts = []
+    for more in ([], ["--no-cache"], ["--batch-size", "1"]):
+        assert (
+            main([*given, "--prompt", "Hi", "--prompts", "prompts.txt", "--count", "2", "--json", *choice, *more]) == 0
+        )
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
+    found = [json.loads(line) for line in texts[0].splitlines()]
+    assert [(each["prompt"], each["number"]) for each in found] == [
+        (prompt, number) for prompt in ("Hi", "Hello", "Who is it") for number in (0, 1)
+    ]
+    assert all(each["text"] == "".join(each["tokens"]) and each["finish_reason"] == "length" for each in found)
+    assert main([*given, "--prompt", "Hello", *choice]) == 0  # streamed, alone
+    assert capsys.readouterr().out == f"Hello{found[2]['text']}\n"
+
+
+def test_a_text_ends_before_a_stop_text(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["out", "--tokenizer", "characters", "--device", "cpu", "--tokens", "30", "--prompt", "Hi"]
+    assert main([*given, "--json", "--logprobs", "2"]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    for token, found in zip(whole["ids"], whole["logprobs"], strict=True):
+        assert str(token) in found
+        assert max(found.values()) <= 0
+    stop = whole["text"][7:10]
+    before = whole["text"].partition(stop)[0]
+    assert main([*given, "--json", "--stop", stop]) == 0
+    cut = json.loads(capsys.readouterr().out)
+    assert (cut["text"], cut["finish_reason"]) == (before, "stop")
+    assert main([*given, "--stop", stop]) == 0
+    assert capsys.readouterr().out == f"Hi{before}\n"

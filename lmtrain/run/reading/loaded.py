@@ -1,7 +1,7 @@
 """Loads the model of a finished or running run, to generate text with it and to evaluate it."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,10 +27,12 @@ from lmtrain.hardware.cpu_speed import cpu_speed
 from lmtrain.hardware.work import NO_WORK
 from lmtrain.loop.evaluation import evaluate, perplexity
 from lmtrain.loop.evaluation_weights import load_weights_to_use
-from lmtrain.model.generate import generate
 from lmtrain.parts import build_model, build_system, check_model_size
 from lmtrain.run.directory import RUN_FILES, starting_folder
 from lmtrain.run.process_state import using_torch
+from lmtrain.sample.choice import Choice, random_numbers
+from lmtrain.sample.generate import Continuation, continue_texts
+from lmtrain.sample.text import GrowingText, Sample, as_sample
 from lmtrain.system import DTYPE_KEY, System
 
 
@@ -81,8 +83,9 @@ class LoadedModel:
         temperature: float = 0.8,
         top_k: int | None = 50,
         seed: int | torch.Generator = 0,
+        **options: Any,
     ) -> str:
-        """Generate text, as `python -m lmtrain sample` does.
+        """Generate a text, as `python -m lmtrain sample` does.
 
         Args:
             prompt: The text to continue; empty to begin a new document.
@@ -90,6 +93,7 @@ class LoadedModel:
             temperature: 0 always chooses the likeliest token; higher values give more varied text.
             top_k: Choose among the `top_k` likeliest tokens; None or 0 for all.
             seed: The same seed gives the same text; a generator gives a new text at each call.
+            options: Further options of `samples`.
 
         Returns:
             The prompt and its continuation.
@@ -98,26 +102,86 @@ class LoadedModel:
             ConfigError: The run has no tokenizer, the prompt has characters that the tokenizer does not know, or a
                 number is out of range.
         """
-        for name, value, least in (("tokens", tokens, 1), ("temperature", temperature, 0), ("top_k", top_k or 0, 0)):
+        if isinstance(seed, torch.Generator):
+            seed = int(torch.randint(2**62, (), generator=seed))
+        (found,) = self.samples([prompt], tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, **options)
+        return found.prompt + found.text
+
+    def samples(
+        self,
+        prompts: Sequence[str],
+        *,
+        count: int = 1,
+        tokens: int = 200,
+        stop: Sequence[str] = (),
+        ignore_end: bool = False,
+        seed: int = 0,
+        batch_size: int = 8,
+        cache: bool = True,
+        logprobs: int | None = None,
+        show: Callable[[str], None] | None = None,
+        **choice: Any,
+    ) -> list[Sample]:
+        """Generate `count` texts for each prompt, in order. A text does not depend on the others.
+
+        Args:
+            prompts: The texts to continue; an empty one begins a new document.
+            count: Texts for each prompt.
+            tokens: The number of tokens of each text at most.
+            stop: A text is cut before the first of these.
+            ignore_end: Go on after an end of text.
+            seed: The same seed gives the same texts.
+            batch_size: Number of texts that are computed at once.
+            cache: Keep keys and values of earlier tokens, if the model can do so. The text is the same without.
+            logprobs: Number of likeliest tokens whose log probabilities are kept for each token.
+            show: Called with each new piece of text, for `batch_size=1`.
+            choice: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`, see `lmtrain.sample.choice`.
+
+        Raises:
+            ConfigError: as of `sample`.
+        """
+        numbers = (("tokens", tokens, 1), ("count", count, 1), ("batch_size", batch_size, 1), ("seed", seed, 0))
+        for name, value, least in (*numbers, ("logprobs", logprobs or 0, 0)):
             if not least <= value < math.inf:
                 raise ConfigError(f"{name}={value}: must be a number of at least {least}")
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, because its data had none")
         with raising_config_errors():  # the prompt may contain characters that the run's text did not have
-            ids = tokenizer.encode(prompt) or [tokenizer.end_of_text or 0]
+            how = Choice(**choice)
+            encoded = [tokenizer.encode(prompt) or [tokenizer.end_of_text or 0] for prompt in prompts]
+        order = [(prompt, number) for prompt in range(len(prompts)) for number in range(count)]
+        texts = [Continuation(encoded[prompt], random_numbers(seed, number, tokens)) for prompt, number in order]
+        grown = {id(text): GrowingText(tokenizer, text.prompt, stop) for text in texts}
+
+        def stops(text: Continuation) -> bool:
+            growing = grown[id(text)]
+            growing.ids.append(text.ids[-1]) if not (stop or show) else growing.add(text.ids[-1])
+            if show:
+                show(growing.piece())
+            return growing.found
+
         with self._torch_as_in_the_run():
-            continued = generate(
+            continue_texts(
                 self.model,
-                torch.tensor(ids, device=self.system.device),
-                tokens,
+                texts,
+                how,
                 block_size=self.config.data.block_size,
                 vocab_size=tokenizer.vocab_size,
-                temperature=temperature,
-                top_k=top_k or None,
-                generator=seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed),
+                device=self.system.device,
+                batch_size=1 if show else batch_size,
+                end_of_text=None if ignore_end else tokenizer.end_of_text,
+                cached=cache,
+                logprobs=logprobs,
+                stops=stops,
             )
-        return tokenizer.decode(continued.tolist())
+        found = [
+            as_sample(tokenizer, prompts[prompt], text, grown[id(text)], seed, number)
+            for (prompt, number), text in zip(order, texts, strict=True)
+        ]
+        if show:
+            show(grown[id(texts[-1])].piece(last=True))
+        return found
 
     def evaluate(self, split: str = "val", *, data: str | Path | None = None) -> Evaluation:
         """Compute the loss over a whole split, as `python -m lmtrain evaluate` does.

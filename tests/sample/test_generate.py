@@ -2,11 +2,15 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
+import pytest
 import torch
+from model.test_cache import CASES, model_of
 from torch import Tensor, nn
 
-from lmtrain.model.generate import generate
+from lmtrain.sample.choice import Choice, random_numbers
+from lmtrain.sample.generate import Continuation, continue_texts, generate
 
 
 class Counts(nn.Module):
@@ -27,8 +31,7 @@ class Counts(nn.Module):
 
 
 def run(count: int = 30, seed: int = 0, **options: object) -> list[int]:
-    generator = torch.Generator().manual_seed(seed)
-    defaults = {"block_size": 4, "vocab_size": 10, "generator": generator}
+    defaults = {"block_size": 4, "vocab_size": 10, "seed": seed}
     return generate(Counts(), torch.tensor([7]), count, **{**defaults, **options}).tolist()  # type: ignore[arg-type]
 
 
@@ -52,8 +55,27 @@ def test_the_same_seed_gives_the_same_text() -> None:
 def test_the_context_is_limited_and_mode_and_global_generator_stay_unchanged() -> None:
     model = Counts().train()
     state = torch.get_rng_state()
-    tokens = generate(model, torch.tensor([1, 2, 3]), 4, block_size=4, vocab_size=10, generator=torch.Generator())
+    tokens = generate(model, torch.tensor([1, 2, 3]), 4, block_size=4, vocab_size=10)
     assert len(tokens) == 7
-    assert model.lengths == [3, 4, 4, 4]
+    assert model.lengths == [3, 4, 3, 4]  # goes on from the last half block
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_text_is_the_same_with_and_without_cache_alone_and_in_a_batch(case: str) -> None:
+    model = model_of(case)
+    prompts = [[3], [5, 6, 7, 1], list(range(50)), [9] * 17, [4, 3, 8]]
+    everything = Choice(0.9, 20, 0.95, 0.01, 1.2)
+    options: Any = {"block_size": 40, "vocab_size": 45, "device": torch.device("cpu")}
+    for choice in (Choice(0.0), Choice(1.0, None), everything):
+        found = []
+        for cached, batch_size in ((True, 3), (True, 1), (False, 2)):
+            texts = [
+                Continuation(prompt, random_numbers(7, number, count))
+                for number, (prompt, count) in enumerate(zip(prompts, (70, 5, 60, 30, 44), strict=True))
+            ]
+            continue_texts(model, texts, choice, cached=cached, batch_size=batch_size, **options)
+            assert [len(text.ids) for text in texts] == [70, 5, 60, 30, 44]
+            found.append([text.ids for text in texts])
+        assert found[0] == found[1] == found[2]
