@@ -31,6 +31,7 @@ parts
 trainer
 config
 checkpoint
+evaluate
 loop
 data
 logger model optimizer parallel scheduler system
