@@ -48,8 +48,7 @@ def ratio(values: Values, sizes: Values) -> Ratio:
         return Ratio(value, math.nan, count, math.nan, math.nan, math.nan)
     error = math.sqrt(count / (count - 1) * float(np.square(v - value * s).sum())) / total
     half = float(scipy.special.stdtrit(count - 1, (1 + LEVEL) / 2)) * error
-    if error > 0:
-        p = float(2 * scipy.special.stdtr(count - 1, -abs(value / error)))
-    else:
-        p = 1.0 if value == 0 else 0.0
+    if error == 0:
+        return Ratio(value, 0.0, count, value, value, 1.0 if value == 0 else 0.0)
+    p = float(2 * scipy.special.stdtr(count - 1, -abs(value / error)))
     return Ratio(value, error, count, value - half, value + half, p)
