@@ -22,7 +22,8 @@ VERBS = {  # each verb's module in lmtrain.commands
     "evaluate": "evaluate",
     "sample": "sample",
     "average": "average",
-    "import": "import_nanogpt",
+    "export": "export",
+    "import": "import_run",
     "compare": "compare",
     "confirm": "confirm",
     "decide": "decide",
@@ -32,7 +33,7 @@ VERBS = {  # each verb's module in lmtrain.commands
     "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
-FILE_WRITING_VERBS = ("prepare", "average", "import", "verify-resume", "verify-device", "decide", "confirm")
+FILE_WRITING_VERBS = ("prepare", "average", "export", "import", "verify-resume", "verify-device", "decide", "confirm")
 
 
 def main() -> None:

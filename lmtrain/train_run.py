@@ -210,6 +210,10 @@ def train(
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
         start.restore(trainer)
+        if start.is_new and cfg.get("init_from"):
+            from lmtrain.convert.initial_weights import begin_with_weights
+
+            environment |= {"init_from": begin_with_weights(trainer, Path(cfg.init_from), token_folders(cfg.data))}
         recorder.logger.rewind(state.logged_step)
         if resumed is None or state.step < trainer.max_steps or state.pending is not None:
             fingerprints = trainer.snapshot.data["fingerprints"]

@@ -1,5 +1,6 @@
 """Fixtures for all tests: small token files, and the command line in a temporary folder."""
 
+import base64
 import compileall
 import contextlib
 import os
@@ -13,6 +14,7 @@ import hypothesis
 import pytest
 from support.command_line import UTF8, Cli
 from support.slurm import Slurm, missing, running_slurm
+from support.tokenizer_samples import PATTERNS, PLUGIN, ranks_of
 from support.tokens import write_tokens
 
 import lmtrain
@@ -84,3 +86,27 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
         pytest.skip(reason)
     with running_slurm(tmp_path_factory.mktemp("slurm")) as started:
         yield started
+
+
+@pytest.fixture(scope="module")
+def tiktoken_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Install encodings with the real patterns and our own ranks, because the real ranks would have to be fetched."""
+    from tiktoken import registry
+
+    folder = tmp_path_factory.mktemp("plugin")
+    (folder / "tiktoken_ext").mkdir()
+    (folder / "tiktoken_ext" / "tiny.py").write_text(PLUGIN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("TIKTOKEN_CACHE_DIR", "")
+        patch.setenv("TOKENIZERS_PARALLELISM", "false")  # threads cost more than they gain on small texts
+        patch.setattr(registry, "ENCODING_CONSTRUCTORS", None)
+        registry._available_plugin_modules.cache_clear()
+        import tiktoken_ext.tiny  # type: ignore[import-not-found]
+
+        for name in PATTERNS:
+            ranks = ranks_of(tiktoken_ext.tiny.pattern(name))
+            lines = [base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()]
+            (folder / "tiktoken_ext" / f"{name}.tiktoken").write_bytes(b"".join(lines))
+        yield
+    registry._available_plugin_modules.cache_clear()

@@ -21,9 +21,9 @@ decide
 sweep
 benchmark
 comparison
-convert
 verify
 train_run
+convert
 run
 micro_batch
 plan
@@ -212,7 +212,7 @@ finally:
 
 
 def test_another_programs_checkpoint_is_read_only_as_tensors_and_plain_values() -> None:
-    tree = ast.parse(NAMES["lmtrain.convert.nanogpt.checkpoint"].read_text(encoding="utf-8"))
+    tree = ast.parse(NAMES["lmtrain.convert.torch_file"].read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load"]
     loads = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "load"]
     assert len(calls) == len(loads) == 1

@@ -38,7 +38,8 @@ lmtrain: train language models from composed configs.
   python -m lmtrain confirm SWEEP                run the best settings of a sweep or search again, with fresh seeds
   python -m lmtrain decide --baseline …          keep or drop a change, by as many pairs of seeds as that needs
   python -m lmtrain mcp --folder DIR --hours N   serve these commands to a coding agent, in a folder and a budget
-  python -m lmtrain import CKPT.pt data.path=…   turn a nanoGPT checkpoint into a run that can be resumed
+  python -m lmtrain export RUN_DIR --to hf DIR   write the model as a folder for transformers and vLLM
+  python -m lmtrain import PATH data.path=…      turn a Hugging Face folder or nanoGPT checkpoint into a run
   python -m lmtrain verify-resume [overrides]    kill runs of this config and check that they resume bit for bit
   python -m lmtrain verify-device [overrides]    check that this GPU or CPU computes, repeats and performs as it must
   python -m lmtrain benchmark [KIND] …           measure the speed of step, loader, prepare, contention or checkpoint

@@ -80,9 +80,10 @@ def main(arguments: Sequence[str]) -> int:
 
     if (world := this_world()).size > 1:
         quiet_torch()
+        from lmtrain.convert.initial_weights import begin_with_weights
         from lmtrain.run.several.start_together import start_together  # loads torch
 
-        return start_together(world, compose, train)
+        return start_together(world, compose, train, begin_with_weights)
     again = compose()
     if (size := processes_to_start(again.cfg, recorded_processes(then))) > 1:
         return run_here(size, ["--rerun", *arguments], Path.cwd())

@@ -73,9 +73,10 @@ def main(arguments: Sequence[str]) -> int:
             return _continue(again)
         if (world := this_world()).size > 1:
             quiet_torch()
+            from lmtrain.convert.initial_weights import begin_with_weights
             from lmtrain.run.several.start_together import start_together  # loads torch
 
-            return start_together(world, lambda more: new_run([*overrides, *more]), _train)
+            return start_together(world, lambda more: new_run([*overrides, *more]), _train, begin_with_weights)
         run = new_run(overrides)
         if (size := processes_to_start(run.cfg)) > 1:
             return run_here(size, arguments, Path.cwd())
@@ -135,9 +136,10 @@ def _resume_together(world: World, run_dir: Path, arguments: Sequence[str]) -> i
     with connected(world) as peers:
         again = composed_together(peers, lambda _: resumed_run(run_dir, arguments))
         if not world.is_first:
+            from lmtrain.convert.initial_weights import begin_with_weights
             from lmtrain.run.several.follow import follow
 
-            return follow(again.cfg, again.directory, peers)
+            return follow(again.cfg, again.directory, peers, begin_with_weights)
         from lmtrain.run.provenance import Resume
         from lmtrain.train_run import run
 

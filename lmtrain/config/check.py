@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt
 
 from lmtrain.config.batch_size import AUTO, derive_accumulation, is_auto, schedule_problems
 from lmtrain.config.keys import HYDRA_KEYS
@@ -53,7 +53,8 @@ ROOT: Mapping[str, Parameter] = {
     "sample_tokens": Parameter(NonNegativeInt, required=True),
     "resume": Parameter(str | None, required=False),
     "fork": Parameter(str | None, required=False),
-    "step": Parameter(PositiveInt | None, required=False),
+    "init_from": Parameter(str | None, required=False),
+    "step": Parameter(NonNegativeInt | None, required=False),
     "retry_failed": Parameter(bool, required=False),
 }
 

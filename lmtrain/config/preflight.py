@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from lmtrain.checkpoint.steps import step_to_fork
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
+from lmtrain.config.recorded.trust import read_saved
 from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
@@ -66,9 +67,17 @@ def _check_origin(composed: DictConfig) -> None:
         if step is not None:
             raise ConfigError(f"step={step}: works only with fork=RUN_DIR, whose checkpoint it selects; add that")
         return
+    if (folder := composed.get("init_from")) is not None and folder != _begun_with(Path(run)):
+        raise ConfigError(f"init_from={folder}: a fork starts with the weights of fork={run}; give only one of them")
     if isinstance(step, int):  # anything else is refused by `check`
         with raising_config_errors():
             step_to_fork(Path(run), step)
+
+
+def _begun_with(run: Path) -> object:
+    """Return the folder that a run itself began with, which its forks have in their config, too."""
+    path = run / "config.yaml"
+    return read_saved(path).get("init_from") if path.is_file() else None
 
 
 def _check_extras(cfg: DictConfig) -> None:

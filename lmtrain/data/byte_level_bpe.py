@@ -59,7 +59,7 @@ def tokenizer_of_tiktoken(encoding: "tiktoken.Encoding") -> Tokenizer:
     tokenizer = Tokenizer(model)
     try:
         # Text that the pattern does not match is dropped, as in tiktoken.
-        split = pre_tokenizers.Split(Regex(_oniguruma(encoding._pat_str)), "removed", invert=True)
+        split = pre_tokenizers.Split(Regex(oniguruma(encoding._pat_str)), "removed", invert=True)
     except Exception as error:
         raise ValueError(f"the tokenizers library can't read its pattern ({error})") from error
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -74,7 +74,7 @@ def tokenizer_of_tiktoken(encoding: "tiktoken.Encoding") -> Tokenizer:
     return tokenizer
 
 
-def _oniguruma(pattern: str) -> str:
+def oniguruma(pattern: str) -> str:
     """Return the pattern in the syntax of tokenizers, where `$`, `^` and `{1,3}+` have another meaning."""
     parts: list[str] = []
     for part in re.findall(r"\\[pP]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{\d+(?:,\d*)?\}\+|[\s\S]", pattern):

@@ -25,6 +25,11 @@ class Start:
     origin: ForkOrigin | None = None
 
     @property
+    def is_new(self) -> bool:
+        """Whether the run starts at step 0, without a checkpoint."""
+        return self.own is None and self.origin is None
+
+    @property
     def state(self) -> TrainState:
         """The state before the first step of this process."""
         if self.own is not None:

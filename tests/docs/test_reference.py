@@ -21,7 +21,14 @@ FILE_NAME = re.compile(r"\.?[\w-]+\.(?:json|jsonl|yaml|log|txt|csv|journal|png|b
 VARIABLE = re.compile(r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)+")
 # Files of other programs, and of folders that are gone when a command ends.
 OTHER_FILES = {
-    *("added_tokens.json", "config.json", "merges.txt", "special_tokens_map.json", "vocab.json"),  # of transformers
+    *(
+        "added_tokens.json",
+        "config.json",
+        "generation_config.json",
+        "merges.txt",
+        "special_tokens_map.json",
+        "vocab.json",
+    ),  # of transformers
     *("ckpt.pt", "CKPT.pt", "meta.pkl"),  # of nanoGPT
     *("settings.json", "record.json", "text.txt", "numbers.json", "phases.json"),
 }

@@ -6,8 +6,7 @@ change. An iteration of nanoGPT is an optimizer step here.
 
 import math
 import re
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 
 from lmtrain.convert.nanogpt.settings import Value, checked_number, model_overrides, settings_overrides
+from lmtrain.convert.torch_file import read_torch_file, refuse_shared_memory, size_text
+from lmtrain.loop.training_parts import Parts
 from lmtrain.model.gpt2 import GPT2
 from lmtrain.model.size_limit import WithoutMemory
 from lmtrain.terminal.as_text import first_few
@@ -58,6 +59,19 @@ class NanoGPTCheckpoint:
         keys = ("batch_size", "block_size", "gradient_accumulation_steps")
         return math.prod(int(self.config[key]) for key in keys) if self.config.keys() >= {*keys} else None
 
+    @property
+    def step(self) -> int:
+        return self.iter_num
+
+    def check(self, parts: Parts) -> None:
+        """Raise ValueError unless weights and optimizer fit the parts of a run."""
+        if not isinstance(parts.model, GPT2):
+            raise ValueError(f"model: {type(parts.model).__name__}, but a nanoGPT checkpoint needs model=gpt2")
+        if not isinstance(parts.optimizer, torch.optim.AdamW):
+            name = type(parts.optimizer).__name__
+            raise ValueError(f"optimizer={name}: the checkpoint has the state of AdamW; use optimizer=adamw")
+        check_weights_fit(self.weights, parts.model.state_dict())
+
 
 def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
     """Read a checkpoint onto the CPU. A file with more than tensors and plain values is not unpickled.
@@ -68,15 +82,7 @@ def read_nanogpt_checkpoint(path: Path) -> NanoGPTCheckpoint:
     if not path.is_file():
         inside = path / "ckpt.pt"
         raise ValueError(f"{path}: no such file" + (f"; did you mean {inside}?" if inside.is_file() else ""))
-    _refuse_compressed(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise
-    except Exception as error:  # a file from elsewhere can make torch's reader fail in many ways
-        if found := re.search(r"GLOBAL (\S+)", str(error)):
-            raise ValueError(f"{path}: contains more than tensors and plain values ({found[1]}); not loaded") from error
-        raise ValueError(f"{path}: not a file of torch.save, or damaged ({type(error).__name__})") from error
+    content = read_torch_file(path)
     try:
         return parse_nanogpt_checkpoint(content)
     except ValueError as error:
@@ -104,7 +110,7 @@ def parse_nanogpt_checkpoint(content: object) -> NanoGPTCheckpoint:
         raise ValueError(f"iter_num={iter_num!r}: not a number of iterations")
     states = content["optimizer"].get("state")
     parts = [content["model"], *(states.values() if isinstance(states, dict) else ())]
-    _refuse_shared_memory([value for part in parts if isinstance(part, dict) for value in part.values()])
+    refuse_shared_memory([value for part in parts if isinstance(part, dict) for value in part.values()])
     weights = convert_weights(content["model"])
     _check_sizes(content["model_args"], weights)
     # Checked before the optimizer, whose indices mean nothing for other weights.
@@ -162,10 +168,10 @@ def convert_optimizer(
         if not isinstance(values, dict) or values.keys() != {"step", *MOMENTS}:
             raise ValueError(f"optimizer: state {index}, of {their_name(name)}, is not step, exp_avg and exp_avg_sq")
         for key in MOMENTS:
-            if _size(values[key]) != _size(weights[name]):
+            if size_text(values[key]) != size_text(weights[name]):
                 raise ValueError(
-                    f"optimizer: {key} of state {index} is {_size(values[key])}, but {their_name(name)} is "
-                    f"{_size(weights[name])}"
+                    f"optimizer: {key} of state {index} is {size_text(values[key])}, but {their_name(name)} is "
+                    f"{size_text(weights[name])}"
                 )
             tensors[f"{name}/{key}"] = values[key]
         # Files of torch 1 have a plain number there.
@@ -189,7 +195,7 @@ def check_weights_fit(weights: Mapping[str, Tensor], expected: Mapping[str, Tens
     if unexpected := [their_name(name) for name in weights if name not in expected]:
         problems.append(f"{first_few(unexpected)} unexpected")
     if sizes := [
-        f"{their_name(name)} is {_size(weights[name])} instead of {_size(expected[name])}"
+        f"{their_name(name)} is {size_text(weights[name])} instead of {size_text(expected[name])}"
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]:
@@ -235,9 +241,9 @@ def _check_sizes(model_args: Mapping[str, Any], weights: Mapping[str, Tensor]) -
         )
     for name, rows in (("embedding.weight", "vocab_size"), ("positions.weight", "block_size")):
         expected = f"{sizes[f'model.{rows}']} × {sizes['model.d_model']}"
-        if name in weights and _size(weights[name]) != expected:
+        if name in weights and size_text(weights[name]) != expected:
             raise ValueError(
-                f"model_args says {rows} × n_embd = {expected}, but {their_name(name)} is {_size(weights[name])}"
+                f"model_args says {rows} × n_embd = {expected}, but {their_name(name)} is {size_text(weights[name])}"
             )
 
 
@@ -249,38 +255,10 @@ def _is_adamw(group: object) -> bool:
     )
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Raise ValueError for a compressed archive, which could fill the memory; torch.save never writes one."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):  # the format of torch 1.5, or damage that torch finds
-        return
-    if unpacked > path.stat().st_size:
-        raise ValueError(
-            f"{path}: compressed, with {unpacked:,} bytes when unpacked; torch.save never compresses; not loaded"
-        )
-
-
-def _refuse_shared_memory(values: Sequence[object]) -> None:
-    """Raise ValueError if tensors have more elements than the file: a view can repeat a single number endlessly."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    if odd := [tensor for tensor in tensors if tensor.layout != torch.strided or tensor.device.type != "cpu"]:
-        raise ValueError(f"a tensor of {_size(odd[0])} is not a plain one ({odd[0].layout}, {odd[0].device})")
-    stored = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-    claimed = sum(tensor.nbytes for tensor in tensors)
-    if claimed > 2 * sum(stored.values()):  # at most twice: the embedding is also stored as the output layer
-        raise ValueError(f"its tensors would take {claimed:,} bytes, but it contains only {sum(stored.values()):,}")
-
-
 def _scalar(name: str, value: object) -> float:
     if not isinstance(value, int | float | Tensor) or (isinstance(value, Tensor) and value.numel() != 1):
-        raise ValueError(f"{name} is {_size(value)}, not a number")
+        raise ValueError(f"{name} is {size_text(value)}, not a number")
     try:
         return float(value)
     except (OverflowError, TypeError, RuntimeError) as error:  # a huge integer, or a complex tensor
         raise ValueError(f"{name} is not a number that fits into a float") from error
-
-
-def _size(value: object) -> str:
-    return " × ".join(map(str, value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"

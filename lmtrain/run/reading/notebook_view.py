@@ -4,7 +4,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
@@ -41,15 +41,21 @@ def run_as_html(directory: Path, status: str, result: Mapping[str, Any], metrics
 
 
 def losses_as_svg(metrics: Sequence[Mapping[str, float]]) -> str:
-    """Return the losses by step as an SVG picture; empty without matplotlib or without losses."""
+    """Return the losses by step as an SVG picture for a web page; empty without matplotlib or without losses."""
+    picture = losses_as_picture(metrics, "svg").decode()
+    return picture[picture.index("<svg") :] if picture else ""
+
+
+def losses_as_picture(metrics: Sequence[Mapping[str, float]], form: Literal["svg", "png"]) -> bytes:
+    """Return the losses by step as a picture; empty without matplotlib or without losses."""
     curves = {name: [(line["step"], line[name]) for line in metrics if name in line] for name in LOSSES}
     if not any(curves.values()) or not is_installed("matplotlib"):
-        return ""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
+        return b""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=INCHES, layout="constrained")
-    FigureCanvasSVG(figure)
+    FigureCanvasAgg(figure)
     axes = figure.subplots()
     for name, points in curves.items():
         if points:
@@ -59,6 +65,6 @@ def losses_as_svg(metrics: Sequence[Mapping[str, float]]) -> str:
     axes.set_ylabel("loss (nats per token)")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    file = io.StringIO()
-    figure.savefig(file, format="svg")
-    return file.getvalue()[file.getvalue().index("<svg") :]
+    file = io.BytesIO()
+    figure.savefig(file, format=form, dpi=150)
+    return file.getvalue()

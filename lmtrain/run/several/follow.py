@@ -7,6 +7,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -17,6 +18,7 @@ from lmtrain.checkpoint.several.together import PATIENCE_S
 from lmtrain.checkpoint.snapshot import TrainState
 from lmtrain.config.batch_size import SIZE, for_processes, is_auto, with_batch_size
 from lmtrain.config.build import build, raising_config_errors
+from lmtrain.config.token_files import token_folders
 from lmtrain.errors import (
     COMPLETED,
     ENDS_EVERYWHERE,
@@ -43,8 +45,14 @@ from lmtrain.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
+# Loads the weights of a folder into a trainer, given the folders of the token files by their names in the config.
+BeginWithWeights = Callable[[Trainer, Path, Mapping[str, Path]], object]
+
+
+def follow(cfg: DictConfig, run_dir: Path, peers: Peers, begin_with_weights: BeginWithWeights) -> int:
     """Train together with the first process of a run; return the exit code.
+
+    `begin_with_weights` is called if the run is new and has `init_from`, as in the first process.
 
     The first process reports an error of this process, with its traceback. If it has gone, the error is printed here.
     """
@@ -52,7 +60,7 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
     logging.captureWarnings(True)
     with StopRequest(repeat_s=REPEAT_OF_SEVERAL_S, announces=False) as stop:
         stop.defers = True  # several processes can stop only together, after their first step
-        ending = _ending(cfg, run_dir, peers, stop)
+        ending = _ending(cfg, run_dir, peers, stop, begin_with_weights)
         if ending is COMPLETED:
             peers.leave()
         elif ending in (TERMINATED, INTERRUPTED, PRUNED):
@@ -65,10 +73,12 @@ def follow(cfg: DictConfig, run_dir: Path, peers: Peers) -> int:
     return ending.exit_code
 
 
-def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> Ending:
+def _ending(
+    cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest, begin_with_weights: BeginWithWeights
+) -> Ending:
     """Train, and return how that ended."""
     try:
-        _train(cfg, run_dir, peers, TrainState(), stop)
+        _train(cfg, run_dir, peers, TrainState(), stop, begin_with_weights)
     except BaseException as error:
         log.info("ends", exc_info=True)  # seen only in a log of this process
         if not isinstance(error, ENDS_EVERYWHERE):
@@ -81,7 +91,14 @@ def _ending(cfg: DictConfig, run_dir: Path, peers: Peers, stop: StopRequest) -> 
     return COMPLETED
 
 
-def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop: StopRequest) -> None:
+def _train(
+    cfg: DictConfig,
+    run_dir: Path,
+    peers: Peers,
+    state: TrainState,
+    stop: StopRequest,
+    begin_with_weights: BeginWithWeights,
+) -> None:
     with raising_config_errors():
         _check_shared(run_dir, peers)
         if cfg.parallel.get("rank_logs"):
@@ -98,6 +115,8 @@ def _train(cfg: DictConfig, run_dir: Path, peers: Peers, state: TrainState, stop
         recorder = following_recorder(run_dir, saver, parts, stop, {"config": plain_config(cfg)})
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
         start.restore(trainer)
+        if start.is_new and cfg.get("init_from"):
+            begin_with_weights(trainer, Path(cfg.init_from), token_folders(cfg.data))
     if start.origin is not None:
         trainer.checkpoints.save(state)  # as the first process does
     del start

@@ -17,7 +17,7 @@ from support.nanogpt_model import CONFIG, Harmful, Training
 from torch import Tensor
 
 from lmtrain.checkpoint.files import Checkpoint, load_checkpoint
-from lmtrain.commands.import_nanogpt import with_defaults
+from lmtrain.commands.import_run import with_defaults
 from lmtrain.config.build import build
 from lmtrain.config.compose import compose
 from lmtrain.convert.nanogpt.checkpoint import our_name, parse_nanogpt_checkpoint
@@ -269,15 +269,15 @@ def test_an_existing_run_is_not_changed(tmp_path: Path, cli: Cli) -> None:
 
 
 def test_a_save_that_fails_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lmtrain.commands.import_nanogpt import main
-    from lmtrain.convert.nanogpt import run as nanogpt_run
+    from lmtrain.commands.import_run import main
+    from lmtrain.convert import imported_run
     from lmtrain.errors import ConfigError
 
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nanogpt_run.CheckpointFolder, "save", full)
+    monkeypatch.setattr(imported_run.CheckpointFolder, "save", full)
     Training(bias=False).train(1).save(tmp_path / "ckpt.pt")
     with pytest.raises(ConfigError, match="No space left"):
         main(["ckpt.pt", *RUN])

@@ -1,0 +1,131 @@
+"""Writes the model of a run as one GGUF file for llama.cpp."""
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmtrain.convert.gguf.tensors import gguf_model
+from lmtrain.convert.gguf.vocabulary import GGUFVocabulary, gguf_vocabulary
+from lmtrain.errors import ConfigError
+from lmtrain.files.durable import sync
+from lmtrain.machine import is_installed
+from lmtrain.run.reading.loaded import LoadedModel
+
+if TYPE_CHECKING:
+    import gguf
+
+FORMATS: Mapping[str, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
+LLAMA_CPP_NAMES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}  # are understood, too
+FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0"}
+Q8_BLOCK = 32  # values that share a scale
+
+
+def export_gguf(loaded: LoadedModel, path: Path, dtype: str) -> list[str]:
+    """Write a model with its tokenizer as a GGUF file, under another name until it is complete; return remarks.
+
+    Matrices have the given format; vectors, and the positions of GPT-2, are float32. A matrix whose rows are not a
+    multiple of 32 values is float16 instead of q8_0.
+
+    Args:
+        loaded: The model of a run.
+        path: The file; it must not exist.
+        dtype: `float32`, `float16`, `bfloat16` or `q8_0`, or a name of llama.cpp such as `f16`.
+
+    Raises:
+        ConfigError: The package gguf is missing, the file exists, llama.cpp lacks something that the model has, or the
+            run has no tokenizer.
+        OSError: The file can't be written. Nothing is left behind.
+    """
+    dtype = LLAMA_CPP_NAMES.get(dtype, dtype)
+    if dtype not in FORMATS:
+        raise ConfigError(f"--dtype {dtype}: a GGUF file has one of {', '.join(FORMATS)}")
+    if not is_installed("gguf"):
+        raise ConfigError("--to gguf: needs the package gguf; install it with pip install 'lmtrain[gguf]'")
+    if path.exists():
+        raise ConfigError(f"{path}: exists already; give another file")
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{loaded.directory}: has no tokenizer, which a GGUF file needs")
+    options: dict[str, Any] = {str(key): value for key, value in loaded.config.model.items()}
+    model = gguf_model(loaded.model, options)
+    vocabulary = gguf_vocabulary(loaded.tokenizer, model.tensors["token_embd.weight"].shape[0])
+    partial = path.with_name(f".tmp-{path.name}")
+    partial.unlink(missing_ok=True)  # left by a killed process
+    try:
+        import gguf
+
+        writer = gguf.GGUFWriter(partial, model.architecture)
+        _add_settings(writer, loaded, model.settings, FILE_TYPES[FORMATS[dtype]])
+        _add_vocabulary(writer, vocabulary)
+        for name, tensor in model.tensors.items():
+            data, kind = _encoded(name, tensor, FORMATS[dtype])
+            writer.add_tensor(name, data, raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        sync(partial)
+        os.replace(partial, path)
+        sync(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno is None:  # NumPy reports a full disk in this way
+            raise OSError(f"{path}: could be written only in part ({error}); free some space on the disk") from error
+        raise
+    if vocabulary.unknown is None:
+        return []
+    return ["characters that the run's text did not have, which lmtrain refuses, are not errors in llama.cpp"]
+
+
+def _add_settings(
+    writer: "gguf.GGUFWriter", loaded: LoadedModel, settings: Mapping[str, int | float], file_type: str
+) -> None:
+    import gguf
+
+    writer.add_name(str(loaded.config.get("name", loaded.directory.name)))
+    writer.add_description(f"trained with lmtrain, after {loaded.step:,} steps")
+    writer.add_file_type(gguf.LlamaFileType[file_type])
+    if file_type == "MOSTLY_Q8_0":
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    for key, value in settings.items():
+        if isinstance(value, float):
+            writer.add_float32(f"{writer.arch}.{key}", value)
+        else:
+            writer.add_uint32(f"{writer.arch}.{key}", value)
+
+
+def _add_vocabulary(writer: "gguf.GGUFWriter", vocabulary: GGUFVocabulary) -> None:
+    writer.add_tokenizer_model(vocabulary.kind)
+    writer.add_token_list(list(vocabulary.tokens))
+    writer.add_token_types(list(vocabulary.types))
+    writer.add_add_bos_token(False)
+    if vocabulary.pre is not None:
+        writer.add_tokenizer_pre(vocabulary.pre)
+        writer.add_token_merges(list(vocabulary.merges))
+    if vocabulary.unknown is not None:
+        writer.add_unk_token_id(vocabulary.unknown)
+    if vocabulary.end_of_text is not None:  # a document begins after the end of the one before
+        writer.add_bos_token_id(vocabulary.end_of_text)
+        writer.add_eos_token_id(vocabulary.end_of_text)
+
+
+def _encoded(name: str, tensor: Tensor, form: str) -> "tuple[npt.NDArray[Any], gguf.GGMLQuantizationType]":
+    """Return a tensor's bytes in a format, and the format that it really has."""
+    import gguf
+
+    if tensor.ndim < 2 or name == "position_embd.weight":
+        form = "F32"
+    elif form == "Q8_0" and tensor.shape[1] % Q8_BLOCK:
+        form = "F16"
+    kind = gguf.GGMLQuantizationType[form]
+    if form == "F16" and float(tensor.abs().max()) > torch.finfo(torch.float16).max:
+        raise ConfigError(f"--dtype float16: {name} has values above 65,504; use bfloat16 or float32")
+    array = np.ascontiguousarray(tensor.numpy())
+    return gguf.quants.quantize(array, kind), kind

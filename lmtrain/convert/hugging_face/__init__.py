@@ -1,0 +1,1 @@
+"""Writes and reads models as the folders of Hugging Face's transformers."""

@@ -1,0 +1,71 @@
+"""A model from another program: its weights under lmtrain's names, and the settings with which a run has them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
+from lmtrain.terminal.as_text import first_few
+
+Value = bool | int | float | str | list[bool | int | float] | None
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """The weights of a model without the state of an optimizer; a run begins with them at step 0.
+
+    Attributes:
+        settings: Overrides: groups (`model`) and values (`model.n_layer`).
+        weights: The tensors by their names here, in their own number formats.
+        their_name: Returns the name that a tensor has in the files, for messages.
+        tokenizer: The model's tokenizer, if it comes with one.
+        record: What is kept in the run's `imported.json`: the files and their hashes.
+    """
+
+    settings: Mapping[str, Value]
+    weights: Mapping[str, Tensor]
+    their_name: Callable[[str], str] = str
+    tokenizer: StoredTokenizer | None = None
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_fits(weights: Mapping[str, Tensor], model: nn.Module, their_name: Callable[[str], str] = str) -> None:
+    """Raise ValueError, with the names in the files, unless these are the tensors of the model in its sizes."""
+    expected = model.state_dict()
+    problems = []
+    if missing := [their_name(name) or name for name in expected if name not in weights]:
+        problems.append(f"{first_few(missing)} missing")
+    if unexpected := [their_name(name) or name for name in weights if name not in expected]:
+        problems.append(f"{first_few(unexpected)} unexpected")
+    if sizes := [
+        f"{their_name(name) or name} is {_shape(weights[name])} instead of {_shape(tensor)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]:
+        problems.append(first_few(sizes))
+    if problems:
+        raise ValueError(f"the weights do not fit the model: {'; '.join(problems)}")
+
+
+def refuse_other_tokenizer(tokenizer: StoredTokenizer | None, folders: Mapping[str, Path], name: str) -> None:
+    """Raise ValueError if token files were made with another tokenizer: their ids would mean other text.
+
+    `folders` are those of the token files by their names in the config, and `name` says whose tokenizer this is.
+    """
+    if tokenizer is None:
+        return
+    for key, folder in folders.items():
+        if not (folder / TOKENIZER_FILE).is_file():
+            continue
+        if load_tokenizer(folder).tokenizer.get_vocab() != tokenizer.tokenizer.get_vocab():
+            raise ValueError(
+                f"{key}={folder}: was made with another tokenizer than that of {name}, whose ids mean other text; "
+                "prepare the text with the model's own (prepare/tokenizer=pretrained)"
+            )
+
+
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape)) or "a number"
