@@ -32,6 +32,7 @@ trainer
 config
 checkpoint
 sample
+evaluate
 loop
 data
 logger model optimizer parallel scheduler system

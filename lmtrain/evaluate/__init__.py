@@ -1,0 +1,1 @@
+"""Measures language models: losses of tokens, documents and positions, and tasks of the EleutherAI harness."""
