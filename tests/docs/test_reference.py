@@ -109,6 +109,8 @@ def metrics_in_code() -> set[str]:
                 (returned,) = (each.value for each in ast.walk(node) if isinstance(each, ast.Return))
                 assert isinstance(returned, ast.Dict)
                 found |= {ast.literal_eval(key) for key in returned.keys if key is not None}
+            if name == "trainer.py" and isinstance(node, ast.Dict):  # all of them are metrics
+                found |= {ast.literal_eval(key) for key in node.keys if key is not None}
             if not isinstance(node, ast.Assign):
                 continue
             (target,) = node.targets
