@@ -77,7 +77,7 @@ def test_several_processes_write_the_texts_of_one(cli: Cli, folder: Path, parall
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["trainer.sample_interval=2", "trainer.sample_prompts=[Ab]"], "trainer.sample_prompts: the tokenizer does not"),
+        (["trainer.sample_interval=2", "trainer.sample_prompts=[Ab]"], "sample_prompts: the tokenizer does not"),
         (["trainer.sample_interval=0"], "trainer.sample_interval=0"),
     ],
 )  # fmt: skip
