@@ -199,7 +199,7 @@ def test_texts_are_tables_beside_the_metrics(run_dir: Path, caplog: pytest.LogCa
     assert [each["step"] for each in run.history] == [1, 1, 2]
     table = {key.partition("/")[2]: value for key, value in run.history[1].items() if key.startswith("samples/")}
     assert (table["_type"], table["nrows"], table["ncols"]) == ("table-file", 2, 3)
-    (file,) = run_dir.glob(f"wandb/*/files/{table['path']}")
+    file = next(run_dir.glob(f"wandb/*/files/{table['path']}"))
     content = json.loads(file.read_text(encoding="utf-8"))
     assert content["columns"] == ["step", "prompt", "text"]
     assert content["data"] == [[1, "To be", " or not"], [1, "", "狐 & <b>"]]
