@@ -2,11 +2,9 @@
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 
@@ -14,14 +12,11 @@ from lmtrain.checkpoint.steps import checkpoint_steps
 from lmtrain.config.recorded.run_names import find_folder, find_run
 from lmtrain.errors import ConfigError
 from lmtrain.files.numbers import nan_as_null
+from lmtrain.machine import is_installed
 from lmtrain.run.directory import is_sweep
 from lmtrain.terminal.console import console
 from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
 from lmtrain.terminal.units import significant
-
-if TYPE_CHECKING:  # the help needs no torch
-    from lmtrain.run.reading.measured import Measured
-    from lmtrain.run.reading.paired import Pair
 
 EPILOG = """\
 examples: python -m lmtrain evaluate outputs/bard --split test
@@ -94,6 +89,21 @@ def main(arguments: Sequence[str]) -> int:
         help="also print the difference of each model from the first one on the same documents, with a 95%% interval",
     )
     parser.add_argument(
+        "--tasks",
+        metavar="NAME,…",
+        help="run tasks of the EleutherAI harness instead; needs the extra lmtrain[harness]",
+    )
+    parser.add_argument(
+        "--task-folder", type=Path, metavar="DIR", help="folder with the task files (YAML) and their data, for --tasks"
+    )
+    parser.add_argument("--limit", type=WholeNumber(1), metavar="N", help="the first N questions of each task only")
+    parser.add_argument(
+        "--num-fewshot",
+        type=WholeNumber(),
+        metavar="K",
+        help="examples before each question (default: as the task says)",
+    )
+    parser.add_argument(
         "--json", type=output_file, metavar="FILE", help="also write all numbers to this file; - writes them instead"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
@@ -107,6 +117,8 @@ def main(arguments: Sequence[str]) -> int:
     models = [(run, which) for run in runs for which in checkpoints_of(run, options.checkpoint)]
     if options.paired and len(models) < 2:
         raise ConfigError("--paired: needs two models; give another run or another --checkpoint")
+    if options.tasks:
+        return run_tasks_of(options, models)
     if options.text or options.stride or options.by_position or options.paired or options.json:
         return measure(options, models)
     return show_losses(options, models)
@@ -118,10 +130,60 @@ def check_options(options: argparse.Namespace) -> None:
         raise ConfigError("--separator: is between the documents of a --text; give one")
     if options.separator == "":
         raise ConfigError("--separator '': is empty; leave it out to make each file one document")
+    if options.tasks is None and (options.task_folder or options.limit or options.num_fewshot is not None):
+        raise ConfigError("--task-folder, --limit and --num-fewshot: are about --tasks; give some")
+    if options.tasks is not None:
+        check_tasks(options)
     if options.text and options.data:
         raise ConfigError("--text and --data: give either text files or a folder of token files")
     if missing := [str(path) for path in options.text if not path.is_file()]:
         raise ConfigError(f"--text {missing[0]}: no such file")
+
+
+def check_tasks(options: argparse.Namespace) -> None:
+    """Raise ConfigError for mistakes in the options about tasks."""
+    if options.text or options.data or options.stride or options.by_position or options.paired:
+        raise ConfigError(
+            "--tasks: bring their own text; leave out --text, --data, --stride, --by-position and --paired"
+        )
+    if not options.tasks.strip(","):
+        raise ConfigError("--tasks: is empty; give names of tasks with commas between them")
+    if options.task_folder is None:
+        raise ConfigError("--tasks: needs --task-folder DIR, the folder with the task files")
+    if not options.task_folder.is_dir():
+        raise ConfigError(f"--task-folder {options.task_folder}: no such folder")
+    if not is_installed("lm_eval"):
+        raise ConfigError("--tasks: needs lm-eval; install it with pip install 'lmtrain[harness]'")
+
+
+def run_tasks_of(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> int:
+    """Print or write what tasks of the harness say about each model."""
+    from lmtrain.run.reading.loaded import load_model
+    from lmtrain.run.reading.tasks import tasks_of
+
+    tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
+    found = []
+    for run, which in models:
+        loaded = load_model(run, which, options.device, options.trust)
+        found.append((loaded, tasks_of(loaded, tasks, options.task_folder, options.limit, options.num_fewshot)))
+    content = [
+        {"run": str(loaded.directory), "step": loaded.step, "tasks": [asdict(each) for each in metrics]}
+        for loaded, metrics in found
+    ]
+    text = json.dumps(nan_as_null({"models": content}), indent=2, allow_nan=False) + "\n"
+    if options.json == Path("-"):
+        print(text, end="")
+        return 0
+    if options.json:
+        options.json.write_text(text, encoding="utf-8")
+    table = Table("run", "step", "task", "metric", "value ± SE", "questions")
+    for loaded, metrics in found:
+        for each in metrics:
+            error = "" if each.standard_error is None else f" ± {each.standard_error:.4f}"
+            value = f"{each.value:.4f}{error}"
+            table.add_row(str(loaded.directory), str(loaded.step), each.task, each.metric, value, f"{each.samples:,}")
+    console.print(table)
+    return 0
 
 
 def checkpoints_of(run: Path, asked: Sequence[str]) -> list[str]:
@@ -150,7 +212,7 @@ def show_losses(options: argparse.Namespace, models: Sequence[tuple[Path, str]])
             f"{found.tokens:,}",
             f"{found.loss:.4f}",
             significant(found.perplexity),
-            bits_text(found.bits_per_byte),
+            "–" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}",
         )
     console.print(table)
     return 0
@@ -159,7 +221,8 @@ def show_losses(options: argparse.Namespace, models: Sequence[tuple[Path, str]])
 def measure(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> int:
     """Print or write the losses of each model over documents, sources and positions, and their differences."""
     from lmtrain.run.reading.loaded import load_model
-    from lmtrain.run.reading.measured import as_json, measure_model, split_streams, text_streams
+    from lmtrain.run.reading.measured import Measured, as_json, measure_model, split_streams, text_streams
+    from lmtrain.run.reading.measured_tables import show_measured, show_pairs, show_positions
     from lmtrain.run.reading.paired import pair_with_first
 
     measured: list[Measured] = []
@@ -189,66 +252,3 @@ def measure(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> 
     if pairs:
         show_pairs(measured, pairs)
     return 0
-
-
-def show_measured(measured: "Sequence[Measured]") -> None:
-    """Print a row for each model and text; the loss has its standard error over documents, if there are several."""
-    table = Table("run", "step", "text", "tokens", "documents", "loss ± SE", "perplexity", "bits/byte")
-    for each in measured:
-        for found in (*each.parts, each.total):
-            over = found.over_documents
-            error = f" ± {over.standard_error:.4f}" if math.isfinite(over.standard_error) else ""
-            table.add_row(
-                str(each.run),
-                str(each.step),
-                found.name,
-                f"{found.tokens:,}",
-                f"{over.documents:,}",
-                f"{found.loss:.4f}{error}",
-                significant(perplexity_of(found.loss)),
-                bits_text(found.bits_per_byte),
-            )
-    console.print(table)
-
-
-def show_positions(measured: "Sequence[Measured]") -> None:
-    """Print the loss by the number of tokens that the model saw before a token, with a column for each model."""
-    console.print("\nloss by position: tokens that the model saw before", style="bold")
-    table = Table("tokens before", *(f"{each.run} step {each.step}" for each in measured))
-    columns = [{(found.first, found.last): found.loss for found in each.total.by_position()} for each in measured]
-    for first, last in sorted({place for column in columns for place in column}):
-        losses = [column.get((first, last)) for column in columns]
-        table.add_row(
-            str(first) if first == last else f"{first}–{last}",
-            *("–" if loss is None else f"{loss:.4f}" for loss in losses),
-        )
-    console.print(table)
-
-
-def show_pairs(measured: "Sequence[Measured]", pairs: "Sequence[Pair]") -> None:
-    """Print the difference of each model from the first one."""
-    first = measured[0]
-    console.print(f"\ndifference from {first.run} step {first.step} on the same documents", style="bold")
-    table = Table("run", "step", "documents", "difference", "95% interval", "p", "unit")
-    for pair in pairs:
-        interval = f"{pair.low:+.4f} to {pair.high:+.4f}" if math.isfinite(pair.low) else "–"
-        table.add_row(
-            pair.run,
-            str(pair.step),
-            f"{pair.documents:,}",
-            f"{pair.difference:+.4f}",
-            interval,
-            f"{pair.p:.2g}" if math.isfinite(pair.p) else "–",
-            pair.unit,
-        )
-    console.print(table)
-    if any(pair.documents < 2 for pair in pairs):
-        console.print("one document gives no interval; --separator cuts a text into documents", style="dim")
-
-
-def bits_text(bits_per_byte: float | None) -> str:
-    return "–" if bits_per_byte is None else f"{bits_per_byte:.4f}"
-
-
-def perplexity_of(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

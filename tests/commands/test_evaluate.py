@@ -183,3 +183,42 @@ def test_an_imported_gpt2_has_the_loss_of_transformers(
     expected = float(torch.cat(losses).mean())
     assert sum(map(len, losses)) == found["tokens"]
     assert math.isclose(found["loss"], expected, rel_tol=1e-6)
+
+
+@pytest.fixture
+def task_folder(tmp_path: Path) -> Path:
+    rows = [{"q": "one two", "options": [" one", " two"], "answer": number % 2} for number in range(4)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = {"task": "words", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "q.jsonl"}},
+            "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}",
+            "doc_to_choice": "{{options}}", "doc_to_target": "{{answer}}", "target_delimiter": "",
+            "metric_list": [{"metric": "acc"}]}  # fmt: skip
+    (tmp_path / "words.yaml").write_text(json.dumps(task), encoding="utf-8")  # JSON is YAML, too
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_tasks_of_the_harness_are_a_table_or_json(capsys: pytest.CaptureFixture[str], task_folder: Path) -> None:
+    tasks = ["--tasks", "words", "--task-folder", str(task_folder), "--device", "cpu"]
+    assert main(["bytes", "bpe", *tasks]) == 0
+    assert capsys.readouterr().out.count(" words ") == 2
+    found = measured(capsys, "bytes", *tasks[:-2], "--limit", "3", "--num-fewshot", "0")
+    (metric,) = found["models"][0]["tasks"]
+    assert (metric["task"], metric["metric"], metric["samples"]) == ("words", "acc", 3)
+    with pytest.raises(ConfigError, match=r"--tasks other: no such task in .*; it has words"):
+        main(["bytes", *tasks, "--tasks", "other"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", "a"], "--tasks: needs --task-folder DIR"),
+        (["--tasks", "a", "--task-folder", "none"], "--task-folder none: no such folder"),
+        (["--tasks", ",", "--task-folder", "."], "--tasks: is empty"),
+        (["--limit", "3"], "are about --tasks; give some"),
+        (["--tasks", "a", "--task-folder", ".", "--stride", "2"], "--tasks: bring their own text"),
+    ],
+)
+def test_mistakes_about_tasks_are_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        main(["bytes", *arguments])
