@@ -15,6 +15,7 @@ KINDS = {
     "loops": "the training loop against bare loops of the same model",
     "loss": "the loss over the vocabulary in chunks, against whole logits and the kernels of other libraries",
     "optimizers": "the update of every optimizer against AdamW's, alone and in a step, and its state",
+    "sample": "generating text with and without a cache of keys and values, against transformers",
     "loader": "loading batches against stacked slices of a memmap, and against a plain memory copy of the same size",
     "prepare": "writing token files from text against running the tokenizer alone",
     "contention": "several runs at once on the same cores, for each way that OpenMP's threads can wait",

@@ -1,11 +1,14 @@
 """`python -m lmtrain sample RUN_DIR --prompt …`: generates text from a checkpoint."""
 
+import importlib
+import itertools
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
@@ -19,6 +22,9 @@ if TYPE_CHECKING:
     from lmtrain.data.stored_tokenizer import StoredTokenizer
     from lmtrain.run.reading.loaded import LoadedModel
 
+NOT_INTERACTIVE = ("prompt", "prompts", "json", "logprobs")
+ASKING = "prompt: "
+
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(prog="python -m lmtrain sample", description="Generates text with a trained model.")
@@ -26,7 +32,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue; repeatable (default: begin a new document)"
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt in each line")
+    parser.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt in each line, or .jsonl with objects that have a prompt")
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="ask for prompts: Ctrl-C stops a text, Ctrl-D ends; the seed of each next prompt is one higher",
+    )
     parser.add_argument(
         "--tokens", type=WholeNumber(1), default=200, help="number of tokens to generate (default: 200)"
     )
@@ -84,6 +95,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
+    if options.interactive and (given := [name for name in NOT_INTERACTIVE if getattr(options, name) not in (None, False)]):
+        raise ConfigError(f"--interactive: asks for prompts and shows texts itself; leave out --{', --'.join(given)}")
     options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():
         raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
@@ -95,26 +108,31 @@ def main(arguments: Sequence[str]) -> int:
 
     loaded = load_model(options.run, options.checkpoint, options.device, options.trust)
     loaded = replace(loaded, tokenizer=_choose_tokenizer(loaded, options.run, options.tokenizer))
+    settings: dict[str, Any] = {
+        "tokens": options.tokens,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "repetition_penalty": options.repetition_penalty,
+        "stop": options.stop,
+        "ignore_end": options.ignore_end,
+        "cache": not options.no_cache,
+    }
+    if options.interactive:
+        return _converse(loaded, options.seed, settings | {"count": options.count})
     prompts = _prompts(options.prompt, options.prompts)
     single = len(prompts) * options.count == 1 and not options.json
     if single:
         print(visible(prompts[0]), end="", flush=True)
     samples = loaded.samples(
         prompts,
+        **settings,
         count=options.count,
-        tokens=options.tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        min_p=options.min_p,
-        repetition_penalty=options.repetition_penalty,
-        stop=options.stop,
-        ignore_end=options.ignore_end,
         seed=options.seed,
         batch_size=options.batch_size,
-        cache=not options.no_cache,
         logprobs=options.logprobs,
-        show=(lambda piece: print(visible(piece), end="", flush=True)) if single else None,
+        show=_show if single else None,
     )
     if single:
         print()
@@ -129,6 +147,34 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _show(piece: str) -> None:
+    print(visible(piece), end="", flush=True)
+
+
+def _converse(loaded: "LoadedModel", seed: int, settings: Mapping[str, Any]) -> int:
+    """Continue the prompts that the user types, until the end of the input."""
+    with suppress(ImportError):  # with it, `input` can edit lines and repeat earlier ones
+        importlib.import_module("readline")
+    for number in itertools.count(seed):
+        try:
+            prompt = input(ASKING)
+        except EOFError:
+            print()
+            break
+        except KeyboardInterrupt:
+            print()
+            continue
+        try:
+            print(visible(prompt), end="", flush=True)
+            loaded.samples([prompt], **settings, seed=number, show=_show)
+            print()
+        except KeyboardInterrupt:
+            print(" [stopped]")
+        except ConfigError as error:
+            print(f"\nerror: {error}")
+    return 0
+
+
 def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     """Return the prompts of the options; an empty one begins a new document.
 
@@ -137,14 +183,31 @@ def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     """
     prompts = [*(given or [])]
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+        try:  # not splitlines(), which also cuts at line ends that JSON may have inside a text
+            lines = file.read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"--prompts {file}: can't be read as text ({error})") from error
         if not any(lines):
             raise ConfigError(f"--prompts {file}: has no prompt; write one in each line")
-        prompts += [line for line in lines if line]
+        as_json = file.suffix == ".jsonl"
+        prompts += [
+            _prompt_in(line, f"--prompts {file}, line {number}") if as_json else line
+            for number, line in enumerate(lines, start=1)
+            if line
+        ]
     return prompts or [""]
+
+
+def _prompt_in(line: str, where: str) -> str:
+    """Return the prompt of a line of JSON; raise ConfigError if it has none."""
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise ConfigError(f'{where}: not JSON ({error}); write {{"prompt": "…"}} in each line') from error
+    prompt = found.get("prompt") if isinstance(found, dict) else None
+    if not isinstance(prompt, str):
+        raise ConfigError(f'{where}: no text under "prompt"; write {{"prompt": "…"}} in each line')
+    return prompt
 
 
 def _choose_tokenizer(loaded: "LoadedModel", run: Path, given: Path | None) -> "StoredTokenizer":

@@ -85,13 +85,23 @@ class PlainContext:
 
     def start(self, row: int, ids: Sequence[int]) -> Tensor:
         self.texts[row] = [*ids]
-        seen = ids[first_seen(len(ids), self.block_size) :]
-        logits, _ = self.model(torch.tensor([[*seen]], device=self.device))
-        found: Tensor = logits[0, -1]
-        return found
+        return self._after([row])[0]
 
     def add(self, ids: Sequence[int]) -> Tensor:
-        return torch.stack([self.start(row, [*self.texts[row], token]) for row, token in enumerate(ids)])
+        lengths: dict[int, list[int]] = {}
+        for row, token in enumerate(ids):
+            self.texts[row].append(token)
+            lengths.setdefault(len(self.texts[row]), []).append(row)
+        # Texts of equal length are computed at once.
+        found = {row: logits for rows in lengths.values() for row, logits in zip(rows, self._after(rows), strict=True)}
+        return torch.stack([found[row] for row in range(len(ids))])
+
+    def _after(self, rows: Sequence[int]) -> Tensor:
+        """Return the logits (B, V) after texts of equal length."""
+        first = first_seen(len(self.texts[rows[0]]), self.block_size)
+        logits, _ = self.model(torch.tensor([self.texts[row][first:] for row in rows], device=self.device))
+        found: Tensor = logits[:, -1]
+        return found
 
     def move(self, source: int, target: int) -> None:
         self.texts[target] = self.texts[source]

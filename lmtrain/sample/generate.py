@@ -34,7 +34,7 @@ class Continuation:
     ending: Ending | None = None
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def continue_texts(
     model: nn.Module,
     texts: Sequence[Continuation],

@@ -7,6 +7,7 @@ from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.sample.generate import Continuation, Ending
 
 UNFINISHED = "\ufffd"  # what a decoder returns for a part of a character
+NEIGHBOURS = 8  # earlier tokens that are decoded with a new one
 
 
 @dataclass(frozen=True)
@@ -35,31 +36,40 @@ class Sample:
 
 
 class GrowingText:
-    """Decodes a continuation as it grows, never half a character, and finds stop texts in it."""
+    """Decodes a continuation as it grows, never half a character, and finds stop texts in it.
+
+    A token costs the decoding of a few tokens, however long the text is.
+    """
 
     def __init__(self, tokenizer: StoredTokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
         self.tokenizer, self.stop = tokenizer, [text for text in stop if text]
         self.ids, self.before = [*prompt], tokenizer.decode(prompt)
         self.text, self.shown, self.found = "", 0, False
+        self._decoded = len(self.ids)  # this many ids are in `before` and `text`
 
     def add(self, token: int) -> None:
         """Add a token."""
         self.ids.append(token)
-        whole = self.tokenizer.decode(self.ids)
-        if not whole.endswith(UNFINISHED):
-            self._set(whole)
+        # Earlier tokens are decoded with it, because some decoders drop a space at the start of what they get.
+        start = max(0, self._decoded - NEIGHBOURS)
+        old = self.tokenizer.decode(self.ids[start : self._decoded])
+        new = self.tokenizer.decode(self.ids[start:])
+        if not new.endswith(UNFINISHED):
+            self._decoded = len(self.ids)
+            self._set(self.text + new[len(old) :], searched=len(self.text))
 
     def finish(self) -> None:
         """Accept the text as it is, even if it ends with a part of a character."""
-        self._set(self.tokenizer.decode(self.ids))
+        self._set(self.tokenizer.decode(self.ids)[len(self.before) :])
 
-    def _set(self, whole: str) -> None:
+    def _set(self, text: str, searched: int = 0) -> None:
+        """Replace the text, of which so many characters have no stop text."""
         if self.found:
             return
-        self.text = whole[len(self.before) :]
-        places = [place for text in self.stop if (place := self.text.find(text)) >= 0]
-        if places:
-            self.text, self.found = self.text[: min(places)], True
+        self.text = text
+        places = [text.find(each, max(0, searched - len(each) + 1)) for each in self.stop]
+        if found := [place for place in places if place >= 0]:
+            self.text, self.found = text[: min(found)], True
 
     def piece(self, *, last: bool = False) -> str:
         """Return what is new and can't be the begin of a stop text; all that is left if this is the last piece."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from model.test_cache import CASES, model_of
+from support.cached_models import CASES, model_of
 from torch import Tensor, nn
 
 from lmtrain.sample.choice import Choice, random_numbers

@@ -55,14 +55,43 @@ def export_folder(loaded: LoadedModel, folder: Path, dtype: str) -> list[str]:
             _write_other_files(partial, tokenizer, end_of_text, block_size)
             about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
     else:
-        config = exported_config(model, end_of_text, dtype)  # refuses what can't be exported
-        weights = exported_weights(loaded.model, names_of(config), DTYPES[dtype])
+        exported = _exported(model, loaded.model, end_of_text, dtype)  # refuses what can't be exported
         with complete_folder(folder, "--to hf ") as partial:
-            _write_json(partial / CONFIG, config)
-            write_weights(partial, weights)
+            _write_model(partial, *exported)
             _write_other_files(partial, tokenizer, end_of_text, block_size)
             about_card = write_model_card(partial, Run(loaded.directory.absolute()), loaded.config, loaded.step)
     return [*_remarks(loaded, model), *about_card]
+
+
+def write_model_files(
+    folder: Path, config: Mapping[str, Any], model: nn.Module, end_of_text: int | None, dtype: str
+) -> None:
+    """Write only config and weights of a model into an existing folder.
+
+    Args:
+        folder: The folder.
+        config: The resolved `model` node of its config.
+        model: The model, on any device.
+        end_of_text: The id that ends a document, if there is one.
+        dtype: The number format of the weights, see `DTYPES`.
+
+    Raises:
+        ValueError: transformers has no such model, or a weight does not fit the number format.
+    """
+    _write_model(folder, *_exported(config, model, end_of_text, dtype))
+
+
+def _exported(
+    config: Mapping[str, Any], model: nn.Module, end_of_text: int | None, dtype: str
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the content of `config.json`, and the weights."""
+    theirs = exported_config(config, end_of_text, dtype)
+    return theirs, exported_weights(model, names_of(theirs), DTYPES[dtype])
+
+
+def _write_model(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+    _write_json(folder / CONFIG, config)
+    write_weights(folder, weights)
 
 
 def end_of_text_of(loaded: LoadedModel) -> int | None:
