@@ -51,6 +51,7 @@ OTHER_WORDS = {
     *("BOOT_FAIL", "NODE_FAIL", "OUT_OF_MEMORY"),  # states of Slurm's jobs
     *("DCP_SHARDING_INFO", "DCP_VERSION"),  # entries of a file's metadata
     "Q8_0",  # a format of numbers
+    *("DISABLE_MULTIPROC", "TQDM_DISABLE"),  # set for the harness while it runs
 }
 
 
