@@ -208,6 +208,7 @@ def train(
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
         if trainer.sample_interval:
             trainer.samples.check()
+        trainer.tasks.check()
         start.restore(trainer)
         if start.is_new and cfg.get("init_from"):
             from lmtrain.convert.initial_weights import begin_with_weights

@@ -13,6 +13,7 @@ from lmtrain.checkpoint.run_checkpoints import RunCheckpoints
 from lmtrain.checkpoint.snapshot import Snapshot, TrainState
 from lmtrain.data.prefetch import MicroBatch, Prefetcher
 from lmtrain.errors import DataError, DivergedError, InterruptedBySignal
+from lmtrain.evaluate.while_training import TrainingTasks
 from lmtrain.loop import policies
 from lmtrain.loop.bad_steps import BadStep, BadStepMonitor, SpikeDetector
 from lmtrain.loop.evaluation import Evaluator, sequences_to_evaluate
@@ -23,7 +24,7 @@ from lmtrain.loop.rank_times import RankTimes
 from lmtrain.loop.schedules import Schedules
 from lmtrain.loop.step_clock import StepClock
 from lmtrain.loop.step_sizes import TokenPoints
-from lmtrain.loop.train_metrics import Speed, train_metrics
+from lmtrain.loop.train_metrics import Metrics, Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
 from lmtrain.loop.update import unscale, update, updated_modules
 from lmtrain.sample.while_training import TrainingSamples
@@ -31,19 +32,15 @@ from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
 
-Metrics = dict[str, float]
-
 
 class Trainer:
     """Trains a model, evaluates it regularly, and logs and saves the run.
 
-    The loss of a step is the mean over all target tokens of its micro-batches. Every token has the same weight, no
-    matter how the step is split. The learning rate of a parameter group is the schedule's learning rate times the
-    group's `lr_scale`, which is 1 by default.
+    The loss of a step is the mean over all target tokens of its micro-batches, however the step is split. The learning
+    rate of a parameter group is the schedule's learning rate times the group's `lr_scale`, which is 1 by default.
 
-    A step is bad if its loss or gradient norm is not finite, or is a spike. Bad steps are detected on the device, which
-    skips their update. The batch is saved for inspection, and the policy `on_bad_step` decides how the run continues
-    (see `loop/policies.py`).
+    A step is bad if its loss or gradient norm is not finite, or is a spike. The device skips its update, its batch is
+    saved, and the policy `on_bad_step` decides how the run continues (see `loop/policies.py`).
 
     Args:
         parts: Data loaders, model, optimizer and schedule.
@@ -55,30 +52,29 @@ class Trainer:
             micro-batches follows from `data.batch_size`, which may also be `auto`.
         batch_schedule: Pairs of tokens and the sequences per optimizer step from there on; before the first, the two
             values above hold. A step has the size that holds at its start. The order of the data stays the same.
-        length_schedule: Pairs of tokens and the tokens per sequence from there on; before the first, it is
-            `data.block_size`. Shorter sequences are pieces of the same samples. Evaluations use the whole length.
-        weight_decay_schedule: Pairs of finished steps and the share of the weight decay after them; straight lines
-            between them.
+        length_schedule: Pairs of tokens and the tokens per sequence from there on; before, it is `data.block_size`.
+            Shorter sequences are pieces of the same samples. Evaluations use the whole length.
+        weight_decay_schedule: Pairs of finished steps and the share of the weight decay after them; linear between.
         momentum_schedule: The same for the optimizer's `momentum` or, without one, for the first of its `betas`.
         grad_clip: Largest global gradient norm; larger gradients are scaled down to it. 0 means no clipping.
         on_bad_step: Policy for bad steps. `stop` ends the run, `skip` continues with the next step, and `rewind` goes
             back to the last regular checkpoint and continues with the data after the bad step.
-        spike_zscore: A loss or gradient norm is a spike if it is more than this many robust standard deviations above
-            the median of recent good steps; null turns this check off.
+        spike_zscore: A loss or gradient norm is a spike if it is so many robust standard deviations above the median of
+            recent good steps; null turns this check off.
         spike_window: Number of recent good steps that a step is compared with.
-        ema_decay: Share of an exponential moving average of the weights that is kept in a step; null means no average.
-            Validation losses are those of the average, and it is saved beside the weights.
+        ema_decay: Share of a moving average of the weights that a step keeps, with which runs are evaluated; null = none.
         eval_interval: Steps between evaluations on the validation split.
-        eval_tokens: Validation tokens per evaluation, as sequences that are evenly spaced over the split; null means
-            no limit. They are the same tokens for every seed and batch size.
+        eval_tokens: Validation tokens per evaluation, evenly spaced over the split; null means no limit.
         eval_batches: Batches per evaluation at most; null means no limit. Without both limits, it is the whole split.
         eval_train_batches: Batches of the training split to evaluate as well, as `train_eval/loss`; 0 means none.
+        eval_tasks: Tasks of the EleutherAI harness that each evaluation runs as well; null means none.
+        eval_tasks_folder: The folder with their files.
+        eval_tasks_limit: The first questions of each task only; null means all.
         sample_interval: Steps between texts that the model writes, see `samples.jsonl`; null means none.
         sample_prompts: The texts that it continues, always with the same random numbers; null begins a document.
         sample_new_tokens: Tokens of each text at most.
         log_interval: Steps between lines of `metrics.jsonl`.
-        checkpoint_interval: Steps between regular checkpoints. A checkpoint is also saved at every new best validation
-            loss and at the end.
+        checkpoint_interval: Steps between checkpoints; one is also saved at each new best validation loss and the end.
         keep_checkpoints: Number of newest checkpoints to keep. The best one is always kept.
         keep_every: Also keep every checkpoint whose step is a multiple of this; null means none.
 
@@ -111,6 +107,9 @@ class Trainer:
         eval_batches: PositiveInt | None,
         eval_tokens: PositiveInt | None = None,
         eval_train_batches: NonNegativeInt,
+        eval_tasks: list[str] | None = None,
+        eval_tasks_folder: str | None = None,
+        eval_tasks_limit: PositiveInt | None = None,
         sample_interval: PositiveInt | None = None,
         sample_prompts: list[str] | None = None,
         sample_new_tokens: PositiveInt = 64,
@@ -122,8 +121,7 @@ class Trainer:
         self.parts, self.system, self.parallel = parts, parts.system, parts.parallel
         self.train_loader, self.model, self.optimizer = parts.train_loader, parts.model, parts.optimizer
         self.logger, self.saver, self.bad_batches = recorder.logger, recorder.saver, recorder.bad_batches
-        self.stop, self.state = recorder.stop, state
-        self.max_steps = max_steps
+        self.stop, self.state, self.max_steps = recorder.stop, state, max_steps
         # `config` derives the number of micro-batches.
         assert global_batch_size in (None, gradient_accumulation_steps * parts.train_loader.batch_size)
         by_tokens, by_step = (batch_schedule, length_schedule), (weight_decay_schedule, momentum_schedule)
@@ -134,12 +132,14 @@ class Trainer:
         fixed = self.schedules.changes_length
         self.forward = self.system.compile(self.model, fixed_shapes=fixed, wrap=self.parallel.wrap)
         self.scaler = self.system.scaler()
+        self.tasks = TrainingTasks(parts, recorder.tokenizer, eval_tasks or [], eval_tasks_folder, eval_tasks_limit)
         self.evaluator = Evaluator(
             parts,
             self.forward,
             sequences=sequences_to_evaluate(parts.val_loader, eval_batches, eval_tokens),
             train_sequences=eval_train_batches * parts.train_loader.batch_size,
             request=lambda: self.stop.requested(check_file=False),
+            tasks=self.tasks.metrics,
         )
         self.garbage, self.times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
         self.params = [param for param in parts.updated.values() if param.requires_grad]
@@ -283,8 +283,8 @@ class Trainer:
 
     def _apply_policy(self, *, newest: bool) -> None:
         """Apply the policy to the bad steps that the device has reported; `newest` also waits for the last step."""
-        bad_steps = self.monitor.bad_steps(newest=newest)
-        policies.apply(self.on_bad_step, bad_steps, self.bad_batches, self.state.count_bad_step)
+        count = self.state.count_bad_step
+        policies.apply(self.on_bad_step, self.monitor.bad_steps(newest=newest), self.bad_batches, count)
 
     def _rewind(self, bad: BadStep) -> None:
         self.checkpoints.rewind(self.state, bad, len(bad.micro_batch_losses) * self.train_loader.batch_size)

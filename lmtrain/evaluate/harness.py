@@ -196,11 +196,7 @@ def run_tasks(
         DataError: There is no such task, or its files can't be used.
     """
     with _quiet(), _unchanged_generators(), contextlib.chdir(folder):
-        manager = TaskManager(include_path=str(folder.absolute()), include_defaults=False)
-        known = sorted(manager.all_tasks)
-        if unknown := [task for task in tasks if task not in known]:
-            there = f"it has {first_few(known, 12)}" if known else "it has no task files"
-            raise DataError(f"--tasks {unknown[0]}: no such task in {folder}; {there}")
+        manager = _manager(tasks, folder)
         try:
             found = simple_evaluate(
                 model,
@@ -217,8 +213,23 @@ def run_tasks(
             )
         except Exception as error:  # a task file can fail in any way
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise DataError(f"--tasks {','.join(tasks)}: the harness can't run this ({reason[:300]})") from error
+            raise DataError(f"{','.join(tasks)}: the harness can't run this ({reason[:300]})") from error
     return list(_metrics(found or {}))
+
+
+def check_tasks(tasks: Sequence[str], folder: Path) -> None:
+    """Raise DataError if a folder has no such tasks."""
+    with _quiet():
+        _manager(tasks, folder)
+
+
+def _manager(tasks: Sequence[str], folder: Path) -> TaskManager:
+    manager = TaskManager(include_path=str(folder.absolute()), include_defaults=False)
+    known = sorted(manager.all_tasks)
+    if unknown := [task for task in tasks if task not in known]:
+        there = f"it has {first_few(known, 12)}" if known else "it has no task files"
+        raise DataError(f"{unknown[0]}: no such task in {folder}; {there}")
+    return manager
 
 
 def _metrics(found: Mapping[str, Any]) -> Iterator[TaskMetric]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ class Evaluator:
 
     `forward` is the model as the trainer calls it, possibly compiled. `sequences` is the number of validation sequences
     (None means the whole split), and `train_sequences` the number of training sequences (0 means none). With several
-    processes, `request` may stop an evaluation between two batches.
+    processes, `request` may stop an evaluation between two batches. `tasks` returns more metrics of the model.
     """
 
     def __init__(
@@ -123,7 +123,9 @@ class Evaluator:
         sequences: int | None,
         train_sequences: int,
         request: Request = no_request,
+        tasks: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        self.tasks = tasks
         self.model, self.forward, self.system, self.parallel = parts.model, forward, parts.system, parts.parallel
         self.train_loader, self.val_loader = parts.train_loader, parts.val_loader
         self.sequences, self.train_sequences, self.request = sequences, train_sequences, request
@@ -141,4 +143,4 @@ class Evaluator:
             metrics["val/bits_per_byte"] = loss / math.log(2) / bytes_per_token
         if self.train_sequences:
             metrics["train_eval/loss"] = self.loss(self.train_loader, self.train_sequences)
-        return metrics
+        return metrics | dict(self.tasks())

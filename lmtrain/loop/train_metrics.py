@@ -11,6 +11,8 @@ from lmtrain.loop.update import updated_modules
 from lmtrain.model.flops import flops_per_token
 from lmtrain.system import System
 
+Metrics = dict[str, float]
+
 
 class Speed(NamedTuple):
     """Holds the mean seconds and tokens per step since the last metrics, and the tokens per sequence."""

@@ -205,7 +205,7 @@ def test_tasks_of_the_harness_are_a_table_or_json(capsys: pytest.CaptureFixture[
     found = measured(capsys, "bytes", *tasks[:-2], "--limit", "3", "--num-fewshot", "0")
     (metric,) = found["models"][0]["tasks"]
     assert (metric["task"], metric["metric"], metric["samples"]) == ("words", "acc", 3)
-    with pytest.raises(ConfigError, match=r"--tasks other: no such task in .*; it has words"):
+    with pytest.raises(ConfigError, match=r"other: no such task in .*; it has words"):
         main(["bytes", *tasks, "--tasks", "other"])
 
 

@@ -166,10 +166,10 @@ def test_tasks_give_the_scores_of_a_hand_computation(folder: Path, capfd: pytest
 @pytest.mark.slow
 def test_mistakes_are_one_line(folder: Path) -> None:
     asked = model_of("bytes")
-    with pytest.raises(DataError, match=r"--tasks nothing: no such task in .*; it has choices, ends$"):
+    with pytest.raises(DataError, match=r"nothing: no such task in .*; it has choices, ends$"):
         run_tasks(asked, ["choices", "nothing"], folder)
     (folder / "choices.jsonl").unlink()
-    with pytest.raises(DataError, match=r"--tasks choices: the harness can't run this") as caught:
+    with pytest.raises(DataError, match=r"choices: the harness can't run this") as caught:
         run_tasks(asked, ["choices"], folder)
     assert "\n" not in str(caught.value)
     (folder / "empty").mkdir()
