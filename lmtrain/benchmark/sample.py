@@ -53,7 +53,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
     parser.add_argument("--tokens", type=WholeNumber(1), default=512, help="tokens of each text (default: 512)")
     parser.add_argument(
-        "--batch-sizes", nargs="+", type=WholeNumber(1), default=[1, 8], metavar="B", help="texts at once (default: 1 8)"
+        "--batch-sizes",
+        nargs="+",
+        type=WholeNumber(1),
+        default=[1, 8],
+        metavar="B",
+        help="texts at once (default: 1 8)",
     )
     parser.add_argument(
         "--only", nargs="+", choices=list(MEANINGS), default=list(MEANINGS), help="contenders (default: all)"
@@ -127,7 +132,9 @@ def _contenders(
     found: Mapping[str, Generate | None] = {
         CACHE: partial(ours, True),
         RECOMPUTE: partial(ours, False),
-        TRANSFORMERS: None if theirs is None else partial(_generate_theirs, theirs, torch.tensor(prompts, device=device)),
+        TRANSFORMERS: None
+        if theirs is None
+        else partial(_generate_theirs, theirs, torch.tensor(prompts, device=device)),
     }
     return {name: generate for name, generate in found.items() if name in only and generate is not None}
 

@@ -32,7 +32,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue; repeatable (default: begin a new document)"
     )
-    parser.add_argument("--prompts", type=Path, metavar="FILE", help="file with a prompt in each line, or .jsonl with objects that have a prompt")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="file with a prompt in each line, or .jsonl with objects that have a prompt",
+    )
     parser.add_argument(
         "--interactive",
         action="store_true",
@@ -95,7 +100,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
-    if options.interactive and (given := [name for name in NOT_INTERACTIVE if getattr(options, name) not in (None, False)]):
+    if options.interactive and (
+        given := [name for name in NOT_INTERACTIVE if getattr(options, name) not in (None, False)]
+    ):
         raise ConfigError(f"--interactive: asks for prompts and shows texts itself; leave out --{', --'.join(given)}")
     options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():

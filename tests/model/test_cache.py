@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lmtrain.model.cache import KeyValueCache, Prefill, Step, can_cache
 from lmtrain.model.decoder import Decoder
 
+
 def whole(model: nn.Module, tokens: Tensor) -> Tensor:
     logits: Tensor = model(tokens[None])[0][0]
     return logits

@@ -49,5 +49,7 @@ def loaded_model(overrides: list[str], tokenizer: StoredTokenizer | None = None)
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     directory = Path(tempfile.mkdtemp(dir=_folder().name))
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8")  # the model card tells about it
+    (directory / "config.yaml").write_text(
+        OmegaConf.to_yaml(cfg, resolve=True), encoding="utf-8"
+    )  # the model card tells about it
     return LoadedModel(directory, cfg, model.eval(), tokenizer, build_system(cfg, compile=False), 3)
