@@ -20,19 +20,15 @@ from lmtrain.config.batch_size import SIZE, for_processes, is_auto
 from lmtrain.config.build import build, raising_config_errors
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.stored_tokenizer import (
-    TOKENIZER_CONFIG_FILE,
-    TOKENIZER_FILE,
     StoredTokenizer,
-    copy_tokenizer,
-    load_tokenizer,
 )
 from lmtrain.errors import COMPLETED, ENDS_EVERYWHERE, ConfigError, DataError, InterruptedBySignal, ending_of
 from lmtrain.files.limited import read_json
-from lmtrain.files.links import refuse_links
 from lmtrain.hardware.processes import leave_the_others
 from lmtrain.logger.base import CompositeLogger
 from lmtrain.logger.console import ConsoleLogger
 from lmtrain.logger.jsonl import JsonlLogger
+from lmtrain.logger.samples import SAMPLES_FILE, SamplesLogger
 from lmtrain.logger.wandb import agent_run_id
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.stop_request import PRUNE_FILE, REPEAT_OF_SEVERAL_S, REPEAT_S, StopRequest
@@ -50,6 +46,7 @@ from lmtrain.run.provenance import Resume, RunRequest, evaluation_summary, model
 from lmtrain.run.reading.loaded import saved_model
 from lmtrain.run.result import write_result
 from lmtrain.run.start import load_start, start_checkpoints
+from lmtrain.run.tokenizer import keep_tokenizer
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
 
@@ -195,7 +192,7 @@ def train(
         start = load_start(cfg, checkpoints, parts.parallel)
         vars(state).update(vars(start.state))
         request.facts.wait_for_trial()
-        tokenizer = _keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
+        tokenizer = keep_tokenizer(cfg, directory, start.origin.run if start.origin is not None else None)
         described = describe_environment(
             run_id, parts.system.describe(), plain_config(request.cfg), request.facts.get()
         )
@@ -209,6 +206,8 @@ def train(
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+        if trainer.sample_interval:
+            trainer.samples.check()
         start.restore(trainer)
         if start.is_new and cfg.get("init_from"):
             from lmtrain.convert.initial_weights import begin_with_weights
@@ -258,15 +257,16 @@ def build_recorder(
 ) -> Recorder:
     """Build the recorder, which writes the run directory and the loggers; `environment` describes the machine."""
     info = run_info(cfg, directory, environment["run_id"])
-    metrics = JsonlLogger(directory.path / "metrics.jsonl")
+    metrics, samples = JsonlLogger(directory.path / "metrics.jsonl"), SamplesLogger(directory.path / SAMPLES_FILE)
     console = ConsoleLogger(lambda: state.step, cfg.trainer.max_steps)
     return Recorder(
-        logger=CompositeLogger(metrics, [console, *(build(node, info) for node in cfg.logger.values())]),
+        logger=CompositeLogger(metrics, [console, samples, *(build(node, info) for node in cfg.logger.values())]),
         saver=Saver(checkpoints, before_commit=metrics.sync),  # a resume relies on the metrics up to the checkpoint
         bad_batches=BadBatches(
             directory.path / "bad-batches", parts.train_loader, tokenizer.decode if tokenizer else None
         ),
         stop=stop,
+        tokenizer=lambda: tokenizer,
         identity={
             "run_id": environment["run_id"],
             "config": info.config,
@@ -284,17 +284,3 @@ def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError(
             f"trainer.max_steps={cfg.trainer.max_steps}: the run has already done {done} steps; give at least {done}"
         )
-
-
-def _keep_tokenizer(cfg: DictConfig, directory: RunDirectory, origin: Path | None) -> StoredTokenizer | None:
-    """Copy the data's tokenizer into the run directory and return it, so that sampling needs nothing else.
-
-    If the data has no tokenizer, an imported run may have its own, and a fork copies the one of its origin. Return None
-    if there is none.
-    """
-    source = next(iter(token_folders(cfg.data).values()), None)
-    copied = source is not None and copy_tokenizer(source, directory.path)
-    if not copied and origin is not None:
-        refuse_links(origin, (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE))
-        copy_tokenizer(origin, directory.path)
-    return load_tokenizer(directory.path) if (directory.path / TOKENIZER_FILE).is_file() else None

@@ -26,6 +26,7 @@ from lmtrain.loop.step_sizes import TokenPoints
 from lmtrain.loop.train_metrics import Speed, train_metrics
 from lmtrain.loop.training_parts import Parts
 from lmtrain.loop.update import unscale, update, updated_modules
+from lmtrain.sample.while_training import TrainingSamples
 from lmtrain.scheduler import Shares
 
 PRUNE_CHECK_STEPS = 10  # steps between checks for a prune request: on a network file system, one can take a millisecond
@@ -70,10 +71,11 @@ class Trainer:
         eval_interval: Steps between evaluations on the validation split.
         eval_tokens: Validation tokens per evaluation, as sequences that are evenly spaced over the split; null means
             no limit. They are the same tokens for every seed and batch size.
-        eval_batches: Largest number of batches per evaluation; null means no limit. Without both limits, an evaluation
-            reads the whole split.
-        eval_train_batches: Batches of the training split to evaluate as well, logged as `train_eval/loss`; 0 means
-            none.
+        eval_batches: Batches per evaluation at most; null means no limit. Without both limits, it is the whole split.
+        eval_train_batches: Batches of the training split to evaluate as well, as `train_eval/loss`; 0 means none.
+        sample_interval: Steps between texts that the model writes, see `samples.jsonl`; null means none.
+        sample_prompts: The texts that it continues, always with the same random numbers; null begins a document.
+        sample_new_tokens: Tokens of each text at most.
         log_interval: Steps between lines of `metrics.jsonl`.
         checkpoint_interval: Steps between regular checkpoints. A checkpoint is also saved at every new best validation
             loss and at the end.
@@ -109,6 +111,9 @@ class Trainer:
         eval_batches: PositiveInt | None,
         eval_tokens: PositiveInt | None = None,
         eval_train_batches: NonNegativeInt,
+        sample_interval: PositiveInt | None = None,
+        sample_prompts: list[str] | None = None,
+        sample_new_tokens: PositiveInt = 64,
         log_interval: PositiveInt,
         checkpoint_interval: PositiveInt,
         keep_checkpoints: PositiveInt,
@@ -125,7 +130,7 @@ class Trainer:
         self.schedules = Schedules(parts, gradient_accumulation_steps, *by_tokens, *by_step)
         self.grad_clip, self.on_bad_step = grad_clip or math.inf, policies.POLICIES[on_bad_step]
         self.eval_interval, self.log_interval = eval_interval, log_interval
-        self.checkpoint_interval = checkpoint_interval
+        self.checkpoint_interval, self.sample_interval = checkpoint_interval, sample_interval
         fixed = self.schedules.changes_length
         self.forward = self.system.compile(self.model, fixed_shapes=fixed, wrap=self.parallel.wrap)
         self.scaler = self.system.scaler()
@@ -139,11 +144,11 @@ class Trainer:
         self.garbage, self.times = GarbageCollection(), RankTimes(self.parallel, self.system.device)
         self.params = [param for param in parts.updated.values() if param.requires_grad]
         self.updated_modules = updated_modules(self.model)
-        self.detector = SpikeDetector(
-            spike_zscore, spike_window, self.system.device, ignore_norm=self.scaler.is_enabled()
-        )
+        scaled = self.scaler.is_enabled()
+        self.detector = SpikeDetector(spike_zscore, spike_window, self.system.device, ignore_norm=scaled)
         self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.samples, state.seconds)
         self.evaluation_weights = evaluation_weights(self.parallel.own(self.model), self.optimizer, ema_decay)
+        self.samples = TrainingSamples(parts, recorder.tokenizer, sample_prompts or [""], sample_new_tokens)
         self.snapshot = Snapshot(parts, self.scaler, self.detector, self.evaluation_weights, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,
@@ -242,8 +247,10 @@ class Trainer:
                 metrics = self._add_evaluation(metrics)
             if metrics:
                 state.seconds = self.clock.run_seconds()
-                axes = {"tokens": state.tokens, "seconds": state.seconds}  # x axes for curves
-                self.logger.log(state.step, metrics | axes)
+                self.logger.log(state.step, metrics | {"tokens": state.tokens, "seconds": state.seconds})
+            if self.sample_interval and (state.step % self.sample_interval == 0 or state.step == self.max_steps):
+                with self.evaluation_weights.in_use():
+                    self.logger.log_samples(state.step, self.samples.take())
             if evaluate and not math.isfinite(state.val_loss or 0.0) and self.on_bad_step is policies.stop:
                 raise DivergedError(f"the validation loss of step {state.step} is {state.val_loss}")
             if save or state.best_step == state.step:  # the best model is saved at once
@@ -276,12 +283,8 @@ class Trainer:
 
     def _apply_policy(self, *, newest: bool) -> None:
         """Apply the policy to the bad steps that the device has reported; `newest` also waits for the last step."""
-        for bad in self.monitor.bad_steps(newest=newest):
-            batch_file = self.bad_batches.keep(bad)
-            self.state.count_bad_step(bad.step)
-            if self.state.bad_in_a_row > policies.MAX_BAD_STEPS_IN_A_ROW:
-                raise DivergedError(f"{bad}; the {policies.MAX_BAD_STEPS_IN_A_ROW} steps before it were also bad")
-            self.on_bad_step(bad, batch_file)
+        bad_steps = self.monitor.bad_steps(newest=newest)
+        policies.apply(self.on_bad_step, bad_steps, self.bad_batches, self.state.count_bad_step)
 
     def _rewind(self, bad: BadStep) -> None:
         self.checkpoints.rewind(self.state, bad, len(bad.micro_batch_losses) * self.train_loader.batch_size)
@@ -290,11 +293,8 @@ class Trainer:
 
     def _train_metrics(self, loss: Tensor, grad_norm: Tensor) -> Metrics:
         seconds, samples = self.clock.lap(self.state.step, self.state.samples)
-        tokens, length = samples * self.train_loader.block_size, self.schedules.length(self.state.tokens)
-        speed = Speed(seconds, tokens, length)
+        speed = Speed(seconds, samples * self.train_loader.block_size, self.schedules.length(self.state.tokens))
         lr = self.schedules.learning_rate(self.state.step - 1)
         metrics = train_metrics(loss, grad_norm, lr, self.system, self.model, speed) | self.times.metrics()
         self.state.train_loss = metrics["train/loss"]
-        if self.state.bad_steps:
-            metrics["bad_steps"] = self.state.bad_steps
-        return metrics
+        return metrics | ({"bad_steps": self.state.bad_steps} if self.state.bad_steps else {})

@@ -31,8 +31,8 @@ parts
 trainer
 config
 checkpoint
-sample
 evaluate
+sample
 loop
 data
 logger model optimizer parallel scheduler system

@@ -152,6 +152,9 @@ class _Pacemaker:
     def rewind(self, step: int) -> None:
         """Do nothing; it is never called, because the parent kills this process."""
 
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Do nothing; see `rewind`."""
+
     def close(self, status: str) -> None:
         """Do nothing; see `rewind`."""
 

@@ -69,11 +69,12 @@ class TrainState:
         if math.isfinite(loss) and (self.best_val_loss is None or loss < self.best_val_loss):
             self.best_val_loss, self.best_step = loss, self.step
 
-    def count_bad_step(self, step: int) -> None:
-        """Count a bad step, and the consecutive bad steps up to it."""
+    def count_bad_step(self, step: int) -> int:
+        """Count a bad step; return how many consecutive bad steps end with it."""
         self.bad_steps += 1
         self.bad_in_a_row = self.bad_in_a_row + 1 if step == self.last_bad_step + 1 else 1
         self.last_bad_step = step
+        return self.bad_in_a_row
 
     def go_back(self, then: "TrainState") -> None:
         """Return to an earlier state, but keep the time, the number of bad steps and the rewinds since then."""

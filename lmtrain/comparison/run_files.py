@@ -1,5 +1,7 @@
 """Reads and checks a run's files, which may be hostile, damaged or still being written."""
 
+import contextlib
+import json
 import math
 import os
 import re
@@ -15,7 +17,7 @@ from lmtrain.files.metrics import read_columns
 from lmtrain.files.numbers import is_number
 from lmtrain.terminal.as_text import printable
 
-MAX_SAMPLE_BYTES = 1_000_000
+MAX_SAMPLE_BYTES, MAX_SAMPLES_BYTES = 1_000_000, 32_000_000
 MAX_KEYS = 2000  # a normal config has about a hundred
 LARGEST = 1e100  # squares and products of such numbers are still finite floats
 MAX_STEP = 2**53  # larger floats do not count exactly
@@ -126,12 +128,20 @@ def read_series(path: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray
     return series
 
 
-def read_sample(path: Path) -> str | None:
-    """Return the run's sample text; None if there is none or it cannot be read."""
-    try:
-        return read_limited(path, MAX_SAMPLE_BYTES).decode(errors="replace")
-    except (OSError, ValueError):
-        return None
+def read_sample(run: Path) -> str | None:
+    """Return texts that the run's model wrote: the last ones in training, or else the one at the end; None without."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        lines = read_limited(run / "samples.jsonl", MAX_SAMPLES_BYTES).decode(errors="replace").splitlines()
+        last = json.loads(lines[-1])["step"]
+        texts = []
+        for line in reversed(lines):
+            if (found := json.loads(line))["step"] != last:
+                break
+            texts.append(f"{found['prompt']}▸{found['text']}")
+        return f"after step {last}\n\n" + "\n\n".join(reversed(texts))
+    with contextlib.suppress(OSError, ValueError):
+        return read_limited(run / "sample.txt", MAX_SAMPLE_BYTES).decode(errors="replace")
+    return None
 
 
 def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

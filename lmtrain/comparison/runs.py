@@ -197,7 +197,7 @@ def _load_run(path: Path, warn: Callable[[str], None]) -> ComparedRun:
         result=result,
         environment=environment,
         metrics=metrics,
-        sample=read_sample(path / "sample.txt"),
+        sample=read_sample(path),
         parent=None,
     )
 

@@ -91,7 +91,8 @@ NEUTRAL = (
     NeutralKeys(("prepare", "prepare.*"), "the contents of the token files count instead"),
     NeutralKeys(("*._partial_", "*._convert_", "*._recursive_"), "they follow from the class of the part"),
     NeutralKeys(
-        ("trainer.log_interval", "trainer.keep_checkpoints", "trainer.keep_every"), "they say what is logged and kept"
+        ("trainer.log_interval", "trainer.keep_checkpoints", "trainer.keep_every", "trainer.sample_*"),
+        "they say what is logged and kept",
     ),
     NeutralKeys(
         ("trainer.eval_interval", "trainer.eval_train_batches"),

@@ -85,7 +85,7 @@ def measure(stream: TokenStream, scored: Iterable[Scored], block_size: int) -> M
     open_losses, open_tokens = 0.0, 0  # of the document that the next piece may go on with
     for piece in scored:
         number = np.cumsum(piece.opens)
-        sums = np.bincount(number, piece.losses, int(number[-1]) + 1)
+        sums: Floats = np.bincount(number, piece.losses, int(number[-1]) + 1).astype(np.float64)
         counts = np.bincount(number, minlength=len(sums))
         sums[0] += open_losses
         counts[0] += open_tokens

@@ -34,7 +34,7 @@ class Logger(Protocol):
     """Receives the metrics of each logged step once, in ascending order. A new logger needs these two methods.
 
     A logger that can remove steps also has `rewind(step)`, as `RunLogger` does. It is called at the start of every run,
-    too.
+    too. A logger that can show texts also has `log_samples(step, samples)`; a sample is a prompt and its continuation.
     """
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -49,6 +49,12 @@ class RunLogger(Logger, Protocol):
 
     def rewind(self, step: int) -> None:
         """Remove the steps after this one, which are about to be run again."""
+
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Record texts that the model wrote after a step: prompts and their continuations."""
+
+
+OPTIONAL_METHODS = ("rewind", "log_samples")
 
 
 class CompositeLogger:
@@ -69,6 +75,10 @@ class CompositeLogger:
         self.truth.rewind(step)
         self._each("rewind", step)
 
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Give texts to the members that show them."""
+        self._each("log_samples", step, samples)
+
     def close(self, status: str) -> None:
         with contextlib.ExitStack() as stack:
             for member in reversed(self.members):
@@ -81,7 +91,7 @@ class CompositeLogger:
 
     def _call(self, member: Logger, method: str, *arguments: Any) -> None:
         try:
-            if method != "rewind" or hasattr(member, method):
+            if method not in OPTIONAL_METHODS or hasattr(member, method):
                 getattr(member, method)(*arguments)
         except Exception as error:
             self.members.remove(member)

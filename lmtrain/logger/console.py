@@ -1,16 +1,18 @@
 """Shows metrics on the screen: a progress bar in a terminal, and one line per logged step."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.progress import BarColumn, Progress, TextColumn
 
+from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import console
 from lmtrain.terminal.units import duration, si, significant
 
 log = logging.getLogger(__name__)
 
+SAMPLE_CHARS = 200  # of a text; samples.jsonl has all of it
 REFRESHES_PER_SECOND = 2  # on a small CPU, drawing slows the training
 
 
@@ -27,6 +29,12 @@ class ConsoleLogger:
         level = logging.INFO if "val/loss" in metrics else logging.DEBUG
         log.log(level, step_line(step, self.max_steps, metrics))
         self.progress.show(step, metrics)
+
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        for prompt, text in samples:
+            one_line = visible(" ".join(f"{prompt}▸{text}".split()))
+            rest = "…" if len(one_line) > SAMPLE_CHARS else ""
+            log.info("sample after step %d: %s%s", step, one_line[:SAMPLE_CHARS], rest)
 
     def close(self, status: str) -> None:
         self.progress.stop()

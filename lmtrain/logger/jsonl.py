@@ -7,7 +7,7 @@ import errno
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from lmtrain.files.durable import flush_to_disk, write_atomically
@@ -60,6 +60,9 @@ class JsonlLogger:
             yield text if is_strict else _line(line)
         if repeated:
             log.warning("%s: removed lines that repeat a step or go back to an earlier one: %d", self.path, repeated)
+
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Do nothing: texts have a file of their own."""
 
     def sync(self) -> None:
         """Wait until all lines are on the disk."""

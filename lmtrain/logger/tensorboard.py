@@ -1,6 +1,6 @@
 """Writes event files for TensorBoard; `tensorboard --logdir outputs` shows all runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmtrain.errors import COMPLETED
@@ -29,6 +29,14 @@ class TensorBoardLogger:
         self._writer = self._writer or self._open(first_step=None)
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        """Show texts on the tab for text, as code, since they are no Markdown."""
+        self._writer = self._writer or self._open(first_step=None)
+        for number, (prompt, text) in enumerate(samples):
+            lines = f"{prompt}▸{text}".splitlines() or [""]
+            self._writer.add_text(f"sample/{number}", "\n".join(f"    {line}" for line in lines), step)
         self._writer.flush()
 
     def rewind(self, step: int) -> None:

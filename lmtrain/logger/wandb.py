@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +87,7 @@ class WandbLogger:
         }
         if not started_by_agent:  # an agent sets these in the environment
             self.init |= {"project": project, "entity": entity, "id": run.id}
-        self._queue: queue.SimpleQueue[dict[str, float] | str] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[dict[str, Any] | str] = queue.SimpleQueue()
         self._client: _Client | None = None
         self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
         self._thread.start()
@@ -95,6 +95,10 @@ class WandbLogger:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         if self._thread.is_alive():  # otherwise nothing empties the queue
             self._queue.put({wandb_process.STEP: step, **metrics})
+
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
+        if self._thread.is_alive():
+            self._queue.put({wandb_process.STEP: step, wandb_process.SAMPLES: [list(sample) for sample in samples]})
 
     def close(self, status: str) -> None:
         self._queue.put(status)

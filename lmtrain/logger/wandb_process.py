@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 STEP = "step"
+SAMPLES = "samples"
 KILLED = "killed"  # the status of a run that sent no status
 
 
@@ -67,6 +68,9 @@ def follow(connection: Connection, init: Mapping[str, Any], settings: Mapping[st
     for item in _items(connection):
         if isinstance(item, str):
             status = item
+        elif SAMPLES in item:
+            rows = [[item[STEP], *sample] for sample in item[SAMPLES]]
+            run.log({STEP: item[STEP], SAMPLES: wandb.Table(columns=[STEP, "prompt", "text"], data=rows)})
         else:
             run.log(item)
     run.summary["status"] = status
@@ -89,9 +93,9 @@ def _answer(connection: Connection, reply: Reply) -> None:
         send(connection, reply)
 
 
-def _items(connection: Connection) -> Iterator[dict[str, float] | str]:
+def _items(connection: Connection) -> Iterator[dict[str, Any] | str]:
     """Yield metrics until a status has come or the run was killed."""
-    item: dict[str, float] | str = {}
+    item: dict[str, Any] | str = {}
     while not isinstance(item, str):
         try:
             item = receive(connection)

@@ -32,6 +32,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "result.json",
     "sample.txt",
+    "samples.jsonl",
     "tokenizer.json",
     "tokenizer_config.json",
 )

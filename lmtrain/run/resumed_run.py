@@ -37,6 +37,7 @@ FREE_TO_CHANGE = (
     "prepare",
     "trainer.max_steps",
     "trainer.eval_",
+    "trainer.sample_",
     "trainer.log_interval",
     "trainer.checkpoint_interval",
     "trainer.keep_",

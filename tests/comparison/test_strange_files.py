@@ -18,7 +18,7 @@ from lmtrain.comparison.output.picture import as_svg
 from lmtrain.comparison.output.terminal_view import show_comparison
 from lmtrain.comparison.output.text_files import as_csv, as_json, as_markdown
 from lmtrain.comparison.run_comparison import RunComparison, compare
-from lmtrain.comparison.run_files import MAX_KEYS
+from lmtrain.comparison.run_files import MAX_KEYS, read_sample
 from lmtrain.comparison.runs import load_runs
 
 GOOD = 4
@@ -178,3 +178,15 @@ def test_the_command_names_the_runs_it_leaves_out_and_compares_the_rest(
     assert "4 runs, val/loss" in shown.out
     assert shown.err.endswith("str\\x1b[2Jange/result.json: steps is 'five', not a whole number\n")
     assert len(shown.err.splitlines()) == 1
+
+
+def test_the_last_texts_of_training_are_shown_before_the_one_at_the_end(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "sample.txt").write_text("at the end", encoding="utf-8")
+    assert read_sample(run) == "at the end"
+    lines = [{"step": step, "prompt": prompt, "text": f"{step}"} for step in (5, 10) for prompt in ("a", "")]
+    (run / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert read_sample(run) == "after step 10\n\na▸10\n\n▸10"
+    for damage in ("", "{", "[]\n", '{"step": 1}\n', "[" * 100_000):
+        (run / "samples.jsonl").write_text(damage, encoding="utf-8")
+        assert read_sample(run) == "at the end"

@@ -61,6 +61,15 @@ def test_scalars_have_steps_and_the_config_has_dotted_keys(tmp_path: Path) -> No
     assert "val/loss" in [metric.name.tag for metric in hparams(tmp_path, "experiment").metric_infos]
 
 
+def test_texts_are_shown_as_code(tmp_path: Path) -> None:
+    mine = logger(tmp_path)
+    mine.log_samples(4, [("To be", " or\n*not*")])
+    mine.close("completed")
+    (event,) = read(tmp_path).Tensors("sample/0/text_summary")
+    assert event.step == 4
+    assert event.tensor_proto.string_val[0].decode() == "    To be▸ or\n    *not*"
+
+
 @pytest.mark.parametrize(("status", "code"), [("completed", 1), ("interrupted", 2), ("diverged", 2)])
 def test_the_session_end_shows_success_or_failure(tmp_path: Path, status: str, code: int) -> None:
     mine = logger(tmp_path)

@@ -188,6 +188,24 @@ def test_an_offline_run_writes_only_into_the_run_directory(
     assert warnings(caplog) == []
 
 
+@pytest.mark.slow
+def test_texts_are_tables_beside_the_metrics(run_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wandb = logger(run_dir)
+    log_steps(wandb, 1)
+    wandb.log_samples(1, [("To be", " or not"), ("", "狐 & <b>")])
+    log_steps(wandb, 2)
+    wandb.close("completed")
+    (run,) = offline_runs(run_dir)
+    assert [each["step"] for each in run.history] == [1, 1, 2]
+    table = {key.partition("/")[2]: value for key, value in run.history[1].items() if key.startswith("samples/")}
+    assert (table["_type"], table["nrows"], table["ncols"]) == ("table-file", 2, 3)
+    file = next(run_dir.glob(f"wandb/*/files/{table['path']}"))
+    content = json.loads(file.read_text(encoding="utf-8"))
+    assert content["columns"] == ["step", "prompt", "text"]
+    assert content["data"] == [[1, "To be", " or not"], [1, "", "狐 & <b>"]]
+    assert warnings(caplog) == []
+
+
 def test_the_disabled_mode_writes_no_run(run_dir: Path, home: Path, caplog: pytest.LogCaptureFixture) -> None:
     wandb = logger(run_dir, mode="disabled")
     log_steps(wandb, 1, 2)

@@ -47,7 +47,9 @@ import lmtrain.sweep.task
 assert not OmegaConf.has_resolver("run_id")
 assert not OmegaConf.has_resolver("job_directory")
 assert Plugins not in Singleton._instances
-import optuna, scipy.special  # SciPy adds a filter for its own warnings
+import contextlib, optuna, scipy.special  # SciPy adds a filter for its own warnings, and so does scikit-learn
+with contextlib.suppress(ImportError):
+    import sklearn.ensemble  # Optuna uses it where it is installed
 level, before = optuna.logging.get_verbosity(), len(warnings.filters)
 import lmtrain.sweep.search.study, lmtrain.sweep.search.report, lmtrain.sweep.search.trials
 assert optuna.logging.get_verbosity() == level

@@ -71,7 +71,7 @@ def test_a_mistake_is_one_line(arguments: list[str], message: str) -> None:
         ("inspect data --seed=-1", "--seed -1: must be at least 0"),
         ("compare out --reach nan", "--reach nan: not a finite number"),
         ("compare out --at-step 0", "--at-step 0: must be at least 1"),
-        ("import", "the following arguments are required: CKPT.pt"),
+        ("import", "the following arguments are required: PATH"),
         ("prepare --forse", "--forse: no such option"),
         ("benchmark loops --rounds 0", "--rounds 0: must be at least 1"),
         ("benchmark loader --tokens 5", "--tokens 5: must be at least 2000"),

@@ -1,12 +1,13 @@
 """What processes of a run other than the first have instead of its log and checkpoint folder: they write nothing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmtrain.checkpoint.files import Checkpoint
 from lmtrain.checkpoint.folder import CheckpointFolder, Retention
 from lmtrain.checkpoint.recorder import Recorder
 from lmtrain.checkpoint.saver import Saver
+from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
 from lmtrain.loop.bad_batches import BadBatches
 from lmtrain.loop.bad_steps import BadStep
 from lmtrain.loop.stop_request import StopRequest
@@ -23,6 +24,7 @@ def following_recorder(
         bad_batches=UnwrittenBatches(run_dir / "bad-batches", parts.train_loader, decode=None),
         stop=stop,
         identity=identity,
+        tokenizer=lambda: load_tokenizer(run_dir) if (run_dir / TOKENIZER_FILE).is_file() else None,
     )
 
 
@@ -62,6 +64,9 @@ class NoLogger:
         """Leave that to the first process."""
 
     def rewind(self, step: int) -> None:
+        """Leave that to the first process."""
+
+    def log_samples(self, step: int, samples: Sequence[tuple[str, str]]) -> None:
         """Leave that to the first process."""
 
     def close(self, status: str) -> None:

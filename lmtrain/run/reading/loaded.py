@@ -28,8 +28,9 @@ from lmtrain.hardware.work import NO_WORK
 from lmtrain.loop.evaluation import evaluate, perplexity
 from lmtrain.loop.evaluation_weights import load_weights_to_use
 from lmtrain.parts import build_model, build_system, check_model_size
-from lmtrain.run.directory import RUN_FILES, starting_folder
+from lmtrain.run.directory import RUN_FILES
 from lmtrain.run.process_state import using_torch
+from lmtrain.run.reading.run_data import data_node
 from lmtrain.sample.choice import Choice, random_numbers
 from lmtrain.sample.generate import Continuation, continue_texts
 from lmtrain.sample.text import GrowingText, Sample, as_sample
@@ -161,7 +162,7 @@ class LoadedModel:
                 show(growing.piece())
             return growing.found
 
-        with self._torch_as_in_the_run():
+        with self.torch_as_in_the_run():
             continue_texts(
                 self.model,
                 texts,
@@ -193,8 +194,8 @@ class LoadedModel:
         Raises:
             ConfigError: There is no such data, or it was made with another tokenizer.
         """
-        node = OmegaConf.create(_data_node(self.config.data, None if data is None else Path(data), self.directory))
-        with self._torch_as_in_the_run(), raising_config_errors():
+        node = OmegaConf.create(data_node(self.config.data, None if data is None else Path(data), self.directory))
+        with self.torch_as_in_the_run(), raising_config_errors():
             for folder in token_folders(node).values():
                 check_tokenizer(folder, beside=self.directory)
             loader = build(node, split=split, seed=self.config.seed)
@@ -203,7 +204,7 @@ class LoadedModel:
         return Evaluation(split, loader.total_tokens, loss, perplexity(loss), bits_per_byte)
 
     @contextmanager
-    def _torch_as_in_the_run(self) -> Iterator[None]:
+    def torch_as_in_the_run(self) -> Iterator[None]:
         """Let torch compute with the settings of the run in the `with` block."""
         with using_torch():
             _system(self.config, str(self.system.device), self.directory)
@@ -273,28 +274,3 @@ def _system(cfg: DictConfig, device: str, run_dir: Path) -> System:
     if kept.get(DTYPE_KEY) == "bfloat16" and system.device.type == "cpu" and cpu_speed().bfloat16_gain >= 1:
         system.choose(NO_WORK, kept)
     return system
-
-
-def _data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:
-    """Return the config node of the run's own loader, changed to read `folder` if that is given.
-
-    Relative paths that do not exist here are taken from the folder that the run was started in.
-    """
-    node: dict[str, Any] = {str(key): value for key, value in data.items()}
-    if folder is None:
-        base = starting_folder(run) if (run / ".hydra" / "hydra.yaml").is_file() else None
-        if base and node.get("path") is not None and not Path(node["path"]).is_dir():
-            node["path"] = str(base / node["path"])
-        if base and node.get("paths"):
-            node["paths"] = {
-                name: path if Path(path).is_dir() else str(base / path) for name, path in node["paths"].items()
-            }
-        return node
-    if "path" not in node and "paths" not in node:
-        raise ConfigError(
-            f"{folder}: can't replace the run's data, because its loader ({node['_target_']}) has no path to change"
-        )
-    if "paths" in node:  # a mixture
-        kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}
-        return {"_target_": "lmtrain.data.loader.TokenLoader", "path": str(folder), **kept}
-    return {**node, "path": str(folder)}

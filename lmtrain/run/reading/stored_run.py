@@ -1,5 +1,6 @@
 """Reads a finished or running run from its directory, without importing torch."""
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from lmtrain.config.recorded.trust import read_resolved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.files import metrics
-from lmtrain.files.limited import read_json
+from lmtrain.files.limited import read_json, read_limited
 from lmtrain.files.links import refuse_links
+from lmtrain.logger.samples import SAMPLES_FILE
 from lmtrain.machine import limit_spinning
 from lmtrain.run.directory import RUN_FILES, status_without_result
 from lmtrain.run.process_state import importing_from_here, using_torch
@@ -27,6 +29,9 @@ from lmtrain.terminal.paths import short_path
 if TYPE_CHECKING:
     from lmtrain.run.reading.frames import Frame
     from lmtrain.run.reading.loaded import LoadedModel
+
+
+MAX_SAMPLES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,6 +84,13 @@ class Run:
             ConfigError: The library is not installed.
         """
         return frame_of(self.metrics, library)
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """The lines of `samples.jsonl`: `step`, `prompt` and `text` of each text that the model wrote in training."""
+        path = self.directory / SAMPLES_FILE
+        lines = read_limited(path, MAX_SAMPLES_BYTES).decode(errors="replace").splitlines() if path.is_file() else []
+        return [json.loads(line) for line in lines]
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -1,0 +1,64 @@
+"""Texts become documents and tokens; what can't be read is named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.tokenizer_samples import Texts
+
+from lmtrain.data.tokenizer import Bytes, tokenizer_of_characters
+from lmtrain.errors import DataError
+from lmtrain.evaluate.texts import read_documents, text_stream
+
+
+def file(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def test_a_file_is_one_document_or_is_cut_at_separators(tmp_path: Path) -> None:
+    path = file(tmp_path, "a.txt", "\ufeffone\n\ntwo\n\n\n\nthree")
+    assert read_documents(path) == ["one\n\ntwo\n\n\n\nthree"]
+    assert read_documents(path, "\n\n") == ["one", "two", "three"]
+
+
+def test_lines_of_json_are_documents(tmp_path: Path) -> None:
+    lines = [{"text": "a\nb", "id": 1}, {"text": ""}, {"text": "狐"}]
+    path = file(tmp_path, "a.jsonl", "\n".join(map(json.dumps, lines)) + "\n\n")
+    assert read_documents(path) == ["a\nb", "狐"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"", "has no text"),
+        ("a.txt", b"ab\xff", r"not UTF-8 text \(invalid start byte at byte 2\)"),
+        ("a.jsonl", '{"text": "a"}\n[1]', 'line 2 is not a JSON object with a key "text"'),
+        ("a.jsonl", '{"text": 3}', "the text in line 1 is not a string"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not a JSON object"),
+    ],
+)
+def test_what_can_not_be_read_is_named(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_documents(file(tmp_path, name, content))
+
+
+def test_the_end_of_text_is_before_the_first_document_and_after_each() -> None:
+    stream = text_stream("t", ["ab", "é"], Bytes().fit(Texts()))
+    assert stream.read(0, stream.length).tolist() == [256, 97, 98, 256, 0xC3, 0xA9, 256]
+    assert stream.document_bytes is not None
+    np.testing.assert_array_equal(stream.document_bytes, [2, 2])
+    assert stream.bytes == 4
+
+
+def test_without_an_end_of_text_the_documents_are_one() -> None:
+    stream = text_stream("t", ["ab", "ba"], tokenizer_of_characters({"a": 0, "b": 1}))
+    assert stream.read(0, stream.length).tolist() == [0, 1, 1, 0]
+    assert (stream.end_of_text, stream.document_bytes) == (None, None)
+
+
+def test_an_unknown_character_is_named() -> None:
+    with pytest.raises(DataError, match=r"t\.txt: the tokenizer does not know 'c'"):
+        text_stream("t.txt", ["abc"], tokenizer_of_characters({"a": 0, "b": 1}))
