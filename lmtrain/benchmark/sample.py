@@ -46,8 +46,8 @@ Generate = Callable[[int], Any]  # continues all texts of a batch by a number of
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(
         prog="python -m lmtrain benchmark sample",
-        description="Times text generation with a model of random weights, in float32: with a cache of keys and values, "
-        "with all earlier tokens computed again, and by transformers' generate().",
+        description="Times text generation with a model of random weights, in float32: with a cache of keys and "
+        "values, with all earlier tokens computed again, and by transformers' generate().",
         epilog="Example: python -m lmtrain benchmark sample model=llama_10m model.vocab_size=4096 data.block_size=512",
     )
     parser.add_argument("overrides", nargs="*", help="config overrides, as for training")
@@ -198,7 +198,7 @@ def _transformers_model(cfg: DictConfig, model: "nn.Module") -> Any:
     try:
         with tempfile.TemporaryDirectory() as folder:
             write_model_files(Path(folder), node, model, None, "float32")
-            loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     except ValueError as error:
         console.print(f"{TRANSFORMERS} is left out: {error}", style="yellow", markup=False)
         return None

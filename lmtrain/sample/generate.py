@@ -34,7 +34,6 @@ class Continuation:
     ending: Ending | None = None
 
 
-@torch.inference_mode()
 def continue_texts(
     model: nn.Module,
     texts: Sequence[Continuation],
@@ -52,7 +51,7 @@ def continue_texts(
     """Continue texts until each has as many tokens as it has random numbers, or ends before.
 
     A text does not depend on the others that are computed with it, nor on the cache, but for rounding: logits differ in
-    their last digits, which changes a choice about once in a million tokens in float32.
+    their last digits, which changes a choice that is almost exactly between two ids.
 
     Args:
         model: The model; its train or eval mode and the global random generators stay unchanged.
@@ -74,7 +73,9 @@ def continue_texts(
     if cached and can_cache(model):
         context = CachedContext(model, rows, longest, block_size, device)
     running: list[Continuation] = []
-    with _evaluating(model):
+    # A user's model may keep tensors that it makes here, and tensors of inference mode can't be trained with later.
+    mode = torch.inference_mode if isinstance(context, CachedContext) else torch.no_grad
+    with _evaluating(model), mode():
         while waiting or running:
             logits = [] if not running else [*context.add([text.ids[-1] for text in running])]
             while waiting and len(running) < rows:

@@ -3,14 +3,16 @@
 import json
 import pickle
 import re
+import sys
 from pathlib import Path
 
 import pytest
 from support.command_line import Cli
+from support.terminal import Terminal
 from support.tokens import TINY, write_tokens
 from tokenizers import Tokenizer, models
 
-from lmtrain.commands.sample import main
+from lmtrain.commands.sample import ASKING, main
 from lmtrain.data.tokenizer import tokenizer_of_characters
 from lmtrain.errors import ConfigError
 
@@ -128,3 +130,56 @@ def test_a_text_ends_before_a_stop_text(here: Path, capsys: pytest.CaptureFixtur
     assert (cut["text"], cut["finish_reason"]) == (before, "stop")
     assert main([*given, "--stop", stop]) == 0
     assert capsys.readouterr().out == f"Hi{before}\n"
+
+
+def test_prompts_may_be_in_json_lines(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["out", "--tokenizer", "characters", "--device", "cpu", "--tokens", "3", "--json", "--prompts"]
+    prompts = ["Hello", "Two\nlines", ""]
+    (here / "prompts.jsonl").write_text("".join(json.dumps({"prompt": each, "n": 1}) + "\n" for each in prompts))
+    assert main([*given, "prompts.jsonl"]) == 0
+    assert [json.loads(line)["prompt"] for line in capsys.readouterr().out.splitlines()] == prompts
+    for line, message in (
+        ("Hello", "not JSON"),
+        ('{"text": "Hi"}', 'no text under "prompt"'),
+        ("[1]", "no text under"),
+    ):
+        (here / "wrong.jsonl").write_text(json.dumps({"prompt": "Hi"}) + "\n\n" + line + "\n")
+        with pytest.raises(ConfigError, match=f"^--prompts wrong.jsonl, line 3: {message}"):
+            main([*given, "wrong.jsonl"])
+
+
+def test_interactive_takes_no_prompts_of_options(here: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--interactive: asks for prompts and .*; leave out --json"):
+        main(["out", "--interactive", "--json"])
+
+
+@pytest.mark.slow
+def test_interactive_asks_until_the_input_ends(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    given = ["out", "--tokenizer", "characters", "--device", "cpu"]
+    wanted = []
+    for seed in ("3", "4"):
+        main([*given, "--prompt", "Hi", "--tokens", "20", "--seed", seed])
+        wanted.append(capfd.readouterr().out)
+    command = [sys.executable, "-m", "lmtrain", "sample", *given, "--interactive", "--seed", "3"]
+    with Terminal([*command, "--tokens", "20"], here) as terminal:
+        for text in wanted:
+            terminal.wait_for(ASKING)
+            terminal.type("Hi\n")
+            assert text in terminal.wait_for(text)
+        terminal.wait_for(ASKING)
+        terminal.type("?\n")  # a character that the tokenizer does not know
+        terminal.wait_for("error: the tokenizer does not know '?'")
+        terminal.wait_for(ASKING)
+        terminal.type("\x04")  # Ctrl-D
+        assert terminal.exit_code() == 0
+    with Terminal([*command, "--tokens", "1000000"], here) as terminal:
+        terminal.wait_for(ASKING)
+        terminal.type("Hi\n")
+        terminal.wait_for("Hi\r\nHi")  # what was typed, and the begin of the text
+        terminal.type("\x03")  # Ctrl-C
+        terminal.wait_for("[stopped]")
+        terminal.wait_for(ASKING)
+        terminal.type("\x03")  # at the prompt, it only clears the line
+        terminal.wait_for(ASKING)
+        terminal.type("\x04")
+        assert terminal.exit_code() == 0

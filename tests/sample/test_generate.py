@@ -79,3 +79,14 @@ def test_the_text_is_the_same_with_and_without_cache_alone_and_in_a_batch(case: 
             assert [len(text.ids) for text in texts] == [70, 5, 60, 30, 44]
             found.append([text.ids for text in texts])
         assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_model_can_be_trained_after_it_wrote_a_text(case: str, cached: bool) -> None:
+    model = model_of(case)
+    generate(model, torch.tensor([5, 6]), 3, block_size=40, vocab_size=50, cached=cached)
+    tokens = torch.arange(12).view(1, -1)
+    _, loss = model.train()(tokens, tokens + 1)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
