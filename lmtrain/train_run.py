@@ -23,6 +23,7 @@ from lmtrain.data.stored_tokenizer import (
     StoredTokenizer,
 )
 from lmtrain.errors import COMPLETED, ENDS_EVERYWHERE, ConfigError, DataError, InterruptedBySignal, ending_of
+from lmtrain.evaluate.while_training import TrainingTasks
 from lmtrain.files.limited import read_json
 from lmtrain.hardware.processes import leave_the_others
 from lmtrain.logger.base import CompositeLogger
@@ -47,6 +48,7 @@ from lmtrain.run.reading.loaded import saved_model
 from lmtrain.run.result import write_result
 from lmtrain.run.start import load_start, start_checkpoints
 from lmtrain.run.tokenizer import keep_tokenizer
+from lmtrain.sample.while_training import TrainingSamples
 from lmtrain.terminal.console import configure_logging
 from lmtrain.trainer import Trainer
 
@@ -202,13 +204,11 @@ def train(
             described |= {"processes": processes, "world_size": parts.parallel.world.size}
         environment = {**described, **request.lineage, **start.lineage}
         identity = read_json(directory.path / "environment.json") | environment  # a resumed fork knows its origin
+        _check_watching(cfg.trainer, parts, tokenizer)
         recorder = build_recorder(request.cfg, directory, parts, checkpoints, state, stop, tokenizer, identity)
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
-        if trainer.sample_interval:
-            trainer.samples.check()
-        trainer.tasks.check()
         start.restore(trainer)
         if start.is_new and cfg.get("init_from"):
             from lmtrain.convert.initial_weights import begin_with_weights
@@ -277,6 +277,14 @@ def build_recorder(
             **({"averaged_from": environment["averaged_from"]} if "averaged_from" in environment else {}),
         },
     )
+
+
+def _check_watching(trainer: DictConfig, parts: Parts, tokenizer: StoredTokenizer | None) -> None:
+    """Raise ValueError if the run can't write the texts or run the tasks that its config asks for."""
+    if trainer.get("sample_interval"):
+        TrainingSamples(parts, lambda: tokenizer, trainer.get("sample_prompts") or [""], new_tokens=1).check()
+    tasks, folder = trainer.get("eval_tasks") or [], trainer.get("eval_tasks_folder")
+    TrainingTasks(parts, lambda: tokenizer, tasks, folder, limit=None).check()
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:

@@ -62,7 +62,7 @@ class Trainer:
         spike_zscore: A loss or gradient norm is a spike if it is so many robust standard deviations above the median of
             recent good steps; null turns this check off.
         spike_window: Number of recent good steps that a step is compared with.
-        ema_decay: Share of a moving average of the weights that a step keeps, with which runs are evaluated; null = none.
+        ema_decay: Share of a moving average of the weights that a step keeps; evaluations use it. null means none.
         eval_interval: Steps between evaluations on the validation split.
         eval_tokens: Validation tokens per evaluation, evenly spaced over the split; null means no limit.
         eval_batches: Batches per evaluation at most; null means no limit. Without both limits, it is the whole split.

@@ -203,4 +203,4 @@ def _transformers_model(cfg: DictConfig, model: "nn.Module") -> Any:
         console.print(f"{TRANSFORMERS} is left out: {error}", style="yellow", markup=False)
         return None
     device = next(model.parameters()).device
-    return loaded.to(device).eval()
+    return loaded.to(device=device).eval()

@@ -34,7 +34,8 @@ class TrainingTasks:
         limit: int | None,
     ) -> None:
         self.parts, self.tokenizer = parts, tokenizer
-        self.tasks, self.folder, self.limit = list(tasks), Path(folder or "").absolute(), limit
+        self.tasks, self.limit = list(tasks), limit
+        self.folder = None if folder is None else Path(folder).absolute()
 
     def check(self) -> None:
         """Check that the tasks can be run.
@@ -48,8 +49,9 @@ class TrainingTasks:
             raise ValueError(
                 f"{TASKS}: needs lm-eval; install it with pip install 'lmtrain[harness]', or set it to null"
             )
-        if not self.folder.is_dir():
-            raise ValueError(f"{FOLDER}={self.folder}: no such folder; give the one with the task files")
+        if self.folder is None or not self.folder.is_dir():
+            given = "null" if self.folder is None else self.folder
+            raise ValueError(f"{FOLDER}={given}: no such folder; give the one with the task files")
         from lmtrain.evaluate.harness import check_tasks
 
         self._model()
@@ -57,7 +59,7 @@ class TrainingTasks:
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the tasks; no random generator changes, and the model is as before."""
-        if not self.tasks:
+        if not self.tasks or self.folder is None:
             return {}
         from lmtrain.evaluate.harness import run_tasks
 

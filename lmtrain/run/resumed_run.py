@@ -21,7 +21,7 @@ from lmtrain.config.keys import did_you_mean, key_paths
 from lmtrain.config.overrides import apply_overrides, has_key, listed_names, parse_overrides
 from lmtrain.config.preflight import preflight
 from lmtrain.config.recorded.run_names import find_run
-from lmtrain.config.recorded.trust import check_trust, read_saved
+from lmtrain.config.recorded.trust import check_task_trust, check_trust, read_saved
 from lmtrain.config.signature import signature_of
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
@@ -117,6 +117,7 @@ def resumed_run(run_dir: Path, arguments: Sequence[str]) -> ResumedRun:
     # Before anything is resolved, looked up or built.
     for saved in (composed, before):
         check_trust(saved, permissions["trust"], run_dir)
+        check_task_trust(saved, permissions["trust"], run_dir)
     keep_found_size(composed, before)
     overrides = _choose_parallel(composed, given_overrides)
     changed = apply_overrides(composed, overrides)

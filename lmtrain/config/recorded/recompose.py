@@ -19,7 +19,14 @@ from lmtrain.config.overrides import override_value, parse_overrides, quoted
 from lmtrain.config.recorded.overrides import check_restored, recorded_overrides
 from lmtrain.config.recorded.paths import check_preparation, check_run_folder
 from lmtrain.config.recorded.run_names import find_run
-from lmtrain.config.recorded.trust import CONFIG, EXPERIMENTS, check_hydra_trust, check_trust, read_saved
+from lmtrain.config.recorded.trust import (
+    CONFIG,
+    EXPERIMENTS,
+    check_hydra_trust,
+    check_task_trust,
+    check_trust,
+    read_saved,
+)
 from lmtrain.config.written_for.mismatches import FORK
 from lmtrain.errors import ConfigError
 from lmtrain.files.links import refuse_links
@@ -88,6 +95,8 @@ def overrides_to_recompose(
         refuse_links(run_dir, (".hydra", CHECKPOINTS), below=(".hydra", CHECKPOINTS))
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
+    if not any(override.key_or_group == "trainer.eval_tasks" for override in given):
+        check_task_trust(saved, trusted, run_dir)
     if is_auto(saved) and (run_dir / CONFIG).is_file():
         keep_found_size(saved, read_saved(run_dir / CONFIG))
     without = COMMAND_KEYS if keeps_origin else (*COMMAND_KEYS, *FORK_KEYS)

@@ -30,6 +30,7 @@ PLUGIN = re.compile(r"(hydra_plugins|hydra\._internal\.core_plugins)\.[\w.]+")  
 LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser needs seconds for thousands of nested ones
 MAX_IN_A_FILE = 5_000
+TASKS_CODE = "lm_eval"  # what to trust, for a run whose config names tasks of the harness
 
 
 def check_trust(
@@ -77,6 +78,24 @@ def check_trust(
             raise ConfigError(f"{run_dir}: {shown(key)}={shown(text)}: hides an interpolation; no run writes that")
 
 
+def check_task_trust(cfg: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
+    """Check that a command that trains with a run's config may run the tasks that it names, which are code.
+
+    Raises:
+        ConfigError: The config names tasks of the harness, and `trusted` does not list `lm_eval`.
+    """
+    if _has_tasks(cfg) and TASKS_CODE not in trusted:
+        raise ConfigError(
+            f"{run_dir}: trainer.eval_tasks: the tasks in the run's config are code; if you trust their files, add "
+            f"trust={TASKS_CODE}, or set trainer.eval_tasks=null in a fork"
+        )
+
+
+def _has_tasks(cfg: DictConfig) -> bool:
+    trainer: Any = OmegaConf.to_container(cfg).get("trainer")  # type: ignore[union-attr]
+    return isinstance(trainer, dict) and bool(trainer.get("eval_tasks"))
+
+
 def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:
     """Check everything that Hydra itself would import, call or look up when the choices of a saved run are composed.
 
@@ -100,7 +119,8 @@ def names_that_need_trust(cfg: DictConfig, *, also_allowed: Collection[str] = ()
     """Return the names in an unresolved config for which a resume of its run would need `trust`."""
     names = dict.fromkeys(name for _, name in _names(OmegaConf.to_container(cfg)))
     allowed = {*_shipped_names(), *also_allowed}
-    return [name for name in names if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)]
+    found = [name for name in names if name not in allowed and not LMTRAIN_VARIABLE.fullmatch(name)]
+    return [*found, TASKS_CODE] if _has_tasks(cfg) else found
 
 
 def names_to_trust_again(path: Path, run_dir: Path, folder: Path) -> list[str]:
