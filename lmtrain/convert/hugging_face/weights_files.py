@@ -1,7 +1,7 @@
 """Writes and reads the safetensors files of a Hugging Face folder: one, or several with an index."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -107,8 +107,3 @@ def _save(path: Path, tensors: Mapping[str, Tensor]) -> None:
     except SafetensorError as error:
         raise OSError(f"{path}: can't be written ({error})") from error
     sync(path)
-
-
-def shape_text(shape: Iterable[int]) -> str:
-    """Return a shape as `3 × 4`; a number without dimensions as `a number`."""
-    return " × ".join(map(str, shape)) or "a number"
