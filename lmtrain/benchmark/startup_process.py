@@ -37,7 +37,7 @@ UNAVOIDABLE = (TORCH, WEIGHTS, STEP)
 IMPORTS = {"torch": TORCH, "lmtrain.train_run": TRAINER}
 # The phase that each function begins, and ends when it returns. A name that is missing in another version is skipped.
 FUNCTIONS = {
-    "lmtrain.train_run": {"run": REST, "build_recorder": LOGGERS, "_keep_tokenizer": PARTS},
+    "lmtrain.train_run": {"run": REST, "build_recorder": LOGGERS, "keep_tokenizer": PARTS},
     "lmtrain.parts": {"check_model_size": PARTS, "build_parts": PARTS, "build_model": WEIGHTS},
     "lmtrain.run.start": {"load_start": PARTS},
     "lmtrain.run.background": {"BackgroundFacts.get": ENVIRONMENT, "BackgroundFacts.wait_for_trial": PARTS},
