@@ -52,7 +52,7 @@ class TrainingTasks:
         if self.folder is None or not self.folder.is_dir():
             given = "null" if self.folder is None else self.folder
             raise ValueError(f"{FOLDER}={given}: no such folder; give the one with the task files")
-        from lmtrain.evaluate.harness import check_tasks
+        from lmtrain.evaluate.tasks import check_tasks
 
         self._model()
         check_tasks(self.tasks, self.folder)
@@ -61,7 +61,7 @@ class TrainingTasks:
         """Return the metrics of the tasks; no random generator changes, and the model is as before."""
         if not self.tasks or self.folder is None:
             return {}
-        from lmtrain.evaluate.harness import run_tasks
+        from lmtrain.evaluate.tasks import run_tasks
 
         model = self._model()
         training = self.parts.model.training

@@ -17,7 +17,8 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
 from lm_eval.api.instance import Instance
 
-from lmtrain.evaluate.harness import HarnessModel, run_tasks
+from lmtrain.evaluate.harness import HarnessModel
+from lmtrain.evaluate.tasks import check_tasks, run_tasks
 
 
 def model_of(kind: str, model: str = "llama", batch_size: int = 3) -> HarnessModel:
@@ -57,6 +58,28 @@ def test_loglikelihoods_are_those_of_a_direct_computation(kind: str, model: str)
     assert [each for each, _ in together] == pytest.approx([each for each, _ in answers] * 2, rel=1e-12)
 
 
+def test_a_token_over_the_end_of_the_context_scores_nothing_for_free() -> None:
+    asked = model_of("bpe")
+    (found, _), (other, _) = asked.loglikelihood(requests(("impo", "rt"), ("impo", " x")))
+    before = asked.tokenizer.encode("impo")
+    assert len(asked.tokenizer.encode("import")) <= len(before)
+    assert found == pytest.approx(direct(asked, before, asked.tokenizer.encode("rt"))[0], rel=1e-12)
+    assert other == pytest.approx(direct(asked, before, asked.tokenizer.encode(" x"))[0], rel=1e-12)
+
+
+def test_every_token_of_a_long_continuation_counts() -> None:
+    asked = model_of("bytes")
+    ((found, _),) = asked.loglikelihood(requests(("de", "f " * 32)))
+    ids, total = [*b"de", *b"f " * 32], 0.0
+    for first in (2, 26, 50):
+        last = min(first + 24, len(ids))
+        with torch.no_grad():
+            seen = ids[max(0, last - 25) : last - 1]
+            logprobs = asked.model(torch.tensor([seen]))[0][0].double().log_softmax(-1)
+        total += sum(float(logprobs[number - last, ids[number]]) for number in range(first, last))
+    assert found == pytest.approx(total, rel=1e-10)
+
+
 def test_an_empty_context_is_the_begin_of_a_document() -> None:
     asked = model_of("bytes")
     ((found, _),) = asked.loglikelihood(requests(("", "ab")))
@@ -89,7 +112,8 @@ def test_a_greedy_continuation_is_greedy() -> None:
 def test_a_whole_text_is_the_sum_of_its_tokens() -> None:
     asked = model_of("bytes")
     text = "def main():\n    return 1\n" * 2
-    (found,) = asked.loglikelihood_rolling(requests((text,)))
+    found, nothing = asked.loglikelihood_rolling(requests((text,), ("",)))
+    assert nothing == 0
     ids = [256, *text.encode()]
     total = 0.0  # windows of 24 tokens that do not overlap; the last one begins earlier, to have a whole context
     for start in (0, 24):
@@ -168,7 +192,10 @@ def test_mistakes_are_one_line(folder: Path) -> None:
     asked = model_of("bytes")
     with pytest.raises(DataError, match=r"nothing: no such task in .*; it has choices, ends$"):
         run_tasks(asked, ["choices", "nothing"], folder)
+    check_tasks(["choices", "ends"], folder)
     (folder / "choices.jsonl").unlink()
+    with pytest.raises(DataError, match=r"choices: the harness can't run this"):
+        check_tasks(["choices"], folder)
     with pytest.raises(DataError, match=r"choices: the harness can't run this") as caught:
         run_tasks(asked, ["choices"], folder)
     assert "\n" not in str(caught.value)

@@ -6,7 +6,8 @@ from pathlib import Path
 from lmtrain.config.build import raising_config_errors
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
-from lmtrain.evaluate.harness import HarnessModel, TaskMetric, run_tasks
+from lmtrain.evaluate.harness import HarnessModel
+from lmtrain.evaluate.tasks import TaskMetric, run_tasks
 from lmtrain.run.reading.loaded import LoadedModel
 
 BATCH = 16  # questions at once; fewer if their logits would be large
