@@ -149,7 +149,8 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _started(self, context: str, options: Mapping[str, Any]) -> "_Answer":
         until = options.get("until") or []
-        count = min(int(options.get("max_gen_toks") or NEW_TOKENS), max(1, self.block_size - 1))
+        # At least half of what the model can see is left to the question.
+        count = min(int(options.get("max_gen_toks") or NEW_TOKENS), max(1, self.block_size // 2))
         temperature = float(options.get("temperature") or 0) if options.get("do_sample", True) else 0.0
         ids = self.tokenizer.encode(context) or [self._prefix or 0]
         ids = ids[-max(1, self.block_size - count) :]

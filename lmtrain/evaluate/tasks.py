@@ -55,6 +55,7 @@ def run_tasks(
     Raises:
         DataError: There is no such task, or its files can't be used.
     """
+    folder = folder.absolute()  # before the current folder changes
     with _quiet(), _unchanged_generators(), contextlib.chdir(folder):
         manager = _manager(tasks, folder)
         try:
@@ -80,6 +81,7 @@ def run_tasks(
 
 def check_tasks(tasks: Sequence[str], folder: Path) -> None:
     """Raise DataError if a folder has no such tasks, or their data can't be read."""
+    folder = folder.absolute()  # before the current folder changes
     with _quiet(), _unchanged_generators(), contextlib.chdir(folder):
         manager = _manager(tasks, folder)
         try:
@@ -94,7 +96,7 @@ def _unusable(tasks: Sequence[str], error: Exception) -> DataError:
 
 
 def _manager(tasks: Sequence[str], folder: Path) -> TaskManager:
-    manager = TaskManager(include_path=str(folder.absolute()), include_defaults=False)
+    manager = TaskManager(include_path=str(folder), include_defaults=False)
     known = sorted(manager.all_tasks)
     if unknown := [task for task in tasks if task not in known]:
         there = f"it has {first_few(known, 12)}" if known else "it has no task files"

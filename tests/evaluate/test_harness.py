@@ -109,6 +109,14 @@ def test_a_greedy_continuation_is_greedy() -> None:
         assert greedy
 
 
+def test_a_long_answer_leaves_half_of_the_block_to_the_question() -> None:
+    asked = model_of("bytes")
+    question = "abcdefghijklmnopqrstuvwxyz"
+    (given,) = asked.generate_until(requests((question, {"until": []})))
+    (same,) = asked.generate_until(requests((question[-12:], {"until": [], "max_gen_toks": 12})))
+    assert given == same
+
+
 def test_a_whole_text_is_the_sum_of_its_tokens() -> None:
     asked = model_of("bytes")
     text = "def main():\n    return 1\n" * 2
@@ -164,7 +172,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_tasks_give_the_scores_of_a_hand_computation(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_tasks_give_the_scores_of_a_hand_computation(
+    folder: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = model_of("bytes")
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     found = {(each.task, each.metric): each for each in run_tasks(asked, ["choices", "ends"], folder)}
@@ -182,7 +192,9 @@ def test_tasks_give_the_scores_of_a_hand_computation(folder: Path, capfd: pytest
         for text, end in ((b"import", b" os"), (b"return", b" x"), (b"class", b" A"))
     ]
     assert found["ends", "perplexity"].value == pytest.approx(np.exp(-np.mean(sums)), rel=1e-6)
-    limited = run_tasks(asked, ["choices"], folder, limit=3)
+    monkeypatch.chdir(folder.parent)
+    check_tasks(["choices"], Path(folder.name))
+    limited = run_tasks(asked, ["choices"], Path(folder.name), limit=3)  # a folder that is given as a relative path
     assert limited[0].samples == 3
     assert capfd.readouterr() == ("", "")
 
