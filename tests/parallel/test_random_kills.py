@@ -8,11 +8,12 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from support.command_line import Cli
+from support.command_line import Cli, Started
 from support.ranks import start_ranks, train_ranks, wait_for_all
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
@@ -25,7 +26,9 @@ STEPS = 60
 RUN = [*TINY, f"trainer.max_steps={STEPS}", "trainer.checkpoint_interval=5", "trainer.eval_interval=20",
        "data.batch_size=6", "trainer.gradient_accumulation_steps=4", "data.path=data/tiny",
        "parallel=fsdp"]  # fmt: skip
+ANSWERS = "parallel.timeout_s=20"
 ENDS_IN_S = 90
+STILL_WAITS = ("waits for the other", "can't reach rank 0")  # said by processes that have not met yet
 
 
 @pytest.mark.slow
@@ -45,7 +48,8 @@ def test_killed_runs_continue_as_if_nothing_had_happened(cli: Cli, tmp_path: Pat
         while True:
             size = 2 if same else chance.choice((1, 2, 3, 4))
             way = "fsdp" if same or arguments[0] == RUN[0] else chance.choice(("ddp", "fsdp"))
-            processes = start_ranks(cli, size, *arguments, *([] if arguments[0] == RUN[0] else [f"parallel={way}"]))
+            own = [] if arguments[0] == RUN[0] else [f"parallel={way}"]
+            processes = start_ranks(cli, size, *arguments, ANSWERS, *own)
             rank, everyone = chance.randrange(size), chance.random() < 0.2
             deadline = time.monotonic() + chance.uniform(0.05, 1.0) * takes_s * (1 + size / 4)
             while time.monotonic() < deadline and any(each.poll() is None for each in processes):
@@ -56,7 +60,7 @@ def test_killed_runs_continue_as_if_nothing_had_happened(cli: Cli, tmp_path: Pat
             for process in processes if everyone else [processes[rank]]:
                 process.kill()
             ended = time.monotonic()
-            codes = wait_for_all(processes, ENDS_IN_S)
+            codes = wait_as_torchrun(processes)
             kills += signal.SIGKILL in [-code for code in codes]
             folder = CheckpointFolder.of_run(run)
             for step in folder.steps():
@@ -70,6 +74,17 @@ def test_killed_runs_continue_as_if_nothing_had_happened(cli: Cli, tmp_path: Pat
             else:
                 shutil.rmtree(run, ignore_errors=True)
         compare(run, tmp_path / "whole", same)
+
+
+def wait_as_torchrun(processes: Sequence[Started]) -> list[int]:
+    """Return the exit codes; processes that were never met by a killed one would wait for it, and are terminated."""
+    deadline = time.monotonic() + ENDS_IN_S
+    while time.monotonic() < deadline and (running := [each for each in processes if each.poll() is None]):
+        for process in running:
+            if any(words in process.stderr for words in STILL_WAITS):
+                process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
+    return wait_for_all(processes, 1)
 
 
 def compare(run: Path, whole: Path, same: bool) -> None:
