@@ -209,6 +209,7 @@ def train(
     afterwards.append(recorder.logger.close)
     with raising_config_errors():
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+        trainer.tasks.load()
         start.restore(trainer)
         if start.is_new and cfg.get("init_from"):
             from lmtrain.convert.initial_weights import begin_with_weights
@@ -284,7 +285,7 @@ def _check_watching(trainer: DictConfig, parts: Parts, tokenizer: StoredTokenize
     if trainer.get("sample_interval"):
         TrainingSamples(parts, lambda: tokenizer, trainer.get("sample_prompts") or [""], new_tokens=1).check()
     tasks, folder = trainer.get("eval_tasks") or [], trainer.get("eval_tasks_folder")
-    TrainingTasks(parts, lambda: tokenizer, tasks, folder, limit=None).check()
+    TrainingTasks(parts, lambda: tokenizer, tasks, folder, limit=None).load()
 
 
 def _refuse_fewer_steps(cfg: DictConfig, run_dir: Path) -> None:

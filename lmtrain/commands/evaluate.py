@@ -158,14 +158,18 @@ def check_tasks(options: argparse.Namespace) -> None:
 
 def run_tasks_of(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> int:
     """Print or write what tasks of the harness say about each model."""
+    from lmtrain.config.build import raising_config_errors
+    from lmtrain.evaluate.tasks import load_tasks
     from lmtrain.run.reading.loaded import load_model
     from lmtrain.run.reading.tasks import tasks_of
 
-    tasks = [task.strip() for task in options.tasks.split(",") if task.strip()]
+    names = [task.strip() for task in options.tasks.split(",") if task.strip()]
+    with raising_config_errors():
+        tasks = load_tasks(names, options.task_folder, fewshot=options.num_fewshot)
     found = []
     for run, which in models:
         loaded = load_model(run, which, options.device, options.trust)
-        found.append((loaded, tasks_of(loaded, tasks, options.task_folder, options.limit, options.num_fewshot)))
+        found.append((loaded, tasks_of(loaded, tasks, options.limit)))
     content = [
         {"run": str(loaded.directory), "step": loaded.step, "tasks": [asdict(each) for each in metrics]}
         for loaded, metrics in found

@@ -1,6 +1,7 @@
 """Answers the questions of the EleutherAI harness (lm-eval) with a model."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import nn
 
 from lmtrain.data.stored_tokenizer import StoredTokenizer
+from lmtrain.errors import DataError
 from lmtrain.evaluate.token_losses import MAX_LOGITS, logits_of
 from lmtrain.sample.choice import Choice, random_numbers
 from lmtrain.sample.generate import Continuation, continue_texts
@@ -18,6 +20,7 @@ from lmtrain.sample.text import GrowingText
 from lmtrain.system import System
 
 NEW_TOKENS = 256  # of a generated answer, if the task does not say
+SEED = 0  # of the samples, of which each request has its own
 
 
 class Question(NamedTuple):
@@ -36,6 +39,9 @@ class HarnessModel(LM):  # type: ignore[misc]
         system: Its device and number formats.
         block_size: Tokens that the model sees at most; longer contexts lose their beginning.
         batch_size: Questions that are answered at once.
+
+    Attributes:
+        failure: The error that ended the last call, by which it is told from an error of a task; None if none did.
     """
 
     def __init__(
@@ -45,13 +51,22 @@ class HarnessModel(LM):  # type: ignore[misc]
         self.model, self.tokenizer, self.system, self.block_size = model, tokenizer, system, block_size
         vocab_size = int(getattr(model, "vocab_size", tokenizer.vocab_size))
         self.batch_size = max(1, min(batch_size, MAX_LOGITS // (block_size * vocab_size)))
+        self.failure: Exception | None = None
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Return for each context and continuation the log-likelihood, and whether greedy decoding would write it."""
-        return self._answers([self._question(*request.args) for request in requests])
+        """Return for each context and continuation the log-likelihood, and whether greedy decoding would write it.
+
+        Raises:
+            DataError: A context is empty, and the tokenizer has no end of text to begin with.
+        """
+        with self._keeping_failure():
+            return self._answers([self._question(*request.args) for request in requests])
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """Return the log-likelihood of each text, each token with as much context as the model can see."""
+        """Return the log-likelihood of each text, in windows of block_size tokens.
+
+        Without an end of text that begins it, the first token of a text is not predicted.
+        """
         questions: list[Question] = []
         owners: list[int] = []
         for number, request in enumerate(requests):
@@ -66,34 +81,57 @@ class HarnessModel(LM):  # type: ignore[misc]
                 questions.append(Question(tuple(window[0]), tuple(window[1])))
                 owners.append(number)
         sums = [0.0] * len(requests)
-        for owner, (loglikelihood, _) in zip(owners, self._answers(questions), strict=True):
-            sums[owner] += loglikelihood
+        with self._keeping_failure():
+            for owner, (loglikelihood, _) in zip(owners, self._answers(questions), strict=True):
+                sums[owner] += loglikelihood
         return sums
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """Continue each context greedily, or as its task says, until one of its stop texts."""
-        started = [self._started(*request.args) for request in requests]
-        for temperature in {one.temperature for one in started}:
-            group = {id(one.text): one for one in started if one.temperature == temperature}
-            continue_texts(
-                self.model,
-                [one.text for one in group.values()],
-                Choice(temperature=temperature, top_k=None),
-                block_size=self.block_size,
-                vocab_size=self.tokenizer.vocab_size,
-                device=self.system.device,
-                batch_size=self.batch_size,
-                end_of_text=self.tokenizer.end_of_text,
-                stops=lambda text, group=group: group[id(text)].add_last(),  # type: ignore[misc]
-            )
-        for one in started:
-            one.growing.finish()
-        return [one.growing.text for one in started]
+        """Continue each context greedily, or as its task says, until one of its stop texts.
+
+        Of a task's options for a choice that is not greedy, `temperature`, `top_k`, `top_p` and `min_p` count.
+
+        Raises:
+            DataError: A context is empty, and the tokenizer has no end of text to begin with.
+        """
+        with self._keeping_failure():
+            started = [self._started(number, *request.args) for number, request in enumerate(requests)]
+            for choice in dict.fromkeys(one.choice for one in started):
+                group = {id(one.text): one for one in started if one.choice == choice}
+                continue_texts(
+                    self.model,
+                    [one.text for one in group.values()],
+                    choice,
+                    block_size=self.block_size,
+                    vocab_size=self.tokenizer.vocab_size,
+                    device=self.system.device,
+                    batch_size=self.batch_size,
+                    end_of_text=self.tokenizer.end_of_text,
+                    stops=lambda text, group=group: group[id(text)].add_last(),  # type: ignore[misc]
+                )
+            for one in started:
+                one.growing.finish()
+            return [one.growing.text for one in started]
+
+    @contextmanager
+    def _keeping_failure(self) -> Iterator[None]:
+        self.failure = None
+        try:
+            yield
+        except Exception as error:
+            self.failure = error
+            raise
 
     @property
     def _prefix(self) -> int | None:
         """Return the id that begins a document."""
         return self.tokenizer.end_of_text
+
+    def _beginning(self) -> list[int]:
+        """Return the ids before a text without a context."""
+        if self._prefix is None:
+            raise DataError("a context is empty, and the tokenizer of the run has no end of text to begin with")
+        return [self._prefix]
 
     def _question(self, context: str, continuation: str) -> Question:
         """Encode both texts as one, and cut it where the context ends; spaces there belong to the continuation.
@@ -107,10 +145,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         before = self.tokenizer.encode(context)
         whole = self.tokenizer.encode(context + continuation)
         if not before:
-            before = [] if self._prefix is None else [self._prefix]
+            before = self._beginning()
             whole = [*before, *whole]
-        if not before:  # without an end of text, the first token can't be predicted
-            return Question(tuple(whole[:1]), tuple(whole[1:]))
         if whole[: len(before)] != before or len(whole) == len(before):
             return Question(tuple(before), tuple(self.tokenizer.encode(continuation)))
         return Question(tuple(before), tuple(whole[len(before) :]))
@@ -125,7 +161,7 @@ class HarnessModel(LM):  # type: ignore[misc]
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(questions)
         inputs = sorted(by_input, key=len, reverse=True)
         for first in range(0, len(inputs), self.batch_size):
-            batch = [each for each in inputs[first : first + self.batch_size] if each]
+            batch = inputs[first : first + self.batch_size]
             for tokens, logprobs in zip(batch, self._logprobs(batch), strict=True):
                 for number, piece in by_input[tokens]:
                     (total, all_greedy), (found, greedy) = answers[number], _score(logprobs[: len(tokens)], piece)
@@ -140,22 +176,19 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     def _logprobs(self, batch: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Return the log probabilities (B, T, V) after each token of the sequences, which are padded at their end."""
-        if not batch:
-            return torch.empty(0, 0, 0)
         x = torch.zeros(len(batch), len(batch[0]), dtype=torch.int64)
         for row, tokens in enumerate(batch):
             x[row, : len(tokens)] = torch.tensor(tokens)
-        return logits_of(self.model, self.system, x).log_softmax(-1).cpu()
+        return logits_of(self.model, self.system, x).log_softmax(-1)
 
-    def _started(self, context: str, options: Mapping[str, Any]) -> "_Answer":
+    def _started(self, number: int, context: str, options: Mapping[str, Any]) -> "_Answer":
         until = options.get("until") or []
         # At least half of what the model can see is left to the question.
         count = min(int(options.get("max_gen_toks") or NEW_TOKENS), max(1, self.block_size // 2))
-        temperature = float(options.get("temperature") or 0) if options.get("do_sample", True) else 0.0
-        ids = self.tokenizer.encode(context) or [self._prefix or 0]
+        ids = self.tokenizer.encode(context) or self._beginning()
         ids = ids[-max(1, self.block_size - count) :]
         growing = GrowingText(self.tokenizer, ids, [until] if isinstance(until, str) else until)
-        return _Answer(Continuation(ids, random_numbers(0, 0, count)), growing, temperature)
+        return _Answer(Continuation(ids, random_numbers(SEED, number, count)), growing, _choice(options))
 
 
 @dataclass(frozen=True)
@@ -164,7 +197,7 @@ class _Answer:
 
     text: Continuation
     growing: GrowingText
-    temperature: float
+    choice: Choice
 
     def add_last(self) -> bool:
         """Decode the newest token; return whether the answer ends."""
@@ -172,9 +205,19 @@ class _Answer:
         return self.growing.found
 
 
+def _choice(options: Mapping[str, Any]) -> Choice:
+    """Return how a task wants tokens to be chosen: greedily, unless it asks for samples or gives a temperature."""
+    samples = options.get("do_sample")
+    temperature = float(options.get("temperature") or (1.0 if samples else 0.0))
+    if samples is False or temperature == 0:
+        return Choice(temperature=0.0, top_k=None)
+    top_p, min_p = float(options.get("top_p") or 1.0), float(options.get("min_p") or 0.0)
+    return Choice(temperature, int(options.get("top_k") or 0) or None, top_p, min_p)
+
+
 def _score(logprobs: torch.Tensor, question: Question) -> tuple[float, bool]:
     """Return the summed log probability of the continuation, and whether each of its tokens was the likeliest."""
-    kept = torch.tensor(question.continuation, dtype=torch.int64)
+    kept = torch.tensor(question.continuation, device=logprobs.device)
     rows = logprobs[-len(kept) :]
     chosen = rows.gather(-1, kept[:, None])[:, 0]
     return float(chosen.double().sum()), bool((rows.argmax(-1) == kept).all())

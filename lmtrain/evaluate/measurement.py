@@ -144,14 +144,14 @@ def paired_difference(first: Measurement, other: Measurement, *, per_byte: bool)
     """
     a, b = first.document_losses, other.document_losses
     if len(a) != len(b):
-        raise DataError(f"{other.name}: has {len(b):,} documents, but {first.name} has {len(a):,}, so they don't pair")
+        raise DataError(f"they don't pair: {len(a):,} and {len(b):,} documents")
     if not per_byte:
         if not np.array_equal(first.document_tokens, other.document_tokens):
-            raise DataError(f"{other.name}: its documents have other tokens than those of {first.name}")
+            raise DataError("they don't pair: their documents have other tokens")
         return ratio(b - a, first.document_tokens)
     sizes = first.document_bytes
     if sizes is None or other.document_bytes is None:
-        raise DataError(f"{other.name}: the sizes of its documents in bytes are not known, so they can't be compared")
+        raise DataError("they can't be compared per byte: the sizes of the documents in bytes are not known")
     if not np.array_equal(sizes, other.document_bytes):
-        raise DataError(f"{other.name}: its documents have other sizes than those of {first.name}; is it another text?")
+        raise DataError("they don't pair: their documents have other sizes in bytes; is it another text?")
     return ratio((b - a) / math.log(2), sizes)

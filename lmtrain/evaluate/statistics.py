@@ -9,12 +9,10 @@ import scipy  # loads scipy.special when a function of it is first called, and n
 
 LEVEL = 0.95  # of the intervals
 
-Values = npt.ArrayLike
-
 
 @dataclass(frozen=True)
 class Ratio:
-    """A sum of values over documents divided by a sum of sizes; NaN is a number that one document can't give.
+    """A sum of values over documents divided by a sum of sizes. What needs two documents is NaN for one.
 
     Attributes:
         value: The ratio.
@@ -33,7 +31,7 @@ class Ratio:
     p: float
 
 
-def ratio(values: Values, sizes: Values) -> Ratio:
+def ratio(values: npt.ArrayLike, sizes: npt.ArrayLike) -> Ratio:
     """Return Σ values / Σ sizes with the standard error of the ratio estimator.
 
     With R = Σ v / Σ s over D documents, the residuals are e = v - R s, and the standard error is

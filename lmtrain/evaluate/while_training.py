@@ -10,12 +10,16 @@ from lmtrain.machine import is_installed
 
 if TYPE_CHECKING:  # loads lm-eval
     from lmtrain.evaluate.harness import HarnessModel
+    from lmtrain.evaluate.tasks import LoadedTasks
 
 TASKS, FOLDER = "trainer.eval_tasks", "trainer.eval_tasks_folder"
 
 
 class TrainingTasks:
     """Runs tasks with the weights that the model has now. All processes of a run compute the same.
+
+    Call `load` before the training: it changes the current folder of the process for a moment, and later a thread may
+    be saving a checkpoint. Otherwise, the first evaluation calls it.
 
     Args:
         parts: The model, its device and number formats, and the other processes.
@@ -35,10 +39,11 @@ class TrainingTasks:
     ) -> None:
         self.parts, self.tokenizer = parts, tokenizer
         self.tasks, self.limit = list(tasks), limit
-        self.folder = None if folder is None else Path(folder).absolute()
+        self.folder = None if folder is None else Path(folder)
+        self._loaded: LoadedTasks | None = None
 
-    def check(self) -> None:
-        """Check that the tasks can be run.
+    def load(self) -> None:
+        """Read the tasks and their data, and check that they can be run.
 
         Raises:
             ValueError: lm-eval is not installed, the run has no tokenizer, or there is no such folder or task.
@@ -52,23 +57,24 @@ class TrainingTasks:
         if self.folder is None or not self.folder.is_dir():
             given = "null" if self.folder is None else self.folder
             raise ValueError(f"{FOLDER}={given}: no such folder; give the one with the task files")
-        from lmtrain.evaluate.tasks import check_tasks
+        from lmtrain.evaluate.tasks import load_tasks
 
         self._model()
-        check_tasks(self.tasks, self.folder)
+        self._loaded = load_tasks(self.tasks, self.folder)
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics of the tasks; no random generator changes, and the model is as before."""
-        if not self.tasks or self.folder is None:
+        if not self.tasks:
             return {}
-        from lmtrain.evaluate.tasks import run_tasks
-
+        if self._loaded is None:
+            self.load()
+        assert self._loaded is not None
         model = self._model()
         training = self.parts.model.training
         self.parts.model.eval()
         try:
             with self.parts.parallel.collectives():
-                found = run_tasks(model, self.tasks, self.folder, limit=self.limit)
+                found = self._loaded.run(model, self.limit)
         finally:
             self.parts.model.train(training)
             self.parts.parallel.free_weights()

@@ -18,7 +18,7 @@ pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 from lm_eval.api.instance import Instance
 
 from lmtrain.evaluate.harness import HarnessModel
-from lmtrain.evaluate.tasks import check_tasks, run_tasks
+from lmtrain.evaluate.tasks import load_tasks
 
 
 def model_of(kind: str, model: str = "llama", batch_size: int = 3) -> HarnessModel:
@@ -85,9 +85,10 @@ def test_an_empty_context_is_the_begin_of_a_document() -> None:
     ((found, _),) = asked.loglikelihood(requests(("", "ab")))
     assert found == pytest.approx(direct(asked, [256], [97, 98])[0], rel=1e-12)
     without = model_of("characters")
-    first, second = without.tokenizer.encode("ab")
-    ((found, _),) = without.loglikelihood(requests(("", "ab")))
-    assert found == pytest.approx(direct(without, [first], [second])[0], rel=1e-12)
+    with pytest.raises(DataError, match="has no end of text to begin with"):
+        without.loglikelihood(requests(("", "ab")))
+    with pytest.raises(DataError, match="has no end of text to begin with"):
+        without.generate_until(requests(("", {"until": []})))
 
 
 def test_a_long_context_loses_its_beginning() -> None:
@@ -137,6 +138,17 @@ def test_text_is_written_until_a_stop_text() -> None:
     assert cut == whole[: whole.index(whole[3])]
 
 
+def test_samples_follow_the_options_of_the_task_and_each_request_has_its_own() -> None:
+    asked = model_of("bytes")
+    sampled = {"until": [], "max_gen_toks": 12, "do_sample": True, "temperature": 5.0}
+    first, second = asked.generate_until(requests(("def", sampled), ("def", sampled)))
+    assert first != second
+    (greedy,) = asked.generate_until(requests(("def", {"until": [], "max_gen_toks": 12})))
+    for limit in ({"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}, {"do_sample": False}):
+        assert asked.generate_until(requests(("def", sampled | limit))) == [greedy], limit
+    assert first != greedy
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Return a folder with two tasks: one of choices, one of continuations."""
@@ -177,7 +189,7 @@ def test_tasks_give_the_scores_of_a_hand_computation(
 ) -> None:
     asked = model_of("bytes")
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    found = {(each.task, each.metric): each for each in run_tasks(asked, ["choices", "ends"], folder)}
+    found = {(each.task, each.metric): each for each in load_tasks(["choices", "ends"], folder).run(asked)}
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
     ids = list(b"def")
     best = int(np.argmax([direct(asked, ids, list(option))[0] for option in (b" f", b" g", b"=")]))
@@ -193,24 +205,48 @@ def test_tasks_give_the_scores_of_a_hand_computation(
     ]
     assert found["ends", "perplexity"].value == pytest.approx(np.exp(-np.mean(sums)), rel=1e-6)
     monkeypatch.chdir(folder.parent)
-    check_tasks(["choices"], Path(folder.name))
-    limited = run_tasks(asked, ["choices"], Path(folder.name), limit=3)  # a folder that is given as a relative path
+    loaded = load_tasks(["choices"], Path(folder.name))  # a folder that is given as a relative path
+    limited = loaded.run(asked, limit=3)
     assert limited[0].samples == 3
+    assert loaded.run(asked, limit=3) == limited
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_a_group_has_the_questions_of_its_tasks(folder: Path) -> None:
+    group = {"group": "both", "task": ["choices", "ends"], "aggregate_metric_list": [{"metric": "acc"}]}
+    (folder / "both.yaml").write_text(yaml.safe_dump(group), encoding="utf-8")
+    found = {each.task: each for each in load_tasks(["both"], folder).run(model_of("bytes")) if each.metric == "acc"}
+    assert {task: each.samples for task, each in found.items()} == {"both": 10, "choices": 7, "ends": 3}
+    mean = (7 * found["choices"].value + 3 * found["ends"].value) / 10
+    assert found["both"].value == pytest.approx(mean)
 
 
 @pytest.mark.slow
 def test_mistakes_are_one_line(folder: Path) -> None:
     asked = model_of("bytes")
     with pytest.raises(DataError, match=r"nothing: no such task in .*; it has choices, ends$"):
-        run_tasks(asked, ["choices", "nothing"], folder)
-    check_tasks(["choices", "ends"], folder)
+        load_tasks(["choices", "nothing"], folder)
     (folder / "choices.jsonl").unlink()
-    with pytest.raises(DataError, match=r"choices: the harness can't run this"):
-        check_tasks(["choices"], folder)
     with pytest.raises(DataError, match=r"choices: the harness can't run this") as caught:
-        run_tasks(asked, ["choices"], folder)
+        load_tasks(["choices"], folder)
     assert "\n" not in str(caught.value)
+    task = (folder / "ends.yaml").read_text(encoding="utf-8")
+    (folder / "ends.yaml").write_text(task.replace("{{end}}", "{{1 / 0}}"), encoding="utf-8")
+    with pytest.raises(DataError, match=r"ends: the harness can't run this"):
+        load_tasks(["ends"], folder).run(asked)
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match="it has no task files"):
-        run_tasks(asked, ["choices"], folder / "empty")
+        load_tasks(["choices"], folder / "empty")
+
+
+@pytest.mark.slow
+def test_an_error_of_the_model_is_not_one_of_the_tasks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, loaded = model_of("bytes"), load_tasks(["choices"], folder)
+
+    def fails(*arguments: object) -> None:
+        raise RuntimeError("the model fails")
+
+    monkeypatch.setattr(asked.model, "forward", fails)
+    with pytest.raises(RuntimeError, match="the model fails"):
+        loaded.run(asked)

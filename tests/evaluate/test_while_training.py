@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 from support.command_line import Cli
+from support.ranks import train_ranks
 from support.tiny_trainer import timeless_metrics
 from support.tokens import TINY, write_tokens
 
 from lmtrain.data.tokenizer import tokenizer_of_characters
+from lmtrain.files.metrics import read_metrics
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed")
 
@@ -51,6 +53,20 @@ def test_training_is_the_same_to_the_bit_and_a_resume_needs_trust(cli: Cli, fold
     refused = cli("fork=with", "hydra.run.dir=fork")
     assert "add trust=lm_eval, or set trainer.eval_tasks=null in a fork" in refused.stderr
     assert cli("fork=with", "trainer.eval_tasks=null", "trainer.max_steps=6", "hydra.run.dir=fork").returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_several_processes_find_the_same(cli: Cli, folder: Path, way: str) -> None:
+    more = ["model.dropout=0.0", "trainer.eval_tasks_limit=3"]
+    assert cli(*RUN, *TASKS, *more, "hydra.run.dir=one", timeout=180).returncode == 0
+    train_ranks(cli, 2, *RUN, *TASKS, *more, f"parallel={way}", "hydra.run.dir=two")
+    one, two = (
+        [line["tasks/words/acc"] for line in read_metrics(folder / name / "metrics.jsonl") if "tasks/words/acc" in line]
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 2
 
 
 @pytest.mark.slow

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmtrain.config.build import raising_config_errors
-from lmtrain.errors import ConfigError
+from lmtrain.errors import ConfigError, DataError
 from lmtrain.evaluate.measurement import paired_difference
 from lmtrain.run.reading.measured import Measured
 
@@ -54,8 +53,10 @@ def pair_with_first(measured: Sequence[Measured]) -> list[Pair]:
                 f"--paired: {other.run} has another tokenizer than {first.run}, and token files do not tell the bytes "
                 "of each document; give the text with --text"
             )
-        with raising_config_errors():
+        try:
             found = paired_difference(first.total, other.total, per_byte=per_byte)
+        except DataError as error:
+            raise ConfigError(f"--paired: {first.run} and {other.run}: {error}") from error
         pairs.append(
             Pair(
                 str(other.run),

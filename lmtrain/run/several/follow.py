@@ -114,6 +114,7 @@ def _train(
         vars(state).update(vars(start.state))
         recorder = following_recorder(run_dir, saver, parts, stop, {"config": plain_config(cfg)})
         trainer: Trainer = build(cfg.trainer, parts, recorder, state)
+        trainer.tasks.load()
         start.restore(trainer)
         if start.is_new and cfg.get("init_from"):
             begin_with_weights(trainer, Path(cfg.init_from), token_folders(cfg.data))
