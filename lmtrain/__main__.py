@@ -33,6 +33,7 @@ VERBS = {  # each verb's module in lmtrain.commands
     "mcp": "mcp",
 }
 # The results of these verbs are files, so they continue when nobody reads their output (`| head`).
+TEXT_OPTIONS = frozenset({"--prompt", "--stop", "--separator"})  # their values are not paths
 FILE_WRITING_VERBS = ("prepare", "average", "export", "import", "verify-resume", "verify-device", "decide", "confirm")
 
 
@@ -99,12 +100,12 @@ def print_traceback(kind: type[BaseException], error: BaseException, trace: Trac
 
 
 def _with_homes(arguments: Sequence[str]) -> list[str]:
-    """Expand `~` in every argument that is a path, so that no command has to; leave the text of a prompt alone."""
+    """Expand `~` in every argument that is a path, so that no command has to; leave text for a model alone."""
     from lmtrain.terminal.paths import argument_with_home
 
     before = ["", *arguments]
     return [
-        given if "--prompt" in (option, given.partition("=")[0]) else argument_with_home(given)
+        given if {option, given.partition("=")[0]} & TEXT_OPTIONS else argument_with_home(given)
         for option, given in zip(before, arguments, strict=False)
     ]
 

@@ -1,6 +1,7 @@
 """Compares runs from Python, as `python -m lmtrain compare` does."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # with scipy
     from lmtrain.comparison.run_comparison import RunComparison
     from lmtrain.run.reading.frames import Frame
 
+MODES = ("planned", "again")
 HTML_WIDTH = 240  # characters in which the columns of a table in a notebook must fit
 KINDS = {suffix: suffix for suffix in OUTPUTS} | {"md": "markdown", "htm": "html"}  # of a file, by its suffix
 
@@ -217,7 +219,8 @@ def compare(
         metric: The metric to compare.
         higher: Whether higher values are better; None means that the metric's name decides.
         at_step: The step to compare at; None means the last one that all runs have.
-        value: `at-step`, `final` or `best`: the value of a run for the statistics; None means that the runs decide.
+        value: The value of a run for the statistics: `at-step`, `at-tokens`, `at-flops`, `at-seconds`, `final` or
+            `best`; None means that the runs decide.
         baseline: The setting to compare all others with, such as `lr=0.003`; None means the best one.
         margin: A difference that is too small to matter; with it, settings may also be found to be the same.
         difference: The difference for which to say how many seeds would detect it.
@@ -228,7 +231,7 @@ def compare(
             None means what the files of the runs' sweep say.
 
     Raises:
-        ConfigError: There is no such run, metric, column or setting.
+        ConfigError: There is no such run, metric, column or setting, or a value is not one of those above.
 
     Example:
         >>> found = compare(runs, baseline="lr=0.001")
@@ -236,8 +239,15 @@ def compare(
         >>> found.save("comparison.html")
     """
     from lmtrain.comparison.run_comparison import compare as compare_loaded
+    from lmtrain.comparison.run_values import VALUE_KINDS
     from lmtrain.comparison.selection import Selection
 
+    for name, chosen, known in (("value", value, VALUE_KINDS), ("mode", mode, MODES)):
+        if chosen is not None and chosen not in known:
+            raise ConfigError(f"{name}={chosen!r}: must be one of {', '.join(known)}")
+    for name, number in (("margin", margin), ("difference", difference)):
+        if number is not None and not 0 < number < math.inf:
+            raise ConfigError(f"{name}={number}: must be a number above 0")
     given = [runs] if isinstance(runs, str | os.PathLike) else list(runs)
     paths = [os.path.expanduser(os.fspath(run)) for run in given]
     if not paths:

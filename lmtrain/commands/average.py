@@ -13,7 +13,7 @@ from lmtrain.convert.chosen_checkpoints import ChosenCheckpoint, choose_checkpoi
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import first_few
 from lmtrain.terminal.console import console
-from lmtrain.terminal.options import Number, OptionParser
+from lmtrain.terminal.options import Number, OptionParser, run_name
 
 EPILOG = """\
 examples:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run or sweep directories")
+    parser.add_argument("runs", type=run_name, nargs="+", metavar="RUN_DIR", help="run or sweep directories")
     parser.add_argument(
         "--steps",
         help="checkpoints of each run: 600,800 or 600-1000 or last:5 or best or latest (default: the best of several "

@@ -2,20 +2,22 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
-from lmtrain.checkpoint.steps import checkpoint_steps
+from lmtrain.checkpoint.steps import checkpoint_steps, chosen_step
 from lmtrain.config.recorded.run_names import find_folder, find_run
 from lmtrain.errors import ConfigError
 from lmtrain.files.numbers import nan_as_null
 from lmtrain.machine import is_installed
 from lmtrain.run.directory import is_sweep
+from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import console
-from lmtrain.terminal.options import OptionParser, WholeNumber, output_file
+from lmtrain.terminal.options import OptionParser, WholeNumber, output_file, run_name
 from lmtrain.terminal.units import significant
 
 EPILOG = """\
@@ -25,6 +27,7 @@ examples: python -m lmtrain evaluate outputs/bard --split test
 
 With models of different tokenizers, compare bits/byte. --paired does that by itself.
 """
+SPLIT = "val"  # if none is given
 TRUST_HELP = "allow a class or function named in the run's config to be imported, e.g. mymodels.Bigram; repeatable"
 
 
@@ -40,7 +43,7 @@ def _finished_below(path: Path) -> list[Path]:
     if is_sweep(path):
         jobs = [job for job in sorted(path.iterdir()) if job.is_dir() and not job.is_symlink()]  # a link may lead back
         return [run for job in jobs for run in _finished_below(job)]
-    console.print(f"{path}: left out because it is not a run with a checkpoint")
+    print(visible(f"{path}: left out because it is not a run with a checkpoint"), file=sys.stderr)
     return []
 
 
@@ -52,10 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="run or sweep directories, or names")
-    parser.add_argument(
-        "--split", default="val", help="train, val or the name of any other .bin file of the data (default: val)"
-    )
+    parser.add_argument("runs", type=run_name, nargs="+", metavar="RUN_DIR", help="run or sweep directories, or names")
+    parser.add_argument("--split", help="train, val or the name of any other .bin file of the data (default: val)")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="folder of token files (default: the run's own)")
     parser.add_argument(
         "--text",
@@ -114,9 +115,9 @@ def main(arguments: Sequence[str]) -> int:
     runs = [run for path in options.runs for run in finished_runs(path)]
     if not runs:
         raise ConfigError(f"{', '.join(map(str, options.runs))}: found no run with a checkpoint")
-    models = [(run, which) for run in runs for which in checkpoints_of(run, options.checkpoint)]
+    models = list(dict.fromkeys((run, step) for run in runs for step in checkpoints_of(run, options.checkpoint)))
     if options.paired and len(models) < 2:
-        raise ConfigError("--paired: needs two models; give another run or another --checkpoint")
+        raise ConfigError("--paired: needs two different models; give another run or another --checkpoint")
     if options.tasks:
         return run_tasks_of(options, models)
     if options.text or options.stride or options.by_position or options.paired or options.json:
@@ -126,8 +127,13 @@ def main(arguments: Sequence[str]) -> int:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise ConfigError for options that do not go together."""
-    if options.separator is not None and not options.text:
-        raise ConfigError("--separator: is between the documents of a --text; give one")
+    if options.split is not None and (options.text or options.tasks is not None):
+        raise ConfigError(f"--split {options.split}: leave it out with --text and --tasks, which bring their own text")
+    if options.separator is not None:
+        from lmtrain.evaluate.texts import is_json_lines  # loads torch
+
+        if all(map(is_json_lines, options.text)):
+            raise ConfigError("--separator: is between the documents of a --text that is not .jsonl; give one")
     if options.separator == "":
         raise ConfigError("--separator '': is empty; leave it out to make each file one document")
     if options.tasks is None and (options.task_folder or options.limit or options.num_fewshot is not None):
@@ -169,10 +175,10 @@ def run_tasks_of(options: argparse.Namespace, models: Sequence[tuple[Path, str]]
     found = []
     for run, which in models:
         loaded = load_model(run, which, options.device, options.trust)
-        found.append((loaded, tasks_of(loaded, tasks, options.limit)))
+        found.append((str(run), loaded.step, tasks_of(loaded, tasks, options.limit)))
+        del loaded  # two models may need too much memory
     content = [
-        {"run": str(loaded.directory), "step": loaded.step, "tasks": [asdict(each) for each in metrics]}
-        for loaded, metrics in found
+        {"run": run_dir, "step": step, "tasks": [asdict(each) for each in metrics]} for run_dir, step, metrics in found
     ]
     text = json.dumps(nan_as_null({"models": content}), indent=2, allow_nan=False) + "\n"
     if options.json == Path("-"):
@@ -181,21 +187,24 @@ def run_tasks_of(options: argparse.Namespace, models: Sequence[tuple[Path, str]]
     if options.json:
         options.json.write_text(text, encoding="utf-8")
     table = Table("run", "step", "task", "metric", "value ± SE", "questions")
-    for loaded, metrics in found:
+    for run_dir, step, metrics in found:
         for each in metrics:
             error = "" if each.standard_error is None else f" ± {each.standard_error:.4f}"
             value = f"{each.value:.4f}{error}"
-            table.add_row(str(loaded.directory), str(loaded.step), each.task, each.metric, value, f"{each.samples:,}")
+            table.add_row(run_dir, str(step), each.task, each.metric, value, f"{each.samples:,}")
     console.print(table)
     return 0
 
 
 def checkpoints_of(run: Path, asked: Sequence[str]) -> list[str]:
-    """Return the checkpoints of a run that `--checkpoint` asks for, each once."""
+    """Return the steps of a run that `--checkpoint` asks for."""
     found: list[str] = []
     for which in (word.strip() for text in asked or ["best"] for word in text.split(",")):
-        found += map(str, checkpoint_steps(run)) if which == "all" else [which]
-    return list(dict.fromkeys(found))
+        try:
+            found += map(str, checkpoint_steps(run) if which == "all" else [chosen_step(run, which)])
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return found
 
 
 def show_losses(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> int:
@@ -208,7 +217,7 @@ def show_losses(options: argparse.Namespace, models: Sequence[tuple[Path, str]])
         loaded = load_model(run, which, options.device, options.trust)
         if loaded.config.data.get("paths") and options.data is None:
             return measure(options, models)  # with the loss of each source
-        found = loaded.evaluate(options.split, data=options.data)
+        found = loaded.evaluate(options.split or SPLIT, data=options.data)
         table.add_row(
             str(run),
             str(loaded.step),
@@ -218,6 +227,7 @@ def show_losses(options: argparse.Namespace, models: Sequence[tuple[Path, str]])
             significant(found.perplexity),
             "–" if found.bits_per_byte is None else f"{found.bits_per_byte:.4f}",
         )
+        del loaded  # two models may need too much memory
     console.print(table)
     return 0
 
@@ -230,18 +240,16 @@ def measure(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> 
     from lmtrain.run.reading.paired import pair_with_first
 
     measured: list[Measured] = []
-    name = options.split if not options.text else ", ".join(map(str, options.text))
+    split = options.split or SPLIT
+    name = split if not options.text else ", ".join(map(str, options.text))
     for run, which in models:
         loaded = load_model(run, which, options.device, options.trust)
-        if any((each.run, each.step) == (run, loaded.step) for each in measured):
-            continue  # for example, the best checkpoint is also the latest
         if options.text:
             streams = text_streams(loaded, options.text, options.separator)
         else:
-            streams = split_streams(loaded, options.split, options.data)
+            streams = split_streams(loaded, split, options.data)
         measured.append(measure_model(loaded, streams, name, options.stride))
-    if options.paired and len(measured) < 2:
-        raise ConfigError("--paired: these are all the same checkpoint; give another run or another --checkpoint")
+        del loaded  # two models may need too much memory
     pairs = pair_with_first(measured) if options.paired else []
     content = {"models": [as_json(each) for each in measured], "pairs": [asdict(each) for each in pairs]}
     text = json.dumps(nan_as_null(content), indent=2, allow_nan=False) + "\n"

@@ -12,7 +12,7 @@ from lmtrain.config.recorded.run_names import find_run
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import console
-from lmtrain.terminal.options import OptionParser
+from lmtrain.terminal.options import OptionParser, run_name
 
 if TYPE_CHECKING:  # the help needs no torch
     from lmtrain.run.reading.loaded import LoadedModel
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory of the model")
+    parser.add_argument("run", type=run_name, metavar="RUN_DIR", help="run directory of the model")
     parser.add_argument(
         "--to",
         nargs=2,

@@ -25,7 +25,7 @@ from lmtrain.run.several.local_processes import processes_to_start, recorded_pro
 from lmtrain.sweep.job_directory import register_directory_resolver
 from lmtrain.terminal.as_text import differences
 from lmtrain.terminal.console import console
-from lmtrain.terminal.options import OptionParser
+from lmtrain.terminal.options import OptionParser, run_name
 from lmtrain.terminal.units import counted
 
 if TYPE_CHECKING:  # with torch
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
         "machine) and whether every number is\nthe same.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory to repeat")
+    parser.add_argument("run", type=run_name, metavar="RUN_DIR", help="run directory to repeat")
     parser.add_argument(
         "overrides",
         nargs="*",

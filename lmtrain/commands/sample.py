@@ -1,7 +1,6 @@
 """`python -m lmtrain sample RUN_DIR --prompt …`: generates text from a checkpoint."""
 
 import importlib
-import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,19 +15,19 @@ from lmtrain.config.recorded.run_names import find_run
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
-from lmtrain.terminal.options import Number, OptionParser, WholeNumber
+from lmtrain.terminal.options import Number, OptionParser, WholeNumber, run_name
 
 if TYPE_CHECKING:
     from lmtrain.data.stored_tokenizer import StoredTokenizer
     from lmtrain.run.reading.loaded import LoadedModel
 
-NOT_INTERACTIVE = ("prompt", "prompts", "json", "logprobs")
+NOT_INTERACTIVE = ("prompt", "prompts", "count", "json", "logprobs")
 ASKING = "prompt: "
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = OptionParser(prog="python -m lmtrain sample", description="Generates text with a trained model.")
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="run directory of the model")
+    parser.add_argument("run", type=run_name, metavar="RUN_DIR", help="run directory of the model")
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="text to continue; repeatable (default: begin a new document)"
     )
@@ -100,10 +99,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
-    if options.interactive and (
-        given := [name for name in NOT_INTERACTIVE if getattr(options, name) not in (None, False)]
-    ):
+    given = [name for name in NOT_INTERACTIVE if getattr(options, name) is not parser.get_default(name)]
+    if options.interactive and given:
         raise ConfigError(f"--interactive: asks for prompts and shows texts itself; leave out --{', --'.join(given)}")
+    if options.logprobs is not None and not options.json:
+        raise ConfigError("--logprobs: are part of the JSON output; give --json, too")
     options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():
         raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str]) -> int:
         "cache": not options.no_cache,
     }
     if options.interactive:
-        return _converse(loaded, options.seed, settings | {"count": options.count})
+        return _converse(loaded, options.seed, settings)
     prompts = _prompts(options.prompt, options.prompts)
     single = len(prompts) * options.count == 1 and not options.json
     if single:
@@ -162,7 +162,7 @@ def _converse(loaded: "LoadedModel", seed: int, settings: Mapping[str, Any]) -> 
     """Continue the prompts that the user types, until the end of the input."""
     with suppress(ImportError):  # with it, `input` can edit lines and repeat earlier ones
         importlib.import_module("readline")
-    for number in itertools.count(seed):
+    while True:
         try:
             prompt = input(ASKING)
         except EOFError:
@@ -173,10 +173,12 @@ def _converse(loaded: "LoadedModel", seed: int, settings: Mapping[str, Any]) -> 
             continue
         try:
             print(visible(prompt), end="", flush=True)
-            loaded.samples([prompt], **settings, seed=number, show=_show)
+            loaded.samples([prompt], **settings, seed=seed, show=_show)
             print()
+            seed += 1
         except KeyboardInterrupt:
             print(" [stopped]")
+            seed += 1
         except ConfigError as error:
             print(f"\nerror: {error}")
     return 0

@@ -1,7 +1,7 @@
 """Reads and checks a run's files, which may be hostile, damaged or still being written."""
 
 import contextlib
-import json
+import itertools
 import math
 import os
 import re
@@ -15,6 +15,7 @@ import yaml
 from lmtrain.files.limited import MAX_JSON_BYTES, FastSafeLoader, read_json_limited, read_limited, read_yaml_text
 from lmtrain.files.metrics import read_columns
 from lmtrain.files.numbers import is_number
+from lmtrain.logger.samples import SAMPLES_FILE, read_samples
 from lmtrain.terminal.as_text import printable
 
 MAX_SAMPLE_BYTES, MAX_SAMPLES_BYTES = 1_000_000, 32_000_000
@@ -130,15 +131,12 @@ def read_series(path: Path, warn: Callable[[str], None]) -> dict[str, np.ndarray
 
 def read_sample(run: Path) -> str | None:
     """Return texts that the run's model wrote: the last ones in training, or else the one at the end; None without."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
-        lines = read_limited(run / "samples.jsonl", MAX_SAMPLES_BYTES).decode(errors="replace").splitlines()
-        last = json.loads(lines[-1])["step"]
-        texts = []
-        for line in reversed(lines):
-            if (found := json.loads(line))["step"] != last:
-                break
-            texts.append(f"{found['prompt']}▸{found['text']}")
-        return f"after step {last}\n\n" + "\n\n".join(reversed(texts))
+    with contextlib.suppress(OSError, ValueError):
+        if samples := read_samples(run / SAMPLES_FILE, MAX_SAMPLES_BYTES):
+            last = samples[-1]["step"]
+            newest = itertools.takewhile(lambda sample: sample["step"] == last, reversed(samples))
+            texts = [f"{sample['prompt']}▸{sample['text']}" for sample in newest]
+            return f"after step {last}\n\n" + "\n\n".join(reversed(texts))
     with contextlib.suppress(OSError, ValueError):
         return read_limited(run / "sample.txt", MAX_SAMPLE_BYTES).decode(errors="replace")
     return None

@@ -13,7 +13,7 @@ from lmtrain.data.meta import SPLITS, Meta, read_meta, write_meta
 from lmtrain.data.progress import DataProgress
 from lmtrain.data.recorded_settings import changed_settings
 from lmtrain.data.stored_tokenizer import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, meta_of_splits, save_tokenizer
-from lmtrain.data.text.holdout import Holdout, SplitText, asks_for_test
+from lmtrain.data.text.holdout import Holdout, SplitText, asks_for_test, check_split_sizes
 from lmtrain.data.text.inputs import INPUTS_FILE, Inputs, read_inputs, remarks_on, write_inputs
 from lmtrain.data.text.source import Source
 from lmtrain.data.text.training_text import TrainingText
@@ -28,7 +28,7 @@ from lmtrain.files.lock import locked_folder
 from lmtrain.files.unsupported import free_bytes
 from lmtrain.machine import available_cores
 from lmtrain.terminal.as_text import printable
-from lmtrain.terminal.units import counted, si
+from lmtrain.terminal.units import si
 
 COMMIT_SECONDS = 2.0  # time between commits, and so the most work that a kill can lose
 LOST_SETTING = "prepare.max_lost_share"
@@ -101,7 +101,12 @@ class Recipe:
             journal.tokenizer = True
             journal.write(folder)
         if not journal.complete:
-            self._encode(folder, journal, total, progress)
+            try:
+                self._encode(folder, journal, total, progress)
+            except ValueError:  # the mend is another recipe or another text, with which this can't go on
+                journal.splits, journal.position = {}, None
+                journal.write(folder)
+                raise
         return self._finish(folder, journal)
 
     def _earlier(
@@ -173,13 +178,7 @@ class Recipe:
         if not journal.splits["test"].tokens and not asks_for_test(self.holdout):
             del journal.splits["test"]
             writers["test"].path.unlink()
-        for split, counts in journal.splits.items():
-            if counts.tokens < 2:
-                part = f"prepare.holdout.{'test' if split == 'test' else 'val'}"
-                raise ValueError(
-                    f"prepare.holdout: the {split} split has only {counted(counts.tokens, 'token')}; hold out another "
-                    f"share ({part}_share), other names ({part}) or the tail of each document (prepare/holdout=tail)"
-                )
+        check_split_sizes({split: counts.tokens for split, counts in journal.splits.items()})
         journal.complete = True
         journal.write(folder)
 

@@ -31,9 +31,10 @@ class TokenStream:
         name: The name of the text, for messages and tables.
         length: The number of tokens.
         read: Returns the tokens from a first number up to, but not including, a last one.
-        end_of_text: The id that ends a document; None if the text does not mark documents.
+        end_of_text: The id that ends a document; None if no id does.
         bytes: The UTF-8 bytes of the text; None if they are not known.
         document_bytes: The UTF-8 bytes of each document; None if they are not known.
+        starts: The numbers of the tokens that begin a document, where no id marks them; None if they are not known.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TokenStream:
     end_of_text: int | None = None
     bytes: float | None = None
     document_bytes: Floats | None = None
+    starts: Integers | None = None
 
 
 class Window(NamedTuple):
@@ -131,7 +133,10 @@ def _score(
         counted[row, scored - start - 1 : size] = True
     losses = cross_entropies(model, system, torch.from_numpy(x), torch.from_numpy(y))
     contexts = np.broadcast_to(np.arange(1, block_size + 1), x.shape)
-    opens = x == (-1 if stream.end_of_text is None else stream.end_of_text)
+    if stream.starts is None:
+        opens = x == (-1 if stream.end_of_text is None else stream.end_of_text)
+    else:
+        opens = np.isin(np.array([[window.start + 1] for window in batch]) + np.arange(block_size), stream.starts)
     return Scored(losses[counted], contexts[counted], opens[counted])
 
 

@@ -88,8 +88,8 @@ def _with_checks(batches: Iterable[Batch], parallel: Parallel, request: Request)
 
 
 def perplexity(loss: float) -> float:
-    """Return exp(loss), or infinity if that is too large for a float."""
-    return math.exp(loss) if loss < 700 else math.inf
+    """Return exp(loss), infinity if that is too large for a float, and NaN for NaN."""
+    return math.inf if loss >= 700 else math.exp(loss)
 
 
 def sequences_to_evaluate(loader: TokenLoader, batches: int | None, tokens: int | None) -> int | None:

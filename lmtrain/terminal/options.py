@@ -62,6 +62,16 @@ class Number:
         return " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if math.isfinite(limit))
 
 
+def run_name(text: str) -> Path:
+    """Return the name of a run or a folder of runs as a path; the `type` of an option.
+
+    As a path, an empty name would mean the current folder, and some run below it.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty; give a run directory or a name")
+    return Path(text)
+
+
 def output_file(text: str) -> Path:
     """Return the path of an output file after checking that its folder exists; the `type` of an option."""
     path = Path(text)

@@ -3,8 +3,10 @@
 import html
 import io
 import json
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -51,6 +53,20 @@ def test_runs_can_be_given_in_any_form(folder: Path) -> None:
     assert [each.directory for each in compare(run).runs] == [run.directory]
     assert len(compare([run, folder / "outputs" / "lr" / "1", "outputs/lr/2"]).runs) == 3
     assert len(compare("lr").runs) == 12
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"value": "at_step"}, "value='at_step': must be one of at-step, "),
+        ({"mode": "bogus"}, "mode='bogus': must be one of planned, again"),
+        ({"margin": -1}, "margin=-1: must be a number above 0"),
+        ({"difference": math.nan}, "difference=nan: must be a number above 0"),
+    ],
+)
+def test_mistaken_options_are_told(option: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compare("outputs/lr", **option)
 
 
 def test_options_are_those_of_the_command() -> None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,8 +160,19 @@ def test_a_loaded_model_does_what_the_commands_do(here: Path, module_cli: Cli) -
     assert model.sample("a b", tokens=9, seed=5) == done.stdout.removesuffix("\n")
     for wrong in ({"tokens": 0}, {"temperature": -1}, {"temperature": math.nan}, {"top_k": -3}):
         ((name, value),) = wrong.items()
-        with pytest.raises(ConfigError, match=f"{name}={value}: must be a number of at least"):
+        with pytest.raises(ConfigError, match=f"{name}={value}: must be a( whole)? number of at least"):
             model.sample("a b", **wrong)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="top_x: no such option of samples"):
+        model.sample("a b", top_x=3)
+    with pytest.raises(ConfigError, match="count: sample returns one text"):
+        model.sample("a b", count=2)
+    assert model.samples([], show=print) == []
+    pieces: list[str] = []
+    shown = model.samples(["a b", "c"], count=2, tokens=9, stop="zz", show=pieces.append)
+    assert "".join(pieces) == "".join(sample.text for sample in shown), "also what was held back of each"
+    assert [sample.text for sample in model.samples("a b", count=2, tokens=9)] == [each.text for each in shown[:2]]
+    (cut,) = model.samples("a b", tokens=9, stop=shown[0].text[2:4])
+    assert cut.text == shown[0].text[: shown[0].text.index(shown[0].text[2:4])], "a stop text is not its letters"
     found = model.evaluate()
     assert (found.split, found.tokens) == ("val", 700)
     assert found.perplexity == math.exp(found.loss)
@@ -227,6 +239,26 @@ def test_a_run_that_goes_on_is_read(tmp_path: Path) -> None:
     (line,) = read_metrics(tmp_path)
     assert math.isnan(line["train/loss"])
     assert repr(run) == f"Run({str(tmp_path)!r}, status='unfinished')"
+
+
+def test_a_name_without_a_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the name is empty"):
+        load_run("")
+    with pytest.raises(ConfigError, match="x: File name too long"):
+        load_run("x" * 300)
+
+
+def test_a_damaged_config_is_told(here: Path, tmp_path: Path) -> None:
+    shutil.copytree(here / "out" / "python", tmp_path / "run")
+    file = tmp_path / "run" / "config.yaml"
+    config = OmegaConf.load(file)
+    del config["data"]
+    OmegaConf.save(config, file)
+    with pytest.raises(ConfigError, match="has no section data"):
+        load_run(tmp_path / "run").load()
+    with pytest.raises(ConfigError, match="device gpu: must be auto, cpu, cuda"):
+        load_run("out/python").load(device="gpu")
 
 
 def test_a_config_that_would_look_something_up_is_refused(tmp_path: Path) -> None:

@@ -130,12 +130,17 @@ def test_tables_are_printed_beside_a_file_of_numbers(capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["bytes", "--separator", "x"], "--separator: is between the documents of a --text; give one"),
+        (
+            ["bytes", "--separator", "x"],
+            "--separator: is between the documents of a --text that is not .jsonl",
+        ),
         (["bytes", "--text", "t.txt", "--separator", ""], "--separator '': is empty"),
         (["bytes", "--text", "t.txt", "--data", "data"], "--text and --data: give either"),
         (["bytes", "--text", "none.txt"], "--text none.txt: no such file"),
-        (["bytes", "--paired"], "--paired: needs two models"),
-        (["bytes", "--checkpoint", "best,latest", "--paired"], "--paired: these are all the same checkpoint"),
+        (["bytes", "--paired"], "--paired: needs two different models"),
+        (["bytes", "--checkpoint", "best,latest", "--paired"], "--paired: needs two different models"),
+        (["bytes", "--text", "t.txt", "--split", "val"], "--split val: leave it out with --text and --tasks"),
+        (["", "--by-position"], "the name is empty; give a run directory or a name"),
         (["bytes", "--stride", "999"], "stride=999: must be from 1 to the block size"),
         (["bytes", "--split", "nothing"], "nothing"),
         (["bytes", "--checkpoint", "7"], "no checkpoint '7'"),

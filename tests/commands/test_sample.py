@@ -152,6 +152,13 @@ def test_prompts_may_be_in_json_lines(here: Path, capsys: pytest.CaptureFixture[
 def test_interactive_takes_no_prompts_of_options(here: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--interactive: asks for prompts and .*; leave out --json"):
         main(["out", "--interactive", "--json"])
+    with pytest.raises(ConfigError, match=r"leave out --count, --logprobs$"):
+        main(["out", "--interactive", "--count", "2", "--logprobs", "0"])
+
+
+def test_log_probabilities_are_part_of_the_json(here: Path) -> None:
+    with pytest.raises(ConfigError, match="--logprobs: are part of the JSON output; give --json, too"):
+        main(["out", "--logprobs", "3"])
 
 
 @pytest.mark.slow

@@ -135,6 +135,23 @@ def test_a_test_split_is_made_only_if_it_is_asked_for(tmp_path: Path, corpus: Pa
         made(tmp_path / "empty", source, Bytes(), partial(by_document, val_share=0.5, test_share=1e-9))
 
 
+def test_after_an_error_of_the_recipe_another_one_starts_over(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMMIT_SECONDS", -1.0)  # something is committed before the error
+    source = TextFiles(f"{corpus}/*.txt")
+    for share in (1e-9, 0.3):
+        recipe = Recipe(source, Bytes(), partial(by_document, val_share=0.5, test_share=share), 1)
+        with DataProgress() as progress:
+            if share < 0.1:
+                with pytest.raises(ValueError, match="the test split has only 0 tokens"):
+                    recipe.prepare(tmp_path / "out", {"share": share}, progress)
+                assert list(tmp_path.glob(".partial*")) == []
+            else:
+                recipe.prepare(tmp_path / "out", {"share": share}, progress)
+    assert contents(tmp_path / "out")["test.bin"]
+
+
 def test_the_result_does_not_depend_on_the_number_of_processes(
     tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -5,11 +5,28 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.tokenizer_samples import Texts
+from tokenizers import Tokenizer, models
 
+from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.data.tokenizer import Bytes, tokenizer_of_characters
 from lmtrain.errors import DataError
+from lmtrain.evaluate.measurement import measure
 from lmtrain.evaluate.texts import read_documents, text_stream
+from lmtrain.evaluate.token_losses import token_losses
+from lmtrain.system import System
+
+
+class Uniform(torch.nn.Module):
+    """Knows nothing: all ids are equally likely."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return torch.zeros(*tokens.shape, self.vocab_size), None
 
 
 def file(folder: Path, name: str, content: str | bytes) -> Path:
@@ -53,10 +70,34 @@ def test_the_end_of_text_is_before_the_first_document_and_after_each() -> None:
     assert stream.bytes == 4
 
 
-def test_without_an_end_of_text_the_documents_are_one() -> None:
-    stream = text_stream("t", ["ab", "ba"], tokenizer_of_characters({"a": 0, "b": 1}))
-    assert stream.read(0, stream.length).tolist() == [0, 1, 1, 0]
-    assert (stream.end_of_text, stream.document_bytes) == (None, None)
+@pytest.mark.parametrize(("documents", "sizes"), [(["ab", "ba", "a"], [1, 2, 1]), (["b", "é"], [2])])
+def test_without_an_end_of_text_documents_are_told_apart_by_their_places(
+    documents: list[str], sizes: list[int]
+) -> None:
+    tokenizer = tokenizer_of_characters({"a": 0, "b": 1, "é": 2})
+    stream = text_stream("t", documents, tokenizer)
+    assert stream.read(0, stream.length).tolist() == tokenizer.encode("".join(documents)), "no token is between them"
+    assert stream.end_of_text is None
+    measured = measure(stream, token_losses(Uniform(3), System("cpu"), stream, block_size=2, stride=1, batch_size=2), 2)
+    lengths = [len(documents[0]) - 1, *map(len, documents[1:])]
+    assert measured.document_tokens.tolist() == [length for length in lengths if length]
+    assert measured.document_bytes is not None
+    assert measured.document_bytes.tolist() == sizes, "the first character is not predicted"
+    assert measured.bits_per_byte == pytest.approx(measured.tokens * np.log2(3) / sum(sizes))
+
+
+def test_text_without_a_token_has_no_bytes() -> None:
+    bpe = Tokenizer(models.BPE(vocab={"a": 0, "b": 1, "<end>": 2}, merges=[]))
+    bpe.add_special_tokens(["<end>"])
+    stream = text_stream("t", ["ab", "aé"], StoredTokenizer(bpe, 2))
+    assert stream.read(0, stream.length).tolist() == [2, 0, 1, 2, 0, 2]
+    assert stream.bytes == 3
+    assert stream.document_bytes is None, "they are not known for each document"
+
+
+def test_half_a_character_is_named() -> None:
+    with pytest.raises(DataError, match=r"^t\.txt: "):
+        text_stream("t.txt", ["a\ud800b"], Bytes().fit(Texts()))
 
 
 def test_an_unknown_character_is_named() -> None:

@@ -51,7 +51,11 @@ def test_training_is_the_same_to_the_bit_and_a_resume_needs_trust(cli: Cli, fold
     assert "the tasks in the run's config are code; if you trust their files, add trust=lm_eval" in refused.stderr
     assert cli("resume=with", "trainer.max_steps=5", "trust=lm_eval", timeout=180).returncode == 0
     refused = cli("fork=with", "hydra.run.dir=fork")
-    assert "add trust=lm_eval, or set trainer.eval_tasks=null in a fork" in refused.stderr
+    assert "set trainer.eval_tasks=null or your own trainer.eval_tasks_folder in a fork" in refused.stderr
+    refused = cli("fork=with", "trainer.eval_tasks=[words]", "hydra.run.dir=fork")
+    assert "trust=lm_eval" in refused.stderr, "the folder, which has the code, is still that of the run"
+    own = ["trainer.eval_tasks_folder=tasks", "trainer.max_steps=6", "hydra.run.dir=own"]
+    assert cli("fork=with", *own, timeout=180).returncode == 0
     assert cli("fork=with", "trainer.eval_tasks=null", "trainer.max_steps=6", "hydra.run.dir=fork").returncode == 0
 
 

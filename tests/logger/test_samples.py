@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from lmtrain.logger.samples import SamplesLogger
+from lmtrain.logger.samples import SamplesLogger, read_samples
 
 
 def test_texts_of_later_steps_are_removed(tmp_path: Path) -> None:
@@ -20,3 +20,19 @@ def test_texts_of_later_steps_are_removed(tmp_path: Path) -> None:
         for step in (1, 2)
         for prompt, text in (("a\n", "狐"), ("", f"{step}"))
     ]
+
+
+def test_a_text_with_unusual_line_ends_is_one_text(tmp_path: Path) -> None:
+    logger, texts = SamplesLogger(tmp_path / "samples.jsonl"), ["a\u2028b", "a\u0085b", "a\rb\x0cc\n", "a"]
+    logger.log_samples(1, [("", text) for text in texts])
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    logger.rewind(1)
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+    assert [sample["text"] for sample in read_samples(tmp_path / "samples.jsonl")] == texts
+
+
+def test_lines_without_a_text_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "samples.jsonl"
+    lines = ['{"step": 1, "prompt": "", "text": "a"}', "[" * 100_000, "[]", '{"step": "1", "prompt": "", "text": ""}']
+    path.write_text("\n".join([*lines, '{"step": 1, "prompt": ']), encoding="utf-8")
+    assert read_samples(path) == [{"step": 1, "prompt": "", "text": "a"}]

@@ -22,6 +22,7 @@ from lmtrain.config.recorded.run_names import find_run
 from lmtrain.config.recorded.trust import (
     CONFIG,
     EXPERIMENTS,
+    TASKS_FOLDER,
     check_hydra_trust,
     check_task_trust,
     check_trust,
@@ -95,7 +96,8 @@ def overrides_to_recompose(
         refuse_links(run_dir, (".hydra", CHECKPOINTS), below=(".hydra", CHECKPOINTS))
     saved = read_saved(run_dir / ".hydra" / "config.yaml")
     check_trust(saved, trusted, run_dir)
-    if not any(override.key_or_group == "trainer.eval_tasks" for override in given):
+    replaced = {override.key_or_group: override.value() for override in given}
+    if replaced.get("trainer.eval_tasks", True) and f"trainer.{TASKS_FOLDER}" not in replaced:
         check_task_trust(saved, trusted, run_dir)
     if is_auto(saved) and (run_dir / CONFIG).is_file():
         keep_found_size(saved, read_saved(run_dir / CONFIG))

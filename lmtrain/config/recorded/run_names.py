@@ -51,9 +51,14 @@ def find_run(name: str | Path, option: str = "") -> Path:
 
 def find_folder(name: str | Path, option: str = "") -> Path:
     """Return the run directory, or the folder with runs below it, that a name means; see `find_run`."""
+    if name == "":
+        raise ConfigError(f"{option or 'run'}: the name is empty; give a run directory or a name")
     path = Path(name)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # the name is too long for a file, for example
+        raise ConfigError(f"{option}{name}: {error.strerror}") from error
     if path.name == LATEST:
         base = OUTPUTS if path == Path(LATEST) else path.parent
         runs = _newest_first(run_directories(base))

@@ -31,6 +31,7 @@ LMTRAIN_VARIABLE = re.compile(r"oc\.env:LMTRAIN_\w+(,.*)?")
 MAX_INTERPOLATIONS = 20  # in one string; OmegaConf's parser needs seconds for thousands of nested ones
 MAX_IN_A_FILE = 5_000
 TASKS_CODE = "lm_eval"  # what to trust, for a run whose config names tasks of the harness
+TASKS_FOLDER = "eval_tasks_folder"  # of the trainer: where their code is
 
 
 def check_trust(
@@ -82,18 +83,18 @@ def check_task_trust(cfg: DictConfig, trusted: Collection[str], run_dir: Path) -
     """Check that a command that trains with a run's config may run the tasks that it names, which are code.
 
     Raises:
-        ConfigError: The config names tasks of the harness, and `trusted` does not list `lm_eval`.
+        ConfigError: The config names tasks of the harness or their folder, and `trusted` does not list `lm_eval`.
     """
     if _has_tasks(cfg) and TASKS_CODE not in trusted:
         raise ConfigError(
             f"{run_dir}: trainer.eval_tasks: the tasks in the run's config are code; if you trust their files, add "
-            f"trust={TASKS_CODE}, or set trainer.eval_tasks=null in a fork"
+            f"trust={TASKS_CODE}; or set trainer.eval_tasks=null or your own trainer.{TASKS_FOLDER} in a fork"
         )
 
 
 def _has_tasks(cfg: DictConfig) -> bool:
     trainer: Any = OmegaConf.to_container(cfg).get("trainer")  # type: ignore[union-attr]
-    return isinstance(trainer, dict) and bool(trainer.get("eval_tasks"))
+    return isinstance(trainer, dict) and bool(trainer.get("eval_tasks") or trainer.get(TASKS_FOLDER))
 
 
 def check_hydra_trust(settings: DictConfig, trusted: Collection[str], run_dir: Path) -> None:

@@ -3,12 +3,13 @@
 import fnmatch
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, NamedTuple
 
 from annotated_types import Interval
 
 from lmtrain.data.text.document import Document, utf8_bytes
+from lmtrain.terminal.units import counted
 
 Share = Annotated[float, Interval(gt=0, lt=1)]
 TEST_SETTINGS = ("test_share", "test")  # the settings of these rules that ask for a test split
@@ -106,3 +107,14 @@ def asks_for_test(holdout: Holdout) -> bool:
     """Return whether a rule with its settings, a `functools.partial`, asks for a test split."""
     settings = getattr(holdout, "keywords", {})
     return any(settings.get(key) for key in TEST_SETTINGS)
+
+
+def check_split_sizes(tokens: Mapping[str, int]) -> None:
+    """Raise ValueError if a split has too few tokens for a loss."""
+    for split, count in tokens.items():
+        if count < 2:
+            part = f"prepare.holdout.{'test' if split == 'test' else 'val'}"
+            raise ValueError(
+                f"prepare.holdout: the {split} split has only {counted(count, 'token')}; hold out another "
+                f"share ({part}_share), other names ({part}) or the tail of each document (prepare/holdout=tail)"
+            )

@@ -1,9 +1,10 @@
 """Loads the model of a finished or running run, to generate text with it and to evaluate it."""
 
 import math
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ class LoadedModel:
             ConfigError: The run has no tokenizer, the prompt has characters that the tokenizer does not know, or a
                 number is out of range.
         """
+        if "count" in options:
+            raise ConfigError("count: sample returns one text; use samples for several")
         if isinstance(seed, torch.Generator):
             seed = int(torch.randint(2**62, (), generator=seed))
         (found,) = self.samples([prompt], tokens=tokens, temperature=temperature, top_k=top_k, seed=seed, **options)
@@ -110,11 +113,11 @@ class LoadedModel:
 
     def samples(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         count: int = 1,
         tokens: int = 200,
-        stop: Sequence[str] = (),
+        stop: str | Sequence[str] = (),
         ignore_end: bool = False,
         seed: int = 0,
         batch_size: int = 8,
@@ -126,16 +129,16 @@ class LoadedModel:
         """Generate `count` texts for each prompt, in order. A text does not depend on the others.
 
         Args:
-            prompts: The texts to continue; an empty one begins a new document.
+            prompts: The text or texts to continue; an empty one begins a new document.
             count: Texts for each prompt.
             tokens: The number of tokens of each text at most.
-            stop: A text is cut before the first of these.
+            stop: A text is cut before this one, or before the first of several.
             ignore_end: Go on after an end of text.
             seed: The same seed gives the same texts.
             batch_size: Number of texts that are computed at once.
             cache: Keep keys and values of earlier tokens, if the model can do so. The text is the same without.
             logprobs: Number of likeliest tokens whose log probabilities are kept for each token.
-            show: Called with each new piece of text, for `batch_size=1`.
+            show: Called with each new piece of text; the texts are computed one after the other then.
             choice: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty`, see `lmtrain.sample.choice`.
 
         Raises:
@@ -143,8 +146,12 @@ class LoadedModel:
         """
         numbers = (("tokens", tokens, 1), ("count", count, 1), ("batch_size", batch_size, 1), ("seed", seed, 0))
         for name, value, least in (*numbers, ("logprobs", logprobs or 0, 0)):
-            if not least <= value < math.inf:
-                raise ConfigError(f"{name}={value}: must be a number of at least {least}")
+            if not hasattr(value, "__index__") or value < least:
+                raise ConfigError(f"{name}={value}: must be a whole number of at least {least}")
+        if unknown := choice.keys() - {each.name for each in fields(Choice)}:
+            raise ConfigError(f"{min(unknown)}: no such option of samples")
+        prompts = [prompts] if isinstance(prompts, str) else prompts
+        stop = [stop] if isinstance(stop, str) else stop
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise ConfigError(f"{self.directory}: has no {TOKENIZER_FILE}, because its data had none")
@@ -162,26 +169,27 @@ class LoadedModel:
                 show(growing.piece())
             return growing.found
 
-        with self.torch_as_in_the_run():
-            continue_texts(
-                self.model,
-                texts,
-                how,
-                block_size=self.config.data.block_size,
-                vocab_size=tokenizer.vocab_size,
-                device=self.system.device,
-                batch_size=1 if show else batch_size,
-                end_of_text=None if ignore_end else tokenizer.end_of_text,
-                cached=cache,
-                logprobs=logprobs,
-                stops=stops,
-            )
-        found = [
-            as_sample(tokenizer, prompts[prompt], text, grown[id(text)], seed, number)
-            for (prompt, number), text in zip(order, texts, strict=True)
-        ]
-        if show:
-            show(grown[id(texts[-1])].piece(last=True))
+        found: list[Sample] = []
+        for group in [[text] for text in texts] if show else [texts]:
+            with self.torch_as_in_the_run():
+                continue_texts(
+                    self.model,
+                    group,
+                    how,
+                    block_size=self.config.data.block_size,
+                    vocab_size=tokenizer.vocab_size,
+                    device=self.system.device,
+                    batch_size=batch_size,
+                    end_of_text=None if ignore_end else tokenizer.end_of_text,
+                    cached=cache,
+                    logprobs=logprobs,
+                    stops=stops,
+                )
+            for text in group:
+                prompt, number = order[len(found)]
+                found.append(as_sample(tokenizer, prompts[prompt], text, grown[id(text)], seed, number))
+                if show:
+                    show(grown[id(text)].piece(last=True))
         return found
 
     def evaluate(self, split: str = "val", *, data: str | Path | None = None) -> Evaluation:
@@ -194,7 +202,8 @@ class LoadedModel:
         Raises:
             ConfigError: There is no such data, or it was made with another tokenizer.
         """
-        node = OmegaConf.create(data_node(self.config.data, None if data is None else Path(data), self.directory))
+        folder = None if data is None else Path(data).expanduser()
+        node = OmegaConf.create(data_node(self.config.data, folder, self.directory))
         with self.torch_as_in_the_run(), raising_config_errors():
             for folder in token_folders(node).values():
                 check_tokenizer(folder, beside=self.directory)
@@ -242,6 +251,9 @@ def load_model(
         raise ConfigError(f"{run_dir}: no checkpoint {which!r}; there are steps {', '.join(map(str, steps))}")
     cfg = read_saved(run_dir / "config.yaml")
     check_trust(cfg, trusted, run_dir, option=option)
+    for key in ("model", "data", "system"):
+        if not isinstance(cfg.get(key), DictConfig):
+            raise ConfigError(f"{run_dir / 'config.yaml'}: has no section {key}; the file is not that of a run")
     with raising_config_errors():
         check_model_size(cfg, [path])
         system = _system(cfg, device, run_dir)
@@ -268,6 +280,8 @@ def saved_model(cfg: DictConfig, checkpoints: CheckpointFolder, system: System) 
 
 def _system(cfg: DictConfig, device: str, run_dir: Path) -> System:
     """Build the system for a run's model, which computes in the run's number format if this CPU is fast in it."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ConfigError(f"device {device}: must be auto, cpu, cuda, or one GPU, such as cuda:1")
     changes = {"dtype": "bfloat16"} if cfg.system.get("dtype") == "float8" else {}
     system = build_system(cfg, device=device, compile=False, **changes)
     kept = kept_choices(run_dir)

@@ -1,6 +1,5 @@
 """Measures a run's model on splits and texts: the loss of each document, at each position and of each source."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from lmtrain.evaluate.measurement import Measurement, measure, together
 from lmtrain.evaluate.texts import read_documents, text_stream
 from lmtrain.evaluate.token_losses import TokenStream, token_losses
 from lmtrain.files.durable import sha256_of
+from lmtrain.loop.evaluation import perplexity
 from lmtrain.run.reading.loaded import LoadedModel
 from lmtrain.run.reading.run_data import data_node
 
@@ -127,7 +127,7 @@ def _fields(found: Measurement) -> dict[str, object]:
         "loss": found.loss,
         "standard_error": over.standard_error,
         "interval_95": [over.low, over.high],
-        "perplexity": math.exp(min(found.loss, 700)),
+        "perplexity": perplexity(found.loss),
         "bits_per_byte": found.bits_per_byte,
         "bytes": found.bytes,
         "by_position": [

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from lmtrain.loop.evaluation import perplexity
 from lmtrain.run.reading.measured import Measured
 from lmtrain.run.reading.paired import Pair
 from lmtrain.terminal.console import console
@@ -25,7 +26,7 @@ def show_measured(measured: Sequence[Measured]) -> None:
                 f"{found.tokens:,}",
                 f"{over.documents:,}",
                 f"{found.loss:.4f}{error}",
-                significant(perplexity_of(found.loss)),
+                significant(perplexity(found.loss)),
                 bits_text(found.bits_per_byte),
             )
     console.print(table)
@@ -64,11 +65,9 @@ def show_pairs(measured: Sequence[Measured], pairs: Sequence[Pair]) -> None:
     console.print(table)
     if any(pair.documents < 2 for pair in pairs):
         console.print("one document gives no interval; --separator cuts a text into documents", style="dim")
+    if len(pairs) > 1:
+        console.print("each p is that of one pair alone: of many pairs, some are small by chance", style="dim")
 
 
 def bits_text(bits_per_byte: float | None) -> str:
     return "–" if bits_per_byte is None else f"{bits_per_byte:.4f}"
-
-
-def perplexity_of(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf

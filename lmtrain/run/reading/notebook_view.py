@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from rich.table import Table
 
+from lmtrain.files.numbers import finite_or_none
 from lmtrain.machine import is_installed
 from lmtrain.terminal.as_html import as_html
 from lmtrain.terminal.paths import short_path
@@ -15,7 +16,7 @@ from lmtrain.terminal.units import counted, duration, loss_text, si
 
 LOSSES = ("train/loss", "val/loss")
 FACTS = {  # of result.json
-    "steps": lambda value: f"{value:,}",
+    "steps": lambda value: f"{value:,.0f}",
     "tokens": si,
     "best_val_loss": loss_text,
     "final_val_loss": loss_text,
@@ -30,7 +31,7 @@ def run_as_html(directory: Path, status: str, result: Mapping[str, Any], metrics
     table = Table("", "", show_header=False)
     table.add_row("status", status)
     for key, show in FACTS.items():
-        if isinstance(value := result.get(key), int | float):
+        if (value := finite_or_none(result.get(key))) is not None:
             table.add_row(key.replace("_", " "), show(value))
     if error := result.get("error"):
         table.add_row("error", str(error))

@@ -29,6 +29,8 @@ def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any
             f"{folder}: can't replace the run's data, because its loader ({node['_target_']}) has no path to change"
         )
     if "paths" in node:  # a mixture
-        kept = {key: node[key] for key in ("batch_size", "block_size", "vocab_size")}
+        kept: dict[str, Any] = {
+            key: node[key] for key in ("batch_size", "block_size", "vocab_size", "dtype") if key in node
+        }
         return {"_target_": "lmtrain.data.loader.TokenLoader", "path": str(folder), **kept}
     return {**node, "path": str(folder)}

@@ -1,6 +1,5 @@
 """Reads a finished or running run from its directory, without importing torch."""
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from lmtrain.config.recorded.trust import read_resolved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import ConfigError
 from lmtrain.files import metrics
-from lmtrain.files.limited import read_json, read_limited
+from lmtrain.files.limited import read_json
 from lmtrain.files.links import refuse_links
-from lmtrain.logger.samples import SAMPLES_FILE
+from lmtrain.logger.samples import SAMPLES_FILE, read_samples
 from lmtrain.machine import limit_spinning
 from lmtrain.run.directory import RUN_FILES, status_without_result
 from lmtrain.run.process_state import importing_from_here, using_torch
@@ -29,9 +28,6 @@ from lmtrain.terminal.paths import short_path
 if TYPE_CHECKING:
     from lmtrain.run.reading.frames import Frame
     from lmtrain.run.reading.loaded import LoadedModel
-
-
-MAX_SAMPLES_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,8 +85,7 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """The lines of `samples.jsonl`: `step`, `prompt` and `text` of each text that the model wrote in training."""
         path = self.directory / SAMPLES_FILE
-        lines = read_limited(path, MAX_SAMPLES_BYTES).decode(errors="replace").splitlines() if path.is_file() else []
-        return [json.loads(line) for line in lines]
+        return read_samples(path) if path.is_file() else []
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -163,7 +158,7 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
         >>> min(runs, key=lambda run: run.result["best_val_loss"])
     """
-    path = Path(os.path.abspath(find_run(Path(directory).expanduser())))
+    path = Path(os.path.abspath(find_run(os.path.expanduser(os.fspath(directory)))))
     if not (path / "config.yaml").is_file():
         raise ConfigError(f"{directory}: not a run directory (no config.yaml)")
     with raising_config_errors():

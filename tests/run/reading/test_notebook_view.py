@@ -27,6 +27,15 @@ def test_text_of_a_run_is_escaped(tmp_path: Path) -> None:
     assert "&lt;b&gt;run" in shown
 
 
+def test_numbers_too_large_for_a_float_are_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    (run / "result.json").write_text(json.dumps(result | {"tokens": 10**400, "steps": 7}), encoding="utf-8")
+    shown = load_run(run)._repr_html_()
+    assert ">7<" in shown
+    assert ">tokens<" not in shown
+
+
 def test_a_run_that_has_just_begun_has_no_curves(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", status=None, steps=0)
     shown = load_run(run)._repr_html_()
