@@ -283,7 +283,7 @@ def build_recorder(
 def _check_watching(trainer: DictConfig, parts: Parts, tokenizer: StoredTokenizer | None) -> None:
     """Raise ValueError if the run can't write the texts or run the tasks that its config asks for."""
     if trainer.get("sample_interval"):
-        TrainingSamples(parts, lambda: tokenizer, trainer.get("sample_prompts") or [""], new_tokens=1).check()
+        TrainingSamples(parts, lambda: tokenizer, trainer.get("sample_prompts"), new_tokens=1).check()
     tasks, folder = trainer.get("eval_tasks") or [], trainer.get("eval_tasks_folder")
     TrainingTasks(parts, lambda: tokenizer, tasks, folder, limit=None).load()
 

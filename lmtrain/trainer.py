@@ -148,7 +148,7 @@ class Trainer:
         self.detector = SpikeDetector(spike_zscore, spike_window, self.system.device, ignore_norm=scaled)
         self.monitor, self.clock = BadStepMonitor(spike_zscore), StepClock(state.step, state.samples, state.seconds)
         self.evaluation_weights = evaluation_weights(self.parallel.own(self.model), self.optimizer, ema_decay)
-        self.samples = TrainingSamples(parts, recorder.tokenizer, sample_prompts or [""], sample_new_tokens)
+        self.samples = TrainingSamples(parts, recorder.tokenizer, sample_prompts, sample_new_tokens)
         self.snapshot = Snapshot(parts, self.scaler, self.detector, self.evaluation_weights, recorder.identity)
         self.checkpoints = RunCheckpoints(
             self.snapshot,

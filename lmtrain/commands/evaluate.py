@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.table import Table
 
 from lmtrain.checkpoint.steps import checkpoint_steps, chosen_step
-from lmtrain.config.recorded.run_names import find_folder, find_run
+from lmtrain.commands.tokenizer_option import NO_TOKENIZER, add_tokenizer_option, with_tokenizer
+from lmtrain.config.recorded.run_names import find_folder, find_run, why_no_run
 from lmtrain.errors import ConfigError
 from lmtrain.files.numbers import nan_as_null
 from lmtrain.machine import is_installed
@@ -34,6 +35,8 @@ TRUST_HELP = "allow a class or function named in the run's config to be imported
 def finished_runs(name: Path) -> list[Path]:
     """Return the run that a name means, or the runs of a sweep; print the folders without a checkpoint, left out."""
     folder = find_folder(name)
+    if not folder.exists():
+        raise ConfigError(why_no_run(folder))
     return _finished_below(folder if is_sweep(folder) else find_run(folder))
 
 
@@ -108,6 +111,7 @@ def main(arguments: Sequence[str]) -> int:
         "--json", type=output_file, metavar="FILE", help="also write all numbers to this file; - writes them instead"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
+    add_tokenizer_option(parser)
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
     check_options(options)
@@ -142,6 +146,10 @@ def check_options(options: argparse.Namespace) -> None:
         check_tasks(options)
     if options.text and options.data:
         raise ConfigError("--text and --data: give either text files or a folder of token files")
+    if options.data is not None and not options.data.is_dir():
+        raise ConfigError(f"--data {options.data}: no such folder")
+    if options.tokenizer and not options.text and options.tasks is None:
+        raise ConfigError("--tokenizer: is for --text and --tasks; a split already has tokens")
     if missing := [str(path) for path in options.text if not path.is_file()]:
         raise ConfigError(f"--text {missing[0]}: no such file")
 
@@ -174,7 +182,9 @@ def run_tasks_of(options: argparse.Namespace, models: Sequence[tuple[Path, str]]
         tasks = load_tasks(names, options.task_folder, fewshot=options.num_fewshot)
     found = []
     for run, which in models:
-        loaded = load_model(run, which, options.device, options.trust)
+        loaded = with_tokenizer(load_model(run, which, options.device, options.trust), options.tokenizer)
+        if loaded.tokenizer is None:
+            raise ConfigError(f"--tasks: {run} {NO_TOKENIZER}")
         found.append((str(run), loaded.step, tasks_of(loaded, tasks, options.limit)))
         del loaded  # two models may need too much memory
     content = [
@@ -243,8 +253,10 @@ def measure(options: argparse.Namespace, models: Sequence[tuple[Path, str]]) -> 
     split = options.split or SPLIT
     name = split if not options.text else ", ".join(map(str, options.text))
     for run, which in models:
-        loaded = load_model(run, which, options.device, options.trust)
+        loaded = with_tokenizer(load_model(run, which, options.device, options.trust), options.tokenizer)
         if options.text:
+            if loaded.tokenizer is None:
+                raise ConfigError(f"--text: {run} {NO_TOKENIZER}")
             streams = text_streams(loaded, options.text, options.separator)
         else:
             streams = split_streams(loaded, split, options.data)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from lmtrain.commands.evaluate import TRUST_HELP
 from lmtrain.config.build import raising_config_errors
-from lmtrain.config.recorded.run_names import find_run
+from lmtrain.config.recorded.run_names import find_run, why_no_run
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.console import console
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     export = FORMATS[target]
     options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():
-        raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
+        raise ConfigError(why_no_run(options.run))
     if options.run != named:
         print(visible(f"run {options.run}"), file=sys.stderr)
 

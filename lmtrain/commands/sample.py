@@ -5,20 +5,17 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmtrain.commands.evaluate import TRUST_HELP
-from lmtrain.config.build import raising_config_errors
-from lmtrain.config.recorded.run_names import find_run
-from lmtrain.data.stored_tokenizer import TOKENIZER_FILE
+from lmtrain.commands.tokenizer_option import NO_TOKENIZER, add_tokenizer_option, with_tokenizer
+from lmtrain.config.recorded.run_names import find_run, why_no_run
 from lmtrain.errors import ConfigError
 from lmtrain.terminal.as_text import visible
 from lmtrain.terminal.options import Number, OptionParser, WholeNumber, run_name
 
 if TYPE_CHECKING:
-    from lmtrain.data.stored_tokenizer import StoredTokenizer
     from lmtrain.run.reading.loaded import LoadedModel
 
 NOT_INTERACTIVE = ("prompt", "prompts", "count", "json", "logprobs")
@@ -91,12 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--checkpoint", default="best", help="best, latest or a step number (default: best)")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda (default: auto)")
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="PATH",
-        help="tokenizer for a run that has none: a tokenizer.json, nanoGPT's meta.pkl, or a folder with either file",
-    )
+    add_tokenizer_option(parser)
     parser.add_argument("--trust", action="append", default=[], metavar="TARGET", help=TRUST_HELP)
     options = parser.read(arguments)
     given = [name for name in NOT_INTERACTIVE if getattr(options, name) is not parser.get_default(name)]
@@ -106,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("--logprobs: are part of the JSON output; give --json, too")
     options.run = find_run(named := options.run)
     if not (options.run / "config.yaml").is_file():
-        raise ConfigError(f"{options.run}: not a run directory (no config.yaml)")
+        raise ConfigError(why_no_run(options.run))
     if options.run != named:
         print(visible(f"run {options.run}"), file=sys.stderr)
 
@@ -114,7 +106,9 @@ def main(arguments: Sequence[str]) -> int:
     from lmtrain.run.reading.loaded import load_model
 
     loaded = load_model(options.run, options.checkpoint, options.device, options.trust)
-    loaded = replace(loaded, tokenizer=_choose_tokenizer(loaded, options.run, options.tokenizer))
+    loaded = with_tokenizer(loaded, options.tokenizer)
+    if loaded.tokenizer is None:
+        raise ConfigError(f"{options.run}: {NO_TOKENIZER}")
     settings: dict[str, Any] = {
         "tokens": options.tokens,
         "temperature": options.temperature,
@@ -144,13 +138,13 @@ def main(arguments: Sequence[str]) -> int:
     if single:
         print()
         return 0
-    for sample in samples:
+    for number, sample in enumerate(samples):
         if options.json:
             print(json.dumps({**vars(sample), "checkpoint": loaded.step}))
             continue
-        print(visible(sample.prompt + sample.text))
-        if len(samples) > 1:
+        if number:
             print("-" * 60)
+        print(visible(sample.prompt + sample.text))
     return 0
 
 
@@ -193,9 +187,11 @@ def _prompts(given: Sequence[str] | None, file: Path | None) -> list[str]:
     prompts = [*(given or [])]
     if file is not None:
         try:  # not splitlines(), which also cuts at line ends that JSON may have inside a text
-            lines = file.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"--prompts {file}: can't be read as text ({error})") from error
+            lines = file.read_text(encoding="utf-8-sig").split("\n")
+        except OSError as error:
+            raise ConfigError(f"--prompts {file}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"--prompts {file}: not UTF-8 text ({error.reason} at byte {error.start:,})") from error
         if not any(lines):
             raise ConfigError(f"--prompts {file}: has no prompt; write one in each line")
         as_json = file.suffix == ".jsonl"
@@ -217,39 +213,3 @@ def _prompt_in(line: str, where: str) -> str:
     if not isinstance(prompt, str):
         raise ConfigError(f'{where}: no text under "prompt"; write {{"prompt": "…"}} in each line')
     return prompt
-
-
-def _choose_tokenizer(loaded: "LoadedModel", run: Path, given: Path | None) -> "StoredTokenizer":
-    """Return the run's own tokenizer, or the given one if the run has none.
-
-    Raises:
-        ConfigError: There is no tokenizer, there are two, or the given one has more ids than the model.
-    """
-    if loaded.tokenizer is not None:
-        if given is not None:
-            raise ConfigError(f"--tokenizer {given}: {run} has its own ({TOKENIZER_FILE}); leave the option out")
-        return loaded.tokenizer
-    if given is None:
-        raise ConfigError(f"{run}: has no {TOKENIZER_FILE}, because its data had none; give one with --tokenizer PATH")
-    with raising_config_errors():
-        tokenizer = _read_tokenizer(given)
-    known = loaded.config.model.get("vocab_size")
-    if known is not None and tokenizer.vocab_size > known:
-        raise ConfigError(
-            f"--tokenizer {given}: has {tokenizer.vocab_size:,} ids, but the model of {run} has only {known:,}; give "
-            "the tokenizer that the run's data was made with"
-        )
-    return tokenizer
-
-
-def _read_tokenizer(path: Path) -> "StoredTokenizer":
-    """Return the tokenizer in a file or folder; raise ValueError if it is missing or damaged."""
-    from lmtrain.convert.nanogpt.characters import CHARACTERS_FILE, read_characters
-    from lmtrain.data.stored_tokenizer import load_tokenizer
-
-    inside = next((path / name for name in (TOKENIZER_FILE, CHARACTERS_FILE) if (path / name).is_file()), None)
-    if (file := inside or path).is_dir():
-        raise ValueError(f"--tokenizer {path}: the folder has no {TOKENIZER_FILE} and no {CHARACTERS_FILE}")
-    if not file.is_file():
-        raise ValueError(f"--tokenizer {path}: no such file or folder")
-    return read_characters(file) if file.suffix == ".pkl" else load_tokenizer(file.parent, file.name)

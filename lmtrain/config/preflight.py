@@ -4,10 +4,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lmtrain.checkpoint.steps import step_to_fork
+from lmtrain.checkpoint.steps import checkpoint_steps, step_to_fork
 from lmtrain.config.build import raising_config_errors
 from lmtrain.config.check import check
-from lmtrain.config.recorded.trust import read_saved
+from lmtrain.config.recorded.run_names import find_run
+from lmtrain.config.recorded.trust import CONFIG, read_saved
 from lmtrain.config.token_files import ensure_tokens, fill_in_from_data, token_folders
 from lmtrain.errors import ConfigError
 from lmtrain.machine import is_installed
@@ -44,6 +45,8 @@ def check_new_run(composed: DictConfig, *, begun: bool = False) -> DictConfig:
         _check_origin(composed)
     cfg = check(composed)
     _check_extras(cfg)
+    if not begun and cfg.get("fork") is None and cfg.get("init_from") is not None:
+        cfg.init_from = str(_weights_to_begin_with(cfg.init_from))
     return cfg
 
 
@@ -67,17 +70,32 @@ def _check_origin(composed: DictConfig) -> None:
         if step is not None:
             raise ConfigError(f"step={step}: works only with fork=RUN_DIR, whose checkpoint it selects; add that")
         return
-    if (folder := composed.get("init_from")) is not None and folder != _begun_with(Path(run)):
+    if (folder := composed.get("init_from")) is not None and folder not in _begun_with(Path(run)):
         raise ConfigError(f"init_from={folder}: a fork starts with the weights of fork={run}; give only one of them")
     if isinstance(step, int):  # anything else is refused by `check`
         with raising_config_errors():
             step_to_fork(Path(run), step)
 
 
-def _begun_with(run: Path) -> object:
-    """Return the folder that a run itself began with, which its forks have in their config, too."""
-    path = run / "config.yaml"
-    return read_saved(path).get("init_from") if path.is_file() else None
+def _weights_to_begin_with(name: str) -> Path:
+    """Return the folder that `init_from` means: a Hugging Face folder, or a run with a checkpoint, also by its name."""
+    option = "init_from="
+    path = Path(name)
+    if not (path / "config.json").is_file():
+        path = find_run(name, option)
+    if not path.is_dir():
+        raise ConfigError(f"{option}{name}: no such folder; give a Hugging Face folder or a run")
+    if not (path / "config.json").is_file() and not (path / CONFIG).is_file():
+        raise ConfigError(f"{option}{name}: neither a Hugging Face folder (no config.json) nor a run (no {CONFIG})")
+    if (path / CONFIG).is_file() and not checkpoint_steps(path):
+        raise ConfigError(f"{option}{path}: has no checkpoint")
+    return path
+
+
+def _begun_with(run: Path) -> list[object]:
+    """Return the folder that a run itself began with, as it was given and as a path; its forks have it, too."""
+    files = (run / ".hydra" / CONFIG, run / CONFIG)
+    return [read_saved(path).get("init_from") for path in files if path.is_file()]
 
 
 def _check_extras(cfg: DictConfig) -> None:

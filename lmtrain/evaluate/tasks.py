@@ -88,6 +88,8 @@ def load_tasks(tasks: Sequence[str], folder: Path, *, fewshot: int | None = None
         known = sorted(manager.all_tasks)
         if unknown := [task for task in tasks if task not in known]:
             there = f"it has {first_few(known, 12)}" if known else "it has no task files"
+            if (file := folder / f"{unknown[0]}.yaml").is_file():
+                there = f"{file.name} is not YAML with this name under `task`, or is damaged"
             raise DataError(f"{unknown[0]}: no such task in {folder}; {there}")
         with _naming(tasks):
             content = manager.load(list(tasks))

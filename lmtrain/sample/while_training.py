@@ -23,21 +23,27 @@ class TrainingSamples:
     Args:
         parts: The model, its device and number formats, and the other processes, which all write the same texts.
         tokenizer: Returns the tokenizer of the run's data; None if it has none.
-        prompts: The texts to continue; an empty one begins a document.
+        prompts: The texts to continue; an empty one begins a document. None means one of these.
         new_tokens: Tokens of each continuation at most; an end of text ends it earlier.
     """
 
-    def __init__(self, parts: Parts, tokenizer: TokenizerOfRun, prompts: Sequence[str], new_tokens: int) -> None:
+    def __init__(self, parts: Parts, tokenizer: TokenizerOfRun, prompts: Sequence[str] | None, new_tokens: int) -> None:
         self.model, self.system, self.parallel = parts.model, parts.system, parts.parallel
         self.block_size = parts.train_loader.block_size
-        self.tokenizer, self.prompts, self.new_tokens = tokenizer, list(prompts), new_tokens
+        self.tokenizer, self.prompts, self.new_tokens = (
+            tokenizer,
+            [""] if prompts is None else list(prompts),
+            new_tokens,
+        )
 
     def check(self) -> None:
         """Check that the prompts can be continued.
 
         Raises:
-            ValueError: The run has no tokenizer, or a prompt has characters that it does not know.
+            ValueError: There is no prompt, the run has no tokenizer, or a prompt has characters that it does not know.
         """
+        if not self.prompts:
+            raise ValueError(f"{PROMPTS}=[]: give at least one, such as '', or set {INTERVAL} to null")
         self._encoded(self._known_tokenizer())
 
     def take(self) -> list[tuple[str, str]]:

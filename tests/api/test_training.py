@@ -228,7 +228,7 @@ def test_a_mapping_and_a_list_compose_the_same(fresh: Path) -> None:
 
 
 def test_a_run_that_goes_on_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="not a run directory"):
+    with pytest.raises(ConfigError, match=r"not a run directory \(no config.yaml\), and no run is below it"):
         load_run(tmp_path)
     (tmp_path / "config.yaml").write_text("seed: 1\n")
     run = load_run(tmp_path)

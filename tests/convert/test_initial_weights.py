@@ -69,7 +69,10 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(folder: Path, cli: Cli)
     assert "model.layers.0.mlp.gate_proj.weight is 48 × 32 instead of 64 × 32" in line
     done = cli(*RUN, "init_from=tokens", "hydra.run.dir=other")
     assert done.returncode == 2
-    assert "init_from=tokens: tokens: not a Hugging Face folder (no config.json)" in done.stderr
+    assert "init_from=tokens: neither a Hugging Face folder (no config.json) nor a run (no config.yaml)" in done.stderr
+    assert not Path("other").exists(), "nothing is left of a mistake that can be seen before the start"
+    done = cli(*RUN, "init_from=nothere", "hydra.run.dir=other")
+    assert "init_from=nothere: no such folder; give a Hugging Face folder or a run" in done.stderr
 
 
 @pytest.mark.slow

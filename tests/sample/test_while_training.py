@@ -96,3 +96,8 @@ def test_a_run_without_a_tokenizer_writes_no_texts(cli: Cli, tmp_path: Path) -> 
     assert (
         "trainer.sample_interval: needs a tokenizer, which the run's data does not have; set it to null" in done.stderr
     )
+    done = cli(*RUN, "trainer.sample_interval=2", "trainer.sample_prompts=[]", "hydra.run.dir=out")
+    assert (
+        "trainer.sample_prompts=[]: give at least one, such as '', or set trainer.sample_interval to null"
+        in done.stderr
+    )

@@ -8,7 +8,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from lmtrain.checkpoint.steps import CHECKPOINTS
+from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps
 from lmtrain.errors import ConfigError
 from lmtrain.files.limited import read_json
 from lmtrain.terminal.as_text import first_few
@@ -28,7 +28,8 @@ def find_run(name: str | Path, option: str = "") -> Path:
 
     In this order, a name is: a run directory; a folder that has runs below it, which means the newest one; `latest`,
     the newest run below `outputs/`, or `FOLDER/latest`; or a name that begins, ends or is that of one run or one folder
-    of runs below `outputs/`, such as `bard` or the id at the end of a run directory's name.
+    of runs below `outputs/`, such as `bard` or the id at the end of a run directory's name. The newest run is none that
+    failed before its first checkpoint, if there are others.
 
     A name that means no run is returned as a path, so that the caller says what it needs there.
 
@@ -43,7 +44,7 @@ def find_run(name: str | Path, option: str = "") -> Path:
     path = find_folder(name, option)
     if is_run(path) or not path.is_dir():
         return path
-    runs = _newest_first(run_directories(path))
+    runs = _useful(_newest_first(run_directories(path)))
     if len(runs) > 1 and (path / SWEEP_CONFIG).is_file():
         raise ConfigError(f"{option}{name}: is a sweep of {counted(len(runs), 'run')}; give one of {_listed(runs)}")
     return runs[0] if runs else path
@@ -55,22 +56,35 @@ def find_folder(name: str | Path, option: str = "") -> Path:
         raise ConfigError(f"{option or 'run'}: the name is empty; give a run directory or a name")
     path = Path(name)
     try:
-        if path.exists():
-            return path
+        exists = path.exists()
     except OSError as error:  # the name is too long for a file, for example
         raise ConfigError(f"{option}{name}: {error.strerror}") from error
+    is_name = len(path.parts) == 1
+    if exists and not (is_name and path.is_dir() and not run_directories(path)):  # such as an exported model
+        return path
     if path.name == LATEST:
         base = OUTPUTS if path == Path(LATEST) else path.parent
-        runs = _newest_first(run_directories(base))
+        runs = _useful(_newest_first(run_directories(base)))
         if not runs:
             raise ConfigError(f"{option}{name}: there is no run below {base}/ here; give a run directory")
         return runs[0]
-    if len(path.parts) != 1:
+    if not is_name:
         return path
     found = _named(path.name)
     if len(found) > 1:
         raise ConfigError(f"{option}{name}: could be {_listed(found)}; give one of them")
     return found[0] if found else path
+
+
+def why_no_run(path: Path) -> str:
+    """Return why a path that `find_run` returned is not a run directory, and what would be one."""
+    if (path / "config.json").is_file():
+        return f"{path}: a model of transformers; make a run of it with python -m lmtrain import {path}"
+    if path.exists():
+        return f"{path}: not a run directory (no config.yaml), and no run is below it"
+    runs = _newest_first(run_directories(OUTPUTS))
+    there = f"below {OUTPUTS}/ are {_listed(runs)}" if runs else f"there is no run below {OUTPUTS}/ here"
+    return f"{path}: no such run; {there}"
 
 
 def is_run(folder: Path) -> bool:
@@ -122,6 +136,15 @@ def _named(name: str) -> list[Path]:
 def _newest_first(runs: list[Path]) -> list[Path]:
     """Return runs in the order in which they were started, the newest one first."""
     return sorted(runs, key=lambda run: (_started(run), natural_order(run.name)), reverse=True)
+
+
+def _useful(runs: list[Path]) -> list[Path]:
+    """Return the runs except those that failed before their first checkpoint; these, too, if there are no others."""
+    return [run for run in runs if not _failed_at_once(run)] or runs
+
+
+def _failed_at_once(run: Path) -> bool:
+    return read_json(run / "result.json").get("status") == "failed" and not checkpoint_steps(run)
 
 
 def _started(run: Path) -> float:

@@ -18,6 +18,7 @@ from lmtrain.checkpoint.kept_choices import kept_choices
 from lmtrain.checkpoint.snapshot import train_state
 from lmtrain.checkpoint.steps import CHECKPOINTS, chosen_step
 from lmtrain.config.build import build, raising_config_errors
+from lmtrain.config.recorded.run_names import why_no_run
 from lmtrain.config.recorded.trust import check_trust, read_saved
 from lmtrain.config.token_files import token_folders
 from lmtrain.data.meta import check_tokenizer
@@ -236,7 +237,7 @@ def load_model(
         ConfigError: The run or checkpoint does not exist or is broken, or its config names code that is not trusted.
     """
     if not (run_dir / "config.yaml").is_file():
-        raise ConfigError(f"{run_dir}: not a run directory (no config.yaml)")
+        raise ConfigError(why_no_run(run_dir))
     with raising_config_errors():
         refuse_links(run_dir, (*RUN_FILES, CHECKPOINTS), below=[CHECKPOINTS])
     checkpoints = CheckpointFolder.of_run(run_dir)
@@ -244,6 +245,8 @@ def load_model(
     if not steps:
         if broken := checkpoints.broken():
             raise ConfigError(f"{run_dir}: has no intact checkpoint ({', '.join(broken)})")
+        if (run_dir / "result.json").is_file():
+            raise ConfigError(f"{run_dir}: has no checkpoint; the run has ended without one")
         raise ConfigError(f"{run_dir}: has no checkpoint yet; wait until the run has saved one")
     with raising_config_errors():
         path = checkpoints.at(chosen_step(run_dir, which))

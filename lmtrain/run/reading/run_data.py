@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 from lmtrain.errors import ConfigError
 from lmtrain.run.directory import starting_folder
 
+NO_DATA = "none"  # data.path of a run that was imported without data
+
 
 def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any]:
     """Return the config node of the run's own loader, changed to read `folder` if that is given.
@@ -16,6 +18,8 @@ def data_node(data: DictConfig, folder: Path | None, run: Path) -> dict[str, Any
     """
     node: dict[str, Any] = {str(key): value for key, value in data.items()}
     if folder is None:
+        if node.get("path") == NO_DATA:
+            raise ConfigError(f"{run}: was imported without data; give a folder of token files or, to evaluate, --text")
         base = starting_folder(run) if (run / ".hydra" / "hydra.yaml").is_file() else None
         if base and node.get("path") is not None and not Path(node["path"]).is_dir():
             node["path"] = str(base / node["path"])

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmtrain.checkpoint.steps import CHECKPOINTS, checkpoint_steps
 from lmtrain.config.build import raising_config_errors
-from lmtrain.config.recorded.run_names import find_run
+from lmtrain.config.recorded.run_names import find_run, why_no_run
 from lmtrain.config.recorded.trust import read_resolved
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.errors import ConfigError
@@ -158,9 +158,10 @@ def load_run(directory: str | os.PathLike[str]) -> Run:
         >>> runs = [load_run(path.parent) for path in Path("outputs/lr").glob("*/result.json")]
         >>> min(runs, key=lambda run: run.result["best_val_loss"])
     """
-    path = Path(os.path.abspath(find_run(os.path.expanduser(os.fspath(directory)))))
-    if not (path / "config.yaml").is_file():
-        raise ConfigError(f"{directory}: not a run directory (no config.yaml)")
+    found = find_run(os.path.expanduser(os.fspath(directory)))
+    if not (found / "config.yaml").is_file():
+        raise ConfigError(why_no_run(found))
+    path = Path(os.path.abspath(found))
     with raising_config_errors():
         refuse_links(path, (*RUN_FILES, CHECKPOINTS), below=[CHECKPOINTS])
     return Run(path)
