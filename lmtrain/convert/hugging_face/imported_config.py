@@ -8,7 +8,6 @@ from lmtrain.convert.hugging_face.model_config import FULL, SLIDING
 Number = bool | int | float
 Value = Number | str | list[Number] | None
 
-MOST_DATA_BLOCK = 1024  # tokens per sequence in training, unless another data.block_size is given
 MOST_POSITIONS = 1 << 20
 GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
 SUPPORTED = "llama, mistral, qwen3, gpt2"
@@ -24,15 +23,8 @@ def imported_overrides(config: Mapping[str, Any]) -> dict[str, Value]:
     kind = str(config.get("model_type"))
     if kind not in READERS:
         raise ValueError(f"model_type={kind}: can't be imported; the architectures that can are {SUPPORTED}")
-    overrides = READERS[kind](_Fields(config))
-    block_size = overrides["model.block_size"]
-    assert isinstance(block_size, int)
-    return {
-        **overrides,
-        "data": "tokens",
-        "data.block_size": min(block_size, MOST_DATA_BLOCK),
-        "model.init_std": _Fields(config).number("initializer_range", 0.02),
-    }
+    fields = _Fields(config)
+    return {**READERS[kind](fields), "model.init_std": fields.number("initializer_range", 0.02)}
 
 
 class _Fields:
