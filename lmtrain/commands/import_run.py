@@ -112,7 +112,7 @@ def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -
 
     block_size = model.settings["model.block_size"]
     assert isinstance(block_size, int)
-    data_settings = {"data": "tokens", "data.block_size": min(block_size, MOST_DATA_BLOCK)}
+    data_settings: dict[str, Value] = {"data": "tokens", "data.block_size": min(block_size, MOST_DATA_BLOCK)}
     given = with_defaults({**model.settings, **data_settings}, overrides)
     has_data = not lacks_data(given)
     with placeholder_data() as placeholder:

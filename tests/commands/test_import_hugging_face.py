@@ -120,6 +120,18 @@ LAYER = "model.layers.1.mlp.up_proj.weight"
             lambda f: change_weights(f, lambda t: t.update({"lm_head.weight": torch.ones(61, 32)})),
             "tie_word_embeddings is true in config.json, but lm_head.weight is not model.embed_tokens.weight",
         ),
+        (
+            lambda f: change_weights(f, lambda t: t.update({NORM: torch.full((32,), torch.nan)})),
+            "model.norm.weight: numbers that are not finite; the model has diverged, or is damaged",
+        ),
+        (
+            lambda f: change_weights(f, lambda t: t.update({NORM: torch.full((32,), 1e300, dtype=torch.float64)})),
+            "model.norm.weight: numbers that are not finite",
+        ),
+        (
+            lambda f: change_weights(f, lambda t: t.update({"lm_head.weight": torch.full((61, 32), torch.nan)})),
+            "lm_head.weight: numbers that are not finite",
+        ),
         (pickled, "has its weights only as a pickle (pytorch_model.bin)"),
         (lambda f: (f / WEIGHTS).unlink(), "has no weights (model.safetensors"),
         (lambda f: (f / WEIGHTS).write_bytes((f / WEIGHTS).read_bytes()[:-9]), "damaged, or not a safetensors file"),

@@ -114,6 +114,12 @@ def test_mistakes_in_the_weights_are_one_line(tmp_path: Path) -> None:
     missing = {name: value for name, value in tensors.items() if "mlp.fc_1" not in name}
     with pytest.raises(ValueError, match=r"transformer.h.0.mlp.fc_1.weight, transformer.h.1.mlp.fc_1.weight missing"):
         our_model(write_litgpt(tmp_path / "lit", missing))
+    quantised = {name: value.to(torch.int8) for name, value in tensors.items()}
+    with pytest.raises(ValueError, match=r"transformer.wte.weight has numbers of type int8; quantised models can't be"):
+        our_model(write_litgpt(tmp_path / "lit", quantised))
+    diverged = tensors | {"transformer.h.1.attn.proj.weight": torch.full((32, 32), torch.nan)}
+    with pytest.raises(ValueError, match=r"^transformer.h.1.attn.proj.weight: numbers that are not finite"):
+        our_model(write_litgpt(tmp_path / "lit", diverged))
     (tmp_path / "lit" / "lit_model.pth").write_bytes(b"PK")
     with pytest.raises(ValueError, match=r"not a file of torch\.save, or damaged"):
         read_litgpt_folder(tmp_path / "lit")

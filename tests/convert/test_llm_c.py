@@ -21,6 +21,14 @@ def test_every_bit_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert (found.settings["model.vocab_size"], found.settings["model.gelu"]) == (LLM_C_VOCAB, "tanh")
 
 
+def test_a_model_that_has_diverged_is_refused(tmp_path: Path) -> None:
+    made = llm_c_model()
+    made.get_parameter("layers.1.mlp.up.bias").data[3] = torch.nan
+    found = read_llm_c(write_llm_c(tmp_path / "gpt2.bin", made))
+    with pytest.raises(ValueError, match=r"^layers.1.mlp.up.bias: numbers that are not finite; the model has diverged"):
+        check_fits(found.weights, llm_c_model())
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

@@ -4,9 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lmtrain.convert.hugging_face.model_config import FULL, SLIDING
-
-Number = bool | int | float
-Value = Number | str | list[Number] | None
+from lmtrain.convert.imported_model import Value
 
 MOST_POSITIONS = 1 << 20
 GELUS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "exact"}
