@@ -107,8 +107,8 @@ MODEL_FORMATS: "Sequence[tuple[Callable[[Path], bool], Callable[[Path], Imported
 
 def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -> int:
     """Write a run that begins with the weights of a model."""
-    from lmtrain.convert.imported_model import refuse_other_tokenizer
     from lmtrain.convert.imported_run import WeightsOnly, write_run
+    from lmtrain.convert.tokenizer_check import refuse_other_tokenizer
 
     block_size = model.settings["model.block_size"]
     assert isinstance(block_size, int)

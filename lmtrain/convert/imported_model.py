@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmtrain.convert.torch_file import size_text
-from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
+from lmtrain.data.stored_tokenizer import StoredTokenizer
 from lmtrain.terminal.as_text import first_few
 
 Value = bool | int | float | str | list[bool | int | float] | None
@@ -75,20 +74,3 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError, with the name of a tensor, unless all numbers are finite in the float32 of a run."""
     if other := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
         raise ValueError(f"{first_few(other)}: numbers that are not finite; the model has diverged, or is damaged")
-
-
-def refuse_other_tokenizer(tokenizer: StoredTokenizer | None, folders: Mapping[str, Path], name: str) -> None:
-    """Raise ValueError if token files were made with another tokenizer: their ids would mean other text.
-
-    `folders` are those of the token files by their names in the config, and `name` says whose tokenizer this is.
-    """
-    if tokenizer is None:
-        return
-    for key, folder in folders.items():
-        if not (folder / TOKENIZER_FILE).is_file():
-            continue
-        if load_tokenizer(folder).tokenizer.get_vocab() != tokenizer.tokenizer.get_vocab():
-            raise ValueError(
-                f"{key}={folder}: was made with another tokenizer than that of {name}, whose ids mean other text; "
-                "prepare the text with the model's own (prepare/tokenizer=pretrained)"
-            )

@@ -13,6 +13,7 @@ import yaml
 from torch import Tensor
 
 from lmtrain.convert.imported_model import ImportedModel, Value
+from lmtrain.convert.tokenizer_check import refuse_more_ids
 from lmtrain.convert.torch_file import read_torch_file, refuse_shared_memory
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, load_tokenizer
 from lmtrain.files.durable import sha256_of
@@ -92,11 +93,7 @@ def read_litgpt_folder(folder: Path) -> ImportedModel:
     except ValueError as error:
         raise ValueError(f"{folder / WEIGHTS}: {error}") from error
     tokenizer = load_tokenizer(folder) if (folder / TOKENIZER_FILE).is_file() else None
-    if tokenizer is not None and tokenizer.vocab_size > config["padded_vocab_size"]:
-        raise ValueError(
-            f"{folder / TOKENIZER_FILE}: has {tokenizer.vocab_size:,} ids, but the model has only "
-            f"{config['padded_vocab_size']:,}; it is not the tokenizer of this model"
-        )
+    refuse_more_ids(tokenizer, config["padded_vocab_size"], folder)
     record = {
         "folder": str(folder.resolve()),
         "sha256": {name: sha256_of(folder / name) for name in (WEIGHTS, CONFIG)},

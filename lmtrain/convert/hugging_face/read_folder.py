@@ -12,6 +12,7 @@ from lmtrain.convert.hugging_face.imported_config import imported_overrides
 from lmtrain.convert.hugging_face.tensor_names import BUFFERS, TensorNames
 from lmtrain.convert.hugging_face.weights_files import read_weights, weights_files
 from lmtrain.convert.imported_model import ImportedModel, check_finite, check_formats
+from lmtrain.convert.tokenizer_check import refuse_more_ids
 from lmtrain.data.stored_tokenizer import TOKENIZER_FILE, StoredTokenizer, load_tokenizer
 from lmtrain.files.durable import sha256_of
 from lmtrain.files.limited import read_json_limited
@@ -94,9 +95,5 @@ def _tokenizer(folder: Path, vocab_size: int) -> StoredTokenizer | None:
     if not (folder / TOKENIZER_FILE).is_file():
         return None
     tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"{folder / TOKENIZER_FILE}: has {tokenizer.vocab_size:,} ids, but the model has only {vocab_size:,}; it "
-            "is not the tokenizer of this model"
-        )
+    refuse_more_ids(tokenizer, vocab_size, folder)
     return tokenizer
