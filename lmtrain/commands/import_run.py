@@ -41,7 +41,6 @@ from a nanoGPT version that did not yet use nn.GELU needs model.gelu=tanh.
 
 Your overrides win.
 """
-NO_DATA = "none"  # data.path of a run that was imported without data
 MOST_DATA_BLOCK = 1024  # tokens per sequence in training, unless another data.block_size is given
 PLACEHOLDER_BYTES = 1 << 22
 LLM_C_STARTS = {number.to_bytes(4, "little") for number in (20240326, 20240803)}  # GPT-2 and Llama 3
@@ -107,6 +106,7 @@ MODEL_FORMATS: "Sequence[tuple[Callable[[Path], bool], Callable[[Path], Imported
 
 def import_model(path: Path, model: "ImportedModel", overrides: Sequence[str]) -> int:
     """Write a run that begins with the weights of a model."""
+    from lmtrain.convert.imported_model import NO_DATA
     from lmtrain.convert.imported_run import WeightsOnly, write_run
     from lmtrain.convert.tokenizer_check import refuse_other_tokenizer
 

@@ -94,7 +94,7 @@ def _add_settings(
     import gguf
 
     writer.add_name(str(loaded.config.get("name", loaded.directory.name)))
-    writer.add_description(f"trained with lmtrain, after {loaded.step:,} steps")
+    writer.add_description(f"written by lmtrain, after step {loaded.step:,} of a run")
     writer.add_file_type(FILE_TYPES[form])
     if form == "Q8_0":
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
