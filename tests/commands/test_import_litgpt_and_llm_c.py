@@ -1,5 +1,6 @@
 """Tests of `import` of litgpt's folders and llm.c's files: with data, without, and with data in an experiment."""
 
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from lmtrain.config.recorded.trust import read_resolved
 
 WRITERS = {
     "gpt2.bin": lambda folder: write_llm_c(folder / "gpt2.bin", llm_c_model(), vocab=64),
-    "lit": lambda folder: write_litgpt(folder / "lit", litgpt_weights()),
+    "lit": lambda folder: write_litgpt(folder / "lit", litgpt_weights(), created=date(2026, 1, 1)),
 }
 RUN = ["hydra.run.dir=run", "logger=[]", "system.device=cpu", "sample_tokens=0"]
 

@@ -93,6 +93,11 @@ def test_the_tokenizer_comes_along_or_is_refused(tmp_path: Path) -> None:
         ({"name": "Gemma-2b"}, "Gemma's norms: lmtrain has no such model"),
         ({"n_expert": 8}, "n_expert=8: lmtrain has no such model"),
         ({"n_embd": 0}, "n_embd=0: not a size"),
+        ({"n_layer": 2 * 10**9}, "n_layer=2000000000: not a size from 1 to 16,777,216"),
+        ({"n_query_groups": "a"}, "n_query_groups=a: not a size"),
+        ({"n_query_groups": 3}, "n_query_groups=3: not a divisor of n_head=4"),
+        ({"norm_eps": None}, "norm_eps=None: not a number of at least 0"),
+        ({"rope_base": "x"}, "rope_base=x: not a number of at least 0"),
         ({"head_size": 16}, "head_size=16: lmtrain's heads share n_embd=32 among n_head=4"),
     ],
 )
@@ -105,7 +110,10 @@ def test_mistakes_in_the_weights_are_one_line(tmp_path: Path) -> None:
     tensors = litgpt_weights()
     for change, message in (
         ({"transformer.h.0.attn.norm_q.weight": torch.ones(8)}, "transformer.h.0.attn.norm_q.weight unexpected"),
-        ({"transformer.h.0.attn.qkv.weight": torch.ones(60, 32)}, "has 60 rows instead of 64"),
+        ({"transformer.h.0.attn.qkv.weight": torch.ones(60, 32)}, "qkv.weight is 60 × 32 instead of 64 × 32"),
+        ({"transformer.h.0.attn.qkv.weight": torch.tensor(1.0)}, "qkv.weight is a single number instead of 64 × 32"),
+        ({"transformer.h.0.attn.attn.bias": torch.ones(64)}, "transformer.h.0.attn.attn.bias unexpected"),
+        ({7: torch.ones(1)}, "not litgpt's dict of tensors"),
         ({"lm_head.weight": 3}, "not litgpt's dict of tensors"),
     ):
         with pytest.raises(ValueError, match=message) as caught:

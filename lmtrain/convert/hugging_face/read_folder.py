@@ -81,8 +81,9 @@ def _check_sizes(settings: Mapping[str, Any], weights: Mapping[str, Tensor], nam
     """Check the sizes that a config claims before a model is built with them, since they could be huge."""
     blocks = {name.split(".")[1] for name in weights if name.startswith("layers.")}
     n_layer = settings["model.n_layer"]
-    if missing := sorted(set(map(str, range(n_layer))) - blocks, key=int)[:1]:
-        raise ValueError(f"the weights do not fit the model: {names.prefix}.{missing[0]} missing, of {n_layer} layers")
+    missing = next((number for number in range(n_layer) if str(number) not in blocks), None)
+    if missing is not None:
+        raise ValueError(f"the weights do not fit the model: {names.prefix}.{missing} missing, of {n_layer} layers")
     rows = settings["model.vocab_size"], settings["model.d_model"]
     found = weights.get("embedding.weight")
     if found is None or tuple(found.shape) != rows:
