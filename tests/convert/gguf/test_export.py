@@ -11,6 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from support.exported import PADDED, loaded, tokenizer
+from support.exported_models import loaded_model
 
 from lmtrain.convert.gguf import export as export_module
 from lmtrain.convert.gguf.export import export_gguf
@@ -114,6 +115,18 @@ def test_what_llama_cpp_lacks_is_named(tmp_path: Path, model: str, options: dict
     with pytest.raises(ConfigError, match=f"^{message}"):
         export_gguf(loaded(model, "bytes", **options), tmp_path / "a.gguf", "float32" if options else "int4")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_experts_that_no_layer_has_are_no_obstacle(tmp_path: Path) -> None:
+    moe = ["model=moe_1m", "model.vocab_size=270", "data.block_size=24", "model.n_layer=2"]
+    run = replace(loaded_model(moe), tokenizer=tokenizer("bytes"))
+    with pytest.raises(ConfigError, match=r"^model\.mlp=lmtrain\.model\.experts\.mixture\.MixtureOfExperts: the arch"):
+        export_gguf(run, tmp_path / "a.gguf", "float32")
+    dense = loaded_model([*moe, "model.dense_layers=2"])
+    export_gguf(replace(dense, tokenizer=tokenizer("bytes")), tmp_path / "a.gguf", "float32")
+    found = tensors_of(gguf.GGUFReader(tmp_path / "a.gguf"))
+    ours = dense.model.get_parameter("layers.1.mlp.down.weight").detach().numpy()
+    np.testing.assert_array_equal(found["blk.1.ffn_down.weight"], ours)
 
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
